@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Runs every check from a bare checkout: ruff, mypy, then the tests, which must cover all of the
+# package. What is needed for that is installed into .venv, which is kept for the next run.
+#
+#   tests/run.sh -k parser                 some of the tests
+#   PYTHON=python3.12 tests/run.sh         with another interpreter
+#   SSEQBRIDGE_NO_SKIPS=1 tests/run.sh     a test that is skipped fails the run
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+
+# Programs that tests start. Where they cannot be installed, those tests are skipped and say so.
+DEBIAN_PACKAGES=()
+
+install_debian_packages() {
+    local package missing=()
+    for package in "${DEBIAN_PACKAGES[@]}"; do
+        dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
+            missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        echo "not installed: ${missing[*]}; the tests that need them are skipped" >&2
+        return 0
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -qq && apt-get install -qq --yes --no-install-recommends "${missing[@]}"; } >/dev/null ||
+        echo "apt-get could not install ${missing[*]}; the tests that need them are skipped" >&2
+}
+
+# What an environment was made from. Another interpreter, place or setup.cfg makes a new one.
+describe_environment() {
+    "$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)'
+    pwd
+    cat setup.py setup.cfg
+}
+
+make_environment() {
+    local described
+    described=$(describe_environment)
+    if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$described" ]; then
+        return 0
+    fi
+    rm -rf .venv
+    "$PYTHON" -m venv .venv
+    # Editable, so that the files that are measured and type-checked are those of the checkout.
+    .venv/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[test]'
+    printf '%s\n' "$described" >.venv/made-from
+}
+
+[ "${#DEBIAN_PACKAGES[@]}" -eq 0 ] || install_debian_packages
+make_environment
+.venv/bin/ruff check --quiet .
+.venv/bin/mypy --strict
+.venv/bin/coverage run -m pytest "$@"
+# Of a part of the tests nobody expects that it covers everything.
+[ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100
