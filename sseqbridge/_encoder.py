@@ -1,0 +1,46 @@
+"""Sans-IO encoder: events and comments to the bytes of an event stream.
+
+Rule: what is written parses back to the same event, or is refused.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ._exceptions import UsageError
+from ._models import Comment, ServerSentEvent
+
+__all__ = ["encode"]
+
+_LINE_END = re.compile("\r\n|\r|\n")
+
+
+def encode(item: ServerSentEvent | Comment) -> bytes:
+    """Return `item` as it stands on the wire, its blank line included.
+
+    `retry`, in seconds, is written in whole milliseconds. Raises UsageError for an event type or
+    id with a line break, an id with NUL, a negative `retry`, and text that UTF-8 cannot hold.
+    """
+    lines = [f": {line}" for line in _LINE_END.split(item.text)] if isinstance(item, Comment) else _fields(item)
+    try:
+        return ("\n".join(lines) + "\n\n").encode()
+    except UnicodeEncodeError:
+        raise UsageError("an event's text holds a lone surrogate, which UTF-8 cannot carry") from None
+
+
+def _fields(event: ServerSentEvent) -> list[str]:
+    lines = []
+    if event.event != "message":
+        if not event.event or _LINE_END.search(event.event):
+            raise UsageError("an event's type must be one line that is not empty")
+        lines.append(f"event: {event.event}")
+    if event.id:
+        if _LINE_END.search(event.id) or "\0" in event.id:
+            raise UsageError("an event's id must be one line without NUL")
+        lines.append(f"id: {event.id}")
+    if event.retry is not None:
+        if not 0 <= event.retry < float("inf"):
+            raise UsageError("an event's retry is a number of seconds, 0 or more")
+        lines.append(f"retry: {round(event.retry * 1000)}")
+    lines.extend(f"data: {line}" for line in _LINE_END.split(event.data))
+    return lines
