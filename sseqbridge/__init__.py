@@ -1,0 +1,106 @@
+"""Server-Sent Events in synchronous Python, on one background event loop.
+
+    from sseqbridge import request_sse
+
+    status, headers, it = request_sse(url, headers, data)
+    for item in it:
+        ...
+
+The public names, and nothing else. Each is imported when it is first asked for, so that
+`import sseqbridge` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._api import arequest_sse, request_sse
+    from ._bridge import Bridge
+    from ._exceptions import (
+        BridgeClosedError,
+        BufferLimitError,
+        CallbackError,
+        ConnectError,
+        ContentTypeError,
+        DecodeError,
+        EventError,
+        ProtocolError,
+        ReadError,
+        RedirectError,
+        RequestAbortedError,
+        ResponseError,
+        SSEError,
+        StatusError,
+        StreamTimeoutError,
+        TransportError,
+        TruncatedStreamError,
+        UpstreamError,
+        UsageError,
+    )
+    from ._models import Comment, ServerSentEvent
+    from ._options import Timeout
+    from ._parser import EventStreamParser
+    from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
+
+__all__ = [
+    "AsyncEventStream",
+    "AsyncSSEResponse",
+    "Bridge",
+    "BridgeClosedError",
+    "BufferLimitError",
+    "CallbackError",
+    "Comment",
+    "ConnectError",
+    "ContentTypeError",
+    "DecodeError",
+    "EventError",
+    "EventStream",
+    "EventStreamParser",
+    "ProtocolError",
+    "ReadError",
+    "RedirectError",
+    "RequestAbortedError",
+    "ResponseError",
+    "SSEError",
+    "SSEResponse",
+    "ServerSentEvent",
+    "StatusError",
+    "StreamStats",
+    "StreamTimeoutError",
+    "Timeout",
+    "TransportError",
+    "TruncatedStreamError",
+    "UpstreamError",
+    "UsageError",
+    "arequest_sse",
+    "request_sse",
+]
+
+_MODULES = {
+    "arequest_sse": "_api",
+    "request_sse": "_api",
+    "Bridge": "_bridge",
+    "Comment": "_models",
+    "ServerSentEvent": "_models",
+    "Timeout": "_options",
+    "EventStreamParser": "_parser",
+    "AsyncEventStream": "_streams",
+    "AsyncSSEResponse": "_streams",
+    "EventStream": "_streams",
+    "SSEResponse": "_streams",
+    "StreamStats": "_streams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES.get(name, '_exceptions')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

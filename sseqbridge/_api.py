@@ -1,0 +1,457 @@
+"""The two functions that most users ever call, and the checking of what they are called with.
+
+Rule: an argument that cannot work is a UsageError here, before anything is sent; nothing that
+the caller passed in is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from . import _runtime
+from ._bridge import Bridge, default_bridge
+from ._client import ClientPool, tls_context
+from ._connection import Head
+from ._decoding import Decode, Decoder, Done, ErrorEvents
+from ._exceptions import BridgeClosedError, RequestAbortedError, UsageError
+from ._handoff import End
+from ._options import (
+    CancelFlag,
+    RequestOptions,
+    Timeout,
+    as_timeout,
+    check_limits,
+    encode_json,
+    header_list,
+    is_replayable,
+)
+from ._parser import DEFAULT_MAX_EVENT_BYTES
+from ._pump import LoopState, Pump
+from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+
+if TYPE_CHECKING:
+    import httpx
+    from typing_extensions import TypedDict, Unpack
+
+    from ._models import Comment, ServerSentEvent
+
+    class RequestArguments(TypedDict, total=False):
+        """The keyword arguments that both functions take, but for `decode` and `comments`."""
+
+        json: Any
+        method: str | None
+        params: Any
+        content: Any
+        auth: Any
+        cookies: Any
+        files: Any
+        extensions: Mapping[str, Any] | None
+        done: Done
+        require_done: bool
+        error_events: ErrorEvents
+        timeout: Timeout | float | Mapping[str, float | None] | None
+        cancel: CancelFlag | None
+        follow_redirects: bool | None
+        check_content_type: bool
+        max_event_bytes: int
+        max_buffered_bytes: int
+
+    class BridgeArguments(RequestArguments, total=False):
+        """What request_sse takes besides."""
+
+        bridge: Bridge | None
+
+    class ClientArguments(RequestArguments, total=False):
+        """What arequest_sse takes besides."""
+
+        client: Any
+
+
+__all__ = ["arequest_sse", "request_sse"]
+
+T = TypeVar("T")
+Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
+
+_DEFAULT_HEADERS = (
+    ("Accept", "text/event-stream"),
+    ("Cache-Control", "no-cache"),
+    ("Accept-Encoding", "identity"),
+)
+_DEFAULT_TIMEOUT = Timeout()
+_DEFAULT_MAX_BUFFERED_BYTES = 1024 * 1024
+_READ_BYTES = 64 * 1024
+
+
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["json"] = "json",
+    **options: Unpack[BridgeArguments],
+) -> SSEResponse[Any]: ...
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["text"],
+    **options: Unpack[BridgeArguments],
+) -> SSEResponse[str]: ...
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["event"],
+    comments: Literal[False] = False,
+    **options: Unpack[BridgeArguments],
+) -> SSEResponse[ServerSentEvent]: ...
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["event"],
+    comments: bool,
+    **options: Unpack[BridgeArguments],
+) -> SSEResponse[ServerSentEvent | Comment]: ...
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Callable[[ServerSentEvent], T],
+    **options: Unpack[BridgeArguments],
+) -> SSEResponse[T]: ...
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    json: Any = None,
+    method: str | None = None,
+    params: Any = None,
+    content: Any = None,
+    auth: Any = None,
+    cookies: Any = None,
+    files: Any = None,
+    extensions: Mapping[str, Any] | None = None,
+    decode: Decode = "json",
+    done: Done = "[DONE]",
+    require_done: bool = False,
+    error_events: ErrorEvents = "raise",
+    comments: bool = False,
+    timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT,
+    cancel: CancelFlag | None = None,
+    follow_redirects: bool | None = None,
+    check_content_type: bool = True,
+    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+    max_buffered_bytes: int = _DEFAULT_MAX_BUFFERED_BYTES,
+    bridge: Bridge | None = None,
+) -> SSEResponse[Any]:
+    """Ask for an event stream and return `status, headers, events` once the headers are in.
+
+    Request. `data` (or `json`) is sent as a JSON body: POST when there is a body, `{}` and `[]`
+    included, GET when there is none; `method` overrides. `params`, `content`, `auth`, `cookies`,
+    `files` and `extensions` are as httpx has them. A GET follows redirects, a request with a
+    body only 307 and 308 within its origin; `follow_redirects=True` follows all, False none.
+
+    Items. `decode` is "json" (each event's data decoded), "text" (the data), "event" (the whole
+    ServerSentEvent; with `comments=True` Comment items too) or a function of the event. `done`
+    is the data that ends the stream, or a function of an event that accepts the last one, or
+    None; with `require_done` an end without it is a TruncatedStreamError. In JSON mode an error
+    sent as an event raises UpstreamError, unless `error_events="yield"`.
+
+    A status other than 200 is returned as it is: in JSON mode the stream then gives the body
+    once, in the others it raises StatusError; `raise_for_status()` raises it in all of them.
+
+    Limits. `timeout` is in seconds: a number (connect and read), a mapping, a Timeout, or None.
+    `cancel` is anything with `is_set()`, such as a threading.Event; once set, the request is
+    aborted within 50 ms. At most `max_buffered_bytes` are held for a slow consumer, and one
+    event is at most `max_event_bytes`.
+
+    `bridge` picks a Bridge other than the process's own.
+
+    Raises UsageError for arguments that cannot work, ConnectError, StreamTimeoutError and other
+    TransportErrors, RedirectError, ContentTypeError for a 200 of another type than
+    text/event-stream, and RequestAbortedError when `cancel` was set first.
+    """
+    decoder, options = _prepare(
+        url, headers, data, json, method, params, content, auth, cookies, files, extensions, decode, done,
+        require_done, error_events, comments, timeout, cancel, follow_redirects, check_content_type,
+        max_event_bytes, max_buffered_bytes,
+    )  # fmt: skip
+    if bridge is not None and not isinstance(bridge, Bridge):
+        raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
+    pump = (bridge or default_bridge()).submit(options)
+    try:
+        return SSEResponse(EventStream(pump, _head(pump.handoff.take()), decoder, cancel))
+    except BaseException:
+        pump.request_abort()
+        raise
+
+
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["json"] = "json",
+    **options: Unpack[ClientArguments],
+) -> AsyncSSEResponse[Any]: ...
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["text"],
+    **options: Unpack[ClientArguments],
+) -> AsyncSSEResponse[str]: ...
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["event"],
+    comments: Literal[False] = False,
+    **options: Unpack[ClientArguments],
+) -> AsyncSSEResponse[ServerSentEvent]: ...
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["event"],
+    comments: bool,
+    **options: Unpack[ClientArguments],
+) -> AsyncSSEResponse[ServerSentEvent | Comment]: ...
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Callable[[ServerSentEvent], T],
+    **options: Unpack[ClientArguments],
+) -> AsyncSSEResponse[T]: ...
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    json: Any = None,
+    method: str | None = None,
+    params: Any = None,
+    content: Any = None,
+    auth: Any = None,
+    cookies: Any = None,
+    files: Any = None,
+    extensions: Mapping[str, Any] | None = None,
+    decode: Decode = "json",
+    done: Done = "[DONE]",
+    require_done: bool = False,
+    error_events: ErrorEvents = "raise",
+    comments: bool = False,
+    timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT,
+    cancel: CancelFlag | None = None,
+    follow_redirects: bool | None = None,
+    check_content_type: bool = True,
+    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+    max_buffered_bytes: int = _DEFAULT_MAX_BUFFERED_BYTES,
+    client: Any = None,
+) -> AsyncSSEResponse[Any]:
+    """Do what request_sse does, in a coroutine: on the caller's own asyncio loop, with no thread.
+
+    The arguments are request_sse's, but for `bridge`: `client` is an httpx.AsyncClient (or
+    httpx2.AsyncClient) of yours to send the request with, instead of one that the library keeps
+    for each loop and closes with it. It stays yours: its cookie jar and its closing, too.
+    """
+    decoder, options = _prepare(
+        url, headers, data, json, method, params, content, auth, cookies, files, extensions, decode, done,
+        require_done, error_events, comments, timeout, cancel, follow_redirects, check_content_type,
+        max_event_bytes, max_buffered_bytes,
+    )  # fmt: skip
+    if client is None:
+        state = await _loop_state()
+    else:
+        state = LoopState(asyncio.get_running_loop(), ClientPool.of(client))
+    pump = Pump(state, options)
+    pump.start()
+    try:
+        return AsyncSSEResponse(AsyncEventStream(pump, _head(await pump.handoff.atake()), decoder, cancel))
+    except BaseException:
+        pump.abort(None)
+        raise
+
+
+def _head(entry: object) -> Head:
+    if isinstance(entry, Head):
+        return entry
+    assert isinstance(entry, End)
+    raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
+
+
+# One state a loop. Written by each loop's own thread, and dict operations are atomic.
+_loop_states: dict[asyncio.AbstractEventLoop, LoopState] = {}
+
+
+async def _loop_state() -> LoopState:
+    loop = asyncio.get_running_loop()
+    if loop not in _loop_states:
+        for other in tuple(_loop_states):
+            if other.is_closed():
+                _loop_states.pop(other, None)
+        # Off the loop: it takes 20 ms. Another request may make the state meanwhile.
+        await _runtime.run_in_daemon_thread("sseqbridge-tls", tls_context)
+        if loop not in _loop_states:
+            state = _loop_states[loop] = LoopState(loop, ClientPool())
+            state.at_loop_end = _at_loop_end(state)
+            await state.at_loop_end.__anext__()
+    return _loop_states[loop]
+
+
+async def _at_loop_end(state: LoopState) -> AsyncGenerator[None, None]:
+    # asyncio.run() and its like close the asynchronous generators that are left over before they
+    # close the loop: that is the one hook that a loop has for its end.
+    try:
+        yield
+    finally:
+        _loop_states.pop(state.loop, None)
+        await state.aclose(_loop_ended, seconds=0.5)
+
+
+def _loop_ended() -> BridgeClosedError:
+    return BridgeClosedError("the event loop that the stream ran on is ending")
+
+
+def _prepare(
+    url: object,
+    headers: object,
+    data: object,
+    json: object,
+    method: object,
+    params: Any,
+    content: Any,
+    auth: Any,
+    cookies: Any,
+    files: Any,
+    extensions: Any,
+    decode: Decode,
+    done: Done,
+    require_done: bool,
+    error_events: ErrorEvents,
+    comments: bool,
+    timeout: object,
+    cancel: Any,
+    follow_redirects: bool | None,
+    check_content_type: bool,
+    max_event_bytes: object,
+    max_buffered_bytes: object,
+) -> tuple[Decoder, RequestOptions]:
+    """Return the decoder and options for a call. Raises UsageError for what cannot work."""
+    decoder = Decoder(decode, done, error_events)
+    if comments and decode != "event":
+        raise UsageError('comments=True gives Comment items, which only decode="event" can')
+    if require_done and done is None:
+        raise UsageError("require_done=True with done=None: say which event is the last")
+    if data is not None and json is not None:
+        raise UsageError("data and json are two names for the JSON body; pass one of them")
+    body = data if data is not None else json
+    if sum(part is not None for part in (body, content, files)) > 1:
+        raise UsageError("a request has one body: pass data (or json), content or files")
+    if auth is not None and not (isinstance(auth, tuple) or callable(auth) or hasattr(auth, "async_auth_flow")):
+        raise UsageError(f"auth is a {type(auth).__name__}; it is (user, password) or an httpx.Auth")
+    if cancel is not None:
+        if not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
+        if cancel.is_set():
+            raise RequestAbortedError("cancel was set before the request was sent")
+    own_headers = header_list(headers)
+    has_body = body is not None or content is not None or files is not None
+    options = RequestOptions(
+        method=_method(method, has_body),
+        url=_url(url),
+        headers=_with_defaults(own_headers, is_json=body is not None),
+        build={
+            "params": params,
+            "content": encode_json(body) if body is not None else _content(content),
+            "cookies": cookies,
+            "files": files,
+            "extensions": dict(extensions or {}),
+        },
+        send={} if auth is None else {"auth": auth},
+        has_body=has_body,
+        replayable=files is None and is_replayable(content),
+        timeout=as_timeout(timeout),
+        follow_redirects=follow_redirects,
+        check_content_type=check_content_type,
+        done=done if isinstance(done, str) else None,
+        require_done=require_done,
+        comments=comments,
+        max_event_bytes=check_limits("max_event_bytes", max_event_bytes),
+        max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
+        cancel=cancel,
+    )
+    return decoder, options
+
+
+def _method(method: object, has_body: bool) -> str:
+    if method is None:
+        return "POST" if has_body else "GET"
+    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+        raise UsageError(f"method={method!r} is no HTTP method")
+    return method.upper()
+
+
+def _url(url: object) -> str:
+    if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
+        raise UsageError(f"url is a {type(url).__name__}; it is a str or an httpx.URL")
+    return str(url)
+
+
+def _with_defaults(headers: list[tuple[str, str]], *, is_json: bool) -> list[tuple[str, str]]:
+    present = {name.lower() for name, _ in headers}
+    defaults = (*_DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
+    return headers + [(name, value) for name, value in defaults if name.lower() not in present]
+
+
+def _content(content: Any) -> Any:
+    """Return a body that an asynchronous client takes."""
+    if isinstance(content, (bytearray, memoryview)):
+        return bytes(content)
+    if content is None or isinstance(content, (str, bytes, AsyncIterable)):
+        return content
+    if isinstance(content, Mapping) or not isinstance(content, Iterable):
+        raise UsageError(
+            f"content is a {type(content).__name__}; it is str, bytes, an iterable of bytes or a binary file. "
+            "data= takes an object to be sent as JSON"
+        )
+    read = getattr(content, "read", None)
+    return _async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content))
+
+
+async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    # In a thread, chunk by chunk: the caller's iterator may take its time, the loop may not.
+    while (chunk := await _runtime.run_in_daemon_thread("sseqbridge-body", next, chunks, None)) is not None:
+        yield chunk

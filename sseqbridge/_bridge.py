@@ -1,0 +1,185 @@
+"""The bridge: one daemon thread whose asyncio loop does the network work of every stream.
+
+Which thread writes what: `_thread` and `_state` are written under `_lock`, by callers' threads
+when a bridge starts or is closed; all that belongs to the loop is in `LoopState`, written by the
+loop's thread alone. Nothing that a finalizer or a signal handler calls takes `_lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from . import _runtime
+from ._client import ClientFactory, ClientPool
+from ._exceptions import BridgeClosedError, SSEError, UsageError
+from ._pump import LoopState, Pump
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._options import RequestOptions
+
+__all__ = ["Bridge", "default_bridge"]
+
+logger = logging.getLogger("sseqbridge")
+
+_EXIT_SECONDS = 0.8
+
+
+class Bridge:
+    """A loop thread, and the HTTP client that its streams share.
+
+    Most programs never make one: request_sse uses one for the whole process. `client` is a
+    function that returns a new httpx.AsyncClient (or httpx2.AsyncClient), for a proxy,
+    certificates, HTTP/2 or a transport of your own; it is called in the threads that make
+    requests, and again where a client must not be shared (HTTP/2), so let its clients share what
+    is costly, such as an ssl.SSLContext. The clients keep no cookie that a server sets.
+
+    The thread starts with the first request. Closing the bridge, or leaving its `with` block,
+    aborts every stream on it; their consumers get a BridgeClosedError.
+    """
+
+    def __init__(self, *, client: ClientFactory | None = None) -> None:
+        if client is not None and not callable(client):
+            raise UsageError(
+                f"client is a {type(client).__name__}; it is a function that returns a new "
+                "httpx.AsyncClient, for example Bridge(client=lambda: httpx.AsyncClient(http2=True))"
+            )
+        self._factory = client
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._state: LoopState | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Bridge closed>"
+        state = self._state
+        return "<Bridge not started>" if state is None else f"<Bridge open streams={len(state.pumps)}>"
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, options: RequestOptions) -> Pump:
+        """Start a request and return its pump. For use within the package.
+
+        Raises UsageError for arguments that no request can be built of, for a bridge that is
+        closed, and in the bridge's own thread, which must not wait.
+        """
+        if threading.current_thread() is self._thread:
+            raise UsageError("request_sse was called in the bridge's own thread, which must not wait")
+        if _runtime.in_coroutine() and not _runtime.in_notebook():
+            warnings.warn(
+                "request_sse blocks the event loop that runs in this thread; await arequest_sse instead",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        pump = Pump(self._started(), options)
+        context = contextvars.copy_context()
+        with self._lock:
+            # Under the lock, so that a loop which is ending has either been posted this before,
+            # or is not posted it at all.
+            if self._state is not pump.state:
+                raise BridgeClosedError("the bridge was closed while the request was made")
+            pump.loop.call_soon_threadsafe(pump.start, context=context)
+        return pump
+
+    def _started(self) -> LoopState:
+        with self._lock:
+            if self._closed:
+                raise UsageError("this Bridge is closed; make a new one, or leave bridge= out for the process's own")
+            if self._state is None:
+                self._start()
+            assert self._state is not None
+            return self._state
+
+    def _start(self) -> None:
+        ready = _runtime.Waiter()
+        made: list[LoopState] = []
+        self._thread = _runtime.start_daemon_thread(self._main, "sseqbridge-loop", made, ready)
+        ready.wait(None)
+        self._state = made[0]
+        _bridges.add(self)
+
+    def _main(self, made: list[LoopState], ready: _runtime.Waiter) -> None:
+        loop = _runtime.new_event_loop()
+        state = LoopState(loop, ClientPool(self._factory))
+        made.append(state)
+        ready.wake()
+        try:
+            loop.run_forever()
+        except BaseException:
+            logger.exception("the loop thread was ended by an exception; its streams are aborted")
+        with self._lock:
+            # Nothing is posted from here on; where no stop was asked for, the next request starts anew.
+            self._state = None
+        reason = None if _exiting else _was_closed
+        try:
+            loop.run_until_complete(_wind_up(state, reason))
+        finally:
+            loop.close()
+
+    def close(self) -> None:
+        """Abort every stream and end the thread, in about a second at most. Any thread may call it."""
+        with self._lock:
+            self._closed = True
+            state, thread = self._state, self._thread
+        if state is None or thread is None:
+            return
+        try:
+            state.loop.call_soon_threadsafe(state.loop.stop)
+        except RuntimeError:
+            pass  # Closed already.
+        if thread is not threading.current_thread():
+            thread.join(_EXIT_SECONDS)
+
+
+def _was_closed() -> SSEError:
+    return BridgeClosedError("the bridge that this stream ran on was closed")
+
+
+async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> None:
+    await state.aclose(reason, _EXIT_SECONDS / 4)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_EXIT_SECONDS / 4)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+_default_lock = threading.Lock()
+_default: Bridge | None = None
+_bridges: WeakSet[Bridge] = WeakSet()
+_exiting = False
+
+
+def default_bridge() -> Bridge:
+    """Return the process's own bridge."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Bridge()
+        return _default
+
+
+def _close_all() -> None:
+    global _exiting
+    _exiting = True
+    for bridge in tuple(_bridges):
+        bridge.close()
+
+
+_runtime.at_exit(_close_all)

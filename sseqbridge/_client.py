@@ -1,0 +1,155 @@
+"""The HTTP client: TLS context, pools, cookies, and which client a request is sent with.
+
+With _connection.py this is all that knows httpx. An AsyncClient of httpx2, the maintained
+continuation of httpx, does as well: what is taken from the package of a client is looked up in
+the package that the client's class comes from.
+
+Which thread writes what: `ClientPool` is called from callers' threads and from the loop, and its
+fields are written under its lock. A `Client` does not change once it is made.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from http.cookiejar import Cookie, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from ._exceptions import UsageError
+
+if TYPE_CHECKING:
+    import ssl
+    from urllib.request import Request
+
+__all__ = ["Client", "ClientFactory", "ClientPool"]
+
+# Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
+ClientFactory = Callable[[], Any]
+
+# Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
+# closed by the server just as a request is written to it fails the request.
+_KEEPALIVE_EXPIRY = 4.0
+
+_tls_lock = threading.Lock()
+_tls_context: ssl.SSLContext | None = None
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return the process's TLS context, built on first use. Not in the loop: it takes 20 ms."""
+    global _tls_context
+    with _tls_lock:
+        if _tls_context is None:
+            _tls_context = httpx.create_ssl_context()
+        return _tls_context
+
+
+class _KeepsNothing(DefaultCookiePolicy):
+    """Takes no cookie from any answer; cookies that are set by hand are sent as ever."""
+
+    def set_ok(self, cookie: Cookie, request: Request) -> bool:
+        return False
+
+
+class Client:
+    """One AsyncClient, its package, and whether more than one stream at a time may use it."""
+
+    __slots__ = ("http", "package", "shared")
+
+    def __init__(self, http: Any, *, shared: bool) -> None:
+        self.http = http
+        self.package = _package_of(http)
+        self.shared = shared
+
+
+def _package_of(http: Any) -> Any:
+    for kind in type(http).__mro__:
+        package = sys.modules.get(kind.__module__.partition(".")[0])
+        if kind.__name__ == "AsyncClient" and hasattr(package, "HTTPError"):
+            return package
+    raise UsageError(
+        f"the client is a {type(http).__name__}; Bridge(client=...) takes a function that "
+        "returns a new httpx.AsyncClient or httpx2.AsyncClient"
+    )
+
+
+def _default_client() -> httpx.AsyncClient:
+    # No limits: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
+    # connections as soon as there are more connections, idle or not, than may be kept alive.)
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY
+    )
+    return httpx.AsyncClient(verify=tls_context(), limits=limits)
+
+
+class ClientPool:
+    """Hands out the client that a request is sent with.
+
+    The library's own client is one for all streams. A caller's client may speak HTTP/2, where
+    streams share a connection that an abort would close under them: so a client of the caller's
+    is used by one stream at a time until the origin has answered in HTTP/1.1, and `factory` is
+    called again when that takes more clients. All that the factory makes share nothing here.
+    """
+
+    def __init__(self, factory: ClientFactory | None = None) -> None:
+        self._factory = factory
+        self._lock = threading.Lock()
+        self._shared: Client | None = None
+        self._idle: list[Client] = []
+        self._http11_origins: set[str] = set()
+
+    @classmethod
+    def of(cls, http: Any) -> ClientPool:
+        """Return a pool of one client that stays the caller's, its cookie jar and closing too."""
+        pool = cls()
+        pool._shared = Client(http, shared=True)
+        return pool
+
+    def lease(self, origin: str) -> Client:
+        """Return a client for a request to `origin`. Any thread but the loop's: it may be slow.
+
+        Raises UsageError where the factory returns no client, and whatever the factory raises.
+        """
+        with self._lock:
+            if self._factory is None or origin in self._http11_origins:
+                if self._shared is None:
+                    self._shared = self._make(shared=True)
+                return self._shared
+            if self._idle:
+                return self._idle.pop()
+        return self._make(shared=False)
+
+    def _make(self, *, shared: bool) -> Client:
+        client = Client((self._factory or _default_client)(), shared=shared)
+        # Streams of different users share it: no answer's cookie may reach another request.
+        client.http.cookies.jar.set_policy(_KeepsNothing())
+        return client
+
+    def learn(self, origin: str, http_version: str) -> None:
+        """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
+        if self._factory is not None and http_version.startswith("HTTP/1"):
+            with self._lock:
+                self._http11_origins.add(origin)
+
+    def put_back(self, client: Client) -> None:
+        """Take a leased client back, for the next request."""
+        if not client.shared:
+            with self._lock:
+                self._idle.append(client)
+
+    async def discard(self, client: Client) -> None:
+        """Close a leased client, and with it a connection that was cut off."""
+        if not client.shared:
+            await client.http.aclose()
+
+    async def aclose(self) -> None:
+        """Close every client that is not in use."""
+        with self._lock:
+            clients, self._idle = self._idle, []
+            if self._shared is not None:
+                clients.append(self._shared)
+                self._shared = None
+        for client in clients:
+            await client.http.aclose()

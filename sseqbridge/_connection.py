@@ -1,0 +1,427 @@
+"""One request as an async iterator of batches: send, follow redirects, check, read.
+
+With _client.py this is all that knows httpx. It knows no thread and no consumer: who iterates it
+decides where it runs. A `Connection` is made in the caller's thread (so that a wrong argument is
+an error of the call) and from then on belongs to the loop's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import httpx
+
+from . import _runtime
+from ._content_encoding import BodyDecoder, body_decoder
+from ._exceptions import (
+    ConnectError,
+    ContentTypeError,
+    ProtocolError,
+    ReadError,
+    RedirectError,
+    SSEError,
+    StreamTimeoutError,
+    TransportError,
+    TruncatedStreamError,
+    UsageError,
+)
+from ._models import Comment, ServerSentEvent
+from ._parser import EventStreamParser
+
+if TYPE_CHECKING:
+    from ._client import ClientPool
+    from ._options import RequestOptions
+
+__all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "describe"]
+
+logger = logging.getLogger("sseqbridge")
+
+# What an error's body is worth keeping, and how long to wait for the rest of it.
+MAX_BODY_BYTES = 1024 * 1024
+_BODY_SECONDS = 10.0
+
+# What is read after `[DONE]` so that the connection can be used again.
+_DRAIN_BYTES = 64 * 1024
+
+# What an event costs besides its text: the object, its strings' headers, its place in a list.
+_EVENT_OVERHEAD = 256
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 20
+# What goes along to another origin: nothing of the caller's that could be a credential.
+_CROSS_ORIGIN_HEADERS = frozenset({"accept", "accept-encoding", "cache-control", "last-event-id", "user-agent"})
+_BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"})
+
+
+class Head(NamedTuple):
+    """An answer's head."""
+
+    status: int
+    headers: httpx.Headers
+    http_version: str
+
+
+class Batch(NamedTuple):
+    """What one slice of the body held: items, their charge, and where they leave the stream."""
+
+    items: list[ServerSentEvent | Comment]
+    charge: int
+    last_event_id: str
+    retry: float | None
+
+
+class Body(NamedTuple):
+    """The body of an answer that is no event stream, and why it is not whole, if it is not."""
+
+    content: bytes
+    error: BaseException | None = None
+
+
+class Connection:
+    """One request, from its sending to its answer's last byte.
+
+    `open()` sends it; iterating gives Batches, or one Body where the status is not 200.
+    `outcome` is "done" or "eof" once the stream has ended; `received` counts the body's bytes and
+    `events` its events.
+    """
+
+    def __init__(self, clients: ClientPool, options: RequestOptions) -> None:
+        """Build the request. Raises UsageError for arguments that no request can be built of."""
+        self._clients = clients
+        self._options = options
+        self._origin = _origin_of(options.url)
+        self._client = clients.lease(self._origin)
+        try:
+            self._request = self._build()
+        except UsageError:
+            clients.put_back(self._client)
+            raise
+        self.target = describe(self._request.url)
+        self._response: Any = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._slices: Iterator[bytes] = iter(())
+        self._decoder: BodyDecoder | None = None
+        self._network_stream: Any = None
+        self._drain_left: int | None = None
+        self._complete = False
+        self._uncharged = 0
+        # An event is 6 bytes at least, and is charged 256: small slices keep a batch small.
+        self._slice_bytes = min(max(options.max_buffered_bytes // 64, 512), 16 * 1024)
+        self._parser = EventStreamParser(
+            max_event_bytes=options.max_event_bytes, comments=options.comments
+        )
+        self.outcome: str | None = None
+        self.received = 0
+        self.events = 0
+
+    def _build(self) -> Any:
+        options = self._options
+        timeout = options.timeout
+        try:
+            request = self._client.http.build_request(
+                options.method,
+                options.url,
+                headers=options.headers,
+                timeout=(timeout.connect, timeout.read, timeout.read, None),
+                **options.build,
+            )
+        except Exception as exc:
+            # Not chained: the message of the cause may quote the URL or the body.
+            raise UsageError(f"no request can be built of these arguments: {type(exc).__name__}") from None
+        if request.url.scheme not in ("http", "https") or not request.url.host:
+            raise UsageError("url is no http:// or https:// URL with a host")
+        return request
+
+    # Sending.
+
+    async def open(self) -> Head:
+        """Send the request, follow redirects, and return the head of the answer.
+
+        Raises ContentTypeError for a 200 of another type than text/event-stream, and what
+        `_translated` makes of the transport's errors.
+        """
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._response = await self._send()
+            redirected = self._redirected(response)
+            if redirected is None:
+                return await self._checked(response)
+            await self._close_response()
+            self._request = redirected
+        raise RedirectError(f"{self.target}: more than {_MAX_REDIRECTS} redirects", response.status_code)
+
+    async def _send(self) -> Any:
+        try:
+            response = await self._client.http.send(
+                self._request, stream=True, follow_redirects=False, **self._auth()
+            )
+        except Exception as exc:
+            raise self._translated(exc) from exc
+        self._clients.learn(_origin_of(self._request.url), response.http_version)
+        self._network_stream = response.extensions.get("network_stream")
+        logger.debug(
+            "%s %s: %d, %s", self._request.method, describe(self._request.url), response.status_code,
+            response.http_version,
+        )
+        return response
+
+    def _auth(self) -> dict[str, Any]:
+        if _origin_of(self._request.url) == self._origin:
+            return self._options.send
+        return {"auth": None}
+
+    def _redirected(self, response: Any) -> Any:
+        """Return the request that follows the redirect, None where the answer is none."""
+        status, options = response.status_code, self._options
+        if status not in _REDIRECTS or options.follow_redirects is False:
+            return None
+        url = self._location(response)
+        method, same_origin = self._request.method, _origin_of(url) == _origin_of(self._request.url)
+        keeps_body = options.has_body and method == options.method and status in (307, 308)
+        if options.has_body and not options.follow_redirects and not (keeps_body and same_origin):
+            raise RedirectError(
+                f"{self.target}: {status} to {describe(url)}; a request with a body follows only 307 and 308 "
+                "within its origin, follow_redirects=True follows this one",
+                status,
+            )
+        if keeps_body and not options.replayable:
+            raise RedirectError(
+                f"{self.target}: {status} to {describe(url)}; the body can be read only once", status
+            )
+        if (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST"):
+            method, keeps_body = "GET", False
+        # Of its own Headers class: `Host` and the body's length are set anew.
+        dropped = {"host", "content-length", "transfer-encoding"} | (set() if keeps_body else _BODY_HEADERS)
+        headers = [
+            (name, value)
+            for name, value in self._request.headers.multi_items()
+            if name.lower() not in dropped
+            and (same_origin or name.lower() in _CROSS_ORIGIN_HEADERS | _BODY_HEADERS)
+        ]
+        body = {"stream": self._request.stream} if keeps_body else {}
+        request = type(self._request)(
+            method, url, headers=headers, extensions=self._request.extensions, **body
+        )
+        for name in ("content-length", "transfer-encoding"):
+            if keeps_body and name in self._request.headers:
+                request.headers[name] = self._request.headers[name]
+        return request
+
+    def _location(self, response: Any) -> Any:
+        status = response.status_code
+        try:
+            url = self._request.url.join(response.headers["location"])
+        except Exception as exc:
+            raise RedirectError(f"{self.target}: {status} without a usable Location", status) from exc
+        if url.scheme not in ("http", "https") or not url.host:
+            raise RedirectError(f"{self.target}: {status} without a usable Location", status)
+        return url
+
+    async def _checked(self, response: Any) -> Head:
+        headers = httpx.Headers(response.headers.multi_items())
+        self._decoder = body_decoder(headers.get("content-encoding", ""), self._slice_bytes)
+        self._chunks = response.stream.__aiter__()
+        if response.status_code == 200 and self._options.check_content_type:
+            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if media_type != "text/event-stream":
+                body = await self._read_body()
+                told = f"as {media_type}" if media_type else "without a Content-Type"
+                raise ContentTypeError(
+                    f"{self.target} answered 200 {told}, not as text/event-stream; the answer is in .body, "
+                    "check_content_type=False reads it all the same",
+                    200,
+                    headers,
+                    body.content,
+                )
+        return Head(response.status_code, headers, response.http_version)
+
+    # Reading.
+
+    def __aiter__(self) -> Connection:
+        return self
+
+    async def __anext__(self) -> Batch | Body:
+        """Return the next batch. Raises StopAsyncIteration once `outcome` is set."""
+        if self.outcome is not None and self._drain_left is None:
+            raise StopAsyncIteration
+        if self._response.status_code != 200:
+            return await self._error_body()
+        while (batch := self._parse_slices()) is None:
+            chunk = await self._next_chunk()
+            if chunk is None:
+                self._end()
+                raise StopAsyncIteration
+            self._slices = self._decoder_slices(chunk)
+        return batch
+
+    def drain(self) -> None:
+        """Read on without giving batches, a little, so that the connection can be used again."""
+        if self._drain_left is None:
+            self._drain_left = _DRAIN_BYTES
+            self.outcome = "done"
+
+    def _decoder_slices(self, chunk: bytes) -> Iterator[bytes]:
+        assert self._decoder is not None
+        return self._decoder.slices(chunk)
+
+    async def _next_chunk(self) -> bytes | None:
+        assert self._chunks is not None
+        while True:
+            try:
+                chunk = await self._chunks.__anext__()
+            except StopAsyncIteration:
+                self._complete = True
+                return None
+            except Exception as exc:
+                raise self._translated(exc) from exc
+            self.received += len(chunk)
+            if self._drain_left is None:
+                return chunk
+            self._drain_left -= len(chunk)
+            if self._drain_left < 0:
+                return None
+
+    def _parse_slices(self) -> Batch | None:
+        if self._drain_left is not None:
+            return None
+        parser, done = self._parser, self._options.done
+        if parser.error is not None:
+            raise parser.error
+        last_event_id, retry = parser.last_event_id, parser.retry
+        for piece in self._slices:
+            self._uncharged += len(piece)
+            items = parser.feed(piece)
+            if done is not None:
+                for index, item in enumerate(items):
+                    if isinstance(item, ServerSentEvent) and item.data == done:
+                        del items[index:]
+                        self.drain()
+                        return self._batch(items)
+            if items or (parser.last_event_id, parser.retry) != (last_event_id, retry):
+                return self._batch(items)
+        return None
+
+    def _batch(self, items: list[ServerSentEvent | Comment]) -> Batch:
+        charge = self._uncharged + _EVENT_OVERHEAD * len(items)
+        self._uncharged = 0
+        self.events += sum(type(item) is ServerSentEvent for item in items)
+        return Batch(items, charge, self._parser.last_event_id, self._parser.retry)
+
+    def _end(self) -> None:
+        if self.outcome is not None:
+            return
+        assert self._decoder is not None
+        self._decoder.finish()
+        if self._options.require_done:
+            raise TruncatedStreamError(
+                f"{self.target}: the stream ended without {self._options.done or 'its last event'!r}"
+            )
+        self.outcome = "eof"
+
+    async def _error_body(self) -> Batch | Body:
+        if self._response.status_code == 204:
+            self.outcome = "eof"
+            raise StopAsyncIteration
+        body = await self._read_body()
+        self.outcome = "eof"
+        return body
+
+    async def _read_body(self) -> Body:
+        content, error = bytearray(), None
+        with anyio.move_on_after(_BODY_SECONDS):
+            try:
+                while len(content) <= MAX_BODY_BYTES and (chunk := await self._next_chunk()) is not None:
+                    for piece in self._decoder_slices(chunk):
+                        content += piece
+                        if len(content) > MAX_BODY_BYTES:
+                            break
+            except SSEError as exc:
+                error = exc
+        return Body(bytes(content[:MAX_BODY_BYTES]), error)
+
+    # Ending.
+
+    def shut_down(self) -> None:
+        """Cut the connection off, at once, whatever the reading waits for.
+
+        Before the head is in there is nothing to do: httpx closes what it was setting up.
+        """
+        if self._network_stream is None or (self._is_http2() and self._client.shared):
+            return
+        sock = self._network_stream.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            _runtime.shut_down_socket(sock.fileno())
+
+    def _is_http2(self) -> bool:
+        return bool(self._response.http_version == "HTTP/2")
+
+    async def aclose(self) -> None:
+        """Give the connection back where the answer was read to its end, else close it."""
+        await self._close_response()
+        if self._response is not None and self._is_http2() and not self._complete:
+            await self._clients.discard(self._client)
+        else:
+            self._clients.put_back(self._client)
+
+    async def _close_response(self) -> None:
+        # From here on the connection may serve another request: it is not ours to cut off.
+        self._network_stream = None
+        if self._response is None:
+            return
+        try:
+            await self._response.aclose()
+        except Exception as exc:
+            logger.debug("%s: closing the response failed: %s", self.target, type(exc).__name__)
+
+    def _translated(self, exc: Exception) -> SSEError:
+        """Return one of our errors for one of the transport's."""
+        package, target, reason = self._client.package, self.target, _reason(exc)
+        timeout = self._options.timeout
+        if isinstance(exc, SSEError):
+            return exc
+        if isinstance(exc, (package.ConnectTimeout, package.PoolTimeout)):
+            return StreamTimeoutError("connect", timeout.connect)
+        if isinstance(exc, package.ReadTimeout):
+            return StreamTimeoutError("read", timeout.read)
+        if isinstance(exc, package.WriteTimeout):
+            return StreamTimeoutError("write", timeout.read)
+        if isinstance(exc, (package.ConnectError, package.ProxyError)):
+            return ConnectError(f"no connection to {target}: {reason}")
+        if isinstance(exc, package.RemoteProtocolError):
+            if self._response is not None and "peer closed connection" in str(exc):
+                return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
+            if "disconnected" in str(exc):
+                return ReadError(f"{target}: the connection was closed before an answer came")
+            return ProtocolError(f"{target}: the answer is not valid HTTP")
+        if isinstance(exc, (package.NetworkError, OSError)):
+            return ReadError(f"{target}: the connection broke: {reason}")
+        return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
+
+
+def describe(url: Any) -> str:
+    """Return a URL as messages may show it: without credentials, query and fragment."""
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    port = "" if url.port is None else f":{url.port}"
+    return f"{url.scheme}://{host}{port}{url.path}"
+
+
+def _origin_of(url: Any) -> str:
+    try:
+        url = httpx.URL(str(url))
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        return f"{url.scheme}://{url.host}:{port}"
+    except httpx.InvalidURL:
+        return ""
+
+
+def _reason(exc: BaseException) -> str:
+    """Return the operating system's own words from somewhere in a chain of causes."""
+    told = type(exc).__name__
+    link: BaseException | None = exc
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            told = link.strerror
+        link = link.__cause__ or link.__context__
+    return told

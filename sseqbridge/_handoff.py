@@ -1,0 +1,191 @@
+"""Bounded hand-off of entries from the loop to one consumer, which may be another thread.
+
+The producer is the loop's thread alone, the consumer one thread (or one coroutine of the same
+loop) at a time; `close` comes from anywhere, also from a finalizer or a signal handler that
+interrupted either of them. So there is no lock at all: each field has one writing side.
+
+    field        written by     order that matters
+    _queue       both           deque: append and popleft are atomic
+    _produced    the loop       before it looks at the size again
+    _consumed    the consumer   before it looks for a paused producer
+    _in_hand     the consumer
+    _wanted      the loop       before _resume
+    _resume      the loop       published before the size is looked at again
+    _ended       the loop
+    _waiters     both           published before the queue is looked at again; whoever pops
+                                a wake-up is the only one to call it
+    closed       anyone         set once, to True, before the waiters are woken
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from . import _runtime
+
+__all__ = ["End", "HandOff"]
+
+T = TypeVar("T")
+
+
+class End(NamedTuple):
+    """The last entry of every hand-off: how the stream ended, and the error if it was one."""
+
+    outcome: str
+    error: BaseException | None = None
+
+
+CLOSED = End("closed")
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class HandOff(Generic[T]):
+    """Carries entries to one consumer, holding at most `max_bytes` of charge.
+
+    An entry whose charge is larger than that enters when nothing else is held. An entry counts
+    as held until the consumer comes back for the next one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
+        self._loop = loop
+        self._max = max_bytes
+        self._queue: deque[tuple[int, T | End]] = deque()
+        self._waiters: deque[Callable[[], None]] = deque()
+        self._produced = 0
+        self._consumed = 0
+        self._in_hand = 0
+        self._resume: asyncio.Future[None] | None = None
+        self._wanted = 0
+        self._ended = False
+        self.closed = False
+
+    @property
+    def buffered(self) -> int:
+        """The charge that is held now."""
+        return self._produced - self._consumed
+
+    # In the loop's thread.
+
+    async def put(self, entry: T, charge: int = 0) -> None:
+        """Add an entry, waiting while there is no room. Once closed, entries are dropped."""
+        if not self._fits(charge):
+            self._wanted = charge
+            while not self._is_drained():
+                self._resume = self._loop.create_future()
+                try:
+                    # Once more, now that the consumer can see the future: it may have taken the
+                    # last entry, and found nobody waiting, since the loop looked.
+                    if not self._is_drained():
+                        await self._resume
+                finally:
+                    self._resume = None
+        self.put_now(entry, charge)
+
+    def _fits(self, charge: int) -> bool:
+        return self.closed or not self.buffered or self.buffered + charge <= self._max
+
+    def _is_drained(self) -> bool:
+        # Down to half, so that a slow consumer does not wake the loop for every entry.
+        return self._fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
+
+    def put_now(self, entry: T | End, charge: int = 0) -> None:
+        """Add an entry without waiting."""
+        if self._ended or self.closed:
+            return
+        self._ended = type(entry) is End
+        self._produced += charge
+        self._queue.append((charge, entry))
+        self._wake()
+
+    def end(self, end: End) -> None:
+        """Add the last entry. Later ones, and later ends, are dropped."""
+        self.put_now(end)
+
+    def _try_resume(self) -> None:
+        if self._resume is not None and self._is_drained():
+            _settle(self._resume)
+
+    # In the consumer's thread, or in a coroutine of the loop.
+
+    def take(self, timeout: float | None = None) -> T | End:
+        """Return the next entry, waiting while there is none; after close() CLOSED.
+
+        `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed.
+        """
+        self._release()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (entry := self._poll()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"no event within {timeout:g} s; the stream is still open")
+            self._wait(left)
+        return entry
+
+    def _wait(self, timeout: float | None) -> None:
+        waiter = _runtime.Waiter()
+        self._waiters.append(waiter.wake)
+        try:
+            if not self._queue and not self.closed:
+                waiter.wait(timeout)
+        finally:
+            self._waiters.clear()
+
+    async def atake(self) -> T | End:
+        """Return the next entry, for a coroutine of the loop that produces them."""
+        self._release()
+        while (entry := self._poll()) is None:
+            woken = self._loop.create_future()
+            self._waiters.append(partial(self._post, _settle, woken))
+            try:
+                if not self._queue and not self.closed:
+                    await woken
+            finally:
+                self._waiters.clear()
+        return entry
+
+    def _poll(self) -> T | End | None:
+        if self.closed:
+            return CLOSED
+        try:
+            charge, entry = self._queue.popleft()
+        except IndexError:
+            return None
+        self._in_hand = charge
+        return entry
+
+    def _release(self) -> None:
+        if self._in_hand:
+            self._consumed += self._in_hand
+            self._in_hand = 0
+            if self._resume is not None and self._is_drained():
+                self._post(self._try_resume)
+
+    # From anywhere, between any two bytecodes: no lock, no wait.
+
+    def close(self) -> None:
+        """End the consumer's wait and let the producer go on: what is held is given up."""
+        self.closed = True
+        self._wake()
+        self._post(self._try_resume)
+
+    def _wake(self) -> None:
+        try:
+            wake = self._waiters.popleft()
+        except IndexError:
+            return
+        wake()
+
+    def _post(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            pass  # The loop is closed: no producer waits there any more.

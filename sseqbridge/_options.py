@@ -1,0 +1,179 @@
+"""What a caller can ask for, checked: `Timeout`, and `RequestOptions`, one request's options.
+
+Rule: whatever is wrong with an argument is said here, at the call, before anything is sent, and
+without repeating a header's value, a body or a query string.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ._exceptions import UsageError
+
+__all__ = [
+    "CancelFlag",
+    "RequestOptions",
+    "Timeout",
+    "as_timeout",
+    "check_limits",
+    "encode_json",
+    "header_list",
+    "is_replayable",
+]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
+
+# Anything with is_set(): a threading.Event, a gevent one, an asyncio.Event, an object of yours.
+CancelFlag = Any
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """The time limits of one stream, in seconds; None is no limit.
+
+    `connect`: until the connection, TLS included, stands. `read`: without a byte from the
+    upstream (or, while the request is sent, without it taking one). `idle`: without an event;
+    comments do not count, and the clock stands still while the consumer holds the stream back.
+    `total`: the whole stream, from the call to the end.
+
+    Raises UsageError for a limit that is negative, zero or not a number.
+    """
+
+    connect: float | None = 10.0
+    read: float | None = 600.0
+    idle: float | None = None
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise UsageError(
+                    f"timeout: {field.name}={value!r}; it is a number of seconds above 0, or None for no limit"
+                )
+
+
+def as_timeout(value: object) -> Timeout:
+    """Return the Timeout that `value` stands for: a Timeout, number, mapping or None."""
+    if isinstance(value, Timeout):
+        return value
+    if value is None:
+        return Timeout(None, None)
+    if isinstance(value, Mapping):
+        unknown = set(value) - {field.name for field in fields(Timeout)}
+        if unknown:
+            raise UsageError(f"timeout: {sorted(map(str, unknown))} unknown; its keys are connect, read, idle, total")
+        return replace(Timeout(), **value)
+    if isinstance(value, (int, float)):
+        return Timeout(connect=value, read=value)
+    raise UsageError(
+        f"timeout is a {type(value).__name__}; it takes a number of seconds, a mapping, or sseqbridge.Timeout"
+    )
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """One request, and how its answer is read. Made by the API, never changed."""
+
+    method: str
+    url: str
+    headers: list[tuple[str, str]]
+    # What httpx builds the request from besides: params, content, files, cookies, extensions.
+    build: dict[str, Any]
+    # What httpx sends it with besides: auth.
+    send: dict[str, Any]
+    has_body: bool
+    # Whether the body can be sent a second time.
+    replayable: bool
+    timeout: Timeout
+    follow_redirects: bool | None
+    check_content_type: bool
+    done: str | None
+    require_done: bool
+    comments: bool
+    max_event_bytes: int
+    max_buffered_bytes: int
+    cancel: CancelFlag | None
+
+
+def encode_json(data: object) -> bytes:
+    """Return `data` as JSON, in UTF-8. Raises UsageError for what JSON cannot hold."""
+    if isinstance(data, (str, bytes, bytearray, memoryview)):
+        raise UsageError(
+            f"data is a {type(data).__name__}, which would be encoded a second time; "
+            "pass the object itself, or content= for a body that is encoded already"
+        )
+    try:
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        # Not chained: the message of the cause may quote the body.
+        raise UsageError(f"data holds something that JSON cannot: {_json_reason(data, exc)}") from None
+
+
+def _json_reason(data: object, exc: Exception) -> str:
+    if isinstance(exc, UnicodeEncodeError):
+        return "a lone surrogate"
+    if isinstance(exc, RecursionError) or "Circular" in str(exc):
+        return "itself"
+    if isinstance(exc, TypeError):
+        return str(exc).partition("type ")[2] or "a key that is no string"
+    return "a number that is not finite" if "range" in str(exc) or "Out of" in str(exc) else type(exc).__name__
+
+
+def header_list(headers: object) -> list[tuple[str, str]]:
+    """Return `headers`, a mapping or pairs of str or bytes, as a new list of pairs of str.
+
+    Raises UsageError, which never shows a value, for what cannot stand in a request.
+    """
+    if headers is None:
+        return []
+    multi_items = getattr(headers, "multi_items", None)
+    try:
+        if multi_items is not None:
+            pairs = list(multi_items())
+        elif isinstance(headers, Mapping):
+            pairs = list(headers.items())
+        else:
+            pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise UsageError("headers is neither a mapping nor a list of (name, value) pairs") from None
+    return [_header(name, value) for name, value in pairs]
+
+
+def _header(name: object, value: object) -> tuple[str, str]:
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        raise UsageError(f"headers: {name!r} is no header name")
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if not isinstance(value, str):
+        raise UsageError(f"headers: the value of {name!r} is a {type(value).__name__}; it must be a str")
+    if _BAD_IN_VALUE.search(value):
+        raise UsageError(f"headers: the value of {name!r} has a control character, or a space at an end")
+    if not value.isascii() and not _is_latin1(value):
+        raise UsageError(f"headers: the value of {name!r} has a character that a header cannot carry")
+    return name, value
+
+
+def _is_latin1(value: str) -> bool:
+    return all(ord(character) < 256 for character in value)
+
+
+def is_replayable(content: object) -> bool:
+    """Whether a body can be read twice: bytes and text can, iterators and files cannot."""
+    return content is None or isinstance(content, (str, bytes, bytearray, memoryview))
+
+
+def check_limits(name: str, value: object) -> int:
+    """Return a limit in bytes. Raises UsageError where it is no int above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r}; it is a number of bytes, 1 or more")
+    return value

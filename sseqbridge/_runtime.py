@@ -1,0 +1,163 @@
+"""All that is known of the process: threads, waiting, sockets, forks and the interpreter's exit.
+
+Rule: nothing else in the package starts a thread, waits in one, or looks at how the interpreter
+was set up. What is here takes no lock of the library's own.
+"""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import atexit
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+if sys.platform == "win32":
+    from asyncio import ProactorEventLoop as StandardEventLoop
+else:
+    from asyncio import SelectorEventLoop as StandardEventLoop
+
+__all__ = [
+    "Waiter",
+    "at_exit",
+    "in_coroutine",
+    "in_notebook",
+    "new_event_loop",
+    "run_in_daemon_thread",
+    "shut_down_socket",
+    "start_daemon_thread",
+]
+
+T = TypeVar("T")
+
+
+class Waiter:
+    """One thread's wait for one wake-up, from any thread, also from a signal handler.
+
+    A raw lock: unlike an Event or a Condition it has no inner lock that whoever interrupts the
+    waiting thread could find taken. `wake` may be called once, before or during the wait.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Return True when woken, False when `timeout` seconds passed first (None: never)."""
+        return self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        self._lock.release()
+
+
+def start_daemon_thread(target: Callable[..., object], name: str, *args: object) -> threading.Thread:
+    """Start a thread that never keeps the process alive."""
+    thread = threading.Thread(target=target, name=name, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def at_exit(callback: Callable[[], object]) -> None:
+    """Have `callback` called when the interpreter exits, after the last non-daemon thread."""
+    atexit.register(callback)
+
+
+def in_coroutine() -> bool:
+    """Whether an asyncio loop runs in this thread."""
+    return asyncio._get_running_loop() is not None
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel, where a loop runs under every cell."""
+    return "ipykernel" in sys.modules
+
+
+def shut_down_socket(fd: int) -> None:
+    """Shut a connection down both ways, so that its peer sees the end at once.
+
+    Unlike a close this holds although a forked child has inherited the descriptor, and although
+    unread or unsent data stands in the way. A connection that is down already is left alone.
+    """
+    # Through a duplicate, so that the loop keeps its own descriptor to close; of the C class,
+    # which no monkey patch replaces.
+    try:
+        duplicate = _socket.socket(fileno=_socket.dup(fd))
+    except OSError:
+        return
+    try:
+        duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # Not connected any more: there is nothing left to tell the peer.
+    finally:
+        duplicate.close()
+
+
+async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: object) -> T:
+    """Run a blocking function in a daemon thread of its own.
+
+    asyncio's default executor will not do: its threads are joined when the interpreter exits,
+    and it starts none once the main thread has ended.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function(*args)
+        except BaseException as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            pass  # The loop was closed meanwhile: nobody waits for this any more.
+
+    start_daemon_thread(run, name)
+    return await future
+
+
+class _EventLoop(StandardEventLoop):
+    """The standard loop, but for names: they are looked up in daemon threads.
+
+    Look-ups of one name that are under way at the same time share a thread, so that there are as
+    many threads as different names.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lookups: dict[Any, asyncio.Task[Any]] = {}
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        key = (host, port, family, type, proto, flags)
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", socket.getaddrinfo, *key))
+            self._lookups[key] = lookup
+            lookup.add_done_callback(lambda task: self._looked_up(key, task))
+        # Shielded: a request that is aborted must not end the look-up for the others.
+        return await asyncio.shield(lookup)
+
+    def _looked_up(self, key: Any, task: asyncio.Task[Any]) -> None:
+        del self._lookups[key]
+        if not task.cancelled():
+            task.exception()  # Seen, so that a failure nobody waits for any more is no noise.
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop whose name look-ups hold up neither the loop nor the exit."""
+    return _EventLoop()

@@ -1,0 +1,546 @@
+"""What users hold: `EventStream`, `AsyncEventStream` and the response tuples.
+
+Which thread writes what: the consumer, one thread (or coroutine) at a time, writes every field of
+a stream; `_reading` is held by whoever is the consumer, and only ever tried, never waited for.
+`close` may come from anywhere and writes nothing but the hand-off's `closed`.
+
+No class here has both `__iter__` and `__aiter__`: a server that tries `iter()` first would drain
+an asynchronous stream synchronously.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._connection import Batch, Body
+from ._exceptions import SSEError, StatusError, UsageError
+from ._handoff import CLOSED, End
+from ._models import ServerSentEvent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import httpx
+    from typing_extensions import Self
+
+    from ._connection import Head
+    from ._decoding import Decoder
+    from ._options import CancelFlag
+    from ._pump import Entry, Pump
+
+__all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "SSEResponse", "StreamStats"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# How long an explicit close() waits for the upstream's socket to be down.
+_CLOSE_SECONDS = 1.0
+# How long the end waits for the rest of the body, after the caller's `done` function said so.
+_END_SECONDS = 0.02
+
+_NO_ITEMS: Iterator[Any] = iter(())
+
+_HOW_TO_GO_ON = (
+    "leaving a for loop aborts the stream; to take a few items and go on later use next(it), "
+    "or loop over it.keep_open(), which aborts nothing when it is left"
+)
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """What a stream has seen so far.
+
+    `bytes` of body and `events` received, `buffered` bytes received and not yet consumed (each
+    event is charged 256 bytes besides), `reconnections`, and `time_to_first_event` in seconds
+    from the call, None where none came yet.
+    """
+
+    bytes: int
+    events: int
+    buffered: int
+    reconnections: int
+    time_to_first_event: float | None
+
+
+class _BaseStream(Generic[T]):
+    """What the two kinds of stream share: everything but the waiting."""
+
+    def __init__(self, pump: Pump, head: Head, decoder: Decoder, cancel: CancelFlag | None) -> None:
+        self._pump = pump
+        self._handoff = pump.handoff
+        self._head = head
+        self._decoder = decoder
+        self._cancel = cancel
+        self._reading = threading.Lock()
+        # The items of the batch in hand that are still to come. Every way of reading draws on this.
+        self._items: Iterator[Any] = _NO_ITEMS
+        self._batch: Batch | None = None
+        self._body: Body | None = None
+        self._last_event: ServerSentEvent | None = None
+        # Where the last batch read to its end leaves the stream; None while there is one in hand.
+        self._committed_id: str | None = ""
+        self._retry: float | None = None
+        self._end: End | None = None
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self.status}] {self.outcome or 'open'}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        # Not there where __init__ was not reached.
+        if hasattr(self, "_draining") and self._is_open():
+            self._abort()
+            if self.status == 200:
+                _warn(f"{self!r} was dropped while it was open: close it, or use with", ResourceWarning, source=self)
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self._head.status
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self._head.headers
+
+    @property
+    def http_version(self) -> str:
+        """What the upstream speaks: "HTTP/1.1", "HTTP/2"."""
+        return self._head.http_version
+
+    @property
+    def outcome(self) -> str | None:
+        """None while the stream goes on, then "done", "eof", "closed" or "error"."""
+        if self._end is not None:
+            return self._end.outcome
+        return "closed" if self._handoff.closed else None
+
+    @property
+    def last_event(self) -> ServerSentEvent | None:
+        """The event behind the last item, whatever was decoded of it; None before the first."""
+        return self._last_event
+
+    @property
+    def last_event_id(self) -> str:
+        """The stream's last event ID as of what was consumed; "" where none was sent."""
+        if self._committed_id is not None:
+            return self._committed_id
+        return "" if self._last_event is None else self._last_event.id
+
+    @property
+    def retry(self) -> float | None:
+        """The reconnection time that the server asked for, in seconds; None where it did not."""
+        return self._retry
+
+    @property
+    def stats(self) -> StreamStats:
+        """A snapshot of the stream's counters."""
+        pump = self._pump
+        return StreamStats(
+            bytes=pump.connection.received,
+            events=pump.connection.events,
+            buffered=self._handoff.buffered,
+            reconnections=0,
+            time_to_first_event=pump.time_to_first_event,
+        )
+
+    def _is_open(self) -> bool:
+        return self._end is None and not self._handoff.closed
+
+    def _claim(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            raise UsageError("this stream is being read elsewhere already; one consumer at a time")
+
+    def _item(self, event: Any) -> T:
+        """Return what the caller asked for of an event, or of an error answer's body."""
+        try:
+            if type(event) is Body:
+                return self._decoder.body(event.content)  # type: ignore[no-any-return]
+            item: T = self._decoder.item(event)
+            if type(event) is ServerSentEvent:
+                self._last_event = event
+                self._committed_id = None
+            if self._decoder.is_last(event):
+                self._finish()
+        except Exception as exc:
+            self._fail(exc)
+            raise
+        return item
+
+    def _finish(self) -> None:
+        """The caller's `done` function has accepted an event: nothing comes after it."""
+        self._end = End("done")
+        self._draining = True
+        self._handoff.close()
+        self._pump.request_drain()
+
+    def _fail(self, exc: Exception) -> None:
+        """End the stream with an error, which every later use raises again."""
+        self._end = End("error", exc)
+        self._abort()
+
+    def _abort(self) -> None:
+        # Between any two bytecodes of any thread: no lock, no wait.
+        self._handoff.close()
+        self._pump.request_abort()
+
+    def _before_take(self) -> bool:
+        """Leave the batch that was read to its end; False where nothing more can come."""
+        if self._batch is not None:
+            self._committed_id, self._retry = self._batch.last_event_id, self._batch.retry
+            self._batch = None
+        if self._end is not None:
+            if self._end.error is not None:
+                raise self._end.error
+            return False
+        if self._cancel is not None and self._cancel.is_set():
+            self._abort()
+        return True
+
+    def _accept(self, entry: Entry | End) -> None:
+        """Take the hand-off's next entry in hand. Raises the stream's error where it is one."""
+        if isinstance(entry, Batch):
+            self._batch, self._items = entry, iter(entry.items)
+        elif isinstance(entry, Body):
+            self._body = entry
+            if not self._decoder.gives_body or entry.error is not None:
+                self._fail(self._status_error())
+            elif entry.content:
+                self._items = iter((entry,))
+        elif isinstance(entry, End):
+            self._end = entry
+        if self._end is not None and self._end.error is not None:
+            raise self._end.error
+
+    def _status_error(self) -> StatusError:
+        body, cause = self._body or Body(b"", None if self._end is None else self._end.error)
+        try:
+            phrase = f" {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            phrase = ""
+        error = StatusError(
+            f"{self._pump.connection.target} answered {self.status}{phrase}; the answer is in .body",
+            self.status,
+            self.headers,
+            body,
+        )
+        if not isinstance(cause, StatusError):
+            error.__cause__ = cause
+        return error
+
+    def _has_good_status(self) -> bool:
+        return self.status in (200, 204)
+
+
+class EventStream(_BaseStream[T]):
+    """An event stream, read by one thread at a time: `for item in stream`.
+
+    Leaving the for loop, by break, return or an exception, aborts the request at once; so does
+    close(), from any thread, though another may be waiting for the next item. To take a few items
+    and go on later, use `next(stream)`, `stream.next(timeout=...)` or `stream.keep_open()`.
+    A stream is its own context manager: `with` closes it.
+    """
+
+    def __init__(self, pump: Pump, head: Head, decoder: Decoder, cancel: CancelFlag | None) -> None:
+        super().__init__(pump, head, decoder, cancel)
+        self._abandoned = False
+        # The thread of a for loop that is under way: it may call next() in its body.
+        self._loop_thread: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        """Return a fresh iterator whose end, however it comes, aborts the request.
+
+        Raises UsageError after an earlier loop was left.
+        """
+        self._check_usable()
+        return self._loop(abort_when_left=True)
+
+    def keep_open(self) -> Iterator[T]:
+        """Return an iterator that can be left: the stream stays open, and can be read on."""
+        self._check_usable()
+        return self._loop(abort_when_left=False)
+
+    def __next__(self) -> T:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> T:
+        """Return the next item, waiting for it.
+
+        `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed (the
+        stream stays open), StopIteration at the end, and the stream's error where it has one.
+        """
+        self._check_usable()
+        if self._loop_thread == threading.get_ident():
+            return self._next(timeout)
+        self._claim()
+        try:
+            return self._next(timeout)
+        finally:
+            self._reading.release()
+
+    def raise_for_status(self) -> Self:
+        """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
+        if not self._has_good_status():
+            self._claim()
+            try:
+                self._wait_for_body()
+            finally:
+                self._reading.release()
+            raise self._status_error()
+        return self
+
+    def close(self) -> None:
+        """Abort the request and end the stream; a consumer's loop ends quietly.
+
+        Waits until the upstream's socket is down, a second at most. After the stream's natural
+        end there is nothing to do. Can be called from any thread, and more than once.
+        """
+        if self._end is None or self._end.outcome == "error":
+            self._abort()
+            if not self._pump.finished and not self._pump.in_loop_thread():
+                self._pump.wait_finished(_CLOSE_SECONDS)
+
+    def _check_usable(self) -> None:
+        if self._abandoned:
+            raise UsageError(f"the request was aborted when its for loop was left; {_HOW_TO_GO_ON}")
+
+    def _loop(self, abort_when_left: bool) -> Iterator[T]:
+        self._claim()
+        self._loop_thread = threading.get_ident()
+        handoff = self._handoff
+        try:
+            while True:
+                for event in self._items:
+                    if handoff.closed:
+                        break
+                    yield self._item(event)
+                if not self._advance(None):
+                    return
+        except BaseException as exc:
+            left = isinstance(exc, GeneratorExit)
+            if self._is_open() and (abort_when_left or not left):
+                self._abandoned = left
+                self._abort()
+            raise
+        finally:
+            self._loop_thread = None
+            self._reading.release()
+
+    def _next(self, timeout: float | None) -> T:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self._handoff.closed:
+                for event in self._items:
+                    return self._item(event)
+            if not self._advance(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                raise StopIteration
+
+    def _advance(self, timeout: float | None) -> bool:
+        """Take the next entry in hand; False at the end of the stream."""
+        if self._draining:
+            self._draining = False
+            self._pump.wait_finished(_END_SECONDS)
+        if not self._before_take():
+            return False
+        try:
+            entry = self._handoff.take(timeout)
+        except TimeoutError:
+            raise
+        except BaseException:
+            # KeyboardInterrupt, or whatever else a signal handler or a greenlet's owner raises.
+            self._abort()
+            raise
+        if entry is CLOSED:
+            return False
+        self._accept(entry)
+        return self._end is None
+
+    def _wait_for_body(self) -> None:
+        if self._body is None and self._is_open():
+            try:
+                self._advance(None)
+            except SSEError:
+                pass  # The status is the news. A StatusError of the stream's own is among these.
+
+
+class AsyncEventStream(_BaseStream[T]):
+    """An event stream on the caller's own asyncio loop: `async for item in stream`.
+
+    Use `async with`, or contextlib.aclosing, where the loop may be left early: nothing tells an
+    asynchronous iterator that it was left. A wait that is cancelled loses no item.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        self._claim()
+        try:
+            while True:
+                if not self._handoff.closed:
+                    for event in self._items:
+                        return self._item(event)
+                if not await self._advance():
+                    raise StopAsyncIteration
+        finally:
+            self._reading.release()
+
+    async def next(self, timeout: float | None = None) -> T:
+        """Return the next item, waiting for it.
+
+        `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed (the
+        stream stays open), StopAsyncIteration at the end, and the stream's error where it has one.
+        """
+        waiting = asyncio.ensure_future(self.__anext__())
+        try:
+            await asyncio.wait({waiting}, timeout=timeout)
+        finally:
+            # An item that came at this very moment is returned all the same.
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        if waiting.cancelled():
+            raise TimeoutError(f"no event within {timeout:g} s; the stream is still open")
+        return waiting.result()
+
+    async def raise_for_status(self) -> Self:
+        """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
+        if not self._has_good_status():
+            self._claim()
+            try:
+                await self._wait_for_body()
+            finally:
+                self._reading.release()
+            raise self._status_error()
+        return self
+
+    async def aclose(self) -> None:
+        """Abort the request and end the stream; a consumer's loop ends quietly.
+
+        Waits until the upstream's socket is down, a second at most.
+        """
+        if self._end is None or self._end.outcome == "error":
+            self._abort()
+            await self._pump.await_finished(_CLOSE_SECONDS)
+
+    async def _advance(self) -> bool:
+        """Take the next entry in hand; False at the end of the stream."""
+        if self._draining:
+            self._draining = False
+            await self._pump.await_finished(_END_SECONDS)
+        if not self._before_take():
+            return False
+        entry = await self._handoff.atake()
+        if entry is CLOSED:
+            return False
+        self._accept(entry)
+        return self._end is None
+
+    async def _wait_for_body(self) -> None:
+        if self._body is None and self._is_open():
+            try:
+                await self._advance()
+            except SSEError:
+                pass  # The status is the news. A StatusError of the stream's own is among these.
+
+
+class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):
+    """`status, headers, events`: what request_sse returns, and a context manager that closes it."""
+
+    __slots__ = ()
+
+    def __new__(cls, events: EventStream[T_co]) -> Self:
+        return super().__new__(cls, (events.status, events.headers, events))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.events!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.events.close()
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self[0]
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self[1]
+
+    @property
+    def events(self) -> EventStream[T_co]:
+        """The stream."""
+        return self[2]
+
+    def raise_for_status(self) -> Self:
+        """Return the response. Raises StatusError, with the body, for a status but 200 and 204."""
+        self.events.raise_for_status()
+        return self
+
+
+class AsyncSSEResponse(tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Generic[T_co]):
+    """`status, headers, events`: what arequest_sse returns; `async with` closes it."""
+
+    __slots__ = ()
+
+    def __new__(cls, events: AsyncEventStream[T_co]) -> Self:
+        return super().__new__(cls, (events.status, events.headers, events))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.events!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.events.aclose()
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self[0]
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self[1]
+
+    @property
+    def events(self) -> AsyncEventStream[T_co]:
+        """The stream."""
+        return self[2]
+
+    async def raise_for_status(self) -> Self:
+        """Return the response. Raises StatusError, with the body, for a status but 200 and 204."""
+        await self.events.raise_for_status()
+        return self

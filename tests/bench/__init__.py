@@ -1,0 +1,5 @@
+"""Benchmarks: `python -m tests.bench` runs them all, `python -m tests.bench abort` one of them.
+
+They print figures and never fail on one: what is shared with others is noisy. Ratios are between
+runs of the same round.
+"""
