@@ -38,6 +38,8 @@ class _Inflater(BodyDecoder):
         self._bits = window_bits
         self._zlib = zlib.decompressobj(window_bits)
         self._started = False
+        # The first two bytes, which are the zlib header where there is one.
+        self._header = b""
 
     def slices(self, chunk: bytes) -> Iterator[bytes]:
         full = False
@@ -54,14 +56,17 @@ class _Inflater(BodyDecoder):
 
     def _inflate(self, chunk: bytes) -> bytes:
         try:
-            return self._zlib.decompress(chunk, self._size)
+            piece = self._zlib.decompress(chunk, self._size)
         except zlib.error as exc:
-            if self._bits == zlib.MAX_WBITS and not self._started:
+            if self._bits == zlib.MAX_WBITS and len(self._header) < 2:
                 # Servers send "deflate" with and without the zlib header.
                 self._bits = -zlib.MAX_WBITS
                 self._zlib = zlib.decompressobj(self._bits)
-                return self._inflate(chunk)
+                return self._inflate(self._header + chunk)
             raise ProtocolError("the compressed body is corrupt") from exc
+        if len(self._header) < 2:
+            self._header += chunk[:2]
+        return piece
 
     def finish(self) -> None:
         if self._started and not self._zlib.eof:

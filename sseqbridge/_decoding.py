@@ -68,8 +68,10 @@ class Decoder:
         try:
             value = json.loads(event.data)
         except (ValueError, RecursionError) as exc:
-            if event.event == "error" and self._raise_error_events:
-                raise _upstream_error(event, event.data) from None
+            if event.event == "error":
+                if self._raise_error_events:
+                    raise _upstream_error(event, event.data) from None
+                return event.data
             raise DecodeError(
                 f'the data of a "{event.event}" event is not JSON ({_where(exc)}); '
                 'decode="text" gives it as it is',
@@ -120,5 +122,6 @@ def _upstream_error(event: ServerSentEvent, payload: Any) -> UpstreamError:
         told = told.get("message")
     message = "the upstream sent an error; it is in .payload"
     if isinstance(told, str) and told:
-        message = f"the upstream sent an error: {told[:_MAX_QUOTED]}"
+        quoted = "".join(character if character.isprintable() else " " for character in told[:_MAX_QUOTED])
+        message = f"the upstream sent an error: {quoted}"
     return UpstreamError(message, event, payload)

@@ -1,6 +1,7 @@
 """Sans-IO encoder: events and comments to the bytes of an event stream.
 
-Rule: what is written parses back to the same event, or is refused.
+Rule: what is written parses back to the same event, or is refused. (An event stream knows one
+kind of line break inside data: CR and CRLF come back as LF.)
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _fields(event: ServerSentEvent) -> list[str]:
             raise UsageError("an event's id must be one line without NUL")
         lines.append(f"id: {event.id}")
     if event.retry is not None:
-        if not 0 <= event.retry < float("inf"):
+        if not 0 <= event.retry * 1000 < float("inf"):
             raise UsageError("an event's retry is a number of seconds, 0 or more")
         lines.append(f"retry: {round(event.retry * 1000)}")
     lines.extend(f"data: {line}" for line in _LINE_END.split(event.data))

@@ -20,6 +20,9 @@ __all__ = ["DEFAULT_MAX_EVENT_BYTES", "EventStreamParser"]
 # Servers that embed images and audio send events of 14 MB.
 DEFAULT_MAX_EVENT_BYTES = 32 * 1024 * 1024
 
+# Digits without end are allowed. What is kept is finite, and still more than anyone waits.
+_MAX_RETRY_MILLISECONDS = 1e15
+
 _BOM = b"\xef\xbb\xbf"
 _CR = 13
 _LF = 10
@@ -97,7 +100,7 @@ class EventStreamParser:
                     self._tail.clear()
                 # A chunk may end between CR and LF. The line is complete: take it now and drop
                 # one LF later; waiting for the next byte would hold back an event that is here.
-                self._skip_lf = end == len(chunk) and chunk[-1] == _CR
+                self._skip_lf = chunk[-1] == _CR
                 self._take_lines(lines, items)
             if end < len(chunk):
                 self._tail += chunk[end:] if end else chunk
@@ -159,7 +162,7 @@ class EventStreamParser:
         elif name == b"retry":
             # bytes.isdigit() takes ASCII digits alone, and float() digits of any number.
             if value.isdigit():
-                self.retry = self._retry = float(value) / 1000
+                self.retry = self._retry = min(float(value), _MAX_RETRY_MILLISECONDS) / 1000
         elif not name and self._comments:
             items.append(Comment(value.decode("utf-8", "replace")))
 

@@ -12,6 +12,8 @@ PYTHON=${PYTHON:-python3}
 
 # Programs that tests start. Where they cannot be installed, those tests are skipped and say so.
 DEBIAN_PACKAGES=()
+# Debian's own Python comes without what makes environments.
+"$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)
 
 install_debian_packages() {
     local package missing=()
