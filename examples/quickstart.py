@@ -47,6 +47,7 @@ def talk(url: str, headers: dict[str, str]) -> float:
     for token in ask(url, headers, "What are Server-Sent Events?"):
         print(token, end="", flush=True)
     print("\n\n> Again, but we leave after ten tokens.")
+    left_at = time.monotonic()
     for count, token in enumerate(ask(url, headers, "What are Server-Sent Events?")):
         print(token, end="", flush=True)
         if count == 10:

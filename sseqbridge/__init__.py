@@ -2,7 +2,7 @@
 
     from sseqbridge import request_sse
 
-    status, headers, it = request_sse(url, headers, data)
+    status, response_headers, it = request_sse(url, headers, data)
     for item in it:
         ...
 
@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from ._api import arequest_sse, request_sse
     from ._bridge import Bridge
     from ._exceptions import (
@@ -95,6 +97,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES.get(name, '_exceptions')}", __name__), name)
@@ -103,4 +107,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if name.startswith("__")} | {"__version__", *__all__})

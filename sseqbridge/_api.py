@@ -7,6 +7,7 @@ the caller passed in is changed.
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import _runtime
 from ._bridge import Bridge, default_bridge
-from ._client import ClientPool, tls_context
+from ._client import ClientPool, has_tls_context, tls_context
 from ._connection import Head
 from ._decoding import Decode, Decoder, Done, ErrorEvents
 from ._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from ._handoff import End
 from ._options import (
+    DEFAULT_HEADERS,
     CancelFlag,
     RequestOptions,
     Timeout,
@@ -34,6 +36,7 @@ from ._options import (
     check_limits,
     encode_json,
     header_list,
+    is_cancelled,
     is_replayable,
 )
 from ._parser import DEFAULT_MAX_EVENT_BYTES
@@ -83,14 +86,11 @@ __all__ = ["arequest_sse", "request_sse"]
 T = TypeVar("T")
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
-_DEFAULT_HEADERS = (
-    ("Accept", "text/event-stream"),
-    ("Cache-Control", "no-cache"),
-    ("Accept-Encoding", "identity"),
-)
 _DEFAULT_TIMEOUT = Timeout()
 _DEFAULT_MAX_BUFFERED_BYTES = 1024 * 1024
 _READ_BYTES = 64 * 1024
+# Not None: that a caller's iterator gives None is a fault to be told, not the end of the body.
+_NO_CHUNK: Any = object()
 
 
 @overload
@@ -285,7 +285,8 @@ async def arequest_sse(
 
     The arguments are request_sse's, but for `bridge`: `client` is an httpx.AsyncClient (or
     httpx2.AsyncClient) of yours to send the request with, instead of one that the library keeps
-    for each loop and closes with it. It stays yours: its cookie jar and its closing, too.
+    for each loop and closes with it. It stays yours, its cookie jar and its closing too; where it
+    speaks HTTP/2, its streams share a connection, which an abort then leaves open.
     """
     decoder, options = _prepare(
         url, headers, data, json, method, params, content, auth, cookies, files, extensions, decode, done,
@@ -322,8 +323,9 @@ async def _loop_state() -> LoopState:
         for other in tuple(_loop_states):
             if other.is_closed():
                 _loop_states.pop(other, None)
-        # Off the loop: it takes 20 ms. Another request may make the state meanwhile.
-        await _runtime.run_in_daemon_thread("sseqbridge-tls", tls_context)
+        if not has_tls_context():
+            # Off the loop: it takes 20 ms. Another request may make the state meanwhile.
+            await _runtime.run_in_daemon_thread("sseqbridge-tls", tls_context)
         if loop not in _loop_states:
             state = _loop_states[loop] = LoopState(loop, ClientPool())
             state.at_loop_end = _at_loop_end(state)
@@ -380,15 +382,18 @@ def _prepare(
     body = data if data is not None else json
     if sum(part is not None for part in (body, content, files)) > 1:
         raise UsageError("a request has one body: pass data (or json), content or files")
-    if auth is not None and not (isinstance(auth, tuple) or callable(auth) or hasattr(auth, "async_auth_flow")):
+    if not _is_auth(auth):
         raise UsageError(f"auth is a {type(auth).__name__}; it is (user, password) or an httpx.Auth")
+    if extensions is not None and not isinstance(extensions, Mapping):
+        raise UsageError(f"extensions is a {type(extensions).__name__}; it is a mapping, as httpx has it")
     if cancel is not None:
         if not callable(getattr(cancel, "is_set", None)):
             raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
-        if cancel.is_set():
+        if is_cancelled(cancel):
             raise RequestAbortedError("cancel was set before the request was sent")
     own_headers = header_list(headers)
     has_body = body is not None or content is not None or files is not None
+    _check_framing(own_headers, own_length=content is not None)
     options = RequestOptions(
         method=_method(method, has_body),
         url=_url(url),
@@ -409,11 +414,27 @@ def _prepare(
         done=done if isinstance(done, str) else None,
         require_done=require_done,
         comments=comments,
+        skip_empty=decode == "json",
         max_event_bytes=check_limits("max_event_bytes", max_event_bytes),
         max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
         cancel=cancel,
     )
     return decoder, options
+
+
+def _is_auth(auth: Any) -> bool:
+    if isinstance(auth, tuple):
+        return len(auth) == 2 and all(isinstance(part, (str, bytes)) for part in auth)
+    return auth is None or callable(auth) or hasattr(auth, "async_auth_flow")
+
+
+def _check_framing(headers: list[tuple[str, str]], *, own_length: bool) -> None:
+    # What a response's headers hold, where they took the place of the request's under one name.
+    for name, _ in headers:
+        if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
+            raise UsageError(
+                f"headers: {name!r} is for the HTTP client to set; are these the headers of an earlier response?"
+            )
 
 
 def _method(method: object, has_body: bool) -> str:
@@ -432,7 +453,7 @@ def _url(url: object) -> str:
 
 def _with_defaults(headers: list[tuple[str, str]], *, is_json: bool) -> list[tuple[str, str]]:
     present = {name.lower() for name, _ in headers}
-    defaults = (*_DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
+    defaults = (*DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
     return headers + [(name, value) for name, value in defaults if name.lower() not in present]
 
 
@@ -447,11 +468,13 @@ def _content(content: Any) -> Any:
             f"content is a {type(content).__name__}; it is str, bytes, an iterable of bytes or a binary file. "
             "data= takes an object to be sent as JSON"
         )
+    if isinstance(content, io.TextIOBase):
+        raise UsageError("content is a file that is open for text; open it as a binary file")
     read = getattr(content, "read", None)
     return _async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content))
 
 
 async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     # In a thread, chunk by chunk: the caller's iterator may take its time, the loop may not.
-    while (chunk := await _runtime.run_in_daemon_thread("sseqbridge-body", next, chunks, None)) is not None:
+    while (chunk := await _runtime.run_in_daemon_thread("sseqbridge-body", next, chunks, _NO_CHUNK)) is not _NO_CHUNK:
         yield chunk

@@ -1,8 +1,9 @@
 """The bridge: one daemon thread whose asyncio loop does the network work of every stream.
 
-Which thread writes what: `_thread` and `_state` are written under `_lock`, by callers' threads
-when a bridge starts or is closed; all that belongs to the loop is in `LoopState`, written by the
-loop's thread alone. Nothing that a finalizer or a signal handler calls takes `_lock`.
+Which thread writes what: `_thread`, `_state` and `_stop` are written under `_lock`, by callers'
+threads when a bridge starts or is closed (`_stop` by the new thread, which they wait for); all
+that belongs to the loop is in `LoopState`, written by the loop's thread alone. Nothing that a
+finalizer or a signal handler calls takes `_lock`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from . import _runtime
 from ._client import ClientFactory, ClientPool
 from ._exceptions import BridgeClosedError, SSEError, UsageError
+from ._handoff import settle
 from ._pump import LoopState, Pump
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ class Bridge:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._state: LoopState | None = None
+        # What the loop runs until.
+        self._stop: asyncio.Future[None] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -93,7 +98,12 @@ class Bridge:
             # or is not posted it at all.
             if self._state is not pump.state:
                 raise BridgeClosedError("the bridge was closed while the request was made")
-            pump.loop.call_soon_threadsafe(pump.start, context=context)
+            try:
+                pump.loop.call_soon_threadsafe(pump.start, context=context)
+            except BaseException:
+                # An interrupt, which may have come when this was posted already.
+                pump.request_abort()
+                raise
         return pump
 
     def _started(self) -> LoopState:
@@ -107,57 +117,80 @@ class Bridge:
 
     def _start(self) -> None:
         ready = _runtime.Waiter()
-        made: list[LoopState] = []
-        self._thread = _runtime.start_daemon_thread(self._main, "sseqbridge-loop", made, ready)
+        made: list[LoopState | Exception] = []
+        try:
+            self._thread = _runtime.start_daemon_thread(self._main, "sseqbridge-loop", made, ready)
+        except RuntimeError as exc:
+            raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
         ready.wait(None)
+        if isinstance(made[0], Exception):
+            raise BridgeClosedError(f"the event loop could not be made: {made[0]}") from made[0]
         self._state = made[0]
         _bridges.add(self)
 
-    def _main(self, made: list[LoopState], ready: _runtime.Waiter) -> None:
-        loop = _runtime.new_event_loop()
+    def _main(self, made: list[LoopState | Exception], ready: _runtime.Waiter) -> None:
+        try:
+            loop = _runtime.new_event_loop()
+        except Exception as exc:
+            made.append(exc)
+            ready.wake()
+            return
         state = LoopState(loop, ClientPool(self._factory))
+        stop = self._stop = loop.create_future()
         made.append(state)
         ready.wake()
+        cause = None
         try:
-            loop.run_forever()
-        except BaseException:
+            loop.run_until_complete(stop)
+        except BaseException as exc:
             logger.exception("the loop thread was ended by an exception; its streams are aborted")
+            cause = exc
         with self._lock:
             # Nothing is posted from here on; where no stop was asked for, the next request starts anew.
             self._state = None
-        reason = None if _exiting else _was_closed
+        reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
         try:
             loop.run_until_complete(_wind_up(state, reason))
+        except BaseException:
+            logger.exception("winding up the loop thread failed")
         finally:
+            state.give_up()
             loop.close()
 
     def close(self) -> None:
         """Abort every stream and end the thread, in about a second at most. Any thread may call it."""
-        with self._lock:
-            self._closed = True
-            state, thread = self._state, self._thread
-        if state is None or thread is None:
-            return
-        try:
-            state.loop.call_soon_threadsafe(state.loop.stop)
-        except RuntimeError:
-            pass  # Closed already.
-        if thread is not threading.current_thread():
+        thread = self._ask_to_end()
+        if thread is not None and thread is not threading.current_thread():
             thread.join(_EXIT_SECONDS)
 
+    def _ask_to_end(self) -> threading.Thread | None:
+        with self._lock:
+            self._closed = True
+            if self._state is not None and self._stop is not None:
+                # Not loop.stop(), which, asked for a second time, would end the winding up too.
+                self._state.loop.call_soon_threadsafe(settle, self._stop)
+            return self._thread
 
-def _was_closed() -> SSEError:
-    return BridgeClosedError("the bridge that this stream ran on was closed")
+
+def _bridge_closed(cause: BaseException | None) -> SSEError:
+    if cause is None:
+        return BridgeClosedError("the bridge that this stream ran on was closed")
+    error = BridgeClosedError(f"the bridge's thread was ended by {type(cause).__name__}; the next request starts anew")
+    error.__cause__ = cause
+    return error
 
 
 async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> None:
     await state.aclose(reason, _EXIT_SECONDS / 4)
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    if others:
-        await asyncio.wait(others, timeout=_EXIT_SECONDS / 4)
-    await asyncio.get_running_loop().shutdown_asyncgens()
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    deadline = loop.time() + _EXIT_SECONDS / 4
+    # What ends may leave another task behind: each generator that is dropped with another is closed by one.
+    while (others := asyncio.all_tasks() - {asyncio.current_task()}) and loop.time() < deadline:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=deadline - loop.time())
+        await asyncio.sleep(0)
 
 
 _default_lock = threading.Lock()
@@ -178,7 +211,11 @@ def default_bridge() -> Bridge:
 def _close_all() -> None:
     global _exiting
     _exiting = True
-    for bridge in tuple(_bridges):
+    bridges = tuple(_bridges)
+    # All at once, so that many take no longer than one.
+    for bridge in bridges:
+        bridge._ask_to_end()
+    for bridge in bridges:
         bridge.close()
 
 

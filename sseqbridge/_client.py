@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from ._exceptions import UsageError
+from ._exceptions import CallbackError, UsageError
 
 if TYPE_CHECKING:
     import ssl
     from urllib.request import Request
 
-__all__ = ["Client", "ClientFactory", "ClientPool"]
+__all__ = ["Client", "ClientFactory", "ClientPool", "has_tls_context", "tls_context"]
 
 # Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
 ClientFactory = Callable[[], Any]
@@ -32,6 +32,9 @@ ClientFactory = Callable[[], Any]
 # Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
 # closed by the server just as a request is written to it fails the request.
 _KEEPALIVE_EXPIRY = 4.0
+
+# How many clients wait for the next HTTP/2 requests.
+_MAX_IDLE = 8
 
 _tls_lock = threading.Lock()
 _tls_context: ssl.SSLContext | None = None
@@ -44,6 +47,11 @@ def tls_context() -> ssl.SSLContext:
         if _tls_context is None:
             _tls_context = httpx.create_ssl_context()
         return _tls_context
+
+
+def has_tls_context() -> bool:
+    """Whether tls_context() has been built, so that it costs nothing now."""
+    return _tls_context is not None
 
 
 class _KeepsNothing(DefaultCookiePolicy):
@@ -73,6 +81,13 @@ def _package_of(http: Any) -> Any:
         f"the client is a {type(http).__name__}; Bridge(client=...) takes a function that "
         "returns a new httpx.AsyncClient or httpx2.AsyncClient"
     )
+
+
+def _called(factory: ClientFactory) -> Any:
+    try:
+        return factory()
+    except Exception as exc:
+        raise CallbackError(f"the bridge's client function raised {type(exc).__name__}") from exc
 
 
 def _default_client() -> httpx.AsyncClient:
@@ -107,25 +122,41 @@ class ClientPool:
         pool._shared = Client(http, shared=True)
         return pool
 
+    @property
+    def has_factory(self) -> bool:
+        """Whether different origins may get different clients."""
+        return self._factory is not None
+
     def lease(self, origin: str) -> Client:
         """Return a client for a request to `origin`. Any thread but the loop's: it may be slow.
 
-        Raises UsageError where the factory returns no client, and whatever the factory raises.
+        Raises UsageError where the factory returns no client, CallbackError where it raises.
         """
-        with self._lock:
-            if self._factory is None or origin in self._http11_origins:
-                if self._shared is None:
-                    self._shared = self._make(shared=True)
-                return self._shared
-            if self._idle:
-                return self._idle.pop()
-        return self._make(shared=False)
-
-    def _make(self, *, shared: bool) -> Client:
-        client = Client((self._factory or _default_client)(), shared=shared)
+        client = self._made(origin)
+        if client is not None:
+            return client
+        # Not under the lock, which the loop takes too: a factory may take its time.
+        http = _default_client() if self._factory is None else _called(self._factory)
+        client = Client(http, shared=False)
         # Streams of different users share it: no answer's cookie may reach another request.
-        client.http.cookies.jar.set_policy(_KeepsNothing())
-        return client
+        http.cookies.jar.set_policy(_KeepsNothing())
+        if not self._may_share(origin):
+            return client
+        self.put_back(client)
+        # Another thread may have been first, and its client is as good.
+        return self._made(origin) or client
+
+    def _may_share(self, origin: str) -> bool:
+        return self._factory is None or origin in self._http11_origins
+
+    def _made(self, origin: str) -> Client | None:
+        """Return a client that is there already, None where there is none."""
+        with self._lock:
+            if not self._may_share(origin):
+                return self._idle.pop() if self._idle else None
+            if self._shared is None and self._idle:
+                self._shared = Client(self._idle.pop().http, shared=True)
+            return self._shared
 
     def learn(self, origin: str, http_version: str) -> None:
         """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
@@ -138,6 +169,16 @@ class ClientPool:
         if not client.shared:
             with self._lock:
                 self._idle.append(client)
+
+    async def give_back(self, client: Client, origin: str) -> None:
+        """Take a leased client back, or close it where there are others enough."""
+        with self._lock:
+            spare = self._shared if origin in self._http11_origins else None
+            is_needed = spare is None and len(self._idle) < _MAX_IDLE
+        if is_needed:
+            self.put_back(client)
+        else:
+            await self.discard(client)
 
     async def discard(self, client: Client) -> None:
         """Close a leased client, and with it a connection that was cut off."""

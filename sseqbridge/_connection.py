@@ -8,7 +8,9 @@ an error of the call) and from then on belongs to the loop's.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -29,6 +31,7 @@ from ._exceptions import (
     UsageError,
 )
 from ._models import Comment, ServerSentEvent
+from ._options import DEFAULT_HEADERS, header_list
 from ._parser import EventStreamParser
 
 if TYPE_CHECKING:
@@ -49,10 +52,16 @@ _DRAIN_BYTES = 64 * 1024
 # What an event costs besides its text: the object, its strings' headers, its place in a list.
 _EVENT_OVERHEAD = 256
 
+# How much is parsed without giving anything before others get their turn.
+_SLICES_AT_A_TIME = 8
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 20
 # What goes along to another origin: nothing of the caller's that could be a credential.
-_CROSS_ORIGIN_HEADERS = frozenset({"accept", "accept-encoding", "cache-control", "last-event-id", "user-agent"})
+_CROSS_ORIGIN_HEADERS = frozenset({"accept", "last-event-id"})
+# By which a RemoteProtocolError says that the peer is gone: HTTP/1.1 in the body and before the
+# head, then HTTP/2's RST_STREAM and GOAWAY.
+_WORDS_OF_A_CLOSE = ("peer closed connection", "disconnected", "StreamReset", "ConnectionTerminated")
 _BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"})
 
 
@@ -64,13 +73,23 @@ class Head(NamedTuple):
     http_version: str
 
 
-class Batch(NamedTuple):
-    """What one slice of the body held: items, their charge, and where they leave the stream."""
+@dataclass(slots=True)
+class Batch:
+    """What a part of the body held: items, how many of them are events, what they are charged,
+    and where they leave the stream."""
 
     items: list[ServerSentEvent | Comment]
+    events: int
     charge: int
     last_event_id: str
     retry: float | None
+
+    def absorb(self, later: Batch) -> None:
+        """Add what came right after."""
+        self.items += later.items
+        self.events += later.events
+        self.charge += later.charge
+        self.last_event_id, self.retry = later.last_event_id, later.retry
 
 
 class Body(NamedTuple):
@@ -92,6 +111,7 @@ class Connection:
         """Build the request. Raises UsageError for arguments that no request can be built of."""
         self._clients = clients
         self._options = options
+        # As the caller named it: with a client that has a base_url it may be relative.
         self._origin = _origin_of(options.url)
         self._client = clients.lease(self._origin)
         try:
@@ -99,10 +119,12 @@ class Connection:
         except UsageError:
             clients.put_back(self._client)
             raise
+        self._send_options = options.send
         self.target = describe(self._request.url)
         self._response: Any = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._slices: Iterator[bytes] = iter(())
+        self._has_slices = False
         self._decoder: BodyDecoder | None = None
         self._network_stream: Any = None
         self._drain_left: int | None = None
@@ -118,21 +140,31 @@ class Connection:
         self.events = 0
 
     def _build(self) -> Any:
-        options = self._options
+        options, package = self._options, self._client.package
         timeout = options.timeout
+        fault: type[Exception] | None = None
         try:
             request = self._client.http.build_request(
                 options.method,
                 options.url,
-                headers=options.headers,
-                timeout=(timeout.connect, timeout.read, timeout.read, None),
+                # As bytes: httpx takes text in ASCII only.
+                headers=[(name.encode(), value.encode("latin-1")) for name, value in options.headers],
+                timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
                 **options.build,
             )
         except Exception as exc:
-            # Not chained: the message of the cause may quote the URL or the body.
-            raise UsageError(f"no request can be built of these arguments: {type(exc).__name__}") from None
+            fault = type(exc)
+        # Out here, so that nothing is chained: the cause may quote the URL or the body.
+        if fault is package.InvalidURL:
+            raise UsageError("url is no valid http:// or https:// URL")
+        if fault is not None:
+            raise UsageError(f"no request can be built of these arguments: {fault.__name__}")
+        # Once more: the cookies are among them now, and what the client adds.
+        header_list(request.headers.raw)
         if request.url.scheme not in ("http", "https") or not request.url.host:
-            raise UsageError("url is no http:// or https:// URL with a host")
+            raise UsageError("url is no http:// or https:// URL with a host: does it begin with one of these?")
+        if (request.url.port or 0) > 65535:
+            raise UsageError("url is no http:// or https:// URL with a port up to 65535")
         return request
 
     # Sending.
@@ -149,28 +181,23 @@ class Connection:
             if redirected is None:
                 return await self._checked(response)
             await self._close_response()
-            self._request = redirected
+            await self._follow(redirected)
         raise RedirectError(f"{self.target}: more than {_MAX_REDIRECTS} redirects", response.status_code)
 
     async def _send(self) -> Any:
         try:
             response = await self._client.http.send(
-                self._request, stream=True, follow_redirects=False, **self._auth()
+                self._request, stream=True, follow_redirects=False, **self._send_options
             )
         except Exception as exc:
             raise self._translated(exc) from exc
-        self._clients.learn(_origin_of(self._request.url), response.http_version)
+        self._clients.learn(self._origin, response.http_version)
         self._network_stream = response.extensions.get("network_stream")
         logger.debug(
             "%s %s: %d, %s", self._request.method, describe(self._request.url), response.status_code,
             response.http_version,
         )
         return response
-
-    def _auth(self) -> dict[str, Any]:
-        if _origin_of(self._request.url) == self._origin:
-            return self._options.send
-        return {"auth": None}
 
     def _redirected(self, response: Any) -> Any:
         """Return the request that follows the redirect, None where the answer is none."""
@@ -179,8 +206,9 @@ class Connection:
             return None
         url = self._location(response)
         method, same_origin = self._request.method, _origin_of(url) == _origin_of(self._request.url)
-        keeps_body = options.has_body and method == options.method and status in (307, 308)
-        if options.has_body and not options.follow_redirects and not (keeps_body and same_origin):
+        becomes_get = (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST")
+        keeps_body = options.has_body and method == options.method and not becomes_get
+        if options.has_body and not options.follow_redirects and not (status in (307, 308) and same_origin):
             raise RedirectError(
                 f"{self.target}: {status} to {describe(url)}; a request with a body follows only 307 and 308 "
                 "within its origin, follow_redirects=True follows this one",
@@ -190,24 +218,42 @@ class Connection:
             raise RedirectError(
                 f"{self.target}: {status} to {describe(url)}; the body can be read only once", status
             )
-        if (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST"):
-            method, keeps_body = "GET", False
-        # Of its own Headers class: `Host` and the body's length are set anew.
+        # `Host` and the body's length are set anew.
         dropped = {"host", "content-length", "transfer-encoding"} | (set() if keeps_body else _BODY_HEADERS)
         headers = [
             (name, value)
-            for name, value in self._request.headers.multi_items()
-            if name.lower() not in dropped
-            and (same_origin or name.lower() in _CROSS_ORIGIN_HEADERS | _BODY_HEADERS)
+            for name, value in self._request.headers.raw
+            if (key := name.decode("ascii").lower()) not in dropped
+            and (same_origin or key in _CROSS_ORIGIN_HEADERS | _BODY_HEADERS)
         ]
-        body = {"stream": self._request.stream} if keeps_body else {}
-        request = type(self._request)(
-            method, url, headers=headers, extensions=self._request.extensions, **body
-        )
-        for name in ("content-length", "transfer-encoding"):
-            if keeps_body and name in self._request.headers:
-                request.headers[name] = self._request.headers[name]
-        return request
+        extensions = self._request.extensions
+        if not same_origin:
+            # For good: a redirect back does not bring them back.
+            self._send_options = {"auth": None}
+            headers += self._neutral_headers()
+            extensions = {"timeout": extensions["timeout"]}
+        content = options.build["content"] if keeps_body else None
+        method = "GET" if becomes_get else method
+        return type(self._request)(method, url, headers=headers, extensions=extensions, content=content)
+
+    def _neutral_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return what goes to another origin in place of what the caller may have set."""
+        package = self._client.package
+        agent = ("User-Agent", f"python-{package.__name__}/{package.__version__}")
+        defaults = (*(pair for pair in DEFAULT_HEADERS if pair[0] != "Accept"), agent)
+        return [(name.encode(), value.encode()) for name, value in defaults]
+
+    async def _follow(self, request: Any) -> None:
+        origin = _origin_of(request.url)
+        changes = origin != _origin_of(self._request.url)
+        self._request, self._response = request, None
+        self.target = describe(request.url)
+        if changes and self._clients.has_factory:
+            # The new origin may speak what the old one does not. Leased first: whatever happens
+            # meanwhile, one client is ours to give back.
+            client = await _runtime.run_in_daemon_thread("sseqbridge-client", self._clients.lease, origin)
+            self._clients.put_back(self._client)
+            self._client, self._origin = client, origin
 
     def _location(self, response: Any) -> Any:
         status = response.status_code
@@ -220,9 +266,20 @@ class Connection:
         return url
 
     async def _checked(self, response: Any) -> Head:
-        headers = httpx.Headers(response.headers.multi_items())
-        self._decoder = body_decoder(headers.get("content-encoding", ""), self._slice_bytes)
-        self._chunks = response.stream.__aiter__()
+        # As bytes, which need not be ASCII.
+        headers = httpx.Headers(response.headers.raw)
+        if response.is_stream_consumed:
+            # By an event hook of the client's: httpx has decompressed it.
+            self._decoder, self._chunks = body_decoder("", self._slice_bytes), _whole(response)
+        else:
+            self._chunks = response.stream.__aiter__()
+            try:
+                self._decoder = body_decoder(headers.get("content-encoding", ""), self._slice_bytes)
+            except ProtocolError as error:
+                if response.status_code == 200:
+                    raise
+                # The status is the news. Why its body is not to be had comes with the body.
+                self._chunks = _unreadable(error)
         if response.status_code == 200 and self._options.check_content_type:
             media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "text/event-stream":
@@ -249,17 +306,22 @@ class Connection:
         if self._response.status_code != 200:
             return await self._error_body()
         while (batch := self._parse_slices()) is None:
+            if self._has_slices:
+                # What gives no events can be without end where it was compressed: let others on.
+                await anyio.sleep(0)
+                continue
             chunk = await self._next_chunk()
             if chunk is None:
                 self._end()
                 raise StopAsyncIteration
-            self._slices = self._decoder_slices(chunk)
+            self._slices, self._has_slices = iter(self._decoder_slices(chunk)), True
         return batch
 
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
         if self._drain_left is None:
             self._drain_left = _DRAIN_BYTES
+            self._has_slices = False
             self.outcome = "done"
 
     def _decoder_slices(self, chunk: bytes) -> Iterator[bytes]:
@@ -274,6 +336,8 @@ class Connection:
             except StopAsyncIteration:
                 self._complete = True
                 return None
+            except SSEError:
+                raise
             except Exception as exc:
                 raise self._translated(exc) from exc
             self.received += len(chunk)
@@ -290,7 +354,11 @@ class Connection:
         if parser.error is not None:
             raise parser.error
         last_event_id, retry = parser.last_event_id, parser.retry
-        for piece in self._slices:
+        for _ in range(_SLICES_AT_A_TIME):
+            piece = next(self._slices, None)
+            if piece is None:
+                self._has_slices = False
+                break
             self._uncharged += len(piece)
             items = parser.feed(piece)
             if done is not None:
@@ -298,16 +366,20 @@ class Connection:
                     if isinstance(item, ServerSentEvent) and item.data == done:
                         del items[index:]
                         self.drain()
-                        return self._batch(items)
+                        # Where the last event left the stream, whatever came in the same read.
+                        return self._batch(items, item.id)
+            if self._options.skip_empty:
+                items = [item for item in items if not _is_empty(item)]
             if items or (parser.last_event_id, parser.retry) != (last_event_id, retry):
-                return self._batch(items)
+                return self._batch(items, parser.last_event_id)
         return None
 
-    def _batch(self, items: list[ServerSentEvent | Comment]) -> Batch:
-        charge = self._uncharged + _EVENT_OVERHEAD * len(items)
+    def _batch(self, items: list[ServerSentEvent | Comment], last_event_id: str) -> Batch:
+        charge = self._uncharged + _EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
-        self.events += sum(type(item) is ServerSentEvent for item in items)
-        return Batch(items, charge, self._parser.last_event_id, self._parser.retry)
+        events = sum(type(item) is ServerSentEvent for item in items) if self._options.comments else len(items)
+        self.events += events
+        return Batch(items, events, charge, last_event_id, self._parser.retry)
 
     def _end(self) -> None:
         if self.outcome is not None:
@@ -360,10 +432,11 @@ class Connection:
     async def aclose(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
         await self._close_response()
-        if self._response is not None and self._is_http2() and not self._complete:
-            await self._clients.discard(self._client)
+        if self._complete or (self._response is not None and not self._is_http2()):
+            await self._clients.give_back(self._client, self._origin)
         else:
-            self._clients.put_back(self._client)
+            # An HTTP/2 connection would stay open, also where no answer has come yet.
+            await self._clients.discard(self._client)
 
     async def _close_response(self) -> None:
         # From here on the connection may serve another request: it is not ours to cut off.
@@ -389,10 +462,14 @@ class Connection:
             return StreamTimeoutError("write", timeout.read)
         if isinstance(exc, (package.ConnectError, package.ProxyError)):
             return ConnectError(f"no connection to {target}: {reason}")
+        if isinstance(exc, package.InvalidURL) or "location header" in str(exc):
+            # httpx reads it also where it is not to follow it, and gives no response then.
+            return ProtocolError(f"{target}: a redirect without a usable Location")
         if isinstance(exc, package.RemoteProtocolError):
-            if self._response is not None and "peer closed connection" in str(exc):
+            was_closed = any(words in str(exc) for words in _WORDS_OF_A_CLOSE)
+            if was_closed and self._chunks is not None:
                 return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
-            if "disconnected" in str(exc):
+            if was_closed:
                 return ReadError(f"{target}: the connection was closed before an answer came")
             return ProtocolError(f"{target}: the answer is not valid HTTP")
         if isinstance(exc, (package.NetworkError, OSError)):
@@ -400,11 +477,25 @@ class Connection:
         return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
 
 
+async def _unreadable(error: ProtocolError) -> AsyncIterator[bytes]:
+    raise error
+    yield b""
+
+
+async def _whole(response: Any) -> AsyncIterator[bytes]:
+    yield response.content
+
+
 def describe(url: Any) -> str:
     """Return a URL as messages may show it: without credentials, query and fragment."""
     host = f"[{url.host}]" if ":" in url.host else url.host
     port = "" if url.port is None else f":{url.port}"
-    return f"{url.scheme}://{host}{port}{url.path}"
+    # The raw path: in the other one, escaped line breaks are line breaks.
+    return f"{url.scheme}://{host}{port}{url.raw_path.partition(b'?')[0].decode('ascii')}"
+
+
+def _is_empty(item: ServerSentEvent | Comment) -> bool:
+    return isinstance(item, ServerSentEvent) and not item.data and item.event != "error"
 
 
 def _origin_of(url: Any) -> str:
@@ -412,7 +503,7 @@ def _origin_of(url: Any) -> str:
         url = httpx.URL(str(url))
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         return f"{url.scheme}://{url.host}:{port}"
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         return ""
 
 
@@ -423,5 +514,9 @@ def _reason(exc: BaseException) -> str:
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
             told = link.strerror
-        link = link.__cause__ or link.__context__
+            if link.errno is not None and told.startswith("Connect call failed"):
+                # asyncio's own words, which leave out the reason.
+                told = os.strerror(link.errno)
+        # A name with several addresses makes a group: the first of its errors will do.
+        link = link.__cause__ or link.__context__ or next(iter(getattr(link, "exceptions", ())), None)
     return told

@@ -97,7 +97,7 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
         except Exception as exc:
             raise DecodeError(
                 f'the decode function raised {type(exc).__name__} for a "{event.event}" event; '
-                "the event is in .event",
+                "it is called with a ServerSentEvent, whose text is event.data",
                 event,
             ) from exc
 

@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import _runtime
 
-__all__ = ["End", "HandOff"]
+__all__ = ["End", "HandOff", "settle"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ class End(NamedTuple):
 CLOSED = End("closed")
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def settle(future: asyncio.Future[None]) -> None:
+    """End the wait for a future, unless it has ended."""
     if not future.done():
         future.set_result(None)
 
@@ -77,7 +78,7 @@ class HandOff(Generic[T]):
 
     async def put(self, entry: T, charge: int = 0) -> None:
         """Add an entry, waiting while there is no room. Once closed, entries are dropped."""
-        if not self._fits(charge):
+        if not self.fits(charge):
             self._wanted = charge
             while not self._is_drained():
                 self._resume = self._loop.create_future()
@@ -90,12 +91,17 @@ class HandOff(Generic[T]):
                     self._resume = None
         self.put_now(entry, charge)
 
-    def _fits(self, charge: int) -> bool:
-        return self.closed or not self.buffered or self.buffered + charge <= self._max
+    def fits(self, charge: int) -> bool:
+        """Whether an entry of this charge can be added without waiting."""
+        return not self.buffered or self.has_room(charge)
+
+    def has_room(self, charge: int) -> bool:
+        """Whether this much more stays within the bound."""
+        return self.closed or self.buffered + charge <= self._max
 
     def _is_drained(self) -> bool:
         # Down to half, so that a slow consumer does not wake the loop for every entry.
-        return self._fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
+        return self.fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
 
     def put_now(self, entry: T | End, charge: int = 0) -> None:
         """Add an entry without waiting."""
@@ -112,7 +118,7 @@ class HandOff(Generic[T]):
 
     def _try_resume(self) -> None:
         if self._resume is not None and self._is_drained():
-            _settle(self._resume)
+            settle(self._resume)
 
     # In the consumer's thread, or in a coroutine of the loop.
 
@@ -126,31 +132,51 @@ class HandOff(Generic[T]):
         while (entry := self._poll()) is None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError(f"no event within {timeout:g} s; the stream is still open")
+                raise TimeoutError("no event came in time; the stream is still open")
             self._wait(left)
         return entry
 
     def _wait(self, timeout: float | None) -> None:
         waiter = _runtime.Waiter()
-        self._waiters.append(waiter.wake)
+        wake = waiter.wake
+        self._waiters.append(wake)
         try:
             if not self._queue and not self.closed:
                 waiter.wait(timeout)
         finally:
-            self._waiters.clear()
+            self._withdraw(wake)
 
-    async def atake(self) -> T | End:
-        """Return the next entry, for a coroutine of the loop that produces them."""
+    async def atake(self, timeout: float | None = None) -> T | End:
+        """Return the next entry as take() does, in a coroutine of the loop that produces them.
+
+        A wait that is cancelled, or whose timeout elapses, takes nothing.
+        """
         self._release()
+        deadline = None if timeout is None else self._loop.time() + timeout
         while (entry := self._poll()) is None:
-            woken = self._loop.create_future()
-            self._waiters.append(partial(self._post, _settle, woken))
-            try:
-                if not self._queue and not self.closed:
-                    await woken
-            finally:
-                self._waiters.clear()
+            if deadline is not None and self._loop.time() >= deadline:
+                raise TimeoutError("no event came in time; the stream is still open")
+            await self._await(deadline)
         return entry
+
+    async def _await(self, deadline: float | None) -> None:
+        woken = self._loop.create_future()
+        wake = partial(self._post, settle, woken)
+        timer = None if deadline is None else self._loop.call_at(deadline, settle, woken)
+        self._waiters.append(wake)
+        try:
+            if not self._queue and not self.closed:
+                await woken
+        finally:
+            self._withdraw(wake)
+            if timer is not None:
+                timer.cancel()
+
+    def _withdraw(self, wake: Callable[[], None]) -> None:
+        try:
+            self._waiters.remove(wake)
+        except ValueError:
+            pass  # Whoever had something to tell took it.
 
     def _poll(self) -> T | End | None:
         if self.closed:
@@ -178,8 +204,9 @@ class HandOff(Generic[T]):
         self._post(self._try_resume)
 
     def _wake(self) -> None:
+        # The newest: a signal handler that reads may have interrupted a wait of the same thread.
         try:
-            wake = self._waiters.popleft()
+            wake = self._waiters.pop()
         except IndexError:
             return
         wake()

@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
-from ._exceptions import UsageError
+from ._exceptions import CallbackError, UsageError
 
 __all__ = [
+    "DEFAULT_HEADERS",
     "CancelFlag",
     "RequestOptions",
     "Timeout",
@@ -22,17 +23,37 @@ __all__ = [
     "check_limits",
     "encode_json",
     "header_list",
+    "is_cancelled",
     "is_replayable",
 ]
+
+# What is sent unless the caller says otherwise.
+DEFAULT_HEADERS = (
+    ("Accept", "text/event-stream"),
+    ("Cache-Control", "no-cache"),
+    ("Accept-Encoding", "identity"),
+)
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
 
-# Anything with is_set(): a threading.Event, a gevent one, an asyncio.Event, an object of yours.
-CancelFlag = Any
+
+class CancelFlag(Protocol):
+    """Anything with is_set(): a threading.Event, a gevent one, an asyncio.Event, an object of yours."""
+
+    def is_set(self) -> object:
+        """Whether the request is to be aborted. Called in the loop's thread; it must not wait."""
 
 
-@dataclass(frozen=True)
+def is_cancelled(cancel: CancelFlag | None) -> bool:
+    """Whether the caller's flag is set. Raises CallbackError where it cannot be looked at."""
+    try:
+        return cancel is not None and bool(cancel.is_set())
+    except Exception as exc:
+        raise CallbackError(f"cancel.is_set() raised {type(exc).__name__}") from exc
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timeout:
     """The time limits of one stream, in seconds; None is no limit.
 
@@ -65,7 +86,7 @@ def as_timeout(value: object) -> Timeout:
     if isinstance(value, Timeout):
         return value
     if value is None:
-        return Timeout(None, None)
+        return Timeout(connect=None, read=None)
     if isinstance(value, Mapping):
         unknown = set(value) - {field.name for field in fields(Timeout)}
         if unknown:
@@ -74,13 +95,14 @@ def as_timeout(value: object) -> Timeout:
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
     raise UsageError(
-        f"timeout is a {type(value).__name__}; it takes a number of seconds, a mapping, or sseqbridge.Timeout"
+        f"timeout is a {type(value).__module__}.{type(value).__qualname__}; it takes a number of seconds, "
+        "a mapping, or a sseqbridge.Timeout"
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RequestOptions:
-    """One request, and how its answer is read. Made by the API, never changed."""
+    """One request, and how its answer is read. Made by the API, never changed; no repr shows a secret."""
 
     method: str
     url: str
@@ -98,6 +120,8 @@ class RequestOptions:
     done: str | None
     require_done: bool
     comments: bool
+    # Whether events without data are passed over, as keep-alives that no JSON can be.
+    skip_empty: bool
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None
@@ -113,8 +137,9 @@ def encode_json(data: object) -> bytes:
     try:
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
-        # Not chained: the message of the cause may quote the body.
-        raise UsageError(f"data holds something that JSON cannot: {_json_reason(data, exc)}") from None
+        reason = _json_reason(data, exc)
+    # Out here, so that nothing is chained: the cause may quote the body.
+    raise UsageError(f"data holds something that JSON cannot: {reason}")
 
 
 def _json_reason(data: object, exc: Exception) -> str:
@@ -150,12 +175,19 @@ def header_list(headers: object) -> list[tuple[str, str]]:
 def _header(name: object, value: object) -> tuple[str, str]:
     if isinstance(name, bytes):
         name = name.decode("latin-1")
-    if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-        raise UsageError(f"headers: {name!r} is no header name")
+    if not isinstance(name, str):
+        raise UsageError(f"headers: a name is a {type(name).__name__}; it must be a str")
+    if not _TOKEN.fullmatch(name):
+        # No more of it: in "Authorization: Bearer ..." as a name, the value comes next.
+        begin = _TOKEN.match(name)
+        raise UsageError(f"headers: the name that begins with {begin[0] if begin else ''!r} is no header name")
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
-        raise UsageError(f"headers: the value of {name!r} is a {type(value).__name__}; it must be a str")
+        raise UsageError(
+            f"headers: the value of {name!r} is a {type(value).__name__}; it must be a str "
+            "(the JSON body is the third argument, data)"
+        )
     if _BAD_IN_VALUE.search(value):
         raise UsageError(f"headers: the value of {name!r} has a control character, or a space at an end")
     if not value.isascii() and not _is_latin1(value):

@@ -2,7 +2,7 @@
 
 Everything here runs in the loop's thread but for the methods of `Pump` that say otherwise, and
 those do no more than post to the loop. Whatever ends the task, its done callback puts the one
-`End` into the hand-off: a task that is cancelled before its first step runs no `finally`.
+`End` into the hand-off.
 
 Neither a pump nor anything that it refers to knows the stream object that the user holds: else
 that would live as long as the request, and dropping it could abort nothing.
@@ -16,10 +16,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from . import _runtime
 from ._connection import Batch, Body, Connection, Head
 from ._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, StreamTimeoutError
-from ._handoff import End, HandOff
+from ._handoff import CLOSED, End, HandOff
+from ._options import is_cancelled
 
 if TYPE_CHECKING:
     from ._client import ClientPool
@@ -78,13 +81,16 @@ class LoopState:
         tasks = [pump.task for pump in pumps if pump.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
-        for pump in pumps:
-            # Only a task that would not end has not done this itself.
-            pump.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+        self.give_up()
         try:
             await asyncio.wait_for(self.clients.aclose(), seconds)
         except (Exception, asyncio.CancelledError) as exc:
             logger.debug("closing the HTTP client failed: %s", type(exc).__name__)
+
+    def give_up(self) -> None:
+        """Let the consumers go whose streams' tasks would not end."""
+        for pump in self.pumps:
+            pump.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
 
 
 class Pump:
@@ -103,7 +109,11 @@ class Pump:
         self._started_at = self.loop.time()
         self._reason: BaseException | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._scope: anyio.CancelScope | None = None
+        self._aborted = False
         self._ending = False
+        # What was read since the task last waited for the network.
+        self._gathered: Batch | None = None
         # When the idle clock was last set back, None while it stands still.
         self._idle_since: float | None = None
         # Set once, to True, before the waiters are woken; those publish theirs and look again.
@@ -127,34 +137,66 @@ class Pump:
         self._timers[name] = self.loop.call_at(when, callback, *args)
 
     async def _run(self) -> None:
-        connection = self.connection
         try:
-            head = await connection.open()
-            self.opened = True
-            self.handoff.put_now(head)
-            self._restart_idle_clock()
-            if self._timeout.idle is not None:
-                self._check_idle(self._timeout.idle)
-            async for entry in connection:
-                await self._put(entry)
-                if connection.outcome == "done":
-                    self._begin_end()
+            with anyio.CancelScope() as self._scope:
+                # An abort can be posted before the task has taken its first step.
+                if not self._aborted:
+                    await self._transfer()
         finally:
-            await connection.aclose()
+            await self.connection.aclose()
+
+    async def _transfer(self) -> None:
+        connection = self.connection
+        head = await connection.open()
+        self.opened = True
+        self.handoff.put_now(head)
+        self._idle_since = self.loop.time()
+        if self._timeout.idle is not None:
+            self._check_idle(self._timeout.idle)
+        async for entry in connection:
+            await self._put(entry)
+            if connection.outcome == "done":
+                self._begin_end()
 
     async def _put(self, entry: Batch | Body) -> None:
         if isinstance(entry, Body):
             self.handoff.put_now(entry)
             return
-        if entry.items and self._first_event_at is None:
-            self._first_event_at = self.loop.time()
-        self._idle_since = None if entry.items else self._idle_since
-        await self.handoff.put(entry, entry.charge)
-        if entry.items:
-            self._restart_idle_clock()
+        if entry.events:
+            self._idle_since = self.loop.time()
+            if self._first_event_at is None:
+                self._first_event_at = self._idle_since
+        if self.handoff.closed:
+            # Nobody wants it: let the abort in, however much there is to read without waiting.
+            await asyncio.sleep(0)
+            return
+        gathered = self._gathered
+        if gathered is None:
+            if self.handoff.fits(entry.charge):
+                # Flushed as soon as this task waits for the network: until then what it reads comes
+                # from one network read, and crosses to the consumer as one batch.
+                self._gathered = entry
+                self.loop.call_soon(self._flush)
+                return
+        elif self.handoff.has_room(gathered.charge + entry.charge):
+            gathered.absorb(entry)
+            return
+        await self._put_when_there_is_room(entry)
 
-    def _restart_idle_clock(self) -> None:
-        self._idle_since = self.loop.time()
+    async def _put_when_there_is_room(self, entry: Batch) -> None:
+        self._flush()
+        # The idle clock stands still while the consumer holds the stream back.
+        since, held_at = self._idle_since, self.loop.time()
+        assert since is not None
+        self._idle_since = None
+        await self.handoff.put(entry, entry.charge)
+        self._idle_since = since + self.loop.time() - held_at
+
+    def _flush(self) -> None:
+        gathered = self._gathered
+        if gathered is not None:
+            self._gathered = None
+            self.handoff.put_now(gathered, gathered.charge)
 
     def _check_idle(self, limit: float) -> None:
         # One timer a stream, set anew when it fires: an event costs no more than a look at the clock.
@@ -172,6 +214,8 @@ class Pump:
         """The last event is in: let the consumer go soon, and the rest of the body come."""
         if not self._ending and not self._finished:
             self._ending = True
+            # Not by the callback: uvloop runs a timer that is due, such as the end's, before it.
+            self._flush()
             self._cancel_timers()
             now = self.loop.time()
             self._set_timer("end", now + _END_SECONDS, self.handoff.end, End("done"))
@@ -197,16 +241,17 @@ class Pump:
             self._reason = reason
         # First the socket: a task that waits for something else could take its time.
         self.connection.shut_down()
-        self.task.cancel()
+        # Not task.cancel(): it goes through the shields under which httpcore closes connections,
+        # other streams' among them, and would leave those open.
+        self._aborted = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     def check_cancel(self) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""
-        assert self._cancel is not None
         try:
-            is_set = self._cancel.is_set()
-        except Exception as exc:
-            error = CallbackError(f"cancel.is_set() raised {type(exc).__name__}")
-            error.__cause__ = exc
+            is_set = is_cancelled(self._cancel)
+        except CallbackError as error:
             self.abort(error)
             return
         if is_set and not self._ending:
@@ -217,21 +262,24 @@ class Pump:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._cancel_timers()
         self.state.pumps.discard(self)
+        self._flush()
         self.handoff.end(self._end_of(task))
         self._finished = True
         while self._finish_waiters:
-            self._wake_one()
+            self._finish_waiters.popleft()()
 
     def _end_of(self, task: asyncio.Task[None]) -> End:
         error = None if task.cancelled() else task.exception()
         if self._ending:
             return End("done")
+        if error is None and self.connection.outcome is not None and not task.cancelled():
+            return End(self.connection.outcome)
         if self._reason is not None:
             return End("error", self._reason)
         if task.cancelled():
             return End("error", BridgeClosedError("the event loop that the stream ran on is ending"))
         if error is None:
-            return End(self.connection.outcome or "eof")
+            return CLOSED
         if isinstance(error, SSEError):
             return End("error", error)
         told = SSEError(f"{self.connection.target}: {type(error).__name__} in the stream's task")
@@ -267,13 +315,6 @@ class Pump:
     def finished(self) -> bool:
         """Whether the task has ended and its connection is closed or given back."""
         return self._finished
-
-    def _wake_one(self) -> None:
-        try:
-            wake = self._finish_waiters.popleft()
-        except IndexError:
-            return
-        wake()
 
     # In any thread but the loop's.
 

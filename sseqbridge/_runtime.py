@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import asyncio
 import atexit
+import contextvars
 import socket
 import sys
 import threading
@@ -98,13 +99,14 @@ def shut_down_socket(fd: int) -> None:
 
 
 async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: object) -> T:
-    """Run a blocking function in a daemon thread of its own.
+    """Run a blocking function in a daemon thread of its own, in the context of the caller.
 
     asyncio's default executor will not do: its threads are joined when the interpreter exits,
     and it starts none once the main thread has ended.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if future.cancelled():
@@ -117,7 +119,7 @@ async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: obj
     def run() -> None:
         result, error = None, None
         try:
-            result = function(*args)
+            result = context.run(function, *args)
         except BaseException as exc:
             error = exc
         try:
@@ -149,8 +151,10 @@ class _EventLoop(StandardEventLoop):
             lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", socket.getaddrinfo, *key))
             self._lookups[key] = lookup
             lookup.add_done_callback(lambda task: self._looked_up(key, task))
-        # Shielded: a request that is aborted must not end the look-up for the others.
-        return await asyncio.shield(lookup)
+        # Not awaited itself: a request that is aborted must not end the look-up for the others.
+        # (Nor shielded, since 3.14's shield() reports a failure nobody waits for any more.)
+        await asyncio.wait({lookup})
+        return lookup.result()
 
     def _looked_up(self, key: Any, task: asyncio.Task[Any]) -> None:
         del self._lookups[key]

@@ -10,19 +10,19 @@ an asynchronous stream synchronously.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._connection import Batch, Body
-from ._exceptions import SSEError, StatusError, UsageError
+from ._exceptions import CallbackError, SSEError, StatusError, UsageError
 from ._handoff import CLOSED, End
 from ._models import ServerSentEvent
+from ._options import is_cancelled
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -95,10 +95,16 @@ class _BaseStream(Generic[T]):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         # Not there where __init__ was not reached.
-        if hasattr(self, "_draining") and self._is_open():
+        if not hasattr(self, "_draining") or self._end is not None:
+            return
+        if self._handoff.closed:
+            # An interrupt may have come between the two steps of an abort.
+            self._pump.request_abort()
+        else:
+            told = f"{self!r} of {self._pump.connection.target} was dropped while it was open: close it, or use with"
             self._abort()
             if self.status == 200:
-                _warn(f"{self!r} was dropped while it was open: close it, or use with", ResourceWarning, source=self)
+                _warn(told, ResourceWarning, source=self)
 
     @property
     def status(self) -> int:
@@ -156,7 +162,10 @@ class _BaseStream(Generic[T]):
 
     def _claim(self) -> None:
         if not self._reading.acquire(blocking=False):
-            raise UsageError("this stream is being read elsewhere already; one consumer at a time")
+            raise UsageError(
+                "this stream has one consumer at a time, and is being read already: by another thread, or by a "
+                "loop that is not over (a variable may hold its iterator); inside a loop, next() takes further items"
+            )
 
     def _item(self, event: Any) -> T:
         """Return what the caller asked for of an event, or of an error answer's body."""
@@ -194,15 +203,27 @@ class _BaseStream(Generic[T]):
     def _before_take(self) -> bool:
         """Leave the batch that was read to its end; False where nothing more can come."""
         if self._batch is not None:
-            self._committed_id, self._retry = self._batch.last_event_id, self._batch.retry
+            if self._is_open():
+                self._committed_id, self._retry = self._batch.last_event_id, self._batch.retry
+            # Else it was not read to its end: the last event is where the consumer stands.
             self._batch = None
         if self._end is not None:
             if self._end.error is not None:
-                raise self._end.error
+                # Without the frames of earlier times, which would pile up.
+                raise self._end.error.with_traceback(None)
             return False
-        if self._cancel is not None and self._cancel.is_set():
-            self._abort()
-        return True
+        return not self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """Whether close(), or the caller's cancel flag, says that no further item is wanted."""
+        if self._cancel is not None and self._is_open():
+            try:
+                if is_cancelled(self._cancel):
+                    self._abort()
+            except CallbackError as exc:
+                self._fail(exc)
+                raise
+        return self._handoff.closed
 
     def _accept(self, entry: Entry | End) -> None:
         """Take the hand-off's next entry in hand. Raises the stream's error where it is one."""
@@ -214,7 +235,8 @@ class _BaseStream(Generic[T]):
                 self._fail(self._status_error())
             elif entry.content:
                 self._items = iter((entry,))
-        elif isinstance(entry, End):
+        else:
+            assert isinstance(entry, End)
             self._end = entry
         if self._end is not None and self._end.error is not None:
             raise self._end.error
@@ -234,6 +256,9 @@ class _BaseStream(Generic[T]):
         if not isinstance(cause, StatusError):
             error.__cause__ = cause
         return error
+
+    def _lacks_body(self) -> bool:
+        return self._body is None and self._is_open()
 
     def _has_good_status(self) -> bool:
         return self.status in (200, 204)
@@ -296,11 +321,12 @@ class EventStream(_BaseStream[T]):
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
         if not self._has_good_status():
-            self._claim()
-            try:
-                self._wait_for_body()
-            finally:
-                self._reading.release()
+            if self._lacks_body():
+                self._claim()
+                try:
+                    self._wait_for_body()
+                finally:
+                    self._reading.release()
             raise self._status_error()
         return self
 
@@ -321,15 +347,20 @@ class EventStream(_BaseStream[T]):
 
     def _loop(self, abort_when_left: bool) -> Iterator[T]:
         self._claim()
-        self._loop_thread = threading.get_ident()
-        handoff = self._handoff
+        handoff, cancel = self._handoff, self._cancel
         try:
             while True:
-                for event in self._items:
-                    if handoff.closed:
+                items = self._items
+                for event in items:
+                    if handoff.closed or (cancel is not None and self._is_stopped()):
                         break
-                    yield self._item(event)
-                if not self._advance(None):
+                    item = self._item(event)
+                    # In the loop's body, and there alone: what interrupts a wait may not read.
+                    self._loop_thread = threading.get_ident()
+                    yield item
+                    self._loop_thread = None
+                # The loop's body may have called next(), and that have taken the next batch.
+                if self._items is items and not self._advance(None):
                     return
         except BaseException as exc:
             left = isinstance(exc, GeneratorExit)
@@ -344,7 +375,7 @@ class EventStream(_BaseStream[T]):
     def _next(self, timeout: float | None) -> T:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if not self._handoff.closed:
+            if not self._is_stopped():
                 for event in self._items:
                     return self._item(event)
             if not self._advance(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -359,23 +390,23 @@ class EventStream(_BaseStream[T]):
             return False
         try:
             entry = self._handoff.take(timeout)
+            if entry is CLOSED:
+                return False
+            self._accept(entry)
         except TimeoutError:
             raise
         except BaseException:
-            # KeyboardInterrupt, or whatever else a signal handler or a greenlet's owner raises.
+            # An error of the stream's own; else KeyboardInterrupt, or whatever else a signal
+            # handler or a greenlet's owner raises.
             self._abort()
             raise
-        if entry is CLOSED:
-            return False
-        self._accept(entry)
         return self._end is None
 
     def _wait_for_body(self) -> None:
-        if self._body is None and self._is_open():
-            try:
-                self._advance(None)
-            except SSEError:
-                pass  # The status is the news. A StatusError of the stream's own is among these.
+        try:
+            self._advance(None)
+        except SSEError:
+            pass  # The status is the news. A StatusError of the stream's own is among these.
 
 
 class AsyncEventStream(_BaseStream[T]):
@@ -396,17 +427,8 @@ class AsyncEventStream(_BaseStream[T]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:
-        self._claim()
-        try:
-            while True:
-                if not self._handoff.closed:
-                    for event in self._items:
-                        return self._item(event)
-                if not await self._advance():
-                    raise StopAsyncIteration
-        finally:
-            self._reading.release()
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        return self.next()
 
     async def next(self, timeout: float | None = None) -> T:
         """Return the next item, waiting for it.
@@ -414,25 +436,29 @@ class AsyncEventStream(_BaseStream[T]):
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed (the
         stream stays open), StopAsyncIteration at the end, and the stream's error where it has one.
         """
-        waiting = asyncio.ensure_future(self.__anext__())
+        # In no task of its own: a cancellation could come after that task took an item and before
+        # this one returned it.
+        self._claim()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            await asyncio.wait({waiting}, timeout=timeout)
+            while True:
+                if not self._is_stopped():
+                    for event in self._items:
+                        return self._item(event)
+                if not await self._advance(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                    raise StopAsyncIteration
         finally:
-            # An item that came at this very moment is returned all the same.
-            waiting.cancel()
-            await asyncio.wait({waiting})
-        if waiting.cancelled():
-            raise TimeoutError(f"no event within {timeout:g} s; the stream is still open")
-        return waiting.result()
+            self._reading.release()
 
     async def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
         if not self._has_good_status():
-            self._claim()
-            try:
-                await self._wait_for_body()
-            finally:
-                self._reading.release()
+            if self._lacks_body():
+                self._claim()
+                try:
+                    await self._wait_for_body()
+                finally:
+                    self._reading.release()
             raise self._status_error()
         return self
 
@@ -445,25 +471,24 @@ class AsyncEventStream(_BaseStream[T]):
             self._abort()
             await self._pump.await_finished(_CLOSE_SECONDS)
 
-    async def _advance(self) -> bool:
+    async def _advance(self, timeout: float | None) -> bool:
         """Take the next entry in hand; False at the end of the stream."""
         if self._draining:
             self._draining = False
             await self._pump.await_finished(_END_SECONDS)
         if not self._before_take():
             return False
-        entry = await self._handoff.atake()
+        entry = await self._handoff.atake(timeout)
         if entry is CLOSED:
             return False
         self._accept(entry)
         return self._end is None
 
     async def _wait_for_body(self) -> None:
-        if self._body is None and self._is_open():
-            try:
-                await self._advance()
-            except SSEError:
-                pass  # The status is the news. A StatusError of the stream's own is among these.
+        try:
+            await self._advance(None)
+        except SSEError:
+            pass  # The status is the news. A StatusError of the stream's own is among these.
 
 
 class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):

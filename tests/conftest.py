@@ -116,3 +116,11 @@ def ask_anew(request: pytest.FixtureRequest) -> Iterator[Door]:
     else:
         with Bridge() as bridge:
             yield Door(is_async=False, bridge=bridge)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on 127.0.0.1 where nothing listens, and nothing else comes to."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]

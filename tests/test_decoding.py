@@ -163,7 +163,10 @@ def test_function_that_raises_is_an_error_with_event_and_cause() -> None:
         decoder(refuse).item(event)
     assert raised.value.event is event
     assert isinstance(raised.value.__cause__, KeyError)
-    assert str(raised.value) == 'the decode function raised KeyError for a "tick" event; the event is in .event'
+    assert str(raised.value) == (
+        'the decode function raised KeyError for a "tick" event; '
+        "it is called with a ServerSentEvent, whose text is event.data"
+    )
 
 
 def test_function_that_is_interrupted_is_no_error_of_the_event() -> None:

@@ -1,0 +1,105 @@
+"""What tests of threads and processes share: work in other threads, waits, other interpreters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["EXITS", "in_thread", "is_waiting", "python", "started", "thread_waits", "together", "until"]
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
+
+# An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
+EXITS = 3.0
+
+
+def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Wait until `condition` holds. Raises TimeoutError where it does not come to."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what the test waits for did not come")
+        time.sleep(0.001)
+
+
+def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:
+    """Start `function` in a thread of its own, and return its future result."""
+    future: Future[T] = Future()
+    running = threading.Event()
+
+    def run() -> None:
+        running.set()
+        try:
+            future.set_result(function())
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    # One after the other: two threads that a tracer (coverage's) is installed in at the same time
+    # can both fail, "Cannot install a trace function while another ... is being installed".
+    running.wait()
+    assert thread.ident is not None
+    _idents[future] = thread.ident
+    return future
+
+
+_idents: dict[Future[Any], int] = {}
+
+
+def is_waiting(future: Future[Any]) -> bool:
+    """Whether the thread behind `future` waits for an entry now."""
+    return thread_waits(_idents[future])
+
+
+def thread_waits(ident: int) -> bool:
+    """Whether a thread waits for an entry now."""
+    frame = sys._current_frames().get(ident)
+    return frame is not None and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) == ("wait", "_runtime.py")
+
+
+def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run the functions at the same time, each in a thread of its own, and return their results."""
+    barrier = threading.Barrier(len(functions))
+
+    def run(function: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return function()
+
+    futures = [in_thread(partial(run, function)) for function in functions]
+    return [future.result(15) for future in futures]
+
+
+@contextmanager
+def started(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program in an interpreter of its own, which is killed where it outlives the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *args],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def python(program: str, *args: str, timeout: float = 15.0) -> tuple[int, str, str]:
+    """Run a program to its end, and return its exit status, output and errors."""
+    with started(program, *args) as process:
+        out, err = process.communicate(timeout=timeout)
+        return process.returncode, out, err

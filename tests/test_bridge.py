@@ -1,0 +1,488 @@
+"""The bridge: its one thread, how it starts, how it ends, and what it carries over to requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+import sseqbridge
+from sseqbridge import Bridge, BridgeClosedError, CallbackError, SSEError, UsageError, _bridge, _runtime, request_sse
+from sseqbridge._connection import Connection
+from sseqbridge.testing import SSEServer, send, silence
+
+from .support import in_thread, is_waiting, together, until
+
+ONE_THEN_SILENCE = (send({"n": 1}), silence())
+ANSWER = (send({"n": 1}), send("[DONE]"))
+
+
+@pytest.fixture
+def silent() -> Iterator[SSEServer]:
+    with SSEServer(ONE_THEN_SILENCE) as server:
+        yield server
+
+
+@pytest.fixture
+def answers() -> Iterator[SSEServer]:
+    with SSEServer(ANSWER) as server:
+        yield server
+
+
+def threads_of_bridges() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "sseqbridge-loop"}
+
+
+# Starting.
+
+
+def test_a_bridge_starts_its_thread_with_the_first_request(answers: SSEServer) -> None:
+    before = threads_of_bridges()
+    with Bridge() as bridge:
+        assert threads_of_bridges() == before
+        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        (thread,) = threads_of_bridges() - before
+        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert threads_of_bridges() - before == {thread}
+    assert not thread.is_alive()
+
+
+def test_many_first_requests_at_once_start_one_thread(answers: SSEServer) -> None:
+    for _ in range(10):
+        before = threads_of_bridges()
+        with Bridge() as bridge:
+            streams = together([partial(request_sse, answers.url, bridge=bridge)] * 30)
+            assert [list(it) for _, _, it in streams] == [[{"n": 1}]] * 30
+            assert len(threads_of_bridges() - before) == 1
+
+
+def test_the_process_has_one_bridge_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bridge, "_default", None)
+    assert len({id(bridge) for bridge in together([_bridge.default_bridge] * 30)}) == 1
+
+
+def test_a_thread_that_cannot_be_started_is_a_typed_error_and_a_later_try_works(
+    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Bridge() as bridge:
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "start_daemon_thread", fail)
+            with pytest.raises(BridgeClosedError, match="can't start new thread") as told:
+                request_sse(answers.url, bridge=bridge)
+            assert isinstance(told.value.__cause__, RuntimeError)
+        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+
+
+def test_a_loop_that_cannot_be_made_is_a_typed_error_and_a_later_try_works(
+    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
+) -> None:
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    with Bridge() as bridge:
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "new_event_loop", fail)
+            with pytest.raises(BridgeClosedError, match="Too many open files") as told:
+                request_sse(answers.url, bridge=bridge)
+            assert isinstance(told.value.__cause__, OSError)
+        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+
+
+def test_a_client_that_is_no_function_is_misuse() -> None:
+    client: Any = httpx.AsyncClient()
+    with pytest.raises(UsageError, match="a function that returns"):
+        Bridge(client=client)
+    asyncio.run(client.aclose())
+
+
+# Closing.
+
+
+def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer) -> None:
+    bridge = Bridge()
+    streams = [request_sse(silent.url, bridge=bridge).events for _ in range(3)]
+    assert next(streams[0]) == {"n": 1}
+    assert next(streams[1]) == {"n": 1}
+    reading = in_thread(lambda: list(streams[0]))
+    until(lambda: is_waiting(reading))
+    bridge.close()
+    with pytest.raises(BridgeClosedError, match="bridge"):
+        reading.result(5)
+    with pytest.raises(BridgeClosedError):
+        next(streams[1])
+    # What was received before is given first.
+    assert next(streams[2]) == {"n": 1}
+    with pytest.raises(BridgeClosedError):
+        next(streams[2])
+    assert {it.outcome for it in streams} == {"error"}
+    for request in silent.requests:
+        request.wait_aborted()
+    for it in streams:
+        it.close()
+
+
+def test_closing_a_bridge_ends_the_wait_for_headers() -> None:
+    with SSEServer([silence()]) as server:
+        with Bridge() as bridge:
+            asking = in_thread(lambda: request_sse(server.url, bridge=bridge))
+            request = server.wait_for_request()
+        with pytest.raises(BridgeClosedError):
+            asking.result(5)
+        request.wait_aborted()
+
+
+def test_a_closed_bridge_takes_no_request(answers: SSEServer) -> None:
+    with Bridge() as bridge:
+        pass
+    with pytest.raises(UsageError, match="closed"):
+        request_sse(answers.url, bridge=bridge)
+    bridge.close()
+    assert answers.requests == []
+
+
+def test_many_threads_close_one_bridge(silent: SSEServer) -> None:
+    for n in range(20):
+        bridge = Bridge()
+        it = request_sse(silent.url, bridge=bridge).events
+        assert next(it) == {"n": 1}
+        reading = in_thread(partial(list[Any], it))
+        assert together([bridge.close] * 20) == [None] * 20
+        with pytest.raises(BridgeClosedError):
+            reading.result(5)
+        silent.wait_for_request(n + 1).wait_aborted()
+
+
+def test_close_against_requests(answers: SSEServer) -> None:
+    for _ in range(20):
+        bridge = Bridge()
+
+        def ask(bridge: Bridge = bridge) -> object:
+            try:
+                return list(request_sse(answers.url, bridge=bridge).events)
+            except (BridgeClosedError, UsageError) as exc:
+                return type(exc)
+
+        for result in together([ask, ask, ask, bridge.close, ask]):
+            assert result in ([{"n": 1}], BridgeClosedError, UsageError, None)
+
+
+def test_a_bridge_closed_while_a_request_is_made_takes_it_no_more(answers: SSEServer) -> None:
+    # The client's factory runs in the middle of making the request.
+    def factory() -> httpx.AsyncClient:
+        bridge.close()
+        return httpx.AsyncClient()
+
+    bridge = Bridge(client=factory)
+    with pytest.raises(BridgeClosedError, match="while the request was made"):
+        request_sse(answers.url, bridge=bridge)
+
+
+def test_closing_from_the_bridges_own_thread_does_not_wait_for_itself(silent: SSEServer) -> None:
+    armed = threading.Event()
+
+    class Closing:
+        def is_set(self) -> bool:
+            if armed.is_set() and threading.current_thread().name == "sseqbridge-loop":
+                bridge.close()
+            return False
+
+    bridge = Bridge()
+    it = request_sse(silent.url, bridge=bridge, cancel=Closing()).events
+    assert next(it) == {"n": 1}
+    armed.set()
+    with pytest.raises(BridgeClosedError):
+        next(it)
+
+
+def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
+    monkeypatch: pytest.MonkeyPatch, silent: SSEServer
+) -> None:
+    bridge = Bridge()
+    monkeypatch.setattr(_bridge, "_bridges", weakref.WeakSet([bridge]))
+    monkeypatch.setattr(_bridge, "_exiting", False)
+    it = request_sse(silent.url, bridge=bridge).events
+    assert next(it) == {"n": 1}
+    with SSEServer([silence()]) as headless:
+        asking = in_thread(lambda: request_sse(headless.url, bridge=bridge))
+        headless.wait_for_request()
+        _bridge._close_all()
+        with pytest.raises(BridgeClosedError, match="exiting"):
+            asking.result(5)
+    assert list(it) == []
+    silent.wait_for_request().wait_aborted()
+
+
+def test_the_repr_tells_the_state_and_nothing_else(silent: SSEServer) -> None:
+    bridge = Bridge()
+    assert repr(bridge) == "<Bridge not started>"
+    with bridge:
+        it = request_sse(silent.url, {"Authorization": "secret"}, bridge=bridge).events
+        assert repr(bridge) == "<Bridge open streams=1>"
+        it.close()
+        assert repr(bridge) == "<Bridge open streams=0>"
+    assert repr(bridge) == "<Bridge closed>"
+
+
+def test_closing_and_dropping_streams_of_a_closed_bridge(silent: SSEServer) -> None:
+    with Bridge() as bridge:
+        streams = [request_sse(silent.url, bridge=bridge).events for _ in range(2)]
+    streams[0].close()
+    assert list(streams[0]) == []
+    with pytest.warns(ResourceWarning):
+        streams.clear()
+
+
+def test_a_client_that_cannot_be_closed_holds_up_nothing(silent: SSEServer) -> None:
+    class Failing(httpx.AsyncClient):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise OSError
+
+    bridge = Bridge(client=Failing)
+    with request_sse(silent.url, bridge=bridge).events as it:
+        assert next(it) == {"n": 1}
+    thread = bridge._thread
+    assert thread is not None
+    bridge.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+# The thread is ended by what it runs.
+
+
+class Flag:
+    """A flag that raises in the loop's thread, once it is told what."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def is_set(self) -> bool:
+        if self.error is not None and threading.current_thread().name == "sseqbridge-loop":
+            raise self.error
+        return False
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_a_thread_that_is_ended_tells_its_consumers_and_the_next_request_starts_anew(
+    silent: SSEServer, answers: SSEServer, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    flag = Flag()
+    with Bridge() as bridge:
+        streams = [request_sse(silent.url, cancel=cancel, bridge=bridge).events for cancel in (flag, None)]
+        assert [next(it) for it in streams] == [{"n": 1}] * 2
+        reading = in_thread(lambda: list(streams[1]))
+        until(lambda: is_waiting(reading))
+        (thread,) = threads_of_bridges() & {bridge._thread}
+        flag.error = error
+        with pytest.raises(BridgeClosedError, match=type(error).__name__) as told:
+            reading.result(5)
+        assert told.value.__cause__ is error
+        with pytest.raises(BridgeClosedError):
+            next(streams[0])
+        thread.join(5)
+        for request in silent.requests:
+            request.wait_aborted()
+        assert repr(bridge) == "<Bridge not started>"
+        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        for it in streams:
+            it.close()
+    assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["sseqbridge"]
+
+
+def test_a_transport_that_ends_the_thread_is_told_as_such() -> None:
+    def leave(request: httpx.Request) -> httpx.Response:
+        raise SystemExit(4)
+
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(leave))) as bridge:
+        for _ in range(2):
+            with pytest.raises(SSEError, match="SystemExit") as told:
+                request_sse("http://127.0.0.1/", bridge=bridge)
+            assert isinstance(told.value.__cause__, SystemExit)
+
+
+def test_closing_a_bridge_whose_thread_was_ended(silent: SSEServer) -> None:
+    flag = Flag()
+    with Bridge() as bridge:
+        it = request_sse(silent.url, cancel=flag, bridge=bridge).events
+        assert next(it) == {"n": 1}
+        flag.error = SystemExit()
+        with pytest.raises(BridgeClosedError):
+            next(it)
+
+
+class Stubborn(httpx.AsyncBaseTransport):
+    """A transport that does `act` when its request is cancelled."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act = act
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await self._act()
+
+
+def test_a_task_that_will_not_end_holds_up_neither_its_consumer_nor_the_closing() -> None:
+    async def go_on() -> None:
+        pass
+
+    bridge = Bridge(client=lambda: httpx.AsyncClient(transport=Stubborn(go_on)))
+    asking = in_thread(lambda: request_sse("http://127.0.0.1/", bridge=bridge))
+    until(lambda: "streams=1" in repr(bridge))
+    thread = bridge._thread
+    assert thread is not None
+    bridge.close()
+    with pytest.raises(BridgeClosedError):
+        asking.result(5)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_transport_that_ends_the_thread_even_while_it_is_wound_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> None:
+        raise SystemExit(4)
+
+    bridge = Bridge(client=lambda: httpx.AsyncClient(transport=Stubborn(leave)))
+    asking = in_thread(lambda: request_sse("http://127.0.0.1/", bridge=bridge))
+    until(lambda: "streams=1" in repr(bridge))
+    bridge.close()
+    with pytest.raises(SSEError):
+        asking.result(5)
+    gc.collect()
+
+
+def test_an_exception_out_of_a_transport_is_one_typed_error() -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise ZeroDivisionError
+
+    with (
+        Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(fail))) as bridge,
+        pytest.raises(SSEError) as told,
+    ):
+        request_sse("http://127.0.0.1/", bridge=bridge)
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+
+
+def test_a_fault_of_the_librarys_own_is_one_typed_error(monkeypatch: pytest.MonkeyPatch, silent: SSEServer) -> None:
+    async def fail(self: Connection) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Connection, "open", fail)
+    with pytest.raises(SSEError, match="ZeroDivisionError") as told:
+        request_sse(silent.url)
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+
+
+# Where it is called.
+
+
+def test_a_request_in_the_loops_own_thread_is_misuse(silent: SSEServer) -> None:
+    class Asking:
+        def is_set(self) -> bool:
+            if threading.current_thread().name == "sseqbridge-loop":
+                request_sse(silent.url)
+            return False
+
+    it = request_sse(silent.url, cancel=Asking()).events
+    assert next(it) == {"n": 1}
+    with pytest.raises(CallbackError) as told:
+        next(it)
+    assert isinstance(told.value.__cause__, UsageError)
+    assert "own thread" in str(told.value.__cause__)
+
+
+def test_a_request_in_a_body_that_the_loop_iterates_is_misuse(silent: SSEServer) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        request_sse(silent.url)
+        yield b""
+
+    with pytest.raises(SSEError) as told:
+        request_sse(silent.url, content=body())
+    cause: BaseException | None = told.value
+    while cause is not None and not isinstance(cause, UsageError):
+        cause = cause.__cause__
+    assert isinstance(cause, UsageError)
+
+
+def test_a_request_in_a_coroutine_warns_at_the_callers_line_and_works(answers: SSEServer) -> None:
+    async def main() -> list[Any]:
+        with pytest.warns(RuntimeWarning, match="arequest_sse") as caught:
+            response = request_sse(answers.url)
+        (warning,) = caught
+        assert warning.filename == __file__
+        return list(response.events)
+
+    assert asyncio.run(main()) == [{"n": 1}]
+
+
+def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+    async def main() -> list[Any]:
+        return list(request_sse(answers.url).events)
+
+    monkeypatch.setitem(sys.modules, "ipykernel", sseqbridge)
+    assert asyncio.run(main()) == [{"n": 1}]
+
+
+# What goes along.
+
+tenant = contextvars.ContextVar("tenant", default="nobody")
+
+
+def test_the_callers_context_is_that_of_the_request(answers: SSEServer) -> None:
+    seen = []
+
+    async def note(request: httpx.Request) -> None:
+        seen.append(tenant.get())
+
+    def ask(name: str) -> None:
+        tenant.set(name)
+        list(request_sse(answers.url, bridge=bridge).events)
+
+    with Bridge(client=lambda: httpx.AsyncClient(event_hooks={"request": [note]})) as bridge:
+        for name in ("a", "b", "c"):
+            contextvars.Context().run(ask, name)
+    assert seen == ["a", "b", "c"]
+    assert tenant.get() == "nobody"
+
+
+def test_the_callers_context_is_that_of_the_body(answers: SSEServer) -> None:
+    seen = []
+
+    def body() -> Iterator[bytes]:
+        seen.append(tenant.get())
+        yield b"{}"
+
+    def ask() -> None:
+        tenant.set("a")
+        list(request_sse(answers.url, content=body()).events)
+
+    contextvars.Context().run(ask)
+    assert seen == ["a"]
+
+
+def test_streams_of_two_bridges_are_apart(silent: SSEServer) -> None:
+    with Bridge() as kept:
+        it = request_sse(silent.url, bridge=kept).events
+        with Bridge() as closed:
+            other = request_sse(silent.url, bridge=closed).events
+        assert next(other) == {"n": 1}
+        with pytest.raises(BridgeClosedError):
+            next(other)
+        assert next(it) == {"n": 1}
+        it.close()

@@ -1,0 +1,221 @@
+"""Edges that were found by attacking the library, each of which once went wrong."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from sseqbridge import Bridge, DecodeError, EventStream, ServerSentEvent, StatusError, UsageError, request_sse
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
+
+from .doors import Door
+from .support import in_thread, together, until
+
+THREE = raw(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\ndata: 3\n\n")
+
+
+@pytest.mark.parametrize("value", ["caf\xe9".encode("latin-1"), "caf\xe9".encode()])
+def test_header_of_an_answer_need_not_be_ascii(ask: Door, value: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Name: " + value + b"\r\nConnection: close\r\n\r\n"
+    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+        assert answer.headers["x-name"].startswith("caf")
+
+
+def test_compressed_comments_without_end_hold_up_no_other_stream() -> None:
+    """32 MB of them come in 64 KiB, and give no event that backpressure could stop."""
+    bomb = gzip.compress(b":\n" * (16 * 1024 * 1024))
+    script = [respond(headers={"Content-Encoding": "gzip"}), raw(bomb), silence()]
+    with (
+        SSEServer(script) as bombing,
+        SSEServer([send(1), send("[DONE]")]) as other,
+        request_sse(bombing.url).events as held,
+    ):
+        reading = in_thread(lambda: list(held))
+        until(lambda: held.stats.bytes > 0)
+        for _ in range(3):
+            assert list(request_sse(other.url).events) == [1]
+        assert not reading.done()
+        held.close()
+        assert reading.result(5) == []
+
+
+# Where a stream stands is where its consumer stands.
+
+
+@pytest.fixture
+def three() -> Iterator[EventStream[int]]:
+    with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
+        yield events
+
+
+def test_last_event_id_after_close_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    assert next(three) == 1
+    three.close()
+    assert list(three) == []
+    assert three.last_event_id == "1"
+
+
+def test_last_event_id_after_close_in_the_loop_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    for _ in three:
+        three.close()
+    assert three.last_event_id == "1"
+
+
+def test_last_event_id_after_the_accepted_event_is_its_own() -> None:
+    with SSEServer([THREE, silence()]) as server:
+        events = request_sse(server.url, done=lambda event: event.data == "2").events
+        assert list(events) == [1, 2]
+        assert events.last_event_id == "2"
+
+
+def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    with SSEServer([raw(b"id: 1\ndata: 1\n\nid: 2\ndata: no JSON\n\nid: 3\ndata: 3\n\n")]) as server:
+        events = request_sse(server.url).events
+        assert next(events) == 1
+        for _ in range(2):
+            with pytest.raises(DecodeError):
+                next(events)
+        assert events.last_event_id == "1"
+
+
+def test_last_event_id_after_done_is_not_of_what_came_behind() -> None:
+    with SSEServer([raw(b"id: 1\ndata: 1\n\ndata: [DONE]\n\nid: 9\ndata: 9\n\n")]) as server:
+        events = request_sse(server.url).events
+        assert list(events) == [1]
+        assert events.last_event_id == "1"
+
+
+# Items and errors.
+
+
+def test_event_without_data_is_no_json_and_passed_over(ask: Door) -> None:
+    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+
+
+def test_event_without_data_is_an_event_all_the_same(ask: Door) -> None:
+    script = [raw(b"event: ping\ndata:\n\n"), send("[DONE]")]
+    with SSEServer(script) as server, ask(server.url, decode="event") as answer:
+        assert answer.items() == [ServerSentEvent("ping")]
+
+
+def test_raise_for_status_in_a_loop_over_the_error_body() -> None:
+    with SSEServer([respond(500, content_type="application/json"), raw(b'{"no": 1}')]) as server:
+        events = request_sse(server.url).events
+        with pytest.raises(StatusError) as caught:
+            for body in events:
+                assert body == {"no": 1}
+                events.raise_for_status()
+        assert caught.value.body == b'{"no": 1}'
+
+
+def test_error_raised_again_does_not_grow() -> None:
+    with SSEServer([raw(b"data: no JSON\n\n")]) as server:
+        events = request_sse(server.url).events
+        depths = []
+        for _ in range(5):
+            with pytest.raises(DecodeError) as caught:
+                next(events)
+            depths.append(len(caught.traceback))
+        assert depths[1] == depths[-1]
+
+
+def test_servers_words_cannot_forge_a_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/":
+            yield respond(307, {"Location": "/x%0aERROR%20root%20forged%1b[31m"})
+        else:
+            yield respond(500)
+
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    with SSEServer(script) as server, pytest.raises(StatusError) as caught:
+        request_sse(server.url).raise_for_status()
+    assert "/x%0aERROR" in str(caught.value)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+# Clients of the caller's.
+
+
+def test_burst_of_first_requests_leaves_one_client_open() -> None:
+    made: list[httpx.AsyncClient] = []
+
+    def client() -> httpx.AsyncClient:
+        made.append(httpx.AsyncClient(verify=False))
+        return made[-1]
+
+    with SSEServer([send(1), send("[DONE]")]) as server, Bridge(client=client) as bridge:
+        together([lambda: list(request_sse(server.url, bridge=bridge).events)] * 20)
+        for _ in range(2):
+            assert list(request_sse(server.url, bridge=bridge).events) == [1]
+        until(lambda: sum(not http.is_closed for http in made) <= 9)
+    assert all(http.is_closed for http in made)
+
+
+def test_slow_client_function_holds_up_no_other_stream() -> None:
+    is_made = threading.Event()
+    is_called = threading.Event()
+
+    def client() -> httpx.AsyncClient:
+        if is_called.is_set():
+            is_made.wait(10)
+        is_called.set()
+        return httpx.AsyncClient(verify=False)
+
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send("[DONE]")]) as server, Bridge(client=client) as bridge:
+        events = request_sse(server.url, bridge=bridge).events
+        assert next(events) == 1
+        slow = in_thread(lambda: list(request_sse(server.url, bridge=bridge).events))
+        go.set()
+        assert list(events) == []
+        is_made.set()
+        assert slow.result(5) == [1]
+
+
+# Interrupts.
+
+
+def test_what_interrupts_a_wait_may_not_read() -> None:
+    go = threading.Event()
+    told: list[str] = []
+
+    def read(signum: int, frame: object) -> None:
+        try:
+            next(events)
+        except UsageError as exc:
+            told.append(str(exc))
+        go.set()
+
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, read)
+    try:
+        with SSEServer([send(1), hold(go), send(2), send(3), send("[DONE]")]) as server:
+            events = request_sse(server.url).events
+            got = []
+            for item in events:
+                got.append(item)
+                if item == 1:
+                    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert got == [1, 2, 3]
+    assert len(told) == 1
+
+
+def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        events = request_sse(server.url).events
+        assert next(events) == 1
+        events._handoff.close()
+        del events
+        server.requests[0].wait_aborted()
+
+

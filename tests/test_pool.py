@@ -1,0 +1,53 @@
+"""The pool of connections while streams come and go: no stream's abort may leave another's socket behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+
+import pytest
+
+from sseqbridge import _api, arequest_sse
+from sseqbridge.testing import SSEServer, respond, send, silence
+
+IDLE = 30
+
+
+async def leave_idle_connections() -> None:
+    """Fill the pool with connections that their server has closed."""
+    with SSEServer([send(1), send("[DONE]")]) as server:
+        for response in await asyncio.gather(*(arequest_sse(server.url) for _ in range(IDLE))):
+            assert [item async for item in response.events] == [1]
+            await response.events._pump.await_finished(5)
+
+
+async def abort_after(steps: int) -> None:
+    with SSEServer([respond(), silence()]) as server:
+        asking = asyncio.create_task(arequest_sse(server.url))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        # The next request goes its way undisturbed.
+        async with await arequest_sse(server.url) as (status, _, _):
+            assert status == 200
+    # A loop that ends now would cancel what is still at it, without regard for any shield.
+    while _api._loop_states[asyncio.get_running_loop()].pumps:
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("steps", range(16))
+def test_abort_while_its_task_closes_dead_connections_leaves_none_open(steps: int) -> None:
+    """httpcore has a request's own task close what is dead in the pool; an abort must not stop that half-way."""
+
+    async def main() -> None:
+        await leave_idle_connections()
+        await abort_after(steps)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [str(warning.message) for warning in caught if "unclosed" in str(warning.message)] == []

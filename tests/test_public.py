@@ -1,0 +1,179 @@
+"""What the package shows: its names, what importing it costs, its docstrings, the README's code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sseqbridge
+import sseqbridge.testing
+from sseqbridge import SSEError, UsageError
+
+from .support import ROOT, python
+
+NAMES = [
+    "AsyncEventStream",
+    "AsyncSSEResponse",
+    "Bridge",
+    "BridgeClosedError",
+    "BufferLimitError",
+    "CallbackError",
+    "Comment",
+    "ConnectError",
+    "ContentTypeError",
+    "DecodeError",
+    "EventError",
+    "EventStream",
+    "EventStreamParser",
+    "ProtocolError",
+    "ReadError",
+    "RedirectError",
+    "RequestAbortedError",
+    "ResponseError",
+    "SSEError",
+    "SSEResponse",
+    "ServerSentEvent",
+    "StatusError",
+    "StreamStats",
+    "StreamTimeoutError",
+    "Timeout",
+    "TransportError",
+    "TruncatedStreamError",
+    "UpstreamError",
+    "UsageError",
+    "arequest_sse",
+    "request_sse",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(sseqbridge.__all__) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_can_be_imported(name: str) -> None:
+    value = getattr(sseqbridge, name)
+    assert value.__name__ == name
+    assert vars(sseqbridge)[name] is value, "looked up once"
+    assert sseqbridge.__getattr__(name) is value
+
+
+def test_star_imports_the_public_names() -> None:
+    namespace: dict[str, Any] = {}
+    exec("from sseqbridge import *", namespace)
+    assert {name for name in namespace if name != "__builtins__"} == set(NAMES)
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(NAMES) <= set(dir(sseqbridge))
+    assert "__all__" in dir(sseqbridge)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'sseqbridge' has no attribute 'request_see'"):
+        sseqbridge.request_see  # noqa: B018
+    with pytest.raises(ImportError, match="request_see"):
+        exec("from sseqbridge import request_see")
+
+
+def test_every_error_but_misuse_is_an_sse_error() -> None:
+    errors = [getattr(sseqbridge, name) for name in NAMES if name.endswith("Error")]
+    assert [error for error in errors if not issubclass(error, SSEError)] == [UsageError]
+    assert issubclass(UsageError, RuntimeError)
+
+
+def modules_after(statement: str) -> set[str]:
+    status, out, err = python(f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
+    assert (status, err) == (0, "")
+    return set(json.loads(out))
+
+
+def test_importing_the_package_imports_next_to_nothing() -> None:
+    modules = modules_after("import sseqbridge")
+    assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl", "threading", "sseqbridge._api"})
+
+
+@pytest.mark.parametrize("name", ["ServerSentEvent", "EventStreamParser", "SSEError"])
+def test_what_needs_no_network_imports_no_network(name: str) -> None:
+    modules = modules_after(f"from sseqbridge import {name}")
+    assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl"})
+
+
+def test_the_functions_import_what_they_need_and_no_more() -> None:
+    modules = modules_after("from sseqbridge import request_sse, arequest_sse")
+    assert "httpx" in modules
+    assert modules.isdisjoint({"sseqbridge.testing", "h2", "trio", "uvloop"})
+
+
+def documented() -> Iterator[Any]:
+    """Every public object, and the public members that its own classes define."""
+    yield from (sseqbridge, sseqbridge.testing)
+    for module in (sseqbridge, sseqbridge.testing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue  # A type's alias.
+            yield value
+            if inspect.isclass(value):
+                yield from members(value)
+
+
+def members(kind: type) -> Iterator[Any]:
+    for base in kind.__mro__:
+        if base.__module__.startswith("sseqbridge"):
+            for name, member in vars(base).items():
+                if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+                    yield member
+
+
+@pytest.mark.parametrize("value", list(documented()), ids=lambda value: getattr(value, "__qualname__", None))
+def test_what_is_public_is_documented(value: Any) -> None:
+    text = inspect.getdoc(value)
+    assert text
+    assert text.strip()[0].isupper() or text.startswith(("`", "200", "SSE"))
+    assert "." in text, "a sentence"
+
+
+README = ROOT / "README.md"
+
+
+def python_blocks(path: Path) -> list[tuple[int, str]]:
+    """Return a Markdown file's blocks of Python, each with the line it begins in."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, block.start(1)), block[1]) for block in blocks]
+
+
+def test_the_readme_has_python_blocks_that_compile() -> None:
+    blocks = python_blocks(README)
+    assert blocks
+    for line, block in blocks:
+        # Snippets may await at the top level, as a notebook does.
+        compile("\n" * line + block, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_readme_imports_only_what_is_there() -> None:
+    text = "\n".join(block for _, block in python_blocks(README))
+    for module, names in re.findall(r"^\s*from (sseqbridge[\w.]*) import \(?([^)\n]+)", text, re.MULTILINE):
+        found = importlib.import_module(module)
+        for name in re.findall(r"\w+", names.partition("#")[0]):
+            assert hasattr(found, name), f"README: from {module} import {name}"
+
+
+def test_the_readme_names_every_option_and_error() -> None:
+    text = README.read_text(encoding="utf-8")
+    request_sse: Callable[..., Any] = sseqbridge.request_sse
+    words = [*inspect.signature(request_sse).parameters, *(name for name in NAMES if name.endswith("Error"))]
+    assert [word for word in words if not re.search(rf"\b{word}\b", text)] == []
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (Path(sseqbridge.__file__).parent / "py.typed").exists()

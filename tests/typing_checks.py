@@ -1,0 +1,91 @@
+"""What a type checker makes of the two functions, for each form of `decode`. mypy reads this; nothing runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+from typing_extensions import assert_type
+
+from sseqbridge import (
+    AsyncEventStream,
+    AsyncSSEResponse,
+    Bridge,
+    Comment,
+    EventStream,
+    ServerSentEvent,
+    SSEResponse,
+    Timeout,
+    arequest_sse,
+    request_sse,
+)
+
+__all__ = ["check_arequest_sse", "check_request_sse"]
+
+
+def size(event: ServerSentEvent) -> int:
+    return len(event.data)
+
+
+def check_request_sse(url: str, flag: bool) -> None:
+    assert_type(request_sse(url), SSEResponse[Any])
+    assert_type(request_sse(url, decode="json"), SSEResponse[Any])
+    assert_type(request_sse(url, decode="text"), SSEResponse[str])
+    assert_type(request_sse(url, decode="event"), SSEResponse[ServerSentEvent])
+    assert_type(request_sse(url, decode="event", comments=False), SSEResponse[ServerSentEvent])
+    assert_type(request_sse(url, decode="event", comments=True), SSEResponse[ServerSentEvent | Comment])
+    assert_type(request_sse(url, decode="event", comments=flag), SSEResponse[ServerSentEvent | Comment])
+    assert_type(request_sse(url, decode=size), SSEResponse[int])
+    assert_type(request_sse(url, decode=lambda event: event.retry), SSEResponse[float | None])
+
+    response = request_sse(httpx.URL(url), [("X-A", "1")], {"a": 1}, decode="text", timeout=Timeout(), bridge=Bridge())
+    status, headers, events = response.raise_for_status()
+    assert_type(status, int)
+    assert_type(headers, httpx.Headers)
+    assert_type(events, EventStream[str])
+    assert_type(response.events, EventStream[str])
+    assert_type(events.raise_for_status(), EventStream[str])
+    assert_type(next(events), str)
+    assert_type(events.next(timeout=1), str)
+    assert_type(iter(events), Iterator[str])
+    assert_type(events.keep_open(), Iterator[str])
+    assert_type(events.last_event, ServerSentEvent | None)
+    assert_type(events.outcome, str | None)
+    with response as entered, events as same:
+        assert_type(entered, SSEResponse[str])
+        assert_type(same, EventStream[str])
+    request_sse(url, methd="GET")  # type: ignore[call-overload]
+    request_sse(url, decode="xml")  # type: ignore[call-overload]
+    request_sse(url, client=httpx.AsyncClient())  # type: ignore[call-overload]
+
+
+async def check_arequest_sse(url: str, flag: bool) -> None:
+    assert_type(await arequest_sse(url), AsyncSSEResponse[Any])
+    assert_type(await arequest_sse(url, decode="json"), AsyncSSEResponse[Any])
+    assert_type(await arequest_sse(url, decode="text"), AsyncSSEResponse[str])
+    assert_type(await arequest_sse(url, decode="event"), AsyncSSEResponse[ServerSentEvent])
+    assert_type(await arequest_sse(url, decode="event", comments=False), AsyncSSEResponse[ServerSentEvent])
+    assert_type(await arequest_sse(url, decode="event", comments=True), AsyncSSEResponse[ServerSentEvent | Comment])
+    assert_type(await arequest_sse(url, decode="event", comments=flag), AsyncSSEResponse[ServerSentEvent | Comment])
+    assert_type(await arequest_sse(url, decode=size), AsyncSSEResponse[int])
+    assert_type(await arequest_sse(url, decode=lambda event: event.retry), AsyncSSEResponse[float | None])
+
+    response = await arequest_sse(url, {"X-A": "1"}, {"a": 1}, decode="text", timeout=5, client=httpx.AsyncClient())
+    status, headers, events = await response.raise_for_status()
+    assert_type(status, int)
+    assert_type(headers, httpx.Headers)
+    assert_type(events, AsyncEventStream[str])
+    assert_type(response.events, AsyncEventStream[str])
+    assert_type(await events.raise_for_status(), AsyncEventStream[str])
+    assert_type(await anext(events), str)
+    assert_type(await events.next(timeout=1), str)
+    assert_type(aiter(events), AsyncEventStream[str])
+    assert_type([item async for item in events], list[str])
+    any_iterator: AsyncIterator[str] = events
+    assert_type(await anext(any_iterator), str)
+    async with response as entered, events as same:
+        assert_type(entered, AsyncSSEResponse[str])
+        assert_type(same, AsyncEventStream[str])
+    await arequest_sse(url, decode="xml")  # type: ignore[call-overload]
+    await arequest_sse(url, bridge=Bridge())  # type: ignore[call-overload]
