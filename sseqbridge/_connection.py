@@ -319,10 +319,9 @@ class Connection:
 
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
-        if self._drain_left is None:
-            self._drain_left = _DRAIN_BYTES
-            self._has_slices = False
-            self.outcome = "done"
+        self._drain_left = _DRAIN_BYTES
+        self._has_slices = False
+        self.outcome = "done"
 
     def _decoder_slices(self, chunk: bytes) -> Iterator[bytes]:
         assert self._decoder is not None

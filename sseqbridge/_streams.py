@@ -253,8 +253,7 @@ class _BaseStream(Generic[T]):
             self.headers,
             body,
         )
-        if not isinstance(cause, StatusError):
-            error.__cause__ = cause
+        error.__cause__ = cause
         return error
 
     def _lacks_body(self) -> bool:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
-from sseqbridge import Bridge, DecodeError, EventStream, ServerSentEvent, StatusError, UsageError, request_sse
+from sseqbridge import (
+    Bridge,
+    BridgeClosedError,
+    DecodeError,
+    EventStream,
+    ReadError,
+    ServerSentEvent,
+    StatusError,
+    UsageError,
+    arequest_sse,
+    request_sse,
+)
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
 
 from .doors import Door
@@ -219,3 +232,81 @@ def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
         server.requests[0].wait_aborted()
 
 
+
+
+def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
+        request_sse(server.url, bridge=bridge).events.close()
+        assert bridge._state is not None
+        loop = bridge._state.loop
+        post = loop.call_soon_threadsafe
+
+        def interrupted(*args: Any, **options: Any) -> None:
+            post(*args, **options)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            request_sse(server.url, bridge=bridge)
+        state = bridge._state
+        until(lambda: not state.pumps)
+
+
+# Transports of the caller's, and loops.
+
+
+class _Endless(httpx.AsyncByteStream):
+    """A body that goes on until it is cancelled, and cannot be closed."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await asyncio.sleep(60)
+
+    async def aclose(self) -> None:
+        raise ValueError("not to be closed")
+
+
+class _NoSocket:
+    """A network stream of a transport that has no socket to show."""
+
+    def get_extra_info(self, info: str) -> None:
+        return None
+
+
+def test_transport_without_a_socket_whose_answer_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Type": "text/event-stream"}
+        return httpx.Response(200, headers=headers, stream=_Endless(), extensions={"network_stream": _NoSocket()})
+
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+        events = request_sse("http://upstream.invalid/", bridge=bridge).events
+        assert next(events) == 1
+        events.close()
+        assert events.outcome == "closed"
+        until(lambda: any("closing the response failed: ValueError" in r.getMessage() for r in caplog.records))
+
+
+def test_error_of_ours_from_a_transport_stays_as_it_is() -> None:
+    error = ReadError("the cable was cut")
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(fail))) as bridge:
+        with pytest.raises(ReadError) as caught:
+            request_sse("http://upstream.invalid/", bridge=bridge)
+        assert caught.value is error
+
+
+def test_loop_that_ends_with_a_stream_open_tells_its_consumer() -> None:
+    loop = asyncio.new_event_loop()
+    with SSEServer([send(1), silence()]) as server:
+        events = loop.run_until_complete(arequest_sse(server.url)).events
+        assert loop.run_until_complete(events.next()) == 1
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        with pytest.raises(BridgeClosedError, match="ending"):
+            loop.run_until_complete(events.next())
+        server.requests[0].wait_aborted()
+        loop.close()
