@@ -293,6 +293,9 @@ PRELUDE = """
 import os, signal, socket, sys, threading, time
 from sseqbridge import request_sse
 
+# A shell that runs the tests in the background has them, and what they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def waits(thread):
     code = sys._current_frames()[thread].f_code
     return code.co_name == "wait" and code.co_filename.endswith("_runtime.py")
