@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import _runtime
 from ._bridge import Bridge, default_bridge
-from ._client import ClientPool, has_tls_context, tls_context
+from ._client import ClientPool, prepare
 from ._connection import Head
 from ._decoding import Decode, Decoder, Done, ErrorEvents
 from ._exceptions import BridgeClosedError, RequestAbortedError, UsageError
@@ -323,9 +323,8 @@ async def _loop_state() -> LoopState:
         for other in tuple(_loop_states):
             if other.is_closed():
                 _loop_states.pop(other, None)
-        if not has_tls_context():
-            # Off the loop: it takes 20 ms. Another request may make the state meanwhile.
-            await _runtime.run_in_daemon_thread("sseqbridge-tls", tls_context)
+        # Another request may make the state meanwhile.
+        await prepare()
         if loop not in _loop_states:
             state = _loop_states[loop] = LoopState(loop, ClientPool())
             state.at_loop_end = _at_loop_end(state)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from . import _runtime
+from . import _fast, _runtime
 from ._client import ClientFactory, ClientPool
 from ._exceptions import BridgeClosedError, SSEError, UsageError
 from ._handoff import settle
@@ -135,6 +135,7 @@ class Bridge:
             made.append(exc)
             ready.wake()
             return
+        _fast.log_in_use()
         state = LoopState(loop, ClientPool(self._factory))
         stop = self._stop = loop.create_future()
         made.append(state)

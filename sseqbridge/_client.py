@@ -1,33 +1,38 @@
-"""The HTTP client: TLS context, pools, cookies, and which client a request is sent with.
+"""The HTTP client: TLS context, cookies, proxies, and which client a request is sent with.
 
-With _connection.py this is all that knows httpx. An AsyncClient of httpx2, the maintained
+With _transport.py and _connection.py this is all that knows httpx. An AsyncClient of httpx2, the maintained
 continuation of httpx, does as well: what is taken from the package of a client is looked up in
 the package that the client's class comes from.
 
 Which thread writes what: `ClientPool` is called from callers' threads and from the loop, and its
-fields are written under its lock. A `Client` does not change once it is made.
+fields are written under its lock, and so is a client's `shared`.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from . import _fast, _runtime
 from ._exceptions import CallbackError, UsageError
+from ._transport import Transport
 
 if TYPE_CHECKING:
     import ssl
     from urllib.request import Request
 
-__all__ = ["Client", "ClientFactory", "ClientPool", "has_tls_context", "tls_context"]
+__all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url", "prepare"]
 
 # Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
 ClientFactory = Callable[[], Any]
+RawHeaders = list[tuple[bytes, bytes]]
 
 # Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
 # closed by the server just as a request is written to it fails the request.
@@ -40,8 +45,7 @@ _tls_lock = threading.Lock()
 _tls_context: ssl.SSLContext | None = None
 
 
-def tls_context() -> ssl.SSLContext:
-    """Return the process's TLS context, built on first use. Not in the loop: it takes 20 ms."""
+def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
     with _tls_lock:
         if _tls_context is None:
@@ -49,9 +53,20 @@ def tls_context() -> ssl.SSLContext:
         return _tls_context
 
 
-def has_tls_context() -> bool:
-    """Whether tls_context() has been built, so that it costs nothing now."""
-    return _tls_context is not None
+async def _tls() -> ssl.SSLContext:
+    """Return the process's TLS context, built on first use; not in the loop, for it takes 20 ms."""
+    if _tls_context is not None:
+        return _tls_context
+    return await _runtime.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
+
+
+@functools.lru_cache(maxsize=64)
+def parsed_url(url: str) -> httpx.URL:
+    """Return a URL, which httpx takes its time to parse and most programs ask for more than once.
+
+    Raises httpx.InvalidURL.
+    """
+    return httpx.URL(url)
 
 
 class _KeepsNothing(DefaultCookiePolicy):
@@ -66,10 +81,47 @@ class Client:
 
     __slots__ = ("http", "package", "shared")
 
-    def __init__(self, http: Any, *, shared: bool) -> None:
+    def __init__(self, http: Any) -> None:
         self.http = http
         self.package = _package_of(http)
-        self.shared = shared
+        self.shared = False
+
+    def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
+        """Return a request, with what the client adds to it."""
+        return self.http.build_request(method, url, headers=headers, **options)
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Return the answer to a request as soon as its head is in."""
+        return await self.http.send(request, stream=True, follow_redirects=False, **options)
+
+
+class _OwnClient(Client):
+    """The library's own client, with the library's own transport.
+
+    It has no base URL, parameters, cookies or hooks, so that most of what an AsyncClient does for
+    a request is done for nothing, which shows where streams are short.
+    """
+
+    __slots__ = ("_defaults", "_transport")
+
+    def __init__(self) -> None:
+        self._transport = Transport(keepalive_expiry=_KEEPALIVE_EXPIRY, tls_context=_tls, plain=_plain_transport)
+        super().__init__(httpx.AsyncClient(transport=self._transport))
+        self._defaults = [(name.lower(), name, value) for name, value in self.http.headers.raw]
+
+    def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
+        own = {name.lower() for name, _ in headers}
+        merged = [(name, value) for key, name, value in self._defaults if key not in own] + headers
+        timeout = httpx.Timeout(options.pop("timeout")).as_dict()
+        extensions = {"timeout": timeout, **options.pop("extensions")}
+        return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        if options.get("auth") is not None or request.url.userinfo:
+            return await super().send(request, **options)
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
 
 
 def _package_of(http: Any) -> Any:
@@ -90,13 +142,32 @@ def _called(factory: ClientFactory) -> Any:
         raise CallbackError(f"the bridge's client function raised {type(exc).__name__}") from exc
 
 
-def _default_client() -> httpx.AsyncClient:
-    # No limits: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
-    # connections as soon as there are more connections, idle or not, than may be kept alive.)
-    limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY
-    )
-    return httpx.AsyncClient(verify=tls_context(), limits=limits)
+# None: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
+# connections as soon as there are more connections, idle or not, than may be kept alive.)
+_NO_LIMITS = httpx.Limits(
+    max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY
+)
+
+
+async def _plain_transport() -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=await _tls(), limits=_NO_LIMITS)
+
+
+def _is_plain() -> bool:
+    # A transport that is passed in goes past the proxies that the environment names.
+    return bool(urllib.request.getproxies()) or not _fast.is_wanted("transport")
+
+
+async def prepare() -> None:
+    """Do ahead, and off the loop, what makes the library's own client slow to make."""
+    if _is_plain():
+        await _tls()
+
+
+def _default_client() -> Client:
+    if _is_plain():
+        return Client(httpx.AsyncClient(verify=_built_tls_context(), limits=_NO_LIMITS))
+    return _OwnClient()
 
 
 class ClientPool:
@@ -119,7 +190,8 @@ class ClientPool:
     def of(cls, http: Any) -> ClientPool:
         """Return a pool of one client that stays the caller's, its cookie jar and closing too."""
         pool = cls()
-        pool._shared = Client(http, shared=True)
+        pool._shared = Client(http)
+        pool._shared.shared = True
         return pool
 
     @property
@@ -136,10 +208,9 @@ class ClientPool:
         if client is not None:
             return client
         # Not under the lock, which the loop takes too: a factory may take its time.
-        http = _default_client() if self._factory is None else _called(self._factory)
-        client = Client(http, shared=False)
+        client = _default_client() if self._factory is None else Client(_called(self._factory))
         # Streams of different users share it: no answer's cookie may reach another request.
-        http.cookies.jar.set_policy(_KeepsNothing())
+        client.http.cookies.jar.set_policy(_KeepsNothing())
         if not self._may_share(origin):
             return client
         self.put_back(client)
@@ -155,7 +226,8 @@ class ClientPool:
             if not self._may_share(origin):
                 return self._idle.pop() if self._idle else None
             if self._shared is None and self._idle:
-                self._shared = Client(self._idle.pop().http, shared=True)
+                self._shared = self._idle.pop()
+                self._shared.shared = True
             return self._shared
 
     def learn(self, origin: str, http_version: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ import anyio
 import httpx
 
 from . import _runtime
+from ._client import parsed_url
 from ._content_encoding import BodyDecoder, body_decoder
 from ._exceptions import (
     ConnectError,
@@ -31,12 +32,14 @@ from ._exceptions import (
     UsageError,
 )
 from ._models import Comment, ServerSentEvent
-from ._options import DEFAULT_HEADERS, header_list
+from ._options import DEFAULT_HEADERS, check_raw_headers
 from ._parser import EventStreamParser
+from ._transport import BODY_EXTENSION
 
 if TYPE_CHECKING:
     from ._client import ClientPool
     from ._options import RequestOptions
+    from ._transport import BodyStream, Sink
 
 __all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "describe"]
 
@@ -52,8 +55,9 @@ _DRAIN_BYTES = 64 * 1024
 # What an event costs besides its text: the object, its strings' headers, its place in a list.
 _EVENT_OVERHEAD = 256
 
-# How much is parsed without giving anything before others get their turn.
+# How much is parsed without giving anything, or of one read, before others get their turn.
 _SLICES_AT_A_TIME = 8
+_SLICES_OF_A_READ = 32
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 20
@@ -120,9 +124,12 @@ class Connection:
             clients.put_back(self._client)
             raise
         self._send_options = options.send
-        self.target = describe(self._request.url)
         self._response: Any = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._body: BodyStream | _Pulled | None = None
+        # Who takes batches without waiting, and what _take_in has left for __anext__.
+        self._put: Callable[[Batch], bool] | None = None
+        self._pending: Batch | None = None
+        self._failure: Exception | None = None
         self._slices: Iterator[bytes] = iter(())
         self._has_slices = False
         self._decoder: BodyDecoder | None = None
@@ -139,16 +146,21 @@ class Connection:
         self.received = 0
         self.events = 0
 
+    @property
+    def target(self) -> str:
+        """The URL that is asked, as messages may show it."""
+        return describe(self._request.url)
+
     def _build(self) -> Any:
         options, package = self._options, self._client.package
         timeout = options.timeout
         fault: type[Exception] | None = None
         try:
-            request = self._client.http.build_request(
+            request = self._client.build(
                 options.method,
                 options.url,
                 # As bytes: httpx takes text in ASCII only.
-                headers=[(name.encode(), value.encode("latin-1")) for name, value in options.headers],
+                [(name.encode(), value.encode("latin-1")) for name, value in options.headers],
                 timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
                 **options.build,
             )
@@ -160,7 +172,7 @@ class Connection:
         if fault is not None:
             raise UsageError(f"no request can be built of these arguments: {fault.__name__}")
         # Once more: the cookies are among them now, and what the client adds.
-        header_list(request.headers.raw)
+        check_raw_headers(request.headers.raw)
         if request.url.scheme not in ("http", "https") or not request.url.host:
             raise UsageError("url is no http:// or https:// URL with a host: does it begin with one of these?")
         if (request.url.port or 0) > 65535:
@@ -186,17 +198,14 @@ class Connection:
 
     async def _send(self) -> Any:
         try:
-            response = await self._client.http.send(
-                self._request, stream=True, follow_redirects=False, **self._send_options
-            )
+            response = await self._client.send(self._request, **self._send_options)
         except Exception as exc:
             raise self._translated(exc) from exc
         self._clients.learn(self._origin, response.http_version)
         self._network_stream = response.extensions.get("network_stream")
-        logger.debug(
-            "%s %s: %d, %s", self._request.method, describe(self._request.url), response.status_code,
-            response.http_version,
-        )
+        if logger.isEnabledFor(logging.DEBUG):
+            told = self._request.method, self.target, response.status_code, response.http_version
+            logger.debug("%s %s: %d, %s", *told)
         return response
 
     def _redirected(self, response: Any) -> Any:
@@ -247,7 +256,6 @@ class Connection:
         origin = _origin_of(request.url)
         changes = origin != _origin_of(self._request.url)
         self._request, self._response = request, None
-        self.target = describe(request.url)
         if changes and self._clients.has_factory:
             # The new origin may speak what the old one does not. Leased first: whatever happens
             # meanwhile, one client is ours to give back.
@@ -266,20 +274,21 @@ class Connection:
         return url
 
     async def _checked(self, response: Any) -> Head:
-        # As bytes, which need not be ASCII.
-        headers = httpx.Headers(response.headers.raw)
+        # Of httpx2's a copy; as bytes, which need not be ASCII.
+        headers = response.headers
+        headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(headers.raw)
         if response.is_stream_consumed:
             # By an event hook of the client's: httpx has decompressed it.
-            self._decoder, self._chunks = body_decoder("", self._slice_bytes), _whole(response)
+            self._decoder, self._body = body_decoder("", self._slice_bytes), _Pulled(_whole(response))
         else:
-            self._chunks = response.stream.__aiter__()
+            self._body = response.extensions.get(BODY_EXTENSION) or _Pulled(response.stream)
             try:
                 self._decoder = body_decoder(headers.get("content-encoding", ""), self._slice_bytes)
             except ProtocolError as error:
                 if response.status_code == 200:
                     raise
                 # The status is the news. Why its body is not to be had comes with the body.
-                self._chunks = _unreadable(error)
+                self._body = _Pulled(_unreadable(error))
         if response.status_code == 200 and self._options.check_content_type:
             media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "text/event-stream":
@@ -296,6 +305,14 @@ class Connection:
 
     # Reading.
 
+    def put_through(self, put: Callable[[Batch], bool]) -> None:
+        """Have batches given to `put` by the transport's callback, while __anext__ waits.
+
+        A transport that cannot do that leaves them to __anext__, and so does `put` with a batch
+        for which it returns False. It must not raise.
+        """
+        self._put = put
+
     def __aiter__(self) -> Connection:
         return self
 
@@ -310,12 +327,37 @@ class Connection:
                 # What gives no events can be without end where it was compressed: let others on.
                 await anyio.sleep(0)
                 continue
-            chunk = await self._next_chunk()
+            chunk = await self._next_chunk(None if self._put is None else self._take_in)
             if chunk is None:
                 self._end()
                 raise StopAsyncIteration
-            self._slices, self._has_slices = iter(self._decoder_slices(chunk)), True
+            if chunk:
+                self._begin_slices(chunk)
         return batch
+
+    def _take_in(self, chunk: bytes) -> bool:
+        """Take what the transport has just read; False where __anext__ has to go on with it."""
+        assert self._put is not None
+        self.received += len(chunk)
+        if self._drain_left is not None:
+            self._drain_left -= len(chunk)
+            return self._drain_left >= 0
+        self._begin_slices(chunk)
+        left = _SLICES_OF_A_READ
+        try:
+            for piece in self._slices:
+                parsed = self._parse(piece)
+                if parsed is not None and (self.outcome is not None or not self._put(parsed)):
+                    self._pending = parsed
+                    return False
+                left -= 1
+                if not left:
+                    return False
+        except Exception as exc:
+            self._failure = exc
+            return False
+        self._has_slices = False
+        return self._parser.error is None
 
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
@@ -323,22 +365,27 @@ class Connection:
         self._has_slices = False
         self.outcome = "done"
 
-    def _decoder_slices(self, chunk: bytes) -> Iterator[bytes]:
+    def _begin_slices(self, chunk: bytes) -> None:
         assert self._decoder is not None
-        return self._decoder.slices(chunk)
+        self._slices, self._has_slices = self._decoder.slices(chunk), True
 
-    async def _next_chunk(self) -> bytes | None:
-        assert self._chunks is not None
+    async def _next_chunk(self, sink: Sink | None = None) -> bytes | None:
+        """Return what comes next of the body, None at its end, b"" where `sink` says to go on."""
+        assert self._body is not None
         while True:
             try:
-                chunk = await self._chunks.__anext__()
-            except StopAsyncIteration:
-                self._complete = True
-                return None
+                chunk = await self._body.read(sink)
             except SSEError:
                 raise
             except Exception as exc:
                 raise self._translated(exc) from exc
+            if chunk is None:
+                if self._drain_left is not None and self._drain_left < 0:
+                    return None
+                return b""
+            if not chunk:
+                self._complete = True
+                return None
             self.received += len(chunk)
             if self._drain_left is None:
                 return chunk
@@ -347,30 +394,48 @@ class Connection:
                 return None
 
     def _parse_slices(self) -> Batch | None:
+        if self._pending is not None:
+            batch, self._pending = self._pending, None
+            return batch
+        if self._failure is not None:
+            raise self._failure
         if self._drain_left is not None:
             return None
-        parser, done = self._parser, self._options.done
-        if parser.error is not None:
-            raise parser.error
+        if self._parser.error is not None:
+            raise self._parser.error
+        left = _SLICES_AT_A_TIME
+        for piece in self._slices:
+            parsed = self._parse(piece)
+            left -= 1
+            if parsed is not None or not left:
+                return parsed
+        self._has_slices = False
+        return None
+
+    def _parse(self, piece: bytes) -> Batch | None:
+        """Return what `piece` completes, None where that is nothing that anyone would notice."""
+        parser, options = self._parser, self._options
         last_event_id, retry = parser.last_event_id, parser.retry
-        for _ in range(_SLICES_AT_A_TIME):
-            piece = next(self._slices, None)
-            if piece is None:
-                self._has_slices = False
-                break
-            self._uncharged += len(piece)
-            items = parser.feed(piece)
-            if done is not None:
-                for index, item in enumerate(items):
-                    if isinstance(item, ServerSentEvent) and item.data == done:
-                        del items[index:]
-                        self.drain()
-                        # Where the last event left the stream, whatever came in the same read.
-                        return self._batch(items, item.id)
-            if self._options.skip_empty:
+        self._uncharged += len(piece)
+        items: list[Any] = parser.feed(piece)
+        if items:
+            # As a list of texts, which is searched faster than anything here could. (Comments have none.)
+            if options.comments:
+                texts = [getattr(item, "data", None) for item in items]
+            else:
+                texts = [item.data for item in items]
+            last = None
+            if options.done is not None and options.done in texts:
+                last = items[texts.index(options.done)]
+                del items[texts.index(options.done) :]
+            if options.skip_empty and "" in texts:
                 items = [item for item in items if not _is_empty(item)]
-            if items or (parser.last_event_id, parser.retry) != (last_event_id, retry):
-                return self._batch(items, parser.last_event_id)
+            if last is not None:
+                self.drain()
+                # Where the last event left the stream, whatever came in the same read.
+                return self._batch(items, last.id)
+        if items or parser.last_event_id != last_event_id or parser.retry != retry:
+            return self._batch(items, parser.last_event_id)
         return None
 
     def _batch(self, items: list[ServerSentEvent | Comment], last_event_id: str) -> Batch:
@@ -404,7 +469,8 @@ class Connection:
         with anyio.move_on_after(_BODY_SECONDS):
             try:
                 while len(content) <= MAX_BODY_BYTES and (chunk := await self._next_chunk()) is not None:
-                    for piece in self._decoder_slices(chunk):
+                    assert self._decoder is not None
+                    for piece in self._decoder.slices(chunk):
                         content += piece
                         if len(content) > MAX_BODY_BYTES:
                             break
@@ -466,7 +532,7 @@ class Connection:
             return ProtocolError(f"{target}: a redirect without a usable Location")
         if isinstance(exc, package.RemoteProtocolError):
             was_closed = any(words in str(exc) for words in _WORDS_OF_A_CLOSE)
-            if was_closed and self._chunks is not None:
+            if was_closed and self._body is not None:
                 return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
             if was_closed:
                 return ReadError(f"{target}: the connection was closed before an answer came")
@@ -474,6 +540,22 @@ class Connection:
         if isinstance(exc, (package.NetworkError, OSError)):
             return ReadError(f"{target}: the connection broke: {reason}")
         return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
+
+
+class _Pulled:
+    """The body of an answer that came through another transport than our own."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks: AsyncIterator[bytes] = chunks.__aiter__()
+
+    async def read(self, sink: Sink | None) -> bytes | None:
+        """Return the next bytes, b"" at the end. Nothing is given to `sink`."""
+        try:
+            while not (chunk := await self._chunks.__anext__()):
+                pass
+        except StopAsyncIteration:
+            return b""
+        return chunk
 
 
 async def _unreadable(error: ProtocolError) -> AsyncIterator[bytes]:
@@ -499,7 +581,7 @@ def _is_empty(item: ServerSentEvent | Comment) -> bool:
 
 def _origin_of(url: Any) -> str:
     try:
-        url = httpx.URL(str(url))
+        url = url if isinstance(url, httpx.URL) else parsed_url(str(url))
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         return f"{url.scheme}://{url.host}:{port}"
     except (httpx.InvalidURL, ValueError):

@@ -22,9 +22,10 @@ class BodyDecoder:
         self._size = size
 
     def slices(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what `chunk` holds, in slices. Raises ProtocolError for a corrupt body."""
-        for start in range(0, len(chunk), self._size):
-            yield chunk[start : start + self._size]
+        """Give what `chunk` holds, in slices. Raises ProtocolError for a corrupt body."""
+        if 0 < len(chunk) <= self._size:
+            return iter((chunk,))
+        return (chunk[start : start + self._size] for start in range(0, len(chunk), self._size))
 
     def finish(self) -> None:
         """Say that the body is over. Raises TruncatedStreamError where it cannot be."""

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from . import _fast
 from ._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
 from ._models import Comment, ServerSentEvent
 
@@ -27,9 +28,10 @@ class Decoder:
     """Decodes the events of one stream: `item(event)`, `is_last(event)`, `body(bytes)`.
 
     `gives_body` is True where an error answer's body is an item too, as in JSON mode.
+    `has_done_function` is False where no event can be the last by `is_last`.
     """
 
-    __slots__ = ("_is_last", "_raise_error_events", "gives_body", "item")
+    __slots__ = ("_is_last", "gives_body", "has_done_function", "item")
 
     def __init__(self, decode: Decode, done: Done, error_events: ErrorEvents) -> None:
         if not callable(decode) and decode not in ("json", "text", "event"):
@@ -38,14 +40,16 @@ class Decoder:
             raise UsageError(f"done={done!r}: it is a str, a function of the event, or None")
         if error_events not in ("raise", "yield"):
             raise UsageError(f'error_events={error_events!r}: it is "raise" or "yield"')
-        self._raise_error_events = error_events == "raise"
         self._is_last = done if callable(done) else None
+        self.has_done_function = self._is_last is not None
         self.gives_body = decode == "json"
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)
+        elif decode == "json":
+            self.item = _json(_fast.json_loads(), error_events == "raise")
         else:
-            self.item = {"json": self._json, "text": _text, "event": _whole}[decode]
+            self.item = _text if decode == "text" else _whole
 
     def is_last(self, item: ServerSentEvent | Comment) -> bool:
         """Whether the caller's `done` function accepts this event. Raises CallbackError."""
@@ -60,26 +64,33 @@ class Decoder:
         """Return an error answer's body: decoded JSON, or text where it is no JSON."""
         text = body.decode("utf-8", "replace")
         try:
-            return json.loads(text)
+            return _fast.json_loads()(text)
         except (ValueError, RecursionError):
             return text
 
-    def _json(self, event: ServerSentEvent) -> Any:
+
+def _json(loads: Callable[[str], Any], raises: bool) -> Callable[[ServerSentEvent], Any]:
+    def item(event: ServerSentEvent) -> Any:
         try:
-            value = json.loads(event.data)
+            value = loads(event.data)
         except (ValueError, RecursionError) as exc:
-            if event.event == "error":
-                if self._raise_error_events:
-                    raise _upstream_error(event, event.data) from None
-                return event.data
-            raise DecodeError(
-                f'the data of a "{event.event}" event is not JSON ({_where(exc)}); '
-                'decode="text" gives it as it is',
-                event,
-            ) from exc
-        if self._raise_error_events and (event.event == "error" or _is_error_object(value)):
+            return _not_json(event, exc, raises)
+        if raises and (event.event == "error" or (type(value) is dict and "error" in value and _is_error(value))):
             raise _upstream_error(event, value)
         return value
+
+    return item
+
+
+def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, raises: bool) -> str:
+    if event.event != "error":
+        raise DecodeError(
+            f'the data of a "{event.event}" event is not JSON ({_where(exc)}); decode="text" gives it as it is',
+            event,
+        ) from exc
+    if raises:
+        raise _upstream_error(event, event.data) from None
+    return event.data
 
 
 def _text(event: ServerSentEvent) -> str:
@@ -109,9 +120,9 @@ def _where(exc: ValueError | RecursionError) -> str:
     return f"{exc.msg} at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
 
 
-def _is_error_object(value: Any) -> bool:
+def _is_error(value: dict[str, Any]) -> bool:
     # A JSON-RPC response has an "error" member of its own, which is an answer like any other.
-    return isinstance(value, dict) and isinstance(value.get("error"), (str, dict)) and "jsonrpc" not in value
+    return isinstance(value["error"], (str, dict)) and "jsonrpc" not in value
 
 
 def _upstream_error(event: ServerSentEvent, payload: Any) -> UpstreamError:

@@ -93,11 +93,12 @@ class HandOff(Generic[T]):
 
     def fits(self, charge: int) -> bool:
         """Whether an entry of this charge can be added without waiting."""
-        return not self.buffered or self.has_room(charge)
+        held = self._produced - self._consumed
+        return not held or held + charge <= self._max or self.closed
 
     def has_room(self, charge: int) -> bool:
         """Whether this much more stays within the bound."""
-        return self.closed or self.buffered + charge <= self._max
+        return self._produced - self._consumed + charge <= self._max or self.closed
 
     def _is_drained(self) -> bool:
         # Down to half, so that a slow consumer does not wake the loop for every entry.
@@ -105,12 +106,34 @@ class HandOff(Generic[T]):
 
     def put_now(self, entry: T | End, charge: int = 0) -> None:
         """Add an entry without waiting."""
+        if self._add(entry, charge):
+            self._wake()
+
+    def offer(self, entry: T, charge: int) -> bool:
+        """Add an entry if that needs no wait; False where it does, and once nothing is wanted."""
+        if self.closed or self._ended or not self.fits(charge):
+            return False
+        self._produced += charge
+        self._queue.append((charge, entry))
+        if self._waiters:
+            self._wake()
+        return True
+
+    def put_soon(self, entry: T, charge: int = 0) -> None:
+        """Add an entry without waiting; a consumer that waits is woken once the loop gets round to it.
+
+        What follows in the same step of the loop is then there as well when it looks.
+        """
+        if self._add(entry, charge):
+            self._loop.call_soon(self._wake)
+
+    def _add(self, entry: T | End, charge: int) -> bool:
         if self._ended or self.closed:
-            return
+            return False
         self._ended = type(entry) is End
         self._produced += charge
         self._queue.append((charge, entry))
-        self._wake()
+        return True
 
     def end(self, end: End) -> None:
         """Add the last entry. Later ones, and later ends, are dropped."""
@@ -140,11 +163,14 @@ class HandOff(Generic[T]):
         waiter = _runtime.Waiter()
         wake = waiter.wake
         self._waiters.append(wake)
+        woken = False
         try:
             if not self._queue and not self.closed:
-                waiter.wait(timeout)
+                woken = waiter.wait(timeout)
         finally:
-            self._withdraw(wake)
+            # Whoever woke it has taken it.
+            if not woken:
+                self._withdraw(wake)
 
     async def atake(self, timeout: float | None = None) -> T | End:
         """Return the next entry as take() does, in a coroutine of the loop that produces them.
@@ -181,11 +207,9 @@ class HandOff(Generic[T]):
     def _poll(self) -> T | End | None:
         if self.closed:
             return CLOSED
-        try:
-            charge, entry = self._queue.popleft()
-        except IndexError:
+        if not self._queue:
             return None
-        self._in_hand = charge
+        self._in_hand, entry = self._queue.popleft()
         return entry
 
     def _release(self) -> None:

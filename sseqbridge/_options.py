@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "Timeout",
     "as_timeout",
     "check_limits",
+    "check_raw_headers",
     "encode_json",
     "header_list",
     "is_cancelled",
@@ -36,6 +37,8 @@ DEFAULT_HEADERS = (
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
+_RAW_TOKEN = re.compile(_TOKEN.pattern.encode())
+_BAD_IN_RAW_VALUE = re.compile(_BAD_IN_VALUE.pattern.encode())
 
 
 class CancelFlag(Protocol):
@@ -170,6 +173,13 @@ def header_list(headers: object) -> list[tuple[str, str]]:
     except (TypeError, ValueError):
         raise UsageError("headers is neither a mapping nor a list of (name, value) pairs") from None
     return [_header(name, value) for name, value in pairs]
+
+
+def check_raw_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise UsageError, which never shows a value, for a header that cannot stand in a request."""
+    for name, value in headers:
+        if not _RAW_TOKEN.fullmatch(name) or _BAD_IN_RAW_VALUE.search(value):
+            _header(name, value)
 
 
 def _header(name: object, value: object) -> tuple[str, str]:

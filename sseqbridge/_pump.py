@@ -149,23 +149,34 @@ class Pump:
         connection = self.connection
         head = await connection.open()
         self.opened = True
-        self.handoff.put_now(head)
+        self.handoff.put_soon(head)
         self._idle_since = self.loop.time()
         if self._timeout.idle is not None:
             self._check_idle(self._timeout.idle)
+        connection.put_through(self._put_now)
         async for entry in connection:
             await self._put(entry)
             if connection.outcome == "done":
                 self._begin_end()
 
+    def _put_now(self, batch: Batch) -> bool:
+        """Put a batch where that needs no wait, in the transport's callback: no step of the task."""
+        if self._gathered is not None:
+            self._flush()
+        self._note(batch)
+        return self.handoff.offer(batch, batch.charge)
+
+    def _note(self, batch: Batch) -> None:
+        if batch.events:
+            self._idle_since = self.loop.time()
+            if self._first_event_at is None:
+                self._first_event_at = self._idle_since
+
     async def _put(self, entry: Batch | Body) -> None:
         if isinstance(entry, Body):
             self.handoff.put_now(entry)
             return
-        if entry.events:
-            self._idle_since = self.loop.time()
-            if self._first_event_at is None:
-                self._first_event_at = self._idle_since
+        self._note(entry)
         if self.handoff.closed:
             # Nobody wants it: let the abort in, however much there is to read without waiting.
             await asyncio.sleep(0)
@@ -215,7 +226,9 @@ class Pump:
         if not self._ending and not self._finished:
             self._ending = True
             # Not by the callback: uvloop runs a timer that is due, such as the end's, before it.
-            self._flush()
+            gathered, self._gathered = self._gathered, None
+            if gathered is not None:
+                self.handoff.put_soon(gathered, gathered.charge)
             self._cancel_timers()
             now = self.loop.time()
             self._set_timer("end", now + _END_SECONDS, self.handoff.end, End("done"))

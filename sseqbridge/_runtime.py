@@ -10,11 +10,14 @@ import _socket
 import asyncio
 import atexit
 import contextvars
+import select
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from . import _fast
 
 if sys.platform == "win32":
     from asyncio import ProactorEventLoop as StandardEventLoop
@@ -26,6 +29,8 @@ __all__ = [
     "at_exit",
     "in_coroutine",
     "in_notebook",
+    "is_readable",
+    "literal_address",
     "new_event_loop",
     "run_in_daemon_thread",
     "shut_down_socket",
@@ -98,6 +103,26 @@ def shut_down_socket(fd: int) -> None:
         duplicate.close()
 
 
+def is_readable(fd: int) -> bool:
+    """Whether a socket has something to read, its end included."""
+    if sys.platform == "win32":
+        return bool(select.select([fd], (), (), 0)[0])
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def literal_address(host: str, port: int) -> list[Any]:
+    """Return what getaddrinfo does, for a host that is no name and needs no look-up; else nothing."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
+    return []
+
+
 async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: object) -> T:
     """Run a blocking function in a daemon thread of its own, in the context of the caller.
 
@@ -131,11 +156,12 @@ async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: obj
     return await future
 
 
-class _EventLoop(StandardEventLoop):
-    """The standard loop, but for names: they are looked up in daemon threads.
+class _DaemonLookups(asyncio.AbstractEventLoop):
+    """What a loop is mixed with so that it looks names up in daemon threads.
 
     Look-ups of one name that are under way at the same time share a thread, so that there are as
-    many threads as different names.
+    many threads as different names. (uvloop's own threads are no better than an executor's: the
+    exit of the process waits for them.)
     """
 
     def __init__(self) -> None:
@@ -145,6 +171,10 @@ class _EventLoop(StandardEventLoop):
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
+        # uvloop asks also for what is an address already.
+        found = literal_address(host, port) if isinstance(host, str) and isinstance(port, int) else []
+        if found:
+            return found
         key = (host, port, family, type, proto, flags)
         lookup = self._lookups.get(key)
         if lookup is None:
@@ -163,5 +193,11 @@ class _EventLoop(StandardEventLoop):
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop whose name look-ups hold up neither the loop nor the exit."""
-    return _EventLoop()
+    """Return a new event loop, uvloop's where that is in use.
+
+    Its name look-ups hold up neither the loop nor the exit.
+    """
+    uvloop = _fast.imported("uvloop")
+    base = StandardEventLoop if uvloop is None else uvloop.Loop
+    kind = type(f"{base.__name__}WithDaemonLookups", (_DaemonLookups, base), {})
+    return kind()  # type: ignore[no-any-return]

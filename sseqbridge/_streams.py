@@ -169,15 +169,16 @@ class _BaseStream(Generic[T]):
 
     def _item(self, event: Any) -> T:
         """Return what the caller asked for of an event, or of an error answer's body."""
+        decoder = self._decoder
         try:
             if type(event) is Body:
-                return self._decoder.body(event.content)  # type: ignore[no-any-return]
-            item: T = self._decoder.item(event)
+                return decoder.body(event.content)  # type: ignore[no-any-return]
+            item: T = decoder.item(event)
             if type(event) is ServerSentEvent:
                 self._last_event = event
                 self._committed_id = None
-            if self._decoder.is_last(event):
-                self._finish()
+                if decoder.has_done_function and decoder.is_last(event):
+                    self._finish()
         except Exception as exc:
             self._fail(exc)
             raise
@@ -346,16 +347,17 @@ class EventStream(_BaseStream[T]):
 
     def _loop(self, abort_when_left: bool) -> Iterator[T]:
         self._claim()
-        handoff, cancel = self._handoff, self._cancel
+        handoff, cancel, item_of = self._handoff, self._cancel, self._item
+        this_thread = threading.get_ident
         try:
             while True:
                 items = self._items
                 for event in items:
                     if handoff.closed or (cancel is not None and self._is_stopped()):
                         break
-                    item = self._item(event)
+                    item = item_of(event)
                     # In the loop's body, and there alone: what interrupts a wait may not read.
-                    self._loop_thread = threading.get_ident()
+                    self._loop_thread = this_thread()
                     yield item
                     self._loop_thread = None
                 # The loop's body may have called next(), and that have taken the next batch.

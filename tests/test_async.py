@@ -264,22 +264,28 @@ def test_no_thread_is_started_once_the_tls_context_is_there(run: Run, monkeypatc
         assert started.names == []
 
 
-def test_the_tls_context_is_built_off_the_loop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tls_context_is_built_off_the_loop(
+    run: Run, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     built_in: list[threading.Thread] = []
-    create = httpx.create_ssl_context
 
-    def noted(*args: Any, **options: Any) -> ssl.SSLContext:
+    def noted() -> ssl.SSLContext:
         built_in.append(threading.current_thread())
-        return create(*args, **options)
+        return client_tls
 
     monkeypatch.setattr(_client, "_tls_context", None)
     monkeypatch.setattr(httpx, "create_ssl_context", noted)
 
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:
-            responses = await asyncio.gather(*(arequest_sse(server.url) for _ in range(5)))
-            for _, _, items in responses:
-                assert [item async for item in items] == [1]
+            await ask_five_times(server.url)
+            assert built_in == [], "what no request needs"
+        with SSEServer([send(1), send("[DONE]")], ssl_context=server_tls) as server:
+            await ask_five_times(server.url)
+
+    async def ask_five_times(url: str) -> None:
+        for _, _, items in await asyncio.gather(*(arequest_sse(url) for _ in range(5))):
+            assert [item async for item in items] == [1]
 
     run(main)
     assert len(built_in) == 1

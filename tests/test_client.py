@@ -785,6 +785,6 @@ def test_a_client_knows_its_package() -> None:
     async def main() -> None:
         for kind, package in ((httpx.AsyncClient, httpx), (httpx2.AsyncClient, httpx2), (Mine, httpx2)):
             async with kind() as http:
-                assert Client(http, shared=True).package is package
+                assert Client(http).package is package
 
     asyncio.run(main())

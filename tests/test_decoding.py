@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sseqbridge import _fast
 from sseqbridge._decoding import Decode, Decoder, Done, ErrorEvents
 from sseqbridge._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
 from sseqbridge._models import Comment, ServerSentEvent
@@ -14,6 +15,13 @@ from sseqbridge._models import Comment, ServerSentEvent
 # More nesting than json.loads takes, and an integer with more digits than int() does.
 TOO_DEEP = "[" * 100_000
 TOO_LONG = "9" * 5000
+
+
+@pytest.fixture(params=["fast", "plain"], autouse=True)
+def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever decodes JSON in this process, and in a second run of the test the standard library."""
+    if request.param == "plain":
+        monkeypatch.setattr(_fast, "json_loads", lambda: json.loads)
 
 
 def decoder(decode: Decode = "json", done: Done = "[DONE]", error_events: ErrorEvents = "raise") -> Decoder:
@@ -52,6 +60,17 @@ def test_data_that_is_not_json_raises_an_error_with_event_and_cause(data: str, e
 def test_place_of_the_fault_is_told() -> None:
     with pytest.raises(DecodeError, match=r"\(Expecting value at character 6\)"):
         decoder().item(ServerSentEvent(data='{"a": oops}'))
+
+
+def test_what_only_the_standard_library_takes_is_decoded_too() -> None:
+    decoded = decoder().item(ServerSentEvent(data='[1e400, -Infinity, "\\ud800", {"a": NaN}]'))
+    assert decoded[:3] == [float("inf"), float("-inf"), "\ud800"]
+    assert decoded[3]["a"] != decoded[3]["a"]
+
+
+def test_text_and_events_do_not_need_what_decodes_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_fast, "json_loads")
+    assert decoder("text").item(ServerSentEvent(data="1")) == "1"
 
 
 def test_fault_without_a_place_is_told_by_its_name() -> None:
@@ -111,6 +130,9 @@ def test_error_of_the_upstream_is_raised_with_its_payload(
         {"errors": "busy"},
         {"nested": {"error": "busy"}},
         [{"error": "busy"}],
+        ["error"],
+        "error",
+        {},
         JSONRPC_ERROR,
     ],
 )
@@ -182,11 +204,13 @@ def test_function_that_is_interrupted_is_no_error_of_the_event() -> None:
 
 @pytest.mark.parametrize("done", ["[DONE]", None])
 def test_without_a_function_no_event_is_known_here_as_the_last(done: Done) -> None:
+    assert not decoder(done=done).has_done_function
     assert decoder(done=done).is_last(ServerSentEvent(data="[DONE]")) is False
 
 
 def test_function_says_which_event_is_the_last() -> None:
     last = decoder(done=lambda event: event.event == "end")
+    assert last.has_done_function
     assert last.is_last(ServerSentEvent("tick")) is False
     assert last.is_last(ServerSentEvent("end")) is True
 

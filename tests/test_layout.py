@@ -18,8 +18,10 @@ FLOORS = [
     ["_bridge"],
     ["_pump"],
     ["_handoff", "_connection"],
-    ["_runtime", "_client", "_options", "_parser", "_decoding", "_encoder", "_content_encoding"],
-    ["_exceptions"],
+    ["_client"],
+    ["_transport"],
+    ["_runtime", "_options", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing"],
+    ["_exceptions", "_fast"],
     ["_models"],
 ]
 # Outside the floors: public names, each imported when it is asked for.
@@ -28,8 +30,8 @@ OUTSIDE = ["__init__"]
 FILES = [name for floor in FLOORS for name in floor]
 
 # These do the work without doing any input or output.
-SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_models", "_exceptions"]
-KNOW_HTTPX = {"_client", "_connection"}
+SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_fast", "_models", "_exceptions"]
+KNOW_HTTPX = {"_client", "_connection", "_transport"}
 START_THREADS = {"_runtime", "testing"}
 
 every_file = pytest.mark.parametrize("name", FILES + OUTSIDE)
@@ -89,7 +91,7 @@ def test_work_on_bytes_knows_no_loop_thread_or_client(name: str) -> None:
 
 
 @every_file
-def test_only_the_client_and_the_connection_know_httpx(name: str) -> None:
+def test_only_what_is_about_requests_knows_httpx(name: str) -> None:
     assert "httpx" not in packages(name) or name in KNOW_HTTPX
     assert packages(name, with_type_checking=True).isdisjoint({"httpcore", "httpx2", "aiohttp"})
 

@@ -186,17 +186,21 @@ def test_an_aborted_stream_costs_its_own_connection_only(silent: SSEServer) -> N
         assert server.connections == 1
 
 
-def test_the_tls_context_is_built_once_and_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tls_context_is_built_once_and_off_the_loop(
+    monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     built_in = []
-    create = ssl.create_default_context
 
-    def noted(*args: Any, **options: Any) -> ssl.SSLContext:
+    def noted() -> ssl.SSLContext:
         built_in.append(threading.current_thread().name)
-        return create(*args, **options)
+        return client_tls
 
-    monkeypatch.setattr(ssl, "create_default_context", noted)
+    monkeypatch.setattr(httpx, "create_ssl_context", noted)
     monkeypatch.setattr(_client, "_tls_context", None)
-    with SSEServer(ANSWER) as server, Bridge() as first, Bridge() as second:
+    with SSEServer(ANSWER) as server:
+        assert list(request_sse(server.url).events) == [{"n": 1}]
+    assert built_in == [], "what no request needs"
+    with SSEServer(ANSWER, ssl_context=server_tls) as server, Bridge() as first, Bridge() as second:
         streams = together([partial(request_sse, server.url, bridge=bridge) for bridge in (first, second) * 5])
         assert [list(it) for _, _, it in streams] == [[{"n": 1}]] * 10
     (thread,) = built_in

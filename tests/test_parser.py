@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sseqbridge._exceptions import BufferLimitError
 from sseqbridge._models import Comment, ServerSentEvent
 from sseqbridge._parser import DEFAULT_MAX_EVENT_BYTES, EventStreamParser
 
-from .reference_parser import parse
+from .reference_parser import Parsed, parse
 from .vectors import VECTORS, Vector
 
 Items = list[ServerSentEvent | Comment]
@@ -272,8 +273,42 @@ PIECES = [
     *(b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\x0b", b"\x1c"),
     *(b"\xef\xbb\xbf", b"\xef", b"\xe2\x80\xa8", b"\xe2\x82", b"\xf0\x9f", b"\xff", b"\xc2\x85", b"\xd9\xa1"),
 ]
-streams = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=60)
-chunk_sizes = st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any)
+shreds = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=60)
+
+# What servers send: blocks in which now and then a line is odd.
+NAMES = [b"data", b"event", b"id", b"retry", b"", b"data ", b" id", b"Event", b"comment"]
+SEPARATORS = [b": ", b":", b"", b":  ", b" : ", b"::", b":\t"]
+VALUES = [
+    *(b"x", b"", b" ", b" y ", b":", b": ", b"a: b", b"500", b"0x1F4", b"1\0", b"\0", b'{"a": [1, "b: c"]}', b"[DONE]"),
+    *("café".encode(), "\u2028\x85".encode(), "\ufeff".encode(), "\U0001f600".encode(), "\u0661".encode()),
+    *(b"\xff", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc3", b"\xed\xa0\x80", b"\x0b\x0c\x1c\x1d"),
+]
+BLOCKS = [
+    *([b'data: {"n": 1}'], [b"data: [DONE]"], [b"event: tick", b'data: {"n": "\xc3\xa9"}'], [b"data:x"]),
+    *([b"id: 7", b"event: tick", b"data: a", b"data: b: c"], [b"data: a", b"data", b"data: ", b"data: b"]),
+    *([b": ping"], [b": ping", b"data: x"], [b"retry: 500", b"id: 1", b"data: x"], [b"id: 8"], [b"event: end"]),
+]
+odd_lines = st.builds(lambda *parts: b"".join(parts), *map(st.sampled_from, (NAMES, SEPARATORS, VALUES)))
+usual_blocks = st.sampled_from(BLOCKS).map(lambda lines: [*lines, b""])
+odd_blocks = st.lists(odd_lines | st.sampled_from([b"", b": ping", b"data: x"]), max_size=5)
+# One way or another with all lines, or each line with its own.
+endings = st.sampled_from([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r", b"\r\n"]])
+
+
+@st.composite
+def block_streams(draw: st.DrawFn, blocks: int = 8) -> bytes:
+    """Streams of whole blocks, most of them as servers send them; one in a while is cut off."""
+    drawn = draw(st.lists(usual_blocks | usual_blocks | usual_blocks | odd_blocks, max_size=blocks))
+    lines = [line for block in drawn for line in block]
+    ends = draw(endings)
+    stream = b"".join(line + ends[index % len(ends)] for index, line in enumerate(lines))
+    if draw(st.integers(0, 4)) == 4:
+        stream = b"\xef\xbb\xbf" + stream
+    return stream[: draw(st.integers(0, len(stream)))] if draw(st.integers(0, 4)) == 4 else stream
+
+
+streams = shreds | block_streams() | block_streams()
+chunk_sizes = st.lists(st.integers(0, 7) | st.integers(0, 60), min_size=1, max_size=12).filter(any)
 
 
 def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
@@ -286,23 +321,45 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
     return chunks
 
 
-@given(streams)
-@example(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\r\n\r\n")
-def test_any_bytes_mean_what_the_standard_says(stream: bytes) -> None:
+def after_blank_lines(stream: bytes) -> list[bytes]:
+    """One chunk for each block, as most of them come."""
+    return re.split(b"(?<=\n\n)|(?<=\r\r)|(?<=\r\n\r\n)", stream)
+
+
+def assert_is(parsed: Parsed, chunks: Iterable[bytes]) -> None:
     parser = EventStreamParser(comments=True)
-    parsed = parse(stream)
-    assert parser.feed(stream) == parsed.items
+    assert feed(parser, chunks) == parsed.items
     assert (parser.last_event_id, parser.retry) == (parsed.last_event_id, parsed.retry)
 
 
 @given(streams, chunk_sizes)
-def test_any_bytes_mean_the_same_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
-    whole = EventStreamParser(comments=True)
-    cut_up = EventStreamParser(comments=True)
-    assert feed(cut_up, cut(stream, sizes)) == whole.feed(stream)
-    assert (cut_up.last_event_id, cut_up.retry) == (whole.last_event_id, whole.retry)
+@example(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\r\n\r\n", [1])
+def test_any_bytes_mean_what_the_standard_says_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
+    parsed = parse(stream)
+    for chunks in ([stream], after_blank_lines(stream), single_bytes(stream), cut(stream, sizes)):
+        assert_is(parsed, chunks)
+
+
+@given(block_streams(blocks=4))
+@settings(max_examples=100)
+def test_stream_means_what_the_standard_says_wherever_it_is_cut(stream: bytes) -> None:
+    parsed = parse(stream)
+    for chunks in splits_in_two(stream):
+        assert_is(parsed, chunks)
 
 
 @given(streams, chunk_sizes, st.integers(1, 30))
 def test_any_bytes_are_refused_alike_in_any_chunks(stream: bytes, sizes: list[int], limit: int) -> None:
-    assert read(cut(stream, sizes), limit) == read([stream], limit)
+    parsed = parse(stream, limit)
+    for chunks in ([stream], after_blank_lines(stream), single_bytes(stream), cut(stream, sizes)):
+        assert read(chunks, limit) == (parsed.items, parsed.refused)
+
+
+@given(st.lists(st.sampled_from([0, 1, 500, 522, 523, 1023, 1024, 1025]).map(lambda size: b"x" * size), min_size=2))
+def test_event_of_several_lines_is_refused_at_its_exact_size(values: list[bytes]) -> None:
+    # Around the size from which on its data grows in place.
+    data = b"\n".join(values)
+    stream = b"".join(b"data: %b\n" % value for value in values) + b"\n"
+    for chunks in ([stream], stream.splitlines(keepends=True), cut(stream, [97])):
+        assert read(chunks, max(len(data), len(max(values)) + 6)) == ([ServerSentEvent(data=data.decode())], False)
+        assert read(chunks, len(data) - 1) == ([], True)

@@ -6,45 +6,53 @@ import asyncio
 import gc
 import warnings
 
+import httpx
 import pytest
 
-from sseqbridge import _api, arequest_sse
+from sseqbridge import arequest_sse
 from sseqbridge.testing import SSEServer, respond, send, silence
 
 IDLE = 30
 
 
-async def leave_idle_connections() -> None:
+async def leave_idle_connections(client: httpx.AsyncClient | None) -> None:
     """Fill the pool with connections that their server has closed."""
     with SSEServer([send(1), send("[DONE]")]) as server:
-        for response in await asyncio.gather(*(arequest_sse(server.url) for _ in range(IDLE))):
+        for response in await asyncio.gather(*(arequest_sse(server.url, client=client) for _ in range(IDLE))):
             assert [item async for item in response.events] == [1]
             await response.events._pump.await_finished(5)
 
 
-async def abort_after(steps: int) -> None:
+async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:
     with SSEServer([respond(), silence()]) as server:
-        asking = asyncio.create_task(arequest_sse(server.url))
+        asking = asyncio.create_task(arequest_sse(server.url, client=client))
         for _ in range(steps):
             await asyncio.sleep(0)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
+        if asking.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        else:
+            await asking.result().events.aclose()
         # The next request goes its way undisturbed.
-        async with await arequest_sse(server.url) as (status, _, _):
+        async with await arequest_sse(server.url, client=client) as (status, _, _):
             assert status == 200
     # A loop that ends now would cancel what is still at it, without regard for any shield.
-    while _api._loop_states[asyncio.get_running_loop()].pumps:
+    while any(task.get_name() == "sseqbridge-stream" for task in asyncio.all_tasks()):
         await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("steps", range(16))
-def test_abort_while_its_task_closes_dead_connections_leaves_none_open(steps: int) -> None:
+@pytest.mark.parametrize("transport", ["own", "httpx"])
+def test_abort_while_its_task_closes_dead_connections_leaves_none_open(transport: str, steps: int) -> None:
     """httpcore has a request's own task close what is dead in the pool; an abort must not stop that half-way."""
 
     async def main() -> None:
-        await leave_idle_connections()
-        await abort_after(steps)
+        no_limits = httpx.Limits(max_keepalive_connections=None)
+        client = httpx.AsyncClient(limits=no_limits) if transport == "httpx" else None
+        await leave_idle_connections(client)
+        await abort_after(steps, client)
+        if client is not None:
+            await client.aclose()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

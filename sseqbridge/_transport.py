@@ -1,0 +1,558 @@
+"""The HTTP transport of the library's own client: HTTP/1.1 on asyncio's transports, for httpx.
+
+httpx's own goes through a pool that looks at every connection for every request, and takes an
+event through four layers of coroutines. Here h11 still writes each request and reads each
+answer's head; the body's framing is in _framing.py, and who reads it may have it handed over in
+the very callback in which it arrived (`BodyStream.read`).
+
+What this does not know (a proxy, HTTP/2, `extensions` of a request) is left to httpx's own
+transport, and so is everything where that has been replaced: by tests that mock it, by tracing.
+
+All of it runs in one loop's thread. It raises what httpx's own transport raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import socket
+import sys
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import h11
+import httpx
+
+from . import _runtime
+from ._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport"]
+
+# Where a response has its BodyStream: httpx wraps the stream of every response in one of its own.
+BODY_EXTENSION = "sseqbridge_body"
+
+# A peer that answers with more than this before the head ends is none of ours. As httpcore has it.
+_MAX_HEAD_BYTES = 100 * 1024
+
+# What one read takes at most.
+_READ_BYTES = 64 * 1024 if sys.platform == "win32" else 256 * 1024
+
+# What is read ahead of a reader who does not come for it.
+_MAX_UNREAD_BYTES = 64 * 1024
+
+# After how long the next address of a name is tried as well (RFC 8305, section 5).
+_ATTEMPT_DELAY = 0.25
+
+# Long enough for never, where a timeout is None and asyncio has one of its own.
+_NEVER = 7 * 24 * 3600.0
+
+# Of a body no longer than this, head and body leave in one write.
+_MAX_JOINED_BYTES = 64 * 1024
+
+Sink = Callable[[bytes], bool]
+
+
+class Origin(NamedTuple):
+    """What a connection can be used for again."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Sends each request on a connection of its own, which is kept for the next one.
+
+    There is no limit to the number of connections. One that has been idle for `keepalive_expiry`
+    seconds is closed. `tls_context` returns the context for https, `plain` makes the transport
+    that requests go to which this one does not know how to send; both may take their time.
+    """
+
+    def __init__(
+        self,
+        *,
+        keepalive_expiry: float,
+        tls_context: Callable[[], Awaitable[ssl.SSLContext]],
+        plain: Callable[[], Awaitable[httpx.AsyncBaseTransport]],
+    ) -> None:
+        self._keepalive_expiry = keepalive_expiry
+        self._tls_context = tls_context
+        self._make_plain = plain
+        self._plain: httpx.AsyncBaseTransport | None = None
+        # The last one in is the first one out, so that those which are not needed grow old.
+        self._idle: dict[Origin, collections.deque[_Wire]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+        # What all connections read into.
+        self.buffer = memoryview(bytearray(_READ_BYTES))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request and return its answer as soon as the head is in."""
+        if request.extensions.keys() - {"timeout"} or _is_replaced():
+            return await self._send_plainly(request)
+        timeouts = request.extensions.get("timeout", {})
+        wire = self._reused(_origin_of(request.url))
+        if wire is None:
+            wire = await self._connected(_origin_of(request.url), timeouts.get("connect"))
+        try:
+            return await wire.exchange(request, timeouts)
+        except BaseException:
+            wire.abort()
+            raise
+
+    async def _send_plainly(self, request: httpx.Request) -> httpx.Response:
+        if self._plain is None:
+            self._plain = await self._make_plain()
+        return await self._plain.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connections that are idle; those in use are closed when they are given back."""
+        self._closed = True
+        for wires in self._idle.values():
+            for wire in wires:
+                wire.abort()
+        self._idle.clear()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._plain is not None:
+            await self._plain.aclose()
+
+    # Which connection.
+
+    def _reused(self, origin: Origin) -> _Wire | None:
+        wires = self._idle.get(origin)
+        while wires:
+            wire = wires.pop()
+            if wire.is_fresh(self._keepalive_expiry):
+                return wire
+            wire.abort()
+        return None
+
+    def give_back(self, wire: _Wire) -> None:
+        """Keep a connection for the next request to its origin."""
+        if self._closed:
+            wire.abort()
+            return
+        self._idle.setdefault(wire.origin, collections.deque()).append(wire)
+        if self._sweep is None:
+            self._sweep = wire.loop.call_later(self._keepalive_expiry, self._close_expired, wire.loop)
+
+    def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep = None
+        for origin, wires in tuple(self._idle.items()):
+            # The oldest is the first.
+            while wires and not wires[0].is_fresh(self._keepalive_expiry):
+                wires.popleft().abort()
+            if not wires:
+                del self._idle[origin]
+        if self._idle:
+            self._sweep = loop.call_later(self._keepalive_expiry / 4, self._close_expired, loop)
+
+    async def _connected(self, origin: Origin, timeout: float | None) -> _Wire:
+        loop = asyncio.get_running_loop()
+        wire = _Wire(loop, origin, self)
+        options: dict[str, Any] = {}
+        try:
+            with anyio.fail_after(timeout):
+                if origin.scheme == "https":
+                    options = {
+                        "ssl": await self._tls_context(),
+                        "server_hostname": origin.host,
+                        "ssl_handshake_timeout": _NEVER if timeout is None else timeout,
+                    }
+                connection = await _connected_socket(loop, origin.host, origin.port)
+                # The socket is the loop's from here on, to close where this fails too.
+                await loop.create_connection(lambda: wire, sock=connection, **options)
+        except TimeoutError as exc:
+            if isinstance(exc, OSError) and exc.errno is not None:
+                # The operating system's own, which has waited for longer than anyone asked to.
+                raise httpx.ConnectError(str(exc)) from exc
+            raise httpx.ConnectTimeout("no connection in time") from exc
+        except (OSError, UnicodeError) as exc:
+            raise httpx.ConnectError(str(exc)) from exc
+        return wire
+
+
+def _origin_of(url: httpx.URL) -> Origin:
+    # The host as it is looked up and as certificates have it: in ASCII.
+    return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80))
+
+
+def _is_replaced() -> bool:
+    """Whether someone stands in for httpx's transport: pytest-httpx, RESPX, VCR.py, OpenTelemetry."""
+    httpcore = sys.modules.get("httpcore")
+    return not (
+        _is_own(httpx.AsyncHTTPTransport.handle_async_request, "httpx")
+        and (httpcore is None or _is_own(httpcore.AsyncConnectionPool.handle_async_request, "httpcore"))
+    )
+
+
+def _is_own(method: object, package: str) -> bool:
+    return type(method) is types.FunctionType and method.__globals__["__name__"].partition(".")[0] == package
+
+
+async def _connected_socket(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """Return a socket that is connected to one of a name's addresses (RFC 8305)."""
+    found = _runtime.literal_address(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _interleaved(found)
+    if len(addresses) == 1:
+        return await _attempt(loop, addresses[0])
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    failures: list[BaseException] = []
+    try:
+        while addresses or attempts:
+            if addresses:
+                attempts.add(loop.create_task(_attempt(loop, addresses.popleft())))
+            done, attempts = await asyncio.wait(
+                attempts, timeout=_ATTEMPT_DELAY if addresses else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                if attempt.exception() is None:
+                    # What else was connected in the same moment is closed below.
+                    attempts |= done - {attempt}
+                    return attempt.result()
+                failures.append(attempt.exception())  # type: ignore[arg-type]
+    finally:
+        for attempt in attempts:
+            attempt.add_done_callback(_discard)
+            attempt.cancel()
+    # What the first address answered: it is the one that the resolver prefers.
+    raise failures[0]
+
+
+def _interleaved(found: list[Any]) -> collections.deque[Any]:
+    """Return the addresses with the families taking turns, each in the order of the resolver."""
+    if not found:
+        raise OSError("the name has no address")
+    families: dict[Any, list[Any]] = {}
+    for address in found:
+        families.setdefault(address[0], []).append(address)
+    longest = max(len(addresses) for addresses in families.values())
+    return collections.deque(
+        addresses[index] for index in range(longest) for addresses in families.values() if index < len(addresses)
+    )
+
+
+async def _attempt(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socket:
+    family, kind, protocol, _, where = address
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _discard(attempt: asyncio.Task[socket.socket]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """One connection: one exchange of a request and an answer at a time, read by one coroutine."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin, owner: Transport) -> None:
+        self.loop = loop
+        self.origin = origin
+        self._owner = owner
+        # A read is over before the next one of the loop begins, but for Windows, where all are
+        # under way at the same time. (One that asyncio allocates itself costs several system calls.)
+        self._buffer = memoryview(bytearray(_READ_BYTES)) if sys.platform == "win32" else owner.buffer
+        self._transport: Any = None
+        # Of the answer under way: None while its head is awaited, and while nothing is.
+        self._framing: Framing | None = None
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._is_paused = False
+        self._ended = False
+        self._error: httpx.TransportError | None = None
+        self._sink: Sink | None = None
+        self._sink_is_done = False
+        # The coroutine that waits, for bytes or for room to write, and until when at most.
+        self._waiter: asyncio.Future[None] | None = None
+        self._last_read_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._may_write = True
+        self._in_use = True
+        self._reusable = False
+        self._idle_since = 0.0
+
+    # The connection's calls.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._last_read_at = self.loop.time()
+        self._receive(bytes(self._buffer[:nbytes]))
+
+    def _receive(self, data: bytes) -> None:
+        if self._framing is not None:
+            data = self._framing.feed(data)
+            if data and self._sink is not None:
+                if not self._sink(data):
+                    # It has taken this, and wants its coroutine before the next.
+                    self._sink, self._sink_is_done = None, True
+                    self._wake()
+                data = b""
+            if not data:
+                if self._framing.complete or self._framing.error is not None:
+                    self._wake()
+                return
+        elif not self._in_use:
+            # Nobody has asked for anything.
+            self.abort()
+            return
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _MAX_UNREAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        # What is written already still goes out; asyncio closes the connection then.
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._may_write = True
+        self._end(exc)
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._wake()
+
+    def _end(self, exc: Exception | None) -> None:
+        if not self._ended:
+            self._ended = True
+            if exc is not None:
+                self._error = httpx.ReadError(str(exc))
+                self._error.__cause__ = exc
+            elif self._framing is not None:
+                self._framing.end()
+        self._wake()
+
+    # Waiting.
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, timeout: float | None, late: type[httpx.TimeoutException]) -> None:
+        """Wait until something is there to look at, `timeout` seconds without bytes at most."""
+        self._waiter = self.loop.create_future()
+        if timeout is not None:
+            self._last_read_at = self.loop.time()
+            self._watch(timeout, late, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _watch(self, timeout: float, late: type[httpx.TimeoutException], waiter: asyncio.Future[None]) -> None:
+        # One timer a wait, set anew when it fires: bytes that a sink takes cost a look at the clock.
+        left = self._last_read_at + timeout - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._watch, timeout, late, waiter)
+        elif not waiter.done():
+            waiter.set_exception(late("no bytes in time"))
+
+    # One exchange.
+
+    async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
+        """Send a request and return its answer, whose body is still to be read."""
+        self._in_use, self._reusable = True, False
+        peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        await self._send(peer, request, timeouts.get("write"))
+        head = await self._head(peer, timeouts.get("read"))
+        self._framing = _framing_of(head, request.method)
+        # Where either side does not want to keep the connection, h11 has MUST_CLOSE.
+        self._reusable = peer.our_state is h11.DONE and head.status_code != 101
+        trailing, _ = peer.trailing_data
+        if trailing:
+            self._receive(trailing)
+        if self._ended and self._error is None:
+            self._framing.end()
+        body = BodyStream(self, timeouts.get("read"))
+        return httpx.Response(
+            head.status_code,
+            headers=head.headers.raw_items(),
+            stream=body,
+            extensions={
+                "http_version": b"HTTP/" + head.http_version,
+                "reason_phrase": head.reason,
+                "network_stream": self,
+                BODY_EXTENSION: body,
+            },
+        )
+
+    async def _send(self, peer: h11.Connection, request: httpx.Request, timeout: float | None) -> None:
+        """Write the request, or what the peer takes of it before it goes: it may have answered."""
+        method, target, headers = request.method.encode("ascii"), request.url.raw_path, request.headers.raw
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        try:
+            data = peer.send(h11.Request(method=method, target=target, headers=headers)) or b""
+            async for chunk in request.stream:
+                part = peer.send(h11.Data(data=chunk)) or b""
+                if len(data) + len(part) <= _MAX_JOINED_BYTES:
+                    data += part
+                    continue
+                if not await self._write(data, timeout):
+                    return
+                data = part
+            data += peer.send(h11.EndOfMessage()) or b""
+        except h11.LocalProtocolError as exc:
+            raise httpx.LocalProtocolError(str(exc)) from exc
+        await self._write(data, timeout)
+
+    async def _write(self, data: bytes, timeout: float | None) -> bool:
+        """Write, waiting while too much is under way; False where the peer has gone."""
+        if self._ended:
+            return False
+        self._transport.write(data)
+        while not self._may_write and not self._ended:
+            await self._wait(timeout, httpx.WriteTimeout)
+        return not self._ended
+
+    async def _head(self, peer: h11.Connection, timeout: float | None) -> Any:
+        try:
+            while True:
+                event = peer.next_event()
+                if isinstance(event, h11.Response) or getattr(event, "status_code", None) == 101:
+                    return event
+                if event is not h11.NEED_DATA:
+                    continue
+                while not self._unread:
+                    if self._error is not None:
+                        raise self._error
+                    if self._ended:
+                        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+                    await self._wait(timeout, httpx.ReadTimeout)
+                peer.receive_data(self._taken())
+        except h11.RemoteProtocolError as exc:
+            raise httpx.RemoteProtocolError(str(exc)) from exc
+
+    def _taken(self) -> bytes:
+        unread = self._unread
+        data = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        self._unread_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def read(self, timeout: float | None, sink: Sink | None) -> bytes | None:
+        """Return the body's next bytes, b"" at its end; see BodyStream.read."""
+        assert self._framing is not None
+        while True:
+            # Before what came in since: the sink has not done with what came before that.
+            if self._sink_is_done:
+                self._sink_is_done = False
+                return None
+            if self._unread:
+                return self._taken()
+            if self._framing.complete:
+                return b""
+            if self._framing.error is not None:
+                raise httpx.RemoteProtocolError(self._framing.error)
+            if self._error is not None:
+                raise self._error
+            self._sink = sink
+            try:
+                await self._wait(timeout, httpx.ReadTimeout)
+            finally:
+                self._sink = None
+
+    def finish(self) -> None:
+        """End the exchange: keep the connection where the answer was read to its end, else close it."""
+        if not self._in_use:
+            return
+        framing = self._framing
+        if not (self._reusable and framing and framing.complete and not framing.rest) or self._is_down():
+            self.abort()
+            return
+        self._in_use, self._framing, self._idle_since = False, None, self.loop.time()
+        self._taken()
+        self._owner.give_back(self)
+
+    def _is_down(self) -> bool:
+        return self._ended or self._error is not None or self._transport.is_closing()
+
+    def is_fresh(self, expiry: float) -> bool:
+        """Whether an idle connection can be used again."""
+        connection = self._transport.get_extra_info("socket")
+        if self._is_down() or self.loop.time() - self._idle_since > expiry:
+            return False
+        # What the peer has sent meanwhile can only be its goodbye.
+        return connection is not None and not _runtime.is_readable(connection.fileno())
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._in_use = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What httpx calls a network stream.
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what is known of the connection: "socket", "ssl_object", "server_addr", "client_addr"."""
+        names = {"server_addr": "peername", "client_addr": "sockname"}
+        return self._transport.get_extra_info(names.get(info, info))
+
+
+def _framing_of(head: Any, method: str) -> Framing:
+    """Return how long the body is (RFC 9112, section 6.3). h11 has checked the fields."""
+    if method == "HEAD" or head.status_code in (101, 204, 304):
+        return SizedBody(0)
+    fields = {name: value for name, value in head.headers if name in (b"transfer-encoding", b"content-length")}
+    if b"transfer-encoding" in fields:
+        return ChunkedBody()
+    if b"content-length" in fields:
+        return SizedBody(int(fields[b"content-length"]))
+    return UnboundedBody()
+
+
+class BodyStream(httpx.AsyncByteStream):
+    """The body of one answer, read by one coroutine, from its head to its end or `aclose()`."""
+
+    def __init__(self, wire: _Wire, timeout: float | None) -> None:
+        self._wire: _Wire | None = wire
+        self._timeout = timeout
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read():
+            yield chunk
+
+    async def read(self, sink: Sink | None = None) -> bytes | None:
+        """Return the next bytes, waiting for them; b"" at the end.
+
+        While this waits, whatever arrives is given to `sink`, in the callback that it arrived in,
+        and nobody is woken, until `sink` returns False: it has taken that as well, and this
+        returns None. It must not raise.
+        """
+        if self._wire is None:
+            raise httpx.StreamClosed
+        return await self._wire.read(self._timeout, sink)
+
+    async def aclose(self) -> None:
+        """Give the connection back where this was read to its end, else close it."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.finish()
