@@ -1,83 +1,94 @@
-"""From the consumer's leaving to the end of file at the upstream, in milliseconds.
+"""From the consumer's leaving to the end of file at the upstream, over HTTP and TLS, in each way that we are built.
 
-The upstream runs in this process, so that both ends read one clock. Each way of leaving is
-measured while the upstream is silent, and close() also while the stream is held back: the
-consumer does not read, and every buffer on the way is full.
+The upstream is either silent, or held back: the consumer does not read, and every buffer on the way is full.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from typing import Any
 
-from sseqbridge import EventStream, request_sse
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
+from .meter import percentile
+from .peers import Client
+from .runner import OURS, Bench, Column, Configuration, Control, Workload
 
-__all__ = ["main"]
+__all__ = ["CONFIGURATIONS", "WAYS", "WORKLOAD", "measure"]
 
-ROUNDS = 200
-HELD_BACK_ROUNDS = 40
-
-
-def main() -> None:
-    """Print median and worst of each way of leaving."""
-    with SSEServer(one_event_then_silence) as server:
-        for name, leave in (("close(), silent", leave_by_close), ("break, silent", leave_by_break)):
-            report(name, [measure(server, leave) for _ in range(ROUNDS)])
-    with SSEServer(endless) as server:
-        report("close(), held back", [measure(server, leave_held_back) for _ in range(HELD_BACK_ROUNDS)])
-
-
-def report(name: str, milliseconds: list[float]) -> None:
-    """Print one line of the table."""
-    print(
-        f"{name:<20} median {statistics.median(milliseconds):6.2f} ms   worst of {len(milliseconds)} "
-        f"{max(milliseconds):6.2f} ms"
-    )
+WAYS: dict[str, dict[str, float]] = {
+    "close(), silent": {"full": 0, "by_break": 0},
+    "break, silent": {"full": 0, "by_break": 1},
+    "close(), held back": {"full": 1, "by_break": 0},
+}
+CONFIGURATIONS = (
+    *OURS,
+    Configuration(
+        "sseqbridge, httpx's transport", "sseqbridge", (), {"SSEQBRIDGE_WITHOUT": "transport,uvloop,msgspec"}
+    ),
+    Configuration(
+        "sseqbridge[fast], httpx's transport", "sseqbridge", ("uvloop", "msgspec"), {"SSEQBRIDGE_WITHOUT": "transport"}
+    ),
+)
+PATIENCE_SECONDS = 10.0
 
 
-def measure(server: SSEServer, leave: Callable[[SSEServer, EventStream[str]], float]) -> float:
-    """Open a stream, leave it, and return the milliseconds until the upstream knew."""
-    _, _, events = request_sse(server.url, decode="text")
-    left_at = leave(server, events)
-    return (server.requests[-1].wait_aborted() - left_at) * 1000
+def run(bench: Bench) -> None:
+    """Measure each way of leaving in one process, whatever the number of rounds."""
+    streams = 5 if bench.quick else 200
+    for scheme, url in bench.schemes():
+        for way, arguments in WAYS.items():
+            bench.in_turn("abort", f"{way}, {scheme}", url, {"streams": streams, **arguments}, CONFIGURATIONS, rounds=1)
 
 
-def leave_by_close(server: SSEServer, events: EventStream[str]) -> float:
-    """Close the stream explicitly."""
-    next(events)
-    left_at = time.monotonic()
-    events.close()
-    return left_at
+def measure(client: Client, url: str, *, streams: int, full: int, by_break: int) -> dict[str, float]:
+    """Open a stream and leave it, so many times."""
+    control = Control(url)
+    taken = sorted(leave_one(client, control, url, is_full=bool(full), by_break=bool(by_break)) for _ in range(streams))
+    return {"median_ms": percentile(taken, 50), "worst_ms": percentile(taken, 100)}
 
 
-def leave_by_break(server: SSEServer, events: EventStream[str]) -> float:
-    """Leave the for loop."""
-    left_at = 0.0
-    for _ in events:
-        left_at = time.monotonic()
-        break
-    return left_at
+def leave_one(client: Client, control: Control, url: str, *, is_full: bool, by_break: bool) -> float:
+    """Return the milliseconds from leaving to the upstream's end of file."""
+    name = uuid.uuid4().hex
+    events: Any = client.chunks(f"{url}/hold?id={name}&full={'yes' if is_full else 'no'}")
+    if by_break:
+        for _ in events:
+            left_at = time.monotonic_ns()
+            break
+    else:
+        next(events)
+        if is_full:
+            wait_until_held_back(control, name)
+        left_at = time.monotonic_ns()
+        events.close()
+    noticed_at: int = wait_for(lambda: control.ask("/held", id=name)["left_at"])
+    return (noticed_at - left_at) / 1e6
 
 
-def leave_held_back(server: SSEServer, events: EventStream[str]) -> float:
-    """Close the stream once nothing more fits on the way to its consumer."""
-    request, sent = server.requests[-1], -1
-    while request.sent_bytes != sent:
-        sent = request.sent_bytes
+def wait_until_held_back(control: Control, name: str) -> None:
+    """Return once the upstream cannot send any more."""
+    sent = [-1, -2]
+
+    def has_stopped() -> bool:
         time.sleep(0.02)
-    return leave_by_close(server, events)
+        sent.append(control.ask("/held", id=name)["sent"])
+        return sent[-3] == sent[-2] == sent[-1] > 0
+
+    wait_for(has_stopped)
 
 
-def one_event_then_silence(request: ReceivedRequest) -> Iterator[Step]:
-    """A stream that says one thing."""
-    yield send("here")
-    yield silence()
+def wait_for(look: Any) -> Any:
+    """Look until there is something to see, and return it. Raises TimeoutError."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if seen := look():
+            return seen
+    raise TimeoutError(f"the upstream saw nothing of it in {PATIENCE_SECONDS:g} s")
 
 
-def endless(request: ReceivedRequest) -> Iterator[Step]:
-    """A stream that never stops."""
-    event = send("x" * 16_000)
-    while True:
-        yield event
+WORKLOAD = Workload(
+    "abort",
+    "abort: milliseconds from leaving to the upstream's end of file",
+    (Column("median_ms", "median ms", ".2f"), Column("worst_ms", "worst ms", ".2f")),
+    run,
+)

@@ -1,28 +1,90 @@
-"""What `import sseqbridge` costs beside `import httpx`, each in fresh processes, in turn."""
+"""What `import sseqbridge` costs beside `import httpx`, and how long a process waits for its first event."""
 
 from __future__ import annotations
 
-import statistics
-import subprocess
 import sys
 
-__all__ = ["main"]
+from .runner import (
+    BASELINE,
+    CONFIGURATIONS,
+    FAST,
+    OURS,
+    PLAIN,
+    Bench,
+    Column,
+    Configuration,
+    Control,
+    Workload,
+)
 
+__all__ = ["FIRST_EVENT", "IMPORT", "WORKLOAD"]
+
+IMPORT, FIRST_EVENT = "import", "first event"
+HTTPX = "import httpx"
+STATEMENTS = (HTTPX, "import sseqbridge", "from sseqbridge import request_sse")
 ROUNDS = 15
-STATEMENTS = ("import httpx", "import sseqbridge", "from sseqbridge import request_sse")
+
+IMPORTED = """
+import json, time
+started = time.perf_counter()
+{statement}
+print(json.dumps({{"import_ms": (time.perf_counter() - started) * 1000}}))
+"""
+TIMED = """
+import json, sys, time
+started = time.perf_counter()
+{statement}
+imported = time.perf_counter()
+{first}
+milliseconds = {{"import_ms": imported - started, "first_event_ms": done - imported, "both_ms": done - started}}
+print(json.dumps({{name: seconds * 1000 for name, seconds in milliseconds.items()}}))
+"""
+OUR_FIRST_EVENT = """
+_, _, events = request_sse(sys.argv[1])
+next(events)
+done = time.perf_counter()
+"""
+HTTPX_SSE_FIRST_EVENT = """
+with httpx.Client() as client, httpx_sse.connect_sse(client, "GET", sys.argv[1]) as source:
+    next(source.iter_sse()).json()
+    done = time.perf_counter()
+"""
+PROGRAMS = {
+    PLAIN: TIMED.format(statement="from sseqbridge import request_sse", first=OUR_FIRST_EVENT),
+    FAST: TIMED.format(statement="from sseqbridge import request_sse", first=OUR_FIRST_EVENT),
+    BASELINE: TIMED.format(statement="import httpx, httpx_sse", first=HTTPX_SSE_FIRST_EVENT),
+}
 
 
-def main() -> None:
-    """Print the medians, and the ratios of the same round."""
-    rounds = [{statement: import_seconds(statement) for statement in STATEMENTS} for _ in range(ROUNDS)]
-    for statement in STATEMENTS:
-        median = statistics.median(times[statement] for times in rounds)
-        ratio = statistics.median(times[statement] / times["import httpx"] for times in rounds)
-        print(f"{statement:<36} {median * 1000:7.1f} ms   {ratio:5.2f} times httpx")
+def run(bench: Bench) -> None:
+    """Measure each in fresh processes, in turn."""
+    Control(bench.upstream.http).prepare_burst(10, 1)
+    url = f"{bench.upstream.http}/stream?events=10&batch=1"
+    here = bench.installed(one for one in CONFIGURATIONS if one.name in PROGRAMS)
+    for number in range(2 if bench.quick else ROUNDS):
+        for statement in STATEMENTS:
+            take(bench, IMPORT, OURS[-1], statement, number, IMPORTED.format(statement=statement), "")
+        for one in here:
+            take(bench, FIRST_EVENT, one, one.name, number, PROGRAMS[one.name], url)
 
 
-def import_seconds(statement: str) -> float:
-    """Return how long a fresh interpreter takes for one import statement."""
-    program = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-    return float(done.stdout)
+def take(bench: Bench, case: str, configuration: Configuration, name: str, number: int, program: str, url: str) -> None:
+    """Run one program in a fresh process, and keep its figures."""
+    figures = bench.run_json([sys.executable, "-c", program, url], bench.environment(configuration))
+    bench.record("imports", case, name, number, figures)
+
+
+WORKLOAD = Workload(
+    "imports",
+    "imports: milliseconds in a fresh process",
+    (
+        Column("import_ms", "import ms", ".1f"),
+        Column("import_ms", "x httpx", ".2f", HTTPX),
+        Column("import_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("first_event_ms", "first event ms", ".1f"),
+        Column("first_event_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("both_ms", "both ms", ".1f"),
+        Column("both_ms", "x httpx-sse", ".2f", BASELINE),
+    ),
+    run,
+)

@@ -1,0 +1,41 @@
+"""One client's process: `python -m tests.bench.clients CLIENT WORKLOAD URL name=value...`.
+
+It measures the workload with the client, and prints the figures as one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from . import abort, burst, many, paced, short
+from .peers import CLIENTS
+from .upstream import raise_file_limit
+
+__all__ = ["main"]
+
+WORKLOADS: dict[str, Callable[..., dict[str, float]]] = {
+    "abort": abort.measure,
+    "burst": burst.measure,
+    "many": many.measure,
+    "paced": paced.measure,
+    "short": short.measure,
+}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.clients", description="one client, one workload")
+    parser.add_argument("client", choices=CLIENTS)
+    parser.add_argument("workload", choices=WORKLOADS)
+    parser.add_argument("url")
+    parser.add_argument("arguments", nargs="*", metavar="name=value")
+    options = parser.parse_args()
+    arguments = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.arguments)}
+    raise_file_limit()
+    print(json.dumps(WORKLOADS[options.workload](CLIENTS[options.client](), options.url, **arguments)))
+
+
+if __name__ == "__main__":
+    main()

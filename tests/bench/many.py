@@ -1,0 +1,136 @@
+"""Many streams at once, each with a consumer thread and an event every 100 ms, spread over the interval."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import traceback
+import uuid
+from array import array
+from pathlib import Path
+
+from .meter import CountError, Meter, check_count, count, percentile
+from .peers import Client
+from .runner import BASELINE, CONFIGURATIONS, OURS, Bench, Column, Control, Workload
+
+__all__ = ["WORKLOAD", "case_of", "measure"]
+
+INTERVAL_SECONDS = 0.1
+# Not all in one instant: one thread after the other, so far apart.
+RAMP_SECONDS = 0.001
+MOST_ROUNDS = 3
+
+
+def case_of(streams: int) -> str:
+    """Return the name of the case."""
+    return f"{streams:,} streams"
+
+
+def run(bench: Bench) -> None:
+    """Measure every client at two sizes, and ours at more, to see what one stream costs among few and many."""
+    for_all, for_ours, events = ((40,), (10,), 5) if bench.quick else ((200, 1_000), (100, 300), 100)
+    rounds = min(bench.rounds, MOST_ROUNDS)
+    for streams in sorted(for_all + for_ours):
+        arguments = {"streams": streams, "events": events}
+        clients = CONFIGURATIONS if streams in for_all else OURS
+        bench.in_turn("many", case_of(streams), bench.upstream.http, arguments, clients, rounds=rounds)
+
+
+def measure(client: Client, url: str, *, streams: int, events: int) -> dict[str, float]:
+    """Open all streams, and measure from then until each has had its last event, all of them still open."""
+    check_count(count(client.chunks(f"{url}/paced?events=10&interval=0.001")), 10)
+    readers = Readers(client, streams, events)
+    memory_before = process_status("VmRSS")
+    group = uuid.uuid4().hex
+    readers.start(f"{url}/join?group={group}&size={streams}&events={events}&interval={INTERVAL_SECONDS}")
+    control = Control(url)
+    control.ask("/start", group=group)
+    meter = Meter()
+    readers.had_last_event.wait()
+    _, cpu = meter.read()
+    memory, threads = process_status("VmRSS"), process_status("Threads")
+    readers.join()
+    late = sorted(readers.late)
+    return {
+        "cpu_s": cpu,
+        "cpu_us_per_event": cpu / (streams * events) * 1e6,
+        "p50_ms": percentile(late, 50) / 1e6,
+        "p99_ms": percentile(late, 99) / 1e6,
+        "worst_ms": percentile(late, 100) / 1e6,
+        "threads": threads,
+        "kib_per_stream": (memory - memory_before) / streams,
+        "upstream_p99_ms": control.ask("/stats")["late_ms"]["p99"],
+    }
+
+
+def process_status(field: str) -> int:
+    """Return one of the kernel's figures of this process: sizes are in KiB."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+class Readers:
+    """One consumer thread a stream, and how late each event came to it.
+
+    What they write into is made beforehand, and does not count as a stream's memory.
+    """
+
+    def __init__(self, client: Client, streams: int, events: int) -> None:
+        self._client = client
+        self._events = events
+        self._counter = itertools.count(1)
+        self.late = array("q", bytes(8 * streams * events))
+        self.had_last_event = threading.Event()
+        self._streams = streams
+        self._threads: list[threading.Thread] = []
+
+    def start(self, url: str) -> None:
+        """Open the streams."""
+        for number in range(self._streams):
+            thread = threading.Thread(target=self._follow, args=(url, number * self._events))
+            self._threads.append(thread)
+            thread.start()
+            time.sleep(RAMP_SECONDS)
+
+    def join(self) -> None:
+        """Wait until all streams have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def _follow(self, url: str, start: int) -> None:
+        try:
+            at, end = start, start + self._events
+            for chunk in self._client.chunks(url):
+                if at == end:
+                    raise CountError(f"more than {self._events} events came")
+                self.late[at] = time.monotonic_ns() - chunk["created"]
+                at += 1
+                # next() of a counter is one step, which no other thread comes into.
+                if at == end and next(self._counter) == self._streams:
+                    self.had_last_event.set()
+            check_count(at - start, self._events)
+        except BaseException:
+            # The upstream waits for all of them: without this one nothing would go on.
+            traceback.print_exc()
+            os._exit(1)
+
+
+WORKLOAD = Workload(
+    "many",
+    "many: concurrent streams, a thread each, an event every 100 ms",
+    (
+        Column("cpu_s", "CPU s", ".2f"),
+        Column("cpu_s", "x httpx-sse", ".2f", BASELINE),
+        Column("cpu_us_per_event", "CPU us each", ".0f"),
+        Column("p50_ms", "p50 ms", ".2f"),
+        Column("p99_ms", "p99 ms", ".2f"),
+        Column("p99_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("worst_ms", "worst ms", ".1f"),
+        Column("threads", "threads", ".0f"),
+        Column("kib_per_stream", "KiB a stream", ".0f"),
+        Column("upstream_p99_ms", "upstream's p99", ".2f"),
+    ),
+    run,
+)

@@ -1,0 +1,96 @@
+"""What sseqbridge is to reach, as data, and whether it does."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import abort, parse
+from .results import Results
+from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
+
+__all__ = ["TARGETS", "Target", "Verdict", "verdict"]
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound on a client's figure, or on its ratio `against` another client's."""
+
+    workload: str
+    case: str
+    client: str
+    key: str
+    comparison: str
+    bound: float
+    against: str | None = None
+    against_case: str | None = None
+
+    def __str__(self) -> str:
+        relative = f" x {self.against_case or self.against}" if self.against else ""
+        return f"{self.key} {self.comparison} {self.bound:g}{relative}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target, and the value that was measured for it."""
+
+    target: Target
+    value: float
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the value is within the bound."""
+        return COMPARISONS[self.target.comparison](self.value, self.target.bound)
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.value:.3g}, {'reached' if self.is_reached else 'NOT REACHED'}"
+
+
+def verdict(target: Target, results: Results) -> Verdict | None:
+    """Return how a target fared, None where it was not measured."""
+    at = (target.workload, target.case, target.client, target.key)
+    value = results.median(*at) if target.against is None else results.ratio(*at, target.against, target.against_case)
+    return None if value is None else Verdict(target, value)
+
+
+TARGETS = (
+    Target("burst", "one event a chunk", PLAIN, "events_per_s", ">=", 1.2, BASELINE),
+    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 6, BASELINE),
+    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 1.3, FLOOR),
+    Target("paced", "one event a millisecond", PLAIN, "p50_us", "<=", 1.5, BASELINE),
+    Target("paced", "one event a millisecond", FAST, "p50_us", "<=", 1, BASELINE),
+    Target("paced", "one event a millisecond", FAST, "p99_us", "<", 1, BASELINE),
+    *(
+        Target("short", scheme, client, "streams_per_s", ">=", bound, against)
+        for scheme in ("HTTP", "TLS")
+        for client in (PLAIN, FAST)
+        for bound, against in ((1.2, BASELINE), (30, NAIVE))
+    ),
+    Target("many", "1,000 streams", PLAIN, "cpu_s", "<=", 0.9, BASELINE),
+    Target("many", "1,000 streams", FAST, "cpu_s", "<=", 0.5, BASELINE),
+    *(
+        target
+        for client in (PLAIN, FAST)
+        for target in (
+            Target("many", "1,000 streams", client, "p99_ms", "<", 1, BASELINE),
+            Target("many", "1,000 streams", client, "kib_per_stream", "<=", 60),
+            # The same but for the noise.
+            Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "100 streams"),
+            Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "300 streams"),
+        )
+    ),
+    *(Target("parse", case, PLAIN, "mb_per_s", ">=", 1.5, BASELINE) for case in parse.CASES),
+    *(
+        target
+        for scheme in ("HTTP", "TLS")
+        for way in abort.WAYS
+        for one in abort.CONFIGURATIONS
+        for target in (
+            Target("abort", f"{way}, {scheme}", one.name, "median_ms", "<", 5),
+            Target("abort", f"{way}, {scheme}", one.name, "worst_ms", "<", 50),
+        )
+    ),
+)
