@@ -59,6 +59,8 @@ _EVENT_OVERHEAD = 256
 _SLICES_AT_A_TIME = 8
 _SLICES_OF_A_READ = 32
 
+_NO_MORE: Any = object()
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 20
 # What goes along to another origin: nothing of the caller's that could be a credential.
@@ -130,15 +132,16 @@ class Connection:
         self._put: Callable[[Batch], bool] | None = None
         self._pending: Batch | None = None
         self._failure: Exception | None = None
-        self._slices: Iterator[bytes] = iter(())
-        self._has_slices = False
+        # What is still to be parsed of the last read, where anything is.
+        self._parsing: Iterator[Batch | None] | None = None
         self._decoder: BodyDecoder | None = None
         self._network_stream: Any = None
         self._drain_left: int | None = None
         self._complete = False
         self._uncharged = 0
-        # An event is 6 bytes at least, and is charged 256: small slices keep a batch small.
-        self._slice_bytes = min(max(options.max_buffered_bytes // 64, 512), 16 * 1024)
+        # So that a batch is a small part of what is buffered, of the smallest events too.
+        self._slice_bytes = min(max(options.max_buffered_bytes // 16, 512), 64 * 1024)
+        self._batch_items = max(options.max_buffered_bytes // (4 * _EVENT_OVERHEAD), 1)
         self._parser = EventStreamParser(
             max_event_bytes=options.max_event_bytes, comments=options.comments
         )
@@ -322,8 +325,8 @@ class Connection:
             raise StopAsyncIteration
         if self._response.status_code != 200:
             return await self._error_body()
-        while (batch := self._parse_slices()) is None:
-            if self._has_slices:
+        while (batch := self._parsed()) is None:
+            if self._parsing is not None:
                 # What gives no events can be without end where it was compressed: let others on.
                 await anyio.sleep(0)
                 continue
@@ -332,7 +335,7 @@ class Connection:
                 self._end()
                 raise StopAsyncIteration
             if chunk:
-                self._begin_slices(chunk)
+                self._parsing = self._parse(chunk)
         return batch
 
     def _take_in(self, chunk: bytes) -> bool:
@@ -342,13 +345,12 @@ class Connection:
         if self._drain_left is not None:
             self._drain_left -= len(chunk)
             return self._drain_left >= 0
-        self._begin_slices(chunk)
+        parsing = self._parsing = self._parse(chunk)
         left = _SLICES_OF_A_READ
         try:
-            for piece in self._slices:
-                parsed = self._parse(piece)
-                if parsed is not None and (self.outcome is not None or not self._put(parsed)):
-                    self._pending = parsed
+            for batch in parsing:
+                if batch is not None and (self.outcome is not None or not self._put(batch)):
+                    self._pending = batch
                     return False
                 left -= 1
                 if not left:
@@ -356,18 +358,14 @@ class Connection:
         except Exception as exc:
             self._failure = exc
             return False
-        self._has_slices = False
-        return self._parser.error is None
+        self._parsing = None
+        return True
 
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
         self._drain_left = _DRAIN_BYTES
-        self._has_slices = False
+        self._parsing = None
         self.outcome = "done"
-
-    def _begin_slices(self, chunk: bytes) -> None:
-        assert self._decoder is not None
-        self._slices, self._has_slices = self._decoder.slices(chunk), True
 
     async def _next_chunk(self, sink: Sink | None = None) -> bytes | None:
         """Return what comes next of the body, None at its end, b"" where `sink` says to go on."""
@@ -393,57 +391,65 @@ class Connection:
             if self._drain_left < 0:
                 return None
 
-    def _parse_slices(self) -> Batch | None:
+    def _parsed(self) -> Batch | None:
+        """Return what is there without reading on; None where that is nothing, or nothing for a while."""
         if self._pending is not None:
-            batch, self._pending = self._pending, None
-            return batch
+            pending, self._pending = self._pending, None
+            return pending
         if self._failure is not None:
             raise self._failure
-        if self._drain_left is not None:
-            return None
-        if self._parser.error is not None:
-            raise self._parser.error
-        left = _SLICES_AT_A_TIME
-        for piece in self._slices:
-            parsed = self._parse(piece)
-            left -= 1
-            if parsed is not None or not left:
-                return parsed
-        self._has_slices = False
+        parsing = self._parsing
+        for _ in range(_SLICES_AT_A_TIME):
+            batch = _NO_MORE if parsing is None else next(parsing, _NO_MORE)
+            if batch is _NO_MORE:
+                self._parsing = None
+                break
+            if batch is not None:
+                return batch
         return None
 
-    def _parse(self, piece: bytes) -> Batch | None:
-        """Return what `piece` completes, None where that is nothing that anyone would notice."""
+    def _parse(self, chunk: bytes) -> Iterator[Batch | None]:
+        """Give what `chunk` completes, and None for a part that completes nothing anyone would notice."""
+        assert self._decoder is not None
         parser, options = self._parser, self._options
         last_event_id, retry = parser.last_event_id, parser.retry
-        self._uncharged += len(piece)
-        items: list[Any] = parser.feed(piece)
-        if items:
-            # As a list of texts, which is searched faster than anything here could. (Comments have none.)
-            if options.comments:
-                texts = [getattr(item, "data", None) for item in items]
-            else:
-                texts = [item.data for item in items]
+        for piece in self._decoder.slices(chunk):
+            self._uncharged += len(piece)
+            items: list[Any] = parser.feed(piece)
             last = None
-            if options.done is not None and options.done in texts:
-                last = items[texts.index(options.done)]
-                del items[texts.index(options.done) :]
-            if options.skip_empty and "" in texts:
-                items = [item for item in items if not _is_empty(item)]
+            if items:
+                # As a list of texts, which is searched faster than anything here could. (Comments have none.)
+                if options.comments:
+                    texts = [getattr(item, "data", None) for item in items]
+                else:
+                    texts = [item.data for item in items]
+                if options.done is not None and options.done in texts:
+                    last = items[texts.index(options.done)]
+                    del items[texts.index(options.done) :]
+                if options.skip_empty and "" in texts:
+                    items = [item for item in items if not _is_empty(item)]
+            while len(items) > self._batch_items:
+                part, items = items[: self._batch_items], items[self._batch_items :]
+                ids = [item.id for item in part if type(item) is ServerSentEvent]
+                last_event_id = ids[-1] if ids else last_event_id
+                yield self._batch(part, last_event_id, retry)
             if last is not None:
                 self.drain()
                 # Where the last event left the stream, whatever came in the same read.
-                return self._batch(items, last.id)
-        if items or parser.last_event_id != last_event_id or parser.retry != retry:
-            return self._batch(items, parser.last_event_id)
-        return None
+                yield self._batch(items, last.id, parser.retry)
+                return
+            is_new = bool(items) or parser.last_event_id != last_event_id or parser.retry != retry
+            last_event_id, retry = parser.last_event_id, parser.retry
+            yield self._batch(items, last_event_id, retry) if is_new else None
+        if parser.error is not None:
+            raise parser.error
 
-    def _batch(self, items: list[ServerSentEvent | Comment], last_event_id: str) -> Batch:
+    def _batch(self, items: list[ServerSentEvent | Comment], last_event_id: str, retry: float | None) -> Batch:
         charge = self._uncharged + _EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
         events = sum(type(item) is ServerSentEvent for item in items) if self._options.comments else len(items)
         self.events += events
-        return Batch(items, events, charge, last_event_id, self._parser.retry)
+        return Batch(items, events, charge, last_event_id, retry)
 
     def _end(self) -> None:
         if self.outcome is not None:

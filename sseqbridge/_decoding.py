@@ -47,7 +47,7 @@ class Decoder:
         if callable(decode):
             self.item = _called(decode)
         elif decode == "json":
-            self.item = _json(_fast.json_loads(), error_events == "raise")
+            self.item = _json(error_events == "raise")
         else:
             self.item = _text if decode == "text" else _whole
 
@@ -64,18 +64,29 @@ class Decoder:
         """Return an error answer's body: decoded JSON, or text where it is no JSON."""
         text = body.decode("utf-8", "replace")
         try:
-            return _fast.json_loads()(text)
+            return json.loads(text)
         except (ValueError, RecursionError):
             return text
 
 
-def _json(loads: Callable[[str], Any], raises: bool) -> Callable[[ServerSentEvent], Any]:
+def _json(raises: bool) -> Callable[[ServerSentEvent], Any]:
+    quick = _fast.json_decode()
+
     def item(event: ServerSentEvent) -> Any:
+        # Flat, since it is done for each event of each stream.
         try:
-            value = loads(event.data)
+            value = quick(event.data)
+        except Exception:
+            pass  # Out of here, so that it is not the context of the next one.
+        else:
+            if raises and (event.event == "error" or (type(value) is dict and "error" in value and _is_error(value))):
+                raise _upstream_error(event, value)
+            return value
+        try:
+            value = json.loads(event.data)
         except (ValueError, RecursionError) as exc:
             return _not_json(event, exc, raises)
-        if raises and (event.event == "error" or (type(value) is dict and "error" in value and _is_error(value))):
+        if raises and (event.event == "error" or _is_error(value)):
             raise _upstream_error(event, value)
         return value
 
@@ -120,9 +131,9 @@ def _where(exc: ValueError | RecursionError) -> str:
     return f"{exc.msg} at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
 
 
-def _is_error(value: dict[str, Any]) -> bool:
+def _is_error(value: Any) -> bool:
     # A JSON-RPC response has an "error" member of its own, which is an answer like any other.
-    return isinstance(value["error"], (str, dict)) and "jsonrpc" not in value
+    return isinstance(value, dict) and isinstance(value.get("error"), (str, dict)) and "jsonrpc" not in value
 
 
 def _upstream_error(event: ServerSentEvent, payload: Any) -> UpstreamError:

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["PARTS", "imported", "in_use", "is_wanted", "json_loads", "log_in_use"]
+__all__ = ["PARTS", "imported", "in_use", "is_wanted", "json_decode", "log_in_use"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -59,26 +59,15 @@ def imported(part: str) -> ModuleType | None:
 
 
 @functools.cache
-def json_loads() -> Callable[[str], Any]:
-    """Return a function that does what json.loads does: msgspec's decoder in front of it, or itself.
+def json_decode() -> Callable[[str], Any]:
+    """Return msgspec's decoder, or json.loads. Whatever it raises, json.loads is to be asked then.
 
-    What both take has the same value in both, and what msgspec refuses json.loads is asked for:
-    NaN, lone surrogates, floats past the largest one, and all that is no JSON, for the error. In
-    nesting both stop where the interpreter's own limit is, msgspec up to three levels later.
+    What both take has the same value in both. What msgspec refuses json.loads may take (NaN, lone
+    surrogates, floats past the largest one), or knows the error of. In nesting both stop where
+    the interpreter's own limit is, msgspec up to three levels later.
     """
     msgspec = imported("msgspec")
-    if msgspec is None:
-        return json.loads
-    decode = msgspec.json.Decoder().decode
-
-    def loads(text: str) -> Any:
-        try:
-            return decode(text)
-        except Exception:
-            pass  # Whatever it is. Out of here, so that it is not the context of the next one.
-        return json.loads(text)
-
-    return loads
+    return json.loads if msgspec is None else msgspec.json.Decoder().decode
 
 
 def in_use() -> str:

@@ -21,7 +21,7 @@ TOO_LONG = "9" * 5000
 def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever decodes JSON in this process, and in a second run of the test the standard library."""
     if request.param == "plain":
-        monkeypatch.setattr(_fast, "json_loads", lambda: json.loads)
+        monkeypatch.setattr(_fast, "json_decode", lambda: json.loads)
 
 
 def decoder(decode: Decode = "json", done: Done = "[DONE]", error_events: ErrorEvents = "raise") -> Decoder:
@@ -69,7 +69,7 @@ def test_what_only_the_standard_library_takes_is_decoded_too() -> None:
 
 
 def test_text_and_events_do_not_need_what_decodes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(_fast, "json_loads")
+    monkeypatch.delattr(_fast, "json_decode")
     assert decoder("text").item(ServerSentEvent(data="1")) == "1"
 
 

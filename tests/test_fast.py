@@ -17,7 +17,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sseqbridge import _fast
+from sseqbridge import DecodeError, ServerSentEvent, _fast
+from sseqbridge._decoding import Decoder
 
 Logs = pytest.LogCaptureFixture
 
@@ -26,7 +27,7 @@ OURS = "the library's own transport"
 
 def forget() -> None:
     """Have everything worked out anew."""
-    for function in (_fast._left_out, _fast.imported, _fast.json_loads, _fast.log_in_use):
+    for function in (_fast._left_out, _fast.imported, _fast.json_decode, _fast.log_in_use):
         function.cache_clear()
     _fast._failed.clear()
 
@@ -132,7 +133,7 @@ def test_package_that_cannot_be_imported_is_done_without(
     versions["msgspec"] = "1.2"
     monkeypatch.setattr(_fast, "import_module", fail)
     assert _fast.imported("msgspec") is None
-    assert _fast.json_loads() is json.loads
+    assert _fast.json_decode() is json.loads
     assert "msgspec (cannot be imported)" in _fast.in_use()
 
 
@@ -195,22 +196,32 @@ def test_line_imports_none_of_the_parts() -> None:
 # --- JSON ---
 
 
+def decoded_by_the_library(text: str) -> Any:
+    """Return what an event's data becomes. Raises what stands behind the error where it is no JSON."""
+    try:
+        return Decoder("json", None, "yield").item(ServerSentEvent(data=text))
+    except DecodeError as exc:
+        assert exc.__cause__ is not None
+        raise exc.__cause__ from None
+
+
 def test_json_is_left_to_the_standard_library_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "msgspec")
-    assert _fast.json_loads() is json.loads
+    assert _fast.json_decode() is json.loads
 
 
 def test_json_is_decoded_by_msgspec_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("msgspec", reason="this is about msgspec")
-    loads = _fast.json_loads()
+    loads = decoded_by_the_library
     monkeypatch.delattr(json, "loads")
     assert loads('{"a": [1, "\\u00e9", 1.5, null]}') == {"a": [1, "é", 1.5, None]}
 
 
 def test_error_of_json_knows_nothing_of_msgspecs() -> None:
-    with pytest.raises(json.JSONDecodeError) as raised:
-        _fast.json_loads()("{")
-    assert raised.value.__context__ is None
+    with pytest.raises(DecodeError) as raised:
+        Decoder("json", None, "yield").item(ServerSentEvent(data="{"))
+    assert isinstance(raised.value.__cause__, json.JSONDecodeError)
+    assert raised.value.__cause__.__context__ is None
 
 
 def outcome(loads: Callable[[str], Any], text: str) -> object:
@@ -223,7 +234,7 @@ def outcome(loads: Callable[[str], Any], text: str) -> object:
 
 
 def assert_means_the_same(text: str) -> None:
-    assert outcome(_fast.json_loads(), text) == outcome(json.loads, text)
+    assert outcome(decoded_by_the_library, text) == outcome(json.loads, text)
 
 
 HALFWAY = 2**53 + 1  # Between two floats.
