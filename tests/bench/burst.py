@@ -13,7 +13,7 @@ BATCHES = {"one event a chunk": 1, "100 events a chunk": 100}
 
 def run(bench: Bench) -> None:
     """Measure every client with both ways of cutting the stream into HTTP chunks."""
-    events, warmup = (4_000, 200) if bench.quick else (50_000, 2_000)
+    events, warmup = (4_000, 200) if bench.quick else (50_000, 50_000)
     for case, batch in BATCHES.items():
         for number in (warmup, events):
             Control(bench.upstream.http).prepare_burst(number, batch)
@@ -21,7 +21,7 @@ def run(bench: Bench) -> None:
 
 
 def measure(client: Client, url: str, *, events: int, batch: int, warmup: int) -> dict[str, float]:
-    """Read one stream after a shorter one."""
+    """Read one stream after another of its kind."""
     check_count(count(client.chunks(f"{url}/stream?events={warmup}&batch={batch}")), warmup)
     meter = Meter()
     came = count(client.chunks(f"{url}/stream?events={events}&batch={batch}"))
