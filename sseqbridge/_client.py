@@ -22,7 +22,7 @@ import httpx
 
 from . import _fast, _runtime
 from ._exceptions import CallbackError, UsageError
-from ._transport import Transport
+from ._transport import Transport, is_direct
 
 if TYPE_CHECKING:
     import ssl
@@ -90,6 +90,10 @@ class Client:
         """Return a request, with what the client adds to it."""
         return self.http.build_request(method, url, headers=headers, **options)
 
+    def is_direct(self, request: Any) -> bool:
+        """Whether nothing but the library's own transport is between a request and its connection."""
+        return False
+
     async def send(self, request: Any, **options: Any) -> Any:
         """Return the answer to a request as soon as its head is in."""
         return await self.http.send(request, stream=True, follow_redirects=False, **options)
@@ -115,6 +119,9 @@ class _OwnClient(Client):
         timeout = httpx.Timeout(options.pop("timeout")).as_dict()
         extensions = {"timeout": timeout, **options.pop("extensions")}
         return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
+
+    def is_direct(self, request: httpx.Request) -> bool:
+        return is_direct(request)
 
     async def send(self, request: Any, **options: Any) -> Any:
         if options.get("auth") is not None or request.url.userinfo:

@@ -34,12 +34,12 @@ from ._exceptions import (
 from ._models import Comment, ServerSentEvent
 from ._options import DEFAULT_HEADERS, check_raw_headers
 from ._parser import EventStreamParser
-from ._transport import BODY_EXTENSION
+from ._transport import BODY_EXTENSION, BodyStream
 
 if TYPE_CHECKING:
     from ._client import ClientPool
     from ._options import RequestOptions
-    from ._transport import BodyStream, Sink
+    from ._transport import Sink
 
 __all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "describe"]
 
@@ -148,6 +148,16 @@ class Connection:
         self.outcome: str | None = None
         self.received = 0
         self.events = 0
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the request goes through the library's own transport alone."""
+        return self._client.is_direct(self._request)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the body's end is known to be in."""
+        return isinstance(self._body, BodyStream) and self._body.complete
 
     @property
     def target(self) -> str:

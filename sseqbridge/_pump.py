@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
@@ -106,10 +107,12 @@ class Pump:
         self._first_event_at: float | None = None
         self._cancel = options.cancel
         self._timeout = options.timeout
-        self._started_at = self.loop.time()
+        # Not the loop's time: uvloop's stands still while the loop waits, as in a caller's thread.
+        self._started_at = time.monotonic()
         self._reason: BaseException | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._scope: anyio.CancelScope | None = None
+        # Ends _transfer, while that runs.
+        self._cancel_transfer: Callable[[], object] | None = None
         self._aborted = False
         self._ending = False
         # What was read since the task last waited for the network.
@@ -129,7 +132,8 @@ class Pump:
         self.task.add_done_callback(self._done)
         total = self._timeout.total
         if total is not None:
-            self._set_timer("total", self._started_at + total, self._time_out, "total", total)
+            left = self._started_at + total - time.monotonic()
+            self._set_timer("total", self.loop.time() + left, self._time_out, "total", total)
         if self._cancel is not None:
             self.state.watch(self)
 
@@ -138,11 +142,24 @@ class Pump:
 
     async def _run(self) -> None:
         try:
-            with anyio.CancelScope() as self._scope:
-                # An abort can be posted before the task has taken its first step.
-                if not self._aborted:
+            # An abort can be posted before the task has taken its first step.
+            if self._aborted:
+                return
+            if self.connection.is_direct:
+                assert self.task is not None
+                self._cancel_transfer = self.task.cancel
+                await self._transfer()
+            else:
+                # Not the task's own cancel(): it goes through the shields under which httpcore closes
+                # connections, other streams' among them, and would leave those open.
+                with anyio.CancelScope() as scope:
+                    self._cancel_transfer = scope.cancel
                     await self._transfer()
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
         finally:
+            self._cancel_transfer = None
             await self.connection.aclose()
 
     async def _transfer(self) -> None:
@@ -170,7 +187,7 @@ class Pump:
         if batch.events:
             self._idle_since = self.loop.time()
             if self._first_event_at is None:
-                self._first_event_at = self._idle_since
+                self._first_event_at = time.monotonic()
 
     async def _put(self, entry: Batch | Body) -> None:
         if isinstance(entry, Body):
@@ -230,6 +247,8 @@ class Pump:
             if gathered is not None:
                 self.handoff.put_soon(gathered, gathered.charge)
             self._cancel_timers()
+            if self.connection.is_complete:
+                return
             now = self.loop.time()
             self._set_timer("end", now + _END_SECONDS, self.handoff.end, End("done"))
             self._set_timer("drain", now + _DRAIN_SECONDS, self.abort, None)
@@ -254,11 +273,9 @@ class Pump:
             self._reason = reason
         # First the socket: a task that waits for something else could take its time.
         self.connection.shut_down()
-        # Not task.cancel(): it goes through the shields under which httpcore closes connections,
-        # other streams' among them, and would leave those open.
         self._aborted = True
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._cancel_transfer is not None:
+            self._cancel_transfer()
 
     def check_cancel(self) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""

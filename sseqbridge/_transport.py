@@ -1,9 +1,9 @@
 """The HTTP transport of the library's own client: HTTP/1.1 on asyncio's transports, for httpx.
 
 httpx's own goes through a pool that looks at every connection for every request, and takes an
-event through four layers of coroutines. Here h11 still writes each request and reads each
-answer's head; the body's framing is in _framing.py, and who reads it may have it handed over in
-the very callback in which it arrived (`BodyStream.read`).
+event through four layers of coroutines. Here a connection is one object between the loop and
+whoever reads the body, which may be handed over in the very callback in which it arrived
+(`BodyStream.read`). What the bytes mean is in _heads.py and _framing.py.
 
 What this does not know (a proxy, HTTP/2, `extensions` of a request) is left to httpx's own
 transport, and so is everything where that has been replaced: by tests that mock it, by tracing.
@@ -22,22 +22,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
-import h11
 import httpx
 
 from . import _runtime
 from ._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
+from ._heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport"]
+__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport", "is_direct"]
 
 # Where a response has its BodyStream: httpx wraps the stream of every response in one of its own.
 BODY_EXTENSION = "sseqbridge_body"
-
-# A peer that answers with more than this before the head ends is none of ours. As httpcore has it.
-_MAX_HEAD_BYTES = 100 * 1024
 
 # What one read takes at most.
 _READ_BYTES = 64 * 1024 if sys.platform == "win32" else 256 * 1024
@@ -93,7 +90,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return its answer as soon as the head is in."""
-        if request.extensions.keys() - {"timeout"} or _is_replaced():
+        if not is_direct(request):
             return await self._send_plainly(request)
         timeouts = request.extensions.get("timeout", {})
         wire = self._reused(_origin_of(request.url))
@@ -176,6 +173,11 @@ class Transport(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError) as exc:
             raise httpx.ConnectError(str(exc)) from exc
         return wire
+
+
+def is_direct(request: httpx.Request) -> bool:
+    """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
+    return request.extensions.keys() <= {"timeout"} and not _is_replaced()
 
 
 def _origin_of(url: httpx.URL) -> Origin:
@@ -378,21 +380,18 @@ class _Wire(asyncio.BufferedProtocol):
     async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
         """Send a request and return its answer, whose body is still to be read."""
         self._in_use, self._reusable = True, False
-        peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        await self._send(peer, request, timeouts.get("write"))
-        head = await self._head(peer, timeouts.get("read"))
+        is_sent = await self._send(request, timeouts.get("write"))
+        head, rest = await self._head(timeouts.get("read"))
         self._framing = _framing_of(head, request.method)
-        # Where either side does not want to keep the connection, h11 has MUST_CLOSE.
-        self._reusable = peer.our_state is h11.DONE and head.status_code != 101
-        trailing, _ = peer.trailing_data
-        if trailing:
-            self._receive(trailing)
+        self._reusable = is_sent and head.framing.keeps_alive and head.status != 101
+        if rest:
+            self._receive(rest)
         if self._ended and self._error is None:
             self._framing.end()
         body = BodyStream(self, timeouts.get("read"))
         return httpx.Response(
-            head.status_code,
-            headers=head.headers.raw_items(),
+            head.status,
+            headers=head.headers,
             stream=body,
             extensions={
                 "http_version": b"HTTP/" + head.http_version,
@@ -402,24 +401,38 @@ class _Wire(asyncio.BufferedProtocol):
             },
         )
 
-    async def _send(self, peer: h11.Connection, request: httpx.Request, timeout: float | None) -> None:
-        """Write the request, or what the peer takes of it before it goes: it may have answered."""
-        method, target, headers = request.method.encode("ascii"), request.url.raw_path, request.headers.raw
+    async def _send(self, request: httpx.Request, timeout: float | None) -> bool:
+        """Write the request, or what the peer takes of it before it goes: it may have answered.
+
+        Return whether the connection can be used again, for all that the request says.
+        """
+        headers = request.headers.raw
         assert isinstance(request.stream, httpx.AsyncByteStream)
         try:
-            data = peer.send(h11.Request(method=method, target=target, headers=headers)) or b""
-            async for chunk in request.stream:
-                part = peer.send(h11.Data(data=chunk)) or b""
-                if len(data) + len(part) <= _MAX_JOINED_BYTES:
-                    data += part
-                    continue
-                if not await self._write(data, timeout):
-                    return
-                data = part
-            data += peer.send(h11.EndOfMessage()) or b""
-        except h11.LocalProtocolError as exc:
+            framing = framing_of(headers)
+            data = write_head(request.method.encode("ascii", "replace"), request.url.raw_path, headers)
+        except HeadError as exc:
             raise httpx.LocalProtocolError(str(exc)) from exc
-        await self._write(data, timeout)
+        left = 0 if framing.length is None else framing.length
+        async for part in request.stream:
+            if framing.is_chunked:
+                # One of no size would end the body.
+                chunk = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+            else:
+                chunk = part
+                left -= len(part)
+                if left < 0:
+                    break
+            if len(data) + len(chunk) > _MAX_JOINED_BYTES:
+                if not await self._write(data, timeout):
+                    return False
+                data = b""
+            data += chunk
+        if left:
+            raise httpx.LocalProtocolError("the body is not as long as the request's headers say")
+        if framing.is_chunked:
+            data += b"0\r\n\r\n"
+        return await self._write(data, timeout) and framing.keeps_alive
 
     async def _write(self, data: bytes, timeout: float | None) -> bool:
         """Write, waiting while too much is under way; False where the peer has gone."""
@@ -430,23 +443,27 @@ class _Wire(asyncio.BufferedProtocol):
             await self._wait(timeout, httpx.WriteTimeout)
         return not self._ended
 
-    async def _head(self, peer: h11.Connection, timeout: float | None) -> Any:
+    async def _head(self, timeout: float | None) -> tuple[AnswerHead, bytes]:
+        """Return the answer's head, and what has come after it. Interim answers are passed over."""
+        reader = HeadReader()
+        data = b""
         try:
             while True:
-                event = peer.next_event()
-                if isinstance(event, h11.Response) or getattr(event, "status_code", None) == 101:
-                    return event
-                if event is not h11.NEED_DATA:
-                    continue
-                while not self._unread:
-                    if self._error is not None:
-                        raise self._error
-                    if self._ended:
-                        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
-                    await self._wait(timeout, httpx.ReadTimeout)
-                peer.receive_data(self._taken())
-        except h11.RemoteProtocolError as exc:
+                head = reader.feed(data)
+                if head is not None and (head.status >= 200 or head.status == 101):
+                    return head, reader.rest
+                data = b"" if head is not None else await self._next(timeout)
+        except HeadError as exc:
             raise httpx.RemoteProtocolError(str(exc)) from exc
+
+    async def _next(self, timeout: float | None) -> bytes:
+        while not self._unread:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+            await self._wait(timeout, httpx.ReadTimeout)
+        return self._taken()
 
     def _taken(self) -> bytes:
         unread = self._unread
@@ -479,6 +496,10 @@ class _Wire(asyncio.BufferedProtocol):
                 await self._wait(timeout, httpx.ReadTimeout)
             finally:
                 self._sink = None
+
+    def is_read(self) -> bool:
+        """Whether the answer's end is in, and nothing of it is left to be read."""
+        return self._framing is not None and self._framing.complete and not self._unread
 
     def finish(self) -> None:
         """End the exchange: keep the connection where the answer was read to its end, else close it."""
@@ -517,16 +538,13 @@ class _Wire(asyncio.BufferedProtocol):
         return self._transport.get_extra_info(names.get(info, info))
 
 
-def _framing_of(head: Any, method: str) -> Framing:
-    """Return how long the body is (RFC 9112, section 6.3). h11 has checked the fields."""
-    if method == "HEAD" or head.status_code in (101, 204, 304):
+def _framing_of(head: AnswerHead, method: str) -> Framing:
+    """Return how long the body is (RFC 9112, section 6.3)."""
+    if method == "HEAD" or head.status in (101, 204, 304):
         return SizedBody(0)
-    fields = {name: value for name, value in head.headers if name in (b"transfer-encoding", b"content-length")}
-    if b"transfer-encoding" in fields:
+    if head.framing.is_chunked:
         return ChunkedBody()
-    if b"content-length" in fields:
-        return SizedBody(int(fields[b"content-length"]))
-    return UnboundedBody()
+    return UnboundedBody() if head.framing.length is None else SizedBody(head.framing.length)
 
 
 class BodyStream(httpx.AsyncByteStream):
@@ -550,6 +568,11 @@ class BodyStream(httpx.AsyncByteStream):
         if self._wire is None:
             raise httpx.StreamClosed
         return await self._wire.read(self._timeout, sink)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is in, and read."""
+        return self._wire is not None and self._wire.is_read()
 
     async def aclose(self) -> None:
         """Give the connection back where this was read to its end, else close it."""
