@@ -1,8 +1,8 @@
 """One stream's task: it pumps a connection into a hand-off, keeps the time, and can be ended.
 
 Everything here runs in the loop's thread but for the methods of `Pump` that say otherwise, and
-those do no more than post to the loop. Whatever ends the task, its done callback puts the one
-`End` into the hand-off.
+those do no more than post to the loop. Whatever ends the task puts the one `End` into the
+hand-off: its own last step, or its done callback where it does not get that far.
 
 Neither a pump nor anything that it refers to knows the stream object that the user holds: else
 that would live as long as the request, and dropping it could abort nothing.
@@ -141,26 +141,34 @@ class Pump:
         self._timers[name] = self.loop.call_at(when, callback, *args)
 
     async def _run(self) -> None:
+        error = None
         try:
             # An abort can be posted before the task has taken its first step.
-            if self._aborted:
-                return
-            if self.connection.is_direct:
-                assert self.task is not None
-                self._cancel_transfer = self.task.cancel
-                await self._transfer()
-            else:
-                # Not the task's own cancel(): it goes through the shields under which httpcore closes
-                # connections, other streams' among them, and would leave those open.
-                with anyio.CancelScope() as scope:
-                    self._cancel_transfer = scope.cancel
-                    await self._transfer()
+            if not self._aborted:
+                await self._transfer_cancellably()
         except asyncio.CancelledError:
             if not self._aborted:
                 raise
+        except Exception as exc:
+            error = exc
         finally:
             self._cancel_transfer = None
             await self.connection.aclose()
+        # Here, and not in a callback of the task's, which would come a turn of the loop later.
+        self._finish(error)
+        error = None  # It holds this frame.
+
+    async def _transfer_cancellably(self) -> None:
+        if self.connection.is_direct:
+            assert self.task is not None
+            self._cancel_transfer = self.task.cancel
+            await self._transfer()
+            return
+        # Not the task's own cancel(): it goes through the shields under which httpcore closes
+        # connections, other streams' among them, and would leave those open.
+        with anyio.CancelScope() as scope:
+            self._cancel_transfer = scope.cancel
+            await self._transfer()
 
     async def _transfer(self) -> None:
         connection = self.connection
@@ -290,24 +298,27 @@ class Pump:
             self.abort(RequestAbortedError("cancel was set before the response's headers were in"))
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        # Where _run did not get to its end: it was cancelled, or closing the client failed.
+        if not self._finished:
+            cancelled = BridgeClosedError("the event loop that the stream ran on is ending")
+            self._finish(cancelled if task.cancelled() else task.exception())
+
+    def _finish(self, error: BaseException | None) -> None:
         self._cancel_timers()
         self.state.pumps.discard(self)
         self._flush()
-        self.handoff.end(self._end_of(task))
+        self.handoff.end(self._end_of(error))
         self._finished = True
         while self._finish_waiters:
             self._finish_waiters.popleft()()
 
-    def _end_of(self, task: asyncio.Task[None]) -> End:
-        error = None if task.cancelled() else task.exception()
+    def _end_of(self, error: BaseException | None) -> End:
         if self._ending:
             return End("done")
-        if error is None and self.connection.outcome is not None and not task.cancelled():
+        if error is None and self.connection.outcome is not None:
             return End(self.connection.outcome)
         if self._reason is not None:
             return End("error", self._reason)
-        if task.cancelled():
-            return End("error", BridgeClosedError("the event loop that the stream ran on is ending"))
         if error is None:
             return CLOSED
         if isinstance(error, SSEError):

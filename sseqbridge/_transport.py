@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import socket
 import sys
 import types
@@ -194,6 +195,8 @@ def _is_replaced() -> bool:
     )
 
 
+# Which methods those are seldom changes, and they are asked for with every request.
+@functools.lru_cache(maxsize=8)
 def _is_own(method: object, package: str) -> bool:
     return type(method) is types.FunctionType and method.__globals__["__name__"].partition(".")[0] == package
 
