@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check from a bare checkout: ruff, mypy, then the tests, which must cover all of the
-# package. What is needed for that is installed into .venv, which is kept for the next run.
+# package, once for each way of installing it, and a short form of the benchmarks. What is needed
+# for that is installed into .venv, which is kept for the next run.
 #
 #   tests/run.sh -k parser                 some of the tests
 #   PYTHON=python3.12 tests/run.sh         with another interpreter
@@ -47,7 +48,7 @@ make_environment() {
     rm -rf .venv
     "$PYTHON" -m venv .venv
     # Editable, so that the files that are measured and type-checked are those of the checkout.
-    .venv/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[test]'
+    .venv/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[test,bench]'
     printf '%s\n' "$described" >.venv/made-from
 }
 
@@ -58,3 +59,9 @@ make_environment
 .venv/bin/coverage run -m pytest "$@"
 # Of a part of the tests nobody expects that it covers everything.
 [ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100
+
+# The same tests as with a plain install, and with httpx's transport instead of the library's own.
+SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@"
+SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "$@"
+# That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
+[ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json

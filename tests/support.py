@@ -13,11 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["EXITS", "in_thread", "is_waiting", "python", "started", "thread_waits", "together", "until"]
+from sseqbridge import _fast
+
+__all__ = [
+    "EXITS",
+    "HAS_OWN_TRANSPORT",
+    "in_thread",
+    "is_waiting",
+    "python",
+    "started",
+    "thread_waits",
+    "together",
+    "until",
+]
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
+
+# Whether these tests run on the library's own transport, or on httpx's.
+HAS_OWN_TRANSPORT = _fast.is_wanted("transport")
 
 # An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
 EXITS = 3.0
