@@ -79,12 +79,15 @@ class Head(NamedTuple):
     http_version: str
 
 
+Item = ServerSentEvent | Comment | str
+
+
 @dataclass(slots=True)
 class Batch:
     """What a part of the body held: items, how many of them are events, what they are charged,
-    and where they leave the stream."""
+    and where they leave the stream. An event that is nothing but its data is a str."""
 
-    items: list[ServerSentEvent | Comment]
+    items: list[Item]
     events: int
     charge: int
     last_event_id: str
@@ -143,7 +146,7 @@ class Connection:
         self._slice_bytes = min(max(options.max_buffered_bytes // 16, 512), 64 * 1024)
         self._batch_items = max(options.max_buffered_bytes // (4 * _EVENT_OVERHEAD), 1)
         self._parser = EventStreamParser(
-            max_event_bytes=options.max_event_bytes, comments=options.comments
+            max_event_bytes=options.max_event_bytes, comments=options.comments, bare=options.bare
         )
         self.outcome: str | None = None
         self.received = 0
@@ -429,10 +432,10 @@ class Connection:
             last = None
             if items:
                 # As a list of texts, which is searched faster than anything here could. (Comments have none.)
-                if options.comments:
-                    texts = [getattr(item, "data", None) for item in items]
+                if options.bare:
+                    texts = [item if type(item) is str else item.data for item in items]
                 else:
-                    texts = [item.data for item in items]
+                    texts = [getattr(item, "data", None) for item in items]
                 if options.done is not None and options.done in texts:
                     last = items[texts.index(options.done)]
                     del items[texts.index(options.done) :]
@@ -446,7 +449,7 @@ class Connection:
             if last is not None:
                 self.drain()
                 # Where the last event left the stream, whatever came in the same read.
-                yield self._batch(items, last.id, parser.retry)
+                yield self._batch(items, "" if type(last) is str else last.id, parser.retry)
                 return
             is_new = bool(items) or parser.last_event_id != last_event_id or parser.retry != retry
             last_event_id, retry = parser.last_event_id, parser.retry
@@ -454,10 +457,10 @@ class Connection:
         if parser.error is not None:
             raise parser.error
 
-    def _batch(self, items: list[ServerSentEvent | Comment], last_event_id: str, retry: float | None) -> Batch:
+    def _batch(self, items: list[Item], last_event_id: str, retry: float | None) -> Batch:
         charge = self._uncharged + _EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
-        events = sum(type(item) is ServerSentEvent for item in items) if self._options.comments else len(items)
+        events = sum(type(item) is not Comment for item in items) if self._options.comments else len(items)
         self.events += events
         return Batch(items, events, charge, last_event_id, retry)
 
@@ -591,8 +594,8 @@ def describe(url: Any) -> str:
     return f"{url.scheme}://{host}{port}{url.raw_path.partition(b'?')[0].decode('ascii')}"
 
 
-def _is_empty(item: ServerSentEvent | Comment) -> bool:
-    return isinstance(item, ServerSentEvent) and not item.data and item.event != "error"
+def _is_empty(item: ServerSentEvent | str) -> bool:
+    return not item if isinstance(item, str) else not item.data and item.event != "error"
 
 
 def _origin_of(url: Any) -> str:

@@ -48,7 +48,9 @@ class EventStreamParser:
 
     `max_event_bytes` bounds the data of one event and the length of one line. `comments=True`
     gives Comment items too, each as its line ends. `last_event_id` is what an earlier connection
-    of the same stream left.
+    of the same stream left. `bare=True` gives an event of which there is nothing else to know (a
+    "message", no id so far, no retry) as its data, a str: where most events are such, to make an
+    object of each is much of what they cost.
 
     A parser is for one connection. What outlives it is `last_event_id`, committed by the last
     block that was complete, and `retry`, the reconnection time in seconds that the server asked
@@ -57,10 +59,12 @@ class EventStreamParser:
 
     __slots__ = (
         "_at_start",
+        "_bare",
         "_comments",
         "_data",
         "_event",
         "_id",
+        "_is_bare",
         "_max",
         "_retry",
         "_skip_lf",
@@ -76,9 +80,13 @@ class EventStreamParser:
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         comments: bool = False,
         last_event_id: str = "",
+        bare: bool = False,
     ) -> None:
         self._max = max_event_bytes
         self._comments = comments
+        self._bare = bare
+        # Whether the block so far is that of a bare event.
+        self._is_bare = bare and not last_event_id
         self._at_start = True
         self._skip_lf = False
         self._tail = bytearray()
@@ -91,8 +99,8 @@ class EventStreamParser:
         self.retry: float | None = None
         self.error: BufferLimitError | None = None
 
-    def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
-        """Return what `chunk` completed: events and, if asked for, comments.
+    def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment | str]:
+        """Return what `chunk` completed: events and, if asked for, comments and bare events.
 
         When an event outgrows `max_event_bytes`, what was complete before it is returned and
         `error` is set; every later call raises it, a BufferLimitError.
@@ -109,7 +117,7 @@ class EventStreamParser:
         lines = chunk.splitlines()
         if not lines:
             return []
-        items: list[ServerSentEvent | Comment] = []
+        items: list[ServerSentEvent | Comment | str] = []
         last, tail = chunk[-1], b""
         if last == _CR:
             # A chunk may end between CR and LF. The line is complete: take it now and drop one LF
@@ -158,10 +166,15 @@ class EventStreamParser:
                 raise BufferLimitError(self._max)
             yield line
 
-    def _take_lines(self, lines: Iterable[bytes], items: list[ServerSentEvent | Comment]) -> None:
-        data = self._data
+    def _take_lines(self, lines: Iterable[bytes], items: list[ServerSentEvent | Comment | str]) -> None:
+        data, is_bare = self._data, self._is_bare
         for line in lines:
             if not line:
+                if is_bare:
+                    if data is not None:
+                        items.append(data.decode("utf-8", "replace"))
+                        data = None
+                    continue
                 self.last_event_id = self._id
                 if data is not None:
                     event = _new_event(ServerSentEvent)
@@ -173,6 +186,7 @@ class EventStreamParser:
                     data = None
                 self._event = "message"
                 self._retry = None
+                is_bare = self._bare and not self._id
                 continue
             name, _, value = line.partition(b": ")
             if name not in _NAMES:
@@ -182,17 +196,20 @@ class EventStreamParser:
                 data = value if data is None else self._joined(data, value)
             elif name == b"event":
                 self._event = value.decode("utf-8", "replace") or "message"
+                is_bare = False
             elif name == b"id":
                 if _NUL not in value:
                     self._id = value.decode("utf-8", "replace")
+                    is_bare = False
             elif name == b"retry":
                 # bytes.isdigit() takes ASCII digits alone, and float() digits of any number.
                 if value.isdigit():
+                    is_bare = False
                     seconds = float(value) / 1000
                     self.retry = self._retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
             elif not name and self._comments:
                 items.append(Comment(value.decode("utf-8", "replace")))
-        self._data = data
+        self._data, self._is_bare = data, is_bare
 
     def _joined(self, data: bytes | bytearray, value: bytes) -> bytes | bytearray:
         """Return an event's data with one line more."""

@@ -19,9 +19,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._connection import Batch, Body
+from ._decoding import as_event
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
 from ._handoff import CLOSED, End
-from ._models import ServerSentEvent
+from ._models import Comment, ServerSentEvent
 from ._options import is_cancelled
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class _BaseStream(Generic[T]):
         self._items: Iterator[Any] = _NO_ITEMS
         self._batch: Batch | None = None
         self._body: Body | None = None
-        self._last_event: ServerSentEvent | None = None
+        self._last_event: ServerSentEvent | str | None = None
         # Where the last batch read to its end leaves the stream; None while there is one in hand.
         self._committed_id: str | None = ""
         self._retry: float | None = None
@@ -131,6 +132,8 @@ class _BaseStream(Generic[T]):
     @property
     def last_event(self) -> ServerSentEvent | None:
         """The event behind the last item, whatever was decoded of it; None before the first."""
+        if isinstance(self._last_event, str):
+            self._last_event = as_event(self._last_event)
         return self._last_event
 
     @property
@@ -138,7 +141,7 @@ class _BaseStream(Generic[T]):
         """The stream's last event ID as of what was consumed; "" where none was sent."""
         if self._committed_id is not None:
             return self._committed_id
-        return "" if self._last_event is None else self._last_event.id
+        return self._last_event.id if isinstance(self._last_event, ServerSentEvent) else ""
 
     @property
     def retry(self) -> float | None:
@@ -174,7 +177,7 @@ class _BaseStream(Generic[T]):
             if type(event) is Body:
                 return decoder.body(event.content)  # type: ignore[no-any-return]
             item: T = decoder.item(event)
-            if type(event) is ServerSentEvent:
+            if type(event) is not Comment:
                 self._last_event = event
                 self._committed_id = None
                 if decoder.has_done_function and decoder.is_last(event):
@@ -356,7 +359,7 @@ class EventStream(_BaseStream[T]):
                 for event in items:
                     if handoff.closed or (cancel is not None and self._is_stopped()):
                         break
-                    if decode is not None and type(event) is ServerSentEvent:
+                    if decode is not None and type(event) is not Comment and type(event) is not Body:
                         # What _item does of it, in place: a call for each event shows in the benchmark.
                         try:
                             item = decode(event)
