@@ -22,7 +22,7 @@ import httpx
 
 from . import _fast, _runtime
 from ._exceptions import CallbackError, UsageError
-from ._transport import Transport, is_direct
+from ._transport import Transport, is_client_replaced, is_direct
 
 if TYPE_CHECKING:
     import ssl
@@ -124,7 +124,7 @@ class _OwnClient(Client):
         return is_direct(request)
 
     async def send(self, request: Any, **options: Any) -> Any:
-        if options.get("auth") is not None or request.url.userinfo:
+        if options.get("auth") is not None or request.url.userinfo or is_client_replaced():
             return await super().send(request, **options)
         response = await self._transport.handle_async_request(request)
         response.request = request

@@ -105,6 +105,8 @@ class ChunkedBody(Framing):
         if self._left > len(data):
             self._left -= len(data)
             return data
+        if self.error is not None:
+            return b""
         if self._held:
             data = self._held + data
             self._held = b""
@@ -112,7 +114,7 @@ class ChunkedBody(Framing):
         try:
             if self.complete or self._in_trailers:
                 self._take_trailers(data)
-            elif self.error is None:
+            else:
                 self._take_chunks(data, pieces)
         except _FramingError as exc:
             self.error = str(exc)
@@ -142,13 +144,16 @@ class ChunkedBody(Framing):
                 self._lacks_line_end = False
                 break
             self._lacks_line_end = True
+            if at + 2 == length and data.endswith(b"\r\n"):
+                # The usual end of a read, kept for what comes next: with that it is looked up.
+                self._held = b"\r\n"
+                break
 
     def _after_line(self, data: bytes, at: int) -> tuple[int, int]:
         """Return where the next chunk begins and its size, which is 0 where there is none yet."""
         begin = at
         if self._lacks_line_end:
-            if len(data) - at <= 2:
-                # With what comes next it is looked up; alone it would not be.
+            if len(data) - at < 2:
                 self._hold_line_end(data[at:])
                 return 0, 0
             if not data.startswith(b"\r\n", at):
@@ -173,12 +178,12 @@ class ChunkedBody(Framing):
         return begin, size
 
     def _hold_line_end(self, data: bytes) -> None:
-        if data not in (b"\r\n", b"\r", b""):
+        if data not in (b"\r", b""):
             raise _FramingError("a chunk longer than its size")
         self._held = data
 
     def _hold(self, data: bytes, limit: int) -> None:
-        if len(data) > limit:
+        if len(data.removesuffix(b"\r")) > limit:
             raise _FramingError("a line too long")
         self._held = data
 

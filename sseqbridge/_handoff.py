@@ -111,7 +111,8 @@ class HandOff(Generic[T]):
 
     def offer(self, entry: T, charge: int) -> bool:
         """Add an entry if that needs no wait; False where it does, and once nothing is wanted."""
-        if self.closed or self._ended or not self.fits(charge):
+        held = self._produced - self._consumed
+        if (held and held + charge > self._max) or self.closed or self._ended:
             return False
         self._produced += charge
         self._queue.append((charge, entry))
@@ -151,12 +152,14 @@ class HandOff(Generic[T]):
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed.
         """
         self._release()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        left = timeout
+        deadline = 0.0 if timeout is None else time.monotonic() + timeout
         while (entry := self._poll()) is None:
-            left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError("no event came in time; the stream is still open")
             self._wait(left)
+            if timeout is not None:
+                left = deadline - time.monotonic()
         return entry
 
     def _wait(self, timeout: float | None) -> None:

@@ -188,8 +188,11 @@ class Pump:
         """Put a batch where that needs no wait, in the transport's callback: no step of the task."""
         if self._gathered is not None:
             self._flush()
+        if not self.handoff.offer(batch, batch.charge):
+            return False
+        # After that: the consumer is on its way already.
         self._note(batch)
-        return self.handoff.offer(batch, batch.charge)
+        return True
 
     def _note(self, batch: Batch) -> None:
         if batch.events:

@@ -32,7 +32,7 @@ from ._heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport", "is_direct"]
+__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport", "is_client_replaced", "is_direct"]
 
 # Where a response has its BodyStream: httpx wraps the stream of every response in one of its own.
 BODY_EXTENSION = "sseqbridge_body"
@@ -186,8 +186,15 @@ def _origin_of(url: httpx.URL) -> Origin:
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80))
 
 
+def is_client_replaced() -> bool:
+    """Whether someone stands in for httpx's client: Sentry, VCR.py."""
+    send = httpx.AsyncClient.send
+    inner = getattr(httpx.AsyncClient, "_send_single_request", send)
+    return not (_is_own(send, "httpx") and _is_own(inner, "httpx"))
+
+
 def _is_replaced() -> bool:
-    """Whether someone stands in for httpx's transport: pytest-httpx, RESPX, VCR.py, OpenTelemetry."""
+    """Whether someone stands in for httpx's transport: pytest-httpx, RESPX, OpenTelemetry."""
     httpcore = sys.modules.get("httpcore")
     return not (
         _is_own(httpx.AsyncHTTPTransport.handle_async_request, "httpx")
@@ -277,6 +284,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._unread_bytes = 0
         self._is_paused = False
         self._ended = False
+        self._is_lost = False
         self._error: httpx.TransportError | None = None
         self._sink: Sink | None = None
         self._sink_is_done = False
@@ -303,6 +311,11 @@ class _Wire(asyncio.BufferedProtocol):
 
     def _receive(self, data: bytes) -> None:
         if self._framing is not None:
+            if self._framing.complete:
+                # Nobody has asked for anything more. It waits, at the peer's, for the connection's end.
+                self._reusable = False
+                self._pause()
+                return
             data = self._framing.feed(data)
             if data and self._sink is not None:
                 if not self._sink(data):
@@ -320,10 +333,14 @@ class _Wire(asyncio.BufferedProtocol):
             return
         self._unread.append(data)
         self._unread_bytes += len(data)
-        if self._unread_bytes > _MAX_UNREAD_BYTES and not self._is_paused:
+        if self._unread_bytes > _MAX_UNREAD_BYTES:
+            self._pause()
+        self._wake()
+
+    def _pause(self) -> None:
+        if not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
-        self._wake()
 
     def eof_received(self) -> None:
         # What is written already still goes out; asyncio closes the connection then.
@@ -331,6 +348,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_write = True
+        self._is_lost = True
         self._end(exc)
 
     def pause_writing(self) -> None:
@@ -417,6 +435,11 @@ class _Wire(asyncio.BufferedProtocol):
         except HeadError as exc:
             raise httpx.LocalProtocolError(str(exc)) from exc
         left = 0 if framing.length is None else framing.length
+        if not isinstance(request.stream, httpx.ByteStream):
+            # Each part goes out as it comes, and the head before the first of them.
+            if not await self._write(data, timeout):
+                return False
+            data = b""
         async for part in request.stream:
             if framing.is_chunked:
                 # One of no size would end the body.
@@ -426,16 +449,19 @@ class _Wire(asyncio.BufferedProtocol):
                 left -= len(part)
                 if left < 0:
                     break
-            if len(data) + len(chunk) > _MAX_JOINED_BYTES:
-                if not await self._write(data, timeout):
+            # What is known whole goes out with its head, if it is no longer than a write should be.
+            if data and len(data) + len(chunk) <= _MAX_JOINED_BYTES:
+                data += chunk
+                continue
+            for piece in (data, chunk):
+                if piece and not await self._write(piece, timeout):
                     return False
-                data = b""
-            data += chunk
+            data = b""
         if left:
             raise httpx.LocalProtocolError("the body is not as long as the request's headers say")
         if framing.is_chunked:
             data += b"0\r\n\r\n"
-        return await self._write(data, timeout) and framing.keeps_alive
+        return (not data or await self._write(data, timeout)) and framing.keeps_alive
 
     async def _write(self, data: bytes, timeout: float | None) -> bool:
         """Write, waiting while too much is under way; False where the peer has gone."""
@@ -530,7 +556,8 @@ class _Wire(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close the connection at once."""
         self._in_use = False
-        if self._transport is not None:
+        # asyncio's transport cannot be aborted any more once it has called connection_lost.
+        if self._transport is not None and not self._is_lost:
             self._transport.abort()
 
     # What httpx calls a network stream.
