@@ -114,6 +114,8 @@ class Pump:
         # Ends _transfer, while that runs.
         self._cancel_transfer: Callable[[], object] | None = None
         self._aborted = False
+        # Whether all that the connection gave is in the hand-off: its outcome is known before that.
+        self._transferred = False
         self._ending = False
         # What was read since the task last waited for the network.
         self._gathered: Batch | None = None
@@ -183,6 +185,7 @@ class Pump:
             await self._put(entry)
             if connection.outcome == "done":
                 self._begin_end()
+        self._transferred = True
 
     def _put_now(self, batch: Batch) -> bool:
         """Put a batch where that needs no wait, in the transport's callback: no step of the task."""
@@ -318,7 +321,7 @@ class Pump:
     def _end_of(self, error: BaseException | None) -> End:
         if self._ending:
             return End("done")
-        if error is None and self.connection.outcome is not None:
+        if error is None and self._transferred and self.connection.outcome is not None:
             return End(self.connection.outcome)
         if self._reason is not None:
             return End("error", self._reason)

@@ -105,7 +105,10 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _send_plainly(self, request: httpx.Request) -> httpx.Response:
         if self._plain is None:
-            self._plain = await self._make_plain()
+            made = await self._make_plain()
+            # Another request may have made one meanwhile; what is not used has nothing to close.
+            if self._plain is None:
+                self._plain = made
         return await self._plain.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -166,19 +169,37 @@ class Transport(httpx.AsyncBaseTransport):
                 connection = await _connected_socket(loop, origin.host, origin.port)
                 # The socket is the loop's from here on, to close where this fails too.
                 await loop.create_connection(lambda: wire, sock=connection, **options)
+        except asyncio.CancelledError:
+            # In the turn in which it is connected the loop would only close it, politely.
+            wire.abort()
+            raise
         except TimeoutError as exc:
+            wire.abort()
             if isinstance(exc, OSError) and exc.errno is not None:
                 # The operating system's own, which has waited for longer than anyone asked to.
                 raise httpx.ConnectError(str(exc)) from exc
             raise httpx.ConnectTimeout("no connection in time") from exc
-        except (OSError, UnicodeError) as exc:
+        except (OSError, OverflowError, UnicodeError) as exc:
             raise httpx.ConnectError(str(exc)) from exc
         return wire
 
 
 def is_direct(request: httpx.Request) -> bool:
     """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
-    return request.extensions.keys() <= {"timeout"} and not _is_replaced()
+    return (
+        request.extensions.keys() <= {"timeout"}
+        and not _is_replaced()
+        and (request.url.scheme == "http" or _is_tls_sound(type(asyncio.get_running_loop())))
+    )
+
+
+def _is_tls_sound(loop: type[asyncio.AbstractEventLoop]) -> bool:
+    """Whether a loop's TLS loses nothing of what is in when the peer ends while the reading is paused.
+
+    uvloop's and asyncio's before 3.11 drop it. httpx's transport has TLS of its own, above the loop's.
+    """
+    is_uvloop = any(kind.__module__.partition(".")[0] == "uvloop" for kind in loop.__mro__)
+    return sys.version_info >= (3, 11) and not is_uvloop
 
 
 def _origin_of(url: httpx.URL) -> Origin:
@@ -400,7 +421,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
         """Send a request and return its answer, whose body is still to be read."""
-        self._in_use, self._reusable = True, False
+        self._in_use, self._reusable, self._sink_is_done = True, False, False
         is_sent = await self._send(request, timeouts.get("write"))
         head, rest = await self._head(timeouts.get("read"))
         self._framing = _framing_of(head, request.method)

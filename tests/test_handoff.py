@@ -160,6 +160,70 @@ def test_close_wakes_the_consumer_and_lets_the_producer_go_on(loop: asyncio.Abst
     assert full.take() is CLOSED
 
 
+def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_too(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    woken: list[list[int]] = []
+
+    async def produce() -> None:
+        handoff._waiters.append(lambda: woken.append([entry for _, entry in handoff._queue if type(entry) is int]))
+        handoff.put_soon(1, 10)
+        assert woken == []
+        handoff._queue.append((10, 2))
+        await asyncio.sleep(0)
+        assert woken == [[1, 2]]
+
+    in_loop(loop, produce()).result(5)
+
+
+def test_what_is_put_soon_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    taking = in_thread(handoff.take)
+    until(lambda: is_waiting(taking))
+    loop.call_soon_threadsafe(handoff.put_soon, 1, 10)
+    assert taking.result(5) == 1
+
+
+@pytest.mark.parametrize("way", ["put_soon", "offer"])
+def test_nothing_is_added_after_the_end_or_a_close(loop: asyncio.AbstractEventLoop, way: str) -> None:
+    for finish in (HandOff.close, lambda handoff: handoff.end(EOF)):
+        handoff: HandOff[int] = HandOff(loop, 100)
+        finish(handoff)
+
+        async def add(handoff: HandOff[int] = handoff) -> None:
+            assert not getattr(handoff, way)(1, 10)
+
+        in_loop(loop, add()).result(5)
+        assert handoff.take() in (CLOSED, EOF)
+        assert handoff.buffered == 0
+
+
+def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+
+    async def produce() -> None:
+        # A first one of any size, then as many as there is room for.
+        assert handoff.offer(1, 500)
+        assert not handoff.offer(2, 0)
+        assert handoff._poll() == 1
+        handoff._release()
+        assert handoff.offer(3, 60)
+        assert not handoff.offer(4, 41)
+        assert handoff.offer(5, 40)
+
+    in_loop(loop, produce()).result(5)
+    assert [handoff.take(), handoff.take()] == [3, 5]
+
+
+def test_an_offer_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    taking = in_thread(handoff.take)
+    until(lambda: is_waiting(taking))
+    loop.call_soon_threadsafe(handoff.offer, 1, 10)
+    assert taking.result(5) == 1
+
+
 def test_close_on_a_loop_that_is_closed_does_nothing_more() -> None:
     with loop_in_a_thread() as loop:
         handoff: HandOff[int] = HandOff(loop, 10)

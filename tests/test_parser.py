@@ -16,7 +16,7 @@ from sseqbridge._parser import DEFAULT_MAX_EVENT_BYTES, EventStreamParser
 from .reference_parser import Parsed, parse
 from .vectors import VECTORS, Vector
 
-Items = list[ServerSentEvent | Comment]
+Items = list[ServerSentEvent | Comment | str]
 
 PLAIN_VECTORS = [vector for vector in VECTORS if b"\r" not in vector.stream]
 
