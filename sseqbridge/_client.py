@@ -49,7 +49,9 @@ def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
     with _tls_lock:
         if _tls_context is None:
-            _tls_context = httpx.create_ssl_context()
+            context = httpx.create_ssl_context()
+            context.set_alpn_protocols(["http/1.1"])
+            _tls_context = context
         return _tls_context
 
 

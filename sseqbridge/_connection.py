@@ -617,6 +617,8 @@ def _reason(exc: BaseException) -> str:
             if link.errno is not None and told.startswith("Connect call failed"):
                 # asyncio's own words, which leave out the reason.
                 told = os.strerror(link.errno)
+        elif isinstance(link, UnicodeError):
+            told = "the host is not a valid name"
         # A name with several addresses makes a group: the first of its errors will do.
         link = link.__cause__ or link.__context__ or next(iter(getattr(link, "exceptions", ())), None)
     return told

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import functools
 import socket
+import ssl
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import httpx
@@ -28,9 +30,7 @@ import httpx
 from . import _runtime
 from ._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
 from ._heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
-
-if TYPE_CHECKING:
-    import ssl
+from ._tls import TlsSession
 
 __all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport", "is_client_replaced", "is_direct"]
 
@@ -46,11 +46,11 @@ _MAX_UNREAD_BYTES = 64 * 1024
 # After how long the next address of a name is tried as well (RFC 8305, section 5).
 _ATTEMPT_DELAY = 0.25
 
-# Long enough for never, where a timeout is None and asyncio has one of its own.
-_NEVER = 7 * 24 * 3600.0
-
 # Of a body no longer than this, head and body leave in one write.
 _MAX_JOINED_BYTES = 64 * 1024
+
+# What is handed to the loop in one write.
+_WRITE_BYTES = 256 * 1024
 
 Sink = Callable[[bytes], bool]
 
@@ -157,49 +157,29 @@ class Transport(httpx.AsyncBaseTransport):
     async def _connected(self, origin: Origin, timeout: float | None) -> _Wire:
         loop = asyncio.get_running_loop()
         wire = _Wire(loop, origin, self)
-        options: dict[str, Any] = {}
         try:
             with anyio.fail_after(timeout):
-                if origin.scheme == "https":
-                    options = {
-                        "ssl": await self._tls_context(),
-                        "server_hostname": origin.host,
-                        "ssl_handshake_timeout": _NEVER if timeout is None else timeout,
-                    }
+                context = await self._tls_context() if origin.scheme == "https" else None
                 connection = await _connected_socket(loop, origin.host, origin.port)
                 # The socket is the loop's from here on, to close where this fails too.
-                await loop.create_connection(lambda: wire, sock=connection, **options)
-        except asyncio.CancelledError:
+                await loop.create_connection(lambda: wire, sock=connection)
+                if context is not None:
+                    await wire.shake_hands(context)
+        except BaseException as exc:
             # In the turn in which it is connected the loop would only close it, politely.
             wire.abort()
-            raise
-        except TimeoutError as exc:
-            wire.abort()
-            if isinstance(exc, OSError) and exc.errno is not None:
-                # The operating system's own, which has waited for longer than anyone asked to.
+            # (The operating system's own time-out has waited for longer than anyone asked to.)
+            if isinstance(exc, TimeoutError) and not (isinstance(exc, OSError) and exc.errno is not None):
+                raise httpx.ConnectTimeout("no connection in time") from exc
+            if isinstance(exc, (OSError, OverflowError, ValueError)):
                 raise httpx.ConnectError(str(exc)) from exc
-            raise httpx.ConnectTimeout("no connection in time") from exc
-        except (OSError, OverflowError, UnicodeError) as exc:
-            raise httpx.ConnectError(str(exc)) from exc
+            raise
         return wire
 
 
 def is_direct(request: httpx.Request) -> bool:
     """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
-    return (
-        request.extensions.keys() <= {"timeout"}
-        and not _is_replaced()
-        and (request.url.scheme == "http" or _is_tls_sound(type(asyncio.get_running_loop())))
-    )
-
-
-def _is_tls_sound(loop: type[asyncio.AbstractEventLoop]) -> bool:
-    """Whether a loop's TLS loses nothing of what is in when the peer ends while the reading is paused.
-
-    uvloop's and asyncio's before 3.11 drop it. httpx's transport has TLS of its own, above the loop's.
-    """
-    is_uvloop = any(kind.__module__.partition(".")[0] == "uvloop" for kind in loop.__mro__)
-    return sys.version_info >= (3, 11) and not is_uvloop
+    return request.extensions.keys() <= {"timeout"} and not _is_replaced()
 
 
 def _origin_of(url: httpx.URL) -> Origin:
@@ -261,7 +241,7 @@ async def _connected_socket(loop: asyncio.AbstractEventLoop, host: str, port: in
 def _interleaved(found: list[Any]) -> collections.deque[Any]:
     """Return the addresses with the families taking turns, each in the order of the resolver."""
     if not found:
-        raise OSError("the name has no address")
+        raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
     families: dict[Any, list[Any]] = {}
     for address in found:
         families.setdefault(address[0], []).append(address)
@@ -299,6 +279,7 @@ class _Wire(asyncio.BufferedProtocol):
         # under way at the same time. (One that asyncio allocates itself costs several system calls.)
         self._buffer = memoryview(bytearray(_READ_BYTES)) if sys.platform == "win32" else owner.buffer
         self._transport: Any = None
+        self._tls: TlsSession | None = None
         # Of the answer under way: None while its head is awaited, and while nothing is.
         self._framing: Framing | None = None
         self._unread: list[bytes] = []
@@ -328,7 +309,24 @@ class _Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._last_read_at = self.loop.time()
-        self._receive(bytes(self._buffer[:nbytes]))
+        data = bytes(self._buffer[:nbytes])
+        if self._tls is None:
+            self._receive(data)
+        else:
+            self._receive_encrypted(self._tls, data)
+
+    def _receive_encrypted(self, tls: TlsSession, data: bytes) -> None:
+        was_established = tls.is_established
+        data = tls.receive(data)
+        # The handshake's next part, an alert, an answer to a change of keys.
+        if (answer := tls.to_send()) and not self._transport.is_closing():
+            self._transport.write(answer)
+        if data:
+            self._receive(data)
+        if tls.ended or tls.error is not None:
+            self._end(tls.error)
+        elif not was_established:
+            self._wake()
 
     def _receive(self, data: bytes) -> None:
         if self._framing is not None:
@@ -389,18 +387,34 @@ class _Wire(asyncio.BufferedProtocol):
                 self._framing.end()
         self._wake()
 
+    async def shake_hands(self, context: ssl.SSLContext) -> None:
+        """Make the connection one of TLS.
+
+        Raises ssl.SSLError, and OSError where the peer goes before that is done; ValueError for a
+        host that TLS knows no name of.
+        """
+        self._tls = tls = TlsSession(context, self.origin.host)
+        self._transport.write(tls.to_send())
+        while not tls.is_established:
+            if tls.error is not None:
+                raise tls.error
+            if self._ended:
+                words = "the server closed the connection in the TLS handshake"
+                raise ConnectionResetError(errno.ECONNRESET, words) from self._error
+            await self._wait()
+
     # Waiting.
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _wait(self, timeout: float | None, late: type[httpx.TimeoutException]) -> None:
+    async def _wait(self, timeout: float | None = None) -> None:
         """Wait until something is there to look at, `timeout` seconds without bytes at most."""
         self._waiter = self.loop.create_future()
         if timeout is not None:
             self._last_read_at = self.loop.time()
-            self._watch(timeout, late, self._waiter)
+            self._watch(timeout, self._waiter)
         try:
             await self._waiter
         finally:
@@ -409,13 +423,13 @@ class _Wire(asyncio.BufferedProtocol):
                 self._timer.cancel()
                 self._timer = None
 
-    def _watch(self, timeout: float, late: type[httpx.TimeoutException], waiter: asyncio.Future[None]) -> None:
+    def _watch(self, timeout: float, waiter: asyncio.Future[None]) -> None:
         # One timer a wait, set anew when it fires: bytes that a sink takes cost a look at the clock.
         left = self._last_read_at + timeout - self.loop.time()
         if left > 0:
-            self._timer = self.loop.call_later(left, self._watch, timeout, late, waiter)
+            self._timer = self.loop.call_later(left, self._watch, timeout, waiter)
         elif not waiter.done():
-            waiter.set_exception(late("no bytes in time"))
+            waiter.set_exception(httpx.ReadTimeout("no bytes in time"))
 
     # One exchange.
 
@@ -486,12 +500,38 @@ class _Wire(asyncio.BufferedProtocol):
 
     async def _write(self, data: bytes, timeout: float | None) -> bool:
         """Write, waiting while too much is under way; False where the peer has gone."""
-        if self._ended:
-            return False
-        self._transport.write(data)
-        while not self._may_write and not self._ended:
-            await self._wait(timeout, httpx.WriteTimeout)
+        if len(data) > _WRITE_BYTES:
+            parts = [data[start : start + _WRITE_BYTES] for start in range(0, len(data), _WRITE_BYTES)]
+        else:
+            parts = [data]
+        for part in parts:
+            if self._ended:
+                return False
+            try:
+                self._transport.write(part if self._tls is None else self._tls.encrypt(part))
+            except ssl.SSLError as exc:
+                # The server wants the handshake again, which nobody does in the middle of a request.
+                raise httpx.WriteError(f"TLS cannot send: {exc}") from exc
+            if not self._may_write:
+                await self._written(timeout)
         return not self._ended
+
+    async def _written(self, timeout: float | None) -> None:
+        """Wait until there is room again, `timeout` seconds at most in which the peer takes nothing."""
+        unsent, taken_at = self._transport.get_write_buffer_size(), self.loop.time()
+        while not self._may_write and not self._ended:
+            # What comes in wakes this as well; only what goes out counts.
+            timer = None if timeout is None else self.loop.call_later(timeout / 4, self._wake)
+            try:
+                await self._wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            left = self._transport.get_write_buffer_size()
+            if left < unsent:
+                unsent, taken_at = left, self.loop.time()
+            elif timeout is not None and self.loop.time() - taken_at >= timeout:
+                raise httpx.WriteTimeout("the server took no bytes in time")
 
     async def _head(self, timeout: float | None) -> tuple[AnswerHead, bytes]:
         """Return the answer's head, and what has come after it. Interim answers are passed over."""
@@ -512,7 +552,7 @@ class _Wire(asyncio.BufferedProtocol):
                 raise self._error
             if self._ended:
                 raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
-            await self._wait(timeout, httpx.ReadTimeout)
+            await self._wait(timeout)
         return self._taken()
 
     def _taken(self) -> bytes:
@@ -543,7 +583,7 @@ class _Wire(asyncio.BufferedProtocol):
                 raise self._error
             self._sink = sink
             try:
-                await self._wait(timeout, httpx.ReadTimeout)
+                await self._wait(timeout)
             finally:
                 self._sink = None
 
@@ -585,6 +625,8 @@ class _Wire(asyncio.BufferedProtocol):
 
     def get_extra_info(self, info: str) -> Any:
         """Return what is known of the connection: "socket", "ssl_object", "server_addr", "client_addr"."""
+        if info == "ssl_object" and self._tls is not None:
+            return self._tls.ssl_object
         names = {"server_addr": "peername", "client_addr": "sockname"}
         return self._transport.get_extra_info(names.get(info, info))
 

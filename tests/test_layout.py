@@ -20,7 +20,7 @@ FLOORS = [
     ["_handoff", "_connection"],
     ["_client"],
     ["_transport"],
-    ["_runtime", "_options", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads"],
+    ["_runtime", "_options", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads", "_tls"],
     ["_exceptions", "_fast"],
     ["_models"],
 ]
@@ -30,7 +30,7 @@ OUTSIDE = ["__init__"]
 FILES = [name for floor in FLOORS for name in floor]
 
 # These do the work without doing any input or output.
-SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_heads"]
+SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_heads", "_tls"]
 SANS_IO += ["_fast", "_models", "_exceptions"]
 KNOW_HTTPX = {"_client", "_connection", "_transport"}
 START_THREADS = {"_runtime", "testing"}

@@ -16,7 +16,6 @@ import os
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -37,12 +36,12 @@ from sseqbridge import (
     TransportError,
     _api,
     _client,
-    _fast,
     _runtime,
     _transport,
     arequest_sse,
     request_sse,
 )
+from sseqbridge._tls import TlsSession
 from sseqbridge._transport import BODY_EXTENSION, Transport
 from sseqbridge.testing import (
     ReceivedRequest,
@@ -67,6 +66,8 @@ Run = Callable[[Main], Any]
 
 DONE = send("[DONE]")
 
+own_transport = pytest.mark.skipif(not HAS_OWN_TRANSPORT, reason="this is about the library's own transport")
+
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
@@ -86,13 +87,6 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
     # A socket or transport that nobody closed warns here, which is an error.
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
-
-
-@pytest.fixture
-def own_tls(client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """The TLS context of a client, for the transport's own TLS on whichever loop: streams leave some of it to httpx."""
-    monkeypatch.setattr(_transport, "_is_tls_sound", lambda loop: True)
-    return client_tls
 
 
 async def no_plain() -> httpx.AsyncBaseTransport:
@@ -207,10 +201,10 @@ SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_hundred_requests_one_after_the_other_use_one_connection(
-    run: Run, scheme: str, server_tls: ssl.SSLContext, own_tls: ssl.SSLContext
+    run: Run, scheme: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
-        async with new_client(own_tls) as client:
+        async with new_client(client_tls) as client:
             for n in range(100):
                 assert (await client.post(server.url, content=b"%d" % n)).content == b"data: 1\n\n"
 
@@ -265,14 +259,14 @@ def test_requests_at_the_same_time_have_a_connection_each(run: Run) -> None:
 def test_connection_is_kept_where_the_answer_allows(
     run: Run,
     server_tls: ssl.SSLContext,
-    own_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
     method: str,
     answer: bytes,
     is_kept: bool,
     secure: bool,
 ) -> None:
     async def main() -> None:
-        async with new_client(own_tls) as client:
+        async with new_client(client_tls) as client:
             for _ in range(2):
                 response = await client.request(method, server.url)
                 assert response.content == (b"hello" if b"hello" in answer and method != "HEAD" else b"")
@@ -490,9 +484,11 @@ def test_answer_can_be_closed_twice_and_not_read_after_it(run: Run) -> None:
     run(main)
 
 
-def test_network_stream_tells_of_the_connection(run: Run, server_tls: ssl.SSLContext, own_tls: ssl.SSLContext) -> None:
+def test_network_stream_tells_of_the_connection(
+    run: Run, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     async def main() -> None:
-        async with new_client(own_tls) as client, client.stream("GET", server.url) as response:
+        async with new_client(client_tls) as client, client.stream("GET", server.url) as response:
             stream = response.extensions["network_stream"]
             assert f"https://{stream.get_extra_info('server_addr')[0]}" == server.url.rpartition(":")[0]
             assert stream.get_extra_info("client_addr")[0] == "127.0.0.1"
@@ -671,6 +667,7 @@ def test_body_that_is_not_as_long_as_its_header_says_is_refused(run: Run, body: 
     run(main)
 
 
+@own_transport
 def test_body_longer_than_its_header_says_is_a_typed_error(ask: Door) -> None:
     with SSEServer([send(1)]) as server, pytest.raises(TransportError) as caught:
         ask(server.url, {"Content-Length": "4"}, content=b"hello")
@@ -726,6 +723,74 @@ def test_body_that_is_not_taken_times_out(run: Run) -> None:
             assert await peer.client_has_left()
 
     run(main)
+
+
+def test_body_that_is_taken_slowly_does_not_time_out(run: Run) -> None:
+    async def main() -> None:
+        body = bytes(12_000_000)
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(10, write=0.4)) as client,
+            asking(client, server.url, "POST", content=body) as answer,
+        ):
+            peer = await server.accept()
+            received, began = 0, time.monotonic()
+            while received < len(body):
+                received += len(await asyncio.get_running_loop().sock_recv(peer.socket, 400_000))
+                await asyncio.sleep(0.02)
+            # Far longer than the limit: it counts only while nothing is taken.
+            assert time.monotonic() - began > 0.6
+            await peer.send(SHORT)
+            assert await (await answer).aread() == b"hello"
+
+    run(main)
+
+
+def test_what_comes_in_is_no_sign_that_anything_is_taken(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(10, write=0.2)) as client,
+            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
+        ):
+            peer = await server.accept()
+            await peer.send(b"HTTP/1.1 200 OK\r\nX: ")
+            with anyio.fail_after(5):
+                while not answer.done():
+                    with contextlib.suppress(ConnectionError):
+                        await peer.send(b"x")
+                    await asyncio.sleep(0.01)
+            with pytest.raises(httpx.WriteTimeout):
+                await answer
+
+    run(main)
+
+
+def test_body_is_sent_over_tls(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    body = os.urandom(3_000_000)
+    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
+        assert ask_anew(server.url, content=body).items() == [1]
+        assert server.requests[0].body == body
+
+
+@own_transport
+def test_tls_that_cannot_send_is_a_typed_error(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """As where a server of TLS 1.2 wants the handshake again."""
+
+    def encrypt(session: TlsSession, data: bytes) -> bytes:
+        raise ssl.SSLWantReadError(2, "The operation did not complete (read)")
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    monkeypatch.setattr(TlsSession, "encrypt", encrypt)
+    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
+        with pytest.raises(TransportError, match="did not complete"):
+            ask_anew(server.url)
+        assert server.requests == []
 
 
 def test_body_that_is_not_taken_can_be_aborted(ask: Door) -> None:
@@ -881,13 +946,13 @@ UNBOUNDED = b"HTTP/1.1 200 OK\r\n\r\nhello"
 def test_end_of_the_connection_within_a_body(
     run: Run,
     server_tls: ssl.SSLContext,
-    own_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
     begun: bytes,
     leave: Callable[[], Step],
     secure: bool,
 ) -> None:
     async def main() -> None:
-        async with new_client(own_tls) as client, client.stream("GET", server.url) as response:
+        async with new_client(client_tls) as client, client.stream("GET", server.url) as response:
             body = response.extensions[BODY_EXTENSION]
             assert await body.read() == b"hello"
             go.set()
@@ -1175,6 +1240,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 Resolve = Callable[..., None]
 
 
+@own_transport
 def test_second_address_is_tried_where_the_first_refuses(ask: Door, resolve: Resolve, closed_port: int) -> None:
     with SSEServer([send(1), DONE]) as server:
         resolve(closed_port, closed_port, int(server.url.rpartition(":")[2]))
@@ -1182,6 +1248,7 @@ def test_second_address_is_tried_where_the_first_refuses(ask: Door, resolve: Res
     gc.collect()
 
 
+@own_transport
 def test_second_address_is_tried_where_the_first_never_answers(ask: Door, resolve: Resolve) -> None:
     with SSEServer([send(1), DONE]) as server, full_listener() as full:
         resolve(full, int(server.url.rpartition(":")[2]))
@@ -1190,6 +1257,7 @@ def test_second_address_is_tried_where_the_first_never_answers(ask: Door, resolv
     gc.collect()
 
 
+@own_transport
 def test_name_none_of_whose_addresses_answers_times_out(ask: Door, resolve: Resolve) -> None:
     with full_listener() as full:
         resolve(full, full)
@@ -1199,6 +1267,7 @@ def test_name_none_of_whose_addresses_answers_times_out(ask: Door, resolve: Reso
     gc.collect()
 
 
+@own_transport
 def test_name_without_an_address(ask: Door, resolve: Resolve) -> None:
     resolve()
     with pytest.raises(ConnectError):
@@ -1298,7 +1367,6 @@ def test_time_limit_of_the_operating_system_is_no_limit_of_the_callers(
     run(main)
 
 
-@pytest.mark.usefixtures("own_tls")
 def test_certificate_that_is_not_trusted(run: Run, server_tls: ssl.SSLContext) -> None:
     async def main() -> None:
         async with new_client(ssl.create_default_context()) as client:
@@ -1310,12 +1378,55 @@ def test_certificate_that_is_not_trusted(run: Run, server_tls: ssl.SSLContext) -
         assert server.requests == []
 
 
+@pytest.mark.parametrize("leave", ["close", "reset", "speaks no TLS"])
+def test_server_that_leaves_in_the_tls_handshake(run: Run, client_tls: ssl.SSLContext, leave: str) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client(client_tls) as client,
+            asking(client, server.url.replace("http:", "https:")) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive_some()
+            if leave == "speaks no TLS":
+                await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            elif leave == "reset":
+                peer.reset()
+            else:
+                peer.socket.close()
+            words = "(?i)wrong.version" if leave == "speaks no TLS" else "closed the connection in the TLS handshake"
+            with pytest.raises(httpx.ConnectError, match=words):
+                await answer
+
+    run(main)
+
+
+def test_tls_handshake_times_out(run: Run, client_tls: ssl.SSLContext) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client(client_tls, timeout=httpx.Timeout(10, connect=0.1)) as client,
+            asking(client, server.url.replace("http:", "https:")) as answer,
+        ):
+            peer = await server.accept()
+            with pytest.raises(httpx.ConnectTimeout):
+                await answer
+            assert await peer.client_has_left()
+
+    run(main)
+
+
+def test_name_that_nobody_could_look_up(ask: Door) -> None:
+    with pytest.raises(ConnectError, match="the host is not a valid name"):
+        ask("http://a..test/")
+
+
 @pytest.mark.parametrize("timeout", [None, 10.0])
 def test_tls_without_a_time_limit(
-    run: Run, server_tls: ssl.SSLContext, own_tls: ssl.SSLContext, timeout: float | None
+    run: Run, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, timeout: float | None
 ) -> None:
     async def main() -> None:
-        async with new_client(own_tls, timeout=timeout) as client:
+        async with new_client(client_tls, timeout=timeout) as client:
             assert (await client.get(server.url)).content == b"data: 1\n\n"
 
     with SSEServer([send(1)], ssl_context=server_tls) as server:
@@ -1325,6 +1436,7 @@ def test_tls_without_a_time_limit(
 # Aborts at each stage; those of streams that have begun are in test_abort.py.
 
 
+@own_transport
 @pytest.mark.parametrize("names", [1, 2])
 def test_abort_while_connecting(ask: Door, resolve: Resolve, names: int) -> None:
     cancel = threading.Event()
@@ -1336,14 +1448,7 @@ def test_abort_while_connecting(ask: Door, resolve: Resolve, names: int) -> None
     gc.collect()
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_abort_while_a_peer_says_nothing(ask: Door, scheme: str, request: pytest.FixtureRequest) -> None:
-    """Before the TLS handshake has come to its end, and while the head is awaited."""
-    if scheme == "https" and not ask.is_async and _fast.imported("uvloop") is not None:
-        reason = (
-            "bug: httpcore leaves its connection open where a TLS handshake is cancelled, to the collector to close"
-        )
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_abort_while_the_head_is_awaited(ask: Door) -> None:
     cancel = threading.Event()
 
     def serve(listener: socket.socket) -> bool:
@@ -1360,9 +1465,21 @@ def test_abort_while_a_peer_says_nothing(ask: Door, scheme: str, request: pytest
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = in_thread(lambda: serve(listener))
         with pytest.raises(RequestAbortedError):
-            ask(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/", cancel=cancel)
+            ask(f"http://127.0.0.1:{listener.getsockname()[1]}/", cancel=cancel)
         assert serving.result(10)
-    gc.collect()
+
+
+def test_tls_handshake_that_is_cancelled_closes_the_connection(run: Run, client_tls: ssl.SSLContext) -> None:
+    async def main() -> None:
+        async with upstream() as server, new_client(client_tls) as client:
+            async with asking(client, server.url.replace("http:", "https:")) as answer:
+                peer = await server.accept()
+                assert await peer.receive_some()
+                assert not answer.done()
+            assert answer.cancelled()
+            assert await peer.client_has_left()
+
+    run(main)
 
 
 def test_abort_while_a_name_is_looked_up(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1417,7 +1534,7 @@ def left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     return seen
 
 
-@pytest.mark.skipif(not HAS_OWN_TRANSPORT, reason="this is about what the library's own transport leaves to others")
+@own_transport
 def test_request_with_extensions_goes_through_httpxs_own_transport(
     ask_anew: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1434,18 +1551,6 @@ def test_request_with_extensions_goes_through_httpxs_own_transport(
             assert ask_anew(server.url, extensions={"trace": trace}).items() == [1]
         assert len(seen) == 2
         assert events.count("http11.send_request_headers.started") == 2
-
-
-@pytest.mark.skipif(not HAS_OWN_TRANSPORT, reason="this is about what the library's own transport leaves to others")
-def test_tls_is_left_to_httpx_where_the_loops_own_loses_bytes(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
-    is_uvloop = not ask_anew.is_async and _fast.imported("uvloop") is not None
-    seen = left_to_httpx(monkeypatch)
-    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
-        assert ask_anew(server.url).items() == [1]
-    assert len(seen) == (is_uvloop or sys.version_info < (3, 11))
 
 
 def test_name_of_the_certificate_may_be_given(
@@ -1602,6 +1707,49 @@ def test_stream_that_is_held_back_gives_all_in_the_end(
     ):
         assert answer.next() == text
         assert answer.items() == [text] * 1999
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("framing", ["chunked", "sized", "unbounded"])
+def test_nothing_is_lost_where_the_server_leaves_before_it_is_read(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    framing: str,
+    secure: bool,
+) -> None:
+    """The end of the connection, without a goodbye, lies behind what the client has not made room for."""
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    body = b"".join(b"data: %d %b\n\n" % (n, b"x" * 500) for n in range(1000))
+    heads = {"chunked": b"Transfer-Encoding: chunked", "sized": b"Content-Length: %d" % len(body), "unbounded": b"A: b"}
+    if framing == "chunked":
+        pieces = [body[at : at + 4000] for at in range(0, len(body), 4000)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%b\r\n\r\n" % heads[framing]
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        if secure:
+            connection = server_tls.wrap_socket(connection, server_side=True)
+        with connection:
+            connection.settimeout(10)
+            connection.recv(65_536)
+            connection.sendall(head + body)
+        left.set()
+
+    left = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = in_thread(lambda: serve(listener))
+        url = f"http{'s' * secure}://127.0.0.1:{listener.getsockname()[1]}/"
+        with ask_anew(url, decode="text", max_buffered_bytes=20_000) as answer:
+            got = [answer.next() for _ in range(100)]
+            while not left.is_set():
+                got.append(answer.next())
+                time.sleep(0.001)
+            got += answer.items()
+        serving.result(10)
+    assert [int(item.partition(" ")[0]) for item in got] == list(range(1000))
 
 
 def test_requests_that_make_a_loops_client_at_the_same_time_share_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
