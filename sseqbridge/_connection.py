@@ -447,15 +447,17 @@ class Connection:
                 last_event_id = ids[-1] if ids else last_event_id
                 yield self._batch(part, last_event_id, retry)
             if last is not None:
-                self.drain()
-                # Where the last event left the stream, whatever came in the same read.
-                yield self._batch(items, "" if type(last) is str else last.id, parser.retry)
-                return
+                break
             is_new = bool(items) or parser.last_event_id != last_event_id or parser.retry != retry
             last_event_id, retry = parser.last_event_id, parser.retry
             yield self._batch(items, last_event_id, retry) if is_new else None
-        if parser.error is not None:
-            raise parser.error
+        else:
+            if parser.error is not None:
+                raise parser.error
+            return
+        self.drain()
+        # Where the last event left the stream, whatever came in the same read.
+        yield self._batch(items, "" if type(last) is str else last.id, parser.retry)
 
     def _batch(self, items: list[Item], last_event_id: str, retry: float | None) -> Batch:
         charge = self._uncharged + _EVENT_OVERHEAD * max(1, len(items))

@@ -593,8 +593,6 @@ class _Wire(asyncio.BufferedProtocol):
 
     def finish(self) -> None:
         """End the exchange: keep the connection where the answer was read to its end, else close it."""
-        if not self._in_use:
-            return
         framing = self._framing
         if not (self._reusable and framing and framing.complete and not framing.rest) or self._is_down():
             self.abort()

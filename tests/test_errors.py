@@ -395,6 +395,26 @@ def test_the_whole_stream_takes_too_long(ask: Door) -> None:
         assert server.requests[0].wait_aborted()
 
 
+def test_total_that_ends_before_the_last_events_have_room_is_no_clean_end(ask: Door) -> None:
+    """All of the stream is in, its last event too, and the consumer has not made room for it in time."""
+    body = b"".join(b"data: %d\n\n" % n for n in range(1000)) + b"data: [DONE]\n\n"
+    with (
+        SSEServer([respond(headers={"Content-Length": str(len(body))}), body]) as server,
+        ask(server.url, timeout={"total": 0.3}, max_buffered_bytes=100_000) as answer,
+    ):
+        until(lambda: server.requests[0].sent_bytes >= len(body))
+        if ask.is_async:
+            ask.run(asyncio.sleep(0.6))
+        else:
+            time.sleep(0.6)
+        items, error = answer.fail()
+        assert isinstance(error, StreamTimeoutError)
+        assert error.which == "total"
+        assert items == list(range(len(items)))
+        assert len(items) < 1000
+        assert answer.events.outcome == "error"
+
+
 def test_total_counts_from_the_call(ask: Door) -> None:
     with SSEServer([silence()]) as server:
         times_out(lambda: ask(server.url, timeout={"total": 0.1}), "total", 0.1)

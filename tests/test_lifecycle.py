@@ -163,14 +163,15 @@ def test_a_function_may_accept_an_event_when_the_body_is_all_in() -> None:
         assert it.outcome == "done"
 
 
-def test_what_goes_on_after_the_last_event_is_cut_off_after_64_kib() -> None:
+@pytest.mark.parametrize("of_the_caller", [False, True])
+def test_what_goes_on_after_the_last_event_is_cut_off_after_64_kib(of_the_caller: bool) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         yield send("[DONE]")
         while True:
             yield send("x" * 8000)
 
-    with SSEServer(script) as server:
-        it = request_sse(server.url).events
+    with SSEServer(script) as server, Bridge(client=httpx.AsyncClient if of_the_caller else None) as bridge:
+        it = request_sse(server.url, bridge=bridge).events
         at = time.monotonic()
         assert list(it) == []
         assert server.requests[0].wait_aborted() - at < 0.8

@@ -725,12 +725,13 @@ def test_body_that_is_not_taken_times_out(run: Run) -> None:
     run(main)
 
 
-def test_body_that_is_taken_slowly_does_not_time_out(run: Run) -> None:
+@pytest.mark.parametrize("limit", [0.4, None])
+def test_body_that_is_taken_slowly_does_not_time_out(run: Run, limit: float | None) -> None:
     async def main() -> None:
         body = bytes(12_000_000)
         async with (
             upstream() as server,
-            new_client(timeout=httpx.Timeout(10, write=0.4)) as client,
+            new_client(timeout=httpx.Timeout(10, write=limit)) as client,
             asking(client, server.url, "POST", content=body) as answer,
         ):
             peer = await server.accept()
@@ -1750,6 +1751,37 @@ def test_nothing_is_lost_where_the_server_leaves_before_it_is_read(
             got += answer.items()
         serving.result(10)
     assert [int(item.partition(" ")[0]) for item in got] == list(range(1000))
+
+
+def test_requests_that_need_httpxs_transport_at_the_same_time_share_it(run: Run) -> None:
+    async def main() -> None:
+        async def plain() -> httpx.AsyncBaseTransport:
+            nonlocal waiting
+            waiting += 1
+            await all_wait.wait()
+            made.append(httpx.AsyncHTTPTransport())
+            return made[-1]
+
+        async def tls() -> ssl.SSLContext:
+            raise AssertionError("nothing here is encrypted")
+
+        waiting, made, all_wait = 0, list[httpx.AsyncHTTPTransport](), asyncio.Event()
+        transport = Transport(keepalive_expiry=60.0, tls_context=tls, plain=plain)
+        async with httpx.AsyncClient(transport=transport) as client:
+            asks = [asyncio.create_task(client.get(server.url, extensions={"target": b"/a"})) for _ in range(3)]
+            while waiting < 3:
+                await asyncio.sleep(0)
+            all_wait.set()
+            assert [(await ask).content for ask in asks] == [b"data: 1\n\n"] * 3
+            assert (await client.get(server.url, extensions={"target": b"/b"})).content == b"data: 1\n\n"
+            assert len(made) == 3
+        # Those that lost the race were never used, and the one that was is closed.
+        assert transport._plain is made[0]
+        assert made[0]._pool.connections == []
+
+    with SSEServer([send(1)]) as server:
+        run(main)
+        assert server.connections == 3
 
 
 def test_requests_that_make_a_loops_client_at_the_same_time_share_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
