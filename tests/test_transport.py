@@ -1756,8 +1756,7 @@ def test_nothing_is_lost_where_the_server_leaves_before_it_is_read(
 def test_requests_that_need_httpxs_transport_at_the_same_time_share_it(run: Run) -> None:
     async def main() -> None:
         async def plain() -> httpx.AsyncBaseTransport:
-            nonlocal waiting
-            waiting += 1
+            waiting.append(1)
             await all_wait.wait()
             made.append(httpx.AsyncHTTPTransport())
             return made[-1]
@@ -1765,11 +1764,13 @@ def test_requests_that_need_httpxs_transport_at_the_same_time_share_it(run: Run)
         async def tls() -> ssl.SSLContext:
             raise AssertionError("nothing here is encrypted")
 
-        waiting, made, all_wait = 0, list[httpx.AsyncHTTPTransport](), asyncio.Event()
+        waiting: list[int] = []
+        made: list[httpx.AsyncHTTPTransport] = []
+        all_wait = asyncio.Event()
         transport = Transport(keepalive_expiry=60.0, tls_context=tls, plain=plain)
         async with httpx.AsyncClient(transport=transport) as client:
             asks = [asyncio.create_task(client.get(server.url, extensions={"target": b"/a"})) for _ in range(3)]
-            while waiting < 3:
+            while len(waiting) < 3:
                 await asyncio.sleep(0)
             all_wait.set()
             assert [(await ask).content for ask in asks] == [b"data: 1\n\n"] * 3
