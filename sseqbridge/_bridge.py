@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -56,8 +55,8 @@ class Bridge:
                 "httpx.AsyncClient, for example Bridge(client=lambda: httpx.AsyncClient(http2=True))"
             )
         self._factory = client
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = _runtime.new_lock()
+        self._thread: _runtime.DaemonThread | None = None
         self._state: LoopState | None = None
         # What the loop runs until.
         self._stop: asyncio.Future[None] | None = None
@@ -83,7 +82,7 @@ class Bridge:
         Raises UsageError for arguments that no request can be built of, for a bridge that is
         closed, and in the bridge's own thread, which must not wait.
         """
-        if threading.current_thread() is self._thread:
+        if self._thread is not None and self._thread.ident == _runtime.thread_id():
             raise UsageError("request_sse was called in the bridge's own thread, which must not wait")
         if _runtime.in_coroutine() and not _runtime.in_notebook():
             warnings.warn(
@@ -116,10 +115,11 @@ class Bridge:
             return self._state
 
     def _start(self) -> None:
-        ready = _runtime.Waiter()
+        # Not a greenlet's, which would let another come to the lock that is held here.
+        ready = _runtime.ThreadWaiter()
         made: list[LoopState | Exception] = []
         try:
-            self._thread = _runtime.start_daemon_thread(self._main, "sseqbridge-loop", made, ready)
+            self._thread = _runtime.DaemonThread(self._main, "sseqbridge-loop", made, ready)
         except RuntimeError as exc:
             raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
         ready.wait(None)
@@ -128,7 +128,7 @@ class Bridge:
         self._state = made[0]
         _bridges.add(self)
 
-    def _main(self, made: list[LoopState | Exception], ready: _runtime.Waiter) -> None:
+    def _main(self, made: list[LoopState | Exception], ready: _runtime.ThreadWaiter) -> None:
         try:
             loop = _runtime.new_event_loop()
         except Exception as exc:
@@ -161,10 +161,10 @@ class Bridge:
     def close(self) -> None:
         """Abort every stream and end the thread, in about a second at most. Any thread may call it."""
         thread = self._ask_to_end()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident != _runtime.thread_id() and _runtime.may_wait():
             thread.join(_EXIT_SECONDS)
 
-    def _ask_to_end(self) -> threading.Thread | None:
+    def _ask_to_end(self) -> _runtime.DaemonThread | None:
         with self._lock:
             self._closed = True
             if self._state is not None and self._stop is not None:
@@ -194,7 +194,7 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
         await asyncio.sleep(0)
 
 
-_default_lock = threading.Lock()
+_default_lock = _runtime.new_lock()
 _default: Bridge | None = None
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable
 from http.cookiejar import Cookie, DefaultCookiePolicy
@@ -41,7 +40,7 @@ _KEEPALIVE_EXPIRY = 4.0
 # How many clients wait for the next HTTP/2 requests.
 _MAX_IDLE = 8
 
-_tls_lock = threading.Lock()
+_tls_lock = _runtime.new_lock()
 _tls_context: ssl.SSLContext | None = None
 
 
@@ -153,9 +152,7 @@ def _called(factory: ClientFactory) -> Any:
 
 # None: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
 # connections as soon as there are more connections, idle or not, than may be kept alive.)
-_NO_LIMITS = httpx.Limits(
-    max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY
-)
+_NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY)
 
 
 async def _plain_transport() -> httpx.AsyncHTTPTransport:
@@ -190,7 +187,7 @@ class ClientPool:
 
     def __init__(self, factory: ClientFactory | None = None) -> None:
         self._factory = factory
-        self._lock = threading.Lock()
+        self._lock = _runtime.new_lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
         self._http11_origins: set[str] = set()

@@ -240,9 +240,7 @@ class Connection:
                 status,
             )
         if keeps_body and not options.replayable:
-            raise RedirectError(
-                f"{self.target}: {status} to {describe(url)}; the body can be read only once", status
-            )
+            raise RedirectError(f"{self.target}: {status} to {describe(url)}; the body can be read only once", status)
         # `Host` and the body's length are set anew.
         dropped = {"host", "content-length", "transfer-encoding"} | (set() if keeps_body else _BODY_HEADERS)
         headers = [

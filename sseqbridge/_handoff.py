@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import _runtime
 
-__all__ = ["End", "HandOff", "settle"]
+__all__ = ["End", "HandOff", "post", "settle"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,14 @@ def settle(future: asyncio.Future[None]) -> None:
     """End the wait for a future, unless it has ended."""
     if not future.done():
         future.set_result(None)
+
+
+def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+    """Have the loop call `callback` soon; a loop that is closed calls nothing. From anywhere."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        pass  # Nobody waits there any more.
 
 
 class HandOff(Generic[T]):
@@ -144,7 +152,7 @@ class HandOff(Generic[T]):
         if self._resume is not None and self._is_drained():
             settle(self._resume)
 
-    # In the consumer's thread, or in a coroutine of the loop.
+    # In the consumer's thread, or in a coroutine of its loop.
 
     def take(self, timeout: float | None = None) -> T | End:
         """Return the next entry, waiting while there is none; after close() CLOSED.
@@ -163,7 +171,7 @@ class HandOff(Generic[T]):
         return entry
 
     def _wait(self, timeout: float | None) -> None:
-        waiter = _runtime.Waiter()
+        waiter = _runtime.new_waiter()
         wake = waiter.wake
         self._waiters.append(wake)
         woken = False
@@ -176,22 +184,23 @@ class HandOff(Generic[T]):
                 self._withdraw(wake)
 
     async def atake(self, timeout: float | None = None) -> T | End:
-        """Return the next entry as take() does, in a coroutine of the loop that produces them.
+        """Return the next entry as take() does, in a coroutine of any loop.
 
         A wait that is cancelled, or whose timeout elapses, takes nothing.
         """
         self._release()
-        deadline = None if timeout is None else self._loop.time() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
         while (entry := self._poll()) is None:
-            if deadline is not None and self._loop.time() >= deadline:
+            if deadline is not None and loop.time() >= deadline:
                 raise TimeoutError("no event came in time; the stream is still open")
-            await self._await(deadline)
+            await self._await(loop, deadline)
         return entry
 
-    async def _await(self, deadline: float | None) -> None:
-        woken = self._loop.create_future()
-        wake = partial(self._post, settle, woken)
-        timer = None if deadline is None else self._loop.call_at(deadline, settle, woken)
+    async def _await(self, loop: asyncio.AbstractEventLoop, deadline: float | None) -> None:
+        woken = loop.create_future()
+        wake = partial(post, loop, settle, woken)
+        timer = None if deadline is None else loop.call_at(deadline, settle, woken)
         self._waiters.append(wake)
         try:
             if not self._queue and not self.closed:
@@ -220,7 +229,7 @@ class HandOff(Generic[T]):
             self._consumed += self._in_hand
             self._in_hand = 0
             if self._resume is not None and self._is_drained():
-                self._post(self._try_resume)
+                post(self._loop, self._try_resume)
 
     # From anywhere, between any two bytecodes: no lock, no wait.
 
@@ -228,7 +237,7 @@ class HandOff(Generic[T]):
         """End the consumer's wait and let the producer go on: what is held is given up."""
         self.closed = True
         self._wake()
-        self._post(self._try_resume)
+        post(self._loop, self._try_resume)
 
     def _wake(self) -> None:
         # The newest: a signal handler that reads may have interrupted a wait of the same thread.
@@ -237,9 +246,3 @@ class HandOff(Generic[T]):
         except IndexError:
             return
         wake()
-
-    def _post(self, callback: Callable[..., object], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:
-            pass  # The loop is closed: no producer waits there any more.

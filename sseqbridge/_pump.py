@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,7 +22,7 @@ import anyio
 from . import _runtime
 from ._connection import Batch, Body, Connection, Head
 from ._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, StreamTimeoutError
-from ._handoff import CLOSED, End, HandOff
+from ._handoff import CLOSED, End, HandOff, post, settle
 from ._options import is_cancelled
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ class Pump:
         self._gathered: Batch | None = None
         # When the idle clock was last set back, None while it stands still.
         self._idle_since: float | None = None
-        # Set once, to True, before the waiters are woken; those publish theirs and look again.
-        self._finished = False
-        self._finish_waiters: deque[Callable[[], None]] = deque()
+        self._finished = _runtime.Signal()
 
     # In the loop's thread.
 
@@ -254,7 +252,7 @@ class Pump:
 
     def _begin_end(self) -> None:
         """The last event is in: let the consumer go soon, and the rest of the body come."""
-        if not self._ending and not self._finished:
+        if not self._ending and not self._finished.is_set:
             self._ending = True
             # Not by the callback: uvloop runs a timer that is due, such as the end's, before it.
             gathered, self._gathered = self._gathered, None
@@ -274,14 +272,14 @@ class Pump:
 
     def drain(self) -> None:
         """The consumer has seen the last event: read a little further, give nothing more."""
-        if not self._finished:
+        if not self._finished.is_set:
             self.connection.drain()
             self.handoff.close()
             self._begin_end()
 
     def abort(self, reason: BaseException | None) -> None:
         """Cut the connection off and end the task. The consumer gets `reason`, if there is one."""
-        if self._finished or self.task is None:
+        if self._finished.is_set or self.task is None:
             return
         if self._reason is None:
             self._reason = reason
@@ -305,7 +303,7 @@ class Pump:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         # Where _run did not get to its end: it was cancelled, or closing the client failed.
-        if not self._finished:
+        if not self._finished.is_set:
             cancelled = BridgeClosedError("the event loop that the stream ran on is ending")
             self._finish(cancelled if task.cancelled() else task.exception())
 
@@ -314,9 +312,7 @@ class Pump:
         self.state.pumps.discard(self)
         self._flush()
         self.handoff.end(self._end_of(error))
-        self._finished = True
-        while self._finish_waiters:
-            self._finish_waiters.popleft()()
+        self._finished.set()
 
     def _end_of(self, error: BaseException | None) -> End:
         if self._ending:
@@ -344,10 +340,8 @@ class Pump:
         self._post(self.drain)
 
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:
-            pass  # The loop is closed, and with it the connection.
+        # Where the loop is closed, so is the connection.
+        post(self.loop, callback, *args)
 
     def in_loop_thread(self) -> bool:
         """Whether this is the loop's own thread, which must not wait."""
@@ -361,20 +355,21 @@ class Pump:
     @property
     def finished(self) -> bool:
         """Whether the task has ended and its connection is closed or given back."""
-        return self._finished
+        return self._finished.is_set
 
     # In any thread but the loop's.
 
     def wait_finished(self, timeout: float) -> None:
         """Wait until the task has ended, `timeout` seconds at most."""
-        waiter = _runtime.Waiter()
-        self._finish_waiters.append(waiter.wake)
-        if not self._finished and not self.loop.is_closed():
-            waiter.wait(timeout)
+        if not self.loop.is_closed():
+            self._finished.wait(timeout)
 
-    # In a coroutine of the loop.
+    # In a coroutine of any loop.
 
     async def await_finished(self, timeout: float) -> None:
         """Wait until the task has ended, `timeout` seconds at most."""
-        if self.task is not None and not self._finished:
-            await asyncio.wait({self.task}, timeout=timeout)
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self._finished.notify(partial(post, loop, settle, ended))
+        if not self._finished.is_set and not self.loop.is_closed():
+            await asyncio.wait({ended}, timeout=timeout)

@@ -1,7 +1,12 @@
-"""All that is known of the process: threads, waiting, sockets, forks and the interpreter's exit.
+"""All that is known of the process: threads, locks, waiting, sockets, gevent and the interpreter's exit.
 
-Rule: nothing else in the package starts a thread, waits in one, or looks at how the interpreter
-was set up. What is here takes no lock of the library's own.
+Rule: nothing else in the package starts a thread, makes a lock, waits, or looks at how the
+interpreter was set up. What is here takes no lock of the library's own.
+
+Where gevent has patched the process, the loop runs in a thread of the operating system all the
+same, with the library's own locks around what it shares: none is held across anything that lets
+another greenlet run. Only the greenlet that waits for an item waits. Whether it has is asked each
+time, for the library may be imported before it does.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ import select
 import socket
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,22 +32,54 @@ else:
     from asyncio import SelectorEventLoop as StandardEventLoop
 
 __all__ = [
+    "DaemonThread",
+    "Signal",
+    "ThreadWaiter",
     "Waiter",
     "at_exit",
     "in_coroutine",
     "in_notebook",
     "is_readable",
     "literal_address",
+    "may_wait",
     "new_event_loop",
+    "new_lock",
+    "new_waiter",
     "run_in_daemon_thread",
     "shut_down_socket",
-    "start_daemon_thread",
+    "thread_id",
 ]
 
 T = TypeVar("T")
 
+# gevent ends a wait for which nothing in its own loop can come; a timer can.
+_GREENLET_WAIT_SECONDS = 1.0
 
-class Waiter:
+
+def _original(module: str, name: str) -> Any:
+    """Return a function of the standard library's, and not what gevent has put in its place."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched(module):
+        return monkey.get_original(module, name)
+    return getattr(sys.modules[module], name)
+
+
+def _is_gevent() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def new_lock() -> Any:
+    """Return a lock between threads of the operating system."""
+    return _original("_thread", "allocate_lock")()
+
+
+def thread_id() -> int:
+    """Return which thread of the operating system this is."""
+    return _original("_thread", "get_ident")()  # type: ignore[no-any-return]
+
+
+class ThreadWaiter:
     """One thread's wait for one wake-up, from any thread, also from a signal handler.
 
     A raw lock: unlike an Event or a Condition it has no inner lock that whoever interrupts the
@@ -50,22 +89,126 @@ class Waiter:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._lock.acquire()
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when woken, False when `timeout` seconds passed first (None: never)."""
-        return self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        return self._lock.acquire(  # type: ignore[no-any-return]
+            timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        )
 
     def wake(self) -> None:
         self._lock.release()
 
 
-def start_daemon_thread(target: Callable[..., object], name: str, *args: object) -> threading.Thread:
-    """Start a thread that never keeps the process alive."""
-    thread = threading.Thread(target=target, name=name, args=args, daemon=True)
-    thread.start()
-    return thread
+class _GreenletWaiter:
+    """The same for a greenlet: the others of its thread go on while it waits."""
+
+    __slots__ = ("_event", "_hub")
+
+    def __init__(self) -> None:
+        from gevent import get_hub
+        from gevent.event import Event
+
+        self._hub = get_hub()
+        self._event = Event()
+
+    def wait(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._event.is_set():
+            left = _GREENLET_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._event.wait(min(left, _GREENLET_WAIT_SECONDS))
+        return True
+
+    def wake(self) -> None:
+        # Not set() itself: this is mostly called in another thread.
+        loop = self._hub.loop
+        if loop is not None:
+            loop.run_callback_threadsafe(self._event.set)
+
+
+Waiter = ThreadWaiter | _GreenletWaiter
+
+
+def new_waiter() -> Waiter:
+    """Return what the caller, a thread or a greenlet, waits with."""
+    return _GreenletWaiter() if _is_gevent() else ThreadWaiter()
+
+
+def may_wait() -> bool:
+    """Whether the caller may wait: not in gevent's hub, which runs finalizers and callbacks too."""
+    if not _is_gevent():
+        return True
+    from gevent import get_hub, getcurrent
+
+    return getcurrent() is not get_hub()
+
+
+class Signal:
+    """Something that happens once, which any number of threads and greenlets can wait for."""
+
+    __slots__ = ("_waiters", "is_set")
+
+    def __init__(self) -> None:
+        # Set, to True, before the waiters are woken; those publish theirs and look again.
+        self.is_set = False
+        self._waiters: deque[Callable[[], None]] = deque()
+
+    def set(self) -> None:
+        """Wake all who wait. One thread may call it."""
+        self.is_set = True
+        while self._waiters:
+            self._waiters.popleft()()
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called when it is set, where that has not been yet."""
+        self._waiters.append(wake)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Return True once it is set, False when `timeout` seconds passed first (None: never)."""
+        waiter = new_waiter()
+        self.notify(waiter.wake)
+        return self.is_set or waiter.wait(timeout)
+
+
+class DaemonThread:
+    """A thread of the operating system that never keeps the process alive."""
+
+    def __init__(self, target: Callable[..., object], name: str, *args: object) -> None:
+        self.ident: int | None = None
+        self._ended = Signal()
+        self._call = target, args
+        self._thread: threading.Thread | None = None
+        if _is_gevent():
+            # Its Thread is a greenlet.
+            _original("_thread", "start_new_thread")(self._run, ())
+        else:
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        self.ident = thread_id()
+        target, args = self._call
+        del self._call
+        try:
+            target(*args)
+        finally:
+            self._ended.set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its function has returned."""
+        return self._ended.is_set
+
+    def join(self, timeout: float) -> None:
+        """Wait until it has ended, `timeout` seconds at most."""
+        if self._thread is None:
+            self._ended.wait(timeout)
+        else:
+            self._thread.join(timeout)
 
 
 def at_exit(callback: Callable[[], object]) -> None:
@@ -152,7 +295,7 @@ async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: obj
         except RuntimeError:
             pass  # The loop was closed meanwhile: nobody waits for this any more.
 
-    start_daemon_thread(run, name)
+    DaemonThread(run, name)
     return await future
 
 
@@ -178,7 +321,8 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
         key = (host, port, family, type, proto, flags)
         lookup = self._lookups.get(key)
         if lookup is None:
-            lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", socket.getaddrinfo, *key))
+            look_up = _original("socket", "getaddrinfo")
+            lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", look_up, *key))
             self._lookups[key] = lookup
             lookup.add_done_callback(lambda task: self._looked_up(key, task))
         # Not awaited itself: a request that is aborted must not end the look-up for the others.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from . import _runtime
 from ._connection import Batch, Body
 from ._decoding import as_event
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
@@ -79,7 +80,7 @@ class _BaseStream(Generic[T]):
         self._head = head
         self._decoder = decoder
         self._cancel = cancel
-        self._reading = threading.Lock()
+        self._reading = _runtime.new_lock()
         # The items of the batch in hand that are still to come. Every way of reading draws on this.
         self._items: Iterator[Any] = _NO_ITEMS
         self._batch: Batch | None = None
@@ -341,7 +342,7 @@ class EventStream(_BaseStream[T]):
         """
         if self._end is None or self._end.outcome == "error":
             self._abort()
-            if not self._pump.finished and not self._pump.in_loop_thread():
+            if not self._pump.finished and not self._pump.in_loop_thread() and _runtime.may_wait():
                 self._pump.wait_finished(_CLOSE_SECONDS)
 
     def _check_usable(self) -> None:

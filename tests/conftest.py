@@ -18,6 +18,7 @@ from hypothesis import settings
 from sseqbridge import Bridge
 
 from .doors import Door
+from .support import HAS_OWN_TRANSPORT
 
 # The same examples on every run and machine, and none remembered.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
@@ -58,6 +59,13 @@ def on_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _left_loopback.clear()
     yield
     assert _left_loopback == []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not HAS_OWN_TRANSPORT:
+        others = [item for item in items if item.get_closest_marker("own_transport")]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_collection_finish() -> None:

@@ -61,7 +61,11 @@ make_environment
 [ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100
 
 # The same tests as with a plain install, and with httpx's transport instead of the library's own.
-SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@"
-SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "$@"
+# (Side by side, since they wait more than they compute.)
+SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@" >.venv/plain.txt 2>&1 &
+plain=$!
+SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "$@" || { wait "$plain"; exit 1; }
+wait "$plain" || { cat .venv/plain.txt; exit 1; }
+tail -n 1 .venv/plain.txt
 # That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
 [ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json

@@ -79,7 +79,7 @@ def test_a_thread_that_cannot_be_started_is_a_typed_error_and_a_later_try_works(
 
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "start_daemon_thread", fail)
+            patch.setattr(_runtime, "DaemonThread", fail)
             with pytest.raises(BridgeClosedError, match="can't start new thread") as told:
                 request_sse(answers.url, bridge=bridge)
             assert isinstance(told.value.__cause__, RuntimeError)
@@ -258,7 +258,7 @@ def test_a_client_that_cannot_be_closed_holds_up_nothing(silent: SSEServer) -> N
     assert thread is not None
     bridge.close()
     thread.join(5)
-    assert not thread.is_alive()
+    assert thread.has_ended
 
 
 # The thread is ended by what it runs.
@@ -286,7 +286,8 @@ def test_a_thread_that_is_ended_tells_its_consumers_and_the_next_request_starts_
         assert [next(it) for it in streams] == [{"n": 1}] * 2
         reading = in_thread(lambda: list(streams[1]))
         until(lambda: is_waiting(reading))
-        (thread,) = threads_of_bridges() & {bridge._thread}
+        thread = bridge._thread
+        assert thread is not None
         flag.error = error
         with pytest.raises(BridgeClosedError, match=type(error).__name__) as told:
             reading.result(5)
@@ -351,7 +352,7 @@ def test_a_task_that_will_not_end_holds_up_neither_its_consumer_nor_the_closing(
     with pytest.raises(BridgeClosedError):
         asking.result(5)
     thread.join(5)
-    assert not thread.is_alive()
+    assert thread.has_ended
 
 
 def test_a_transport_that_ends_the_thread_even_while_it_is_wound_up(caplog: pytest.LogCaptureFixture) -> None:

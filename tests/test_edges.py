@@ -232,8 +232,6 @@ def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
         server.requests[0].wait_aborted()
 
 
-
-
 def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
         request_sse(server.url, bridge=bridge).events.close()

@@ -544,9 +544,7 @@ def test_redirects_without_end_are_an_error(ask: Door) -> None:
 
 @pytest.mark.parametrize("make", [chunks, lambda: io.BytesIO(b"one two"), chunks_async])
 @pytest.mark.parametrize("follow", [None, True])
-def test_a_body_that_can_be_read_once_follows_nowhere(
-    ask: Door, make: Callable[[], Any], follow: bool | None
-) -> None:
+def test_a_body_that_can_be_read_once_follows_nowhere(ask: Door, make: Callable[[], Any], follow: bool | None) -> None:
     with Redirecting(307, "/end") as servers:
         with pytest.raises(RedirectError, match="only once"):
             ask(servers.url, content=make(), follow_redirects=follow)

@@ -21,13 +21,13 @@ from .support import in_thread, until
 
 
 def test_a_wake_up_before_the_wait_is_not_lost() -> None:
-    waiter = _runtime.Waiter()
+    waiter = _runtime.ThreadWaiter()
     waiter.wake()
     assert waiter.wait(None)
 
 
 def test_a_wait_that_elapses_returns_false() -> None:
-    waiter = _runtime.Waiter()
+    waiter = _runtime.ThreadWaiter()
     at = time.monotonic()
     assert not waiter.wait(0.02)
     assert time.monotonic() - at < 2
@@ -35,7 +35,7 @@ def test_a_wait_that_elapses_returns_false() -> None:
 
 
 def test_a_wait_of_a_century_is_a_wait() -> None:
-    waiter = _runtime.Waiter()
+    waiter = _runtime.ThreadWaiter()
     waiting = in_thread(lambda: waiter.wait(100 * 365 * 24 * 3600.0 * 1000))
     waiter.wake()
     assert waiting.result(5)
@@ -43,7 +43,7 @@ def test_a_wait_of_a_century_is_a_wait() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
 def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
-    waiter = _runtime.Waiter()
+    waiter = _runtime.ThreadWaiter()
     before = signal.signal(signal.SIGALRM, lambda *_: waiter.wake())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -54,10 +54,10 @@ def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
 
 
 def test_threads_are_daemons_with_a_name() -> None:
-    thread = _runtime.start_daemon_thread(lambda: None, "some-name")
-    assert thread.daemon
-    assert thread.name == "some-name"
+    found: list[threading.Thread] = []
+    thread = _runtime.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
     thread.join(5)
+    assert [(found.daemon, found.name, found.ident) for found in found] == [(True, "some-name", thread.ident)]
 
 
 def test_a_coroutine_knows_that_it_is_one() -> None:

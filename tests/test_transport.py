@@ -59,14 +59,14 @@ from sseqbridge.testing import (
 )
 
 from .doors import Door
-from .support import HAS_OWN_TRANSPORT, in_thread, until
+from .support import in_thread, until
 
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
 
 DONE = send("[DONE]")
 
-own_transport = pytest.mark.skipif(not HAS_OWN_TRANSPORT, reason="this is about the library's own transport")
+own_transport = pytest.mark.own_transport
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -1417,6 +1417,7 @@ def test_tls_handshake_times_out(run: Run, client_tls: ssl.SSLContext) -> None:
     run(main)
 
 
+@own_transport
 def test_name_that_nobody_could_look_up(ask: Door) -> None:
     with pytest.raises(ConnectError, match="the host is not a valid name"):
         ask("http://a..test/")
