@@ -163,6 +163,11 @@ class Connection:
         return isinstance(self._body, BodyStream) and self._body.complete
 
     @property
+    def done_text(self) -> str | None:
+        """The data that ends the stream, if any does."""
+        return self._options.done
+
+    @property
     def target(self) -> str:
         """The URL that is asked, as messages may show it."""
         return describe(self._request.url)

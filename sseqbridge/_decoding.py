@@ -29,10 +29,11 @@ class Decoder:
 
     An event is a ServerSentEvent, or just its data where it is nothing else.
     `gives_body` is True where an error answer's body is an item too, as in JSON mode.
-    `has_done_function` is False where no event can be the last by `is_last`.
+    `has_done_function` is False where no event can be the last by `is_last`, `is_function` True
+    where the items are what a function of the caller's makes.
     """
 
-    __slots__ = ("_is_last", "gives_body", "has_done_function", "item")
+    __slots__ = ("_is_last", "gives_body", "has_done_function", "is_function", "item")
 
     def __init__(self, decode: Decode, done: Done, error_events: ErrorEvents) -> None:
         if not callable(decode) and decode not in ("json", "text", "event"):
@@ -44,6 +45,7 @@ class Decoder:
         self._is_last = done if callable(done) else None
         self.has_done_function = self._is_last is not None
         self.gives_body = decode == "json"
+        self.is_function = callable(decode)
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)

@@ -1,17 +1,18 @@
 """Bounded hand-off of entries from the loop to one consumer, which may be another thread.
 
-The producer is the loop's thread alone, the consumer one thread (or one coroutine of the same
-loop) at a time; `close` comes from anywhere, also from a finalizer or a signal handler that
-interrupted either of them. So there is no lock at all: each field has one writing side.
+The producer is the loop's thread alone (or one thread, of a `ThreadHandOff`), the consumer one
+thread (or one coroutine of any loop) at a time; `close` comes from anywhere, also from a finalizer
+or a signal handler that interrupted either of them. So there is no lock at all: each field has one
+writing side.
 
     field        written by     order that matters
     _queue       both           deque: append and popleft are atomic
-    _produced    the loop       before it looks at the size again
+    _produced    the producer   before it looks at the size again
     _consumed    the consumer   before it looks for a paused producer
     _in_hand     the consumer
-    _wanted      the loop       before _resume
-    _resume      the loop       published before the size is looked at again
-    _ended       the loop
+    _wanted      the producer   before _resume
+    _resume      the producer   published before the size is looked at again
+    _ended       the producer
     _waiters     both           published before the queue is looked at again; whoever pops
                                 a wake-up is the only one to call it
     closed       anyone         set once, to True, before the waiters are woken
@@ -28,7 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import _runtime
 
-__all__ = ["End", "HandOff", "post", "settle"]
+__all__ = ["End", "HandOff", "ThreadHandOff", "post", "settle"]
 
 T = TypeVar("T")
 
@@ -228,8 +229,14 @@ class HandOff(Generic[T]):
         if self._in_hand:
             self._consumed += self._in_hand
             self._in_hand = 0
-            if self._resume is not None and self._is_drained():
-                post(self._loop, self._try_resume)
+            if self._is_held_back() and self._is_drained():
+                self._let_go_on()
+
+    def _is_held_back(self) -> bool:
+        return self._resume is not None
+
+    def _let_go_on(self) -> None:
+        post(self._loop, self._try_resume)
 
     # From anywhere, between any two bytecodes: no lock, no wait.
 
@@ -237,12 +244,44 @@ class HandOff(Generic[T]):
         """End the consumer's wait and let the producer go on: what is held is given up."""
         self.closed = True
         self._wake()
-        post(self._loop, self._try_resume)
+        self._let_go_on()
 
     def _wake(self) -> None:
         # The newest: a signal handler that reads may have interrupted a wait of the same thread.
-        try:
-            wake = self._waiters.pop()
-        except IndexError:
-            return
-        wake()
+        _call_one(self._waiters)
+
+
+class ThreadHandOff(HandOff[T]):
+    """The same from a thread, or a greenlet, that does nothing but produce."""
+
+    def __init__(self, max_bytes: int) -> None:
+        # Without a loop: what uses one is replaced here, or for producers on a loop alone.
+        super().__init__(None, max_bytes)  # type: ignore[arg-type]
+        self._held_back: deque[Callable[[], None]] = deque()
+
+    def put_in_turn(self, entry: T, charge: int = 0) -> bool:
+        """Add an entry, waiting while there is no room; False once nothing is wanted any more."""
+        if not self.fits(charge):
+            self._wanted = charge
+            while not self._is_drained():
+                waiter = _runtime.new_waiter()
+                self._held_back.append(waiter.wake)
+                # Once more, now that the consumer can see the waiter.
+                if not self._is_drained():
+                    waiter.wait(None)
+        self.put_now(entry, charge)
+        return not self.closed
+
+    def _is_held_back(self) -> bool:
+        return bool(self._held_back)
+
+    def _let_go_on(self) -> None:
+        _call_one(self._held_back)
+
+
+def _call_one(waiting: deque[Callable[[], None]]) -> None:
+    try:
+        wake = waiting.pop()
+    except IndexError:
+        return
+    wake()

@@ -45,8 +45,10 @@ __all__ = [
     "new_event_loop",
     "new_lock",
     "new_waiter",
+    "peer_has_left",
     "run_in_daemon_thread",
     "shut_down_socket",
+    "start_worker",
     "thread_id",
 ]
 
@@ -211,6 +213,11 @@ class DaemonThread:
             self._thread.join(timeout)
 
 
+def start_worker(target: Callable[..., object], *args: object) -> None:
+    """Start a thread for code of the application's: a greenlet, where gevent has made threads that."""
+    threading.Thread(target=target, args=args, name="sseqbridge-worker", daemon=True).start()
+
+
 def at_exit(callback: Callable[[], object]) -> None:
     """Have `callback` called when the interpreter exits, after the last non-daemon thread."""
     atexit.register(callback)
@@ -253,6 +260,33 @@ def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def peer_has_left(fd: int, *, may_peek: bool) -> bool:
+    """Whether the peer of a socket, which is someone else's, has closed its end. Never waits.
+
+    `may_peek` says that what can be read is not TLS, where it may be anything.
+    """
+    if sys.platform == "win32":
+        return False
+    poll = _original("select", "poll")()
+    ended = getattr(select, "POLLRDHUP", 0)
+    poll.register(fd, select.POLLIN | ended)
+    events = dict(poll.poll(0)).get(fd, 0)
+    if events & (ended | select.POLLHUP | select.POLLERR | select.POLLNVAL):
+        return True
+    if ended or not may_peek or not events:
+        # What can be read is the next request's, sent ahead.
+        return False
+    duplicate = _socket.socket(fileno=_socket.dup(fd))
+    try:
+        return not duplicate.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        duplicate.close()
 
 
 def literal_address(host: str, port: int) -> list[Any]:

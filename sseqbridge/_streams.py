@@ -161,6 +161,18 @@ class _BaseStream(Generic[T]):
             time_to_first_event=pump.time_to_first_event,
         )
 
+    # For relays.
+
+    @property
+    def _has_decode_function(self) -> bool:
+        """Whether the items are what a function of the caller's made of the events."""
+        return self._decoder.is_function
+
+    @property
+    def _done_text(self) -> str | None:
+        """The data of the event that ends the stream, None where that is not told by its data."""
+        return self._pump.connection.done_text
+
     def _is_open(self) -> bool:
         return self._end is None and not self._handoff.closed
 
@@ -260,6 +272,49 @@ class _BaseStream(Generic[T]):
         )
         error.__cause__ = cause
         return error
+
+    # In a coroutine, of any loop: an EventStream's too, where a synchronous view hands one to an
+    # asynchronous server.
+
+    async def _anext(self, timeout: float | None) -> T:
+        # In no task of its own: a cancellation could come after that task took an item and before
+        # this one returned it.
+        self._claim()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while True:
+                if not self._is_stopped():
+                    for event in self._items:
+                        return self._item(event)
+                if not await self._aadvance(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                    raise StopAsyncIteration
+        finally:
+            self._reading.release()
+
+    async def _aadvance(self, timeout: float | None) -> bool:
+        """Take the next entry in hand; False at the end of the stream."""
+        if self._draining:
+            self._draining = False
+            await self._pump.await_finished(_END_SECONDS)
+        if not self._before_take():
+            return False
+        entry = await self._handoff.atake(timeout)
+        if entry is CLOSED:
+            return False
+        self._accept(entry)
+        return self._end is None
+
+    async def _araise_for_status(self) -> None:
+        if not self._has_good_status():
+            if self._lacks_body():
+                self._claim()
+                try:
+                    await self._aadvance(None)
+                except SSEError:
+                    pass  # The status is the news. A StatusError of the stream's own is among these.
+                finally:
+                    self._reading.release()
+            raise self._status_error()
 
     def _lacks_body(self) -> bool:
         return self._body is None and self._is_open()
@@ -452,30 +507,11 @@ class AsyncEventStream(_BaseStream[T]):
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed (the
         stream stays open), StopAsyncIteration at the end, and the stream's error where it has one.
         """
-        # In no task of its own: a cancellation could come after that task took an item and before
-        # this one returned it.
-        self._claim()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            while True:
-                if not self._is_stopped():
-                    for event in self._items:
-                        return self._item(event)
-                if not await self._advance(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                    raise StopAsyncIteration
-        finally:
-            self._reading.release()
+        return await self._anext(timeout)
 
     async def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
-        if not self._has_good_status():
-            if self._lacks_body():
-                self._claim()
-                try:
-                    await self._wait_for_body()
-                finally:
-                    self._reading.release()
-            raise self._status_error()
+        await self._araise_for_status()
         return self
 
     async def aclose(self) -> None:
@@ -486,25 +522,6 @@ class AsyncEventStream(_BaseStream[T]):
         if self._end is None or self._end.outcome == "error":
             self._abort()
             await self._pump.await_finished(_CLOSE_SECONDS)
-
-    async def _advance(self, timeout: float | None) -> bool:
-        """Take the next entry in hand; False at the end of the stream."""
-        if self._draining:
-            self._draining = False
-            await self._pump.await_finished(_END_SECONDS)
-        if not self._before_take():
-            return False
-        entry = await self._handoff.atake(timeout)
-        if entry is CLOSED:
-            return False
-        self._accept(entry)
-        return self._end is None
-
-    async def _wait_for_body(self) -> None:
-        try:
-            await self._advance(None)
-        except SSEError:
-            pass  # The status is the news. A StatusError of the stream's own is among these.
 
 
 class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):

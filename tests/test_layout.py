@@ -12,6 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "sseqbridge"
 
 # From the top down. A file may import those that stand below its own line, none beside it.
 FLOORS = [
+    ["relay.flask", "relay.django", "relay.starlette"],
+    ["relay._frames", "relay._response"],
+    ["relay._sources", "relay._reader"],
+    ["relay._writer"],
     ["_api"],
     ["_streams"],
     ["testing"],
@@ -25,13 +29,13 @@ FLOORS = [
     ["_models"],
 ]
 # Outside the floors: public names, each imported when it is asked for.
-OUTSIDE = ["__init__"]
+OUTSIDE = ["__init__", "relay.__init__"]
 
 FILES = [name for floor in FLOORS for name in floor]
 
 # These do the work without doing any input or output.
 SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_heads", "_tls"]
-SANS_IO += ["_fast", "_models", "_exceptions"]
+SANS_IO += ["_fast", "_models", "_exceptions", "relay._writer"]
 KNOW_HTTPX = {"_client", "_connection", "_transport"}
 START_THREADS = {"_runtime", "testing"}
 
@@ -39,7 +43,7 @@ every_file = pytest.mark.parametrize("name", FILES + OUTSIDE)
 
 
 def tree_of(name: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{name}.py").read_text("utf-8"))
+    return ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text("utf-8"))
 
 
 def nodes(tree: ast.AST, *, with_type_checking: bool) -> Iterator[ast.AST]:
@@ -54,14 +58,19 @@ def nodes(tree: ast.AST, *, with_type_checking: bool) -> Iterator[ast.AST]:
 
 
 def imports(name: str, *, with_type_checking: bool) -> Iterator[str]:
-    """The modules that a file imports: "httpx", "._models"."""
+    """The modules that a file imports: "httpx", "._models", "._writer" in relay being ".relay._writer"."""
+    folder = name.rpartition(".")[0]
     for node in nodes(tree_of(name), with_type_checking=with_type_checking):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is None:
-            yield from ("." * node.level + alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield "." * node.level + str(node.module)
+            assert node.level <= 1, "modules of another folder are imported by their full name"
+            start = f".{folder}." if node.level and folder else "." * node.level
+            if node.module is None or node.module == "sseqbridge":
+                start = start if node.level else "."
+                yield from (start + alias.name for alias in node.names)
+            else:
+                yield start + node.module.replace("sseqbridge.", "." if not node.level else "", 1)
 
 
 def packages(name: str, *, with_type_checking: bool = False) -> set[str]:
@@ -70,7 +79,8 @@ def packages(name: str, *, with_type_checking: bool = False) -> set[str]:
 
 
 def test_files_are_those_that_stand_here() -> None:
-    assert {path.stem for path in PACKAGE.rglob("*.py")} == {*FILES, *OUTSIDE}
+    files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    assert files == {*FILES, *OUTSIDE}
     assert len(FILES) == len(set(FILES))
 
 

@@ -1,0 +1,29 @@
+"""From a stream on to a reader: `frames` for any WSGI server, a function for each framework.
+
+    from sseqbridge import relay, request_sse
+
+    return relay.flask.stream_response(request_sse(url, headers, data))
+
+`relay.flask`, `relay.django` and `relay.starlette` are imported when they are first asked for, and
+each imports its framework; nothing else here does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._frames import AsyncFrames, Frames, aframes, frames
+
+if TYPE_CHECKING:
+    from . import django, flask, starlette
+
+__all__ = ["AsyncFrames", "Frames", "aframes", "django", "flask", "frames", "starlette"]
+
+_FRAMEWORKS = ("django", "flask", "starlette")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FRAMEWORKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f".{name}", __name__)

@@ -1,0 +1,229 @@
+"""The frames of a relay in time: what there is to send, else a heartbeat, and a look at the reader.
+
+One reader's thread (or coroutine) at a time asks for the next; `close` comes from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sseqbridge._exceptions import SSEError
+from sseqbridge._models import ServerSentEvent
+from sseqbridge._streams import SSEResponse
+
+from ._reader import Reader, reader_of
+from ._sources import AsyncSource, Source, async_source_of, source_of
+from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
+
+__all__ = ["AsyncFrames", "Frames", "aframes", "frames"]
+
+logger = logging.getLogger("sseqbridge")
+
+# What is sent in one piece, where so much is there.
+_PIECE_BYTES = 64 * 1024
+# Instead of "for ever".
+_LONG = 3600.0
+
+
+def frames(
+    stream: Any,
+    *,
+    heartbeat: float | None = 15.0,
+    probe: float | None = 1.0,
+    map: Callable[[Any], Any] | None = None,
+    done: bool | str | ServerSentEvent | None = True,
+    environ: Mapping[str, Any] | None = None,
+) -> Frames:
+    """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
+
+    `stream` is what request_sse returns, whose events go on as they came, with their names and
+    ids. It may also be any iterable: then it runs in a thread of its own, and is closed at its next
+    `yield` when the reader leaves; its items are str, dict or list (sent as JSON), ServerSentEvent,
+    Comment, or None for nothing.
+
+    While there is nothing to send, a comment goes out every `heartbeat` seconds (None: never); the
+    first at once, so that the headers do. With `environ`, the request's WSGI environment, the reader
+    is looked at every `probe` seconds (None: never) while there is nothing to send, where the server
+    hands out its socket: gunicorn, Werkzeug and uWSGI do.
+
+    `map` is called with each item, and returns what goes out for it, as an iterable's items do; what
+    is no ServerSentEvent keeps the name and id of the event that it came from. `done` is True to pass
+    on the upstream's `[DONE]`, False or None to leave it out, or what is sent at every clean end
+    instead, a str or ServerSentEvent.
+
+    When the stream breaks, or `map` fails, the reader gets an event named "error" whose data is a JSON
+    object with `type` and `message`, and the log the rest.
+
+    Raises UsageError for arguments that cannot be, and for a stream that was read to its end;
+    StatusError where the upstream's status is not 200.
+    """
+    options = RelayOptions(heartbeat, probe, map, done)
+    if isinstance(stream, SSEResponse):
+        stream = stream.raise_for_status().events
+    reader = None if environ is None else reader_of(environ)
+    return Frames(source_of(stream, Writer(options)), options, reader)
+
+
+def aframes(
+    stream: Any,
+    *,
+    heartbeat: float | None = 15.0,
+    map: Callable[[Any], Any] | None = None,
+    done: bool | str | ServerSentEvent | None = True,
+) -> AsyncFrames:
+    """Return what `frames` does for an asynchronous server: an asynchronous iterator with `aclose()`.
+
+    `stream` may also be what arequest_sse returns, or an asynchronous iterable, which then runs in a
+    task of its own, and is closed where it stands.
+    """
+    options = RelayOptions(heartbeat, None, map, done)
+    return AsyncFrames(async_source_of(stream, Writer(options)), options)
+
+
+class _Frames:
+    def __init__(self, options: RelayOptions) -> None:
+        self._heartbeat = _LONG if options.heartbeat is None else options.heartbeat
+        self._sent_at: float | None = None
+        self._ended = False
+        self._failure: Exception | None = None
+
+    def _wait(self) -> float:
+        """How long to wait for something to send; not at all before the first."""
+        return 0.0 if self._sent_at is None else max(0.0, self._sent_at + self._heartbeat - time.monotonic())
+
+    def _send(self, piece: bytes) -> bytes:
+        self._sent_at = time.monotonic()
+        return piece
+
+    def _fail(self, error: BaseException) -> bytes:
+        """Return what tells the reader, and tell the log."""
+        self._ended = True
+        if isinstance(error, SSEError):
+            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error)
+        else:
+            logger.error("making a relayed stream failed", exc_info=error)
+        return error_frame(error)
+
+
+class Frames(_Frames):
+    """An iterator of bytes, each at least one whole frame; see `frames`."""
+
+    def __init__(self, source: Source, options: RelayOptions, reader: Reader | None) -> None:
+        super().__init__(options)
+        self._source = source
+        self._reader = reader
+        self._probe = _LONG if options.probe is None or reader is None else options.probe
+
+    def __iter__(self) -> Frames:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self._ended:
+            wait = self._wait()
+            try:
+                piece = self._gathered(min(wait, self._probe))
+            except TimeoutError:
+                if wait <= self._probe:
+                    return self._send(HEARTBEAT)
+                if self._reader is not None and self._reader.has_left():
+                    self.close()
+            except StopIteration:
+                self._ended = True
+                if last := self._source.end():
+                    return last
+            except Exception as exc:
+                told = self._fail(exc)
+                self._source.close()
+                return told
+            else:
+                if piece:
+                    return self._send(piece)
+        raise StopIteration
+
+    def _gathered(self, timeout: float) -> bytes:
+        """Return all that is there, as far as it makes one piece, waiting for the first of it."""
+        if self._failure is not None:
+            raise self._failure
+        frame = self._source.next(timeout)
+        gathered, size = [frame], len(frame)
+        while size < _PIECE_BYTES:
+            try:
+                frame = self._source.next(0.0)
+            except (TimeoutError, StopIteration):
+                break
+            except Exception as exc:
+                # After what came before it.
+                self._failure = exc
+                break
+            gathered.append(frame)
+            size += len(frame)
+        return b"".join(gathered)
+
+    def close(self) -> None:
+        """Abort the upstream, or end the iterable; WSGI servers call it."""
+        self._ended = True
+        self._source.close()
+
+
+class AsyncFrames(_Frames):
+    """An asynchronous iterator of bytes, each at least one whole frame; see `aframes`."""
+
+    def __init__(self, source: AsyncSource, options: RelayOptions) -> None:
+        super().__init__(options)
+        self._source = source
+
+    def __aiter__(self) -> AsyncFrames:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            while not self._ended:
+                try:
+                    piece = await self._gathered(self._wait())
+                except TimeoutError:
+                    return self._send(HEARTBEAT)
+                except StopAsyncIteration:
+                    self._ended = True
+                    if last := self._source.end():
+                        return last
+                except Exception as exc:
+                    told = self._fail(exc)
+                    self.close()
+                    return told
+                else:
+                    if piece:
+                        return self._send(piece)
+        except BaseException:
+            # Cancelled: the server says in this way that the reader has left.
+            self.close()
+            raise
+        raise StopAsyncIteration
+
+    async def _gathered(self, timeout: float) -> bytes:
+        if self._failure is not None:
+            raise self._failure
+        frame = await self._source.anext(timeout)
+        gathered, size = [frame], len(frame)
+        while size < _PIECE_BYTES:
+            try:
+                frame = await self._source.anext(0.0)
+            except (TimeoutError, StopAsyncIteration):
+                break
+            except Exception as exc:
+                self._failure = exc
+                break
+            gathered.append(frame)
+            size += len(frame)
+        return b"".join(gathered)
+
+    def close(self) -> None:
+        """Abort the upstream, or cancel the iterable's task, without waiting for it."""
+        self._ended = True
+        self._source.abandon()
+
+    async def aclose(self) -> None:
+        """Abort the upstream, or cancel the iterable's task."""
+        self.close()

@@ -1,0 +1,46 @@
+"""Whether a reader is still there, asked of the socket that the web server hands out.
+
+A WSGI server notices that a reader has left when it writes. Between writes the socket knows it,
+and says so without being read or written: it belongs to the server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from sseqbridge import _runtime
+
+__all__ = ["Reader", "reader_of"]
+
+
+class Reader:
+    """The other end of a server's socket."""
+
+    def __init__(self, fd: int, *, is_tls: bool) -> None:
+        self._fd = fd
+        self._is_tls = is_tls
+
+    def has_left(self) -> bool:
+        """Whether the reader has closed the connection, or the way to the server. Never waits."""
+        return _runtime.peer_has_left(self._fd, may_peek=not self._is_tls)
+
+
+def reader_of(environ: Mapping[str, Any]) -> Reader | None:
+    """Return the reader of a WSGI request, None where the server does not hand its socket out.
+
+    gunicorn, Werkzeug and uWSGI do. Call it in the thread that the server calls the application in.
+    """
+    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if connection is not None:
+        # An SSLSocket, whichever: gevent has one of its own.
+        return _checked(connection.fileno(), is_tls=hasattr(connection, "cipher"))
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and "uwsgi.version" in environ:
+        return _checked(uwsgi.connection_fd(), is_tls=environ.get("wsgi.url_scheme") == "https")
+    return None
+
+
+def _checked(fd: int, *, is_tls: bool) -> Reader | None:
+    return Reader(fd, is_tls=is_tls) if fd >= 0 else None

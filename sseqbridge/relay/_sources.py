@@ -1,0 +1,249 @@
+"""Where a relay's bytes come from: a stream, or whatever else can be iterated over.
+
+What the application itself makes runs in a worker: a thread for an iterable, a task for an
+asynchronous one. So heartbeats go out while it computes, and a bounded hand-off holds it back
+where the reader is slow. It is ended where it stands: at its next `yield`.
+
+Which thread writes what: the worker its hand-off's producing side, the reader's thread or
+coroutine all else. Nothing that a worker refers to refers to the relay, so that one that is
+dropped ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any
+
+from sseqbridge import _runtime
+from sseqbridge._exceptions import UsageError
+from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff
+from sseqbridge._models import Comment
+from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+
+from ._writer import Writer
+
+__all__ = ["AsyncSource", "Source", "StreamSource", "TaskSource", "WorkerSource", "async_source_of", "source_of"]
+
+logger = logging.getLogger("sseqbridge")
+
+# What the worker may be ahead of the reader, in bytes as they are sent.
+_MAX_AHEAD = 64 * 1024
+# What an event is charged besides.
+_OVERHEAD = 256
+
+
+class StreamSource:
+    """Gives the frames of an event stream that was opened by request_sse, or by arequest_sse."""
+
+    def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any], writer: Writer) -> None:
+        if stream.outcome is not None:
+            raise UsageError(f"this stream has ended already ({stream.outcome}): relay one that was not read yet")
+        self._stream = stream
+        self._writer = writer
+
+    def next(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
+        assert isinstance(self._stream, EventStream)
+        return self._frame(self._stream.next(timeout))
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
+        return self._frame(await self._stream._anext(timeout))
+
+    def _frame(self, item: Any) -> bytes:
+        stream, writer = self._stream, self._writer
+        if type(item) is Comment:
+            return writer.item(item)
+        if writer.is_verbatim and not stream._has_decode_function:
+            assert stream._last_event is not None
+            return writer.event(stream._last_event)
+        return writer.item(item, stream.last_event)
+
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        return self._writer.end(self._stream.outcome, self._stream._done_text)
+
+    def close(self) -> None:
+        """Abort the request, unless it has ended, and wait until it is."""
+        if isinstance(self._stream, EventStream):
+            self._stream.close()
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """The same without waiting: in a loop."""
+        if self._stream.outcome is None:
+            self._stream._abort()
+
+
+class WorkerSource:
+    """Gives the frames of an iterable, which a thread of its own runs from the first `next` on."""
+
+    def __init__(self, items: Iterable[Any], writer: Writer) -> None:
+        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
+            raise UsageError("this generator has ended already: relay one that was not read yet")
+        self._items: Iterable[Any] | None = items
+        self._writer = writer
+        self._handoff: ThreadHandOff[bytes] = ThreadHandOff(_MAX_AHEAD)
+        self._end: End | None = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_end"):
+            self._handoff.close()
+
+    def next(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
+        self._start()
+        entry = self._end or self._handoff.take(timeout)
+        return self._given(entry, StopIteration)
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        self._start()
+        entry = self._end or await self._handoff.atake(timeout)
+        return self._given(entry, StopAsyncIteration)
+
+    def _given(self, entry: bytes | End, stop: type[Exception]) -> bytes:
+        if isinstance(entry, bytes):
+            return entry
+        self._end = entry
+        raise stop if entry.error is None else entry.error
+
+    def _start(self) -> None:
+        items, self._items = self._items, None
+        if items is not None:
+            _runtime.start_worker(self._writer.context.run, _work, items, self._writer.item, self._handoff)
+
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        return self._writer.end(self._end.outcome if self._end else None, None)
+
+    def close(self) -> None:
+        """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
+        self._handoff.close()
+        items, self._items = self._items, None
+        if items is not None:
+            _close(items)
+
+    abandon = close
+
+
+def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: ThreadHandOff[bytes]) -> None:
+    end = End("eof")
+    iterator: Any = items
+    try:
+        iterator = iter(items)
+        for item in iterator:
+            frame = frame_of(item)
+            if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
+                break
+        _close(iterator)
+    except BaseException as exc:
+        # SystemExit too: in a thread it would end nothing but this.
+        end = End("error", exc)
+        if handoff.closed:
+            logger.exception("an iterable failed as it was closed, since the reader had left")
+    finally:
+        del iterator, items
+        handoff.end(end)
+
+
+def _close(iterator: Any) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+class TaskSource:
+    """Gives the frames of an asynchronous iterable, which a task of its own runs from the first `anext` on."""
+
+    def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
+        if inspect.isasyncgen(items) and items.ag_frame is None:
+            raise UsageError("this generator has ended already: relay one that was not read yet")
+        self._items = items
+        self._writer = writer
+        self._handoff: HandOff[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._end: End | None = None
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        if self._handoff is None:
+            loop = asyncio.get_running_loop()
+            self._handoff = HandOff(loop, _MAX_AHEAD)
+            self._task = loop.create_task(_atask(self._items, self._writer.item, self._handoff))
+        entry = self._end or await self._handoff.atake(timeout)
+        if isinstance(entry, bytes):
+            return entry
+        self._end = entry
+        if entry.error is not None:
+            raise entry.error
+        raise StopAsyncIteration
+
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        return self._writer.end(self._end.outcome if self._end else None, None)
+
+    def abandon(self) -> None:
+        """Cancel the task: the iterable is closed where it stands."""
+        if self._handoff is not None and self._task is not None:
+            self._handoff.close()
+            self._task.cancel()
+
+
+async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], handoff: HandOff[bytes]) -> None:
+    end = CLOSED
+    iterator: Any = items
+    try:
+        iterator = aiter(items)
+        async for item in iterator:
+            frame = frame_of(item)
+            if frame:
+                await handoff.put(frame, len(frame) + _OVERHEAD)
+        end = End("eof")
+    except Exception as exc:
+        end = End("error", exc)
+        if handoff.closed:
+            logger.exception("an asynchronous iterable failed as it was closed, since the reader had left")
+    finally:
+        try:
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+        finally:
+            handoff.end(end)
+
+
+Source = StreamSource | WorkerSource
+AsyncSource = StreamSource | WorkerSource | TaskSource
+
+
+def source_of(stream: Any, writer: Writer) -> Source:
+    """Return where the frames come from, for a synchronous server."""
+    if isinstance(stream, SSEResponse):
+        stream = stream.events
+    if isinstance(stream, EventStream):
+        return StreamSource(stream, writer)
+    if isinstance(stream, (AsyncSSEResponse, AsyncEventStream, AsyncIterable)):
+        raise UsageError(
+            f"a {type(stream).__name__} goes on through an asynchronous server; a synchronous one takes what "
+            "request_sse returns, or an iterable"
+        )
+    if isinstance(stream, (str, bytes, dict)) or not isinstance(stream, Iterable):
+        raise UsageError(
+            f"a {type(stream).__name__} is no stream; pass on what request_sse returns, or an iterable of items"
+        )
+    return WorkerSource(stream, writer)
+
+
+def async_source_of(stream: Any, writer: Writer) -> AsyncSource:
+    """Return where the frames come from, for an asynchronous server."""
+    if isinstance(stream, AsyncSSEResponse):
+        stream = stream.events
+    if isinstance(stream, AsyncEventStream):
+        return StreamSource(stream, writer)
+    if isinstance(stream, AsyncIterable):
+        return TaskSource(stream, writer)
+    return source_of(stream, writer)

@@ -1,0 +1,164 @@
+"""What goes out for an item: an event of the upstream's as it came, or what `map` made of it.
+
+Rule: what is written parses back to the same event, or is refused. A reader learns of an error
+its type and words of ours, never the message: that names hosts.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sseqbridge._decoding import as_event
+from sseqbridge._encoder import encode
+from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
+from sseqbridge._models import Comment, ServerSentEvent
+
+__all__ = ["HEARTBEAT", "RelayOptions", "Writer", "error_frame"]
+
+HEARTBEAT = b":\n\n"
+
+# An upstream's own words to a reader: enough to be understood.
+_MAX_QUOTED = 200
+
+_WORDS = {
+    "ConnectError": "no connection to the upstream",
+    "ReadError": "the connection to the upstream broke",
+    "TruncatedStreamError": "the upstream's stream was cut off",
+    "ProtocolError": "the upstream's answer could not be read",
+    "StreamTimeoutError": "the upstream took too long",
+    "BufferLimitError": "the upstream sent an event that is too large",
+    "DecodeError": "the upstream sent what could not be decoded",
+    "UpstreamError": "the upstream reported an error",
+    "BridgeClosedError": "the server is shutting down",
+}
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """How a stream goes on to a reader; see `frames`. Raises UsageError for what cannot be."""
+
+    heartbeat: float | None = 15.0
+    probe: float | None = 1.0
+    map: Callable[[Any], Any] | None = None
+    done: bool | str | ServerSentEvent | None = True
+
+    def __post_init__(self) -> None:
+        for name in ("heartbeat", "probe"):
+            seconds = getattr(self, name)
+            if seconds is not None and not (_is_number(seconds) and 0 < seconds < math.inf):
+                raise UsageError(f"{name}={seconds!r}: it is a number of seconds above 0, or None for never")
+        if self.map is not None and not callable(self.map):
+            raise UsageError(f"map is a {type(self.map).__name__}; it is a function of the item, or None")
+        if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
+            raise UsageError(
+                f"done is a {type(self.done).__name__}; it is True (passed on), False (left out), or a str or "
+                "ServerSentEvent to send instead"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Writer:
+    """Writes the items of one stream: `event` and `item` return bytes, b"" for what is left out."""
+
+    def __init__(self, options: RelayOptions) -> None:
+        self._map = options.map
+        self._done = options.done
+        # Of the view that the relay is made in: what it finds there, `map` finds too.
+        self.context = contextvars.copy_context()
+        # What a reader would send as Last-Event-ID.
+        self._id = ""
+
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether an upstream's events go on as they came."""
+        return self._map is None
+
+    def event(self, event: ServerSentEvent | str) -> bytes:
+        """Return an upstream's event as it goes on: a str is the data of one that is nothing else."""
+        if type(event) is str and "\n" not in event and not self._id:
+            return b"data: %b\n\n" % event.encode()
+        event = as_event(event)
+        frame = encode(event)
+        if event.id != self._id:
+            self._id = event.id
+            if not event.id:
+                # The reader's goes on to hold otherwise: an event without an id does not change it.
+                frame = b"id\n" + frame
+        return frame
+
+    def item(self, item: Any, source: ServerSentEvent | None = None) -> bytes:
+        """Return what an item is written as: by `map`, with the name and id of the event that it came from.
+
+        Raises UsageError for what cannot be sent, and whatever `map` raises.
+        """
+        if self._map is not None and type(item) is not Comment:
+            item = self.context.run(self._map, item)
+        if item is None:
+            return b""
+        if isinstance(item, Comment):
+            return encode(item)
+        if isinstance(item, ServerSentEvent):
+            return self._own(item)
+        text = _text(item, "map returned" if self._map is not None else "the stream gave")
+        if source is None:
+            return self._own(ServerSentEvent(data=text))
+        return self.event(ServerSentEvent(source.event, text, source.id, source.retry))
+
+    def _own(self, event: ServerSentEvent) -> bytes:
+        # Of an event that is made here, no id says nothing about the reader's.
+        self._id = event.id or self._id
+        return encode(event)
+
+    def end(self, outcome: str | None, upstreams: str | None) -> bytes:
+        """Return what follows the last item. `upstreams` is the data that ended the upstream's stream."""
+        if outcome not in ("done", "eof") or not self._done:
+            return b""
+        if self._done is not True:
+            return encode(as_event(self._done))
+        return encode(as_event(upstreams)) if outcome == "done" and upstreams is not None else b""
+
+
+def _text(item: Any, who: str) -> str:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, (dict, list)):
+        raise UsageError(
+            f"{who} a {type(item).__name__}, which cannot be sent; it is a str, a dict or list (sent as JSON), "
+            "a ServerSentEvent, a Comment, or None to leave it out"
+        )
+    # NaN is no JSON: a browser could not read it.
+    text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a character, which an upstream may have sent the other half of later.
+        text = json.dumps(item, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def error_frame(error: BaseException) -> bytes:
+    """Return the event that tells a reader that the stream has failed: its type and words, as JSON."""
+    if isinstance(error, SSEError):
+        kind = type(error).__name__
+        words = _WORDS.get(kind, "the stream failed")
+    else:
+        kind, words = "ServerError", "the server failed while it made the stream"
+    if isinstance(error, UpstreamError):
+        words = _upstreams_words(error.payload) or words
+    return encode(ServerSentEvent("error", json.dumps({"type": kind, "message": words}, separators=(",", ":"))))
+
+
+def _upstreams_words(payload: Any) -> str | None:
+    error = payload.get("error", payload) if isinstance(payload, dict) else payload
+    words = error.get("message") if isinstance(error, dict) else error
+    return words[:_MAX_QUOTED] if isinstance(words, str) else None

@@ -1,0 +1,70 @@
+"""Relays as Django responses, under WSGI and under ASGI. Needs the extra `django`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from sseqbridge._exceptions import UsageError
+from sseqbridge._models import ServerSentEvent
+
+from ._frames import aframes, frames
+from ._response import arefusal_of, event_stream_headers, is_refused, refusal_headers, refusal_of
+
+__all__ = ["stream_response"]
+
+
+def stream_response(
+    request: HttpRequest,
+    stream: Any,
+    *,
+    heartbeat: float | None = 15.0,
+    probe: float | None = 1.0,
+    map: Callable[[Any], Any] | None = None,
+    done: bool | str | ServerSentEvent | None = True,
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponseBase:
+    """Return a response to `request` that streams to the reader; who leaves stops the upstream.
+
+    Right in synchronous and asynchronous views, under WSGI and under ASGI. `stream` is what
+    request_sse returns, or an iterable; under ASGI also what arequest_sse returns, or an asynchronous
+    iterable. It and `heartbeat`, `probe`, `map` and `done` are as `relay.frames` has them. `headers`
+    are added to those of an event stream.
+
+    Where the upstream did not answer 200 the response has its status and body instead.
+
+    Raises UsageError for arguments that cannot be.
+    """
+    merged = event_stream_headers(headers)
+    # A request of Django REST framework's holds Django's.
+    request = getattr(request, "_request", request)
+    if not isinstance(request, HttpRequest):
+        raise UsageError(f"request is a {type(request).__name__}; it is the view's first argument")
+    is_asgi = isinstance(request, ASGIRequest)
+    if is_refused(stream):
+        return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream)
+    body: Any
+    if is_asgi:
+        body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
+    else:
+        environ = getattr(request, "environ", None)
+        body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+    return StreamingHttpResponse(body, headers=merged)
+
+
+def _wsgi_refusal(stream: Any) -> HttpResponse:
+    refusal = refusal_of(stream)
+    return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
+
+
+def _asgi_refusal(stream: Any) -> StreamingHttpResponse:
+    # The body may take its time, and this may be a coroutine's thread.
+    async def body() -> AsyncIterator[bytes]:
+        yield (await arefusal_of(stream)).body
+
+    status, headers = refusal_headers(stream)
+    return StreamingHttpResponse(body(), status=status, headers=headers)

@@ -1,0 +1,42 @@
+"""Relays as Flask responses. Needs the extra `flask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flask
+
+from sseqbridge._models import ServerSentEvent
+
+from ._frames import frames
+from ._response import event_stream_headers, is_refused, refusal_of
+
+__all__ = ["stream_response"]
+
+
+def stream_response(
+    stream: Any,
+    *,
+    heartbeat: float | None = 15.0,
+    probe: float | None = 1.0,
+    map: Callable[[Any], Any] | None = None,
+    done: bool | str | ServerSentEvent | None = True,
+    headers: Mapping[str, str] | None = None,
+) -> flask.Response:
+    """Return a response that streams to the reader; who leaves stops the upstream.
+
+    `stream`, `heartbeat`, `probe`, `map` and `done` are as `relay.frames` has them; `map`, and an
+    iterable, find the request's context. `headers` are added to those of an event stream.
+
+    Where the upstream did not answer 200 the response has its status and body instead.
+
+    Raises UsageError for arguments that cannot be.
+    """
+    merged = event_stream_headers(headers)
+    if is_refused(stream):
+        refusal = refusal_of(stream)
+        return flask.Response(refusal.body, refusal.status, refusal.headers)
+    environ = flask.request.environ if flask.has_request_context() else None
+    body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+    return flask.Response(body, 200, merged, direct_passthrough=True)

@@ -1,0 +1,88 @@
+"""Relays as Starlette responses, and so FastAPI's. Needs the extra `starlette`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+from starlette.background import BackgroundTask
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sseqbridge._models import ServerSentEvent
+
+from ._frames import AsyncFrames, aframes
+from ._response import arefusal_of, event_stream_headers, is_refused
+
+__all__ = ["stream_response"]
+
+
+def stream_response(
+    stream: Any,
+    *,
+    heartbeat: float | None = 15.0,
+    map: Callable[[Any], Any] | None = None,
+    done: bool | str | ServerSentEvent | None = True,
+    headers: Mapping[str, str] | None = None,
+    background: BackgroundTask | None = None,
+) -> Response:
+    """Return a response that streams to the reader; who leaves stops the upstream.
+
+    `stream` is what arequest_sse returns, or request_sse (in a function that is no coroutine), or
+    an iterable, or an asynchronous one; it and `heartbeat`, `map` and `done` are as `relay.frames`
+    has them. `headers` are added to those of an event stream. `background` runs when it has ended.
+
+    Where the upstream did not answer 200 the response has its status and body instead.
+
+    Raises UsageError for arguments that cannot be.
+    """
+    merged = event_stream_headers(headers)
+    if is_refused(stream):
+        return _RefusalResponse(stream, background)
+    body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
+    return _FramesResponse(body, headers=merged, background=background)
+
+
+class _FramesResponse(StreamingResponse):
+    """Ends the stream however the response ends, and as soon as the reader has left.
+
+    Starlette's own watches for that only on servers that do not raise in `send`; while there is
+    nothing to send, those do not either.
+    """
+
+    def __init__(self, body: AsyncFrames, **options: Any) -> None:
+        super().__init__(body, **options)
+        self._frames = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._end_with_the_reader, receive)
+                try:
+                    await self.stream_response(send)
+                except OSError:
+                    pass  # The reader has left: a server of ASGI 2.4 says so in this way.
+                tasks.cancel_scope.cancel()
+        finally:
+            self._frames.close()
+        if self.background is not None:
+            await self.background()
+
+    async def _end_with_the_reader(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._frames.close()
+
+
+class _RefusalResponse(Response):
+    """An upstream's refusal, read when the response is sent."""
+
+    def __init__(self, stream: Any, background: BackgroundTask | None) -> None:
+        super().__init__(background=background)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = await arefusal_of(self._stream)
+        response = Response(refusal.body, refusal.status, refusal.headers, background=self.background)
+        await response(scope, receive, send)
