@@ -20,7 +20,7 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
     """Return `item` as it stands on the wire, its blank line included.
 
     `retry`, in seconds, is written in whole milliseconds. Raises UsageError for an event type or
-    id with a line break, an id with NUL, a negative `retry`, and text that UTF-8 cannot hold.
+    id with a line break or NUL, a negative `retry`, and text that UTF-8 cannot hold.
     """
     lines = [f": {line}" for line in _LINE_END.split(item.text)] if isinstance(item, Comment) else _fields(item)
     try:
@@ -32,8 +32,8 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
 def _fields(event: ServerSentEvent) -> list[str]:
     lines = []
     if event.event != "message":
-        if not event.event or _LINE_END.search(event.event):
-            raise UsageError("an event's type must be one line that is not empty")
+        if not event.event or _LINE_END.search(event.event) or "\0" in event.event:
+            raise UsageError("an event's type must be one line without NUL that is not empty")
         lines.append(f"event: {event.event}")
     if event.id:
         if _LINE_END.search(event.id) or "\0" in event.id:

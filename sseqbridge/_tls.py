@@ -35,21 +35,26 @@ class TlsSession:
 
     def to_send(self) -> bytes:
         """Return what is to be sent next, b"" for nothing; ask after every other call."""
-        return self._outgoing.read()
+        return self._outgoing.read() if self._outgoing.pending else b""
 
     def receive(self, data: bytes) -> bytes:
         """Take what came in, and return what it says: as much as is good before `ended` or `error`."""
-        self._incoming.write(data)
+        incoming, session = self._incoming, self.ssl_object
+        incoming.write(data)
         parts: list[bytes] = []
         try:
             if not self.is_established:
-                self.ssl_object.do_handshake()
+                session.do_handshake()
                 self.is_established = True
-            while part := self.ssl_object.read(_RECORD_BYTES):
+            # A read of nothing raises, which costs more than to look.
+            while incoming.pending or session.pending():
+                part = session.read(_RECORD_BYTES)
+                if not part:
+                    self.ended = True
+                    break
                 parts.append(part)
-            self.ended = True
         except ssl.SSLWantReadError:
-            pass  # All that was whole is read.
+            pass  # A record that is not whole yet, or the handshake's next part.
         except ssl.SSLError as exc:
             self.error = exc
         return parts[0] if len(parts) == 1 else b"".join(parts)

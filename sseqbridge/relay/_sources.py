@@ -41,6 +41,8 @@ class StreamSource:
     def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any], writer: Writer) -> None:
         if stream.outcome is not None:
             raise UsageError(f"this stream has ended already ({stream.outcome}): relay one that was not read yet")
+        if stream._reading.locked():
+            raise UsageError("this stream is being read already: relay one that nobody else reads")
         self._stream = stream
         self._writer = writer
 
@@ -115,7 +117,7 @@ class WorkerSource:
     def _start(self) -> None:
         items, self._items = self._items, None
         if items is not None:
-            _runtime.start_worker(self._writer.context.run, _work, items, self._writer.item, self._handoff)
+            _runtime.start_worker(self._writer.context.copy().run, _work, items, self._writer.item, self._handoff)
 
     def end(self) -> bytes:
         """Return what is sent when all frames are."""
@@ -142,8 +144,10 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
                 break
         _close(iterator)
     except BaseException as exc:
-        # SystemExit too: in a thread it would end nothing but this.
         end = End("error", exc)
+        if not isinstance(exc, Exception):
+            # SystemExit: here it would end nothing but this thread, in silence.
+            end = End("error", RuntimeError(f"an iterable raised {type(exc).__name__}"))
         if handoff.closed:
             logger.exception("an iterable failed as it was closed, since the reader had left")
     finally:

@@ -39,4 +39,4 @@ def stream_response(
         return flask.Response(refusal.body, refusal.status, refusal.headers)
     environ = flask.request.environ if flask.has_request_context() else None
     body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
-    return flask.Response(body, 200, merged, direct_passthrough=True)
+    return flask.Response(body, 200, merged)

@@ -1,0 +1,875 @@
+"""The relay without a web server: what goes out for what comes in, and when, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sseqbridge import (
+    Comment,
+    EventStreamParser,
+    ServerSentEvent,
+    StatusError,
+    TruncatedStreamError,
+    UpstreamError,
+    UsageError,
+    _runtime,
+    arequest_sse,
+    relay,
+    request_sse,
+)
+from sseqbridge.relay._reader import reader_of
+from sseqbridge.relay._response import event_stream_headers
+from sseqbridge.relay._writer import HEARTBEAT, RelayOptions, Writer, error_frame
+from sseqbridge.testing import (
+    ReceivedRequest,
+    SSEServer,
+    Step,
+    comment,
+    cut,
+    hold,
+    reset,
+    respond,
+    send,
+    silence,
+)
+
+from .support import in_thread, until
+
+DONE = send("[DONE]")
+
+# One relay, as a WSGI server reads it, and as an ASGI server does.
+Relay = Callable[..., "Reading"]
+
+
+class Reading:
+    """One relay, read by one reader."""
+
+    def __init__(self, frames: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.frames = frames
+        self.loop = loop
+
+    def next(self) -> bytes:
+        if self.loop is None:
+            return next(self.frames)  # type: ignore[no-any-return]
+        return self.loop.run_until_complete(anext(self.frames))  # type: ignore[no-any-return]
+
+    def rest(self) -> bytes:
+        """Read to the end; return what came, without the heartbeats."""
+        read = b""
+        while True:
+            try:
+                piece = self.next()
+            except (StopIteration, StopAsyncIteration):
+                return read
+            read += b"" if piece == HEARTBEAT else piece
+
+    def next_event(self) -> bytes:
+        while (piece := self.next()) == HEARTBEAT:
+            pass
+        return piece
+
+    def close(self) -> None:
+        if self.loop is None:
+            self.frames.close()
+        else:
+            self.loop.run_until_complete(self.frames.aclose())
+
+
+@pytest.fixture(params=["sync", "async"])
+def relayed(request: pytest.FixtureRequest) -> Iterator[Relay]:
+    """relay.frames, and in a second run of the test relay.aframes, of the same synchronous streams."""
+    if request.param == "sync":
+        yield lambda stream, **options: Reading(relay.frames(stream, **options), None)
+        return
+    loop = asyncio.new_event_loop()
+    yield lambda stream, **options: Reading(relay.aframes(stream, **options), loop)
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def error_of(read: bytes) -> dict[str, str]:
+    """The error event that ends what was read."""
+    [*_, event] = EventStreamParser().feed(read)
+    assert isinstance(event, ServerSentEvent)
+    assert event.event == "error"
+    error = event.json()
+    assert error.keys() == {"type", "message"}
+    return error  # type: ignore[no-any-return]
+
+
+# What goes out.
+
+
+def test_events_go_on_as_they_came(relayed: Relay) -> None:
+    sent = (
+        b'data: {"n": 1}\n\n',
+        b"data: [1,2]\n\n",
+        b"event: tick\nid: 7\nretry: 1500\ndata: 2\ndata: 3\n\n",
+        b"id: 7\ndata: 4\n\n",
+    )
+    with SSEServer([*sent, DONE]) as server:
+        read = relayed(request_sse(server.url, decode="text")).rest()
+    assert read == b"".join(sent) + b"data: [DONE]\n\n"
+
+
+def test_an_id_that_is_taken_back_is_taken_back_from_the_reader_too(relayed: Relay) -> None:
+    with SSEServer([send(1, id="7"), b"id\ndata: 2\n\n", b"data: 3\n\n", DONE]) as server:
+        read = relayed(request_sse(server.url, decode="text")).rest()
+    assert read == b"id: 7\ndata: 1\n\nid\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n"
+    assert [event.id for event in EventStreamParser().feed(read) if isinstance(event, ServerSentEvent)] == [
+        "7",
+        "",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("decode", ["json", "text", "event"])
+def test_whatever_is_decoded_the_event_goes_on(relayed: Relay, decode: Any) -> None:
+    with SSEServer([send('{"a":   1}', event="tick"), DONE]) as server:
+        read = relayed(request_sse(server.url, decode=decode)).rest()
+    assert read == b'event: tick\ndata: {"a":   1}\n\ndata: [DONE]\n\n'
+
+
+def test_what_a_decode_function_makes_goes_on_with_the_name_and_id_of_the_event(relayed: Relay) -> None:
+    with SSEServer([send("a", event="tick", id="1"), send("b"), DONE]) as server:
+        read = relayed(request_sse(server.url, decode=lambda event: event.data.upper())).rest()
+    assert read == b"event: tick\nid: 1\ndata: A\n\nid: 1\ndata: B\n\ndata: [DONE]\n\n"
+
+
+def test_comments_go_on_where_they_were_asked_for(relayed: Relay) -> None:
+    script = [comment("one"), send("a"), DONE]
+    with SSEServer(script) as server:
+        assert relayed(request_sse(server.url, decode="text")).rest() == b"data: a\n\ndata: [DONE]\n\n"
+        stream = request_sse(server.url, decode="event", comments=True)
+        assert relayed(stream, map=lambda item: item).rest() == b": one\n\ndata: a\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "frame"),
+    [
+        ("text", b"event: tick\nid: 1\ndata: text\n\n"),
+        ("two\nlines", b"event: tick\nid: 1\ndata: two\ndata: lines\n\n"),
+        ({"a": "\u00e4"}, b'event: tick\nid: 1\ndata: {"a":"\xc3\xa4"}\n\n'),
+        # Half a character, as an upstream's JSON may have it.
+        ({"a": "\ud83d"}, b'event: tick\nid: 1\ndata: {"a":"\\ud83d"}\n\n'),
+        ([1, None], b"event: tick\nid: 1\ndata: [1,null]\n\n"),
+        (ServerSentEvent("other", "x", "9", 2.0), b"event: other\nid: 9\nretry: 2000\ndata: x\n\n"),
+        (Comment("x"), b": x\n\n"),
+        (None, b""),
+    ],
+)
+def test_map_says_what_goes_out(relayed: Relay, made: Any, frame: bytes) -> None:
+    asked = []
+
+    def note(item: Any) -> Any:
+        asked.append(item)
+        return made
+
+    with SSEServer([send({"n": 1}, event="tick", id="1"), DONE]) as server:
+        assert relayed(request_sse(server.url), map=note).rest() == frame + b"data: [DONE]\n\n"
+    assert asked == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("done", "last"),
+    [
+        (True, b"data: [DONE]\n\n"),
+        (False, b""),
+        (None, b""),
+        ("over", b"data: over\n\n"),
+        (ServerSentEvent("end", "{}"), b"event: end\ndata: {}\n\n"),
+    ],
+)
+def test_last_event_is_passed_on_or_rewritten(relayed: Relay, done: Any, last: bytes) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        assert relayed(request_sse(server.url), done=done).rest() == b"data: 1\n\n" + last
+
+
+def test_end_without_a_last_event_may_be_told_as_well(relayed: Relay) -> None:
+    with SSEServer([send(1)]) as server:
+        assert relayed(request_sse(server.url)).rest() == b"data: 1\n\n"
+        assert relayed(request_sse(server.url), done="over").rest() == b"data: 1\n\ndata: over\n\n"
+    with SSEServer([send(1), send(2)]) as server:
+        stream = request_sse(server.url, done=lambda event: event.data == "1")
+        assert relayed(stream).rest() == b"data: 1\n\n"
+
+
+def test_what_is_there_goes_out_in_one_piece(relayed: Relay) -> None:
+    events = b"".join(b"data: %d\n\n" % n for n in range(100))
+    with SSEServer([events, silence()]) as server:
+        stream = request_sse(server.url)
+        until(lambda: stream.events.stats.events == 100)
+        reading = relayed(stream)
+        assert reading.next_event() == events
+        reading.close()
+
+
+def test_what_is_much_goes_out_in_pieces(relayed: Relay) -> None:
+    with SSEServer([send("x" * 10_000)] * 50) as server:
+        reading, sizes = relayed(request_sse(server.url, decode="text")), []
+        while True:
+            try:
+                sizes.append(len(reading.next()))
+            except (StopIteration, StopAsyncIteration):
+                break
+    assert max(sizes) < 64 * 1024 + 10_010
+    assert sum(size for size in sizes if size > 3) == 50 * 10_008
+
+
+keys = st.text(st.characters(exclude_characters="\r\n\0", codec="utf-8"), min_size=1)
+
+
+@given(
+    st.lists(
+        st.builds(ServerSentEvent, event=keys, data=st.text(), id=st.just("") | keys)
+        | st.text(st.characters(codec="utf-8"))
+        | st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()),
+        max_size=10,
+    )
+)
+def test_whatever_is_written_parses_back(items: list[Any]) -> None:
+    writer = Writer(RelayOptions())
+    read = EventStreamParser().feed(b"".join(map(writer.item, items)))
+    last_id = ""
+    for item, event in zip(items, read, strict=True):
+        assert isinstance(event, ServerSentEvent)
+        if isinstance(item, ServerSentEvent):
+            last_id = item.id or last_id
+            assert (event.event, event.data) == (item.event, with_line_feeds(item.data))
+        elif isinstance(item, str):
+            assert (event.event, event.data) == ("message", with_line_feeds(item))
+        else:
+            assert event.json() == item
+        assert event.id == last_id
+
+
+def with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# When.
+
+
+def test_headers_and_heartbeats_go_out_while_there_is_nothing_else(relayed: Relay) -> None:
+    go = threading.Event()
+    with SSEServer([respond(), hold(go), send(1), DONE]) as server:
+        reading = relayed(request_sse(server.url), heartbeat=0.05)
+        at = time.monotonic()
+        assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
+        assert time.monotonic() - at >= 0.1
+        go.set()
+        assert reading.rest() == b"data: 1\n\ndata: [DONE]\n\n"
+
+
+def test_no_heartbeat_goes_out_while_there_are_events(relayed: Relay) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        for n in range(20):
+            yield send(n)
+            time.sleep(0.02)
+
+    with SSEServer(script) as server:
+        reading = relayed(request_sse(server.url), heartbeat=10)
+        pieces = []
+        while (piece := reading.next()) and b"19" not in piece:
+            pieces.append(piece)
+        reading.close()
+    assert HEARTBEAT not in pieces[1:]
+
+
+def test_events_that_are_left_out_are_no_reason_to_be_silent(relayed: Relay) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        while True:
+            yield send(1)
+            time.sleep(0.005)
+
+    with SSEServer(script) as server:
+        reading = relayed(request_sse(server.url), heartbeat=0.05, map=lambda item: None)
+        assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
+        reading.close()
+        server.requests[0].wait_aborted()
+
+
+def test_heartbeats_can_be_turned_off(relayed: Relay) -> None:
+    go = threading.Event()
+    with SSEServer([respond(), hold(go), send(1), DONE]) as server:
+        reading = relayed(request_sse(server.url), heartbeat=None)
+        assert reading.next() == HEARTBEAT
+        threading.Timer(0.2, go.set).start()
+        assert reading.next().startswith(b"data: 1\n\n")
+        reading.close()
+
+
+# How it ends.
+
+
+def test_close_aborts_the_upstream(relayed: Relay) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        reading = relayed(request_sse(server.url))
+        assert reading.next_event() == b"data: 1\n\n"
+        reading.close()
+        server.requests[0].wait_aborted()
+        assert reading.rest() == b""
+        reading.close()
+
+
+def test_close_from_another_thread_ends_the_wait() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        frames = relay.frames(request_sse(server.url))
+        reading = in_thread(lambda: list(frames))
+        until(lambda: server.requests and frames._sent_at is not None)
+        frames.close()
+        assert b"data: 1\n\n" in reading.result(5)
+        server.requests[0].wait_aborted()
+
+
+def test_reader_that_is_cancelled_aborts_the_upstream() -> None:
+    async def main() -> None:
+        frames = relay.aframes(await arequest_sse(server.url))
+        while await anext(frames) == HEARTBEAT:
+            pass
+        task = asyncio.create_task(collect(frames))
+        # It waits after its first step.
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(server.requests[0].wait_aborted)
+
+    with SSEServer([send(1), silence()]) as server:
+        asyncio.run(main())
+
+
+async def collect(frames: AsyncIterator[bytes]) -> list[bytes]:
+    return [frame async for frame in frames if frame != HEARTBEAT]
+
+
+def test_asynchronous_stream_goes_on() -> None:
+    async def main() -> None:
+        assert b"".join(await collect(relay.aframes(await arequest_sse(server.url)))) == b"data: 1\n\ndata: [DONE]\n\n"
+        response = await arequest_sse(server.url)
+        assert b"".join(await collect(relay.aframes(response.events, done=False))) == b"data: 1\n\n"
+
+    with SSEServer([send(1), DONE]) as server:
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "kind"),
+    [
+        ([reset()], {}, "ReadError"),
+        ([cut()], {}, "TruncatedStreamError"),
+        ([], {"require_done": True}, "TruncatedStreamError"),
+        ([silence()], {"timeout": {"idle": 0.05}}, "StreamTimeoutError"),
+        ([b"data: {\n\n"], {}, "DecodeError"),
+        ([b"data: " + bytes(2000)], {"max_event_bytes": 1000}, "BufferLimitError"),
+    ],
+)
+def test_upstream_that_breaks_is_an_event_and_then_the_end(
+    relayed: Relay, caplog: pytest.LogCaptureFixture, steps: list[Any], options: dict[str, Any], kind: str
+) -> None:
+    with SSEServer([send(1), *steps]) as server:
+        reading = relayed(request_sse(server.url, **options))
+        read = reading.rest()
+        port = server.url.rpartition(":")[2].strip("/")
+    assert read.startswith(b"data: 1\n\nevent: error\n")
+    error = error_of(read)
+    assert error["type"] == kind
+    assert port not in error["message"]
+    assert f"ended with {kind}" in caplog.text
+
+
+def test_error_that_the_upstream_reports_is_told_in_its_own_words(relayed: Relay) -> None:
+    with SSEServer([send(1), send({"error": {"message": "out of tokens", "type": "x"}})]) as server:
+        error = error_of(relayed(request_sse(server.url)).rest())
+    assert error == {"type": "UpstreamError", "message": "out of tokens"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        ({"error": "short"}, "short"),
+        ({"message": "plain"}, "plain"),
+        ("text", "text"),
+        ({"error": {"code": 1}}, "the upstream reported an error"),
+        ([1], "the upstream reported an error"),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_words_of_an_upstreams_error(payload: Any, words: str) -> None:
+    frame = error_frame(UpstreamError("secret", ServerSentEvent(), payload))
+    assert error_of(frame) == {"type": "UpstreamError", "message": words}
+
+
+@pytest.mark.parametrize("made", [5, True, b"bytes", object(), {"a": float("nan")}, {"a": object()}, "\ud800"])
+def test_what_map_makes_and_cannot_be_sent(relayed: Relay, caplog: pytest.LogCaptureFixture, made: Any) -> None:
+    with SSEServer([send(1), send(2), silence()]) as server:
+        read = relayed(request_sse(server.url), map=lambda item: made if item == 2 else "one").rest()
+        server.requests[0].wait_aborted()
+    assert read.startswith(b"data: one\n\n")
+    assert error_of(read) == {"type": "ServerError", "message": "the server failed while it made the stream"}
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info
+
+
+def test_map_that_fails(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        read = relayed(request_sse(server.url), map=lambda item: item["secret"]).rest()
+        server.requests[0].wait_aborted()
+    assert error_of(read)["type"] == "ServerError"
+    assert "secret" not in read.decode()
+    assert 'item["secret"]' in caplog.text
+
+
+def test_stream_that_its_owner_closes_ends_without_a_last_event(relayed: Relay) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url)
+        reading = relayed(stream, done="over")
+        assert reading.next_event() == b"data: 1\n\n"
+        stream.events.close()
+        assert reading.rest() == b""
+
+
+# What the application makes itself.
+
+
+def test_items_of_an_iterable(relayed: Relay) -> None:
+    items = ["a", {"b": 1}, None, ServerSentEvent("tick", "c", "5"), Comment("d"), ["e"]]
+    expected = b'data: a\n\ndata: {"b":1}\n\nevent: tick\nid: 5\ndata: c\n\n: d\n\ndata: ["e"]\n\n'
+    assert relayed(items).rest() == expected
+    assert relayed(iter(items), done="over").rest() == expected + b"data: over\n\n"
+    assert relayed([1, 2], map=lambda n: f"<{n}>").rest() == b"data: <1>\n\ndata: <2>\n\n"
+
+
+def test_heartbeats_go_out_while_an_iterable_computes(relayed: Relay) -> None:
+    go = threading.Event()
+
+    def work() -> Iterator[Any]:
+        go.wait(10)
+        yield "made"
+
+    reading = relayed(work(), heartbeat=0.03)
+    assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
+    go.set()
+    assert reading.rest() == b"data: made\n\n"
+
+
+def test_iterable_is_closed_where_it_stands(relayed: Relay) -> None:
+    closed: list[Any] = []
+
+    def work() -> Iterator[Any]:
+        try:
+            yield from range(10**9)
+        finally:
+            closed.append(threading.current_thread())
+
+    reading = relayed(work(), map=str)
+    assert reading.next_event().startswith(b"data: 0\n\n")
+    reading.close()
+    until(lambda: closed)
+    assert closed[0] is not threading.current_thread()
+    assert reading.rest() == b""
+
+
+def test_iterable_is_held_back_by_a_slow_reader(relayed: Relay) -> None:
+    made = []
+
+    def work() -> Iterator[str]:
+        for n in range(1000):
+            made.append(n)
+            yield "x" * 1000
+
+    reading = relayed(work())
+    assert reading.next_event()
+    until(lambda: len(made) > 30)
+    settled = threading.Event()
+    settled.wait(0.1)
+    assert len(made) < 200
+    assert reading.rest().count(b"data: ") <= 1000
+    assert len(made) == 1000
+
+
+def test_iterable_that_fails(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> Iterator[str]:
+        yield "one"
+        raise LookupError("secret")
+
+    read = relayed(work()).rest()
+    assert read.startswith(b"data: one\n\nevent: error\n")
+    assert error_of(read) == {"type": "ServerError", "message": "the server failed while it made the stream"}
+    assert "LookupError: secret" in caplog.text
+
+
+def test_iterable_that_fails_as_it_is_closed(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> Iterator[str]:
+        try:
+            while True:
+                yield "one"
+        finally:
+            raise LookupError("in the end")
+
+    reading = relayed(work())
+    assert reading.next_event()
+    reading.close()
+    until(lambda: "LookupError: in the end" in caplog.text)
+
+
+def test_iterable_that_ends_its_thread_ends_the_stream(relayed: Relay) -> None:
+    def work() -> Iterator[str]:
+        yield "one"
+        raise SystemExit
+
+    assert error_of(relayed(work()).rest())["type"] == "ServerError"
+
+
+def test_iterable_whose_reader_never_came_is_closed() -> None:
+    closed = []
+
+    class Items:
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("nobody reads this")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    relay.frames(Items()).close()
+    assert closed == [True]
+
+
+def test_relay_that_is_dropped_ends_its_iterable() -> None:
+    closed = threading.Event()
+
+    def work() -> Iterator[str]:
+        try:
+            while True:
+                yield "one"
+        finally:
+            closed.set()
+
+    frames = relay.frames(work())
+    while next(frames) == HEARTBEAT:
+        pass
+    del frames
+    gc.collect()
+    assert closed.wait(5)
+
+
+def test_iterable_and_map_find_what_the_view_finds(relayed: Relay) -> None:
+    user = contextvars.ContextVar[str]("user")
+
+    def view() -> list[Reading]:
+        user.set("ann")
+        return [
+            relayed(user.get() for _ in range(1)),
+            relayed(request_sse(server.url), map=lambda item: user.get(), done=False),
+        ]
+
+    with SSEServer([send(1), DONE]) as server:
+        assert [reading.rest() for reading in contextvars.copy_context().run(view)] == [b"data: ann\n\n"] * 2
+
+
+def test_items_of_an_asynchronous_iterable() -> None:
+    async def items() -> AsyncIterator[Any]:
+        yield "a"
+        await asyncio.sleep(0.1)
+        yield {"b": 1}
+
+    async def main() -> None:
+        pieces = [piece async for piece in relay.aframes(items(), heartbeat=0.03, done="over")]
+        assert pieces.count(HEARTBEAT) >= 2
+        read = b"".join(piece for piece in pieces if piece != HEARTBEAT)
+        assert read == b'data: a\n\ndata: {"b":1}\n\ndata: over\n\n'
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stands", ["at an await", "at a yield"])
+def test_asynchronous_iterable_is_closed_where_it_stands(stands: str) -> None:
+    ended = []
+
+    async def items() -> AsyncIterator[Any]:
+        try:
+            yield "a"
+            while stands == "at a yield":
+                yield "x" * 1000
+            await asyncio.sleep(60)
+        except BaseException as exc:
+            ended.append(type(exc))
+            raise
+
+    async def main() -> None:
+        frames = relay.aframes(items())
+        while await anext(frames) == HEARTBEAT:
+            pass
+        await asyncio.sleep(0.01)
+        await frames.aclose()
+        while not ended:
+            await asyncio.sleep(0.001)
+        assert ended == [asyncio.CancelledError if stands == "at an await" else GeneratorExit]
+        assert await collect(frames) == []
+
+    asyncio.run(main())
+
+
+def test_asynchronous_iterable_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async def items() -> AsyncIterator[Any]:
+        yield "a"
+        raise LookupError("secret")
+
+    async def main() -> None:
+        read = b"".join(await collect(relay.aframes(items())))
+        assert read.startswith(b"data: a\n\n")
+        assert error_of(read)["type"] == "ServerError"
+
+    asyncio.run(main())
+    assert "LookupError: secret" in caplog.text
+
+
+def test_asynchronous_iterable_that_fails_as_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    async def items() -> AsyncIterator[Any]:
+        try:
+            yield "a"
+            await asyncio.sleep(60)
+        finally:
+            raise LookupError("in the end")
+
+    async def main() -> None:
+        frames = relay.aframes(items())
+        while await anext(frames) == HEARTBEAT:
+            pass
+        frames.close()
+        while "in the end" not in caplog.text:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+
+
+def test_asynchronous_iterable_whose_reader_never_came() -> None:
+    class Items:
+        def __aiter__(self) -> AsyncIterator[str]:
+            raise AssertionError("nobody reads this")
+
+    relay.aframes(Items()).close()
+
+
+def test_asynchronous_iterable_need_not_be_a_generator() -> None:
+    class Items:
+        def __init__(self) -> None:
+            self.left = 2
+
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> str:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return "a"
+
+    async def main() -> None:
+        assert b"".join(await collect(relay.aframes(Items()))) == b"data: a\n\n" * 2
+
+    asyncio.run(main())
+
+
+# Wrong use.
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", True])
+@pytest.mark.parametrize("name", ["heartbeat", "probe"])
+def test_seconds_that_are_none(name: str, seconds: Any) -> None:
+    options: dict[str, Any] = {name: seconds}
+    with pytest.raises(UsageError, match=f"{name}=.* is a number of seconds above 0"):
+        relay.frames([], **options)
+
+
+@pytest.mark.parametrize(("option", "told"), [({"map": "x"}, "map is a str"), ({"done": 1.5}, "done is a float")])
+def test_options_that_are_none(option: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        relay.frames([], **option)
+
+
+@pytest.mark.parametrize("stream", [5, None, "text", b"bytes", {"a": 1}])
+def test_what_is_no_stream(relayed: Relay, stream: Any) -> None:
+    with pytest.raises(UsageError, match="is no stream"):
+        relayed(stream)
+
+
+def test_asynchronous_stream_needs_an_asynchronous_server() -> None:
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+
+    async def main() -> None:
+        async with await arequest_sse(server.url) as response:
+            for stream in (response, response.events, items()):
+                with pytest.raises(UsageError, match="asynchronous server"):
+                    relay.frames(stream)
+
+    with SSEServer([send(1), silence()]) as server:
+        asyncio.run(main())
+
+
+def test_stream_that_was_read_already(relayed: Relay) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        read = request_sse(server.url)
+        assert list(read.events) == [1]
+        left = request_sse(server.url)
+        for _ in left.events:
+            break
+        for stream in (read, read.events, left):
+            with pytest.raises(UsageError, match="has ended already"):
+                relayed(stream)
+    for generator in (iter_of_nothing(), agen()):
+        with pytest.raises(UsageError, match="has ended already"):
+            relay.aframes(exhausted(generator))
+
+
+def iter_of_nothing() -> Iterator[str]:
+    yield from ()
+
+
+async def agen() -> AsyncIterator[str]:
+    return
+    yield ""
+
+
+def exhausted(generator: Any) -> Any:
+    async def read() -> None:
+        async for _ in generator:
+            pass
+
+    if hasattr(generator, "__aiter__"):
+        asyncio.run(read())
+    else:
+        list(generator)
+    return generator
+
+
+def test_refusal_has_no_frames() -> None:
+    with SSEServer([respond(503), b"busy"]) as server, pytest.raises(StatusError) as caught:
+        relay.frames(request_sse(server.url))
+    assert caught.value.body == b"busy"
+
+
+def test_stream_that_is_read_elsewhere_too(relayed: Relay) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url)
+        reading = in_thread(lambda: list(stream.events))
+        until(stream.events._reading.locked)
+        with pytest.raises(UsageError, match="is being read already"):
+            relayed(stream)
+        stream.events.close()
+        assert reading.result(5) == [1]
+
+
+# The headers.
+
+
+def test_headers_of_an_event_stream() -> None:
+    assert event_stream_headers({"X-Mine": "1", "cache-control": "private"}) == {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "X-Accel-Buffering": "no",
+        "Content-Encoding": "identity",
+        "X-Mine": "1",
+        "cache-control": "private",
+    }
+
+
+@pytest.mark.parametrize("name", ["Connection", "transfer-encoding", "Content-Length", "Keep-Alive"])
+def test_headers_that_are_the_servers(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the header {name} is the web server's"):
+        event_stream_headers({name: "x"})
+
+
+# The reader's socket.
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    server, reader = socket.socketpair()
+    with server, reader:
+        yield server, reader
+
+
+@pytest.mark.parametrize("name", ["gunicorn.socket", "werkzeug.socket"])
+@pytest.mark.parametrize("how", ["close", "shutdown"])
+def test_reader_that_leaves_is_seen(pair: tuple[socket.socket, socket.socket], name: str, how: str) -> None:
+    server, connection = pair
+    reader = reader_of({name: server})
+    assert reader is not None
+    assert not reader.has_left()
+    connection.send(b"the next request")
+    assert not reader.has_left()
+    connection.close() if how == "close" else connection.shutdown(socket.SHUT_WR)
+    assert reader.has_left()
+
+
+def test_reader_that_leaves_is_seen_where_the_system_knows_no_rdhup(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("select.POLLRDHUP")
+    server, connection = pair
+    has_left = [_runtime.peer_has_left(server.fileno(), may_peek=True)]
+    connection.send(b"x")
+    has_left.append(_runtime.peer_has_left(server.fileno(), may_peek=True))
+    server.recv(1)
+    connection.shutdown(socket.SHUT_WR)
+    has_left.append(_runtime.peer_has_left(server.fileno(), may_peek=True))
+    assert has_left == [False, False, True]
+
+
+def test_no_socket_no_reader() -> None:
+    server, reader = socket.socketpair()
+    server.close()
+    reader.close()
+    assert reader_of({}) is None
+    assert reader_of({"gunicorn.socket": server}) is None
+
+
+def test_probe_ends_the_relay_of_a_reader_who_has_left(pair: tuple[socket.socket, socket.socket]) -> None:
+    server_side, connection = pair
+    with SSEServer([send(1), silence()]) as server:
+        frames = relay.frames(
+            request_sse(server.url), heartbeat=60, probe=0.03, environ={"gunicorn.socket": server_side}
+        )
+        while next(frames) == HEARTBEAT:
+            pass
+        reading = in_thread(lambda: list(frames))
+        assert not reading.done()
+        connection.close()
+        assert reading.result(5) == []
+        server.requests[0].wait_aborted()
+
+
+def test_public_names() -> None:
+    assert sorted(set(relay.__all__) - {"django"}) == [
+        "AsyncFrames",
+        "Frames",
+        "aframes",
+        "flask",
+        "frames",
+        "starlette",
+    ]
+    assert all(hasattr(relay, name) for name in relay.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'pyramid'"):
+        _ = relay.pyramid
+
+
+def test_json_of_an_error_is_compact() -> None:
+    assert json.loads(error_frame(TruncatedStreamError("secret")).split(b"data: ")[1]) == {
+        "type": "TruncatedStreamError",
+        "message": "the upstream's stream was cut off",
+    }

@@ -1,0 +1,286 @@
+"""The relay's functions for Flask, Django and Starlette, each under a server in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import django
+import flask
+import httpx
+import pytest
+import uvicorn
+from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.test import RequestFactory
+from django.urls import path
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.routing import Route
+from werkzeug.serving import make_server as make_werkzeug_server
+
+from sseqbridge import UsageError, arequest_sse, relay, request_sse
+from sseqbridge.testing import SSEServer, Step, hold, respond, send, silence
+
+from .support import in_thread, until
+
+DONE = send("[DONE]")
+EVENT_STREAM = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+    "content-encoding": "identity",
+}
+
+if not settings.configured:
+    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="tests")
+    django.setup()
+
+# What the views ask; set by each test.
+upstream: list[str] = []
+
+
+def options() -> dict[str, Any]:
+    return {"heartbeat": 0.1, "headers": {"X-Mine": "1"}}
+
+
+# The same two views in each framework: what the upstream says, and what the application makes.
+
+
+def numbers() -> Iterator[dict[str, int]]:
+    yield from ({"n": n} for n in range(3))
+
+
+async def anumbers() -> AsyncIterator[dict[str, int]]:
+    for n in range(3):
+        yield {"n": n}
+
+
+def flask_app() -> flask.Flask:
+    app = flask.Flask(__name__)
+
+    @app.get("/")
+    def root() -> flask.Response:
+        return relay.flask.stream_response(request_sse(upstream[0]), **options())
+
+    @app.get("/made")
+    def made() -> flask.Response:
+        return relay.flask.stream_response(({"path": flask.request.path} for _ in range(1)), **options())
+
+    return app
+
+
+def django_view(request: Any) -> Any:
+    return relay.django.stream_response(request, request_sse(upstream[0]), **options())
+
+
+async def django_aview(request: Any) -> Any:
+    return relay.django.stream_response(request, await arequest_sse(upstream[0]), **options())
+
+
+def django_made(request: Any) -> Any:
+    return relay.django.stream_response(request, ({"path": request.path} for _ in range(1)), **options())
+
+
+urlpatterns = [path("", django_view), path("async", django_aview), path("made", django_made)]
+
+ended = threading.Event()
+
+
+def starlette_app() -> Starlette:
+    def root(request: Any) -> Any:
+        return relay.starlette.stream_response(
+            request_sse(upstream[0]), background=BackgroundTask(ended.set), **options()
+        )
+
+    async def aroot(request: Any) -> Any:
+        return relay.starlette.stream_response(await arequest_sse(upstream[0]), **options())
+
+    async def made(request: Any) -> Any:
+        async def items() -> AsyncIterator[Any]:
+            yield {"path": request.url.path}
+
+        return relay.starlette.stream_response(items(), **options())
+
+    return Starlette(routes=[Route("/", root), Route("/async", aroot), Route("/made", made)])
+
+
+@contextlib.contextmanager
+def under_werkzeug(app: Any) -> Iterator[str]:
+    server = make_werkzeug_server("127.0.0.1", 0, app, threaded=True)
+    serving = in_thread(server.serve_forever)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        serving.result(10)
+        server.server_close()
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def under_wsgiref(app: Any) -> Iterator[str]:
+    """One request at a time, and no socket in the environment."""
+    server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+    serving = in_thread(server.serve_forever)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        serving.result(10)
+        server.server_close()
+
+
+@contextlib.contextmanager
+def under_uvicorn(app: Any) -> Iterator[str]:
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = in_thread(lambda: server.run(sockets=[listener]))
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            serving.result(10)
+
+
+SERVERS: dict[str, Callable[[], Any]] = {
+    "flask": lambda: under_werkzeug(flask_app()),
+    "django-wsgi": lambda: under_wsgiref(WSGIHandler()),
+    "django-asgi": lambda: under_uvicorn(ASGIHandler()),
+    "starlette": lambda: under_uvicorn(starlette_app()),
+}
+
+
+@pytest.fixture(params=SERVERS)
+def origin(request: pytest.FixtureRequest) -> Iterator[str]:
+    with SERVERS[request.param]() as url:
+        yield url
+
+
+@pytest.fixture(params=["django-asgi", "starlette"])
+def asynchronous(request: pytest.FixtureRequest) -> Iterator[str]:
+    with SERVERS[request.param]() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def script(*steps: Step) -> Iterator[SSEServer]:
+    with SSEServer(steps) as server:
+        upstream[:] = [server.url]
+        yield server
+
+
+def without_heartbeats(text: str) -> str:
+    return text.replace(":\n\n", "")
+
+
+def test_events_go_on_with_the_headers_of_a_stream(origin: str) -> None:
+    with script(send(1, id="5", event="tick"), DONE):
+        response = httpx.get(origin)
+    assert (response.status_code, without_heartbeats(response.text)) == (
+        200,
+        "event: tick\nid: 5\ndata: 1\n\ndata: [DONE]\n\n",
+    )
+    assert {name: response.headers[name] for name in EVENT_STREAM} == EVENT_STREAM
+    assert response.headers["x-mine"] == "1"
+
+
+def test_asynchronous_stream_goes_on(asynchronous: str) -> None:
+    with script(send(1), DONE):
+        assert without_heartbeats(httpx.get(f"{asynchronous}/async").text) == "data: 1\n\ndata: [DONE]\n\n"
+
+
+def test_what_the_view_makes_goes_on(origin: str) -> None:
+    response = httpx.get(f"{origin}/made")
+    assert without_heartbeats(response.text) == 'data: {"path":"/made"}\n\n'
+    assert response.headers["content-type"] == EVENT_STREAM["content-type"]
+
+
+def test_headers_and_heartbeats_come_while_the_upstream_is_silent(origin: str) -> None:
+    go = threading.Event()
+    with script(respond(), hold(go), send(1), DONE), httpx.stream("GET", origin) as response:
+        read = ""
+        for text in response.iter_text():
+            read += text
+            if read.count(":\n\n") == 3:
+                go.set()
+        assert without_heartbeats(read) == "data: 1\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("path", ["/", "/async"])
+def test_reader_who_leaves_stops_the_upstream(origin: str, path: str, request: pytest.FixtureRequest) -> None:
+    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
+        path = "/"
+    with script(send(1), silence()) as server:
+        with httpx.stream("GET", origin + path) as response:
+            for text in response.iter_text():
+                if "data: 1" in text:
+                    break
+        server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("path", ["/", "/async"])
+def test_refusal_comes_through(origin: str, path: str, request: pytest.FixtureRequest) -> None:
+    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
+        path = "/"
+    refusal = respond(429, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
+    with script(refusal, b'{"error": "busy"}'):
+        response = httpx.get(origin + path)
+    assert (response.status_code, response.json()) == (429, {"error": "busy"})
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["retry-after"] == "7"
+    assert "x-secret" not in response.headers
+
+
+def test_no_content_comes_through(origin: str) -> None:
+    """An EventSource reconnects no more then."""
+    with script(respond(204)):
+        response = httpx.get(origin)
+    assert (response.status_code, response.content) == (204, b"")
+
+
+def test_background_task_runs_when_the_stream_has_ended() -> None:
+    ended.clear()
+    with under_uvicorn(starlette_app()) as origin, script(send(1), DONE):
+        httpx.get(origin)
+        assert ended.wait(5)
+        ended.clear()
+        with script(respond(500)):
+            assert httpx.get(origin).status_code == 500
+        assert ended.wait(5)
+
+
+def test_asynchronous_view_under_wsgi_takes_a_synchronous_stream() -> None:
+    with under_wsgiref(WSGIHandler()) as origin, script(send(1), silence()) as server:
+        assert httpx.get(f"{origin}/async").status_code == 500
+        server.requests[0].wait_aborted()
+
+
+def test_request_of_rest_framework_holds_djangos() -> None:
+    class Request:
+        _request = RequestFactory().get("/")
+
+    response = relay.django.stream_response(Request(), iter(["a"]))
+    assert b"".join(response).replace(b":\n\n", b"") == b"data: a\n\n"
+    response.close()
+
+
+def test_request_that_is_none() -> None:
+    with pytest.raises(UsageError, match="it is the view's first argument"):
+        relay.django.stream_response(iter(["a"]), None)
+
+
+def test_flask_response_outside_a_request() -> None:
+    response = relay.flask.stream_response(iter(["a"]))
+    assert response.get_data().replace(b":\n\n", b"") == b"data: a\n\n"
