@@ -873,3 +873,13 @@ def test_json_of_an_error_is_compact() -> None:
         "type": "TruncatedStreamError",
         "message": "the upstream's stream was cut off",
     }
+
+
+def test_stream_that_is_refused_is_aborted(relayed: Relay) -> None:
+    """Who passed it on has let go of it."""
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url)
+        with pytest.raises(UsageError):
+            relayed(stream, heartbeat=0)
+        server.requests[0].wait_aborted()
+        assert stream.events.outcome == "closed"

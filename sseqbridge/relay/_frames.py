@@ -12,10 +12,10 @@ from typing import Any
 
 from sseqbridge._exceptions import SSEError
 from sseqbridge._models import ServerSentEvent
-from sseqbridge._streams import SSEResponse
+from sseqbridge._streams import EventStream
 
 from ._reader import Reader, reader_of
-from ._sources import AsyncSource, Source, async_source_of, source_of
+from ._sources import AsyncSource, Source, async_source_of, source_of, stream_of, taking
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "frames"]
@@ -60,11 +60,13 @@ def frames(
     Raises UsageError for arguments that cannot be, and for a stream that was read to its end;
     StatusError where the upstream's status is not 200.
     """
-    options = RelayOptions(heartbeat, probe, map, done)
-    if isinstance(stream, SSEResponse):
-        stream = stream.raise_for_status().events
-    reader = None if environ is None else reader_of(environ)
-    return Frames(source_of(stream, Writer(options)), options, reader)
+    with taking(stream):
+        options = RelayOptions(heartbeat, probe, map, done)
+        events = stream_of(stream)
+        if isinstance(events, EventStream):
+            events.raise_for_status()
+        reader = None if environ is None else reader_of(environ)
+        return Frames(source_of(stream, Writer(options)), options, reader)
 
 
 def aframes(
@@ -79,8 +81,9 @@ def aframes(
     `stream` may also be what arequest_sse returns, or an asynchronous iterable, which then runs in a
     task of its own, and is closed where it stands.
     """
-    options = RelayOptions(heartbeat, None, map, done)
-    return AsyncFrames(async_source_of(stream, Writer(options)), options)
+    with taking(stream):
+        options = RelayOptions(heartbeat, None, map, done)
+        return AsyncFrames(async_source_of(stream, Writer(options)), options)
 
 
 class _Frames:

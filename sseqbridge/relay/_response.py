@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from sseqbridge._streams import AsyncEventStream, EventStream
+
+from ._sources import stream_of
 
 __all__ = ["Refusal", "arefusal_of", "event_stream_headers", "is_refused", "refusal_headers", "refusal_of"]
 
@@ -62,21 +64,15 @@ def event_stream_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     return merged
 
 
-def _stream_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any] | None:
-    if isinstance(stream, (SSEResponse, AsyncSSEResponse)):
-        return stream.events
-    return stream if isinstance(stream, (EventStream, AsyncEventStream)) else None
-
-
 def is_refused(stream: Any) -> bool:
     """Whether the upstream answered with another status than 200."""
-    events = _stream_of(stream)
+    events = stream_of(stream)
     return events is not None and events.status != 200
 
 
 def refusal_of(stream: Any) -> Refusal:
     """Return an upstream's refusal, waiting for its body. Not in a coroutine."""
-    events = _stream_of(stream)
+    events = stream_of(stream)
     if not isinstance(events, EventStream):
         raise UsageError("a synchronous server takes what request_sse returns, or an iterable")
     body = b""
@@ -91,14 +87,14 @@ def refusal_of(stream: Any) -> Refusal:
 
 def refusal_headers(stream: Any) -> tuple[int, dict[str, str]]:
     """Return what is known of an upstream's refusal before its body is: status and headers."""
-    events = _stream_of(stream)
+    events = stream_of(stream)
     assert events is not None
     return events.status, _passed_on(events)
 
 
 async def arefusal_of(stream: Any) -> Refusal:
     """Return an upstream's refusal, waiting for its body, in a coroutine: of either kind of stream."""
-    events = _stream_of(stream)
+    events = stream_of(stream)
     assert events is not None
     body = b""
     try:

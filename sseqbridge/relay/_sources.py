@@ -14,18 +14,29 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sseqbridge import _runtime
 from sseqbridge._exceptions import UsageError
-from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff
+from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff, post
 from sseqbridge._models import Comment
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._writer import Writer
 
-__all__ = ["AsyncSource", "Source", "StreamSource", "TaskSource", "WorkerSource", "async_source_of", "source_of"]
+__all__ = [
+    "AsyncSource",
+    "Source",
+    "StreamSource",
+    "TaskSource",
+    "WorkerSource",
+    "async_source_of",
+    "source_of",
+    "stream_of",
+    "taking",
+]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -173,6 +184,10 @@ class TaskSource:
         self._task: asyncio.Task[None] | None = None
         self._end: End | None = None
 
+    def __del__(self) -> None:
+        if hasattr(self, "_end"):
+            self.abandon()
+
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
         if self._handoff is None:
@@ -192,10 +207,20 @@ class TaskSource:
         return self._writer.end(self._end.outcome if self._end else None, None)
 
     def abandon(self) -> None:
-        """Cancel the task: the iterable is closed where it stands."""
-        if self._handoff is not None and self._task is not None:
-            self._handoff.close()
-            self._task.cancel()
+        """Cancel the task, once: the iterable is closed where it stands, and what it does then runs to its end.
+
+        From anywhere: Django closes a response in a thread.
+        """
+        task, self._task = self._task, None
+        if task is not None:
+            post(task.get_loop(), _cancel, task, self._handoff)
+
+
+def _cancel(task: asyncio.Task[None], handoff: HandOff[bytes]) -> None:
+    # In one step of the loop: a task that finds the hand-off closed ends by itself, and must not be
+    # cancelled while it does.
+    handoff.close()
+    task.cancel()
 
 
 async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], handoff: HandOff[bytes]) -> None:
@@ -207,7 +232,11 @@ async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], ha
             frame = frame_of(item)
             if frame:
                 await handoff.put(frame, len(frame) + _OVERHEAD)
-        end = End("eof")
+            if handoff.closed:
+                # One that does not wait for anything could not be cancelled.
+                break
+        else:
+            end = End("eof")
     except Exception as exc:
         end = End("error", exc)
         if handoff.closed:
@@ -222,6 +251,25 @@ async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], ha
 
 Source = StreamSource | WorkerSource
 AsyncSource = StreamSource | WorkerSource | TaskSource
+
+
+def stream_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any] | None:
+    """Return the event stream of what was passed in, None where it is something else."""
+    if isinstance(stream, (SSEResponse, AsyncSSEResponse)):
+        return stream.events
+    return stream if isinstance(stream, (EventStream, AsyncEventStream)) else None
+
+
+@contextmanager
+def taking(stream: Any) -> Iterator[None]:
+    """Abort the stream where what is done with it fails: the caller has given it away."""
+    try:
+        yield
+    except BaseException:
+        events = stream_of(stream)
+        if events is not None and events.outcome is None and not events._reading.locked():
+            events._abort()
+        raise
 
 
 def source_of(stream: Any, writer: Writer) -> Source:

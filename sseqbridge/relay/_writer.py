@@ -33,6 +33,7 @@ _WORDS = {
     "StreamTimeoutError": "the upstream took too long",
     "BufferLimitError": "the upstream sent an event that is too large",
     "DecodeError": "the upstream sent what could not be decoded",
+    "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
     "BridgeClosedError": "the server is shutting down",
 }

@@ -14,6 +14,7 @@ from sseqbridge._models import ServerSentEvent
 
 from ._frames import aframes, frames
 from ._response import arefusal_of, event_stream_headers, is_refused, refusal_headers, refusal_of
+from ._sources import taking
 
 __all__ = ["stream_response"]
 
@@ -39,21 +40,22 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    merged = event_stream_headers(headers)
-    # A request of Django REST framework's holds Django's.
-    request = getattr(request, "_request", request)
-    if not isinstance(request, HttpRequest):
-        raise UsageError(f"request is a {type(request).__name__}; it is the view's first argument")
-    is_asgi = isinstance(request, ASGIRequest)
-    if is_refused(stream):
-        return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream)
-    body: Any
-    if is_asgi:
-        body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
-    else:
-        environ = getattr(request, "environ", None)
-        body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
-    return StreamingHttpResponse(body, headers=merged)
+    with taking(stream):
+        merged = event_stream_headers(headers)
+        # A request of Django REST framework's holds Django's.
+        request = getattr(request, "_request", request)
+        if not isinstance(request, HttpRequest):
+            raise UsageError(f"request is a {type(request).__name__}; it is the view's first argument")
+        is_asgi = isinstance(request, ASGIRequest)
+        if is_refused(stream):
+            return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream)
+        body: Any
+        if is_asgi:
+            body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
+        else:
+            environ = getattr(request, "environ", None)
+            body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+        return StreamingHttpResponse(body, headers=merged)
 
 
 def _wsgi_refusal(stream: Any) -> HttpResponse:

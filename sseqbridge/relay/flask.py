@@ -11,6 +11,7 @@ from sseqbridge._models import ServerSentEvent
 
 from ._frames import frames
 from ._response import event_stream_headers, is_refused, refusal_of
+from ._sources import taking
 
 __all__ = ["stream_response"]
 
@@ -33,10 +34,11 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    merged = event_stream_headers(headers)
-    if is_refused(stream):
-        refusal = refusal_of(stream)
-        return flask.Response(refusal.body, refusal.status, refusal.headers)
-    environ = flask.request.environ if flask.has_request_context() else None
-    body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
-    return flask.Response(body, 200, merged)
+    with taking(stream):
+        merged = event_stream_headers(headers)
+        if is_refused(stream):
+            refusal = refusal_of(stream)
+            return flask.Response(refusal.body, refusal.status, refusal.headers)
+        environ = flask.request.environ if flask.has_request_context() else None
+        body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+        return flask.Response(body, 200, merged)

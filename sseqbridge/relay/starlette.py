@@ -14,6 +14,7 @@ from sseqbridge._models import ServerSentEvent
 
 from ._frames import AsyncFrames, aframes
 from ._response import arefusal_of, event_stream_headers, is_refused
+from ._sources import taking
 
 __all__ = ["stream_response"]
 
@@ -37,11 +38,12 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    merged = event_stream_headers(headers)
-    if is_refused(stream):
-        return _RefusalResponse(stream, background)
-    body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
-    return _FramesResponse(body, headers=merged, background=background)
+    with taking(stream):
+        merged = event_stream_headers(headers)
+        if is_refused(stream):
+            return _RefusalResponse(stream, background)
+        body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
+        return _FramesResponse(body, headers=merged, background=background)
 
 
 class _FramesResponse(StreamingResponse):
