@@ -19,10 +19,9 @@ import select
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import _fast
 
@@ -54,31 +53,35 @@ __all__ = [
 
 T = TypeVar("T")
 
-# gevent ends a wait for which nothing in its own loop can come; a timer can.
-_GREENLET_WAIT_SECONDS = 1.0
-
-
-def _original(module: str, name: str) -> Any:
-    """Return a function of the standard library's, and not what gevent has put in its place."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched(module):
-        return monkey.get_original(module, name)
-    return getattr(sys.modules[module], name)
-
 
 def _is_gevent() -> bool:
+    """Whether gevent has patched the process: asked each time, for it may come later than this."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
+def _original(module: str, name: str) -> Any:
+    """Return a function of the standard library's, and not what gevent has put in its place."""
+    if _is_gevent():
+        from . import _gevent
+
+        return _gevent.original(module, name)
+    return getattr(sys.modules[module], name)
+
+
+# Those of before the patch, also where this is imported after it.
+_allocate_lock = _original("_thread", "allocate_lock")
+_get_ident = _original("_thread", "get_ident")
+
+
 def new_lock() -> Any:
     """Return a lock between threads of the operating system."""
-    return _original("_thread", "allocate_lock")()
+    return _allocate_lock()
 
 
 def thread_id() -> int:
     """Return which thread of the operating system this is."""
-    return _original("_thread", "get_ident")()  # type: ignore[no-any-return]
+    return _get_ident()  # type: ignore[no-any-return]
 
 
 class ThreadWaiter:
@@ -91,7 +94,7 @@ class ThreadWaiter:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._lock = new_lock()
+        self._lock = _allocate_lock()
         self._lock.acquire()
 
     def wait(self, timeout: float | None) -> bool:
@@ -104,49 +107,30 @@ class ThreadWaiter:
         self._lock.release()
 
 
-class _GreenletWaiter:
-    """The same for a greenlet: the others of its thread go on while it waits."""
+class Waiter(Protocol):
+    """What a thread or a greenlet waits with; as `ThreadWaiter`."""
 
-    __slots__ = ("_event", "_hub")
+    def wait(self, timeout: float | None) -> bool: ...
 
-    def __init__(self) -> None:
-        from gevent import get_hub
-        from gevent.event import Event
-
-        self._hub = get_hub()
-        self._event = Event()
-
-    def wait(self, timeout: float | None) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._event.is_set():
-            left = _GREENLET_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                return False
-            self._event.wait(min(left, _GREENLET_WAIT_SECONDS))
-        return True
-
-    def wake(self) -> None:
-        # Not set() itself: this is mostly called in another thread.
-        loop = self._hub.loop
-        if loop is not None:
-            loop.run_callback_threadsafe(self._event.set)
-
-
-Waiter = ThreadWaiter | _GreenletWaiter
+    def wake(self) -> None: ...
 
 
 def new_waiter() -> Waiter:
     """Return what the caller, a thread or a greenlet, waits with."""
-    return _GreenletWaiter() if _is_gevent() else ThreadWaiter()
+    if _is_gevent():
+        from . import _gevent
+
+        return _gevent.GreenletWaiter()
+    return ThreadWaiter()
 
 
 def may_wait() -> bool:
-    """Whether the caller may wait: not in gevent's hub, which runs finalizers and callbacks too."""
-    if not _is_gevent():
-        return True
-    from gevent import get_hub, getcurrent
+    """Whether the caller may wait: not in gevent's hub."""
+    if _is_gevent():
+        from . import _gevent
 
-    return getcurrent() is not get_hub()
+        return not _gevent.in_hub()
+    return True
 
 
 class Signal:
@@ -185,8 +169,9 @@ class DaemonThread:
         self._call = target, args
         self._thread: threading.Thread | None = None
         if _is_gevent():
-            # Its Thread is a greenlet.
-            _original("_thread", "start_new_thread")(self._run, ())
+            from . import _gevent
+
+            _gevent.start_thread(self._run)
         else:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
@@ -257,7 +242,7 @@ def is_readable(fd: int) -> bool:
     """Whether a socket has something to read, its end included."""
     if sys.platform == "win32":
         return bool(select.select([fd], (), (), 0)[0])
-    poll = select.poll()
+    poll = _original("select", "poll")()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 

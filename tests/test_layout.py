@@ -25,7 +25,7 @@ FLOORS = [
     ["_client"],
     ["_transport"],
     ["_runtime", "_options", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads", "_tls"],
-    ["_exceptions", "_fast"],
+    ["_exceptions", "_fast", "_gevent"],
     ["_models"],
 ]
 # Outside the floors: public names, each imported when it is asked for.
@@ -37,7 +37,7 @@ FILES = [name for floor in FLOORS for name in floor]
 SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_heads", "_tls"]
 SANS_IO += ["_fast", "_models", "_exceptions", "relay._writer"]
 KNOW_HTTPX = {"_client", "_connection", "_transport"}
-START_THREADS = {"_runtime", "testing"}
+START_THREADS = {"_runtime", "_gevent", "testing"}
 
 every_file = pytest.mark.parametrize("name", FILES + OUTSIDE)
 

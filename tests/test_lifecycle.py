@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import ssl
@@ -325,8 +326,12 @@ unix = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as o
 
 
 def answer_of(process: subprocess.Popen[str]) -> str:
+    # Past the buffer, where communicate() would not look for what follows.
     assert process.stdout is not None
-    return process.stdout.readline().strip()
+    line = b""
+    while (byte := os.read(process.stdout.fileno(), 1)) not in (b"\n", b""):
+        line += byte
+    return line.decode().strip()
 
 
 @unix

@@ -46,7 +46,7 @@ from sseqbridge.testing import (
     silence,
 )
 
-from .support import in_thread, until
+from .support import in_thread, is_waiting, until
 
 DONE = send("[DONE]")
 
@@ -329,10 +329,12 @@ def test_close_aborts_the_upstream(relayed: Relay) -> None:
 def test_close_from_another_thread_ends_the_wait() -> None:
     with SSEServer([send(1), silence()]) as server:
         frames = relay.frames(request_sse(server.url))
+        while next(frames) == HEARTBEAT:
+            pass
         reading = in_thread(lambda: list(frames))
-        until(lambda: server.requests and frames._sent_at is not None)
+        until(lambda: is_waiting(reading))
         frames.close()
-        assert b"data: 1\n\n" in reading.result(5)
+        assert reading.result(5) == []
         server.requests[0].wait_aborted()
 
 
@@ -768,7 +770,7 @@ def test_stream_that_is_read_elsewhere_too(relayed: Relay) -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url)
         reading = in_thread(lambda: list(stream.events))
-        until(stream.events._reading.locked)
+        until(lambda: is_waiting(reading))
         with pytest.raises(UsageError, match="is being read already"):
             relayed(stream)
         stream.events.close()

@@ -55,6 +55,9 @@ def stream_response(
         else:
             environ = getattr(request, "environ", None)
             body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+        if request.method == "HEAD":
+            # Servers read the body of such a response to its end, and leave it out.
+            body.close()
         return StreamingHttpResponse(body, headers=merged)
 
 

@@ -58,6 +58,9 @@ class _FramesResponse(StreamingResponse):
         self._frames = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            # Servers read the body of such a response to its end, and leave it out.
+            self._frames.close()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._end_with_the_reader, receive)

@@ -1,0 +1,129 @@
+"""In a process that gevent has patched, before the library was imported and after it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence, wait
+
+from .support import python
+
+PRELUDE = """
+import asyncio, sys
+url, order = sys.argv[1:]
+if order == "imported first":
+    from sseqbridge import relay, request_sse
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from gevent.event import Event
+from sseqbridge import relay, request_sse
+"""
+
+both_orders = pytest.mark.parametrize("order", ["imported first", "patched first"])
+
+
+def script(request: ReceivedRequest) -> list[Step]:
+    if "silent" in request.path:
+        return [send(0), silence()]
+    return [step for n in range(10) for step in (send(n), wait(0.02))]
+
+
+def run(program: str, url: str, order: str) -> str:
+    status, out, err = python(PRELUDE + program, url, order)
+    assert (status, err) == (0, "")
+    return out
+
+
+@both_orders
+def test_two_hundred_streams_in_one_thread_leave_it_free(order: str) -> None:
+    program = """
+async def in_a_loop():
+    return asyncio.get_running_loop()
+
+def read(n):
+    items = list(request_sse(url).events)
+    assert items == list(range(10)), items
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return 1
+
+def tick():
+    while True:
+        gevent.sleep(0.001)
+        ticks.append(1)
+
+ticks = []
+ticking = gevent.spawn(tick)
+readers = [gevent.spawn(read, n) for n in range(200)]
+gevent.joinall(readers)
+print(sum(reader.value for reader in readers), len(ticks) > 20)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "200 True\n"
+        assert len(server.requests) == 200
+
+
+@both_orders
+@pytest.mark.parametrize("how", ["gevent.Timeout", "kill", "close from another", "close in the hub"])
+def test_greenlet_that_is_ended_aborts_the_upstream(order: str, how: str) -> None:
+    program = f"""
+it = request_sse(url + "/silent").events
+read = Event()
+
+def reader():
+    with gevent.Timeout(0.2 if {how!r} == "gevent.Timeout" else None, False):
+        for item in it:
+            read.set()
+
+reading = gevent.spawn(reader)
+read.wait()
+if {how!r} == "kill":
+    reading.kill()
+elif {how!r} == "close from another":
+    it.close()
+elif {how!r} == "close in the hub":
+    gevent.get_hub().loop.run_callback(it.close)
+reading.join()
+print(it.outcome)
+sys.stdout.flush()
+gevent.sleep(0.2)
+"""
+    with SSEServer(script) as server:
+        assert "closed" in run(program, server.url, order)
+        server.requests[0].wait_aborted()
+
+
+@both_orders
+def test_names_are_looked_up(order: str) -> None:
+    program = """
+print([list(request_sse(url.replace("127.0.0.1", "localhost")).events) == list(range(10)) for _ in range(3)])
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "[True, True, True]\n"
+
+
+@both_orders
+def test_iterable_is_relayed_from_a_greenlet(order: str) -> None:
+    program = """
+def work():
+    for n in range(3):
+        gevent.sleep(0.02)
+        yield {"n": n}
+
+print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n\\n", b"").count(b"data: "))
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "3\n"
+
+
+@both_orders
+def test_exit_with_an_open_stream(order: str) -> None:
+    program = """
+it = request_sse(url + "/silent").events
+print(next(it), flush=True)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "0\n"
+        server.requests[0].wait_aborted()
