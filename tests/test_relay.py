@@ -770,7 +770,7 @@ def test_stream_that_is_read_elsewhere_too(relayed: Relay) -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url)
         reading = in_thread(lambda: list(stream.events))
-        until(lambda: is_waiting(reading))
+        until(lambda: stream.events.last_event and is_waiting(reading))
         with pytest.raises(UsageError, match="is being read already"):
             relayed(stream)
         stream.events.close()
