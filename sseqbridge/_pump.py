@@ -361,8 +361,7 @@ class Pump:
 
     def wait_finished(self, timeout: float) -> None:
         """Wait until the task has ended, `timeout` seconds at most."""
-        if not self.loop.is_closed():
-            self._finished.wait(timeout)
+        self._finished.wait(0 if self.loop.is_closed() else timeout)
 
     # In a coroutine of any loop.
 

@@ -167,14 +167,15 @@ class DaemonThread:
         self.ident: int | None = None
         self._ended = Signal()
         self._call = target, args
-        self._thread: threading.Thread | None = None
+        self._join: Callable[[float], object] = self._ended.wait
         if _is_gevent():
             from . import _gevent
 
             _gevent.start_thread(self._run)
         else:
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._join = thread.join
+            thread.start()
 
     def _run(self) -> None:
         self.ident = thread_id()
@@ -192,10 +193,7 @@ class DaemonThread:
 
     def join(self, timeout: float) -> None:
         """Wait until it has ended, `timeout` seconds at most."""
-        if self._thread is None:
-            self._ended.wait(timeout)
-        else:
-            self._thread.join(timeout)
+        self._join(timeout)
 
 
 def start_worker(target: Callable[..., object], *args: object) -> None:
@@ -266,10 +264,6 @@ def peer_has_left(fd: int, *, may_peek: bool) -> bool:
     duplicate = _socket.socket(fileno=_socket.dup(fd))
     try:
         return not duplicate.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
     finally:
         duplicate.close()
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sseqbridge import EventStream, request_sse
-from sseqbridge._handoff import CLOSED, End, HandOff
+from sseqbridge import EventStream, _runtime, request_sse
+from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence
 
 from .support import in_thread, is_waiting, python, together, until
@@ -383,6 +383,24 @@ def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.Abstrac
 
 
 @pytest.mark.usefixtures("fast_switching")
+def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    handoff: ThreadHandOff[int] = ThreadHandOff(10)
+    make = _runtime.new_waiter
+
+    def make_room() -> _runtime.Waiter:
+        assert handoff.take() == 0
+        with pytest.raises(TimeoutError):
+            handoff.take(0)
+        return make()
+
+    assert handoff.put_in_turn(0, 10)
+    monkeypatch.setattr(_runtime, "new_waiter", make_room)
+    assert handoff.put_in_turn(1, 10)
+    assert handoff.buffered == 10
+    handoff.close()
+    assert not handoff.put_in_turn(2, 10)
+
+
 def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
     for n in range(300):
         handoff: HandOff[int] = HandOff(loop, 2)

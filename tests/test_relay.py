@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import json
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -598,6 +600,39 @@ def test_items_of_an_asynchronous_iterable() -> None:
     asyncio.run(main())
 
 
+def test_asynchronous_iterable_that_waits_for_nothing_is_closed_too() -> None:
+    closed = asyncio.Event()
+    made: list[relay.AsyncFrames] = []
+
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> None:
+            await asyncio.sleep(0)
+
+    class Greedy(Items):
+        async def aclose(self) -> None:
+            closed.set()
+
+        async def __anext__(self) -> None:
+            if made[-1]._ended:
+                # As code does that takes a cancellation for something else.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        for items in (Items(), Greedy()):
+            frames = relay.aframes(items, heartbeat=0.01)
+            made.append(frames)
+            assert [await anext(frames) for _ in range(2)] == [HEARTBEAT] * 2
+            await frames.aclose()
+        await asyncio.wait_for(closed.wait(), 5)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("stands", ["at an await", "at a yield"])
 def test_asynchronous_iterable_is_closed_where_it_stands(stands: str) -> None:
     ended = []
@@ -854,6 +889,37 @@ def test_probe_ends_the_relay_of_a_reader_who_has_left(pair: tuple[socket.socket
         connection.close()
         assert reading.result(5) == []
         server.requests[0].wait_aborted()
+
+
+def test_reader_who_stays_and_says_nothing_is_not_ended(pair: tuple[socket.socket, socket.socket]) -> None:
+    server_side, connection = pair
+    connection.send(b"the next request")
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send(2), DONE]) as server:
+        frames = relay.frames(
+            request_sse(server.url), heartbeat=60, probe=0.01, environ={"gunicorn.socket": server_side}
+        )
+        looks = []
+        frames._reader.has_left = lambda: looks.append(1)  # type: ignore[union-attr, method-assign]
+        reading = in_thread(lambda: b"".join(frames))
+        until(lambda: len(looks) > 10)
+        go.set()
+        assert reading.result(5).endswith(b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n")
+
+
+def test_socket_of_uwsgi(pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is there in its own processes alone."""
+
+    class Uwsgi:
+        connection_fd = staticmethod(pair[0].fileno)
+
+    monkeypatch.setitem(sys.modules, "uwsgi", Uwsgi())
+    assert reader_of({}) is None
+    reader = reader_of({"uwsgi.version": b"2.0", "wsgi.url_scheme": "http"})
+    assert reader is not None
+    assert not reader.has_left()
+    pair[1].close()
+    assert reader.has_left()
 
 
 def test_public_names() -> None:

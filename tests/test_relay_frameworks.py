@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -261,9 +262,43 @@ def test_background_task_runs_when_the_stream_has_ended() -> None:
         assert ended.wait(5)
 
 
+def test_server_that_says_in_send_that_the_reader_has_left() -> None:
+    """As ASGI 2.4 has it."""
+
+    async def main() -> None:
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                raise OSError
+
+        response = relay.starlette.stream_response(await arequest_sse(upstream[0]))
+        await response({"type": "http", "method": "GET"}, receive, send)
+        await asyncio.to_thread(server.requests[0].wait_aborted)
+
+    with script(send(1), silence()) as server:
+        asyncio.run(main())
+
+
 def test_asynchronous_view_under_wsgi_takes_a_synchronous_stream() -> None:
     with under_wsgiref(WSGIHandler()) as origin, script(send(1), silence()) as server:
         assert httpx.get(f"{origin}/async").status_code == 500
+        server.requests[0].wait_aborted()
+
+
+def test_refusal_of_an_asynchronous_stream_needs_an_asynchronous_server() -> None:
+    with under_wsgiref(WSGIHandler()) as origin, script(respond(503)):
+        assert httpx.get(f"{origin}/async").status_code == 500
+
+
+@pytest.mark.parametrize("path", ["/", "/async"])
+def test_head_has_no_body_and_stops_the_upstream(origin: str, path: str, request: pytest.FixtureRequest) -> None:
+    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
+        path = "/"
+    with script(send(1), silence()) as server:
+        response = httpx.head(origin + path)
+        assert (response.status_code, response.content) == (200, b"")
         server.requests[0].wait_aborted()
 
 

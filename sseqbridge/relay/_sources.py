@@ -81,10 +81,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is."""
-        if isinstance(self._stream, EventStream):
-            self._stream.close()
-        else:
-            self.abandon()
+        assert isinstance(self._stream, EventStream)
+        self._stream.close()
 
     def abandon(self) -> None:
         """The same without waiting: in a loop."""
