@@ -112,7 +112,7 @@ def work():
         gevent.sleep(0.02)
         yield {"n": n}
 
-print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n\\n", b"").count(b"data: "))
+print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n", b"").count(b"data: "))
 """
     with SSEServer(script) as server:
         assert run(program, server.url, order) == "3\n"

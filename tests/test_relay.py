@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sseqbridge import (
     Comment,
     EventStreamParser,
+    RequestAbortedError,
     ServerSentEvent,
     StatusError,
     TruncatedStreamError,
@@ -130,7 +131,7 @@ def test_events_go_on_as_they_came(relayed: Relay) -> None:
 def test_an_id_that_is_taken_back_is_taken_back_from_the_reader_too(relayed: Relay) -> None:
     with SSEServer([send(1, id="7"), b"id\ndata: 2\n\n", b"data: 3\n\n", DONE]) as server:
         read = relayed(request_sse(server.url, decode="text")).rest()
-    assert read == b"id: 7\ndata: 1\n\nid\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n"
+    assert read == b"id: 7\ndata: 1\n\nid:\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n"
     assert [event.id for event in EventStreamParser().feed(read) if isinstance(event, ServerSentEvent)] == [
         "7",
         "",
@@ -922,13 +923,33 @@ def test_socket_of_uwsgi(pair: tuple[socket.socket, socket.socket], monkeypatch:
     assert reader.has_left()
 
 
+def test_reader_who_leaves_before_the_headers_stops_the_upstream(pair: tuple[socket.socket, socket.socket]) -> None:
+    server_side, connection = pair
+    with SSEServer([silence()]) as server:
+        cancel = relay.reader_left({"gunicorn.socket": server_side}, probe=0.02)
+        asking = in_thread(lambda: request_sse(server.url, cancel=cancel))
+        server.wait_for_request()
+        assert not cancel.is_set()
+        connection.close()
+        with pytest.raises(RequestAbortedError):
+            asking.result(5)
+        server.requests[0].wait_aborted()
+        assert cancel.is_set()
+
+
+def test_reader_whose_socket_nobody_hands_out_is_never_gone() -> None:
+    assert not relay.reader_left({}).is_set()
+
+
 def test_public_names() -> None:
-    assert sorted(set(relay.__all__) - {"django"}) == [
+    assert sorted(relay.__all__) == [
         "AsyncFrames",
         "Frames",
         "aframes",
+        "django",
         "flask",
         "frames",
+        "reader_left",
         "starlette",
     ]
     assert all(hasattr(relay, name) for name in relay.__all__)

@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._frames import AsyncFrames, Frames, aframes, frames
+from ._reader import reader_left
 
 if TYPE_CHECKING:
     from . import django, flask, starlette
 
-__all__ = ["AsyncFrames", "Frames", "aframes", "django", "flask", "frames", "starlette"]
+__all__ = ["AsyncFrames", "Frames", "aframes", "django", "flask", "frames", "reader_left", "starlette"]
 
 _FRAMEWORKS = ("django", "flask", "starlette")
 

@@ -7,12 +7,13 @@ and says so without being read or written: it belongs to the server.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge import _runtime
 
-__all__ = ["Reader", "reader_of"]
+__all__ = ["Reader", "ReaderLeft", "reader_left", "reader_of"]
 
 
 class Reader:
@@ -25,6 +26,34 @@ class Reader:
     def has_left(self) -> bool:
         """Whether the reader has closed the connection, or the way to the server. Never waits."""
         return _runtime.peer_has_left(self._fd, may_peek=not self._is_tls)
+
+
+class ReaderLeft:
+    """A flag that is set once the reader has left: for `request_sse(..., cancel=...)`."""
+
+    def __init__(self, reader: Reader | None, probe: float) -> None:
+        self._reader = reader
+        self._probe = probe
+        self._look_at = 0.0
+        self._has_left = False
+
+    def is_set(self) -> bool:
+        """Whether the reader has left, as of a look `probe` seconds ago at most."""
+        now = time.monotonic()
+        if self._reader is not None and not self._has_left and now >= self._look_at:
+            self._look_at = now + self._probe
+            self._has_left = self._reader.has_left()
+        return self._has_left
+
+
+def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft:
+    """Return a flag for request_sse's `cancel` that is set once the reader of a WSGI request has left.
+
+    A relay looks after the reader once there is a stream; this does it while the view waits for the
+    upstream's headers, too: request_sse raises RequestAbortedError then. The socket is looked at every
+    `probe` seconds. Where the server hands out none the flag is never set.
+    """
+    return ReaderLeft(reader_of(environ), probe)
 
 
 def reader_of(environ: Mapping[str, Any]) -> Reader | None:

@@ -20,7 +20,8 @@ from sseqbridge._models import Comment, ServerSentEvent
 
 __all__ = ["HEARTBEAT", "RelayOptions", "Writer", "error_frame"]
 
-HEARTBEAT = b":\n\n"
+# Without a blank line, which some clients (fetch-event-source) take for an empty event.
+HEARTBEAT = b":\n"
 
 # An upstream's own words to a reader: enough to be understood.
 _MAX_QUOTED = 200
@@ -92,7 +93,7 @@ class Writer:
             self._id = event.id
             if not event.id:
                 # The reader's goes on to hold otherwise: an event without an id does not change it.
-                frame = b"id\n" + frame
+                frame = b"id:\n" + frame
         return frame
 
     def item(self, item: Any, source: ServerSentEvent | None = None) -> bytes:

@@ -1,0 +1,122 @@
+"""The page of examples/flask_chat on Django, in one file: the same views under WSGI and under ASGI.
+
+    python -m examples.django_chat runserver 5000
+    gunicorn --worker-class gthread --threads 100 examples.django_chat:wsgi
+    uvicorn examples.django_chat:asgi
+
+What it asks is as there: an upstream of its own, or what OPENAI_API_KEY and OPENAI_BASE_URL name.
+
+A reader who leaves a silent stream is missed at once under ASGI and within a second by gunicorn, but by runserver,
+which does not hand its sockets out, only when a heartbeat does not come through.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mimetypes
+import secrets
+import sys
+from pathlib import Path
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.management import execute_from_command_line
+from django.core.wsgi import get_wsgi_application
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.urls import path
+from django.views.decorators.csrf import ensure_csrf_cookie
+
+from examples.flask_chat.upstream import (
+    Message,
+    conversation,
+    feed,
+    is_from_elsewhere,
+    piece_of,
+    upstream_from_environment,
+)
+from sseqbridge import SSEError, relay
+
+settings.configure(
+    SECRET_KEY=secrets.token_urlsafe(),
+    ALLOWED_HOSTS=["127.0.0.1", "localhost", "[::1]"],
+    ROOT_URLCONF=__name__,
+    # The page's POST brings the token of this one in a header, which EventSource has no way to.
+    MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"],
+)
+
+STATIC = Path(__file__).parent / "flask_chat" / "static"
+FROM_NPM = Path("node_modules/@microsoft/fetch-event-source/lib/esm")
+
+logger = logging.getLogger(__name__)
+upstream = upstream_from_environment()
+
+
+def page(request: HttpRequest) -> HttpResponseBase:
+    return static(request, "chat.html")
+
+
+def static(request: HttpRequest, name: str, directory: Path = STATIC) -> HttpResponseBase:
+    """Send a file of the page, whole: Django's own way sends files synchronously, and warns of that under ASGI."""
+    file = directory / name
+    if not file.is_file():
+        raise Http404(name)
+    return HttpResponse(file.read_bytes(), content_type=mimetypes.guess_type(name)[0])
+
+
+def chat(request: HttpRequest) -> HttpResponseBase:
+    """Answer a conversation, by POST, or one question, by EventSource, which can go on after a broken connection."""
+    if request.method == "POST":
+        messages = conversation_of(request)
+        return refusal("send an object with a list of messages", 400) if messages is None else answer(request, messages)
+    if is_from_elsewhere(request.headers.get("Sec-Fetch-Site")):
+        return refusal("ask from this site's own page", 403)
+    question = {"role": "user", "content": request.GET.get("prompt", "")}
+    return answer(request, [question], request.headers.get("Last-Event-ID", ""))
+
+
+def panel(request: HttpRequest) -> HttpResponseBase:
+    return relay.django.stream_response(request, feed(upstream))
+
+
+def fetch_event_source_module(request: HttpRequest, name: str) -> HttpResponseBase:
+    # npm's modules import each other without a suffix, as bundlers have it.
+    directory = FROM_NPM if FROM_NPM.is_dir() else STATIC / "fetch-event-source"
+    return static(request, f"{name.removesuffix('.js')}.js", directory)
+
+
+def conversation_of(request: HttpRequest) -> list[Message] | None:
+    try:
+        return conversation(json.loads(request.body))
+    except ValueError:
+        return None
+
+
+def answer(request: HttpRequest, messages: list[Message], last_event_id: str = "") -> HttpResponseBase:
+    """Relay the upstream's answer. Under ASGI this view waits for its headers in a thread, then needs none."""
+    try:
+        return relay.django.stream_response(request, upstream.ask(messages, last_event_id), map=piece_of)
+    except SSEError as error:
+        # No answer at all. (An error within one is the relay's to tell.)
+        logger.warning("%s: %s", type(error).__name__, error)
+        return refusal("The upstream cannot be reached.", 502)
+
+
+def refusal(message: str, status: int) -> HttpResponseBase:
+    return JsonResponse({"error": {"message": message}}, status=status)
+
+
+urlpatterns = [
+    path("", ensure_csrf_cookie(page)),
+    path("chat", chat),
+    path("panel", panel),
+    path("fetch-event-source/<name>", fetch_event_source_module),
+    path("static/<name>", static),
+]
+
+wsgi = get_wsgi_application()
+asgi = get_asgi_application()
+
+if __name__ == "__main__":
+    execute_from_command_line(sys.argv)

@@ -1,0 +1,176 @@
+// The page: questions, answers and the keys. How an answer comes in is in ways_in.js.
+
+import { showPanel } from "./panel.js";
+import { byEventSource, byFetch } from "./ways_in.js";
+
+const $ = (id) => document.getElementById(id);
+const form = $("composer");
+const prompt = $("prompt");
+
+// What was asked and answered so far, as the upstream wants it.
+const conversation = [];
+// Stops the answer that is coming in; null while there is none.
+let stop = null;
+
+async function ask(question) {
+  if (stop || !question) return;
+  const controller = new AbortController();
+  stop = () => controller.abort();
+  $("welcome").hidden = true;
+  add("question").querySelector(".text").textContent = question;
+  const answer = new Answer();
+  setBusy(true);
+  const way = form.elements.way.value === "fetch" ? byFetch : byEventSource;
+  try {
+    await way([...conversation, { role: "user", content: question }], {
+      signal: controller.signal,
+      // What was on its way when it was stopped may still come.
+      onText: (text) => controller.signal.aborted || answer.write(text),
+      onLost: () => answer.tell("reconnecting", "Connection lost. Reconnecting…"),
+      onBack: () => answer.tell(answer.text ? "streaming" : "waiting", ""),
+    });
+    answer.end(controller.signal.aborted ? "stopped" : "done");
+    // An answer that was stopped counts as far as it came.
+    if (answer.text) {
+      conversation.push({ role: "user", content: question }, { role: "assistant", content: answer.text });
+    }
+  } catch (error) {
+    answer.fail(error.message, () => ask(question));
+  } finally {
+    stop = null;
+    setBusy(false);
+  }
+}
+
+class Answer {
+  constructor() {
+    this.element = add("answer");
+    // One text node that grows: the page lays out what is new, and no markup comes in.
+    this.node = this.element.querySelector(".text").appendChild(document.createTextNode(""));
+    this.pieces = 0;
+    this.began = performance.now();
+  }
+
+  get text() {
+    return this.node.data;
+  }
+
+  write(text) {
+    following(() => {
+      this.pieces += 1;
+      this.node.appendData(text);
+      if (this.element.dataset.state !== "streaming") this.tell("streaming", "");
+    });
+  }
+
+  tell(state, note) {
+    this.element.dataset.state = state;
+    this.element.querySelector(".note").textContent = note;
+    announce(note);
+  }
+
+  end(state) {
+    const how = { done: "Complete", stopped: "Stopped", failed: "Failed" }[state];
+    const seconds = ((performance.now() - this.began) / 1000).toFixed(1);
+    const pieces = this.pieces === 1 ? "1 piece" : `${this.pieces} pieces`;
+    const note = this.pieces ? `${how} · ${pieces} in ${seconds} s` : `${how} before the first word`;
+    following(() => this.tell(state, note));
+    this.element.removeAttribute("aria-busy");
+  }
+
+  fail(message, again) {
+    this.end("failed");
+    const error = this.element.querySelector(".error");
+    const button = error.querySelector("button");
+    button.addEventListener("click", () => {
+      if (stop) return;
+      focusPrompt();
+      button.remove();
+      again();
+    });
+    following(() => {
+      error.hidden = false;
+      error.querySelector("p").textContent = message;
+    });
+  }
+}
+
+function add(template) {
+  $("log").append($(template).content.cloneNode(true));
+  showEnd();
+  return $("log").lastElementChild;
+}
+
+function announce(text) {
+  $("status").textContent = text;
+}
+
+function setBusy(isBusy) {
+  const hadFocus = document.activeElement === $("stop");
+  $("send").hidden = isBusy;
+  $("stop").hidden = !isBusy;
+  if (isBusy) announce("Waiting for the answer");
+  if (hadFocus) focusPrompt();
+}
+
+/** The focus goes on to where the next question is typed; not on a phone, where its keyboard would come up. */
+function focusPrompt() {
+  if (matchMedia("(pointer: fine)").matches) prompt.focus();
+}
+
+/** Make a change and keep its end in sight, unless the reader has scrolled up to read. */
+function following(change) {
+  const page = document.scrollingElement;
+  const follows = page.scrollHeight - page.scrollTop - page.clientHeight < 48;
+  change();
+  if (follows) showEnd();
+}
+
+function showEnd() {
+  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
+}
+
+function fitPrompt() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = prompt.value.trim();
+  if (stop || !question) return;
+  prompt.value = "";
+  fitPrompt();
+  ask(question);
+});
+
+prompt.addEventListener("input", fitPrompt);
+prompt.addEventListener("keydown", (event) => {
+  // Enter also ends the input of a character in East Asian languages: that is not the end of the question.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  form.requestSubmit();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && stop) stop();
+});
+$("stop").addEventListener("click", () => stop?.());
+// A page that is left for another one may be kept, to come back to, with all of its streams open.
+addEventListener("pagehide", () => stop?.());
+
+showPanel($("panel"), ({ name, place, suggestions }) => {
+  $("about").textContent = `asks ${name} ${place}`;
+  $("suggestions").replaceChildren(
+    ...suggestions.map(({ label, prompt: text, hint }) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: label });
+      if (hint) button.append(Object.assign(document.createElement("small"), { textContent: hint }));
+      button.addEventListener("click", () => {
+        focusPrompt();
+        ask(text);
+      });
+      const item = document.createElement("li");
+      item.append(button);
+      return item;
+    }),
+  );
+});

@@ -1,0 +1,290 @@
+"""What tests of whole pages share: web servers as programs, a puppet for their upstream, Chromium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
+
+from .support import ROOT, until
+
+__all__ = [
+    "FLASK_CHAT",
+    "Answer",
+    "Page",
+    "Program",
+    "Puppet",
+    "chromium",
+    "npm_directory",
+    "reserved_port",
+    "running",
+]
+
+FLASK_CHAT = [sys.executable, "-m", "examples.flask_chat", "--port"]
+
+
+class Program:
+    """A program that serves, and what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def printed(self) -> str:
+        return "".join(self.lines)
+
+    def prints(self, pattern: str) -> re.Match[str]:
+        """Wait until it has printed something that `pattern` is found in."""
+        until(lambda: re.search(pattern, self.printed) or self.process.poll() is not None)
+        match = re.search(pattern, self.printed)
+        assert match, f"it ended, and printed:\n{self.printed}"
+        return match
+
+    def kill(self) -> None:
+        """End it, and what it has started, as a crash would."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.ended()
+
+    def ended(self) -> int:
+        """Wait for its end, and return its exit status."""
+        status = self.process.wait(10)
+        self._reading.join(10)
+        return status
+
+
+@contextmanager
+def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Iterator[Program]:
+    """Run a program that serves, with these variables and none of those that the examples look at."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **variables}
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, encoding="utf-8",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        program = Program(process)
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that programs can listen at, one after the other, and nobody else gets meanwhile."""
+    with socket.socket() as bound:
+        # Two sockets may share an address by this option, as long as one of them does not listen.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+class Answer:
+    """The answer to one request, given while a test looks on."""
+
+    def __init__(self, request: ReceivedRequest) -> None:
+        self.request = request
+        self._steps: deque[Step | None] = deque()
+        self._said = int(request.headers.get("last-event-id", 0))
+
+    def say(self, *texts: str) -> None:
+        """Send each as one chunk of a chat completion, with an id that counts them."""
+        for text in texts:
+            self._said += 1
+            # Reconnecting has to be quick in a test.
+            self.send({"choices": [{"delta": {"content": text}}]}, id=str(self._said), retry=0.05)
+
+    def send(self, data: object, id: str | None = None, retry: float | None = None) -> None:
+        self._steps.append(send(data, id=id, retry=retry))
+
+    def end(self) -> None:
+        self._steps.extend((send("[DONE]"), None))
+
+    def cut(self) -> None:
+        self._steps.append(cut())
+
+    def steps(self) -> Iterator[Step]:
+        yield respond()
+        while True:
+            if not self._steps:
+                yield wait(0.002)
+            elif (step := self._steps.popleft()) is not None:
+                yield step
+            else:
+                return
+
+
+class Puppet:
+    """An upstream whose answers a test gives, piece by piece."""
+
+    def __init__(self) -> None:
+        self._answers: list[Answer] = []
+        # Played to the next requests instead.
+        self.script: Iterable[Step] | None = None
+        self.server = SSEServer(self._play)
+
+    def _play(self, request: ReceivedRequest) -> Iterator[Step]:
+        answer = Answer(request)
+        self._answers.append(answer)
+        yield from answer.steps() if self.script is None else self.script
+
+    def __enter__(self) -> Puppet:
+        self.server.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.server.close()
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.server.url}/v1"
+
+    @property
+    def asked(self) -> int:
+        """How many requests have come so far."""
+        return len(self._answers)
+
+    def answer(self, number: int = 1) -> Answer:
+        """Return the answer to a request, counted from 1, once it has come."""
+        until(lambda: len(self._answers) >= number)
+        return self._answers[number - 1]
+
+    def reset(self) -> None:
+        """Forget everything, for the next test."""
+        self._answers.clear()
+        self.script = None
+
+
+def npm_directory() -> Path:
+    """Return where npm has installed @microsoft/fetch-event-source for the tests, or skip the test."""
+    directory = Path(sys.prefix) / "npm"
+    if not (directory / "node_modules/@microsoft/fetch-event-source").is_dir():
+        pytest.skip(f"npm install --prefix {directory} @microsoft/fetch-event-source was not run")
+    return directory
+
+
+# Nothing of Chromium's own goes anywhere: it looks up no name, and has nothing to do in the background. (It connects
+# a UDP socket, and sends nothing on it, to see whether there is IPv6.)
+_ON_LOOPBACK = (
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-client-side-phishing-detection",
+    "--disable-component-extensions-with-background-pages",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--disable-extensions",
+    "--disable-features=OptimizationHints,MediaRouter,Translate,CertificateTransparencyComponentUpdater,AutofillServerCommunication",
+    "--disable-sync",
+    "--metrics-recording-only",
+    "--no-first-run",
+    "--no-pings",
+)
+_IN_A_CONTAINER = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
+
+
+@contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    """A headless Chromium of Debian's, or skip the test."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--window-size=1280,900", "--lang=en", *_ON_LOOPBACK, *_IN_A_CONTAINER):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, Service(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+class Page:
+    """The chat page in a browser."""
+
+    def __init__(self, chrome: webdriver.Chrome, url: str, way: str = "fetch") -> None:
+        self.chrome = chrome
+        self.url = url
+        chrome.get(url)
+        # The counts come by an event stream as well.
+        until(lambda: self.count("open") == 0)
+        if not self.find(f"input[value={way}]").is_selected():
+            self.find(f"input[value={way}] + span").click()
+
+    def find(self, selector: str) -> WebElement:
+        return self.chrome.find_element(By.CSS_SELECTOR, selector)
+
+    def run(self, script: str, *args: Any) -> Any:
+        """Run JavaScript, and wait for what it returns where that is a promise."""
+        return self.chrome.execute_script(script, *args)
+
+    def ask(self, question: str) -> None:
+        self.find("#prompt").send_keys(question, Keys.ENTER)
+
+    def stop(self) -> None:
+        self.find("#stop").click()
+
+    def count(self, name: str) -> int | None:
+        """Return a figure of the panel, None before it has come."""
+        text = self.find(f"#{name}").text
+        return int(text) if text.isdigit() else None
+
+    def _of_the_answer(self, expression: str) -> Any:
+        script = "const answer = [...document.querySelectorAll('.answer')].at(-1); return answer && "
+        return self.run(script + expression)
+
+    @property
+    def answer(self) -> str:
+        """The text of the last answer, as far as it has come."""
+        text: str = self._of_the_answer("answer.querySelector('.text').textContent") or ""
+        return text
+
+    @property
+    def state(self) -> str | None:
+        """Of the last answer: waiting, streaming, reconnecting, done, stopped or failed."""
+        state: str | None = self._of_the_answer("answer.dataset.state")
+        return state
+
+    @property
+    def error(self) -> str:
+        """The error that the last answer shows; nothing where it is hidden."""
+        error: str = self._of_the_answer("answer.querySelector('.error:not([hidden]) p')?.textContent") or ""
+        return error
+
+    def shows(self, answer: str, state: str) -> None:
+        """Wait until the last answer is this, and in that state."""
+        try:
+            until(lambda: (self.answer, self.state) == (answer, state))
+        except TimeoutError:
+            assert (self.answer, self.state, self.error) == (answer, state, "")
