@@ -520,6 +520,8 @@ class Connection:
 
     async def aclose(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
+        # A pump's method, which would make a cycle of the two.
+        self._put = None
         await self._close_response()
         if self._complete or (self._response is not None and not self._is_http2()):
             await self._clients.give_back(self._client, self._origin)

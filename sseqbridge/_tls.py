@@ -14,6 +14,9 @@ __all__ = ["TlsSession"]
 # What one TLS record holds at most, and so one read.
 _RECORD_BYTES = 16 * 1024
 
+# What OpenSSL is given at a time: it keeps room for the most that it ever held.
+_SLICE_BYTES = 32 * 1024
+
 
 class TlsSession:
     """A client's side of TLS: `receive` what comes in, send what `to_send` returns."""
@@ -39,9 +42,17 @@ class TlsSession:
 
     def receive(self, data: bytes) -> bytes:
         """Take what came in, and return what it says: as much as is good before `ended` or `error`."""
-        incoming, session = self._incoming, self.ssl_object
-        incoming.write(data)
         parts: list[bytes] = []
+        for start in range(0, max(1, len(data)), _SLICE_BYTES):
+            # What comes after the end means nothing, and kept it would grow for as long as it comes.
+            if self.ended or self.error is not None:
+                break
+            self._incoming.write(data[start : start + _SLICE_BYTES])
+            self._read_into(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_into(self, parts: list[bytes]) -> None:
+        incoming, session = self._incoming, self.ssl_object
         try:
             if not self.is_established:
                 session.do_handshake()
@@ -56,8 +67,8 @@ class TlsSession:
         except ssl.SSLWantReadError:
             pass  # A record that is not whole yet, or the handshake's next part.
         except ssl.SSLError as exc:
-            self.error = exc
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            # Without the frames, which would hold this.
+            self.error = exc.with_traceback(None)
 
     def encrypt(self, data: bytes) -> bytes:
         """Return what sends `data`.

@@ -50,7 +50,13 @@ _ATTEMPT_DELAY = 0.25
 _MAX_JOINED_BYTES = 64 * 1024
 
 # What is handed to the loop in one write.
-_WRITE_BYTES = 256 * 1024
+_WRITE_BYTES = 64 * 1024
+
+# What may wait to be sent while a server asks TLS for answers: far more than a request leaves.
+_MAX_UNTAKEN_BYTES = 1024 * 1024
+
+# Answers that come before the answer (1xx): a server sends one or two.
+_MAX_INTERIM_ANSWERS = 100
 
 Sink = Callable[[bytes], bool]
 
@@ -308,7 +314,6 @@ class _Wire(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._last_read_at = self.loop.time()
         data = bytes(self._buffer[:nbytes])
         if self._tls is None:
             self._receive(data)
@@ -321,6 +326,11 @@ class _Wire(asyncio.BufferedProtocol):
         # The handshake's next part, an alert, an answer to a change of keys.
         if (answer := tls.to_send()) and not self._transport.is_closing():
             self._transport.write(answer)
+            if self._transport.get_write_buffer_size() > _MAX_UNTAKEN_BYTES:
+                words = "the server takes no answers to what it asks of TLS"
+                self._end(ConnectionAbortedError(errno.ECONNABORTED, words))
+                self.abort()
+                return
         if data:
             self._receive(data)
         if tls.ended or tls.error is not None:
@@ -329,6 +339,8 @@ class _Wire(asyncio.BufferedProtocol):
             self._wake()
 
     def _receive(self, data: bytes) -> None:
+        # Not sooner: what TLS says to itself is no byte of an answer.
+        self._last_read_at = self.loop.time()
         if self._framing is not None:
             if self._framing.complete:
                 # Nobody has asked for anything more. It waits, at the peer's, for the connection's end.
@@ -385,6 +397,8 @@ class _Wire(asyncio.BufferedProtocol):
                 self._error.__cause__ = exc
             elif self._framing is not None:
                 self._framing.end()
+            if not self._in_use:
+                self.abort()
         self._wake()
 
     async def shake_hands(self, context: ssl.SSLContext) -> None:
@@ -500,17 +514,14 @@ class _Wire(asyncio.BufferedProtocol):
 
     async def _write(self, data: bytes, timeout: float | None) -> bool:
         """Write, waiting while too much is under way; False where the peer has gone."""
-        if len(data) > _WRITE_BYTES:
-            parts = [data[start : start + _WRITE_BYTES] for start in range(0, len(data), _WRITE_BYTES)]
-        else:
-            parts = [data]
-        for part in parts:
+        for start in range(0, len(data), _WRITE_BYTES):
             if self._ended:
                 return False
+            part = data[start : start + _WRITE_BYTES]
             try:
                 self._transport.write(part if self._tls is None else self._tls.encrypt(part))
             except ssl.SSLError as exc:
-                # The server wants the handshake again, which nobody does in the middle of a request.
+                # As where the server of TLS 1.2 wants the handshake again in the middle of the request.
                 raise httpx.WriteError(f"TLS cannot send: {exc}") from exc
             if not self._may_write:
                 await self._written(timeout)
@@ -536,15 +547,19 @@ class _Wire(asyncio.BufferedProtocol):
     async def _head(self, timeout: float | None) -> tuple[AnswerHead, bytes]:
         """Return the answer's head, and what has come after it. Interim answers are passed over."""
         reader = HeadReader()
-        data = b""
+        data, interim = b"", 0
         try:
-            while True:
+            while interim <= _MAX_INTERIM_ANSWERS:
                 head = reader.feed(data)
-                if head is not None and (head.status >= 200 or head.status == 101):
+                if head is None:
+                    data = await self._next(timeout)
+                elif head.status >= 200 or head.status == 101:
                     return head, reader.rest
-                data = b"" if head is not None else await self._next(timeout)
+                else:
+                    data, interim = b"", interim + 1
         except HeadError as exc:
             raise httpx.RemoteProtocolError(str(exc)) from exc
+        raise httpx.RemoteProtocolError("too many interim answers")
 
     async def _next(self, timeout: float | None) -> bytes:
         while not self._unread:
@@ -602,7 +617,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._owner.give_back(self)
 
     def _is_down(self) -> bool:
-        return self._ended or self._error is not None or self._transport.is_closing()
+        return self._ended or self._transport.is_closing()
 
     def is_fresh(self, expiry: float) -> bool:
         """Whether an idle connection can be used again."""

@@ -116,3 +116,35 @@ def test_peer_that_speaks_no_tls(client_tls: ssl.SSLContext) -> None:
 def test_host_that_is_none(client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ValueError, match="server_hostname"):
         TlsSession(client_tls, "")
+
+
+@pytest.mark.parametrize("how", ["goodbye", "broken"])
+def test_what_comes_after_the_end_is_not_kept(begin: Begin, how: str) -> None:
+    session, server = established(begin)
+    assert session.receive(server.encrypt(b"last")) == b"last"
+    session.receive(server.goodbye() if how == "goodbye" else bytes(100))
+    assert session.ended or session.error
+    for _ in range(100):
+        assert session.receive(bytes(10_000)) == b""
+    assert session._incoming.pending < 1000
+
+
+def test_what_comes_at_once_is_taken_in_slices(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL keeps the room that it ever needed."""
+    session, server = established(begin)
+    most = 0
+
+    class Watched:
+        pending = property(lambda self: real.pending)
+
+        def write(self, data: bytes) -> int:
+            nonlocal most
+            written = real.write(data)
+            most = max(most, real.pending)
+            return written
+
+    real = session._incoming
+    monkeypatch.setattr(session, "_incoming", Watched())
+    text = bytes(range(256)) * 1000
+    assert session.receive(server.encrypt(text)) == text
+    assert most <= 50_000

@@ -18,14 +18,17 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpcore
 import httpx
 import pytest
+import trustme
 
 from sseqbridge import (
     Bridge,
@@ -60,6 +63,7 @@ from sseqbridge.testing import (
 
 from .doors import Door
 from .support import in_thread, until
+from .tls13 import Records, shake_hands
 
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
@@ -1415,6 +1419,158 @@ def test_tls_handshake_times_out(run: Run, client_tls: ssl.SSLContext) -> None:
             assert await peer.client_has_left()
 
     run(main)
+
+
+def hand_made(
+    context: ssl.SSLContext, tmp_path: Path, serve: Callable[[socket.socket, Records], None]
+) -> tuple[socket.socket, str]:
+    """A server of hand-made TLS records for one connection, which has read the request."""
+
+    def run() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            records = shake_hands(connection, context, tmp_path / "keys")
+            # The request, which may have come with the handshake's last part.
+            with contextlib.suppress(ConnectionError):
+                serve(connection, records)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    # Little room for what it does not read.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    in_thread(run)
+    return listener, f"https://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+@pytest.fixture
+def ticketless(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
+
+
+@own_transport
+def test_what_tls_says_to_itself_is_no_byte_of_an_answer(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    ticketless: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    def serve(connection: socket.socket, records: Records) -> None:
+        connection.sendall(records.data(ENDLESS))
+        while True:
+            connection.sendall(records.ticket())
+            time.sleep(0.02)
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    listener, url = hand_made(ticketless, tmp_path, serve)
+    with listener, ask_anew(url, timeout={"read": 0.3}) as answer:
+        assert answer.next() == 1
+        with pytest.raises(StreamTimeoutError) as caught:
+            answer.next(5)
+        assert caught.value.which == "read"
+
+
+@own_transport
+def test_keys_may_change_in_mid_stream(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    ticketless: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    def serve(connection: socket.socket, records: Records) -> None:
+        connection.sendall(records.data(ENDLESS) + records.key_update() + records.data(b"data: 2\n\n"))
+        connection.sendall(records.ticket() + records.goodbye() + b"and what is not TLS")
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    listener, url = hand_made(ticketless, tmp_path, serve)
+    with listener, ask_anew(url) as answer:
+        assert answer.items() == [1, 2]
+
+
+@own_transport
+def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    ticketless: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    def serve(connection: socket.socket, records: Records) -> None:
+        connection.sendall(records.data(ENDLESS))
+        while True:
+            connection.sendall(b"".join(records.key_update() for _ in range(300)))
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    monkeypatch.setattr(_transport, "_MAX_UNTAKEN_BYTES", 10_000)
+    listener, url = hand_made(ticketless, tmp_path, serve)
+    with listener, ask_anew(url) as answer:
+        assert answer.next() == 1
+        with pytest.raises(TransportError, match="takes no answers"):
+            answer.next(15)
+
+
+@own_transport
+def test_idle_connection_that_says_goodbye_is_closed_at_once(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    ticketless: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    closed = threading.Event()
+
+    def serve(connection: socket.socket, records: Records) -> None:
+        body = b"data: 1\n\n"
+        connection.sendall(records.data(ENDLESS[:-11] + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)))
+        over.wait(10)
+        connection.sendall(records.goodbye())
+        while connection.recv(1000):
+            pass
+        closed.set()
+
+    over = threading.Event()
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    listener, url = hand_made(ticketless, tmp_path, serve)
+    with listener, ask_anew(url) as answer:
+        assert answer.items() == [1]
+        over.set()
+        if ask_anew.is_async:
+            ask_anew.run(asyncio.sleep(0.3))
+        assert closed.wait(2)
+
+
+def test_interim_answers_without_end_are_refused(run: Run) -> None:
+    async def main() -> None:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+            peer = await server.accept()
+            await peer.answer(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200)
+            with pytest.raises(httpx.RemoteProtocolError, match="too many interim answers"):
+                await answer
+
+    run(main)
+
+
+def test_stream_leaves_nothing_to_the_collector(ask_anew: Door) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        assert ask_anew(server.url).items() == [1]
+        gc.collect()
+        gc.disable()
+        try:
+            answer = ask_anew(server.url)
+            assert answer.items() == [1]
+            connection = weakref.ref(answer.events._pump.connection)
+            del answer
+            until(lambda: connection() is None)
+        finally:
+            gc.enable()
 
 
 @own_transport
