@@ -1,0 +1,88 @@
+"""The applications that the tests run on real web servers: each relays what the request's query names.
+
+`upstream` is the address to read from; `heartbeat` and `probe` are in seconds, or "never".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+import httpx
+
+__all__ = ["GENERATORS", "LARGE", "relay_options", "running_loop"]
+
+# What every middleware that compresses finds worth it.
+LARGE = "plain text " * 1000
+
+
+def relay_options(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the query says of heartbeats and probes, as arguments of stream_response."""
+    given = {name: query[name] for name in ("heartbeat", "probe") if name in query}
+    return {name: None if value == "never" else float(value) for name, value in given.items()}
+
+
+def counting(query: Mapping[str, str]) -> Iterator[dict[str, int]]:
+    """Give `count` items, each once the test lets its computing end, and tell the test when this is closed."""
+    upstream = query["upstream"]
+    try:
+        for n in range(int(query["count"])):
+            _ask(f"{upstream}/compute/{n}")
+            yield {"n": n}
+    finally:
+        _ask(f"{upstream}/closed")
+
+
+def endless(query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Give items as fast as they are wanted, and tell the test when this is closed."""
+    try:
+        while True:
+            yield {"padding": "x" * 1000}
+    finally:
+        _ask(f"{query['upstream']}/closed")
+
+
+def _ask(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        answer.read()
+
+
+async def acounting(query: Mapping[str, str]) -> AsyncIterator[dict[str, int]]:
+    """The same as `counting`, in a coroutine."""
+    upstream = query["upstream"]
+    async with httpx.AsyncClient(timeout=10) as client:
+        try:
+            for n in range(int(query["count"])):
+                await client.get(f"{upstream}/compute/{n}")
+                yield {"n": n}
+        finally:
+            await client.get(f"{upstream}/closed")
+
+
+async def aendless(query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+    """The same as `endless`, in a coroutine."""
+    async with httpx.AsyncClient(timeout=10) as client:
+        try:
+            while True:
+                yield {"padding": "x" * 1000}
+        finally:
+            await client.get(f"{query['upstream']}/closed")
+
+
+# Called with a request's query.
+GENERATORS: dict[str, Callable[[Mapping[str, str]], Any]] = {
+    "counting": counting,
+    "endless": endless,
+    "acounting": acounting,
+    "aendless": aendless,
+}
+
+
+def running_loop() -> str | None:
+    """Return the type of the asyncio loop that a view finds running, None where it finds none."""
+    try:
+        return type(asyncio.get_running_loop()).__name__
+    except RuntimeError:
+        return None
