@@ -8,6 +8,7 @@ import contextvars
 import gc
 import json
 import logging
+import re
 import socket
 import sys
 import threading
@@ -955,6 +956,17 @@ def test_public_names() -> None:
     assert all(hasattr(relay, name) for name in relay.__all__)
     with pytest.raises(AttributeError, match="no attribute 'pyramid'"):
         _ = relay.pyramid
+
+
+@pytest.mark.parametrize(("missing", "told"), [("flask", "pip install 'sseqbridge"), ("werkzeug", "No module named")])
+def test_framework_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, missing: str, told: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("flask", "werkzeug")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "sseqbridge.relay.flask", raising=False)
+    monkeypatch.delattr(relay, "flask", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=re.escape(told)):
+        _ = relay.flask
 
 
 def test_json_of_an_error_is_compact() -> None:

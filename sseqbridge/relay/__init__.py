@@ -27,4 +27,9 @@ _FRAMEWORKS = ("django", "flask", "starlette")
 def __getattr__(name: str) -> Any:
     if name not in _FRAMEWORKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f".{name}", __name__)
+    try:
+        return import_module(f".{name}", __name__)
+    except ModuleNotFoundError as exc:
+        if exc.name != name:
+            raise
+        raise ImportError(f"relay.{name} needs {name.title()}: pip install 'sseqbridge[{name}]'", name=name) from exc
