@@ -6,11 +6,12 @@ the loop's thread calls of this touches no hub but through `run_callback_threads
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, spawn
 from gevent.event import Event
 from gevent.monkey import get_original
 
@@ -18,6 +19,21 @@ __all__ = ["GreenletWaiter", "in_hub", "original", "start_thread"]
 
 # gevent ends a wait for which nothing in its own loop can come; a timer can.
 _WAIT_SECONDS = 1.0
+
+# Those that are written to in the library's threads.
+_LOGGERS = (
+    "asyncio",
+    "httpcore.connection",
+    "httpcore.http11",
+    "httpcore.http2",
+    "httpcore.proxy",
+    "httpx",
+    "httpx2",
+    "sseqbridge",
+)
+_get_ident = get_original("_thread", "get_ident")
+# The hub to log in, by thread. Each thread writes its own.
+_hubs: dict[int, Any] = {}
 
 
 class GreenletWaiter:
@@ -53,8 +69,41 @@ def in_hub() -> bool:
 
 
 def start_thread(run: Callable[[], object]) -> None:
-    """Start a thread of the operating system; one of `threading` is a greenlet."""
-    get_original("_thread", "start_new_thread")(run, ())
+    """Start a thread of the operating system; one of `threading` is a greenlet.
+
+    What is logged in it goes on to the handlers in a greenlet of the caller's: their locks are
+    gevent's, and a greenlet that waits for one that a thread gives back may never be woken.
+    """
+    hub = get_hub()
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _ToGreenlets) for one in logger.filters):
+            logger.addFilter(_ToGreenlets(logger))
+
+    def run_here() -> None:
+        _hubs[_get_ident()] = hub
+        try:
+            run()
+        finally:
+            del _hubs[_get_ident()]
+
+    get_original("_thread", "start_new_thread")(run_here, ())
+
+
+class _ToGreenlets(logging.Filter):
+    """Sends what a thread of the library's logs to a greenlet, which logs it."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        hub = _hubs.get(_get_ident())
+        if hub is None:
+            return True
+        if hub.loop is not None:
+            hub.loop.run_callback_threadsafe(spawn, self._logger.callHandlers, record)
+        return False
 
 
 def original(module: str, name: str) -> Any:

@@ -632,6 +632,11 @@ class _Wire(asyncio.BufferedProtocol):
         self._in_use = False
         # asyncio's transport cannot be aborted any more once it has called connection_lost.
         if self._transport is not None and not self._is_lost:
+            # At once: asyncio closes it a turn of the loop later, which under uWSGI without
+            # --enable-threads comes with the next request.
+            connection = self._transport.get_extra_info("socket")
+            if connection is not None and connection.fileno() >= 0:
+                _runtime.shut_down_socket(connection.fileno())
             self._transport.abort()
 
     # What httpx calls a network stream.

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 import h11
+import trustme
 
 from sseqbridge import Comment, ServerSentEvent
 from sseqbridge._parser import EventStreamParser
@@ -33,6 +35,10 @@ __all__ = ["NGINX", "UWSGI", "Reader", "Server", "Servers", "reading"]
 
 _READY_SECONDS = 30.0
 _READ_SECONDS = 10.0
+
+_ANY_CERTIFICATE = ssl.create_default_context()
+_ANY_CERTIFICATE.check_hostname = False
+_ANY_CERTIFICATE.verify_mode = ssl.CERT_NONE
 
 
 def _nginx() -> str | None:
@@ -84,7 +90,7 @@ def _uwsgi_server(port: int, *options: str) -> list[str]:
 
 _FLASK, _DJANGO = "tests.apps.flask_app:app", "tests.apps.django_app"
 
-# The commands of the servers that run an application, by name.
+# The commands of the servers that run an application, by name; ", TLS" may follow it for flask run and gunicorn.
 _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "flask run": lambda port: _python("flask", "--app", _FLASK, "run", "--port", str(port)),
     "gunicorn sync": lambda port: _gunicorn(port, _FLASK, "sync"),
@@ -133,7 +139,7 @@ class Server:
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._port.bind(("127.0.0.1", 0))
         self.port: int = self._port.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if name.endswith(', TLS') else ''}://127.0.0.1:{self.port}"
         self.directory = Path(tempfile.mkdtemp(prefix="sseqbridge-"))
         self._log = self.directory / "log"
         # Whoever is root lets others in: nginx is to run without its rights.
@@ -155,11 +161,19 @@ class Server:
 
     def _command(self) -> list[str]:
         if self.name != "nginx":
-            return _COMMANDS[self.name](self.port)
+            application, _, tls = self.name.partition(", ")
+            return _COMMANDS[application](self.port) + (self._tls_options(application) if tls else [])
         assert NGINX is not None
         configuration = self.directory / "nginx.conf"
         configuration.write_text(_NGINX_CONFIGURATION % self.port)
         return [NGINX, "-p", str(self.directory), "-c", str(configuration), "-e", "stderr"]
+
+    def _tls_options(self, application: str) -> list[str]:
+        certificate = self.directory / "certificate.pem"
+        issued = trustme.CA().issue_cert("127.0.0.1")
+        issued.private_key_and_cert_chain_pem.write_to_path(certificate)
+        options = ("--cert", "--key") if application == "flask run" else ("--certfile", "--keyfile")
+        return [argument for option in options for argument in (option, str(certificate))]
 
     def _environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -181,7 +195,9 @@ class Server:
         if self._process.poll() is not None:
             raise RuntimeError(f"{self.name} has ended with status {self._process.returncode}:\n{self.log}")
         try:
-            with urllib.request.urlopen(f"{self.url}/plain", timeout=_READY_SECONDS) as answer:
+            with urllib.request.urlopen(
+                f"{self.url}/plain", timeout=_READY_SECONDS, context=_ANY_CERTIFICATE
+            ) as answer:
                 return bool(answer.read() or True)
         except urllib.error.URLError:
             time.sleep(0.01)
@@ -236,6 +252,8 @@ class Reader:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.socket.settimeout(_READ_SECONDS)
         self.socket.connect((parts.hostname, parts.port))
+        if parts.scheme == "https":
+            self.socket = _ANY_CERTIFICATE.wrap_socket(self.socket)
         self._http = h11.Connection(h11.CLIENT)
         self._parser = EventStreamParser(comments=True)
         self._items: deque[ServerSentEvent | Comment] = deque()

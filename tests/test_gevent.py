@@ -127,3 +127,31 @@ print(next(it), flush=True)
     with SSEServer(script) as server:
         assert run(program, server.url, order) == "0\n"
         server.requests[0].wait_aborted()
+
+
+@both_orders
+def test_what_is_logged_in_the_loop_s_thread_locks_up_no_greenlet(order: str) -> None:
+    program = """
+import logging
+
+class Yielding(logging.Handler):
+    def emit(self, record):
+        gevent.sleep(0.001)
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Yielding(), logging.StreamHandler(open(os.devnull, "w"))])
+# One greenlet holds the handlers' locks while the very first request starts the thread.
+holding = gevent.spawn(logging.info, "first")
+gevent.sleep(0)
+
+def read():
+    logging.info("before")
+    items = list(request_sse(url).events)
+    logging.info("after")
+    assert items == list(range(10)), items
+
+readers = [gevent.spawn(read) for _ in range(50)]
+gevent.joinall(readers, timeout=10, raise_error=True)
+print(sum(reader.successful() for reader in readers))
+"""
+    with SSEServer(script) as server:
+        assert run("import os\n" + program, server.url, order) == "50\n"

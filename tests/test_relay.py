@@ -909,6 +909,30 @@ def test_reader_who_stays_and_says_nothing_is_not_ended(pair: tuple[socket.socke
         assert reading.result(5).endswith(b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n")
 
 
+def test_reader_who_has_left_is_noticed_while_all_that_comes_is_left_out(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        while True:
+            yield send(1)
+            time.sleep(0.005)
+
+    server_side, connection = pair
+    with SSEServer(script) as server:
+        frames = relay.frames(
+            request_sse(server.url),
+            heartbeat=60,
+            probe=0.05,
+            map=lambda item: None,
+            environ={"gunicorn.socket": server_side},
+        )
+        reading = in_thread(lambda: list(frames))
+        until(lambda: server.requests[0].sent_bytes > 100)
+        connection.close()
+        assert reading.result(5) in ([], [HEARTBEAT])
+        server.requests[0].wait_aborted()
+
+
 def test_socket_of_uwsgi(pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module is there in its own processes alone."""
 

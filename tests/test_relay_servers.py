@@ -48,6 +48,7 @@ SOCKET = [
     Place("django gunicorn", "/arelay"),
     Place("django gevent", "/relay"),
 ]
+OVER_TLS = [Place(f"{server}, TLS", "/relay") for server in ("flask run", "gunicorn gthread", "gunicorn gevent")]
 WRITE = [Place("runserver", "/relay"), Place("runserver", "/arelay")]
 ASGI = [
     Place("django uvicorn", "/relay"),
@@ -208,7 +209,7 @@ def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address,
 
 
 @HOW
-@at(SOCKET)
+@at(SOCKET + OVER_TLS)
 def test_a_reader_that_leaves_in_silence_is_missed_by_the_probe(address: Address, how: str) -> None:
     with (
         SSEServer(ONE_THEN_SILENCE) as upstream,
@@ -254,9 +255,9 @@ def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(add
 
 
 @pytest.mark.parametrize("sent_ahead", [b"", b"GET /plain HTTP/1.1\r\n"], ids=["nothing", "half a request"])
-@at(SOCKET)
+@at(SOCKET + OVER_TLS)
 def test_a_reader_that_stays_is_not_ended_by_the_probe(address: Address, sent_ahead: bytes) -> None:
-    # The upstream is silent for twenty probes and more.
+    """The upstream is silent for twenty probes and more."""
     steps = [send({"n": 1}), wait(0.25), send({"n": 2})]
     with SSEServer(steps) as upstream, reading(address(upstream, heartbeat=30, probe=0.01)) as reader:
         assert reader.event().json() == {"n": 1}

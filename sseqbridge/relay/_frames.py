@@ -119,20 +119,32 @@ class Frames(_Frames):
         self._source = source
         self._reader = reader
         self._probe = _LONG if options.probe is None or reader is None else options.probe
+        self._look_at = time.monotonic() + self._probe
+
+    def _has_left(self) -> bool:
+        """Whether the reader has, as of a look `probe` seconds ago at most, also while all that comes is left out."""
+        if self._reader is None or time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + self._probe
+        return self._reader.has_left()
+
+    def _until_look(self) -> float:
+        return _LONG if self._reader is None else max(0.0, self._look_at - time.monotonic())
 
     def __iter__(self) -> Frames:
         return self
 
     def __next__(self) -> bytes:
         while not self._ended:
+            if self._has_left():
+                self.close()
+                break
             wait = self._wait()
             try:
-                piece = self._gathered(min(wait, self._probe))
+                piece = self._gathered(min(wait, self._until_look()))
             except TimeoutError:
-                if wait <= self._probe:
+                if self._wait() <= 0.0:
                     return self._send(HEARTBEAT)
-                if self._reader is not None and self._reader.has_left():
-                    self.close()
             except StopIteration:
                 self._ended = True
                 if last := self._source.end():
