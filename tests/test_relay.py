@@ -519,6 +519,21 @@ def test_iterable_that_fails(relayed: Relay, caplog: pytest.LogCaptureFixture) -
     assert "LookupError: secret" in caplog.text
 
 
+def test_iterable_that_fails_after_the_reader_has_left(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    has_left = threading.Event()
+
+    def work() -> Iterator[str]:
+        yield "one"
+        has_left.wait(10)
+        raise LookupError("too late")
+
+    reading = relayed(work())
+    assert reading.next_event()
+    reading.close()
+    has_left.set()
+    until(lambda: "LookupError: too late" in caplog.text)
+
+
 def test_iterable_that_fails_as_it_is_closed(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
     def work() -> Iterator[str]:
         try:
@@ -531,6 +546,119 @@ def test_iterable_that_fails_as_it_is_closed(relayed: Relay, caplog: pytest.LogC
     assert reading.next_event()
     reading.close()
     until(lambda: "LookupError: in the end" in caplog.text)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, StopIteration, StopAsyncIteration, asyncio.CancelledError])
+def test_errors_that_mean_something_here_are_the_applications_there(relayed: Relay, error: type[BaseException]) -> None:
+    def work() -> Iterator[str]:
+        yield "one"
+        yield from Raising()
+
+    class Raising:
+        def __iter__(self) -> Raising:
+            return self
+
+        def __next__(self) -> str:
+            # Not out of a generator, which makes something else of some.
+            raise error if error is not StopIteration else TimeoutError
+
+    def fail(item: Any) -> Any:
+        raise error
+
+    read = relayed(work()).rest()
+    assert read.startswith(b"data: one\n\n")
+    assert error_of(read)["type"] == "ServerError"
+    with SSEServer([send(1), silence()]) as server:
+        if error is not asyncio.CancelledError:
+            assert error_of(relayed(request_sse(server.url), map=fail).rest())["type"] == "ServerError"
+            server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("error", [TimeoutError, StopIteration, asyncio.CancelledError])
+def test_errors_of_an_asynchronous_iterable_are_its_own(error: type[BaseException]) -> None:
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> str:
+            raise error
+
+    async def main() -> None:
+        assert error_of(b"".join(await collect(relay.aframes(Items()))))["type"] == "ServerError"
+
+    asyncio.run(main())
+
+
+def test_map_that_takes_its_time_holds_back_nothing(relayed: Relay) -> None:
+    with SSEServer([*[send(n) for n in range(20)], DONE]) as server:
+        stream = request_sse(server.url)
+        until(lambda: stream.events.stats.events == 20)
+
+        def slowly(item: int) -> str:
+            time.sleep(0.02)
+            return str(item)
+
+        reading = relayed(stream, map=slowly)
+        first = reading.next_event().count(b"data: ")
+        assert first <= 2
+        assert first + reading.rest().count(b"data: ") == 21
+
+
+def test_iterator_is_closed_however_its_reading_ends(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    class Items:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def __iter__(self) -> Items:
+            return self
+
+        def __next__(self) -> Any:
+            return b"cannot be sent"
+
+        def close(self) -> None:
+            closed.append(True)
+            if self.fails:
+                raise LookupError("in close")
+
+    for fails in (False, True):
+        assert error_of(relayed(Items(fails)).rest())["type"] == "ServerError"
+    assert closed == [True] * 2
+    assert "LookupError: in close" in caplog.text
+
+
+def test_iterator_that_fails_when_it_is_closed_at_its_end(relayed: Relay) -> None:
+    class Items:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __iter__(self) -> Items:
+            return self
+
+        def __next__(self) -> Any:
+            raise StopIteration
+
+        def close(self) -> None:
+            raise self.error
+
+    for error in (LookupError(), SystemExit()):
+        assert error_of(relayed(Items(error)).rest())["type"] == "ServerError"
+
+
+def test_refusal_has_no_frames_for_an_asynchronous_server() -> None:
+    async def main() -> None:
+        read = b"".join(await collect(relay.aframes(await arequest_sse(server.url))))
+        assert error_of(read)["type"] == "StatusError"
+
+    with SSEServer([respond(503), b"busy"]) as server:
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("done", [ServerSentEvent("a\nb"), "\ud800"])
+def test_last_event_that_cannot_be_sent(done: Any) -> None:
+    with pytest.raises(UsageError):
+        relay.frames([], done=done)
 
 
 def test_iterable_that_ends_its_thread_ends_the_stream(relayed: Relay) -> None:
@@ -833,6 +961,12 @@ def test_headers_that_are_the_servers(name: str) -> None:
         event_stream_headers({name: "x"})
 
 
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\0", "\u20ac", 5, ["a"]])
+def test_header_that_cannot_be_sent(value: Any) -> None:
+    with pytest.raises(UsageError, match="the header X-A has a value that cannot be sent"):
+        event_stream_headers({"X-A": value})
+
+
 # The reader's socket.
 
 
@@ -960,6 +1094,11 @@ def test_reader_who_leaves_before_the_headers_stops_the_upstream(pair: tuple[soc
             asking.result(5)
         server.requests[0].wait_aborted()
         assert cancel.is_set()
+
+
+def test_seconds_of_a_flag_that_are_none() -> None:
+    with pytest.raises(UsageError, match="number of seconds above 0"):
+        relay.reader_left({}, probe=0)
 
 
 def test_reader_whose_socket_nobody_hands_out_is_never_gone() -> None:

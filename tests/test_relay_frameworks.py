@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import UsageError, arequest_sse, relay, request_sse
-from sseqbridge.testing import SSEServer, Step, hold, respond, send, silence
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence
 
 from .support import in_thread, until
 
@@ -243,6 +244,29 @@ def test_refusal_comes_through(origin: str, path: str, request: pytest.FixtureRe
     assert response.headers["content-type"] == "application/json"
     assert response.headers["retry-after"] == "7"
     assert "x-secret" not in response.headers
+
+
+def test_reader_who_leaves_a_refusal_that_drags_on_stops_the_upstream(asynchronous: str) -> None:
+    def drag(request: ReceivedRequest) -> Iterator[Step]:
+        yield respond(503, content_type="text/plain")
+        while True:
+            yield b"x"
+            time.sleep(0.01)
+
+    for view in ("/", "/async"):
+        with SSEServer(drag) as server:
+            upstream[:] = [server.url]
+            with socket.create_connection(("127.0.0.1", httpx.URL(asynchronous).port or 0)) as reader:
+                reader.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % view.encode())
+                server.wait_for_request()
+                until(lambda: server.requests[0].sent_bytes > 5)
+            server.requests[0].wait_aborted()
+
+
+def test_refusal_of_a_type_that_no_server_could_send(origin: str) -> None:
+    with script(respond(503, headers={"Retry-After": "\u00e4"}, content_type="text/plain"), b"busy"):
+        response = httpx.get(origin)
+    assert (response.status_code, response.content) == (503, b"busy")
 
 
 def test_no_content_comes_through(origin: str) -> None:

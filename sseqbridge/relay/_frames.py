@@ -5,6 +5,7 @@ One reader's thread (or coroutine) at a time asks for the next; `close` comes fr
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from sseqbridge._models import ServerSentEvent
 from sseqbridge._streams import EventStream
 
 from ._reader import Reader, reader_of
-from ._sources import AsyncSource, Source, async_source_of, source_of, stream_of, taking
+from ._sources import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "frames"]
@@ -26,6 +27,8 @@ logger = logging.getLogger("sseqbridge")
 _PIECE_BYTES = 64 * 1024
 # Instead of "for ever".
 _LONG = 3600.0
+# How long what is there is collected: a `map` may take its time.
+_GATHER_SECONDS = 0.01
 
 
 def frames(
@@ -49,10 +52,10 @@ def frames(
     is looked at every `probe` seconds (None: never) while there is nothing to send, where the server
     hands out its socket: gunicorn, Werkzeug and uWSGI do.
 
-    `map` is called with each item, and returns what goes out for it, as an iterable's items do; what
-    is no ServerSentEvent keeps the name and id of the event that it came from. `done` is True to pass
-    on the upstream's `[DONE]`, False or None to leave it out, or what is sent at every clean end
-    instead, a str or ServerSentEvent.
+    `map` is called with each item, in the reader's thread, and returns what goes out for it, as an
+    iterable's items do; what is no ServerSentEvent keeps the name and id of the event that it came
+    from. `done` is True to pass on the upstream's `[DONE]`, False or None to leave it out, or what is
+    sent at every clean end instead, a str or ServerSentEvent.
 
     When the stream breaks, or `map` fails, the reader gets an event named "error" whose data is a JSON
     object with `type` and `message`, and the log the rest.
@@ -78,7 +81,8 @@ def aframes(
 ) -> AsyncFrames:
     """Return what `frames` does for an asynchronous server: an asynchronous iterator with `aclose()`.
 
-    `stream` may also be what arequest_sse returns, or an asynchronous iterable, which then runs in a
+    `map` is called in the loop (for an iterable in its thread), so let it not block. `stream` may also
+    be what arequest_sse returns, or an asynchronous iterable, which then runs in a
     task of its own, and is closed where it stands.
     """
     with taking(stream):
@@ -104,6 +108,8 @@ class _Frames:
     def _fail(self, error: BaseException) -> bytes:
         """Return what tells the reader, and tell the log."""
         self._ended = True
+        if isinstance(error, FailedError):
+            error = error.error
         if isinstance(error, SSEError):
             logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error)
         else:
@@ -143,8 +149,7 @@ class Frames(_Frames):
             try:
                 piece = self._gathered(min(wait, self._until_look()))
             except TimeoutError:
-                if self._wait() <= 0.0:
-                    return self._send(HEARTBEAT)
+                piece = b""
             except StopIteration:
                 self._ended = True
                 if last := self._source.end():
@@ -153,9 +158,10 @@ class Frames(_Frames):
                 told = self._fail(exc)
                 self._source.close()
                 return told
-            else:
-                if piece:
-                    return self._send(piece)
+            if self._ended:
+                break
+            if piece or self._wait() <= 0:
+                return self._send(piece or HEARTBEAT)
         raise StopIteration
 
     def _gathered(self, timeout: float) -> bytes:
@@ -164,7 +170,8 @@ class Frames(_Frames):
             raise self._failure
         frame = self._source.next(timeout)
         gathered, size = [frame], len(frame)
-        while size < _PIECE_BYTES:
+        until = time.monotonic() + _GATHER_SECONDS
+        while size < _PIECE_BYTES and time.monotonic() < until:
             try:
                 frame = self._source.next(0.0)
             except (TimeoutError, StopIteration):
@@ -199,7 +206,7 @@ class AsyncFrames(_Frames):
                 try:
                     piece = await self._gathered(self._wait())
                 except TimeoutError:
-                    return self._send(HEARTBEAT)
+                    piece = b""
                 except StopAsyncIteration:
                     self._ended = True
                     if last := self._source.end():
@@ -208,9 +215,11 @@ class AsyncFrames(_Frames):
                     told = self._fail(exc)
                     self.close()
                     return told
-                else:
-                    if piece:
-                        return self._send(piece)
+                if self._ended:
+                    break
+                if piece or self._wait() <= 0:
+                    return self._send(piece or HEARTBEAT)
+                await asyncio.sleep(0)
         except BaseException:
             # Cancelled: the server says in this way that the reader has left.
             self.close()
@@ -222,7 +231,8 @@ class AsyncFrames(_Frames):
             raise self._failure
         frame = await self._source.anext(timeout)
         gathered, size = [frame], len(frame)
-        while size < _PIECE_BYTES:
+        until = time.monotonic() + _GATHER_SECONDS
+        while size < _PIECE_BYTES and time.monotonic() < until:
             try:
                 frame = await self._source.anext(0.0)
             except (TimeoutError, StopAsyncIteration):

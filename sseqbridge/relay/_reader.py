@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge import _runtime
+from sseqbridge._exceptions import UsageError
 
 __all__ = ["Reader", "ReaderLeft", "reader_left", "reader_of"]
 
@@ -51,8 +52,11 @@ def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft
 
     A relay looks after the reader once there is a stream; this does it while the view waits for the
     upstream's headers, too: request_sse raises RequestAbortedError then. The socket is looked at every
-    `probe` seconds. Where the server hands out none the flag is never set.
+    `probe` seconds. Where the server hands out none the flag is never set. Raises UsageError for
+    seconds that are none.
     """
+    if not probe > 0:
+        raise UsageError(f"probe={probe!r}: it is a number of seconds above 0")
     return ReaderLeft(reader_of(environ), probe)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ _REFUSED = {
     "upgrade",
 }
 
+_FIELD_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
+
 # What of an upstream's refusal goes on besides its body.
 _PASSED_ON = ("content-type", "retry-after")
 
@@ -59,6 +62,8 @@ def event_stream_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in (headers or {}).items():
         if name.lower() in _REFUSED:
             raise UsageError(f"the header {name} is the web server's to set, not an application's")
+        if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
+            raise UsageError(f"the header {name} has a value that cannot be sent: it is one line of latin-1 text")
         merged.pop(names.get(name.lower(), ""), None)
         merged[name] = value
     return merged
@@ -107,4 +112,6 @@ async def arefusal_of(stream: Any) -> Refusal:
 
 
 def _passed_on(events: EventStream[Any] | AsyncEventStream[Any]) -> dict[str, str]:
-    return {name.title(): events.headers[name] for name in _PASSED_ON if name in events.headers}
+    # What is not ASCII some servers could not send.
+    found = {name.title(): events.headers[name] for name in _PASSED_ON if name in events.headers}
+    return {name: value for name, value in found.items() if value.isascii() and value.isprintable()}

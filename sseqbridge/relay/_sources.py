@@ -46,6 +46,14 @@ _MAX_AHEAD = 64 * 1024
 _OVERHEAD = 256
 
 
+class FailedError(Exception):
+    """The application's own error: a TimeoutError or StopIteration of its is neither of a source's."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class StreamSource:
     """Gives the frames of an event stream that was opened by request_sse, or by arequest_sse."""
 
@@ -64,9 +72,18 @@ class StreamSource:
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
+        if self._stream.status != 200:
+            # Before an item is made of its body.
+            await self._stream._araise_for_status()
         return self._frame(await self._stream._anext(timeout))
 
     def _frame(self, item: Any) -> bytes:
+        try:
+            return self._written(item)
+        except Exception as exc:
+            raise FailedError(exc) from None
+
+    def _written(self, item: Any) -> bytes:
         stream, writer = self._stream, self._writer
         if type(item) is Comment:
             return writer.item(item)
@@ -121,7 +138,7 @@ class WorkerSource:
         if isinstance(entry, bytes):
             return entry
         self._end = entry
-        raise stop if entry.error is None else entry.error
+        raise stop if entry.error is None else FailedError(entry.error)
 
     def _start(self) -> None:
         items, self._items = self._items, None
@@ -151,7 +168,6 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
             frame = frame_of(item)
             if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
                 break
-        _close(iterator)
     except BaseException as exc:
         end = End("error", exc)
         if not isinstance(exc, Exception):
@@ -160,6 +176,13 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
         if handoff.closed:
             logger.exception("an iterable failed as it was closed, since the reader had left")
     finally:
+        try:
+            _close(iterator)
+        except BaseException as exc:
+            if end.error is None and not handoff.closed:
+                end = End("error", exc if isinstance(exc, Exception) else RuntimeError(type(exc).__name__))
+            else:
+                logger.exception("an iterable failed as it was closed")
         del iterator, items
         handoff.end(end)
 
@@ -197,7 +220,7 @@ class TaskSource:
             return entry
         self._end = entry
         if entry.error is not None:
-            raise entry.error
+            raise FailedError(entry.error)
         raise StopAsyncIteration
 
     def end(self) -> bytes:
@@ -235,6 +258,10 @@ async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], ha
                 break
         else:
             end = End("eof")
+    except asyncio.CancelledError:
+        if not handoff.closed:
+            end = End("error", RuntimeError("an asynchronous iterable was cancelled"))
+        raise
     except Exception as exc:
         end = End("error", exc)
         if handoff.closed:

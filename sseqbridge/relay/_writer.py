@@ -61,6 +61,9 @@ class RelayOptions:
                 f"done is a {type(self.done).__name__}; it is True (passed on), False (left out), or a str or "
                 "ServerSentEvent to send instead"
             )
+        if self.done and self.done is not True:
+            # Refused here, and not when the stream has ended.
+            encode(as_event(self.done))
 
 
 def _is_number(value: object) -> bool:

@@ -88,6 +88,18 @@ class _RefusalResponse(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = await arefusal_of(self._stream)
-        response = Response(refusal.body, refusal.status, refusal.headers, background=self.background)
-        await response(scope, receive, send)
+        await self._pass_on(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def end_with_the_reader() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end_with_the_reader)
+            refusal = await arefusal_of(self._stream)
+            await Response(refusal.body, refusal.status, refusal.headers)(scope, receive, send)
+            tasks.cancel_scope.cancel()
