@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,8 +76,7 @@ class _FramesResponse(StreamingResponse):
             await self.background()
 
     async def _end_with_the_reader(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _reader_leaves(receive)
         self._frames.close()
 
 
@@ -88,18 +88,19 @@ class _RefusalResponse(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._pass_on(scope, receive, send)
-        if self.background is not None:
-            await self.background()
+        reading = asyncio.ensure_future(arefusal_of(self._stream))
+        leaving = asyncio.ensure_future(_reader_leaves(receive))
+        try:
+            await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return
+            refusal = reading.result()
+        finally:
+            reading.cancel()
+            leaving.cancel()
+        await Response(refusal.body, refusal.status, refusal.headers, background=self.background)(scope, receive, send)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def end_with_the_reader() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(end_with_the_reader)
-            refusal = await arefusal_of(self._stream)
-            await Response(refusal.body, refusal.status, refusal.headers)(scope, receive, send)
-            tasks.cancel_scope.cancel()
+async def _reader_leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
