@@ -511,9 +511,7 @@ class Connection:
         """
         if self._network_stream is None or (self._is_http2() and self._client.shared):
             return
-        sock = self._network_stream.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0:
-            _runtime.shut_down_socket(sock.fileno())
+        _runtime.shut_down_connection(self._network_stream)
 
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")

@@ -46,6 +46,7 @@ __all__ = [
     "new_waiter",
     "peer_has_left",
     "run_in_daemon_thread",
+    "shut_down_connection",
     "shut_down_socket",
     "start_worker",
     "thread_id",
@@ -234,6 +235,13 @@ def shut_down_socket(fd: int) -> None:
         pass  # Not connected any more: there is nothing left to tell the peer.
     finally:
         duplicate.close()
+
+
+def shut_down_connection(transport: Any) -> None:
+    """Do that to what has a socket to tell of: a transport, one of httpx's network streams."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.fileno() >= 0:
+        shut_down_socket(connection.fileno())
 
 
 def is_readable(fd: int) -> bool:

@@ -634,9 +634,7 @@ class _Wire(asyncio.BufferedProtocol):
         if self._transport is not None and not self._is_lost:
             # At once: asyncio closes it a turn of the loop later, which under uWSGI without
             # --enable-threads comes with the next request.
-            connection = self._transport.get_extra_info("socket")
-            if connection is not None and connection.fileno() >= 0:
-                _runtime.shut_down_socket(connection.fileno())
+            _runtime.shut_down_connection(self._transport)
             self._transport.abort()
 
     # What httpx calls a network stream.

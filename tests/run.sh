@@ -62,18 +62,16 @@ make_environment
 .venv/bin/ruff check --quiet .
 .venv/bin/mypy --strict
 
-# The same tests as with a plain install, and with httpx's transport instead of the library's own;
+# The same tests as with a plain install; and with httpx's transport instead of the library's own,
 # but for those where a browser or a web server is the point. Beside the first run, since tests wait
 # more than they compute.
-ONCE=(--ignore=tests/test_browser.py --ignore=tests/test_examples_chat.py --ignore=tests/test_relay_servers.py)
+FOREIGN=(--ignore=tests/test_browser.py --ignore=tests/test_examples_chat.py --ignore=tests/test_relay_servers.py)
 run_again() {
-    local without status
-    for without in uvloop,msgspec transport; do
-        status=0
-        SSEQBRIDGE_WITHOUT=$without .venv/bin/python -m pytest --quiet "${ONCE[@]}" "$@" || status=$?
-        # 5: none of the tests that were asked for is among these.
-        [ "$status" -eq 0 ] || { [ "$status" -eq 5 ] && [ "$#" -gt 0 ]; } || return 1
-    done
+    SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@" || return 1
+    local status=0
+    SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "${FOREIGN[@]}" "$@" || status=$?
+    # 5: none of the tests that were asked for is among these.
+    [ "$status" -eq 0 ] || { [ "$status" -eq 5 ] && [ "$#" -gt 0 ]; }
 }
 run_again "$@" >.venv/again.txt 2>&1 &
 again=$!
@@ -81,11 +79,11 @@ failed=0
 .venv/bin/coverage run -m pytest "$@" || failed=1
 # Of a part of the tests nobody expects that it covers everything.
 [ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100 || failed=1
+# That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
+[ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json || failed=1
 wait "$again" || failed=1
 [ "$failed" -eq 0 ] || {
     cat .venv/again.txt
     exit 1
 }
 grep -E '(passed|failed)' .venv/again.txt || true
-# That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
-[ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json

@@ -1036,7 +1036,7 @@ def test_reader_who_stays_and_says_nothing_is_not_ended(pair: tuple[socket.socke
             request_sse(server.url), heartbeat=60, probe=0.01, environ={"gunicorn.socket": server_side}
         )
         looks = []
-        frames._reader.has_left = lambda: looks.append(1)  # type: ignore[union-attr, method-assign]
+        frames._reader_left._reader.has_left = lambda: looks.append(1)  # type: ignore[union-attr, method-assign]
         reading = in_thread(lambda: b"".join(frames))
         until(lambda: len(looks) > 10)
         go.set()

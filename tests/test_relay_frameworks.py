@@ -21,7 +21,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import RequestFactory
-from django.urls import path
+from django.urls import path as route
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.routing import Route
@@ -90,7 +90,7 @@ def django_made(request: Any) -> Any:
     return relay.django.stream_response(request, ({"path": request.path} for _ in range(1)), **options())
 
 
-urlpatterns = [path("", django_view), path("async", django_aview), path("made", django_made)]
+urlpatterns = [route("", django_view), route("async", django_aview), route("made", django_made)]
 
 ended = threading.Event()
 
@@ -114,8 +114,7 @@ def starlette_app() -> Starlette:
 
 
 @contextlib.contextmanager
-def under_werkzeug(app: Any) -> Iterator[str]:
-    server = make_werkzeug_server("127.0.0.1", 0, app, threaded=True)
+def serving_wsgi(server: Any) -> Iterator[str]:
     serving = in_thread(server.serve_forever)
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -130,17 +129,13 @@ class Quiet(WSGIRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def under_wsgiref(app: Any) -> Iterator[str]:
+def under_werkzeug(app: Any) -> Any:
+    return serving_wsgi(make_werkzeug_server("127.0.0.1", 0, app, threaded=True))
+
+
+def under_wsgiref(app: Any) -> Any:
     """One request at a time, and no socket in the environment."""
-    server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
-    serving = in_thread(server.serve_forever)
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        serving.result(10)
-        server.server_close()
+    return serving_wsgi(make_server("127.0.0.1", 0, app, handler_class=Quiet))
 
 
 @contextlib.contextmanager
@@ -169,6 +164,16 @@ SERVERS: dict[str, Callable[[], Any]] = {
 def origin(request: pytest.FixtureRequest) -> Iterator[str]:
     with SERVERS[request.param]() as url:
         yield url
+
+
+@pytest.fixture(
+    params=["flask /", "django-wsgi /", "django-asgi /", "django-asgi /async", "starlette /", "starlette /async"]
+)
+def view(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a view that relays the upstream, a synchronous one or an asynchronous."""
+    server, _, path = request.param.partition(" ")
+    with SERVERS[server]() as url:
+        yield url + path
 
 
 @pytest.fixture(params=["django-asgi", "starlette"])
@@ -221,25 +226,19 @@ def test_headers_and_heartbeats_come_while_the_upstream_is_silent(origin: str) -
         assert without_heartbeats(read) == "data: 1\n\ndata: [DONE]\n\n"
 
 
-@pytest.mark.parametrize("path", ["/", "/async"])
-def test_reader_who_leaves_stops_the_upstream(origin: str, path: str, request: pytest.FixtureRequest) -> None:
-    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
-        path = "/"
+def test_reader_who_leaves_stops_the_upstream(view: str) -> None:
     with script(send(1), silence()) as server:
-        with httpx.stream("GET", origin + path) as response:
+        with httpx.stream("GET", view) as response:
             for text in response.iter_text():
                 if "data: 1" in text:
                     break
         server.requests[0].wait_aborted()
 
 
-@pytest.mark.parametrize("path", ["/", "/async"])
-def test_refusal_comes_through(origin: str, path: str, request: pytest.FixtureRequest) -> None:
-    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
-        path = "/"
+def test_refusal_comes_through(view: str) -> None:
     refusal = respond(429, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
     with script(refusal, b'{"error": "busy"}'):
-        response = httpx.get(origin + path)
+        response = httpx.get(view)
     assert (response.status_code, response.json()) == (429, {"error": "busy"})
     assert response.headers["content-type"] == "application/json"
     assert response.headers["retry-after"] == "7"
@@ -253,11 +252,11 @@ def test_reader_who_leaves_a_refusal_that_drags_on_stops_the_upstream(asynchrono
             yield b"x"
             time.sleep(0.01)
 
-    for view in ("/", "/async"):
+    for path in ("/", "/async"):
         with SSEServer(drag) as server:
             upstream[:] = [server.url]
             with socket.create_connection(("127.0.0.1", httpx.URL(asynchronous).port or 0)) as reader:
-                reader.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % view.encode())
+                reader.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
                 server.wait_for_request()
                 until(lambda: server.requests[0].sent_bytes > 5)
             server.requests[0].wait_aborted()
@@ -317,12 +316,9 @@ def test_refusal_of_an_asynchronous_stream_needs_an_asynchronous_server() -> Non
         assert httpx.get(f"{origin}/async").status_code == 500
 
 
-@pytest.mark.parametrize("path", ["/", "/async"])
-def test_head_has_no_body_and_stops_the_upstream(origin: str, path: str, request: pytest.FixtureRequest) -> None:
-    if path == "/async" and ("flask" in request.node.name or "wsgi" in request.node.name):
-        path = "/"
+def test_head_has_no_body_and_stops_the_upstream(view: str) -> None:
     with script(send(1), silence()) as server:
-        response = httpx.head(origin + path)
+        response = httpx.head(view)
         assert (response.status_code, response.content) == (200, b"")
         server.requests[0].wait_aborted()
 

@@ -15,7 +15,7 @@ from sseqbridge._exceptions import SSEError
 from sseqbridge._models import ServerSentEvent
 from sseqbridge._streams import EventStream
 
-from ._reader import Reader, reader_of
+from ._reader import Reader, ReaderLeft, reader_of
 from ._sources import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
@@ -82,8 +82,8 @@ def aframes(
     """Return what `frames` does for an asynchronous server: an asynchronous iterator with `aclose()`.
 
     `map` is called in the loop (for an iterable in its thread), so let it not block. `stream` may also
-    be what arequest_sse returns, or an asynchronous iterable, which then runs in a
-    task of its own, and is closed where it stands.
+    be what arequest_sse returns, or an asynchronous iterable, which then runs in a task of its own,
+    and is closed where it stands.
     """
     with taking(stream):
         options = RelayOptions(heartbeat, None, map, done)
@@ -123,31 +123,20 @@ class Frames(_Frames):
     def __init__(self, source: Source, options: RelayOptions, reader: Reader | None) -> None:
         super().__init__(options)
         self._source = source
-        self._reader = reader
-        self._probe = _LONG if options.probe is None or reader is None else options.probe
-        self._look_at = time.monotonic() + self._probe
-
-    def _has_left(self) -> bool:
-        """Whether the reader has, as of a look `probe` seconds ago at most, also while all that comes is left out."""
-        if self._reader is None or time.monotonic() < self._look_at:
-            return False
-        self._look_at = time.monotonic() + self._probe
-        return self._reader.has_left()
-
-    def _until_look(self) -> float:
-        return _LONG if self._reader is None else max(0.0, self._look_at - time.monotonic())
+        self._reader_left = ReaderLeft(reader, options.probe)
+        self._probe = _LONG if reader is None or options.probe is None else options.probe
 
     def __iter__(self) -> Frames:
         return self
 
     def __next__(self) -> bytes:
         while not self._ended:
-            if self._has_left():
+            # Looked at also while all that comes is left out.
+            if self._reader_left.is_set():
                 self.close()
                 break
-            wait = self._wait()
             try:
-                piece = self._gathered(min(wait, self._until_look()))
+                piece = self._gathered(min(self._wait(), self._probe))
             except TimeoutError:
                 piece = b""
             except StopIteration:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge import _runtime
-from sseqbridge._exceptions import UsageError
+
+from ._writer import check_seconds
 
 __all__ = ["Reader", "ReaderLeft", "reader_left", "reader_of"]
 
@@ -30,9 +31,12 @@ class Reader:
 
 
 class ReaderLeft:
-    """A flag that is set once the reader has left: for `request_sse(..., cancel=...)`."""
+    """A flag that is set once the reader has left: for `request_sse(..., cancel=...)`, and for relays.
 
-    def __init__(self, reader: Reader | None, probe: float) -> None:
+    Without a reader, and where `probe` is None, it is never set.
+    """
+
+    def __init__(self, reader: Reader | None, probe: float | None) -> None:
         self._reader = reader
         self._probe = probe
         self._look_at = 0.0
@@ -40,10 +44,11 @@ class ReaderLeft:
 
     def is_set(self) -> bool:
         """Whether the reader has left, as of a look `probe` seconds ago at most."""
-        now = time.monotonic()
-        if self._reader is not None and not self._has_left and now >= self._look_at:
-            self._look_at = now + self._probe
-            self._has_left = self._reader.has_left()
+        if self._probe is not None and self._reader is not None and not self._has_left:
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + self._probe
+                self._has_left = self._reader.has_left()
         return self._has_left
 
 
@@ -55,8 +60,7 @@ def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft
     `probe` seconds. Where the server hands out none the flag is never set. Raises UsageError for
     seconds that are none.
     """
-    if not probe > 0:
-        raise UsageError(f"probe={probe!r}: it is a number of seconds above 0")
+    check_seconds("probe", probe)
     return ReaderLeft(reader_of(environ), probe)
 
 

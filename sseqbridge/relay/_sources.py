@@ -28,6 +28,7 @@ from ._writer import Writer
 
 __all__ = [
     "AsyncSource",
+    "FailedError",
     "Source",
     "StreamSource",
     "TaskSource",
@@ -107,32 +108,12 @@ class StreamSource:
             self._stream._abort()
 
 
-class WorkerSource:
-    """Gives the frames of an iterable, which a thread of its own runs from the first `next` on."""
+class _MadeSource:
+    """What both kinds of worker share: how its hand-off's entries are given on."""
 
-    def __init__(self, items: Iterable[Any], writer: Writer) -> None:
-        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
-            raise UsageError("this generator has ended already: relay one that was not read yet")
-        self._items: Iterable[Any] | None = items
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._handoff: ThreadHandOff[bytes] = ThreadHandOff(_MAX_AHEAD)
         self._end: End | None = None
-
-    def __del__(self) -> None:
-        if hasattr(self, "_end"):
-            self._handoff.close()
-
-    def next(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
-        self._start()
-        entry = self._end or self._handoff.take(timeout)
-        return self._given(entry, StopIteration)
-
-    async def anext(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
-        self._start()
-        entry = self._end or await self._handoff.atake(timeout)
-        return self._given(entry, StopAsyncIteration)
 
     def _given(self, entry: bytes | End, stop: type[Exception]) -> bytes:
         if isinstance(entry, bytes):
@@ -140,14 +121,40 @@ class WorkerSource:
         self._end = entry
         raise stop if entry.error is None else FailedError(entry.error)
 
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        return self._writer.end(self._end.outcome if self._end else None, None)
+
+
+class WorkerSource(_MadeSource):
+    """Gives the frames of an iterable, which a thread of its own runs from the first `next` on."""
+
+    def __init__(self, items: Iterable[Any], writer: Writer) -> None:
+        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
+            raise UsageError("this generator has ended already: relay one that was not read yet")
+        super().__init__(writer)
+        self._items: Iterable[Any] | None = items
+        self._handoff: ThreadHandOff[bytes] = ThreadHandOff(_MAX_AHEAD)
+
+    def __del__(self) -> None:
+        # Not there where __init__ was not reached to its end.
+        if hasattr(self, "_handoff"):
+            self._handoff.close()
+
+    def next(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
+        self._start()
+        return self._given(self._end or self._handoff.take(timeout), StopIteration)
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        self._start()
+        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
+
     def _start(self) -> None:
         items, self._items = self._items, None
         if items is not None:
             _runtime.start_worker(self._writer.context.copy().run, _work, items, self._writer.item, self._handoff)
-
-    def end(self) -> bytes:
-        """Return what is sent when all frames are."""
-        return self._writer.end(self._end.outcome if self._end else None, None)
 
     def close(self) -> None:
         """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
@@ -169,10 +176,8 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
             if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
                 break
     except BaseException as exc:
+        # SystemExit too: here it would end nothing but this thread, in silence.
         end = End("error", exc)
-        if not isinstance(exc, Exception):
-            # SystemExit: here it would end nothing but this thread, in silence.
-            end = End("error", RuntimeError(f"an iterable raised {type(exc).__name__}"))
         if handoff.closed:
             logger.exception("an iterable failed as it was closed, since the reader had left")
     finally:
@@ -180,7 +185,7 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
             _close(iterator)
         except BaseException as exc:
             if end.error is None and not handoff.closed:
-                end = End("error", exc if isinstance(exc, Exception) else RuntimeError(type(exc).__name__))
+                end = End("error", exc)
             else:
                 logger.exception("an iterable failed as it was closed")
         del iterator, items
@@ -193,20 +198,19 @@ def _close(iterator: Any) -> None:
         close()
 
 
-class TaskSource:
+class TaskSource(_MadeSource):
     """Gives the frames of an asynchronous iterable, which a task of its own runs from the first `anext` on."""
 
     def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
         if inspect.isasyncgen(items) and items.ag_frame is None:
             raise UsageError("this generator has ended already: relay one that was not read yet")
+        super().__init__(writer)
         self._items = items
-        self._writer = writer
         self._handoff: HandOff[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._end: End | None = None
 
     def __del__(self) -> None:
-        if hasattr(self, "_end"):
+        if hasattr(self, "_task"):
             self.abandon()
 
     async def anext(self, timeout: float) -> bytes:
@@ -215,17 +219,7 @@ class TaskSource:
             loop = asyncio.get_running_loop()
             self._handoff = HandOff(loop, _MAX_AHEAD)
             self._task = loop.create_task(_atask(self._items, self._writer.item, self._handoff))
-        entry = self._end or await self._handoff.atake(timeout)
-        if isinstance(entry, bytes):
-            return entry
-        self._end = entry
-        if entry.error is not None:
-            raise FailedError(entry.error)
-        raise StopAsyncIteration
-
-    def end(self) -> bytes:
-        """Return what is sent when all frames are."""
-        return self._writer.end(self._end.outcome if self._end else None, None)
+        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
 
     def abandon(self) -> None:
         """Cancel the task, once: the iterable is closed where it stands, and what it does then runs to its end.
@@ -258,9 +252,10 @@ async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], ha
                 break
         else:
             end = End("eof")
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as exc:
         if not handoff.closed:
-            end = End("error", RuntimeError("an asynchronous iterable was cancelled"))
+            # By something of its own, and not by the reader's leaving.
+            end = End("error", exc)
         raise
     except Exception as exc:
         end = End("error", exc)

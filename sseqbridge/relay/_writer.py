@@ -18,7 +18,7 @@ from sseqbridge._encoder import encode
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
 from sseqbridge._models import Comment, ServerSentEvent
 
-__all__ = ["HEARTBEAT", "RelayOptions", "Writer", "error_frame"]
+__all__ = ["HEARTBEAT", "RelayOptions", "Writer", "check_seconds", "error_frame"]
 
 # Without a blank line, which some clients (fetch-event-source) take for an empty event.
 HEARTBEAT = b":\n"
@@ -50,10 +50,8 @@ class RelayOptions:
     done: bool | str | ServerSentEvent | None = True
 
     def __post_init__(self) -> None:
-        for name in ("heartbeat", "probe"):
-            seconds = getattr(self, name)
-            if seconds is not None and not (_is_number(seconds) and 0 < seconds < math.inf):
-                raise UsageError(f"{name}={seconds!r}: it is a number of seconds above 0, or None for never")
+        check_seconds("heartbeat", self.heartbeat)
+        check_seconds("probe", self.probe)
         if self.map is not None and not callable(self.map):
             raise UsageError(f"map is a {type(self.map).__name__}; it is a function of the item, or None")
         if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
@@ -66,8 +64,11 @@ class RelayOptions:
             encode(as_event(self.done))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def check_seconds(name: str, seconds: float | None) -> None:
+    """Raise UsageError for what is no time to wait; None is for never."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 < seconds < math.inf):
+        raise UsageError(f"{name}={seconds!r}: it is a number of seconds above 0, or None for never")
 
 
 class Writer:
