@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import Any
 
-from .meter import percentile
+from .meter import Meter, percentile
 from .peers import Client
 from .runner import OURS, Bench, Column, Configuration, Control, Workload
 
@@ -43,26 +43,32 @@ def run(bench: Bench) -> None:
 def measure(client: Client, url: str, *, streams: int, full: int, by_break: int) -> dict[str, float]:
     """Open a stream and leave it, so many times."""
     control = Control(url)
-    taken = sorted(leave_one(client, control, url, is_full=bool(full), by_break=bool(by_break)) for _ in range(streams))
-    return {"median_ms": percentile(taken, 50), "worst_ms": percentile(taken, 100)}
+    left = [leave_one(client, control, url, is_full=bool(full), by_break=bool(by_break)) for _ in range(streams)]
+    taken, cpu = sorted(milliseconds for milliseconds, _ in left), sorted(cpu for _, cpu in left)
+    return {
+        "median_ms": percentile(taken, 50),
+        "worst_ms": percentile(taken, 100),
+        "cpu_us": percentile(cpu, 50) * 1e6,
+    }
 
 
-def leave_one(client: Client, control: Control, url: str, *, is_full: bool, by_break: bool) -> float:
-    """Return the milliseconds from leaving to the upstream's end of file."""
+def leave_one(client: Client, control: Control, url: str, *, is_full: bool, by_break: bool) -> tuple[float, float]:
+    """Return the milliseconds from leaving to the upstream's end of file, and the seconds of CPU time to have left."""
     name = uuid.uuid4().hex
     events: Any = client.chunks(f"{url}/hold?id={name}&full={'yes' if is_full else 'no'}")
     if by_break:
         for _ in events:
-            left_at = time.monotonic_ns()
+            meter, left_at = Meter(), time.monotonic_ns()
             break
     else:
         next(events)
         if is_full:
             wait_until_held_back(control, name)
-        left_at = time.monotonic_ns()
+        meter, left_at = Meter(), time.monotonic_ns()
         events.close()
+    _, cpu = meter.read()
     noticed_at: int = wait_for(lambda: control.ask("/held", id=name)["left_at"])
-    return (noticed_at - left_at) / 1e6
+    return (noticed_at - left_at) / 1e6, cpu
 
 
 def wait_until_held_back(control: Control, name: str) -> None:
@@ -89,6 +95,6 @@ def wait_for(look: Any) -> Any:
 WORKLOAD = Workload(
     "abort",
     "abort: milliseconds from leaving to the upstream's end of file",
-    (Column("median_ms", "median ms", ".2f"), Column("worst_ms", "worst ms", ".2f")),
+    (Column("median_ms", "median ms", ".2f"), Column("worst_ms", "worst ms", ".2f"), Column("cpu_us", "CPU us", ".0f")),
     run,
 )

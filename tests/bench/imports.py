@@ -24,30 +24,43 @@ HTTPX = "import httpx"
 STATEMENTS = (HTTPX, "import sseqbridge", "from sseqbridge import request_sse")
 ROUNDS = 15
 
-IMPORTED = """
-import json, time
-started = time.perf_counter()
-{statement}
-print(json.dumps({{"import_ms": (time.perf_counter() - started) * 1000}}))
-"""
-TIMED = """
+# Wall time, and the CPU time of all threads.
+CLOCKS = """
 import json, sys, time
-started = time.perf_counter()
-{statement}
-imported = time.perf_counter()
-{first}
-milliseconds = {{"import_ms": imported - started, "first_event_ms": done - imported, "both_ms": done - started}}
-print(json.dumps({{name: seconds * 1000 for name, seconds in milliseconds.items()}}))
+def now():
+    return time.perf_counter() * 1000, time.process_time() * 1000
+started = now()
 """
+IMPORTED = (
+    CLOCKS
+    + """
+{statement}
+done = now()
+print(json.dumps({{"import_ms": done[0] - started[0], "import_cpu_ms": done[1] - started[1]}}))
+"""
+)
+TIMED = (
+    CLOCKS
+    + """
+{statement}
+imported = now()
+{first}
+print(json.dumps({{
+    "import_ms": imported[0] - started[0], "import_cpu_ms": imported[1] - started[1],
+    "first_event_ms": done[0] - imported[0], "first_event_cpu_ms": done[1] - imported[1],
+    "both_ms": done[0] - started[0], "both_cpu_ms": done[1] - started[1],
+}}))
+"""
+)
 OUR_FIRST_EVENT = """
 _, _, events = request_sse(sys.argv[1])
 next(events)
-done = time.perf_counter()
+done = now()
 """
 HTTPX_SSE_FIRST_EVENT = """
 with httpx.Client() as client, httpx_sse.connect_sse(client, "GET", sys.argv[1]) as source:
     next(source.iter_sse()).json()
-    done = time.perf_counter()
+    done = now()
 """
 PROGRAMS = {
     PLAIN: TIMED.format(statement="from sseqbridge import request_sse", first=OUR_FIRST_EVENT),
@@ -81,10 +94,15 @@ WORKLOAD = Workload(
         Column("import_ms", "import ms", ".1f"),
         Column("import_ms", "x httpx", ".2f", HTTPX),
         Column("import_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("import_cpu_ms", "CPU ms", ".1f"),
+        Column("import_cpu_ms", "x httpx", ".2f", HTTPX),
         Column("first_event_ms", "first event ms", ".1f"),
         Column("first_event_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("first_event_cpu_ms", "CPU ms", ".1f"),
         Column("both_ms", "both ms", ".1f"),
         Column("both_ms", "x httpx-sse", ".2f", BASELINE),
+        Column("both_cpu_ms", "CPU ms", ".1f"),
+        Column("both_cpu_ms", "x httpx-sse", ".2f", BASELINE),
     ),
     run,
 )

@@ -14,7 +14,7 @@ from typing import Any
 from .meter import Meter, check_count
 from .runner import OURS, Bench, Column, Workload
 
-__all__ = ["FACTORS", "WORKLOAD", "main"]
+__all__ = ["EVENT", "FACTORS", "LINE", "WORKLOAD", "main"]
 
 FACTORS = (1, 2, 4, 8)
 CHUNK_BYTES = 512

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import abort, parse
+from . import abort, linearity, parse
 from .results import Results
 from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
 
@@ -83,6 +83,8 @@ TARGETS = (
         )
     ),
     *(Target("parse", case, PLAIN, "mb_per_s", ">=", 1.5, BASELINE) for case in parse.CASES),
+    # Eight times the bytes; linear but for the noise.
+    *(Target("linearity", case, "8,000 kB", "x_linear", "<=", 1.25) for case in (linearity.LINE, linearity.EVENT)),
     *(
         target
         for scheme in ("HTTP", "TLS")
