@@ -95,8 +95,10 @@ def conversation_of(request: HttpRequest) -> list[Message] | None:
 
 def answer(request: HttpRequest, messages: list[Message], last_event_id: str = "") -> HttpResponseBase:
     """Relay the upstream's answer. Under ASGI this view waits for its headers in a thread, then needs none."""
+    # For as long as the upstream has not begun to answer; after that the relay looks itself.
+    left = relay.reader_left(request.META)
     try:
-        return relay.django.stream_response(request, upstream.ask(messages, last_event_id), map=piece_of)
+        return relay.django.stream_response(request, upstream.ask(messages, last_event_id, left), map=piece_of)
     except SSEError as error:
         # No answer at all. (An error within one is the relay's to tell.)
         logger.warning("%s: %s", type(error).__name__, error)

@@ -149,6 +149,8 @@ class Connection:
             max_event_bytes=options.max_event_bytes, comments=options.comments, bare=options.bare
         )
         self.outcome: str | None = None
+        # By whose data the stream was ended, as the parser gave it; None where it was not.
+        self.done_event: ServerSentEvent | str | None = None
         self.received = 0
         self.events = 0
 
@@ -161,11 +163,6 @@ class Connection:
     def is_complete(self) -> bool:
         """Whether the body's end is known to be in."""
         return isinstance(self._body, BodyStream) and self._body.complete
-
-    @property
-    def done_text(self) -> str | None:
-        """The data that ends the stream, if any does."""
-        return self._options.done
 
     @property
     def target(self) -> str:
@@ -458,6 +455,7 @@ class Connection:
             if parser.error is not None:
                 raise parser.error
             return
+        self.done_event = last
         self.drain()
         # Where the last event left the stream, whatever came in the same read.
         yield self._batch(items, "" if type(last) is str else last.id, parser.retry)

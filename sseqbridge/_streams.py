@@ -169,9 +169,10 @@ class _BaseStream(Generic[T]):
         return self._decoder.is_function
 
     @property
-    def _done_text(self) -> str | None:
-        """The data of the event that ends the stream, None where that is not told by its data."""
-        return self._pump.connection.done_text
+    def _done_event(self) -> ServerSentEvent | None:
+        """The event that has ended the stream by its data; None where none did."""
+        event = self._pump.connection.done_event
+        return None if event is None else as_event(event)
 
     def _is_open(self) -> bool:
         return self._end is None and not self._handoff.closed
@@ -380,12 +381,7 @@ class EventStream(_BaseStream[T]):
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
         if not self._has_good_status():
-            if self._lacks_body():
-                self._claim()
-                try:
-                    self._wait_for_body()
-                finally:
-                    self._reading.release()
+            self._wait_for_body(None)
             raise self._status_error()
         return self
 
@@ -473,11 +469,19 @@ class EventStream(_BaseStream[T]):
             raise
         return self._end is None
 
-    def _wait_for_body(self) -> None:
-        try:
-            self._advance(None)
-        except SSEError:
-            pass  # The status is the news. A StatusError of the stream's own is among these.
+    def _wait_for_body(self, timeout: float | None) -> bool:
+        """Whether the body of an error answer is in, or why there is none; waits for it."""
+        if self._lacks_body():
+            self._claim()
+            try:
+                self._advance(timeout)
+            except SSEError:
+                pass  # The status is the news. A StatusError of the stream's own is among these.
+            except TimeoutError:
+                return False
+            finally:
+                self._reading.release()
+        return True
 
 
 class AsyncEventStream(_BaseStream[T]):

@@ -203,6 +203,20 @@ def test_last_event_is_passed_on_or_rewritten(relayed: Relay, done: Any, last: b
         assert relayed(request_sse(server.url), done=done).rest() == b"data: 1\n\n" + last
 
 
+def test_last_event_keeps_its_name_and_an_id_of_its_own(relayed: Relay) -> None:
+    first, named, with_id = send(1, id="7"), send("[DONE]", event="end"), send("[DONE]", id="8")
+    with SSEServer([first, named]) as server:
+        assert relayed(request_sse(server.url)).rest() == b"id: 7\ndata: 1\n\nevent: end\ndata: [DONE]\n\n"
+    with SSEServer([first, with_id]) as server:
+        assert relayed(request_sse(server.url)).rest() == b"id: 7\ndata: 1\n\nid: 8\ndata: [DONE]\n\n"
+    with SSEServer([with_id]) as server:
+        assert relayed(request_sse(server.url)).rest() == b"id: 8\ndata: [DONE]\n\n"
+    # The reader stands where `map` has left it.
+    with SSEServer([first, DONE]) as server:
+        read = relayed(request_sse(server.url), map=lambda item: ServerSentEvent(data="x", id="mine")).rest()
+        assert read == b"id: mine\ndata: x\n\ndata: [DONE]\n\n"
+
+
 def test_end_without_a_last_event_may_be_told_as_well(relayed: Relay) -> None:
     with SSEServer([send(1)]) as server:
         assert relayed(request_sse(server.url)).rest() == b"data: 1\n\n"
@@ -438,6 +452,14 @@ def test_map_that_fails(relayed: Relay, caplog: pytest.LogCaptureFixture) -> Non
     assert error_of(read)["type"] == "ServerError"
     assert "secret" not in read.decode()
     assert 'item["secret"]' in caplog.text
+
+
+def test_decode_function_that_fails(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        read = relayed(request_sse(server.url, decode=lambda event: ["wrong"][int(event.data)])).rest()
+        server.requests[0].wait_aborted()
+    assert error_of(read)["type"] == "DecodeError"
+    assert '["wrong"][int(event.data)]' in caplog.text
 
 
 def test_stream_that_its_owner_closes_ends_without_a_last_event(relayed: Relay) -> None:
@@ -713,6 +735,23 @@ def test_iterable_and_map_find_what_the_view_finds(relayed: Relay) -> None:
 
     with SSEServer([send(1), DONE]) as server:
         assert [reading.rest() for reading in contextvars.copy_context().run(view)] == [b"data: ann\n\n"] * 2
+
+
+def test_asynchronous_iterable_finds_what_the_view_finds() -> None:
+    user = contextvars.ContextVar[str]("user")
+
+    async def items() -> AsyncIterator[str]:
+        yield user.get()
+
+    def view() -> relay.AsyncFrames:
+        user.set("ann")
+        return relay.aframes(items(), heartbeat=None)
+
+    async def main() -> bytes:
+        # As a server calls a synchronous view: its context is not the one that the response is sent in.
+        return b"".join([piece async for piece in contextvars.copy_context().run(view)])
+
+    assert asyncio.run(main()).endswith(b"data: ann\n\n")
 
 
 def test_items_of_an_asynchronous_iterable() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
+import sqlite3
+import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -20,6 +22,7 @@ import uvicorn
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.db import connections
 from django.test import RequestFactory
 from django.urls import path as route
 from starlette.applications import Starlette
@@ -28,7 +31,7 @@ from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import UsageError, arequest_sse, relay, request_sse
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence, wait
 
 from .support import in_thread, until
 
@@ -40,8 +43,16 @@ EVENT_STREAM = {
     "content-encoding": "identity",
 }
 
+FOLDER = tempfile.TemporaryDirectory()
+
 if not settings.configured:
-    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="tests")
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        # A file: Django does not close a database in memory.
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER.name + "/database"}},
+        ROOT_URLCONF=__name__,
+        SECRET_KEY="tests",
+    )
     django.setup()
 
 # What the views ask; set by each test.
@@ -245,21 +256,32 @@ def test_refusal_comes_through(view: str) -> None:
     assert "x-secret" not in response.headers
 
 
-def test_reader_who_leaves_a_refusal_that_drags_on_stops_the_upstream(asynchronous: str) -> None:
+@pytest.mark.parametrize("pause", [0.01, None], ids=["drags on", "stalls"])
+@pytest.mark.parametrize(
+    ("serving", "path"),
+    [
+        (lambda: under_werkzeug(flask_app()), ""),
+        (lambda: under_werkzeug(WSGIHandler()), ""),
+        *((SERVERS[server], path) for server in ("django-asgi", "starlette") for path in ("", "async")),
+    ],
+    ids=["flask", "django-wsgi", "django-asgi", "django-asgi async", "starlette", "starlette async"],
+)
+def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
+    serving: Callable[[], Any], path: str, pause: float | None
+) -> None:
     def drag(request: ReceivedRequest) -> Iterator[Step]:
         yield respond(503, content_type="text/plain")
         while True:
             yield b"x"
-            time.sleep(0.01)
+            yield silence() if pause is None else wait(pause)
 
-    for path in ("/", "/async"):
-        with SSEServer(drag) as server:
-            upstream[:] = [server.url]
-            with socket.create_connection(("127.0.0.1", httpx.URL(asynchronous).port or 0)) as reader:
-                reader.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
-                server.wait_for_request()
-                until(lambda: server.requests[0].sent_bytes > 5)
-            server.requests[0].wait_aborted()
+    with serving() as origin, SSEServer(drag) as server:
+        upstream[:] = [server.url]
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
+            reader.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+            server.wait_for_request()
+            until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
+        server.requests[0].wait_aborted()
 
 
 def test_refusal_of_a_type_that_no_server_could_send(origin: str) -> None:
@@ -273,6 +295,45 @@ def test_no_content_comes_through(origin: str) -> None:
     with script(respond(204)):
         response = httpx.get(origin)
     assert (response.status_code, response.content) == (204, b"")
+
+
+def test_arguments_are_checked_though_the_upstream_refuses() -> None:
+    request = RequestFactory().get("/")
+    for stream_response in (
+        relay.flask.stream_response,
+        functools.partial(relay.django.stream_response, request),
+        relay.starlette.stream_response,
+    ):
+        with script(respond(503)), pytest.raises(UsageError, match="heartbeat"):
+            stream_response(request_sse(upstream[0]), heartbeat=0)
+
+
+def test_database_connections_of_an_iterables_thread_end_with_it() -> None:
+    opened: list[Any] = []
+
+    def rows() -> Iterator[list[int]]:
+        connection = connections["default"]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            opened.append(connection.connection)
+            yield list(cursor.fetchone())
+
+    response = relay.django.stream_response(RequestFactory().get("/"), rows(), heartbeat=None)
+    assert b"".join(response).endswith(b"data: [1]\n\n")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+def test_what_tidies_up_after_an_iterable_may_fail(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise LookupError("no database")
+
+    monkeypatch.setattr(connections, "close_all", fail)
+    response = relay.django.stream_response(RequestFactory().get("/"), ["a"], heartbeat=None)
+    assert b"".join(response).endswith(b"data: a\n\n")
+    assert "no database" in caplog.text
 
 
 def test_background_task_runs_when_the_stream_has_ended() -> None:

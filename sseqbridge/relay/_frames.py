@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sseqbridge._exceptions import SSEError
+from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._models import ServerSentEvent
 from sseqbridge._streams import EventStream
 
-from ._reader import Reader, ReaderLeft, reader_of
+from ._reader import ReaderLeft, reader_left_of
 from ._sources import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
-__all__ = ["AsyncFrames", "Frames", "aframes", "frames"]
+__all__ = ["AsyncFrames", "Frames", "aframes", "arelayed", "frames", "relayed"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -68,8 +68,7 @@ def frames(
         events = stream_of(stream)
         if isinstance(events, EventStream):
             events.raise_for_status()
-        reader = None if environ is None else reader_of(environ)
-        return Frames(source_of(stream, Writer(options)), options, reader)
+        return relayed(stream, options, environ)
 
 
 def aframes(
@@ -86,8 +85,17 @@ def aframes(
     and is closed where it stands.
     """
     with taking(stream):
-        options = RelayOptions(heartbeat, None, map, done)
-        return AsyncFrames(async_source_of(stream, Writer(options)), options)
+        return arelayed(stream, RelayOptions(heartbeat, None, map, done))
+
+
+def relayed(stream: Any, options: RelayOptions, environ: Mapping[str, Any] | None) -> Frames:
+    """Return the frames of what is not refused, for a WSGI server."""
+    return Frames(source_of(stream, Writer(options)), options, reader_left_of(environ, options.probe))
+
+
+def arelayed(stream: Any, options: RelayOptions) -> AsyncFrames:
+    """Return the frames of what is not refused, for an ASGI server."""
+    return AsyncFrames(async_source_of(stream, Writer(options)), options)
 
 
 class _Frames:
@@ -111,7 +119,9 @@ class _Frames:
         if isinstance(error, FailedError):
             error = error.error
         if isinstance(error, SSEError):
-            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error)
+            # In the application's own functions it is of use to know where.
+            where = error if isinstance(error, (CallbackError, DecodeError)) else None
+            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=where)
         else:
             logger.error("making a relayed stream failed", exc_info=error)
         return error_frame(error)
@@ -120,11 +130,11 @@ class _Frames:
 class Frames(_Frames):
     """An iterator of bytes, each at least one whole frame; see `frames`."""
 
-    def __init__(self, source: Source, options: RelayOptions, reader: Reader | None) -> None:
+    def __init__(self, source: Source, options: RelayOptions, reader_left: ReaderLeft) -> None:
         super().__init__(options)
         self._source = source
-        self._reader_left = ReaderLeft(reader, options.probe)
-        self._probe = _LONG if reader is None or options.probe is None else options.probe
+        self._reader_left = reader_left
+        self._probe = _LONG if reader_left.probe is None else reader_left.probe
 
     def __iter__(self) -> Frames:
         return self

@@ -15,7 +15,7 @@ from sseqbridge import _runtime
 
 from ._writer import check_seconds
 
-__all__ = ["Reader", "ReaderLeft", "reader_left", "reader_of"]
+__all__ = ["Reader", "ReaderLeft", "reader_left", "reader_left_of", "reader_of"]
 
 
 class Reader:
@@ -38,16 +38,17 @@ class ReaderLeft:
 
     def __init__(self, reader: Reader | None, probe: float | None) -> None:
         self._reader = reader
-        self._probe = probe
+        # Seconds from look to look, None where there is nothing to look at.
+        self.probe = None if reader is None else probe
         self._look_at = 0.0
         self._has_left = False
 
     def is_set(self) -> bool:
         """Whether the reader has left, as of a look `probe` seconds ago at most."""
-        if self._probe is not None and self._reader is not None and not self._has_left:
+        if self.probe is not None and self._reader is not None and not self._has_left:
             now = time.monotonic()
             if now >= self._look_at:
-                self._look_at = now + self._probe
+                self._look_at = now + self.probe
                 self._has_left = self._reader.has_left()
         return self._has_left
 
@@ -61,7 +62,12 @@ def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft
     seconds that are none.
     """
     check_seconds("probe", probe)
-    return ReaderLeft(reader_of(environ), probe)
+    return reader_left_of(environ, probe)
+
+
+def reader_left_of(environ: Mapping[str, Any] | None, probe: float | None) -> ReaderLeft:
+    """Return the same for what has been checked; `environ` is None where there is none."""
+    return ReaderLeft(None if environ is None else reader_of(environ), probe)
 
 
 def reader_of(environ: Mapping[str, Any]) -> Reader | None:

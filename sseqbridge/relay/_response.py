@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._streams import AsyncEventStream, EventStream
 
+from ._reader import ReaderLeft
 from ._sources import stream_of
 
 __all__ = ["Refusal", "arefusal_of", "event_stream_headers", "is_refused", "refusal_headers", "refusal_of"]
@@ -75,14 +76,17 @@ def is_refused(stream: Any) -> bool:
     return events is not None and events.status != 200
 
 
-def refusal_of(stream: Any) -> Refusal:
-    """Return an upstream's refusal, waiting for its body. Not in a coroutine."""
+def refusal_of(stream: Any, reader_left: ReaderLeft) -> Refusal:
+    """Return an upstream's refusal, waiting for its body while the reader stays. Not in a coroutine."""
     events = stream_of(stream)
     if not isinstance(events, EventStream):
         raise UsageError("a synchronous server takes what request_sse returns, or an iterable")
     body = b""
     try:
-        events.raise_for_status()
+        while not reader_left.is_set():
+            if events._wait_for_body(reader_left.probe):
+                events.raise_for_status()
+                break
     except StatusError as error:
         body = error.body
     finally:

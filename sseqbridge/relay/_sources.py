@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,7 +95,8 @@ class StreamSource:
 
     def end(self) -> bytes:
         """Return what is sent when all frames are."""
-        return self._writer.end(self._stream.outcome, self._stream._done_text)
+        stream = self._stream
+        return self._writer.end(stream.outcome, stream.last_event, stream._done_event)
 
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is."""
@@ -123,7 +124,7 @@ class _MadeSource:
 
     def end(self) -> bytes:
         """Return what is sent when all frames are."""
-        return self._writer.end(self._end.outcome if self._end else None, None)
+        return self._writer.end(self._end.outcome if self._end else None, None, None)
 
 
 class WorkerSource(_MadeSource):
@@ -154,7 +155,7 @@ class WorkerSource(_MadeSource):
     def _start(self) -> None:
         items, self._items = self._items, None
         if items is not None:
-            _runtime.start_worker(self._writer.context.copy().run, _work, items, self._writer.item, self._handoff)
+            _runtime.start_worker(self._writer.context.copy().run, _work, items, self._writer, self._handoff)
 
     def close(self) -> None:
         """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
@@ -166,13 +167,13 @@ class WorkerSource(_MadeSource):
     abandon = close
 
 
-def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: ThreadHandOff[bytes]) -> None:
+def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -> None:
     end = End("eof")
     iterator: Any = items
     try:
         iterator = iter(items)
         for item in iterator:
-            frame = frame_of(item)
+            frame = writer.item(item)
             if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
                 break
     except BaseException as exc:
@@ -189,7 +190,16 @@ def _work(items: Iterable[Any], frame_of: Callable[[Any], bytes], handoff: Threa
             else:
                 logger.exception("an iterable failed as it was closed")
         del iterator, items
+        _tidy_up(writer)
         handoff.end(end)
+
+
+def _tidy_up(writer: Writer) -> None:
+    if writer.after_work is not None:
+        try:
+            writer.after_work()
+        except Exception:
+            logger.exception("%r failed after an iterable's end", writer.after_work)
 
 
 def _close(iterator: Any) -> None:
@@ -218,7 +228,9 @@ class TaskSource(_MadeSource):
         if self._handoff is None:
             loop = asyncio.get_running_loop()
             self._handoff = HandOff(loop, _MAX_AHEAD)
-            self._task = loop.create_task(_atask(self._items, self._writer.item, self._handoff))
+            # In the view's context: this one may be that of the server's task.
+            task = self._writer.context.copy().run(loop.create_task, _atask(self._items, self._writer, self._handoff))
+            self._task = task
         return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
 
     def abandon(self) -> None:
@@ -238,13 +250,13 @@ def _cancel(task: asyncio.Task[None], handoff: HandOff[bytes]) -> None:
     task.cancel()
 
 
-async def _atask(items: AsyncIterable[Any], frame_of: Callable[[Any], bytes], handoff: HandOff[bytes]) -> None:
+async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[bytes]) -> None:
     end = CLOSED
     iterator: Any = items
     try:
         iterator = aiter(items)
         async for item in iterator:
-            frame = frame_of(item)
+            frame = writer.item(item)
             if frame:
                 await handoff.put(frame, len(frame) + _OVERHEAD)
             if handoff.closed:

@@ -48,6 +48,8 @@ class RelayOptions:
     probe: float | None = 1.0
     map: Callable[[Any], Any] | None = None
     done: bool | str | ServerSentEvent | None = True
+    # Called in the thread of an iterable's, at its end.
+    after_work: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         check_seconds("heartbeat", self.heartbeat)
@@ -77,6 +79,7 @@ class Writer:
     def __init__(self, options: RelayOptions) -> None:
         self._map = options.map
         self._done = options.done
+        self.after_work = options.after_work
         # Of the view that the relay is made in: what it finds there, `map` finds too.
         self.context = contextvars.copy_context()
         # What a reader would send as Last-Event-ID.
@@ -123,13 +126,18 @@ class Writer:
         self._id = event.id or self._id
         return encode(event)
 
-    def end(self, outcome: str | None, upstreams: str | None) -> bytes:
-        """Return what follows the last item. `upstreams` is the data that ended the upstream's stream."""
+    def end(self, outcome: str | None, last: ServerSentEvent | None, done: ServerSentEvent | None) -> bytes:
+        """Return what follows the last item: `done` is what ended the upstream's stream after its event `last`."""
         if outcome not in ("done", "eof") or not self._done:
             return b""
         if self._done is not True:
             return encode(as_event(self._done))
-        return encode(as_event(upstreams)) if outcome == "done" and upstreams is not None else b""
+        if done is None:
+            return b""
+        if done.id != ("" if last is None else last.id):
+            return self.event(done)
+        # It has no id of its own, and `map` may have given the reader others.
+        return encode(ServerSentEvent(done.event, done.data, "", done.retry))
 
 
 def _text(item: Any, who: str) -> str:

@@ -6,15 +6,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
+from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from sseqbridge._exceptions import UsageError
 from sseqbridge._models import ServerSentEvent
 
-from ._frames import aframes, frames
+from ._frames import arelayed, relayed
+from ._reader import ReaderLeft, reader_left_of
 from ._response import arefusal_of, event_stream_headers, is_refused, refusal_headers, refusal_of
 from ._sources import taking
+from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
 
@@ -41,28 +44,26 @@ def stream_response(
     Raises UsageError for arguments that cannot be.
     """
     with taking(stream):
+        # An iterable runs in a thread of its own, and so on database connections of its own.
+        options = RelayOptions(heartbeat, probe, map, done, after_work=connections.close_all)
         merged = event_stream_headers(headers)
         # A request of Django REST framework's holds Django's.
         request = getattr(request, "_request", request)
         if not isinstance(request, HttpRequest):
             raise UsageError(f"request is a {type(request).__name__}; it is the view's first argument")
         is_asgi = isinstance(request, ASGIRequest)
+        environ = getattr(request, "environ", None)
         if is_refused(stream):
-            return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream)
-        body: Any
-        if is_asgi:
-            body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
-        else:
-            environ = getattr(request, "environ", None)
-            body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
+            return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream, reader_left_of(environ, probe))
+        body: Any = arelayed(stream, options) if is_asgi else relayed(stream, options, environ)
         if request.method == "HEAD":
             # Servers read the body of such a response to its end, and leave it out.
             body.close()
         return StreamingHttpResponse(body, headers=merged)
 
 
-def _wsgi_refusal(stream: Any) -> HttpResponse:
-    refusal = refusal_of(stream)
+def _wsgi_refusal(stream: Any, reader_left: ReaderLeft) -> HttpResponse:
+    refusal = refusal_of(stream, reader_left)
     return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
 
 

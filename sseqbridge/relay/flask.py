@@ -9,9 +9,11 @@ import flask
 
 from sseqbridge._models import ServerSentEvent
 
-from ._frames import frames
+from ._frames import relayed
+from ._reader import reader_left_of
 from ._response import event_stream_headers, is_refused, refusal_of
 from ._sources import taking
+from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
 
@@ -35,10 +37,10 @@ def stream_response(
     Raises UsageError for arguments that cannot be.
     """
     with taking(stream):
+        options = RelayOptions(heartbeat, probe, map, done)
         merged = event_stream_headers(headers)
-        if is_refused(stream):
-            refusal = refusal_of(stream)
-            return flask.Response(refusal.body, refusal.status, refusal.headers)
         environ = flask.request.environ if flask.has_request_context() else None
-        body = frames(stream, heartbeat=heartbeat, probe=probe, map=map, done=done, environ=environ)
-        return flask.Response(body, 200, merged)
+        if is_refused(stream):
+            refusal = refusal_of(stream, reader_left_of(environ, probe))
+            return flask.Response(refusal.body, refusal.status, refusal.headers)
+        return flask.Response(relayed(stream, options, environ), 200, merged)

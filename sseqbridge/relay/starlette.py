@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from sseqbridge._models import ServerSentEvent
 
-from ._frames import AsyncFrames, aframes
+from ._frames import AsyncFrames, arelayed
 from ._response import arefusal_of, event_stream_headers, is_refused
 from ._sources import taking
+from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
 
@@ -40,11 +41,11 @@ def stream_response(
     Raises UsageError for arguments that cannot be.
     """
     with taking(stream):
+        options = RelayOptions(heartbeat, None, map, done)
         merged = event_stream_headers(headers)
         if is_refused(stream):
             return _RefusalResponse(stream, background)
-        body = aframes(stream, heartbeat=heartbeat, map=map, done=done)
-        return _FramesResponse(body, headers=merged, background=background)
+        return _FramesResponse(arelayed(stream, options), headers=merged, background=background)
 
 
 class _FramesResponse(StreamingResponse):
