@@ -23,7 +23,7 @@ LINE, EVENT = f"a line in {CHUNK_BYTES}-byte chunks", f"an event of many lines i
 
 def run(bench: Bench) -> None:
     """Measure our parser."""
-    command = [sys.executable, "-m", "tests.bench.linearity", str(bench.rounds), "100" if bench.quick else "1000"]
+    command = [sys.executable, "-m", "tests.bench.linearity", str(bench.rounds), "100" if bench.quick else "4000"]
     samples = bench.run_json(command, bench.environment(OURS[0]))
     if isinstance(samples, str):
         bench.record("linearity", LINE, "1x", 0, samples)
