@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         EventError,
         ProtocolError,
         ReadError,
+        ReconnectionError,
         RedirectError,
         RequestAbortedError,
         ResponseError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from ._models import Comment, ServerSentEvent
     from ._options import Timeout
     from ._parser import EventStreamParser
+    from ._reconnection import ReconnectionPolicy
     from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
 
 __all__ = [
@@ -62,6 +64,8 @@ __all__ = [
     "EventStreamParser",
     "ProtocolError",
     "ReadError",
+    "ReconnectionError",
+    "ReconnectionPolicy",
     "RedirectError",
     "RequestAbortedError",
     "ResponseError",
@@ -88,6 +92,7 @@ _MODULES = {
     "ServerSentEvent": "_models",
     "Timeout": "_options",
     "EventStreamParser": "_parser",
+    "ReconnectionPolicy": "_reconnection",
     "AsyncEventStream": "_streams",
     "AsyncSSEResponse": "_streams",
     "EventStream": "_streams",

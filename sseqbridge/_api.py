@@ -33,6 +33,7 @@ from ._options import (
     RequestOptions,
     Timeout,
     as_timeout,
+    check_last_event_id,
     check_limits,
     encode_json,
     header_list,
@@ -41,6 +42,8 @@ from ._options import (
 )
 from ._parser import DEFAULT_MAX_EVENT_BYTES
 from ._pump import LoopState, Pump
+from ._reconnecting import Reconnecting, tell
+from ._reconnection import ReconnectionPolicy
 from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
     from ._models import Comment, ServerSentEvent
+    from ._reconnecting import OnReconnect
 
     class RequestArguments(TypedDict, total=False):
         """The keyword arguments that both functions take, but for `decode` and `comments`."""
@@ -65,6 +69,9 @@ if TYPE_CHECKING:
         error_events: ErrorEvents
         timeout: Timeout | float | Mapping[str, float | None] | None
         cancel: CancelFlag | None
+        reconnect: ReconnectionPolicy | bool | None
+        on_reconnect: OnReconnect | None
+        last_event_id: str | None
         follow_redirects: bool | None
         check_content_type: bool
         max_event_bytes: int
@@ -160,6 +167,9 @@ def request_sse(
     comments: bool = False,
     timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT,
     cancel: CancelFlag | None = None,
+    reconnect: ReconnectionPolicy | bool | None = None,
+    on_reconnect: OnReconnect | None = None,
+    last_event_id: str | None = None,
     follow_redirects: bool | None = None,
     check_content_type: bool = True,
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
@@ -187,22 +197,31 @@ def request_sse(
     aborted within 50 ms. At most `max_buffered_bytes` are held for a slow consumer, and one
     event is at most `max_event_bytes`.
 
+    Reconnecting. With `reconnect=True`, or a ReconnectionPolicy, the stream outlives its
+    connection: it is asked for again, with the ID of its last event. `on_reconnect(attempt, delay,
+    cause)` is called by whoever reads the stream: before the wait of `delay` seconds, with the error,
+    or None after a clean end; what it raises ends the stream. For its first answer the call waits
+    `total` seconds at most, or 60. `last_event_id` is what an earlier stream left.
+
     `bridge` picks a Bridge other than the process's own.
 
     Raises UsageError for arguments that cannot work, ConnectError, StreamTimeoutError and other
     TransportErrors, RedirectError, ContentTypeError for a 200 of another type than
-    text/event-stream, and RequestAbortedError when `cancel` was set first.
+    text/event-stream, RequestAbortedError when `cancel` was set first, and ReconnectionError where
+    no attempt has brought an answer.
     """
     decoder, options = _prepare(
         url, headers, data, json, method, params, content, auth, cookies, files, extensions, decode, done,
-        require_done, error_events, comments, timeout, cancel, follow_redirects, check_content_type,
-        max_event_bytes, max_buffered_bytes,
+        require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
+        follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
     if bridge is not None and not isinstance(bridge, Bridge):
         raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
     pump = (bridge or default_bridge()).submit(options)
     try:
-        return SSEResponse(EventStream(pump, _head(pump.handoff.take()), decoder, cancel))
+        while isinstance(entry := pump.handoff.take(), Reconnecting):
+            tell(on_reconnect, entry)
+        return SSEResponse(EventStream(pump, _head(entry), decoder, cancel, on_reconnect))
     except BaseException:
         pump.request_abort()
         raise
@@ -275,6 +294,9 @@ async def arequest_sse(
     comments: bool = False,
     timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT,
     cancel: CancelFlag | None = None,
+    reconnect: ReconnectionPolicy | bool | None = None,
+    on_reconnect: OnReconnect | None = None,
+    last_event_id: str | None = None,
     follow_redirects: bool | None = None,
     check_content_type: bool = True,
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
@@ -290,8 +312,8 @@ async def arequest_sse(
     """
     decoder, options = _prepare(
         url, headers, data, json, method, params, content, auth, cookies, files, extensions, decode, done,
-        require_done, error_events, comments, timeout, cancel, follow_redirects, check_content_type,
-        max_event_bytes, max_buffered_bytes,
+        require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
+        follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
     if client is None:
         state = await _loop_state()
@@ -300,7 +322,9 @@ async def arequest_sse(
     pump = Pump(state, options)
     pump.start()
     try:
-        return AsyncSSEResponse(AsyncEventStream(pump, _head(await pump.handoff.atake()), decoder, cancel))
+        while isinstance(entry := await pump.handoff.atake(), Reconnecting):
+            tell(on_reconnect, entry)
+        return AsyncSSEResponse(AsyncEventStream(pump, _head(entry), decoder, cancel, on_reconnect))
     except BaseException:
         pump.abort(None)
         raise
@@ -365,6 +389,9 @@ def _prepare(
     comments: bool,
     timeout: object,
     cancel: Any,
+    reconnect: object,
+    on_reconnect: object,
+    last_event_id: object,
     follow_redirects: bool | None,
     check_content_type: bool,
     max_event_bytes: object,
@@ -390,9 +417,15 @@ def _prepare(
             raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
         if is_cancelled(cancel):
             raise RequestAbortedError("cancel was set before the request was sent")
-    own_headers = header_list(headers)
+    policy = _policy(reconnect)
+    if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
+        raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")
+    own_headers, own_id = _without_last_event_id(header_list(headers), check_last_event_id(last_event_id))
     has_body = body is not None or content is not None or files is not None
     _check_framing(own_headers, own_length=content is not None)
+    replayable = files is None and is_replayable(content)
+    if policy is not None and not replayable:
+        raise UsageError("reconnect sends the body again, and this one can be read only once: pass it as bytes")
     options = RequestOptions(
         method=_method(method, has_body),
         url=_url(url),
@@ -406,7 +439,9 @@ def _prepare(
         },
         send={} if auth is None else {"auth": auth},
         has_body=has_body,
-        replayable=files is None and is_replayable(content),
+        last_event_id=own_id,
+        reconnect=policy,
+        replayable=replayable,
         timeout=as_timeout(timeout),
         follow_redirects=follow_redirects,
         check_content_type=check_content_type,
@@ -420,6 +455,27 @@ def _prepare(
         cancel=cancel,
     )
     return decoder, options
+
+
+def _policy(reconnect: object) -> ReconnectionPolicy | None:
+    if reconnect is None or reconnect is False:
+        return None
+    policy = ReconnectionPolicy() if reconnect is True else reconnect
+    if not isinstance(policy, ReconnectionPolicy):
+        raise UsageError(f"reconnect is a {type(reconnect).__name__}; it is True, or a sseqbridge.ReconnectionPolicy")
+    return policy
+
+
+def _without_last_event_id(headers: list[tuple[str, str]], given: str) -> tuple[list[tuple[str, str]], str]:
+    """Return the headers without a Last-Event-ID, and what the first request is to go on from."""
+    sent = [value for name, value in headers if name.lower() == "last-event-id"]
+    if not sent:
+        return headers, given
+    if given or len(sent) > 1:
+        raise UsageError("Last-Event-ID is given more than once: pass last_event_id, or one header")
+    # As a server's own framework gives it on: bytes, each as one character.
+    given = sent[0].encode("latin-1").decode("utf-8", "replace")
+    return [pair for pair in headers if pair[0].lower() != "last-event-id"], check_last_event_id(given)
 
 
 def _is_auth(auth: Any) -> bool:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -26,6 +27,7 @@ from ._exceptions import (
     ReadError,
     RedirectError,
     SSEError,
+    StatusError,
     StreamTimeoutError,
     TransportError,
     TruncatedStreamError,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from ._options import RequestOptions
     from ._transport import Sink
 
-__all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "describe"]
+__all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "Resumption", "describe", "status_error"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -62,6 +64,7 @@ _SLICES_OF_A_READ = 32
 _NO_MORE: Any = object()
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PERMANENT_REDIRECTS = frozenset({301, 308})
 _MAX_REDIRECTS = 20
 # What goes along to another origin: nothing of the caller's that could be a credential.
 _CROSS_ORIGIN_HEADERS = frozenset({"accept", "last-event-id"})
@@ -108,6 +111,18 @@ class Body(NamedTuple):
     error: BaseException | None = None
 
 
+class Resumption(NamedTuple):
+    """Where a connection leaves its stream for the next one, which sends `last_event_id`, "" for none.
+
+    `retry` is the reconnection time that the server asked for, in seconds; `redirects` are those
+    that are for good, as (status, URL).
+    """
+
+    last_event_id: str = ""
+    retry: float | None = None
+    redirects: tuple[tuple[int, Any], ...] = ()
+
+
 class Connection:
     """One request, from its sending to its answer's last byte.
 
@@ -116,15 +131,21 @@ class Connection:
     `events` its events.
     """
 
-    def __init__(self, clients: ClientPool, options: RequestOptions) -> None:
+    # As of a stream that has no other.
+    reconnections = 0
+    opened_at = 0.0
+
+    def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption | None = None) -> None:
         """Build the request. Raises UsageError for arguments that no request can be built of."""
+        resumption = resumption or Resumption(options.last_event_id)
         self._clients = clients
         self._options = options
+        self._redirects = resumption.redirects
         # As the caller named it: with a client that has a base_url it may be relative.
         self._origin = _origin_of(options.url)
         self._client = clients.lease(self._origin)
         try:
-            self._request = self._build()
+            self._request = self._build(resumption.last_event_id)
         except UsageError:
             clients.put_back(self._client)
             raise
@@ -146,8 +167,12 @@ class Connection:
         self._slice_bytes = min(max(options.max_buffered_bytes // 16, 512), 64 * 1024)
         self._batch_items = max(options.max_buffered_bytes // (4 * _EVENT_OVERHEAD), 1)
         self._parser = EventStreamParser(
-            max_event_bytes=options.max_event_bytes, comments=options.comments, bare=options.bare
+            max_event_bytes=options.max_event_bytes,
+            comments=options.comments,
+            last_event_id=resumption.last_event_id,
+            bare=options.bare,
         )
+        self._parser.retry = resumption.retry
         self.outcome: str | None = None
         # By whose data the stream was ended, as the parser gave it; None where it was not.
         self.done_event: ServerSentEvent | str | None = None
@@ -169,16 +194,25 @@ class Connection:
         """The URL that is asked, as messages may show it."""
         return describe(self._request.url)
 
-    def _build(self) -> Any:
+    @property
+    def resumption(self) -> Resumption:
+        """Where the stream stands now."""
+        return Resumption(self._parser.last_event_id, self._parser.retry, self._redirects)
+
+    def _build(self, last_event_id: str) -> Any:
         options, package = self._options, self._client.package
         timeout = options.timeout
+        # As bytes: httpx takes text in ASCII only.
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in options.headers]
+        if last_event_id:
+            # In UTF-8, as WHATWG has it. Blanks at its ends no header can carry.
+            headers.append((b"Last-Event-ID", last_event_id.encode().strip(b" \t")))
         fault: type[Exception] | None = None
         try:
             request = self._client.build(
                 options.method,
                 options.url,
-                # As bytes: httpx takes text in ASCII only.
-                [(name.encode(), value.encode("latin-1")) for name, value in options.headers],
+                headers,
                 timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
                 **options.build,
             )
@@ -205,13 +239,21 @@ class Connection:
         Raises ContentTypeError for a 200 of another type than text/event-stream, and what
         `_translated` makes of the transport's errors.
         """
+        for status, url in self._redirects:
+            await self._follow(self._redirected(status, url))
+        is_for_good = True
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._response = await self._send()
-            redirected = self._redirected(response)
-            if redirected is None:
+            status = response.status_code
+            if status not in _REDIRECTS or self._options.follow_redirects is False:
                 return await self._checked(response)
+            url = self._location(response)
+            redirected = self._redirected(status, url)
             await self._close_response()
             await self._follow(redirected)
+            is_for_good = is_for_good and status in _PERMANENT_REDIRECTS
+            if is_for_good:
+                self._redirects += ((status, url),)
         raise RedirectError(f"{self.target}: more than {_MAX_REDIRECTS} redirects", response.status_code)
 
     async def _send(self) -> Any:
@@ -226,12 +268,9 @@ class Connection:
             logger.debug("%s %s: %d, %s", *told)
         return response
 
-    def _redirected(self, response: Any) -> Any:
-        """Return the request that follows the redirect, None where the answer is none."""
-        status, options = response.status_code, self._options
-        if status not in _REDIRECTS or options.follow_redirects is False:
-            return None
-        url = self._location(response)
+    def _redirected(self, status: int, url: Any) -> Any:
+        """Return the request that follows a redirect. Raises RedirectError where it is not to be followed."""
+        options = self._options
         method, same_origin = self._request.method, _origin_of(url) == _origin_of(self._request.url)
         becomes_get = (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST")
         keeps_body = options.has_body and method == options.method and not becomes_get
@@ -308,7 +347,7 @@ class Connection:
         if response.status_code == 200 and self._options.check_content_type:
             media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "text/event-stream":
-                body = await self._read_body()
+                body = await self.read_body()
                 told = f"as {media_type}" if media_type else "without a Content-Type"
                 raise ContentTypeError(
                     f"{self.target} answered 200 {told}, not as text/event-stream; the answer is in .body, "
@@ -421,6 +460,13 @@ class Connection:
                 return batch
         return None
 
+    def rest(self) -> Batch | None:
+        """Return the next batch of what was read already, where no more is to be read; None at its end."""
+        while self._pending is not None or self._failure is not None or self._parsing is not None:
+            if (batch := self._parsed()) is not None:
+                return batch
+        return None
+
     def _parse(self, chunk: bytes) -> Iterator[Batch | None]:
         """Give what `chunk` completes, and None for a part that completes nothing anyone would notice."""
         assert self._decoder is not None
@@ -482,11 +528,12 @@ class Connection:
         if self._response.status_code == 204:
             self.outcome = "eof"
             raise StopAsyncIteration
-        body = await self._read_body()
+        body = await self.read_body()
         self.outcome = "eof"
         return body
 
-    async def _read_body(self) -> Body:
+    async def read_body(self) -> Body:
+        """Return the body of an answer that is no event stream, as far as it comes within bounds."""
         content, error = bytearray(), None
         with anyio.move_on_after(_BODY_SECONDS):
             try:
@@ -595,6 +642,19 @@ def describe(url: Any) -> str:
     port = "" if url.port is None else f":{url.port}"
     # The raw path: in the other one, escaped line breaks are line breaks.
     return f"{url.scheme}://{host}{port}{url.raw_path.partition(b'?')[0].decode('ascii')}"
+
+
+def status_error(target: str, head: Head, body: Body) -> StatusError:
+    """Return the error for an answer with a status that is not 200."""
+    try:
+        phrase = f" {HTTPStatus(head.status).phrase}"
+    except ValueError:
+        phrase = ""
+    error = StatusError(
+        f"{target} answered {head.status}{phrase}; the answer is in .body", head.status, head.headers, body.content
+    )
+    error.__cause__ = body.error
+    return error
 
 
 def _is_empty(item: ServerSentEvent | str) -> bool:

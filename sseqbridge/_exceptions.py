@@ -8,6 +8,7 @@
     |  +- TruncatedStreamError    the stream ended before its end
     +- StreamTimeoutError         a time limit passed; `which` says what was waited for
     +- RequestAbortedError        cancelled before the response's headers were in
+    +- ReconnectionError          a stream that was lost: not, or no longer, reconnected
     +- RedirectError              a redirect that is not followed
     +- ResponseError              an answer that is no event stream: status, headers, body
     |  +- StatusError             a status other than 200
@@ -44,6 +45,7 @@ __all__ = [
     "EventError",
     "ProtocolError",
     "ReadError",
+    "ReconnectionError",
     "RedirectError",
     "RequestAbortedError",
     "ResponseError",
@@ -111,6 +113,20 @@ class StreamTimeoutError(SSEError):
 
 class RequestAbortedError(SSEError):
     """`cancel` was set, or the stream closed, before the response's headers were in."""
+
+
+class ReconnectionError(SSEError):
+    """The stream was cut off, and is not (or no longer) reconnected. What cut it off last is the cause.
+
+    `attempts` is how often that was tried in a row, an int.
+    """
+
+    def __init__(self, message: str, attempts: int) -> None:
+        super().__init__(message, attempts)
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RedirectError(SSEError):

@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._exceptions import CallbackError, UsageError
+
+if TYPE_CHECKING:
+    from ._reconnection import ReconnectionPolicy
 
 __all__ = [
     "DEFAULT_HEADERS",
@@ -20,6 +23,7 @@ __all__ = [
     "RequestOptions",
     "Timeout",
     "as_timeout",
+    "check_last_event_id",
     "check_limits",
     "check_raw_headers",
     "encode_json",
@@ -37,6 +41,7 @@ DEFAULT_HEADERS = (
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
+_BAD_IN_ID = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _RAW_TOKEN = re.compile(_TOKEN.pattern.encode())
 _BAD_IN_RAW_VALUE = re.compile(_BAD_IN_VALUE.pattern.encode())
 
@@ -115,6 +120,10 @@ class RequestOptions:
     # What httpx sends it with besides: auth.
     send: dict[str, Any]
     has_body: bool
+    # Where the stream is to go on from, "" for nowhere.
+    last_event_id: str
+    # What becomes of a connection that was dropped; None: nothing.
+    reconnect: ReconnectionPolicy | None
     # Whether the body can be sent a second time.
     replayable: bool
     timeout: Timeout
@@ -209,6 +218,21 @@ def _header(name: object, value: object) -> tuple[str, str]:
 
 def _is_latin1(value: str) -> bool:
     return all(ord(character) < 256 for character in value)
+
+
+def check_last_event_id(value: object) -> str:
+    """Return a last event ID, "" for None. Raises UsageError for what no header can carry."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"last_event_id is a {type(value).__name__}; it is a str, as events have it")
+    if _BAD_IN_ID.search(value):
+        raise UsageError("last_event_id has a control character, which no server sends in one")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError("last_event_id has a lone surrogate, which no server sends") from None
+    return value
 
 
 def is_replayable(content: object) -> bool:

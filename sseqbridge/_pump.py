@@ -21,9 +21,17 @@ import anyio
 
 from . import _runtime
 from ._connection import Batch, Body, Connection, Head
-from ._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, StreamTimeoutError
+from ._exceptions import (
+    BridgeClosedError,
+    CallbackError,
+    RequestAbortedError,
+    SSEError,
+    StreamTimeoutError,
+    UsageError,
+)
 from ._handoff import CLOSED, End, HandOff, post, settle
 from ._options import is_cancelled
+from ._reconnecting import Reconnecting, ReconnectingConnection
 
 if TYPE_CHECKING:
     from ._client import ClientPool
@@ -33,7 +41,7 @@ __all__ = ["Entry", "LoopState", "Pump"]
 
 logger = logging.getLogger("sseqbridge")
 
-Entry = Head | Batch | Body
+Entry = Head | Batch | Body | Reconnecting
 
 # After the stream's last event: how long the consumer's end waits for the rest of the body, and
 # how long that is read for in the background.
@@ -100,11 +108,17 @@ class Pump:
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         self.state = state
         self.loop = state.loop
-        self.connection = Connection(state.clients, options)
+        self.connection: Connection | ReconnectingConnection
+        if options.reconnect is None:
+            self.connection = Connection(state.clients, options)
+        else:
+            self.connection = ReconnectingConnection(state.clients, options, options.reconnect)
         self.handoff: HandOff[Entry] = HandOff(state.loop, options.max_buffered_bytes)
         self.task: asyncio.Task[None] | None = None
         self.opened = False
         self._first_event_at: float | None = None
+        self.last_event_id = options.last_event_id
+        self._options = options
         self._cancel = options.cancel
         self._timeout = options.timeout
         # Not the loop's time: uvloop's stands still while the loop waits, as in a caller's thread.
@@ -130,12 +144,16 @@ class Pump:
         self.state.pumps.add(self)
         self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
         self.task.add_done_callback(self._done)
+        if isinstance(self.connection, Connection):
+            self._limit_total()
+        if self._cancel is not None:
+            self.state.watch(self)
+
+    def _limit_total(self) -> None:
         total = self._timeout.total
         if total is not None:
             left = self._started_at + total - time.monotonic()
             self._set_timer("total", self.loop.time() + left, self._time_out, "total", total)
-        if self._cancel is not None:
-            self.state.watch(self)
 
     def _set_timer(self, name: str, when: float, callback: Callable[..., object], *args: Any) -> None:
         self._timers[name] = self.loop.call_at(when, callback, *args)
@@ -172,7 +190,11 @@ class Pump:
 
     async def _transfer(self) -> None:
         connection = self.connection
-        head = await connection.open()
+        while isinstance(head := await connection.open(), Reconnecting):
+            self.handoff.put_now(head)
+        if not isinstance(connection, Connection):
+            # Until here it has seen to that itself.
+            self._limit_total()
         self.opened = True
         self.handoff.put_soon(head)
         self._idle_since = self.loop.time()
@@ -201,8 +223,9 @@ class Pump:
             if self._first_event_at is None:
                 self._first_event_at = time.monotonic()
 
-    async def _put(self, entry: Batch | Body) -> None:
-        if isinstance(entry, Body):
+    async def _put(self, entry: Batch | Body | Reconnecting) -> None:
+        if not isinstance(entry, Batch):
+            self._flush()
             self.handoff.put_now(entry)
             return
         self._note(entry)
@@ -241,14 +264,20 @@ class Pump:
     def _check_idle(self, limit: float) -> None:
         # One timer a stream, set anew when it fires: an event costs no more than a look at the clock.
         now = self.loop.time()
-        since = now if self._idle_since is None else self._idle_since
+        opened_at = self.connection.opened_at
+        since = now if self._idle_since is None or opened_at is None else max(self._idle_since, opened_at)
         if now - since >= limit:
             self._time_out("idle", limit)
-        else:
+            since = now
+        if not self._aborted:
             self._set_timer("idle", since + limit, self._check_idle, limit)
 
     def _time_out(self, which: str, seconds: float) -> None:
-        self.abort(StreamTimeoutError(which, seconds))
+        error = StreamTimeoutError(which, seconds)
+        connection = self.connection
+        if which == "idle" and isinstance(connection, ReconnectingConnection) and connection.drop(error):
+            return
+        self.abort(error)
 
     def _begin_end(self) -> None:
         """The last event is in: let the consumer go soon, and the rest of the body come."""
@@ -288,6 +317,11 @@ class Pump:
         self._aborted = True
         if self._cancel_transfer is not None:
             self._cancel_transfer()
+
+    def reconnect(self) -> None:
+        """Drop the connection for another one."""
+        if isinstance(self.connection, ReconnectingConnection) and not (self._finished.is_set or self._ending):
+            self.connection.drop(None, was_asked_for=True)
 
     def check_cancel(self) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""
@@ -338,6 +372,21 @@ class Pump:
     def request_drain(self) -> None:
         """Have the rest of the body read, within bounds, since the last event has been seen."""
         self._post(self.drain)
+
+    def request_reconnect(self) -> None:
+        """Have the connection dropped for another one."""
+        self._post(self.reconnect)
+
+    def check_reconnect(self) -> None:
+        """Raise UsageError where the connection cannot be dropped for another one."""
+        options, connection = self._options, self.connection
+        if not isinstance(connection, ReconnectingConnection) or options.reconnect is None:
+            raise UsageError("this stream does not reconnect: ask for it with reconnect=True")
+        if not options.reconnect.resend and options.has_body and connection.events and not connection.last_event_id:
+            raise UsageError(
+                "the request has a body, and its answer gave events but no id to go on from; "
+                "reconnect=ReconnectionPolicy(resend=True) sends it again all the same"
+            )
 
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
         # Where the loop is closed, so is the connection.

@@ -15,16 +15,16 @@ import time
 import warnings
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _runtime
-from ._connection import Batch, Body
+from ._connection import Batch, Body, status_error
 from ._decoding import as_event
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
 from ._handoff import CLOSED, End
 from ._models import Comment, ServerSentEvent
 from ._options import is_cancelled
+from ._reconnecting import Reconnecting, tell
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._decoding import Decoder
     from ._options import CancelFlag
     from ._pump import Entry, Pump
+    from ._reconnecting import OnReconnect
 
 __all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "SSEResponse", "StreamStats"]
 
@@ -74,12 +75,20 @@ class StreamStats:
 class _BaseStream(Generic[T]):
     """What the two kinds of stream share: everything but the waiting."""
 
-    def __init__(self, pump: Pump, head: Head, decoder: Decoder, cancel: CancelFlag | None) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        head: Head,
+        decoder: Decoder,
+        cancel: CancelFlag | None,
+        on_reconnect: OnReconnect | None = None,
+    ) -> None:
         self._pump = pump
         self._handoff = pump.handoff
         self._head = head
         self._decoder = decoder
         self._cancel = cancel
+        self._on_reconnect = on_reconnect
         self._reading = _runtime.new_lock()
         # The items of the batch in hand that are still to come. Every way of reading draws on this.
         self._items: Iterator[Any] = _NO_ITEMS
@@ -87,7 +96,7 @@ class _BaseStream(Generic[T]):
         self._body: Body | None = None
         self._last_event: ServerSentEvent | str | None = None
         # Where the last batch read to its end leaves the stream; None while there is one in hand.
-        self._committed_id: str | None = ""
+        self._committed_id: str | None = pump.last_event_id
         self._retry: float | None = None
         self._end: End | None = None
         self._draining = False
@@ -157,9 +166,20 @@ class _BaseStream(Generic[T]):
             bytes=pump.connection.received,
             events=pump.connection.events,
             buffered=self._handoff.buffered,
-            reconnections=0,
+            reconnections=pump.connection.reconnections,
             time_to_first_event=pump.time_to_first_event,
         )
+
+    def reconnect(self) -> None:
+        """Drop the connection now and go on with another, from any thread; the consumer sees no error.
+
+        During a wait for the next attempt, make it now; after the stream's end, nothing. Raises
+        UsageError for a stream without `reconnect`, and where the request would be paid for twice:
+        it has a body, its answer gave events but no id, and the policy has no `resend`.
+        """
+        self._pump.check_reconnect()
+        if self._is_open():
+            self._pump.request_reconnect()
 
     # For relays.
 
@@ -247,6 +267,12 @@ class _BaseStream(Generic[T]):
         """Take the hand-off's next entry in hand. Raises the stream's error where it is one."""
         if isinstance(entry, Batch):
             self._batch, self._items = entry, iter(entry.items)
+        elif isinstance(entry, Reconnecting):
+            try:
+                tell(self._on_reconnect, entry)
+            except Exception as exc:
+                self._fail(exc)
+                raise
         elif isinstance(entry, Body):
             self._body = entry
             if not self._decoder.gives_body or entry.error is not None:
@@ -260,19 +286,8 @@ class _BaseStream(Generic[T]):
             raise self._end.error
 
     def _status_error(self) -> StatusError:
-        body, cause = self._body or Body(b"", None if self._end is None else self._end.error)
-        try:
-            phrase = f" {HTTPStatus(self.status).phrase}"
-        except ValueError:
-            phrase = ""
-        error = StatusError(
-            f"{self._pump.connection.target} answered {self.status}{phrase}; the answer is in .body",
-            self.status,
-            self.headers,
-            body,
-        )
-        error.__cause__ = cause
-        return error
+        body = self._body or Body(b"", None if self._end is None else self._end.error)
+        return status_error(self._pump.connection.target, self._head, body)
 
     # In a coroutine, of any loop: an EventStream's too, where a synchronous view hands one to an
     # asynchronous server.
@@ -333,8 +348,15 @@ class EventStream(_BaseStream[T]):
     A stream is its own context manager: `with` closes it.
     """
 
-    def __init__(self, pump: Pump, head: Head, decoder: Decoder, cancel: CancelFlag | None) -> None:
-        super().__init__(pump, head, decoder, cancel)
+    def __init__(
+        self,
+        pump: Pump,
+        head: Head,
+        decoder: Decoder,
+        cancel: CancelFlag | None,
+        on_reconnect: OnReconnect | None = None,
+    ) -> None:
+        super().__init__(pump, head, decoder, cancel, on_reconnect)
         self._abandoned = False
         # The thread of a for loop that is under way: it may call next() in its body.
         self._loop_thread: int | None = None

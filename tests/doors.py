@@ -6,7 +6,7 @@ Rule: the asynchronous door's loop runs only while something is waited for, in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -31,6 +31,10 @@ class Door:
     def run(self, result: Any) -> Any:
         """Return a function's result, or what its coroutine gives."""
         return result if self._loop is None else self._loop.run_until_complete(result)
+
+    def meanwhile(self, function: Callable[[], object]) -> None:
+        """Call a function that waits, while the streams go on."""
+        self.run(asyncio.to_thread(function) if self.is_async else function())
 
     def close(self) -> None:
         if self._loop is not None:

@@ -255,7 +255,8 @@ def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> Non
     # As by a forked child: closing our own descriptor would tell the upstream nothing.
     events, request = ask(flood, max_buffered_bytes=100_000)
     hold_back(request)
-    stream: Any = events._pump.connection._network_stream
+    connection: Any = events._pump.connection
+    stream: Any = connection._network_stream
     inherited = os.dup(stream.get_extra_info("socket").fileno())
     try:
         events.close()

@@ -15,6 +15,7 @@ from sseqbridge._exceptions import (
     ContentTypeError,
     DecodeError,
     EventError,
+    ReconnectionError,
     RedirectError,
     ResponseError,
     SSEError,
@@ -32,6 +33,7 @@ EVENT = ServerSentEvent("error", "secret", "7", 1.0)
 WITH_FACTS: list[Exception] = [
     StreamTimeoutError("read", 1.5),
     StreamTimeoutError("total", None),
+    ReconnectionError("lost", 3),
     RedirectError("a redirect", 302),
     ResponseError("an answer", 200, HEADERS, b"body"),
     StatusError("a status", 503, HEADERS, b"body"),
@@ -100,9 +102,11 @@ def assert_same(other: Exception, error: Exception) -> None:
 
 
 def test_facts_are_attributes() -> None:
-    timeout, _, redirect, response, _, _, limit, event, _, upstream = WITH_FACTS
+    timeout, _, lost, redirect, response, _, _, limit, event, _, upstream = WITH_FACTS
     assert isinstance(timeout, StreamTimeoutError)
     assert (timeout.which, timeout.seconds) == ("read", 1.5)
+    assert isinstance(lost, ReconnectionError)
+    assert (str(lost), lost.attempts) == ("lost", 3)
     assert isinstance(redirect, RedirectError)
     assert redirect.status == 302
     assert isinstance(response, ResponseError)

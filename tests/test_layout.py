@@ -21,10 +21,12 @@ FLOORS = [
     ["testing"],
     ["_bridge"],
     ["_pump"],
+    ["_reconnecting"],
     ["_handoff", "_connection"],
     ["_client"],
     ["_transport"],
-    ["_runtime", "_options", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads", "_tls"],
+    ["_runtime", "_options"],
+    ["_reconnection", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads", "_tls"],
     ["_exceptions", "_fast", "_gevent"],
     ["_models"],
 ]
@@ -35,7 +37,7 @@ FILES = [name for floor in FLOORS for name in floor]
 
 # These do the work without doing any input or output.
 SANS_IO = ["_parser", "_encoder", "_decoding", "_content_encoding", "_framing", "_heads", "_tls"]
-SANS_IO += ["_fast", "_models", "_exceptions", "relay._writer"]
+SANS_IO += ["_reconnection", "_fast", "_models", "_exceptions", "relay._writer"]
 KNOW_HTTPX = {"_client", "_connection", "_transport"}
 START_THREADS = {"_runtime", "_gevent", "testing"}
 

@@ -36,6 +36,8 @@ NAMES = [
     "EventStreamParser",
     "ProtocolError",
     "ReadError",
+    "ReconnectionError",
+    "ReconnectionPolicy",
     "RedirectError",
     "RequestAbortedError",
     "ResponseError",

@@ -30,6 +30,7 @@ _WORDS = {
     "ConnectError": "no connection to the upstream",
     "ReadError": "the connection to the upstream broke",
     "TruncatedStreamError": "the upstream's stream was cut off",
+    "ReconnectionError": "the upstream's stream was cut off",
     "ProtocolError": "the upstream's answer could not be read",
     "StreamTimeoutError": "the upstream took too long",
     "BufferLimitError": "the upstream sent an event that is too large",

@@ -1,0 +1,367 @@
+"""A stream's connections, one after another, as one: iterated like a `Connection`, and like it the loop's alone.
+
+Two rules: what a connection gave before it was dropped is given first, and an id that it did not
+commit is never sent. The waiting is here, the deciding in _reconnection.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import anyio
+
+from . import _runtime
+from ._connection import Batch, Body, Connection, Head, status_error
+from ._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
+from ._models import ServerSentEvent
+from ._reconnection import Drop, GiveUp, ReconnectionPolicy, Retry, Stop, http_date, retry_after
+
+if TYPE_CHECKING:
+    import httpx
+
+    from ._client import ClientPool
+    from ._options import RequestOptions
+
+__all__ = ["OnReconnect", "Reconnecting", "ReconnectingConnection", "tell"]
+
+logger = logging.getLogger("sseqbridge")
+
+T = TypeVar("T")
+
+OnReconnect = Callable[[int, float, SSEError | None], object]
+
+# How long the call itself waits for the first answer at most, where no `total` says so.
+_OPEN_SECONDS = 60.0
+
+
+class Reconnecting(NamedTuple):
+    """That the connection is gone, and when there will be another: what `on_reconnect` is called with."""
+
+    attempt: int
+    delay: float
+    cause: SSEError | None
+
+
+class _Dropped(NamedTuple):
+    cause: SSEError | None
+    was_asked_for: bool
+
+
+class _DroppedError(Exception):
+    """What was waited for was given up, since the connection is to be dropped."""
+
+
+class ReconnectingConnection:
+    """What a `Connection` is, for a stream that outlives its connections.
+
+    `open()` and iterating give Reconnecting entries, too, each before the wait that it tells of.
+    """
+
+    def __init__(self, clients: ClientPool, options: RequestOptions, policy: ReconnectionPolicy) -> None:
+        """Build the first request. Raises UsageError for arguments that no request can be built of."""
+        self._clients = clients
+        self._options = options
+        self._policy = policy
+        self._connection = Connection(clients, options)
+        self._is_held = True
+        self._put: Callable[[Batch], bool] | None = None
+        # The attempt that comes next, where there is none under way.
+        self._retry: Retry | None = None
+        # Why the connection is to be dropped, and whether somebody asked for that.
+        self._dropped: _Dropped | None = None
+        # Around what is waited for.
+        self._scope: anyio.CancelScope | None = None
+        # An answer that was to be retried, where that has come to nothing.
+        self._refusal: tuple[Head, Body] | None = None
+        self._gives_refusal = False
+        self._started_at = time.monotonic()
+        # Whether nothing comes after the connection at hand.
+        self._is_last = False
+        # What earlier connections gave.
+        self._received = 0
+        self._events = 0
+        self.reconnections = 0
+        # On the loop's clock; None while there is no connection.
+        self.opened_at: float | None = None
+
+    # As of a Connection.
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the request goes through the library's own transport alone."""
+        return self._connection.is_direct
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the body's end is known to be in."""
+        return self._connection.is_complete
+
+    @property
+    def target(self) -> str:
+        """The URL that is asked, as messages may show it."""
+        return self._connection.target
+
+    @property
+    def outcome(self) -> str | None:
+        """How the stream ended, None before."""
+        if self._gives_refusal:
+            return "eof"
+        outcome = self._connection.outcome
+        return outcome if outcome == "done" or self._is_last else None
+
+    @property
+    def done_event(self) -> ServerSentEvent | str | None:
+        """By whose data the stream was ended; None where it was not."""
+        return self._connection.done_event
+
+    @property
+    def received(self) -> int:
+        """The bytes of all bodies so far."""
+        return self._received + self._connection.received
+
+    @property
+    def events(self) -> int:
+        """The events of all bodies so far."""
+        return self._events + self._connection.events
+
+    @property
+    def last_event_id(self) -> str:
+        """What the next request would go on from; "" for nothing."""
+        return self._connection.resumption.last_event_id
+
+    def put_through(self, put: Callable[[Batch], bool]) -> None:
+        """See Connection.put_through."""
+        self._put = put
+        self._connection.put_through(put)
+
+    def drain(self) -> None:
+        """Read on without giving batches, a little, so that the connection can be used again."""
+        self._connection.drain()
+
+    def shut_down(self) -> None:
+        """Cut the connection off, at once, whatever the reading waits for."""
+        self._connection.shut_down()
+
+    async def aclose(self) -> None:
+        """Give the connection back where the answer was read to its end, else close it."""
+        self._put = None
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self.opened_at = None
+            await self._connection.aclose()
+
+    # The first answer.
+
+    async def open(self) -> Head | Reconnecting:
+        """Return the first answer's head; before it, what is known of each attempt that failed.
+
+        All of them take `total` seconds at most, or 60: then the last answer is returned, whatever
+        its status, or ReconnectionError raised where there was none.
+        """
+        total = self._options.timeout.total
+        seconds = _OPEN_SECONDS if total is None else total
+        deadline = self._started_at + seconds
+        with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+            return await self._attempt(deadline)
+        tried = 0 if self._retry is None else self._retry.attempt
+        return self._given_up(GiveUp(tried, "the time for it is over"), StreamTimeoutError("total", seconds))
+
+    async def _attempt(self, deadline: float) -> Head | Reconnecting:
+        try:
+            if self._retry is not None:
+                await anyio.sleep(self._retry.delay)
+                await self._renew()
+            head = await self._connection.open()
+        except SSEError as exc:
+            return await self._failed(exc, deadline)
+        if head.status in (200, 204):
+            return self._begun(head)
+        # What becomes of it can be said before its body is in.
+        decision = self._policy.after(self._drop(status_error(self.target, head, Body(b""))))
+        if not isinstance(decision, Retry) or time.monotonic() + decision.delay > deadline:
+            return self._begun(head)
+        self._refusal = head, Body(b"")
+        self._refusal = head, await self._connection.read_body()
+        return await self._planned(decision, status_error(self.target, *self._refusal))
+
+    async def _failed(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
+        decision = self._policy.after(self._drop(cause))
+        if isinstance(decision, Stop):
+            raise cause
+        if isinstance(decision, Retry):
+            if time.monotonic() + decision.delay <= deadline:
+                return await self._planned(decision, cause)
+            decision = GiveUp(decision.attempt - 1, f"the next attempt, in {decision.delay:.3g} s, would come too late")
+        return self._given_up(decision, cause)
+
+    def _given_up(self, decision: GiveUp, cause: SSEError) -> Head:
+        if self._refusal is None:
+            raise self._lost(decision, cause)
+        self._is_last = self._gives_refusal = True
+        return self._refusal[0]
+
+    def _begun(self, head: Head) -> Head:
+        self._retry = None
+        self._is_last = head.status != 200
+        self.opened_at = anyio.current_time()
+        return head
+
+    # Reading.
+
+    def __aiter__(self) -> ReconnectingConnection:
+        return self
+
+    async def __anext__(self) -> Batch | Body | Reconnecting:
+        """Return the next batch, or what becomes of the connection that has ended.
+
+        Raises StopAsyncIteration once `outcome` is set, and ReconnectionError.
+        """
+        if self._gives_refusal:
+            return self._taken_refusal()
+        while True:
+            cause: SSEError | None = None
+            try:
+                if self._retry is not None:
+                    await self._reconnect()
+                if self._dropped is None:
+                    return await self._droppable(self._connection.__anext__)
+                if (batch := self._connection.rest()) is not None:
+                    return batch
+            except _DroppedError:
+                continue
+            except StopAsyncIteration:
+                if self._is_last or self._connection.outcome == "done":
+                    raise
+            except SSEError as exc:
+                cause = exc
+            return await self._next_after(cause)
+
+    def _taken_refusal(self) -> Body:
+        if self._refusal is None:
+            raise StopAsyncIteration
+        (_, body), self._refusal = self._refusal, None
+        return body
+
+    async def _next_after(self, cause: SSEError | None) -> Reconnecting:
+        if self._dropped is not None:
+            dropped, self._dropped = self._dropped, None
+            if dropped.was_asked_for:
+                return await self._planned(self._policy.at_once(), None)
+            # And not what came of it.
+            cause = dropped.cause
+        decision = self._policy.after(self._drop(cause))
+        if isinstance(decision, Retry):
+            return await self._planned(decision, cause)
+        if isinstance(decision, GiveUp):
+            raise self._lost(decision, cause) from cause
+        self._is_last = True
+        raise StopAsyncIteration if cause is None else cause
+
+    async def _reconnect(self) -> None:
+        """Wait until the time for the next connection has come, and make it. Raises SSEError where that fails."""
+        assert self._retry is not None
+        try:
+            await self._droppable(partial(anyio.sleep, self._retry.delay))
+        except _DroppedError:
+            # Somebody asked for it, so now is the time.
+            self._dropped = None
+        self._retry = None
+        await self._renew()
+        head = await self._droppable(self._connection.open)
+        if head.status not in (200, 204):
+            raise status_error(self.target, head, await self._connection.read_body())
+        # 204 says that there is nothing more to come.
+        self._is_last = head.status == 204
+        self.reconnections += 1
+        self.opened_at = anyio.current_time()
+
+    async def _renew(self) -> None:
+        """Have the request ready for another time, where this one was dropped."""
+        old = self._connection
+        make = partial(Connection, self._clients, self._options, old.resumption)
+        # A factory of the caller's may take its time.
+        slow = self._clients.has_factory
+        try:
+            self._connection = await _runtime.run_in_daemon_thread("sseqbridge-client", make) if slow else make()
+        except UsageError as exc:
+            told = "the last event ID has a character that no header can carry"
+            raise ReconnectionError(f"{self.target}: {told}", 0) from exc
+        self._is_held = True
+        self._received += old.received
+        self._events += old.events
+        if self._put is not None:
+            self._connection.put_through(self._put)
+
+    async def _droppable(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return what `call` gives. Raises _DroppedError once the connection is to be dropped."""
+        with anyio.CancelScope() as scope:
+            self._scope = scope
+            try:
+                return await call()
+            finally:
+                self._scope = None
+        raise _DroppedError
+
+    def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
+        """Give the connection up for another one; False where none comes after it.
+
+        What it gave so far is given first.
+        """
+        if self._is_last or self._connection.outcome == "done":
+            return False
+        self._dropped = _Dropped(cause, was_asked_for)
+        self._connection.shut_down()
+        if self._scope is not None:
+            self._scope.cancel()
+        return True
+
+    # Deciding.
+
+    def _drop(self, cause: SSEError | None) -> Drop:
+        options, connection = self._options, self._connection
+        return Drop(
+            cause,
+            open_for=0.0 if self.opened_at is None else anyio.current_time() - self.opened_at,
+            events=connection.events,
+            retry=connection.resumption.retry,
+            retry_after=_retry_after(cause.headers) if isinstance(cause, StatusError) else None,
+            method=options.method,
+            has_body=options.has_body,
+            delivered=self.events > 0,
+            last_event_id=connection.resumption.last_event_id,
+        )
+
+    async def _planned(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
+        await self._close()
+        self._retry, self._policy = retry, retry.policy
+        told = "a clean end, or asked for" if cause is None else type(cause).__name__
+        logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, told)
+        return Reconnecting(retry.attempt, retry.delay, cause)
+
+    def _lost(self, decision: GiveUp, cause: SSEError | None) -> ReconnectionError:
+        error = ReconnectionError(
+            f"{self.target}: the stream was lost after {decision.attempts} attempts to reconnect; {decision.reason}",
+            decision.attempts,
+        )
+        error.__cause__ = cause
+        return error
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    # By the server's own clock, where it says what that shows.
+    now = http_date(headers.get("date")) or datetime.now(timezone.utc)
+    return retry_after(headers.get("retry-after"), now)
+
+
+def tell(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
+    """Call the caller's function, where there is one. In the consumer's thread; raises what it raises."""
+    if on_reconnect is not None:
+        on_reconnect(*entry)
