@@ -202,10 +202,11 @@ def is_client_replaced() -> bool:
 
 def _is_replaced() -> bool:
     """Whether someone stands in for httpx's transport: pytest-httpx, RESPX, OpenTelemetry."""
-    httpcore = sys.modules.get("httpcore")
+    # None also of a package that another thread is only just importing.
+    pool = getattr(sys.modules.get("httpcore"), "AsyncConnectionPool", None)
     return not (
         _is_own(httpx.AsyncHTTPTransport.handle_async_request, "httpx")
-        and (httpcore is None or _is_own(httpcore.AsyncConnectionPool.handle_async_request, "httpcore"))
+        and (pool is None or _is_own(pool.handle_async_request, "httpcore"))
     )
 
 

@@ -31,7 +31,7 @@ from sseqbridge._parser import EventStreamParser
 
 from .support import ROOT, until
 
-__all__ = ["NGINX", "UWSGI", "Reader", "Server", "Servers", "reading"]
+__all__ = ["NCHAN", "NGINX", "UWSGI", "Reader", "Server", "Servers", "reading"]
 
 _READY_SECONDS = 30.0
 _READ_SECONDS = 10.0
@@ -60,6 +60,8 @@ def _uwsgi() -> list[str] | None:
 
 # What they are started with; None where they are not installed.
 NGINX = _nginx()
+# nginx's module that stores messages, and resumes event streams.
+NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 UWSGI = _uwsgi()
 
 
@@ -111,6 +113,7 @@ _NGINX_CONFIGURATION = """
 daemon off;
 pid nginx.pid;
 error_log stderr;
+%s
 events {}
 http {
     access_log off;
@@ -122,10 +125,20 @@ http {
     server {
         listen 127.0.0.1:%d;
         location = /plain { return 204; }
-        location ~ ^/(\\d+)(/.*)$ { proxy_pass http://127.0.0.1:$1$2$is_args$args; }
+        %s
     }
 }
 """
+_LOCATIONS = {
+    "nginx": "location ~ ^/(\\d+)(/.*)$ { proxy_pass http://127.0.0.1:$1$2$is_args$args; }",
+    "nchan": """
+        nchan_channel_id $arg_id;
+        nchan_message_buffer_length 100000;
+        nchan_message_timeout 0;
+        location = /publish { nchan_publisher; }
+        location = /subscribe { nchan_subscriber eventsource; nchan_subscriber_first_message oldest; }
+    """,
+}
 
 
 class Server:
@@ -142,7 +155,8 @@ class Server:
         self.url = f"http{'s' if name.endswith(', TLS') else ''}://127.0.0.1:{self.port}"
         self.directory = Path(tempfile.mkdtemp(prefix="sseqbridge-"))
         self._log = self.directory / "log"
-        # Whoever is root lets others in: nginx is to run without its rights.
+        # Whoever is root lets others in: nginx is to run without its rights. (nchan's master wants them, for a
+        # directory in /var/lib that cannot be another one; its workers have none.)
         self._user = "nobody" if name == "nginx" and os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(self.directory, self._user)
@@ -160,12 +174,13 @@ class Server:
             )
 
     def _command(self) -> list[str]:
-        if self.name != "nginx":
+        if self.name not in _LOCATIONS:
             application, _, tls = self.name.partition(", ")
             return _COMMANDS[application](self.port) + (self._tls_options(application) if tls else [])
         assert NGINX is not None
         configuration = self.directory / "nginx.conf"
-        configuration.write_text(_NGINX_CONFIGURATION % self.port)
+        module = f"load_module {NCHAN};" if self.name == "nchan" else ""
+        configuration.write_text(_NGINX_CONFIGURATION % (module, self.port, _LOCATIONS[self.name]))
         return [NGINX, "-p", str(self.directory), "-c", str(configuration), "-e", "stderr"]
 
     def _tls_options(self, application: str) -> list[str]:

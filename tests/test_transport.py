@@ -16,12 +16,14 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -1754,6 +1756,12 @@ def test_httpcores_pool_that_was_replaced_is_honoured(ask_anew: Door, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", handle)
             assert ask_anew("http://upstream.test/23").items() == [23]
+        assert ask_anew(server.url).items() == [1]
+
+
+def test_httpcore_that_is_only_just_imported_by_another_thread(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        monkeypatch.setitem(sys.modules, "httpcore", ModuleType("httpcore"))
         assert ask_anew(server.url).items() == [1]
 
 

@@ -1,0 +1,91 @@
+"""A TCP proxy on loopback that breaks connections, for what has to survive that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from types import TracebackType
+
+__all__ = ["CuttingProxy"]
+
+_READ_BYTES = 65_536
+
+
+class CuttingProxy:
+    """Passes connections on to a server, and cuts each after so many bytes of the answer, by chance.
+
+    `most` is the most bytes, None to let all pass. Half of the cuts are resets. `seed` makes a run
+    that can be had again; `cuts` counts them.
+    """
+
+    def __init__(self, port: int, *, most: int | None, seed: int) -> None:
+        self.most = most
+        self.cuts = 0
+        self._upstream = port
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._ended = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="CuttingProxy", daemon=True)
+
+    def __enter__(self) -> CuttingProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        with self._listener, contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._converse, sock=self._listener)
+        await self._ended
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        left = None if self.most is None else self._random.randint(1, self.most)
+        is_reset = self._random.random() < 0.5
+        upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream)
+        asking = asyncio.create_task(_pass_on(reader, upstream))
+        try:
+            while data := await upstream_reader.read(_READ_BYTES):
+                writer.write(data if left is None else data[:left])
+                await writer.drain()
+                if left is not None:
+                    left -= len(data)
+                    if left <= 0:
+                        self.cuts += 1
+                        break
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # One of both has left, or this is the end.
+        finally:
+            asking.cancel()
+            if is_reset and left is not None and left <= 0:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.close()
+            upstream.close()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(_READ_BYTES):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
