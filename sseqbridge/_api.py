@@ -39,6 +39,7 @@ from ._options import (
     header_list,
     is_cancelled,
     is_replayable,
+    with_surrounding,
 )
 from ._parser import DEFAULT_MAX_EVENT_BYTES
 from ._pump import LoopState, Pump
@@ -221,7 +222,7 @@ def request_sse(
     try:
         while isinstance(entry := pump.handoff.take(), Reconnecting):
             tell(on_reconnect, entry)
-        return SSEResponse(EventStream(pump, _head(entry), decoder, cancel, on_reconnect))
+        return SSEResponse(EventStream(pump, _head(entry), decoder, options.cancel, on_reconnect))
     except BaseException:
         pump.request_abort()
         raise
@@ -324,7 +325,7 @@ async def arequest_sse(
     try:
         while isinstance(entry := await pump.handoff.atake(), Reconnecting):
             tell(on_reconnect, entry)
-        return AsyncSSEResponse(AsyncEventStream(pump, _head(entry), decoder, cancel, on_reconnect))
+        return AsyncSSEResponse(AsyncEventStream(pump, _head(entry), decoder, options.cancel, on_reconnect))
     except BaseException:
         pump.abort(None)
         raise
@@ -412,11 +413,11 @@ def _prepare(
         raise UsageError(f"auth is a {type(auth).__name__}; it is (user, password) or an httpx.Auth")
     if extensions is not None and not isinstance(extensions, Mapping):
         raise UsageError(f"extensions is a {type(extensions).__name__}; it is a mapping, as httpx has it")
-    if cancel is not None:
-        if not callable(getattr(cancel, "is_set", None)):
-            raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
-        if is_cancelled(cancel):
-            raise RequestAbortedError("cancel was set before the request was sent")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
+    cancel = with_surrounding(cancel)
+    if is_cancelled(cancel):
+        raise RequestAbortedError("cancel was set before the request was sent")
     policy = _policy(reconnect)
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")

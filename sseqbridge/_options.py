@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,8 @@ __all__ = [
     "header_list",
     "is_cancelled",
     "is_replayable",
+    "surrounding_cancel",
+    "with_surrounding",
 ]
 
 # What is sent unless the caller says otherwise.
@@ -51,6 +54,24 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> object:
         """Whether the request is to be aborted. Called in the loop's thread; it must not wait."""
+
+
+# Set where streams are opened for somebody who may leave: they end with him, besides their own flag.
+surrounding_cancel: ContextVar[CancelFlag | None] = ContextVar("sseqbridge-cancel", default=None)
+
+
+class _EitherFlag:
+    def __init__(self, one: CancelFlag, other: CancelFlag) -> None:
+        self._flags = one, other
+
+    def is_set(self) -> bool:
+        return any(flag.is_set() for flag in self._flags)
+
+
+def with_surrounding(cancel: CancelFlag | None) -> CancelFlag | None:
+    """Return the flag that ends a stream which is opened here with `cancel`."""
+    outer = surrounding_cancel.get()
+    return cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
 
 
 def is_cancelled(cancel: CancelFlag | None) -> bool:

@@ -195,6 +195,7 @@ def test_map_says_what_goes_out(relayed: Relay, made: Any, frame: bytes) -> None
         (False, b""),
         (None, b""),
         ("over", b"data: over\n\n"),
+        ("", b"data: \n\n"),
         (ServerSentEvent("end", "{}"), b"event: end\ndata: {}\n\n"),
     ],
 )
@@ -460,6 +461,36 @@ def test_decode_function_that_fails(relayed: Relay, caplog: pytest.LogCaptureFix
         server.requests[0].wait_aborted()
     assert error_of(read)["type"] == "DecodeError"
     assert '["wrong"][int(event.data)]' in caplog.text
+
+
+def test_map_that_asks_for_the_processs_end(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    with SSEServer([send(1), silence()]) as server:
+        read = relayed(request_sse(server.url), map=lambda item: sys.exit("enough")).rest()
+        server.requests[0].wait_aborted()
+    assert error_of(read)["type"] == "ServerError"
+    assert "enough" in caplog.text
+
+
+def test_ids_that_map_gives_are_not_taken_back(relayed: Relay) -> None:
+    """Those of a server without ids."""
+
+    def sparse(item: int) -> Any:
+        return ServerSentEvent(data="a", id="5") if item == 1 else {"n": item}
+
+    with SSEServer([send(1), send(2), send(3), DONE]) as server:
+        read = relayed(request_sse(server.url), map=sparse).rest()
+    assert read == b'id: 5\ndata: a\n\ndata: {"n":2}\n\ndata: {"n":3}\n\ndata: [DONE]\n\n'
+
+
+def test_stream_that_somebody_else_reads_before_the_relay_does(
+    relayed: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        response = request_sse(server.url)
+        reading = relayed(response)
+        assert list(response.events) == [1]
+        assert error_of(reading.rest())["type"] == "ServerError"
+    assert "somebody else" in caplog.text
 
 
 def test_stream_that_its_owner_closes_ends_without_a_last_event(relayed: Relay) -> None:
@@ -737,6 +768,91 @@ def test_iterable_and_map_find_what_the_view_finds(relayed: Relay) -> None:
         assert [reading.rest() for reading in contextvars.copy_context().run(view)] == [b"data: ann\n\n"] * 2
 
 
+def test_stream_that_an_iterable_waits_for_ends_with_the_reader(relayed: Relay) -> None:
+    ended = threading.Event()
+
+    def items() -> Iterator[Any]:
+        with request_sse(server.url) as (_, _, events):
+            yield from events
+        ended.set()
+
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        reading = relayed(items())
+        assert reading.next_event() == b'data: {"n":1}\n\n'
+        reading.close()
+        server.requests[0].wait_aborted()
+        assert ended.wait(5)
+
+
+def test_stream_of_an_iterable_keeps_its_own_flag() -> None:
+    flag = threading.Event()
+
+    def items() -> Iterator[Any]:
+        yield from request_sse(server.url, cancel=flag).events
+        yield "over"
+
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        frames = relay.frames(items(), heartbeat=None)
+        assert next(piece for piece in frames if piece != HEARTBEAT) == b'data: {"n":1}\n\n'
+        flag.set()
+        assert b"".join(frames) == b"data: over\n\n"
+        with pytest.raises(RequestAbortedError):
+            list(items())
+
+
+def test_iterable_is_closed_as_well_as_its_iterator(relayed: Relay) -> None:
+    closed: list[str] = []
+
+    class Items:
+        def __iter__(self) -> Iterator[str]:
+            try:
+                yield "a"
+            finally:
+                closed.append("iterator")
+
+        def close(self) -> None:
+            closed.append("iterable")
+
+    assert relayed(Items()).rest() == b"data: a\n\n"
+    until(lambda: len(closed) == 2)
+    assert closed == ["iterator", "iterable"]
+
+
+class FailsAtItsEnd:
+    """An asynchronous iterator whose aclose() fails."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = list(items)
+
+    def __aiter__(self) -> FailsAtItsEnd:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._items:
+            raise StopAsyncIteration
+        if isinstance(item := self._items.pop(0), Exception):
+            raise item
+        return item
+
+    async def aclose(self) -> None:
+        raise LookupError("in the end")
+
+
+def test_asynchronous_iterable_that_fails_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def read(*items: Any) -> bytes:
+        return b"".join([piece async for piece in relay.aframes(FailsAtItsEnd(*items), heartbeat=None)])
+
+    read_well = asyncio.run(read("a"))
+    assert b"data: a\n\n" in read_well
+    assert error_of(read_well)["type"] == "ServerError"
+    assert "LookupError: in the end" in caplog.text
+    caplog.clear()
+    # The first failure is what is told, both are in the log.
+    assert error_of(asyncio.run(read(ValueError("first"))))["type"] == "ServerError"
+    assert "ValueError: first" in caplog.text
+    assert "LookupError: in the end" in caplog.text
+
+
 def test_asynchronous_iterable_finds_what_the_view_finds() -> None:
     user = contextvars.ContextVar[str]("user")
 
@@ -1004,6 +1120,20 @@ def test_headers_that_are_the_servers(name: str) -> None:
 def test_header_that_cannot_be_sent(value: Any) -> None:
     with pytest.raises(UsageError, match="the header X-A has a value that cannot be sent"):
         event_stream_headers({"X-A": value})
+
+
+@pytest.mark.parametrize("name", ["X-A: 1\r\nSet-Cookie", "", "X A", "X\u00fc", "X-A:", 5])
+def test_name_that_is_no_headers(name: Any) -> None:
+    with pytest.raises(UsageError, match="header's name"):
+        event_stream_headers({name: "x"})
+
+
+def test_headers_are_a_mapping_and_each_counts_once() -> None:
+    with pytest.raises(UsageError, match="mapping"):
+        event_stream_headers([("X-A", "1")])  # type: ignore[arg-type]
+    merged = event_stream_headers({"x-a": "1", "X-A": "2", "cache-control": "private", "CACHE-CONTROL": "no-store"})
+    assert merged["X-A"] == "2"
+    assert [name for name in merged if name.lower() in ("x-a", "cache-control")] == ["X-A", "CACHE-CONTROL"]
 
 
 # The reader's socket.

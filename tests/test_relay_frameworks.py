@@ -27,11 +27,12 @@ from django.test import RequestFactory
 from django.urls import path as route
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import UsageError, arequest_sse, relay, request_sse
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence, wait
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 
 from .support import in_thread, until
 
@@ -282,6 +283,47 @@ def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
             server.wait_for_request()
             until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
         server.requests[0].wait_aborted()
+
+
+def test_refusal_has_the_callers_headers_but_those_of_its_body(view: str) -> None:
+    with script(respond(429, content_type="application/json"), b"{}"):
+        response = httpx.get(view)
+    assert (response.status_code, response.headers["x-mine"]) == (429, "1")
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_refusal_without_a_type_is_not_taken_for_a_page(view: str) -> None:
+    with script(respond(500, content_type=None), b"<script>"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (500, b"<script>")
+    assert response.headers["content-type"].startswith("application/octet-stream")
+
+
+def test_refusal_with_a_status_that_there_is_not(view: str) -> None:
+    with script(respond(999, content_type="text/plain"), b"odd"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (502, b"odd")
+
+
+@pytest.mark.parametrize("rest", [[b"{", cut()], [bytes(1024 * 1024 + 1)]], ids=["cut", "long"])
+def test_refusal_that_is_not_whole_is_told_to_the_log(
+    view: str, caplog: pytest.LogCaptureFixture, rest: list[Step]
+) -> None:
+    with script(respond(500, content_type="text/plain"), *rest):
+        assert httpx.get(view).status_code == 500
+    assert "not all of it" in caplog.text
+
+
+def test_refusal_whose_reader_leaves_behind_a_middleware(caplog: pytest.LogCaptureFixture) -> None:
+    """It wants an answer, though there is nobody to read it."""
+    app = starlette_app()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
+    with under_uvicorn(app) as origin, script(respond(503), b"x", silence()) as server:
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
+            reader.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.wait_for_request()
+        server.requests[0].wait_aborted()
+    assert "No response returned" not in caplog.text
 
 
 def test_refusal_of_a_type_that_no_server_could_send(origin: str) -> None:

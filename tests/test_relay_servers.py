@@ -377,7 +377,7 @@ def through_nginx(servers: Servers) -> Callable[[str], str]:
 BEHIND_NGINX = at(place for place in EVERYWHERE if place.server != "runserver")
 
 
-@BEHIND_NGINX
+@at(EVERYWHERE)
 def test_behind_nginx_every_event_comes_within_a_tenth_of_a_second(
     address: Address, through_nginx: Callable[[str], str]
 ) -> None:

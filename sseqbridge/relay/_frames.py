@@ -100,14 +100,16 @@ def arelayed(stream: Any, options: RelayOptions) -> AsyncFrames:
 
 class _Frames:
     def __init__(self, options: RelayOptions) -> None:
-        self._heartbeat = _LONG if options.heartbeat is None else options.heartbeat
+        self._heartbeat = options.heartbeat
         self._sent_at: float | None = None
         self._ended = False
         self._failure: Exception | None = None
 
     def _wait(self) -> float:
         """How long to wait for something to send; not at all before the first."""
-        return 0.0 if self._sent_at is None else max(0.0, self._sent_at + self._heartbeat - time.monotonic())
+        if self._sent_at is None:
+            return 0.0
+        return _LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - time.monotonic())
 
     def _send(self, piece: bytes) -> bytes:
         self._sent_at = time.monotonic()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sseqbridge._connection import MAX_BODY_BYTES
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._streams import AsyncEventStream, EventStream
+from sseqbridge._streams import EventStream
 
 from ._reader import ReaderLeft
 from ._sources import stream_of
 
-__all__ = ["Refusal", "arefusal_of", "event_stream_headers", "is_refused", "refusal_headers", "refusal_of"]
+__all__ = ["Refusal", "arefusal_of", "event_stream_headers", "is_refused", "refusal_head", "refusal_of"]
+
+logger = logging.getLogger("sseqbridge")
 
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -32,6 +36,7 @@ _REFUSED = {
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
+    "proxy-connection",
     "te",
     "trailer",
     "trailers",
@@ -39,7 +44,10 @@ _REFUSED = {
     "upgrade",
 }
 
+_FIELD_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
+
+_OF_A_BODY = ("content-type", "content-encoding")
 
 # What of an upstream's refusal goes on besides its body.
 _PASSED_ON = ("content-type", "retry-after")
@@ -58,14 +66,24 @@ def event_stream_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
     Raises UsageError for one that cannot be set.
     """
-    merged = dict(_HEADERS)
+    return _merged(_HEADERS, headers)
+
+
+def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return headers with the caller's, which go before others of the same name."""
+    if headers is not None and not isinstance(headers, Mapping):
+        raise UsageError(f"headers is a {type(headers).__name__}; it is a mapping of names and values")
+    merged = dict(own)
     names = {name.lower(): name for name in merged}
     for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+            raise UsageError("headers: a name is no header's name, which has letters, digits and some signs")
         if name.lower() in _REFUSED:
             raise UsageError(f"the header {name} is the web server's to set, not an application's")
         if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
             raise UsageError(f"the header {name} has a value that cannot be sent: it is one line of latin-1 text")
         merged.pop(names.get(name.lower(), ""), None)
+        names[name.lower()] = name
         merged[name] = value
     return merged
 
@@ -76,8 +94,11 @@ def is_refused(stream: Any) -> bool:
     return events is not None and events.status != 200
 
 
-def refusal_of(stream: Any, reader_left: ReaderLeft) -> Refusal:
-    """Return an upstream's refusal, waiting for its body while the reader stays. Not in a coroutine."""
+def refusal_of(stream: Any, headers: Mapping[str, str] | None, reader_left: ReaderLeft) -> Refusal:
+    """Return an upstream's refusal, with the caller's headers, waiting for its body while the reader stays.
+
+    Not in a coroutine.
+    """
     events = stream_of(stream)
     if not isinstance(events, EventStream):
         raise UsageError("a synchronous server takes what request_sse returns, or an iterable")
@@ -88,34 +109,43 @@ def refusal_of(stream: Any, reader_left: ReaderLeft) -> Refusal:
                 events.raise_for_status()
                 break
     except StatusError as error:
-        body = error.body
+        body = _body_of(error)
     finally:
         events.close()
-    return Refusal(events.status, _passed_on(events), body)
+    return Refusal(*refusal_head(stream, headers), body)
 
 
-def refusal_headers(stream: Any) -> tuple[int, dict[str, str]]:
-    """Return what is known of an upstream's refusal before its body is: status and headers."""
-    events = stream_of(stream)
-    assert events is not None
-    return events.status, _passed_on(events)
-
-
-async def arefusal_of(stream: Any) -> Refusal:
-    """Return an upstream's refusal, waiting for its body, in a coroutine: of either kind of stream."""
+async def arefusal_of(stream: Any, headers: Mapping[str, str] | None) -> Refusal:
+    """Return the same in a coroutine, of either kind of stream."""
     events = stream_of(stream)
     assert events is not None
     body = b""
     try:
         await events._araise_for_status()
     except StatusError as error:
-        body = error.body
+        body = _body_of(error)
     finally:
         events._abort()
-    return Refusal(events.status, _passed_on(events), body)
+    return Refusal(*refusal_head(stream, headers), body)
 
 
-def _passed_on(events: EventStream[Any] | AsyncEventStream[Any]) -> dict[str, str]:
-    # What is not ASCII some servers could not send.
-    found = {name.title(): events.headers[name] for name in _PASSED_ON if name in events.headers}
-    return {name: value for name, value in found.items() if value.isascii() and value.isprintable()}
+def _body_of(error: StatusError) -> bytes:
+    if error.__cause__ is not None or len(error.body) >= MAX_BODY_BYTES:
+        logger.warning("what goes on of the body of a refusal is not all of it: %s", error)
+    return error.body
+
+
+def refusal_head(stream: Any, headers: Mapping[str, str] | None) -> tuple[int, dict[str, str]]:
+    """Return what is known of an upstream's refusal before its body is: status, and headers with the caller's."""
+    events = stream_of(stream)
+    assert events is not None
+    # What is not ASCII some servers could not send. Without a type frameworks would say that it is HTML.
+    own = {} if events.status == 204 else {"Content-Type": "application/octet-stream"}
+    for name in _PASSED_ON:
+        value = events.headers.get(name, "")
+        if value and value.isascii() and value.isprintable():
+            own[name.title()] = value
+    # Those of the caller's that say what an event stream's body is do not say it of this one.
+    added = {name: value for name, value in (headers or {}).items() if name.lower() not in _OF_A_BODY}
+    # Statuses that HTTP does not have some servers cannot send.
+    return events.status if events.status < 600 else 502, _merged(own, added)

@@ -22,6 +22,7 @@ from sseqbridge import _runtime
 from sseqbridge._exceptions import UsageError
 from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff, post
 from sseqbridge._models import Comment
+from sseqbridge._options import surrounding_cancel
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._writer import Writer
@@ -65,23 +66,33 @@ class StreamSource:
             raise UsageError("this stream is being read already: relay one that nobody else reads")
         self._stream = stream
         self._writer = writer
+        self._is_read = False
 
     def next(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
         assert isinstance(self._stream, EventStream)
+        self._begin()
         return self._frame(self._stream.next(timeout))
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
+        self._begin()
         if self._stream.status != 200:
             # Before an item is made of its body.
             await self._stream._araise_for_status()
         return self._frame(await self._stream._anext(timeout))
 
+    def _begin(self) -> None:
+        """Raise UsageError where somebody else has read the stream to its end, before the first of this."""
+        if not self._is_read and self._stream.outcome in ("done", "eof"):
+            raise UsageError("this stream was read by somebody else meanwhile: relay one that nobody else reads")
+        self._is_read = True
+
     def _frame(self, item: Any) -> bytes:
         try:
             return self._written(item)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
+            # SystemExit too: it would be the reader's end without a word, and a worker's.
             raise FailedError(exc) from None
 
     def _written(self, item: Any) -> bytes:
@@ -155,7 +166,10 @@ class WorkerSource(_MadeSource):
     def _start(self) -> None:
         items, self._items = self._items, None
         if items is not None:
-            _runtime.start_worker(self._writer.context.copy().run, _work, items, self._writer, self._handoff)
+            context = self._writer.context.copy()
+            # Streams that it reads end with the reader, though it waits for them.
+            context.run(surrounding_cancel.set, _Closed(self._handoff))
+            _runtime.start_worker(context.run, _work, items, self._writer, self._handoff)
 
     def close(self) -> None:
         """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
@@ -165,6 +179,17 @@ class WorkerSource(_MadeSource):
             _close(items)
 
     abandon = close
+
+
+class _Closed:
+    """A flag that is set once a hand-off is closed."""
+
+    def __init__(self, handoff: HandOff[Any]) -> None:
+        self._handoff = handoff
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._handoff.closed
 
 
 def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -> None:
@@ -184,6 +209,8 @@ def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -
     finally:
         try:
             _close(iterator)
+            if iterator is not items:
+                _close(items)
         except BaseException as exc:
             if end.error is None and not handoff.closed:
                 end = End("error", exc)
@@ -277,6 +304,11 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
         try:
             if hasattr(iterator, "aclose"):
                 await iterator.aclose()
+        except Exception as exc:
+            if end.error is None and not handoff.closed:
+                end = End("error", exc)
+            else:
+                logger.exception("an asynchronous iterable failed as it was closed")
         finally:
             handoff.end(end)
 

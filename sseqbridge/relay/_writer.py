@@ -62,7 +62,7 @@ class RelayOptions:
                 f"done is a {type(self.done).__name__}; it is True (passed on), False (left out), or a str or "
                 "ServerSentEvent to send instead"
             )
-        if self.done and self.done is not True:
+        if isinstance(self.done, (str, ServerSentEvent)):
             # Refused here, and not when the stream has ended.
             encode(as_event(self.done))
 
@@ -83,7 +83,7 @@ class Writer:
         self.after_work = options.after_work
         # Of the view that the relay is made in: what it finds there, `map` finds too.
         self.context = contextvars.copy_context()
-        # What a reader would send as Last-Event-ID.
+        # Of the upstream's last event, whose ids the reader is given.
         self._id = ""
 
     @property
@@ -116,20 +116,16 @@ class Writer:
         if isinstance(item, Comment):
             return encode(item)
         if isinstance(item, ServerSentEvent):
-            return self._own(item)
+            # Made here: it leaves the reader's id as it is, unless it has one.
+            return encode(item)
         text = _text(item, "map returned" if self._map is not None else "the stream gave")
         if source is None:
-            return self._own(ServerSentEvent(data=text))
+            return encode(ServerSentEvent(data=text))
         return self.event(ServerSentEvent(source.event, text, source.id, source.retry))
-
-    def _own(self, event: ServerSentEvent) -> bytes:
-        # Of an event that is made here, no id says nothing about the reader's.
-        self._id = event.id or self._id
-        return encode(event)
 
     def end(self, outcome: str | None, last: ServerSentEvent | None, done: ServerSentEvent | None) -> bytes:
         """Return what follows the last item: `done` is what ended the upstream's stream after its event `last`."""
-        if outcome not in ("done", "eof") or not self._done:
+        if outcome not in ("done", "eof") or self._done is None or self._done is False:
             return b""
         if self._done is not True:
             return encode(as_event(self._done))

@@ -14,8 +14,8 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._models import ServerSentEvent
 
 from ._frames import arelayed, relayed
-from ._reader import ReaderLeft, reader_left_of
-from ._response import arefusal_of, event_stream_headers, is_refused, refusal_headers, refusal_of
+from ._reader import reader_left_of
+from ._response import arefusal_of, event_stream_headers, is_refused, refusal_head, refusal_of
 from ._sources import taking
 from ._writer import RelayOptions
 
@@ -54,7 +54,10 @@ def stream_response(
         is_asgi = isinstance(request, ASGIRequest)
         environ = getattr(request, "environ", None)
         if is_refused(stream):
-            return _asgi_refusal(stream) if is_asgi else _wsgi_refusal(stream, reader_left_of(environ, probe))
+            if is_asgi:
+                return _asgi_refusal(stream, headers)
+            refusal = refusal_of(stream, headers, reader_left_of(environ, probe))
+            return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
         body: Any = arelayed(stream, options) if is_asgi else relayed(stream, options, environ)
         if request.method == "HEAD":
             # Servers read the body of such a response to its end, and leave it out.
@@ -62,15 +65,10 @@ def stream_response(
         return StreamingHttpResponse(body, headers=merged)
 
 
-def _wsgi_refusal(stream: Any, reader_left: ReaderLeft) -> HttpResponse:
-    refusal = refusal_of(stream, reader_left)
-    return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
-
-
-def _asgi_refusal(stream: Any) -> StreamingHttpResponse:
+def _asgi_refusal(stream: Any, headers: Mapping[str, str] | None) -> StreamingHttpResponse:
     # The body may take its time, and this may be a coroutine's thread.
     async def body() -> AsyncIterator[bytes]:
-        yield (await arefusal_of(stream)).body
+        yield (await arefusal_of(stream, headers)).body
 
-    status, headers = refusal_headers(stream)
-    return StreamingHttpResponse(body(), status=status, headers=headers)
+    status, merged = refusal_head(stream, headers)
+    return StreamingHttpResponse(body(), status=status, headers=merged)

@@ -41,6 +41,6 @@ def stream_response(
         merged = event_stream_headers(headers)
         environ = flask.request.environ if flask.has_request_context() else None
         if is_refused(stream):
-            refusal = refusal_of(stream, reader_left_of(environ, probe))
+            refusal = refusal_of(stream, headers, reader_left_of(environ, probe))
             return flask.Response(refusal.body, refusal.status, refusal.headers)
         return flask.Response(relayed(stream, options, environ), 200, merged)

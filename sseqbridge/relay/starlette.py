@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sseqbridge._models import ServerSentEvent
 
 from ._frames import AsyncFrames, arelayed
-from ._response import arefusal_of, event_stream_headers, is_refused
+from ._response import Refusal, arefusal_of, event_stream_headers, is_refused
 from ._sources import taking
 from ._writer import RelayOptions
 
@@ -44,7 +44,7 @@ def stream_response(
         options = RelayOptions(heartbeat, None, map, done)
         merged = event_stream_headers(headers)
         if is_refused(stream):
-            return _RefusalResponse(stream, background)
+            return _RefusalResponse(stream, headers, background)
         return _FramesResponse(arelayed(stream, options), headers=merged, background=background)
 
 
@@ -84,18 +84,18 @@ class _FramesResponse(StreamingResponse):
 class _RefusalResponse(Response):
     """An upstream's refusal, read when the response is sent."""
 
-    def __init__(self, stream: Any, background: BackgroundTask | None) -> None:
+    def __init__(self, stream: Any, headers: Mapping[str, str] | None, background: BackgroundTask | None) -> None:
         super().__init__(background=background)
         self._stream = stream
+        self._added = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reading = asyncio.ensure_future(arefusal_of(self._stream))
+        reading = asyncio.ensure_future(arefusal_of(self._stream, self._added))
         leaving = asyncio.ensure_future(_reader_leaves(receive))
         try:
             await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                return
-            refusal = reading.result()
+            # Middlewares want an answer though nobody reads it.
+            refusal = reading.result() if reading.done() else Refusal(502, {}, b"")
         finally:
             reading.cancel()
             leaving.cancel()

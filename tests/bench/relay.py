@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, send, silence, wait
-from tests.servers import UWSGI, Reader, Servers
+from tests.servers import NGINX, UWSGI, Reader, Servers
 
 __all__ = ["ROWS", "main"]
 
@@ -35,6 +35,7 @@ class Row:
     in_silence: str = ""
     # Within how long after an event in silence readers leave.
     spread: float = 1.0
+    is_behind_nginx: bool = False
 
 
 ROWS = (
@@ -53,6 +54,8 @@ ROWS = (
     Row("Django, daphne, async view", "django daphne", "/arelay", spread=0.1),
     Row("Starlette, uvicorn", "starlette", spread=0.1),
     Row("FastAPI, uvicorn", "starlette", "/fastapi/relay", spread=0.1),
+    Row("Flask, gunicorn gthread behind nginx", "gunicorn gthread", is_behind_nginx=True),
+    Row("Starlette, uvicorn behind nginx", "starlette", spread=0.1, is_behind_nginx=True),
 )
 
 
@@ -65,11 +68,15 @@ def main() -> None:
     rows = [row for row in ROWS if not options.servers or row.server in options.servers]
     if UWSGI is None:
         rows = [row for row in rows if not row.server.startswith("uwsgi")]
+    if NGINX is None:
+        rows = [row for row in rows if not row.is_behind_nginx]
     print("| server | between events, median | worst | in silence, median | worst |")
     print("|---|---:|---:|---:|---:|")
     with Servers() as servers:
         for row in rows:
             url = f"{servers[row.server].url}{row.view}"
+            if row.is_behind_nginx:
+                url = f"{servers['nginx'].url}/{url.removeprefix('http://127.0.0.1:')}"
             between = measure(url, spaced, options.runs, EVENT_SECONDS)
             in_silence = measure(url, one_event, options.runs, row.spread, row.in_silence)
             print(f"| {row.heading} | {cells(between)} | {cells(in_silence)} |", flush=True)
