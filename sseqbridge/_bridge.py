@@ -55,7 +55,9 @@ class Bridge:
                 "httpx.AsyncClient, for example Bridge(client=lambda: httpx.AsyncClient(http2=True))"
             )
         self._factory = client
-        self._lock = _runtime.new_lock()
+        self._lock = _runtime.Lock()
+        # Whose the three below are.
+        self._process = _runtime.process()
         self._thread: _runtime.DaemonThread | None = None
         self._state: LoopState | None = None
         # What the loop runs until.
@@ -82,6 +84,7 @@ class Bridge:
         Raises UsageError for arguments that no request can be built of, for a bridge that is
         closed, and in the bridge's own thread, which must not wait.
         """
+        state = self._started()
         if self._thread is not None and self._thread.ident == _runtime.thread_id():
             raise UsageError("request_sse was called in the bridge's own thread, which must not wait")
         if _runtime.in_coroutine() and not _runtime.in_notebook():
@@ -90,7 +93,7 @@ class Bridge:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        pump = Pump(self._started(), options)
+        pump = Pump(state, options)
         context = contextvars.copy_context()
         with self._lock:
             # Under the lock, so that a loop which is ending has either been posted this before,
@@ -107,12 +110,20 @@ class Bridge:
 
     def _started(self) -> LoopState:
         with self._lock:
+            self._leave_the_parents()
             if self._closed:
                 raise UsageError("this Bridge is closed; make a new one, or leave bridge= out for the process's own")
             if self._state is None:
                 self._start()
             assert self._state is not None
             return self._state
+
+    def _leave_the_parents(self) -> None:
+        # Under the lock.
+        if self._process != _runtime.process():
+            _runtime.keep_for_ever(self._state, self._thread, self._stop)
+            self._state = self._thread = self._stop = None
+            self._process = _runtime.process()
 
     def _start(self) -> None:
         # Not a greenlet's, which would let another come to the lock that is held here.
@@ -166,6 +177,7 @@ class Bridge:
 
     def _ask_to_end(self) -> _runtime.DaemonThread | None:
         with self._lock:
+            self._leave_the_parents()
             self._closed = True
             if self._state is not None and self._stop is not None:
                 # Not loop.stop(), which, asked for a second time, would end the winding up too.
@@ -194,7 +206,7 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
         await asyncio.sleep(0)
 
 
-_default_lock = _runtime.new_lock()
+_default_lock = _runtime.Lock()
 _default: Bridge | None = None
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False

@@ -40,7 +40,7 @@ _KEEPALIVE_EXPIRY = 4.0
 # How many clients wait for the next HTTP/2 requests.
 _MAX_IDLE = 8
 
-_tls_lock = _runtime.new_lock()
+_tls_lock = _runtime.Lock()
 _tls_context: ssl.SSLContext | None = None
 
 
@@ -187,7 +187,7 @@ class ClientPool:
 
     def __init__(self, factory: ClientFactory | None = None) -> None:
         self._factory = factory
-        self._lock = _runtime.new_lock()
+        self._lock = _runtime.Lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
         self._http11_origins: set[str] = set()

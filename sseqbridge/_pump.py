@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 
@@ -52,6 +53,10 @@ _DRAIN_SECONDS = 1.0
 _CANCEL_INTERVAL = 0.025
 
 
+# Those that there are, so that a forked child can tell them from its own.
+_states: WeakSet[LoopState] = WeakSet()
+
+
 class LoopState:
     """What the streams of one event loop share: its clients, its pumps, its cancel watch."""
 
@@ -64,6 +69,8 @@ class LoopState:
         self._timer: asyncio.TimerHandle | None = None
         # Kept alive here: an asynchronous generator that the loop closes when it ends.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
+        self.process = _runtime.process()
+        _states.add(self)
 
     def watch(self, pump: Pump) -> None:
         """Look at the pump's cancel flag until it is finished: one timer for all of them."""
@@ -100,6 +107,17 @@ class LoopState:
         """Let the consumers go whose streams' tasks would not end."""
         for pump in self.pumps:
             pump.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+
+
+def _leave_the_parents() -> None:
+    for state in tuple(_states):
+        _runtime.keep_for_ever(state)
+        for pump in state.pumps:
+            # A loop that is under way here ends at its next step.
+            pump.handoff.closed = True
+
+
+_runtime.after_fork(_leave_the_parents)
 
 
 class Pump:
@@ -387,6 +405,16 @@ class Pump:
                 "the request has a body, and its answer gave events but no id to go on from; "
                 "reconnect=ReconnectionPolicy(resend=True) sends it again all the same"
             )
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child, and the stream its parent's."""
+        return self.state.process != _runtime.process()
+
+    def check_process(self) -> None:
+        """Raise UsageError in a forked child."""
+        if self.is_inherited:
+            raise UsageError("this stream was opened before a fork, and is the parent's to read: open one in the child")
 
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
         # Where the loop is closed, so is the connection.

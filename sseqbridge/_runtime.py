@@ -1,4 +1,4 @@
-"""All that is known of the process: threads, locks, waiting, sockets, gevent and the interpreter's exit.
+"""All that is known of the process: threads, locks, waiting, sockets, fork, gevent and the interpreter's exit.
 
 Rule: nothing else in the package starts a thread, makes a lock, waits, or looks at how the
 interpreter was set up. What is here takes no lock of the library's own.
@@ -7,6 +7,11 @@ Where gevent has patched the process, the loop runs in a thread of the operating
 same, with the library's own locks around what it shares: none is held across anything that lets
 another greenlet run. Only the greenlet that waits for an item waits. Whether it has is asked each
 time, for the library may be imported before it does.
+
+A forked child has its parent's objects, and none of its threads: locks that nobody gives back, a
+loop that nobody runs, sockets that are the parent's still. It starts anew on first use, with locks
+of its own, and keeps what was the parent's from ever being finalized. `process()` tells the two
+apart, also where fork hooks do not run.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import _socket
 import asyncio
 import atexit
 import contextvars
+import os
 import select
 import socket
 import sys
@@ -32,19 +38,23 @@ else:
 
 __all__ = [
     "DaemonThread",
+    "Lock",
     "Signal",
     "ThreadWaiter",
     "Waiter",
+    "after_fork",
     "at_exit",
     "in_coroutine",
     "in_notebook",
     "is_readable",
+    "keep_for_ever",
     "literal_address",
     "may_wait",
     "new_event_loop",
     "new_lock",
     "new_waiter",
     "peer_has_left",
+    "process",
     "run_in_daemon_thread",
     "shut_down_connection",
     "shut_down_socket",
@@ -83,6 +93,67 @@ def new_lock() -> Any:
 def thread_id() -> int:
     """Return which thread of the operating system this is."""
     return _get_ident()  # type: ignore[no-any-return]
+
+
+# How many forks have led here, as far as hooks tell of them; written by them alone.
+_forks = 0
+_after_fork: list[Callable[[], object]] = []
+# What is the parent's.
+_kept: list[object] = []
+
+
+def process() -> tuple[int, int]:
+    """Return what no other process has: a forked child has another one than its parent.
+
+    By its number, too: uWSGI forks without a word to Python.
+    """
+    return _forks, os.getpid()
+
+
+def after_fork(callback: Callable[[], object]) -> None:
+    """Have `callback` called in each forked child, where hooks are, before anything else runs there."""
+    _after_fork.append(callback)
+
+
+def keep_for_ever(*objects: object) -> None:
+    """Keep what is a parent's from being finalized in its child, where that would reach the parent's sockets."""
+    _kept.extend(objects)
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+    for callback in _after_fork:
+        callback()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Lock:
+    """A lock between threads of the operating system, which each process has for itself.
+
+    One that another thread held at a fork would be held for ever in the child.
+    """
+
+    __slots__ = ("_locks",)
+
+    def __init__(self) -> None:
+        # By process; setdefault is one step.
+        self._locks: dict[tuple[int, int], Any] = {}
+
+    def __enter__(self) -> None:
+        this = process()
+        lock = self._locks.get(this)
+        if lock is None:
+            lock = self._locks.setdefault(this, _allocate_lock())
+        lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        lock = self._locks.get(process())
+        if lock is not None:
+            lock.release()
 
 
 class ThreadWaiter:

@@ -106,7 +106,7 @@ class _BaseStream(Generic[T]):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         # Not there where __init__ was not reached.
-        if not hasattr(self, "_draining") or self._end is not None:
+        if not hasattr(self, "_draining") or self._end is not None or self._pump.is_inherited:
             return
         if self._handoff.closed:
             # An interrupt may have come between the two steps of an abort.
@@ -198,6 +198,7 @@ class _BaseStream(Generic[T]):
         return self._end is None and not self._handoff.closed
 
     def _claim(self) -> None:
+        self._pump.check_process()
         if not self._reading.acquire(blocking=False):
             raise UsageError(
                 "this stream has one consumer at a time, and is being read already: by another thread, or by a "
@@ -235,11 +236,13 @@ class _BaseStream(Generic[T]):
 
     def _abort(self) -> None:
         # Between any two bytecodes of any thread: no lock, no wait.
-        self._handoff.close()
-        self._pump.request_abort()
+        if not self._pump.is_inherited:
+            self._handoff.close()
+            self._pump.request_abort()
 
     def _before_take(self) -> bool:
         """Leave the batch that was read to its end; False where nothing more can come."""
+        self._pump.check_process()
         if self._batch is not None:
             if self._is_open():
                 self._committed_id, self._retry = self._batch.last_event_id, self._batch.retry
@@ -367,7 +370,9 @@ class EventStream(_BaseStream[T]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        # A child that leaves the parent's block has nothing to close.
+        if not self._pump.is_inherited:
+            self.close()
 
     def __iter__(self) -> Iterator[T]:
         """Return a fresh iterator whose end, however it comes, aborts the request.
@@ -392,6 +397,7 @@ class EventStream(_BaseStream[T]):
         stream stays open), StopIteration at the end, and the stream's error where it has one.
         """
         self._check_usable()
+        self._pump.check_process()
         if self._loop_thread == threading.get_ident():
             return self._next(timeout)
         self._claim()
@@ -411,8 +417,10 @@ class EventStream(_BaseStream[T]):
         """Abort the request and end the stream; a consumer's loop ends quietly.
 
         Waits until the upstream's socket is down, a second at most. After the stream's natural
-        end there is nothing to do. Can be called from any thread, and more than once.
+        end there is nothing to do. Can be called from any thread, and more than once. Raises
+        UsageError in a forked child.
         """
+        self._pump.check_process()
         if self._end is None or self._end.outcome == "error":
             self._abort()
             if not self._pump.finished and not self._pump.in_loop_thread() and _runtime.may_wait():
@@ -519,7 +527,8 @@ class AsyncEventStream(_BaseStream[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        if not self._pump.is_inherited:
+            await self.aclose()
 
     def __aiter__(self) -> Self:
         return self
@@ -543,8 +552,10 @@ class AsyncEventStream(_BaseStream[T]):
     async def aclose(self) -> None:
         """Abort the request and end the stream; a consumer's loop ends quietly.
 
-        Waits until the upstream's socket is down, a second at most.
+        Waits until the upstream's socket is down, a second at most. Raises UsageError in a forked
+        child.
         """
+        self._pump.check_process()
         if self._end is None or self._end.outcome == "error":
             self._abort()
             await self._pump.await_finished(_CLOSE_SECONDS)
@@ -567,7 +578,7 @@ class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co])
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.events.close()
+        self.events.__exit__(kind, value, traceback)
 
     @property
     def status(self) -> int:
@@ -607,7 +618,7 @@ class AsyncSSEResponse(tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Gene
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.events.aclose()
+        await self.events.__aexit__(kind, value, traceback)
 
     @property
     def status(self) -> int:

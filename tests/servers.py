@@ -78,19 +78,19 @@ def _uvicorn(port: int, application: str) -> list[str]:
     return _python("uvicorn", "--port", str(port), "--lifespan", "off", "--log-level", "warning", application)
 
 
-def _uwsgi_server(port: int, *options: str) -> list[str]:
+def _uwsgi_server(port: int, *options: str, application: str = "tests.apps.flask_app:app") -> list[str]:
     assert UWSGI is not None
     return [
         *UWSGI,
         f"--http-socket=127.0.0.1:{port}",
-        "--module=tests.apps.flask_app:app",
+        f"--module={application}",
         "--need-app",
         "--disable-logging",
         *options,
     ]
 
 
-_FLASK, _DJANGO = "tests.apps.flask_app:app", "tests.apps.django_app"
+_FLASK, _DJANGO, _PRELOADED = "tests.apps.flask_app:app", "tests.apps.django_app", "tests.apps.preloaded:app"
 
 # The commands of the servers that run an application, by name; ", TLS" may follow it for flask run and gunicorn.
 _COMMANDS: dict[str, Callable[[int], list[str]]] = {
@@ -106,6 +106,12 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "django uvicorn": lambda port: _uvicorn(port, f"{_DJANGO}:asgi"),
     "django daphne": lambda port: _python("daphne", "--port", str(port), "--verbosity", "0", f"{_DJANGO}:asgi"),
     "starlette": lambda port: _uvicorn(port, "tests.apps.starlette_app:app"),
+    "gunicorn sync, preload": lambda port: [*_gunicorn(port, _PRELOADED, "sync"), "--preload"],
+    "gunicorn gthread, preload": lambda port: [*_gunicorn(port, _PRELOADED, "gthread", "--threads", "4"), "--preload"],
+    "gunicorn gevent, preload": lambda port: [*_gunicorn(port, _PRELOADED, "gevent"), "--preload"],
+    "uwsgi, preload": lambda port: _uwsgi_server(
+        port, "--enable-threads", "--master", "--processes=2", application=_PRELOADED
+    ),
     "upstreams": lambda port: _uvicorn(port, "tests.apps.upstreams:app"),
 }
 
@@ -175,7 +181,8 @@ class Server:
 
     def _command(self) -> list[str]:
         if self.name not in _LOCATIONS:
-            application, _, tls = self.name.partition(", ")
+            application = self.name.removesuffix(", TLS")
+            tls = application != self.name
             return _COMMANDS[application](self.port) + (self._tls_options(application) if tls else [])
         assert NGINX is not None
         configuration = self.directory / "nginx.conf"

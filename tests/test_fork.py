@@ -1,0 +1,445 @@
+"""Forks, after the bridge has run: the child starts anew, and the parent's streams go on.
+
+Everything forks in processes of its own, never in that of the tests. `python -m tests.test_fork 1000`
+forks so often under load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import httpx
+import pytest
+
+from sseqbridge import Bridge, UsageError, _pump, _runtime, arequest_sse, request_sse
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
+
+from .servers import UWSGI, Servers
+from .support import python
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def ticking(request: ReceivedRequest) -> Iterator[Step]:
+    for n in range(1000):
+        yield send(n)
+        yield wait(0.005)
+    yield send("[DONE]")
+
+
+@pytest.fixture
+def upstream() -> Iterator[SSEServer]:
+    with SSEServer(ticking) as server:
+        yield server
+
+
+# What all the programs begin with: `in_child` forks, runs a function in the child, and fails where that does.
+BEGIN = """
+import gc, os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is the point
+warnings.simplefilter("error", ResourceWarning)
+from sseqbridge import Bridge, UsageError, request_sse
+
+URL = sys.argv[1]
+
+def in_child(function, *, by_exit=False):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        if by_exit:
+            sys.exit(status)
+        sys.stderr.flush()
+        os._exit(status)
+    return child
+
+def succeeded(child):
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+
+def first_three(**options):
+    with request_sse(URL, **options) as (_, _, it):
+        return [next(it) for _ in range(3)]
+
+def refused(call):
+    try:
+        call()
+    except UsageError as error:
+        assert "before a fork" in str(error), error
+    else:
+        raise AssertionError("no UsageError")
+"""
+
+
+def run(program: str, server: SSEServer, *, timeout: float = 15.0) -> None:
+    status, _, errors = python(BEGIN + program, server.url, timeout=timeout)
+    assert (status, errors) == (0, "")
+
+
+@pytest.mark.parametrize("by_exit", [False, True], ids=["os._exit", "sys.exit"])
+def test_child_has_a_bridge_of_its_own_and_the_parents_streams_go_on(upstream: SSEServer, by_exit: bool) -> None:
+    run(
+        f"""
+it = request_sse(URL).events
+assert next(it) == 0
+succeeded(in_child(lambda: first_three() == [0, 1, 2] or 1 / 0, by_exit={by_exit}))
+assert [next(it) for _ in range(20)] == list(range(1, 21))
+assert first_three() == [0, 1, 2]
+it.close()
+""",
+        upstream,
+    )
+    assert [request.connection for request in upstream.requests] == [0, 1, 2]
+
+
+def test_childs_child_has_one_too(upstream: SSEServer) -> None:
+    run(
+        """
+def generation():
+    assert first_three() == [0, 1, 2]
+    succeeded(in_child(first_three))
+    assert first_three() == [0, 1, 2]
+first_three()
+succeeded(in_child(generation))
+""",
+        upstream,
+    )
+
+
+def test_bridge_of_ones_own_starts_anew_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+with Bridge() as bridge, request_sse(URL, bridge=bridge) as (_, _, it):
+    assert next(it) == 0
+    def child():
+        assert repr(bridge) == "<Bridge not started>" or first_three(bridge=bridge) == [0, 1, 2]
+        assert first_three(bridge=bridge) == [0, 1, 2]
+        bridge.close()
+        bridge.close()
+    succeeded(in_child(child))
+    assert [next(it) for _ in range(20)] == list(range(1, 21))
+""",
+        upstream,
+    )
+
+
+def test_inherited_stream_is_refused_and_its_end_aborts_nothing(upstream: SSEServer) -> None:
+    run(
+        """
+response = request_sse(URL)
+it = response.events
+assert next(it) == 0
+def child():
+    global it, response
+    for call in (lambda: next(it), lambda: it.next(1), lambda: list(it), lambda: list(it.keep_open()), it.close):
+        refused(call)
+    with response, it:
+        pass
+    del it, response
+    gc.collect()
+    time.sleep(0.1)
+succeeded(in_child(child))
+assert [next(it) for _ in range(20)] == list(range(1, 21))
+it.close()
+""",
+        upstream,
+    )
+    upstream.requests[0].wait_aborted()
+
+
+def test_loop_that_is_under_way_in_the_child_ends_there_and_goes_on_in_the_parent(upstream: SSEServer) -> None:
+    run(
+        """
+child = None
+items = []
+it = request_sse(URL).events
+time.sleep(0.2)  # more than one item is there
+def loop():
+    global child
+    for item in it:
+        items.append(item)
+        if item == 3:
+            child = os.fork()
+        if item == 30:
+            break
+try:
+    loop()
+except UsageError as error:
+    assert not child and items == [0, 1, 2, 3] and "before a fork" in str(error), (child, items, error)
+    os._exit(0)
+assert child and items == list(range(31))
+succeeded(child)
+""",
+        upstream,
+    )
+
+
+def test_stream_on_a_loop_of_ones_own(upstream: SSEServer) -> None:
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+async def three():
+    async with await arequest_sse(URL) as (_, _, it):
+        return [await it.next() for _ in range(3)]
+async def main():
+    async with await arequest_sse(URL) as (_, _, it):
+        assert await it.next() == 0
+        child = os.fork()
+        if not child:
+            try:
+                await it.next()
+            except UsageError:
+                os._exit(0)
+            os._exit(1)
+        succeeded(child)
+        assert [await it.next() for _ in range(20)] == list(range(1, 21))
+asyncio.run(main())
+succeeded(in_child(lambda: asyncio.run(three()) == [0, 1, 2] or 1 / 0))
+""",
+        upstream,
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing(upstream: SSEServer, method: str, tmp_path: object) -> None:
+    status, out, errors = python(
+        """
+import multiprocessing, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from tests.fork_work import first_items
+if __name__ == "__main__":
+    it = iter(first_items(sys.argv[1], 3))
+    context = multiprocessing.get_context(sys.argv[2])
+    with context.Pool(2) as pool:
+        print(pool.starmap(first_items, [(sys.argv[1], n) for n in range(1, 5)]))
+""",
+        upstream.url,
+        method,
+    )
+    assert (status, out.strip(), errors) == (0, "[[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]", "")
+
+
+def test_parents_close_reaches_the_upstream_though_a_child_lives(upstream: SSEServer) -> None:
+    run(
+        """
+it = request_sse(URL).events
+assert next(it) == 0
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    os.close(write)
+    os.read(read, 1)  # until the parent is done
+    os._exit(0)
+it.close()
+print("closed", flush=True)
+time.sleep(0.5)
+os.close(write)
+succeeded(child)
+""",
+        upstream,
+    )
+    left_at = upstream.requests[0].wait_aborted()
+    # Not when the child went.
+    assert upstream.requests[0].finished.is_set()
+    assert time.monotonic() - left_at > 0.4
+
+
+def test_locks_that_were_held_at_the_fork_are_not_held_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+from sseqbridge import _bridge, _client
+first_three()
+held, go = threading.Barrier(2), threading.Event()
+def hold():
+    with _bridge.default_bridge()._lock, _bridge._default_lock, _client._tls_lock:
+        held.wait()
+        go.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = in_child(first_three)
+succeeded(child)
+go.set()
+thread.join()
+assert first_three() == [0, 1, 2]
+""",
+        upstream,
+    )
+
+
+UNDER_LOAD = """
+import faulthandler
+FORKS = int(sys.argv[2])
+stop = threading.Event()
+counted = []
+def load():
+    while not stop.is_set():
+        assert list(request_sse(URL + "/short").events) == [0, 1]
+        counted.append(1)
+# All is imported: Python itself has no way out for a child of a thread that imports what another thread imports.
+assert list(request_sse(URL + "/short").events) == [0, 1]
+threads = [threading.Thread(target=load) for _ in range(4)]
+for thread in threads:
+    thread.start()
+def child():
+    faulthandler.dump_traceback_later(10, exit=True)
+    assert list(request_sse(URL + "/short").events) == [0, 1]
+try:
+    for number in range(FORKS):
+        succeeded(in_child(child))
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+print(len(counted))
+"""
+
+
+def fork_under_load(forks: int, timeout: float) -> int:
+    """Fork so often while four threads read streams; return how many those read."""
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [send(0), send(1), send("[DONE]")]
+
+    with SSEServer(script) as server:
+        status, out, errors = python(BEGIN + UNDER_LOAD, server.url, str(forks), timeout=timeout)
+    assert (status, errors) == (0, ""), errors
+    return int(out)
+
+
+@pytest.mark.timeout(60)
+def test_forks_while_others_read() -> None:
+    assert fork_under_load(1000, 60) > 1000
+
+
+# The same in one process, that says of itself that it is another one: as a child does where no fork hook runs.
+
+
+@pytest.fixture
+def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A function after whose call this is another process."""
+    kept = len(_runtime._kept)
+    yield lambda: monkeypatch.setattr(_runtime, "process", lambda: (1, 1))
+    del _runtime._kept[kept:]
+
+
+def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
+    lock = _runtime.Lock()
+    # Held by another thread at the fork, and for ever.
+    lock.__enter__()
+    other_process()
+    for _ in range(2):
+        with lock:
+            pass
+
+
+def test_lock_that_was_taken_before_the_fork_is_not_given_back_in_the_child(other_process: Callable[[], None]) -> None:
+    with _runtime.Lock():
+        other_process()
+
+
+def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
+    bridge = Bridge()
+    response = request_sse(upstream.url, bridge=bridge)
+    stream = response.events
+    assert next(stream) == 0
+    parents_thread, parents_stop = bridge._thread, bridge._stop
+    assert parents_thread is not None
+    assert parents_stop is not None
+    try:
+        other_process()
+        with response, stream:
+            for call in (stream.close, partial(next, stream), partial(list[Any], stream)):
+                with pytest.raises(UsageError, match="before a fork"):
+                    call()
+        with request_sse(upstream.url, bridge=bridge) as (_, _, own):
+            assert next(own) == 0
+        bridge.close()
+        assert bridge._thread is not parents_thread
+        assert not parents_thread.has_ended
+        assert not upstream.requests[0].aborted.is_set()
+        # Dropped, it aborts nothing and warns of nothing.
+        del stream, response, call
+        gc.collect()
+    finally:
+        parents_stop.get_loop().call_soon_threadsafe(parents_stop.set_result, None)
+        parents_thread.join(5)
+    upstream.requests[0].wait_aborted()
+
+
+def test_asynchronous_stream_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
+    async def main() -> None:
+        async with await arequest_sse(upstream.url) as response:
+            assert await response.events.next() == 0
+            other_process()
+            with pytest.raises(UsageError, match="before a fork"):
+                await response.events.next()
+            with pytest.raises(UsageError, match="before a fork"):
+                await response.events.aclose()
+
+    asyncio.run(main())
+    upstream.requests[0].wait_aborted()
+
+
+def test_fork_hooks_tell_the_parents_streams(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = len(_runtime._kept)
+    monkeypatch.setattr(_runtime, "_forks", 0)
+    before = _runtime.process()
+    with Bridge() as bridge:
+        stream = request_sse(upstream.url, bridge=bridge).events
+        assert next(stream) == 0
+        monkeypatch.setattr(_pump, "_states", WeakSet([stream._pump.state]))
+        _runtime._forked()
+        assert _runtime.process() != before
+        with pytest.raises(UsageError, match="before a fork"):
+            next(stream)
+        assert stream.outcome == "closed"
+        monkeypatch.setattr(_runtime, "_forks", 0)
+    del _runtime._kept[kept:]
+
+
+# Web servers that load the application before they fork.
+
+
+PRELOADING = ["gunicorn sync, preload", "gunicorn gthread, preload", "gunicorn gevent, preload", "uwsgi, preload"]
+
+
+@pytest.mark.parametrize("name", PRELOADING)
+def test_application_that_has_read_before_the_server_forked(name: str) -> None:
+    if name.startswith("uwsgi") and UWSGI is None:
+        pytest.skip("there is no uWSGI for this Python")
+    with SSEServer([send(0), send(1), send("[DONE]")]) as upstream, Servers() as servers:
+        os.environ["SSEQBRIDGE_TESTS_UPSTREAM"] = upstream.url
+        try:
+            server = servers[name]
+        finally:
+            del os.environ["SSEQBRIDGE_TESTS_UPSTREAM"]
+        assert len(upstream.requests) == 1
+        for _ in range(20):
+            answer = httpx.get(f"{server.url}/read", timeout=10).json()
+            assert answer["items"] == [0, 1]
+            assert answer["at_import"] == [0, 1]
+            assert answer["is_child"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.test_fork", description=__doc__)
+    parser.add_argument("forks", type=int, nargs="?", default=1000)
+    forks = parser.parse_args().forks
+    print(f"{forks} forks, each with a stream of its own, while {fork_under_load(forks, 3600)} others were read")
+
+
+if __name__ == "__main__":
+    main()
