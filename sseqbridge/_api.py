@@ -7,6 +7,7 @@ the caller passed in is changed.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 from collections.abc import (
     AsyncGenerator,
@@ -421,6 +422,8 @@ def _prepare(
     policy = _policy(reconnect)
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")
+    if inspect.iscoroutinefunction(on_reconnect):
+        raise UsageError("on_reconnect is a coroutine function, which nobody would await; it is a plain function")
     own_headers, own_id = _without_last_event_id(header_list(headers), check_last_event_id(last_event_id))
     has_body = body is not None or content is not None or files is not None
     _check_framing(own_headers, own_length=content is not None)

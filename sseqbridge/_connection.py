@@ -176,6 +176,8 @@ class Connection:
         self.outcome: str | None = None
         # By whose data the stream was ended, as the parser gave it; None where it was not.
         self.done_event: ServerSentEvent | str | None = None
+        # Whether the body came to its own end, its last event or none.
+        self.ended_cleanly = False
         self.received = 0
         self.events = 0
 
@@ -314,7 +316,10 @@ class Connection:
         if changes and self._clients.has_factory:
             # The new origin may speak what the old one does not. Leased first: whatever happens
             # meanwhile, one client is ours to give back.
-            client = await _runtime.run_in_daemon_thread("sseqbridge-client", self._clients.lease, origin)
+            lease = self._clients.lease
+            client = await _runtime.run_in_daemon_thread(
+                "sseqbridge-client", lease, origin, discard=self._clients.put_back
+            )
             self._clients.put_back(self._client)
             self._client, self._origin = client, origin
 
@@ -518,6 +523,7 @@ class Connection:
             return
         assert self._decoder is not None
         self._decoder.finish()
+        self.ended_cleanly = True
         if self._options.require_done:
             raise TruncatedStreamError(
                 f"{self.target}: the stream ended without {self._options.done or 'its last event'!r}"
@@ -571,6 +577,10 @@ class Connection:
         else:
             # An HTTP/2 connection would stay open, also where no answer has come yet.
             await self._clients.discard(self._client)
+
+    def abandon(self) -> None:
+        """Give the client back of what was made too late, and never opened."""
+        self._clients.put_back(self._client)
 
     async def _close_response(self) -> None:
         # From here on the connection may serve another request: it is not ours to cut off.

@@ -136,7 +136,6 @@ class Pump:
         self.opened = False
         self._first_event_at: float | None = None
         self.last_event_id = options.last_event_id
-        self._options = options
         self._cancel = options.cancel
         self._timeout = options.timeout
         # Not the loop's time: uvloop's stands still while the loop waits, as in a caller's thread.
@@ -195,7 +194,7 @@ class Pump:
         error = None  # It holds this frame.
 
     async def _transfer_cancellably(self) -> None:
-        if self.connection.is_direct:
+        if isinstance(self.connection, Connection) and self.connection.is_direct:
             assert self.task is not None
             self._cancel_transfer = self.task.cancel
             await self._transfer()
@@ -242,8 +241,11 @@ class Pump:
                 self._first_event_at = time.monotonic()
 
     async def _put(self, entry: Batch | Body | Reconnecting) -> None:
-        if not isinstance(entry, Batch):
+        if isinstance(entry, Reconnecting):
             self._flush()
+            await self.handoff.put(entry, entry.charge)
+            return
+        if isinstance(entry, Body):
             self.handoff.put_now(entry)
             return
         self._note(entry)
@@ -323,6 +325,9 @@ class Pump:
             self.connection.drain()
             self.handoff.close()
             self._begin_end()
+            if self.connection.opened_at is None:
+                # The connection is gone, and none is to follow.
+                self.abort(None)
 
     def abort(self, reason: BaseException | None) -> None:
         """Cut the connection off and end the task. The consumer gets `reason`, if there is one."""
@@ -397,14 +402,9 @@ class Pump:
 
     def check_reconnect(self) -> None:
         """Raise UsageError where the connection cannot be dropped for another one."""
-        options, connection = self._options, self.connection
-        if not isinstance(connection, ReconnectingConnection) or options.reconnect is None:
+        if not isinstance(self.connection, ReconnectingConnection):
             raise UsageError("this stream does not reconnect: ask for it with reconnect=True")
-        if not options.reconnect.resend and options.has_body and connection.events and not connection.last_event_id:
-            raise UsageError(
-                "the request has a body, and its answer gave events but no id to go on from; "
-                "reconnect=ReconnectionPolicy(resend=True) sends it again all the same"
-            )
+        self.connection.check_asked()
 
     @property
     def is_inherited(self) -> bool:

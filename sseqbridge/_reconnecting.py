@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -19,7 +20,8 @@ from . import _runtime
 from ._connection import Batch, Body, Connection, Head, status_error
 from ._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
 from ._models import ServerSentEvent
-from ._reconnection import Drop, GiveUp, ReconnectionPolicy, Retry, Stop, http_date, retry_after
+from ._options import check_last_event_id
+from ._reconnection import PAYS_TWICE, Drop, GiveUp, ReconnectionPolicy, Retry, Stop, http_date, retry_after
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +37,9 @@ T = TypeVar("T")
 
 OnReconnect = Callable[[int, float, SSEError | None], object]
 
+# What an entry is charged besides the body of a refusal.
+_OVERHEAD = 1024
+
 # How long the call itself waits for the first answer at most, where no `total` says so.
 _OPEN_SECONDS = 60.0
 
@@ -45,6 +50,11 @@ class Reconnecting(NamedTuple):
     attempt: int
     delay: float
     cause: SSEError | None
+
+    @property
+    def charge(self) -> int:
+        """What it counts for where what is held for the consumer is bounded."""
+        return _OVERHEAD + (len(self.cause.body) if isinstance(self.cause, StatusError) else 0)
 
 
 class _Dropped(NamedTuple):
@@ -80,6 +90,8 @@ class ReconnectingConnection:
         self._refusal: tuple[Head, Body] | None = None
         self._gives_refusal = False
         self._started_at = time.monotonic()
+        # Whether there was an answer that was given to the caller.
+        self._is_answered = False
         # Whether nothing comes after the connection at hand.
         self._is_last = False
         # What earlier connections gave.
@@ -90,11 +102,6 @@ class ReconnectingConnection:
         self.opened_at: float | None = None
 
     # As of a Connection.
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether the request goes through the library's own transport alone."""
-        return self._connection.is_direct
 
     @property
     def is_complete(self) -> bool:
@@ -133,6 +140,11 @@ class ReconnectingConnection:
     def last_event_id(self) -> str:
         """What the next request would go on from; "" for nothing."""
         return self._connection.resumption.last_event_id
+
+    def check_asked(self) -> None:
+        """Raise UsageError where the request is not to be sent again even if the caller asks for it."""
+        if self._policy.would_pay_twice(self._so_far):
+            raise UsageError(PAYS_TWICE)
 
     def put_through(self, put: Callable[[Batch], bool]) -> None:
         """See Connection.put_through."""
@@ -210,6 +222,7 @@ class ReconnectingConnection:
 
     def _begun(self, head: Head) -> Head:
         self._retry = None
+        self._is_answered = True
         self._is_last = head.status != 200
         self.opened_at = anyio.current_time()
         return head
@@ -251,13 +264,18 @@ class ReconnectingConnection:
         return body
 
     async def _next_after(self, cause: SSEError | None) -> Reconnecting:
-        if self._dropped is not None:
-            dropped, self._dropped = self._dropped, None
-            if dropped.was_asked_for:
-                return await self._planned(self._policy.at_once(), None)
-            # And not what came of it.
-            cause = dropped.cause
-        decision = self._policy.after(self._drop(cause))
+        decision: Retry | Stop | GiveUp
+        if self._connection.outcome == "done":
+            # Whatever became of the connection after the last event.
+            decision = Stop()
+            cause = None
+        elif self._dropped is not None:
+            # And not what came of the dropping.
+            (cause, was_asked_for), self._dropped = self._dropped, None
+            drop = self._drop(cause)
+            decision = self._policy.at_once(drop) if was_asked_for else self._policy.after(drop)
+        else:
+            decision = self._policy.after(self._drop(cause))
         if isinstance(decision, Retry):
             return await self._planned(decision, cause)
         if isinstance(decision, GiveUp):
@@ -280,20 +298,25 @@ class ReconnectingConnection:
             raise status_error(self.target, head, await self._connection.read_body())
         # 204 says that there is nothing more to come.
         self._is_last = head.status == 204
-        self.reconnections += 1
+        self.reconnections += not self._is_last
         self.opened_at = anyio.current_time()
 
     async def _renew(self) -> None:
         """Have the request ready for another time, where this one was dropped."""
         old = self._connection
         make = partial(Connection, self._clients, self._options, old.resumption)
-        # A factory of the caller's may take its time.
-        slow = self._clients.has_factory
         try:
-            self._connection = await _runtime.run_in_daemon_thread("sseqbridge-client", make) if slow else make()
+            check_last_event_id(old.resumption.last_event_id)
         except UsageError as exc:
             told = "the last event ID has a character that no header can carry"
-            raise ReconnectionError(f"{self.target}: {told}", 0) from exc
+            raise ReconnectionError(f"{self.target}: the stream cannot be resumed; {told}", 0) from exc
+        if self._clients.has_factory:
+            # Which may take its time.
+            self._connection = await _runtime.run_in_daemon_thread(
+                "sseqbridge-client", make, discard=Connection.abandon
+            )
+        else:
+            self._connection = make()
         self._is_held = True
         self._received += old.received
         self._events += old.events
@@ -302,6 +325,8 @@ class ReconnectingConnection:
 
     async def _droppable(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return what `call` gives. Raises _DroppedError once the connection is to be dropped."""
+        if self._dropped is not None:
+            raise _DroppedError
         with anyio.CancelScope() as scope:
             self._scope = scope
             try:
@@ -325,18 +350,29 @@ class ReconnectingConnection:
 
     # Deciding.
 
-    def _drop(self, cause: SSEError | None) -> Drop:
-        options, connection = self._options, self._connection
+    @property
+    def _so_far(self) -> Drop:
+        """What is known of the whole stream. In any thread."""
+        options = self._options
         return Drop(
-            cause,
+            None,
+            method=options.method,
+            has_body=options.has_body,
+            answered=self._is_answered,
+            delivered=self.events > 0,
+            has_id=self.last_event_id not in ("", options.last_event_id),
+        )
+
+    def _drop(self, cause: SSEError | None) -> Drop:
+        connection = self._connection
+        return replace(
+            self._so_far,
+            cause=cause,
+            is_clean=connection.ended_cleanly,
             open_for=0.0 if self.opened_at is None else anyio.current_time() - self.opened_at,
             events=connection.events,
             retry=connection.resumption.retry,
             retry_after=_retry_after(cause.headers) if isinstance(cause, StatusError) else None,
-            method=options.method,
-            has_body=options.has_body,
-            delivered=self.events > 0,
-            last_event_id=connection.resumption.last_event_id,
         )
 
     async def _planned(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
@@ -348,7 +384,7 @@ class ReconnectingConnection:
 
     def _lost(self, decision: GiveUp, cause: SSEError | None) -> ReconnectionError:
         error = ReconnectionError(
-            f"{self.target}: the stream was lost after {decision.attempts} attempts to reconnect; {decision.reason}",
+            f"{self.target}: the stream was lost, attempts to reconnect: {decision.attempts}; {decision.reason}",
             decision.attempts,
         )
         error.__cause__ = cause

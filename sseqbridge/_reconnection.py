@@ -11,14 +11,25 @@ from __future__ import annotations
 import email.utils
 import math
 import random
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from ._exceptions import SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
+from ._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
 
-__all__ = ["Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
+__all__ = ["PAYS_TWICE", "Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
+
+# Of the second and later attempts in a row, where the server asked for none.
+_LEAST_SECONDS = 0.1
+# More than anyone waits, and what every clock can hold.
+_MOST_SECONDS = 1e9
+
+PAYS_TWICE = (
+    "the request has a body and its answer gave events, but no id to go on from; "
+    "ReconnectionPolicy(resend=True) sends it again all the same"
+)
 
 _RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 
@@ -27,21 +38,25 @@ _RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 class Drop:
     """How a connection came to its end, and what was known by then.
 
-    `cause` is the error, None where the stream came to a clean end; `open_for` how long, in seconds,
-    it was open and `events` how many events it gave; `retry` the reconnection time and `retry_after`
-    the delay that the server has asked for, in seconds. Of the request and the whole stream so far:
-    whether it `has_body`, its `method`, whether any events were `delivered`, and the last event ID.
+    `cause` is the error, None where there is none; `is_clean` says that the stream came to a clean
+    end, with or without the last event that it must have. `open_for` is how long, in seconds, it was
+    open and `events` how many events it gave; `retry` the reconnection time and `retry_after` the
+    delay that the server has asked for, in seconds. Of the request and the whole stream so far:
+    its `method`, whether it `has_body`, whether any answer was an event stream, whether any events
+    were `delivered`, and whether the server gave an id to go on from.
     """
 
     cause: SSEError | None
+    is_clean: bool = False
     open_for: float = 0.0
     events: int = 0
     retry: float | None = None
     retry_after: float | None = None
     method: str = "GET"
     has_body: bool = False
+    answered: bool = True
     delivered: bool = False
-    last_event_id: str = ""
+    has_id: bool = False
 
 
 class Retry(NamedTuple):
@@ -68,10 +83,10 @@ class ReconnectionPolicy:
     """When a stream that was cut off is asked for again, as EventSource does.
 
     The first delay is `delay` seconds, or the `retry:` of the server; each further one in a row is
-    `factor` times as long, up to `max_delay`. `jitter`, 0 to 1, is the part of it that is left to
-    chance, so that clients that were cut off together do not come back together. After `attempts`
-    in a row (None: no limit) it gives up; the count starts anew after a connection that gave an
-    event or was open for `reset_after` seconds.
+    `factor` times as long, up to `max_delay` (which the server's own may exceed). `jitter`, 0 to 1,
+    is the part of it that is left to chance, so that clients that were cut off together do not come
+    back together. After `attempts` in a row (None: no limit) it gives up; the count starts anew after
+    a connection that gave an event or was open for `reset_after` seconds.
 
     `statuses` are those of an answer that are worth another attempt. `on_eof` says what becomes of
     a clean end without the stream's last event: None reconnects a request that is a GET without a
@@ -89,7 +104,7 @@ class ReconnectionPolicy:
     reset_after: float = 60.0
     on_eof: bool | None = None
     resend: bool = False
-    statuses: Collection[int] = _RETRIED_STATUSES
+    statuses: Collection[int] = field(default=_RETRIED_STATUSES, repr=False)
     # How often in a row it has been tried already.
     _tried: int = field(default=0, repr=False)
 
@@ -101,7 +116,7 @@ class ReconnectionPolicy:
         _check_number("jitter", self.jitter, 0, 1, "from 0 to 1")
         if self.attempts is not None and (type(self.attempts) is not int or self.attempts < 1):
             raise UsageError(f"attempts={self.attempts!r}; it is a number of attempts, 1 or more, or None for no limit")
-        if self.on_eof not in (None, True, False):
+        if self.on_eof is not None and not isinstance(self.on_eof, bool):
             raise UsageError(f"on_eof={self.on_eof!r}; it is True, False, or None for GET alone")
         if not isinstance(self.resend, bool):
             raise UsageError(f"resend={self.resend!r}; it is True or False")
@@ -111,36 +126,48 @@ class ReconnectionPolicy:
         """Return what is to be done now. `chance` gives numbers from 0 to 1."""
         if not self._is_worth_it(drop):
             return Stop()
-        if drop.has_body and drop.delivered and not drop.last_event_id and not self.resend:
-            return GiveUp(
-                self._tried,
-                "the request has a body and its answer gave events, but no id to go on from; "
-                "ReconnectionPolicy(resend=True) sends it again all the same",
-            )
-        tried = 0 if drop.events or drop.open_for >= self.reset_after else self._tried
+        if self.would_pay_twice(drop):
+            return GiveUp(self._tried, PAYS_TWICE)
+        tried = self._tried_before(drop)
         if self.attempts is not None and tried >= self.attempts:
             return GiveUp(tried, f"the policy allows attempts={self.attempts} in a row")
         return Retry(self._delay(tried, drop, chance), tried + 1, replace(self, _tried=tried + 1))
 
-    def at_once(self) -> Retry:
-        """Return what is to be done where the caller himself wants another connection."""
-        return Retry(0.0, self._tried + 1, self)
+    def at_once(self, drop: Drop) -> Retry | GiveUp:
+        """Return what is to be done where the caller himself wants another connection: it is no failure."""
+        if self.would_pay_twice(drop):
+            return GiveUp(self._tried, PAYS_TWICE)
+        tried = self._tried_before(drop)
+        return Retry(0.0, tried + 1, replace(self, _tried=tried))
+
+    def would_pay_twice(self, drop: Drop) -> bool:
+        """Whether the request must not be sent again, for what it costs."""
+        return drop.has_body and drop.delivered and not drop.has_id and not self.resend
+
+    def _tried_before(self, drop: Drop) -> int:
+        return 0 if drop.events or drop.open_for >= self.reset_after else self._tried
 
     def _is_worth_it(self, drop: Drop) -> bool:
         cause = drop.cause
-        if cause is None:
+        if cause is None or drop.is_clean:
             is_plain_get = drop.method == "GET" and not drop.has_body
             return is_plain_get if self.on_eof is None else self.on_eof
         if isinstance(cause, StatusError):
             return cause.status in self.statuses
+        if drop.has_body and not drop.answered:
+            # It may have been taken, and be at work.
+            return isinstance(cause, ConnectError) or getattr(cause, "which", "") == "connect"
         if isinstance(cause, StreamTimeoutError):
             return cause.which != "total"
         return isinstance(cause, TransportError)
 
     def _delay(self, tried: int, drop: Drop, chance: Callable[[], float]) -> float:
-        base = self.delay if drop.retry is None else drop.retry
-        # The server's own time is the least, whatever the caller's longest is.
-        longest = max(self.max_delay, base)
+        base, longest = self.delay, self.max_delay
+        if drop.retry is not None:
+            # The server's own time, which is the least whatever the caller's longest is. One that asks for no
+            # delay may be gone: nobody is to ask again and again without any.
+            base = max(drop.retry, _LEAST_SECONDS) if tried else drop.retry
+            longest = max(longest, base)
         try:
             delay = min(base * self.factor**tried, longest)
         except OverflowError:
@@ -156,23 +183,24 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     Source: RFC 9110, section 10.2.3
     """
     if value is not None and value.isascii() and value.isdigit():
-        return float(value)
+        return min(float(value), _MOST_SECONDS)
     date = http_date(value)
-    return None if date is None else max(0.0, (date - now).total_seconds())
+    return None if date is None else min(max(0.0, (date - now).total_seconds()), _MOST_SECONDS)
 
 
 def http_date(value: str | None) -> datetime | None:
     """Return the time that a header's date says, None where it is none."""
     try:
         date = email.utils.parsedate_to_datetime(value or "")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
 
 
 def _check_number(name: str, value: object, least: float, most: float, told: str) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most or value == math.inf:  # type: ignore[operator]
+    # The most is what a float can hold: no int is too long for this.
+    if not is_number or not least <= value <= min(most, sys.float_info.max):  # type: ignore[operator]
         raise UsageError(f"{name}={value!r}; it is a number, {told}")
 
 

@@ -27,7 +27,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from . import _fast
 
@@ -358,9 +358,12 @@ def literal_address(host: str, port: int) -> list[Any]:
     return []
 
 
-async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: object) -> T:
+async def run_in_daemon_thread(
+    name: str, function: Callable[..., T], *args: object, discard: Callable[[T], object] | None = None
+) -> T:
     """Run a blocking function in a daemon thread of its own, in the context of the caller.
 
+    `discard` is given what it returned, in the loop, where nobody waits for that any more.
     asyncio's default executor will not do: its threads are joined when the interpreter exits,
     and it starts none once the main thread has ended.
     """
@@ -370,6 +373,8 @@ async def run_in_daemon_thread(name: str, function: Callable[..., T], *args: obj
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if future.cancelled():
+            if error is None and discard is not None:
+                discard(cast("T", result))
             return
         if error is not None:
             future.set_exception(error)

@@ -354,12 +354,15 @@ def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_proces
     bridge = Bridge()
     response = request_sse(upstream.url, bridge=bridge)
     stream = response.events
-    assert next(stream) == 0
+    loop: Any = iter(stream)
+    assert next(loop) == 0
     parents_thread, parents_stop = bridge._thread, bridge._stop
     assert parents_thread is not None
     assert parents_stop is not None
     try:
         other_process()
+        # Left here, it aborts nothing.
+        loop.close()
         with response, stream:
             for call in (stream.close, partial(next, stream), partial(list[Any], stream)):
                 with pytest.raises(UsageError, match="before a fork"):
@@ -371,7 +374,7 @@ def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_proces
         assert not parents_thread.has_ended
         assert not upstream.requests[0].aborted.is_set()
         # Dropped, it aborts nothing and warns of nothing.
-        del stream, response, call
+        del stream, response, call, loop
         gc.collect()
     finally:
         parents_stop.get_loop().call_soon_threadsafe(parents_stop.set_result, None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +12,12 @@ from email.utils import format_datetime
 from itertools import count
 from typing import Any
 
+import httpx
 import pytest
 
 import sseqbridge
 from sseqbridge import (
+    Bridge,
     BufferLimitError,
     ConnectError,
     ContentTypeError,
@@ -30,6 +32,7 @@ from sseqbridge import (
     Timeout,
     TruncatedStreamError,
     UsageError,
+    _client,
     relay,
     request_sse,
 )
@@ -281,6 +284,37 @@ def test_remembered_redirect_takes_no_credentials_to_another_origin() -> None:
 # What ends a stream for good.
 
 
+def test_clients_that_are_made_too_late_are_closed(closed_port: int) -> None:
+    made: list[httpx.AsyncClient] = []
+
+    def factory() -> httpx.AsyncClient:
+        if made:
+            time.sleep(0.4)
+        made.append(httpx.AsyncClient())
+        return made[-1]
+
+    with Bridge(client=factory) as bridge:
+        with pytest.raises(ReconnectionError):
+            url = f"http://127.0.0.1:{closed_port}"
+            request_sse(url, reconnect=AT_ONCE, bridge=bridge, timeout=Timeout(total=0.2))
+        until(lambda: len(made) == 2)
+    assert all(client.is_closed for client in made)
+
+
+def test_factory_that_fails_the_second_time_says_so(closed_port: int) -> None:
+    made: list[httpx.AsyncClient] = []
+
+    def factory() -> Any:
+        if made:
+            return None
+        made.append(httpx.AsyncClient())
+        return made[-1]
+
+    with Bridge(client=factory) as bridge, pytest.raises(SSEError) as caught:
+        request_sse(f"http://127.0.0.1:{closed_port}", reconnect=AT_ONCE, bridge=bridge)
+    assert isinstance(caught.value.__cause__, UsageError)
+
+
 def test_204_ends_it(ask: Door) -> None:
     with SSEServer(in_turn([send(1), wait(0.05), cut()], [respond(204)])) as server:
         answer = ask(server.url, reconnect=AT_ONCE)
@@ -421,9 +455,44 @@ def test_on_eof_says_it_for_all(ask: Door) -> None:
 def test_stream_that_must_end_with_its_last_event_is_cut_off_without(ask: Door) -> None:
     notes = Notes()
     with SSEServer(in_turn([send(1, id="a")], [send(2), DONE])) as server:
-        answer = ask(server.url, data={}, reconnect=AT_ONCE, require_done=True, on_reconnect=notes)
+        answer = ask(server.url, reconnect=AT_ONCE, require_done=True, on_reconnect=notes)
         assert answer.items() == [1, 2]
     assert notes.causes == [TruncatedStreamError]
+    # Where a clean end is not reconnected, that is its error.
+    with SSEServer([send(1, id="a")]) as server:
+        items, error = ask(server.url, data={}, reconnect=AT_ONCE, require_done=True).fail()
+        assert items == [1]
+        assert isinstance(error, TruncatedStreamError)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("after", [[cut()], [reset()], [wait(0.1), cut()]], ids=["cut", "reset", "later"])
+@pytest.mark.parametrize("data", [None, {}], ids=["GET", "POST"])
+def test_nothing_is_asked_for_after_the_last_event_whatever_becomes_of_the_connection(
+    ask: Door, after: list[Step], data: Any
+) -> None:
+    notes = Notes()
+    with SSEServer([send(1, id="a"), DONE, *after]) as server:
+        policy = ReconnectionPolicy(delay=0, jitter=0)
+        answer = ask(server.url, data=data, reconnect=policy, on_reconnect=notes)
+        assert answer.items() in ([1], [1, 1])[: 1 if after[0] != reset() else 2]
+        assert answer.events.outcome == "done"
+        ask.meanwhile(lambda: time.sleep(0.3))
+        assert len(server.requests) == 1
+    assert notes.calls == []
+
+
+def test_nothing_is_asked_for_after_a_function_accepted_the_last_event(ask: Door) -> None:
+    """Of a connection that has ended by then."""
+    with SSEServer([send(1, id="1"), send(2, id="2")]) as server:
+        policy = ReconnectionPolicy(delay=0.3, jitter=0)
+        answer = ask(server.url, reconnect=policy, done=lambda event: event.data == "2")
+        assert answer.next() == 1
+        ask.meanwhile(lambda: time.sleep(0.1))
+        assert answer.items() == [2]
+        assert answer.events.outcome == "done"
+        ask.meanwhile(lambda: time.sleep(0.6))
+        assert len(server.requests) == 1
 
 
 def test_prompt_is_not_paid_for_twice_in_silence(ask: Door) -> None:
@@ -433,6 +502,33 @@ def test_prompt_is_not_paid_for_twice_in_silence(ask: Door) -> None:
         assert isinstance(error, ReconnectionError)
         assert isinstance(error.__cause__, (TruncatedStreamError, ReadError))
         assert "resend=True" in str(error)
+        assert len(server.requests) == 1
+
+
+def test_id_that_the_caller_brought_is_none_of_the_servers(ask: Door) -> None:
+    with SSEServer([send(1), wait(0.05), cut()]) as server:
+        items, error = ask(server.url, data={}, reconnect=AT_ONCE, last_event_id="x").fail()
+        assert items == [1]
+        assert isinstance(error, ReconnectionError)
+        assert len(server.requests) == 1
+
+
+def test_prompt_that_may_be_at_work_is_not_sent_again(ask: Door) -> None:
+    with SSEServer([wait(100)]) as server:
+        with pytest.raises(StreamTimeoutError):
+            ask(server.url, data={}, reconnect=AT_ONCE, timeout=Timeout(read=0.1))
+        assert len(server.requests) == 1
+
+
+def test_asking_for_another_connection_pays_for_no_prompt_twice(ask: Door) -> None:
+    """Where the event comes between the asking and the loop's turn."""
+    with SSEServer([send(1), silence()]) as server:
+        answer = ask(server.url, data={}, reconnect=AT_ONCE)
+        assert answer.next() == 1
+        answer.events._pump.request_reconnect()
+        items, error = answer.fail()
+        assert items == []
+        assert isinstance(error, ReconnectionError)
         assert len(server.requests) == 1
 
 
@@ -454,11 +550,6 @@ def test_body_that_can_be_read_only_once(ask: Door, body: dict[str, Any]) -> Non
 
 
 # The first answer.
-
-
-def refusing_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_first_connection_is_tried_again(ask: Door) -> None:
@@ -484,10 +575,10 @@ def test_first_connection_that_fails_for_good_is_not(ask: Door) -> None:
         assert len(server.requests) == 1
 
 
-def test_first_answer_is_waited_for_so_many_attempts(ask: Door) -> None:
+def test_first_answer_is_waited_for_so_many_attempts(ask: Door, closed_port: int) -> None:
     policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=2)
     with pytest.raises(ReconnectionError) as caught:
-        ask(f"http://127.0.0.1:{refusing_port()}", reconnect=policy)
+        ask(f"http://127.0.0.1:{closed_port}", reconnect=policy)
     assert caught.value.attempts == 2
     assert isinstance(caught.value.__cause__, ConnectError)
     with SSEServer([respond(503, content_type="text/plain"), b"busy"]) as server:
@@ -496,11 +587,11 @@ def test_first_answer_is_waited_for_so_many_attempts(ask: Door) -> None:
         assert len(server.requests) == 3
 
 
-def test_first_answer_is_waited_for_no_longer_than_total(ask: Door) -> None:
+def test_first_answer_is_waited_for_no_longer_than_total(ask: Door, closed_port: int) -> None:
     policy = ReconnectionPolicy(delay=0.1, factor=1, jitter=0)
     started = time.monotonic()
     with pytest.raises(ReconnectionError) as caught:
-        ask(f"http://127.0.0.1:{refusing_port()}", reconnect=policy, timeout=Timeout(total=0.35))
+        ask(f"http://127.0.0.1:{closed_port}", reconnect=policy, timeout=Timeout(total=0.35))
     assert time.monotonic() - started < 3
     assert caught.value.attempts == 3
     assert isinstance(caught.value.__cause__, ConnectError)
@@ -635,6 +726,37 @@ def test_close_during_the_wait_ends_it_and_no_request_follows(ask: Door) -> None
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("stage", ["read", "wait", "open"])
+def test_asking_for_another_connection_and_closing_at_the_same_time(ask: Door, stage: str) -> None:
+    first = [send(1), silence()] if stage == "read" else [send(1), wait(0.05), cut()]
+    with SSEServer(in_turn(first, [wait(100)], [send(2), silence()])) as server:
+        policy = ReconnectionPolicy(delay=0.3 if stage == "wait" else 0, jitter=0)
+        with ask(server.url, reconnect=policy) as answer:
+            assert answer.next() == 1
+            if stage == "wait":
+                ask.meanwhile(lambda: time.sleep(0.15))
+            elif stage == "open":
+                ask.meanwhile(lambda: server.wait_for_request(2))
+            answer.events.reconnect()
+            started = time.monotonic()
+        assert time.monotonic() - started < 0.5
+        assert answer.events._pump.finished
+        asked = len(server.requests)
+        ask.meanwhile(lambda: time.sleep(0.5))
+        assert len(server.requests) == asked
+
+
+def test_what_is_told_of_attempts_is_bounded_while_nobody_reads(ask: Door) -> None:
+    busy = [respond(503, content_type="text/plain"), bytes(100_000)]
+    with SSEServer(in_turn([send(1), wait(0.05), cut()], busy)) as server:
+        policy = ReconnectionPolicy(delay=0, jitter=0)
+        with ask(server.url, reconnect=policy, max_buffered_bytes=250_000) as answer:
+            assert answer.next() == 1
+            ask.meanwhile(lambda: time.sleep(0.5))
+            assert 2 <= len(server.requests) <= 5
+            assert answer.events.stats.buffered <= 250_000
+
+
 def test_close_while_the_next_connection_is_made(ask: Door) -> None:
     with SSEServer(in_turn([send(1), wait(0.05), cut()], [wait(100)])) as server:
         with ask(server.url, reconnect=AT_ONCE) as answer:
@@ -643,7 +765,7 @@ def test_close_while_the_next_connection_is_made(ask: Door) -> None:
         server.requests[1].wait_aborted()
 
 
-def test_callback_that_raises_ends_the_stream(ask: Door) -> None:
+def test_callback_that_raises_ends_the_stream(ask: Door, closed_port: int) -> None:
     class EnoughError(Exception):
         pass
 
@@ -658,7 +780,7 @@ def test_callback_that_raises_ends_the_stream(ask: Door) -> None:
                 answer.next()
         assert answer.events.outcome == "error"
     with pytest.raises(EnoughError):
-        ask(f"http://127.0.0.1:{refusing_port()}", reconnect=True, on_reconnect=stop)
+        ask(f"http://127.0.0.1:{closed_port}", reconnect=True, on_reconnect=stop)
 
 
 def test_callback_is_called_between_what_came_before_and_after() -> None:
@@ -727,6 +849,29 @@ def test_reconnect_while_the_next_connection_is_made(ask: Door) -> None:
         server.requests[1].wait_aborted()
 
 
+def test_reconnect_while_the_next_connection_waits_for_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    leased, go = threading.Semaphore(0), threading.Event()
+    lease = _client.ClientPool.lease
+
+    def slowly(pool: _client.ClientPool, origin: str) -> Any:
+        leased.release()
+        go.wait(5)
+        return lease(pool, origin)
+
+    script = in_turn([send(1), wait(0.05), cut()], [send(2), DONE])
+    with SSEServer(script) as server, Bridge(client=httpx.AsyncClient) as bridge:
+        stream = request_sse(server.url, reconnect=AT_ONCE, bridge=bridge).events
+        monkeypatch.setattr(_client.ClientPool, "lease", slowly)
+        assert next(stream) == 1
+        assert leased.acquire(timeout=5)
+        stream.reconnect()
+        # It has come to the loop, as what was posted after it.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), stream._pump.loop).result(5)
+        go.set()
+        assert list(stream) == [2]
+        assert len(server.requests) == 2
+
+
 def test_reconnect_of_a_stream_that_is_held_back_loses_nothing(ask: Door) -> None:
     total = 3000
 
@@ -763,6 +908,7 @@ def test_reconnect_is_not_for_streams_that_cannot(ask: Door) -> None:
         ({"reconnect": "yes"}, "ReconnectionPolicy"),
         ({"on_reconnect": print}, "reconnect=True"),
         ({"on_reconnect": 5, "reconnect": True}, "function"),
+        ({"on_reconnect": asyncio.sleep, "reconnect": True}, "coroutine function"),
         ({"last_event_id": 5}, "a str"),
         ({"last_event_id": "a\nb"}, "control character"),
         ({"last_event_id": "\ud800"}, "surrogate"),
