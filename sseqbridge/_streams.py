@@ -397,7 +397,6 @@ class EventStream(_BaseStream[T]):
         stream stays open), StopIteration at the end, and the stream's error where it has one.
         """
         self._check_usable()
-        self._pump.check_process()
         if self._loop_thread == threading.get_ident():
             return self._next(timeout)
         self._claim()
@@ -427,6 +426,7 @@ class EventStream(_BaseStream[T]):
                 self._pump.wait_finished(_CLOSE_SECONDS)
 
     def _check_usable(self) -> None:
+        self._pump.check_process()
         if self._abandoned:
             raise UsageError(f"the request was aborted when its for loop was left; {_HOW_TO_GO_ON}")
 
