@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         UpstreamError,
         UsageError,
     )
+    from ._merge import AsyncMergedStreams, MergedStreams, amerge, gather, merge
     from ._models import Comment, ServerSentEvent
     from ._options import Timeout
     from ._parser import EventStreamParser
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEventStream",
+    "AsyncMergedStreams",
     "AsyncSSEResponse",
     "Bridge",
     "BridgeClosedError",
@@ -62,6 +64,7 @@ __all__ = [
     "EventError",
     "EventStream",
     "EventStreamParser",
+    "MergedStreams",
     "ProtocolError",
     "ReadError",
     "ReconnectionError",
@@ -80,7 +83,10 @@ __all__ = [
     "TruncatedStreamError",
     "UpstreamError",
     "UsageError",
+    "amerge",
     "arequest_sse",
+    "gather",
+    "merge",
     "request_sse",
 ]
 
@@ -88,6 +94,11 @@ _MODULES = {
     "arequest_sse": "_api",
     "request_sse": "_api",
     "Bridge": "_bridge",
+    "AsyncMergedStreams": "_merge",
+    "MergedStreams": "_merge",
+    "amerge": "_merge",
+    "gather": "_merge",
+    "merge": "_merge",
     "Comment": "_models",
     "ServerSentEvent": "_models",
     "Timeout": "_options",

@@ -7,6 +7,7 @@ the caller passed in is changed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import io
 from collections.abc import (
@@ -19,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from . import _runtime
 from ._bridge import Bridge, default_bridge
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
         client: Any
 
 
-__all__ = ["arequest_sse", "request_sse"]
+__all__ = ["Opening", "abegin", "arequest_sse", "begin", "request_sse"]
 
 T = TypeVar("T")
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
@@ -217,15 +218,13 @@ def request_sse(
         require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
         follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
-    if bridge is not None and not isinstance(bridge, Bridge):
-        raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
-    pump = (bridge or default_bridge()).submit(options)
+    opening = Opening(_submitted(options, bridge), decoder, options.cancel, on_reconnect)
     try:
-        while isinstance(entry := pump.handoff.take(), Reconnecting):
-            tell(on_reconnect, entry)
-        return SSEResponse(EventStream(pump, _head(entry), decoder, options.cancel, on_reconnect))
+        while (head := opening.head_of(opening.pump.handoff.take())) is None:
+            pass
+        return opening.response(head)
     except BaseException:
-        pump.request_abort()
+        opening.pump.request_abort()
         raise
 
 
@@ -317,26 +316,83 @@ async def arequest_sse(
         require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
         follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
+    opening = Opening(await _started(options, client), decoder, options.cancel, on_reconnect)
+    try:
+        while (head := opening.head_of(await opening.pump.handoff.atake())) is None:
+            pass
+        return opening.aresponse(head)
+    except BaseException:
+        opening.pump.abort(None)
+        raise
+
+
+class Opening(NamedTuple):
+    """A request that was sent, and whose answer's head is not in yet."""
+
+    pump: Pump
+    decoder: Decoder
+    cancel: CancelFlag | None
+    on_reconnect: OnReconnect | None
+    is_synchronous: bool = True
+
+    def head_of(self, entry: object) -> Head | None:
+        """Return the head, None for what comes before it. Raises what came instead of it."""
+        if isinstance(entry, Reconnecting):
+            tell(self.on_reconnect, entry)
+            return None
+        if isinstance(entry, Head):
+            return entry
+        assert isinstance(entry, End)
+        raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
+
+    def response(self, head: Head) -> SSEResponse[Any]:
+        """Return what request_sse does."""
+        return SSEResponse(EventStream(self.pump, head, self.decoder, self.cancel, self.on_reconnect))
+
+    def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
+        """Return what arequest_sse does."""
+        return AsyncSSEResponse(AsyncEventStream(self.pump, head, self.decoder, self.cancel, self.on_reconnect))
+
+
+def begin(call: functools.partial[Any]) -> Opening:
+    """Send a request that functools.partial(request_sse, ...) puts off, and do not wait for its answer."""
+    arguments = _bound(request_sse, call)
+    bridge = arguments.pop("bridge")
+    decoder, options = _prepare(**arguments)
+    return Opening(_submitted(options, bridge), decoder, options.cancel, arguments["on_reconnect"])
+
+
+async def abegin(call: functools.partial[Any]) -> Opening:
+    """Do the same for functools.partial(arequest_sse, ...)."""
+    arguments = _bound(arequest_sse, call)
+    client = arguments.pop("client")
+    decoder, options = _prepare(**arguments)
+    return Opening(await _started(options, client), decoder, options.cancel, arguments["on_reconnect"], False)
+
+
+_signature = functools.lru_cache(inspect.signature)
+
+
+def _bound(function: Callable[..., object], call: functools.partial[Any]) -> dict[str, Any]:
+    bound = _signature(function).bind(*call.args, **call.keywords)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _submitted(options: RequestOptions, bridge: Bridge | None) -> Pump:
+    if bridge is not None and not isinstance(bridge, Bridge):
+        raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
+    return (bridge or default_bridge()).submit(options)
+
+
+async def _started(options: RequestOptions, client: Any) -> Pump:
     if client is None:
         state = await _loop_state()
     else:
         state = LoopState(asyncio.get_running_loop(), ClientPool.of(client))
     pump = Pump(state, options)
     pump.start()
-    try:
-        while isinstance(entry := await pump.handoff.atake(), Reconnecting):
-            tell(on_reconnect, entry)
-        return AsyncSSEResponse(AsyncEventStream(pump, _head(entry), decoder, options.cancel, on_reconnect))
-    except BaseException:
-        pump.abort(None)
-        raise
-
-
-def _head(entry: object) -> Head:
-    if isinstance(entry, Head):
-        return entry
-    assert isinstance(entry, End)
-    raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
+    return pump
 
 
 # One state a loop. Written by each loop's own thread, and dict operations are atomic.

@@ -91,7 +91,7 @@ class Bridge:
             warnings.warn(
                 "request_sse blocks the event loop that runs in this thread; await arequest_sse instead",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         pump = Pump(state, options)
         context = contextvars.copy_context()

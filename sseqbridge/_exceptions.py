@@ -64,7 +64,12 @@ class UsageError(RuntimeError):
 
 
 class SSEError(Exception):
-    """The base of everything that can go wrong with a stream that was asked for correctly."""
+    """The base of everything that can go wrong with a stream that was asked for correctly.
+
+    `stream_name` is the stream's name where it was one of several that were merged, else None.
+    """
+
+    stream_name: Any = None
 
 
 class TransportError(SSEError):

@@ -155,6 +155,26 @@ class HandOff(Generic[T]):
 
     # In the consumer's thread, or in a coroutine of its loop.
 
+    @property
+    def pending(self) -> int:
+        """How many entries could be taken now."""
+        return len(self._queue)
+
+    def poll(self) -> T | End | None:
+        """Return the next entry without waiting, None where there is none; after close() CLOSED."""
+        self._release()
+        return self._poll()
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called once, from whichever thread, as soon as there is something to take, or now.
+
+        What the consumer has in hand it is done with, as where it waits.
+        """
+        self._release()
+        self._waiters.append(wake)
+        if (self._queue or self.closed) and self._withdraw(wake):
+            wake()
+
     def take(self, timeout: float | None = None) -> T | End:
         """Return the next entry, waiting while there is none; after close() CLOSED.
 
@@ -211,11 +231,13 @@ class HandOff(Generic[T]):
             if timer is not None:
                 timer.cancel()
 
-    def _withdraw(self, wake: Callable[[], None]) -> None:
+    def _withdraw(self, wake: Callable[[], None]) -> bool:
+        """Take a waiter back; False where whoever had something to tell has taken it already."""
         try:
             self._waiters.remove(wake)
         except ValueError:
-            pass  # Whoever had something to tell took it.
+            return False
+        return True
 
     def _poll(self) -> T | End | None:
         if self.closed:

@@ -10,12 +10,13 @@ an asynchronous stream synchronously.
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
 import warnings
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from . import _runtime
 from ._connection import Batch, Body, status_error
@@ -169,6 +170,69 @@ class _BaseStream(Generic[T]):
             reconnections=pump.connection.reconnections,
             time_to_first_event=pump.time_to_first_event,
         )
+
+    def poll(self) -> list[T]:
+        """Return the items that are there, without waiting; an empty list where there are none.
+
+        At the end, which `outcome` tells, there are none any more. The stream's error, where it has
+        one, is raised once all items before it were returned.
+        """
+        self._claim()
+        try:
+            # What comes meanwhile is for the next time: it could be without end.
+            return self._polled(self._handoff.pending + 1)
+        finally:
+            self._reading.release()
+
+    # For what merges streams.
+
+    def _notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called once, as soon as there is something to poll, or now."""
+        if self._end is not None or operator.length_hint(self._items):
+            wake()
+        else:
+            self._handoff.notify(wake)
+
+    def _poll_batch(self) -> tuple[list[T], bool]:
+        """Return the items that one read of the network gave, and whether nothing comes any more."""
+        self._claim()
+        try:
+            items = self._polled(1)
+        finally:
+            self._reading.release()
+        return items, not items and self.outcome is not None
+
+    def _poll_refusal(self) -> NoReturn:
+        """Raise StatusError for an error answer, once its body, or why there is none, can be polled."""
+        entry = self._handoff.poll()
+        try:
+            if entry is not None:
+                self._accept(entry)
+        except SSEError:
+            pass  # The status is the news.
+        raise self._status_error()
+
+    def _polled(self, batches: int) -> list[T]:
+        polled: list[T] = []
+        try:
+            while True:
+                for event in self._items:
+                    if self._is_stopped():
+                        break
+                    polled.append(self._item(event))
+                batches -= 1
+                if batches < 0 or not self._before_take():
+                    break
+                entry = self._handoff.poll()
+                if entry is None or entry is CLOSED:
+                    break
+                self._accept(entry)
+        except Exception as exc:
+            if self._end is None or self._end.error is None:
+                self._fail(exc)
+            if not polled:
+                raise
+        return polled
 
     def reconnect(self) -> None:
         """Drop the connection now and go on with another, from any thread; the consumer sees no error.
@@ -405,6 +469,10 @@ class EventStream(_BaseStream[T]):
         finally:
             self._reading.release()
 
+    def collect(self) -> list[T]:
+        """Read to the end, and return all items that are left. Raises the stream's error where it has one."""
+        return list(self)
+
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""
         if not self._has_good_status():
@@ -543,6 +611,10 @@ class AsyncEventStream(_BaseStream[T]):
         stream stays open), StopAsyncIteration at the end, and the stream's error where it has one.
         """
         return await self._anext(timeout)
+
+    async def collect(self) -> list[T]:
+        """Read to the end, and return all items that are left. Raises the stream's error where it has one."""
+        return [item async for item in self]
 
     async def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, for a status but 200 and 204."""

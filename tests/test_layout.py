@@ -16,6 +16,7 @@ FLOORS = [
     ["relay._frames", "relay._response"],
     ["relay._sources", "relay._reader"],
     ["relay._writer"],
+    ["_merge"],
     ["_api"],
     ["_streams"],
     ["testing"],

@@ -22,6 +22,7 @@ from .support import ROOT, python
 
 NAMES = [
     "AsyncEventStream",
+    "AsyncMergedStreams",
     "AsyncSSEResponse",
     "Bridge",
     "BridgeClosedError",
@@ -34,6 +35,7 @@ NAMES = [
     "EventError",
     "EventStream",
     "EventStreamParser",
+    "MergedStreams",
     "ProtocolError",
     "ReadError",
     "ReconnectionError",
@@ -52,7 +54,10 @@ NAMES = [
     "TruncatedStreamError",
     "UpstreamError",
     "UsageError",
+    "amerge",
     "arequest_sse",
+    "gather",
+    "merge",
     "request_sse",
 ]
 
