@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trustme
+from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
 from sseqbridge import Bridge
@@ -48,6 +49,27 @@ def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 sys.addaudithook(_stay_on_loopback)
+
+
+@pytest.fixture(scope="session")
+def blockbuster() -> Iterator[BlockBuster]:
+    # SSEServer's scripts are the tests' own.
+    with blockbuster_ctx("sseqbridge", excluded_modules=["sseqbridge.testing"]) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_a_loop(request: pytest.FixtureRequest, blockbuster: BlockBuster) -> Iterator[None]:
+    """Fail what blocks the thread of a running loop in the package: a BlockingError is raised there.
+
+    But for tests of what happens where a program does that, which are marked with `blocks_its_loop`.
+    """
+    if request.node.get_closest_marker("blocks_its_loop") is None:
+        yield
+        return
+    blockbuster.deactivate()
+    yield
+    blockbuster.activate()
 
 
 @pytest.fixture(autouse=True)

@@ -421,6 +421,7 @@ def test_a_request_in_a_body_that_the_loop_iterates_is_misuse(silent: SSEServer)
     assert isinstance(cause, UsageError)
 
 
+@pytest.mark.blocks_its_loop
 def test_a_request_in_a_coroutine_warns_at_the_callers_line_and_works(answers: SSEServer) -> None:
     async def main() -> list[Any]:
         with pytest.warns(RuntimeWarning, match="arequest_sse") as caught:
@@ -432,6 +433,7 @@ def test_a_request_in_a_coroutine_warns_at_the_callers_line_and_works(answers: S
     assert asyncio.run(main()) == [{"n": 1}]
 
 
+@pytest.mark.blocks_its_loop
 def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
     async def main() -> list[Any]:
         return list(request_sse(answers.url).events)

@@ -321,7 +321,9 @@ def fork_under_load(forks: int, timeout: float) -> int:
 
 @pytest.mark.timeout(60)
 def test_forks_while_others_read() -> None:
-    assert fork_under_load(1000, 60) > 1000
+    # Once is enough: which parts are in use is nothing to a fork.
+    forks = 100 if "SSEQBRIDGE_WITHOUT" in os.environ else 1000
+    assert fork_under_load(forks, 60) > forks
 
 
 # The same in one process, that says of itself that it is another one: as a child does where no fork hook runs.

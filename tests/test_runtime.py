@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from blockbuster import BlockingError
 
 from sseqbridge import _runtime
 
@@ -24,6 +25,16 @@ def test_a_wake_up_before_the_wait_is_not_lost() -> None:
     waiter = _runtime.ThreadWaiter()
     waiter.wake()
     assert waiter.wait(None)
+
+
+def test_what_blocks_a_loop_fails_its_test() -> None:
+    """Here, and anywhere else in the package: tests/conftest.py."""
+
+    async def main() -> None:
+        _runtime.ThreadWaiter().wait(0.01)
+
+    with pytest.raises(BlockingError):
+        asyncio.run(main())
 
 
 def test_a_wait_that_elapses_returns_false() -> None:
