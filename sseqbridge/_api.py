@@ -337,6 +337,7 @@ class Opening(NamedTuple):
 
     def head_of(self, entry: object) -> Head | None:
         """Return the head, None for what comes before it. Raises what came instead of it."""
+        self.pump.check_process()
         if isinstance(entry, Reconnecting):
             tell(self.on_reconnect, entry)
             return None
@@ -401,6 +402,10 @@ _loop_states: dict[asyncio.AbstractEventLoop, LoopState] = {}
 
 async def _loop_state() -> LoopState:
     loop = asyncio.get_running_loop()
+    inherited = _loop_states.get(loop)
+    if inherited is not None and inherited.process != _runtime.process():
+        # Of a loop that a forked child goes on with: its connections are the parent's.
+        _runtime.keep_for_ever(_loop_states.pop(loop, None))
     if loop not in _loop_states:
         for other in tuple(_loop_states):
             if other.is_closed():
@@ -420,8 +425,10 @@ async def _at_loop_end(state: LoopState) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        _loop_states.pop(state.loop, None)
-        await state.aclose(_loop_ended, seconds=0.5)
+        # A forked child that ends its parent's loop leaves the streams alone.
+        if state.process == _runtime.process():
+            _loop_states.pop(state.loop, None)
+            await state.aclose(_loop_ended, seconds=0.5)
 
 
 def _loop_ended() -> BridgeClosedError:

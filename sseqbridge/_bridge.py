@@ -95,7 +95,7 @@ class Bridge:
             )
         pump = Pump(state, options)
         context = contextvars.copy_context()
-        with self._lock:
+        with self._lock.here:
             # Under the lock, so that a loop which is ending has either been posted this before,
             # or is not posted it at all.
             if self._state is not pump.state:
@@ -109,7 +109,7 @@ class Bridge:
         return pump
 
     def _started(self) -> LoopState:
-        with self._lock:
+        with self._lock.here:
             self._leave_the_parents()
             if self._closed:
                 raise UsageError("this Bridge is closed; make a new one, or leave bridge= out for the process's own")
@@ -157,7 +157,7 @@ class Bridge:
         except BaseException as exc:
             logger.exception("the loop thread was ended by an exception; its streams are aborted")
             cause = exc
-        with self._lock:
+        with self._lock.here:
             # Nothing is posted from here on; where no stop was asked for, the next request starts anew.
             self._state = None
         reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
@@ -176,7 +176,7 @@ class Bridge:
             thread.join(_EXIT_SECONDS)
 
     def _ask_to_end(self) -> _runtime.DaemonThread | None:
-        with self._lock:
+        with self._lock.here:
             self._leave_the_parents()
             self._closed = True
             if self._state is not None and self._stop is not None:
@@ -215,7 +215,7 @@ _exiting = False
 def default_bridge() -> Bridge:
     """Return the process's own bridge."""
     global _default
-    with _default_lock:
+    with _default_lock.here:
         if _default is None:
             _default = Bridge()
         return _default

@@ -46,7 +46,7 @@ _tls_context: ssl.SSLContext | None = None
 
 def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
-    with _tls_lock:
+    with _tls_lock.here:
         if _tls_context is None:
             context = httpx.create_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
@@ -228,7 +228,7 @@ class ClientPool:
 
     def _made(self, origin: str) -> Client | None:
         """Return a client that is there already, None where there is none."""
-        with self._lock:
+        with self._lock.here:
             if not self._may_share(origin):
                 return self._idle.pop() if self._idle else None
             if self._shared is None and self._idle:
@@ -239,18 +239,18 @@ class ClientPool:
     def learn(self, origin: str, http_version: str) -> None:
         """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
         if self._factory is not None and http_version.startswith("HTTP/1"):
-            with self._lock:
+            with self._lock.here:
                 self._http11_origins.add(origin)
 
     def put_back(self, client: Client) -> None:
         """Take a leased client back, for the next request."""
         if not client.shared:
-            with self._lock:
+            with self._lock.here:
                 self._idle.append(client)
 
     async def give_back(self, client: Client, origin: str) -> None:
         """Take a leased client back, or close it where there are others enough."""
-        with self._lock:
+        with self._lock.here:
             spare = self._shared if origin in self._http11_origins else None
             is_needed = spare is None and len(self._idle) < _MAX_IDLE
         if is_needed:
@@ -265,7 +265,7 @@ class ClientPool:
 
     async def aclose(self) -> None:
         """Close every client that is not in use."""
-        with self._lock:
+        with self._lock.here:
             clients, self._idle = self._idle, []
             if self._shared is not None:
                 clients.append(self._shared)

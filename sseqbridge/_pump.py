@@ -188,10 +188,15 @@ class Pump:
             error = exc
         finally:
             self._cancel_transfer = None
-            await self.connection.aclose()
+            await self._close_connection()
         # Here, and not in a callback of the task's, which would come a turn of the loop later.
         self._finish(error)
         error = None  # It holds this frame.
+
+    async def _close_connection(self) -> None:
+        # In a child that unwinds its parent's tasks this would be the parent's.
+        if not self.is_inherited:
+            await self.connection.aclose()
 
     async def _transfer_cancellably(self) -> None:
         if isinstance(self.connection, Connection) and self.connection.is_direct:
@@ -208,7 +213,7 @@ class Pump:
     async def _transfer(self) -> None:
         connection = self.connection
         while isinstance(head := await connection.open(), Reconnecting):
-            self.handoff.put_now(head)
+            await self.handoff.put(head, head.charge)
         if not isinstance(connection, Connection):
             # Until here it has seen to that itself.
             self._limit_total()
@@ -331,7 +336,7 @@ class Pump:
 
     def abort(self, reason: BaseException | None) -> None:
         """Cut the connection off and end the task. The consumer gets `reason`, if there is one."""
-        if self._finished.is_set or self.task is None:
+        if self._finished.is_set or self.task is None or self.is_inherited:
             return
         if self._reason is None:
             self._reason = reason

@@ -92,6 +92,8 @@ class ReconnectingConnection:
         self._started_at = time.monotonic()
         # Whether there was an answer that was given to the caller.
         self._is_answered = False
+        # Whether what becomes of the connection at hand is known already.
+        self._is_settled = False
         # Whether nothing comes after the connection at hand.
         self._is_last = False
         # What earlier connections gave.
@@ -294,6 +296,9 @@ class ReconnectingConnection:
         self._retry = None
         await self._renew()
         head = await self._droppable(self._connection.open)
+        if head.status != 200:
+            # That is the answer, whoever wants another connection now.
+            self._is_settled, self._dropped = True, None
         if head.status not in (200, 204):
             raise status_error(self.target, head, await self._connection.read_body())
         # 204 says that there is nothing more to come.
@@ -340,7 +345,7 @@ class ReconnectingConnection:
 
         What it gave so far is given first.
         """
-        if self._is_last or self._connection.outcome == "done":
+        if self._is_last or self._is_settled or self._connection.outcome == "done":
             return False
         self._dropped = _Dropped(cause, was_asked_for)
         self._connection.shut_down()
@@ -377,7 +382,7 @@ class ReconnectingConnection:
 
     async def _planned(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
         await self._close()
-        self._retry, self._policy = retry, retry.policy
+        self._retry, self._policy, self._is_settled = retry, retry.policy, False
         told = "a clean end, or asked for" if cause is None else type(cause).__name__
         logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, told)
         return Reconnecting(retry.attempt, retry.delay, cause)

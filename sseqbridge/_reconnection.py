@@ -171,7 +171,7 @@ class ReconnectionPolicy:
         try:
             delay = min(base * self.factor**tried, longest)
         except OverflowError:
-            delay = longest
+            delay = longest if base else 0.0
         left_to_chance = self.jitter * delay
         # Never sooner than the server has asked for.
         return max(delay - left_to_chance, drop.retry_after or 0.0) + left_to_chance * chance()

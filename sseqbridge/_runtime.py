@@ -132,9 +132,10 @@ if sys.platform != "win32":
 
 
 class Lock:
-    """A lock between threads of the operating system, which each process has for itself.
+    """A lock between threads of the operating system, which each process has for itself: `with lock.here`.
 
-    One that another thread held at a fork would be held for ever in the child.
+    One that another thread held at a fork would be held for ever in the child. What is entered is a
+    lock of the interpreter's, since an interrupt may come between any two steps of a function here.
     """
 
     __slots__ = ("_locks",)
@@ -143,17 +144,12 @@ class Lock:
         # By process; setdefault is one step.
         self._locks: dict[tuple[int, int], Any] = {}
 
-    def __enter__(self) -> None:
+    @property
+    def here(self) -> Any:
+        """This process's."""
         this = process()
         lock = self._locks.get(this)
-        if lock is None:
-            lock = self._locks.setdefault(this, _allocate_lock())
-        lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        lock = self._locks.get(process())
-        if lock is not None:
-            lock.release()
+        return self._locks.setdefault(this, _allocate_lock()) if lock is None else lock
 
 
 class ThreadWaiter:

@@ -205,9 +205,9 @@ class _BaseStream(Generic[T]):
     def _poll_refusal(self) -> NoReturn:
         """Raise StatusError for an error answer, once its body, or why there is none, can be polled."""
         entry = self._handoff.poll()
+        assert entry is not None
         try:
-            if entry is not None:
-                self._accept(entry)
+            self._accept(entry)
         except SSEError:
             pass  # The status is the news.
         raise self._status_error()
@@ -227,9 +227,8 @@ class _BaseStream(Generic[T]):
                 if entry is None or entry is CLOSED:
                     break
                 self._accept(entry)
-        except Exception as exc:
-            if self._end is None or self._end.error is None:
-                self._fail(exc)
+        except Exception:
+            # It has ended the stream, and comes again.
             if not polled:
                 raise
         return polled
@@ -241,6 +240,7 @@ class _BaseStream(Generic[T]):
         UsageError for a stream without `reconnect`, and where the request would be paid for twice:
         it has a body, its answer gave events but no id, and the policy has no `resend`.
         """
+        self._pump.check_process()
         self._pump.check_reconnect()
         if self._is_open():
             self._pump.request_reconnect()

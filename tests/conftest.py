@@ -9,11 +9,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
+import coverage
 import pytest
 import trustme
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from sseqbridge import Bridge
@@ -24,6 +26,9 @@ from .support import HAS_OWN_TRANSPORT
 # The same examples on every run and machine, and none remembered.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
 settings.load_profile("sseqbridge")
+
+# Whether coverage is.
+IS_MEASURED = coverage.Coverage.current() is not None
 
 _left_loopback: list[str] = []
 
@@ -51,25 +56,24 @@ def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address
 sys.addaudithook(_stay_on_loopback)
 
 
-@pytest.fixture(scope="session")
-def blockbuster() -> Iterator[BlockBuster]:
+def watched_loops() -> AbstractContextManager[object]:
+    """Have what blocks a loop's thread in the package raise BlockingError."""
     # SSEServer's scripts are the tests' own.
-    with blockbuster_ctx("sseqbridge", excluded_modules=["sseqbridge.testing"]) as found:
-        yield found
+    return blockbuster_ctx("sseqbridge", excluded_modules=["sseqbridge.testing"])
 
 
 @pytest.fixture(autouse=True)
-def nothing_blocks_a_loop(request: pytest.FixtureRequest, blockbuster: BlockBuster) -> Iterator[None]:
+def nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail what blocks the thread of a running loop in the package: a BlockingError is raised there.
 
-    But for tests of what happens where a program does that, which are marked with `blocks_its_loop`.
+    But for tests of what happens where a program does that, which are marked with `blocks_its_loop`,
+    and where coverage is measured, which takes a lock of its own between any two lines.
     """
-    if request.node.get_closest_marker("blocks_its_loop") is None:
+    if IS_MEASURED or request.node.get_closest_marker("blocks_its_loop") is not None:
         yield
         return
-    blockbuster.deactivate()
-    yield
-    blockbuster.activate()
+    with watched_loops():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -66,25 +66,30 @@ make_environment
 # transport instead of the library's own. Beside the first run, since tests wait more than they compute.
 OF_REQUESTS=(abort answers async bridge client content_encoding edges errors interop lifecycle merge nchan pool)
 OF_REQUESTS+=(reconnecting request web_platform)
-run_again() {
-    SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@" || return 1
+run_plain() {
+    SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@"
+}
+run_on_httpx() {
     local status=0 files=("${OF_REQUESTS[@]/#/tests/test_}")
     [ "$#" -eq 0 ] || files=()
     SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "${files[@]/%/.py}" "$@" || status=$?
     # 5: none of the tests that were asked for is among these.
     [ "$status" -eq 0 ] || { [ "$status" -eq 5 ] && [ "$#" -gt 0 ]; }
 }
-run_again "$@" >.venv/again.txt 2>&1 &
-again=$!
+run_plain "$@" >.venv/plain.txt 2>&1 &
+plain=$!
+run_on_httpx "$@" >.venv/on-httpx.txt 2>&1 &
+on_httpx=$!
 failed=0
 .venv/bin/coverage run -m pytest "$@" || failed=1
 # Of a part of the tests nobody expects that it covers everything.
 [ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100 || failed=1
 # That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
 [ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json || failed=1
-wait "$again" || failed=1
+wait "$plain" || failed=1
+wait "$on_httpx" || failed=1
 [ "$failed" -eq 0 ] || {
-    cat .venv/again.txt
+    cat .venv/plain.txt .venv/on-httpx.txt
     exit 1
 }
-grep -E '(passed|failed)' .venv/again.txt || true
+grep -hE '(passed|failed)' .venv/plain.txt .venv/on-httpx.txt || true

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +20,7 @@ from weakref import WeakSet
 import httpx
 import pytest
 
-from sseqbridge import Bridge, UsageError, _pump, _runtime, arequest_sse, request_sse
+from sseqbridge import Bridge, UsageError, _api, _pump, _runtime, arequest_sse, relay, request_sse
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 
 from .servers import UWSGI, Servers
@@ -212,6 +213,43 @@ succeeded(in_child(lambda: asyncio.run(three()) == [0, 1, 2] or 1 / 0))
     )
 
 
+def test_child_that_unwinds_its_parents_coroutine(upstream: SSEServer) -> None:
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+warnings.simplefilter("ignore", ResourceWarning)  # asyncio's own, of what is the parent's
+async def main():
+    async with await arequest_sse(URL) as (_, _, it):
+        assert await it.next() == 0
+        child = os.fork()
+        if not child:
+            raise SystemExit(0)
+        succeeded(child)
+        assert [await it.next() for _ in range(20)] == list(range(1, 21))
+asyncio.run(main())
+""",
+        upstream,
+    )
+
+
+def test_loop_that_the_parent_has_used_goes_on_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+warnings.simplefilter("ignore", ResourceWarning)
+async def three():
+    async with await arequest_sse(URL) as (_, _, it):
+        return [await it.next() for _ in range(3)]
+loop = asyncio.new_event_loop()
+assert loop.run_until_complete(three()) == [0, 1, 2]
+succeeded(in_child(lambda: loop.run_until_complete(three()) == [0, 1, 2] or 1 / 0))
+""",
+        upstream,
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing(upstream: SSEServer, method: str, tmp_path: object) -> None:
     status, out, errors = python(
@@ -263,7 +301,7 @@ from sseqbridge import _bridge, _client
 first_three()
 held, go = threading.Barrier(2), threading.Event()
 def hold():
-    with _bridge.default_bridge()._lock, _bridge._default_lock, _client._tls_lock:
+    with _bridge.default_bridge()._lock.here, _bridge._default_lock.here, _client._tls_lock.here:
         held.wait()
         go.wait()
 thread = threading.Thread(target=hold)
@@ -333,23 +371,29 @@ def test_forks_while_others_read() -> None:
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A function after whose call this is another process."""
     kept = len(_runtime._kept)
-    yield lambda: monkeypatch.setattr(_runtime, "process", lambda: (1, 1))
+    real = _runtime.process
+    parents: set[int | None] = set()
+
+    def process() -> tuple[int, int]:
+        return real() if threading.get_ident() in parents else (1, 1)
+
+    def become() -> None:
+        # This thread and those that it starts from now on: the others go on as the parent's.
+        parents.update(thread.ident for thread in threading.enumerate() if thread is not threading.current_thread())
+        monkeypatch.setattr(_runtime, "process", process)
+
+    yield become
     del _runtime._kept[kept:]
 
 
 def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
     lock = _runtime.Lock()
     # Held by another thread at the fork, and for ever.
-    lock.__enter__()
+    lock.here.acquire()
     other_process()
     for _ in range(2):
-        with lock:
+        with lock.here:
             pass
-
-
-def test_lock_that_was_taken_before_the_fork_is_not_given_back_in_the_child(other_process: Callable[[], None]) -> None:
-    with _runtime.Lock():
-        other_process()
 
 
 def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
@@ -384,7 +428,9 @@ def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_proces
     upstream.requests[0].wait_aborted()
 
 
-def test_asynchronous_stream_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
+def test_asynchronous_stream_of_another_process(
+    upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with await arequest_sse(upstream.url) as response:
             assert await response.events.next() == 0
@@ -393,9 +439,54 @@ def test_asynchronous_stream_of_another_process(upstream: SSEServer, other_proce
                 await response.events.next()
             with pytest.raises(UsageError, match="before a fork"):
                 await response.events.aclose()
+            with pytest.raises(UsageError, match="before a fork"):
+                response.events.reconnect()
+            # Nor does the child end the stream of the loop that it goes on with.
+            response.events._pump.abort(None)
+            async with await arequest_sse(upstream.url) as another:
+                assert await another.events.next() == 0
+            # Nor where what runs it is cancelled.
+            pump = response.events._pump
+            assert pump.task is not None
+            pump.task.cancel()
+            await asyncio.wait({pump.task})
+            assert not upstream.requests[0].aborted.is_set()
+            monkeypatch.undo()
+            await pump.connection.aclose()
 
     asyncio.run(main())
     upstream.requests[0].wait_aborted()
+
+
+def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:
+    class State:
+        process = (-1, -1)
+
+    async def main() -> None:
+        at_end = _api._at_loop_end(State())  # type: ignore[arg-type]
+        await at_end.__anext__()
+        await at_end.aclose()
+
+    asyncio.run(main())
+
+
+def test_relays_of_another_process(
+    upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = request_sse(upstream.url)
+    made, of_stream = relay.frames(iter(["a"])), relay.frames(response)
+    other_process()
+    for frames in (made, of_stream):
+        assert b"event: error" in b"".join(frames)
+        frames.close()
+    assert not upstream.requests[0].aborted.is_set()
+    monkeypatch.undo()
+    response.events.close()
+
+
+def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
+    """Entered by the interpreter itself, and not by steps of a function."""
+    assert type(_runtime.Lock().here) is type(threading.Lock())
 
 
 def test_fork_hooks_tell_the_parents_streams(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:

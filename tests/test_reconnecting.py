@@ -757,6 +757,23 @@ def test_what_is_told_of_attempts_is_bounded_while_nobody_reads(ask: Door) -> No
             assert answer.events.stats.buffered <= 250_000
 
 
+@pytest.mark.blocks_its_loop
+def test_what_is_told_of_attempts_is_bounded_before_the_first_answer_too(ask: Door) -> None:
+    seen: list[int] = []
+
+    def slowly(attempt: int, delay: float, cause: SSEError | None) -> None:
+        if not seen:
+            time.sleep(0.5)
+        seen.append(len(server.requests))
+
+    busy = [respond(503, content_type="text/plain"), bytes(100_000)]
+    with SSEServer(busy) as server:
+        policy = ReconnectionPolicy(delay=0, jitter=0, attempts=20)
+        answer = ask(server.url, reconnect=policy, max_buffered_bytes=250_000, on_reconnect=slowly)
+        assert (answer.status, len(seen)) == (503, 20)
+        assert seen[0] <= 5
+
+
 def test_close_while_the_next_connection_is_made(ask: Door) -> None:
     with SSEServer(in_turn([send(1), wait(0.05), cut()], [wait(100)])) as server:
         with ask(server.url, reconnect=AT_ONCE) as answer:

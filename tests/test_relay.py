@@ -642,6 +642,7 @@ def test_errors_of_an_asynchronous_iterable_are_its_own(error: type[BaseExceptio
     asyncio.run(main())
 
 
+@pytest.mark.blocks_its_loop
 def test_map_that_takes_its_time_holds_back_nothing(relayed: Relay) -> None:
     with SSEServer([*[send(n) for n in range(20)], DONE]) as server:
         stream = request_sse(server.url)
@@ -772,9 +773,12 @@ def test_stream_that_an_iterable_waits_for_ends_with_the_reader(relayed: Relay) 
     ended = threading.Event()
 
     def items() -> Iterator[Any]:
-        with request_sse(server.url) as (_, _, events):
-            yield from events
-        ended.set()
+        # Closed at its yield, or after the stream that it waited for has ended.
+        try:
+            with request_sse(server.url) as (_, _, events):
+                yield from events
+        finally:
+            ended.set()
 
     with SSEServer([send({"n": 1}), silence()]) as server:
         reading = relayed(items())

@@ -18,6 +18,7 @@ from blockbuster import BlockingError
 
 from sseqbridge import _runtime
 
+from .conftest import watched_loops
 from .support import in_thread, until
 
 
@@ -27,13 +28,14 @@ def test_a_wake_up_before_the_wait_is_not_lost() -> None:
     assert waiter.wait(None)
 
 
+@pytest.mark.blocks_its_loop
 def test_what_blocks_a_loop_fails_its_test() -> None:
     """Here, and anywhere else in the package: tests/conftest.py."""
 
     async def main() -> None:
         _runtime.ThreadWaiter().wait(0.01)
 
-    with pytest.raises(BlockingError):
+    with watched_loops(), pytest.raises(BlockingError):
         asyncio.run(main())
 
 

@@ -112,7 +112,8 @@ class StreamSource:
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is."""
         assert isinstance(self._stream, EventStream)
-        self._stream.close()
+        if not self._stream._pump.is_inherited:
+            self._stream.close()
 
     def abandon(self) -> None:
         """The same without waiting: in a loop."""
@@ -126,6 +127,12 @@ class _MadeSource:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._end: End | None = None
+        self._process = _runtime.process()
+
+    def _check_process(self) -> None:
+        if self._process != _runtime.process():
+            # Its worker is not here.
+            raise UsageError("this relay was made before a fork, and is the parent's to read: make one in the child")
 
     def _given(self, entry: bytes | End, stop: type[Exception]) -> bytes:
         if isinstance(entry, bytes):
@@ -155,11 +162,13 @@ class WorkerSource(_MadeSource):
 
     def next(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
+        self._check_process()
         self._start()
         return self._given(self._end or self._handoff.take(timeout), StopIteration)
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        self._check_process()
         self._start()
         return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
 
