@@ -441,6 +441,8 @@ def test_asynchronous_stream_of_another_process(
                 await response.events.aclose()
             with pytest.raises(UsageError, match="before a fork"):
                 response.events.reconnect()
+            async with response.events:
+                pass
             # Nor does the child end the stream of the loop that it goes on with.
             response.events._pump.abort(None)
             async with await arequest_sse(upstream.url) as another:
