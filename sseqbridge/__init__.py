@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     __version__: str
 
     from ._api import arequest_sse, request_sse
-    from ._bridge import Bridge
+    from ._bridge import Bridge, BridgeStats
     from ._exceptions import (
         BridgeClosedError,
         BufferLimitError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ContentTypeError,
         DecodeError,
         EventError,
+        EventsLostError,
         ProtocolError,
         ReadError,
         ReconnectionError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ._parser import EventStreamParser
     from ._reconnection import ReconnectionPolicy
     from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
+    from ._tee import Tee, tee
 
 __all__ = [
     "AsyncEventStream",
@@ -55,6 +57,7 @@ __all__ = [
     "AsyncSSEResponse",
     "Bridge",
     "BridgeClosedError",
+    "BridgeStats",
     "BufferLimitError",
     "CallbackError",
     "Comment",
@@ -64,6 +67,7 @@ __all__ = [
     "EventError",
     "EventStream",
     "EventStreamParser",
+    "EventsLostError",
     "MergedStreams",
     "ProtocolError",
     "ReadError",
@@ -78,6 +82,7 @@ __all__ = [
     "StatusError",
     "StreamStats",
     "StreamTimeoutError",
+    "Tee",
     "Timeout",
     "TransportError",
     "TruncatedStreamError",
@@ -88,12 +93,14 @@ __all__ = [
     "gather",
     "merge",
     "request_sse",
+    "tee",
 ]
 
 _MODULES = {
     "arequest_sse": "_api",
     "request_sse": "_api",
     "Bridge": "_bridge",
+    "BridgeStats": "_bridge",
     "AsyncMergedStreams": "_merge",
     "MergedStreams": "_merge",
     "amerge": "_merge",
@@ -108,6 +115,8 @@ _MODULES = {
     "AsyncSSEResponse": "_streams",
     "EventStream": "_streams",
     "SSEResponse": "_streams",
+    "Tee": "_tee",
+    "tee": "_tee",
     "StreamStats": "_streams",
 }
 

@@ -3,7 +3,7 @@
 Which thread writes what: `_thread`, `_state` and `_stop` are written under `_lock`, by callers'
 threads when a bridge starts or is closed (`_stop` by the new thread, which they wait for); all
 that belongs to the loop is in `LoopState`, written by the loop's thread alone. Nothing that a
-finalizer or a signal handler calls takes `_lock`.
+finalizer or a signal handler calls takes `_lock`. `_counted` is written under `_lock`, as one, and read by any.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextvars
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -21,6 +22,7 @@ from . import _fast, _runtime
 from ._client import ClientFactory, ClientPool
 from ._exceptions import BridgeClosedError, SSEError, UsageError
 from ._handoff import settle
+from ._loop_watch import LoopWatch
 from ._pump import LoopState, Pump
 
 if TYPE_CHECKING:
@@ -28,11 +30,48 @@ if TYPE_CHECKING:
 
     from ._options import RequestOptions
 
-__all__ = ["Bridge", "default_bridge"]
+__all__ = ["Bridge", "BridgeStats", "default_bridge"]
 
 logger = logging.getLogger("sseqbridge")
 
 _EXIT_SECONDS = 0.8
+
+
+@dataclass(frozen=True)
+class BridgeStats:
+    """What a bridge has done so far, and does now.
+
+    `open_streams` are under way, on `connections` (open ones, idle ones included, as far as the HTTP
+    client tells). `events` and `bytes` of body were received since the bridge was made; `buffered`
+    bytes wait for their consumers (each event is charged 256 bytes besides), without those that a
+    tee has given its readers, whose own `stats` tell them. `longest_wait` is how
+    late, in seconds, the loop has been at most while it had streams: what blocks it holds up all.
+    """
+
+    open_streams: int
+    connections: int
+    events: int
+    bytes: int
+    buffered: int
+    longest_wait: float
+
+
+_NOTHING = BridgeStats(0, 0, 0, 0, 0, 0.0)
+
+
+def _sum(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
+    pumps, received, events = state.counted()
+    watch = state.loop_watch
+    if not is_open:
+        pumps = ()
+    return BridgeStats(
+        open_streams=len(pumps),
+        connections=state.clients.connections if is_open else 0,
+        events=past.events + events,
+        bytes=past.bytes + received,
+        buffered=sum(pump.handoff.buffered for pump in pumps),
+        longest_wait=max(past.longest_wait, 0.0 if watch is None else watch.longest),
+    )
 
 
 class Bridge:
@@ -63,6 +102,8 @@ class Bridge:
         # What the loop runs until.
         self._stop: asyncio.Future[None] | None = None
         self._closed = False
+        # What was counted on loops that have ended, and the one that counts: set as one.
+        self._counted: tuple[BridgeStats, LoopState | None] = _NOTHING, None
 
     def __repr__(self) -> str:
         if self._closed:
@@ -77,6 +118,16 @@ class Bridge:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @classmethod
+    def default(cls) -> Bridge:
+        """Return the process's own, which serves the requests that name no other."""
+        return default_bridge()
+
+    def stats(self) -> BridgeStats:
+        """Return a snapshot of the counters. Any thread may call it, also a signal handler; it waits for nothing."""
+        past, state = self._counted if self._process == _runtime.process() else (_NOTHING, None)
+        return past if state is None else _sum(past, state, is_open=self._state is state)
 
     def submit(self, options: RequestOptions) -> Pump:
         """Start a request and return its pump. For use within the package.
@@ -123,9 +174,15 @@ class Bridge:
         if self._process != _runtime.process():
             _runtime.keep_for_ever(self._state, self._thread, self._stop)
             self._state = self._thread = self._stop = None
+            self._counted = _NOTHING, None
             self._process = _runtime.process()
 
     def _start(self) -> None:
+        if _runtime.is_eventlet():
+            raise UsageError(
+                "eventlet has patched this process: a thread is none there, and the loop that needs one would hold "
+                "up all the others. Serve it with gevent (gunicorn -k gevent) or with threads (-k gthread)"
+            )
         # Not a greenlet's, which would let another come to the lock that is held here.
         ready = _runtime.ThreadWaiter()
         made: list[LoopState | Exception] = []
@@ -137,7 +194,14 @@ class Bridge:
         if isinstance(made[0], Exception):
             raise BridgeClosedError(f"the event loop could not be made: {made[0]}") from made[0]
         self._state = made[0]
+        self._count_past(self._counted[1], made[0])
         _bridges.add(self)
+
+    def _count_past(self, ended: LoopState | None, current: LoopState | None) -> None:
+        past, counts = self._counted
+        # Where another loop was started before this one had wound up, that was counted then.
+        if counts is ended:
+            self._counted = past if ended is None else _sum(past, ended, is_open=False), current
 
     def _main(self, made: list[LoopState | Exception], ready: _runtime.ThreadWaiter) -> None:
         try:
@@ -147,7 +211,7 @@ class Bridge:
             ready.wake()
             return
         _fast.log_in_use()
-        state = LoopState(loop, ClientPool(self._factory))
+        state = LoopState(loop, ClientPool(self._factory), LoopWatch(loop))
         stop = self._stop = loop.create_future()
         made.append(state)
         ready.wake()
@@ -168,6 +232,8 @@ class Bridge:
         finally:
             state.give_up()
             loop.close()
+            with self._lock.here:
+                self._count_past(state, None)
 
     def close(self) -> None:
         """Abort every stream and end the thread, in about a second at most. Any thread may call it."""

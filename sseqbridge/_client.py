@@ -21,7 +21,7 @@ import httpx
 
 from . import _fast, _runtime
 from ._exceptions import CallbackError, UsageError
-from ._transport import Transport, is_client_replaced, is_direct
+from ._transport import Transport, connections_of, is_client_replaced, is_direct
 
 if TYPE_CHECKING:
     import ssl
@@ -34,7 +34,7 @@ ClientFactory = Callable[[], Any]
 RawHeaders = list[tuple[bytes, bytes]]
 
 # Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
-# closed by the server just as a request is written to it fails the request.
+# closed by the server just as a POST is written to it fails that.
 _KEEPALIVE_EXPIRY = 4.0
 
 # How many clients wait for the next HTTP/2 requests.
@@ -87,6 +87,15 @@ class Client:
         self.package = _package_of(http)
         self.shared = False
 
+    @property
+    def connections(self) -> int:
+        """How many connections it has open, in use or idle, as far as its transports tell."""
+        transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
+        return sum(map(connections_of, transports))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave to the parent what connections are not a stream's."""
+
     def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
         """Return a request, with what the client adds to it."""
         return self.http.build_request(method, url, headers=headers, **options)
@@ -120,6 +129,9 @@ class _OwnClient(Client):
         timeout = httpx.Timeout(options.pop("timeout")).as_dict()
         extensions = {"timeout": timeout, **options.pop("extensions")}
         return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
+
+    def leave_to_parent(self) -> None:
+        self._transport.leave_to_parent()
 
     def is_direct(self, request: httpx.Request) -> bool:
         return is_direct(request)
@@ -187,9 +199,12 @@ class ClientPool:
 
     def __init__(self, factory: ClientFactory | None = None) -> None:
         self._factory = factory
-        self._lock = _runtime.Lock()
+        # Of this process alone, as the loop is that it belongs to.
+        self._lock = _runtime.new_lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
+        # Those that were made and not closed yet. Each change is one step, and needs no lock.
+        self._made_clients: list[Client] = []
         self._http11_origins: set[str] = set()
 
     @classmethod
@@ -199,6 +214,16 @@ class ClientPool:
         pool._shared = Client(http)
         pool._shared.shared = True
         return pool
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, in use or idle. Any thread may ask."""
+        return sum(client.connections for client in tuple(self._made_clients))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave to the parent what connections are not a stream's."""
+        for client in self._made_clients:
+            client.leave_to_parent()
 
     @property
     def has_factory(self) -> bool:
@@ -217,6 +242,7 @@ class ClientPool:
         client = _default_client() if self._factory is None else Client(_called(self._factory))
         # Streams of different users share it: no answer's cookie may reach another request.
         client.http.cookies.jar.set_policy(_KeepsNothing())
+        self._made_clients.append(client)
         if not self._may_share(origin):
             return client
         self.put_back(client)
@@ -228,7 +254,7 @@ class ClientPool:
 
     def _made(self, origin: str) -> Client | None:
         """Return a client that is there already, None where there is none."""
-        with self._lock.here:
+        with self._lock:
             if not self._may_share(origin):
                 return self._idle.pop() if self._idle else None
             if self._shared is None and self._idle:
@@ -239,18 +265,18 @@ class ClientPool:
     def learn(self, origin: str, http_version: str) -> None:
         """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
         if self._factory is not None and http_version.startswith("HTTP/1"):
-            with self._lock.here:
+            with self._lock:
                 self._http11_origins.add(origin)
 
     def put_back(self, client: Client) -> None:
         """Take a leased client back, for the next request."""
         if not client.shared:
-            with self._lock.here:
+            with self._lock:
                 self._idle.append(client)
 
     async def give_back(self, client: Client, origin: str) -> None:
         """Take a leased client back, or close it where there are others enough."""
-        with self._lock.here:
+        with self._lock:
             spare = self._shared if origin in self._http11_origins else None
             is_needed = spare is None and len(self._idle) < _MAX_IDLE
         if is_needed:
@@ -261,11 +287,12 @@ class ClientPool:
     async def discard(self, client: Client) -> None:
         """Close a leased client, and with it a connection that was cut off."""
         if not client.shared:
+            self._made_clients.remove(client)
             await client.http.aclose()
 
     async def aclose(self) -> None:
         """Close every client that is not in use."""
-        with self._lock.here:
+        with self._lock:
             clients, self._idle = self._idle, []
             if self._shared is not None:
                 clients.append(self._shared)

@@ -36,7 +36,7 @@ from ._exceptions import (
 from ._models import Comment, ServerSentEvent
 from ._options import DEFAULT_HEADERS, check_raw_headers
 from ._parser import EventStreamParser
-from ._transport import BODY_EXTENSION, BodyStream
+from ._transport import BODY_EXTENSION, WORDS_OF_A_LATE_CLOSE, BodyStream
 
 if TYPE_CHECKING:
     from ._client import ClientPool
@@ -68,9 +68,15 @@ _PERMANENT_REDIRECTS = frozenset({301, 308})
 _MAX_REDIRECTS = 20
 # What goes along to another origin: nothing of the caller's that could be a credential.
 _CROSS_ORIGIN_HEADERS = frozenset({"accept", "last-event-id"})
-# By which a RemoteProtocolError says that the peer is gone: HTTP/1.1 in the body and before the
-# head, then HTTP/2's RST_STREAM and GOAWAY.
-_WORDS_OF_A_CLOSE = ("peer closed connection", "disconnected", "StreamReset", "ConnectionTerminated")
+# By which a RemoteProtocolError says that the peer is gone: HTTP/1.1 in the body, in the line of a
+# chunk's size and before the head, then HTTP/2's RST_STREAM and GOAWAY.
+_WORDS_OF_A_CLOSE = (
+    "peer closed connection",
+    "peer unexpectedly closed",
+    "disconnected",
+    "StreamReset",
+    "ConnectionTerminated",
+)
 _BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"})
 
 
@@ -131,7 +137,8 @@ class Connection:
     `events` its events.
     """
 
-    # As of a stream that has no other.
+    # As of a stream that has no other; see ReconnectingConnection.
+    bounds_its_opening = False
     reconnections = 0
     opened_at = 0.0
 
@@ -184,7 +191,7 @@ class Connection:
     @property
     def is_direct(self) -> bool:
         """Whether the request goes through the library's own transport alone."""
-        return self._client.is_direct(self._request)
+        return "auth" not in self._send_options and self._client.is_direct(self._request)
 
     @property
     def is_complete(self) -> bool:
@@ -564,8 +571,21 @@ class Connection:
             return
         _runtime.shut_down_connection(self._network_stream)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave the connection to the parent."""
+        if self._network_stream is not None:
+            _runtime.leave_connection_to_parent(self._network_stream)
+
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")
+
+    def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
+        """Give the connection up for another one: there is none."""
+        return False
+
+    def check_asked(self) -> None:
+        """Raise UsageError where the caller asks for another connection."""
+        raise UsageError("this stream does not reconnect: ask for it with reconnect=True")
 
     async def aclose(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
@@ -613,6 +633,11 @@ class Connection:
             was_closed = any(words in str(exc) for words in _WORDS_OF_A_CLOSE)
             if was_closed and self._body is not None:
                 return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
+            if WORDS_OF_A_LATE_CLOSE in str(exc):
+                return ReadError(
+                    f"{target}: the connection, kept from an earlier request, was closed before an answer came; "
+                    f"this {self._request.method} may be at work all the same, and is not sent again"
+                )
             if was_closed:
                 return ReadError(f"{target}: the connection was closed before an answer came")
             return ProtocolError(f"{target}: the answer is not valid HTTP")

@@ -17,6 +17,7 @@
     +- EventError                 one event's data; it is in `event`
     |  +- DecodeError             the data is not what `decode` takes
     |  +- UpstreamError           the upstream sent an error as an event
+    +- EventsLostError            events that are not kept any more
     +- CallbackError              a function that the caller passed in raised
     +- BridgeClosedError          the loop thread is gone
 
@@ -43,6 +44,7 @@ __all__ = [
     "ContentTypeError",
     "DecodeError",
     "EventError",
+    "EventsLostError",
     "ProtocolError",
     "ReadError",
     "ReconnectionError",
@@ -220,6 +222,10 @@ class UpstreamError(EventError):
 
 class CallbackError(SSEError):
     """A function that the caller passed in raised. Its exception is the cause."""
+
+
+class EventsLostError(SSEError):
+    """Events that this reader was still to be given are not kept any more."""
 
 
 class BridgeClosedError(SSEError):

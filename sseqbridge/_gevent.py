@@ -30,6 +30,7 @@ _LOGGERS = (
     "httpx",
     "httpx2",
     "sseqbridge",
+    "sseqbridge.loop",
 )
 _get_ident = get_original("_thread", "get_ident")
 # The hub to log in, by thread. Each thread writes its own.

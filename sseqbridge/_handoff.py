@@ -172,7 +172,7 @@ class HandOff(Generic[T]):
         """
         self._release()
         self._waiters.append(wake)
-        if (self._queue or self.closed) and self._withdraw(wake):
+        if (self._queue or self.closed) and _withdraw(self._waiters, wake):
             wake()
 
     def take(self, timeout: float | None = None) -> T | End:
@@ -202,7 +202,7 @@ class HandOff(Generic[T]):
         finally:
             # Whoever woke it has taken it.
             if not woken:
-                self._withdraw(wake)
+                _withdraw(self._waiters, wake)
 
     async def atake(self, timeout: float | None = None) -> T | End:
         """Return the next entry as take() does, in a coroutine of any loop.
@@ -227,17 +227,9 @@ class HandOff(Generic[T]):
             if not self._queue and not self.closed:
                 await woken
         finally:
-            self._withdraw(wake)
+            _withdraw(self._waiters, wake)
             if timer is not None:
                 timer.cancel()
-
-    def _withdraw(self, wake: Callable[[], None]) -> bool:
-        """Take a waiter back; False where whoever had something to tell has taken it already."""
-        try:
-            self._waiters.remove(wake)
-        except ValueError:
-            return False
-        return True
 
     def _poll(self) -> T | End | None:
         if self.closed:
@@ -283,22 +275,40 @@ class ThreadHandOff(HandOff[T]):
 
     def put_in_turn(self, entry: T, charge: int = 0) -> bool:
         """Add an entry, waiting while there is no room; False once nothing is wanted any more."""
-        if not self.fits(charge):
-            self._wanted = charge
-            while not self._is_drained():
-                waiter = _runtime.new_waiter()
-                self._held_back.append(waiter.wake)
-                # Once more, now that the consumer can see the waiter.
-                if not self._is_drained():
-                    waiter.wait(None)
+        while not self.fits(charge):
+            waiter = _runtime.new_waiter()
+            if self.call_when_drained(waiter.wake, charge):
+                waiter.wait(None)
         self.put_now(entry, charge)
         return not self.closed
+
+    def call_when_drained(self, wake: Callable[[], None], charge: int) -> bool:
+        """Have `wake` called once, by the consumer, as soon as there is room; False where there is now."""
+        if self.fits(charge):
+            return False
+        self._wanted = charge
+        self._held_back.append(wake)
+        # Once more, now that the consumer can see it. Who has taken it out meanwhile calls it.
+        return not (self._is_drained() and self.call_no_more(wake))
+
+    def call_no_more(self, wake: Callable[[], None]) -> bool:
+        """Take that back; False where it was called, or is about to be."""
+        return _withdraw(self._held_back, wake)
 
     def _is_held_back(self) -> bool:
         return bool(self._held_back)
 
     def _let_go_on(self) -> None:
         _call_one(self._held_back)
+
+
+def _withdraw(waiting: deque[Callable[[], None]], wake: Callable[[], None]) -> bool:
+    """Take a wake-up back; False where whoever had something to tell has taken it already."""
+    try:
+        waiting.remove(wake)
+    except ValueError:
+        return False
+    return True
 
 
 def _call_one(waiting: deque[Callable[[], None]]) -> None:

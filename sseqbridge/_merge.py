@@ -5,19 +5,23 @@ A stream that has something for the consumer says so once, in a queue that all o
 again when that was taken: one batch, what one read of the network gave. So nobody is passed over.
 
 Which thread writes what: the streams' loops put into `_ready`, which takes several producers as
-long as nothing is charged. `_members` is the consumer's, but for `add`, whose setting of a new key is
-one step, and `close`; both come from any thread.
+long as nothing is charged. `_members` is changed by the consumer, and by `add`, `close` and a
+finalizer, in any thread: each change is one step, and finds nothing that must be there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import sys
+import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from . import _runtime
 from ._api import Opening, abegin, arequest_sse, begin, request_sse
 from ._exceptions import UsageError
 from ._handoff import End, ThreadHandOff
@@ -61,7 +65,7 @@ def amerge(streams: Named = (), *, errors: Errors = "raise") -> AsyncMergedStrea
     """Return what `merge` does as an asynchronous iterator, of what arequest_sse returns.
 
     Requests that functools.partial(arequest_sse, ...) puts off are sent when it is first iterated
-    over. Use `async with` where the loop may be left early.
+    over. Use `async with` where the loop may be left early. A wait that is cancelled loses nothing.
     """
     return AsyncMergedStreams(_named(streams), errors)
 
@@ -77,9 +81,10 @@ def gather(
     """Yield `(name, items)` of many short streams, `limit` of them at a time: all items of each, as a list.
 
     `calls` is a mapping of names to functools.partial(request_sse, ...), or an iterable of these,
-    read as it is needed. The results come in the order of the calls, or with `in_order=False` as
-    they are complete. One stream's error is raised at once and ends the others; with
-    `errors="yield"` it stands in the place of its items. `progress=True` shows a bar, with tqdm.
+    read as it is needed. The results come in the order of the calls (those that are complete before
+    their turn are kept until then), or with `in_order=False` as they are complete. One stream's error
+    is raised at once and ends the others; with `errors="yield"` it stands in the place of its items.
+    `progress=True` shows a bar, with tqdm.
 
     Raises UsageError for arguments that cannot work, ImportError where tqdm is not installed.
     """
@@ -93,17 +98,17 @@ def gather(
 def _gathered(
     merged: MergedStreams, calls: Iterator[tuple[Any, Any]], limit: int, in_order: bool, bar: Any
 ) -> Iterator[tuple[Any, Any]]:
-    names: dict[int, Any] = {}
+    # By number: of those that are under way, and of those that are complete.
     items: dict[int, list[Any]] = {}
     results: dict[int, Any] = {}
     order: deque[int] = deque()
     try:
         while True:
-            for name, call in itertools.islice(calls, limit - len(names)):
+            for name, call in itertools.islice(calls, limit - len(items)):
                 number = merged.add(name, call)
-                names[number], items[number] = name, []
+                items[number] = []
                 order.append(number)
-            if not names:
+            if not items:
                 return
             step = merged._next_step()
             items[step.number] += step.items
@@ -112,8 +117,8 @@ def _gathered(
                 continue
             if step.error is not None and merged.errors == "raise":
                 raise step.error
-            name, got = names.pop(step.number), items.pop(step.number)
-            results[step.number] = name, got if step.error is None else step.error
+            got = items.pop(step.number)
+            results[step.number] = step.name, got if step.error is None else step.error
             if bar is not None:
                 bar.update(1)
             if not in_order:
@@ -146,6 +151,7 @@ def _named(streams: Named) -> Iterator[tuple[Any, Any]]:
 class _Member:
     """A stream among others, or a request whose answer's head is not in yet."""
 
+    # `was_opened_here`: nobody else knows of the request.
     __slots__ = ("name", "opening", "stream", "was_opened_here")
 
     def __init__(self, name: Any, opening: Opening | None, stream: EventStream[Any] | AsyncEventStream[Any] | None):
@@ -206,12 +212,32 @@ class _Merged:
         self.errors = errors
         self._ready: ThreadHandOff[int] = ThreadHandOff(1)
         self._numbers = itertools.count()
+        self._process = _runtime.process()
         self._members: dict[int, _Member] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} [{'closed' if self._ready.closed else 'open'}] streams={len(self._members)}>"
 
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        # Between any two bytecodes of any thread: no lock, no wait. What others know of has a finalizer of its own.
+        left = [member for member in getattr(self, "_members", {}).values() if member.was_opened_here]
+        if left and self._is_own_process():
+            told = f"{self!r} was dropped with requests under way: close it, or use with"
+            for member in left:
+                member.abort()
+            _warn(told, ResourceWarning, source=self)
+
+    def _is_own_process(self) -> bool:
+        return self._process == _runtime.process()
+
+    def _check_process(self) -> None:
+        if not self._is_own_process():
+            raise UsageError("these streams were merged before a fork, and are the parent's to read: merge others")
+
     def _put_in(self, member: _Member) -> int:
+        self._check_process()
+        if any(member.stream is not None and member.stream is other.stream for other in tuple(self._members.values())):
+            raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
         number = next(self._numbers)
         self._members[number] = member
         if self._ready.closed:
@@ -235,7 +261,12 @@ class _Merged:
         except Exception as exc:
             self._members.pop(number, None)
             member.abort()
+            if self._ready.closed:
+                # By another thread, just now: that is what it came of.
+                return _CLOSED
             exc.stream_name = member.name  # type: ignore[attr-defined]
+            if sys.version_info >= (3, 11):
+                exc.add_note(f"It is the stream that was merged as {member.name!r}.")
             return _Step(number, member.name, [], True, exc)
         if has_ended:
             self._members.pop(number, None)
@@ -256,18 +287,28 @@ class _Merged:
         return [(step.name, step.error)]
 
     def _abort_all(self) -> None:
-        while self._members:
-            _, member = self._members.popitem()
-            member.abort()
+        # Others may be at it too.
+        with contextlib.suppress(KeyError):
+            while True:
+                _, member = self._members.popitem()
+                member.abort()
 
     def close(self) -> None:
         """Abort all streams that are left, and end the loop. Any thread may call it."""
+        if not self._is_own_process():
+            return
         self._ready.close()
         self._abort_all()
 
 
 class MergedStreams(_Merged):
     """Many streams, read as one; see `merge`. One thread reads them."""
+
+    _was_left = False
+
+    def __init__(self, errors: Errors) -> None:
+        super().__init__(errors)
+        self._reading = _runtime.new_lock()
 
     def __enter__(self) -> Self:
         return self
@@ -282,7 +323,18 @@ class MergedStreams(_Merged):
         return self._put_in(_member(name, stream))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """Return an iterator whose end, however it comes, aborts all that are left."""
+        """Return an iterator whose end, however it comes, aborts all that are left.
+
+        Raises UsageError for a second one at a time, and after one was left.
+        """
+        self._check_process()
+        if self._was_left:
+            raise UsageError("the loop over these streams was left, and they were aborted: merge others")
+        return self._loop()
+
+    def _loop(self) -> Iterator[tuple[Any, Any]]:
+        if not self._reading.acquire(blocking=False):
+            raise UsageError("merged streams have one consumer at a time, and are being read already")
         try:
             while self._members:
                 step = self._next_step()
@@ -293,11 +345,16 @@ class MergedStreams(_Merged):
                 if step.number < 0:
                     return
                 self._go_on(step)
+        except GeneratorExit:
+            self._was_left = True
+            raise
         finally:
             self.close()
+            self._reading.release()
 
     def _next_step(self) -> _Step:
         """Wait for the next step; one without a number where close() has ended it."""
+        self._check_process()
         number = self._ready.take()
         return _CLOSED if isinstance(number, End) else self._step(number)
 
@@ -309,6 +366,7 @@ def _member(name: Any, stream: Any) -> _Member:
     if isinstance(stream, SSEResponse):
         stream = stream.events
     if isinstance(stream, EventStream):
+        stream._check_usable()
         return _Member(name, None, stream)
     if isinstance(stream, functools.partial) and stream.func is request_sse:
         return _Member(name, begin(stream), None)
@@ -324,6 +382,11 @@ class AsyncMergedStreams(_Merged):
     def __init__(self, streams: Iterator[tuple[Any, Any]], errors: Errors) -> None:
         super().__init__(errors)
         self._streams = streams
+        # The one that is being opened, which a cancelled wait leaves for the next.
+        self._next_in: tuple[Any, Any] | None = None
+        # What the step in hand gave, as far as it is still to be told.
+        self._step_in_hand: _Step | None = None
+        self._items: deque[tuple[Any, Any]] = deque()
 
     async def __aenter__(self) -> Self:
         return self
@@ -337,22 +400,45 @@ class AsyncMergedStreams(_Merged):
         """Add a stream, and return its number. Raises UsageError once the loop is over."""
         return self._put_in(await _amember(name, stream))
 
-    async def __aiter__(self) -> AsyncIterator[tuple[Any, Any]]:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[Any, Any]:
+        self._check_process()
         try:
-            for name, stream in self._streams:
-                await self.add(name, stream)
-            while self._members:
-                number = await self._ready.atake()
-                if isinstance(number, End):
-                    return
-                step = self._step(number)
-                for named in self._told(step):
-                    if self._ready.closed:
-                        return
-                    yield named
-                self._go_on(step)
-        finally:
+            await self._open()
+            while not self._items:
+                if not await self._advance():
+                    raise StopAsyncIteration
+        except Exception:
             self.close()
+            raise
+        return self._items.popleft()
+
+    async def _open(self) -> None:
+        while (named := self._next_in or next(self._streams, None)) is not None:
+            self._next_in = named
+            await self.add(*named)
+            self._next_in = None
+
+    async def _advance(self) -> bool:
+        """Take the next step in hand; False where there is none."""
+        if self._step_in_hand is not None:
+            self._go_on(self._step_in_hand)
+            self._step_in_hand = None
+        if not self._members:
+            return False
+        number = await self._ready.atake()
+        if isinstance(number, End):
+            return False
+        self._step_in_hand = self._step(number)
+        self._items.extend(self._told(self._step_in_hand))
+        return True
+
+    def close(self) -> None:
+        """Abort all streams that are left, and end the loop. Any thread may call it."""
+        super().close()
+        self._items.clear()
 
 
 async def _amember(name: Any, stream: Any) -> _Member:

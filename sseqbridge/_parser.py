@@ -99,6 +99,11 @@ class EventStreamParser:
         self.retry: float | None = None
         self.error: BufferLimitError | None = None
 
+    def __repr__(self) -> str:
+        held = len(self._tail) + len(self._data or b"")
+        state = f"held={held} last_event_id={self.last_event_id!r} retry={self.retry}"
+        return f"<{type(self).__name__} {state if self.error is None else 'error'}>"
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment | str]:
         """Return what `chunk` completed: events and, if asked for, comments and bare events.
 

@@ -36,6 +36,7 @@ from ._reconnecting import Reconnecting, ReconnectingConnection
 
 if TYPE_CHECKING:
     from ._client import ClientPool
+    from ._loop_watch import LoopWatch
     from ._options import RequestOptions
 
 __all__ = ["Entry", "LoopState", "Pump"]
@@ -58,19 +59,60 @@ _states: WeakSet[LoopState] = WeakSet()
 
 
 class LoopState:
-    """What the streams of one event loop share: its clients, its pumps, its cancel watch."""
+    """What the streams of one event loop share: its clients, its pumps, its cancel watch, its counters.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clients: ClientPool) -> None:
+    `watch`, which notices that the loop is blocked, is a bridge's alone: another loop has other work.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clients: ClientPool, watch: LoopWatch | None = None) -> None:
         self.loop = loop
         self.clients = clients
-        # Written in the loop's thread only.
+        self.loop_watch = watch
+        # Written in the loop's thread only. Odd while what follows is being changed, so that any thread can
+        # read it whole without a lock, which a signal handler might find taken.
+        self._version = 0
         self.pumps: set[Pump] = set()
+        self._past_bytes = 0
+        self._past_events = 0
         self._watched: set[Pump] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Kept alive here: an asynchronous generator that the loop closes when it ends.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
         self.process = _runtime.process()
+        # What is still to be done when the loop ends: by whoever takes it out. Any thread may put in.
+        self._at_end: set[Callable[[], object]] = set()
+        self._is_over = False
         _states.add(self)
+
+    def add(self, pump: Pump) -> None:
+        """A stream begins."""
+        self.pumps.add(pump)
+        if self.loop_watch is not None:
+            self.loop_watch.start()
+
+    def discard(self, pump: Pump) -> None:
+        """A stream has ended."""
+        if pump not in self.pumps:
+            return
+        self._version += 1
+        self._past_bytes += pump.connection.received
+        self._past_events += pump.connection.events
+        self.pumps.discard(pump)
+        self._version += 1
+        if self.loop_watch is not None and not self.pumps:
+            self.loop_watch.stop()
+
+    def counted(self) -> tuple[tuple[Pump, ...], int, int]:
+        """Return the open streams, and the bytes and events of all so far. Any thread may call it."""
+        while True:
+            version = self._version
+            pumps = tuple(self.pumps)
+            received = self._past_bytes + sum(pump.connection.received for pump in pumps)
+            events = self._past_events + sum(pump.connection.events for pump in pumps)
+            if not version % 2 and version == self._version:
+                return pumps, received, events
+            # The loop's thread was interrupted in the midst of it.
+            time.sleep(0)
 
     def watch(self, pump: Pump) -> None:
         """Look at the pump's cancel flag until it is finished: one timer for all of them."""
@@ -81,7 +123,7 @@ class LoopState:
     def _look(self) -> None:
         self._watched &= self.pumps
         for pump in tuple(self._watched):
-            pump.check_cancel()
+            pump.check_cancel(self.loop_watch)
         self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._look) if self._watched else None
 
     async def aclose(self, reason: Callable[[], SSEError] | None, seconds: float) -> None:
@@ -105,14 +147,36 @@ class LoopState:
 
     def give_up(self) -> None:
         """Let the consumers go whose streams' tasks would not end."""
-        for pump in self.pumps:
-            pump.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+        for pump in tuple(self.pumps):
+            pump.give_up()
+        self._is_over = True
+        while self._at_end:
+            self._call_at_end()
+
+    def call_at_end(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called in the loop's thread when the loop ends, or here where it has ended."""
+        self._at_end.add(callback)
+        if self._is_over:
+            self._call_at_end()
+
+    def call_at_end_no_more(self, callback: Callable[[], object]) -> None:
+        """Take that back."""
+        self._at_end.discard(callback)
+
+    def _call_at_end(self) -> None:
+        try:
+            callback = self._at_end.pop()
+        except KeyError:
+            return  # Another thread was first.
+        callback()
 
 
 def _leave_the_parents() -> None:
     for state in tuple(_states):
         _runtime.keep_for_ever(state)
+        state.clients.leave_to_parent()
         for pump in state.pumps:
+            pump.connection.leave_to_parent()
             # A loop that is under way here ends at its next step.
             pump.handoff.closed = True
 
@@ -158,10 +222,10 @@ class Pump:
 
     def start(self) -> None:
         """Start the task, in the context that this is called in."""
-        self.state.pumps.add(self)
+        self.state.add(self)
         self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
         self.task.add_done_callback(self._done)
-        if isinstance(self.connection, Connection):
+        if not self.connection.bounds_its_opening:
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
@@ -199,23 +263,27 @@ class Pump:
             await self.connection.aclose()
 
     async def _transfer_cancellably(self) -> None:
-        if isinstance(self.connection, Connection) and self.connection.is_direct:
+        if self.connection.is_direct:
             assert self.task is not None
             self._cancel_transfer = self.task.cancel
             await self._transfer()
             return
         # Not the task's own cancel(): it goes through the shields under which httpcore closes
         # connections, other streams' among them, and would leave those open.
+        watch = self.state.loop_watch
         with anyio.CancelScope() as scope:
             self._cancel_transfer = scope.cancel
-            await self._transfer()
+            # There a client's own code may run, and hold up all the others.
+            await (self._transfer() if watch is None else watch.steps_of(self._transfer(), self._told_client))
+
+    def _told_client(self) -> str:
+        return f"what the HTTP client, its transport, hooks or auth did for {self.connection.target}"
 
     async def _transfer(self) -> None:
         connection = self.connection
         while isinstance(head := await connection.open(), Reconnecting):
             await self.handoff.put(head, head.charge)
-        if not isinstance(connection, Connection):
-            # Until here it has seen to that itself.
+        if connection.bounds_its_opening:
             self._limit_total()
         self.opened = True
         self.handoff.put_soon(head)
@@ -299,10 +367,8 @@ class Pump:
 
     def _time_out(self, which: str, seconds: float) -> None:
         error = StreamTimeoutError(which, seconds)
-        connection = self.connection
-        if which == "idle" and isinstance(connection, ReconnectingConnection) and connection.drop(error):
-            return
-        self.abort(error)
+        if which != "idle" or not self.connection.drop(error):
+            self.abort(error)
 
     def _begin_end(self) -> None:
         """The last event is in: let the consumer go soon, and the rest of the body come."""
@@ -348,20 +414,33 @@ class Pump:
 
     def reconnect(self) -> None:
         """Drop the connection for another one."""
-        if isinstance(self.connection, ReconnectingConnection) and not (self._finished.is_set or self._ending):
+        if not (self._finished.is_set or self._ending):
             self.connection.drop(None, was_asked_for=True)
 
-    def check_cancel(self) -> None:
+    def check_cancel(self, watch: LoopWatch | None) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""
+        began = time.monotonic()
         try:
             is_set = is_cancelled(self._cancel)
         except CallbackError as error:
             self.abort(error)
             return
+        finally:
+            if watch is not None:
+                watch.ran(time.monotonic() - began, self._told_flag)
         if is_set and not self._ending:
             if self.opened:
                 self.handoff.close()
             self.abort(RequestAbortedError("cancel was set before the response's headers were in"))
+
+    def give_up(self) -> None:
+        """Let the consumer go, whatever becomes of the task."""
+        self.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+        self._finished.set()
+
+    def _told_flag(self) -> str:
+        kind = type(self._cancel)
+        return f"is_set() of the cancel flag, a {kind.__module__}.{kind.__qualname__}, of {self.connection.target}"
 
     def _done(self, task: asyncio.Task[None]) -> None:
         # Where _run did not get to its end: it was cancelled, or closing the client failed.
@@ -371,7 +450,7 @@ class Pump:
 
     def _finish(self, error: BaseException | None) -> None:
         self._cancel_timers()
-        self.state.pumps.discard(self)
+        self.state.discard(self)
         self._flush()
         self.handoff.end(self._end_of(error))
         self._finished.set()
@@ -405,12 +484,6 @@ class Pump:
         """Have the connection dropped for another one."""
         self._post(self.reconnect)
 
-    def check_reconnect(self) -> None:
-        """Raise UsageError where the connection cannot be dropped for another one."""
-        if not isinstance(self.connection, ReconnectingConnection):
-            raise UsageError("this stream does not reconnect: ask for it with reconnect=True")
-        self.connection.check_asked()
-
     @property
     def is_inherited(self) -> bool:
         """Whether this is a forked child, and the stream its parent's."""
@@ -438,6 +511,18 @@ class Pump:
     def finished(self) -> bool:
         """Whether the task has ended and its connection is closed or given back."""
         return self._finished.is_set
+
+    def notify_finished(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once, in the loop's thread when the task has ended, or here where it has."""
+        self._finished.notify(callback)
+
+    def call_at_loop_end(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called in the loop's thread when the loop ends, or here where it has ended."""
+        self.state.call_at_end(callback)
+
+    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None:
+        """Take that back."""
+        self.state.call_at_end_no_more(callback)
 
     # In any thread but the loop's.
 

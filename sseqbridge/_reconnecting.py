@@ -72,6 +72,11 @@ class ReconnectingConnection:
     `open()` and iterating give Reconnecting entries, too, each before the wait that it tells of.
     """
 
+    # `total` holds from the first answer on as ever; until then it is a bound of `open`.
+    bounds_its_opening = True
+    # A task's own cancel() would be lost, on Python 3.10, in a wait that is dropped at the same time.
+    is_direct = False
+
     def __init__(self, clients: ClientPool, options: RequestOptions, policy: ReconnectionPolicy) -> None:
         """Build the first request. Raises UsageError for arguments that no request can be built of."""
         self._clients = clients
@@ -156,6 +161,10 @@ class ReconnectingConnection:
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
         self._connection.drain()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave the connection to the parent."""
+        self._connection.leave_to_parent()
 
     def shut_down(self) -> None:
         """Cut the connection off, at once, whatever the reading waits for."""
@@ -281,7 +290,7 @@ class ReconnectingConnection:
         if isinstance(decision, Retry):
             return await self._planned(decision, cause)
         if isinstance(decision, GiveUp):
-            raise self._lost(decision, cause) from cause
+            raise self._lost(decision, cause)
         self._is_last = True
         raise StopAsyncIteration if cause is None else cause
 
@@ -296,15 +305,16 @@ class ReconnectingConnection:
         self._retry = None
         await self._renew()
         head = await self._droppable(self._connection.open)
-        if head.status != 200:
-            # That is the answer, whoever wants another connection now.
-            self._is_settled, self._dropped = True, None
-        if head.status not in (200, 204):
+        if head.status == 200:
+            self.reconnections += 1
+            self.opened_at = anyio.current_time()
+            return
+        # That is the answer, whoever wants another connection now.
+        self._is_settled, self._dropped = True, None
+        if head.status != 204:
             raise status_error(self.target, head, await self._connection.read_body())
-        # 204 says that there is nothing more to come.
-        self._is_last = head.status == 204
-        self.reconnections += not self._is_last
-        self.opened_at = anyio.current_time()
+        # Nothing more is to come.
+        self._is_last = True
 
     async def _renew(self) -> None:
         """Have the request ready for another time, where this one was dropped."""

@@ -46,8 +46,10 @@ __all__ = [
     "at_exit",
     "in_coroutine",
     "in_notebook",
+    "is_eventlet",
     "is_readable",
     "keep_for_ever",
+    "leave_connection_to_parent",
     "literal_address",
     "may_wait",
     "new_event_loop",
@@ -55,6 +57,7 @@ __all__ = [
     "new_waiter",
     "peer_has_left",
     "process",
+    "reader_has_left",
     "run_in_daemon_thread",
     "shut_down_connection",
     "shut_down_socket",
@@ -69,6 +72,12 @@ def _is_gevent() -> bool:
     """Whether gevent has patched the process: asked each time, for it may come later than this."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def is_eventlet() -> bool:
+    """Whether eventlet has patched the process."""
+    patcher = sys.modules.get("eventlet.patcher")
+    return patcher is not None and bool(patcher.is_monkey_patched("thread"))
 
 
 def _original(module: str, name: str) -> Any:
@@ -209,17 +218,23 @@ class Signal:
     def __init__(self) -> None:
         # Set, to True, before the waiters are woken; those publish theirs and look again.
         self.is_set = False
-        self._waiters: deque[Callable[[], None]] = deque()
+        self._waiters: deque[Callable[[], object]] = deque()
 
     def set(self) -> None:
-        """Wake all who wait. One thread may call it."""
+        """Wake all who wait."""
         self.is_set = True
-        while self._waiters:
-            self._waiters.popleft()()
+        while True:
+            try:
+                wake = self._waiters.popleft()
+            except IndexError:
+                return
+            wake()
 
-    def notify(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called when it is set, where that has not been yet."""
+    def notify(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called once, by whoever sets it, or now where it is set."""
         self._waiters.append(wake)
+        if self.is_set:
+            self.set()
 
     def wait(self, timeout: float | None) -> bool:
         """Return True once it is set, False when `timeout` seconds passed first (None: never)."""
@@ -311,6 +326,24 @@ def shut_down_connection(transport: Any) -> None:
         shut_down_socket(connection.fileno())
 
 
+def leave_connection_to_parent(transport: Any) -> None:
+    """In a forked child, have what was its parent's connection lead nowhere.
+
+    A loop that the child goes on with would read, from the same socket, what the parent is to be given. The
+    descriptor stays open, on another socket whose peer has gone: the parent's own stays as it is.
+    """
+    connection = transport.get_extra_info("socket")
+    if sys.platform == "win32" or connection is None or connection.fileno() < 0:
+        return
+    try:
+        ours, theirs = _socket.socketpair()
+        os.dup2(ours.fileno(), connection.fileno(), inheritable=False)
+    except OSError:
+        return  # No descriptor is left for that.
+    ours.close()
+    theirs.close()
+
+
 def is_readable(fd: int) -> bool:
     """Whether a socket has something to read, its end included."""
     if sys.platform == "win32":
@@ -341,6 +374,15 @@ def peer_has_left(fd: int, *, may_peek: bool) -> bool:
         return not duplicate.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     finally:
         duplicate.close()
+
+
+def reader_has_left(fd: int) -> bool:
+    """Whether nobody reads any more what is written there: a pipe's reader, a terminal. Never waits."""
+    if sys.platform == "win32":
+        return False
+    poll = _original("select", "poll")()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def literal_address(host: str, port: int) -> list[Any]:

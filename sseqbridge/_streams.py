@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from . import _runtime
 from ._connection import Batch, Body, status_error
@@ -28,16 +28,18 @@ from ._options import is_cancelled
 from ._reconnecting import Reconnecting, tell
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
 
     import httpx
     from typing_extensions import Self
 
-    from ._connection import Head
+    from ._connection import Connection, Head
     from ._decoding import Decoder
+    from ._handoff import HandOff
     from ._options import CancelFlag
-    from ._pump import Entry, Pump
-    from ._reconnecting import OnReconnect
+    from ._pump import Entry
+    from ._reconnecting import OnReconnect, ReconnectingConnection
 
 __all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "SSEResponse", "StreamStats"]
 
@@ -73,16 +75,48 @@ class StreamStats:
     time_to_first_event: float | None
 
 
+class Upstream(Protocol):
+    """What a stream reads from: a Pump, or its part of one that several read."""
+
+    @property
+    def handoff(self) -> HandOff[Entry]: ...
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def connection(self) -> Connection | ReconnectingConnection: ...
+    @property
+    def last_event_id(self) -> str: ...
+    @property
+    def time_to_first_event(self) -> float | None: ...
+    @property
+    def is_inherited(self) -> bool: ...
+    @property
+    def finished(self) -> bool: ...
+    def check_process(self) -> None: ...
+    def in_loop_thread(self) -> bool: ...
+    def request_abort(self) -> None: ...
+    def request_drain(self) -> None: ...
+    def request_reconnect(self) -> None: ...
+    def notify_finished(self, callback: Callable[[], object]) -> None: ...
+    def call_at_loop_end(self, callback: Callable[[], object]) -> None: ...
+    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None: ...
+    def wait_finished(self, timeout: float) -> None: ...
+    async def await_finished(self, timeout: float) -> None: ...
+
+
 class _BaseStream(Generic[T]):
     """What the two kinds of stream share: everything but the waiting."""
 
+    # The thread of a for loop that is under way: it may call next() and poll() in its body.
+    _loop_thread: int | None = None
+
     def __init__(
         self,
-        pump: Pump,
+        pump: Upstream,
         head: Head,
         decoder: Decoder,
         cancel: CancelFlag | None,
-        on_reconnect: OnReconnect | None = None,
+        on_reconnect: OnReconnect | None,
     ) -> None:
         self._pump = pump
         self._handoff = pump.handoff
@@ -177,6 +211,9 @@ class _BaseStream(Generic[T]):
         At the end, which `outcome` tells, there are none any more. The stream's error, where it has
         one, is raised once all items before it were returned.
         """
+        self._check_usable()
+        if self._loop_thread == threading.get_ident():
+            return self._polled(self._handoff.pending + 1)
         self._claim()
         try:
             # What comes meanwhile is for the next time: it could be without end.
@@ -241,7 +278,7 @@ class _BaseStream(Generic[T]):
         it has a body, its answer gave events but no id, and the policy has no `resend`.
         """
         self._pump.check_process()
-        self._pump.check_reconnect()
+        self._pump.connection.check_asked()
         if self._is_open():
             self._pump.request_reconnect()
 
@@ -257,6 +294,9 @@ class _BaseStream(Generic[T]):
         """The event that has ended the stream by its data; None where none did."""
         event = self._pump.connection.done_event
         return None if event is None else as_event(event)
+
+    def _check_usable(self) -> None:
+        self._pump.check_process()
 
     def _is_open(self) -> bool:
         return self._end is None and not self._handoff.closed
@@ -415,18 +455,7 @@ class EventStream(_BaseStream[T]):
     A stream is its own context manager: `with` closes it.
     """
 
-    def __init__(
-        self,
-        pump: Pump,
-        head: Head,
-        decoder: Decoder,
-        cancel: CancelFlag | None,
-        on_reconnect: OnReconnect | None = None,
-    ) -> None:
-        super().__init__(pump, head, decoder, cancel, on_reconnect)
-        self._abandoned = False
-        # The thread of a for loop that is under way: it may call next() in its body.
-        self._loop_thread: int | None = None
+    _abandoned = False
 
     def __enter__(self) -> Self:
         return self

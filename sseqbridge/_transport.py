@@ -32,10 +32,24 @@ from ._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
 from ._heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
 from ._tls import TlsSession
 
-__all__ = ["BODY_EXTENSION", "BodyStream", "Sink", "Transport", "is_client_replaced", "is_direct"]
+__all__ = [
+    "BODY_EXTENSION",
+    "WORDS_OF_A_LATE_CLOSE",
+    "BodyStream",
+    "Sink",
+    "Transport",
+    "is_client_replaced",
+    "is_direct",
+]
 
 # Where a response has its BodyStream: httpx wraps the stream of every response in one of its own.
 BODY_EXTENSION = "sseqbridge_body"
+
+# By which an error says that the peer closed a connection that had served an earlier request.
+WORDS_OF_A_LATE_CLOSE = "disconnected a connection that was kept"
+
+# They ask for no change, so that two do no more than one (RFC 9110, sections 9.2.1 and 9.2.2).
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 # What one read takes at most.
 _READ_BYTES = 64 * 1024 if sys.platform == "win32" else 256 * 1024
@@ -92,6 +106,8 @@ class Transport(httpx.AsyncBaseTransport):
         self._idle: dict[Origin, collections.deque[_Wire]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        # Those that are open: written in the loop's thread, and copied by any.
+        self.wires: set[_Wire] = set()
         # What all connections read into.
         self.buffer = memoryview(bytearray(_READ_BYTES))
 
@@ -99,15 +115,31 @@ class Transport(httpx.AsyncBaseTransport):
         """Send the request and return its answer as soon as the head is in."""
         if not is_direct(request):
             return await self._send_plainly(request)
-        timeouts = request.extensions.get("timeout", {})
-        wire = self._reused(_origin_of(request.url))
-        if wire is None:
-            wire = await self._connected(_origin_of(request.url), timeouts.get("connect"))
+        origin, timeouts = _origin_of(request.url), request.extensions.get("timeout", {})
+        wire = self._reused(origin)
+        if wire is not None:
+            response = await self._exchanged_again(wire, request, timeouts)
+            if response is not None:
+                return response
+        wire = await self._connected(origin, timeouts.get("connect"))
+        return await _exchanged(wire, request, timeouts)
+
+    async def _exchanged_again(
+        self, wire: _Wire, request: httpx.Request, timeouts: Mapping[str, float | None]
+    ) -> httpx.Response | None:
+        """Return the answer on a connection that is used again; None where that takes a new one.
+
+        The peer may close what has been idle just as a request comes in, and whether it has seen
+        that request nobody can tell: it is sent once more, if it may be.
+        """
         try:
-            return await wire.exchange(request, timeouts)
-        except BaseException:
-            wire.abort()
-            raise
+            return await _exchanged(wire, request, timeouts)
+        except (httpx.ReadError, httpx.RemoteProtocolError) as exc:
+            if not wire.is_unanswered:
+                raise
+            if not _is_repeatable(request):
+                raise httpx.RemoteProtocolError(f"Server {WORDS_OF_A_LATE_CLOSE}") from exc
+        return None
 
     async def _send_plainly(self, request: httpx.Request) -> httpx.Response:
         if self._plain is None:
@@ -128,6 +160,16 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweep.cancel()
         if self._plain is not None:
             await self._plain.aclose()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, in use or idle."""
+        return len(self.wires) + connections_of(self._plain)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave the connections to the parent."""
+        for wire in tuple(self.wires):
+            _runtime.leave_connection_to_parent(wire)
 
     # Which connection.
 
@@ -183,6 +225,27 @@ class Transport(httpx.AsyncBaseTransport):
         return wire
 
 
+def connections_of(transport: object) -> int:
+    """Return how many connections a transport has open, in use or idle; 0 where it does not tell."""
+    if isinstance(transport, Transport):
+        return transport.connections
+    # httpx's, and httpx2's, keep them in a pool of httpcore's.
+    return len(getattr(getattr(transport, "_pool", None), "connections", ()))
+
+
+async def _exchanged(wire: _Wire, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
+    try:
+        return await wire.exchange(request, timeouts)
+    except BaseException:
+        wire.abort()
+        raise
+
+
+def _is_repeatable(request: httpx.Request) -> bool:
+    """Whether a request may be sent twice, and can be: a body that was read once cannot."""
+    return request.method in _SAFE_METHODS and isinstance(request.stream, httpx.ByteStream)
+
+
 def is_direct(request: httpx.Request) -> bool:
     """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
     return request.extensions.keys() <= {"timeout"} and not _is_replaced()
@@ -210,10 +273,15 @@ def _is_replaced() -> bool:
     )
 
 
+def _is_own(method: object, package: str) -> bool:
+    # What wraps a function may say that it is equal to that, as wrapt's do.
+    return type(method) is types.FunctionType and _is_of(method, package)
+
+
 # Which methods those are seldom changes, and they are asked for with every request.
 @functools.lru_cache(maxsize=8)
-def _is_own(method: object, package: str) -> bool:
-    return type(method) is types.FunctionType and method.__globals__["__name__"].partition(".")[0] == package
+def _is_of(function: types.FunctionType, package: str) -> bool:
+    return bool(function.__globals__["__name__"].partition(".")[0] == package)
 
 
 async def _connected_socket(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
@@ -304,12 +372,14 @@ class _Wire(asyncio.BufferedProtocol):
         self._may_write = True
         self._in_use = True
         self._reusable = False
+        self._is_answered = False
         self._idle_since = 0.0
 
     # The connection's calls.
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._owner.wires.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -320,6 +390,21 @@ class _Wire(asyncio.BufferedProtocol):
             self._receive(data)
         else:
             self._receive_encrypted(self._tls, data)
+        if nbytes == _READ_BYTES:
+            self._let_others_on()
+
+    def _let_others_on(self) -> None:
+        """Have the loop look at what else there is before it reads on from a peer that sends without end.
+
+        uvloop reads up to 32 times in a row, which can take a second. A pause ends that.
+        """
+        if not self._is_paused and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._is_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _receive_encrypted(self, tls: TlsSession, data: bytes) -> None:
         was_established = tls.is_established
@@ -342,6 +427,7 @@ class _Wire(asyncio.BufferedProtocol):
     def _receive(self, data: bytes) -> None:
         # Not sooner: what TLS says to itself is no byte of an answer.
         self._last_read_at = self.loop.time()
+        self._is_answered = True
         if self._framing is not None:
             if self._framing.complete:
                 # Nobody has asked for anything more. It waits, at the peer's, for the connection's end.
@@ -379,6 +465,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.wires.discard(self)
         self._may_write = True
         self._is_lost = True
         self._end(exc)
@@ -450,7 +537,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
         """Send a request and return its answer, whose body is still to be read."""
-        self._in_use, self._reusable, self._sink_is_done = True, False, False
+        self._in_use, self._reusable, self._sink_is_done, self._is_answered = True, False, False, False
         is_sent = await self._send(request, timeouts.get("write"))
         head, rest = await self._head(timeouts.get("read"))
         self._framing = _framing_of(head, request.method)
@@ -603,6 +690,11 @@ class _Wire(asyncio.BufferedProtocol):
             finally:
                 self._sink = None
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the connection has ended before any byte of the answer."""
+        return self._ended and not self._is_answered
+
     def is_read(self) -> bool:
         """Whether the answer's end is in, and nothing of it is left to be read."""
         return self._framing is not None and self._framing.complete and not self._unread
@@ -630,6 +722,8 @@ class _Wire(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close the connection at once."""
+        # A loop that is told so before it has said that there is a connection may never say that it is lost.
+        self._owner.wires.discard(self)
         self._in_use = False
         # asyncio's transport cannot be aborted any more once it has called connection_lost.
         if self._transport is not None and not self._is_lost:

@@ -236,6 +236,23 @@ def test_the_repr_tells_the_state_and_nothing_else(silent: SSEServer) -> None:
     assert repr(bridge) == "<Bridge closed>"
 
 
+def test_what_is_to_be_done_at_the_loops_end_is_done_once(silent: SSEServer) -> None:
+    done: list[str] = []
+    with Bridge() as bridge, request_sse(silent.url, bridge=bridge):
+        state = bridge._state
+        assert state is not None
+        taken_back = partial(done.append, "taken back")
+        state.call_at_end(partial(done.append, "at the end"))
+        state.call_at_end(taken_back)
+        state.call_at_end_no_more(taken_back)
+    until(state.loop.is_closed)
+    state.call_at_end(partial(done.append, "after it"))
+    # Where another thread was first there is nothing left, and a stream that has ended does not end again.
+    state._call_at_end()
+    state.discard(object())  # type: ignore[arg-type]
+    assert done == ["at the end", "after it"]
+
+
 def test_closing_and_dropping_streams_of_a_closed_bridge(silent: SSEServer) -> None:
     with Bridge() as bridge:
         streams = [request_sse(silent.url, bridge=bridge).events for _ in range(2)]

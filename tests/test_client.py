@@ -417,6 +417,8 @@ def test_clients_of_either_package_are_aborted(package: Any) -> None:
     ("steps", "kind", "cause"),
     [
         ([cut()], TruncatedStreamError, "RemoteProtocolError"),
+        # Within the line of a chunk's size: h11 has other words for that.
+        ([wire(b"1"), cut()], TruncatedStreamError, "RemoteProtocolError"),
         ([reset()], ReadError, "ReadError"),
         ([wire(b"no chunk\r\n"), silence()], ProtocolError, "RemoteProtocolError"),
         ([silence()], StreamTimeoutError, "ReadTimeout"),

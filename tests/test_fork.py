@@ -24,7 +24,7 @@ from sseqbridge import Bridge, UsageError, _api, _pump, _runtime, arequest_sse, 
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 
 from .servers import UWSGI, Servers
-from .support import python
+from .support import python, until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -213,7 +213,11 @@ succeeded(in_child(lambda: asyncio.run(three()) == [0, 1, 2] or 1 / 0))
     )
 
 
-def test_child_that_unwinds_its_parents_coroutine(upstream: SSEServer) -> None:
+@pytest.mark.parametrize("without", ["", "transport"])
+def test_child_that_goes_on_with_its_parents_loop_reads_nothing_of_its(
+    upstream: SSEServer, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSEQBRIDGE_WITHOUT", without)
     run(
         """
 import asyncio
@@ -224,6 +228,7 @@ async def main():
         assert await it.next() == 0
         child = os.fork()
         if not child:
+            time.sleep(0.2)  # There is something to be read now, where the loop is wound up.
             raise SystemExit(0)
         succeeded(child)
         assert [await it.next() for _ in range(20)] == list(range(1, 21))
@@ -444,11 +449,12 @@ def test_asynchronous_stream_of_another_process(
             async with response.events:
                 pass
             # Nor does the child end the stream of the loop that it goes on with.
-            response.events._pump.abort(None)
+            pump = response.events._pump
+            assert isinstance(pump, _pump.Pump)
+            pump.abort(None)
             async with await arequest_sse(upstream.url) as another:
                 assert await another.events.next() == 0
             # Nor where what runs it is cancelled.
-            pump = response.events._pump
             assert pump.task is not None
             pump.task.cancel()
             await asyncio.wait({pump.task})
@@ -491,13 +497,22 @@ def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
     assert type(_runtime.Lock().here) is type(threading.Lock())
 
 
-def test_fork_hooks_tell_the_parents_streams(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reconnect", [False, True])
+def test_fork_hooks_tell_the_parents_streams(
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
+) -> None:
     kept = len(_runtime._kept)
     monkeypatch.setattr(_runtime, "_forks", 0)
     before = _runtime.process()
     with Bridge() as bridge:
-        stream = request_sse(upstream.url, bridge=bridge).events
+        # One that has given its connection back has none to leave.
+        over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
+        assert over.collect() == [0, 1]
+        until(lambda: over._pump.finished)
+        over._pump.connection.leave_to_parent()
+        stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0
+        assert isinstance(stream._pump, _pump.Pump)
         monkeypatch.setattr(_pump, "_states", WeakSet([stream._pump.state]))
         _runtime._forked()
         assert _runtime.process() != before

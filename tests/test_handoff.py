@@ -497,15 +497,13 @@ def test_an_upstream_with_a_gigabyte_to_send_waits_for_its_reader() -> None:
         yield send("[DONE]")
 
     program = """
-import json, resource, sys, time
+import json, sys, time
 from sseqbridge import request_sse
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+from tests.support import peak_rss
 
 it = request_sse(sys.argv[1]).events
 first, _ = next(it)
-before, received = peak(), -1
+before, received = peak_rss(), -1
 while received != it.stats.bytes:
     received = it.stats.bytes
     time.sleep(0.2)
@@ -515,7 +513,7 @@ for n, text in it:
     numbers.append(n)
     if n == 1500:
         break
-print(json.dumps([held_back.buffered, held_back.bytes, peak() - before, numbers == list(range(1501))]))
+print(json.dumps([held_back.buffered, held_back.bytes, peak_rss() - before, numbers == list(range(1501))]))
 """
     with SSEServer(gigabyte) as server:
         status, out, err = python(program, server.url)

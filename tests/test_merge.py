@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -22,6 +23,8 @@ from sseqbridge import (
     StatusError,
     TruncatedStreamError,
     UsageError,
+    _merge,
+    _runtime,
     amerge,
     arequest_sse,
     gather,
@@ -30,7 +33,7 @@ from sseqbridge import (
 )
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 
-from .support import HAS_OWN_TRANSPORT, in_thread, is_waiting, until
+from .support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
 
 DONE = send("[DONE]")
 
@@ -355,13 +358,150 @@ def test_close_while_a_coroutine_waits() -> None:
         assert asyncio.run(main()) == [(0, 1)]
 
 
-def test_streams_that_are_dropped_are_aborted() -> None:
+def test_streams_that_are_left_are_aborted() -> None:
     with SSEServer([send(1), silence()]) as server:
         for _ in merge([call(server)] * 2):
             break
         gc.collect()
         for request in server.requests:
             request.wait_aborted()
+
+
+@pytest.mark.parametrize("steps", [[silence()], [send(1), silence()]], ids=["unanswered", "answered"])
+@pytest.mark.parametrize("how", ["merged", "iterator", "amerged"])
+def test_requests_that_are_dropped_unread_are_aborted(how: str, steps: list[Step]) -> None:
+    async def dropped() -> None:
+        merged = amerge()
+        for _ in range(2):
+            await merged.add("x", partial(arequest_sse, server.url))
+        await asyncio.to_thread(server.wait_for_request, 2)
+        with pytest.warns(ResourceWarning, match="dropped with requests under way"):
+            del merged
+        await asyncio.to_thread(server.requests[1].wait_aborted)
+
+    with SSEServer(steps) as server:
+        if how == "amerged":
+            asyncio.run(dropped())
+        else:
+            made: Any = merge([call(server)] * 2)
+            if how == "iterator":
+                made = iter(made)
+            server.wait_for_request(2)
+            with pytest.warns(ResourceWarning, match="dropped with requests under way"):
+                del made
+        for request in server.requests:
+            request.wait_aborted()
+
+
+def test_streams_of_the_callers_outlive_a_merge_that_is_dropped() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        merge([stream])
+        gc.collect()
+        assert next(stream) == 1
+        stream.close()
+
+
+def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([silence()]) as server:
+        merged = merge([call(server)])
+        gathered = gather([call(server)])
+        loop = iter(merged)
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "_forks", -1)
+            for use in (lambda: next(loop), lambda: iter(merged), lambda: merged.add("x", call(server))):
+                with pytest.raises(UsageError, match="before a fork"):
+                    use()
+            merged.close()
+            with pytest.raises(UsageError, match="before a fork"):
+                next(gathered)
+        server.wait_for_request(1)
+        assert server.aborted_requests == 0
+        merged.close()
+        server.requests[0].wait_aborted()
+
+
+def test_closing_from_many_threads_at_once() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        merged = merge([call(server) for _ in range(50)])
+        assert next(iter(merged)) is not None
+        merged = merge([call(server) for _ in range(50)])
+        together([merged.close] * 8)
+        assert list(merged) == []
+
+
+@pytest.mark.parametrize("steps", [[silence()], [respond(503)]])
+def test_close_just_as_something_is_taken_ends_the_loop_quietly(
+    monkeypatch: pytest.MonkeyPatch, steps: list[Step]
+) -> None:
+    take = _merge._Member.take
+
+    def closed_before(member: Any) -> Any:
+        merged.close()
+        return take(member)
+
+    def abort_first(server: SSEServer) -> None:
+        server.wait_for_request()
+        merged._members[0].abort()
+
+    with SSEServer(steps) as server:
+        merged = merge([call(server)])
+        monkeypatch.setattr(_merge._Member, "take", closed_before)
+        if steps == [silence()]:
+            in_thread(lambda: abort_first(server))
+        assert list(merged) == []
+
+
+def test_one_consumer_at_a_time() -> None:
+    with SSEServer([send(1), send(2), DONE]) as server:
+        merged = merge([call(server)])
+        loop = iter(merged)
+        assert next(loop) == (0, 1)
+        with pytest.raises(UsageError, match="one consumer at a time"):
+            next(iter(merged))
+        assert next(loop) == (0, 2)
+        del loop
+        with pytest.raises(UsageError, match="was left"):
+            iter(merged)
+        # Whose end was reached is just at its end.
+        whole = merge([call(server)])
+        assert len(list(whole)) == 2
+        assert list(whole) == []
+
+
+def test_stream_that_cannot_be_merged() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        with pytest.raises(UsageError, match="'b' is a stream that is merged already"):
+            merge({"a": stream, "b": stream})
+        left = request_sse(server.url).events
+        for _ in left:
+            break
+        for use in (lambda: merge([left]), left.poll):
+            with pytest.raises(UsageError, match="was aborted when its for loop was left"):
+                use()
+
+
+def test_wait_that_is_cancelled_loses_nothing() -> None:
+    async def main() -> list[Any]:
+        async with amerge([partial(arequest_sse, server.url)] * 2) as merged:
+            found: list[Any] = []
+            while len(found) < 4:
+                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                    found.append(await asyncio.wait_for(merged.__anext__(), 0.02))
+            return found
+
+    with SSEServer([respond(), wait(0.1), send(1), wait(0.1), send(2), silence()]) as server:
+        assert sorted(asyncio.run(main())) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_poll_in_the_loops_body() -> None:
+    with SSEServer([b"data: 1\n\ndata: 2\n\ndata: 3\n\n", DONE]) as server:
+        it = request_sse(server.url).events
+        for item in it:
+            assert item == 1
+            until(lambda: it.stats.events == 3)
+            assert it.poll() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -577,7 +717,8 @@ def test_poll_after_close_is_empty() -> None:
 def test_collect_reads_to_the_end() -> None:
     async def main() -> list[Any]:
         response = await arequest_sse(server.url)
-        await asyncio.sleep(0.1)
+        while response.events.stats.events < 2:
+            await asyncio.sleep(0.001)
         assert response.events.poll() == [1, 2]
         return await response.events.collect()
 

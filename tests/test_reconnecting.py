@@ -42,6 +42,7 @@ from sseqbridge.testing import (
     Step,
     comment,
     cut,
+    in_turn,
     raw,
     reset,
     respond,
@@ -55,12 +56,6 @@ from .support import in_thread, is_waiting, until
 
 AT_ONCE = ReconnectionPolicy(delay=0.01, max_delay=0.01, jitter=0)
 DONE = send("[DONE]")
-
-
-def in_turn(*scripts: list[Step]) -> Callable[[ReceivedRequest], list[Step]]:
-    """Answer the first request with the first script, and so on, the last one again and again."""
-    numbers = count()
-    return lambda request: scripts[min(next(numbers), len(scripts) - 1)]
 
 
 def ids_sent(server: SSEServer) -> list[str | None]:
@@ -407,6 +402,19 @@ def test_it_gives_up_after_so_many_attempts(ask: Door) -> None:
         assert isinstance(error.__cause__, StatusError)
         assert len(server.requests) == 4
         assert "attempts=3" in str(error)
+
+
+def test_connection_that_lasted_starts_the_count_anew_though_it_gave_no_event(ask: Door) -> None:
+    silent = [respond(), comment(), wait(0.2), cut()]
+    with SSEServer(in_turn(silent, silent, silent, [send(1), DONE])) as server:
+        policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=1, reset_after=0.1)
+        assert ask(server.url, reconnect=policy).items() == [1]
+    with SSEServer(silent) as server:
+        policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=1, reset_after=10)
+        items, error = ask(server.url, reconnect=policy).fail()
+        assert items == []
+        assert isinstance(error, ReconnectionError)
+        assert len(server.requests) == 2
 
 
 def test_server_that_is_gone_is_tried_again(ask: Door) -> None:

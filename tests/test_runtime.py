@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -107,6 +109,37 @@ def test_a_descriptor_that_is_gone_or_no_connection_is_left_alone() -> None:
 # Blocking work for a loop, in a daemon thread.
 
 mark = contextvars.ContextVar("mark", default="")
+
+
+class Transport:
+    """What tells of a socket, or of none."""
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        self.connection = connection
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return self.connection
+
+
+def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    other = socket.socket(fileno=os.dup(ours.fileno()))
+    with ours, theirs, other:
+        _runtime.leave_connection_to_parent(Transport(ours))
+        theirs.sendall(b"x")
+        # The child's is at its end, whatever comes; the parent's, which was the same, gets it.
+        assert ours.recv(1) == b""
+        assert other.recv(1) == b"x"
+
+        def none_left() -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        monkeypatch.setattr("_socket.socketpair", none_left)
+        _runtime.leave_connection_to_parent(Transport(other))
+        theirs.sendall(b"y")
+        assert other.recv(1) == b"y"
+    _runtime.leave_connection_to_parent(Transport(None))
+    _runtime.leave_connection_to_parent(Transport(other))
 
 
 def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
 import contextlib
 import errno
 import gc
@@ -21,7 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +64,7 @@ from sseqbridge.testing import (
     wire,
 )
 
-from .doors import Door
+from .doors import Answer, Door
 from .support import in_thread, until
 from .tls13 import Records, shake_hands
 
@@ -1198,6 +1199,44 @@ def test_what_comes_after_the_end_waits_at_the_peers_too(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_peer_that_sends_without_end_leaves_turns_to_others(run: Run, is_aborted: bool) -> None:
+    """uvloop would read up to 32 times before it looked at anyone else."""
+
+    async def main() -> None:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+            peer = await server.accept()
+            await peer.answer(b"HTTP/1.1 200 OK\r\n\r\n")
+            body = (await answer).extensions[BODY_EXTENSION]
+            sent = await fill(peer)
+            peer.socket.shutdown(socket.SHUT_WR)
+            turn = 0
+            taken: collections.Counter[int] = collections.Counter()
+
+            async def take_turns() -> None:
+                nonlocal turn
+                while True:
+                    turn += 1
+                    await asyncio.sleep(0)
+
+            def sink(data: bytes) -> bool:
+                taken[turn] += len(data)
+                if is_aborted and len(data) == _transport._READ_BYTES:
+                    # Before it is read on.
+                    asyncio.get_running_loop().call_soon(body._wire.abort)
+                return True
+
+            taking_turns = asyncio.create_task(take_turns())
+            ahead = 0
+            while data := await body.read(sink):
+                ahead += len(data)
+            taking_turns.cancel()
+            assert max(taken.values()) <= _transport._READ_BYTES
+            assert (ahead + taken.total() == sent) != is_aborted
+
+    run(main)
+
+
 # Connecting.
 
 
@@ -1423,34 +1462,36 @@ def test_tls_handshake_times_out(run: Run, client_tls: ssl.SSLContext) -> None:
     run(main)
 
 
-def hand_made(
-    context: ssl.SSLContext, tmp_path: Path, serve: Callable[[socket.socket, Records], None]
-) -> tuple[socket.socket, str]:
-    """A server of hand-made TLS records for one connection, which has read the request."""
-
-    def run() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(10)
-            records = shake_hands(connection, context, tmp_path / "keys")
-            # The request, which may have come with the handshake's last part.
-            with contextlib.suppress(ConnectionError):
-                serve(connection, records)
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    # Little room for what it does not read.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-    in_thread(run)
-    return listener, f"https://127.0.0.1:{listener.getsockname()[1]}/"
-
-
 @pytest.fixture
-def ticketless(authority: trustme.CA) -> ssl.SSLContext:
+def hand_made(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, client_tls: ssl.SSLContext, tmp_path: Path
+) -> Callable[..., AbstractContextManager[Answer]]:
+    """A function that asks a server of hand-made TLS records, which serves one connection once it has a request."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+
+    @contextlib.contextmanager
+    def asked(serve: Callable[[socket.socket, Records], None], **options: Any) -> Iterator[Answer]:
+        def run() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(10)
+                records = shake_hands(connection, context, tmp_path / "keys")
+                # The request, which may have come with the handshake's last part.
+                with contextlib.suppress(ConnectionError):
+                    serve(connection, records)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            # Little room for what it does not read.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            in_thread(run)
+            with ask_anew(f"https://127.0.0.1:{listener.getsockname()[1]}/", **options) as answer:
+                yield answer
+
+    return asked
 
 
 ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
@@ -1458,11 +1499,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\
 
 @own_transport
 def test_what_tls_says_to_itself_is_no_byte_of_an_answer(
-    ask_anew: Door,
-    monkeypatch: pytest.MonkeyPatch,
-    ticketless: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    tmp_path: Path,
+    hand_made: Callable[..., AbstractContextManager[Answer]],
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
         connection.sendall(records.data(ENDLESS))
@@ -1470,9 +1507,7 @@ def test_what_tls_says_to_itself_is_no_byte_of_an_answer(
             connection.sendall(records.ticket())
             time.sleep(0.02)
 
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
-    listener, url = hand_made(ticketless, tmp_path, serve)
-    with listener, ask_anew(url, timeout={"read": 0.3}) as answer:
+    with hand_made(serve, timeout={"read": 0.3}) as answer:
         assert answer.next() == 1
         with pytest.raises(StreamTimeoutError) as caught:
             answer.next(5)
@@ -1481,11 +1516,7 @@ def test_what_tls_says_to_itself_is_no_byte_of_an_answer(
 
 @own_transport
 def test_keys_may_change_in_mid_stream(
-    ask_anew: Door,
-    monkeypatch: pytest.MonkeyPatch,
-    ticketless: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    tmp_path: Path,
+    hand_made: Callable[..., AbstractContextManager[Answer]],
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
         connection.sendall(records.data(ENDLESS) + records.key_update() + records.data(b"data: 2\n\n"))
@@ -1495,29 +1526,22 @@ def test_keys_may_change_in_mid_stream(
             while connection.recv(65_536):
                 pass
 
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
-    listener, url = hand_made(ticketless, tmp_path, serve)
-    with listener, ask_anew(url) as answer:
+    with hand_made(serve) as answer:
         assert answer.items() == [1, 2]
 
 
 @own_transport
 def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
-    ask_anew: Door,
+    hand_made: Callable[..., AbstractContextManager[Answer]],
     monkeypatch: pytest.MonkeyPatch,
-    ticketless: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    tmp_path: Path,
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
         connection.sendall(records.data(ENDLESS))
         while True:
             connection.sendall(b"".join(records.key_update() for _ in range(300)))
 
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
     monkeypatch.setattr(_transport, "_MAX_UNTAKEN_BYTES", 10_000)
-    listener, url = hand_made(ticketless, tmp_path, serve)
-    with listener, ask_anew(url) as answer:
+    with hand_made(serve) as answer:
         assert answer.next() == 1
         with pytest.raises(TransportError, match="takes no answers"):
             answer.next(15)
@@ -1526,10 +1550,7 @@ def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
 @own_transport
 def test_idle_connection_that_says_goodbye_is_closed_at_once(
     ask_anew: Door,
-    monkeypatch: pytest.MonkeyPatch,
-    ticketless: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    tmp_path: Path,
+    hand_made: Callable[..., AbstractContextManager[Answer]],
 ) -> None:
     closed = threading.Event()
 
@@ -1543,9 +1564,7 @@ def test_idle_connection_that_says_goodbye_is_closed_at_once(
         closed.set()
 
     over = threading.Event()
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
-    listener, url = hand_made(ticketless, tmp_path, serve)
-    with listener, ask_anew(url) as answer:
+    with hand_made(serve) as answer:
         assert answer.items() == [1]
         over.set()
         if ask_anew.is_async:

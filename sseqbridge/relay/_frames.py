@@ -105,6 +105,10 @@ class _Frames:
         self._ended = False
         self._failure: Exception | None = None
 
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "not begun" if self._sent_at is None else "open"
+        return f"<{type(self).__name__} {state}>"
+
     def _wait(self) -> float:
         """How long to wait for something to send; not at all before the first."""
         if self._sent_at is None:
