@@ -7,11 +7,12 @@ kind of line break inside data: CR and CRLF come back as LF.)
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from ._exceptions import UsageError
 from ._models import Comment, ServerSentEvent
 
-__all__ = ["encode"]
+__all__ = ["StreamEncoder", "encode"]
 
 _LINE_END = re.compile("\r\n|\r|\n")
 
@@ -27,6 +28,20 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
         return ("\n".join(lines) + "\n\n").encode()
     except UnicodeEncodeError:
         raise UsageError("an event's text holds a lone surrogate, which UTF-8 cannot carry") from None
+
+
+class StreamEncoder:
+    """Encodes one item after another as a stream: an id where it changes, and also where it is taken back."""
+
+    def __init__(self) -> None:
+        self._last_id = ""
+
+    def encode(self, item: ServerSentEvent | Comment) -> bytes:
+        """Return the next item as it stands on the wire; as `encode` does."""
+        if isinstance(item, Comment) or item.id == self._last_id:
+            return encode(item if isinstance(item, Comment) else replace(item, id=""))
+        self._last_id = item.id
+        return encode(item) if item.id else b"id\n" + encode(item)
 
 
 def _fields(event: ServerSentEvent) -> list[str]:

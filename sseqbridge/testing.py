@@ -9,24 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import json
 import os
-import re
 import socket
 import struct
 import threading
 import time
-import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import h11
 
 from ._encoder import encode
 from ._exceptions import UsageError
 from ._models import Comment, ServerSentEvent
+from ._scripts import (
+    BY_HAND,
+    IMPLIED,
+    Expect,
+    Hold,
+    Leave,
+    ReceivedRequest,
+    Respond,
+    Script,
+    Step,
+    Wait,
+    Wire,
+    as_script,
+    chat_completions,
+    comment,
+    cut,
+    expect,
+    hold,
+    in_turn,
+    raw,
+    recording,
+    reset,
+    respond,
+    send,
+    silence,
+    wait,
+    wire,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -39,8 +63,11 @@ __all__ = [
     "chat_completions",
     "comment",
     "cut",
+    "expect",
     "hold",
+    "in_turn",
     "raw",
+    "recording",
     "reset",
     "respond",
     "send",
@@ -54,178 +81,6 @@ _JOIN_SECONDS = 5.0
 _READ_BYTES = 65_536
 _WRITE_BYTES = 65_536
 _SEND_BUFFER_BYTES = 65_536
-
-_Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Respond:
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    framing: _Framing
-    length: int | None
-
-    @property
-    def is_held(self) -> bool:
-        return self.framing == "length" and self.length is None
-
-    def head(self) -> bytes:
-        framing = {
-            "chunked": ["Transfer-Encoding: chunked"],
-            "length": [f"Content-Length: {self.length}"],
-            "close": ["Connection: close"],
-            "none": [],
-        }[self.framing]
-        start = f"HTTP/1.1 {self.status} {http.client.responses.get(self.status, '')}"
-        lines = [start, *(f"{name}: {value}" for name, value in self.headers), *framing, "", ""]
-        return "\r\n".join(lines).encode("latin-1")
-
-
-@dataclass(frozen=True, slots=True)
-class _Wire:
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Hold:
-    flag: threading.Event
-
-
-@dataclass(frozen=True, slots=True)
-class _Leave:
-    reset: bool
-
-
-_IMPLIED = _Respond(200, (("Content-Type", "text/event-stream"),), "chunked", None)
-_BY_HAND = _Respond(200, (), "none", None)
-
-Step: TypeAlias = _Respond | _Wire | _Wait | _Hold | _Leave | ServerSentEvent | Comment | bytes
-
-
-def respond(
-    status: int = 200,
-    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-    framing: _Framing = "chunked",
-    content_type: str | None = "text/event-stream",
-    *,
-    length: int | None = None,
-) -> Step:
-    """Send the head of the answer. A Content-Type in `headers` goes before `content_type`; None sends none.
-
-    `framing` says how the client finds the body's end. "chunked": one chunk a step. "length": the body is held
-    until the script is over, to be counted; with `length=` it is sent as it comes, that many bytes announced, and
-    one of another size ends with the connection. "close": it ends with the connection. "none": no header is added
-    and nothing marks the end, for `headers` that do, or that lie; 204 and 304, which have no body, are always so.
-    """
-    if framing not in get_args(_Framing):
-        raise UsageError(f"framing is one of {', '.join(get_args(_Framing))}, not {framing!r}")
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
-    if content_type is not None and all(name.lower() != "content-type" for name, _ in pairs):
-        pairs = (("Content-Type", content_type), *pairs)
-    if status in (204, 304):
-        framing, length = "none", None
-    return _Respond(status, pairs, framing if length is None else "length", length)
-
-
-def send(data: object, event: str | None = None, id: str | None = None, retry: float | None = None) -> Step:
-    """Send one event; `data` is its text, or any other object, sent as JSON. `retry` is in seconds."""
-    text = data if isinstance(data, str) else json.dumps(data)
-    return encode(ServerSentEvent("message" if event is None else event, text, id or "", retry))
-
-
-def comment(text: str = "") -> Step:
-    """Send one comment, as servers do to keep a connection alive."""
-    return encode(Comment(text))
-
-
-def raw(data: bytes) -> Step:
-    """Send bytes of the body as they are, in one chunk. Bytes alone are such a step too."""
-    return data
-
-
-def wire(data: bytes) -> Step:
-    """Send bytes straight to the socket, outside of any framing. After it no head is implied."""
-    return _Wire(data)
-
-
-def wait(seconds: float) -> Step:
-    """Do nothing for so long."""
-    return _Wait(seconds)
-
-
-def hold(flag: threading.Event) -> Step:
-    """Do nothing until `flag` is set, from whichever thread."""
-    return _Hold(flag)
-
-
-def silence() -> Step:
-    """Do nothing until the client leaves."""
-    return _Wait(float("inf"))
-
-
-def cut() -> Step:
-    """Close the connection (FIN) without ending the body."""
-    return _Leave(reset=False)
-
-
-def reset() -> Step:
-    """Reset the connection (RST). What the client has not read may be lost with it."""
-    return _Leave(reset=True)
-
-
-@dataclass(eq=False, repr=False)
-class ReceivedRequest:
-    """One request as it came in, and what became of its answer.
-
-    `path` holds the query too, `header_pairs` each header as it was sent, `connection` the number of the TCP
-    connection, from 0. `aborted` is set once the client left before the script was over, with `aborted_at`, a
-    reading of time.monotonic(); `finished` once the script is over in whichever way. `sent_bytes` counts what the
-    socket took, head and framing included; a write that waits for the client does not count yet.
-    """
-
-    method: str
-    path: str
-    header_pairs: list[tuple[str, str]]
-    body: bytes
-    connection: int
-    sent_bytes: int = 0
-    aborted_at: float | None = None
-    aborted: threading.Event = field(default_factory=threading.Event)
-    finished: threading.Event = field(default_factory=threading.Event)
-
-    def __repr__(self) -> str:
-        path = self.path.partition("?")[0]
-        return f"<ReceivedRequest {self.method} {path}, connection {self.connection}>"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers by lower-case name, those of one name joined by commas."""
-        headers: dict[str, str] = {}
-        for name, value in self.header_pairs:
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        return headers
-
-    def json(self) -> Any:
-        """Return the body decoded as JSON. Raises json.JSONDecodeError (a ValueError)."""
-        return json.loads(self.body)
-
-    def wait_aborted(self, timeout: float = 5.0) -> float:
-        """Wait until the client has left, and return `aborted_at`.
-
-        Raises TimeoutError where it is still there after `timeout` seconds.
-        """
-        if not self.aborted.wait(timeout) or self.aborted_at is None:
-            raise TimeoutError(f"the client did not leave {self!r} within {timeout:g} s")
-        return self.aborted_at
-
-
-Script: TypeAlias = Callable[[ReceivedRequest], Iterable[Step]]
 
 
 class SSEServer:
@@ -255,7 +110,7 @@ class SSEServer:
     ) -> None:
         if script is None:
             script = chat_completions()
-        self._script: Script = script if callable(script) else _same_for_every_request(script)
+        self._script = as_script(script)
         self._address = (host, port)
         self._ssl_context = ssl_context
         self._listener: socket.socket | None = None
@@ -268,16 +123,23 @@ class SSEServer:
         self._conversations: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
 
+    def __repr__(self) -> str:
+        if self._listener is None:
+            return "<SSEServer not started>"
+        state = "open" if self._thread is not None and self._thread.is_alive() else "closed"
+        return f"<SSEServer {state} {self.url} requests={len(self.requests)}>"
+
     def start(self) -> SSEServer:
         """Listen from now on. Raises OSError where the address is not to be had, UsageError the second time."""
         if self._listener is not None:
             raise UsageError("an SSEServer starts once; make another one")
-        listener = self._listener = socket.create_server(self._address, backlog=1024)
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        listener = self._listener = socket.create_server(self._address, family=family, backlog=1024)
         # What it accepts inherits both: no step waits for Nagle, and a client that does not read holds up the script.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.setblocking(False)
-        self._address = listener.getsockname()
+        self._address = listener.getsockname()[:2]
         self._loop = asyncio.SelectorEventLoop()  # the one that has add_reader() on every platform
         self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name="SSEServer", daemon=True)
         self._thread.start()
@@ -310,7 +172,8 @@ class SSEServer:
         if self._listener is None:
             raise UsageError("the server has no address before start()")
         host, port = self._address
-        return f"{'https' if self._ssl_context else 'http'}://{host}:{port}"
+        name = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._ssl_context else 'http'}://{name}:{port}"
 
     @property
     def requests(self) -> list[ReceivedRequest]:
@@ -328,6 +191,15 @@ class SSEServer:
     def open_requests(self) -> int:
         """How many requests are being answered now."""
         return sum(not request.finished.is_set() for request in self.requests)
+
+    @property
+    def aborted_requests(self) -> int:
+        """How many requests' clients have left before the script was over."""
+        return sum(request.aborted.is_set() for request in self.requests)
+
+    def play(self, *scripts: Script | Iterable[Step]) -> None:
+        """From now on answer the first request by the first script, and so on, the last one again and again."""
+        self._script = in_turn(*scripts)
 
     def wait_for_request(self, n: int = 1, timeout: float = 5.0) -> ReceivedRequest:
         """Return the `n`-th request, counted from 1, once its body is in.
@@ -507,7 +379,7 @@ class _Answer:
     def __init__(self, request: ReceivedRequest, connection: _Connection) -> None:
         self.request = request
         self.connection = connection
-        self._response: _Respond | None = None
+        self._response: Respond | None = None
         self._held = bytearray()
         self._body_bytes = 0
 
@@ -515,20 +387,24 @@ class _Answer:
         """Take every step; return whether the answer came to an end that the client can see."""
         for step in steps:
             match step:
-                case _Respond():
+                case Respond():
                     await self._respond(step)
                 case bytes():
                     await self._send(step)
                 case ServerSentEvent() | Comment():
                     await self._send(encode(step))
-                case _Wire():
+                case Wire():
                     await self._write(step.data)
-                case _Wait():
+                case Wait():
                     await asyncio.sleep(step.seconds)
-                case _Hold():
+                case Hold():
                     while not step.flag.is_set():
                         await asyncio.sleep(_POLL_SECONDS)
-                case _Leave():
+                case Expect():
+                    step.check(self.request)
+                case Leave():
+                    if step.part:
+                        await self._send(step.part)
                     if step.reset:
                         self.connection.reset()
                     return False
@@ -538,20 +414,20 @@ class _Answer:
             await asyncio.sleep(0)
         return await self._end()
 
-    async def _respond(self, response: _Respond) -> None:
+    async def _respond(self, response: Respond) -> None:
         if self._response is not None:
             raise UsageError("respond() comes once, before the first bytes of the body")
         self._response = response
         if not response.is_held:
             await self._write(response.head())
 
-    async def _begin(self) -> _Respond:
+    async def _begin(self) -> Respond:
         """Return the response, the implied one where the script named none."""
         if self._response is None and self.request.sent_bytes:
-            self._response = _BY_HAND
+            self._response = BY_HAND
         elif self._response is None:
-            await self._respond(_IMPLIED)
-        return self._response or _IMPLIED
+            await self._respond(IMPLIED)
+        return self._response or IMPLIED
 
     async def _send(self, data: bytes) -> None:
         response = await self._begin()
@@ -578,82 +454,3 @@ class _Answer:
             piece = data[start : start + _WRITE_BYTES]
             await self.connection.write(piece)
             self.request.sent_bytes += len(piece)
-
-
-def _same_for_every_request(steps: Iterable[Step]) -> Script:
-    played = tuple(steps)
-    return lambda request: played
-
-
-def chat_completions(answer: str | Iterable[str] | None = None, *, delay: float = 0.0, model: str = "echo") -> Script:
-    """Return a script that speaks OpenAI's chat completions, streamed where the request asks for it.
-
-    The answer is a text, sent word by word, or the tokens as given, or by default the last user message of the
-    request; `delay` is in seconds, before each token. What is no such request gets status 400 and OpenAI's error
-    object. Source: https://platform.openai.com/docs/api-reference/chat
-    """
-    fixed = answer if answer is None or isinstance(answer, str) else list(answer)
-
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        call = _chat_call(request)
-        if call is None:
-            message = "POST a JSON object with a list of messages"
-            error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": None}
-            yield from _json_response(400, {"error": error})
-            return
-        reply = _last_user_text(call["messages"]) if fixed is None else fixed
-        tokens = re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else reply
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        if call.get("stream"):
-            yield from _chat_chunks(about, tokens, delay)
-        else:
-            yield wait(delay * len(tokens))
-            yield from _json_response(200, _chat_completion(about, tokens))
-
-    return script
-
-
-def _chat_call(request: ReceivedRequest) -> dict[str, Any] | None:
-    try:
-        call = request.json()
-    except ValueError:
-        return None
-    takes = request.method == "POST" and isinstance(call, dict) and isinstance(call.get("messages"), list)
-    return call if takes else None
-
-
-def _last_user_text(messages: list[Any]) -> str:
-    texts = [""] + [_text(said) for said in messages if isinstance(said, dict) and said.get("role") == "user"]
-    return texts[-1]
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content)
-
-
-def _chat_chunks(about: dict[str, Any], tokens: list[str], delay: float) -> Iterator[Step]:
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> Step:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return send({**about, "object": "chat.completion.chunk", "choices": [choice]})
-
-    yield chunk({"role": "assistant", "content": ""})
-    for token in tokens:
-        yield wait(delay)
-        yield chunk({"content": token})
-    yield chunk({}, "stop")
-    yield send("[DONE]")
-
-
-def _chat_completion(about: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(tokens), "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 0, "completion_tokens": len(tokens), "total_tokens": len(tokens)}
-    return {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
-
-
-def _json_response(status: int, body: dict[str, Any]) -> Iterator[Step]:
-    yield respond(status, framing="length", content_type="application/json")
-    yield raw(json.dumps(body).encode())

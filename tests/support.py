@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ __all__ = [
     "HAS_OWN_TRANSPORT",
     "in_thread",
     "is_waiting",
+    "peak_rss",
     "python",
     "started",
     "thread_waits",
@@ -114,6 +116,15 @@ def started(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def peak_rss() -> int:
+    """Return the most memory that this process has had so far, in bytes."""
+    if sys.platform == "linux":
+        # Not getrusage(): of a new program that says what the one had which started it.
+        status = Path("/proc/self/status").read_text("ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def python(program: str, *args: str, timeout: float = 15.0) -> tuple[int, str, str]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -32,8 +37,11 @@ from sseqbridge.testing import (
     chat_completions,
     comment,
     cut,
+    expect,
     hold,
+    in_turn,
     raw,
+    recording,
     reset,
     respond,
     send,
@@ -41,6 +49,8 @@ from sseqbridge.testing import (
     wait,
     wire,
 )
+
+from .support import python, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -759,3 +769,134 @@ def test_openai_reads_the_error() -> None:
         pytest.raises(openai.BadRequestError, match="messages"),
     ):
         client.models.list()
+
+
+# What tests of readers want besides.
+
+
+def ask(server: SSEServer, path: str = "/", **request: Any) -> httpx.Response:
+    return httpx.request(request.pop("method", "GET"), f"{server.url}{path}", trust_env=False, **request)
+
+
+def test_scripts_are_played_in_turn_and_the_last_one_stays() -> None:
+    with SSEServer(in_turn([send(1)], lambda request: [send(2)])) as server:
+        assert [ask(server).text for _ in range(3)] == ["data: 1\n\n", "data: 2\n\n", "data: 2\n\n"]
+        server.play([send(3)])
+        assert ask(server).text == "data: 3\n\n"
+        server.play([send(4)], [send(5)])
+        assert [ask(server).text for _ in range(3)] == ["data: 4\n\n", "data: 5\n\n", "data: 5\n\n"]
+    with pytest.raises(UsageError, match="without a script"):
+        in_turn()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        expect("post"),
+        expect(path="/a?b=c"),
+        expect(last_event_id="ü"),
+        expect(headers={"X-Some": "thing", "x-none": None}),
+        expect(json={"n": [1]}),
+        expect("POST", "/a?b=c", last_event_id="ü", json={"n": [1]}),
+    ],
+)
+def test_request_that_is_expected(step: Step) -> None:
+    headers = {"Last-Event-ID": "ü".encode(), "X-Some": "thing"}
+    with SSEServer([step, send(1)]) as server:
+        assert ask(server, "/a?b=c", method="POST", headers=headers, json={"n": [1]}).text == "data: 1\n\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (expect("POST"), "the method is 'GET', and 'POST' was expected"),
+        (expect(path="/a"), "the path is '/', and '/a' was expected"),
+        (expect(last_event_id="7"), "Last-Event-ID is '', and '7' was expected"),
+        (expect(headers={"x-some": "thing"}), "x-some is None, and 'thing' was expected"),
+        (expect(headers={"Accept": None}), "Accept is '*/*', and None was expected"),
+    ],
+)
+def test_request_that_was_not_expected_fails_the_test(step: Step, told: str) -> None:
+    server = SSEServer([step, send(1)]).start()
+    with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+        ask(server)
+    with pytest.raises(AssertionError, match=re.escape(told)):
+        server.close()
+
+
+def test_event_that_is_cut_in_two() -> None:
+    with SSEServer([send("one"), cut(within=send("another"))]) as server, connect(server) as client:
+        got = b"".join(iter(lambda: client.recv(65_536), b""))
+        assert got.endswith(b"data: a\r\n")
+    with pytest.raises(UsageError, match="cut"):
+        cut(within=wait(1))
+
+
+def test_requests_that_were_aborted_are_counted() -> None:
+    with SSEServer([silence()]) as server:
+        clients = [connect(server) for _ in range(3)]
+        server.wait_for_request(3)
+        assert server.aborted_requests == 0
+        for client in clients[:2]:
+            client.close()
+        until(lambda: server.aborted_requests == 2)
+        clients[2].close()
+
+
+def test_server_tells_its_state() -> None:
+    server = SSEServer()
+    assert repr(server) == "<SSEServer not started>"
+    with server:
+        assert repr(server) == f"<SSEServer open {server.url} requests=0>"
+    assert repr(server) == f"<SSEServer closed {server.url} requests=0>"
+
+
+def test_recording_is_checked_before_it_is_played(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="speed"):
+        recording(tmp_path / "x", speed=0)
+    with pytest.raises(FileNotFoundError):
+        recording(tmp_path / "x")
+
+
+def test_fixture(sse_server: SSEServer) -> None:
+    sse_server.play([send(1)])
+    assert ask(sse_server).text == "data: 1\n\n"
+
+
+USERS_TEST = """
+import pytest
+from sseqbridge import ReconnectionPolicy, StatusError, request_sse
+from sseqbridge.testing import cut, expect, respond, send
+
+def test_reader(sse_server):
+    sse_server.play([send("a", id="1"), cut(within=send("b"))], [expect(last_event_id="1"), send("b"), send("[DONE]")])
+    policy = ReconnectionPolicy(delay=0.01)
+    assert request_sse(sse_server.url, decode="text", reconnect=policy).events.collect() == ["a", "b"]
+    assert sse_server.aborted_requests == 0
+
+def test_refusal(sse_server):
+    sse_server.play([respond(503)])
+    with pytest.raises(StatusError):
+        request_sse(sse_server.url).raise_for_status()
+
+def test_that_fails(sse_server):
+    sse_server.play([expect("POST"), send(1)])
+    with pytest.raises(Exception):
+        request_sse(sse_server.url)
+"""
+
+
+def test_fixture_is_there_for_users(tmp_path: Path) -> None:
+    (tmp_path / "test_users.py").write_text(USERS_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=15, cwd=tmp_path)
+    assert "3 passed, 1 error" in done.stdout
+    assert "the method is 'GET', and 'POST' was expected" in done.stdout
+
+
+def test_plugin_imports_nothing_before_it_is_used() -> None:
+    status, out, _ = python("import sys, sseqbridge.pytest_plugin; print('asyncio' in sys.modules)")
+    # pytest itself may have.
+    bare = python("import sys, pytest; print('asyncio' in sys.modules)")
+    assert (status, out) == bare[:2]
+    assert python("import sys, sseqbridge.pytest_plugin; print('h11' in sys.modules)")[1] == "False\n"
