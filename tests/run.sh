@@ -60,36 +60,81 @@ make_environment() {
 [ "${#DEBIAN_PACKAGES[@]}" -eq 0 ] || install_debian_packages
 make_environment
 .venv/bin/ruff check --quiet .
-.venv/bin/mypy --strict
 
-# The same tests as with a plain install; and those of requests and their answers with httpx's
-# transport instead of the library's own. Beside the first run, since tests wait more than they compute.
-OF_REQUESTS=(abort answers async bridge client content_encoding edges errors interop lifecycle merge nchan pool)
-OF_REQUESTS+=(reconnecting request web_platform)
-run_plain() {
-    SSEQBRIDGE_WITHOUT=uvloop,msgspec .venv/bin/python -m pytest --quiet "$@"
+# All tests, measured, in two halves; the same as with a plain install; and those of requests and their answers
+# with httpx's transport instead of the library's own. All side by side, since tests wait more than they compute.
+OF_REQUESTS=(abort answers async bridge chaos client content_encoding edges errors hostile interop lifecycle merge nchan)
+OF_REQUESTS+=(pool reconnecting request tee web_platform)
+WITH_PROGRAMS=(browser chaos cli examples_chat fork gevent interop lifecycle public quickstart races readme relay)
+WITH_PROGRAMS+=(relay_frameworks relay_servers runtime soak testing_server)
+
+files_of() {
+    local names=("${@/#/tests/test_}")
+    printf '%s\n' "${names[@]/%/.py}"
 }
-run_on_httpx() {
-    local status=0 files=("${OF_REQUESTS[@]/#/tests/test_}")
-    [ "$#" -eq 0 ] || files=()
-    SSEQBRIDGE_WITHOUT=transport .venv/bin/python -m pytest --quiet "${files[@]/%/.py}" "$@" || status=$?
+mapfile -t of_requests < <(files_of "${OF_REQUESTS[@]}")
+mapfile -t with_programs < <(files_of "${WITH_PROGRAMS[@]}")
+
+asked_for=all
+[ "$#" -eq 0 ] || asked_for=some
+run_pytest() {
+    local status=0
+    "$@" || status=$?
     # 5: none of the tests that were asked for is among these.
-    [ "$status" -eq 0 ] || { [ "$status" -eq 5 ] && [ "$#" -gt 0 ]; }
+    [ "$status" -eq 0 ] || [ "$status $asked_for" = "5 some" ]
 }
-run_plain "$@" >.venv/plain.txt 2>&1 &
-plain=$!
-run_on_httpx "$@" >.venv/on-httpx.txt 2>&1 &
-on_httpx=$!
+run_measured() { run_pytest .venv/bin/coverage run --parallel-mode -m pytest --quiet "$@"; }
+run_plain() { SSEQBRIDGE_WITHOUT=uvloop,msgspec run_pytest .venv/bin/python -m pytest --quiet "$@"; }
+# One after the other: what they start wants its turn too.
+run_with_programs() {
+    run_measured "$@"
+    run_plain "$@"
+}
+run_on_httpx() { SSEQBRIDGE_WITHOUT=transport run_pytest .venv/bin/python -m pytest --quiet "$@"; }
+
+check_types() {
+    local version
+    for version in 3.10 3.11 3.12 3.13 3.14; do
+        .venv/bin/mypy --strict --python-version "$version"
+    done
+}
+
+declare -A running=()
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+start() {
+    local name=$1
+    shift
+    "$@" >".venv/$name.txt" 2>&1 &
+    running[$name]=$!
+}
+
+.venv/bin/coverage erase
+start types check_types
+if [ "$#" -gt 0 ]; then
+    start measured run_measured "$@"
+    start plain run_plain "$@"
+    start on-httpx run_on_httpx "$@"
+else
+    start measured run_measured "${with_programs[@]/#/--ignore=}"
+    start with-programs run_with_programs "${with_programs[@]}"
+    start on-httpx run_on_httpx "${of_requests[@]}"
+    start plain run_plain "${with_programs[@]/#/--ignore=}"
+fi
 failed=0
-.venv/bin/coverage run -m pytest "$@" || failed=1
+for name in "${!running[@]}"; do
+    if wait "${running[$name]}"; then
+        printf '%s: %s\n' "$name" "$(tail -n 1 ".venv/$name.txt")"
+    else
+        failed=1
+        printf '\n%s failed:\n' "$name"
+        cat ".venv/$name.txt"
+    fi
+done
 # Of a part of the tests nobody expects that it covers everything.
-[ "$#" -gt 0 ] || .venv/bin/coverage report --fail-under=100 || failed=1
-# That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
-[ "$#" -gt 0 ] || .venv/bin/python -m tests.bench --quick --json .venv/bench.json || failed=1
-wait "$plain" || failed=1
-wait "$on_httpx" || failed=1
-[ "$failed" -eq 0 ] || {
-    cat .venv/plain.txt .venv/on-httpx.txt
-    exit 1
-}
-grep -hE '(passed|failed)' .venv/plain.txt .venv/on-httpx.txt || true
+if [ "$#" -eq 0 ]; then
+    .venv/bin/coverage combine --quiet
+    .venv/bin/coverage report --fail-under=100 || failed=1
+    # That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
+    .venv/bin/python -m tests.bench --quick --json .venv/bench.json || failed=1
+fi
+exit "$failed"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 
 from sseqbridge import (
     AsyncSSEResponse,
-    BufferLimitError,
     CallbackError,
     Comment,
     ContentTypeError,
@@ -698,71 +696,6 @@ def test_a_compressed_body_that_ends_early_is_a_truncated_stream(ask: Door) -> N
     with SSEServer([respond(headers={"Content-Encoding": "gzip"}), raw(body)]) as server, ask(server.url) as answer:
         items, error = answer.fail()
         assert (items, type(error)) == ([1], TruncatedStreamError)
-
-
-def bomb(frame: bytes, megabytes: int) -> bytes:
-    compressor = gzipped()
-    block = frame * (1024 * 1024 // len(frame))
-    return bytes(b"".join([*(compressor.compress(block) for _ in range(megabytes)), compressor.flush()]))
-
-
-class Peak:
-    """The most memory that Python's objects took in a `with` block, in MiB, beyond what they had before it."""
-
-    def __enter__(self) -> Peak:
-        tracemalloc.start()
-        self._before = tracemalloc.get_traced_memory()[0]
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.mib = (tracemalloc.get_traced_memory()[1] - self._before) / 1024 / 1024
-        tracemalloc.stop()
-
-
-def test_a_bomb_of_one_line_ends_in_an_error(ask: Door) -> None:
-    body = bomb(b"x", 100)
-    with (
-        SSEServer([respond(headers={"Content-Encoding": "gzip"}), raw(body)]) as server,
-        Peak() as peak,
-        ask(server.url, max_event_bytes=1024 * 1024) as answer,
-    ):
-        items, error = answer.fail()
-        assert (items, type(error)) == ([], BufferLimitError)
-    assert peak.mib < 8
-
-
-def test_a_bomb_of_nothing_comes_to_its_end(ask: Door) -> None:
-    body = bomb(b":" + b"x" * 16_382 + b"\n", 100)
-    with (
-        SSEServer([respond(headers={"Content-Encoding": "gzip"}), raw(body)]) as server,
-        Peak() as peak,
-        ask(server.url) as answer,
-    ):
-        assert answer.items() == []
-        assert answer.events.outcome == "eof"
-    assert peak.mib < 8
-
-
-def test_a_bomb_of_events_is_held_back_until_it_is_read(ask: Door) -> None:
-    body = bomb(b"data: 1\n\n" + b":" + b"x" * 4085 + b"\n", 64)
-    with (
-        SSEServer([respond(headers={"Content-Encoding": "gzip"}), raw(body)]) as server,
-        Peak() as peak,
-        ask(server.url) as answer,
-    ):
-        assert set(answer.items()) == {1}
-        assert answer.events.stats.events == 64 * 256
-    assert peak.mib < 16
-
-
-def test_a_bomb_as_an_error_answer_is_cut_at_a_mebibyte(ask: Door) -> None:
-    body = bomb(b"x", 100)
-    steps = [respond(500, {"Content-Encoding": "gzip"}, content_type="text/plain"), raw(body)]
-    with SSEServer(steps) as server, Peak() as peak, ask(server.url, decode="text") as answer:
-        _, error = answer.fail()
-        assert isinstance(error, StatusError)
-        assert len(error.body) == 1024 * 1024
-    assert peak.mib < 8
 
 
 # Two readers.

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 
-import h11
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sseqbridge._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
 
-# The body's bytes, what came after its end (None where that is not in), and whether a fault was found.
-Read = tuple[bytes, bytes | None, bool]
+from .reference_http import MEANT_OF_BODIES, Body, body_by_h11
 
 
-def feed_all(body: Framing, pieces: Iterable[bytes]) -> Read:
+def feed_all(body: Framing, pieces: Iterable[bytes]) -> Body:
     data = b"".join([body.feed(piece) for piece in pieces])
     return data, body.rest if body.complete else None, body.error is not None
 
 
-def by_us(wire: bytes, *, step: int | None = None) -> Read:
+def by_us(wire: bytes, *, step: int | None = None) -> Body:
     size = step or max(len(wire), 1)
     return feed_all(ChunkedBody(), (wire[at : at + size] for at in range(0, len(wire), size)))
-
-
-def by_h11(wire: bytes) -> Read:
-    connection = h11.Connection(h11.CLIENT)
-    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
-    connection.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire)
-    data = b""
-    try:
-        while (event := connection.next_event()) is not h11.NEED_DATA:
-            if isinstance(event, h11.EndOfMessage):
-                return data, connection.trailing_data[0], False
-            if isinstance(event, h11.Data):
-                data += event.data
-    except h11.RemoteProtocolError:
-        return data, None, True
-    return data, None, False
 
 
 def every_way(wire: bytes) -> Iterator[list[bytes]]:
@@ -50,7 +31,7 @@ def every_way(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def assert_read(wire: bytes, expected: Read) -> None:
+def assert_read(wire: bytes, expected: Body) -> None:
     for pieces in every_way(wire):
         assert feed_all(ChunkedBody(), pieces) == expected, pieces
 
@@ -87,7 +68,7 @@ END = b"0\r\n\r\n"
 def test_chunked_body_is_read_however_it_is_cut(wire: bytes, data: bytes | None, rest: bytes) -> None:
     if data is None:
         data = b"a" + b"bc" + b"d" * 15 + b"e" * 16 + b"f" * 300
-    assert by_h11(wire + rest) == (data, rest, False)
+    assert body_by_h11(wire + rest) == (data, rest, False)
     assert_read(wire + rest, (data, rest, False))
 
 
@@ -156,7 +137,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("wire", "data"), FAULTS, ids=lambda value: ascii(value[:24]))
 def test_what_came_before_a_fault_is_given_and_nothing_after_it(wire: bytes, data: bytes) -> None:
-    assert by_h11(wire) == (data, None, True)
+    assert body_by_h11(wire) == (data, None, True)
     assert_read(wire + chunk(b"more") + END, (data, None, True))
 
 
@@ -176,7 +157,7 @@ def test_line_as_long_as_may_be_is_read_however_it_is_cut() -> None:
     assert_read_in_steps(wire, (b"hello", b"", False))
 
 
-def assert_read_in_steps(wire: bytes, expected: Read) -> None:
+def assert_read_in_steps(wire: bytes, expected: Body) -> None:
     for step in (1, 2, 3, 1000, len(wire)):
         assert by_us(wire, step=step) == expected, step
 
@@ -232,7 +213,7 @@ def test_each_chunk_is_given_as_it_comes() -> None:
     ],
 )
 def test_ours_reads_what_h11_refuses(wire: bytes) -> None:
-    assert by_h11(wire)[2]
+    assert body_by_h11(wire)[2]
     assert_read(wire, (b"hello", b"", False))
 
 
@@ -250,14 +231,14 @@ def test_ours_reads_what_h11_refuses(wire: bytes) -> None:
 )
 def test_ours_refuses_what_h11_reads(wire: bytes) -> None:
     assert_read(wire, (b"", None, True))
-    told = by_h11(wire)
+    told = body_by_h11(wire)
     # A line feed is nothing that h11 reads either.
     assert told == ((b"", None, True) if b"a\nb" in wire else (b"hello", b"", False))
 
 
 @pytest.mark.parametrize("wire", [b"5\r\nhello \r\n" + END, b"5 \r\nhello\r\n" + END, b"5\t\r\nhello\r\n0  \r\n\r\n"])
 def test_blanks_at_the_end_of_a_size_are_read_by_both(wire: bytes) -> None:
-    assert_read(wire, by_h11(wire))
+    assert_read(wire, body_by_h11(wire))
 
 
 # Any wire, held against h11.
@@ -285,15 +266,11 @@ def cut_up(wire: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(wires, st.lists(st.integers(0, 1000), max_size=6))
 def test_any_chunked_body_is_read_as_h11_reads_it(wire: bytes, cuts: list[int]) -> None:
-    told = by_h11(wire)
+    told = body_by_h11(wire)
     assert by_us(wire) == told
     assert by_us(wire, step=1) == told
     assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == told
 
-
-# What the tests above name: blanks before an extension, control characters in one, too many digits,
-# and anything but the empty line after the last chunk.
-MEANT = re.compile(rb"[0-9A-Fa-f][ \t]+;|;[^\r\n]*[\x00-\x08\x0b-\x1f\x7f][^\n]|[0-9A-Fa-f]{17}|0[^\r\n]*\r\n(?!\r\n)")
 
 faults = st.tuples(
     st.integers(0, 1000), st.integers(0, 3), st.sampled_from([b"", b"\r", b"\n", b" ", b"0", b"5", b"a", b";", b"x"])
@@ -309,8 +286,8 @@ def test_chunked_body_with_faults_is_read_as_h11_reads_it(
     for place, removed, added in changes:
         at = place % (len(wire) + 1)
         wire = wire[:at] + added + wire[at + removed :]
-    assume(not MEANT.search(wire))
-    told = by_h11(wire)
+    assume(not MEANT_OF_BODIES.search(wire))
+    told = body_by_h11(wire)
     assert by_us(wire) == told
     assert by_us(wire, step=1) == told
     assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == told

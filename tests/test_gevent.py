@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from sseqbridge import Bridge, UsageError, request_sse
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence, wait
 
 from .support import python
@@ -155,3 +158,39 @@ print(sum(reader.successful() for reader in readers))
 """
     with SSEServer(script) as server:
         assert run("import os\n" + program, server.url, order) == "50\n"
+
+
+def test_eventlet_is_known_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Patcher:
+        @staticmethod
+        def is_monkey_patched(module: str) -> bool:
+            return module == "thread"
+
+    monkeypatch.setitem(sys.modules, "eventlet.patcher", Patcher)
+    with Bridge() as bridge, pytest.raises(UsageError, match="gunicorn -k gevent"):
+        request_sse("http://localhost", bridge=bridge)
+
+
+@pytest.mark.parametrize("order", ["imported first", "patched first"])
+def test_eventlet_is_refused(order: str) -> None:
+    program = """
+import os, sys, warnings
+warnings.simplefilter("ignore")  # It is deprecated itself.
+os.environ["EVENTLET_NO_GREENDNS"] = "yes"
+url, order = sys.argv[1:]
+if order == "imported first":
+    from sseqbridge import request_sse
+import eventlet
+eventlet.monkey_patch()
+from sseqbridge import UsageError, request_sse
+try:
+    request_sse(url)
+except UsageError as error:
+    print(error)
+"""
+    with SSEServer(script) as server:
+        status, out, err = python(program, server.url, order)
+        assert (status, err) == (0, "")
+        assert "eventlet has patched this process" in out
+        assert "gunicorn -k gevent" in out
+        assert not server.requests

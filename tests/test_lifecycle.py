@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +24,18 @@ import pytest
 from sseqbridge import Bridge, ServerSentEvent, UsageError, _client, request_sse
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
 
-from .support import EXITS, HAS_OWN_TRANSPORT, in_thread, is_waiting, python, started, thread_waits, together, until
+from .support import (
+    EXITS,
+    HAS_OWN_TRANSPORT,
+    ROOT,
+    in_thread,
+    is_waiting,
+    python,
+    started,
+    thread_waits,
+    together,
+    until,
+)
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
 ANSWER = (send({"n": 1}), send("[DONE]"))
@@ -483,6 +496,105 @@ for item in it:
 """
     assert exits(program, silent.url) == (3, "{'n': 1}", "")
     silent.wait_for_request().wait_aborted()
+
+
+def test_exit_by_a_signal_that_the_application_handles(silent: SSEServer) -> None:
+    program = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+_, _, it = request_sse(url)
+print(next(it), flush=True)
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+for item in it:
+    pass
+"""
+    assert exits("import os\n" + program, silent.url) == (5, "{'n': 1}", "")
+    silent.wait_for_request().wait_aborted()
+
+
+def test_exit_without_a_word(silent: SSEServer) -> None:
+    program = """
+_, _, it = request_sse(url)
+print(next(it), flush=True)
+os._exit(7)
+"""
+    assert exits("import os\n" + program, silent.url) == (7, "{'n': 1}", "")
+    silent.wait_for_request().wait_aborted()
+
+
+def test_exit_with_the_library_imported_twice(silent: SSEServer) -> None:
+    """As a reloader does that throws modules away: each has a thread of its own, and both end."""
+    program = """
+_, _, it = request_sse(url)
+next(it)
+for name in [name for name in sys.modules if name.partition(".")[0] == "sseqbridge"]:
+    del sys.modules[name]
+from sseqbridge import request_sse as anew
+assert anew is not request_sse
+_, _, other = anew(url)
+next(other)
+print("both", flush=True)
+"""
+    assert exits(program, silent.url) == (0, "both", "")
+    for request in silent.requests:
+        request.wait_aborted()
+    assert len(silent.requests) == 2
+
+
+@pytest.mark.parametrize("framework", ["flask", "django"])
+def test_reloader_of_a_development_server_ends_what_its_process_has_open(
+    silent: SSEServer, framework: str, tmp_path: Path
+) -> None:
+    begin = {
+        "flask": "from flask import Flask; app = Flask('app'); from werkzeug.serving import run_simple",
+        "django": """
+from django.conf import settings
+settings.configure(ROOT_URLCONF="app", ALLOWED_HOSTS=["*"], DEBUG=True)
+import django; django.setup()
+from django.utils import autoreload
+urlpatterns = []
+""",
+    }
+    run = {
+        "flask": "run_simple('127.0.0.1', 0, app, use_reloader=True, reloader_type='stat', reloader_interval=0.1)",
+        "django": "autoreload.StatReloader.SLEEP_TIME = 0.1; autoreload.run_with_reloader(serve)",
+    }
+    app = tmp_path / "app.py"
+    app.write_text(
+        f"""
+import sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+{begin[framework]}
+from sseqbridge import request_sse
+def serve():
+    it = request_sse({silent.url!r}).events
+    next(it)
+    next(it)
+if __name__ == "__main__":
+    import os
+    if os.environ.get("WERKZEUG_RUN_MAIN") == "true":
+        threading.Thread(target=serve, daemon=True).start()
+    {run[framework]}
+"""
+    )
+
+    def is_reloaded() -> bool:
+        # Again and again: the reloader may only just have begun to look.
+        app.touch()
+        return silent.requests[0].aborted.wait(0.3)
+
+    command = [sys.executable, str(app)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            silent.wait_for_request(timeout=15)
+            until(is_reloaded)
+            silent.wait_for_request(2, timeout=15)
+        finally:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=5)
+            process.kill()
+    for request in silent.requests:
+        request.wait_aborted()
 
 
 def test_exit_by_an_unhandled_exception(silent: SSEServer) -> None:

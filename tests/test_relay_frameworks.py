@@ -32,6 +32,7 @@ from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import UsageError, arequest_sse, relay, request_sse
+from sseqbridge.relay import _reader, _response
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 
 from .support import in_thread, until
@@ -282,6 +283,21 @@ def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
             reader.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
             server.wait_for_request()
             until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
+        server.requests[0].wait_aborted()
+
+
+def test_reader_of_a_refusal_is_looked_after_while_that_drags_on() -> None:
+    class Reader(_reader.Reader):
+        looks = 0
+
+        def has_left(self) -> bool:
+            self.looks += 1
+            return self.looks == 3
+
+    reader = Reader(-1, is_tls=False)
+    with SSEServer([respond(503, content_type="text/plain"), b"x", silence()]) as server:
+        refusal = _response.refusal_of(request_sse(server.url), None, _reader.ReaderLeft(reader, 0.01))
+        assert (refusal.status, refusal.body, reader.looks) == (503, b"", 3)
         server.requests[0].wait_aborted()
 
 

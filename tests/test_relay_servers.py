@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -530,6 +531,22 @@ def test_a_view_under_gevent_finds_no_loop_running(servers: Servers, server_name
                 found = json.load(answer)
         assert found["item"] == {"n": 1}
         assert found["loop"] is None
+
+
+def test_two_hundred_streams_in_one_gevent_worker_leave_it_free(servers: Servers) -> None:
+    server = servers["gunicorn gevent"]
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send(2), send("[DONE]")]) as upstream, contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(reading(_address(server, "/relay", upstream))) for _ in range(200)]
+        assert [reader.event().json() for reader in readers] == [1] * 200
+        # All of them are open, in silence; others are served.
+        assert upstream.open_requests == 200
+        for _ in range(10):
+            with urllib.request.urlopen(f"{server.url}/nothing", timeout=10) as answer:
+                assert answer.status == 200
+        go.set()
+        for reader in readers:
+            assert [event.data for event in reader.events()] == ["2", "[DONE]"]
 
 
 def test_django_s_orm_works_under_gevent_while_streams_are_open(servers: Servers) -> None:

@@ -534,14 +534,6 @@ def test_a_location_that_httpx_cannot_read_is_an_error(ask: Door, location: str)
             ask(servers.url, auth=("user", "password"))
 
 
-def test_redirects_without_end_are_an_error(ask: Door) -> None:
-    with Redirecting(302, "/start") as servers:
-        with pytest.raises(RedirectError, match="more than 20") as caught:
-            ask(servers.url)
-        assert caught.value.status == 302
-        assert len(servers.start.requests) == 21
-
-
 @pytest.mark.parametrize("make", [chunks, lambda: io.BytesIO(b"one two"), chunks_async])
 @pytest.mark.parametrize("follow", [None, True])
 def test_a_body_that_can_be_read_once_follows_nowhere(ask: Door, make: Callable[[], Any], follow: bool | None) -> None:

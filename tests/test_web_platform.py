@@ -2,7 +2,7 @@
 
 Each test names the file that it answers to. Those of the format (format-*) are the vectors of
 tests/data, which the parser's tests read. What is left out is about objects of a browser: their
-constructor and prototype, workers, the back/forward cache, CORS and its preflight, credentials.
+prototype, its URLs' syntax, workers, the back/forward cache, CORS and its preflight, credentials.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import ContentTypeError, ReconnectionPolicy, StatusError
+from sseqbridge import ContentTypeError, ReconnectionPolicy, StatusError, UsageError
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, silence, wait
 
 from .doors import Door
@@ -154,6 +154,13 @@ def test_eventsource_url_without_a_fragment(ask: Door) -> None:
     with SSEServer([DONE]) as server:
         ask(f"{server.url}/a%20b/?x=%2F&y#part").items()
         assert server.requests[0].path == "/a%20b/?x=%2F&y"
+
+
+@pytest.mark.parametrize("url", ["", "/message"])
+def test_eventsource_constructor_empty_url(ask: Door, url: str) -> None:
+    """eventsource-constructor-empty-url.js: without a page there is nothing to resolve it by."""
+    with pytest.raises(UsageError, match="URL"):
+        ask(url, reconnect=True)
 
 
 def last_event_ids(ask: Door, first: bytes) -> list[str | None]:

@@ -23,6 +23,11 @@ def plain() -> flask.Response:
     return flask.Response(LARGE, mimetype="text/plain")
 
 
+@app.get("/nothing")
+def nothing() -> str:
+    return ""
+
+
 @app.get("/relay")
 def stream() -> flask.Response:
     query = flask.request.args

@@ -1,0 +1,52 @@
+"""One process of the fuzzer: `python -m tests.fuzz.worker TARGET`, and then libFuzzer's own arguments.
+
+It ends with status 1, and the input on its output, where ours and the reference differ.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import atheris
+
+# Before anything else imports them: only what is imported in here is watched.
+with atheris.instrument_imports(include=["sseqbridge._parser", "sseqbridge._heads", "sseqbridge._framing"]):
+    import sseqbridge._framing
+    import sseqbridge._heads
+    import sseqbridge._parser
+
+from tests.fuzz.targets import SHORT_BYTES, TARGETS, Target
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Fuzz until libFuzzer has had enough, which ends the process."""
+    sseqbridge._parser._SHORT_BYTES = SHORT_BYTES
+    target = TARGETS[sys.argv[1]]
+
+    def run(data: bytes) -> None:
+        try:
+            target.check(data)
+        except Exception:
+            _report(target, target.shrunk(data))
+            # Not by raising: libFuzzer would go on about it, and this is all there is to say.
+            os._exit(1)
+
+    atheris.Setup([os.environ.get("SSEQBRIDGE_FUZZ_WORKER", sys.argv[0]), *sys.argv[2:]], run)
+    atheris.Fuzz()
+
+
+def _report(target: Target, data: bytes) -> None:
+    print(f"a difference: {data!r}, which stands for {target.stream(data)!r}")
+    try:
+        target.check(data)
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

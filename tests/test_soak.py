@@ -1,0 +1,13 @@
+"""A soak of a few seconds: threads, descriptors and streams. Its memory says something after minutes (soak.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from .soak import more_than_before, soak
+
+
+@pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
+def test_streams_that_open_and_close_all_the_time_leave_nothing_behind() -> None:
+    samples = soak(0, 1, streams=40, seconds=0.5)
+    assert more_than_before(samples) == []
