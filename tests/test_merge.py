@@ -599,8 +599,12 @@ def test_so_many_at_a_time(in_order: bool) -> None:
 
 
 def test_error_ends_all_of_them_or_is_a_result() -> None:
+    has_asked = threading.Event()
+
     def script(request: ReceivedRequest) -> list[Step]:
-        return [respond(503)] if request.path == "/1" else [send(1), DONE] if request.path == "/0" else [silence()]
+        if request.path == "/2":
+            has_asked.set()
+        return {"/0": [send(1), DONE], "/1": [hold(has_asked), respond(503)], "/2": [silence()]}[request.path]
 
     with SSEServer(script) as server:
         with pytest.raises(StatusError) as caught:
