@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 from . import _fast, _runtime
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._options import RequestOptions
 
-__all__ = ["Bridge", "BridgeStats", "default_bridge"]
+__all__ = ["Bridge", "BridgeStats", "Startable", "default_bridge"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -72,6 +72,13 @@ def _sum(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
         buffered=sum(pump.handoff.buffered for pump in pumps),
         longest_wait=max(past.longest_wait, 0.0 if watch is None else watch.longest),
     )
+
+
+class Startable(Protocol):
+    """What a bridge's loop is to start."""
+
+    def start(self) -> None: ...
+    def request_abort(self) -> None: ...
 
 
 class Bridge:
@@ -135,31 +142,37 @@ class Bridge:
         Raises UsageError for arguments that no request can be built of, for a bridge that is
         closed, and in the bridge's own thread, which must not wait.
         """
-        state = self._started()
-        if self._thread is not None and self._thread.ident == _runtime.thread_id():
-            raise UsageError("request_sse was called in the bridge's own thread, which must not wait")
-        if _runtime.in_coroutine() and not _runtime.in_notebook():
-            warnings.warn(
-                "request_sse blocks the event loop that runs in this thread; await arequest_sse instead",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        state = self.started()
+        self.check_may_wait("request_sse", "arequest_sse", stacklevel=5)
         pump = Pump(state, options)
+        self.start(state, pump)
+        return pump
+
+    def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
+        """Raise UsageError in the bridge's own thread, which must not wait; warn in that of another loop."""
+        if self._thread is not None and self._thread.ident == _runtime.thread_id():
+            raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
+        if _runtime.in_coroutine() and not _runtime.in_notebook():
+            told = f"{name} blocks the event loop that runs in this thread; await {async_name} instead"
+            warnings.warn(told, RuntimeWarning, stacklevel=stacklevel)
+
+    def start(self, state: LoopState, stream: Startable) -> None:
+        """Have the loop start a stream, in the caller's context. Raises BridgeClosedError for a loop that has ended."""
         context = contextvars.copy_context()
         with self._lock.here:
             # Under the lock, so that a loop which is ending has either been posted this before,
             # or is not posted it at all.
-            if self._state is not pump.state:
+            if self._state is not state:
                 raise BridgeClosedError("the bridge was closed while the request was made")
             try:
-                pump.loop.call_soon_threadsafe(pump.start, context=context)
+                state.loop.call_soon_threadsafe(stream.start, context=context)
             except BaseException:
                 # An interrupt, which may have come when this was posted already.
-                pump.request_abort()
+                stream.request_abort()
                 raise
-        return pump
 
-    def _started(self) -> LoopState:
+    def started(self) -> LoopState:
+        """Return what belongs to the loop, which this starts where there is none. Raises UsageError once closed."""
         with self._lock.here:
             self._leave_the_parents()
             if self._closed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +43,18 @@ if TYPE_CHECKING:
     from ._options import RequestOptions
     from ._transport import Sink
 
-__all__ = ["MAX_BODY_BYTES", "Batch", "Body", "Connection", "Head", "Resumption", "describe", "status_error"]
+__all__ = [
+    "EVENT_OVERHEAD",
+    "MAX_BODY_BYTES",
+    "Batch",
+    "Body",
+    "Connection",
+    "Head",
+    "Resumption",
+    "describe",
+    "made_head",
+    "status_error",
+]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -55,7 +66,7 @@ _BODY_SECONDS = 10.0
 _DRAIN_BYTES = 64 * 1024
 
 # What an event costs besides its text: the object, its strings' headers, its place in a list.
-_EVENT_OVERHEAD = 256
+EVENT_OVERHEAD = 256
 
 # How much is parsed without giving anything, or of one read, before others get their turn.
 _SLICES_AT_A_TIME = 8
@@ -86,6 +97,11 @@ class Head(NamedTuple):
     status: int
     headers: httpx.Headers
     http_version: str
+
+
+def made_head(status: int, headers: Mapping[str, str]) -> Head:
+    """Return the head of an answer that no connection gave."""
+    return Head(status, httpx.Headers(headers), "HTTP/1.1")
 
 
 Item = ServerSentEvent | Comment | str
@@ -172,7 +188,7 @@ class Connection:
         self._uncharged = 0
         # So that a batch is a small part of what is buffered, of the smallest events too.
         self._slice_bytes = min(max(options.max_buffered_bytes // 16, 512), 64 * 1024)
-        self._batch_items = max(options.max_buffered_bytes // (4 * _EVENT_OVERHEAD), 1)
+        self._batch_items = max(options.max_buffered_bytes // (4 * EVENT_OVERHEAD), 1)
         self._parser = EventStreamParser(
             max_event_bytes=options.max_event_bytes,
             comments=options.comments,
@@ -519,7 +535,7 @@ class Connection:
         yield self._batch(items, "" if type(last) is str else last.id, parser.retry)
 
     def _batch(self, items: list[Item], last_event_id: str, retry: float | None) -> Batch:
-        charge = self._uncharged + _EVENT_OVERHEAD * max(1, len(items))
+        charge = self._uncharged + EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
         events = sum(type(item) is not Comment for item in items) if self._options.comments else len(items)
         self.events += events

@@ -18,6 +18,12 @@
     |  +- DecodeError             the data is not what `decode` takes
     |  +- UpstreamError           the upstream sent an error as an event
     +- EventsLostError            events that are not kept any more
+    +- ProducerLostError          who wrote a log's stream is gone, in the midst of it
+    +- LogError                   the log that streams are kept in
+    |  +- LogUnavailableError     not to be reached, for longer than was to be ridden out
+    |  +- LogAccessError          it refuses the credentials, or what they may do
+    |  +- LogFullError            it has no memory left
+    |  +- StreamNotFoundError     nobody writes the stream that was asked for
     +- CallbackError              a function that the caller passed in raised
     +- BridgeClosedError          the loop thread is gone
 
@@ -45,6 +51,11 @@ __all__ = [
     "DecodeError",
     "EventError",
     "EventsLostError",
+    "LogAccessError",
+    "LogError",
+    "LogFullError",
+    "LogUnavailableError",
+    "ProducerLostError",
     "ProtocolError",
     "ReadError",
     "ReconnectionError",
@@ -53,6 +64,7 @@ __all__ = [
     "ResponseError",
     "SSEError",
     "StatusError",
+    "StreamNotFoundError",
     "StreamTimeoutError",
     "TransportError",
     "TruncatedStreamError",
@@ -226,6 +238,30 @@ class CallbackError(SSEError):
 
 class EventsLostError(SSEError):
     """Events that this reader was still to be given are not kept any more."""
+
+
+class ProducerLostError(SSEError):
+    """The process that wrote a log's stream is gone, in the midst of it. What it had written was given."""
+
+
+class LogError(SSEError):
+    """The log that streams are kept in failed. The cause is the store's own error, where it has one."""
+
+
+class LogUnavailableError(LogError):
+    """The log's store could not be reached, or refused all work, for longer than was to be ridden out."""
+
+
+class LogAccessError(LogError):
+    """The log's store refuses the credentials, or does not let them do what a log needs."""
+
+
+class LogFullError(LogError):
+    """The log's store has no memory left: nothing can be written."""
+
+
+class StreamNotFoundError(LogError):
+    """Nobody writes, or wrote, the stream that was asked for: there never was one, or it has expired."""
 
 
 class BridgeClosedError(SSEError):

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 import anyio
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ._loop_watch import LoopWatch
     from ._options import RequestOptions
 
-__all__ = ["Entry", "LoopState", "Pump"]
+__all__ = ["Cancellable", "Entry", "LoopState", "LoopTask", "Pump"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -52,6 +52,72 @@ _DRAIN_SECONDS = 1.0
 
 # A set cancel flag aborts within 50 ms; half of that leaves room for a busy loop.
 _CANCEL_INTERVAL = 0.025
+
+
+class Cancellable(Protocol):
+    """What a caller's cancel flag ends."""
+
+    @property
+    def finished(self) -> bool: ...
+    def check_cancel(self, watch: LoopWatch | None) -> None: ...
+
+
+class LoopTask:
+    """What runs in a loop for a consumer elsewhere: whose process it belongs to, and when it has ended."""
+
+    def __init__(self, state: LoopState) -> None:
+        self.state = state
+        self.loop = state.loop
+        self._finished = _runtime.Signal()
+
+    # From anywhere, between any two bytecodes: no lock, no wait.
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child, and the stream its parent's."""
+        return self.state.process != _runtime.process()
+
+    def check_process(self) -> None:
+        """Raise UsageError in a forked child."""
+        if self.is_inherited:
+            raise UsageError("this stream was opened before a fork, and is the parent's to read: open one in the child")
+
+    def in_loop_thread(self) -> bool:
+        """Whether this is the loop's own thread, which must not wait."""
+        return asyncio._get_running_loop() is self.loop
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task has ended, and what it held is closed or given back."""
+        return self._finished.is_set
+
+    def notify_finished(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once, in the loop's thread when the task has ended, or here where it has."""
+        self._finished.notify(callback)
+
+    def call_at_loop_end(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called in the loop's thread when the loop ends, or here where it has ended."""
+        self.state.call_at_end(callback)
+
+    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None:
+        """Take that back."""
+        self.state.call_at_end_no_more(callback)
+
+    # In any thread but the loop's.
+
+    def wait_finished(self, timeout: float) -> None:
+        """Wait until the task has ended, `timeout` seconds at most."""
+        self._finished.wait(0 if self.loop.is_closed() else timeout)
+
+    # In a coroutine of any loop.
+
+    async def await_finished(self, timeout: float) -> None:
+        """Wait until the task has ended, `timeout` seconds at most."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self._finished.notify(partial(post, loop, settle, ended))
+        if not self._finished.is_set and not self.loop.is_closed():
+            await asyncio.wait({ended}, timeout=timeout)
 
 
 # Those that there are, so that a forked child can tell them from its own.
@@ -74,7 +140,7 @@ class LoopState:
         self.pumps: set[Pump] = set()
         self._past_bytes = 0
         self._past_events = 0
-        self._watched: set[Pump] = set()
+        self._watched: set[Cancellable] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Kept alive here: an asynchronous generator that the loop closes when it ends.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
@@ -82,6 +148,8 @@ class LoopState:
         # What is still to be done when the loop ends: by whoever takes it out. Any thread may put in.
         self._at_end: set[Callable[[], object]] = set()
         self._is_over = False
+        # Whether it ends with the process, of which nobody is to be told.
+        self.ends_quietly = False
         _states.add(self)
 
     def add(self, pump: Pump) -> None:
@@ -114,16 +182,16 @@ class LoopState:
             # The loop's thread was interrupted in the midst of it.
             time.sleep(0)
 
-    def watch(self, pump: Pump) -> None:
-        """Look at the pump's cancel flag until it is finished: one timer for all of them."""
-        self._watched.add(pump)
+    def watch(self, stream: Cancellable) -> None:
+        """Look at the stream's cancel flag until it is finished: one timer for all of them."""
+        self._watched.add(stream)
         if self._timer is None:
             self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._look)
 
     def _look(self) -> None:
-        self._watched &= self.pumps
-        for pump in tuple(self._watched):
-            pump.check_cancel(self.loop_watch)
+        self._watched = {stream for stream in self._watched if not stream.finished}
+        for stream in tuple(self._watched):
+            stream.check_cancel(self.loop_watch)
         self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._look) if self._watched else None
 
     async def aclose(self, reason: Callable[[], SSEError] | None, seconds: float) -> None:
@@ -131,6 +199,7 @@ class LoopState:
 
         The consumers get the error that `reason` makes, or end quietly where it is None.
         """
+        self.ends_quietly = reason is None
         pumps = tuple(self.pumps)
         for pump in pumps:
             if reason is None and pump.opened:
@@ -184,12 +253,11 @@ def _leave_the_parents() -> None:
 _runtime.after_fork(_leave_the_parents)
 
 
-class Pump:
+class Pump(LoopTask):
     """Runs one request in the loop. Made in the caller's thread, started in the loop's."""
 
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
-        self.state = state
-        self.loop = state.loop
+        super().__init__(state)
         self.connection: Connection | ReconnectingConnection
         if options.reconnect is None:
             self.connection = Connection(state.clients, options)
@@ -216,7 +284,6 @@ class Pump:
         self._gathered: Batch | None = None
         # When the idle clock was last set back, None while it stands still.
         self._idle_since: float | None = None
-        self._finished = _runtime.Signal()
 
     # In the loop's thread.
 
@@ -484,58 +551,11 @@ class Pump:
         """Have the connection dropped for another one."""
         self._post(self.reconnect)
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this is a forked child, and the stream its parent's."""
-        return self.state.process != _runtime.process()
-
-    def check_process(self) -> None:
-        """Raise UsageError in a forked child."""
-        if self.is_inherited:
-            raise UsageError("this stream was opened before a fork, and is the parent's to read: open one in the child")
-
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
         # Where the loop is closed, so is the connection.
         post(self.loop, callback, *args)
-
-    def in_loop_thread(self) -> bool:
-        """Whether this is the loop's own thread, which must not wait."""
-        return asyncio._get_running_loop() is self.loop
 
     @property
     def time_to_first_event(self) -> float | None:
         """Seconds from the call to the first event's arrival."""
         return None if self._first_event_at is None else self._first_event_at - self._started_at
-
-    @property
-    def finished(self) -> bool:
-        """Whether the task has ended and its connection is closed or given back."""
-        return self._finished.is_set
-
-    def notify_finished(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called once, in the loop's thread when the task has ended, or here where it has."""
-        self._finished.notify(callback)
-
-    def call_at_loop_end(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called in the loop's thread when the loop ends, or here where it has ended."""
-        self.state.call_at_end(callback)
-
-    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None:
-        """Take that back."""
-        self.state.call_at_end_no_more(callback)
-
-    # In any thread but the loop's.
-
-    def wait_finished(self, timeout: float) -> None:
-        """Wait until the task has ended, `timeout` seconds at most."""
-        self._finished.wait(0 if self.loop.is_closed() else timeout)
-
-    # In a coroutine of any loop.
-
-    async def await_finished(self, timeout: float) -> None:
-        """Wait until the task has ended, `timeout` seconds at most."""
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        self._finished.notify(partial(post, loop, settle, ended))
-        if not self._finished.is_set and not self.loop.is_closed():
-            await asyncio.wait({ended}, timeout=timeout)

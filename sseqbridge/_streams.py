@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
 
-    from ._connection import Connection, Head
+    from ._connection import Head
     from ._decoding import Decoder
     from ._handoff import HandOff
     from ._options import CancelFlag
     from ._pump import Entry
-    from ._reconnecting import OnReconnect, ReconnectingConnection
+    from ._reconnecting import OnReconnect
 
 __all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "SSEResponse", "StreamStats"]
 
@@ -75,15 +75,31 @@ class StreamStats:
     time_to_first_event: float | None
 
 
+class Origin(Protocol):
+    """What a stream's events come from, as far as a stream tells of it: a Connection, several, or a log."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def received(self) -> int: ...
+    @property
+    def events(self) -> int: ...
+    @property
+    def reconnections(self) -> int: ...
+    @property
+    def done_event(self) -> ServerSentEvent | str | None: ...
+    def check_asked(self) -> None: ...
+
+
 class Upstream(Protocol):
-    """What a stream reads from: a Pump, or its part of one that several read."""
+    """What a stream reads from: a Pump, its part of one that several read, or a log's reader."""
 
     @property
     def handoff(self) -> HandOff[Entry]: ...
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     @property
-    def connection(self) -> Connection | ReconnectingConnection: ...
+    def connection(self) -> Origin: ...
     @property
     def last_event_id(self) -> str: ...
     @property

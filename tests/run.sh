@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
 # Programs that tests start. Where they cannot be installed, those tests are skipped and say so.
-DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light uwsgi-core uwsgi-plugin-python3)
+DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light redis-server uwsgi-core uwsgi-plugin-python3)
 command -v npm >/dev/null || DEBIAN_PACKAGES+=(nodejs npm)
 # Debian's own Python comes without what makes environments.
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)

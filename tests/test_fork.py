@@ -509,6 +509,7 @@ def test_fork_hooks_tell_the_parents_streams(
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
         assert over.collect() == [0, 1]
         until(lambda: over._pump.finished)
+        assert isinstance(over._pump, _pump.Pump)
         over._pump.connection.leave_to_parent()
         stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0

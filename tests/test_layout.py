@@ -14,6 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "sseqbridge"
 FLOORS = [
     ["_cli"],
     ["relay.flask", "relay.django", "relay.starlette"],
+    ["resume.redis"],
+    ["resume._log"],
+    ["resume._memory", "resume._producing"],
+    ["resume._reading"],
+    ["resume._store"],
+    ["resume._entries", "resume._lua"],
     ["relay._frames", "relay._response"],
     ["relay._sources", "relay._reader"],
     ["relay._writer"],
@@ -37,7 +43,7 @@ FLOORS = [
     ["_models"],
 ]
 # Outside the floors: public names, each imported when it is asked for.
-OUTSIDE = ["__init__", "__main__", "relay.__init__"]
+OUTSIDE = ["__init__", "__main__", "relay.__init__", "resume.__init__"]
 
 FILES = [name for floor in FLOORS for name in floor]
 

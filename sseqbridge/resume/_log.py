@@ -1,0 +1,611 @@
+"""Logs: streams that are written once, and read by any number of readers from any point.
+
+Which thread writes what: `_hubs` is written under `_lock`, by callers' threads; all else is set
+when a log is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, overload
+
+from sseqbridge import _runtime
+from sseqbridge._bridge import Bridge, default_bridge
+from sseqbridge._connection import Head
+from sseqbridge._decoding import Decode, Decoder, ErrorEvents
+from sseqbridge._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, UsageError
+from sseqbridge._handoff import End, HandOff
+from sseqbridge._models import ServerSentEvent
+from sseqbridge._options import check_limits, is_cancelled, with_surrounding
+from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+
+from ._entries import START, Position
+from ._memory import MemoryStore
+from ._producing import Producer
+from ._reading import Hub, Reader, ReaderOptions
+from ._store import Store, Terms, Token
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from sseqbridge._options import CancelFlag
+    from sseqbridge._pump import LoopState
+
+__all__ = ["Log", "MemoryLog", "Replay", "Start"]
+
+logger = logging.getLogger("sseqbridge")
+
+T = TypeVar("T")
+
+Stream = Union["SSEResponse[Any]", "EventStream[Any]", "AsyncSSEResponse[Any]", "AsyncEventStream[Any]"]
+Start = Callable[[], Stream]
+AsyncStart = Callable[[], Stream | Awaitable[Stream]]
+Replay = Literal["all", "kept", "none"]
+
+_MAX_KEY = 512
+_MAX_BUFFERED_BYTES = 1024 * 1024
+
+
+class Log:
+    """Streams that are written once, by one producer each, and read by any number of readers; see MemoryLog.
+
+    `lease` is within how many seconds the readers learn that a producer has died; it renews its
+    lease all the while. `ttl` seconds after its end, or its producer's, a stream is forgotten. At most
+    `max_events` of each are kept (None: all): a reader whose next event was trimmed away gets an
+    EventsLostError. A producer goes on whether or not anybody reads; after `abandon_after` seconds without
+    a reader, anywhere, its upstream is aborted (None: never). While the store is out, readers and
+    producers wait and try again, for `outage` seconds at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        lease: float = 10.0,
+        ttl: float = 3600.0,
+        max_events: int | None = 10_000,
+        abandon_after: float | None = None,
+        outage: float = 30.0,
+        bridge: Bridge | None = None,
+    ) -> None:
+        _check_seconds("lease", lease)
+        _check_seconds("ttl", ttl)
+        _check_seconds("outage", outage, least=0)
+        if abandon_after is not None:
+            _check_seconds("abandon_after", abandon_after, least=0)
+        if max_events is not None:
+            check_limits("max_events", max_events)
+        if bridge is not None and not isinstance(bridge, Bridge):
+            raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
+        self._terms = Terms(lease, ttl, max_events, abandon_after, outage)
+        self._bridge = bridge
+        self._lock = _runtime.Lock()
+        self._hubs: dict[LoopState, Hub] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._closed else 'open'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _new_store(self) -> Store:
+        raise NotImplementedError
+
+    @overload
+    def open(
+        self,
+        key: str,
+        start: Start | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["json"] = "json",
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> EventStream[Any]: ...
+
+    @overload
+    def open(
+        self,
+        key: str,
+        start: Start | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["text"],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> EventStream[str]: ...
+
+    @overload
+    def open(
+        self,
+        key: str,
+        start: Start | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["event"],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> EventStream[ServerSentEvent]: ...
+
+    @overload
+    def open(
+        self,
+        key: str,
+        start: Start | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Callable[[ServerSentEvent], T],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> EventStream[T]: ...
+
+    def open(
+        self,
+        key: str,
+        start: Start | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Decode = "json",
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> EventStream[Any]:
+        """Return a reader of the stream `key`: what was so far, then what comes, to its end.
+
+        Where there is no such stream, `start` is called, here, to begin it: a function that returns
+        what request_sse does. The upstream is then read by the bridge's loop, whoever leaves, and everyone
+        reads from the log, whose ids the events have. (What its `done` ends, it ends; `decode` is each
+        reader's own.) Without `start` a reader waits for somebody to begin, for `wait` seconds.
+
+        `last_event_id` is that of the last event that the reader has had, as a browser sends it; it never
+        begins a stream. Without one, `replay` says where to begin: "all" at the first event, "kept" at the
+        first that is kept still, "none" with what comes from now on.
+
+        A producer that dies ends its readers with a ProducerLostError. With `takeover=True`, which
+        needs `start`, the next reader that finds it dead calls `start` anew (a reader that is under
+        way does so in a thread, in a copy of this context); all are told by an event of the type "restart"
+        (`{"restart":true}`): what came before it is void.
+
+        The stream's `status` is 200, or what the upstream answered instead; reading that raises the StatusError.
+        Raises UsageError for arguments that cannot work, StreamNotFoundError, EventsLostError,
+        ProducerLostError, RequestAbortedError after a cancel, what `start` raises (an SSEError is what others who
+        wait get, too), and LogError where the log's store fails.
+        """
+        self._check_may_wait("Log.open", "aopen")
+        call = _Call(
+            key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
+        )
+        reader = self._reader(call)
+        try:
+            while not isinstance(entry := reader.handoff.take(), Head):
+                _begin(_producer(entry), start)
+        except BaseException:
+            reader.request_abort()
+            raise
+        return EventStream(reader, entry, call.decoder, call.cancel, None)
+
+    async def aopen(
+        self,
+        key: str,
+        start: AsyncStart | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Decode = "json",
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> AsyncEventStream[Any]:
+        """Return the same as `open`, to be read on the caller's own loop.
+
+        `start` is called in a thread, so that it may be a function that calls request_sse; what it returns is awaited
+        here where it can be, as a coroutine of arequest_sse.
+        """
+        call = _Call(
+            key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
+        )
+        reader = self._reader(call, asyncio.get_running_loop())
+        try:
+            while not isinstance(entry := await reader.handoff.atake(), Head):
+                await _abegin(_producer(entry), start)
+        except BaseException:
+            reader.request_abort()
+            raise
+        return AsyncEventStream(reader, entry, call.decoder, call.cancel, None)
+
+    def produce(self, key: str, start: Start, *, takeover: bool = False) -> str | None:
+        """Write the stream `key` to its end, and return its outcome: "done", "eof" or "closed".
+
+        For a worker: views of other processes read it. Returns None, and calls nothing, where somebody else has
+        begun it. Raises what `start` raises, the upstream's error, which readers get too, and
+        LogError. An interrupt ends it as the process's death would.
+        """
+        self._check_may_wait("Log.produce", "aproduce")
+        producer = self._run(_Errand(partial(_elect, _check_key(key), _check_start(start), takeover)))
+        if producer is None:
+            return None
+        try:
+            _begin(producer, start)
+            return _outcome(producer.result.take())
+        except BaseException:
+            producer.request_abort()
+            raise
+
+    async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> str | None:
+        """Do the same in a coroutine; `start` is called as `aopen` calls it."""
+        producer = await self._arun(_Errand(partial(_elect, _check_key(key), _check_start(start), takeover)))
+        if producer is None:
+            return None
+        try:
+            await _abegin(producer, start)
+            return _outcome(await producer.result.atake())
+        except BaseException:
+            producer.request_abort()
+            raise
+
+    def cancel(self, key: str) -> bool:
+        """End a stream that is being written, from any process: its upstream is aborted, all readers end as "closed".
+
+        Returns False where there is none. Raises LogError where the log's store fails.
+        """
+        self._check_may_wait("Log.cancel", "acancel")
+        return self._run(_Errand(partial(_cancel, _check_key(key))))
+
+    async def acancel(self, key: str) -> bool:
+        """Do the same in a coroutine."""
+        return await self._arun(_Errand(partial(_cancel, _check_key(key))))
+
+    def delete(self, key: str) -> bool:
+        """Forget a stream, so that the next `open` begins it anew; one that is being written is cancelled first.
+
+        Returns False where there is none. Raises LogError where the log's store fails.
+        """
+        self._check_may_wait("Log.delete", "adelete")
+        return self._run(_Errand(partial(_delete, _check_key(key))))
+
+    async def adelete(self, key: str) -> bool:
+        """Do the same in a coroutine."""
+        return await self._arun(_Errand(partial(_delete, _check_key(key))))
+
+    def close(self) -> None:
+        """End this process's readers and producers, and its connections. Any thread may call it.
+
+        What was written stays; leases are given back, so that readers elsewhere learn at once.
+        """
+        self._closed = True
+        hub = self._forget_hub()
+        if hub is not None:
+            errand: _Errand[None] = _Errand(Hub.aclose, is_of_hub=False)
+            try:
+                self._run(errand, hub)
+            except BridgeClosedError:
+                pass  # It has ended all of that.
+
+    def _check_may_wait(self, name: str, async_name: str) -> None:
+        self._the_bridge().check_may_wait(name, async_name, stacklevel=5)
+
+    def _the_bridge(self) -> Bridge:
+        return self._bridge or default_bridge()
+
+    def _hub(self) -> Hub:
+        if self._closed:
+            raise UsageError(f"this {type(self).__name__} is closed: make a new one")
+        state = self._the_bridge().started()
+        with self._lock.here:
+            hub = self._hubs.get(state)
+            if hub is None:
+                # Those of other loops have ended with them, or are a parent's.
+                self._hubs = {state: Hub(state, self._new_store(), self._terms)}
+                hub = self._hubs[state]
+            return hub
+
+    def _forget_hub(self) -> Hub | None:
+        with self._lock.here:
+            hubs, self._hubs = self._hubs, {}
+        own = [hub for hub in hubs.values() if hub.state.process == _runtime.process() and not hub.loop.is_closed()]
+        return own[0] if own else None
+
+    def _reader(self, call: _Call, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
+        hub = self._hub()
+        reader = Reader(hub, call.options, partial(_elected, hub, call.start, loop))
+        self._the_bridge().start(hub.state, reader)
+        return reader
+
+    def _run(self, errand: _Errand[T], hub: Hub | None = None) -> T:
+        self._send(errand, hub or self._hub())
+        try:
+            return errand.value(errand.result.take())
+        except BaseException:
+            errand.request_abort()
+            raise
+
+    async def _arun(self, errand: _Errand[T]) -> T:
+        self._send(errand, self._hub())
+        try:
+            return errand.value(await errand.result.atake())
+        except BaseException:
+            errand.request_abort()
+            raise
+
+    def _send(self, errand: _Errand[Any], hub: Hub) -> None:
+        errand.belong_to(hub)
+        self._the_bridge().start(hub.state, errand)
+
+
+class MemoryLog(Log):
+    """A log in this process's memory: its streams are read by threads and coroutines of this process alone.
+
+        log = MemoryLog()
+        for item in log.open("chat-1", lambda: request_sse(url, headers, data)):
+            ...
+
+    `RedisLog` has the same methods, for any number of processes and machines. See Log for the arguments.
+    A forked child's is empty.
+    """
+
+    _store: tuple[tuple[int, int], MemoryStore] | None = None
+
+    def _new_store(self) -> Store:
+        # Under the lock. Streams outlive the bridge's loop, and are not a child's.
+        process = _runtime.process()
+        if self._store is None or self._store[0] != process:
+            self._store = process, MemoryStore(self._terms)
+        return self._store[1]
+
+
+class _Call:
+    """The arguments of `open`. Raises UsageError for those that cannot work."""
+
+    def __init__(
+        self,
+        key: str,
+        start: Any,
+        last_event_id: str | None,
+        replay: Replay,
+        takeover: bool,
+        wait: float,
+        decode: Decode,
+        error_events: ErrorEvents,
+        cancel: Any,
+        max_buffered_bytes: int,
+    ) -> None:
+        if replay not in ("all", "kept", "none"):
+            raise UsageError(f'replay={replay!r}: it is "all", "kept" or "none"')
+        if last_event_id is not None and not isinstance(last_event_id, str):
+            raise UsageError(f"last_event_id is a {type(last_event_id).__name__}; it is a str, or None")
+        if takeover and start is None:
+            raise UsageError("takeover=True calls start anew: pass one")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
+        _check_seconds("wait", wait, least=0)
+        self.decoder = Decoder(decode, None, error_events)
+        # A refusal's body is no item: it is in the StatusError.
+        self.decoder.gives_body = False
+        self.start = None if start is None else _check_start(start)
+        self.cancel = with_surrounding(cancel)
+        if is_cancelled(self.cancel):
+            raise RequestAbortedError("cancel was set before the stream was opened")
+        self.options = ReaderOptions(
+            key=_check_key(key),
+            last_event_id=last_event_id or "",
+            replay=replay,
+            may_begin=start is not None,
+            takeover=takeover,
+            wait=wait,
+            skip_empty=decode == "json",
+            max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
+            cancel=self.cancel,
+        )
+
+
+def _check_key(key: object) -> str:
+    """Return a stream's key. It may be a user's words: they reach no other key of the store's."""
+    if not isinstance(key, str):
+        raise UsageError(f"key is a {type(key).__name__}; it is a str")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise UsageError("key holds a lone surrogate, which UTF-8 cannot carry") from None
+    if not 0 < size <= _MAX_KEY:
+        raise UsageError(f"key has {size} bytes; it is one of 1 to {_MAX_KEY}")
+    if not key.isprintable() or "{" in key or "}" in key:
+        raise UsageError("key holds a control character, a line break or a brace, which no key may")
+    return key
+
+
+def _check_start(start: Any) -> Any:
+    if not callable(start):
+        raise UsageError(
+            f"start is a {type(start).__name__}; it is a function that returns what request_sse does, "
+            "as in start=lambda: request_sse(url, headers, data)"
+        )
+    return start
+
+
+def _check_seconds(name: str, seconds: object, least: float | None = None) -> None:
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not (is_number and (0 if least is None else least) <= seconds < math.inf and (least is not None or seconds)):  # type: ignore[operator]
+        raise UsageError(f"{name}={seconds!r}: it is a number of seconds{' above 0' if least is None else ''}")
+
+
+def _producer(entry: object) -> Producer:
+    """Return who is to begin, as a reader was told. Raises what came instead."""
+    if isinstance(entry, Producer):
+        return entry
+    assert isinstance(entry, End)
+    raise entry.error or RequestAbortedError("the stream was closed before it had begun")
+
+
+def _outcome(end: End) -> str:
+    if end.error is not None:
+        raise end.error
+    return end.outcome
+
+
+# Beginning: in the thread of whoever opens the stream, or in a coroutine of its loop.
+
+
+def _begin(producer: Producer, start: Any) -> None:
+    try:
+        producer.begin(_events_of(start()))
+    except BaseException as error:
+        producer.refuse(error)
+        raise
+
+
+async def _abegin(producer: Producer, start: Any) -> None:
+    try:
+        stream = await _runtime.run_in_daemon_thread("sseqbridge-start", start, discard=_discard)
+        producer.begin(_events_of(await stream if inspect.isawaitable(stream) else stream))
+    except BaseException as error:
+        producer.refuse(error)
+        raise
+
+
+def _discard(stream: Any) -> None:
+    """Nobody waits any more for what `start` has returned."""
+    if inspect.iscoroutine(stream):
+        stream.close()
+    elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
+        stream.events._abort()
+
+
+def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:
+    events = stream.events if isinstance(stream, (SSEResponse, AsyncSSEResponse)) else stream
+    if not isinstance(events, (EventStream, AsyncEventStream)):
+        raise UsageError(f"start returned a {type(stream).__name__}; it returns what request_sse does")
+    return events
+
+
+# In the loop's thread.
+
+
+def _elected(hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token: Token, last: Position) -> Producer:
+    """Make the producer of a stream, for a reader: `loop` is an asynchronous one's."""
+    producer = Producer(hub, token, last, partial(_take_over, start, loop))
+    producer.start()
+    return producer
+
+
+async def _take_over(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
+    """Begin a stream anew for a reader that is under way: its own thread has other things to do."""
+    try:
+        await _runtime.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
+    except Exception as exc:
+        logger.warning("taking a stream over failed: %s", type(exc).__name__)
+
+
+def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
+    try:
+        stream = start()
+        if inspect.isawaitable(stream):
+            assert loop is not None
+            stream = asyncio.run_coroutine_threadsafe(_awaited(stream), loop).result()
+        producer.begin(_events_of(stream))
+    except BaseException as error:
+        told = error
+        if not isinstance(error, SSEError):
+            # Else the next reader would find the same, and so on.
+            told = CallbackError(f"start raised {type(error).__name__}")
+            told.__cause__ = error
+        producer.refuse(told)
+        raise
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def _elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
+    owner = uuid.uuid4().hex
+    claim = await hub.patiently(hub.store.claim, key, owner, may_begin=True, takeover=takeover)
+    if claim.state != "elected":
+        return None
+    return _elected(hub, start, None, Token(key, claim.fence, owner), claim.last or START)
+
+
+async def _cancel(key: str, hub: Hub) -> bool:
+    return await hub.patiently(hub.store.cancel, key)
+
+
+async def _delete(key: str, hub: Hub) -> bool:
+    await hub.patiently(hub.store.cancel, key)
+    return await hub.patiently(hub.store.delete, key)
+
+
+class _Errand(Generic[T]):
+    """Something to be done once in the loop, whose result somebody else waits for."""
+
+    def __init__(self, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
+        self._action = action
+        # Whether it ends with the hub's other tasks.
+        self._is_of_hub = is_of_hub
+        self._task: asyncio.Task[None] | None = None
+
+    def belong_to(self, hub: Hub) -> None:
+        """Say where it is done."""
+        self._hub = hub
+        self.result: HandOff[Any] = HandOff(hub.loop, 1)
+
+    def start(self) -> None:
+        """Do it. In the loop's thread."""
+        spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
+        self._task = spawn(self._do())
+
+    async def _do(self) -> None:
+        try:
+            value = await self._action(self._hub)
+        except asyncio.CancelledError:
+            self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
+            raise
+        except BaseException as exc:
+            self.result.end(End("error", exc))
+            return
+        if self.result.closed and isinstance(value, Producer):
+            # Nobody is there to begin.
+            value.request_abort()
+        self.result.put_now((value,))
+
+    def value(self, entry: Any) -> T:
+        """Return the result, or raise what came instead."""
+        if isinstance(entry, tuple) and not isinstance(entry, End):
+            return entry[0]  # type: ignore[no-any-return]
+        raise entry.error
+
+    def request_abort(self) -> None:
+        """Nobody waits any more."""
+        self.result.close()

@@ -1,0 +1,156 @@
+"""What a log does in Redis in one step: its scripts.
+
+A stream has four keys, which share a hash tag and so a slot: `events` (a Redis stream whose ids are
+`fence-number`), `lease` (the producer's token, while it lives), `fence` (the token of whoever may
+write) and `readers` (a sorted set: processes that read, and until when they count).
+
+Rule: each may run twice, where the first answer was lost, and then does nothing the second time.
+Since ids rise and are chosen by the producer, Redis itself refuses to write an entry twice.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CANCEL", "CLAIM", "DELETE", "RELEASE", "RENEW", "WATCH", "WRITE"]
+
+_COMMON = """
+local function last_of(events)
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  if not last then return '', nil end
+  local kind = 'event'
+  for i = 1, #last[2], 2 do
+    local name = last[2][i]
+    if name == 'data' then return last[1], 'event' end
+    if name == 'end' or name == 'error' or name == 'cancel' or name == 'refused' then kind = name end
+  end
+  return last[1], kind
+end
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+local function fence_of(text)
+  return tonumber(string.match(text or '', '^%d+')) or 0
+end
+local function next_fence(fence, where)
+  return string.format('%.0f', math.max(now(), fence_of(redis.call('GET', fence)) + 1, fence_of(where) + 1))
+end
+"""
+
+# events, lease, fence; owner, held, kept, may begin, takeover
+CLAIM = (
+    _COMMON
+    + """
+local where, kind = last_of(KEYS[1])
+local lease = redis.call('GET', KEYS[2])
+if lease then
+  local fence, owner = string.match(lease, '^(%d+):(.*)$')
+  if owner == ARGV[1] then return {'elected', fence, where} end
+  return {'live', '0', where}
+end
+local alone = kind == 'refused' and redis.call('XLEN', KEYS[1]) == 1
+if not kind or alone then
+  if ARGV[4] == '0' then return {kind and 'ended' or 'none', '0', where} end
+  if alone then redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
+elseif ARGV[5] == '0' or (kind ~= 'event' and kind ~= 'refused') then
+  return {kind == 'event' and 'lost' or 'ended', '0', where}
+end
+local fence = next_fence(KEYS[3], where)
+local token = fence .. ':' .. ARGV[1]
+redis.call('SET', KEYS[2], token, 'PX', ARGV[2])
+redis.call('SET', KEYS[3], token, 'PX', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {'elected', fence, where}
+"""
+)
+
+# events, lease, fence; token, held (0: give the lease back), kept, kept where it is all there is, most, number, then
+# for each entry how many arguments it has, and these
+WRITE = (
+    _COMMON
+    + """
+local token = redis.call('GET', KEYS[3])
+if token and token ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) end
+redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3])
+local fence = string.match(ARGV[1], '^%d+')
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local written = -1
+if last then
+  local of, at = string.match(last[1], '^(%d+)-(%d+)$')
+  if of == fence then written = tonumber(at) end
+end
+local number, at = tonumber(ARGV[6]), 7
+while at <= #ARGV do
+  local size = tonumber(ARGV[at])
+  if number > written then
+    local id = fence .. '-' .. string.format('%.0f', number)
+    if ARGV[5] == '0' then
+      redis.call('XADD', KEYS[1], id, unpack(ARGV, at + 1, at + size))
+    else
+      redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[5], id, unpack(ARGV, at + 1, at + size))
+    end
+  end
+  number, at = number + 1, at + size + 1
+end
+local kept = ARGV[3]
+if ARGV[2] == '0' then
+  if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+  local _, kind = last_of(KEYS[1])
+  if kind == 'refused' and redis.call('XLEN', KEYS[1]) == 1 then kept = ARGV[4] end
+end
+redis.call('PEXPIRE', KEYS[1], kept)
+return 1
+"""
+)
+
+# events, lease, fence, readers; token, held, kept
+RENEW = (
+    _COMMON
+    + """
+local token = redis.call('GET', KEYS[3])
+if token and token ~= ARGV[1] then return -1 end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return redis.call('ZCOUNT', KEYS[4], now(), '+inf')
+"""
+)
+
+# lease; token
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+# events, lease, fence; owner, kept
+CANCEL = (
+    _COMMON
+    + """
+local where, kind = last_of(KEYS[1])
+if kind == 'cancel' and string.match(redis.call('GET', KEYS[3]) or '', ':(.*)$') == ARGV[1] then return 1 end
+if kind and kind ~= 'event' then return 0 end
+if not kind and redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+local fence = next_fence(KEYS[3], where)
+redis.call('XADD', KEYS[1], fence .. '-0', 'cancel', 'cancelled')
+redis.call('SET', KEYS[3], fence .. ':' .. ARGV[1], 'PX', ARGV[2])
+redis.call('DEL', KEYS[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+)
+
+# events, lease, readers (the fence stays, so that an old producer finds that it is one)
+DELETE = "return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])"
+
+# events, lease, readers; reader, how long it counts
+WATCH = (
+    _COMMON
+    + """
+local until_when = now() + tonumber(ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now())
+redis.call('ZADD', KEYS[3], until_when, ARGV[1])
+redis.call('PEXPIRE', KEYS[3], ARGV[2])
+local where = last_of(KEYS[1])
+return {redis.call('EXISTS', KEYS[2]), where}
+"""
+)

@@ -1,0 +1,695 @@
+"""Reading a log's streams: one Tail for all readers of a process, and each reader's own way to it.
+
+A reader first reads what is there already, by itself, then joins its stream's topic, which is
+given what comes as the process's Tail brings it. One that has no room for that goes back to
+reading by itself: the log is its backlog. So a slow reader holds up nobody, and loses nothing.
+
+Everything here runs in the loop's thread but for those methods of `Reader` that say otherwise,
+which do no more than post to the loop. A reader knows nothing of the stream object that the user
+holds, as a Pump does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
+
+from sseqbridge._connection import EVENT_OVERHEAD, Batch, made_head, status_error
+from sseqbridge._exceptions import (
+    BridgeClosedError,
+    CallbackError,
+    EventsLostError,
+    LogUnavailableError,
+    ProducerLostError,
+    RequestAbortedError,
+    SSEError,
+    StreamNotFoundError,
+    UsageError,
+)
+from sseqbridge._handoff import End, HandOff, post, settle
+from sseqbridge._models import ServerSentEvent
+from sseqbridge._options import is_cancelled
+from sseqbridge._pump import LoopTask
+
+from ._entries import BEGIN, CANCEL, END, ERROR, START, Entry, Position, error_in, is_next, position_of, refusal_in
+from ._store import OutageError, Store, Terms, Token
+
+if TYPE_CHECKING:
+    from sseqbridge._loop_watch import LoopWatch
+    from sseqbridge._options import CancelFlag
+    from sseqbridge._pump import LoopState
+
+    from ._store import Claim, Tail, Watch
+
+__all__ = ["RESTART", "Follower", "Hub", "Part", "Reader", "ReaderOptions", "Topic"]
+
+logger = logging.getLogger("sseqbridge")
+
+T = TypeVar("T")
+
+# How many entries that are there already are read at a time.
+_READ_AT_A_TIME = 500
+# Between attempts, while the store is out.
+_FIRST_DELAY, _LONGEST_DELAY = 0.02, 1.0
+# For giving leases back, when the loop ends: it does not wait much longer.
+_CLOSE_SECONDS = 0.15
+
+_HEADERS = {"content-type": "text/event-stream"}
+
+# The type of the event which says that the stream starts anew, and that what came before is void.
+RESTART = "restart"
+
+
+class Follower(Protocol):
+    """Who is given what comes: a reader, or the producer itself."""
+
+    @property
+    def position(self) -> Position: ...
+    def deliver(self, parts: Iterable[Part]) -> bool: ...
+    def lost(self) -> None: ...
+    def fail(self, error: SSEError) -> None: ...
+
+
+class Part(NamedTuple):
+    """Entries that are given as one: events, or one of another kind, or none where some are missing."""
+
+    kind: str
+    position: Position
+    entry: Entry | None = None
+    items: Sequence[ServerSentEvent] = ()
+    size: int = 0
+
+
+def _parts(entries: Iterable[Entry], after: Position, *, from_any: bool = False) -> Iterator[Part]:
+    """Put together what comes after a position. It ends where something is missing, and says so."""
+    items: list[ServerSentEvent] = []
+    for entry in entries:
+        if not (is_next(entry.position, after) or from_any):
+            yield from _events(items, after)
+            yield Part("missing", after)
+            return
+        from_any = False
+        if entry.kind == "event":
+            items.append(entry.event())
+        else:
+            yield from _events(items, after)
+            items = []
+            yield Part(entry.kind, entry.position, entry)
+        after = entry.position
+    yield from _events(items, after)
+
+
+def _events(items: list[ServerSentEvent], last: Position) -> Iterator[Part]:
+    if items:
+        yield Part("event", last, items=items, size=sum(len(item.data) for item in items))
+
+
+class Hub:
+    """What one log's readers and producers share in one loop."""
+
+    def __init__(self, state: LoopState, store: Store, terms: Terms) -> None:
+        self.state = state
+        self.loop = state.loop
+        self.store = store
+        self.terms = terms
+        self.readers: set[Reader] = set()
+        self._name = uuid.uuid4().hex
+        self._topics: dict[str, Topic] = {}
+        self._groups: dict[str, _Group] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._look_now = asyncio.Event()
+        # When the store was last out: a producer may not have come to renew its lease since.
+        self.disturbed_at: float | None = None
+        # Ends the other tasks, then closes the store, when it is cancelled: by `aclose`, or as the loop ends.
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_closing = False
+        state.call_at_end(self._end)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task, and keep it."""
+        if self._keeper is None:
+            self._keeper = self.loop.create_task(self._keep())
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _keep(self) -> None:
+        try:
+            await self.loop.create_future()
+        finally:
+            self._is_closing = True
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
+            await self.store.aclose()
+
+    async def patiently(self, function: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+        """Ask the store, again and again while it is out. Raises LogUnavailableError once that is too long."""
+        deadline = None
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                return await function(*args, **options)
+            except OutageError as outage:
+                now = self.disturbed_at = self.loop.time()
+                if deadline is None:
+                    deadline = now + self.terms.outage
+                    logger.warning("a log's store is out: %s", outage)
+                if now >= deadline:
+                    told = f"the log's store was out for {self.terms.outage:g} s (outage= sets this limit): {outage}"
+                    raise LogUnavailableError(told) from outage.__cause__
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    def topic(self, key: str) -> Topic:
+        """Return what brings a stream's entries, and note that it is followed."""
+        topic = self._topics.get(key)
+        if topic is None:
+            topic = self._topics[key] = Topic(self, key)
+            self.look()
+        return topic
+
+    def follow(self, topic: Topic) -> None:
+        """Have the topic be given what comes."""
+        name = self.store.group_of(topic.key)
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = _Group(self, self.store.new_tail())
+            group.topics[topic.key] = topic
+            self.spawn(group.run()).add_done_callback(lambda _: self._forget(name, group))
+        else:
+            group.topics[topic.key] = topic
+            group.tail.wake()
+
+    def _forget(self, name: str, group: _Group) -> None:
+        if self._groups.get(name) is group:
+            del self._groups[name]
+        # It ended as others came.
+        for topic in tuple(group.topics.values()):
+            self.follow(topic)
+
+    def drop(self, topic: Topic) -> None:
+        """Nobody follows it any more."""
+        if self._topics.get(topic.key) is topic:
+            del self._topics[topic.key]
+        if self._is_closing:
+            return
+        group = self._groups.get(self.store.group_of(topic.key))
+        if group is not None and group.topics.get(topic.key) is topic:
+            del group.topics[topic.key]
+            if not group.topics:
+                group.tail.wake()
+        self.spawn(self._leave(topic.key))
+
+    async def _leave(self, key: str) -> None:
+        try:
+            if key not in self._topics:
+                await self.store.leave(key, self._name)
+        except (OutageError, SSEError) as exc:
+            logger.debug("leaving a stream of a log failed: %s", exc)
+
+    def look(self) -> None:
+        """Look at once whether those that are followed have producers."""
+        self._look_now.set()
+        if self._looking is None:
+            self._looking = self.spawn(self._look())
+
+    async def _look(self) -> None:
+        try:
+            while topics := tuple(self._topics.values()):
+                self._look_now.clear()
+                try:
+                    watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
+                except SSEError as error:
+                    for topic in topics:
+                        topic.fail(error)
+                    continue
+                for topic, watch in zip(topics, watches, strict=True):
+                    topic.seen(watch)
+                timer = self.loop.call_later(self.terms.looked_every, self._look_now.set)
+                await self._look_now.wait()
+                timer.cancel()
+        finally:
+            self._looking = None
+
+    def _end(self) -> None:
+        """The loop ends: let the readers go."""
+        for reader in tuple(self.readers):
+            reader.end_with_loop(is_quiet=self.state.ends_quietly)
+
+    async def aclose(self) -> None:
+        """End all readers, give all leases back, and what the store holds."""
+        self.state.call_at_end_no_more(self._end)
+        for reader in tuple(self.readers):
+            reader.handoff.close()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+
+
+class _Group:
+    """Topics that one Tail serves."""
+
+    def __init__(self, hub: Hub, tail: Tail) -> None:
+        self._hub = hub
+        self.tail = tail
+        self.topics: dict[str, Topic] = {}
+
+    async def run(self) -> None:
+        while self.topics:
+            positions = {key: topic.position for key, topic in self.topics.items()}
+            try:
+                found = await self._hub.patiently(self.tail.read, positions)
+            except SSEError as error:
+                for topic in tuple(self.topics.values()):
+                    topic.fail(error)
+                continue
+            for key, entries in found:
+                if key in self.topics:
+                    self.topics[key].deliver(entries)
+
+
+class Topic:
+    """One stream, as it is followed in this loop."""
+
+    def __init__(self, hub: Hub, key: str) -> None:
+        self.key = key
+        self.position = START
+        self._hub = hub
+        self._followers: set[Follower] = set()
+        self._joined: set[Follower] = set()
+        self._is_tailed = False
+
+    def enter(self, follower: Follower) -> None:
+        """Count as one that follows it."""
+        self._followers.add(follower)
+
+    def leave(self, follower: Follower) -> None:
+        """Count as none any more."""
+        self._joined.discard(follower)
+        self._followers.discard(follower)
+        if not self._followers:
+            self._hub.drop(self)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody in this process reads it."""
+        return any(isinstance(follower, Reader) for follower in self._followers)
+
+    def listen(self, follower: Follower) -> None:
+        """Be given what comes, wherever that begins."""
+        if not self.join(follower):
+            self._joined.add(follower)
+
+    def join(self, follower: Follower) -> bool:
+        """Be given what comes after the follower's position; False where that is behind what has come."""
+        if not self._is_tailed:
+            self._is_tailed = True
+            self.position = follower.position
+            self._hub.follow(self)
+        elif self.position > follower.position:
+            return False
+        self._joined.add(follower)
+        return True
+
+    def deliver(self, entries: Sequence[Entry]) -> None:
+        """Give on what has come."""
+        before, self.position = self.position, entries[-1].position
+        shared = list(_parts(entries, before))
+        for follower in tuple(self._joined):
+            at = follower.position
+            parts = shared if at == before else _parts([entry for entry in entries if entry.position > at], at)
+            if not follower.deliver(parts):
+                self._joined.discard(follower)
+
+    def seen(self, watch: Watch) -> None:
+        """Tell the followers where nobody is going to write any more."""
+        if watch.is_held or (watch.last is not None and watch.last > self.position):
+            return
+        disturbed_at = self._hub.disturbed_at
+        if disturbed_at is None or self._hub.loop.time() - disturbed_at > self._hub.terms.lease:
+            for follower in tuple(self._joined):
+                follower.lost()
+
+    def fail(self, error: SSEError) -> None:
+        """End all followers."""
+        for follower in tuple(self._followers):
+            follower.fail(error)
+
+
+class Begun(Protocol):
+    """The producer that an election made, as far as its reader knows it."""
+
+    @property
+    def has_begun(self) -> bool: ...
+    async def take_over(self) -> None: ...
+    def request_abort(self) -> None: ...
+
+
+class ReaderOptions(NamedTuple):
+    """What a reader is to read, and from where; see `Log.open`."""
+
+    key: str
+    last_event_id: str
+    replay: str
+    may_begin: bool
+    takeover: bool
+    wait: float
+    skip_empty: bool
+    max_buffered_bytes: int
+    cancel: CancelFlag | None
+
+
+class Reader(LoopTask):
+    """One reader's way through a stream: an Upstream, and its Origin too. Made in the caller's thread.
+
+    `elected` makes the producer, in the loop's thread, where this one is to begin the stream: whoever opens it
+    finds that in the hand-off, before the head.
+    """
+
+    reconnections = 0
+
+    def __init__(self, hub: Hub, options: ReaderOptions, elected: Callable[[Token, Position], Begun]) -> None:
+        super().__init__(hub.state)
+        self._hub = hub
+        self._options = options
+        self._elected = elected
+        self.handoff: HandOff[Any] = HandOff(hub.loop, options.max_buffered_bytes)
+        self.last_event_id = options.last_event_id
+        self.position = START
+        self.received = self.events = 0
+        self.done_event: ServerSentEvent | str | None = None
+        self._topic: Topic | None = None
+        self._producer: Begun | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._has_head = False
+        self._retry: float | None = None
+        # Whether the next entry is the first, wherever it stands.
+        self._from_any = False
+        self._is_over = self._is_lost = self._has_left = False
+        # Ends the wait in the topic.
+        self._awaited: asyncio.Future[None] | None = None
+        self._started_at = time.monotonic()
+        self._first_event_at: float | None = None
+
+    # In the loop's thread.
+
+    def start(self) -> None:
+        """Start to read."""
+        if self._has_left:
+            self._finish(End("closed"))
+            self._finished.set()
+            return
+        self._hub.readers.add(self)
+        self._task = self._hub.spawn(self._run())
+        self._task.add_done_callback(self._done)
+        if self._options.cancel is not None:
+            self._hub.state.watch(self)
+
+    async def _run(self) -> None:
+        topic = self._topic = self._hub.topic(self._options.key)
+        topic.enter(self)
+        try:
+            await self._begin()
+            while not (self._is_over or self.handoff.closed):
+                await self._read_on(topic)
+        except SSEError as error:
+            self._finish(End("error", error))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._topic is not None:
+            self._topic.leave(self)
+        self._hub.readers.discard(self)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            told = BridgeClosedError(f"reading the log ended by {type(error).__name__}")
+            told.__cause__ = error
+            self._finish(End("error", told))
+        else:
+            self._finish(End("closed"))
+        self._finished.set()
+
+    async def _begin(self) -> None:
+        """Find where to read from, and who writes."""
+        options = self._options
+        claim = await self._claim(may_begin=options.may_begin and not options.last_event_id)
+        if options.last_event_id:
+            self.position = await self._resumed(claim)
+        elif options.replay == "none" and claim.last is not None:
+            self.position = claim.last
+        elif options.replay == "kept":
+            self._from_any = True
+        if self.position != START:
+            self._give_head()
+        if claim.state == "none" and options.wait <= 0:
+            self._not_found()
+        self._is_lost = claim.state == "lost"
+
+    async def _claim(self, *, may_begin: bool) -> Claim:
+        store, options = self._hub.store, self._options
+        owner = uuid.uuid4().hex
+        claim = await self._hub.patiently(
+            store.claim, options.key, owner, may_begin=may_begin, takeover=options.takeover
+        )
+        if claim.state == "elected":
+            producer = self._producer = self._elected(Token(options.key, claim.fence, owner), claim.last or START)
+            if self._has_head:
+                self._hub.spawn(producer.take_over())
+            else:
+                self.handoff.put_now(producer)
+        return claim
+
+    async def _resumed(self, claim: Claim) -> Position:
+        position = position_of(self._options.last_event_id)
+        if position is None or claim.last is None or position > claim.last:
+            raise EventsLostError("the last event ID is none of this stream's, which may have expired: read it anew")
+        kept = await self._hub.patiently(self._hub.store.read, self._options.key, START, 1)
+        if not kept or (position < kept[0].position and not is_next(kept[0].position, position)):
+            raise EventsLostError("events after the last event ID are not kept any more (max_events=): read it anew")
+        return position
+
+    async def _read_on(self, topic: Topic) -> None:
+        entries = await self._hub.patiently(self._hub.store.read, self._options.key, self.position, _READ_AT_A_TIME)
+        if entries:
+            for part in _parts(entries, self.position, from_any=self._from_any):
+                if not self._take(part):
+                    await self._put(part)
+        elif self._is_lost:
+            await self._seek_producer()
+        elif topic.join(self):
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait in the topic, until there is no room, nobody to write, or too much time has passed."""
+        self._awaited = awaited = self.loop.create_future()
+        timer = None
+        left = self._options.wait - (time.monotonic() - self._started_at)
+        if not self._has_head and not self._options.may_begin and left > 0:
+            timer = self.loop.call_later(left, self.lost)
+        try:
+            await awaited
+        finally:
+            self._awaited = None
+            if timer is not None:
+                timer.cancel()
+
+    async def _seek_producer(self) -> None:
+        """Nobody writes: become the producer, or find another one."""
+        self._is_lost = False
+        claim = await self._claim(may_begin=self._options.may_begin and not self._has_head)
+        if claim.state == "none" and not self._has_head:
+            self._check_wait()
+        elif claim.state in ("none", "lost"):
+            raise ProducerLostError(
+                "the process that wrote this stream is gone, in the midst of it; takeover=True has readers start it anew"
+            )
+
+    def _check_wait(self) -> None:
+        if time.monotonic() - self._started_at >= self._options.wait:
+            self._not_found()
+
+    def _not_found(self) -> NoReturn:
+        raise StreamNotFoundError(
+            "nobody writes this stream, and none is kept; start= begins one, wait= says how long to wait for another"
+        )
+
+    async def _put(self, part: Part) -> None:
+        batch = self._batch(part)
+        await self.handoff.put(batch, batch.charge)
+        self._note(part)
+
+    def _batch(self, part: Part) -> Batch:
+        items = list(part.items)
+        if self._options.skip_empty:
+            items = [item for item in items if item.data or item.event == "error"]
+        self._retry = next((item.retry for item in reversed(items) if item.retry is not None), self._retry)
+        charge = part.size + EVENT_OVERHEAD * len(items)
+        return Batch(items, len(items), charge, str(part.position), self._retry)  # type: ignore[arg-type]
+
+    def _note(self, part: Part) -> None:
+        self.position = part.position
+        self._from_any = False
+        self.events += len(part.items)
+        self.received += part.size
+        if self._first_event_at is None and part.items:
+            self._first_event_at = time.monotonic()
+
+    def _take(self, part: Part) -> bool:
+        """Give a part on, if there is room."""
+        if part.kind == "event":
+            self._give_head()
+            batch = self._batch(part)
+            if not self.handoff.offer(batch, batch.charge):
+                return False
+        elif part.kind == "missing":
+            told = (
+                'events were trimmed away (max_events=), or the log has lost them: read what is kept with replay="kept"'
+            )
+            self._finish(End("error", EventsLostError(told)))
+            return True
+        else:
+            assert part.entry is not None
+            self._take_other(part.entry)
+        self._note(part)
+        return True
+
+    def _take_other(self, entry: Entry) -> None:
+        if entry.kind == BEGIN:
+            if self._has_head and self.position.fence != entry.position.fence:
+                restart = ServerSentEvent(RESTART, '{"restart":true}', str(entry.position))
+                self.handoff.put_now(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
+            self._give_head()
+        elif entry.kind == END:
+            self.done_event = entry.done_event()
+            self._give_head()
+            self._finish(End(entry.fields[END]))
+        elif entry.kind == CANCEL:
+            self._give_head()
+            self._finish(End("closed"))
+        elif entry.kind == ERROR:
+            self._give_head()
+            self._finish(End("error", error_in(entry)))
+        else:
+            self._refuse(entry)
+
+    def _refuse(self, entry: Entry) -> None:
+        refusal = refusal_in(entry)
+        if isinstance(refusal, SSEError):
+            self._finish(End("error", refusal))
+        elif self._has_head:
+            self._finish(End("error", status_error(self.target, *refusal)))
+        else:
+            head, body = refusal
+            self._has_head = True
+            self.handoff.put_now(head)
+            self.handoff.put_now(body)
+            self._finish(End("eof"))
+
+    def _give_head(self) -> None:
+        if not self._has_head:
+            self._has_head = True
+            self.handoff.put_now(made_head(200, _HEADERS))
+
+    def _finish(self, end: End) -> None:
+        self._is_over = True
+        if end.outcome == "closed" and not self._has_head:
+            end = End("error", RequestAbortedError("the stream was cancelled before it had begun"))
+        self.handoff.end(end)
+
+    def _stop_waiting(self) -> None:
+        if self._awaited is not None:
+            settle(self._awaited)
+
+    def deliver(self, parts: Iterable[Part]) -> bool:
+        """Take what has come; False where there is no room for it, or an end."""
+        for part in parts:
+            if self._is_over or not self._take(part):
+                break
+        else:
+            if not self._is_over:
+                return True
+        self._stop_waiting()
+        return False
+
+    def lost(self) -> None:
+        """Nobody writes any more, as it seems."""
+        self._is_lost = True
+        self._stop_waiting()
+
+    def fail(self, error: SSEError) -> None:
+        """End with an error of the log's."""
+        self._finish(End("error", error))
+        self._stop_waiting()
+
+    def end_with_loop(self, *, is_quiet: bool) -> None:
+        """The loop ends."""
+        if is_quiet and self._has_head:
+            self.handoff.close()
+        self._finish(End("error", BridgeClosedError("the bridge that this stream was read on was closed")))
+        self._finished.set()
+
+    def check_cancel(self, watch: LoopWatch | None) -> None:
+        """End if the caller's cancel flag is set, or cannot be looked at."""
+        began = time.monotonic()
+        try:
+            is_set = is_cancelled(self._options.cancel)
+        except CallbackError as error:
+            self._finish(End("error", error))
+            self._leave()
+            return
+        finally:
+            if watch is not None:
+                watch.ran(time.monotonic() - began, lambda: "a cancel flag's is_set()")
+        if is_set:
+            if self._has_head:
+                self.handoff.close()
+            self._finish(End("error", RequestAbortedError("cancel was set before the stream had begun")))
+            self._leave()
+
+    def _leave(self) -> None:
+        self._has_left = True
+        if self._producer is not None and not self._producer.has_begun:
+            # Nobody is there to begin.
+            self._producer.request_abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    # From anywhere, between any two bytecodes: no lock, no wait.
+
+    def request_abort(self) -> None:
+        """Have the reading ended."""
+        post(self.loop, self._leave)
+
+    def request_drain(self) -> None:
+        """The reader wants nothing more."""
+        self.request_abort()
+
+    def request_reconnect(self) -> None:
+        """There is no connection to drop; `check_asked` has said so."""
+
+    def check_asked(self) -> None:
+        """Raise UsageError: a log's reader has no connection of its own."""
+        raise UsageError("a log's reader has no connection of its own that could be dropped")
+
+    @property
+    def target(self) -> str:
+        """What it reads."""
+        return f"the log's stream {self._options.key!r}"
+
+    @property
+    def connection(self) -> Reader:
+        """Itself."""
+        return self
+
+    @property
+    def time_to_first_event(self) -> float | None:
+        """Seconds from the call to the first event's arrival."""
+        return None if self._first_event_at is None else self._first_event_at - self._started_at

@@ -1,0 +1,427 @@
+"""Streams kept in Redis: one Redis stream each, for any number of processes and machines.
+
+On a plain Redis a process has two connections, however many streams it reads and writes: on one
+XREAD waits for all of them, on the other goes everything else, what is asked for at the same time
+together. On a Cluster, where one XREAD cannot span slots, each stream has a waiting one of its own.
+
+Rule: all of it runs in the loop's thread, but for `RedisLog`'s constructors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sseqbridge._exceptions import LogAccessError, LogError, LogFullError, UsageError
+
+from . import _lua
+from ._entries import START, Entry, Position, position_of
+from ._log import Log
+from ._store import Claim, OutageError, StaleError, Store, Terms, Token, Watch
+
+try:
+    import redis.asyncio
+    from redis import exceptions
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+except ImportError as exc:
+    raise ImportError("RedisLog needs redis-py: pip install 'sseqbridge[redis]'") from exc
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from sseqbridge._bridge import Bridge
+
+    Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+    ClientFactory = Callable[[], Client]
+
+__all__ = ["RedisLog"]
+
+logger = logging.getLogger("sseqbridge")
+
+# How long one XREAD waits: below the time after which a client gives a silent connection up.
+_BLOCK_MILLISECONDS = 2000
+_SOCKET_SECONDS = 10.0
+# How many entries of each stream one XREAD brings.
+_READ_AT_A_TIME = 1000
+# For how long the stream is kept that wakes a process's XREAD.
+_WAKE_MILLISECONDS = 60_000
+
+# How Redis begins what it refuses for a while, besides those that have exceptions of their own.
+_FOR_A_WHILE = ("LOADING", "BUSY", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN")
+
+
+class RedisLog(Log):
+    """A log in Redis 6.2 or later (or what speaks its protocol), for any number of processes and machines.
+
+        log = RedisLog.from_url("redis://localhost")
+
+    `client` is a function that returns a new redis.asyncio.Redis or RedisCluster; it is called in the
+    bridge's thread. Its `socket_timeout` has to be above 2 seconds, and it should not retry: the log does.
+    `prefix` begins all keys: `{prefix}:{key}:...`, with the key in braces, as its hash tag.
+    See Log for the other arguments.
+    """
+
+    def __init__(
+        self,
+        client: ClientFactory,
+        *,
+        prefix: str = "sseqbridge",
+        lease: float = 10.0,
+        ttl: float = 3600.0,
+        max_events: int | None = 10_000,
+        abandon_after: float | None = None,
+        outage: float = 30.0,
+        bridge: Bridge | None = None,
+    ) -> None:
+        super().__init__(
+            lease=lease, ttl=ttl, max_events=max_events, abandon_after=abandon_after, outage=outage, bridge=bridge
+        )
+        if not callable(client):
+            raise UsageError(
+                f"client is a {type(client).__name__}; it is a function that returns a new redis.asyncio.Redis, "
+                'for example RedisLog(lambda: redis.asyncio.Redis(host="..."))'
+            )
+        if not isinstance(prefix, str) or not prefix.isprintable() or not prefix or "{" in prefix or "}" in prefix:
+            raise UsageError("prefix is a str without braces and control characters that is not empty")
+        self._client = client
+        self._prefix = prefix
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        cluster: bool = False,
+        client_options: Mapping[str, Any] | None = None,
+        prefix: str = "sseqbridge",
+        lease: float = 10.0,
+        ttl: float = 3600.0,
+        max_events: int | None = 10_000,
+        abandon_after: float | None = None,
+        outage: float = 30.0,
+        bridge: Bridge | None = None,
+    ) -> Self:
+        """Return a log in the Redis that a URL names, as redis-py takes it: `redis://`, `rediss://`, `unix://`.
+
+        `cluster=True` is for a Redis Cluster, any node of it. `client_options` go to redis-py's client.
+        Raises UsageError for what is no such URL. Nothing is connected yet.
+        """
+        try:
+            parse_url(url)
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError("url is no URL of a Redis, such as redis://user:password@host:6379/0") from None
+        options = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **(client_options or {})}
+
+        def client() -> Client:
+            if cluster:
+                return redis.asyncio.RedisCluster.from_url(url, **options)
+            # The log tries again by itself, and knows for how long.
+            return redis.asyncio.Redis.from_url(url, **{"retry": Retry(NoBackoff(), 0), **options})
+
+        return cls(
+            client,
+            prefix=prefix,
+            lease=lease,
+            ttl=ttl,
+            max_events=max_events,
+            abandon_after=abandon_after,
+            outage=outage,
+            bridge=bridge,
+        )
+
+    def _new_store(self) -> Store:
+        return _RedisStore(self._client, self._prefix, self._terms)
+
+
+class _Script:
+    """One of the scripts, by the name that Redis gives it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+_CLAIM, _WRITE, _RENEW = _Script(_lua.CLAIM), _Script(_lua.WRITE), _Script(_lua.RENEW)
+_RELEASE, _CANCEL, _DELETE, _WATCH = map(_Script, (_lua.RELEASE, _lua.CANCEL, _lua.DELETE, _lua.WATCH))
+
+
+class _RedisStore:
+    """A log's streams, in Redis."""
+
+    def __init__(self, factory: ClientFactory, prefix: str, terms: Terms) -> None:
+        self._factory = factory
+        self._prefix = prefix
+        self._terms = terms
+        self._client: Any = None
+        self._is_closed = False
+        # What is to be sent with the next round.
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    @property
+    def client(self) -> Any:
+        """The client, made on first use."""
+        if self._client is None:
+            self._client = self._factory()
+        return self._client
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether streams may be on different nodes."""
+        return isinstance(self.client, redis.asyncio.RedisCluster)
+
+    def events_key(self, key: str) -> str:
+        """Return where a stream's entries are."""
+        return self._key(key, "events")
+
+    def _key(self, key: str, what: str) -> str:
+        return f"{self._prefix}:{{{key}}}:{what}"
+
+    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
+        state, fence, last = await self._run(
+            _CLAIM,
+            (self._key(key, "events"), self._key(key, "lease"), self._key(key, "fence")),
+            (owner, *self._held_and_kept(), int(may_begin), int(takeover)),
+        )
+        return Claim(_text(state), int(fence), _position(last))
+
+    async def append(self, token: Token, number: int, entries: Sequence[Mapping[str, str]]) -> None:
+        await self._write(token, number, entries, _milliseconds(self._terms.held_for))
+
+    async def end(self, token: Token, number: int, fields: Mapping[str, str]) -> None:
+        await self._write(token, number, [fields], 0)
+
+    async def _write(self, token: Token, number: int, entries: Sequence[Mapping[str, str]], held: int) -> None:
+        arguments: list[Any] = []
+        for fields in entries:
+            arguments.append(2 * len(fields))
+            for pair in fields.items():
+                arguments.extend(pair)
+        kept, kept_alone = self._held_and_kept()[1], _milliseconds(self._terms.lease)
+        is_written = await self._run(
+            _WRITE,
+            (self._key(token.key, "events"), self._key(token.key, "lease"), self._key(token.key, "fence")),
+            (str(token), held, kept, kept_alone, self._terms.max_events or 0, number, *arguments),
+        )
+        if not is_written:
+            raise StaleError
+
+    async def renew(self, token: Token) -> int:
+        keys = [self._key(token.key, what) for what in ("events", "lease", "fence", "readers")]
+        readers: int = await self._run(_RENEW, keys, (str(token), *self._held_and_kept()))
+        if readers < 0:
+            raise StaleError
+        return readers
+
+    async def release(self, token: Token) -> None:
+        await self._run(_RELEASE, [self._key(token.key, "lease")], [str(token)])
+
+    async def cancel(self, key: str) -> bool:
+        # One for all attempts would be better known to the script: it is told by its own.
+        keys = [self._key(key, what) for what in ("events", "lease", "fence")]
+        return bool(await self._run(_CANCEL, keys, (uuid.uuid4().hex, _milliseconds(self._terms.ttl))))
+
+    async def delete(self, key: str) -> bool:
+        return bool(await self._run(_DELETE, [self._key(key, what) for what in ("events", "lease", "readers")], ()))
+
+    async def read(self, key: str, after: Position, count: int) -> list[Entry]:
+        begin = "-" if after == START else f"({after}"
+        return _entries(await self.execute("XRANGE", self.events_key(key), begin, "+", "COUNT", count))
+
+    async def watch(self, keys: Sequence[str], reader: str) -> list[Watch]:
+        arguments = (reader, _milliseconds(self._terms.present_for))
+        names = [[self._key(key, what) for what in ("events", "lease", "readers")] for key in keys]
+        found = await asyncio.gather(*(self._run(_WATCH, each, arguments) for each in names))
+        return [Watch(bool(is_held), _position(last)) for is_held, last in found]
+
+    async def leave(self, key: str, reader: str) -> None:
+        await self.execute("ZREM", self._key(key, "readers"), reader)
+
+    def group_of(self, key: str) -> str:
+        return key if self.is_cluster else ""
+
+    def new_tail(self) -> _RedisTail:
+        return _RedisTail(self)
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        if self._sending is not None:
+            self._sending.cancel()
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _held_and_kept(self) -> tuple[int, int]:
+        terms = self._terms
+        return _milliseconds(terms.held_for), _milliseconds(max(terms.ttl, terms.lease))
+
+    def key_of_wake(self, name: str) -> str:
+        """Return the key of the stream that wakes a tail."""
+        return f"{self._prefix}:wake:{name}"
+
+    async def _run(self, script: _Script, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self.execute("EVALSHA", script.sha, *rest)
+        except _NoScriptError:
+            return await self.execute("EVAL", script.text, *rest)
+
+    async def execute(self, *command: Any) -> Any:
+        """Send a command, with whatever else there is to send. Raises OutageError, or a LogError for what stays so."""
+        if self._is_closed:
+            raise LogError("the log was closed")
+        if self.is_cluster:
+            return await _told(self.client.execute_command(*command))
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, future))
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send())
+        return await future
+
+    async def _send(self) -> None:
+        sent: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        try:
+            while self._waiting:
+                sent, self._waiting = self._waiting, []
+                try:
+                    results = await _told(self._pipeline(sent))
+                except Exception as exc:
+                    results = [exc] * len(sent)
+                for (_, future), result in zip(sent, results, strict=True):
+                    _settle(future, result)
+        finally:
+            for _, future in sent:
+                future.cancel()
+            # Where this was cancelled, others may wait, who have something to say before they end.
+            self._sending = asyncio.get_running_loop().create_task(self._send()) if self._waiting else None
+
+    async def _pipeline(self, sent: Sequence[tuple[tuple[Any, ...], Any]]) -> list[Any]:
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for command, _ in sent:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)  # type: ignore[no-any-return]
+
+
+class _RedisTail:
+    """Waits for what comes, with one XREAD."""
+
+    def __init__(self, store: _RedisStore) -> None:
+        self._store = store
+        self._wake_key = store.key_of_wake(uuid.uuid4().hex)
+        self._wakes = self._seen = 0
+        self._is_reading = False
+        self._waking: set[asyncio.Task[None]] = set()
+
+    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
+        keys = {self._store.events_key(key): key for key in positions}
+        names, ids = list(keys), [str(position) for position in positions.values()]
+        if not self._store.is_cluster:
+            names.append(self._wake_key)
+            ids.append(f"{self._seen}-0")
+        self._is_reading = True
+        try:
+            command = ("XREAD", "COUNT", _READ_AT_A_TIME, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
+            reply = await _told(self._xread(command, names[0]))
+        finally:
+            self._is_reading = False
+        found = []
+        for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
+            key = keys.get(_text(name))
+            if key is None:
+                self._seen = self._wakes
+            else:
+                found.append((key, _entries(entries[0] if isinstance(reply, dict) else entries)))
+        return found
+
+    def _xread(self, command: Sequence[Any], name: str) -> Any:
+        client = self._store.client
+        if self._store.is_cluster:
+            # Told, since it could not see where among the arguments the keys are without asking.
+            return client.execute_command(*command, target_nodes=client.get_node_from_key(name))
+        return client.execute_command(*command)
+
+    def wake(self) -> None:
+        if self._is_reading and not self._store.is_cluster:
+            self._wakes += 1
+            task = asyncio.get_running_loop().create_task(self._send_wake(f"{self._wakes}-0"))
+            self._waking.add(task)
+            task.add_done_callback(self._waking.discard)
+
+    async def _send_wake(self, entry_id: str) -> None:
+        try:
+            await asyncio.gather(
+                self._store.execute("XADD", self._wake_key, "MAXLEN", 1, entry_id, "wake", "1"),
+                self._store.execute("PEXPIRE", self._wake_key, _WAKE_MILLISECONDS),
+            )
+        except (OutageError, LogError) as exc:
+            logger.debug("XREAD was not woken, and goes on by itself: %s", exc)
+
+
+class _NoScriptError(Exception):
+    """Redis does not know a script by its name."""
+
+
+async def _told(answer: Any) -> Any:
+    """Await what a client answers. Raises what is the matter in the log's own words."""
+    try:
+        return await answer
+    except (exceptions.RedisError, OSError) as exc:
+        raise _error_of(exc) from exc
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():
+        return
+    if isinstance(result, exceptions.RedisError):
+        error = _error_of(result)
+        error.__cause__ = result
+        future.set_exception(error)
+    elif isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+def _error_of(exc: Exception) -> Exception:
+    told = f"{type(exc).__name__}: {exc}"
+    if isinstance(exc, (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)):
+        return LogAccessError(f"Redis refuses the credentials, or what they may do ({told})")
+    if isinstance(exc, exceptions.NoScriptError):
+        return _NoScriptError()
+    if isinstance(exc, exceptions.OutOfMemoryError) or "OOM command not allowed" in told:
+        return LogFullError(f"Redis has no memory left: raise maxmemory, or lower ttl or max_events ({told})")
+    if isinstance(exc, (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterDownError, OSError)):
+        return OutageError(told)
+    if str(exc).startswith(_FOR_A_WHILE) or isinstance(
+        exc, (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.TryAgainError, exceptions.ClusterError)
+    ):
+        return OutageError(told)
+    return LogError(f"Redis does not do what a log needs ({told})")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value, "utf-8")
+
+
+def _position(value: Any) -> Position | None:
+    return position_of(_text(value)) if value else None
+
+
+def _entries(reply: Iterable[tuple[Any, Any]] | None) -> list[Entry]:
+    entries = []
+    for entry_id, fields in reply or ():
+        position = position_of(_text(entry_id))
+        if position is None:
+            raise LogError("a log's key in Redis holds a stream that is none of a log's")
+        pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+        entries.append(Entry(position, {_text(name): _text(value) for name, value in pairs}))
+    return entries
