@@ -38,6 +38,13 @@ _WORDS = {
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
     "BridgeClosedError": "the server is shutting down",
+    "ProducerLostError": "the answer was broken off",
+    "EventsLostError": "what came before is not kept any more",
+    "StreamNotFoundError": "there is no such stream",
+    "LogError": "the log of streams failed",
+    "LogAccessError": "the log of streams failed",
+    "LogFullError": "the log of streams is full",
+    "LogUnavailableError": "the log of streams cannot be reached",
 }
 
 

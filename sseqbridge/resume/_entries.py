@@ -30,6 +30,7 @@ __all__ = [
     "START",
     "Entry",
     "Position",
+    "before",
     "end_fields",
     "error_fields",
     "error_in",
@@ -47,6 +48,8 @@ BEGIN, END, ERROR, CANCEL, REFUSED = "begin", "end", "error", "cancel", "refused
 ENDS = frozenset({END, ERROR, CANCEL, REFUSED})
 
 _ID = re.compile("([0-9]{1,15})-([0-9]{1,15})")
+# More than a producer ever writes.
+_MOST = 10**15 - 1
 # What of a refusal's headers is kept: what a relay gives on.
 _KEPT_HEADERS = ("content-type", "retry-after")
 
@@ -69,6 +72,13 @@ def position_of(text: str) -> Position | None:
     """Return the position that an event's id tells, None for what is no such id."""
     match = _ID.fullmatch(text)
     return None if match is None else Position(int(match[1]), int(match[2]))
+
+
+def before(position: Position) -> Position:
+    """Return a position after which the one given is the next that there can be."""
+    return (
+        Position(position.fence, position.number - 1) if position.number else Position(position.fence - 1, 10**15 - 1)
+    )
 
 
 def is_next(position: Position, last: Position) -> bool:

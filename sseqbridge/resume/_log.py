@@ -11,7 +11,8 @@ import inspect
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, overload
 
@@ -22,7 +23,7 @@ from sseqbridge._decoding import Decode, Decoder, ErrorEvents
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, UsageError
 from sseqbridge._handoff import End, HandOff
 from sseqbridge._models import ServerSentEvent
-from sseqbridge._options import check_limits, is_cancelled, with_surrounding
+from sseqbridge._options import check_limits, is_cancelled, surrounding_cancel, with_surrounding
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._entries import START, Position
@@ -204,10 +205,10 @@ class Log:
         wait get, too), and LogError where the log's store fails.
         """
         self._check_may_wait("Log.open", "aopen")
-        call = _Call(
+        call = _Opening(
             key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
         )
-        reader = self._reader(call)
+        reader = self._reader(call, self._hub())
         try:
             while not isinstance(entry := reader.handoff.take(), Head):
                 _begin(_producer(entry), start)
@@ -235,10 +236,10 @@ class Log:
         `start` is called in a thread, so that it may be a function that calls request_sse; what it returns is awaited
         here where it can be, as a coroutine of arequest_sse.
         """
-        call = _Call(
+        call = _Opening(
             key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
         )
-        reader = self._reader(call, asyncio.get_running_loop())
+        reader = self._reader(call, await self._ahub(), asyncio.get_running_loop())
         try:
             while not isinstance(entry := await reader.handoff.atake(), Head):
                 await _abegin(_producer(entry), start)
@@ -339,8 +340,11 @@ class Log:
         own = [hub for hub in hubs.values() if hub.state.process == _runtime.process() and not hub.loop.is_closed()]
         return own[0] if own else None
 
-    def _reader(self, call: _Call, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
-        hub = self._hub()
+    async def _ahub(self) -> Hub:
+        # In a thread: to start the bridge's takes a wait.
+        return await _runtime.run_in_daemon_thread("sseqbridge-start", self._hub)
+
+    def _reader(self, call: _Opening, hub: Hub, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
         reader = Reader(hub, call.options, partial(_elected, hub, call.start, loop))
         self._the_bridge().start(hub.state, reader)
         return reader
@@ -354,7 +358,7 @@ class Log:
             raise
 
     async def _arun(self, errand: _Errand[T]) -> T:
-        self._send(errand, self._hub())
+        self._send(errand, await self._ahub())
         try:
             return errand.value(await errand.result.atake())
         except BaseException:
@@ -387,7 +391,7 @@ class MemoryLog(Log):
         return self._store[1]
 
 
-class _Call:
+class _Opening:
     """The arguments of `open`. Raises UsageError for those that cannot work."""
 
     def __init__(
@@ -481,7 +485,7 @@ def _outcome(end: End) -> str:
 
 def _begin(producer: Producer, start: Any) -> None:
     try:
-        producer.begin(_events_of(start()))
+        producer.begin(_events_of(_call(producer, start)))
     except BaseException as error:
         producer.refuse(error)
         raise
@@ -489,11 +493,29 @@ def _begin(producer: Producer, start: Any) -> None:
 
 async def _abegin(producer: Producer, start: Any) -> None:
     try:
-        stream = await _runtime.run_in_daemon_thread("sseqbridge-start", start, discard=_discard)
-        producer.begin(_events_of(await stream if inspect.isawaitable(stream) else stream))
+        stream = await _runtime.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
+        if inspect.isawaitable(stream):
+            with _ended_by(producer):
+                stream = await stream
+        producer.begin(_events_of(stream))
     except BaseException as error:
         producer.refuse(error)
         raise
+
+
+def _call(producer: Producer, start: Callable[[], T]) -> T:
+    with _ended_by(producer):
+        return start()
+
+
+@contextmanager
+def _ended_by(producer: Producer) -> Iterator[None]:
+    """Have the requests that are made here end with the producer, and not with a reader that is being served."""
+    token = surrounding_cancel.set(producer)
+    try:
+        yield
+    finally:
+        surrounding_cancel.reset(token)
 
 
 def _discard(stream: Any) -> None:
@@ -531,10 +553,10 @@ async def _take_over(start: Any, loop: asyncio.AbstractEventLoop | None, produce
 
 def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
     try:
-        stream = start()
+        stream = _call(producer, start)
         if inspect.isawaitable(stream):
             assert loop is not None
-            stream = asyncio.run_coroutine_threadsafe(_awaited(stream), loop).result()
+            stream = asyncio.run_coroutine_threadsafe(_awaited(producer, stream), loop).result()
         producer.begin(_events_of(stream))
     except BaseException as error:
         told = error
@@ -546,8 +568,9 @@ def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, produce
         raise
 
 
-async def _awaited(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
+    with _ended_by(producer):
+        return await awaitable
 
 
 async def _elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:

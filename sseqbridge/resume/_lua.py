@@ -53,6 +53,8 @@ if not kind or alone then
   if alone then redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
 elseif ARGV[5] == '0' or (kind ~= 'event' and kind ~= 'refused') then
   return {kind == 'event' and 'lost' or 'ended', '0', where}
+elseif kind == 'refused' then
+  redis.call('XDEL', KEYS[1], where)
 end
 local fence = next_fence(KEYS[3], where)
 local token = fence .. ':' .. ARGV[1]
@@ -148,7 +150,8 @@ WATCH = (
     + """
 local until_when = now() + tonumber(ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now())
-redis.call('ZADD', KEYS[3], until_when, ARGV[1])
+-- Where there is no memory left for that, reading goes on all the same.
+redis.pcall('ZADD', KEYS[3], until_when, ARGV[1])
 redis.call('PEXPIRE', KEYS[3], ARGV[2])
 local where = last_of(KEYS[1])
 return {redis.call('EXISTS', KEYS[2]), where}

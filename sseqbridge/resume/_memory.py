@@ -61,6 +61,8 @@ class MemoryStore:
             stream.entries.clear()
         elif not (takeover and (not last.is_end or last.kind == REFUSED)):
             return Claim("ended" if last.is_end else "lost", 0, where)
+        elif last.is_end:
+            stream.entries.pop()
         self._fence = max(self._fence + 1, time.time_ns() // 1_000_000)
         stream.token = Token(key, self._fence, owner)
         self._renew(stream)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._connection import Batch, Body
+from sseqbridge._connection import Batch, Body, status_error
 from sseqbridge._decoding import as_event
 from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError
 from sseqbridge._handoff import CLOSED, End, HandOff, post
@@ -63,7 +63,12 @@ class Producer(LoopTask):
         self._stream: EventStream[Any] | AsyncEventStream[Any] | None = None
         # Whether the task was cancelled since somebody else writes, or nobody reads, and what to write then.
         self._is_stale = self._is_abandoned = False
-        self._failure: SSEError | None = None
+        self._failure: LogError | None = None
+        self._is_over = self._has_stopped = False
+
+    def is_set(self) -> bool:
+        """Whether nothing is to be begun any more: the flag that ends a request of `start`'s which gets no answer."""
+        return self._has_stopped
 
     @property
     def has_begun(self) -> bool:
@@ -128,14 +133,12 @@ class Producer(LoopTask):
                 raise
             await self._write_from(stream)
         except StaleError:
-            logger.info("%s is written by another, or was cancelled: its upstream is aborted here", self._named())
-        except LogError as error:
-            # Readers elsewhere are told by the lease, which runs out.
-            self._hub.topic(self._token.key).fail(error)
-            await self._release()
-            raise
+            logger.info("the log's stream %r is not this producer's any more: its upstream is aborted", self._token.key)
         except asyncio.CancelledError:
             await self._leave()
+            raise
+        except LogError as error:
+            await self._break_off(error)
             raise
         except SSEError:
             raise
@@ -144,14 +147,31 @@ class Producer(LoopTask):
             await self._release()
             raise
 
-    def _named(self) -> str:
-        return f"the log's stream {self._token.key!r}"
+    async def _leave(self) -> None:
+        """The task was cancelled: for whatever reason, this is the end here."""
+        if self._failure is not None:
+            await self._break_off(self._failure)
+            raise self._failure
+        if self._is_abandoned:
+            try:
+                await self._end(end_fields("abandoned", None))
+            except StaleError:
+                pass
+        elif not self._is_stale:
+            await self._release()
+
+    async def _break_off(self, error: LogError) -> None:
+        """The log fails. Readers elsewhere are told by the lease: given back, if that can be, or run out."""
+        self._is_over = True
+        self._hub.topic(self._token.key).fail(error)
+        await self._release()
 
     async def _write_from(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
         upstream = _Upstream(stream)
         if stream.status != 200:
-            await self._end(refusal_fields(stream._head, await upstream.body()))
-            return
+            body = await upstream.body()
+            await self._end(refusal_fields(stream._head, body))
+            raise status_error(stream._pump.connection.target, stream._head, body)
         await self._append([{BEGIN: "200"}])
         while True:
             fields = await upstream.gather()
@@ -185,18 +205,6 @@ class Producer(LoopTask):
         except (OutageError, SSEError) as exc:
             logger.debug("a lease was not given back, and runs out: %s", exc)
 
-    async def _leave(self) -> None:
-        """The task was cancelled: for whatever reason, this is the end here."""
-        if self._failure is not None:
-            raise self._failure
-        if self._is_abandoned:
-            try:
-                await self._end(end_fields("abandoned", None))
-            except StaleError:
-                pass
-        elif not self._is_stale:
-            await self._release()
-
     async def _keep_renewing(self) -> None:
         terms = self._hub.terms
         patience = terms.abandon_after
@@ -221,6 +229,7 @@ class Producer(LoopTask):
             await asyncio.sleep(every)
 
     def _stop(self) -> None:
+        self._has_stopped = True
         if self._task is not None:
             self._task.cancel()
 
@@ -244,8 +253,9 @@ class Producer(LoopTask):
 
     def fail(self, error: SSEError) -> None:
         """The log fails: so does this."""
-        self._failure = error
-        self._stop()
+        if not self._is_over and isinstance(error, LogError):
+            self._failure = error
+            self._stop()
 
     def deliver(self, parts: Iterable[Part]) -> bool:
         """Look whether it was cancelled."""

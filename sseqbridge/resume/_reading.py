@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from sseqbridge._connection import EVENT_OVERHEAD, Batch, made_head, status_error
 from sseqbridge._exceptions import (
@@ -35,10 +35,24 @@ from sseqbridge._models import ServerSentEvent
 from sseqbridge._options import is_cancelled
 from sseqbridge._pump import LoopTask
 
-from ._entries import BEGIN, CANCEL, END, ERROR, START, Entry, Position, error_in, is_next, position_of, refusal_in
+from ._entries import (
+    BEGIN,
+    CANCEL,
+    END,
+    ERROR,
+    START,
+    Entry,
+    Position,
+    before,
+    error_in,
+    is_next,
+    position_of,
+    refusal_in,
+)
 from ._store import OutageError, Store, Terms, Token
 
 if TYPE_CHECKING:
+    from sseqbridge._connection import Item
     from sseqbridge._loop_watch import LoopWatch
     from sseqbridge._options import CancelFlag
     from sseqbridge._pump import LoopState
@@ -80,7 +94,7 @@ class Part(NamedTuple):
     kind: str
     position: Position
     entry: Entry | None = None
-    items: Sequence[ServerSentEvent] = ()
+    items: list[ServerSentEvent] = []  # noqa: RUF012 (never written to)
     size: int = 0
 
 
@@ -106,6 +120,32 @@ def _parts(entries: Iterable[Entry], after: Position, *, from_any: bool = False)
 def _events(items: list[ServerSentEvent], last: Position) -> Iterator[Part]:
     if items:
         yield Part("event", last, items=items, size=sum(len(item.data) for item in items))
+
+
+def _charge(size: int, events: int) -> int:
+    return size + EVENT_OVERHEAD * events
+
+
+def _pieces(part: Part, most: int) -> Iterator[Part]:
+    """Cut a part of events into such as are charged so much at most, or hold one event."""
+    if _charge(part.size, len(part.items)) <= most:
+        yield part
+        return
+    items: list[ServerSentEvent] = []
+    size = 0
+    for item in part.items:
+        if items and _charge(size + len(item.data), len(items) + 1) > most:
+            yield _piece(items, size)
+            items, size = [], 0
+        items.append(item)
+        size += len(item.data)
+    yield _piece(items, size)
+
+
+def _piece(items: list[ServerSentEvent], size: int) -> Part:
+    position = position_of(items[-1].id)
+    assert position is not None
+    return Part("event", position, items=items, size=size)
 
 
 class Hub:
@@ -174,7 +214,6 @@ class Hub:
         topic = self._topics.get(key)
         if topic is None:
             topic = self._topics[key] = Topic(self, key)
-            self.look()
         return topic
 
     def follow(self, topic: Topic) -> None:
@@ -193,7 +232,7 @@ class Hub:
         if self._groups.get(name) is group:
             del self._groups[name]
         # It ended as others came.
-        for topic in tuple(group.topics.values()):
+        for topic in () if self._is_closing else tuple(group.topics.values()):
             self.follow(topic)
 
     def drop(self, topic: Topic) -> None:
@@ -207,24 +246,28 @@ class Hub:
             del group.topics[topic.key]
             if not group.topics:
                 group.tail.wake()
-        self.spawn(self._leave(topic.key))
+
+    def leave(self, topic: Topic) -> None:
+        """Nobody in this process reads it any more."""
+        if not self._is_closing:
+            self.spawn(self._leave(topic.key))
 
     async def _leave(self, key: str) -> None:
         try:
-            if key not in self._topics:
+            if not (key in self._topics and self._topics[key].is_read):
                 await self.store.leave(key, self._name)
         except (OutageError, SSEError) as exc:
             logger.debug("leaving a stream of a log failed: %s", exc)
 
     def look(self) -> None:
-        """Look at once whether those that are followed have producers."""
+        """Tell at once what is read here, and look whether that has producers."""
         self._look_now.set()
         if self._looking is None:
             self._looking = self.spawn(self._look())
 
     async def _look(self) -> None:
         try:
-            while topics := tuple(self._topics.values()):
+            while topics := [topic for topic in self._topics.values() if topic.is_read]:
                 self._look_now.clear()
                 try:
                     watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
@@ -286,23 +329,31 @@ class Topic:
         self._hub = hub
         self._followers: set[Follower] = set()
         self._joined: set[Follower] = set()
+        self._readers = 0
         self._is_tailed = False
 
     def enter(self, follower: Follower) -> None:
         """Count as one that follows it."""
         self._followers.add(follower)
+        if isinstance(follower, Reader):
+            self._readers += 1
+            self._hub.look()
 
     def leave(self, follower: Follower) -> None:
         """Count as none any more."""
         self._joined.discard(follower)
         self._followers.discard(follower)
+        if isinstance(follower, Reader):
+            self._readers -= 1
+            if not self.is_read:
+                self._hub.leave(self)
         if not self._followers:
             self._hub.drop(self)
 
     @property
     def is_read(self) -> bool:
         """Whether somebody in this process reads it."""
-        return any(isinstance(follower, Reader) for follower in self._followers)
+        return self._readers > 0
 
     def listen(self, follower: Follower) -> None:
         """Be given what comes, wherever that begins."""
@@ -439,7 +490,7 @@ class Reader(LoopTask):
 
     async def _begin(self) -> None:
         """Find where to read from, and who writes."""
-        options = self._options
+        options, store = self._options, self._hub.store
         claim = await self._claim(may_begin=options.may_begin and not options.last_event_id)
         if options.last_event_id:
             self.position = await self._resumed(claim)
@@ -449,6 +500,10 @@ class Reader(LoopTask):
             self._from_any = True
         if self.position != START:
             self._give_head()
+            if claim.state == "ended" and self.position == claim.last:
+                # There is nothing but the end to be told.
+                for entry in await self._hub.patiently(store.read, options.key, before(self.position), 1):
+                    self._take_other(entry)
         if claim.state == "none" and options.wait <= 0:
             self._not_found()
         self._is_lost = claim.state == "lost"
@@ -472,7 +527,8 @@ class Reader(LoopTask):
         if position is None or claim.last is None or position > claim.last:
             raise EventsLostError("the last event ID is none of this stream's, which may have expired: read it anew")
         kept = await self._hub.patiently(self._hub.store.read, self._options.key, START, 1)
-        if not kept or (position < kept[0].position and not is_next(kept[0].position, position)):
+        first = kept[0].position if kept else START
+        if position.fence < first.fence or (position < first and not is_next(first, position)):
             raise EventsLostError("events after the last event ID are not kept any more (max_events=): read it anew")
         return position
 
@@ -509,7 +565,7 @@ class Reader(LoopTask):
             self._check_wait()
         elif claim.state in ("none", "lost"):
             raise ProducerLostError(
-                "the process that wrote this stream is gone, in the midst of it; takeover=True has readers start it anew"
+                "the process that wrote this stream is gone, in the midst of it; takeover=True has them start it anew"
             )
 
     def _check_wait(self) -> None:
@@ -522,17 +578,19 @@ class Reader(LoopTask):
         )
 
     async def _put(self, part: Part) -> None:
-        batch = self._batch(part)
-        await self.handoff.put(batch, batch.charge)
-        self._note(part)
+        for piece in _pieces(part, self._options.max_buffered_bytes):
+            batch = self._batch(piece)
+            await self.handoff.put(batch, batch.charge)
+            self._note(piece)
 
     def _batch(self, part: Part) -> Batch:
-        items = list(part.items)
-        if self._options.skip_empty:
+        items = part.items
+        if self._options.skip_empty and not all(item.data for item in items):
             items = [item for item in items if item.data or item.event == "error"]
         self._retry = next((item.retry for item in reversed(items) if item.retry is not None), self._retry)
-        charge = part.size + EVENT_OVERHEAD * len(items)
-        return Batch(items, len(items), charge, str(part.position), self._retry)  # type: ignore[arg-type]
+        charge = _charge(part.size, len(items))
+        # The items are other readers' too: nobody changes them.
+        return Batch(cast("list[Item]", items), len(items), charge, str(part.position), self._retry)
 
     def _note(self, part: Part) -> None:
         self.position = part.position
@@ -547,7 +605,8 @@ class Reader(LoopTask):
         if part.kind == "event":
             self._give_head()
             batch = self._batch(part)
-            if not self.handoff.offer(batch, batch.charge):
+            # More than there is ever room for goes in pieces.
+            if batch.charge > self._options.max_buffered_bytes or not self.handoff.offer(batch, batch.charge):
                 return False
         elif part.kind == "missing":
             told = (

@@ -4,7 +4,7 @@ On a plain Redis a process has two connections, however many streams it reads an
 XREAD waits for all of them, on the other goes everything else, what is asked for at the same time
 together. On a Cluster, where one XREAD cannot span slots, each stream has a waiting one of its own.
 
-Rule: all of it runs in the loop's thread, but for `RedisLog`'s constructors.
+Rule: all of it runs in the loop's thread, but for what makes a log, and its store.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ try:
 except ImportError as exc:
     raise ImportError("RedisLog needs redis-py: pip install 'sseqbridge[redis]'") from exc
 
+try:
+    from redis.driver_info import DriverInfo
+except ImportError:
+    # Before redis-py 7.
+    _DRIVER = {}
+else:
+    # Found here, once: for each connection redis-py would look its own version up on disk, in the loop.
+    _DRIVER = {"driver_info": DriverInfo()}
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -47,8 +56,9 @@ logger = logging.getLogger("sseqbridge")
 # How long one XREAD waits: below the time after which a client gives a silent connection up.
 _BLOCK_MILLISECONDS = 2000
 _SOCKET_SECONDS = 10.0
-# How many entries of each stream one XREAD brings.
+# How many entries of a stream one answer brings at most, and how many bytes it should be about.
 _READ_AT_A_TIME = 1000
+_READ_BYTES = 256 * 1024
 # For how long the stream is kept that wakes a process's XREAD.
 _WAKE_MILLISECONDS = 60_000
 
@@ -61,8 +71,9 @@ class RedisLog(Log):
 
         log = RedisLog.from_url("redis://localhost")
 
-    `client` is a function that returns a new redis.asyncio.Redis or RedisCluster; it is called in the
-    bridge's thread. Its `socket_timeout` has to be above 2 seconds, and it should not retry: the log does.
+    `client` is a function that returns a new redis.asyncio.Redis or RedisCluster; it is called in
+    the threads that open streams. Its `socket_timeout` has to be above 2 seconds, and it should not
+    retry: the log does.
     `prefix` begins all keys: `{prefix}:{key}:...`, with the key in braces, as its hash tag.
     See Log for the other arguments.
     """
@@ -116,7 +127,8 @@ class RedisLog(Log):
             parse_url(url)
         except (ValueError, TypeError, AttributeError):
             raise UsageError("url is no URL of a Redis, such as redis://user:password@host:6379/0") from None
-        options = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **(client_options or {})}
+        own = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **_DRIVER}
+        options = {**own, **(client_options or {})}
 
         def client() -> Client:
             if cluster:
@@ -155,26 +167,17 @@ class _RedisStore:
     """A log's streams, in Redis."""
 
     def __init__(self, factory: ClientFactory, prefix: str, terms: Terms) -> None:
-        self._factory = factory
+        # Made here, in a caller's thread: redis-py looks its own version up on disk.
+        self.client: Any = factory()
+        self.is_cluster = isinstance(self.client, redis.asyncio.RedisCluster)
         self._prefix = prefix
         self._terms = terms
-        self._client: Any = None
         self._is_closed = False
+        # What an entry has taken of late, in bytes: an answer's size can be chosen by number only.
+        self._usual_bytes = 1024.0
         # What is to be sent with the next round.
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
-
-    @property
-    def client(self) -> Any:
-        """The client, made on first use."""
-        if self._client is None:
-            self._client = self._factory()
-        return self._client
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether streams may be on different nodes."""
-        return isinstance(self.client, redis.asyncio.RedisCluster)
 
     def events_key(self, key: str) -> str:
         """Return where a stream's entries are."""
@@ -232,7 +235,20 @@ class _RedisStore:
 
     async def read(self, key: str, after: Position, count: int) -> list[Entry]:
         begin = "-" if after == START else f"({after}"
-        return _entries(await self.execute("XRANGE", self.events_key(key), begin, "+", "COUNT", count))
+        command = ("XRANGE", self.events_key(key), begin, "+", "COUNT", min(count, self.count()))
+        return self.entries(await self.execute(*command))
+
+    def count(self) -> int:
+        """Return how many entries to ask for at a time."""
+        return max(1, min(_READ_AT_A_TIME, int(_READ_BYTES / self._usual_bytes)))
+
+    def entries(self, reply: Iterable[tuple[Any, Any]] | None) -> list[Entry]:
+        """Return the entries of an answer."""
+        entries = _entries(reply)
+        if entries:
+            size = sum(len(value) for entry in entries for value in entry.fields.values())
+            self._usual_bytes = max(1.0, size / len(entries), 0.8 * self._usual_bytes)
+        return entries
 
     async def watch(self, keys: Sequence[str], reader: str) -> list[Watch]:
         arguments = (reader, _milliseconds(self._terms.present_for))
@@ -253,8 +269,8 @@ class _RedisStore:
         self._is_closed = True
         if self._sending is not None:
             self._sending.cancel()
-        if self._client is not None:
-            await self._client.aclose()
+            await asyncio.wait({self._sending})
+        await self.client.aclose()
 
     def _held_and_kept(self) -> tuple[int, int]:
         terms = self._terms
@@ -325,7 +341,7 @@ class _RedisTail:
             ids.append(f"{self._seen}-0")
         self._is_reading = True
         try:
-            command = ("XREAD", "COUNT", _READ_AT_A_TIME, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
+            command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
             reply = await _told(self._xread(command, names[0]))
         finally:
             self._is_reading = False
@@ -335,7 +351,7 @@ class _RedisTail:
             if key is None:
                 self._seen = self._wakes
             else:
-                found.append((key, _entries(entries[0] if isinstance(reply, dict) else entries)))
+                found.append((key, self._store.entries(entries[0] if isinstance(reply, dict) else entries)))
         return found
 
     def _xread(self, command: Sequence[Any], name: str) -> Any:

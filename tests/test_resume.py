@@ -1,0 +1,874 @@
+"""Streams that are written once and read from any point: the same of each kind of log, through each face.
+
+What is Redis's alone is in test_resume_redis.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    Bridge,
+    BridgeClosedError,
+    CallbackError,
+    ConnectError,
+    ContentTypeError,
+    DecodeError,
+    EventsLostError,
+    LogUnavailableError,
+    ProducerLostError,
+    RequestAbortedError,
+    ServerSentEvent,
+    SSEError,
+    StatusError,
+    StreamNotFoundError,
+    StreamTimeoutError,
+    Timeout,
+    TruncatedStreamError,
+    UpstreamError,
+    UsageError,
+    merge,
+    request_sse,
+    tee,
+)
+from sseqbridge.resume import Log, MemoryLog
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
+
+from .redis_support import RedisServer, needs_redis, redis_server
+from .resume_support import Face, Logs, Reading
+from .support import in_thread, until
+
+DONE = send("[DONE]")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
+def logs(request: pytest.FixtureRequest) -> Iterator[Logs]:
+    kind = request.param
+    with Logs(kind, request.getfixturevalue("server") if kind == "redis" else None) as made:
+        yield made
+
+
+@pytest.fixture
+def log(logs: Logs) -> Log:
+    return logs.new()
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest) -> Iterator[Face]:
+    made = Face(is_async=request.param == "async")
+    yield made
+    made.close()
+
+
+# What everyone reads.
+
+
+def test_everyone_reads_what_one_upstream_gives(log: Log, face: Face) -> None:
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as upstream:
+        start = face.start(upstream.url)
+        first = face.open(log, "k", start)
+        assert (first.events.status, first.events.headers["content-type"]) == (200, "text/event-stream")
+        assert [first.next(), first.next()] == [1, 2]
+        second = face.open(log, "k", start)
+        third = face.open(log, "k")
+        late = face.open(log, "k", last_event_id=first.last_event_id)
+        assert [second.next(), third.next()] == [1, 1]
+        go.set()
+        assert [first.items(), second.items(), third.items(), late.items()] == [[3], [2, 3], [2, 3], [3]]
+        assert {reading.outcome for reading in (first, second, third, late)} == {"done"}
+        assert face.open(log, "k", start).items() == [1, 2, 3]
+        assert len(upstream.requests) == 1
+
+
+def test_ids_are_where_entries_stand(log: Log, face: Face) -> None:
+    with SSEServer([send(1, id="its-own"), send(2), DONE]) as upstream:
+        events = face.open(log, "k", face.start(upstream.url), decode="event").items()
+        fences, numbers = zip(*(event.id.split("-") for event in events), strict=True)
+        assert len(set(fences)) == 1
+        assert numbers == ("1", "2")
+
+
+def test_every_id_leads_to_exactly_the_rest(log: Log, face: Face) -> None:
+    go, done = threading.Event(), threading.Event()
+    with SSEServer([*map(send, range(20)), hold(go), *map(send, range(20, 30)), hold(done), DONE]) as upstream:
+        first = face.open(log, "k", face.start(upstream.url), decode="event")
+        seen = [first.next() for _ in range(20)]
+        live = [face.open(log, "k", last_event_id=event.id) for event in seen]
+        go.set()
+        seen += [first.next() for _ in range(10)]
+        done.set()
+        for count, reading in enumerate(live, 1):
+            assert reading.items() == list(range(count, 30))
+        for count, event in enumerate(seen, 1):
+            after = face.open(log, "k", last_event_id=event.id)
+            assert (after.items(), after.outcome) == (list(range(count, 30)), "done")
+
+
+def test_the_last_id_of_all_gives_the_end(log: Log, face: Face) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        face.open(log, "k", face.start(upstream.url)).items()
+    ended = face.open(log, "k", decode="event")
+    assert [event.data for event in ended.items()] == ["1"]
+    relayed = ended.events._done_event
+    assert relayed.data == "[DONE]"
+    again = face.open(log, "k", last_event_id=relayed.id)
+    assert (again.items(), again.outcome) == ([], "done")
+
+
+def test_events_come_as_they_are(log: Log, face: Face) -> None:
+    frames = [
+        b"event: note\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n",
+        b": a comment\n\n",
+        "data: ü→🎉\n\n".encode(),
+        b"data:\n\n",
+        b'data: {"a": 1}\n\n',
+    ]
+    with SSEServer(frames) as upstream:
+        start = face.start(upstream.url, decode="event", comments=True)
+        events = face.open(log, "k", start, decode="event").items()
+    assert [(event.event, event.data, event.retry) for event in events] == [
+        ("note", "a\nb", 1.5),
+        ("message", "ü→🎉", None),
+        ("message", "", None),
+        ("message", '{"a": 1}', None),
+    ]
+    reading = face.open(log, "k", decode="text")
+    assert reading.items() == ["a\nb", "ü→🎉", "", '{"a": 1}']
+    assert (reading.events.retry, reading.outcome) == (1.5, "eof")
+    assert face.open(log, "k", decode=lambda event: len(event.data)).items() == [3, 3, 0, 8]
+    assert isinstance(face.open(log, "k").fail()[1], DecodeError)
+    assert face.open(log, "k", last_event_id=events[1].id).items() == [{"a": 1}]
+
+
+def test_one_of_many_begins(log: Log) -> None:
+    barrier = threading.Barrier(16)
+
+    def read() -> list[Any]:
+        barrier.wait()
+        return log.open("k", lambda: request_sse(upstream.url)).collect()
+
+    with SSEServer([wait(0.05), *map(send, range(50)), DONE]) as upstream:
+        results = [in_thread(read) for _ in range(16)]
+        assert [result.result(10) for result in results] == [list(range(50))] * 16
+        assert len(upstream.requests) == 1
+
+
+def test_what_somebody_has_read_is_not_in_the_log(log: Log, face: Face) -> None:
+    """`start` may look at the first event before it gives the stream away."""
+    with SSEServer([b"data: 1\n\ndata: 2\n\n", send(3), DONE]) as upstream:
+
+        def start() -> Any:
+            response = request_sse(upstream.url)
+            assert next(response.events) == 1
+            return response
+
+        assert face.open(log, "k", start).items() == [2, 3]
+
+
+def test_a_done_function_ends_it_for_all(log: Log, face: Face) -> None:
+    with SSEServer([send(1), send(2), send(3), silence()]) as upstream:
+        start = face.start(upstream.url, done=lambda event: event.data == "2")
+        reading = face.open(log, "k", start)
+        assert (reading.items(), reading.outcome) == ([1, 2], "done")
+
+
+def test_a_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
+    told: list[Any] = []
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if "last-event-id" in request.headers:
+            return [send(2, id="2"), DONE]
+        return [send(1, id="1"), cut()]
+
+    with SSEServer(script) as upstream:
+        start = face.start(upstream.url, reconnect=True, on_reconnect=lambda *args: told.append(args[0]))
+        assert face.open(log, "k", start).items() == [1, 2]
+    assert told == [1]
+
+
+def test_leaving_leaves_the_upstream(log: Log, face: Face) -> None:
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 1
+        reading.close()
+        assert (reading.outcome, reading.items()) == ("closed", [])
+        go.set()
+        assert face.open(log, "k").items() == [1, 2]
+        assert not upstream.requests[0].aborted.is_set()
+
+
+def test_a_left_loop_leaves_the_upstream(log: Log) -> None:
+    with SSEServer([*map(send, range(10)), DONE]) as upstream:
+        for item in log.open("k", lambda: request_sse(upstream.url)):
+            if item == 3:
+                break
+        assert log.open("k").collect() == list(range(10))
+
+
+def test_a_slow_reader_holds_up_nobody_and_loses_nothing(log: Log, face: Face) -> None:
+    text = "x" * 1000
+    with SSEServer([*(send(f"{n} {text}") for n in range(400)), DONE]) as upstream:
+        start = face.start(upstream.url, decode="text")
+        slow = face.open(log, "k", start, decode="text", max_buffered_bytes=4096)
+        first = slow.next()
+        assert len(face.open(log, "k", decode="text").items()) == 400
+        assert slow.events.stats.buffered <= 4096
+        assert [item.split()[0] for item in (first, *slow.items())] == [str(n) for n in range(400)]
+
+
+def test_a_reader_that_falls_behind_catches_up(log: Log) -> None:
+    go = [threading.Event() for _ in range(5)]
+    steps: list[Step] = []
+    for index, event in enumerate(go):
+        steps += [
+            respond() if index == 0 else wait(0),
+            hold(event),
+            *(send(f"{index}-{n} " + "x" * 500) for n in range(40)),
+        ]
+    with SSEServer([*steps, DONE]) as upstream:
+        fast = log.open("k", lambda: request_sse(upstream.url, decode="text"), decode="text")
+        slow = log.open("k", decode="text", max_buffered_bytes=2048)
+        seen = []
+        for event in go:
+            event.set()
+            for _ in range(40):
+                next(fast)
+            seen += [next(slow) for _ in range(3)]
+        assert len(seen + slow.collect()) == 200
+        assert fast.collect() == []
+
+
+# Where to begin.
+
+
+def test_replay_says_where_to_begin(log: Log, face: Face) -> None:
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as upstream:
+        first = face.open(log, "k", face.start(upstream.url))
+        assert [first.next(), first.next()] == [1, 2]
+        new, kept = face.open(log, "k", replay="none"), face.open(log, "k", replay="kept")
+        go.set()
+        assert (new.items(), kept.items(), first.items()) == ([3], [1, 2, 3], [3])
+    assert face.open(log, "k", replay="none").items() == []
+
+
+def test_what_was_trimmed_away_is_never_a_silent_gap(logs: Logs, face: Face) -> None:
+    log = logs.new(max_events=5)
+    with SSEServer([*map(send, range(10)), DONE]) as upstream:
+        assert face.produce(log, "k", face.start(upstream.url)) == "done"
+    kept = face.open(log, "k", replay="kept", decode="event").items()
+    assert [event.data for event in kept] == ["6", "7", "8", "9"]
+    with pytest.raises(EventsLostError, match="max_events"):
+        face.open(log, "k", last_event_id="1-1")
+    fence = kept[0].id.split("-")[0]
+    assert face.open(log, "k", last_event_id=f"{fence}-6").items() == [6, 7, 8, 9]
+    with pytest.raises(EventsLostError, match="max_events"):
+        face.open(log, "k", last_event_id=f"{fence}-5")
+    with pytest.raises(EventsLostError, match='replay="kept"'):
+        face.open(log, "k")
+
+
+@pytest.mark.parametrize("event_id", ["", "7", "x", "1-", "99999999999999-3", "1-1\n", "-1-1", "1-1-1"])
+def test_ids_of_elsewhere_begin_nothing(log: Log, face: Face, event_id: str) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        if event_id:
+            for _ in range(2):
+                with pytest.raises(EventsLostError, match="last event ID"):
+                    face.open(log, "k", face.start(upstream.url), last_event_id=event_id)
+                face.open(log, "k", face.start(upstream.url)).items()
+        else:
+            assert face.open(log, "k", face.start(upstream.url), last_event_id=event_id).items() == [1]
+        assert len(upstream.requests) == 1
+
+
+def test_an_expired_stream_is_lost_to_who_has_read_of_it(logs: Logs, face: Face) -> None:
+    log = logs.new(ttl=0.3, lease=0.3)
+    with SSEServer([send(1), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.items() == [1]
+
+        def has_expired() -> bool:
+            try:
+                face.open(log, "k", wait=0).close()
+            except StreamNotFoundError:
+                return True
+            return False
+
+        until(has_expired)
+        with pytest.raises(EventsLostError, match="expired"):
+            face.open(log, "k", face.start(upstream.url), last_event_id=reading.last_event_id)
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert len(upstream.requests) == 2
+        with pytest.raises(EventsLostError):
+            face.open(log, "k", last_event_id=reading.last_event_id)
+
+
+def test_who_cannot_begin_waits_for_somebody(log: Log, face: Face) -> None:
+    with pytest.raises(StreamNotFoundError, match="start="):
+        face.open(log, "k", wait=0)
+    with pytest.raises(StreamNotFoundError, match="wait="):
+        face.open(log, "k", wait=0.1)
+    with SSEServer([send(1), DONE]) as upstream:
+        waiting = in_thread(lambda: log.open("k", wait=10).collect())
+        until(lambda: log._hub()._topics)
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert waiting.result(10) == [1]
+
+
+# How it ends.
+
+
+ENDINGS: dict[str, tuple[list[Step], dict[str, Any], type[SSEError]]] = {
+    "cut": ([send(1), cut()], {}, TruncatedStreamError),
+    "no done": ([send(1)], {"require_done": True}, TruncatedStreamError),
+    "idle": ([send(1), silence()], {"timeout": Timeout(idle=0.1)}, StreamTimeoutError),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+def test_an_error_is_everyones(log: Log, face: Face, ending: tuple[list[Step], dict[str, Any], type[SSEError]]) -> None:
+    steps, options, kind = ending
+    with SSEServer(steps) as upstream:
+        first = face.open(log, "k", face.start(upstream.url, **options))
+        second = face.open(log, "k")
+        for reading in (first, second, face.open(log, "k")):
+            items, error = reading.fail()
+            assert (items, type(error), reading.outcome) == ([1], kind, "error")
+            with pytest.raises(kind):
+                reading.next()
+
+
+def test_an_upstreams_error_event_is_an_event(log: Log, face: Face) -> None:
+    with SSEServer([send(1), b'event: error\ndata: {"message": "no"}\n\n']) as upstream:
+        items, error = face.open(log, "k", face.start(upstream.url)).fail()
+        assert items == [1]
+        assert isinstance(error, UpstreamError)
+        assert error.payload == {"message": "no"}
+        reading = face.open(log, "k", error_events="yield")
+        assert reading.items() == [1, {"message": "no"}]
+
+
+def test_a_refusal_is_everyones_and_leaves_nothing(log: Log, face: Face) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        asked.set()
+        if len(upstream.requests) > 1:
+            return [send(1), DONE]
+        return [hold(go), respond(429, {"Content-Type": "text/plain", "Retry-After": "3"}), raw(b"slow down")]
+
+    with SSEServer(script) as upstream:
+        begun = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url)))
+        assert asked.wait(5)
+        waiting = in_thread(lambda: log.open("k", wait=10))
+        until(lambda: len(log._hub().readers) == 2)
+        go.set()
+        for events in (begun.result(10), waiting.result(10)):
+            assert (events.status, events.headers["retry-after"]) == (429, "3")
+            with pytest.raises(StatusError) as caught:
+                next(events)
+            assert (caught.value.status, caught.value.body) == (429, b"slow down")
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.items() == [1]
+
+
+def test_no_answer_at_all_is_everyones(log: Log, face: Face) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def start() -> Any:
+        reached.set()
+        assert go.wait(5)
+        return request_sse("http://127.0.0.1:1/")
+
+    begun = in_thread(lambda: log.open("k", start))
+    assert reached.wait(5)
+    waiting = in_thread(lambda: log.open("k", wait=10))
+    until(lambda: len(log._hub().readers) == 2)
+    go.set()
+    for result in (begun, waiting):
+        with pytest.raises(ConnectError):
+            result.result(10)
+    with SSEServer([send(1), DONE]) as upstream:
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+    with SSEServer([respond(200, {"Content-Type": "text/html"}), raw(b"<p>")]) as upstream:
+        with pytest.raises(ContentTypeError):
+            face.open(log, "other", face.start(upstream.url))
+        with pytest.raises(ContentTypeError):
+            face.open(log, "other").next()
+
+
+def test_start_that_fails_lets_another_begin(log: Log, face: Face) -> None:
+    def fail() -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        face.open(log, "k", fail)
+    with pytest.raises(UsageError, match="what request_sse does"):
+        face.open(log, "k", lambda: [1, 2])
+    with SSEServer([send(1), DONE]) as upstream:
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+
+
+# Cancelling.
+
+
+def test_cancel_ends_all_and_the_upstream(log: Log, face: Face) -> None:
+    with SSEServer([send(1), silence()]) as upstream:
+        readings = [face.open(log, "k", face.start(upstream.url)) for _ in range(3)]
+        assert [reading.next() for reading in readings] == [1, 1, 1]
+        assert face.cancel(log, "k") is True
+        face.meanwhile(upstream.requests[0].wait_aborted)
+        for reading in readings:
+            assert (reading.items(), reading.outcome) == ([], "closed")
+        assert face.cancel(log, "k") is False
+        after = face.open(log, "k", face.start(upstream.url))
+        assert (after.items(), after.outcome) == ([1], "closed")
+        assert face.cancel(log, "other") is False
+
+
+def test_cancel_without_a_reader_reaches_the_upstream(log: Log, face: Face) -> None:
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        reading.close()
+        assert face.cancel(log, "k") is True
+        face.meanwhile(upstream.requests[0].wait_aborted, 1)
+
+
+def test_cancel_before_it_has_begun(log: Log, face: Face) -> None:
+    asked = threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        asked.set()
+        return [silence()]
+
+    with SSEServer(script) as upstream:
+        opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url, timeout=5)))
+        assert asked.wait(5)
+        assert face.cancel(log, "k") is True
+        with pytest.raises(RequestAbortedError):
+            opened.result(2)
+        upstream.requests[0].wait_aborted()
+        reading = face.open(log, "k")
+        assert (reading.items(), reading.outcome) == ([], "closed")
+
+
+def test_delete_forgets(log: Log, face: Face) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert face.delete(log, "k") is True
+        assert face.delete(log, "k") is False
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert len(upstream.requests) == 2
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = face.open(log, "other", face.start(upstream.url))
+        assert reading.next() == 1
+        assert face.delete(log, "other") is True
+        face.meanwhile(upstream.requests[0].wait_aborted)
+
+
+def test_without_readers_it_goes_on(log: Log, face: Face) -> None:
+    with SSEServer([send(1), wait(0.3), send(2), DONE]) as upstream:
+        face.open(log, "k", face.start(upstream.url)).close()
+        assert face.open(log, "k").items() == [1, 2]
+        assert not upstream.requests[0].aborted.is_set()
+
+
+def test_abandoned_it_is_aborted(logs: Logs, face: Face) -> None:
+    log = logs.new(abandon_after=0.2)
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 1
+        # As long as somebody reads, it goes on.
+        with pytest.raises(TimeoutError):
+            reading.next(0.6)
+        assert not upstream.requests[0].aborted.is_set()
+        reading.close()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+        after = face.open(log, "k")
+        assert (after.items(), after.outcome) == ([1], "closed")
+
+
+# Cancel flags, closing, and the loop's end.
+
+
+def test_a_cancel_flag_ends_the_reader_alone(log: Log, face: Face) -> None:
+    flag, go = threading.Event(), threading.Event()
+    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url), cancel=flag)
+        assert reading.next() == 1
+        waiting = in_thread(flag.set)
+        assert (reading.items(), reading.outcome) == ([], "closed")
+        waiting.result(5)
+        with pytest.raises(RequestAbortedError):
+            face.open(log, "k", cancel=flag)
+        go.set()
+        assert face.open(log, "k").items() == [1, 2]
+
+
+def test_a_cancel_flag_ends_the_wait_for_a_beginning(log: Log, face: Face) -> None:
+    class Flag:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 3
+
+    class Broken:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 3 and 1 / 0 > 0
+
+    with pytest.raises(RequestAbortedError, match="cancel was set"):
+        face.open(log, "k", wait=10, cancel=Flag())
+    with pytest.raises(CallbackError):
+        face.open(log, "k", wait=10, cancel=Broken())
+
+
+def test_close_ends_this_ones_readers_and_gives_the_lease_back(logs: Logs, face: Face) -> None:
+    log = logs.new(lease=60)
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 1
+        log.close()
+        assert (reading.items(), reading.outcome) == ([], "closed")
+        face.meanwhile(upstream.requests[0].wait_aborted)
+    with pytest.raises(UsageError, match="closed"):
+        face.open(log, "k")
+    log.close()
+    assert repr(log) == f"<{type(log).__name__} closed>"
+
+
+def test_the_bridges_end_is_told(logs: Logs, face: Face) -> None:
+    with SSEServer([send(1), silence()]) as upstream:
+        with Bridge() as bridge:
+            log = logs.new(bridge=bridge)
+            reading = face.open(log, "k", face.start(upstream.url))
+            assert reading.next() == 1
+        assert isinstance(reading.fail()[1], BridgeClosedError)
+        log.close()
+        with pytest.raises(UsageError):
+            face.open(log, "other")
+
+
+# Producers that die.
+
+STEPS = [
+    ("claim", 0, True),
+    ("append", 0, False),
+    ("append", 0, True),
+    ("append", 1, False),
+    ("append", 1, True),
+    ("append", 2, False),
+    ("end", 0, False),
+]
+
+
+def lost(reading: Reading, count: int) -> None:
+    """Check that it gives the first events, and then tells that the producer is lost."""
+    items, error = reading.fail()
+    assert items == list(range(len(items)))
+    assert len(items) <= count
+    assert isinstance(error, ProducerLostError)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_a_producer_killed_at_each_step_is_noticed_within_the_lease(logs: Logs, step: tuple[str, int, bool]) -> None:
+    log, store = logs.mortal(lease=1.0)
+    store.kill_at = step
+    with SSEServer([send(0), wait(0.02), send(1), wait(0.02), send(2), DONE]) as upstream:
+        opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url)))
+        assert store.killed.wait(5)
+        killed = time.monotonic()
+        if step == ("append", 0, False):
+            # Nothing was begun: whoever waits begins, as if it were the first.
+            assert opened.result(5).collect() == log.open("k").collect() == [0, 1, 2]
+            return
+        if step[0] == "claim":
+            with pytest.raises(StreamNotFoundError):
+                log.open("k", wait=1.1)
+            assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0, 1, 2]
+            return
+        face = Face(is_async=False)
+        lost(Reading(face, log.open("k")), 3)
+        lost(Reading(face, opened.result(5)), 3)
+        assert time.monotonic() - killed < 1.0 + 0.3
+        # Whoever comes later is told the same, at once.
+        lost(Reading(face, log.open("k", lambda: request_sse(upstream.url))), 3)
+
+
+@pytest.mark.parametrize("step", STEPS[2:], ids=str)
+def test_a_dead_producer_that_wakes_up_writes_nothing(logs: Logs, face: Face, step: tuple[str, int, bool]) -> None:
+    log, store = logs.mortal(lease=0.6)
+    store.kill_at = step
+    go = threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/old":
+            return [send("old 0"), wait(0.02), send("old 1"), DONE]
+        return [send("new 0"), hold(go), send("new 1"), DONE]
+
+    with SSEServer(script) as upstream:
+        opened = in_thread(lambda: log.open("k", lambda: request_sse(f"{upstream.url}/old", decode="text")))
+        assert store.killed.wait(5)
+        start = face.start(f"{upstream.url}/new", decode="text")
+
+        def take_over() -> Reading | None:
+            reading = face.open(log, "k", start, takeover=True, decode="event")
+            seen = []
+            while True:
+                try:
+                    seen.append(reading.next(3).data)
+                except TimeoutError:
+                    return None
+                if seen[-1] == "new 0":
+                    return reading
+
+        reading = take_over()
+        assert reading is not None
+        store.revive()
+        go.set()
+        assert [event.data for event in reading.items()] == ["new 1"]
+        whole = [event.data for event in face.open(log, "k", decode="event").items()]
+        begun = whole.index("new 0")
+        assert whole[begun:] == ["new 0", "new 1"]
+        assert whole[:begun] in (
+            [],
+            ["old 0", '{"restart":true}'],
+            ["old 0", "old 1", '{"restart":true}'],
+            ['{"restart":true}'],
+        )
+        opened.exception(5)
+
+
+def test_a_reader_under_way_takes_over(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=0.6)
+    store.kill_at = ("append", 2, False)
+    with SSEServer([send(0), wait(0.05), send(1), wait(0.05), send(2), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url), takeover=True, decode="event")
+        other = log.open("k", lambda: request_sse(upstream.url), takeover=True)
+        before: list[Any] = []
+        for event in iter(reading.next, None):
+            before.append(event)
+            if event.event == "restart":
+                break
+        assert [event.data for event in before] == ["0", '{"restart":true}']
+        assert [event.data for event in reading.items()] == ["0", "1", "2"]
+        assert reading.outcome == "done"
+        assert other.collect() == [0, {"restart": True}, 0, 1, 2]
+        # Whoever comes back with an id of before is told too.
+        assert face.open(log, "k", last_event_id=before[0].id).items() == [{"restart": True}, 0, 1, 2]
+        assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError(), ConnectError("no")], ids=str)
+def test_a_takeover_that_fails_ends_all(logs: Logs, failure: Exception) -> None:
+    log, store = logs.mortal(lease=0.6)
+    store.kill_at = ("append", 2, False)
+    calls = []
+    with SSEServer([send(0), wait(0.05), send(1), silence()]) as upstream:
+
+        def start() -> Any:
+            calls.append(1)
+            if len(calls) > 1:
+                raise failure
+            return request_sse(upstream.url)
+
+        reading = log.open("k", start, takeover=True)
+        other = log.open("k")
+        assert next(reading) == 0
+        with pytest.raises(CallbackError if isinstance(failure, ZeroDivisionError) else ConnectError):
+            next(reading)
+        assert next(other) == 0
+        with pytest.raises((CallbackError, ConnectError, ProducerLostError)):
+            next(other)
+        assert len(calls) == 2
+
+
+def test_a_refusal_to_whoever_takes_over_is_everyones(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=0.6)
+    store.kill_at = ("append", 2, False)
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        number = len(upstream.requests)
+        if number == 1:
+            return [send(0), wait(0.05), send(1), silence()]
+        return [respond(503)] if number == 2 else [send(7), DONE]
+
+    with SSEServer(script) as upstream:
+        start = face.start(upstream.url)
+        reading = face.open(log, "k", start, takeover=True)
+        items, error = reading.fail()
+        assert (items, type(error)) == ([0], StatusError)
+        # A later one may try once more.
+        again = face.open(log, "k", start, takeover=True)
+        assert again.events.status == 200
+        assert again.items() == [0, {"restart": True}, 7]
+
+
+# For a worker.
+
+
+def test_produce_writes_to_the_end(log: Log, face: Face) -> None:
+    with SSEServer([send(1), send(2), DONE]) as upstream:
+        assert face.produce(log, "k", face.start(upstream.url)) == "done"
+        assert face.produce(log, "k", face.start(upstream.url)) is None
+        assert face.open(log, "k").items() == [1, 2]
+        assert len(upstream.requests) == 1
+
+
+def test_produce_tells_what_went_wrong(log: Log, face: Face) -> None:
+    with SSEServer([send(1)]) as upstream:
+        with pytest.raises(TruncatedStreamError):
+            face.produce(log, "k", face.start(upstream.url, require_done=True))
+        assert isinstance(face.open(log, "k").fail()[1], TruncatedStreamError)
+    with SSEServer([respond(404)]) as upstream, pytest.raises(StatusError):
+        face.produce(log, "other", face.start(upstream.url))
+    with pytest.raises(ConnectError):
+        face.produce(log, "third", face.start("http://127.0.0.1:1/"))
+    with pytest.raises(UsageError):
+        face.produce(log, "fourth", lambda: None)
+
+
+def test_a_cancelled_producer_returns(log: Log) -> None:
+    with SSEServer([send(1), silence()]) as upstream:
+        produced = in_thread(lambda: log.produce("k", lambda: request_sse(upstream.url)))
+        reading = log.open("k", wait=10)
+        assert next(reading) == 1
+        assert log.cancel("k")
+        assert produced.result(10) == "closed"
+        assert reading.collect() == []
+        upstream.requests[0].wait_aborted()
+
+
+# The store out for a while.
+
+
+def test_readers_and_producer_ride_an_outage_out(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=0.5)
+    go, later = threading.Event(), threading.Event()
+    with SSEServer([send(0), hold(go), *map(send, range(1, 50)), hold(later), send(50), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.is_out = True
+        go.set()
+        with pytest.raises(TimeoutError):
+            reading.next(0.8)
+        store.is_out = False
+        later.set()
+        assert reading.items() == list(range(1, 51))
+
+
+def test_an_outage_that_is_too_long_is_told(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=0.5, outage=0.3)
+    with SSEServer([send(0), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.is_out = True
+        with pytest.raises(LogUnavailableError, match="outage="):
+            reading.next()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+        with pytest.raises(LogUnavailableError):
+            face.open(log, "other", face.start(upstream.url))
+        store.is_out = False
+        assert isinstance(face.open(log, "k").fail()[1], ProducerLostError)
+
+
+# Together with the rest of the library.
+
+
+def test_streams_of_a_log_are_merged_and_teed(log: Log) -> None:
+    with SSEServer([send(1), send(2), DONE]) as upstream:
+        streams = {name: log.open(name, lambda: request_sse(upstream.url)) for name in "ab"}
+        assert sorted(merge(streams)) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+        one, other = tee(log.open("a"))
+        assert (one.collect(), other.collect()) == ([1, 2], [1, 2])
+
+
+def test_what_a_log_stream_has_not_is_a_usage_error(log: Log) -> None:
+    with SSEServer([send(1), send(2), DONE]) as upstream:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        with pytest.raises(UsageError, match="no connection"):
+            stream.reconnect()
+        assert next(stream) == 1
+        assert stream.stats.events >= 1
+        assert stream.stats.time_to_first_event is not None
+        assert stream.stats.reconnections == 0
+        assert stream.collect() == [2]
+
+
+@pytest.mark.parametrize("key", ["", "a" * 513, "ü" * 300, "a{b", "a}b", "a\nb", "a\0b", "a\x7f", "\ud800", 7, None])
+def test_keys_that_cannot_be(log: Log, face: Face, key: Any) -> None:
+    for call in (face.open, face.cancel, face.delete):
+        with pytest.raises(UsageError, match="key"):
+            call(log, key)
+    with pytest.raises(UsageError, match="key"):
+        face.produce(log, key, lambda: None)
+
+
+def test_keys_of_all_other_kinds(log: Log, face: Face) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        for key in ("a b", "ü" * 256, "a:events", "*", "../x", "[a]", "a" * 512):
+            assert face.open(log, key, face.start(upstream.url)).items() == [1]
+        assert len(upstream.requests) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"start": 7}, "start is a int"),
+        ({"takeover": True}, "takeover=True calls start"),
+        ({"replay": "some"}, "replay="),
+        ({"last_event_id": b"1-1"}, "last_event_id is a bytes"),
+        ({"wait": -1}, "wait="),
+        ({"wait": "1"}, "wait="),
+        ({"decode": "xml"}, "decode="),
+        ({"cancel": 7}, "cancel is a int"),
+        ({"max_buffered_bytes": 0}, "max_buffered_bytes"),
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_work(log: Log, face: Face, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        face.open(log, "k", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lease": 0}, "lease="),
+        ({"ttl": -1}, "ttl="),
+        ({"outage": True}, "outage="),
+        ({"abandon_after": -1}, "abandon_after="),
+        ({"max_events": 0}, "max_events"),
+        ({"bridge": 7}, "bridge is a int"),
+    ],
+    ids=str,
+)
+def test_logs_that_cannot_be(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        MemoryLog(**options)
+
+
+def test_events_are_typed(log: Log) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        event: ServerSentEvent
+        for event in log.open("k", lambda: request_sse(upstream.url), decode="event"):
+            assert event.json() == 1
+        text: str
+        for text in log.open("k", decode="text"):
+            assert text == "1"
