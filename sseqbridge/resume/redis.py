@@ -311,10 +311,16 @@ class _RedisStore:
                 for (_, future), result in zip(sent, results, strict=True):
                     _settle(future, result)
         finally:
-            for _, future in sent:
+            self._sending = None
+            left = sent
+            if self._is_closed:
+                left = sent + self._waiting
+                self._waiting = []
+            for _, future in left:
                 future.cancel()
-            # Where this was cancelled, others may wait, who have something to say before they end.
-            self._sending = asyncio.get_running_loop().create_task(self._send()) if self._waiting else None
+            if self._waiting:
+                # This was cancelled, and others have something to say before they end.
+                self._sending = asyncio.get_running_loop().create_task(self._send())
 
     async def _pipeline(self, sent: Sequence[tuple[tuple[Any, ...], Any]]) -> list[Any]:
         async with self.client.pipeline(transaction=False) as pipeline:
