@@ -23,12 +23,22 @@ _WAIT_SECONDS = 1.0
 # Those that are written to in the library's threads.
 _LOGGERS = (
     "asyncio",
+    "hpack.hpack",
+    "hpack.table",
     "httpcore.connection",
     "httpcore.http11",
     "httpcore.http2",
     "httpcore.proxy",
+    "httpcore.socks",
+    "httpcore2.connection",
+    "httpcore2.http11",
+    "httpcore2.http2",
+    "httpcore2.proxy",
+    "httpcore2.socks",
     "httpx",
     "httpx2",
+    # What a stream that is dropped warns of, where warnings are logged.
+    "py.warnings",
     "sseqbridge",
     "sseqbridge.loop",
 )

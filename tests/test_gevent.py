@@ -133,22 +133,25 @@ print(next(it), flush=True)
 
 
 @both_orders
-def test_what_is_logged_in_the_loop_s_thread_locks_up_no_greenlet(order: str) -> None:
-    program = """
-import logging
+@pytest.mark.parametrize("client", ["None", "httpx.AsyncClient", "httpx2.AsyncClient"])
+def test_what_is_logged_in_the_loop_s_thread_locks_up_no_greenlet(order: str, client: str) -> None:
+    program = f"""
+import httpx, httpx2, logging
+from sseqbridge import Bridge
 
 class Yielding(logging.Handler):
     def emit(self, record):
         gevent.sleep(0.001)
 
 logging.basicConfig(level=logging.DEBUG, handlers=[Yielding(), logging.StreamHandler(open(os.devnull, "w"))])
+bridge = Bridge(client={client})
 # One greenlet holds the handlers' locks while the very first request starts the thread.
 holding = gevent.spawn(logging.info, "first")
 gevent.sleep(0)
 
 def read():
     logging.info("before")
-    items = list(request_sse(url).events)
+    items = list(request_sse(url, bridge=bridge).events)
     logging.info("after")
     assert items == list(range(10)), items
 
