@@ -407,7 +407,7 @@ async def _loop_state() -> LoopState:
         # Of a loop that a forked child goes on with: its connections are the parent's.
         _runtime.keep_for_ever(_loop_states.pop(loop, None))
     if loop not in _loop_states:
-        for other in tuple(_loop_states):
+        for other in _loop_states.copy():
             if other.is_closed():
                 _loop_states.pop(other, None)
         # Another request may make the state meanwhile.

@@ -4,6 +4,7 @@ Which thread writes what: `_thread`, `_state` and `_stop` are written under `_lo
 threads when a bridge starts or is closed (`_stop` by the new thread, which they wait for); all
 that belongs to the loop is in `LoopState`, written by the loop's thread alone. Nothing that a
 finalizer or a signal handler calls takes `_lock`. `_counted` is written under `_lock`, as one, and read by any.
+The set of all bridges that were started is changed, and looked through, under `_bridges_lock`.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ class Bridge:
             raise BridgeClosedError(f"the event loop could not be made: {made[0]}") from made[0]
         self._state = made[0]
         self._count_past(self._counted[1], made[0])
-        _bridges.add(self)
+        with _bridges_lock.here:
+            _bridges.add(self)
 
     def _count_past(self, ended: LoopState | None, current: LoopState | None) -> None:
         past, counts = self._counted
@@ -287,6 +289,7 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
 
 _default_lock = _runtime.Lock()
 _default: Bridge | None = None
+_bridges_lock = _runtime.Lock()
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False
 
@@ -303,7 +306,9 @@ def default_bridge() -> Bridge:
 def _close_all() -> None:
     global _exiting
     _exiting = True
-    bridges = tuple(_bridges)
+    # A daemon thread may start another one.
+    with _bridges_lock.here:
+        bridges = tuple(_bridges)
     # All at once, so that many take no longer than one.
     for bridge in bridges:
         bridge._ask_to_end()

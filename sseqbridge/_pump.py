@@ -174,7 +174,8 @@ class LoopState:
         """Return the open streams, and the bytes and events of all so far. Any thread may call it."""
         while True:
             version = self._version
-            pumps = tuple(self.pumps)
+            # Copied in one step, which neither another thread nor the collector comes into.
+            pumps = tuple(self.pumps.copy())
             received = self._past_bytes + sum(pump.connection.received for pump in pumps)
             events = self._past_events + sum(pump.connection.events for pump in pumps)
             if not version % 2 and version == self._version:

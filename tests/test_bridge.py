@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -10,7 +11,9 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +21,9 @@ import pytest
 
 import sseqbridge
 from sseqbridge import Bridge, BridgeClosedError, CallbackError, SSEError, UsageError, _bridge, _runtime, request_sse
+from sseqbridge._client import ClientPool
 from sseqbridge._connection import Connection
+from sseqbridge._pump import LoopState
 from sseqbridge.testing import SSEServer, send, silence
 
 from .support import in_thread, is_waiting, together, until
@@ -223,6 +228,53 @@ def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
             asking.result(5)
     assert list(it) == []
     silent.wait_for_request().wait_aborted()
+
+
+def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
+) -> None:
+    starting: list[Future[list[Any]]] = []
+
+    class Interrupted(weakref.WeakSet[Bridge]):
+        def __iter__(self) -> Iterator[Bridge]:
+            for found in super().__iter__():
+                if not starting:
+                    starting.append(in_thread(lambda: list(request_sse(answers.url, bridge=late).events)))
+                    # Started here, or held up until this is over.
+                    with contextlib.suppress(TimeoutError):
+                        until(starting[0].done, 0.5)
+                yield found
+
+    with Bridge() as late, Bridge() as bridge:
+        monkeypatch.setattr(_bridge, "_bridges", Interrupted([bridge]))
+        monkeypatch.setattr(_bridge, "_exiting", False)
+        _bridge._close_all()
+        assert bridge._closed
+        assert starting[0].result(5) == [{"n": 1}]
+
+
+def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
+    class Counted:
+        connection = SimpleNamespace(received=1, events=1)
+
+    def begin(phase: str, info: dict[str, int]) -> None:
+        pumps.add(Counted())
+
+    loop = asyncio.new_event_loop()
+    state = LoopState(loop, ClientPool())
+    pumps: set[Any] = state.pumps
+    pumps.update(Counted() for _ in range(50))
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(begin)
+    gc.set_threshold(1)
+    try:
+        for _ in range(100):
+            found, received, _ = state.counted()
+            assert len(found) == received >= 50
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(begin)
+        loop.close()
 
 
 def test_the_repr_tells_the_state_and_nothing_else(silent: SSEServer) -> None:
