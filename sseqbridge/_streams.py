@@ -193,16 +193,19 @@ class _BaseStream(Generic[T]):
     @property
     def last_event(self) -> ServerSentEvent | None:
         """The event behind the last item, whatever was decoded of it; None before the first."""
-        if isinstance(self._last_event, str):
-            self._last_event = as_event(self._last_event)
-        return self._last_event
+        # Not kept: another thread than the consumer's may ask.
+        event = self._last_event
+        return as_event(event) if isinstance(event, str) else event
 
     @property
     def last_event_id(self) -> str:
         """The stream's last event ID as of what was consumed; "" where none was sent."""
-        if self._committed_id is not None:
-            return self._committed_id
-        return self._last_event.id if isinstance(self._last_event, ServerSentEvent) else ""
+        # Each is looked at once: another thread than the consumer's may ask.
+        committed_id = self._committed_id
+        if committed_id is not None:
+            return committed_id
+        event = self._last_event
+        return event.id if isinstance(event, ServerSentEvent) else ""
 
     @property
     def retry(self) -> float | None:
