@@ -1,9 +1,10 @@
 """The bridge: one daemon thread whose asyncio loop does the network work of every stream.
 
 Which thread writes what: `_thread`, `_state` and `_stop` are written under `_lock`, by callers'
-threads when a bridge starts or is closed (`_stop` by the new thread, which they wait for); all
-that belongs to the loop is in `LoopState`, written by the loop's thread alone. Nothing that a
-finalizer or a signal handler calls takes `_lock`. `_counted` is written under `_lock`, as one, and read by any.
+threads when a bridge starts, `_state` by its own when that ends; all that belongs to the loop is
+in `LoopState`, written by the loop's thread alone. Nothing that a finalizer calls takes `_lock`. A
+signal handler may close a bridge while what it interrupts has the lock, and does not wait for it:
+so each step under it leaves what close() can work with. `_counted` is written under `_lock`, as one, and read by any.
 The set of all bridges that were started is changed, and looked through, under `_bridges_lock`.
 """
 
@@ -16,13 +17,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakSet
 
 from . import _fast, _runtime
 from ._client import ClientFactory, ClientPool
 from ._exceptions import BridgeClosedError, SSEError, UsageError
-from ._handoff import settle
+from ._handoff import post, settle
 from ._loop_watch import LoopWatch
 from ._pump import LoopState, Pump
 
@@ -55,6 +56,13 @@ class BridgeStats:
     bytes: int
     buffered: int
     longest_wait: float
+
+
+class _Made(NamedTuple):
+    """What a loop's thread has made: its state, and what it runs until."""
+
+    state: LoopState
+    stop: asyncio.Future[None]
 
 
 _NOTHING = BridgeStats(0, 0, 0, 0, 0, 0.0)
@@ -181,6 +189,10 @@ class Bridge:
             if self._state is None:
                 self._start()
             assert self._state is not None
+            if self._closed:
+                # In the midst of that, by a signal handler.
+                self._ask_to_end()
+                raise UsageError("this Bridge was closed while it started")
             return self._state
 
     def _leave_the_parents(self) -> None:
@@ -199,18 +211,31 @@ class Bridge:
             )
         # Not a greenlet's, which would let another come to the lock that is held here.
         ready = _runtime.ThreadWaiter()
-        made: list[LoopState | Exception] = []
+        made: list[_Made | Exception] = []
         try:
-            self._thread = _runtime.DaemonThread(self._main, "sseqbridge-loop", made, ready)
-        except RuntimeError as exc:
-            raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
-        ready.wait(None)
+            thread = self._new_thread(made, ready)
+            ready.wait(None)
+        except BridgeClosedError:
+            raise
+        except BaseException:
+            # An interrupt: nobody else knows of the thread, where it is one already.
+            ready.wait(_EXIT_SECONDS)
+            for one in [one for one in made if isinstance(one, _Made)]:
+                post(one.state.loop, settle, one.stop)
+            raise
         if isinstance(made[0], Exception):
             raise BridgeClosedError(f"the event loop could not be made: {made[0]}") from made[0]
-        self._state = made[0]
-        self._count_past(self._counted[1], made[0])
+        self._thread = thread
+        self._state, self._stop = made[0]
+        self._count_past(self._counted[1], made[0].state)
         with _bridges_lock.here:
             _bridges.add(self)
+
+    def _new_thread(self, made: list[_Made | Exception], ready: _runtime.ThreadWaiter) -> _runtime.DaemonThread:
+        try:
+            return _runtime.DaemonThread(self._main, "sseqbridge-loop", made, ready)
+        except RuntimeError as exc:
+            raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
 
     def _count_past(self, ended: LoopState | None, current: LoopState | None) -> None:
         past, counts = self._counted
@@ -218,7 +243,7 @@ class Bridge:
         if counts is ended:
             self._counted = past if ended is None else _sum(past, ended, is_open=False), current
 
-    def _main(self, made: list[LoopState | Exception], ready: _runtime.ThreadWaiter) -> None:
+    def _main(self, made: list[_Made | Exception], ready: _runtime.ThreadWaiter) -> None:
         try:
             loop = _runtime.new_event_loop()
         except Exception as exc:
@@ -227,8 +252,8 @@ class Bridge:
             return
         _fast.log_in_use()
         state = LoopState(loop, ClientPool(self._factory), LoopWatch(loop))
-        stop = self._stop = loop.create_future()
-        made.append(state)
+        stop = loop.create_future()
+        made.append(_Made(state, stop))
         ready.wake()
         cause = None
         try:
@@ -238,7 +263,8 @@ class Bridge:
             cause = exc
         with self._lock.here:
             # Nothing is posted from here on; where no stop was asked for, the next request starts anew.
-            self._state = None
+            if self._state is state:
+                self._state = None
         reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
         try:
             loop.run_until_complete(_wind_up(state, reason))
@@ -251,7 +277,10 @@ class Bridge:
                 self._count_past(state, None)
 
     def close(self) -> None:
-        """Abort every stream and end the thread, in about a second at most. Any thread may call it."""
+        """Abort every stream and end the thread, in about a second at most.
+
+        Any thread may call it, also a signal handler.
+        """
         thread = self._ask_to_end()
         if thread is not None and thread.ident != _runtime.thread_id() and _runtime.may_wait():
             thread.join(_EXIT_SECONDS)

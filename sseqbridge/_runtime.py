@@ -91,6 +91,7 @@ def _original(module: str, name: str) -> Any:
 
 # Those of before the patch, also where this is imported after it.
 _allocate_lock = _original("_thread", "allocate_lock")
+_allocate_rlock = _original("_thread", "RLock")
 _get_ident = _original("_thread", "get_ident")
 
 
@@ -144,7 +145,8 @@ class Lock:
     """A lock between threads of the operating system, which each process has for itself: `with lock.here`.
 
     One that another thread held at a fork would be held for ever in the child. What is entered is a
-    lock of the interpreter's, since an interrupt may come between any two steps of a function here.
+    lock of the interpreter's, since an interrupt may come between any two steps of a function here,
+    and one that its holder may enter again: a signal handler, which interrupted that, would wait for ever.
     """
 
     __slots__ = ("_locks",)
@@ -158,7 +160,7 @@ class Lock:
         """This process's."""
         this = process()
         lock = self._locks.get(this)
-        return self._locks.setdefault(this, _allocate_lock()) if lock is None else lock
+        return self._locks.setdefault(this, _allocate_rlock()) if lock is None else lock
 
 
 class ThreadWaiter:

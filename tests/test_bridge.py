@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import logging
+import signal
 import sys
 import threading
 import weakref
@@ -228,6 +229,65 @@ def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
             asking.result(5)
     assert list(it) == []
     silent.wait_for_request().wait_aborted()
+
+
+@pytest.fixture
+def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """A function that has another one called by a signal handler, while the next loop is being made."""
+    make, main = _runtime.new_event_loop, threading.get_ident()
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_up(act: Callable[[], object]) -> None:
+        handled = threading.Event()
+
+        def handle(*_: object) -> None:
+            handled.set()
+            act()
+
+        def slowly() -> asyncio.AbstractEventLoop:
+            if not handled.is_set():
+                signal.pthread_kill(main, signal.SIGUSR1)
+                assert handled.wait(10)
+            return make()
+
+        signal.signal(signal.SIGUSR1, handle)
+        monkeypatch.setattr(_runtime, "new_event_loop", slowly)
+
+    yield set_up
+    signal.signal(signal.SIGUSR1, before)
+
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
+
+
+@unix
+def test_bridge_that_a_signal_handler_closes_while_it_starts(
+    silent: SSEServer, interrupted_start: Callable[[Callable[[], object]], None]
+) -> None:
+    before, bridge = threads_of_bridges(), Bridge()
+    interrupted_start(bridge.close)
+    with pytest.raises(UsageError, match="closed"):
+        request_sse(silent.url, bridge=bridge)
+    until(lambda: threads_of_bridges() == before)
+    assert repr(bridge) == "<Bridge closed>"
+
+
+@unix
+def test_bridge_whose_start_is_interrupted_starts_anew_and_leaves_no_thread(
+    silent: SSEServer, interrupted_start: Callable[[Callable[[], object]], None]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    before = threads_of_bridges()
+    interrupted_start(interrupt)
+    with Bridge() as bridge:
+        with pytest.raises(KeyboardInterrupt):
+            request_sse(silent.url, bridge=bridge)
+        with request_sse(silent.url, bridge=bridge) as (_, _, it):
+            until(lambda: len(threads_of_bridges() - before) == 1)
+            assert next(it) == {"n": 1}
+    until(lambda: threads_of_bridges() == before)
 
 
 def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(

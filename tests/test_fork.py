@@ -494,7 +494,7 @@ def test_relays_of_another_process(
 
 def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
     """Entered by the interpreter itself, and not by steps of a function."""
-    assert type(_runtime.Lock().here) is type(threading.Lock())
+    assert type(_runtime.Lock().here) is type(threading.RLock())
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
