@@ -1,13 +1,14 @@
 """How a greenlet waits, and a thread starts, in a process that gevent has patched.
 
 Rule: imported by _runtime.py alone, and there alone that gevent has patched the process. Whatever
-the loop's thread calls of this touches no hub but through `run_callback_threadsafe`.
+the loop's thread calls of this touches no hub but through its `_Mailbox`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -43,17 +44,56 @@ _LOGGERS = (
     "sseqbridge.loop",
 )
 _get_ident = get_original("_thread", "get_ident")
-# The hub to log in, by thread. Each thread writes its own.
-_hubs: dict[int, Any] = {}
+
+
+class _Mailbox:
+    """What other threads have a hub do.
+
+    A watcher of its loop's: `run_callback_threadsafe` is not what it says. It adds to the number of
+    what the loop waits for, as the loop itself does in its own thread without the interpreter's lock.
+    Where one of the two is lost, the loop has nothing to wait for some day, and ends.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self.hub = hub
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        # Not waited for itself, so that gevent.wait() comes to its end.
+        self._watcher = hub.loop.async_(ref=False)
+        self._watcher.start(self._call)
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Have the hub call `function`. From any thread. A hub that has ended calls nothing."""
+        self._calls.append((function, args))
+        if self.hub.loop is not None:
+            self._watcher.send()
+
+    def _call(self) -> None:
+        while self._calls:
+            function, args = self._calls.popleft()
+            function(*args)
+
+
+# Each thread's own hub's.
+_here = get_original("_thread", "_local")()
+# What to log in, by thread. Each thread writes its own.
+_mailboxes: dict[int, _Mailbox] = {}
+
+
+def _mailbox() -> _Mailbox:
+    hub = get_hub()
+    mailbox: _Mailbox | None = getattr(_here, "mailbox", None)
+    if mailbox is None or mailbox.hub is not hub:
+        mailbox = _here.mailbox = _Mailbox(hub)
+    return mailbox
 
 
 class GreenletWaiter:
     """One greenlet's wait for one wake-up, from any thread; the others of its own go on."""
 
-    __slots__ = ("_event", "_hub")
+    __slots__ = ("_event", "_mailbox")
 
     def __init__(self) -> None:
-        self._hub = get_hub()
+        self._mailbox = _mailbox()
         self._event = Event()
 
     def wait(self, timeout: float | None) -> bool:
@@ -68,10 +108,8 @@ class GreenletWaiter:
 
     def wake(self) -> None:
         """End the wait."""
-        # Not set() itself: this is mostly called in another thread. A hub that has ended has no loop.
-        loop = self._hub.loop
-        if loop is not None:
-            loop.run_callback_threadsafe(self._event.set)
+        # Not set() itself: this is mostly called in another thread.
+        self._mailbox.post(self._event.set)
 
 
 def in_hub() -> bool:
@@ -85,18 +123,18 @@ def start_thread(run: Callable[[], object]) -> None:
     What is logged in it goes on to the handlers in a greenlet of the caller's: their locks are
     gevent's, and a greenlet that waits for one that a thread gives back may never be woken.
     """
-    hub = get_hub()
+    mailbox = _mailbox()
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(one, _ToGreenlets) for one in logger.filters):
             logger.addFilter(_ToGreenlets(logger))
 
     def run_here() -> None:
-        _hubs[_get_ident()] = hub
+        _mailboxes[_get_ident()] = mailbox
         try:
             run()
         finally:
-            del _hubs[_get_ident()]
+            del _mailboxes[_get_ident()]
 
     get_original("_thread", "start_new_thread")(run_here, ())
 
@@ -109,11 +147,10 @@ class _ToGreenlets(logging.Filter):
         self._logger = logger
 
     def filter(self, record: logging.LogRecord) -> bool:
-        hub = _hubs.get(_get_ident())
-        if hub is None:
+        mailbox = _mailboxes.get(_get_ident())
+        if mailbox is None:
             return True
-        if hub.loop is not None:
-            hub.loop.run_callback_threadsafe(spawn, self._logger.callHandlers, record)
+        mailbox.post(spawn, self._logger.callHandlers, record)
         return False
 
 

@@ -163,6 +163,48 @@ print(sum(reader.successful() for reader in readers))
         assert run("import os\n" + program, server.url, order) == "50\n"
 
 
+@both_orders
+def test_waking_from_another_thread_leaves_the_hub_s_count_of_what_it_waits_for_alone(order: str) -> None:
+    """The hub changes it without the interpreter's lock: what is lost of it ends the hub in the midst of its work."""
+    program = """
+import select, time
+from gevent.monkey import get_original
+from sseqbridge import _runtime
+
+start, look = get_original("_thread", "start_new_thread"), get_original("select", "select")
+waiter, over = _runtime.new_waiter(), []
+
+def wake():
+    while not over:
+        waiter.wake()
+        look([], [], [], 0)
+
+def sleep():
+    while time.monotonic() < end:
+        gevent.sleep(0.0001)
+
+end = time.monotonic() + 3
+start(wake, ())
+try:
+    gevent.joinall([gevent.spawn(sleep) for _ in range(5)], raise_error=True)
+finally:
+    over.append(True)
+gevent.sleep(0.1)
+print(gevent.get_hub().loop.activecnt)
+"""
+    assert run(program, "", order) == "0\n"
+
+
+@both_orders
+def test_wait_for_all_of_the_hub_s_work_ends_beside_an_open_stream(order: str) -> None:
+    program = """
+it = request_sse(url + "/silent").events
+print(next(it), gevent.wait(timeout=5), flush=True)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "0 True\n"
+
+
 def test_eventlet_is_known_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
     class Patcher:
         @staticmethod
