@@ -23,6 +23,7 @@ from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
     EventsLostError,
+    LogError,
     LogUnavailableError,
     ProducerLostError,
     RequestAbortedError,
@@ -148,6 +149,16 @@ def _piece(items: list[ServerSentEvent], size: int) -> Part:
     return Part("event", position, items=items, size=size)
 
 
+def _as_log_error(exc: Exception) -> SSEError:
+    """Return what the readers are told: a fault of the store that it has no error for must leave nobody waiting."""
+    if isinstance(exc, SSEError):
+        return exc
+    logger.error("reading a log failed", exc_info=exc)
+    error = LogError(f"reading the log failed with {type(exc).__name__}")
+    error.__cause__ = exc
+    return error
+
+
 class Hub:
     """What one log's readers and producers share in one loop."""
 
@@ -271,9 +282,11 @@ class Hub:
                 self._look_now.clear()
                 try:
                     watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
-                except SSEError as error:
+                except Exception as exc:
+                    error = _as_log_error(exc)
                     for topic in topics:
                         topic.fail(error)
+                        self.drop(topic)
                     continue
                 for topic, watch in zip(topics, watches, strict=True):
                     topic.seen(watch)
@@ -308,16 +321,20 @@ class _Group:
 
     async def run(self) -> None:
         while self.topics:
-            positions = {key: topic.position for key, topic in self.topics.items()}
             try:
-                found = await self._hub.patiently(self.tail.read, positions)
-            except SSEError as error:
+                await self._read()
+            except Exception as exc:
+                error = _as_log_error(exc)
                 for topic in tuple(self.topics.values()):
                     topic.fail(error)
-                continue
-            for key, entries in found:
-                if key in self.topics:
-                    self.topics[key].deliver(entries)
+                    # Whoever comes now begins anew.
+                    self._hub.drop(topic)
+
+    async def _read(self) -> None:
+        positions = {key: topic.position for key, topic in self.topics.items()}
+        for key, entries in await self._hub.patiently(self.tail.read, positions):
+            if key in self.topics:
+                self.topics[key].deliver(entries)
 
 
 class Topic:
@@ -481,9 +498,8 @@ class Reader(LoopTask):
         self._hub.readers.discard(self)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            told = BridgeClosedError(f"reading the log ended by {type(error).__name__}")
-            told.__cause__ = error
-            self._finish(End("error", told))
+            assert isinstance(error, Exception)
+            self._finish(End("error", _as_log_error(error)))
         else:
             self._finish(End("closed"))
         self._finished.set()

@@ -357,7 +357,9 @@ class _RedisTail:
             if key is None:
                 self._seen = self._wakes
             else:
-                found.append((key, self._store.entries(entries[0] if isinstance(reply, dict) else entries)))
+                # (Some forms of redis-py's have one more list around them.)
+                nested = entries and isinstance(entries[0][0], (list, tuple))
+                found.append((key, self._store.entries(entries[0] if nested else entries)))
         return found
 
     def _xread(self, command: Sequence[Any], name: str) -> Any:

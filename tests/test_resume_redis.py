@@ -1,0 +1,529 @@
+"""What is Redis's alone of a log: its keys and connections, its failures, several processes, and a Cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from sseqbridge import (
+    EventsLostError,
+    LogAccessError,
+    LogError,
+    LogFullError,
+    LogUnavailableError,
+    ProducerLostError,
+    UsageError,
+    relay,
+    request_sse,
+)
+from sseqbridge.resume import RedisLog
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
+
+from .redis_support import RedisServer, free_port, needs_redis, redis_server
+from .support import ROOT, until
+
+pytestmark = needs_redis
+
+DONE = send("[DONE]")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: RedisServer) -> RedisServer:
+    with shared.client() as client:
+        client.flushall()
+    return shared
+
+
+@pytest.fixture
+def own() -> Iterator[RedisServer]:
+    """One that the test may kill."""
+    with redis_server() as running:
+        yield running
+
+
+def keys_of(server: RedisServer) -> set[str]:
+    with server.client() as client:
+        return {str(key) for key in client.scan_iter(count=1000)}
+
+
+# Keys and connections.
+
+
+def test_keys_of_a_stream_have_one_hash_tag(server: RedisServer) -> None:
+    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url, prefix="app:1") as log:
+        with log.open("chat 7", lambda: request_sse(upstream.url)) as events:
+            assert next(events) == 1
+            own = {key for key in keys_of(server) if ":wake:" not in key}
+            assert own == {f"app:1:{{chat 7}}:{what}" for what in ("events", "lease", "fence", "readers")}
+            with server.client() as client:
+                assert all(client.pttl(key) > 0 for key in keys_of(server))
+                assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"data": "1"}
+        assert log.cancel("chat 7")
+    with server.client() as client:
+        assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"cancel": "cancelled"}
+
+
+def test_prefixes_are_apart(server: RedisServer) -> None:
+    with (
+        SSEServer([send(1), DONE]) as upstream,
+        RedisLog.from_url(server.url, prefix="a") as one,
+        RedisLog.from_url(server.url, prefix="a:b") as other,
+    ):
+        for log in (one, other):
+            assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1]
+        assert len(upstream.requests) == 2
+        assert one.delete("k")
+        assert other.open("k").collect() == [1]
+
+
+@pytest.mark.parametrize("prefix", ["", "a{", "}", "a\n", 7])
+def test_prefixes_that_cannot_be(prefix: Any) -> None:
+    with pytest.raises(UsageError, match="prefix"):
+        RedisLog.from_url("redis://127.0.0.1", prefix=prefix)
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://localhost", None, "redis://127.0.0.1:x"])
+def test_urls_that_cannot_be(url: Any) -> None:
+    with pytest.raises(UsageError, match="redis://"):
+        RedisLog.from_url(url)
+
+
+def test_a_client_is_made_by_a_function(server: RedisServer) -> None:
+    with pytest.raises(UsageError, match="function"):
+        RedisLog(redis.asyncio.Redis(port=server.port))  # type: ignore[arg-type]
+    # As a program may have configured it.
+    for options in ({}, {"decode_responses": True}, {"protocol": 2}, {"protocol": 3, "legacy_responses": False}):
+        with (
+            SSEServer([send(1), send("ü"), DONE]) as upstream,
+            RedisLog(lambda: redis.asyncio.Redis(port=server.port, **options)) as log,  # noqa: B023
+        ):
+            assert log.open("k", lambda: request_sse(upstream.url), decode="text").collect() == ["1", "ü"]
+            assert log.open("k", decode="text").collect() == ["1", "ü"]
+            log.delete("k")
+
+
+def test_two_connections_serve_all_readers_and_producers(server: RedisServer) -> None:
+    go = threading.Event()
+    with (
+        SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
+        RedisLog.from_url(server.url) as log,
+        contextlib.ExitStack() as stack,
+    ):
+        streams = [stack.enter_context(log.open(f"k{n % 20}", lambda: request_sse(upstream.url))) for n in range(200)]
+        assert [next(stream) for stream in streams] == [1] * 200
+        with server.client() as client:
+            assert len([each for each in client.client_list() if each["cmd"] != "client|list"]) == 2
+        go.set()
+        assert [stream.collect() for stream in streams] == [[2]] * 200
+        assert len(upstream.requests) == 20
+
+
+def test_a_new_reader_wakes_the_wait_of_the_others(server: RedisServer) -> None:
+    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log:
+        took = []
+        with contextlib.ExitStack() as stack:
+            for n in range(20):
+                began = time.monotonic()
+                stream = stack.enter_context(log.open(f"k{n}", lambda: request_sse(upstream.url)))
+                assert next(stream) == 1
+                took.append(time.monotonic() - began)
+        # XREAD would have waited for 2 s.
+        assert max(took) < 1
+
+
+def test_scripts_that_redis_has_forgotten_are_sent_anew(server: RedisServer) -> None:
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, RedisLog.from_url(server.url) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 1
+        with server.client() as client:
+            client.script_flush()
+        go.set()
+        assert stream.collect() == [2]
+
+
+def test_a_stream_of_somebody_elses_is_no_logs(server: RedisServer) -> None:
+    with RedisLog.from_url(server.url) as log, server.client() as client:
+        client.xadd("sseqbridge:{k}:events", {"data": "x"}, id="99999999999999999-1")
+        with pytest.raises(LogError, match="none of a log's"):
+            log.open("k")
+        client.set("sseqbridge:{other}:events", "x")
+        with pytest.raises(LogError, match="WRONGTYPE"):
+            log.open("other")
+
+
+# Failures of Redis.
+
+
+def test_a_restart_is_ridden_out(own: RedisServer) -> None:
+    steps: list[Step] = []
+    for n in range(60):
+        steps += [send(n), wait(0.02)]
+    with SSEServer([*steps, DONE]) as upstream, RedisLog.from_url(own.url, lease=3) as log:
+        streams = [log.open("k", lambda: request_sse(upstream.url)) for _ in range(3)]
+        assert [next(stream) for stream in streams] == [0, 0, 0]
+        for _ in range(2):
+            own.kill()
+            time.sleep(0.1)
+            own.start()
+            assert streams[0].next(5) > 0
+        late = log.open("k")
+        assert late.collect() == list(range(60))
+        for stream in streams[1:]:
+            assert stream.collect() == list(range(1, 60))
+        assert streams[0].collect()[-1] == 59
+
+
+def test_a_restart_longer_than_the_lease_is_ridden_out(own: RedisServer) -> None:
+    go = threading.Event()
+    with SSEServer([send(0), hold(go), send(1), DONE]) as upstream, RedisLog.from_url(own.url, lease=0.5) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 0
+        own.kill()
+        go.set()
+        with pytest.raises(TimeoutError):
+            stream.next(1.2)
+        own.start()
+        assert stream.collect() == [1]
+
+
+def test_redis_that_does_not_come_back_is_told(own: RedisServer) -> None:
+    with SSEServer([send(0), silence()]) as upstream, RedisLog.from_url(own.url, outage=0.5) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 0
+        own.kill()
+        with pytest.raises(LogUnavailableError, match=r"out for 0\.5 s") as caught:
+            next(stream)
+        assert isinstance(caught.value.__cause__, (redis.ConnectionError, redis.TimeoutError))
+        upstream.requests[0].wait_aborted()
+        with pytest.raises(LogUnavailableError):
+            log.open("other", lambda: request_sse(upstream.url))
+
+
+def test_what_redis_has_lost_is_no_silent_gap(own: RedisServer) -> None:
+    go = threading.Event()
+    with SSEServer([send(0), send(1), hold(go), send(2), DONE]) as upstream, RedisLog.from_url(own.url) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert [next(stream), next(stream)] == [0, 1]
+        with own.client() as client:
+            client.flushall()
+        go.set()
+        # Who has had all of it goes on; who comes later is told.
+        assert stream.collect() == [2]
+        with pytest.raises(EventsLostError):
+            log.open("k")
+
+
+def test_wrong_credentials_are_told_as_such() -> None:
+    with redis_server("--requirepass", "secret-7") as server:
+        for url in (server.url, f"redis://:wrong-9@127.0.0.1:{server.port}"):
+            with RedisLog.from_url(url) as log:
+                with pytest.raises(LogAccessError, match="credentials") as caught:
+                    log.open("k", lambda: request_sse("http://127.0.0.1:1/"))
+                assert isinstance(caught.value.__cause__, redis.RedisError)
+                assert "wrong-9" not in f"{caught.value!r} {log!r}"
+        with RedisLog.from_url(f"redis://:secret-7@127.0.0.1:{server.port}") as log:
+            with redis.Redis(port=server.port, password="secret-7") as client:
+                client.execute_command("ACL", "SETUSER", "poor", "on", ">p", "~*", "+@all", "-eval", "-evalsha")
+            assert not log.cancel("k")
+            with (
+                RedisLog.from_url(f"redis://poor:p@127.0.0.1:{server.port}") as poor,
+                pytest.raises(LogAccessError, match="credentials"),
+            ):
+                poor.open("k")
+
+
+def test_a_full_memory_is_told_as_such() -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        while True:
+            yield send("x" * 10_000)
+
+    with (
+        redis_server("--maxmemory", "4mb") as server,
+        SSEServer(script) as upstream,
+        RedisLog.from_url(server.url, lease=1) as log,
+        RedisLog.from_url(server.url, lease=1) as elsewhere,
+    ):
+        stream = log.open("k", lambda: request_sse(upstream.url, decode="text"), decode="text")
+        other = elsewhere.open("k", decode="text")
+        with pytest.raises(LogFullError, match="maxmemory"):
+            while True:
+                next(stream)
+        upstream.requests[0].wait_aborted()
+        # What was written can still be read, and the readers elsewhere are told.
+        with pytest.raises(ProducerLostError):
+            while True:
+                other.next(5)
+        with pytest.raises(LogFullError):
+            log.produce("another", lambda: request_sse(upstream.url))
+
+
+def test_a_redis_that_hangs_is_an_outage(own: RedisServer) -> None:
+    go = threading.Event()
+    options = {"socket_timeout": 2.5}
+    with (
+        SSEServer([send(0), hold(go), send(1), DONE]) as upstream,
+        RedisLog.from_url(own.url, client_options=options) as log,
+    ):
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 0
+        assert own._process is not None
+        own._process.send_signal(signal.SIGSTOP)
+        try:
+            go.set()
+            with pytest.raises(TimeoutError):
+                stream.next(3)
+        finally:
+            own._process.send_signal(signal.SIGCONT)
+        assert stream.collect() == [1]
+
+
+# Several processes.
+
+PROCESS = """
+    import os, signal, sys, time
+    from sseqbridge import request_sse
+    from sseqbridge.resume import RedisLog
+
+    redis_url, upstream, what = sys.argv[1:4]
+    with RedisLog.from_url(redis_url, lease=1.5) as log:
+        start = lambda: request_sse(upstream)
+        if what == "produce":
+            print(log.produce("k", start), flush=True)
+        elif what == "read":
+            for item in log.open("k", wait=10):
+                print(item, flush=True)
+            print("end", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def lines(running: subprocess.Popen[str], count: int) -> list[str]:
+    assert running.stdout is not None
+    return [running.stdout.readline().strip() for _ in range(count)]
+
+
+def test_processes_read_what_another_writes(server: RedisServer) -> None:
+    go = threading.Event()
+    with (
+        SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
+        process(server.url, upstream.url, "produce") as producer,
+        process(server.url, upstream.url, "read") as reader,
+        RedisLog.from_url(server.url, lease=1.5) as log,
+    ):
+        with log.open("k", wait=10) as events:
+            assert [next(events), *lines(reader, 1)] == [1, "1"]
+            go.set()
+            assert events.collect() == [2]
+        assert lines(reader, 2) == ["2", "end"]
+        assert lines(producer, 1) == ["done"]
+        assert (producer.wait(5), reader.wait(5)) == (0, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_process_that_dies_ends_its_readers_or_is_taken_over(server: RedisServer, number: signal.Signals) -> None:
+    with (
+        SSEServer([send(1), send(2), silence()]) as upstream,
+        SSEServer([send(7), DONE]) as later,
+        process(server.url, upstream.url, "produce") as producer,
+        RedisLog.from_url(server.url, lease=1.5) as log,
+    ):
+        reader = log.open("k", wait=10)
+        assert [next(reader), next(reader)] == [1, 2]
+        producer.send_signal(number)
+        died = time.monotonic()
+        with pytest.raises(ProducerLostError, match="takeover=True"):
+            next(reader)
+        assert time.monotonic() - died < 1.5
+        heir = log.open("k", lambda: request_sse(later.url), takeover=True)
+        assert heir.collect() == [1, 2, {"restart": True}, 7]
+        if number == signal.SIGSTOP:
+            # It wakes up, and may not write any more.
+            producer.send_signal(signal.SIGCONT)
+            assert lines(producer, 1) == ["closed"]
+            upstream.requests[0].wait_aborted()
+            assert log.open("k", replay="all").collect() == [1, 2, {"restart": True}, 7]
+
+
+def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
+    with (
+        SSEServer([send(1), silence()]) as upstream,
+        process(server.url, upstream.url, "produce") as producer,
+        RedisLog.from_url(server.url, lease=60) as log,
+    ):
+        reader = log.open("k", wait=10)
+        assert next(reader) == 1
+        producer.send_signal(signal.SIGINT)
+        producer.wait(5)
+        upstream.requests[0].wait_aborted()
+        until(lambda: "sseqbridge:{k}:lease" not in keys_of(server))
+        reader.close()
+
+
+def test_a_forked_child_has_readers_of_its_own(server: RedisServer) -> None:
+    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 1
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with pytest.raises(UsageError, match="fork"):
+                    next(stream)
+                with log.open("k") as own:
+                    assert next(own) == 1
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        log.cancel("k")
+        assert stream.collect() == []
+
+
+def test_it_works_under_gevent(server: RedisServer) -> None:
+    program = """
+        from gevent import monkey; monkey.patch_all()
+        import sys, gevent
+        from sseqbridge import request_sse
+        from sseqbridge.resume import RedisLog
+        with RedisLog.from_url(sys.argv[1]) as log:
+            start = lambda: request_sse(sys.argv[2])
+            jobs = [gevent.spawn(lambda n=n: log.open(f"k{n % 5}", start).collect()) for n in range(50)]
+            print([job.get() for job in jobs] == [[1, 2]] * 50)
+    """
+    with SSEServer([send(1), wait(0.05), send(2), DONE]) as upstream:
+        command = [sys.executable, "-c", textwrap.dedent(program), server.url, upstream.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=15, cwd=ROOT, check=False)
+        assert (done.stdout, done.stderr) == ("True\n", "")
+        assert len(upstream.requests) == 5
+
+
+def test_a_relay_of_a_log_resumes_where_its_reader_was(server: RedisServer) -> None:
+    import flask
+
+    app = flask.Flask(__name__)
+    with SSEServer([send(1), send(2), send(3), DONE]) as upstream, RedisLog.from_url(server.url) as log:
+
+        @app.get("/<key>")
+        def read(key: str) -> flask.Response:
+            events = log.open(
+                key,
+                lambda: request_sse(upstream.url),
+                last_event_id=flask.request.headers.get("Last-Event-ID"),
+            )
+            return relay.flask.stream_response(events)
+
+        client = app.test_client()
+        frames = client.get("/k").text.split("\n\n")
+        ids = [re.findall("id: (.*)", frame)[0] for frame in frames if "data:" in frame]
+        assert [frame.split("data: ")[1] for frame in frames if "data:" in frame] == ["1", "2", "3", "[DONE]"]
+        rest = client.get("/k", headers={"Last-Event-ID": ids[1]}).text
+        assert re.findall("data: (.*)", rest) == ["3", "[DONE]"]
+        assert re.findall("id: (.*)", rest) == ids[2:]
+
+
+# A Cluster.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[int]]:
+    """The ports of three nodes."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(3):
+            port = free_port()
+            while port > 50_000:
+                port = free_port()  # The nodes' bus is 10,000 above it.
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
+            command += ["--cluster-enabled", "yes", "--save", "", "--loglevel", "warning"]
+            node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            stack.callback(node.wait)
+            stack.callback(node.kill)
+            ports.append(port)
+        clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
+
+        def answers() -> bool:
+            try:
+                return all(client.ping() for client in clients)
+            except redis.ConnectionError:
+                return False
+
+        until(answers)
+        for index, client in enumerate(clients):
+            begin, end = index * 5461, 16_384 if index == 2 else (index + 1) * 5461
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[index])
+
+        def is_whole() -> bool:
+            return all(
+                "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+                and len(client.execute_command("CLUSTER", "SLOTS")) == 3
+                for client in clients
+            )
+
+        until(is_whole, 15)
+        yield ports
+
+
+def test_streams_of_a_cluster_are_on_all_its_nodes(cluster: list[int]) -> None:
+    go = threading.Event()
+    url = f"redis://127.0.0.1:{cluster[0]}"
+    with (
+        SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
+        RedisLog.from_url(url, cluster=True) as log,
+        RedisLog.from_url(url, cluster=True) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        streams = [stack.enter_context(log.open(f"k{n}", lambda: request_sse(upstream.url))) for n in range(12)]
+        streams += [stack.enter_context(other.open(f"k{n}")) for n in range(12)]
+        assert [next(stream) for stream in streams] == [1] * 24
+        where = []
+        for port in cluster:
+            with redis.Redis(port=port, decode_responses=True) as client:
+                where.append({str(key) for key in client.scan_iter()})
+        for n in range(12):
+            holders = [keys for keys in where if any(f"{{k{n}}}" in key for key in keys)]
+            assert len(holders) == 1
+            assert {key for key in holders[0] if f"{{k{n}}}" in key} == {
+                f"sseqbridge:{{k{n}}}:{what}" for what in ("events", "lease", "fence", "readers")
+            }
+        assert all(where)
+        go.set()
+        assert [stream.collect() for stream in streams] == [[2]] * 24
+        assert other.open("k3").collect() == [1, 2]
+    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(url, cluster=True) as log:
+        stream = log.open("cancelled", lambda: request_sse(upstream.url))
+        assert next(stream) == 1
+        assert log.cancel("cancelled")
+        assert (stream.collect(), stream.outcome) == ([], "closed")
+        assert log.delete("cancelled")
