@@ -66,7 +66,7 @@ make_environment
 OF_REQUESTS=(abort answers async bridge chaos client content_encoding edges errors hostile interop lifecycle merge nchan)
 OF_REQUESTS+=(pool reconnecting request tee web_platform)
 WITH_PROGRAMS=(browser chaos cli examples_chat fork gevent interop lifecycle public quickstart races readme relay)
-WITH_PROGRAMS+=(relay_frameworks relay_servers runtime soak testing_server)
+WITH_PROGRAMS+=(relay_frameworks relay_servers resume resume_redis runtime soak testing_server)
 
 files_of() {
     local names=("${@/#/tests/test_}")

@@ -44,6 +44,7 @@ from sseqbridge.testing import (
     silence,
 )
 
+from .redis_support import needs_redis, redis_server
 from .support import ROOT, in_thread
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -279,6 +280,27 @@ def test_send_on(upstream: SSEServer) -> None:
         text = "".join(piece.decode() for piece in response.response)
     assert re.findall("data: (.*)\n", text) == ['{"done":0,"of":2}', '{"done":1,"of":2}']
     assert worked == ["a", "b"]
+
+
+@needs_redis
+@example("Let an answer outlive its reader")
+def test_outlive_the_reader(upstream: SSEServer) -> None:
+    served, worker = python("Let an answer outlive its reader")
+    with redis_server() as server:
+        session = Session(upstream.url)
+        names = session.run(served.replace("redis://localhost", server.url))
+        with names["log"]:
+            client = names["app"].test_client()
+            whole = client.get("/chat/7").text
+            ids = re.findall("^id: (.*)$", whole, re.M)
+            assert len(ids) == 6
+            rest = client.get("/chat/7", headers={"Last-Event-ID": ids[3]}).text
+            assert re.findall("^data: (.*)$", rest, re.M) == ['{"n": 4}', "[DONE]"]
+            assert client.delete("/chat/7").text == "there is nothing to stop"
+            assert session.run("id = '8'\n" + worker)["outcome"] == "done"
+            assert session.run(worker)["outcome"] is None
+            assert client.get("/chat/8").text.count("data: ") == 6
+            assert len(upstream.requests) == 2
 
 
 @example("Bring your own HTTP client")

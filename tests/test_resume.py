@@ -5,6 +5,7 @@ What is Redis's alone is in test_resume_redis.py.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +37,13 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._client import ClientPool
+from sseqbridge._pump import LoopState
 from sseqbridge.resume import Log, MemoryLog
+from sseqbridge.resume._entries import Entry, Position
+from sseqbridge.resume._memory import MemoryStore
+from sseqbridge.resume._reading import Hub
+from sseqbridge.resume._store import Terms
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
 
 from .redis_support import RedisServer, needs_redis, redis_server
@@ -786,6 +793,63 @@ def test_an_outage_that_is_too_long_is_told(logs: Logs, face: Face) -> None:
             face.open(log, "other", face.start(upstream.url))
         store.is_out = False
         assert isinstance(face.open(log, "k").fail()[1], ProducerLostError)
+
+
+def test_what_was_read_for_one_reader_is_not_given_to_another() -> None:
+    """A reader that comes as the last one has left, and is further on than what is on the way to that."""
+
+    class Store(MemoryStore):
+        def new_tail(self) -> Any:
+            return tail
+
+    class Tail:
+        def __init__(self) -> None:
+            self.go_on = asyncio.Event()
+            self.is_read = asyncio.Event()
+
+        async def read(self, positions: Any) -> Any:
+            self.is_read.set()
+            await self.go_on.wait()
+            self.go_on.clear()
+            return [("k", [Entry(Position(1, 3), {"data": "3"})])]
+
+        def wake(self) -> None:
+            pass
+
+    class Follower:
+        def __init__(self, number: int) -> None:
+            self.position = Position(1, number)
+            self.given: list[Any] = []
+
+        def deliver(self, parts: Any) -> bool:
+            self.given += parts
+            return True
+
+        def lost(self) -> None:
+            raise AssertionError
+
+        def fail(self, error: SSEError) -> None:
+            raise error
+
+    async def main() -> None:
+        terms = Terms(1, 1, None, None, 1)
+        hub = Hub(LoopState(asyncio.get_running_loop(), ClientPool()), Store(terms), terms)
+        first, second = Follower(2), Follower(7)
+        for follower in (first, second):
+            topic = hub.topic("k")
+            topic.enter(follower)
+            assert topic.join(follower)
+            await tail.is_read.wait()
+            if follower is first:
+                topic.leave(follower)
+        tail.is_read.clear()
+        tail.go_on.set()
+        await tail.is_read.wait()
+        assert (first.given, second.given, topic.position) == ([], [], Position(1, 7))
+        await hub.aclose()
+
+    tail = Tail()
+    asyncio.run(main())
 
 
 # Together with the rest of the library.

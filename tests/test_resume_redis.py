@@ -33,6 +33,7 @@ from sseqbridge import (
 from sseqbridge.resume import RedisLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
 
+from . import resume_kills
 from .redis_support import RedisServer, free_port, needs_redis, redis_server
 from .support import ROOT, until
 
@@ -449,6 +450,13 @@ def test_a_relay_of_a_log_resumes_where_its_reader_was(server: RedisServer) -> N
         rest = client.get("/k", headers={"Last-Event-ID": ids[1]}).text
         assert re.findall("data: (.*)", rest) == ["3", "[DONE]"]
         assert re.findall("id: (.*)", rest) == ids[2:]
+
+
+@pytest.mark.timeout(60)
+def test_producers_killed_by_chance() -> None:
+    tally = resume_kills.run(12, 7, at_once=4)
+    assert (tally.kills, tally.ends["done"]) == (12, 28)
+    assert tally.events > 0
 
 
 # A Cluster.

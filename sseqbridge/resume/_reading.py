@@ -331,10 +331,12 @@ class _Group:
                     self._hub.drop(topic)
 
     async def _read(self) -> None:
-        positions = {key: topic.position for key, topic in self.topics.items()}
+        topics = dict(self.topics)
+        positions = {key: topic.position for key, topic in topics.items()}
         for key, entries in await self._hub.patiently(self.tail.read, positions):
-            if key in self.topics:
-                self.topics[key].deliver(entries)
+            # Meanwhile it may have been dropped, and another come in its place that is further on.
+            if self.topics.get(key) is topics[key]:
+                topics[key].deliver(entries)
 
 
 class Topic:
