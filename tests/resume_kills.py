@@ -178,16 +178,16 @@ class Round:
                 with chance.choice(self._logs).open(self.key, decode="event", last_event_id=last_id, wait=5) as events:
                     end = self._follow(events, chance, ids)
             except SSEError as error:
-                end = type(error).__name__
+                end = f"{type(error).__name__}: {error}"
                 events = None
             if events is not None:
                 last_id = events.last_event_id or last_id
-            self.ends[end] += 1
+            self.ends[end.split(":")[0]] += 1
             if end in ("done", "eof"):
                 self.given.append((ids, end))
                 return
-            if end not in ("left", "ProducerLostError", "StreamNotFoundError", "LogUnavailableError"):
-                raise AssertionError(f"{self.key}: a reader ended by {end}")
+            if end.split(":")[0] not in ("left", "ProducerLostError", "StreamNotFoundError", "LogUnavailableError"):
+                raise AssertionError(f"{self.key}: a reader ended by {end}, which had come to {last_id} with {ids}")
 
     @staticmethod
     def _follow(events: EventStream[Any], chance: random.Random, ids: list[str]) -> str:
@@ -199,7 +199,7 @@ class Round:
         except StopIteration:
             return str(events.outcome)
         except SSEError as error:
-            return type(error).__name__
+            return f"{type(error).__name__}: {error}"
 
     def check(self, entries: list[tuple[str, dict[str, str]]]) -> int:
         """Compare what the readers were given with what the log holds; return how many events there are."""

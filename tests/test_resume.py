@@ -795,6 +795,29 @@ def test_an_outage_that_is_too_long_is_told(logs: Logs, face: Face) -> None:
         assert isinstance(face.open(log, "k").fail()[1], ProducerLostError)
 
 
+def test_a_false_alarm_loses_and_repeats_nothing(log: Log, face: Face) -> None:
+    """A reader that takes its producer for lost, and finds it alive, reads on where it was."""
+    steps: list[Step] = []
+    for n in range(100):
+        steps += [send(n), wait(0.002)]
+    over = threading.Event()
+
+    def alarm() -> None:
+        hub = log._hub()
+        while not over.wait(0.001):
+            for reader in tuple(hub.readers):
+                hub.loop.call_soon_threadsafe(reader.lost)
+
+    with SSEServer([*steps, DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        alarming = in_thread(alarm)
+        try:
+            assert reading.items() == list(range(100))
+        finally:
+            over.set()
+            alarming.result(5)
+
+
 def test_what_was_read_for_one_reader_is_not_given_to_another() -> None:
     """A reader that comes as the last one has left, and is further on than what is on the way to that."""
 

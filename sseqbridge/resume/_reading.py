@@ -390,6 +390,10 @@ class Topic:
         self._joined.add(follower)
         return True
 
+    def part(self, follower: Follower) -> None:
+        """Be given nothing any more."""
+        self._joined.discard(follower)
+
     def deliver(self, entries: Sequence[Entry]) -> None:
         """Give on what has come."""
         before, self.position = self.position, entries[-1].position
@@ -559,7 +563,11 @@ class Reader(LoopTask):
         elif self._is_lost:
             await self._seek_producer()
         elif topic.join(self):
-            await self._wait()
+            try:
+                await self._wait()
+            finally:
+                # It reads by itself from here on, and must not be given the same besides.
+                topic.part(self)
 
     async def _wait(self) -> None:
         """Wait in the topic, until there is no room, nobody to write, or too much time has passed."""
