@@ -39,6 +39,8 @@ __all__ = [
     "running",
 ]
 
+# Variables that the examples look at, or Python.
+_LOOKED_AT = ("KEEP_ANSWERS", "OPENAI_", "PYTHON", "REDIS_URL")
 FLASK_CHAT = [sys.executable, "-m", "examples.flask_chat", "--port"]
 
 
@@ -84,7 +86,7 @@ class Program:
 @contextmanager
 def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Iterator[Program]:
     """Run a program that serves, with these variables and none of those that the examples look at."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LOOKED_AT)}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **variables}
     with subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, encoding="utf-8",

@@ -1,0 +1,63 @@
+"""The views: they start the task and read what it writes. None of them knows the upstream."""
+
+from __future__ import annotations
+
+import secrets
+
+import flask
+from kombu.exceptions import OperationalError
+
+from sseqbridge import EventsLostError, LogError, ProducerLostError, SSEError, StreamNotFoundError, UsageError, relay
+
+from .tasks import answer, log
+
+__all__ = ["create_app"]
+
+# For how long a reader waits for a worker to begin.
+_WAIT = 5.0
+
+_STATUSES: dict[type[Exception], int] = {
+    UsageError: 400,  # the key in the URL is none
+    StreamNotFoundError: 404,
+    EventsLostError: 410,
+    ProducerLostError: 502,
+    LogError: 503,
+    OperationalError: 503,  # the broker's, which is the same Redis
+    SSEError: 502,  # the upstream's, as the worker met it
+}
+
+
+def create_app() -> flask.Flask:
+    """Return the application."""
+    app = flask.Flask(__name__)
+
+    @app.post("/ask")
+    def ask() -> tuple[dict[str, str], int]:
+        body = flask.request.get_json()
+        if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
+            flask.abort(400)
+        # Who knows it reads the answer: nobody can guess it.
+        key = secrets.token_urlsafe()
+        answer.delay(key, body["prompt"])
+        return {"key": key}, 202
+
+    @app.get("/answers/<key>")
+    def read(key: str) -> flask.Response:
+        last_event_id = flask.request.headers.get("Last-Event-ID")
+        cancel = relay.reader_left(flask.request.environ)
+        return relay.flask.stream_response(log.open(key, last_event_id=last_event_id, wait=_WAIT, cancel=cancel))
+
+    @app.delete("/answers/<key>")
+    def stop(key: str) -> tuple[str, int]:
+        """End an answer for all who read it. (One that no worker has begun yet is not there to be ended.)"""
+        return "", 204 if log.cancel(key) else 404
+
+    @app.errorhandler(UsageError)
+    @app.errorhandler(SSEError)
+    @app.errorhandler(OperationalError)
+    def failed(error: Exception) -> tuple[dict[str, str], int]:
+        app.logger.warning("%s: %s", type(error).__name__, error)
+        status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+        return {"error": type(error).__name__}, status
+
+    return app
