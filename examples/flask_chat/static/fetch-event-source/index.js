@@ -1,20 +1,28 @@
 // A stand-in for @microsoft/fetch-event-source, with what of its interface the page uses: it lets the page run
-// without npm. It never asks a second time; after an error it calls `onerror` and rejects.
+// without npm. After an error it calls `onerror`: what that returns is how many milliseconds later it asks again, with
+// the last event ID; what it throws is the end.
 
 export const EventStreamContentType = "text/event-stream";
 
 /** Fetch `url` and call `onmessage` with each event; resolves at the end of the stream, or when it is aborted. */
 export async function fetchEventSource(url, options) {
   const { onopen, onmessage, onclose, onerror, openWhenHidden, signal, headers, ...rest } = options;
-  try {
-    const response = await fetch(url, { ...rest, signal, headers: { accept: EventStreamContentType, ...headers } });
-    await onopen?.(response);
-    for await (const message of messagesOf(linesOf(response.body))) onmessage?.(message);
-    onclose?.();
-  } catch (error) {
-    if (signal?.aborted) return;
-    onerror?.(error);
-    throw error;
+  const sent = { accept: EventStreamContentType, ...headers };
+  while (!signal?.aborted) {
+    try {
+      const response = await fetch(url, { ...rest, signal, headers: sent });
+      await onopen?.(response);
+      for await (const message of messagesOf(linesOf(response.body))) {
+        if (message.id) sent["last-event-id"] = message.id;
+        onmessage?.(message);
+      }
+      onclose?.();
+      return;
+    } catch (error) {
+      if (signal?.aborted) return;
+      const pause = onerror?.(error) ?? 1000;
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
   }
 }
 
