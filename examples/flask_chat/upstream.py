@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections import Counter
@@ -119,23 +120,28 @@ def is_from_elsewhere(site: str | None) -> bool:
     return site not in (None, "same-origin", "none")
 
 
-def piece_of(chunk: Any) -> dict[str, str] | None:
+def piece_of(chunk: Any) -> dict[str, Any] | None:
     """Return what the page gets for one chunk; nothing for the first and the last, which have no text.
 
     A JSON object and not the bare text: an event stream knows one kind of line break only.
     """
+    if "restart" in chunk:
+        # Of the log's, where another process begins the answer anew.
+        return {"restart": True}
     choices = chunk["choices"]
     text = choices[0]["delta"].get("content") if choices else None
     return {"text": text} if text else None
 
 
-def feed(upstream: Upstream) -> Iterator[ServerSentEvent | dict[str, int] | None]:
+def feed(upstream: Upstream, *, keeps_answers: bool = False) -> Iterator[ServerSentEvent | dict[str, int] | None]:
     """Yield what the panel shows, for as long as someone looks at it.
 
     None sends nothing. It is where the relay ends this generator once the reader has left.
     """
+    # Who knows an answer's key can read it: each page gets what no other can guess, to begin its keys with.
+    key = {"key": secrets.token_urlsafe()} if keeps_answers else {}
     # `retry`: when the server is restarted, the panel is back a second later.
-    yield ServerSentEvent("about", json.dumps(upstream.about), retry=1.0)
+    yield ServerSentEvent("about", json.dumps(upstream.about | key), retry=1.0)
     shown = None
     while True:
         counts = upstream.counts()

@@ -1,7 +1,7 @@
 // The page: questions, answers and the keys. How an answer comes in is in ways_in.js.
 
 import { showPanel } from "./panel.js";
-import { byEventSource, byFetch } from "./ways_in.js";
+import { byEventSource, byFetch, cancel } from "./ways_in.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("composer");
@@ -9,23 +9,55 @@ const prompt = $("prompt");
 
 // What was asked and answered so far, as the upstream wants it.
 const conversation = [];
-// Stops the answer that is coming in; null while there is none.
+// Stops the answer that is coming in, and leaves it; null while there is none.
 let stop = null;
+let leave = null;
+// Where the server keeps answers: the next one's key, which nobody can guess.
+let nextKey = () => "";
+// Where the page keeps what is being read, to go on with after a reload.
+const READING = "reading";
 
-async function ask(question) {
+function ask(question) {
   if (stop || !question) return;
+  const messages = [...conversation, { role: "user", content: question }];
+  read({ messages, way: form.elements.way.value, key: nextKey(), lastEventId: "", text: "" });
+}
+
+/** Read an answer, from where it stands in `reading`. */
+async function read(reading) {
+  const { messages, key } = reading;
+  const question = messages.at(-1).content;
   const controller = new AbortController();
-  stop = () => controller.abort();
+  let isLeft = false;
+  const keep = () => key && sessionStorage.setItem(READING, JSON.stringify(reading));
+  stop = () => {
+    controller.abort();
+    if (key) cancel(key);
+  };
+  leave = () => {
+    keep();
+    isLeft = true;
+    controller.abort();
+  };
+  keep();
   $("welcome").hidden = true;
   add("question").querySelector(".text").textContent = question;
   const answer = new Answer();
+  if (reading.text) answer.write(reading.text);
   setBusy(true);
-  const way = form.elements.way.value === "fetch" ? byFetch : byEventSource;
   try {
-    await way([...conversation, { role: "user", content: question }], {
+    await (reading.way === "fetch" ? byFetch : byEventSource)(reading, {
       signal: controller.signal,
-      // What was on its way when it was stopped may still come.
-      onText: (text) => controller.signal.aborted || answer.write(text),
+      onText: (text, id) => {
+        // What was on its way when it was stopped may still come.
+        if (controller.signal.aborted) return;
+        answer.write(text);
+        Object.assign(reading, { text: answer.text, lastEventId: id });
+      },
+      onRestart: (id) => {
+        answer.clear();
+        Object.assign(reading, { text: "", lastEventId: id });
+      },
       onLost: () => answer.tell("reconnecting", "Connection lost. Reconnecting…"),
       onBack: () => answer.tell(answer.text ? "streaming" : "waiting", ""),
     });
@@ -37,7 +69,8 @@ async function ask(question) {
   } catch (error) {
     answer.fail(error.message, () => ask(question));
   } finally {
-    stop = null;
+    stop = leave = null;
+    if (!isLeft) sessionStorage.removeItem(READING);
     setBusy(false);
   }
 }
@@ -61,6 +94,13 @@ class Answer {
       this.node.appendData(text);
       if (this.element.dataset.state !== "streaming") this.tell("streaming", "");
     });
+  }
+
+  /** Begin anew: what came so far is void. */
+  clear() {
+    this.node.data = "";
+    this.pieces = 0;
+    this.tell("waiting", "Starting over…");
   }
 
   tell(state, note) {
@@ -156,9 +196,32 @@ document.addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => stop?.());
 // A page that is left for another one may be kept, to come back to, with all of its streams open.
-addEventListener("pagehide", () => stop?.());
+addEventListener("pagehide", () => leave?.());
+// Before that, Chromium tells an EventSource that it has failed.
+addEventListener("beforeunload", () => leave?.());
+addEventListener("pageshow", ({ persisted }) => {
+  if (persisted && sessionStorage.getItem(READING)) location.reload();
+});
 
-showPanel($("panel"), ({ name, place, suggestions }) => {
+/** Go on with what was being read when the page was left. */
+function readOn(reading) {
+  form.elements.way.value = reading.way;
+  for (const said of reading.messages.slice(0, -1)) {
+    conversation.push(said);
+    const shown = add(said.role === "user" ? "question" : "answer");
+    shown.querySelector(".text").textContent = said.content;
+    shown.dataset.state = "done";
+    shown.removeAttribute("aria-busy");
+  }
+  read(reading);
+}
+
+const left = sessionStorage.getItem(READING);
+if (left) readOn(JSON.parse(left));
+
+showPanel($("panel"), ({ name, place, suggestions, key }) => {
+  let count = 0;
+  nextKey = () => (key ? `${key}.${(count += 1)}` : "");
   $("about").textContent = `asks ${name} ${place}`;
   $("suggestions").replaceChildren(
     ...suggestions.map(({ label, prompt: text, hint }) => {
