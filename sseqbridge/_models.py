@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Comment", "ServerSentEvent"]
+__all__ = ["Comment", "RestartEvent", "ServerSentEvent"]
 
 
 @dataclass(slots=True)
@@ -32,6 +32,12 @@ class ServerSentEvent:
     def json(self) -> Any:
         """Return `data` decoded as JSON. Raises json.JSONDecodeError (a ValueError)."""
         return json.loads(self.data)
+
+
+class RestartEvent(ServerSentEvent):
+    """The event of a log which tells its readers that a stream starts anew: no upstream sent it."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)

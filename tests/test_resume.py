@@ -6,6 +6,7 @@ What is Redis's alone is in test_resume_redis.py.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from sseqbridge import (
     UpstreamError,
     UsageError,
     merge,
+    relay,
     request_sse,
     tee,
 )
@@ -131,7 +133,22 @@ def test_the_last_id_of_all_gives_the_end(log: Log, face: Face) -> None:
     relayed = ended.events._done_event
     assert relayed.data == "[DONE]"
     again = face.open(log, "k", last_event_id=relayed.id)
-    assert (again.items(), again.outcome) == ([], "done")
+    # By which an EventSource knows that it need not come again.
+    assert (again.events.status, again.items(), again.outcome) == (204, [], "done")
+
+
+@pytest.mark.parametrize(("steps", "outcome"), [([], "eof"), ([silence()], "closed")], ids=["eof", "closed"])
+def test_who_has_had_all_is_told_so(log: Log, face: Face, steps: list[Step], outcome: str) -> None:
+    with SSEServer([send(1), send(2), *steps]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url), decode="event")
+        ids = [reading.next().id, reading.next().id]
+        if outcome == "closed":
+            assert face.cancel(log, "k")
+        assert reading.items() == []
+        again = face.open(log, "k", last_event_id=ids[1])
+        assert (again.events.status, again.items(), again.outcome) == (204, [], outcome)
+        rest = face.open(log, "k", last_event_id=ids[0])
+        assert (rest.events.status, rest.items(), rest.outcome) == (200, [2], outcome)
 
 
 def test_events_come_as_they_are(log: Log, face: Face) -> None:
@@ -674,6 +691,10 @@ def test_a_reader_under_way_takes_over(logs: Logs, face: Face) -> None:
             if event.event == "restart":
                 break
         assert [event.data for event in before] == ["0", '{"restart":true}']
+        # No application has to know of it in what it makes of items.
+        relayed = b"".join(relay.frames(log.open("k"), map=lambda item: str(item + 1))).decode()
+        assert re.findall("event: (.*)", relayed) == ["restart"]
+        assert re.findall("data: (.*)", relayed) == ["1", '{"restart":true}', "1", "2", "3", "[DONE]"]
         assert [event.data for event in reading.items()] == ["0", "1", "2"]
         assert reading.outcome == "done"
         assert other.collect() == [0, {"restart": True}, 0, 1, 2]

@@ -21,7 +21,7 @@ from typing import Any
 from sseqbridge import _runtime
 from sseqbridge._exceptions import UsageError
 from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff, post
-from sseqbridge._models import Comment
+from sseqbridge._models import Comment, RestartEvent
 from sseqbridge._options import surrounding_cancel
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
@@ -99,9 +99,11 @@ class StreamSource:
         stream, writer = self._stream, self._writer
         if type(item) is Comment:
             return writer.item(item)
-        if writer.is_verbatim and not stream._has_decode_function:
-            assert stream._last_event is not None
-            return writer.event(stream._last_event)
+        last = stream._last_event
+        # What a log says itself is not what `map` is for.
+        if type(last) is RestartEvent or (writer.is_verbatim and not stream._has_decode_function):
+            assert last is not None
+            return writer.event(last)
         return writer.item(item, stream.last_event)
 
     def end(self) -> bytes:

@@ -32,7 +32,7 @@ from sseqbridge._exceptions import (
     UsageError,
 )
 from sseqbridge._handoff import End, HandOff, post, settle
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._models import RestartEvent, ServerSentEvent
 from sseqbridge._options import is_cancelled
 from sseqbridge._pump import LoopTask
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from ._store import Claim, Tail, Watch
 
-__all__ = ["RESTART", "Follower", "Hub", "Part", "Reader", "ReaderOptions", "Topic"]
+__all__ = ["Follower", "Hub", "Part", "Reader", "ReaderOptions", "Topic"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -74,9 +74,6 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.02, 1.0
 _CLOSE_SECONDS = 0.15
 
 _HEADERS = {"content-type": "text/event-stream"}
-
-# The type of the event which says that the stream starts anew, and that what came before is void.
-RESTART = "restart"
 
 
 class Follower(Protocol):
@@ -521,14 +518,21 @@ class Reader(LoopTask):
         elif options.replay == "kept":
             self._from_any = True
         if self.position != START:
+            if claim.state == "ended":
+                await self._end_if_nothing_is_left(is_last=self.position == claim.last)
             self._give_head()
-            if claim.state == "ended" and self.position == claim.last:
-                # There is nothing but the end to be told.
-                for entry in await self._hub.patiently(store.read, options.key, before(self.position), 1):
-                    self._take_other(entry)
         if claim.state == "none" and options.wait <= 0:
             self._not_found()
         self._is_lost = claim.state == "lost"
+
+    async def _end_if_nothing_is_left(self, *, is_last: bool) -> None:
+        """Tell the end to who has had all before it: by 204, after which a browser does not come again."""
+        after = before(self.position) if is_last else self.position
+        for entry in await self._hub.patiently(self._hub.store.read, self._options.key, after, 1):
+            if entry.kind == CANCEL or (entry.kind == END and (is_last or entry.done_event() is None)):
+                self._give_head(204)
+            if is_last or self._has_head:
+                self._take_other(entry)
 
     async def _claim(self, *, may_begin: bool) -> Claim:
         store, options = self._hub.store, self._options
@@ -649,7 +653,7 @@ class Reader(LoopTask):
     def _take_other(self, entry: Entry) -> None:
         if entry.kind == BEGIN:
             if self._has_head and self.position.fence != entry.position.fence:
-                restart = ServerSentEvent(RESTART, '{"restart":true}', str(entry.position))
+                restart = RestartEvent("restart", '{"restart":true}', str(entry.position))
                 self.handoff.put_now(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
             self._give_head()
         elif entry.kind == END:
@@ -678,10 +682,10 @@ class Reader(LoopTask):
             self.handoff.put_now(body)
             self._finish(End("eof"))
 
-    def _give_head(self) -> None:
+    def _give_head(self, status: int = 200) -> None:
         if not self._has_head:
             self._has_head = True
-            self.handoff.put_now(made_head(200, _HEADERS))
+            self.handoff.put_now(made_head(status, _HEADERS if status == 200 else {}))
 
     def _finish(self, end: End) -> None:
         self._is_over = True
