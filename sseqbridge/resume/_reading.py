@@ -171,6 +171,8 @@ class Hub:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
+        # Those that were not looked at yet.
+        self._to_look_at: set[Topic] = set()
         # When the store was last out: a producer may not have come to renew its lease since.
         self.disturbed_at: float | None = None
         # Ends the other tasks, then closes the store, when it is cancelled: by `aclose`, or as the loop ends.
@@ -267,31 +269,41 @@ class Hub:
         except (OutageError, SSEError) as exc:
             logger.debug("leaving a stream of a log failed: %s", exc)
 
-    def look(self) -> None:
-        """Tell at once what is read here, and look whether that has producers."""
+    def look(self, topic: Topic) -> None:
+        """Tell at once that it is read here, and look whether it has a producer; of all, from time to time."""
+        self._to_look_at.add(topic)
         self._look_now.set()
         if self._looking is None:
             self._looking = self.spawn(self._look())
 
     async def _look(self) -> None:
+        due = self.loop.time()
         try:
             while topics := [topic for topic in self._topics.values() if topic.is_read]:
                 self._look_now.clear()
-                try:
-                    watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
-                except Exception as exc:
-                    error = _as_log_error(exc)
-                    for topic in topics:
-                        topic.fail(error)
-                        self.drop(topic)
-                    continue
-                for topic, watch in zip(topics, watches, strict=True):
-                    topic.seen(watch)
-                timer = self.loop.call_later(self.terms.looked_every, self._look_now.set)
+                if self.loop.time() < due:
+                    topics = [topic for topic in topics if topic in self._to_look_at]
+                else:
+                    due = self.loop.time() + self.terms.looked_every
+                self._to_look_at.clear()
+                await self._look_at(topics)
+                timer = self.loop.call_at(due, self._look_now.set)
                 await self._look_now.wait()
                 timer.cancel()
         finally:
             self._looking = None
+
+    async def _look_at(self, topics: list[Topic]) -> None:
+        try:
+            watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
+        except Exception as exc:
+            error = _as_log_error(exc)
+            for topic in topics:
+                topic.fail(error)
+                self.drop(topic)
+        else:
+            for topic, watch in zip(topics, watches, strict=True):
+                topic.seen(watch)
 
     def _end(self) -> None:
         """The loop ends: let the readers go."""
@@ -353,7 +365,7 @@ class Topic:
         self._followers.add(follower)
         if isinstance(follower, Reader):
             self._readers += 1
-            self._hub.look()
+            self._hub.look(self)
 
     def leave(self, follower: Follower) -> None:
         """Count as none any more."""
