@@ -521,7 +521,7 @@ class Reader(LoopTask):
 
     async def _begin(self) -> None:
         """Find where to read from, and who writes."""
-        options, store = self._options, self._hub.store
+        options = self._options
         claim = await self._claim(may_begin=options.may_begin and not options.last_event_id)
         if options.last_event_id:
             self.position = await self._resumed(claim)
