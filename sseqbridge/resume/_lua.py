@@ -144,16 +144,20 @@ return 1
 # events, lease, readers (the fence stays, so that an old producer finds that it is one)
 DELETE = "return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])"
 
-# events, lease, readers; reader, how long it counts
+# for each stream events, lease, readers; reader, how long it counts. Gives for each whether it is held, and its last
 WATCH = (
     _COMMON
     + """
-local until_when = now() + tonumber(ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now())
--- Where there is no memory left for that, reading goes on all the same.
-redis.pcall('ZADD', KEYS[3], until_when, ARGV[1])
-redis.call('PEXPIRE', KEYS[3], ARGV[2])
-local where = last_of(KEYS[1])
-return {redis.call('EXISTS', KEYS[2]), where}
+local time = now()
+local found = {}
+for i = 1, #KEYS, 3 do
+  redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', time)
+  -- Where there is no memory left for that, reading goes on all the same.
+  redis.pcall('ZADD', KEYS[i + 2], time + tonumber(ARGV[2]), ARGV[1])
+  redis.call('PEXPIRE', KEYS[i + 2], ARGV[2])
+  local where = last_of(KEYS[i])
+  found[#found + 1] = {redis.call('EXISTS', KEYS[i + 1]), where}
+end
+return found
 """
 )

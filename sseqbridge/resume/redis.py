@@ -59,6 +59,8 @@ _SOCKET_SECONDS = 10.0
 # How many entries of a stream one answer brings at most, and how many bytes it should be about.
 _READ_AT_A_TIME = 1000
 _READ_BYTES = 256 * 1024
+# How many streams one script looks at: it holds up everyone else's commands.
+_WATCHED_AT_A_TIME = 100
 # For how long the stream is kept that wakes a process's XREAD.
 _WAKE_MILLISECONDS = 60_000
 
@@ -252,9 +254,12 @@ class _RedisStore:
 
     async def watch(self, keys: Sequence[str], reader: str) -> list[Watch]:
         arguments = (reader, _milliseconds(self._terms.present_for))
-        names = [[self._key(key, what) for what in ("events", "lease", "readers")] for key in keys]
-        found = await asyncio.gather(*(self._run(_WATCH, each, arguments) for each in names))
-        return [Watch(bool(is_held), _position(last)) for is_held, last in found]
+        names = [self._key(key, what) for key in keys for what in ("events", "lease", "readers")]
+        # On a Cluster a script may use the keys of one slot alone.
+        size = 3 if self.is_cluster else 3 * _WATCHED_AT_A_TIME
+        parts = [names[at : at + size] for at in range(0, len(names), size)]
+        found = await asyncio.gather(*(self._run(_WATCH, part, arguments) for part in parts))
+        return [Watch(bool(is_held), _position(last)) for each in found for is_held, last in each]
 
     async def leave(self, key: str, reader: str) -> None:
         await self.execute("ZREM", self._key(key, "readers"), reader)
