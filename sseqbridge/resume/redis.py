@@ -339,17 +339,22 @@ class _RedisTail:
 
     def __init__(self, store: _RedisStore) -> None:
         self._store = store
-        self._wake_key = store.key_of_wake(uuid.uuid4().hex)
+        self._wake_key = store.key_of_wake(uuid.uuid4().hex).encode()
         self._wakes = self._seen = 0
         self._is_reading = False
         self._waking: set[asyncio.Task[None]] = set()
+        # What the streams of the last XREAD are called in Redis, and back.
+        self._names: dict[str, bytes] = {}
+        self._keys: dict[str, str] = {}
 
     async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
-        keys = {self._store.events_key(key): key for key in positions}
-        names, ids = list(keys), [str(position) for position in positions.values()]
+        keys = self._named(positions)
+        # As bytes, for redis-py encodes each of them else, of every stream for every event.
+        names = [self._names[key] for key in positions]
+        ids = [b"%d-%d" % position for position in positions.values()]
         if not self._store.is_cluster:
             names.append(self._wake_key)
-            ids.append(f"{self._seen}-0")
+            ids.append(b"%d-0" % self._seen)
         self._is_reading = True
         try:
             command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
@@ -367,7 +372,14 @@ class _RedisTail:
                 found.append((key, self._store.entries(entries[0] if nested else entries)))
         return found
 
-    def _xread(self, command: Sequence[Any], name: str) -> Any:
+    def _named(self, positions: Mapping[str, Position]) -> dict[str, str]:
+        """Return which stream is meant by what it is called in Redis."""
+        if positions.keys() != self._names.keys():
+            self._keys = {self._store.events_key(key): key for key in positions}
+            self._names = {key: name.encode() for name, key in self._keys.items()}
+        return self._keys
+
+    def _xread(self, command: Sequence[Any], name: bytes) -> Any:
         client = self._store.client
         if self._store.is_cluster:
             # Told, since it could not see where among the arguments the keys are without asking.
