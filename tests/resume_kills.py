@@ -13,10 +13,8 @@ import argparse
 import collections
 import logging
 import multiprocessing
-import os
 import random
 import select
-import signal
 import socket
 import sys
 import tempfile
@@ -143,7 +141,7 @@ class Round:
             process.start()
             if kill < self._kills:
                 process.join(self._chance.random() * 0.35)
-                os.kill(process.pid or 0, signal.SIGKILL)
+                process.kill()
                 process.join()
                 # The lease runs out.
                 time.sleep(_LEASE if self._chance.random() < 0.7 else 0.05)

@@ -36,7 +36,11 @@ class Mortal:
         self._store = store
         self.kill_at: tuple[str, int, bool] | None = None
         self.killed = threading.Event()
+        # How many have come through.
+        self.claims = 0
         self.is_out = False
+        # What its next calls raise, by name.
+        self.failures: dict[str, Exception] = {}
         self.dead: set[str] = set()
         # The calls that the dead have made since.
         self._held: list[asyncio.Event] = []
@@ -55,6 +59,8 @@ class Mortal:
     async def _call(self, name: str, owner: str, *args: Any, **options: Any) -> Any:
         if self.is_out:
             raise OutageError("it is out")
+        if name in self.failures:
+            raise self.failures[name]
         await self._wait_if_dead(owner)
         if self.kill_at is not None and self.kill_at[0] == name:
             self.kill_at = name, self.kill_at[1] - 1, self.kill_at[2]
@@ -75,7 +81,9 @@ class Mortal:
             await held.wait()
 
     async def claim(self, key: str, owner: str, **options: Any) -> Any:
-        return await self._call("claim", owner, key, owner, **options)
+        claim = await self._call("claim", owner, key, owner, **options)
+        self.claims += 1
+        return claim
 
     async def append(self, token: Any, *args: Any) -> Any:
         return await self._call("append", token.owner, token, *args)

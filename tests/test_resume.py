@@ -12,18 +12,24 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
+import sseqbridge._bridge as _bridge
 from sseqbridge import (
     Bridge,
     BridgeClosedError,
+    BufferLimitError,
     CallbackError,
     ConnectError,
     ContentTypeError,
     DecodeError,
     EventsLostError,
+    LogError,
     LogUnavailableError,
     ProducerLostError,
+    ReconnectionError,
+    RedirectError,
     RequestAbortedError,
     ServerSentEvent,
     SSEError,
@@ -34,18 +40,20 @@ from sseqbridge import (
     TruncatedStreamError,
     UpstreamError,
     UsageError,
+    arequest_sse,
     merge,
     relay,
     request_sse,
+    resume,
     tee,
 )
 from sseqbridge._client import ClientPool
 from sseqbridge._pump import LoopState
 from sseqbridge.resume import Log, MemoryLog
-from sseqbridge.resume._entries import Entry, Position
+from sseqbridge.resume._entries import START, Entry, Position, error_fields, error_in
 from sseqbridge.resume._memory import MemoryStore
 from sseqbridge.resume._reading import Hub
-from sseqbridge.resume._store import Terms
+from sseqbridge.resume._store import OutageError, StaleError, Store, Terms, Token, Watch
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
 
 from .redis_support import RedisServer, needs_redis, redis_server
@@ -151,6 +159,13 @@ def test_who_has_had_all_is_told_so(log: Log, face: Face, steps: list[Step], out
         assert (rest.events.status, rest.items(), rest.outcome) == (200, [2], outcome)
 
 
+def test_the_event_that_ends_it_is_kept_with_its_type(log: Log, face: Face) -> None:
+    with SSEServer([send(1), b"event: last\ndata: [DONE]\n\n"]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert (reading.items(), reading.outcome) == ([1], "done")
+        assert reading.events._done_event.event == "last"
+
+
 def test_events_come_as_they_are(log: Log, face: Face) -> None:
     frames = [
         b"event: note\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n",
@@ -219,6 +234,7 @@ def test_a_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
     with SSEServer(script) as upstream:
         start = face.start(upstream.url, reconnect=True, on_reconnect=lambda *args: told.append(args[0]))
         assert face.open(log, "k", start).items() == [1, 2]
+        assert face.open(log, "untold", face.start(upstream.url, reconnect=True)).items() == [1, 2]
     assert told == [1]
 
 
@@ -332,10 +348,11 @@ def test_an_expired_stream_is_lost_to_who_has_read_of_it(logs: Logs, face: Face)
             return False
 
         until(has_expired)
+        assert face.open(log, "other", face.start(upstream.url)).items() == [1]
         with pytest.raises(EventsLostError, match="expired"):
             face.open(log, "k", face.start(upstream.url), last_event_id=reading.last_event_id)
         assert face.open(log, "k", face.start(upstream.url)).items() == [1]
-        assert len(upstream.requests) == 2
+        assert len(upstream.requests) == 3
         with pytest.raises(EventsLostError):
             face.open(log, "k", last_event_id=reading.last_event_id)
 
@@ -489,6 +506,46 @@ def test_cancel_before_it_has_begun(log: Log, face: Face) -> None:
         assert (reading.items(), reading.outcome) == ([], "closed")
 
 
+@pytest.mark.parametrize("ends", ["cancel", "flag"])
+def test_what_is_begun_after_its_end_is_aborted(log: Log, face: Face, ends: str) -> None:
+    """`start` may take its time, and look at no flag."""
+    called, go, flag = threading.Event(), threading.Event(), threading.Event()
+    with SSEServer([send(1), silence()]) as upstream:
+
+        def start() -> Any:
+            response = request_sse(upstream.url)
+            called.set()
+            assert go.wait(5)
+            return response
+
+        opened = in_thread(lambda: log.open("k", start, cancel=flag))
+        assert called.wait(5)
+        if ends == "cancel":
+            assert face.cancel(log, "k")
+        else:
+            flag.set()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+        go.set()
+        if ends == "cancel":
+            assert opened.result(5).collect() == []
+        else:
+            with pytest.raises(RequestAbortedError):
+                opened.result(5)
+
+
+def test_a_refusal_whose_body_was_read_is_told_whole(log: Log, face: Face) -> None:
+    def start() -> Any:
+        response = request_sse(upstream.url)
+        with pytest.raises(StatusError):
+            response.raise_for_status()
+        return response
+
+    with SSEServer([respond(404), raw(b"none")]) as upstream:
+        error = face.open(log, "k", start).fail()[1]
+        assert isinstance(error, StatusError)
+        assert error.body == b"none"
+
+
 def test_delete_forgets(log: Log, face: Face) -> None:
     with SSEServer([send(1), DONE]) as upstream:
         assert face.open(log, "k", face.start(upstream.url)).items() == [1]
@@ -533,9 +590,11 @@ def test_a_cancel_flag_ends_the_reader_alone(log: Log, face: Face) -> None:
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
         reading = face.open(log, "k", face.start(upstream.url), cancel=flag)
         assert reading.next() == 1
-        waiting = in_thread(flag.set)
+        timer = threading.Timer(0.1, flag.set)
+        timer.start()
+        # It waits, and looks at nothing.
         assert (reading.items(), reading.outcome) == ([], "closed")
-        waiting.result(5)
+        timer.join()
         with pytest.raises(RequestAbortedError):
             face.open(log, "k", cancel=flag)
         go.set()
@@ -692,7 +751,9 @@ def test_a_reader_under_way_takes_over(logs: Logs, face: Face) -> None:
                 break
         assert [event.data for event in before] == ["0", '{"restart":true}']
         # No application has to know of it in what it makes of items.
-        relayed = b"".join(relay.frames(log.open("k"), map=lambda item: str(item + 1))).decode()
+        frames: list[bytes] = []
+        face.meanwhile(lambda: frames.extend(relay.frames(log.open("k"), map=lambda item: str(item + 1))))
+        relayed = b"".join(frames).decode()
         assert re.findall("event: (.*)", relayed) == ["restart"]
         assert re.findall("data: (.*)", relayed) == ["1", '{"restart":true}', "1", "2", "3", "[DONE]"]
         assert [event.data for event in reading.items()] == ["0", "1", "2"]
@@ -812,6 +873,8 @@ def test_an_outage_that_is_too_long_is_told(logs: Logs, face: Face) -> None:
         face.meanwhile(upstream.requests[0].wait_aborted)
         with pytest.raises(LogUnavailableError):
             face.open(log, "other", face.start(upstream.url))
+        with pytest.raises(LogUnavailableError):
+            face.produce(log, "other", face.start(upstream.url))
         store.is_out = False
         assert isinstance(face.open(log, "k").fail()[1], ProducerLostError)
 
@@ -894,6 +957,277 @@ def test_what_was_read_for_one_reader_is_not_given_to_another() -> None:
 
     tail = Tail()
     asyncio.run(main())
+
+
+# The stores, whose answers may be lost on the way.
+
+
+def test_a_store_does_nothing_twice(logs: Logs) -> None:
+    async def main() -> None:
+        store = kept._new_store()
+        token = await claimed(store, "k")
+        assert (await store.claim("k", "me", may_begin=True, takeover=False)).fence == token.fence
+        assert (await store.claim("k", "you", may_begin=True, takeover=True)).state == "live"
+        for _ in range(2):
+            await store.append(token, 0, [{"begin": "200"}, {"data": "a"}])
+        # The first answer was lost, and more has come since.
+        await store.append(token, 0, [{"begin": "200"}, {"data": "a"}, {"data": "b"}])
+        entries = await store.read("k", START, 10)
+        assert [(entry.position.number, entry.fields) for entry in entries] == [
+            (0, {"begin": "200"}),
+            (1, {"data": "a"}),
+            (2, {"data": "b"}),
+        ]
+        assert await store.renew(token) == 0
+        assert await store.watch(["k", "other"], "reader") == [Watch(True, entries[-1].position), Watch(False, None)]
+        assert await store.renew(token) == 1
+        await store.leave("k", "reader")
+        assert await store.renew(token) == 0
+        await store.end(token, 3, {"end": "eof"})
+        await store.end(token, 3, {"end": "eof"})
+        assert len(await store.read("k", START, 10)) == 4
+        assert (await store.claim("k", "you", may_begin=True, takeover=True)).state == "ended"
+        await store.aclose()
+
+    async def stale() -> None:
+        store = kept._new_store()
+        token = await claimed(store, "old")
+        assert await store.cancel("old")
+        for call in (store.append(token, 0, [{"data": "a"}]), store.end(token, 0, {"end": "eof"}), store.renew(token)):
+            with pytest.raises(StaleError):
+                await call
+        await store.release(token)
+        assert [entry.kind for entry in await store.read("old", START, 10)] == ["cancel"]
+        # Claimed, and given back before anything was written.
+        token = await claimed(store, "released")
+        await store.release(token)
+        assert not await store.cancel("released")
+        assert (await store.claim("released", "you", may_begin=False, takeover=False)).state == "none"
+        await store.aclose()
+
+    kept = logs.new(max_events=None)
+    asyncio.run(main())
+    asyncio.run(stale())
+
+
+def test_a_store_forgets_what_has_expired(logs: Logs) -> None:
+    async def main() -> None:
+        store = kept._new_store()
+        token = await claimed(store, "k")
+        await store.append(token, 0, [{"data": "a"}])
+        while await store.read("k", START, 1):
+            await asyncio.sleep(0.01)
+        assert not await store.delete("k")
+        await store.aclose()
+
+    kept = logs.new(ttl=0.1, lease=0.1)
+    asyncio.run(main())
+
+
+async def claimed(store: Store, key: str) -> Token:
+    claim = await store.claim(key, "me", may_begin=True, takeover=False)
+    assert claim.state == "elected"
+    return Token(key, claim.fence, "me")
+
+
+def test_a_memory_logs_streams_outlive_the_bridges_loop() -> None:
+    with SSEServer([send(1), DONE]) as upstream, MemoryLog() as log:
+        with Bridge() as bridge:
+            log._bridge = bridge
+            assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1]
+        log._bridge = None
+        assert log.open("k").collect() == [1]
+
+
+# What goes wrong in the midst of things.
+
+
+def test_an_append_that_comes_too_late_ends_the_producer(logs: Logs, face: Face) -> None:
+    """Where it has not seen yet, as a follower, that it is one of before."""
+    log, store = logs.mortal()
+    go = threading.Event()
+    with SSEServer([send(0), hold(go), send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.failures["append"] = StaleError()
+        go.set()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+
+
+def test_a_renewal_that_comes_too_late_ends_the_producer(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=0.5)
+    with SSEServer([send(0), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.failures["renew"] = StaleError()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+
+
+def test_an_outage_that_is_too_long_for_an_append_is_told(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(lease=5, outage=0.2)
+    go = threading.Event()
+    with SSEServer([send(0), hold(go), send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.failures["append"] = OutageError("it is out")
+        go.set()
+        with pytest.raises(LogUnavailableError):
+            reading.next()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+
+
+def test_abandoned_and_taken_over_at_once(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal(abandon_after=0.1)
+    with SSEServer([send(0), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.failures["end"] = StaleError()
+        reading.close()
+        face.meanwhile(upstream.requests[0].wait_aborted)
+
+
+@pytest.mark.parametrize("name", ["read", "watch", "claim"])
+def test_a_fault_of_the_stores_leaves_nobody_waiting(logs: Logs, face: Face, name: str) -> None:
+    log, store = logs.mortal(lease=0.5)
+    with SSEServer([send(0), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 0
+        store.failures[name] = ZeroDivisionError()
+        if name == "watch":
+            with pytest.raises(LogError, match="ZeroDivisionError"):
+                reading.next()
+        with pytest.raises(LogError, match="ZeroDivisionError"):
+            face.open(log, "k").next()
+
+
+def test_the_end_of_the_upstreams_bridge_is_the_producers(logs: Logs) -> None:
+    log, _ = logs.mortal(lease=0.5)
+    with SSEServer([send(0), silence()]) as upstream:
+        with Bridge() as other:
+            stream = log.open("k", lambda: request_sse(upstream.url, bridge=other))
+            assert next(stream) == 0
+        with pytest.raises(ProducerLostError):
+            next(stream)
+
+
+def test_what_start_returns_too_late_is_discarded(log: Log) -> None:
+    called, go = threading.Event(), threading.Event()
+    with SSEServer([send(0), silence()]) as upstream:
+
+        async def main(start: Any) -> None:
+            called.clear()
+            go.clear()
+            opening = asyncio.create_task(log.aopen("k", start))
+            assert await asyncio.to_thread(called.wait, 5)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            go.set()
+
+        def later(made: Any) -> Any:
+            called.set()
+            assert go.wait(5)
+            return made()
+
+        asyncio.run(main(lambda: later(lambda: arequest_sse(upstream.url))))
+        # With the upstream's answer in hand already.
+        answered = request_sse(upstream.url)
+        asyncio.run(main(lambda: later(lambda: answered)))
+        asyncio.run(main(lambda: later(lambda: 7)))
+        upstream.requests[0].wait_aborted()
+    with SSEServer([send(0), DONE]) as upstream:
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+
+
+def test_an_election_that_comes_too_late_elects_nobody(logs: Logs) -> None:
+    log, store = logs.mortal(lease=60)
+    store.kill_at = ("claim", 0, False)
+
+    async def main() -> None:
+        producing = asyncio.create_task(log.aproduce("k", lambda: request_sse("http://127.0.0.1:1/")))
+        assert await asyncio.to_thread(store.killed.wait, 5)
+        producing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await producing
+
+    asyncio.run(main())
+    store.revive()
+    with SSEServer([send(0), DONE]) as upstream:
+        until(lambda: store.claims >= 1)
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+
+
+def test_closing_ends_what_is_waited_for(logs: Logs) -> None:
+    log, store = logs.mortal()
+    log.cancel("k")
+    store.is_out = True
+    asked = in_thread(lambda: log.produce("k", lambda: request_sse("http://127.0.0.1:1/")))
+    until(lambda: log._hub().disturbed_at is not None)
+    log.close()
+    with pytest.raises(BridgeClosedError):
+        asked.result(5)
+
+
+def test_a_log_of_which_nothing_was_asked_is_closed(logs: Logs) -> None:
+    log = logs.new()
+    log._hub()
+    log.close()
+
+
+def test_the_end_of_the_process_is_quiet(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([send(0), silence()]) as upstream, Bridge() as bridge:
+        log._bridge = bridge
+        stream = log.open("k", lambda: request_sse(upstream.url, bridge=bridge))
+        assert next(stream) == 0
+        monkeypatch.setattr(_bridge, "_exiting", True)
+        bridge.close()
+        assert (stream.collect(), stream.outcome) == ([], "closed")
+
+
+ERRORS: list[SSEError] = [
+    StreamTimeoutError("idle", 2.5),
+    BufferLimitError(7),
+    ReconnectionError("it was lost", 3),
+    RedirectError("it goes on elsewhere", 302),
+    StatusError("no", 429, httpx.Headers({"Retry-After": "3", "Secret": "x"}), b"\xff\x00"),
+    ContentTypeError("no", 200, httpx.Headers({"Content-Type": "text/html"}), b""),
+    DecodeError("no JSON", ServerSentEvent("a", "b", "c", 1.5)),
+    UpstreamError("no", ServerSentEvent(data="{}"), {"error": {"message": "ü"}}),
+    *(kind("words") for kind in (TruncatedStreamError, ConnectError, CallbackError, EventsLostError, LogError)),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_are_told_as_what_they_are(error: SSEError) -> None:
+    told = error_in(Entry(Position(1, 1), error_fields(error)))
+    assert (type(told), str(told)) == (type(error), str(error))
+    for name in ("which", "seconds", "limit", "attempts", "status", "body", "event", "payload"):
+        assert getattr(told, name, None) == getattr(error, name, None)
+    if isinstance(error, StatusError):
+        assert isinstance(told, StatusError)
+        assert dict(told.headers) == {"retry-after": "3"}
+
+
+def test_errors_of_others_are_told_by_name() -> None:
+    told = error_in(Entry(Position(1, 1), error_fields(ZeroDivisionError("by zero"))))
+    assert (type(told), str(told)) == (SSEError, "the producer failed with ZeroDivisionError: by zero")
+    assert Entry(Position(1, 1), {"of": "later"}).kind == "unknown"
+
+
+def test_a_refusal_that_is_not_whole_says_so(log: Log, face: Face) -> None:
+    with SSEServer([respond(500), raw(b"half"), cut()]) as upstream:
+        for reading in (face.open(log, "k", face.start(upstream.url)), face.open(log, "k")):
+            error = reading.fail()[1]
+            assert isinstance(error, StatusError)
+            assert (error.status, error.body) == (500, b"half")
+            assert isinstance(error.__cause__, TruncatedStreamError)
+
+
+def test_names_of_the_package() -> None:
+    assert {"Log", "MemoryLog", "RedisLog"} <= set(dir(resume))
+    assert resume.RedisLog.__name__ == "RedisLog"
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        _ = resume.other
 
 
 # Together with the rest of the library.

@@ -12,13 +12,23 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple
 
 from sseqbridge import _exceptions
 from sseqbridge._connection import Body, Head, made_head
 from sseqbridge._decoding import as_event
-from sseqbridge._exceptions import EventError, ResponseError, SSEError, StreamTimeoutError
+from sseqbridge._exceptions import (
+    BufferLimitError,
+    EventError,
+    ReconnectionError,
+    RedirectError,
+    ResponseError,
+    SSEError,
+    StreamTimeoutError,
+    UpstreamError,
+)
 from sseqbridge._models import ServerSentEvent
 
 __all__ = [
@@ -156,7 +166,7 @@ def refusal_fields(head: Head, body: Body) -> dict[str, str]:
     """Return what stands in the entry of an upstream that did not answer 200."""
     told: dict[str, Any] = {
         "status": head.status,
-        "headers": {name: head.headers[name] for name in _KEPT_HEADERS if name in head.headers},
+        "headers": _kept(head.headers),
         "body": base64.b64encode(body.content).decode(),
     }
     if body.error is not None:
@@ -181,49 +191,55 @@ def refusal_in(entry: Entry) -> tuple[Head, Body] | SSEError:
 def _told(error: BaseException) -> dict[str, Any]:
     """Return what can be told of an error in an entry: no traceback, and nothing of its cause."""
     told: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, StreamTimeoutError):
-        told["which"], told["seconds"] = error.which, error.seconds
-    elif isinstance(error, _exceptions.BufferLimitError):
-        told["limit"] = error.limit
-    elif isinstance(error, _exceptions.ReconnectionError):
-        told["attempts"] = error.attempts
-    elif isinstance(error, _exceptions.RedirectError):
-        told["status"] = error.status
-    elif isinstance(error, ResponseError):
-        told["status"] = error.status
-        told["headers"] = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
-        told["body"] = base64.b64encode(error.body).decode()
-    elif isinstance(error, EventError):
-        event = error.event
-        told["event"] = [event.event, event.data, event.id, event.retry]
-        if isinstance(error, _exceptions.UpstreamError):
-            told["payload"] = error.payload
+    for name in _arguments_of(type(error)):
+        if name == "headers":
+            told[name] = _kept(error.headers)  # type: ignore[attr-defined]
+        elif name == "body":
+            told[name] = base64.b64encode(error.body).decode()  # type: ignore[attr-defined]
+        elif name == "event":
+            told[name] = astuple(error.event)  # type: ignore[attr-defined]
+        elif name != "message":
+            told[name] = getattr(error, name)
     return told
 
 
 def _error_of(told: dict[str, Any]) -> SSEError:
     """Return the error that an entry tells of: of the same type, where that is one of this library's."""
     kind = getattr(_exceptions, told["type"], None)
-    message = told["message"]
     if not (isinstance(kind, type) and issubclass(kind, SSEError)):
-        return SSEError(f"the producer failed with {told['type']}: {message}")
-    made: Any = kind
-    if kind is StreamTimeoutError:
-        error = made(told["which"], told["seconds"])
-    elif kind is _exceptions.BufferLimitError:
-        error = made(told["limit"])
-    elif kind is _exceptions.ReconnectionError:
-        error = made(message, told["attempts"])
-    elif kind is _exceptions.RedirectError:
-        error = made(message, told["status"])
-    elif issubclass(kind, ResponseError):
-        headers = made_head(told["status"], told["headers"]).headers
-        error = made(message, told["status"], headers, base64.b64decode(told["body"]))
-    elif kind is _exceptions.UpstreamError:
-        error = made(message, ServerSentEvent(*told["event"]), told["payload"])
-    elif issubclass(kind, EventError):
-        error = made(message, ServerSentEvent(*told["event"]))
-    else:
-        error = made(message)
-    assert isinstance(error, SSEError)
-    return error
+        return SSEError(f"the producer failed with {told['type']}: {told['message']}")
+    return kind(*(_MADE.get(name, _same)(told[name]) for name in _arguments_of(kind)))
+
+
+def _arguments_of(kind: type) -> tuple[str, ...]:
+    """Return what an error is made of, by the names of its attributes."""
+    return next((names for base, names in _ARGUMENTS.items() if issubclass(kind, base)), ("message",))
+
+
+def _kept(headers: Any) -> dict[str, str]:
+    return {name: headers[name] for name in _KEPT_HEADERS if name in headers}
+
+
+def _headers(kept: dict[str, str]) -> Any:
+    return made_head(0, kept).headers
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _event(fields: list[Any]) -> ServerSentEvent:
+    return ServerSentEvent(*fields)
+
+
+_MADE: dict[str, Callable[[Any], Any]] = {"headers": _headers, "body": base64.b64decode, "event": _event}
+# (The more special ones first.)
+_ARGUMENTS: dict[type, tuple[str, ...]] = {
+    StreamTimeoutError: ("which", "seconds"),
+    BufferLimitError: ("limit",),
+    ReconnectionError: ("message", "attempts"),
+    RedirectError: ("message", "status"),
+    ResponseError: ("message", "status", "headers", "body"),
+    UpstreamError: ("message", "event", "payload"),
+    EventError: ("message", "event"),
+}

@@ -6,13 +6,14 @@ when a log is made.
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import contextlib
 import inspect
 import logging
 import math
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, overload
 
@@ -55,7 +56,7 @@ _MAX_KEY = 512
 _MAX_BUFFERED_BYTES = 1024 * 1024
 
 
-class Log:
+class Log(abc.ABC):
     """Streams that are written once, by one producer each, and read by any number of readers; see MemoryLog.
 
     `lease` is within how many seconds the readers learn that a producer has died; it renews its
@@ -102,8 +103,9 @@ class Log:
     ) -> None:
         self.close()
 
+    @abc.abstractmethod
     def _new_store(self) -> Store:
-        raise NotImplementedError
+        """Return what keeps the streams, for one loop."""
 
     @overload
     def open(
@@ -217,6 +219,70 @@ class Log:
             raise
         return EventStream(reader, entry, call.decoder, call.cancel, None)
 
+    @overload
+    async def aopen(
+        self,
+        key: str,
+        start: AsyncStart | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["json"] = "json",
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> AsyncEventStream[Any]: ...
+
+    @overload
+    async def aopen(
+        self,
+        key: str,
+        start: AsyncStart | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["text"],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> AsyncEventStream[str]: ...
+
+    @overload
+    async def aopen(
+        self,
+        key: str,
+        start: AsyncStart | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Literal["event"],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> AsyncEventStream[ServerSentEvent]: ...
+
+    @overload
+    async def aopen(
+        self,
+        key: str,
+        start: AsyncStart | None = None,
+        *,
+        last_event_id: str | None = None,
+        replay: Replay = "all",
+        takeover: bool = False,
+        wait: float = 10.0,
+        decode: Callable[[ServerSentEvent], T],
+        error_events: ErrorEvents = "raise",
+        cancel: CancelFlag | None = None,
+        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+    ) -> AsyncEventStream[T]: ...
+
     async def aopen(
         self,
         key: str,
@@ -311,10 +377,9 @@ class Log:
         hub = self._forget_hub()
         if hub is not None:
             errand: _Errand[None] = _Errand(Hub.aclose, is_of_hub=False)
-            try:
+            # The bridge's end has ended all of that.
+            with contextlib.suppress(BridgeClosedError):
                 self._run(errand, hub)
-            except BridgeClosedError:
-                pass  # It has ended all of that.
 
     def _check_may_wait(self, name: str, async_name: str) -> None:
         self._the_bridge().check_may_wait(name, async_name, stacklevel=5)
@@ -508,7 +573,7 @@ def _call(producer: Producer, start: Callable[[], T]) -> T:
         return start()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _ended_by(producer: Producer) -> Iterator[None]:
     """Have the requests that are made here end with the producer, and not with a reader that is being served."""
     token = surrounding_cancel.set(producer)

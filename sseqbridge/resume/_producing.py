@@ -230,8 +230,8 @@ class Producer(LoopTask):
 
     def _stop(self) -> None:
         self._has_stopped = True
-        if self._task is not None:
-            self._task.cancel()
+        assert self._task is not None
+        self._task.cancel()
 
     def _stop_stale(self) -> None:
         self._is_stale = True

@@ -239,8 +239,7 @@ class Hub:
             group.tail.wake()
 
     def _forget(self, name: str, group: _Group) -> None:
-        if self._groups.get(name) is group:
-            del self._groups[name]
+        del self._groups[name]
         # It ended as others came.
         for topic in () if self._is_closing else tuple(group.topics.values()):
             self.follow(topic)
@@ -385,8 +384,8 @@ class Topic:
 
     def listen(self, follower: Follower) -> None:
         """Be given what comes, wherever that begins."""
-        if not self.join(follower):
-            self._joined.add(follower)
+        self.join(follower)
+        self._joined.add(follower)
 
     def join(self, follower: Follower) -> bool:
         """Be given what comes after the follower's position; False where that is behind what has come."""
@@ -477,7 +476,7 @@ class Reader(LoopTask):
         self._retry: float | None = None
         # Whether the next entry is the first, wherever it stands.
         self._from_any = False
-        self._is_over = self._is_lost = self._has_left = False
+        self._is_over = self._is_lost = False
         # Ends the wait in the topic.
         self._awaited: asyncio.Future[None] | None = None
         self._started_at = time.monotonic()
@@ -487,10 +486,8 @@ class Reader(LoopTask):
 
     def start(self) -> None:
         """Start to read."""
-        if self._has_left:
-            self._finish(End("closed"))
-            self._finished.set()
-            return
+        self._topic = self._hub.topic(self._options.key)
+        self._topic.enter(self)
         self._hub.readers.add(self)
         self._task = self._hub.spawn(self._run())
         self._task.add_done_callback(self._done)
@@ -498,18 +495,17 @@ class Reader(LoopTask):
             self._hub.state.watch(self)
 
     async def _run(self) -> None:
-        topic = self._topic = self._hub.topic(self._options.key)
-        topic.enter(self)
+        assert self._topic is not None
         try:
             await self._begin()
             while not (self._is_over or self.handoff.closed):
-                await self._read_on(topic)
+                await self._read_on(self._topic)
         except SSEError as error:
             self._finish(End("error", error))
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        if self._topic is not None:
-            self._topic.leave(self)
+        assert self._topic is not None
+        self._topic.leave(self)
         self._hub.readers.discard(self)
         error = None if task.cancelled() else task.exception()
         if error is not None:
@@ -747,8 +743,9 @@ class Reader(LoopTask):
             self._leave()
             return
         finally:
-            if watch is not None:
-                watch.ran(time.monotonic() - began, lambda: "a cancel flag's is_set()")
+            # A log is read on a bridge, which has one.
+            assert watch is not None
+            watch.ran(time.monotonic() - began, lambda: f"the cancel flag of {self.target}")
         if is_set:
             if self._has_head:
                 self.handoff.close()
@@ -756,12 +753,12 @@ class Reader(LoopTask):
             self._leave()
 
     def _leave(self) -> None:
-        self._has_left = True
         if self._producer is not None and not self._producer.has_begun:
             # Nobody is there to begin.
             self._producer.request_abort()
-        if self._task is not None:
-            self._task.cancel()
+        # It was started before anybody could ask for this.
+        assert self._task is not None
+        self._task.cancel()
 
     # From anywhere, between any two bytecodes: no lock, no wait.
 
@@ -769,9 +766,8 @@ class Reader(LoopTask):
         """Have the reading ended."""
         post(self.loop, self._leave)
 
-    def request_drain(self) -> None:
-        """The reader wants nothing more."""
-        self.request_abort()
+    # Its decoder has no function that could say which event is the last: nobody asks for that.
+    request_drain = request_abort
 
     def request_reconnect(self) -> None:
         """There is no connection to drop; `check_asked` has said so."""
