@@ -61,12 +61,17 @@ make_environment() {
 make_environment
 .venv/bin/ruff check --quiet .
 
-# All tests, measured, in two halves; the same as with a plain install; and those of requests and their answers
-# with httpx's transport instead of the library's own. All side by side, since tests wait more than they compute.
+# All tests, measured, in two halves; the same as with a plain install, but for what has nothing to do with it; and
+# those of requests and their answers with httpx's transport instead of the library's own. All side by side, since
+# tests wait more than they compute.
 OF_REQUESTS=(abort answers async bridge chaos client content_encoding edges errors hostile interop lifecycle merge nchan)
 OF_REQUESTS+=(pool reconnecting request tee web_platform)
-WITH_PROGRAMS=(browser chaos cli examples_chat fork gevent interop lifecycle public quickstart races readme relay)
-WITH_PROGRAMS+=(relay_frameworks relay_servers resume resume_redis runtime soak testing_server)
+WITH_PROGRAMS=(browser chaos cli examples_celery examples_chat examples_reload fork gevent interop lifecycle public)
+WITH_PROGRAMS+=(quickstart races readme relay relay_frameworks relay_servers resume resume_redis runtime soak)
+WITH_PROGRAMS+=(testing_server)
+# What is the same whatever the loop and the JSON decoder are.
+ONCE=(browser cli content_encoding encoder examples_celery examples_chat examples_reload framing fuzz heads layout)
+ONCE+=(machines parser public quickstart readme reconnection resume_redis soak)
 
 files_of() {
     local names=("${@/#/tests/test_}")
@@ -74,6 +79,9 @@ files_of() {
 }
 mapfile -t of_requests < <(files_of "${OF_REQUESTS[@]}")
 mapfile -t with_programs < <(files_of "${WITH_PROGRAMS[@]}")
+mapfile -t once < <(files_of "${ONCE[@]}")
+# Those of the programs' that are run twice.
+mapfile -t again < <(files_of "${WITH_PROGRAMS[@]}" | grep --invert-match --line-regexp --fixed-strings --file=<(files_of "${ONCE[@]}"))
 
 asked_for=all
 [ "$#" -eq 0 ] || asked_for=some
@@ -87,15 +95,16 @@ run_measured() { run_pytest .venv/bin/coverage run --parallel-mode -m pytest --q
 run_plain() { SSEQBRIDGE_WITHOUT=uvloop,msgspec run_pytest .venv/bin/python -m pytest --quiet "$@"; }
 # One after the other: what they start wants its turn too.
 run_with_programs() {
-    run_measured "$@"
-    run_plain "$@"
+    run_measured "${with_programs[@]}"
+    run_plain "${again[@]}"
 }
 run_on_httpx() { SSEQBRIDGE_WITHOUT=transport run_pytest .venv/bin/python -m pytest --quiet "$@"; }
 
 check_types() {
     local version
+    .venv/bin/mypy --strict
     for version in 3.10 3.11 3.12 3.13 3.14; do
-        .venv/bin/mypy --strict --python-version "$version"
+        .venv/bin/mypy --strict --python-version "$version" sseqbridge
     done
 }
 
@@ -116,25 +125,34 @@ if [ "$#" -gt 0 ]; then
     start on-httpx run_on_httpx "$@"
 else
     start measured run_measured "${with_programs[@]/#/--ignore=}"
-    start with-programs run_with_programs "${with_programs[@]}"
+    start with-programs run_with_programs
     start on-httpx run_on_httpx "${of_requests[@]}"
-    start plain run_plain "${with_programs[@]/#/--ignore=}"
+    start plain run_plain "${with_programs[@]/#/--ignore=}" "${once[@]/#/--ignore=}"
 fi
 failed=0
-for name in "${!running[@]}"; do
-    if wait "${running[$name]}"; then
-        printf '%s: %s\n' "$name" "$(tail -n 1 ".venv/$name.txt")"
-    else
-        failed=1
-        printf '\n%s failed:\n' "$name"
-        cat ".venv/$name.txt"
-    fi
-done
+join() {
+    local name
+    for name in "${!running[@]}"; do
+        if wait "${running[$name]}"; then
+            printf '%s: %s\n' "$name" "$(tail -n 1 ".venv/$name.txt")"
+        else
+            failed=1
+            printf '\n%s failed:\n' "$name"
+            cat ".venv/$name.txt"
+        fi
+    done
+}
+join
 # Of a part of the tests nobody expects that it covers everything.
 if [ "$#" -eq 0 ]; then
     .venv/bin/coverage combine --quiet
     .venv/bin/coverage report --fail-under=100 || failed=1
-    # That the benchmarks run, and every client gets what was sent; the figures of a moment mean nothing.
+    # For a minute, where asked for: beside what follows, whose figures of a moment mean nothing anyway.
+    running=()
+    [ -z "${SSEQBRIDGE_FUZZ:-}" ] || start fuzz .venv/bin/python -m tests.fuzz 1000000000 --target parser --seconds 60
+    # That the benchmarks run, and every client gets what was sent.
     .venv/bin/python -m tests.bench --quick --json .venv/bench.json || failed=1
+    .venv/bin/python -m tests.bench.resume --quick || failed=1
+    join
 fi
 exit "$failed"
