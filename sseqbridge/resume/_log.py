@@ -15,7 +15,7 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Union, overload
 
 from sseqbridge import _runtime
 from sseqbridge._bridge import Bridge, default_bridge
@@ -36,10 +36,22 @@ from ._store import Store, Terms, Token
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from sseqbridge._options import CancelFlag
     from sseqbridge._pump import LoopState
+
+    class OpenOptions(TypedDict, total=False):
+        """The options of `open` that its items' type has nothing to do with."""
+
+        last_event_id: str | None
+        replay: Replay
+        takeover: bool
+        wait: float
+        error_events: ErrorEvents
+        cancel: CancelFlag | None
+        max_buffered_bytes: int
+
 
 __all__ = ["Log", "MemoryLog", "Replay", "Start"]
 
@@ -113,14 +125,8 @@ class Log(abc.ABC):
         key: str,
         start: Start | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["json"] = "json",
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> EventStream[Any]: ...
 
     @overload
@@ -129,14 +135,8 @@ class Log(abc.ABC):
         key: str,
         start: Start | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["text"],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> EventStream[str]: ...
 
     @overload
@@ -145,14 +145,8 @@ class Log(abc.ABC):
         key: str,
         start: Start | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["event"],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> EventStream[ServerSentEvent]: ...
 
     @overload
@@ -161,14 +155,8 @@ class Log(abc.ABC):
         key: str,
         start: Start | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Callable[[ServerSentEvent], T],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> EventStream[T]: ...
 
     def open(
@@ -225,14 +213,8 @@ class Log(abc.ABC):
         key: str,
         start: AsyncStart | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["json"] = "json",
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[Any]: ...
 
     @overload
@@ -241,14 +223,8 @@ class Log(abc.ABC):
         key: str,
         start: AsyncStart | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["text"],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[str]: ...
 
     @overload
@@ -257,14 +233,8 @@ class Log(abc.ABC):
         key: str,
         start: AsyncStart | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Literal["event"],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[ServerSentEvent]: ...
 
     @overload
@@ -273,14 +243,8 @@ class Log(abc.ABC):
         key: str,
         start: AsyncStart | None = None,
         *,
-        last_event_id: str | None = None,
-        replay: Replay = "all",
-        takeover: bool = False,
-        wait: float = 10.0,
         decode: Callable[[ServerSentEvent], T],
-        error_events: ErrorEvents = "raise",
-        cancel: CancelFlag | None = None,
-        max_buffered_bytes: int = _MAX_BUFFERED_BYTES,
+        **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[T]: ...
 
     async def aopen(
