@@ -436,6 +436,22 @@ def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
         reader.close()
 
 
+def test_a_reader_anywhere_keeps_it_from_being_abandoned(server: RedisServer) -> None:
+    options: dict[str, Any] = {"lease": 1.5, "abandon_after": 0.3}
+    with (
+        SSEServer([send(1), silence()]) as upstream,
+        process(server.url, upstream.url, "read") as elsewhere,
+        RedisLog.from_url(server.url, **options) as log,
+    ):
+        with log.open("k", lambda: request_sse(upstream.url)) as events:
+            assert [next(events), *lines(elsewhere, 1)] == [1, "1"]
+        with pytest.raises(TimeoutError):
+            upstream.requests[0].wait_aborted(1)
+        elsewhere.kill()
+        upstream.requests[0].wait_aborted()
+        assert log.open("k").collect() == [1]
+
+
 def test_a_forked_child_has_readers_of_its_own(server: RedisServer) -> None:
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
