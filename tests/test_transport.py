@@ -1192,7 +1192,7 @@ def test_what_comes_after_the_end_waits_at_the_peers_too(run: Run) -> None:
             peer = await server.accept()
             await peer.answer(SHORT)
             response = await answer
-            for _ in range(30):
+            for _ in range(10):
                 await fill(peer)
             assert len(response.extensions[BODY_EXTENSION]._wire._framing.rest) < ENOUGH
 
@@ -1531,11 +1531,14 @@ def test_keys_may_change_in_mid_stream(
 
 
 @own_transport
+@pytest.mark.parametrize("ask_anew", ["sync"], indirect=True)  # It takes a while, and the door has no part in it.
 def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
     hand_made: Callable[..., AbstractContextManager[Answer]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
+        # So that it is soon that no answer more is taken.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(records.data(ENDLESS))
         while True:
             connection.sendall(b"".join(records.key_update() for _ in range(300)))
