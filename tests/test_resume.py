@@ -463,6 +463,25 @@ def test_start_that_fails_lets_another_begin(log: Log, face: Face) -> None:
         assert face.open(log, "k", face.start(upstream.url)).items() == [1]
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, StopIteration])
+def test_an_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseException]) -> None:
+    go = threading.Event()
+
+    def fail() -> Any:
+        raise kind
+
+    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
+        other = request_sse(upstream.url).events
+        assert next(other) == 1
+        with pytest.raises(kind):
+            log.open("k", fail)
+        with pytest.raises(kind):
+            log.produce("other", fail)
+        go.set()
+        assert other.collect() == [2]
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1, 2]
+
+
 # Cancelling.
 
 
@@ -764,8 +783,8 @@ def test_a_reader_under_way_takes_over(logs: Logs, face: Face) -> None:
         assert len(upstream.requests) == 2
 
 
-@pytest.mark.parametrize("failure", [ZeroDivisionError(), ConnectError("no")], ids=str)
-def test_a_takeover_that_fails_ends_all(logs: Logs, failure: Exception) -> None:
+@pytest.mark.parametrize("failure", [ZeroDivisionError(), SystemExit(), ConnectError("no")], ids=repr)
+def test_a_takeover_that_fails_ends_all(logs: Logs, failure: BaseException) -> None:
     log, store = logs.mortal(lease=0.6)
     store.kill_at = ("append", 2, False)
     calls = []
@@ -780,7 +799,7 @@ def test_a_takeover_that_fails_ends_all(logs: Logs, failure: Exception) -> None:
         reading = log.open("k", start, takeover=True)
         other = log.open("k")
         assert next(reading) == 0
-        with pytest.raises(CallbackError if isinstance(failure, ZeroDivisionError) else ConnectError):
+        with pytest.raises(ConnectError if isinstance(failure, ConnectError) else CallbackError):
             next(reading)
         assert next(other) == 0
         with pytest.raises((CallbackError, ConnectError, ProducerLostError)):

@@ -574,10 +574,7 @@ def _elected(hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token
 
 async def _take_over(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
     """Begin a stream anew for a reader that is under way: its own thread has other things to do."""
-    try:
-        await _runtime.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
-    except Exception as exc:
-        logger.warning("taking a stream over failed: %s", type(exc).__name__)
+    await _runtime.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
 
 
 def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
@@ -588,13 +585,14 @@ def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, produce
             stream = asyncio.run_coroutine_threadsafe(_awaited(producer, stream), loop).result()
         producer.begin(_events_of(stream))
     except BaseException as error:
+        # No more than told: an exit, too, would end the loop of all streams there.
+        logger.warning("taking a stream over failed: %s", type(error).__name__)
         told = error
         if not isinstance(error, SSEError):
             # Else the next reader would find the same, and so on.
             told = CallbackError(f"start raised {type(error).__name__}")
             told.__cause__ = error
         producer.refuse(told)
-        raise
 
 
 async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:

@@ -108,10 +108,13 @@ class Producer(LoopTask):
             # Cancelled meanwhile: nobody is to write this.
             if stream is not None:
                 stream._abort()
-        elif error is not None:
+        elif error is None:
+            self._begun.set_result(stream)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             self._begun.set_exception(error)
         else:
-            self._begun.set_result(stream)
+            # An interrupt, or an exit, is the caller's thread's: raised in a task it would end the loop of all streams.
+            self._stop()
 
     async def _run(self) -> None:
         topic = self._hub.topic(self._token.key)
