@@ -579,6 +579,19 @@ def test_delete_forgets(log: Log, face: Face) -> None:
         face.meanwhile(upstream.requests[0].wait_aborted)
 
 
+def test_a_slow_reader_of_what_was_deleted_holds_up_nobody(log: Log, face: Face) -> None:
+    with SSEServer([*(send("x" * 500) for _ in range(50)), DONE]) as upstream:
+        start = face.start(upstream.url, decode="text")
+        slow = face.open(log, "k", start, decode="text", max_buffered_bytes=2048)
+        assert len(face.open(log, "k", decode="text").items()) == 50
+        assert face.delete(log, "k")
+        with pytest.raises(StreamNotFoundError):
+            face.open(log, "k", wait=0.1)
+        assert len(face.open(log, "k", start, decode="text").items()) == 50
+        assert len(upstream.requests) == 2
+        slow.close()
+
+
 def test_without_readers_it_goes_on(log: Log, face: Face) -> None:
     with SSEServer([send(1), wait(0.3), send(2), DONE]) as upstream:
         face.open(log, "k", face.start(upstream.url)).close()

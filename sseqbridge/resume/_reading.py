@@ -398,6 +398,12 @@ class Topic:
         self._joined.add(follower)
         return True
 
+    def go_back_to(self, position: Position) -> None:
+        """Go on from there, where that is behind what has come: the log does not hold that any more."""
+        if position < self.position:
+            self.position = position
+            self._hub.follow(self)
+
     def part(self, follower: Follower) -> None:
         """Be given nothing any more."""
         self._joined.discard(follower)
@@ -477,6 +483,8 @@ class Reader(LoopTask):
         # Whether the next entry is the first, wherever it stands.
         self._from_any = False
         self._is_over = self._is_lost = False
+        # Where its topic stood, when that had come further than the log, as far as this one had read it.
+        self._ahead: Position | None = None
         # Ends the wait in the topic.
         self._awaited: asyncio.Future[None] | None = None
         self._started_at = time.monotonic()
@@ -569,12 +577,20 @@ class Reader(LoopTask):
     async def _read_on(self, topic: Topic) -> None:
         entries = await self._hub.patiently(self._hub.store.read, self._options.key, self.position, _READ_AT_A_TIME)
         if entries:
+            self._ahead = None
             for part in _parts(entries, self.position, from_any=self._from_any):
                 if not self._take(part):
                     await self._put(part)
-        elif self._is_lost:
+            return
+        if self._is_lost:
             await self._seek_producer()
-        elif topic.join(self):
+            return
+        if self._ahead == topic.position:
+            # Read once more since, and there still is nothing: what the topic has had was deleted, or lost.
+            topic.go_back_to(self.position)
+        self._ahead = topic.position
+        if topic.join(self):
+            self._ahead = None
             try:
                 await self._wait()
             finally:
