@@ -32,7 +32,7 @@ from sseqbridge import (
     relay,
     request_sse,
 )
-from sseqbridge.resume import RedisLog
+from sseqbridge.resume import RedisLog, _lua
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
 from sseqbridge.resume._store import OutageError
@@ -177,6 +177,50 @@ def test_a_stream_of_somebody_elses_is_no_logs(server: RedisServer) -> None:
         client.set("sseqbridge:{other}:events", "x")
         with pytest.raises(LogError, match="WRONGTYPE"):
             log.open("other")
+
+
+@pytest.mark.parametrize("at", ["message", "done"])
+def test_who_has_had_the_end_is_told_it_under_a_lease_that_is_left(server: RedisServer, at: str) -> None:
+    with SSEServer([send(1), DONE]) as upstream, RedisLog.from_url(server.url, lease=1) as log:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert stream.collect() == [1]
+        assert stream._done_event is not None
+        with server.client() as client:
+            token = client.get("sseqbridge:{k}:fence")
+            assert client.set("sseqbridge:{k}:lease", token, px=700)
+        last_event_id = stream._done_event.id if at == "done" else stream.last_event_id
+        with log.open("k", last_event_id=last_event_id) as again:
+            with pytest.raises(StopIteration):
+                again.next(5)
+            assert again.outcome == "done"
+
+
+def keys_and_token(client: redis.Redis) -> tuple[list[str], str]:
+    token = client.get("sseqbridge:{k}:fence")
+    return [f"sseqbridge:{{k}}:{what}" for what in ("events", "lease", "fence", "readers")], str(token)
+
+
+def test_what_a_producer_has_sent_before_its_end_takes_no_lease_after_it(server: RedisServer) -> None:
+    with SSEServer([send(1), DONE]) as upstream, RedisLog.from_url(server.url) as log, server.client() as client:
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1]
+        keys, token = keys_and_token(client)
+        assert client.eval(_lua.RENEW, 4, *keys, token, 7000, 60_000) == 0
+        assert client.eval(_lua.WRITE, 3, *keys[:3], token, 7000, 60_000, 1000, 0, 1, 2, "data", "1") == 1
+        assert not client.exists("sseqbridge:{k}:lease")
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_fence_that_was_evicted_lets_no_old_producer_in(server: RedisServer, is_written: bool) -> None:
+    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log, server.client() as client:
+        stream = log.open("k", lambda: request_sse(upstream.url))
+        assert next(stream) == 1
+        keys, token = keys_and_token(client)
+        client.delete("sseqbridge:{k}:fence", f"sseqbridge:{{k}}:{'lease' if is_written else 'events'}")
+        assert client.eval(_lua.WRITE, 3, *keys[:3], "5:old", 7000, 60_000, 1000, 0, 3, 2, "data", "x") == 0
+        assert client.eval(_lua.RENEW, 4, *keys, "5:old", 7000, 60_000) == -1
+        assert client.get("sseqbridge:{k}:lease") in (None, token)
+        stream.close()
+        log.cancel("k")
 
 
 # Failures of Redis.

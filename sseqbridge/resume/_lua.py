@@ -31,6 +31,15 @@ end
 local function fence_of(text)
   return tonumber(string.match(text or '', '^%d+')) or 0
 end
+local function is_stale(token, lease, fence, where)
+  local writer = redis.call('GET', fence)
+  if writer then return writer ~= token end
+  -- Evicted, or lost: what is there besides tells of whoever came later.
+  return math.max(fence_of(redis.call('GET', lease)), fence_of(where)) > fence_of(token)
+end
+local function is_end(kind)
+  return kind and kind ~= 'event'
+end
 local function next_fence(fence, where)
   return string.format('%.0f', math.max(now(), fence_of(redis.call('GET', fence)) + 1, fence_of(where) + 1))
 end
@@ -70,17 +79,14 @@ return {'elected', fence, where}
 WRITE = (
     _COMMON
     + """
-local token = redis.call('GET', KEYS[3])
-if token and token ~= ARGV[1] then return 0 end
-if ARGV[2] ~= '0' then redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) end
+local where, kind = last_of(KEYS[1])
+if is_stale(ARGV[1], KEYS[2], KEYS[3], where) then return 0 end
+if ARGV[2] ~= '0' and not is_end(kind) then redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) end
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3])
 local fence = string.match(ARGV[1], '^%d+')
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local written = -1
-if last then
-  local of, at = string.match(last[1], '^(%d+)-(%d+)$')
-  if of == fence then written = tonumber(at) end
-end
+local of, last = string.match(where, '^(%d+)-(%d+)$')
+if of == fence then written = tonumber(last) end
 local number, at = tonumber(ARGV[6]), 7
 while at <= #ARGV do
   local size = tonumber(ARGV[at])
@@ -109,9 +115,10 @@ return 1
 RENEW = (
     _COMMON
     + """
-local token = redis.call('GET', KEYS[3])
-if token and token ~= ARGV[1] then return -1 end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+local where, kind = last_of(KEYS[1])
+if is_stale(ARGV[1], KEYS[2], KEYS[3], where) then return -1 end
+-- One that was on its way as the end was written must not have the stream look as if it went on.
+if not is_end(kind) then redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) end
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return redis.call('ZCOUNT', KEYS[4], now(), '+inf')

@@ -621,6 +621,9 @@ class Reader(LoopTask):
             raise ProducerLostError(
                 "the process that wrote this stream is gone, in the midst of it; takeover=True has them start it anew"
             )
+        elif claim.state == "ended" and self.position == claim.last:
+            # It has had the end itself, before it came.
+            await self._end_if_nothing_is_left(is_last=True)
 
     def _check_wait(self) -> None:
         if time.monotonic() - self._started_at >= self._options.wait:
