@@ -565,6 +565,26 @@ def test_a_refusal_whose_body_was_read_is_told_whole(log: Log, face: Face) -> No
         assert error.body == b"none"
 
 
+def test_a_cancel_whose_answer_is_lost_has_cancelled(logs: Logs, face: Face) -> None:
+    log, store = logs.mortal()
+    cancel = store.cancel
+    answers: list[bool] = []
+
+    async def lose_the_first(*args: Any) -> bool:
+        answers.append(await cancel(*args))
+        if len(answers) == 1:
+            raise OutageError("its answer is lost")
+        return answers[-1]
+
+    store.cancel = lose_the_first  # type: ignore[attr-defined]
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.next() == 1
+        assert face.cancel(log, "k") is True
+        assert (reading.items(), reading.outcome, answers) == ([], "closed", [True, True])
+        assert face.cancel(log, "k") is False
+
+
 def test_delete_forgets(log: Log, face: Face) -> None:
     with SSEServer([send(1), DONE]) as upstream:
         assert face.open(log, "k", face.start(upstream.url)).items() == [1]

@@ -609,11 +609,11 @@ async def _elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | N
 
 
 async def _cancel(key: str, hub: Hub) -> bool:
-    return await hub.patiently(hub.store.cancel, key)
+    return await hub.patiently(hub.store.cancel, key, uuid.uuid4().hex)
 
 
 async def _delete(key: str, hub: Hub) -> bool:
-    await hub.patiently(hub.store.cancel, key)
+    await _cancel(key, hub)
     return await hub.patiently(hub.store.delete, key)
 
 

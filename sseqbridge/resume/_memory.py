@@ -91,14 +91,16 @@ class MemoryStore:
         if stream is not None and stream.token == token:
             stream.held_until = 0.0
 
-    async def cancel(self, key: str) -> bool:
+    async def cancel(self, key: str, owner: str) -> bool:
         stream = self._stream(key)
-        if stream is None or (stream.last is not None and stream.last.is_end):
+        if stream is None:
             return False
+        if stream.last is not None and stream.last.is_end:
+            return stream.last.kind == CANCEL and stream.token is not None and stream.token.owner == owner
         if stream.last is None and not self._is_held(stream):
             return False
         self._fence += 1
-        stream.token = Token(key, self._fence, "")
+        stream.token = Token(key, self._fence, owner)
         self._add(stream, stream.token, 0, [{CANCEL: "cancelled"}])
         stream.held_until = 0.0
         stream.expires_at = time.monotonic() + self._terms.ttl

@@ -114,8 +114,8 @@ class Store(Protocol):
     async def release(self, token: Token) -> None:
         """Give the lease back."""
 
-    async def cancel(self, key: str) -> bool:
-        """End a stream that has not ended; False where there is none."""
+    async def cancel(self, key: str, owner: str) -> bool:
+        """End a stream that has not ended; False where there is none. `owner` is this attempt's own."""
 
     async def delete(self, key: str) -> bool:
         """Delete a stream; False where there is none."""

@@ -227,10 +227,9 @@ class _RedisStore:
     async def release(self, token: Token) -> None:
         await self._run(_RELEASE, [self._key(token.key, "lease")], [str(token)])
 
-    async def cancel(self, key: str) -> bool:
-        # One for all attempts would be better known to the script: it is told by its own.
+    async def cancel(self, key: str, owner: str) -> bool:
         keys = [self._key(key, what) for what in ("events", "lease", "fence")]
-        return bool(await self._run(_CANCEL, keys, (uuid.uuid4().hex, _milliseconds(self._terms.ttl))))
+        return bool(await self._run(_CANCEL, keys, (owner, _milliseconds(self._terms.ttl))))
 
     async def delete(self, key: str) -> bool:
         return bool(await self._run(_DELETE, [self._key(key, what) for what in ("events", "lease", "readers")], ()))
