@@ -482,6 +482,30 @@ def test_an_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseExc
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1, 2]
 
 
+def test_who_leaves_while_it_is_elected_gives_the_lease_back(logs: Logs) -> None:
+    log, store = logs.mortal(lease=60)
+    claim, elected, go_on = store.claim, threading.Event(), asyncio.Event()
+    flag = threading.Event()
+
+    async def answer_late(*args: Any, **options: Any) -> Any:
+        made = await claim(*args, **options)
+        elected.set()
+        await go_on.wait()
+        return made
+
+    store.claim = answer_late  # type: ignore[method-assign]
+    with SSEServer([send(1), DONE]) as upstream:
+        opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url), cancel=flag))
+        assert elected.wait(5)
+        flag.set()
+        with pytest.raises(RequestAbortedError):
+            opened.result(5)
+        store.claim = claim  # type: ignore[method-assign]
+        log._hub().loop.call_soon_threadsafe(go_on.set)
+        until(lambda: log.produce("k", lambda: request_sse(upstream.url)) == "done")
+        assert len(upstream.requests) == 1
+
+
 # Cancelling.
 
 

@@ -602,7 +602,7 @@ async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
 
 async def _elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
     owner = uuid.uuid4().hex
-    claim = await hub.patiently(hub.store.claim, key, owner, may_begin=True, takeover=takeover)
+    claim = await hub.claim(key, owner, may_begin=True, takeover=takeover)
     if claim.state != "elected":
         return None
     return _elected(hub, start, None, Token(key, claim.fence, owner), claim.last or START)

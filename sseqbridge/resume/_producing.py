@@ -23,7 +23,7 @@ from sseqbridge._reconnecting import Reconnecting, tell
 from sseqbridge._runtime import run_in_daemon_thread
 
 from ._entries import BEGIN, Position, end_fields, error_fields, event_fields, failure_fields, refusal_fields
-from ._store import OutageError, StaleError
+from ._store import StaleError
 
 if TYPE_CHECKING:
     from sseqbridge._streams import AsyncEventStream, EventStream
@@ -203,10 +203,7 @@ class Producer(LoopTask):
         await self._hub.patiently(self._hub.store.end, self._token, self._number, fields)
 
     async def _release(self) -> None:
-        try:
-            await self._hub.store.release(self._token)
-        except (OutageError, SSEError) as exc:
-            logger.debug("a lease was not given back, and runs out: %s", exc)
+        await self._hub.release(self._token)
 
     async def _keep_renewing(self) -> None:
         terms = self._hub.terms

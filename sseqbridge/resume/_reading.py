@@ -16,6 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from sseqbridge._connection import EVENT_OVERHEAD, Batch, made_head, status_error
@@ -218,6 +219,31 @@ class Hub:
                     raise LogUnavailableError(told) from outage.__cause__
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
+
+    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
+        """Try to become a stream's producer. What comes of it after this was cancelled is given back."""
+        claiming = self.spawn(
+            self.patiently(self.store.claim, key, owner, may_begin=may_begin, takeover=takeover),
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            claiming.add_done_callback(partial(self._give_back, key, owner))
+            raise
+
+    def _give_back(self, key: str, owner: str, claiming: asyncio.Task[Claim]) -> None:
+        if claiming.cancelled() or claiming.exception() is not None or self._is_closing:
+            return
+        claim = claiming.result()
+        if claim.state == "elected":
+            self.spawn(self.release(Token(key, claim.fence, owner)))
+
+    async def release(self, token: Token) -> None:
+        """Give a lease back, if that can be."""
+        try:
+            await self.store.release(token)
+        except (OutageError, SSEError) as exc:
+            logger.debug("a lease was not given back, and runs out: %s", exc)
 
     def topic(self, key: str) -> Topic:
         """Return what brings a stream's entries, and note that it is followed."""
@@ -551,11 +577,9 @@ class Reader(LoopTask):
                 self._take_other(entry)
 
     async def _claim(self, *, may_begin: bool) -> Claim:
-        store, options = self._hub.store, self._options
+        options = self._options
         owner = uuid.uuid4().hex
-        claim = await self._hub.patiently(
-            store.claim, options.key, owner, may_begin=may_begin, takeover=options.takeover
-        )
+        claim = await self._hub.claim(options.key, owner, may_begin=may_begin, takeover=options.takeover)
         if claim.state == "elected":
             producer = self._producer = self._elected(Token(options.key, claim.fence, owner), claim.last or START)
             if self._has_head:
