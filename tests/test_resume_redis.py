@@ -209,6 +209,17 @@ def test_what_a_producer_has_sent_before_its_end_takes_no_lease_after_it(server:
         assert not client.exists("sseqbridge:{k}:lease")
 
 
+def test_an_end_comes_after_entries_whose_writer_was_not_told_of_them(server: RedisServer) -> None:
+    with server.client() as client:
+        keys, _ = keys_and_token(client)
+        entries = [2, "data", "1", 2, "data", "2"]
+        assert client.eval(_lua.WRITE, 3, *keys[:3], "9:x", 7000, 60_000, 1000, 0, 0, *entries) == 1
+        for _ in range(2):
+            end = [2, "cancel", "abandoned"]
+            assert client.eval(_lua.WRITE, 3, *keys[:3], "9:x", 0, 60_000, 1000, 0, 0, *end) == 1
+        assert [entry_id for entry_id, _ in client.xrange(keys[0])] == ["9-0", "9-1", "9-2"]
+
+
 @pytest.mark.parametrize("is_written", [False, True])
 def test_a_fence_that_was_evicted_lets_no_old_producer_in(server: RedisServer, is_written: bool) -> None:
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log, server.client() as client:

@@ -88,6 +88,8 @@ local written = -1
 local of, last = string.match(where, '^(%d+)-(%d+)$')
 if of == fence then written = tonumber(last) end
 local number, at = tonumber(ARGV[6]), 7
+-- An end comes after all that there is, also where the writer left before it was told of its last entries.
+if ARGV[2] == '0' and not is_end(kind) then number = math.max(number, written + 1) end
 while at <= #ARGV do
   local size = tonumber(ARGV[at])
   if number > written then
