@@ -223,6 +223,20 @@ def test_a_done_function_ends_it_for_all(log: Log, face: Face) -> None:
         assert (reading.items(), reading.outcome) == ([1, 2], "done")
 
 
+@pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit])
+def test_a_function_of_the_upstreams_request_that_raises_ends_it_for_all(
+    log: Log, face: Face, failure: type[BaseException]
+) -> None:
+    def fail(*_: object) -> bool:
+        raise failure
+
+    with SSEServer([send(1, id="1"), cut()]) as upstream:
+        for key, options in (("a", {"done": fail}), ("b", {"reconnect": True, "on_reconnect": fail})):
+            start = face.start(upstream.url, **options)
+            for reading in (face.open(log, key, start), face.open(log, key)):
+                assert isinstance(reading.fail()[1], CallbackError)
+
+
 def test_a_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
     told: list[Any] = []
 
@@ -1068,7 +1082,7 @@ def test_a_store_does_nothing_twice(logs: Logs) -> None:
     async def stale() -> None:
         store = kept._new_store()
         token = await claimed(store, "old")
-        assert await store.cancel("old")
+        assert await store.cancel("old", "canceller")
         for call in (store.append(token, 0, [{"data": "a"}]), store.end(token, 0, {"end": "eof"}), store.renew(token)):
             with pytest.raises(StaleError):
                 await call
@@ -1077,7 +1091,7 @@ def test_a_store_does_nothing_twice(logs: Logs) -> None:
         # Claimed, and given back before anything was written.
         token = await claimed(store, "released")
         await store.release(token)
-        assert not await store.cancel("released")
+        assert not await store.cancel("released", "canceller")
         assert (await store.claim("released", "you", may_begin=False, takeover=False)).state == "none"
         await store.aclose()
 

@@ -127,7 +127,7 @@ def test_eventsource_close(ask: Door) -> None:
     """eventsource-close.window.js: a stream that was closed stays so, and its server is not asked again."""
 
     def script(request: ReceivedRequest) -> list[Step]:
-        return [b"retry: 1\ndata: one\n\n"] if request.path == "/" else [respond(), silence()]
+        return [b"retry: 1\ndata: one\n\n" if request.path == "/" else respond(), silence()]
 
     with SSEServer(script) as server:
         with ask(server.url, decode="event", reconnect=True) as answer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._connection import Batch, Body, status_error
 from sseqbridge._decoding import as_event
-from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError
+from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError
 from sseqbridge._handoff import CLOSED, End, HandOff, post
 from sseqbridge._models import Comment
 from sseqbridge._pump import LoopTask
@@ -177,12 +177,27 @@ class Producer(LoopTask):
             raise status_error(stream._pump.connection.target, stream._head, body)
         await self._append([{BEGIN: "200"}])
         while True:
-            fields = await upstream.gather()
+            fields = await self._gathered(upstream)
             if fields:
                 await self._append(fields)
             if upstream.end is not None:
                 await self._finish(stream, upstream.end)
                 return
+
+    @staticmethod
+    async def _gathered(upstream: _Upstream) -> list[dict[str, str]]:
+        try:
+            return await upstream.gather()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            # A function of the caller's has raised: `done` or `on_reconnect`. It must not end the loop.
+            told = error
+            if not isinstance(error, SSEError):
+                told = CallbackError(f"a function of the upstream's request raised {type(error).__name__}")
+                told.__cause__ = error
+            upstream.end = End("error", told)
+            return []
 
     async def _finish(self, stream: Any, end: End) -> None:
         stream._end = end

@@ -176,7 +176,8 @@ class _RedisStore:
         self._terms = terms
         self._is_closed = False
         # What an entry has taken of late, in bytes: an answer's size can be chosen by number only.
-        self._usual_bytes = 1024.0
+        # At first few are asked for: nobody knows how large they are.
+        self._usual_bytes = 32_768.0
         # What is to be sent with the next round.
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
