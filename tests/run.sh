@@ -61,14 +61,14 @@ make_environment() {
 make_environment
 .venv/bin/ruff check --quiet .
 
-# All tests, measured, in two halves; the same as with a plain install, but for what has nothing to do with it; and
+# All tests, measured, in three parts; the same as with a plain install, but for what has nothing to do with it; and
 # those of requests and their answers with httpx's transport instead of the library's own. All side by side, since
 # tests wait more than they compute.
 OF_REQUESTS=(abort answers async bridge chaos client content_encoding edges errors hostile interop lifecycle merge nchan)
 OF_REQUESTS+=(pool reconnecting request tee web_platform)
-WITH_PROGRAMS=(browser chaos cli examples_celery examples_chat examples_reload fork gevent interop lifecycle public)
-WITH_PROGRAMS+=(quickstart races readme relay relay_frameworks relay_servers resume resume_redis runtime soak)
-WITH_PROGRAMS+=(testing_server)
+WITH_PROGRAMS=(browser chaos cli examples_chat fork gevent interop lifecycle public quickstart races readme relay)
+WITH_PROGRAMS+=(relay_frameworks relay_servers runtime soak testing_server)
+WITH_REDIS=(examples_celery examples_reload resume resume_redis)
 # What is the same whatever the loop and the JSON decoder are.
 ONCE=(browser cli content_encoding encoder examples_celery examples_chat examples_reload framing fuzz heads layout)
 ONCE+=(machines parser public quickstart readme reconnection resume_redis soak)
@@ -79,9 +79,10 @@ files_of() {
 }
 mapfile -t of_requests < <(files_of "${OF_REQUESTS[@]}")
 mapfile -t with_programs < <(files_of "${WITH_PROGRAMS[@]}")
+mapfile -t with_redis < <(files_of "${WITH_REDIS[@]}")
 mapfile -t once < <(files_of "${ONCE[@]}")
-# Those of the programs' that are run twice.
-mapfile -t again < <(files_of "${WITH_PROGRAMS[@]}" | grep --invert-match --line-regexp --fixed-strings --file=<(files_of "${ONCE[@]}"))
+# Those with programs that are run twice.
+mapfile -t again < <(files_of "${WITH_PROGRAMS[@]}" "${WITH_REDIS[@]}" | grep --invert-match --line-regexp --fixed-strings --file=<(files_of "${ONCE[@]}"))
 
 asked_for=all
 [ "$#" -eq 0 ] || asked_for=some
@@ -93,12 +94,12 @@ run_pytest() {
 }
 run_measured() { run_pytest .venv/bin/coverage run --parallel-mode -m pytest --quiet "$@"; }
 run_plain() { SSEQBRIDGE_WITHOUT=uvloop,msgspec run_pytest .venv/bin/python -m pytest --quiet "$@"; }
-# One after the other: what they start wants its turn too.
-run_with_programs() {
-    run_measured "${with_programs[@]}"
+run_on_httpx() { SSEQBRIDGE_WITHOUT=transport run_pytest .venv/bin/python -m pytest --quiet "$@"; }
+# One after the other: what the second one's start wants its turn too.
+run_on_httpx_then_again() {
+    run_on_httpx "${of_requests[@]}"
     run_plain "${again[@]}"
 }
-run_on_httpx() { SSEQBRIDGE_WITHOUT=transport run_pytest .venv/bin/python -m pytest --quiet "$@"; }
 
 check_types() {
     local version
@@ -135,10 +136,12 @@ if [ "$#" -gt 0 ]; then
     start plain run_plain "$@"
     start on-httpx run_on_httpx "$@"
 else
-    start measured run_measured "${with_programs[@]/#/--ignore=}"
-    start with-programs run_with_programs
-    start_after_all on-httpx run_on_httpx "${of_requests[@]}"
-    start_after_all plain run_plain "${with_programs[@]/#/--ignore=}" "${once[@]/#/--ignore=}"
+    elsewhere=("${with_programs[@]/#/--ignore=}" "${with_redis[@]/#/--ignore=}")
+    start measured run_measured "${elsewhere[@]}"
+    start with-programs run_measured "${with_programs[@]}"
+    start with-redis run_measured "${with_redis[@]}"
+    start_after_all on-httpx run_on_httpx_then_again
+    start_after_all plain run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
 fi
 failed=0
 join() {

@@ -217,10 +217,13 @@ def test_what_somebody_has_read_is_not_in_the_log(log: Log, face: Face) -> None:
 
 
 def test_a_done_function_ends_it_for_all(log: Log, face: Face) -> None:
-    with SSEServer([send(1), send(2), send(3), silence()]) as upstream:
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), b"data: 2\n\ndata: 3\n\n", silence()]) as upstream:
         start = face.start(upstream.url, done=lambda event: event.data == "2")
         reading = face.open(log, "k", start)
-        assert (reading.items(), reading.outcome) == ([1, 2], "done")
+        assert reading.next() == 1
+        go.set()
+        assert (reading.items(), reading.outcome) == ([2], "done")
 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit])
@@ -1108,6 +1111,11 @@ def test_a_store_forgets_what_has_expired(logs: Logs) -> None:
         while await store.read("k", START, 1):
             await asyncio.sleep(0.01)
         assert not await store.delete("k")
+        # Nor does one that nobody asks for stay.
+        await claimed(store, "unasked")
+        await asyncio.sleep(0.15)
+        await claimed(store, "another")
+        assert (await store.claim("unasked", "you", may_begin=False, takeover=False)).state == "none"
         await store.aclose()
 
     kept = logs.new(ttl=0.1, lease=0.1)

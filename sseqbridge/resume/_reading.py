@@ -257,18 +257,16 @@ class Hub:
         name = self.store.group_of(topic.key)
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = _Group(self, self.store.new_tail())
+            group = self._groups[name] = _Group(self, name, self.store.new_tail())
             group.topics[topic.key] = topic
-            self.spawn(group.run()).add_done_callback(lambda _: self._forget(name, group))
+            self.spawn(group.run())
         else:
             group.topics[topic.key] = topic
             group.tail.wake()
 
-    def _forget(self, name: str, group: _Group) -> None:
+    def forget(self, name: str) -> None:
+        """A group has ended: what is followed from now on has another."""
         del self._groups[name]
-        # It ended as others came.
-        for topic in () if self._is_closing else tuple(group.topics.values()):
-            self.follow(topic)
 
     def drop(self, topic: Topic) -> None:
         """Nobody follows it any more."""
@@ -348,21 +346,29 @@ class Hub:
 class _Group:
     """Topics that one Tail serves."""
 
-    def __init__(self, hub: Hub, tail: Tail) -> None:
+    def __init__(self, hub: Hub, name: str, tail: Tail) -> None:
         self._hub = hub
+        self._name = name
         self.tail = tail
         self.topics: dict[str, Topic] = {}
 
     async def run(self) -> None:
-        while self.topics:
-            try:
-                await self._read()
-            except Exception as exc:
-                error = _as_log_error(exc)
-                for topic in tuple(self.topics.values()):
-                    topic.fail(error)
-                    # Whoever comes now begins anew.
-                    self._hub.drop(topic)
+        try:
+            while self.topics:
+                await self._read_on()
+        finally:
+            # In one step with that look: no topic is added between.
+            self._hub.forget(self._name)
+
+    async def _read_on(self) -> None:
+        try:
+            await self._read()
+        except Exception as exc:
+            error = _as_log_error(exc)
+            for topic in tuple(self.topics.values()):
+                topic.fail(error)
+                # Whoever comes now begins anew.
+                self._hub.drop(topic)
 
     async def _read(self) -> None:
         topics = dict(self.topics)
@@ -426,9 +432,8 @@ class Topic:
 
     def go_back_to(self, position: Position) -> None:
         """Go on from there, where that is behind what has come: the log does not hold that any more."""
-        if position < self.position:
-            self.position = position
-            self._hub.follow(self)
+        self.position = position
+        self._hub.follow(self)
 
     def part(self, follower: Follower) -> None:
         """Be given nothing any more."""
