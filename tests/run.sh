@@ -118,20 +118,14 @@ start() {
     running[$name]=$!
 }
 
-# The longest first, and the others where it leaves room.
-start_after_all() {
-    local name=$1
-    shift
-    start "$name" in_the_background "$@"
-}
-in_the_background() {
-    renice --priority 3 --pid "$BASHPID" >/dev/null
-    "$@"
+run_with_redis_then_types() {
+    run_measured "${with_redis[@]}"
+    check_types
 }
 
 .venv/bin/coverage erase
-start_after_all types check_types
 if [ "$#" -gt 0 ]; then
+    start types check_types
     start measured run_measured "$@"
     start plain run_plain "$@"
     start on-httpx run_on_httpx "$@"
@@ -139,9 +133,9 @@ else
     elsewhere=("${with_programs[@]/#/--ignore=}" "${with_redis[@]/#/--ignore=}")
     start measured run_measured "${elsewhere[@]}"
     start with-programs run_measured "${with_programs[@]}"
-    start with-redis run_measured "${with_redis[@]}"
-    start_after_all on-httpx run_on_httpx_then_again
-    start_after_all plain run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
+    start with-redis-then-types run_with_redis_then_types
+    start on-httpx run_on_httpx_then_again
+    start plain run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
 fi
 failed=0
 join() {

@@ -565,10 +565,11 @@ def test_two_coroutines_cannot_read_one_stream(run: Run) -> None:
 @pytest.mark.parametrize(
     ("timeout", "which"),
     [
-        (Timeout(read=0.05), "read"),
-        (0.05, "read"),
-        ({"idle": 0.05}, "idle"),
-        (Timeout(total=0.05), "total"),
+        # Long enough for the first event on a machine that is busy.
+        (Timeout(read=0.5), "read"),
+        (0.5, "read"),
+        ({"idle": 0.5}, "idle"),
+        (Timeout(total=0.5), "total"),
     ],
 )
 def test_time_limits_hold(run: Run, timeout: Any, which: str) -> None:
@@ -799,7 +800,7 @@ def test_errors_of_either_package_become_ours(run: Run, package: Any) -> None:
                     await items.next()
             assert isinstance(cut_off.value.__cause__, package.RemoteProtocolError)
             with SSEServer([send(1), silence()]) as server:
-                _, _, items = await arequest_sse(server.url, client=client, timeout=0.05)
+                _, _, items = await arequest_sse(server.url, client=client, timeout=0.5)
                 assert await items.next() == 1
                 with pytest.raises(StreamTimeoutError) as timed_out:
                     await items.next()
