@@ -121,6 +121,7 @@ class SSEServer:
         self._requests: list[ReceivedRequest] = []
         self._connections = 0
         self._conversations: set[asyncio.Task[None]] = set()
+        self._flags = _Flags()
         self._errors: list[BaseException] = []
 
     def __repr__(self) -> str:
@@ -254,7 +255,7 @@ class SSEServer:
         with self._arrived:
             self._requests.append(request)
             self._arrived.notify_all()
-        playing = asyncio.create_task(self._play(_Answer(request, connection)))
+        playing = asyncio.create_task(self._play(_Answer(request, connection, self._flags)))
         playing.add_done_callback(lambda _: request.finished.set())
         leaving = asyncio.create_task(connection.until_client_leaves())
         try:
@@ -373,12 +374,33 @@ class _Connection:
         self._writer.transport.abort()
 
 
+class _Flags:
+    """Waits for flags that are set by other threads, which tell nobody: each is looked at once for all who wait."""
+
+    def __init__(self) -> None:
+        self._watching: dict[threading.Event, asyncio.Task[None]] = {}
+
+    async def wait(self, flag: threading.Event) -> None:
+        """Return once the flag is set."""
+        if flag.is_set():
+            return
+        if flag not in self._watching:
+            self._watching[flag] = asyncio.create_task(self._watch(flag))
+        await asyncio.shield(self._watching[flag])
+
+    async def _watch(self, flag: threading.Event) -> None:
+        while not flag.is_set():
+            await asyncio.sleep(_POLL_SECONDS)
+        del self._watching[flag]
+
+
 class _Answer:
     """The answer to one request, written step by step."""
 
-    def __init__(self, request: ReceivedRequest, connection: _Connection) -> None:
+    def __init__(self, request: ReceivedRequest, connection: _Connection, flags: _Flags) -> None:
         self.request = request
         self.connection = connection
+        self._flags = flags
         self._response: Respond | None = None
         self._held = bytearray()
         self._body_bytes = 0
@@ -398,8 +420,7 @@ class _Answer:
                 case Wait():
                     await asyncio.sleep(step.seconds)
                 case Hold():
-                    while not step.flag.is_set():
-                        await asyncio.sleep(_POLL_SECONDS)
+                    await self._flags.wait(step.flag)
                 case Expect():
                     step.check(self.request)
                 case Leave():
