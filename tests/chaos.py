@@ -94,24 +94,25 @@ def collect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: E
 
 
 def next_with_timeouts(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
-    while True:
-        try:
-            items.append(events.next(plan.seconds))
-        except TimeoutError:
-            continue
-        except StopIteration:
-            break
+    while wait_for_next(plan, events, items):
+        pass
 
 
 def poll(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
-    while True:
+    items += events.poll()
+    while wait_for_next(plan, events, items):
         items += events.poll()
-        try:
-            items.append(events.next(plan.seconds))
-        except TimeoutError:
-            continue
-        except StopIteration:
-            break
+
+
+def wait_for_next(plan: Plan, events: EventStream[Any], items: list[Any]) -> bool:
+    """Wait for an item, no longer than the plan says; return whether there may be more."""
+    try:
+        items.append(events.next(plan.seconds))
+    except TimeoutError:
+        pass
+    except StopIteration:
+        return False
+    return True
 
 
 def nested(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:

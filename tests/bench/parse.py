@@ -16,7 +16,7 @@ from typing import Any
 
 from .meter import CountError, Meter, count
 from .recordings import RECORDINGS, Recording
-from .runner import BASELINE, OURS, PLAIN, Bench, Column, Workload
+from .runner import BASELINE, OURS, PLAIN, Bench, Column, Workload, in_turn
 
 __all__ = ["CASES", "WORKLOAD", "main"]
 
@@ -172,9 +172,7 @@ def samples(parsers: dict[str, Parser], recordings: Iterable[Recording], number:
     for recording in recordings:
         for chunking, cut in CHUNKINGS.items():
             chunks = cut(recording)
-            names = list(parsers)
-            start = number % len(names)
-            for name in names[start:] + names[:start]:
+            for name in in_turn(list(parsers), number):
                 yield f"{recording.name}, {chunking}", name, number, figures(parsers[name], chunks, recording, name)
 
 

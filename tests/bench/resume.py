@@ -35,7 +35,7 @@ import redis
 
 from .meter import CountError, percentile
 from .resume_processes import PREFIX
-from .runner import OURS, Bench, Column, Configuration, Control, Workload
+from .runner import OURS, Bench, Column, Configuration, Control, Workload, end, in_turn
 from .table import print_table
 
 __all__ = ["main"]
@@ -113,9 +113,7 @@ def measure(bench: Bench, sizes: Sizes) -> None:
         producer.ask("begin", keys=[kept], upstream=f"{bench.upstream.http}/paced?events=1&interval=0.001")
         producer.ask("end")
         for number in range(bench.rounds):
-            # Each round begins with another one.
-            start = number % len(clients)
-            for one in clients[start:] + clients[:start]:
+            for one in in_turn(clients, number):
                 print(f"round {number + 1} of {bench.rounds}: {one.name}", file=sys.stderr)
                 environment = bench.environment(one)
                 with ExitStack() as stack:
@@ -173,13 +171,7 @@ class Process:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
 
     def order(self, do: str, **arguments: object) -> None:
         """Have it do something; `answer` waits for that."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from .results import Failure, Results, Sample
@@ -32,7 +32,11 @@ __all__ = [
     "Configuration",
     "Control",
     "Workload",
+    "end",
+    "in_turn",
 ]
+
+T = TypeVar("T")
 
 PLAIN, FAST, BASELINE, NAIVE, FLOOR = "sseqbridge", "sseqbridge[fast]", "httpx-sse", "naive bridge", "http.client"
 TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 30.0
@@ -99,13 +103,24 @@ class Upstream:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process that reads its orders to their end."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def in_turn(clients: Sequence[T], number: int) -> Sequence[T]:
+    """Return the clients as a round has them: each begins with another, so that nobody always follows the same one."""
+    start = number % len(clients) if clients else 0
+    return [*clients[start:], *clients[:start]]
 
 
 class Bench:
@@ -173,9 +188,7 @@ class Bench:
         rounds = rounds or self.rounds
         for number in range(rounds):
             print(f"{workload}, {case}: round {number + 1} of {rounds}", file=sys.stderr)
-            # Each round begins with another one, so that nobody always follows the same neighbour.
-            start = number % len(here) if here else 0
-            for one in here[start:] + here[:start]:
+            for one in in_turn(here, number):
                 own = (instead or {}).get(one.name, {})
                 figures = self._measure(one, workload, url, {**arguments, **own})
                 self.record(workload, case, one.name, number, figures)
