@@ -39,9 +39,8 @@ from ._options import (
     check_limits,
     encode_json,
     header_list,
-    is_cancelled,
     is_replayable,
-    with_surrounding,
+    unset_flag,
 )
 from ._parser import DEFAULT_MAX_EVENT_BYTES
 from ._pump import LoopState, Pump
@@ -477,11 +476,7 @@ def _prepare(
         raise UsageError(f"auth is a {type(auth).__name__}; it is (user, password) or an httpx.Auth")
     if extensions is not None and not isinstance(extensions, Mapping):
         raise UsageError(f"extensions is a {type(extensions).__name__}; it is a mapping, as httpx has it")
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
-    cancel = with_surrounding(cancel)
-    if is_cancelled(cancel):
-        raise RequestAbortedError("cancel was set before the request was sent")
+    cancel = unset_flag(cancel, "the request was sent")
     policy = _policy(reconnect)
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")

@@ -7,13 +7,14 @@ without repeating a header's value, a body or a query string.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._exceptions import CallbackError, UsageError
+from ._exceptions import CallbackError, RequestAbortedError, UsageError
 
 if TYPE_CHECKING:
     from ._reconnection import ReconnectionPolicy
@@ -27,12 +28,13 @@ __all__ = [
     "check_last_event_id",
     "check_limits",
     "check_raw_headers",
+    "check_seconds",
     "encode_json",
     "header_list",
     "is_cancelled",
     "is_replayable",
     "surrounding_cancel",
-    "with_surrounding",
+    "unset_flag",
 ]
 
 # What is sent unless the caller says otherwise.
@@ -68,10 +70,18 @@ class _EitherFlag:
         return any(flag.is_set() for flag in self._flags)
 
 
-def with_surrounding(cancel: CancelFlag | None) -> CancelFlag | None:
-    """Return the flag that ends a stream which is opened here with `cancel`."""
+def unset_flag(cancel: Any, before: str) -> CancelFlag | None:
+    """Return the flag that ends what is opened here with `cancel`.
+
+    Raises UsageError for what is no flag, and RequestAbortedError for one that is set: `before` says before what.
+    """
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
     outer = surrounding_cancel.get()
-    return cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
+    flag: CancelFlag | None = cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
+    if is_cancelled(flag):
+        raise RequestAbortedError(f"cancel was set before {before}")
+    return flag
 
 
 def is_cancelled(cancel: CancelFlag | None) -> bool:
@@ -266,3 +276,13 @@ def check_limits(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name}={value!r}; it is a number of bytes, 1 or more")
     return value
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False, never: bool = False) -> None:
+    """Raise UsageError for what is no number of seconds above 0. `zero` allows 0 besides, and `never` None."""
+    if never and value is None:
+        return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+        allowed = f"a number of seconds{', 0 or more' if zero else ' above 0'}{', or None for never' if never else ''}"
+        raise UsageError(f"{name}={value!r}: it is {allowed}")

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import pytest
-
-from sseqbridge import Bridge, SSEError, arequest_sse, request_sse
+from sseqbridge import Bridge, arequest_sse, request_sse
 from sseqbridge.resume import Log, MemoryLog, RedisLog
-from sseqbridge.resume._store import OutageError, Store
+from sseqbridge.resume._store import OutageError
 
+from .doors import Caller, Reading
 from .redis_support import RedisServer
 
-__all__ = ["Face", "Logs", "Mortal", "Reading"]
+__all__ = ["Face", "LogReading", "Logs", "Mortal"]
 
 _names = itertools.count()
 
@@ -136,29 +135,20 @@ class Logs:
         return log, store
 
 
-class Face:
+class Face(Caller):
     """A log's methods, synchronous or not, as one."""
 
     def __init__(self, *, is_async: bool) -> None:
-        self.is_async = is_async
-        self._loop = asyncio.new_event_loop() if is_async else None
-        self._readings: list[Reading] = []
-
-    def run(self, result: Any) -> Any:
-        """Return a function's result, or what its coroutine gives."""
-        return result if self._loop is None else self._loop.run_until_complete(result)
-
-    def meanwhile(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function that waits, while the streams go on."""
-        self.run(asyncio.to_thread(function, *args) if self.is_async else function(*args))
+        super().__init__(is_async=is_async)
+        self._readings: list[LogReading] = []
 
     def start(self, url: str, **options: Any) -> Callable[[], Any]:
         """Return what begins a stream."""
         function: Any = arequest_sse if self.is_async else request_sse
         return lambda: function(url, **options)
 
-    def open(self, log: Log, *args: Any, **options: Any) -> Reading:
-        reading = Reading(self, self.run((log.aopen if self.is_async else log.open)(*args, **options)))
+    def open(self, log: Log, *args: Any, **options: Any) -> LogReading:
+        reading = LogReading(self, self.run((log.aopen if self.is_async else log.open)(*args, **options)))
         self._readings.append(reading)
         return reading
 
@@ -175,36 +165,14 @@ class Face:
         """Close what is open still."""
         for reading in self._readings:
             reading.close()
-        if self._loop is not None:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+        super().close()
 
 
-class Reading:
+class LogReading(Reading):
     """What a log's `open` returned."""
 
-    def __init__(self, face: Face, events: Any) -> None:
-        self._face = face
-        self.events = events
-
     def next(self, timeout: float | None = 10.0) -> Any:
-        return self._face.run(self.events.next(timeout))
-
-    def items(self) -> list[Any]:
-        """Read it to its end."""
-        return list(self._face.run(self.events.collect()))
-
-    def fail(self) -> tuple[list[Any], SSEError]:
-        """Read it to its error; return the items before it, and the error."""
-        items = []
-        with pytest.raises(SSEError) as caught:
-            while True:
-                items.append(self.next())
-        return items, caught.value
-
-    def close(self) -> None:
-        self._face.run(self.events.aclose() if self._face.is_async else self.events.close())
+        return super().next(timeout)
 
     @property
     def outcome(self) -> Any:
@@ -213,8 +181,3 @@ class Reading:
     @property
     def last_event_id(self) -> str:
         return str(self.events.last_event_id)
-
-
-def store_of(log: Log) -> Store:
-    """Return the store that a log uses now."""
-    return log._hub().store

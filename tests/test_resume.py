@@ -51,13 +51,13 @@ from sseqbridge._client import ClientPool
 from sseqbridge._pump import LoopState
 from sseqbridge.resume import Log, MemoryLog
 from sseqbridge.resume._entries import START, Entry, Position, error_fields, error_in
+from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._memory import MemoryStore
-from sseqbridge.resume._reading import Hub
 from sseqbridge.resume._store import OutageError, StaleError, Store, Terms, Token, Watch
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
 
 from .redis_support import RedisServer, needs_redis, redis_server
-from .resume_support import Face, Logs, Reading
+from .resume_support import Face, LogReading, Logs
 from .support import in_thread, until
 
 DONE = send("[DONE]")
@@ -754,7 +754,7 @@ STEPS = [
 ]
 
 
-def lost(reading: Reading, count: int) -> None:
+def lost(reading: LogReading, count: int) -> None:
     """Check that it gives the first events, and then tells that the producer is lost."""
     items, error = reading.fail()
     assert items == list(range(len(items)))
@@ -780,11 +780,11 @@ def test_a_producer_killed_at_each_step_is_noticed_within_the_lease(logs: Logs, 
             assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0, 1, 2]
             return
         face = Face(is_async=False)
-        lost(Reading(face, log.open("k")), 3)
-        lost(Reading(face, opened.result(5)), 3)
+        lost(LogReading(face, log.open("k")), 3)
+        lost(LogReading(face, opened.result(5)), 3)
         assert time.monotonic() - killed < 1.0 + 0.3
         # Whoever comes later is told the same, at once.
-        lost(Reading(face, log.open("k", lambda: request_sse(upstream.url))), 3)
+        lost(LogReading(face, log.open("k", lambda: request_sse(upstream.url))), 3)
 
 
 @pytest.mark.parametrize("step", STEPS[2:], ids=str)
@@ -803,7 +803,7 @@ def test_a_dead_producer_that_wakes_up_writes_nothing(logs: Logs, face: Face, st
         assert store.killed.wait(5)
         start = face.start(f"{upstream.url}/new", decode="text")
 
-        def take_over() -> Reading | None:
+        def take_over() -> LogReading | None:
             reading = face.open(log, "k", start, takeover=True, decode="event")
             seen = []
             while True:
@@ -1017,6 +1017,8 @@ def test_what_was_read_for_one_reader_is_not_given_to_another() -> None:
             pass
 
     class Follower:
+        is_reader = False
+
         def __init__(self, number: int) -> None:
             self.position = Position(1, number)
             self.given: list[Any] = []

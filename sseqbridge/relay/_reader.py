@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge import _runtime
-
-from ._writer import check_seconds
+from sseqbridge._options import check_seconds
 
 __all__ = ["Reader", "ReaderLeft", "reader_left", "reader_left_of", "reader_of"]
 
@@ -61,7 +60,7 @@ def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft
     `probe` seconds. Where the server hands out none the flag is never set. Raises UsageError for
     seconds that are none.
     """
-    check_seconds("probe", probe)
+    check_seconds("probe", probe, never=True)
     return reader_left_of(environ, probe)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ from sseqbridge._decoding import as_event
 from sseqbridge._encoder import encode
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
 from sseqbridge._models import Comment, ServerSentEvent
+from sseqbridge._options import check_seconds
 
-__all__ = ["HEARTBEAT", "RelayOptions", "Writer", "check_seconds", "error_frame"]
+__all__ = ["HEARTBEAT", "RelayOptions", "Writer", "error_frame"]
 
 # Without a blank line, which some clients (fetch-event-source) take for an empty event.
 HEARTBEAT = b":\n"
@@ -60,8 +60,8 @@ class RelayOptions:
     after_work: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
-        check_seconds("heartbeat", self.heartbeat)
-        check_seconds("probe", self.probe)
+        check_seconds("heartbeat", self.heartbeat, never=True)
+        check_seconds("probe", self.probe, never=True)
         if self.map is not None and not callable(self.map):
             raise UsageError(f"map is a {type(self.map).__name__}; it is a function of the item, or None")
         if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
@@ -72,13 +72,6 @@ class RelayOptions:
         if isinstance(self.done, (str, ServerSentEvent)):
             # Refused here, and not when the stream has ended.
             encode(as_event(self.done))
-
-
-def check_seconds(name: str, seconds: float | None) -> None:
-    """Raise UsageError for what is no time to wait; None is for never."""
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and 0 < seconds < math.inf):
-        raise UsageError(f"{name}={seconds!r}: it is a number of seconds above 0, or None for never")
 
 
 class Writer:

@@ -86,9 +86,7 @@ def position_of(text: str) -> Position | None:
 
 def before(position: Position) -> Position:
     """Return a position after which the one given is the next that there can be."""
-    return (
-        Position(position.fence, position.number - 1) if position.number else Position(position.fence - 1, 10**15 - 1)
-    )
+    return Position(position.fence, position.number - 1) if position.number else Position(position.fence - 1, _MOST)
 
 
 def is_next(position: Position, last: Position) -> bool:

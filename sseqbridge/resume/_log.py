@@ -1,7 +1,7 @@
 """Logs: streams that are written once, and read by any number of readers from any point.
 
-Which thread writes what: `_hubs` is written under `_lock`, by callers' threads; all else is set
-when a log is made.
+Which thread writes what: `_hubs`, and a MemoryLog's `_store`, are written under `_lock`, by callers'
+threads; `_closed` turns True once, in any thread; all else is set when a log is made.
 """
 
 from __future__ import annotations
@@ -9,29 +9,28 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import inspect
-import logging
-import math
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, overload
 
 from sseqbridge import _runtime
 from sseqbridge._bridge import Bridge, default_bridge
 from sseqbridge._connection import Head
 from sseqbridge._decoding import Decode, Decoder, ErrorEvents
-from sseqbridge._exceptions import BridgeClosedError, CallbackError, RequestAbortedError, SSEError, UsageError
-from sseqbridge._handoff import End, HandOff
+from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
+from sseqbridge._handoff import End
 from sseqbridge._models import ServerSentEvent
-from sseqbridge._options import check_limits, is_cancelled, surrounding_cancel, with_surrounding
+from sseqbridge._options import check_limits, check_seconds, unset_flag
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
-from ._entries import START, Position
+from ._beginning import abegin, begin, check_start, elect, elected
+from ._errand import Errand
+from ._hub import Hub
 from ._memory import MemoryStore
 from ._producing import Producer
-from ._reading import Hub, Reader, ReaderOptions
-from ._store import Store, Terms, Token
+from ._reading import Reader, ReaderOptions
+from ._store import Store, Terms
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,6 +39,16 @@ if TYPE_CHECKING:
 
     from sseqbridge._options import CancelFlag
     from sseqbridge._pump import LoopState
+
+    class LogOptions(TypedDict, total=False):
+        """The options of every log; see Log."""
+
+        lease: float
+        ttl: float
+        max_events: int | None
+        abandon_after: float | None
+        outage: float
+        bridge: Bridge | None
 
     class OpenOptions(TypedDict, total=False):
         """The options of `open` that its items' type has nothing to do with."""
@@ -54,8 +63,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Log", "MemoryLog", "Replay", "Start"]
-
-logger = logging.getLogger("sseqbridge")
 
 T = TypeVar("T")
 
@@ -89,11 +96,10 @@ class Log(abc.ABC):
         outage: float = 30.0,
         bridge: Bridge | None = None,
     ) -> None:
-        _check_seconds("lease", lease)
-        _check_seconds("ttl", ttl)
-        _check_seconds("outage", outage, least=0)
-        if abandon_after is not None:
-            _check_seconds("abandon_after", abandon_after, least=0)
+        check_seconds("lease", lease)
+        check_seconds("ttl", ttl)
+        check_seconds("outage", outage, zero=True)
+        check_seconds("abandon_after", abandon_after, zero=True, never=True)
         if max_events is not None:
             check_limits("max_events", max_events)
         if bridge is not None and not isinstance(bridge, Bridge):
@@ -201,7 +207,7 @@ class Log(abc.ABC):
         reader = self._reader(call, self._hub())
         try:
             while not isinstance(entry := reader.handoff.take(), Head):
-                _begin(_producer(entry), start)
+                begin(_producer(entry), start)
         except BaseException:
             reader.request_abort()
             raise
@@ -272,7 +278,7 @@ class Log(abc.ABC):
         reader = self._reader(call, await self._ahub(), asyncio.get_running_loop())
         try:
             while not isinstance(entry := await reader.handoff.atake(), Head):
-                await _abegin(_producer(entry), start)
+                await abegin(_producer(entry), start)
         except BaseException:
             reader.request_abort()
             raise
@@ -286,11 +292,11 @@ class Log(abc.ABC):
         LogError. An interrupt ends it as the process's death would.
         """
         self._check_may_wait("Log.produce", "aproduce")
-        producer = self._run(_Errand(partial(_elect, _check_key(key), _check_start(start), takeover)))
+        producer = self._run(Errand(partial(elect, _check_key(key), check_start(start), takeover)))
         if producer is None:
             return None
         try:
-            _begin(producer, start)
+            begin(producer, start)
             return _outcome(producer.result.take())
         except BaseException:
             producer.request_abort()
@@ -298,11 +304,11 @@ class Log(abc.ABC):
 
     async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> str | None:
         """Do the same in a coroutine; `start` is called as `aopen` calls it."""
-        producer = await self._arun(_Errand(partial(_elect, _check_key(key), _check_start(start), takeover)))
+        producer = await self._arun(Errand(partial(elect, _check_key(key), check_start(start), takeover)))
         if producer is None:
             return None
         try:
-            await _abegin(producer, start)
+            await abegin(producer, start)
             return _outcome(await producer.result.atake())
         except BaseException:
             producer.request_abort()
@@ -314,11 +320,11 @@ class Log(abc.ABC):
         Returns False where there is none. Raises LogError where the log's store fails.
         """
         self._check_may_wait("Log.cancel", "acancel")
-        return self._run(_Errand(partial(_cancel, _check_key(key))))
+        return self._run(Errand(partial(_cancel, _check_key(key))))
 
     async def acancel(self, key: str) -> bool:
         """Do the same in a coroutine."""
-        return await self._arun(_Errand(partial(_cancel, _check_key(key))))
+        return await self._arun(Errand(partial(_cancel, _check_key(key))))
 
     def delete(self, key: str) -> bool:
         """Forget a stream, so that the next `open` begins it anew; one that is being written is cancelled first.
@@ -326,11 +332,11 @@ class Log(abc.ABC):
         Returns False where there is none. Raises LogError where the log's store fails.
         """
         self._check_may_wait("Log.delete", "adelete")
-        return self._run(_Errand(partial(_delete, _check_key(key))))
+        return self._run(Errand(partial(_delete, _check_key(key))))
 
     async def adelete(self, key: str) -> bool:
         """Do the same in a coroutine."""
-        return await self._arun(_Errand(partial(_delete, _check_key(key))))
+        return await self._arun(Errand(partial(_delete, _check_key(key))))
 
     def close(self) -> None:
         """End this process's readers and producers, and its connections. Any thread may call it.
@@ -340,7 +346,7 @@ class Log(abc.ABC):
         self._closed = True
         hub = self._forget_hub()
         if hub is not None:
-            errand: _Errand[None] = _Errand(Hub.aclose, is_of_hub=False)
+            errand: Errand[None] = Errand(Hub.aclose, is_of_hub=False)
             # The bridge's end has ended all of that.
             with contextlib.suppress(BridgeClosedError):
                 self._run(errand, hub)
@@ -374,11 +380,11 @@ class Log(abc.ABC):
         return await _runtime.run_in_daemon_thread("sseqbridge-start", self._hub)
 
     def _reader(self, call: _Opening, hub: Hub, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
-        reader = Reader(hub, call.options, partial(_elected, hub, call.start, loop))
+        reader = Reader(hub, call.options, partial(elected, hub, call.start, loop))
         self._the_bridge().start(hub.state, reader)
         return reader
 
-    def _run(self, errand: _Errand[T], hub: Hub | None = None) -> T:
+    def _run(self, errand: Errand[T], hub: Hub | None = None) -> T:
         self._send(errand, hub or self._hub())
         try:
             return errand.value(errand.result.take())
@@ -386,7 +392,7 @@ class Log(abc.ABC):
             errand.request_abort()
             raise
 
-    async def _arun(self, errand: _Errand[T]) -> T:
+    async def _arun(self, errand: Errand[T]) -> T:
         self._send(errand, await self._ahub())
         try:
             return errand.value(await errand.result.atake())
@@ -394,7 +400,7 @@ class Log(abc.ABC):
             errand.request_abort()
             raise
 
-    def _send(self, errand: _Errand[Any], hub: Hub) -> None:
+    def _send(self, errand: Errand[Any], hub: Hub) -> None:
         errand.belong_to(hub)
         self._the_bridge().start(hub.state, errand)
 
@@ -442,16 +448,12 @@ class _Opening:
             raise UsageError(f"last_event_id is a {type(last_event_id).__name__}; it is a str, or None")
         if takeover and start is None:
             raise UsageError("takeover=True calls start anew: pass one")
-        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-            raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
-        _check_seconds("wait", wait, least=0)
+        check_seconds("wait", wait, zero=True)
         self.decoder = Decoder(decode, None, error_events)
         # A refusal's body is no item: it is in the StatusError.
         self.decoder.gives_body = False
-        self.start = None if start is None else _check_start(start)
-        self.cancel = with_surrounding(cancel)
-        if is_cancelled(self.cancel):
-            raise RequestAbortedError("cancel was set before the stream was opened")
+        self.start = None if start is None else check_start(start)
+        self.cancel = unset_flag(cancel, "the stream was opened")
         self.options = ReaderOptions(
             key=_check_key(key),
             last_event_id=last_event_id or "",
@@ -480,21 +482,6 @@ def _check_key(key: object) -> str:
     return key
 
 
-def _check_start(start: Any) -> Any:
-    if not callable(start):
-        raise UsageError(
-            f"start is a {type(start).__name__}; it is a function that returns what request_sse does, "
-            "as in start=lambda: request_sse(url, headers, data)"
-        )
-    return start
-
-
-def _check_seconds(name: str, seconds: object, least: float | None = None) -> None:
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not (is_number and (0 if least is None else least) <= seconds < math.inf and (least is not None or seconds)):  # type: ignore[operator]
-        raise UsageError(f"{name}={seconds!r}: it is a number of seconds{' above 0' if least is None else ''}")
-
-
 def _producer(entry: object) -> Producer:
     """Return who is to begin, as a reader was told. Raises what came instead."""
     if isinstance(entry, Producer):
@@ -509,105 +496,6 @@ def _outcome(end: End) -> str:
     return end.outcome
 
 
-# Beginning: in the thread of whoever opens the stream, or in a coroutine of its loop.
-
-
-def _begin(producer: Producer, start: Any) -> None:
-    try:
-        producer.begin(_events_of(_call(producer, start)))
-    except BaseException as error:
-        producer.refuse(error)
-        raise
-
-
-async def _abegin(producer: Producer, start: Any) -> None:
-    try:
-        stream = await _runtime.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
-        if inspect.isawaitable(stream):
-            with _ended_by(producer):
-                stream = await stream
-        producer.begin(_events_of(stream))
-    except BaseException as error:
-        producer.refuse(error)
-        raise
-
-
-def _call(producer: Producer, start: Callable[[], T]) -> T:
-    with _ended_by(producer):
-        return start()
-
-
-@contextlib.contextmanager
-def _ended_by(producer: Producer) -> Iterator[None]:
-    """Have the requests that are made here end with the producer, and not with a reader that is being served."""
-    token = surrounding_cancel.set(producer)
-    try:
-        yield
-    finally:
-        surrounding_cancel.reset(token)
-
-
-def _discard(stream: Any) -> None:
-    """Nobody waits any more for what `start` has returned."""
-    if inspect.iscoroutine(stream):
-        stream.close()
-    elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
-        stream.events._abort()
-
-
-def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:
-    events = stream.events if isinstance(stream, (SSEResponse, AsyncSSEResponse)) else stream
-    if not isinstance(events, (EventStream, AsyncEventStream)):
-        raise UsageError(f"start returned a {type(stream).__name__}; it returns what request_sse does")
-    return events
-
-
-# In the loop's thread.
-
-
-def _elected(hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token: Token, last: Position) -> Producer:
-    """Make the producer of a stream, for a reader: `loop` is an asynchronous one's."""
-    producer = Producer(hub, token, last, partial(_take_over, start, loop))
-    producer.start()
-    return producer
-
-
-async def _take_over(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
-    """Begin a stream anew for a reader that is under way: its own thread has other things to do."""
-    await _runtime.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
-
-
-def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
-    try:
-        stream = _call(producer, start)
-        if inspect.isawaitable(stream):
-            assert loop is not None
-            stream = asyncio.run_coroutine_threadsafe(_awaited(producer, stream), loop).result()
-        producer.begin(_events_of(stream))
-    except BaseException as error:
-        # No more than told: an exit, too, would end the loop of all streams there.
-        logger.warning("taking a stream over failed: %s", type(error).__name__)
-        told = error
-        if not isinstance(error, SSEError):
-            # Else the next reader would find the same, and so on.
-            told = CallbackError(f"start raised {type(error).__name__}")
-            told.__cause__ = error
-        producer.refuse(told)
-
-
-async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
-    with _ended_by(producer):
-        return await awaitable
-
-
-async def _elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
-    owner = uuid.uuid4().hex
-    claim = await hub.claim(key, owner, may_begin=True, takeover=takeover)
-    if claim.state != "elected":
-        return None
-    return _elected(hub, start, None, Token(key, claim.fence, owner), claim.last or START)
-
-
 async def _cancel(key: str, hub: Hub) -> bool:
     return await hub.patiently(hub.store.cancel, key, uuid.uuid4().hex)
 
@@ -615,47 +503,3 @@ async def _cancel(key: str, hub: Hub) -> bool:
 async def _delete(key: str, hub: Hub) -> bool:
     await _cancel(key, hub)
     return await hub.patiently(hub.store.delete, key)
-
-
-class _Errand(Generic[T]):
-    """Something to be done once in the loop, whose result somebody else waits for."""
-
-    def __init__(self, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
-        self._action = action
-        # Whether it ends with the hub's other tasks.
-        self._is_of_hub = is_of_hub
-        self._task: asyncio.Task[None] | None = None
-
-    def belong_to(self, hub: Hub) -> None:
-        """Say where it is done."""
-        self._hub = hub
-        self.result: HandOff[Any] = HandOff(hub.loop, 1)
-
-    def start(self) -> None:
-        """Do it. In the loop's thread."""
-        spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
-        self._task = spawn(self._do())
-
-    async def _do(self) -> None:
-        try:
-            value = await self._action(self._hub)
-        except asyncio.CancelledError:
-            self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
-            raise
-        except BaseException as exc:
-            self.result.end(End("error", exc))
-            return
-        if self.result.closed and isinstance(value, Producer):
-            # Nobody is there to begin.
-            value.request_abort()
-        self.result.put_now((value,))
-
-    def value(self, entry: Any) -> T:
-        """Return the result, or raise what came instead."""
-        if isinstance(entry, tuple) and not isinstance(entry, End):
-            return entry[0]  # type: ignore[no-any-return]
-        raise entry.error
-
-    def request_abort(self) -> None:
-        """Nobody waits any more."""
-        self.result.close()

@@ -28,7 +28,8 @@ from ._store import StaleError
 if TYPE_CHECKING:
     from sseqbridge._streams import AsyncEventStream, EventStream
 
-    from ._reading import Hub, Part
+    from ._hub import Hub
+    from ._parts import Part
     from ._store import Token
 
 __all__ = ["Producer"]
@@ -45,6 +46,8 @@ class Producer(LoopTask):
 
     `result` is given one End, once it is over.
     """
+
+    is_reader = False
 
     def __init__(
         self, hub: Hub, token: Token, last: Position, take_over: Callable[[Producer], Coroutine[Any, Any, None]]

@@ -42,9 +42,9 @@ else:
     _DRIVER = {"driver_info": DriverInfo()}
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from sseqbridge._bridge import Bridge
+    from ._log import LogOptions
 
     Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
     ClientFactory = Callable[[], Client]
@@ -85,16 +85,9 @@ class RedisLog(Log):
         client: ClientFactory,
         *,
         prefix: str = "sseqbridge",
-        lease: float = 10.0,
-        ttl: float = 3600.0,
-        max_events: int | None = 10_000,
-        abandon_after: float | None = None,
-        outage: float = 30.0,
-        bridge: Bridge | None = None,
+        **options: Unpack[LogOptions],
     ) -> None:
-        super().__init__(
-            lease=lease, ttl=ttl, max_events=max_events, abandon_after=abandon_after, outage=outage, bridge=bridge
-        )
+        super().__init__(**options)
         if not callable(client):
             raise UsageError(
                 f"client is a {type(client).__name__}; it is a function that returns a new redis.asyncio.Redis, "
@@ -113,12 +106,7 @@ class RedisLog(Log):
         cluster: bool = False,
         client_options: Mapping[str, Any] | None = None,
         prefix: str = "sseqbridge",
-        lease: float = 10.0,
-        ttl: float = 3600.0,
-        max_events: int | None = 10_000,
-        abandon_after: float | None = None,
-        outage: float = 30.0,
-        bridge: Bridge | None = None,
+        **options: Unpack[LogOptions],
     ) -> Self:
         """Return a log in the Redis that a URL names, as redis-py takes it: `redis://`, `rediss://`, `unix://`.
 
@@ -130,24 +118,15 @@ class RedisLog(Log):
         except (ValueError, TypeError, AttributeError):
             raise UsageError("url is no URL of a Redis, such as redis://user:password@host:6379/0") from None
         own = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **_DRIVER}
-        options = {**own, **(client_options or {})}
+        of_client = {**own, **(client_options or {})}
 
         def client() -> Client:
             if cluster:
-                return redis.asyncio.RedisCluster.from_url(url, **options)
+                return redis.asyncio.RedisCluster.from_url(url, **of_client)
             # The log tries again by itself, and knows for how long.
-            return redis.asyncio.Redis.from_url(url, **{"retry": Retry(NoBackoff(), 0), **options})
+            return redis.asyncio.Redis.from_url(url, **{"retry": Retry(NoBackoff(), 0), **of_client})
 
-        return cls(
-            client,
-            prefix=prefix,
-            lease=lease,
-            ttl=ttl,
-            max_events=max_events,
-            abandon_after=abandon_after,
-            outage=outage,
-            bridge=bridge,
-        )
+        return cls(client, prefix=prefix, **options)
 
     def _new_store(self) -> Store:
         return _RedisStore(self._client, self._prefix, self._terms)

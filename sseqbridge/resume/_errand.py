@@ -1,0 +1,65 @@
+"""What a caller has done once in the loop, and waits for.
+
+Which thread writes what: `belong_to` is called before anybody else knows the errand; `_task` is
+set in the loop's thread. The result goes through a hand-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from sseqbridge._exceptions import BridgeClosedError
+from sseqbridge._handoff import End, HandOff
+
+from ._hub import Hub
+from ._producing import Producer
+
+__all__ = ["Errand"]
+
+T = TypeVar("T")
+
+
+class Errand(Generic[T]):
+    """Something to be done once in the loop, whose result somebody else waits for."""
+
+    def __init__(self, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
+        self._action = action
+        # Whether it ends with the hub's other tasks.
+        self._is_of_hub = is_of_hub
+        self._task: asyncio.Task[None] | None = None
+
+    def belong_to(self, hub: Hub) -> None:
+        """Say where it is done."""
+        self._hub = hub
+        self.result: HandOff[Any] = HandOff(hub.loop, 1)
+
+    def start(self) -> None:
+        """Do it. In the loop's thread."""
+        spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
+        self._task = spawn(self._do())
+
+    async def _do(self) -> None:
+        try:
+            value = await self._action(self._hub)
+        except asyncio.CancelledError:
+            self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
+            raise
+        except BaseException as exc:
+            self.result.end(End("error", exc))
+            return
+        if self.result.closed and isinstance(value, Producer):
+            # Nobody is there to begin.
+            value.request_abort()
+        self.result.put_now((value,))
+
+    def value(self, entry: Any) -> T:
+        """Return the result, or raise what came instead."""
+        if isinstance(entry, tuple) and not isinstance(entry, End):
+            return entry[0]  # type: ignore[no-any-return]
+        raise entry.error
+
+    def request_abort(self) -> None:
+        """Nobody waits any more."""
+        self.result.close()
