@@ -61,9 +61,9 @@ make_environment() {
 make_environment
 .venv/bin/ruff check --quiet .
 
-# All tests, measured, in three parts; the same as with a plain install, but for what has nothing to do with it; and
-# those of requests and their answers with httpx's transport instead of the library's own. All side by side, since
-# tests wait more than they compute.
+# All tests with the fast parts, measured but for the heavy ones; the same as with a plain install, but for what has
+# nothing to do with it; and those of requests and their answers with httpx's transport instead of the library's own.
+# All side by side, since tests wait more than they compute.
 OF_REQUESTS=(abort answers async bridge chaos client content_encoding edges errors hostile interop lifecycle merge nchan)
 OF_REQUESTS+=(pool reconnecting request tee web_platform)
 WITH_PROGRAMS=(browser chaos cli examples_chat fork gevent interop lifecycle public quickstart races readme relay)
@@ -81,8 +81,10 @@ mapfile -t of_requests < <(files_of "${OF_REQUESTS[@]}")
 mapfile -t with_programs < <(files_of "${WITH_PROGRAMS[@]}")
 mapfile -t with_redis < <(files_of "${WITH_REDIS[@]}")
 mapfile -t once < <(files_of "${ONCE[@]}")
-# Those with programs that are run twice.
-mapfile -t again < <(files_of "${WITH_PROGRAMS[@]}" "${WITH_REDIS[@]}" | grep --invert-match --line-regexp --fixed-strings --file=<(files_of "${ONCE[@]}"))
+# Those that are run twice.
+run_twice() { printf '%s\n' "$@" | grep --invert-match --line-regexp --fixed-strings --file=<(printf '%s\n' "${once[@]}"); }
+mapfile -t programs_again < <(run_twice "${with_programs[@]}")
+mapfile -t redis_again < <(run_twice "${with_redis[@]}")
 
 asked_for=all
 [ "$#" -eq 0 ] || asked_for=some
@@ -95,17 +97,14 @@ run_pytest() {
 run_measured() { run_pytest .venv/bin/coverage run --parallel-mode -m pytest --quiet "$@"; }
 run_plain() { SSEQBRIDGE_WITHOUT=uvloop,msgspec run_pytest .venv/bin/python -m pytest --quiet "$@"; }
 run_on_httpx() { SSEQBRIDGE_WITHOUT=transport run_pytest .venv/bin/python -m pytest --quiet "$@"; }
-# One after the other: what the second one's start wants its turn too.
-run_on_httpx_then_again() {
-    run_on_httpx "${of_requests[@]}"
-    run_plain "${again[@]}"
-}
 
 check_types() {
-    local version
+    local version own
     .venv/bin/mypy --strict
+    own=$(.venv/bin/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
     for version in 3.10 3.11 3.12 3.13 3.14; do
-        .venv/bin/mypy --strict --python-version "$version" sseqbridge
+        # Its own has been checked with all the rest.
+        [ "$version" = "$own" ] || .venv/bin/mypy --strict --python-version "$version" sseqbridge
     done
 }
 
@@ -118,9 +117,22 @@ start() {
     running[$name]=$!
 }
 
-run_with_redis_then_types() {
-    run_measured "${with_redis[@]}"
+# One after the other in each, so that all take about as long.
+run_measured_then_types() {
+    run_measured -m "not heavy" "${elsewhere[@]}"
     check_types
+}
+run_with_redis_twice() {
+    run_measured -m "not heavy" "${with_redis[@]}"
+    run_plain "${redis_again[@]}"
+}
+run_on_httpx_then_programs_again() {
+    run_on_httpx "${of_requests[@]}"
+    run_plain "${programs_again[@]}"
+}
+run_plain_then_heavy() {
+    run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
+    run_pytest .venv/bin/python -m pytest --quiet -m heavy
 }
 
 .venv/bin/coverage erase
@@ -131,11 +143,11 @@ if [ "$#" -gt 0 ]; then
     start on-httpx run_on_httpx "$@"
 else
     elsewhere=("${with_programs[@]/#/--ignore=}" "${with_redis[@]/#/--ignore=}")
-    start measured run_measured "${elsewhere[@]}"
-    start with-programs run_measured "${with_programs[@]}"
-    start with-redis-then-types run_with_redis_then_types
-    start on-httpx run_on_httpx_then_again
-    start plain run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
+    start measured-then-types run_measured_then_types
+    start with-programs run_measured -m "not heavy" "${with_programs[@]}"
+    start with-redis-twice run_with_redis_twice
+    start on-httpx-then-programs-again run_on_httpx_then_programs_again
+    start plain-then-heavy run_plain_then_heavy
 fi
 failed=0
 join() {

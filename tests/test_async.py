@@ -499,6 +499,7 @@ def test_next_takes_what_is_there_without_waiting(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("take", [lambda items: items.next(), lambda items: items.next(timeout=5), anext])
 def test_a_cancelled_wait_loses_no_item(run: Run, take: Callable[[AsyncEventStream[Any]], Awaitable[Any]]) -> None:
     """The cancellation may come at any step between the item's arrival and the waiter's return."""
@@ -918,6 +919,7 @@ async def held_back(items: AsyncEventStream[Any], request: ReceivedRequest) -> N
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.heavy
 def test_a_consumer_that_does_not_read_holds_the_upstream_back(run: Run, upstream: Callable[..., SSEServer]) -> None:
     async def main() -> None:
         with upstream([_EVENT] * _EVENTS) as server:

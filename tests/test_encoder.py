@@ -56,6 +56,7 @@ def test_event_parses_back_to_the_same(event: ServerSentEvent) -> None:
     assert parse(encode(event)).items == [event]
 
 
+@pytest.mark.heavy
 @given(st.lists(events_with_ids, max_size=10))
 def test_events_one_after_another_parse_back_to_the_same(sent: list[ServerSentEvent]) -> None:
     parser = EventStreamParser()
@@ -64,6 +65,7 @@ def test_events_one_after_another_parse_back_to_the_same(sent: list[ServerSentEv
     assert parser.feed(b"".join(map(encode, sent))) == sent
 
 
+@pytest.mark.heavy
 @given(st.lists(events_with_ids, max_size=10))
 def test_another_implementation_reads_the_same(sent: list[ServerSentEvent]) -> None:
     decoder = SSEDecoder()

@@ -312,11 +312,13 @@ TOKENS = [*'{}[]:,"\\0123456789eE+-. \t\n', "true", "null", r"\u", r"\ud800", "\
 edit = st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_from(["", *TOKENS]))
 
 
+@pytest.mark.heavy
 @given(documents)
 def test_any_document_means_what_the_standard_library_says(text: str) -> None:
     assert_means_the_same(text)
 
 
+@pytest.mark.heavy
 @given(documents, st.lists(edit, min_size=1, max_size=4))
 @example('{"a": 1}', [(5, 1, "")])
 def test_document_with_faults_means_what_the_standard_library_says(

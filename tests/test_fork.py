@@ -362,6 +362,7 @@ def fork_under_load(forks: int, timeout: float) -> int:
     return int(out)
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_forks_while_others_read() -> None:
     # Once is enough: which parts are in use is nothing to a fork.

@@ -264,6 +264,7 @@ def cut_up(wire: bytes, cuts: list[int]) -> list[bytes]:
     return [wire[begin:end] for begin, end in itertools.pairwise(places)]
 
 
+@pytest.mark.heavy
 @given(wires, st.lists(st.integers(0, 1000), max_size=6))
 def test_any_chunked_body_is_read_as_h11_reads_it(wire: bytes, cuts: list[int]) -> None:
     told = body_by_h11(wire)
@@ -277,6 +278,7 @@ faults = st.tuples(
 )
 
 
+@pytest.mark.heavy
 @given(wires, st.lists(faults, min_size=1, max_size=2), st.lists(st.integers(0, 1000), max_size=6))
 @example(b"5\r\nhello\r\n" + END, [(3, 0, b"x")], [])
 @example(b"5\r\nhello\r\n" + END, [(9, 1, b"")], [4])

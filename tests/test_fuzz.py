@@ -53,6 +53,7 @@ def test_what_is_kept_finds_a_reader_that_is_careless(target: str, kind: Any, mo
     assert len(data) < len(found[-1])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("target", "seconds"), [("parser", 4), ("head", 2), ("framing", 2)])
 def test_short_run_finds_no_difference(target: str, seconds: int) -> None:
     if importlib.util.find_spec("atheris") is None:

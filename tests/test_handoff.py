@@ -343,6 +343,7 @@ def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: lis
     assert most <= max(limit, *charges, 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 @pytest.mark.usefixtures("fast_switching")
 def test_a_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, limit: int) -> None:
@@ -488,6 +489,7 @@ def test_an_event_larger_than_the_buffer_passes() -> None:
         assert [(n, len(text)) for n, text in it] == [(0, 0), (1, 3_000_000), (2, 3_000_000), (3, 0)]
 
 
+@pytest.mark.heavy
 def test_an_upstream_with_a_gigabyte_to_send_waits_for_its_reader() -> None:
     # In an interpreter of its own, whose memory is then what the library holds.
     def gigabyte(request: ReceivedRequest) -> Iterator[Step]:

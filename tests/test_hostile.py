@@ -178,6 +178,7 @@ def test_endless_event_without_data(ask: Door) -> None:
         server.requests[0].wait_aborted()
 
 
+@pytest.mark.heavy
 def test_million_tiny_events_in_a_chunk(ask: Door) -> None:
     """In an interpreter of its own, whose memory is then what the library holds."""
     program = """
@@ -236,6 +237,7 @@ def test_gzip_bomb_of_nothing_comes_to_its_end(ask: Door) -> None:
         assert answer.events.outcome == "eof"
 
 
+@pytest.mark.heavy
 def test_gzip_bomb_of_events_is_held_back_until_it_is_read(ask: Door) -> None:
     with (
         bounded(ask, zipped(bomb(b"data: 1\n\n" + b":" + b"x" * 4085 + b"\n", 64))) as server,
@@ -252,6 +254,7 @@ def test_gzip_bomb_as_an_error_answer_is_cut_at_a_mebibyte(ask: Door) -> None:
         assert len(error.body) == 1024 * 1024
 
 
+@pytest.mark.heavy
 def test_gzip_bomb_of_comments_holds_up_no_other_stream() -> None:
     """32 MB of them come in 64 KiB, and give no event that backpressure could stop."""
     script = [*zipped(gzip.compress(b":\n" * (16 * 1024 * 1024))), silence()]
@@ -366,6 +369,7 @@ def items_of(answer: bytes) -> list[int] | None:
     return [int(event.data) for event in events if not isinstance(event, str) and hasattr(event, "data")]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("framing", ANSWERS)
 def test_cut_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
     whole = ANSWERS[framing]
@@ -382,6 +386,7 @@ def test_cut_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
             is_fine(ask, server)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("framing", ANSWERS)
 def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
     whole = ANSWERS[framing]

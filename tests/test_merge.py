@@ -114,6 +114,8 @@ def test_nothing_merged_is_nothing(merging: Merging) -> None:
     assert merging.items([]) == []
 
 
+@pytest.mark.heavy
+@pytest.mark.timeout(60)
 def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
     go = threading.Event()
     threads: set[str] = set()
@@ -126,7 +128,7 @@ def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
         # httpx's own pool takes its time for so many.
         count = 1000 if HAS_OWN_TRANSPORT else 200
         reading = in_thread(lambda: merging.items([merging.call(server)] * count))
-        until(lambda: seen(count), 20)
+        until(lambda: seen(count), 50)
         go.set()
         items = reading.result(30)
     assert Counter(item for _, item in items) == {1: count, 2: count}

@@ -61,6 +61,7 @@ def survive(server: Server, ask: Door, *, cuts: int, seed: int) -> tuple[int, in
         return len(items), answer.events.stats.reconnections
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_no_message_is_lost_or_repeated_though_the_connection_is_cut_again_and_again(nchan: Server, ask: Door) -> None:
     is_once_more = ask.is_async or "SSEQBRIDGE_WITHOUT" in os.environ

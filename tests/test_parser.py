@@ -332,6 +332,7 @@ def assert_is(parsed: Parsed, chunks: Iterable[bytes]) -> None:
     assert (parser.last_event_id, parser.retry) == (parsed.last_event_id, parsed.retry)
 
 
+@pytest.mark.heavy
 @given(streams, chunk_sizes)
 @example(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\r\n\r\n", [1])
 def test_any_bytes_mean_what_the_standard_says_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
@@ -348,6 +349,7 @@ def test_stream_means_what_the_standard_says_wherever_it_is_cut(stream: bytes) -
         assert_is(parsed, chunks)
 
 
+@pytest.mark.heavy
 @given(streams, chunk_sizes, st.integers(1, 30))
 def test_any_bytes_are_refused_alike_in_any_chunks(stream: bytes, sizes: list[int], limit: int) -> None:
     parsed = parse(stream, limit)

@@ -41,6 +41,7 @@ async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("steps", range(16))
 @pytest.mark.parametrize("transport", ["own", "httpx"])
 def test_abort_while_its_task_closes_dead_connections_leaves_none_open(transport: str, steps: int) -> None:

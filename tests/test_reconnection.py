@@ -101,6 +101,7 @@ def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: 
     return max(arrivals.values())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("retry_after", [None, 30.0])
 def test_a_thousand_clients_do_not_come_back_together(retry_after: float | None) -> None:
     """By the third attempt, 21 s after the cut at most, their requests are spread over more than ten seconds."""

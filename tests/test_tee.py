@@ -553,6 +553,7 @@ def test_what_is_no_stream() -> None:
         wrong([1])
 
 
+@pytest.mark.heavy
 def test_stress() -> None:
     """Readers come, read, stall and leave at random: those who stay get everything."""
     with SSEServer([*(send(n) for n in range(3_000)), DONE]) as server:

@@ -1186,6 +1186,7 @@ def test_what_nobody_reads_waits_at_the_peers(run: Run, head: bytes) -> None:
     run(main)
 
 
+@pytest.mark.heavy
 def test_what_comes_after_the_end_waits_at_the_peers_too(run: Run) -> None:
     async def main() -> None:
         async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
@@ -1542,6 +1543,14 @@ def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
         while True:
             connection.sendall(b"".join(records.key_update() for _ in range(300)))
 
+    attempt = _transport._attempt
+
+    async def with_little_room(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socket:
+        connection = await attempt(loop, address)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return connection
+
+    monkeypatch.setattr(_transport, "_attempt", with_little_room)
     monkeypatch.setattr(_transport, "_MAX_UNTAKEN_BYTES", 10_000)
     with hand_made(serve) as answer:
         assert answer.next() == 1
