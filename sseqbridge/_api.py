@@ -35,12 +35,12 @@ from ._options import (
     RequestOptions,
     Timeout,
     as_timeout,
+    cancel_flag,
     check_last_event_id,
     check_limits,
     encode_json,
     header_list,
     is_replayable,
-    unset_flag,
 )
 from ._parser import DEFAULT_MAX_EVENT_BYTES
 from ._pump import LoopState, Pump
@@ -476,7 +476,7 @@ def _prepare(
         raise UsageError(f"auth is a {type(auth).__name__}; it is (user, password) or an httpx.Auth")
     if extensions is not None and not isinstance(extensions, Mapping):
         raise UsageError(f"extensions is a {type(extensions).__name__}; it is a mapping, as httpx has it")
-    cancel = unset_flag(cancel, "the request was sent")
+    cancel = cancel_flag(cancel, "the request was sent")
     policy = _policy(reconnect)
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")

@@ -25,6 +25,7 @@ __all__ = [
     "RequestOptions",
     "Timeout",
     "as_timeout",
+    "cancel_flag",
     "check_last_event_id",
     "check_limits",
     "check_raw_headers",
@@ -34,7 +35,6 @@ __all__ = [
     "is_cancelled",
     "is_replayable",
     "surrounding_cancel",
-    "unset_flag",
 ]
 
 # What is sent unless the caller says otherwise.
@@ -70,7 +70,7 @@ class _EitherFlag:
         return any(flag.is_set() for flag in self._flags)
 
 
-def unset_flag(cancel: Any, before: str) -> CancelFlag | None:
+def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
     """Return the flag that ends what is opened here with `cancel`.
 
     Raises UsageError for what is no flag, and RequestAbortedError for one that is set: `before` says before what.

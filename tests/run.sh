@@ -15,7 +15,8 @@ PYTHON=${PYTHON:-python3}
 DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light redis-server uwsgi-core uwsgi-plugin-python3)
 command -v npm >/dev/null || DEBIAN_PACKAGES+=(nodejs npm)
 # Debian's own Python comes without what makes environments.
-"$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)
+can_make_environments() { "$PYTHON" -c 'import ensurepip' 2>/dev/null; }
+can_make_environments || DEBIAN_PACKAGES+=(python3-venv)
 
 install_debian_packages() {
     local package missing=()
@@ -49,16 +50,26 @@ make_environment() {
     fi
     rm -rf .venv
     "$PYTHON" -m venv .venv
-    # Editable, so that the files that are measured and type-checked are those of the checkout.
-    .venv/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[test,bench]'
-    # What pages read event streams with; the tests in a browser serve it.
-    npm install --prefix .venv/npm --no-save --no-audit --no-fund --ignore-scripts --silent \
-        @microsoft/fetch-event-source@2.0.1 || echo "npm could not install it; tests that need it are skipped" >&2
+    # Editable, so that the files that are measured and type-checked are those of the checkout. What is never imported
+    # is not compiled.
+    .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --editable '.[test,bench]'
     printf '%s\n' "$described" >.venv/made-from
 }
 
-[ "${#DEBIAN_PACKAGES[@]}" -eq 0 ] || install_debian_packages
+# What pages read event streams with; the tests in a browser serve it.
+install_page_modules() {
+    [ -d .venv/npm/node_modules ] ||
+        npm install --prefix .venv/npm --no-save --no-audit --no-fund --ignore-scripts --silent \
+            @microsoft/fetch-event-source@2.0.1 || echo "npm could not install it; tests that need it are skipped" >&2
+}
+
+# Side by side: neither waits for the other's downloads.
+install_debian_packages &
+packages=$!
+can_make_environments || wait "$packages"
 make_environment
+wait "$packages"
+install_page_modules
 .venv/bin/ruff check --quiet .
 
 # All tests with the fast parts, measured but for the heavy ones; the same as with a plain install, but for what has
@@ -81,6 +92,7 @@ mapfile -t of_requests < <(files_of "${OF_REQUESTS[@]}")
 mapfile -t with_programs < <(files_of "${WITH_PROGRAMS[@]}")
 mapfile -t with_redis < <(files_of "${WITH_REDIS[@]}")
 mapfile -t once < <(files_of "${ONCE[@]}")
+mapfile -t heavy < <(grep --files-with-matches --fixed-strings pytest.mark.heavy tests/test_*.py)
 # Those that are run twice.
 run_twice() { printf '%s\n' "$@" | grep --invert-match --line-regexp --fixed-strings --file=<(printf '%s\n' "${once[@]}"); }
 mapfile -t programs_again < <(run_twice "${with_programs[@]}")
@@ -118,21 +130,21 @@ start() {
 }
 
 # One after the other in each, so that all take about as long.
-run_measured_then_types() {
-    run_measured -m "not heavy" "${elsewhere[@]}"
+run_with_programs_then_types() {
+    run_measured -m "not heavy" "${with_programs[@]}"
     check_types
 }
-run_with_redis_twice() {
+run_with_redis_then_programs_again() {
     run_measured -m "not heavy" "${with_redis[@]}"
-    run_plain "${redis_again[@]}"
-}
-run_on_httpx_then_programs_again() {
-    run_on_httpx "${of_requests[@]}"
     run_plain "${programs_again[@]}"
+}
+run_on_httpx_then_redis_again() {
+    run_on_httpx "${of_requests[@]}"
+    run_plain "${redis_again[@]}"
 }
 run_plain_then_heavy() {
     run_plain "${elsewhere[@]}" "${once[@]/#/--ignore=}"
-    run_pytest .venv/bin/python -m pytest --quiet -m heavy
+    run_pytest .venv/bin/python -m pytest --quiet -m heavy "${heavy[@]}"
 }
 
 .venv/bin/coverage erase
@@ -143,10 +155,10 @@ if [ "$#" -gt 0 ]; then
     start on-httpx run_on_httpx "$@"
 else
     elsewhere=("${with_programs[@]/#/--ignore=}" "${with_redis[@]/#/--ignore=}")
-    start measured-then-types run_measured_then_types
-    start with-programs run_measured -m "not heavy" "${with_programs[@]}"
-    start with-redis-twice run_with_redis_twice
-    start on-httpx-then-programs-again run_on_httpx_then_programs_again
+    start measured run_measured -m "not heavy" "${elsewhere[@]}"
+    start with-programs-then-types run_with_programs_then_types
+    start with-redis-then-programs-again run_with_redis_then_programs_again
+    start on-httpx-then-redis-again run_on_httpx_then_redis_again
     start plain-then-heavy run_plain_then_heavy
 fi
 failed=0

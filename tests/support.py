@@ -19,6 +19,7 @@ from sseqbridge import _fast
 __all__ = [
     "EXITS",
     "HAS_OWN_TRANSPORT",
+    "LOOPS",
     "in_thread",
     "is_waiting",
     "peak_rss",
@@ -35,6 +36,9 @@ ROOT = Path(__file__).parent.parent
 
 # Whether these tests run on the library's own transport, or on httpx's.
 HAS_OWN_TRANSPORT = _fast.is_wanted("transport")
+
+# What those tests run on that are about a loop of the caller's: where uvloop is not in use, asyncio's alone.
+LOOPS = ["asyncio", "uvloop"] if _fast.is_wanted("uvloop") else ["asyncio"]
 
 # An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
 EXITS = 3.0

@@ -65,14 +65,14 @@ from sseqbridge.testing import (
     wire,
 )
 
-from .support import HAS_OWN_TRANSPORT
+from .support import HAS_OWN_TRANSPORT, LOOPS
 
 T = TypeVar("T")
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """A function that runs a coroutine function on a new loop. Nothing may be left of the loop."""
     options = {"debug": True, "use_uvloop": request.param == "uvloop"}

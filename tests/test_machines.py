@@ -367,8 +367,7 @@ class HandOffMachine(RuleBasedStateMachine):
 
 def machine(kind: type[RuleBasedStateMachine]) -> Any:
     kind.TestCase.settings = STEPS
-    kind.TestCase.pytestmark = [pytest.mark.heavy]
-    return kind.TestCase
+    return pytest.mark.heavy(kind.TestCase)
 
 
 TestParser = machine(ParserMachine)

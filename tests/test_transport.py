@@ -65,7 +65,7 @@ from sseqbridge.testing import (
 )
 
 from .doors import Answer, Door
-from .support import in_thread, until
+from .support import LOOPS, in_thread, until
 from .tls13 import Records, shake_hands
 
 Main = Callable[[], Awaitable[Any]]
@@ -76,7 +76,7 @@ DONE = send("[DONE]")
 own_transport = pytest.mark.own_transport
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """A function that runs a coroutine function on a new loop. The loop has nothing to complain of in the end."""
     options = {"debug": True, "use_uvloop": request.param == "uvloop"}

@@ -21,7 +21,7 @@ from sseqbridge._decoding import Decode, Decoder, ErrorEvents
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._handoff import End
 from sseqbridge._models import ServerSentEvent
-from sseqbridge._options import check_limits, check_seconds, unset_flag
+from sseqbridge._options import cancel_flag, check_limits, check_seconds
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._beginning import abegin, begin, check_start, elect, elected
@@ -453,7 +453,7 @@ class _Opening:
         # A refusal's body is no item: it is in the StatusError.
         self.decoder.gives_body = False
         self.start = None if start is None else check_start(start)
-        self.cancel = unset_flag(cancel, "the stream was opened")
+        self.cancel = cancel_flag(cancel, "the stream was opened")
         self.options = ReaderOptions(
             key=_check_key(key),
             last_event_id=last_event_id or "",
