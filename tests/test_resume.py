@@ -729,6 +729,35 @@ def test_close_ends_this_ones_readers_and_gives_the_lease_back(logs: Logs, face:
     assert repr(log) == f"<{type(log).__name__} closed>"
 
 
+def test_who_comes_while_it_is_closed_is_told(logs: Logs, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logs.new()
+    hub = log._hub()
+    log.close()
+    # As where it was closed right after they had found it open.
+    monkeypatch.setattr(log, "_hub", lambda: hub)
+    with pytest.raises(BridgeClosedError, match="log"):
+        face.open(log, "k", wait=0)
+    with pytest.raises(BridgeClosedError, match="log"):
+        face.cancel(log, "k")
+
+
+def test_who_comes_while_its_loop_starts_leaves_nothing_open(
+    logs: Logs, face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bridge() as bridge:
+        log = logs.new(bridge=bridge)
+        started = bridge.started
+
+        def close_meanwhile() -> LoopState:
+            log.close()
+            return started()
+
+        monkeypatch.setattr(bridge, "started", close_meanwhile)
+        with pytest.raises(UsageError, match="closed"):
+            face.open(log, "k", wait=0)
+        assert log._hubs == {}
+
+
 def test_the_bridges_end_is_told(logs: Logs, face: Face) -> None:
     with SSEServer([send(1), silence()]) as upstream:
         with Bridge() as bridge:

@@ -37,6 +37,10 @@ class Errand(Generic[T]):
 
     def start(self) -> None:
         """Do it. In the loop's thread."""
+        if self._is_of_hub and self._hub.is_closing:
+            # By another thread, meanwhile.
+            self._end_closed()
+            return
         spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
         self._task = spawn(self._do())
 
@@ -44,7 +48,7 @@ class Errand(Generic[T]):
         try:
             value = await self._action(self._hub)
         except asyncio.CancelledError:
-            self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
+            self._end_closed()
             raise
         except BaseException as exc:
             self.result.end(End("error", exc))
@@ -53,6 +57,9 @@ class Errand(Generic[T]):
             # Nobody is there to begin.
             value.request_abort()
         self.result.put_now((value,))
+
+    def _end_closed(self) -> None:
+        self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
 
     def value(self, entry: Any) -> T:
         """Return the result, or raise what came instead."""

@@ -91,7 +91,8 @@ class Hub:
         self.disturbed_at: float | None = None
         # Ends the other tasks, then closes the store, when it is cancelled: by `aclose`, or as the loop ends.
         self._keeper: asyncio.Task[None] | None = None
-        self._is_closing = False
+        # From then on nothing is started here.
+        self.is_closing = False
         state.call_at_end(self._end)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -107,7 +108,7 @@ class Hub:
         try:
             await self.loop.create_future()
         finally:
-            self._is_closing = True
+            self.is_closing = True
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
@@ -145,7 +146,7 @@ class Hub:
             raise
 
     def _give_back(self, key: str, owner: str, claiming: asyncio.Task[Claim]) -> None:
-        if claiming.cancelled() or claiming.exception() is not None or self._is_closing:
+        if claiming.cancelled() or claiming.exception() is not None or self.is_closing:
             return
         claim = claiming.result()
         if claim.state == "elected":
@@ -185,7 +186,7 @@ class Hub:
         """Nobody follows it any more."""
         if self._topics.get(topic.key) is topic:
             del self._topics[topic.key]
-        if self._is_closing:
+        if self.is_closing:
             return
         group = self._groups.get(self.store.group_of(topic.key))
         if group is not None and group.topics.get(topic.key) is topic:
@@ -195,7 +196,7 @@ class Hub:
 
     def leave(self, topic: Topic) -> None:
         """Nobody in this process reads it any more."""
-        if not self._is_closing:
+        if not self.is_closing:
             self.spawn(self._leave(topic.key))
 
     async def _leave(self, key: str) -> None:
@@ -248,6 +249,7 @@ class Hub:
 
     async def aclose(self) -> None:
         """End all readers, give all leases back, and what the store holds."""
+        self.is_closing = True
         self.state.call_at_end_no_more(self._end)
         for reader in tuple(self.readers):
             reader.handoff.close()

@@ -357,11 +357,16 @@ class Log(abc.ABC):
     def _the_bridge(self) -> Bridge:
         return self._bridge or default_bridge()
 
-    def _hub(self) -> Hub:
+    def _check_open(self) -> None:
         if self._closed:
             raise UsageError(f"this {type(self).__name__} is closed: make a new one")
+
+    def _hub(self) -> Hub:
+        self._check_open()
         state = self._the_bridge().started()
         with self._lock.here:
+            # Closed meanwhile, nobody would close the hub.
+            self._check_open()
             hub = self._hubs.get(state)
             if hub is None:
                 # Those of other loops have ended with them, or are a parent's.

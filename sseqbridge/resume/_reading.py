@@ -129,6 +129,10 @@ class Reader(LoopTask):
 
     def start(self) -> None:
         """Start to read."""
+        if self._hub.is_closing:
+            # By another thread, meanwhile.
+            self.end_with_loop(is_quiet=False)
+            return
         self._topic = self._hub.topic(self._options.key)
         self._topic.enter(self)
         self._hub.readers.add(self)
@@ -382,7 +386,7 @@ class Reader(LoopTask):
         """The loop ends."""
         if is_quiet and self._has_head:
             self.handoff.close()
-        self._finish(End("error", BridgeClosedError("the bridge that this stream was read on was closed")))
+        self._finish(End("error", BridgeClosedError("the bridge, or the log, that this stream was read on was closed")))
         self._finished.set()
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
@@ -408,9 +412,8 @@ class Reader(LoopTask):
         if self._producer is not None and not self._producer.has_begun:
             # Nobody is there to begin.
             self._producer.request_abort()
-        # It was started before anybody could ask for this.
-        assert self._task is not None
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     # From anywhere, between any two bytecodes: no lock, no wait.
 
