@@ -585,7 +585,10 @@ if __name__ == "__main__":
         return silent.requests[0].aborted.wait(0.3)
 
     command = [sys.executable, str(app)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # In a group of their own: the reloader is one process, what it starts again and again another.
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
         try:
             silent.wait_for_request(timeout=15)
             until(is_reloaded)
@@ -594,7 +597,8 @@ if __name__ == "__main__":
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=5)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     for request in silent.requests:
         request.wait_aborted()
 

@@ -57,7 +57,7 @@ from sseqbridge.resume._store import OutageError, StaleError, Store, Terms, Toke
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
 
 from .redis_support import RedisServer, needs_redis, redis_server
-from .resume_support import Face, LogReading, Logs
+from .resume_support import Face, LogReading, Logs, Mortal
 from .support import in_thread, until
 
 DONE = send("[DONE]")
@@ -499,27 +499,46 @@ def test_an_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseExc
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1, 2]
 
 
-def test_who_leaves_while_it_is_elected_gives_the_lease_back(logs: Logs) -> None:
-    log, store = logs.mortal(lease=60)
-    claim, elected, go_on = store.claim, threading.Event(), asyncio.Event()
+def leave_while_it_claims(log: Log, store: Mortal, url: str) -> None:
+    """Open a stream, and leave while the answer to who may write it is on its way."""
+    claim, made, go_on = store.claim, threading.Event(), asyncio.Event()
     flag = threading.Event()
 
     async def answer_late(*args: Any, **options: Any) -> Any:
-        made = await claim(*args, **options)
-        elected.set()
+        answer = await claim(*args, **options)
+        made.set()
         await go_on.wait()
-        return made
+        return answer
 
     store.claim = answer_late  # type: ignore[method-assign]
+    opened = in_thread(lambda: log.open("k", lambda: request_sse(url), cancel=flag))
+    assert made.wait(5)
+    flag.set()
+    with pytest.raises(RequestAbortedError):
+        opened.result(5)
+    store.claim = claim  # type: ignore[method-assign]
+    log._hub().loop.call_soon_threadsafe(go_on.set)
+
+
+def test_who_leaves_while_it_is_elected_gives_the_lease_back(logs: Logs) -> None:
+    log, store = logs.mortal(lease=60)
     with SSEServer([send(1), DONE]) as upstream:
-        opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url), cancel=flag))
-        assert elected.wait(5)
-        flag.set()
-        with pytest.raises(RequestAbortedError):
-            opened.result(5)
-        store.claim = claim  # type: ignore[method-assign]
-        log._hub().loop.call_soon_threadsafe(go_on.set)
+        leave_while_it_claims(log, store, upstream.url)
         until(lambda: log.produce("k", lambda: request_sse(upstream.url)) == "done")
+        assert len(upstream.requests) == 1
+
+
+def test_who_leaves_while_somebody_else_is_elected_gives_nothing_back(logs: Logs) -> None:
+    log, store = logs.mortal(lease=60)
+    end = threading.Event()
+    with SSEServer([send(1), hold(end), DONE]) as upstream:
+        reading = log.open("k", lambda: request_sse(upstream.url))
+        assert next(reading) == 1
+        leave_while_it_claims(log, store, upstream.url)
+        # The loop is done with that before it answers this.
+        assert log.produce("k", lambda: request_sse(upstream.url)) is None
+        end.set()
+        assert (list(reading), reading.outcome) == ([], "done")
         assert len(upstream.requests) == 1
 
 
