@@ -40,7 +40,7 @@ from .table import print_table
 
 __all__ = ["main"]
 
-EACH, ONE = "redis-py, an XREAD each", "redis-py, one XREAD for nobody"
+EACH, ONE = "redis-py with an XREAD each", "redis-py with one XREAD for nobody"
 CLIENTS = (
     *(Configuration(one.name, "log", (*one.needs, "redis"), one.environment) for one in OURS),
     Configuration(EACH, "each", ("redis", "msgspec")),
