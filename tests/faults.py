@@ -238,8 +238,11 @@ def _fault(chance: random.Random, plan: Plan) -> Fault:
     if chance.random() < 0.1:
         at = len(data)
     if ending == "silence":
-        # After a complete answer it would be another stream's.
-        at = min(at, len(data) - 1)
+        # After a complete answer, also one to a request for the rest, it would be another stream's.
+        starts = range(len(plan.items) + 1) if plan.reconnects else [0]
+        whole = {len(plan.answer_from(start).data) for start in starts}
+        while at in whole or at > len(data):
+            at -= 1
     noise = chance.randbytes(chance.choice((1, 1, 1, 4)))
     return Fault(_chosen(chance, _PACES), ending, at, chance.choice((0.0005, 0.002, 0.01)), noise)
 
