@@ -25,9 +25,9 @@ __all__ = [
     "peak_rss",
     "python",
     "started",
-    "thread_waits",
     "together",
     "until",
+    "until_blocked",
 ]
 
 T = TypeVar("T")
@@ -90,6 +90,16 @@ def thread_waits(ident: int) -> bool:
         # What stands around whatever may block.
         frame = frame.f_back
     return frame is not None and (frame.f_code.co_name, Path(frame.f_code.co_filename).name) == ("wait", "_runtime.py")
+
+
+def until_blocked(ident: int) -> None:
+    """Wait until a thread waits for an entry, where it is to get a signal.
+
+    Python looks for signals before it takes a lock, and then not until it has it, or one comes: what comes between
+    the two is not seen. A thread that was on its way is in the system call a moment later.
+    """
+    until(lambda: thread_waits(ident))
+    time.sleep(0.05)
 
 
 def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -39,7 +39,7 @@ from sseqbridge.testing import (
     wait,
 )
 
-from .support import EXITS, ROOT, in_thread, thread_waits, until
+from .support import EXITS, ROOT, in_thread, until_blocked
 
 DONE = send("[DONE]")
 CHAT = {"messages": [{"role": "user", "content": "Good day to you."}], "stream": True}
@@ -607,7 +607,7 @@ def test_serve_is_interrupted_in_this_process(recorded: Path) -> None:
     main_thread = threading.get_ident()
 
     def interrupt() -> None:
-        until(lambda: thread_waits(main_thread))
+        until_blocked(main_thread)
         signal.pthread_kill(main_thread, signal.SIGINT)
 
     interrupting = in_thread(interrupt)

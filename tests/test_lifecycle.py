@@ -32,9 +32,9 @@ from .support import (
     is_waiting,
     python,
     started,
-    thread_waits,
     together,
     until,
+    until_blocked,
 )
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
@@ -328,6 +328,7 @@ def when_waiting(act):
     def watch():
         while not waits(main):
             time.sleep(0.001)
+        time.sleep(0.05)  # See until_blocked().
         act()
     threading.Thread(target=watch, daemon=True).start()
 
@@ -379,7 +380,7 @@ def test_what_a_signal_handler_raises_in_the_wait_aborts_and_goes_on(
         raise error
 
     def send_signal() -> None:
-        until(lambda: thread_waits(main))
+        until_blocked(main)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     main = threading.get_ident()

@@ -911,6 +911,8 @@ def test_reconnect_of_a_stream_that_is_held_back_loses_nothing(ask: Door) -> Non
         begin = int(request.headers.get("last-event-id", "-1")) + 1
         for start in range(begin, total, 50):
             yield b"".join(b"id: %d\ndata: %d\n\n" % (n, n) for n in range(start, min(start + 50, total)))
+            # More in all than is read at a time: what is in, to its end, is not asked for again.
+            yield b":" + b"x" * 20_000 + b"\n"
         yield DONE
 
     with SSEServer(script) as server:
