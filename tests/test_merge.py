@@ -620,11 +620,17 @@ def test_error_ends_all_of_them_or_is_a_result() -> None:
 
 
 def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
-    with SSEServer(by_path({"/0": [send(1), DONE], "/1": [silence()]})) as server:
+    has_asked = threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/1":
+            has_asked.set()
+        return {"/0": [send(1), hold(has_asked), DONE], "/1": [silence()]}[request.path]
+
+    with SSEServer(script) as server:
         for _ in gather([call(server, f"/{n}") for n in range(2)]):
             break
         gc.collect()
-        until(lambda: len(server.requests) == 2)
         next(request for request in server.requests if request.path == "/1").wait_aborted()
 
 
