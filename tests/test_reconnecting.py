@@ -284,14 +284,14 @@ def test_clients_that_are_made_too_late_are_closed(closed_port: int) -> None:
 
     def factory() -> httpx.AsyncClient:
         if made:
-            time.sleep(0.4)
+            time.sleep(1)
         made.append(httpx.AsyncClient())
         return made[-1]
 
     with Bridge(client=factory) as bridge:
         with pytest.raises(ReconnectionError):
             url = f"http://127.0.0.1:{closed_port}"
-            request_sse(url, reconnect=AT_ONCE, bridge=bridge, timeout=Timeout(total=0.2))
+            request_sse(url, reconnect=AT_ONCE, bridge=bridge, timeout=Timeout(total=0.5))
         until(lambda: len(made) == 2)
     assert all(client.is_closed for client in made)
 
