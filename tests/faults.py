@@ -241,7 +241,7 @@ def _fault(chance: random.Random, plan: Plan) -> Fault:
         # After a complete answer, also one to a request for the rest, it would be another stream's.
         starts = range(len(plan.items) + 1) if plan.reconnects else [0]
         whole = {len(plan.answer_from(start).data) for start in starts}
-        while at in whole or at > len(data):
+        while at in whole:
             at -= 1
     noise = chance.randbytes(chance.choice((1, 1, 1, 4)))
     return Fault(_chosen(chance, _PACES), ending, at, chance.choice((0.0005, 0.002, 0.01)), noise)

@@ -10,19 +10,18 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 from sseqbridge import _runtime
-from sseqbridge._exceptions import CallbackError, SSEError, UsageError
+from sseqbridge._exceptions import UsageError
 from sseqbridge._options import surrounding_cancel
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._entries import START, Position
 from ._hub import Hub
-from ._producing import Producer
+from ._producing import Producer, as_callback_error
 from ._store import Token
 
 __all__ = ["abegin", "begin", "check_start", "elect", "elected"]
@@ -119,12 +118,8 @@ def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, produce
     except BaseException as error:
         # No more than told: an exit, too, would end the loop of all streams there.
         logger.warning("taking a stream over failed: %s", type(error).__name__)
-        told = error
-        if not isinstance(error, SSEError):
-            # Else the next reader would find the same, and so on.
-            told = CallbackError(f"start raised {type(error).__name__}")
-            told.__cause__ = error
-        producer.refuse(told)
+        # Written, whatever it was: else the next reader would find the same, and so on.
+        producer.refuse(as_callback_error(error, "start"))
 
 
 async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
@@ -134,8 +129,5 @@ async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
 
 async def elect(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
     """Return the stream's new producer, who is to begin; None where it is somebody else's."""
-    owner = uuid.uuid4().hex
-    claim = await hub.claim(key, owner, may_begin=True, takeover=takeover)
-    if claim.state != "elected":
-        return None
-    return elected(hub, start, None, Token(key, claim.fence, owner), claim.last or START)
+    claim, token = await hub.claim(key, may_begin=True, takeover=takeover)
+    return elected(hub, start, None, token, claim.last or START) if claim.state == "elected" else None

@@ -134,16 +134,18 @@ class Hub:
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
 
-    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
-        """Try to become a stream's producer. What comes of it after this was cancelled is given back."""
+    async def claim(self, key: str, *, may_begin: bool, takeover: bool) -> tuple[Claim, Token]:
+        """Try to become a stream's producer, whose token this is then. After a cancellation it is given back."""
+        owner = uuid.uuid4().hex
         claiming = self.spawn(
             self.patiently(self.store.claim, key, owner, may_begin=may_begin, takeover=takeover),
         )
         try:
-            return await asyncio.shield(claiming)
+            claim = await asyncio.shield(claiming)
         except asyncio.CancelledError:
             claiming.add_done_callback(partial(self._give_back, key, owner))
             raise
+        return claim, Token(key, claim.fence, owner)
 
     def _give_back(self, key: str, owner: str, claiming: asyncio.Task[Claim]) -> None:
         if claiming.cancelled() or claiming.exception() is not None or self.is_closing:

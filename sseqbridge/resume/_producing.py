@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ._parts import Part
     from ._store import Token
 
-__all__ = ["Producer"]
+__all__ = ["Producer", "as_callback_error"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -195,11 +195,7 @@ class Producer(LoopTask):
             raise
         except BaseException as error:
             # A function of the caller's has raised: `done` or `on_reconnect`. It must not end the loop.
-            told = error
-            if not isinstance(error, SSEError):
-                told = CallbackError(f"a function of the upstream's request raised {type(error).__name__}")
-                told.__cause__ = error
-            upstream.end = End("error", told)
+            upstream.end = End("error", as_callback_error(error, "a function of the upstream's request"))
             return []
 
     async def _finish(self, stream: Any, end: End) -> None:
@@ -286,6 +282,15 @@ class Producer(LoopTask):
 
     def lost(self) -> None:
         """The lease has run out, or seems to: writing tells whether somebody else has it."""
+
+
+def as_callback_error(error: BaseException, function: str) -> SSEError:
+    """Return what the readers are told where a function of the caller's has raised."""
+    if isinstance(error, SSEError):
+        return error
+    told = CallbackError(f"{function} raised {type(error).__name__}")
+    told.__cause__ = error
+    return told
 
 
 class _Upstream:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
@@ -191,10 +190,9 @@ class Reader(LoopTask):
 
     async def _claim(self, *, may_begin: bool) -> Claim:
         options = self._options
-        owner = uuid.uuid4().hex
-        claim = await self._hub.claim(options.key, owner, may_begin=may_begin, takeover=options.takeover)
+        claim, token = await self._hub.claim(options.key, may_begin=may_begin, takeover=options.takeover)
         if claim.state == "elected":
-            producer = self._producer = self._elected(Token(options.key, claim.fence, owner), claim.last or START)
+            producer = self._producer = self._elected(token, claim.last or START)
             if self._has_head:
                 self._hub.spawn(producer.take_over())
             else:
