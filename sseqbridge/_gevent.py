@@ -7,7 +7,6 @@ the loop's thread calls of this touches no hub but through its `_Mailbox`.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from gevent import get_hub, getcurrent, spawn
 from gevent.event import Event
 from gevent.monkey import get_original
+
+from ._clock import clock
 
 __all__ = ["GreenletWaiter", "in_hub", "original", "start_thread"]
 
@@ -98,9 +99,9 @@ class GreenletWaiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when woken, False when `timeout` seconds passed first (None: never)."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         while not self._event.is_set():
-            left = _WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+            left = _WAIT_SECONDS if deadline is None else deadline - clock.monotonic()
             if left <= 0:
                 return False
             self._event.wait(min(left, _WAIT_SECONDS))

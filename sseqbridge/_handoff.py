@@ -21,13 +21,13 @@ writing side.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import _runtime
+from ._clock import clock
 
 __all__ = ["End", "HandOff", "ThreadHandOff", "post", "settle"]
 
@@ -182,13 +182,13 @@ class HandOff(Generic[T]):
         """
         self._release()
         left = timeout
-        deadline = 0.0 if timeout is None else time.monotonic() + timeout
+        deadline = 0.0 if timeout is None else clock.monotonic() + timeout
         while (entry := self._poll()) is None:
             if left is not None and left <= 0:
                 raise TimeoutError("no event came in time; the stream is still open")
             self._wait(left)
             if timeout is not None:
-                left = deadline - time.monotonic()
+                left = deadline - clock.monotonic()
         return entry
 
     def _wait(self, timeout: float | None) -> None:

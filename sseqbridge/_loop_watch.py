@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from ._clock import clock
+
 __all__ = ["LoopWatch"]
 
 logger = logging.getLogger("sseqbridge.loop")
@@ -61,13 +63,13 @@ class LoopWatch:
         await _Steps(coroutine, lambda seconds: self.ran(seconds, what))
 
     def _expect_next(self) -> None:
-        self._beat_at = time.monotonic()
+        self._beat_at = clock.monotonic()
         self._computed = time.thread_time()
         self._step = (0.0, "")
         self._timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
 
     def _beat(self) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         late = now - self._beat_at - _BEAT_SECONDS
         self.longest = max(self.longest, late)
         if late > _BLOCKED_SECONDS and now >= self._quiet_until:
@@ -99,13 +101,13 @@ class _Steps:
         run: Callable[..., Any] = self._coroutine.send
         argument: Any = None
         while True:
-            began = time.monotonic()
+            began = clock.monotonic()
             try:
                 waited_for = run(argument)
             except StopIteration:
                 return
             finally:
-                self._note(time.monotonic() - began)
+                self._note(clock.monotonic() - began)
             try:
                 run, argument = self._coroutine.send, (yield waited_for)
             except GeneratorExit:

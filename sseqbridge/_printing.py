@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from ._clock import clock
 from ._encoder import StreamEncoder
 
 if TYPE_CHECKING:
@@ -113,17 +113,17 @@ class StatusLine:
         self.events = 0
         self._terminal = terminal
         self._until_first = until_first
-        self._began_at = self._last_at = time.monotonic()
+        self._began_at = self._last_at = clock.monotonic()
         self._stands = False
 
     @property
     def seconds(self) -> float:
         """How long it has been."""
-        return time.monotonic() - self._began_at
+        return clock.monotonic() - self._began_at
 
     def show(self, what: str) -> None:
         """Say what is waited for, and how long."""
-        waited = time.monotonic() - self._last_at
+        waited = clock.monotonic() - self._last_at
         if waited >= _SHOWN_AFTER_SECONDS:
             count = f", {self.events} events so far" if self.events else ""
             self._terminal.write(f"{_CLEAR_LINE}{what}, {waited:.0f} s{count}")
@@ -139,7 +139,7 @@ class StatusLine:
 
     def clear(self) -> None:
         """Take the line away."""
-        self._last_at = time.monotonic()
+        self._last_at = clock.monotonic()
         if self._stands:
             self._terminal.write(_CLEAR_LINE)
             self._terminal.flush()

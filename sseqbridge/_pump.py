@@ -21,6 +21,7 @@ from weakref import WeakSet
 import anyio
 
 from . import _runtime
+from ._clock import clock
 from ._connection import Batch, Body, Connection, Head
 from ._exceptions import (
     BridgeClosedError,
@@ -272,7 +273,7 @@ class Pump(LoopTask):
         self._cancel = options.cancel
         self._timeout = options.timeout
         # Not the loop's time: uvloop's stands still while the loop waits, as in a caller's thread.
-        self._started_at = time.monotonic()
+        self._started_at = clock.monotonic()
         self._reason: BaseException | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         # Ends _transfer, while that runs.
@@ -301,7 +302,7 @@ class Pump(LoopTask):
     def _limit_total(self) -> None:
         total = self._timeout.total
         if total is not None:
-            left = self._started_at + total - time.monotonic()
+            left = self._started_at + total - clock.monotonic()
             self._set_timer("total", self.loop.time() + left, self._time_out, "total", total)
 
     def _set_timer(self, name: str, when: float, callback: Callable[..., object], *args: Any) -> None:
@@ -379,7 +380,7 @@ class Pump(LoopTask):
         if batch.events:
             self._idle_since = self.loop.time()
             if self._first_event_at is None:
-                self._first_event_at = time.monotonic()
+                self._first_event_at = clock.monotonic()
 
     async def _put(self, entry: Batch | Body | Reconnecting) -> None:
         if isinstance(entry, Reconnecting):
@@ -487,7 +488,7 @@ class Pump(LoopTask):
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""
-        began = time.monotonic()
+        began = clock.monotonic()
         try:
             is_set = is_cancelled(self._cancel)
         except CallbackError as error:
@@ -495,7 +496,7 @@ class Pump(LoopTask):
             return
         finally:
             if watch is not None:
-                watch.ran(time.monotonic() - began, self._told_flag)
+                watch.ran(clock.monotonic() - began, self._told_flag)
         if is_set and not self._ending:
             if self.opened:
                 self.handoff.close()

@@ -7,7 +7,6 @@ commit is never sent. The waiting is here, the deciding in _reconnection.py.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import anyio
 
 from . import _runtime
+from ._clock import clock
 from ._connection import Batch, Body, Connection, Head, status_error
 from ._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
 from ._models import ServerSentEvent
@@ -94,7 +94,7 @@ class ReconnectingConnection:
         # An answer that was to be retried, where that has come to nothing.
         self._refusal: tuple[Head, Body] | None = None
         self._gives_refusal = False
-        self._started_at = time.monotonic()
+        self._started_at = clock.monotonic()
         # Whether there was an answer that was given to the caller.
         self._is_answered = False
         # Whether what becomes of the connection at hand is known already.
@@ -192,7 +192,7 @@ class ReconnectingConnection:
         total = self._options.timeout.total
         seconds = _OPEN_SECONDS if total is None else total
         deadline = self._started_at + seconds
-        with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+        with anyio.move_on_after(max(0.0, deadline - clock.monotonic())):
             return await self._attempt(deadline)
         tried = 0 if self._retry is None else self._retry.attempt
         return self._given_up(GiveUp(tried, "the time for it is over"), StreamTimeoutError("total", seconds))
@@ -209,7 +209,7 @@ class ReconnectingConnection:
             return self._begun(head)
         # What becomes of it can be said before its body is in.
         decision = self._policy.after(self._drop(status_error(self.target, head, Body(b""))))
-        if not isinstance(decision, Retry) or time.monotonic() + decision.delay > deadline:
+        if not isinstance(decision, Retry) or clock.monotonic() + decision.delay > deadline:
             return self._begun(head)
         self._refusal = head, Body(b"")
         self._refusal = head, await self._connection.read_body()
@@ -220,7 +220,7 @@ class ReconnectingConnection:
         if isinstance(decision, Stop):
             raise cause
         if isinstance(decision, Retry):
-            if time.monotonic() + decision.delay <= deadline:
+            if clock.monotonic() + decision.delay <= deadline:
                 return await self._planned(decision, cause)
             decision = GiveUp(decision.attempt - 1, f"the next attempt, in {decision.delay:.3g} s, would come too late")
         return self._given_up(decision, cause)

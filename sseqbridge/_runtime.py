@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
 from . import _fast
+from ._clock import clock
 
 if sys.platform == "win32":
     from asyncio import ProactorEventLoop as StandardEventLoop
@@ -178,9 +179,7 @@ class ThreadWaiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when woken, False when `timeout` seconds passed first (None: never)."""
-        return self._lock.acquire(  # type: ignore[no-any-return]
-            timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-        )
+        return clock.acquire(self._lock, timeout)
 
     def wake(self) -> None:
         self._lock.release()
@@ -473,12 +472,20 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
             task.exception()  # Seen, so that a failure nobody waits for any more is no noise.
 
 
+class _OwnEventLoop(_DaemonLookups, StandardEventLoop):
+    """asyncio's event loop, on the clock of the library. (uvloop's clock is libuv's, in C.)"""
+
+    def time(self) -> float:
+        return clock.monotonic()
+
+
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return a new event loop, uvloop's where that is in use.
 
     Its name look-ups hold up neither the loop nor the exit.
     """
     uvloop = _fast.imported("uvloop")
-    base = StandardEventLoop if uvloop is None else uvloop.Loop
-    kind = type(f"{base.__name__}WithDaemonLookups", (_DaemonLookups, base), {})
+    if uvloop is None:
+        return _OwnEventLoop()
+    kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})
     return kind()  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from ._clock import clock
 from ._encoder import StreamEncoder, encode
 from ._exceptions import UsageError
 from ._models import Comment, ServerSentEvent
@@ -308,10 +309,10 @@ def recording(path: str | Path, *, speed: float = 1.0) -> Script:
         start, entries = _left_of(recorded, request.last_event_id)
         encoder = StreamEncoder()
         yield respond()
-        began = time.monotonic()
+        began = clock.monotonic()
         for entry in entries:
             # By the clock, since what each step takes besides would add up.
-            yield wait(max(0.0, began + (entry.time - start) / speed - time.monotonic()))
+            yield wait(max(0.0, began + (entry.time - start) / speed - clock.monotonic()))
             if isinstance(entry.what, str):
                 if entry.what == CUT:
                     yield cut()

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import operator
 import threading
-import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from . import _runtime
+from ._clock import clock
 from ._connection import Batch, Body, status_error
 from ._decoding import as_event
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
@@ -422,13 +422,13 @@ class _BaseStream(Generic[T]):
         # In no task of its own: a cancellation could come after that task took an item and before
         # this one returned it.
         self._claim()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         try:
             while True:
                 if not self._is_stopped():
                     for event in self._items:
                         return self._item(event)
-                if not await self._aadvance(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                if not await self._aadvance(None if deadline is None else max(0.0, deadline - clock.monotonic())):
                     raise StopAsyncIteration
         finally:
             self._reading.release()
@@ -586,12 +586,12 @@ class EventStream(_BaseStream[T]):
             self._reading.release()
 
     def _next(self, timeout: float | None) -> T:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         while True:
             if not self._is_stopped():
                 for event in self._items:
                     return self._item(event)
-            if not self._advance(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            if not self._advance(None if deadline is None else max(0.0, deadline - clock.monotonic())):
                 raise StopIteration
 
     def _advance(self, timeout: float | None) -> bool:

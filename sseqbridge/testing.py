@@ -13,13 +13,13 @@ import os
 import socket
 import struct
 import threading
-import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import h11
 
+from ._clock import clock
 from ._encoder import encode
 from ._exceptions import UsageError
 from ._models import Comment, ServerSentEvent
@@ -263,7 +263,7 @@ class SSEServer:
             if playing.done():
                 return playing.result() and connection.keeps_alive
             connection.abort()
-            request.aborted_at = time.monotonic()
+            request.aborted_at = clock.monotonic()
             request.aborted.set()
             return False
         finally:

@@ -18,8 +18,9 @@ import trustme
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
-from sseqbridge import Bridge
+from sseqbridge import Bridge, _bridge
 
+from .clock import FakeClock, fake_clock
 from .doors import Door
 from .support import HAS_OWN_TRANSPORT
 
@@ -137,6 +138,14 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
+    """A clock that the test moves; ask for it before `ask`."""
+    yield fake_clock(monkeypatch)
+    if _bridge._default is not None:
+        _bridge._default.close()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -41,7 +41,7 @@ FLOORS = [
     ["_recording"],
     ["_reconnection", "_parser", "_decoding", "_encoder", "_content_encoding", "_framing", "_heads", "_tls"],
     ["_exceptions", "_fast", "_gevent"],
-    ["_models"],
+    ["_models", "_clock"],
 ]
 # Outside the floors: public names, each imported when it is asked for.
 OUTSIDE = ["__init__", "__main__", "relay.__init__", "resume.__init__"]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sseqbridge._clock import clock
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._models import ServerSentEvent
 from sseqbridge._streams import EventStream
@@ -113,10 +113,10 @@ class _Frames:
         """How long to wait for something to send; not at all before the first."""
         if self._sent_at is None:
             return 0.0
-        return _LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - time.monotonic())
+        return _LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - clock.monotonic())
 
     def _send(self, piece: bytes) -> bytes:
-        self._sent_at = time.monotonic()
+        self._sent_at = clock.monotonic()
         return piece
 
     def _fail(self, error: BaseException) -> bytes:
@@ -175,8 +175,8 @@ class Frames(_Frames):
             raise self._failure
         frame = self._source.next(timeout)
         gathered, size = [frame], len(frame)
-        until = time.monotonic() + _GATHER_SECONDS
-        while size < _PIECE_BYTES and time.monotonic() < until:
+        until = clock.monotonic() + _GATHER_SECONDS
+        while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = self._source.next(0.0)
             except (TimeoutError, StopIteration):
@@ -236,8 +236,8 @@ class AsyncFrames(_Frames):
             raise self._failure
         frame = await self._source.anext(timeout)
         gathered, size = [frame], len(frame)
-        until = time.monotonic() + _GATHER_SECONDS
-        while size < _PIECE_BYTES and time.monotonic() < until:
+        until = clock.monotonic() + _GATHER_SECONDS
+        while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = await self._source.anext(0.0)
             except (TimeoutError, StopAsyncIteration):

@@ -7,11 +7,11 @@ and says so without being read or written: it belongs to the server.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge import _runtime
+from sseqbridge._clock import clock
 from sseqbridge._options import check_seconds
 
 __all__ = ["Reader", "ReaderLeft", "reader_left", "reader_left_of", "reader_of"]
@@ -45,7 +45,7 @@ class ReaderLeft:
     def is_set(self) -> bool:
         """Whether the reader has left, as of a look `probe` seconds ago at most."""
         if self.probe is not None and self._reader is not None and not self._has_left:
-            now = time.monotonic()
+            now = clock.monotonic()
             if now >= self._look_at:
                 self._look_at = now + self.probe
                 self._has_left = self._reader.has_left()

@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from sseqbridge._clock import clock
+
 from ._entries import CANCEL, REFUSED, Entry, Position
 from ._store import Claim, StaleError, Terms, Token, Watch
 
@@ -78,12 +80,12 @@ class MemoryStore:
         self._add(stream, token, number, [fields])
         stream.held_until = 0.0
         is_alone = REFUSED in fields and len(stream.entries) == 1
-        stream.expires_at = time.monotonic() + (self._terms.lease if is_alone else self._terms.ttl)
+        stream.expires_at = clock.monotonic() + (self._terms.lease if is_alone else self._terms.ttl)
 
     async def renew(self, token: Token) -> int:
         stream = self._written_by(token)
         self._renew(stream)
-        now = time.monotonic()
+        now = clock.monotonic()
         return sum(until > now for until in stream.readers.values())
 
     async def release(self, token: Token) -> None:
@@ -103,7 +105,7 @@ class MemoryStore:
         stream.token = Token(key, self._fence, owner)
         self._add(stream, stream.token, 0, [{CANCEL: "cancelled"}])
         stream.held_until = 0.0
-        stream.expires_at = time.monotonic() + self._terms.ttl
+        stream.expires_at = clock.monotonic() + self._terms.ttl
         return True
 
     async def delete(self, key: str) -> bool:
@@ -120,7 +122,7 @@ class MemoryStore:
         stream = self._stream(key)
         if stream is None:
             return Watch(False, None)
-        stream.readers[reader] = time.monotonic() + self._terms.present_for
+        stream.readers[reader] = clock.monotonic() + self._terms.present_for
         return Watch(self._is_held(stream), stream.last.position if stream.last else None)
 
     async def leave(self, key: str, reader: str) -> None:
@@ -138,7 +140,7 @@ class MemoryStore:
         pass
 
     def _is_held(self, stream: _Stream) -> bool:
-        return stream.held_until > time.monotonic()
+        return stream.held_until > clock.monotonic()
 
     def _written_by(self, token: Token) -> _Stream:
         stream = self._streams.get(token.key)
@@ -147,7 +149,7 @@ class MemoryStore:
         return stream
 
     def _renew(self, stream: _Stream) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         stream.held_until = now + self._terms.held_for
         stream.expires_at = now + max(self._terms.ttl, self._terms.lease)
 
@@ -163,13 +165,13 @@ class MemoryStore:
 
     def _stream(self, key: str) -> _Stream | None:
         stream = self._streams.get(key)
-        if stream is not None and stream.expires_at <= time.monotonic():
+        if stream is not None and stream.expires_at <= clock.monotonic():
             del self._streams[key]
             return None
         return stream
 
     def _forget_expired(self) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         for key in [key for key, stream in self._streams.items() if stream.expires_at <= now]:
             del self._streams[key]
 

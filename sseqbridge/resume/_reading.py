@@ -12,10 +12,10 @@ holds, as a Pump does not.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
+from sseqbridge._clock import clock
 from sseqbridge._connection import EVENT_OVERHEAD, Batch, made_head, status_error
 from sseqbridge._exceptions import (
     BridgeClosedError,
@@ -121,7 +121,7 @@ class Reader(LoopTask):
         self._ahead: Position | None = None
         # Ends the wait in the topic.
         self._awaited: asyncio.Future[None] | None = None
-        self._started_at = time.monotonic()
+        self._started_at = clock.monotonic()
         self._first_event_at: float | None = None
 
     # In the loop's thread.
@@ -236,7 +236,7 @@ class Reader(LoopTask):
         """Wait in the topic, until there is no room, nobody to write, or too much time has passed."""
         self._awaited = awaited = self.loop.create_future()
         timer = None
-        left = self._options.wait - (time.monotonic() - self._started_at)
+        left = self._options.wait - (clock.monotonic() - self._started_at)
         if not self._has_head and not self._options.may_begin and left > 0:
             timer = self.loop.call_later(left, self.lost)
         try:
@@ -261,7 +261,7 @@ class Reader(LoopTask):
             await self._end_if_nothing_is_left(is_last=True)
 
     def _check_wait(self) -> None:
-        if time.monotonic() - self._started_at >= self._options.wait:
+        if clock.monotonic() - self._started_at >= self._options.wait:
             self._not_found()
 
     def _not_found(self) -> NoReturn:
@@ -290,7 +290,7 @@ class Reader(LoopTask):
         self.events += len(part.items)
         self.received += part.size
         if self._first_event_at is None and part.items:
-            self._first_event_at = time.monotonic()
+            self._first_event_at = clock.monotonic()
 
     def _take(self, part: Part) -> bool:
         """Give a part on, if there is room."""
@@ -389,7 +389,7 @@ class Reader(LoopTask):
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """End if the caller's cancel flag is set, or cannot be looked at."""
-        began = time.monotonic()
+        began = clock.monotonic()
         try:
             is_set = is_cancelled(self._options.cancel)
         except CallbackError as error:
@@ -399,7 +399,7 @@ class Reader(LoopTask):
         finally:
             # A log is read on a bridge, which has one.
             assert watch is not None
-            watch.ran(time.monotonic() - began, lambda: f"the cancel flag of {self.target}")
+            watch.ran(clock.monotonic() - began, lambda: f"the cancel flag of {self.target}")
         if is_set:
             if self._has_head:
                 self.handoff.close()
