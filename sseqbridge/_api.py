@@ -511,7 +511,6 @@ def _prepare(
         require_done=require_done,
         comments=comments,
         skip_empty=decode == "json",
-        bare=decode in ("json", "text") and not callable(done),
         max_event_bytes=check_limits("max_event_bytes", max_event_bytes),
         max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
         cancel=cancel,

@@ -104,13 +104,13 @@ def made_head(status: int, headers: Mapping[str, str]) -> Head:
     return Head(status, httpx.Headers(headers), "HTTP/1.1")
 
 
-Item = ServerSentEvent | Comment | str
+Item = ServerSentEvent | Comment
 
 
 @dataclass(slots=True)
 class Batch:
     """What a part of the body held: items, how many of them are events, what they are charged,
-    and where they leave the stream. An event that is nothing but its data is a str."""
+    and where they leave the stream."""
 
     items: list[Item]
     events: int
@@ -193,12 +193,11 @@ class Connection:
             max_event_bytes=options.max_event_bytes,
             comments=options.comments,
             last_event_id=resumption.last_event_id,
-            bare=options.bare,
         )
         self._parser.retry = resumption.retry
         self.outcome: str | None = None
         # By whose data the stream was ended, as the parser gave it; None where it was not.
-        self.done_event: ServerSentEvent | str | None = None
+        self.done_event: ServerSentEvent | None = None
         # Whether the body came to its own end, its last event or none.
         self.ended_cleanly = False
         self.received = 0
@@ -505,11 +504,11 @@ class Connection:
             items: list[Any] = parser.feed(piece)
             last = None
             if items:
-                # As a list of texts, which is searched faster than anything here could. (Comments have none.)
-                if options.bare:
-                    texts = [item if type(item) is str else item.data for item in items]
-                else:
+                # A list of texts is searched faster than a loop would. Comments have none.
+                if options.comments:
                     texts = [getattr(item, "data", None) for item in items]
+                else:
+                    texts = [item.data for item in items]
                 if options.done is not None and options.done in texts:
                     last = items[texts.index(options.done)]
                     del items[texts.index(options.done) :]
@@ -517,8 +516,7 @@ class Connection:
                     items = [item for item in items if not _is_empty(item)]
             while len(items) > self._batch_items:
                 part, items = items[: self._batch_items], items[self._batch_items :]
-                ids = [item.id for item in part if type(item) is ServerSentEvent]
-                last_event_id = ids[-1] if ids else last_event_id
+                last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
                 yield self._batch(part, last_event_id, retry)
             if last is not None:
                 break
@@ -532,7 +530,7 @@ class Connection:
         self.done_event = last
         self.drain()
         # Where the last event left the stream, whatever came in the same read.
-        yield self._batch(items, "" if type(last) is str else last.id, parser.retry)
+        yield self._batch(items, last.id, parser.retry)
 
     def _batch(self, items: list[Item], last_event_id: str, retry: float | None) -> Batch:
         charge = self._uncharged + EVENT_OVERHEAD * max(1, len(items))
@@ -708,8 +706,8 @@ def status_error(target: str, head: Head, body: Body) -> StatusError:
     return error
 
 
-def _is_empty(item: ServerSentEvent | str) -> bool:
-    return not item if isinstance(item, str) else not item.data and item.event != "error"
+def _is_empty(event: ServerSentEvent) -> bool:
+    return not event.data and event.event != "error"
 
 
 def _origin_of(url: Any) -> str:

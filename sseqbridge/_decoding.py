@@ -14,7 +14,7 @@ from . import _fast
 from ._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
 from ._models import Comment, ServerSentEvent
 
-__all__ = ["Decode", "Decoder", "Done", "ErrorEvents", "as_event"]
+__all__ = ["Decode", "Decoder", "Done", "ErrorEvents"]
 
 Decode = Literal["json", "text", "event"] | Callable[[ServerSentEvent], Any]
 Done = str | Callable[[ServerSentEvent], bool] | None
@@ -27,7 +27,6 @@ _MAX_QUOTED = 200
 class Decoder:
     """Decodes the events of one stream: `item(event)`, `is_last(event)`, `body(bytes)`.
 
-    An event is a ServerSentEvent, or just its data where it is nothing else.
     `gives_body` is True where an error answer's body is an item too, as in JSON mode.
     `has_done_function` is False where no event can be the last by `is_last`, `is_function` True
     where the items are what a function of the caller's makes.
@@ -72,25 +71,25 @@ class Decoder:
             return text
 
 
-def _json(raises: bool) -> Callable[[ServerSentEvent | str], Any]:
+def _json(raises: bool) -> Callable[[ServerSentEvent], Any]:
     quick = _fast.json_decode()
 
-    def item(event: Any) -> Any:
-        # Flat, since it is done for each event of each stream.
-        text = event if type(event) is str else event.data
+    def item(event: ServerSentEvent) -> Any:
+        # Inlined: this runs for every event.
+        text = event.data
         try:
             value = quick(text)
         except Exception:
             pass  # Out of here, so that it is not the context of the next one.
         else:
-            may_be_error = (type(value) is dict and "error" in value) or (text is not event and event.event == "error")
+            may_be_error = (type(value) is dict and "error" in value) or event.event == "error"
             if may_be_error and raises:
                 _check(event, value)
             return value
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as exc:
-            return _not_json(as_event(event), exc, raises)
+            return _not_json(event, exc, raises)
         if raises:
             _check(event, value)
         return value
@@ -98,14 +97,9 @@ def _json(raises: bool) -> Callable[[ServerSentEvent | str], Any]:
     return item
 
 
-def _check(event: ServerSentEvent | str, value: Any) -> None:
-    if (type(event) is ServerSentEvent and event.event == "error") or _is_error(value):
-        raise _upstream_error(as_event(event), value)
-
-
-def as_event(event: ServerSentEvent | str) -> ServerSentEvent:
-    """Return an event whole."""
-    return ServerSentEvent(data=event) if isinstance(event, str) else event
+def _check(event: ServerSentEvent, value: Any) -> None:
+    if event.event == "error" or _is_error(value):
+        raise _upstream_error(event, value)
 
 
 def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, raises: bool) -> str:
@@ -119,8 +113,8 @@ def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, raises: 
     return event.data
 
 
-def _text(event: ServerSentEvent | str) -> str:
-    return event if isinstance(event, str) else event.data
+def _text(event: ServerSentEvent) -> str:
+    return event.data
 
 
 def _whole(event: ServerSentEvent | Comment) -> ServerSentEvent | Comment:

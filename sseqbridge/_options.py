@@ -165,8 +165,6 @@ class RequestOptions:
     comments: bool
     # Whether events without data are passed over, as keep-alives that no JSON can be.
     skip_empty: bool
-    # Whether events that are nothing but their data may come as that.
-    bare: bool
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None

@@ -48,9 +48,7 @@ class EventStreamParser:
 
     `max_event_bytes` bounds the data of one event and the length of one line. `comments=True`
     gives Comment items too, each as its line ends. `last_event_id` is what an earlier connection
-    of the same stream left. `bare=True` gives an event of which there is nothing else to know (a
-    "message", no id so far, no retry) as its data, a str: where most events are such, to make an
-    object of each is much of what they cost.
+    of the same stream left.
 
     A parser is for one connection. What outlives it is `last_event_id`, committed by the last
     block that was complete, and `retry`, the reconnection time in seconds that the server asked
@@ -59,12 +57,10 @@ class EventStreamParser:
 
     __slots__ = (
         "_at_start",
-        "_bare",
         "_comments",
         "_data",
         "_event",
         "_id",
-        "_is_bare",
         "_max",
         "_retry",
         "_skip_lf",
@@ -80,13 +76,9 @@ class EventStreamParser:
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         comments: bool = False,
         last_event_id: str = "",
-        bare: bool = False,
     ) -> None:
         self._max = max_event_bytes
         self._comments = comments
-        self._bare = bare
-        # Whether the block so far is that of a bare event.
-        self._is_bare = bare and not last_event_id
         self._at_start = True
         self._skip_lf = False
         self._tail = bytearray()
@@ -104,8 +96,8 @@ class EventStreamParser:
         state = f"held={held} last_event_id={self.last_event_id!r} retry={self.retry}"
         return f"<{type(self).__name__} {state if self.error is None else 'error'}>"
 
-    def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment | str]:
-        """Return what `chunk` completed: events and, if asked for, comments and bare events.
+    def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
+        """Return what `chunk` completed: events and, if asked for, comments.
 
         When an event outgrows `max_event_bytes`, what was complete before it is returned and
         `error` is set; every later call raises it, a BufferLimitError.
@@ -122,7 +114,7 @@ class EventStreamParser:
         lines = chunk.splitlines()
         if not lines:
             return []
-        items: list[ServerSentEvent | Comment | str] = []
+        items: list[ServerSentEvent | Comment] = []
         last, tail = chunk[-1], b""
         if last == _CR:
             # A chunk may end between CR and LF. The line is complete: take it now and drop one LF
@@ -171,15 +163,10 @@ class EventStreamParser:
                 raise BufferLimitError(self._max)
             yield line
 
-    def _take_lines(self, lines: Iterable[bytes], items: list[ServerSentEvent | Comment | str]) -> None:
-        data, is_bare = self._data, self._is_bare
+    def _take_lines(self, lines: Iterable[bytes], items: list[ServerSentEvent | Comment]) -> None:
+        data = self._data
         for line in lines:
             if not line:
-                if is_bare:
-                    if data is not None:
-                        items.append(data.decode("utf-8", "replace"))
-                        data = None
-                    continue
                 self.last_event_id = self._id
                 if data is not None:
                     event = _new_event(ServerSentEvent)
@@ -191,7 +178,6 @@ class EventStreamParser:
                     data = None
                 self._event = "message"
                 self._retry = None
-                is_bare = self._bare and not self._id
                 continue
             name, _, value = line.partition(b": ")
             if name not in _NAMES:
@@ -201,20 +187,17 @@ class EventStreamParser:
                 data = value if data is None else self._joined(data, value)
             elif name == b"event":
                 self._event = value.decode("utf-8", "replace") or "message"
-                is_bare = False
             elif name == b"id":
                 if _NUL not in value:
                     self._id = value.decode("utf-8", "replace")
-                    is_bare = False
             elif name == b"retry":
                 # bytes.isdigit() takes ASCII digits alone, and float() digits of any number.
                 if value.isdigit():
-                    is_bare = False
                     seconds = float(value) / 1000
                     self.retry = self._retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
             elif not name and self._comments:
                 items.append(Comment(value.decode("utf-8", "replace")))
-        self._data, self._is_bare = data, is_bare
+        self._data = data
 
     def _joined(self, data: bytes | bytearray, value: bytes) -> bytes | bytearray:
         """Return an event's data with one line more."""

@@ -129,7 +129,7 @@ class ReconnectingConnection:
         return outcome if outcome == "done" or self._is_last else None
 
     @property
-    def done_event(self) -> ServerSentEvent | str | None:
+    def done_event(self) -> ServerSentEvent | None:
         """By whose data the stream was ended; None where it was not."""
         return self._connection.done_event
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 from . import _runtime
 from ._clock import clock
 from ._connection import Batch, Body, status_error
-from ._decoding import as_event
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
 from ._handoff import CLOSED, End
 from ._models import Comment, ServerSentEvent
@@ -87,7 +86,7 @@ class Origin(Protocol):
     @property
     def reconnections(self) -> int: ...
     @property
-    def done_event(self) -> ServerSentEvent | str | None: ...
+    def done_event(self) -> ServerSentEvent | None: ...
     def check_asked(self) -> None: ...
 
 
@@ -145,7 +144,7 @@ class _BaseStream(Generic[T]):
         self._items: Iterator[Any] = _NO_ITEMS
         self._batch: Batch | None = None
         self._body: Body | None = None
-        self._last_event: ServerSentEvent | str | None = None
+        self._last_event: ServerSentEvent | None = None
         # Where the last batch read to its end leaves the stream; None while there is one in hand.
         self._committed_id: str | None = pump.last_event_id
         self._retry: float | None = None
@@ -193,9 +192,7 @@ class _BaseStream(Generic[T]):
     @property
     def last_event(self) -> ServerSentEvent | None:
         """The event behind the last item, whatever was decoded of it; None before the first."""
-        # Not kept: another thread than the consumer's may ask.
-        event = self._last_event
-        return as_event(event) if isinstance(event, str) else event
+        return self._last_event
 
     @property
     def last_event_id(self) -> str:
@@ -205,7 +202,7 @@ class _BaseStream(Generic[T]):
         if committed_id is not None:
             return committed_id
         event = self._last_event
-        return event.id if isinstance(event, ServerSentEvent) else ""
+        return "" if event is None else event.id
 
     @property
     def retry(self) -> float | None:
@@ -311,8 +308,7 @@ class _BaseStream(Generic[T]):
     @property
     def _done_event(self) -> ServerSentEvent | None:
         """The event that has ended the stream by its data; None where none did."""
-        event = self._pump.connection.done_event
-        return None if event is None else as_event(event)
+        return self._pump.connection.done_event
 
     def _check_usable(self) -> None:
         self._pump.check_process()

@@ -79,22 +79,6 @@ def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStrea
         assert events.last_event_id == "1"
 
 
-def test_last_event_that_another_thread_asks_for_stays_the_consumers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever only looks at it writes nothing: what the consumer has read meanwhile stands."""
-
-    def read_on(data: str) -> ServerSentEvent:
-        assert next(events) == 2
-        return ServerSentEvent(data=data)
-
-    steps = [raw(b"data: 1\n\nid: 2\ndata: 2\n\n"), silence()]
-    with SSEServer(steps) as server, request_sse(server.url).events as events:
-        assert next(events) == 1
-        monkeypatch.setattr("sseqbridge._streams.as_event", read_on)
-        assert events.last_event == ServerSentEvent(data="1")
-        assert events.last_event == ServerSentEvent(data="2", id="2")
-        assert events.last_event_id == "2"
-
-
 def test_last_event_id_that_is_read_while_the_consumer_goes_on_is_a_str() -> None:
     with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
 

@@ -41,9 +41,9 @@ chunks = ends | fields | ends | fields | odds | st.binary(max_size=12)
 class ParserMachine(RuleBasedStateMachine):
     """One stream over several connections."""
 
-    @initialize(limit=st.sampled_from([1000, 1000, 20]), comments=st.booleans(), bare=st.booleans())
-    def begin(self, limit: int, comments: bool, bare: bool) -> None:
-        self.options: dict[str, Any] = {"max_event_bytes": limit, "comments": comments, "bare": bare}
+    @initialize(limit=st.sampled_from([1000, 1000, 20]), comments=st.booleans())
+    def begin(self, limit: int, comments: bool) -> None:
+        self.options: dict[str, Any] = {"max_event_bytes": limit, "comments": comments}
         self.connect("")
 
     def connect(self, last_event_id: str) -> None:
@@ -81,18 +81,9 @@ class ParserMachine(RuleBasedStateMachine):
     def is_what_the_standard_says(self) -> None:
         told = parse(self.stream, self.options["max_event_bytes"], self.before)
         items = [item for item in told.items if self.options["comments"] or isinstance(item, ServerSentEvent)]
-        assert [ServerSentEvent(data=item) if isinstance(item, str) else item for item in self.items] == items
+        assert self.items == items
         assert (self.parser.last_event_id, self.parser.retry) == (told.last_event_id, told.retry)
         assert (self.parser.error is not None) == told.refused
-
-    @invariant()
-    def bare_is_what_has_nothing_but_data(self) -> None:
-        plain = [
-            item for item in self.items if isinstance(item, ServerSentEvent) and item == ServerSentEvent(data=item.data)
-        ]
-        assert self.options["bare"] or not any(isinstance(item, str) for item in self.items)
-        # An id that is empty is one all the same, and so is a type that says "message".
-        assert not (self.options["bare"] and plain) or b"id" in self.stream or b"event" in self.stream
 
 
 # The encoder: what was written is read as it was written, by a reader who comes in at any time.

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sseqbridge._decoding import as_event
 from sseqbridge._encoder import encode
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
 from sseqbridge._models import Comment, ServerSentEvent
@@ -71,7 +70,7 @@ class RelayOptions:
             )
         if isinstance(self.done, (str, ServerSentEvent)):
             # Refused here, and not when the stream has ended.
-            encode(as_event(self.done))
+            encode(_as_event(self.done))
 
 
 class Writer:
@@ -91,11 +90,8 @@ class Writer:
         """Whether an upstream's events go on as they came."""
         return self._map is None
 
-    def event(self, event: ServerSentEvent | str) -> bytes:
-        """Return an upstream's event as it goes on: a str is the data of one that is nothing else."""
-        if type(event) is str and "\n" not in event and not self._id:
-            return b"data: %b\n\n" % event.encode()
-        event = as_event(event)
+    def event(self, event: ServerSentEvent) -> bytes:
+        """Return an upstream's event as it goes on."""
         frame = encode(event)
         if event.id != self._id:
             self._id = event.id
@@ -128,13 +124,17 @@ class Writer:
         if outcome not in ("done", "eof") or self._done is None or self._done is False:
             return b""
         if self._done is not True:
-            return encode(as_event(self._done))
+            return encode(_as_event(self._done))
         if done is None:
             return b""
         if done.id != ("" if last is None else last.id):
             return self.event(done)
         # It has no id of its own, and `map` may have given the reader others.
         return encode(ServerSentEvent(done.event, done.data, "", done.retry))
+
+
+def _as_event(event: ServerSentEvent | str) -> ServerSentEvent:
+    return ServerSentEvent(data=event) if isinstance(event, str) else event
 
 
 def _text(item: Any, who: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from sseqbridge import _exceptions
 from sseqbridge._connection import Body, Head, made_head
-from sseqbridge._decoding import as_event
 from sseqbridge._exceptions import (
     BufferLimitError,
     EventError,
@@ -127,9 +126,8 @@ class Entry:
         return None if done is None else ServerSentEvent(self.fields.get("event", "message"), done, str(self.position))
 
 
-def event_fields(event: ServerSentEvent | str) -> dict[str, str]:
+def event_fields(event: ServerSentEvent) -> dict[str, str]:
     """Return what stands in the entry of an upstream's event."""
-    event = as_event(event)
     fields = {"data": event.data}
     if event.event != "message":
         fields["event"] = event.event

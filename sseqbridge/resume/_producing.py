@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._connection import Batch, Body, status_error
-from sseqbridge._decoding import as_event
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError
 from sseqbridge._handoff import CLOSED, End, HandOff, post
 from sseqbridge._models import Comment
@@ -329,7 +328,7 @@ class _Upstream:
 
     def _up_to_last(self, events: list[Any]) -> list[Any]:
         for count, event in enumerate(events, 1):
-            if self._stream._decoder.is_last(as_event(event)):
+            if self._stream._decoder.is_last(event):
                 self.end = End("done")
                 self._stream._pump.request_drain()
                 return events[:count]

@@ -108,7 +108,7 @@ class Reader(LoopTask):
         self.last_event_id = options.last_event_id
         self.position = START
         self.received = self.events = 0
-        self.done_event: ServerSentEvent | str | None = None
+        self.done_event: ServerSentEvent | None = None
         self._topic: Topic | None = None
         self._producer: Begun | None = None
         self._task: asyncio.Task[None] | None = None

@@ -96,8 +96,8 @@ _IDS = ("", "", "", "7")
 
 
 def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
-    """With and without comments, bare events, a limit, and an id that an earlier connection left."""
-    bare, comments, limit, last_event_id = bool(how & 1), bool(how & 2), _LIMITS[how >> 2 & 3], _IDS[how >> 4 & 3]
+    """With and without comments, a limit, and an id that an earlier connection left."""
+    comments, limit, last_event_id = bool(how & 2), _LIMITS[how >> 2 & 3], _IDS[how >> 4 & 3]
     expected = parse(stream, limit or float("inf"), last_event_id)
     if not comments:
         expected.items = [item for item in expected.items if type(item) is not Comment]
@@ -105,7 +105,6 @@ def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
         parser = _parser.EventStreamParser(
             max_event_bytes=limit or _parser.DEFAULT_MAX_EVENT_BYTES,
             comments=comments,
-            bare=bare,
             last_event_id=last_event_id,
         )
         assert _parsed(parser, pieces) == expected, pieces
@@ -115,8 +114,7 @@ def _parsed(parser: _parser.EventStreamParser, chunks: Iterable[bytes]) -> Parse
     items: list[ServerSentEvent | Comment] = []
     try:
         for chunk in chunks:
-            if given := parser.feed(chunk):
-                items += [ServerSentEvent(data=item) if isinstance(item, str) else item for item in given]
+            items += parser.feed(chunk)
     except BufferLimitError:
         pass
     return Parsed(items, parser.last_event_id, parser.retry, parser.error is not None)
