@@ -179,7 +179,9 @@ class ThreadWaiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when woken, False when `timeout` seconds passed first (None: never)."""
-        return clock.acquire(self._lock, timeout)
+        return self._lock.acquire(  # type: ignore[no-any-return]
+            timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        )
 
     def wake(self) -> None:
         self._lock.release()

@@ -37,8 +37,8 @@ class FakeClock:
     def monotonic(self) -> float:
         return time.monotonic() + self._added
 
-    def acquire(self, lock: Any, timeout: float | None) -> bool:
-        """Acquire a lock, as Clock.acquire, by this clock."""
+    def wait(self, lock: Any, timeout: float | None) -> bool:
+        """Acquire a lock, by this clock. Returns False when `timeout` seconds have elapsed first."""
         deadline = None if timeout is None else self.monotonic() + timeout
         while not lock.acquire(timeout=_POLL_SECONDS):
             if deadline is not None and self.monotonic() >= deadline:
@@ -86,11 +86,14 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     imported = _fast.imported
     monkeypatch.setattr(_fast, "imported", lambda part: None if part == "uvloop" else imported(part))
     monkeypatch.setattr(clock, "monotonic", fake.monotonic)
-    monkeypatch.setattr(clock, "acquire", fake.acquire)
 
     def loop_time(loop: asyncio.AbstractEventLoop) -> float:
         return fake.loop_time(loop)
 
+    def wait(waiter: _runtime.ThreadWaiter, timeout: float | None) -> bool:
+        return fake.wait(waiter._lock, timeout)
+
+    monkeypatch.setattr(_runtime.ThreadWaiter, "wait", wait)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", loop_time)
     monkeypatch.setattr(_runtime._OwnEventLoop, "time", loop_time)
     monkeypatch.setattr(_bridge, "_default", None)

@@ -86,14 +86,12 @@ def is_waiting(future: Future[Any]) -> bool:
 def thread_waits(ident: int) -> bool:
     """Whether a thread waits for an entry now."""
     frame = sys._current_frames().get(ident)
-    # At the top are the clock's acquire, and blockbuster's check of it.
-    for _ in range(3):
-        if frame is None:
-            return False
-        if (frame.f_code.co_name, Path(frame.f_code.co_filename).name) == ("wait", "_runtime.py"):
-            return True
+    if frame is not None and Path(frame.f_code.co_filename).name == "blockbuster.py":
+        # What stands around whatever may block.
         frame = frame.f_back
-    return False
+    if frame is None or frame.f_code.co_name != "wait":
+        return False
+    return Path(frame.f_code.co_filename).name in ("_runtime.py", "clock.py")
 
 
 def until_blocked(ident: int) -> None:
