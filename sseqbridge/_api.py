@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from . import _runtime
 from ._bridge import Bridge, default_bridge
+from ._callbacks import guarded_body
 from ._client import ClientPool, prepare
 from ._connection import Head
 from ._decoding import Decode, Decoder, Done, ErrorEvents
@@ -578,8 +579,10 @@ def _content(content: Any) -> Any:
     """Return a body that an asynchronous client takes."""
     if isinstance(content, (bytearray, memoryview)):
         return bytes(content)
-    if content is None or isinstance(content, (str, bytes, AsyncIterable)):
+    if content is None or isinstance(content, (str, bytes)):
         return content
+    if isinstance(content, AsyncIterable):
+        return guarded_body(content)
     if isinstance(content, Mapping) or not isinstance(content, Iterable):
         raise UsageError(
             f"content is a {type(content).__name__}; it is str, bytes, an iterable of bytes or a binary file. "
@@ -588,7 +591,7 @@ def _content(content: Any) -> Any:
     if isinstance(content, io.TextIOBase):
         raise UsageError("content is a file that is open for text; open it as a binary file")
     read = getattr(content, "read", None)
-    return _async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content))
+    return guarded_body(_async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content)))
 
 
 async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -257,7 +257,7 @@ class Bridge:
         ready.wake()
         cause = None
         try:
-            loop.run_until_complete(stop)
+            _run_until(loop, stop)
         except BaseException as exc:
             logger.exception("the loop thread was ended by an exception; its streams are aborted")
             cause = exc
@@ -267,7 +267,7 @@ class Bridge:
                 self._state = None
         reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
         try:
-            loop.run_until_complete(_wind_up(state, reason))
+            _run_until(loop, loop.create_task(_wind_up(state, reason)))
         except BaseException:
             logger.exception("winding up the loop thread failed")
         finally:
@@ -293,6 +293,20 @@ class Bridge:
                 # Not loop.stop(), which, asked for a second time, would end the winding up too.
                 self._state.loop.call_soon_threadsafe(settle, self._stop)
             return self._thread
+
+
+def _run_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Run the loop until the future is done, through every exit that a callback of the loop raises.
+
+    Code of the callers' is called so that its exits are contained (see _callbacks.py). A transport of theirs can still
+    start tasks and callbacks of its own, and no stream shall end by these.
+    """
+    while not future.done():
+        try:
+            loop.run_until_complete(future)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            logger.error("a callback on the event loop raised %s; the loop goes on", type(exc).__name__, exc_info=exc)
+    future.result()
 
 
 def _bridge_closed(cause: BaseException | None) -> SSEError:

@@ -11,6 +11,7 @@ fields are written under its lock, and so is a client's `shared`.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from . import _fast, _runtime
-from ._exceptions import CallbackError, UsageError
+from ._callbacks import CallersCode
+from ._exceptions import SSEError, UsageError
 from ._transport import Transport, connections_of, is_client_replaced, is_direct
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from urllib.request import Request
 
 __all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url", "prepare"]
+
+logger = logging.getLogger("sseqbridge")
 
 # Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
 ClientFactory = Callable[[], Any]
@@ -104,6 +108,11 @@ class Client:
         """Whether nothing but the library's own transport is between a request and its connection."""
         return False
 
+    async def aclose(self) -> None:
+        """Close the client. Raises CallbackError if it cannot be closed."""
+        with CallersCode("closing the HTTP client"):
+            await self.http.aclose()
+
     async def send(self, request: Any, **options: Any) -> Any:
         """Return the answer to a request as soon as its head is in."""
         return await self.http.send(request, stream=True, follow_redirects=False, **options)
@@ -156,10 +165,8 @@ def _package_of(http: Any) -> Any:
 
 
 def _called(factory: ClientFactory) -> Any:
-    try:
+    with CallersCode("the bridge's client function", passes=()):
         return factory()
-    except Exception as exc:
-        raise CallbackError(f"the bridge's client function raised {type(exc).__name__}") from exc
 
 
 # None: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
@@ -199,6 +206,8 @@ class ClientPool:
 
     def __init__(self, factory: ClientFactory | None = None) -> None:
         self._factory = factory
+        # Whether transports and event hooks of the caller's may run in the clients.
+        self.has_callers_code = factory is not None
         # Of this process alone, as the loop is that it belongs to.
         self._lock = _runtime.new_lock()
         self._shared: Client | None = None
@@ -213,6 +222,7 @@ class ClientPool:
         pool = cls()
         pool._shared = Client(http)
         pool._shared.shared = True
+        pool.has_callers_code = True
         return pool
 
     @property
@@ -288,7 +298,7 @@ class ClientPool:
         """Close a leased client, and with it a connection that was cut off."""
         if not client.shared:
             self._made_clients.remove(client)
-            await client.http.aclose()
+            await client.aclose()
 
     async def aclose(self) -> None:
         """Close every client that is not in use."""
@@ -298,4 +308,7 @@ class ClientPool:
                 clients.append(self._shared)
                 self._shared = None
         for client in clients:
-            await client.http.aclose()
+            try:
+                await client.aclose()
+            except SSEError as exc:
+                logger.debug("%s", exc, exc_info=exc)

@@ -18,9 +18,11 @@ import anyio
 import httpx
 
 from . import _runtime
+from ._callbacks import CallersCode, original
 from ._client import parsed_url
 from ._content_encoding import BodyDecoder, body_decoder
 from ._exceptions import (
+    CallbackError,
     ConnectError,
     ContentTypeError,
     ProtocolError,
@@ -73,6 +75,9 @@ _SLICES_AT_A_TIME = 8
 _SLICES_OF_A_READ = 32
 
 _NO_MORE: Any = object()
+
+# Where code of the caller's may run between a request and its answer.
+_CLIENT = "the HTTP client, its transport, hooks or auth"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PERMANENT_REDIRECTS = frozenset({301, 308})
@@ -282,9 +287,12 @@ class Connection:
 
     async def _send(self) -> Any:
         try:
-            response = await self._client.send(self._request, **self._send_options)
+            with CallersCode(_CLIENT, passes=Exception):
+                response = await self._client.send(self._request, **self._send_options)
+        except SSEError:
+            raise
         except Exception as exc:
-            raise self._translated(exc) from exc
+            raise self._translated(original(exc)) from original(exc)
         self._clients.learn(self._origin, response.http_version)
         self._network_stream = response.extensions.get("network_stream")
         if logger.isEnabledFor(logging.DEBUG):
@@ -339,9 +347,10 @@ class Connection:
             # The new origin may speak what the old one does not. Leased first: whatever happens
             # meanwhile, one client is ours to give back.
             lease = self._clients.lease
-            client = await _runtime.run_in_daemon_thread(
-                "sseqbridge-client", lease, origin, discard=self._clients.put_back
-            )
+            with CallersCode("the bridge's client function", passes=Exception):
+                client = await _runtime.run_in_daemon_thread(
+                    "sseqbridge-client", lease, origin, discard=self._clients.put_back
+                )
             self._clients.put_back(self._client)
             self._client, self._origin = client, origin
 
@@ -451,11 +460,12 @@ class Connection:
         assert self._body is not None
         while True:
             try:
-                chunk = await self._body.read(sink)
+                with CallersCode(_CLIENT, passes=Exception):
+                    chunk = await self._body.read(sink)
             except SSEError:
                 raise
             except Exception as exc:
-                raise self._translated(exc) from exc
+                raise self._translated(original(exc)) from original(exc)
             if chunk is None:
                 if self._drain_left is not None and self._drain_left < 0:
                     return None
@@ -583,7 +593,12 @@ class Connection:
         """
         if self._network_stream is None or (self._is_http2() and self._client.shared):
             return
-        _runtime.shut_down_connection(self._network_stream)
+        try:
+            # A transport of the caller's answers with a stream of its own.
+            with CallersCode(_CLIENT):
+                _runtime.shut_down_connection(self._network_stream)
+        except SSEError as exc:
+            logger.debug("%s: cutting the connection off failed", self.target, exc_info=exc)
 
     def leave_to_parent(self) -> None:
         """In a forked child, leave the connection to the parent."""
@@ -606,6 +621,7 @@ class Connection:
         # A pump's method, which would make a cycle of the two.
         self._put = None
         await self._close_response()
+        await self._close(self._options.build.get("content"), "the request's body")
         if self._complete or (self._response is not None and not self._is_http2()):
             await self._clients.give_back(self._client, self._origin)
         else:
@@ -621,12 +637,23 @@ class Connection:
         self._network_stream = None
         if self._response is None:
             return
-        try:
-            await self._response.aclose()
-        except Exception as exc:
-            logger.debug("%s: closing the response failed: %s", self.target, type(exc).__name__)
+        await self._close(self._response, "the response")
+        if isinstance(self._body, _Pulled):
+            # Else the loop closes its generator, and an exit in there would end the loop.
+            await self._close(self._body, "the response's body")
 
-    def _translated(self, exc: Exception) -> SSEError:
+    async def _close(self, closable: Any, name: str) -> None:
+        """Close what has an aclose(). A failure is of no interest but to the log."""
+        close = getattr(closable, "aclose", None)
+        if close is None:
+            return
+        try:
+            with CallersCode(f"closing {name}", passes=Exception):
+                await close()
+        except Exception as exc:
+            logger.debug("%s: closing %s failed: %s", self.target, name, type(exc).__name__)
+
+    def _translated(self, exc: BaseException) -> SSEError:
         """Return one of our errors for one of the transport's."""
         package, target, reason = self._client.package, self.target, _reason(exc)
         timeout = self._options.timeout
@@ -657,7 +684,20 @@ class Connection:
             return ProtocolError(f"{target}: the answer is not valid HTTP")
         if isinstance(exc, (package.NetworkError, OSError)):
             return ReadError(f"{target}: the connection broke: {reason}")
+        if isinstance(exc, package.HTTPError):
+            return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
+        if self._runs_callers_code():
+            return CallbackError(f"{target}: {_CLIENT} raised {type(exc).__name__}")
         return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
+
+    def _runs_callers_code(self) -> bool:
+        options = self._options
+        return (
+            self._clients.has_callers_code
+            or "auth" in self._send_options
+            or options.build["files"] is not None
+            or bool(options.build["extensions"])
+        )
 
 
 class _Pulled:
@@ -674,6 +714,12 @@ class _Pulled:
         except StopAsyncIteration:
             return b""
         return chunk
+
+    async def aclose(self) -> None:
+        """Close the generator that the bytes come from."""
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _unreadable(error: ProtocolError) -> AsyncIterator[bytes]:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _fast
-from ._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
+from ._callbacks import CallersCode
+from ._exceptions import DecodeError, UpstreamError, UsageError
 from ._models import Comment, ServerSentEvent
 
 __all__ = ["Decode", "Decoder", "Done", "ErrorEvents"]
@@ -57,10 +58,8 @@ class Decoder:
         """Whether the caller's `done` function accepts this event. Raises CallbackError."""
         if self._is_last is None or isinstance(item, Comment):
             return False
-        try:
+        with CallersCode("the done function", passes=()):
             return bool(self._is_last(item))
-        except Exception as exc:
-            raise CallbackError(f"the done function raised {type(exc).__name__}") from exc
 
     def body(self, body: bytes) -> Any:
         """Return an error answer's body: decoded JSON, or text where it is no JSON."""
@@ -123,14 +122,15 @@ def _whole(event: ServerSentEvent | Comment) -> ServerSentEvent | Comment:
 
 def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEvent], Any]:
     def item(event: ServerSentEvent) -> Any:
-        try:
-            return decode(event)
-        except Exception as exc:
-            raise DecodeError(
-                f'the decode function raised {type(exc).__name__} for a "{event.event}" event; '
-                "it is called with a ServerSentEvent, whose text is event.data",
-                event,
-            ) from exc
+        with CallersCode("the decode function", passes=Exception):
+            try:
+                return decode(event)
+            except Exception as exc:
+                raise DecodeError(
+                    f'the decode function raised {type(exc).__name__} for a "{event.event}" event; '
+                    "it is called with a ServerSentEvent, whose text is event.data",
+                    event,
+                ) from exc
 
     return item
 

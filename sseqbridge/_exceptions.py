@@ -24,7 +24,7 @@
     |  +- LogAccessError          it refuses the credentials, or what they may do
     |  +- LogFullError            it has no memory left
     |  +- StreamNotFoundError     nobody writes the stream that was asked for
-    +- CallbackError              a function that the caller passed in raised
+    +- CallbackError              code that the caller passed in raised
     +- BridgeClosedError          the loop thread is gone
 
     UsageError (a RuntimeError)   the call is wrong, whatever the network does
@@ -233,7 +233,10 @@ class UpstreamError(EventError):
 
 
 class CallbackError(SSEError):
-    """A function that the caller passed in raised. Its exception is the cause."""
+    """Code that the caller passed in raised: a function, a flag, an iterator, an HTTP client.
+
+    The cause is its exception, which may be none of Exception's, such as SystemExit, if the code runs on an event loop.
+    """
 
 
 class EventsLostError(SSEError):

@@ -29,7 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from . import _runtime
 from ._clock import clock
 
-__all__ = ["End", "HandOff", "ThreadHandOff", "post", "settle"]
+__all__ = ["ELAPSED", "End", "HandOff", "ThreadHandOff", "post", "settle"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,9 @@ class End(NamedTuple):
 
 
 CLOSED = End("closed")
+
+# The message of a TimeoutError.
+ELAPSED = "no event came in time; the stream is still open"
 
 
 def settle(future: asyncio.Future[None]) -> None:
@@ -180,12 +183,19 @@ class HandOff(Generic[T]):
 
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed.
         """
+        entry = self.take_within(timeout)
+        if entry is None:
+            raise TimeoutError(ELAPSED)
+        return entry
+
+    def take_within(self, timeout: float | None) -> T | End | None:
+        """Return what take() does, or None once `timeout` seconds have elapsed."""
         self._release()
         left = timeout
         deadline = 0.0 if timeout is None else clock.monotonic() + timeout
         while (entry := self._poll()) is None:
             if left is not None and left <= 0:
-                raise TimeoutError("no event came in time; the stream is still open")
+                return None
             self._wait(left)
             if timeout is not None:
                 left = deadline - clock.monotonic()
@@ -209,12 +219,19 @@ class HandOff(Generic[T]):
 
         A wait that is cancelled, or whose timeout elapses, takes nothing.
         """
+        entry = await self.atake_within(timeout)
+        if entry is None:
+            raise TimeoutError(ELAPSED)
+        return entry
+
+    async def atake_within(self, timeout: float | None) -> T | End | None:
+        """Return what atake() does, or None once `timeout` seconds have elapsed."""
         self._release()
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         while (entry := self._poll()) is None:
             if deadline is not None and loop.time() >= deadline:
-                raise TimeoutError("no event came in time; the stream is still open")
+                return None
             await self._await(loop, deadline)
         return entry
 

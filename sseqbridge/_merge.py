@@ -17,15 +17,17 @@ import itertools
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import _runtime
 from ._api import Opening, abegin, arequest_sse, begin, request_sse
+from ._callbacks import CallersCode
+from ._claims import Claim, Claims
 from ._exceptions import UsageError
 from ._handoff import End, ThreadHandOff
-from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, NotCopyable, SSEResponse
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -205,7 +207,7 @@ class _Step(NamedTuple):
     error: Exception | None = None
 
 
-class _Merged:
+class _Merged(NotCopyable):
     def __init__(self, errors: Errors) -> None:
         if errors not in ("raise", "yield"):
             raise UsageError(f'errors={errors!r}; it is "raise" or "yield"')
@@ -308,7 +310,7 @@ class MergedStreams(_Merged):
 
     def __init__(self, errors: Errors) -> None:
         super().__init__(errors)
-        self._reading = _runtime.new_lock()
+        self._claims = Claims()
 
     def __enter__(self) -> Self:
         return self
@@ -330,10 +332,14 @@ class MergedStreams(_Merged):
         self._check_process()
         if self._was_left:
             raise UsageError("the loop over these streams was left, and they were aborted: merge others")
-        return self._loop()
+        claim = Claim()
+        loop = self._loop(claim)
+        claim.held_by(loop)
+        return loop
 
-    def _loop(self) -> Iterator[tuple[Any, Any]]:
-        if not self._reading.acquire(blocking=False):
+    def _loop(self, claim: Claim) -> Generator[tuple[Any, Any], None, None]:
+        self._claims.append(claim)
+        if not self._claims.contend(claim, self.close):
             raise UsageError("merged streams have one consumer at a time, and are being read already")
         try:
             while self._members:
@@ -350,7 +356,7 @@ class MergedStreams(_Merged):
             raise
         finally:
             self.close()
-            self._reading.release()
+            self._claims.discard(claim)
 
     def _next_step(self) -> _Step:
         """Wait for the next step; one without a number where close() has ended it."""
@@ -416,10 +422,14 @@ class AsyncMergedStreams(_Merged):
         return self._items.popleft()
 
     async def _open(self) -> None:
-        while (named := self._next_in or next(self._streams, None)) is not None:
+        while (named := self._next_in or self._next_named()) is not None:
             self._next_in = named
             await self.add(*named)
             self._next_in = None
+
+    def _next_named(self) -> tuple[Any, Any] | None:
+        with CallersCode("the iterable of streams", passes=Exception):
+            return next(self._streams, None)
 
     async def _advance(self) -> bool:
         """Take the next step in hand; False where there is none."""

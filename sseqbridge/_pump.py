@@ -21,6 +21,7 @@ from weakref import WeakSet
 import anyio
 
 from . import _runtime
+from ._callbacks import CallersCode
 from ._clock import clock
 from ._connection import Batch, Body, Connection, Head
 from ._exceptions import (
@@ -192,9 +193,10 @@ class LoopState:
 
     def _look(self) -> None:
         self._watched = {stream for stream in self._watched if not stream.finished}
+        # Before the flags, which are code of the callers': one that fails must not end the watch for all.
+        self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._look) if self._watched else None
         for stream in tuple(self._watched):
             stream.check_cancel(self.loop_watch)
-        self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._look) if self._watched else None
 
     async def aclose(self, reason: Callable[[], SSEError] | None, seconds: float) -> None:
         """Abort every stream and close the clients, taking `seconds` for it at most.
@@ -214,7 +216,7 @@ class LoopState:
         try:
             await asyncio.wait_for(self.clients.aclose(), seconds)
         except (Exception, asyncio.CancelledError) as exc:
-            logger.debug("closing the HTTP client failed: %s", type(exc).__name__)
+            logger.debug("closing the HTTP clients failed: %s", type(exc).__name__)
 
     def give_up(self) -> None:
         """Let the consumers go whose streams' tasks would not end."""
@@ -313,7 +315,9 @@ class Pump(LoopTask):
         try:
             # An abort can be posted before the task has taken its first step.
             if not self._aborted:
-                await self._transfer_cancellably()
+                # The connection contains what it knows to be the caller's. This is for the rest.
+                with CallersCode("code of the caller's in the stream's task", passes=Exception):
+                    await self._transfer_cancellably()
         except asyncio.CancelledError:
             if not self._aborted:
                 raise
@@ -321,7 +325,11 @@ class Pump(LoopTask):
             error = exc
         finally:
             self._cancel_transfer = None
-            await self._close_connection()
+            try:
+                with CallersCode("closing the connection", passes=Exception):
+                    await self._close_connection()
+            except Exception as exc:
+                error = error or exc
         # Here, and not in a callback of the task's, which would come a turn of the loop later.
         self._finish(error)
         error = None  # It holds this frame.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import anyio
 
 from . import _runtime
+from ._callbacks import CallersCode
 from ._clock import clock
 from ._connection import Batch, Body, Connection, Head, status_error
 from ._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
@@ -327,9 +328,10 @@ class ReconnectingConnection:
             raise ReconnectionError(f"{self.target}: the stream cannot be resumed; {told}", 0) from exc
         if self._clients.has_factory:
             # Which may take its time.
-            self._connection = await _runtime.run_in_daemon_thread(
-                "sseqbridge-client", make, discard=Connection.abandon
-            )
+            with CallersCode("the bridge's client function", passes=Exception):
+                self._connection = await _runtime.run_in_daemon_thread(
+                    "sseqbridge-client", make, discard=Connection.abandon
+                )
         else:
             self._connection = make()
         self._is_held = True
@@ -413,6 +415,7 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
 
 def tell(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
-    """Call the caller's function, where there is one. In the consumer's thread; raises what it raises."""
+    """Call the caller's function, if there is one. In the consumer's thread or coroutine; raises what it raises."""
     if on_reconnect is not None:
-        on_reconnect(*entry)
+        with CallersCode("on_reconnect", passes=Exception):
+            on_reconnect(*entry)

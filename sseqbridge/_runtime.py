@@ -417,7 +417,12 @@ async def run_in_daemon_thread(
             if error is None and discard is not None:
                 discard(cast("T", result))
             return
-        if error is not None:
+        if isinstance(error, StopIteration):
+            # A future takes none: as when one leaves a generator.
+            stopped = RuntimeError("a function raised StopIteration")
+            stopped.__cause__ = error
+            future.set_exception(stopped)
+        elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)  # type: ignore[arg-type]

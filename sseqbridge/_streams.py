@@ -1,7 +1,7 @@
 """What users hold: `EventStream`, `AsyncEventStream` and the response tuples.
 
 Which thread writes what: the consumer, one thread (or coroutine) at a time, writes every field of
-a stream; `_reading` is held by whoever is the consumer, and only ever tried, never waited for.
+a stream; `_claims` says who that is (see _claims.py), and is never waited for.
 `close` may come from anywhere and writes nothing but the hand-off's `closed`.
 
 No class here has both `__iter__` and `__aiter__`: a server that tries `iter()` first would drain
@@ -10,24 +10,26 @@ an asynchronous stream synchronously.
 
 from __future__ import annotations
 
+import asyncio
 import operator
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, SupportsIndex, TypeVar
 
 from . import _runtime
+from ._claims import Claim, Claims
 from ._clock import clock
 from ._connection import Batch, Body, status_error
 from ._exceptions import CallbackError, SSEError, StatusError, UsageError
-from ._handoff import CLOSED, End
+from ._handoff import CLOSED, ELAPSED, End
 from ._models import Comment, ServerSentEvent
 from ._options import is_cancelled
 from ._reconnecting import Reconnecting, tell
 
 if TYPE_CHECKING:
-    import asyncio
     from types import TracebackType
 
     import httpx
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
     from ._pump import Entry
     from ._reconnecting import OnReconnect
 
-__all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "SSEResponse", "StreamStats"]
+__all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "NotCopyable", "SSEResponse", "StreamStats"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R")
 
 # How long an explicit close() waits for the upstream's socket to be down.
 _CLOSE_SECONDS = 1.0
@@ -119,7 +122,19 @@ class Upstream(Protocol):
     async def await_finished(self, timeout: float) -> None: ...
 
 
-class _BaseStream(Generic[T]):
+class NotCopyable:
+    """An open request: a copy would be a second owner, whose end would abort the first one's request."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Called by copy.copy(), copy.deepcopy() and pickle.
+        raise TypeError(
+            f"{type(self).__name__} is an open request, which cannot be copied or pickled; pass its items on"
+        )
+
+
+class _BaseStream(NotCopyable, Generic[T]):
     """What the two kinds of stream share: everything but the waiting."""
 
     # The thread of a for loop that is under way: it may call next() and poll() in its body.
@@ -139,7 +154,9 @@ class _BaseStream(Generic[T]):
         self._decoder = decoder
         self._cancel = cancel
         self._on_reconnect = on_reconnect
-        self._reading = _runtime.new_lock()
+        self._claims = Claims()
+        # Whether a call that is interrupted may have taken what nobody gets any more.
+        self._may_lose = False
         # The items of the batch in hand that are still to come. Every way of reading draws on this.
         self._items: Iterator[Any] = _NO_ITEMS
         self._batch: Batch | None = None
@@ -228,14 +245,9 @@ class _BaseStream(Generic[T]):
         one, is raised once all items before it were returned.
         """
         self._check_usable()
-        if self._loop_thread == threading.get_ident():
-            return self._polled(self._handoff.pending + 1)
-        self._claim()
-        try:
-            # What comes meanwhile is for the next time: it could be without end.
-            return self._polled(self._handoff.pending + 1)
-        finally:
-            self._reading.release()
+        claimed = self._nested if self._is_in_loop() else self._claimed
+        # What comes in the meantime is for the next time: it could be without end.
+        return claimed(self._polled, self._handoff.pending + 1)
 
     # For what merges streams.
 
@@ -248,11 +260,7 @@ class _BaseStream(Generic[T]):
 
     def _poll_batch(self) -> tuple[list[T], bool]:
         """Return the items that one read of the network gave, and whether nothing comes any more."""
-        self._claim()
-        try:
-            items = self._polled(1)
-        finally:
-            self._reading.release()
+        items = self._claimed(self._polled, 1)
         return items, not items and self.outcome is not None
 
     def _poll_refusal(self) -> NoReturn:
@@ -280,9 +288,9 @@ class _BaseStream(Generic[T]):
                 if entry is None or entry is CLOSED:
                     break
                 self._accept(entry)
-        except Exception:
-            # It has ended the stream, and comes again.
-            if not polled:
+        except Exception as exc:
+            # One that has ended the stream comes again. Any other is a signal handler's.
+            if not polled or self._end is None or self._end.error is not exc:
                 raise
         return polled
 
@@ -316,13 +324,92 @@ class _BaseStream(Generic[T]):
     def _is_open(self) -> bool:
         return self._end is None and not self._handoff.closed
 
-    def _claim(self) -> None:
+    # Claiming: see _claims.py. An interrupt of a call that may have taken something ends the stream.
+
+    def _claim_for_good(self) -> None:
+        """Have nobody else read the stream, ever."""
         self._pump.check_process()
-        if not self._reading.acquire(blocking=False):
+        claim = Claim()
+        self._claims.append(claim)
+        self._check_claim(claim)
+
+    @property
+    def _is_claimed(self) -> bool:
+        """Whether somebody reads the stream now."""
+        return self._claims.is_held()
+
+    def _check_claim(self, claim: object) -> None:
+        """Raise UsageError if somebody else reads the stream."""
+        if not self._claims.contend(claim, self._lose):
             raise UsageError(
                 "this stream has one consumer at a time, and is being read already: by another thread, or by a "
                 "loop that is not over (a variable may hold its iterator); inside a loop, next() takes further items"
             )
+
+    def _lose(self) -> None:
+        """A call was interrupted, or failed: end the stream if it may have taken what nobody gets any more."""
+        if self._may_lose and self._is_open():
+            self._abort()
+
+    def _is_in_loop(self) -> bool:
+        """Whether this is the body of a for loop over the stream, which may call next() and poll()."""
+        return self._loop_thread == threading.get_ident() and self._claims.is_held()
+
+    def _claimed(self, read: Callable[..., R], *arguments: Any) -> R:
+        """Call a method that reads, as the only consumer."""
+        self._pump.check_process()
+        claim, claims = sys._getframe(), self._claims
+        claims.append(claim)
+        if claims[0] is not claim:
+            self._check_claim(claim)
+        try:
+            self._may_lose = True
+            result = read(*arguments)
+            claims.popleft()
+            return result
+        except BaseException:
+            self._lose()
+            claims.discard(claim)
+            raise
+
+    def _nested(self, read: Callable[..., R], *arguments: Any) -> R:
+        """Call a method that reads, in the body of a for loop."""
+        self._may_lose = True
+        try:
+            return read(*arguments)
+        except BaseException:
+            self._lose()
+            raise
+
+    def _aclaimed(self, read: Callable[..., Awaitable[R]], *arguments: Any) -> Coroutine[Any, Any, R]:
+        """Await a method that reads, as the only consumer."""
+        claim = Claim()
+        coroutine = self._hold(claim, read, *arguments)
+        claim.held_by(coroutine)
+        return coroutine
+
+    async def _hold(self, claim: Claim, read: Callable[..., Awaitable[R]], *arguments: Any) -> R:
+        self._pump.check_process()
+        claims = self._claims
+        claims.append(claim)
+        if claims[0] is not claim:
+            self._check_claim(claim)
+        try:
+            self._may_lose = True
+            result = await read(*arguments)
+            claims.popleft()
+            return result
+        except BaseException as exc:
+            # A wait that is cancelled, or whose coroutine is closed, has taken nothing.
+            if not isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
+                self._lose()
+            claims.discard(claim)
+            raise
+
+    def _elapse(self) -> NoReturn:
+        """Raise TimeoutError: nothing was taken."""
+        self._may_lose = False
+        raise TimeoutError(ELAPSED)
 
     def _item(self, event: Any) -> T:
         """Return what the caller asked for of an event, or of an error answer's body."""
@@ -414,20 +501,19 @@ class _BaseStream(Generic[T]):
     # In a coroutine, of any loop: an EventStream's too, where a synchronous view hands one to an
     # asynchronous server.
 
-    async def _anext(self, timeout: float | None) -> T:
+    def _anext(self, timeout: float | None) -> Coroutine[Any, Any, T]:
         # In no task of its own: a cancellation could come after that task took an item and before
         # this one returned it.
-        self._claim()
+        return self._aclaimed(self._anext_item, timeout)
+
+    async def _anext_item(self, timeout: float | None) -> T:
         deadline = None if timeout is None else clock.monotonic() + timeout
-        try:
-            while True:
-                if not self._is_stopped():
-                    for event in self._items:
-                        return self._item(event)
-                if not await self._aadvance(None if deadline is None else max(0.0, deadline - clock.monotonic())):
-                    raise StopAsyncIteration
-        finally:
-            self._reading.release()
+        while True:
+            if not self._is_stopped():
+                for event in self._items:
+                    return self._item(event)
+            if not await self._aadvance(None if deadline is None else max(0.0, deadline - clock.monotonic())):
+                raise StopAsyncIteration
 
     async def _aadvance(self, timeout: float | None) -> bool:
         """Take the next entry in hand; False at the end of the stream."""
@@ -436,7 +522,9 @@ class _BaseStream(Generic[T]):
             await self._pump.await_finished(_END_SECONDS)
         if not self._before_take():
             return False
-        entry = await self._handoff.atake(timeout)
+        entry = await self._handoff.atake_within(timeout)
+        if entry is None:
+            self._elapse()
         if entry is CLOSED:
             return False
         self._accept(entry)
@@ -445,13 +533,10 @@ class _BaseStream(Generic[T]):
     async def _araise_for_status(self) -> None:
         if not self._has_good_status():
             if self._lacks_body():
-                self._claim()
                 try:
-                    await self._aadvance(None)
+                    await self._aclaimed(self._aadvance, None)
                 except SSEError:
                     pass  # The status is the news. A StatusError of the stream's own is among these.
-                finally:
-                    self._reading.release()
             raise self._status_error()
 
     def _lacks_body(self) -> bool:
@@ -488,12 +573,18 @@ class EventStream(_BaseStream[T]):
         Raises UsageError after an earlier loop was left.
         """
         self._check_usable()
-        return self._loop(abort_when_left=True)
+        return self._begin_loop(abort_when_left=True)
 
     def keep_open(self) -> Iterator[T]:
         """Return an iterator that can be left: the stream stays open, and can be read on."""
         self._check_usable()
-        return self._loop(abort_when_left=False)
+        return self._begin_loop(abort_when_left=False)
+
+    def _begin_loop(self, abort_when_left: bool) -> Iterator[T]:
+        claim = Claim()
+        loop = self._loop(claim, abort_when_left)
+        claim.held_by(loop)
+        return loop
 
     def __next__(self) -> T:
         return self.next()
@@ -503,15 +594,25 @@ class EventStream(_BaseStream[T]):
 
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed (the
         stream stays open), StopIteration at the end, and the stream's error where it has one.
+        What a signal handler raises in the meantime ends the stream.
         """
         self._check_usable()
-        if self._loop_thread == threading.get_ident():
-            return self._next(timeout)
-        self._claim()
+        if self._loop_thread is not None and self._is_in_loop():
+            return self._nested(self._next, timeout)
+        # What _claimed does, in place: a call for each item shows in the benchmark.
+        claim, claims = sys._getframe(), self._claims
+        claims.append(claim)
+        if claims[0] is not claim:
+            self._check_claim(claim)
         try:
-            return self._next(timeout)
-        finally:
-            self._reading.release()
+            self._may_lose = True
+            item = self._next(timeout)
+            claims.popleft()
+            return item
+        except BaseException:
+            self._lose()
+            claims.discard(claim)
+            raise
 
     def collect(self) -> list[T]:
         """Read to the end, and return all items that are left. Raises the stream's error where it has one."""
@@ -542,8 +643,10 @@ class EventStream(_BaseStream[T]):
         if self._abandoned:
             raise UsageError(f"the request was aborted when its for loop was left; {_HOW_TO_GO_ON}")
 
-    def _loop(self, abort_when_left: bool) -> Iterator[T]:
-        self._claim()
+    def _loop(self, claim: Claim, abort_when_left: bool) -> Generator[T, None, None]:
+        self._pump.check_process()
+        self._claims.append(claim)
+        self._check_claim(claim)
         handoff, cancel = self._handoff, self._cancel
         this_thread = threading.get_ident
         decode = None if self._decoder.has_done_function else self._decoder.item
@@ -555,11 +658,7 @@ class EventStream(_BaseStream[T]):
                         break
                     if decode is not None and type(event) is not Comment and type(event) is not Body:
                         # What _item does of it, in place: a call for each event shows in the benchmark.
-                        try:
-                            item = decode(event)
-                        except Exception as exc:
-                            self._fail(exc)
-                            raise
+                        item = decode(event)
                         self._last_event = event
                         self._committed_id = None
                     else:
@@ -574,12 +673,15 @@ class EventStream(_BaseStream[T]):
         except BaseException as exc:
             left = isinstance(exc, GeneratorExit)
             if self._is_open() and (abort_when_left or not left):
+                if isinstance(exc, SSEError):
+                    # Out of `decode`.
+                    self._fail(exc)
                 self._abandoned = left
                 self._abort()
             raise
         finally:
             self._loop_thread = None
-            self._reading.release()
+            self._claims.discard(claim)
 
     def _next(self, timeout: float | None) -> T:
         deadline = None if timeout is None else clock.monotonic() + timeout
@@ -597,32 +699,23 @@ class EventStream(_BaseStream[T]):
             self._pump.wait_finished(_END_SECONDS)
         if not self._before_take():
             return False
-        try:
-            entry = self._handoff.take(timeout)
-            if entry is CLOSED:
-                return False
-            self._accept(entry)
-        except TimeoutError:
-            raise
-        except BaseException:
-            # An error of the stream's own; else KeyboardInterrupt, or whatever else a signal
-            # handler or a greenlet's owner raises.
-            self._abort()
-            raise
+        entry = self._handoff.take_within(timeout)
+        if entry is None:
+            self._elapse()
+        if entry is CLOSED:
+            return False
+        self._accept(entry)
         return self._end is None
 
     def _wait_for_body(self, timeout: float | None) -> bool:
         """Whether the body of an error answer is in, or why there is none; waits for it."""
         if self._lacks_body():
-            self._claim()
             try:
-                self._advance(timeout)
+                self._claimed(self._advance, timeout)
             except SSEError:
                 pass  # The status is the news. A StatusError of the stream's own is among these.
             except TimeoutError:
                 return False
-            finally:
-                self._reading.release()
         return True
 
 
@@ -677,7 +770,7 @@ class AsyncEventStream(_BaseStream[T]):
             await self._pump.await_finished(_CLOSE_SECONDS)
 
 
-class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):
+class SSEResponse(NotCopyable, tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: what request_sse returns, and a context manager that closes it."""
 
     __slots__ = ()
@@ -717,7 +810,7 @@ class SSEResponse(tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co])
         return self
 
 
-class AsyncSSEResponse(tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Generic[T_co]):
+class AsyncSSEResponse(NotCopyable, tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: what arequest_sse returns; `async with` closes it."""
 
     __slots__ = ()

@@ -30,7 +30,7 @@ from ._exceptions import EventsLostError, UsageError
 from ._handoff import CLOSED, End, ThreadHandOff, post
 from ._options import check_limits
 from ._reconnecting import Reconnecting
-from ._streams import EventStream, SSEResponse
+from ._streams import EventStream, NotCopyable, SSEResponse
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,18 +81,20 @@ def tee(
     check_limits("max_buffered_bytes", max_buffered_bytes)
     if max_history_bytes != 0:
         check_limits("max_history_bytes", max_history_bytes)
-    fan: _Fan[T] = _Fan(stream, slow == "end", max_buffered_bytes, max_history_bytes)
     try:
+        fan: _Fan[T] = _Fan(stream, slow == "end", max_buffered_bytes, max_history_bytes)
         readers = [fan.add(replay=False) for _ in range(n)]
         fan.start()
         return Tee(fan, readers)
+    except UsageError:
+        raise
     except BaseException:
         # An interrupt. Nobody else can read it any more.
-        fan.close()
+        stream.close()
         raise
 
 
-class Tee(tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)
+class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)
     """The readers that `tee` made, a tuple, which can be told to add others."""
 
     _fan: _Fan[T]
@@ -134,7 +136,7 @@ class _Fan(Generic[T]):
     def __init__(self, source: EventStream[T], ends_slow: bool, max_buffered: int, max_history: int) -> None:
         # It is read here from now on, and by nobody else. Kept, for its end would abort the upstream.
         source._check_usable()
-        source._claim()
+        source._claim_for_good()
         self.source = source
         self.pump: Upstream = source._pump
         self._ends_slow = ends_slow

@@ -135,7 +135,7 @@ def test_a_stream_of_a_mock_transport_is_closed_by_an_abort() -> None:
         (httpx.WriteError("broken"), ReadError),
         (ConnectionResetError("reset"), ReadError),
         (httpx.LocalProtocolError("headers"), TransportError),
-        (ZeroDivisionError("a bug"), TransportError),
+        (ZeroDivisionError("a bug"), CallbackError),
     ],
 )
 def test_what_a_transport_raises_becomes_a_typed_error(raised: Exception, kind: type[SSEError]) -> None:
@@ -158,7 +158,7 @@ def test_what_a_body_raises_becomes_a_typed_error() -> None:
     with mocked(lambda request: httpx.Response(200, headers=_EVENT_STREAM, content=body())) as bridge:
         _, _, items = request_sse("http://mock.test/", bridge=bridge)
         assert next(items) == 1
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(CallbackError) as caught:
             next(items)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

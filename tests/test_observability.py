@@ -88,10 +88,7 @@ def test_stats_go_on_where_the_thread_begins_anew(bridge: Bridge) -> None:
         state = bridge._state
         assert state is not None
 
-        def die() -> None:
-            raise SystemExit
-
-        state.loop.call_soon_threadsafe(die)
+        state.loop.call_soon_threadsafe(state.loop.stop)
         until(lambda: bridge._state is None)
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         assert bridge.stats().events == 2

@@ -12,7 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import ConnectError, ProtocolError, RedirectError, TransportError, UsageError, request_sse
+from sseqbridge import (
+    CallbackError,
+    ConnectError,
+    ProtocolError,
+    RedirectError,
+    TransportError,
+    UsageError,
+    request_sse,
+)
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, raw, respond, send
 
 from .doors import Door
@@ -138,7 +146,7 @@ def test_content_that_raises_is_a_typed_error(ask: Door, server: SSEServer) -> N
         yield b"one"
         raise ZeroDivisionError
 
-    with pytest.raises(TransportError) as caught:
+    with pytest.raises(CallbackError) as caught:
         ask(server.url, content=broken())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

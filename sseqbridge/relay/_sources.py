@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sseqbridge import _runtime
+from sseqbridge._callbacks import is_from_outside
 from sseqbridge._exceptions import UsageError
 from sseqbridge._handoff import CLOSED, End, HandOff, ThreadHandOff, post
 from sseqbridge._models import Comment, RestartEvent
@@ -62,7 +63,7 @@ class StreamSource:
     def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any], writer: Writer) -> None:
         if stream.outcome is not None:
             raise UsageError(f"this stream has ended already ({stream.outcome}): relay one that was not read yet")
-        if stream._reading.locked():
+        if stream._is_claimed:
             raise UsageError("this stream is being read already: relay one that nobody else reads")
         self._stream = stream
         self._writer = writer
@@ -93,6 +94,11 @@ class StreamSource:
             return self._written(item)
         except (Exception, SystemExit) as exc:
             # SystemExit too: it would be the reader's end without a word, and a worker's.
+            raise FailedError(exc) from None
+        except BaseException as exc:
+            # `map` is called by the loop of an asynchronous server, which must not end by it.
+            if not _runtime.in_coroutine() or is_from_outside(exc, asyncio.current_task()):
+                raise
             raise FailedError(exc) from None
 
     def _written(self, item: Any) -> bytes:
@@ -291,6 +297,7 @@ def _cancel(task: asyncio.Task[None], handoff: HandOff[bytes]) -> None:
 async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[bytes]) -> None:
     end = CLOSED
     iterator: Any = items
+    task = asyncio.current_task()
     try:
         iterator = aiter(items)
         async for item in iterator:
@@ -307,7 +314,10 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
             # By something of its own, and not by the reader's leaving.
             end = End("error", exc)
         raise
-    except Exception as exc:
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and is_from_outside(exc, task):
+            raise
+        # Exits too: they would end the server's loop.
         end = End("error", exc)
         if handoff.closed:
             logger.exception("an asynchronous iterable failed as it was closed, since the reader had left")
@@ -315,7 +325,9 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
         try:
             if hasattr(iterator, "aclose"):
                 await iterator.aclose()
-        except Exception as exc:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and is_from_outside(exc, task):
+                raise
             if end.error is None and not handoff.closed:
                 end = End("error", exc)
             else:
@@ -342,7 +354,7 @@ def taking(stream: Any) -> Iterator[None]:
         yield
     except BaseException:
         events = stream_of(stream)
-        if events is not None and events.outcome is None and not events._reading.locked():
+        if events is not None and events.outcome is None and not events._is_claimed:
             events._abort()
         raise
 

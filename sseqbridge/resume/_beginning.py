@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sseqbridge import _runtime
+from sseqbridge._callbacks import CallersCode
 from sseqbridge._exceptions import UsageError
 from sseqbridge._options import surrounding_cancel
 from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
@@ -51,12 +52,15 @@ def begin(producer: Producer, start: Any) -> None:
 
 
 async def abegin(producer: Producer, start: Any) -> None:
-    """Do the same in a coroutine: `start` is called in a thread, and what it returns awaited here, where it can be."""
+    """Do the same in a coroutine: `start` is called in a thread, and an awaitable that it returns is awaited here.
+
+    An exit that `start` raises is a CallbackError: raised here, it would end the caller's event loop.
+    """
     try:
-        stream = await _runtime.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
+        with CallersCode("start", passes=Exception):
+            stream = await _runtime.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
         if inspect.isawaitable(stream):
-            with _ended_by(producer):
-                stream = await stream
+            stream = await _awaited(producer, stream)
         producer.begin(_events_of(stream))
     except BaseException as error:
         producer.refuse(error)
@@ -123,7 +127,7 @@ def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, produce
 
 
 async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
-    with _ended_by(producer):
+    with _ended_by(producer), CallersCode("start", passes=Exception):
         return await awaitable
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._connection import Batch, Body, status_error
-from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError
+from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError, UsageError
 from sseqbridge._handoff import CLOSED, End, HandOff, post
 from sseqbridge._models import Comment
 from sseqbridge._pump import LoopTask
@@ -86,8 +86,15 @@ class Producer(LoopTask):
     def begin(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
         """Give it the upstream's stream, which nobody else reads any more."""
         stream._check_usable()
-        stream._claim()
-        post(self.loop, self._settle, stream, None)
+        try:
+            stream._claim_for_good()
+            post(self.loop, self._settle, stream, None)
+        except UsageError:
+            raise
+        except BaseException:
+            # An interrupt. Nobody else can read it any more.
+            stream._abort()
+            raise
 
     def refuse(self, error: BaseException) -> None:
         """There is no stream: tell the readers why, where it is the upstream's fault."""

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._callbacks import CallersCode
 from sseqbridge._exceptions import LogAccessError, LogError, LogFullError, UsageError
 
 from . import _lua
@@ -389,7 +390,9 @@ class _NoScriptError(Exception):
 async def _told(answer: Any) -> Any:
     """Await what a client answers. Raises what is the matter in the log's own words."""
     try:
-        return await answer
+        # Retries, credential providers and connection classes are the caller's.
+        with CallersCode("the log's Redis client", passes=Exception):
+            return await answer
     except (exceptions.RedisError, OSError) as exc:
         raise _error_of(exc) from exc
 
