@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ChunkedBody", "Framing", "SizedBody", "UnboundedBody"]
+__all__ = ["ChunkedBody", "Framing", "SizedBody", "UnboundedBody", "framing_for"]
 
 # A chunk's size with its extensions, and all trailers: nobody sends more for a good reason.
 _MAX_LINE_BYTES = 4096
@@ -197,3 +197,12 @@ class ChunkedBody(Framing):
             self.complete, self.rest = True, data[end + 4 :]
         else:
             self._hold(data, _MAX_TRAILER_BYTES)
+
+
+def framing_for(method: str, status: int, *, length: int | None, is_chunked: bool) -> Framing:
+    """Return the framing of an answer's body (RFC 9112, section 6.3)."""
+    if method == "HEAD" or status in (101, 204, 304):
+        return SizedBody(0)
+    if is_chunked:
+        return ChunkedBody()
+    return UnboundedBody() if length is None else SizedBody(length)

@@ -28,7 +28,7 @@ import anyio
 import httpx
 
 from . import _runtime
-from ._framing import ChunkedBody, Framing, SizedBody, UnboundedBody
+from ._framing import Framing, framing_for
 from ._heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
 from ._tls import TlsSession
 
@@ -36,8 +36,10 @@ __all__ = [
     "BODY_EXTENSION",
     "WORDS_OF_A_LATE_CLOSE",
     "BodyStream",
+    "Dial",
     "Sink",
     "Transport",
+    "dial",
     "is_client_replaced",
     "is_direct",
 ]
@@ -74,6 +76,18 @@ _MAX_INTERIM_ANSWERS = 100
 
 Sink = Callable[[bytes], bool]
 
+# Connects a protocol to a host and port: calls its `connection_made`, and the rest of its methods
+# later, on the running loop. Raises OSError if there is no connection.
+Dial = Callable[[asyncio.BufferedProtocol, str, int], Awaitable[None]]
+
+
+async def dial(protocol: asyncio.BufferedProtocol, host: str, port: int) -> None:
+    """Connect `protocol` to one of the addresses of `host` (RFC 8305)."""
+    loop = asyncio.get_running_loop()
+    connection = await _connected_socket(loop, host, port)
+    # From here on the loop owns the socket, and closes it if this call fails.
+    await loop.create_connection(lambda: protocol, sock=connection)
+
 
 class Origin(NamedTuple):
     """What a connection can be used for again."""
@@ -86,9 +100,9 @@ class Origin(NamedTuple):
 class Transport(httpx.AsyncBaseTransport):
     """Sends each request on a connection of its own, which is kept for the next one.
 
-    There is no limit to the number of connections. One that has been idle for `keepalive_expiry`
-    seconds is closed. `tls_context` returns the context for https, `plain` makes the transport
-    that requests go to which this one does not know how to send; both may take their time.
+    The number of connections is not limited. A connection that was idle for `keepalive_expiry`
+    seconds is closed. `tls_context` returns the context for https, `plain` makes the transport for
+    the requests that this one cannot send; both may take their time. `dial` opens connections.
     """
 
     def __init__(
@@ -97,9 +111,11 @@ class Transport(httpx.AsyncBaseTransport):
         keepalive_expiry: float,
         tls_context: Callable[[], Awaitable[ssl.SSLContext]],
         plain: Callable[[], Awaitable[httpx.AsyncBaseTransport]],
+        dial: Dial = dial,
     ) -> None:
         self._keepalive_expiry = keepalive_expiry
         self._tls_context = tls_context
+        self._dial = dial
         self._make_plain = plain
         self._plain: httpx.AsyncBaseTransport | None = None
         # The last one in is the first one out, so that those which are not needed grow old.
@@ -203,14 +219,11 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweep = loop.call_later(self._keepalive_expiry / 4, self._close_expired, loop)
 
     async def _connected(self, origin: Origin, timeout: float | None) -> _Wire:
-        loop = asyncio.get_running_loop()
-        wire = _Wire(loop, origin, self)
+        wire = _Wire(asyncio.get_running_loop(), origin, self)
         try:
             with anyio.fail_after(timeout):
                 context = await self._tls_context() if origin.scheme == "https" else None
-                connection = await _connected_socket(loop, origin.host, origin.port)
-                # The socket is the loop's from here on, to close where this fails too.
-                await loop.create_connection(lambda: wire, sock=connection)
+                await self._dial(wire, origin.host, origin.port)
                 if context is not None:
                     await wire.shake_hands(context)
         except BaseException as exc:
@@ -540,7 +553,9 @@ class _Wire(asyncio.BufferedProtocol):
         self._in_use, self._reusable, self._sink_is_done, self._is_answered = True, False, False, False
         is_sent = await self._send(request, timeouts.get("write"))
         head, rest = await self._head(timeouts.get("read"))
-        self._framing = _framing_of(head, request.method)
+        self._framing = framing_for(
+            request.method, head.status, length=head.framing.length, is_chunked=head.framing.is_chunked
+        )
         self._reusable = is_sent and head.framing.keeps_alive and head.status != 101
         if rest:
             self._receive(rest)
@@ -717,8 +732,9 @@ class _Wire(asyncio.BufferedProtocol):
         connection = self._transport.get_extra_info("socket")
         if self._is_down() or self.loop.time() - self._idle_since > expiry:
             return False
-        # What the peer has sent meanwhile can only be its goodbye.
-        return connection is not None and not _runtime.is_readable(connection.fileno())
+        # The peer has nothing to say but goodbye: bytes that the loop has not read yet are that. (A
+        # connection without a socket has no such bytes.)
+        return connection is None or not _runtime.is_readable(connection.fileno())
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -740,15 +756,6 @@ class _Wire(asyncio.BufferedProtocol):
             return self._tls.ssl_object
         names = {"server_addr": "peername", "client_addr": "sockname"}
         return self._transport.get_extra_info(names.get(info, info))
-
-
-def _framing_of(head: AnswerHead, method: str) -> Framing:
-    """Return how long the body is (RFC 9112, section 6.3)."""
-    if method == "HEAD" or head.status in (101, 204, 304):
-        return SizedBody(0)
-    if head.framing.is_chunked:
-        return ChunkedBody()
-    return UnboundedBody() if head.framing.length is None else SizedBody(head.framing.length)
 
 
 class BodyStream(httpx.AsyncByteStream):

@@ -1,0 +1,99 @@
+"""The transport over connections without a socket: what it writes, keeps, holds back and reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge._transport import BODY_EXTENSION, BodyStream, Transport
+
+from .answers import no_plain, no_tls
+from .fake_connection import EOF, FakeConnection, FakeNetwork
+
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def new_client(network: FakeNetwork) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=Transport(keepalive_expiry=60, tls_context=no_tls, plain=no_plain, dial=network.dial)
+    )
+
+
+def on_a_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A test that is a coroutine function, on a loop of its own."""
+    return lambda: asyncio.run(main())
+
+
+@on_a_loop
+async def test_requests_are_written_and_answered_in_order() -> None:
+    connection = FakeConnection([HELLO], [HELLO[:40], HELLO[40:]])
+    network = FakeNetwork(connection)
+    async with new_client(network) as client:
+        for path in ("first", "second"):
+            assert (await client.get(f"http://upstream.test:8080/{path}")).content == b"hello"
+        assert network.dialled == [("upstream.test", 8080)]
+        assert [data.partition(b"\r\n")[0] for data in connection.written] == [
+            b"GET /first HTTP/1.1",
+            b"GET /second HTTP/1.1",
+        ]
+
+
+@on_a_loop
+async def test_unsolicited_bytes_close_an_idle_connection() -> None:
+    connection = FakeConnection([HELLO, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+    network = FakeNetwork(connection, FakeConnection([HELLO]))
+    async with new_client(network) as client:
+        assert (await client.get("http://upstream.test")).content == b"hello"
+        await connection.over.wait()
+        assert connection.is_closing()
+        assert (await client.get("http://upstream.test")).content == b"hello"
+        assert len(network.dialled) == 2
+
+
+@on_a_loop
+async def test_refused_connection_is_a_connect_error() -> None:
+    network = FakeNetwork(ConnectionRefusedError("nobody is there"))
+    async with new_client(network) as client:
+        with pytest.raises(httpx.ConnectError, match="nobody is there"):
+            await client.get("http://upstream.test")
+
+
+@on_a_loop
+async def test_connection_that_breaks_is_a_read_error() -> None:
+    network = FakeNetwork(FakeConnection([HELLO[:-1], ConnectionResetError("broken")]))
+    async with new_client(network) as client:
+        with pytest.raises(httpx.ReadError, match="broken"):
+            await client.get("http://upstream.test")
+
+
+@on_a_loop
+async def test_safe_request_is_sent_again_when_a_kept_connection_closes() -> None:
+    network = FakeNetwork(FakeConnection([HELLO], [EOF]), FakeConnection([HELLO]))
+    async with new_client(network) as client:
+        for _ in range(2):
+            assert (await client.get("http://upstream.test")).content == b"hello"
+        assert len(network.dialled) == 2
+
+
+@on_a_loop
+async def test_unread_body_is_held_back_by_the_connection() -> None:
+    part = b"x" * 50_000
+    connection = FakeConnection([b"HTTP/1.1 200 OK\r\n\r\n", *[part] * 8, EOF])
+    async with new_client(FakeNetwork(connection)) as client, client.stream("GET", "http://upstream.test") as response:
+        body: BodyStream = response.extensions[BODY_EXTENSION]
+        # Two parts are more than is read ahead.
+        await connection.paused.wait()
+        read = await body.read()
+        assert read is not None
+        assert 0 < len(read) <= 2 * len(part)
+        rest = b"".join([part async for part in until_end(body)])
+        assert len(read + rest) == 8 * len(part)
+
+
+async def until_end(body: BodyStream) -> AsyncIterator[bytes]:
+    while part := await body.read():
+        yield part
