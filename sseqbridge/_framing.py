@@ -1,11 +1,10 @@
 """Sans-IO framing of HTTP/1.1 bodies: bytes of the connection in, bytes of the body out.
 
-A body is chunked, of a known length, or ends with the connection; which of them, the head says
-(RFC 9112, section 6). Two rules: whatever came in gives what it holds of the body at once, all
-chunks of one read joined, what came before a fault included; and no more than one line is ever
-held back.
+A body is chunked, of a known length, or ends with the connection (`framing_for`). Two rules: each
+`feed` returns at once all bytes of the body in its data, the chunks joined, also those before a
+fault; and no more than one line is ever held back.
 
-An event in a chunk of its own is what most servers send, so a chunk must cost next to nothing.
+Most servers send each event in a chunk of its own, so a chunk must cost next to nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ __all__ = ["ChunkedBody", "Framing", "SizedBody", "UnboundedBody", "framing_for"
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 16 * 1024
 
-# 16 digits are more bytes than there are. RFC 9112 has no blanks before the extensions, some servers do.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+# A larger size overflows a signed 64-bit integer, so that another parser could read a smaller one.
+# Blanks may stand before an extension (RFC 9112, section 7.1.1), and some servers pad the size with them.
+_CHUNK_LINE = re.compile(rb"([0-7]?[0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 # As long as the line end of a chunk and the line before the next, where that has 256 to 4095 bytes.
 # The line of a smaller one is shorter, and its key has a byte or two of the chunk at its end.
@@ -167,6 +167,7 @@ class ChunkedBody(Framing):
         line = data[begin:line_end]
         match = _CHUNK_LINE.fullmatch(line)
         if match is None or len(line) > _MAX_LINE_BYTES:
+            _check_lines(line, _MAX_LINE_BYTES)
             raise _FramingError("a chunk without its size")
         size = int(match[1], 16)
         begin = line_end + 2
@@ -183,8 +184,7 @@ class ChunkedBody(Framing):
         self._held = data
 
     def _hold(self, data: bytes, limit: int) -> None:
-        if len(data.removesuffix(b"\r")) > limit:
-            raise _FramingError("a line too long")
+        _check_lines(data.removesuffix(b"\r"), limit)
         self._held = data
 
     def _take_trailers(self, data: bytes) -> None:
@@ -194,9 +194,20 @@ class ChunkedBody(Framing):
         elif data.startswith(b"\r\n"):
             self.complete, self.rest = True, data[2:]
         elif (end := data.find(b"\r\n\r\n")) >= 0:
+            _check_lines(data[: end + 2], _MAX_TRAILER_BYTES)
             self.complete, self.rest = True, data[end + 4 :]
         else:
             self._hold(data, _MAX_TRAILER_BYTES)
+
+
+def _check_lines(data: bytes, limit: int) -> None:
+    if len(data) > limit:
+        raise _FramingError("a line too long")
+    # RFC 9112, section 2.2 allows LF alone in heads; in the lines between chunks it has let parsers
+    # disagree about the end of the body. (A regular expression would be slow on trailers that drip in.)
+    line_ends = data.count(b"\r\n")
+    if data.count(b"\n") != line_ends or data.count(b"\r") != line_ends:
+        raise _FramingError("the lines of a chunked body must end in CRLF, got a bare CR or LF")
 
 
 def framing_for(method: str, status: int, *, length: int | None, is_chunked: bool) -> Framing:

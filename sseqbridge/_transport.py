@@ -553,6 +553,8 @@ class _Wire(asyncio.BufferedProtocol):
         self._in_use, self._reusable, self._sink_is_done, self._is_answered = True, False, False, False
         is_sent = await self._send(request, timeouts.get("write"))
         head, rest = await self._head(timeouts.get("read"))
+        if head.status == 101 and "upgrade" not in request.headers:
+            raise httpx.RemoteProtocolError("the server switched protocols, which the request did not ask for")
         self._framing = framing_for(
             request.method, head.status, length=head.framing.length, is_chunked=head.framing.is_chunked
         )

@@ -114,6 +114,9 @@ FAULTS = [
     (b"5\r\nhello" + END, b"hello"),
     (b"5\r\nhello\n" + END, b"hello"),
     (b"5\nhello\n0\n\n\r\n", b""),
+    # At once, though no CRLF has come yet.
+    (b"5\nhello", b""),
+    (b"5\rhello", b""),
     # What is no size.
     (b"\r\n" + END, b""),
     (b"x\r\n", b""),

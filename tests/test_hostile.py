@@ -582,11 +582,29 @@ def test_interim_answer_alone(ask: Door) -> None:
         assert (items, type(error)) == ([], ReadError)
 
 
-@own_transport
-def test_switch_of_protocols_that_nobody_asked_for_is_an_answer_without_a_body(ask: Door) -> None:
+def test_switch_of_protocols_that_nobody_asked_for_is_refused(ask: Door) -> None:
     script = [wire(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\ndata: 1\n\n")]
-    with hostile(ask, script) as server, ask(server.url) as answer:
-        assert (answer.status, answer.items()) == (101, [])
+    with hostile(ask, script) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ProtocolError)
+
+
+@own_transport
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Transfer-Encoding: identity",
+        b"Content Security Policy: x",
+        b"no colon",
+        b": no name",
+        b"X-Powered-By : x",
+        b"X-Folded: a\r\n b",
+    ],
+)
+def test_header_that_changes_no_body_does_not_cost_the_stream(ask: Door, line: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n" + line + b"\r\n\r\n"
+    with hostile(ask, [wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.items()) == (200, [1])
 
 
 # Trailers.

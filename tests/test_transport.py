@@ -254,7 +254,7 @@ def test_requests_at_the_same_time_have_a_connection_each(run: Run) -> None:
         ("GET", b"200 OK\r\nTransfer-Encoding: chunked\r\nConnection: x, close\r\n\r\n5\r\nhello\r\n0\r\n\r\n", False),
         ("GET", b"204 No Content\r\nConnection: close\r\n\r\n", False),
         ("HEAD", b"200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", False),
-        ("GET", b"101 Switching Protocols\r\nUpgrade: x\r\n\r\n", False),
+        ("GET", b"200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", False),
         # What comes after the body belongs to nobody.
         ("GET", b"200 OK\r\nContent-Length: 5\r\n\r\nhello there", False),
         ("GET", b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nthere", False),

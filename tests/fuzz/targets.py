@@ -16,7 +16,15 @@ from sseqbridge._exceptions import BufferLimitError
 from sseqbridge._framing import ChunkedBody
 from sseqbridge._heads import HeadError, HeadReader
 from sseqbridge._models import Comment, ServerSentEvent
-from tests.reference_http import MEANT_OF_BODIES, MEANT_OF_HEADS, Body, Head, as_h11_has_it, body_by_h11, head_by_h11
+from tests.reference_http import (
+    MEANT_OF_BODIES,
+    MEANT_OF_HEADS,
+    Body,
+    Head,
+    as_h11_has_it,
+    body_by_h11,
+    head_by_reference,
+)
 from tests.reference_parser import Parsed, parse
 
 __all__ = ["SHORT_BYTES", "TARGETS", "Target"]
@@ -127,7 +135,7 @@ def _compare_heads(stream: bytes, chunks: list[bytes], how: int) -> None:
     told = _head([stream])
     assert _head(chunks) == told, chunks
     if not MEANT_OF_HEADS.match(stream):
-        assert told == head_by_h11(stream), stream
+        assert told == head_by_reference(stream), stream
 
 
 def _head(chunks: list[bytes]) -> Head:
