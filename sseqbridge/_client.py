@@ -1,6 +1,6 @@
 """The HTTP client: TLS context, cookies, proxies, and which client a request is sent with.
 
-With _transport.py and _connection.py this is all that knows httpx. An AsyncClient of httpx2, the maintained
+With _transport.py, _bodies.py and _connection.py this is all that knows httpx. An AsyncClient of httpx2, the maintained
 continuation of httpx, does as well: what is taken from the package of a client is looked up in
 the package that the client's class comes from.
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from . import _fast, _runtime
+from ._bodies import bound_body, bounded_auth
 from ._callbacks import CallersCode
 from ._exceptions import SSEError, UsageError
 from ._transport import Transport, connections_of, is_client_replaced, is_direct
@@ -114,8 +115,23 @@ class Client:
             await self.http.aclose()
 
     async def send(self, request: Any, **options: Any) -> Any:
-        """Return the answer to a request as soon as its head is in."""
+        """Return the answer to a request as soon as its head is in.
+
+        What the auth flow reads is bounded, and so is how often it sends a request (see _bodies.py).
+        """
+        auth = options.get("auth", self.http.auth)
+        if hasattr(auth, "async_auth_flow"):
+            options["auth"] = bounded_auth(self.package, auth)
         return await self.http.send(request, stream=True, follow_redirects=False, **options)
+
+    def bound_hooks(self) -> None:
+        """Bound what the client's event hooks read of an answer's body."""
+
+        async def bound(response: Any) -> None:
+            bound_body(self.package, response)
+
+        hooks = self.http.event_hooks
+        self.http.event_hooks = {**hooks, "response": [bound, *hooks["response"]]}
 
 
 class _OwnClient(Client):
@@ -249,7 +265,11 @@ class ClientPool:
         if client is not None:
             return client
         # Not under the lock, which the loop takes too: a factory may take its time.
-        client = _default_client() if self._factory is None else Client(_called(self._factory))
+        if self._factory is None:
+            client = _default_client()
+        else:
+            client = Client(_called(self._factory))
+            client.bound_hooks()
         # Streams of different users share it: no answer's cookie may reach another request.
         client.http.cookies.jar.set_policy(_KeepsNothing())
         self._made_clients.append(client)

@@ -18,6 +18,7 @@ import anyio
 import httpx
 
 from . import _runtime
+from ._bodies import BODY_SECONDS, MAX_BODY_BYTES, is_cut, unbounded_stream
 from ._callbacks import CallersCode, original
 from ._client import parsed_url
 from ._content_encoding import BodyDecoder, body_decoder
@@ -59,10 +60,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("sseqbridge")
-
-# What an error's body is worth keeping, and how long to wait for the rest of it.
-MAX_BODY_BYTES = 1024 * 1024
-_BODY_SECONDS = 10.0
 
 # What is read after `[DONE]` so that the connection can be used again.
 _DRAIN_BYTES = 64 * 1024
@@ -200,6 +197,8 @@ class Connection:
             last_event_id=resumption.last_event_id,
         )
         self._parser.retry = resumption.retry
+        # Whether the HTTP client refused to send the request, for what the request is.
+        self.is_unsendable = False
         self.outcome: str | None = None
         # By whose data the stream was ended, as the parser gave it; None where it was not.
         self.done_event: ServerSentEvent | None = None
@@ -285,6 +284,15 @@ class Connection:
                 self._redirects += ((status, url),)
         raise RedirectError(f"{self.target}: more than {_MAX_REDIRECTS} redirects", response.status_code)
 
+    def _is_unsendable(self, exc: Exception) -> bool:
+        """Whether the HTTP client refuses the request itself, so that it would refuse it again.
+
+        An h2 error counts as one of the connection: httpx raises the same type where the server breaks HTTP/2.
+        """
+        if not isinstance(exc, self._client.package.LocalProtocolError):
+            return False
+        return not any(type(link).__module__.partition(".")[0] == "h2" for link in _chain(exc))
+
     async def _send(self) -> Any:
         try:
             with CallersCode(_CLIENT, passes=Exception):
@@ -292,7 +300,9 @@ class Connection:
         except SSEError:
             raise
         except Exception as exc:
-            raise self._translated(original(exc)) from original(exc)
+            error = original(exc)
+            self.is_unsendable = isinstance(error, Exception) and self._is_unsendable(error)
+            raise self._translated(error) from error
         self._clients.learn(self._origin, response.http_version)
         self._network_stream = response.extensions.get("network_stream")
         if logger.isEnabledFor(logging.DEBUG):
@@ -360,7 +370,7 @@ class Connection:
             url = self._request.url.join(response.headers["location"])
         except Exception as exc:
             raise RedirectError(f"{self.target}: {status} without a usable Location", status) from exc
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
             raise RedirectError(f"{self.target}: {status} without a usable Location", status)
         return url
 
@@ -369,10 +379,10 @@ class Connection:
         headers = response.headers
         headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(headers.raw)
         if response.is_stream_consumed:
-            # By an event hook of the client's: httpx has decompressed it.
+            # By an event hook of the client's, or by its auth: httpx has decompressed it.
             self._decoder, self._body = body_decoder("", self._slice_bytes), _Pulled(_whole(response))
         else:
-            self._body = response.extensions.get(BODY_EXTENSION) or _Pulled(response.stream)
+            self._body = response.extensions.get(BODY_EXTENSION) or _Pulled(unbounded_stream(response))
             try:
                 self._decoder = body_decoder(headers.get("content-encoding", ""), self._slice_bytes)
             except ProtocolError as error:
@@ -392,6 +402,11 @@ class Connection:
                     headers,
                     body.content,
                 )
+        if response.status_code == 200 and is_cut(response):
+            raise SSEError(
+                f"{self.target}: an event hook or auth of the HTTP client read the stream, and {MAX_BODY_BYTES} bytes "
+                "are all that it can get; it must not read the body of an event stream"
+            )
         return Head(response.status_code, headers, response.http_version)
 
     # Reading.
@@ -572,7 +587,7 @@ class Connection:
     async def read_body(self) -> Body:
         """Return the body of an answer that is no event stream, as far as it comes within bounds."""
         content, error = bytearray(), None
-        with anyio.move_on_after(_BODY_SECONDS):
+        with anyio.move_on_after(BODY_SECONDS):
             try:
                 while len(content) <= MAX_BODY_BYTES and (chunk := await self._next_chunk()) is not None:
                     assert self._decoder is not None
@@ -767,16 +782,22 @@ def _origin_of(url: Any) -> str:
 
 def _reason(exc: BaseException) -> str:
     """Return the operating system's own words from somewhere in a chain of causes."""
-    told = type(exc).__name__
+    reason = type(exc).__name__
+    for link in _chain(exc):
+        if isinstance(link, OSError) and link.strerror:
+            reason = link.strerror
+            if link.errno is not None and reason.startswith("Connect call failed"):
+                # asyncio's own text, which leaves out the reason.
+                reason = os.strerror(link.errno)
+        elif isinstance(link, UnicodeError):
+            reason = "the host is not a valid name"
+    return reason
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and its causes, outermost first."""
     link: BaseException | None = exc
     while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            told = link.strerror
-            if link.errno is not None and told.startswith("Connect call failed"):
-                # asyncio's own words, which leave out the reason.
-                told = os.strerror(link.errno)
-        elif isinstance(link, UnicodeError):
-            told = "the host is not a valid name"
+        yield link
         # A name with several addresses makes a group: the first of its errors will do.
         link = link.__cause__ or link.__context__ or next(iter(getattr(link, "exceptions", ())), None)
-    return told

@@ -343,7 +343,7 @@ def test_slow_drip_of_a_head(ask: Door, first: bytes) -> None:
 
 def test_slow_drip_of_an_error_answer(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an answer all the same, as far as it comes in time."""
-    monkeypatch.setattr(_connection, "_BODY_SECONDS", 0.3)
+    monkeypatch.setattr(_connection, "BODY_SECONDS", 0.3)
     head = b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"
     with hostile(ask, dripping(head + chunk(b"x"), over_and_over=chunk(b"x"))) as server, ask(server.url) as answer:
         [text] = answer.items()

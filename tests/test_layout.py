@@ -35,7 +35,7 @@ FLOORS = [
     ["_reconnecting"],
     ["_handoff", "_connection", "_claims"],
     ["_client"],
-    ["_transport"],
+    ["_transport", "_bodies"],
     ["_runtime", "_options", "_loop_watch"],
     ["_scripts"],
     ["_recording"],
