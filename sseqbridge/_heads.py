@@ -24,8 +24,11 @@ Headers = list[tuple[bytes, bytes]]
 
 _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
-# Other control characters do occur, in cookies for example.
+# In a received field. Other control characters do occur, in cookies for example.
 _BAD_IN_VALUE = re.compile(rb"[\x00\n\x0b\x0c\r]")
+# In a field to be sent: what a header value excludes in the Fetch standard, so that an event ID goes back as it came.
+# Source: https://fetch.spec.whatwg.org/#header-value
+_BAD_IN_SENT_VALUE = re.compile(rb"[\x00\n\r]")
 # Parsers cut a line at these in different places (RFC 9110, section 5.5; RFC 9112, section 2.2).
 _NUL_OR_CR = re.compile(rb"[\x00\r]")
 _NO_LETTERS = re.compile(rb"[^a-z]+")
@@ -50,7 +53,7 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> bytes:
         raise HeadError("the target has a character that no URL has")
     lines = [b"%s %s HTTP/1.1\r\n" % (method, target)]
     for name, value in headers:
-        if not _TOKEN.fullmatch(name) or _BAD_IN_VALUE.search(value):
+        if not _TOKEN.fullmatch(name) or _BAD_IN_SENT_VALUE.search(value):
             # The message does not quote the header: its value may be a secret.
             raise HeadError("a header that cannot be sent")
         lines.append(b"%s: %s\r\n" % (name, value))

@@ -47,9 +47,13 @@ DEFAULT_HEADERS = (
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
-_BAD_IN_ID = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# An event ID is sent as it came, so that its header is held to the Fetch standard alone. The parser
+# ignores IDs with NUL, and CR and LF end its lines: no ID of a server's has one of the three.
+# Source: https://fetch.spec.whatwg.org/#header-value
+_BAD_IN_ID = re.compile(r"[\x00\n\r]")
 _RAW_TOKEN = re.compile(_TOKEN.pattern.encode())
 _BAD_IN_RAW_VALUE = re.compile(_BAD_IN_VALUE.pattern.encode())
+_BAD_IN_RAW_ID = re.compile(_BAD_IN_ID.pattern.encode())
 
 
 class CancelFlag(Protocol):
@@ -220,7 +224,8 @@ def header_list(headers: object) -> list[tuple[str, str]]:
 def check_raw_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Raise UsageError, which never shows a value, for a header that cannot stand in a request."""
     for name, value in headers:
-        if not _RAW_TOKEN.fullmatch(name) or _BAD_IN_RAW_VALUE.search(value):
+        bad = _BAD_IN_RAW_ID if name.lower() == b"last-event-id" else _BAD_IN_RAW_VALUE
+        if not _RAW_TOKEN.fullmatch(name) or bad.search(value):
             _header(name, value)
 
 
@@ -240,7 +245,10 @@ def _header(name: object, value: object) -> tuple[str, str]:
             f"headers: the value of {name!r} is a {type(value).__name__}; it must be a str "
             "(the JSON body is the third argument, data)"
         )
-    if _BAD_IN_VALUE.search(value):
+    if name.lower() == "last-event-id":
+        if _BAD_IN_ID.search(value):
+            raise UsageError(f"headers: the value of {name!r} must not have NUL, CR or LF, which no event ID has")
+    elif _BAD_IN_VALUE.search(value):
         raise UsageError(f"headers: the value of {name!r} has a control character, or a space at an end")
     if not value.isascii() and not _is_latin1(value):
         raise UsageError(f"headers: the value of {name!r} has a character that a header cannot carry")
@@ -252,13 +260,17 @@ def _is_latin1(value: str) -> bool:
 
 
 def check_last_event_id(value: object) -> str:
-    """Return a last event ID, "" for None. Raises UsageError for what no header can carry."""
+    """Return a last event ID, "" for None.
+
+    Raises UsageError for an ID that no header can carry: one with NUL, CR, LF or a lone surrogate. Other
+    control characters are sent as they are; spaces and tabs at its ends are not sent.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UsageError(f"last_event_id is a {type(value).__name__}; it is a str, as events have it")
+        raise UsageError(f"last_event_id must be a str, as events have it, got {type(value).__name__}")
     if _BAD_IN_ID.search(value):
-        raise UsageError("last_event_id has a control character, which no server sends in one")
+        raise UsageError("last_event_id must not have NUL, CR or LF, which no event ID has")
     try:
         value.encode()
     except UnicodeEncodeError:

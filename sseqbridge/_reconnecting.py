@@ -19,9 +19,8 @@ from . import _runtime
 from ._callbacks import CallersCode
 from ._clock import clock
 from ._connection import Batch, Body, Connection, Head, status_error
-from ._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
+from ._exceptions import CallbackError, ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
 from ._models import ServerSentEvent
-from ._options import check_last_event_id
 from ._reconnection import PAYS_TWICE, Drop, GiveUp, ReconnectionPolicy, Retry, Stop, http_date, retry_after
 
 if TYPE_CHECKING:
@@ -200,10 +199,13 @@ class ReconnectingConnection:
 
     async def _attempt(self, deadline: float) -> Head | Reconnecting:
         try:
-            if self._retry is not None:
+            if self._retry is None:
+                head = await self._connection.open()
+            else:
                 await anyio.sleep(self._retry.delay)
-                await self._renew()
-            head = await self._connection.open()
+                head = await self._sent_again(self._retry.attempt)
+        except ReconnectionError:
+            raise
         except SSEError as exc:
             return await self._failed(exc, deadline)
         if head.status in (200, 204):
@@ -217,6 +219,8 @@ class ReconnectingConnection:
         return await self._planned(decision, status_error(self.target, *self._refusal))
 
     async def _failed(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
+        if self._connection.is_unsendable:
+            raise cause
         decision = self._policy.after(self._drop(cause))
         if isinstance(decision, Stop):
             raise cause
@@ -265,6 +269,9 @@ class ReconnectingConnection:
             except StopAsyncIteration:
                 if self._is_last or self._connection.outcome == "done":
                     raise
+            except ReconnectionError:
+                # Not for the policy: the connection that it would judge is the one before.
+                raise
             except SSEError as exc:
                 cause = exc
             return await self._next_after(cause)
@@ -303,9 +310,8 @@ class ReconnectingConnection:
         except _DroppedError:
             # Somebody asked for it, so now is the time.
             self._dropped = None
-        self._retry = None
-        await self._renew()
-        head = await self._droppable(self._connection.open)
+        attempt, self._retry = self._retry.attempt, None
+        head = await self._sent_again(attempt)
         if head.status == 200:
             self.reconnections += 1
             self.opened_at = anyio.current_time()
@@ -317,15 +323,36 @@ class ReconnectingConnection:
         # Nothing more is to come.
         self._is_last = True
 
+    async def _sent_again(self, attempt: int) -> Head:
+        """Build the request once more, send it, and return the head of its answer.
+
+        Raises ReconnectionError if the request cannot be built or sent, for a reason of this side: it would
+        fail in the same way again. Raises SSEError if the network or the server fails, and _DroppedError.
+        """
+        try:
+            await self._renew()
+        except Exception as exc:
+            raise self._not_sent(attempt, exc) from exc
+        try:
+            return await self._droppable(self._connection.open)
+        except (CallbackError, UsageError) as exc:
+            # The client for another origin, behind a redirect; the client's auth.
+            raise self._not_sent(attempt, exc) from exc
+        except SSEError as exc:
+            if not self._connection.is_unsendable:
+                raise
+            raise self._not_sent(attempt, exc) from exc
+
+    def _not_sent(self, attempt: int, cause: Exception) -> ReconnectionError:
+        # Only the type: the error's text may hold what a message must not.
+        kind = type(cause).__name__
+        message = f"{self.target}: the stream cannot be resumed, since its request cannot be sent again: {kind}"
+        return ReconnectionError(f"{message}; the exception's cause says why", attempt)
+
     async def _renew(self) -> None:
         """Have the request ready for another time, where this one was dropped."""
         old = self._connection
         make = partial(Connection, self._clients, self._options, old.resumption)
-        try:
-            check_last_event_id(old.resumption.last_event_id)
-        except UsageError as exc:
-            told = "the last event ID has a character that no header can carry"
-            raise ReconnectionError(f"{self.target}: the stream cannot be resumed; {told}", 0) from exc
         if self._clients.has_factory:
             # Which may take its time.
             with CallersCode("the bridge's client function", passes=Exception):

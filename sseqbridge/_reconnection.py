@@ -21,7 +21,7 @@ from ._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError
 
 __all__ = ["PAYS_TWICE", "Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
 
-# Of the second and later attempts in a row, where the server asked for none.
+# The shortest wait that protects a server from being asked in a tight loop.
 _LEAST_SECONDS = 0.1
 # More than anyone waits, and what every clock can hold.
 _MOST_SECONDS = 1e9
@@ -82,11 +82,17 @@ class GiveUp(NamedTuple):
 class ReconnectionPolicy:
     """When a stream that was cut off is asked for again, as EventSource does.
 
-    The first delay is `delay` seconds, or the `retry:` of the server; each further one in a row is
-    `factor` times as long, up to `max_delay` (which the server's own may exceed). `jitter`, 0 to 1,
-    is the part of it that is left to chance, so that clients that were cut off together do not come
-    back together. After `attempts` in a row (None: no limit) it gives up; the count starts anew after
-    a connection that gave an event or was open for `reset_after` seconds.
+    The first delay is `delay` seconds, or the `retry:` of the server; each further delay in a row is
+    `factor` times as long. A Retry-After of the server is the least. `max_delay` bounds all of them,
+    also what the server asks for. `jitter`, 0 to 1, is the part of the delay that is left to chance, so
+    that clients that were cut off together do not come back together. After `attempts` in a row (None:
+    no limit) the stream ends with ReconnectionError; the count restarts after a connection that gave an
+    event or was open for `reset_after` seconds.
+
+    No attempt comes without a wait: a delay is at least 0.1 s, also after a `retry: 0`, with `jitter=1`
+    and after a connection that gave events. A `delay` or `max_delay` between 0 and 0.1 is the caller's
+    decision and lowers that bound to itself (`delay` where the server sends no `retry:`); 0 stands for
+    0.1. The stream's `total` limit holds during the wait.
 
     `statuses` are those of an answer that are worth another attempt. `on_eof` says what becomes of
     a clean end without the stream's last event: None reconnects a request that is a GET without a
@@ -162,19 +168,22 @@ class ReconnectionPolicy:
         return isinstance(cause, TransportError)
 
     def _delay(self, tried: int, drop: Drop, chance: Callable[[], float]) -> float:
-        base, longest = self.delay, self.max_delay
-        if drop.retry is not None:
-            # The server's own time, which is the least whatever the caller's longest is. One that asks for no
-            # delay may be gone: nobody is to ask again and again without any.
-            base = max(drop.retry, _LEAST_SECONDS) if tried else drop.retry
-            longest = max(longest, base)
+        longest = self.max_delay or _LEAST_SECONDS
+        base = self.delay if drop.retry is None else drop.retry
+        # Without a wait a server whose connections end at once would get a thousand requests a second.
+        least = min(base if drop.retry is None and base else _LEAST_SECONDS, _LEAST_SECONDS, longest)
         try:
-            delay = min(base * self.factor**tried, longest)
+            delay = min(max(base, least) * self.factor**tried, longest)
         except OverflowError:
-            delay = longest if base else 0.0
-        left_to_chance = self.jitter * delay
-        # Never sooner than the server has asked for.
-        return max(delay - left_to_chance, drop.retry_after or 0.0) + left_to_chance * chance()
+            delay = longest
+        shortest = max(delay - self.jitter * delay, least)
+        left_to_chance = delay - shortest
+        if drop.retry_after is not None:
+            # Not sooner than the server has asked for. Where it asks for more than `longest`, clients that were
+            # cut off together must still not come back together.
+            asked = drop.retry_after if drop.retry_after <= longest else longest - left_to_chance
+            shortest = max(shortest, asked)
+        return min(shortest + left_to_chance * chance(), longest)
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:

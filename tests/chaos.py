@@ -51,7 +51,7 @@ THREADS = (1, 4, 16, 64, 128, 200)
 # How long a stream takes at most, and after how much silence it has waited long enough.
 STUCK_SECONDS = 30.0
 PATIENCE = 0.15
-AT_ONCE = ReconnectionPolicy(delay=0, jitter=0)
+AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0)
 
 
 @contextmanager

@@ -269,6 +269,11 @@ def test_header_that_would_be_another_is_refused_and_not_quoted(header: tuple[by
     assert str(caught.value) == "a header that cannot be sent"
 
 
+def test_a_value_may_have_any_byte_but_nul_cr_and_lf() -> None:
+    value = bytes(set(range(256)) - set(b"\0\r\n"))
+    assert write_head(b"GET", b"/", [(b"a", value)]) == b"GET / HTTP/1.1\r\na: " + value + b"\r\n\r\n"
+
+
 @pytest.mark.parametrize("fields", [[(b"Content-Length", b"1,2")], [(b"transfer-encoding", b"gzip")]])
 def test_framing_that_cannot_be_is_refused(fields: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(HeadError):

@@ -21,7 +21,7 @@ from .proxy import CuttingProxy
 from .servers import NCHAN, NGINX, Server, Servers
 from .support import in_thread
 
-POLICY = ReconnectionPolicy(delay=0, jitter=0)
+POLICY = ReconnectionPolicy(delay=0.001, jitter=0)
 
 
 @pytest.fixture(scope="module")

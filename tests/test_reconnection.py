@@ -63,32 +63,91 @@ def test_a_thousand_attempts_overflow_nothing() -> None:
     waited = delays(ReconnectionPolicy(factor=1e300), [Drop(BROKEN)] * 1000)
     assert waited[0] == 3
     assert set(waited[1:]) == {60}
-    assert set(delays(ReconnectionPolicy(delay=0, factor=10), [Drop(BROKEN)] * 2000)) == {0}
+    assert set(delays(ReconnectionPolicy(delay=0, factor=10), [Drop(BROKEN)] * 2000)[3:]) == {60}
     assert set(delays(ReconnectionPolicy(delay=5, factor=1), [Drop(BROKEN)] * 1000)) == {5}
 
 
 def test_servers_reconnection_time_replaces_the_first_delay() -> None:
     policy = ReconnectionPolicy(delay=3, factor=2, max_delay=10)
     assert delays(policy, [Drop(BROKEN, retry=0.5)] * 6) == [0.5, 1, 2, 4, 8, 10]
-    # However long it is: the server has asked for it.
-    assert delays(policy, [Drop(BROKEN, retry=90)] * 2) == [90, 90]
-    # None is none, but for a server that may be gone.
-    assert delays(policy, [Drop(BROKEN, retry=0)] * 4) == [0, 0.2, 0.4, 0.8]
-    # That of the caller's is the caller's to bound.
+    assert delays(ReconnectionPolicy(), [Drop(BROKEN, retry=0.5)]) == [0.5]
+
+
+def test_max_delay_bounds_what_the_server_asks_for() -> None:
+    policy = ReconnectionPolicy(delay=3, max_delay=10)
+    assert delays(policy, [Drop(BROKEN, retry=90)] * 2) == [10, 10]
+    assert delays(policy, [Drop(BROKEN, retry=1e12)]) == [10]
+    assert delays(policy, [Drop(status_error(503), retry_after=90)] * 2) == [10, 10]
     assert delays(ReconnectionPolicy(delay=100), [Drop(BROKEN)] * 2) == [60, 60]
-    assert delays(ReconnectionPolicy(delay=0), [Drop(BROKEN)] * 2) == [0, 0]
 
 
-@given(chance=st.floats(0, 1), jitter=st.floats(0, 1), asked=st.none() | st.floats(0, 1000), tried=st.integers(0, 20))
-def test_what_is_left_to_chance_stays_within_bounds(
-    chance: float, jitter: float, asked: float | None, tried: int
+@pytest.mark.parametrize("events", [0, 1], ids=["no event", "events"])
+@pytest.mark.parametrize("jitter", [0, 0.5, 1])
+@pytest.mark.parametrize(
+    ("policy", "retry"),
+    [({}, 0.0), ({}, 0.001), ({"delay": 0}, None), ({"delay": 0, "max_delay": 0}, None), ({"max_delay": 0}, 5.0)],
+    ids=str,
+)
+def test_no_attempt_comes_without_a_wait(
+    policy: dict[str, Any], retry: float | None, jitter: float, events: int
 ) -> None:
-    policy = ReconnectionPolicy(jitter=jitter)
-    drops = [Drop(BROKEN, retry_after=asked)] * (tried + 1)
+    waited = delays(ReconnectionPolicy(**policy, jitter=jitter), [Drop(None, retry=retry, events=events)] * 20, zero)
+    assert min(waited) >= 0.1
+    assert waited[0] == 0.1
+
+
+def test_a_retry_after_of_zero_is_not_without_a_wait() -> None:
+    policy = ReconnectionPolicy(delay=0, jitter=1)
+    assert min(delays(policy, [Drop(status_error(503), retry_after=0)] * 20, zero)) == 0.1
+
+
+def test_a_short_delay_of_the_callers_is_taken_as_it_is() -> None:
+    policy = ReconnectionPolicy(delay=0.01, factor=2, jitter=1)
+    assert delays(policy, [Drop(BROKEN)] * 3, zero) == [0.01, 0.01, 0.01]
+    assert delays(policy, [Drop(BROKEN)] * 3) == [0.01, 0.02, 0.04]
+    # A server's `retry:` stands in its place.
+    assert delays(policy, [Drop(BROKEN, retry=0)], zero) == [0.1]
+    assert delays(ReconnectionPolicy(max_delay=0.02), [Drop(BROKEN, retry=0)], zero) == [0.02]
+
+
+def zero() -> float:
+    return 0.0
+
+
+@given(
+    chance=st.floats(0, 1),
+    jitter=st.floats(0, 1),
+    delay=st.floats(0, 100),
+    max_delay=st.floats(0.1, 100),
+    retry=st.none() | st.floats(0, 1000),
+    asked=st.none() | st.floats(0, 1000),
+    events=st.integers(0, 1),
+    tried=st.integers(0, 20),
+)
+def test_a_wait_stays_within_bounds(
+    chance: float,
+    jitter: float,
+    delay: float,
+    max_delay: float,
+    retry: float | None,
+    asked: float | None,
+    events: int,
+    tried: int,
+) -> None:
+    policy = ReconnectionPolicy(delay=delay, max_delay=max_delay, jitter=jitter)
+    drops = [Drop(BROKEN, retry=retry, retry_after=asked, events=events)] * (tried + 1)
+    wait = delays(policy, drops, lambda: chance)[-1]
+    least = min(delay, 0.1) if delay and retry is None else 0.1
+    assert least <= wait <= max_delay
+    if asked is not None and asked <= max_delay:
+        assert wait >= asked
+
+
+@given(chance=st.floats(0, 1), jitter=st.floats(0, 1), tried=st.integers(0, 20))
+def test_jitter_is_the_part_that_is_left_to_chance(chance: float, jitter: float, tried: int) -> None:
     full = min(3 * 2.0**tried, 60)
-    delay = delays(policy, drops, lambda: chance)[-1]
-    least = max(full * (1 - jitter), asked or 0)
-    assert least - 1e-6 <= delay <= least + jitter * full + 1e-6
+    wait = delays(ReconnectionPolicy(jitter=jitter), [Drop(BROKEN)] * (tried + 1), lambda: chance)[-1]
+    assert wait == pytest.approx(max(full * (1 - jitter) + full * jitter * chance, 0.1), abs=0.1)
 
 
 def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: int) -> int:
@@ -102,7 +161,7 @@ def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: 
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("retry_after", [None, 30.0])
+@pytest.mark.parametrize("retry_after", [None, 30.0, 3600.0])
 def test_a_thousand_clients_do_not_come_back_together(retry_after: float | None) -> None:
     """By the third attempt, 21 s after the cut at most, their requests are spread over more than ten seconds."""
     assert peak(ReconnectionPolicy(jitter=0), retry_after=retry_after, seed=1) == 1000
