@@ -84,6 +84,14 @@ class Reading:
                 items.append(self.next())
         return items, caught.value
 
+    def settle(self) -> None:
+        """Have the stream's loop run all callbacks that are due now, and those that they make due."""
+        for _ in range(5):
+            if self._caller.is_async:
+                self._caller.run(asyncio.sleep(0))
+            else:
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.events._pump.loop).result(30)
+
     def _collect(self) -> Coroutine[Any, Any, list[Any]]:
         async def collect() -> list[Any]:
             return [item async for item in self.events]

@@ -377,7 +377,7 @@ def test_an_error_of_the_upstream_is_raised(ask: Door, step: Step, payload: Any,
             assert ("overloaded" in str(error)) == bool(told)
             assert answer.fail() == ([], error)
             assert answer.events.outcome == "error"
-        assert server.requests[0].finished.wait(5)
+        assert server.requests[0].finished.wait(30)
 
 
 def test_an_error_of_the_upstream_is_passed_on_where_the_caller_says_so(ask: Door) -> None:
@@ -707,7 +707,7 @@ def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
 
     def decode(event: ServerSentEvent) -> str:
         is_reading.wait()
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(30)
         return event.data
 
     def intrude(use: Callable[[], object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import errno
 import logging
@@ -11,7 +10,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,8 +29,9 @@ from sseqbridge import (
 )
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, reset, respond, send, silence, wait, wire
 
+from .clock import FakeClock
 from .doors import Answer, Door
-from .support import until
+from .support import in_thread, until
 
 DONE = send("[DONE]")
 
@@ -151,8 +150,8 @@ def test_a_server_that_closes_each_connection_at_once(ask: Door) -> None:
 def test_an_answer_that_is_no_http(ask: Door, garbage: bytes) -> None:
     with SSEServer([wire(garbage), silence()]) as server:
         with pytest.raises(ProtocolError, match="not valid HTTP"):
-            ask(server.url, timeout=5)
-        assert server.requests[0].wait_aborted()
+            ask(server.url, timeout=60)
+        assert server.requests[0].wait_aborted(30)
 
 
 def test_the_server_behind_a_redirect_is_the_one_that_is_named(ask: Door, closed_port: int) -> None:
@@ -275,151 +274,175 @@ def full_listener() -> Iterator[str]:
                 client.close()
 
 
-def times_out(call: Callable[[], Any], which: str, seconds: float) -> None:
-    started = time.monotonic()
+# For a test that advances the clock while connections are made: only the limit that it is about may elapse.
+UNLIMITED: dict[str, float | None] = {"connect": None, "read": None}
+
+
+def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: float) -> None:
+    """Advance the clock until a call fails, which must be with this limit, and not before it has passed."""
+    began = clock.monotonic()
     with pytest.raises(StreamTimeoutError) as caught:
-        call()
+        clock.advance_until_done(call)
     assert (caught.value.which, caught.value.seconds) == (which, seconds)
-    # Half a tick of a clock may be missing.
-    assert time.monotonic() - started > seconds * 0.9
+    assert clock.monotonic() - began >= seconds
     assert f"after {seconds:g} s" in str(caught.value)
     assert f"timeout=Timeout({which}=" in str(caught.value)
 
 
-@pytest.mark.parametrize("timeout", [0.1, {"connect": 0.1}, Timeout(connect=0.1)])
-def test_a_connection_that_is_not_made_in_time(ask: Door, timeout: Any) -> None:
+@pytest.mark.parametrize("timeout", [30, {"connect": 30}, Timeout(connect=30)])
+def test_a_connection_that_is_not_made_in_time(clock: FakeClock, ask: Door, timeout: Any) -> None:
     with full_listener() as url:
-        times_out(lambda: ask(url, timeout=timeout), "connect", 0.1)
+        times_out(clock, lambda: ask(url, timeout=timeout), "connect", 30)
 
 
-def test_a_tls_handshake_that_is_not_made_in_time(ask: Door) -> None:
+def test_a_tls_handshake_that_is_not_made_in_time(clock: FakeClock, ask: Door) -> None:
     is_over = threading.Event()
 
     def never_shake_hands(connection: socket.socket) -> None:
-        is_over.wait(10)
+        is_over.wait(30)
 
     with raw_server(never_shake_hands) as url:
         try:
-            times_out(lambda: ask(url.replace("http:", "https:"), timeout=0.1), "connect", 0.1)
+            times_out(clock, lambda: ask(url.replace("http:", "https:"), timeout=30), "connect", 30)
         finally:
             is_over.set()
 
 
-@pytest.mark.parametrize("timeout", [0.1, {"read": 0.1}, Timeout(read=0.1)])
-def test_headers_that_do_not_come_in_time(ask: Door, timeout: Any) -> None:
+@pytest.mark.parametrize("timeout", [30, {"read": 30}, Timeout(read=30)])
+def test_headers_that_do_not_come_in_time(clock: FakeClock, ask: Door, timeout: Any) -> None:
     with SSEServer([silence()]) as server:
-        times_out(lambda: ask(server.url, timeout=timeout), "read", 0.1)
-        assert server.wait_for_request().wait_aborted()
+        asking = in_thread(lambda: ask(server.url, timeout=timeout))
+        request = server.wait_for_request(timeout=30)
+        times_out(clock, asking.result, "read", 30)
+        assert request.wait_aborted(30)
 
 
-def test_a_request_that_is_not_taken_in_time(ask: Door) -> None:
+def test_a_request_that_is_not_taken_in_time(clock: FakeClock, ask: Door) -> None:
     is_over = threading.Event()
 
     def never_read(connection: socket.socket) -> None:
-        is_over.wait(10)
+        is_over.wait(30)
         # What was not read: closing must not wait for it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     with raw_server(never_read) as url:
+        timeout = Timeout(read=30, connect=None)
+        asking = in_thread(lambda: ask(url, content=bytes(50_000_000), timeout=timeout))
         try:
             with pytest.raises(StreamTimeoutError) as caught:
-                ask(url, content=bytes(50_000_000), timeout=Timeout(read=0.1))
+                clock.advance_until_done(asking.result)
         finally:
             is_over.set()
     assert caught.value.which == "write"
 
 
 @pytest.mark.parametrize(
-    ("timeout", "which"),
-    # Long enough for the first event on a machine that is busy.
-    [(0.5, "read"), ({"read": 0.5}, "read"), (Timeout(idle=0.5), "idle"), ({"total": 0.5}, "total")],
+    ("timeout", "which"), [(30, "read"), ({"read": 30}, "read"), (Timeout(idle=30), "idle"), ({"total": 30}, "total")]
 )
-def test_silence_that_lasts_too_long(ask: Door, timeout: Any, which: str) -> None:
+def test_silence_that_lasts_too_long(clock: FakeClock, ask: Door, timeout: Any, which: str) -> None:
     with SSEServer([send(1), silence()]) as server:
         with ask(server.url, timeout=timeout) as answer:
-            items, error = answer.fail()
-            assert items == [1]
+            assert answer.next() == 1
+            items, error = clock.advance_until_done(answer.fail)
+            assert items == []
             assert isinstance(error, StreamTimeoutError)
-            assert (error.which, error.seconds) == (which, 0.5)
+            assert (error.which, error.seconds) == (which, 30)
             assert answer.fail()[1] is error
             assert answer.events.outcome == "error"
-        assert server.requests[0].wait_aborted()
+        assert server.requests[0].wait_aborted(30)
 
 
 @pytest.mark.parametrize(
     "step", [comment("ping"), raw(b"event: ping\n\n"), raw(b"id: 3\n\n"), raw(b"retry: 9\n\n"), raw(b"\n")]
 )
 @pytest.mark.parametrize("options", [{}, {"decode": "event", "comments": True}])
-def test_heartbeats_are_no_events(ask: Door, step: Step, options: dict[str, Any]) -> None:
-    with SSEServer([send(1), *[step, wait(0.01)] * 1000]) as server:
-        with ask(server.url, timeout=Timeout(idle=0.1), **options) as answer:
-            _, error = answer.fail()
+def test_heartbeats_are_no_events(clock: FakeClock, ask: Door, step: Step, options: dict[str, Any]) -> None:
+    # Far more of them than the limit is long, so that the stream's end is not the first to come.
+    with SSEServer([send(1), *[step, wait(1)] * 20_000]) as server:
+        with ask(server.url, timeout={**UNLIMITED, "idle": 30}, **options) as answer:
+            _, error = clock.advance_until_done(answer.fail)
             assert isinstance(error, StreamTimeoutError)
             assert error.which == "idle"
-        assert server.requests[0].wait_aborted()
+        assert server.requests[0].wait_aborted(30)
 
 
-def test_heartbeats_are_bytes(ask: Door) -> None:
+def test_heartbeats_are_bytes(clock: FakeClock, ask: Door) -> None:
+    flags = [threading.Event() for _ in range(5)]
+    heartbeats = [step for flag in flags for step in (hold(flag), comment("ping"))]
     with (
-        SSEServer([send(1), *[wait(0.05), comment("ping")] * 16, send(2), DONE]) as server,
-        ask(server.url, timeout=Timeout(read=0.6)) as answer,
+        SSEServer([send(1), *heartbeats, send(2), DONE]) as server,
+        ask(server.url, timeout=Timeout(read=600)) as answer,
     ):
-        assert answer.items() == [1, 2]
+        assert answer.next() == 1
+        reading = in_thread(answer.items)
+        for flag in flags:
+            received = answer.events.stats.bytes
+            clock.advance(400)
+            flag.set()
+            until(lambda received=received: answer.events.stats.bytes > received)  # type: ignore[misc]
+        assert reading.result(30) == [2]
+
+
+def is_held_back(answer: Answer) -> bool:
+    """Whether the stream waits for its consumer to make room."""
+    return answer.events.stats.buffered > 0 and answer.events._pump._idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])
-def test_the_clock_stands_still_while_the_consumer_holds_the_stream_back(ask: Door, which: str) -> None:
+def test_the_clock_stands_still_while_the_consumer_holds_the_stream_back(
+    clock: FakeClock, ask: Door, which: str
+) -> None:
     with (
         SSEServer([*[send("x" * 100)] * 100, DONE]) as server,
-        ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 0.3}) as answer,
+        ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 300}) as answer,
     ):
         assert answer.next() == "x" * 100
-        # More than the limit, and nothing to wait for: it is the passing of time that must do nothing.
-        if ask.is_async:
-            ask.run(asyncio.sleep(0.7))
-        else:
-            time.sleep(0.7)
+        ask.meanwhile(until, lambda: is_held_back(answer))
+        clock.advance(1000)
+        answer.settle()
         assert len(answer.items()) == 99
         assert answer.events.outcome == "done"
 
 
-def test_the_whole_stream_takes_too_long(ask: Door) -> None:
-    with SSEServer([send(1), wait(0.01)] * 1000) as server:
-        with ask(server.url, timeout={"total": 0.5}) as answer:
-            items, error = answer.fail()
-            assert set(items) == {1}
+def test_the_whole_stream_takes_too_long(clock: FakeClock, ask: Door) -> None:
+    with SSEServer([send(1), wait(1)] * 20_000) as server:
+        with ask(server.url, timeout={**UNLIMITED, "total": 300}) as answer:
+            assert answer.next() == 1
+            items, error = clock.advance_until_done(answer.fail)
+            assert set(items) <= {1}
             assert isinstance(error, StreamTimeoutError)
             assert error.which == "total"
-        assert server.requests[0].wait_aborted()
+        assert server.requests[0].wait_aborted(30)
 
 
-def test_total_that_ends_before_the_last_events_have_room_is_no_clean_end(ask: Door) -> None:
+def test_total_that_ends_before_the_last_events_have_room_is_no_clean_end(clock: FakeClock, ask: Door) -> None:
     """All of the stream is in, its last event too, and the consumer has not made room for it in time."""
     body = b"".join(b"data: %d\n\n" % n for n in range(1000)) + b"data: [DONE]\n\n"
     with (
         SSEServer([respond(headers={"Content-Length": str(len(body))}), body]) as server,
-        ask(server.url, timeout={"total": 0.3}, max_buffered_bytes=100_000) as answer,
+        ask(server.url, timeout={"total": 300}, max_buffered_bytes=100_000) as answer,
     ):
         until(lambda: server.requests[0].sent_bytes >= len(body))
-        if ask.is_async:
-            ask.run(asyncio.sleep(0.6))
-        else:
-            time.sleep(0.6)
+        ask.meanwhile(until, lambda: is_held_back(answer))
+        clock.advance(301)
+        answer.settle()
         items, error = answer.fail()
         assert isinstance(error, StreamTimeoutError)
         assert error.which == "total"
         assert items == list(range(len(items)))
-        assert len(items) < 1000
+        assert 0 < len(items) < 1000
         assert answer.events.outcome == "error"
 
 
-def test_total_counts_from_the_call(ask: Door) -> None:
+def test_total_counts_from_the_call(clock: FakeClock, ask: Door) -> None:
+    timeout = {**UNLIMITED, "total": 300}
     with SSEServer([silence()]) as server:
-        # Long enough for the request to be sent on a machine that is busy.
-        times_out(lambda: ask(server.url, timeout={"total": 0.5}), "total", 0.5)
-        assert server.wait_for_request().wait_aborted()
+        asking = in_thread(lambda: ask(server.url, timeout=timeout))
+        request = server.wait_for_request(timeout=30)
+        times_out(clock, asking.result, "total", 300)
+        assert request.wait_aborted(30)
     with full_listener() as url:
-        times_out(lambda: ask(url, timeout=Timeout(total=0.1)), "total", 0.1)
+        times_out(clock, lambda: ask(url, timeout=timeout), "total", 300)
 
 
 def test_no_limit_at_all(ask: Door) -> None:
@@ -543,7 +566,7 @@ def test_no_failed_proxy_tells_a_secret(
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", f"://user:{SECRET}@"))
         for url in ("http://upstream.test", "https://upstream.test"):
             with pytest.raises(ConnectError) as caught:
-                asks()(ask_anew, url)
+                asks(timeout=60)(ask_anew, url)
             no_secret(caught.value)
 
 

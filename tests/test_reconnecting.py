@@ -76,15 +76,6 @@ def is_between_connections(answer: Answer) -> bool:
     return answer.events._pump.connection.opened_at is None
 
 
-def settle(ask: Door, answer: Answer) -> None:
-    """Have the stream's loop run all callbacks that are due now."""
-    for _ in range(5):
-        if ask.is_async:
-            ask.run(asyncio.sleep(0))
-        else:
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), answer.events._pump.loop).result(30)
-
-
 class Notes:
     """What on_reconnect was called with, and by which thread."""
 
@@ -871,7 +862,7 @@ def test_without_total_only_the_first_answer_has_a_limit(clock: FakeClock, ask: 
         answer = ask(server.url, reconnect=AT_ONCE)
         assert answer.next() == 1
         clock.advance(100)
-        settle(ask, answer)
+        answer.settle()
         flag.set()
         assert answer.items() == []
         assert len(server.requests) == 1
@@ -953,7 +944,7 @@ def test_stream_of_heartbeats_alone_is_a_drop(clock: FakeClock, ask: Door) -> No
             assert answer.next() == number
             received = answer.events.stats.bytes
             ask.meanwhile(until, lambda received=received: answer.events.stats.bytes > received + 20)
-            settle(ask, answer)
+            answer.settle()
             clock.advance(301)
         assert answer.items() == [2]
         server.requests[0].wait_aborted(30)
