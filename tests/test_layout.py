@@ -18,7 +18,7 @@ FLOORS = [
     ["resume._log"],
     ["resume._beginning", "resume._errand"],
     ["resume._memory", "resume._producing", "resume._reading"],
-    ["resume._hub"],
+    ["resume._hub", "resume._redis_errors"],
     ["resume._store", "resume._parts"],
     ["resume._entries", "resume._lua"],
     ["relay._frames", "relay._response"],

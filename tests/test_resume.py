@@ -50,7 +50,7 @@ from sseqbridge import (
 from sseqbridge._client import ClientPool
 from sseqbridge._pump import LoopState
 from sseqbridge.resume import Log, MemoryLog
-from sseqbridge.resume._entries import START, Entry, Position, error_fields, error_in
+from sseqbridge.resume._entries import START, Entry, Position, error_fields
 from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._memory import MemoryStore
 from sseqbridge.resume._store import OutageError, StaleError, Store, Terms, Token, Watch
@@ -1347,7 +1347,7 @@ ERRORS: list[SSEError] = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_errors_are_told_as_what_they_are(error: SSEError) -> None:
-    told = error_in(Entry(Position(1, 1), error_fields(error)))
+    told = Entry(Position(1, 1), error_fields(error)).sent_error()
     assert (type(told), str(told)) == (type(error), str(error))
     for name in ("which", "seconds", "limit", "attempts", "status", "body", "event", "payload"):
         assert getattr(told, name, None) == getattr(error, name, None)
@@ -1357,7 +1357,7 @@ def test_errors_are_told_as_what_they_are(error: SSEError) -> None:
 
 
 def test_errors_of_others_are_told_by_name() -> None:
-    told = error_in(Entry(Position(1, 1), error_fields(ZeroDivisionError("by zero"))))
+    told = Entry(Position(1, 1), error_fields(ZeroDivisionError("by zero"))).sent_error()
     assert (type(told), str(told)) == (SSEError, "the producer failed with ZeroDivisionError: by zero")
     assert Entry(Position(1, 1), {"of": "later"}).kind == "unknown"
 

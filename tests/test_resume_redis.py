@@ -35,8 +35,8 @@ from sseqbridge import (
 from sseqbridge.resume import RedisLog, _lua
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
+from sseqbridge.resume._redis_errors import error_of
 from sseqbridge.resume._store import OutageError
-from sseqbridge.resume.redis import _error_of as error_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
 
 from . import resume_kills
@@ -172,7 +172,7 @@ def test_scripts_that_redis_has_forgotten_are_sent_anew(server: RedisServer) -> 
 def test_a_stream_of_somebody_elses_is_no_logs(server: RedisServer) -> None:
     with RedisLog.from_url(server.url) as log, server.client() as client:
         client.xadd("sseqbridge:{k}:events", {"data": "x"}, id="99999999999999999-1")
-        with pytest.raises(LogError, match="none of a log's"):
+        with pytest.raises(LogError, match="no log has written it"):
             log.open("k")
         client.set("sseqbridge:{other}:events", "x")
         with pytest.raises(LogError, match="WRONGTYPE"):

@@ -4,12 +4,16 @@ A topic is one stream, as it is followed in this loop. Those whose entries one T
 a group, and each is given what comes, which it gives on to its followers. From time to time the hub
 looks whether all that are read still have a producer.
 
+Streams share what brings their entries, but no faults: an error of one topic, or of one follower, ends
+that topic's followers, or that follower, and all others read on. Only an error of the store ends all.
+
 Everything here runs in the loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
 
     from ._store import Claim, Tail, Watch
 
-__all__ = ["Follower", "Hub", "Topic", "as_log_error"]
+__all__ = ["Follower", "Hub", "Topic", "as_log_error", "own_error"]
 
 logger = logging.getLogger("sseqbridge")
 
 T = TypeVar("T")
+E = TypeVar("E", bound=SSEError)
 
 # Between attempts, while the store is out.
 _FIRST_DELAY, _LONGEST_DELAY = 0.02, 1.0
@@ -61,13 +66,20 @@ class ReadingFollower(Follower, Protocol):
 
 
 def as_log_error(exc: Exception) -> SSEError:
-    """Return what the readers are told: a fault of the store that it has no error for must leave nobody waiting."""
+    """Return the error that readers get for an exception that the log has no error for: nobody is left waiting."""
     if isinstance(exc, SSEError):
         return exc
     logger.error("reading a log failed", exc_info=exc)
     error = LogError(f"reading the log failed with {type(exc).__name__}")
     error.__cause__ = exc
     return error
+
+
+def own_error(error: E) -> E:
+    """Return a copy of an error that several readers get: each thread raises, and marks, its own."""
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
 
 
 class Hub:
@@ -242,7 +254,11 @@ class Hub:
                 self.drop(topic)
         else:
             for topic, watch in zip(topics, watches, strict=True):
-                topic.seen(watch)
+                if watch.error is None:
+                    topic.seen(watch)
+                else:
+                    topic.fail(watch.error)
+                    self.drop(topic)
 
     def _end(self) -> None:
         """The loop ends: let the readers go."""
@@ -290,10 +306,21 @@ class _Group:
     async def _read(self) -> None:
         topics = dict(self.topics)
         positions = {key: topic.position for key, topic in topics.items()}
-        for key, entries in await self._hub.patiently(self.tail.read, positions):
+        for key, found in await self._hub.patiently(self.tail.read, positions):
             # Meanwhile it may have been dropped, and another come in its place that is further on.
             if self.topics.get(key) is topics[key]:
-                topics[key].deliver(entries)
+                self._bring(topics[key], found)
+
+    def _bring(self, topic: Topic, found: list[Entry] | SSEError) -> None:
+        """Deliver what the tail has found of one stream. An error ends the followers of that stream."""
+        try:
+            if isinstance(found, SSEError):
+                raise found
+            topic.deliver(found)
+        except Exception as exc:
+            topic.fail(as_log_error(exc))
+            # A follower that comes later begins anew.
+            self._hub.drop(topic)
 
 
 class Topic:
@@ -361,10 +388,21 @@ class Topic:
         before, self.position = self.position, entries[-1].position
         shared = list(parts_of(entries, before))
         for follower in tuple(self._joined):
-            at = follower.position
-            parts = shared if at == before else parts_of([entry for entry in entries if entry.position > at], at)
-            if not follower.deliver(parts):
+            try:
+                takes_more = follower.deliver(self._parts_for(follower, entries, before, shared))
+            except Exception as exc:
+                follower.fail(as_log_error(exc))
+                takes_more = False
+            if not takes_more:
                 self._joined.discard(follower)
+
+    @staticmethod
+    def _parts_for(
+        follower: Follower, entries: Sequence[Entry], before: Position, shared: Sequence[Part]
+    ) -> Iterable[Part]:
+        """Return what has come for a follower: the parts of all, unless it is further on than the topic was."""
+        at = follower.position
+        return shared if at == before else parts_of([entry for entry in entries if entry.position > at], at)
 
     def seen(self, watch: Watch) -> None:
         """Tell the followers where nobody is going to write any more."""

@@ -1,6 +1,7 @@
 """Entries put together for readers: a part is events that are given on as one, or one entry of another kind.
 
-Rule: plain values. Whether something is missing between two entries is said here, and nowhere else.
+Rule: plain values. Whether something is missing between two entries, or one of them cannot be read, is
+said here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from sseqbridge._connection import EVENT_OVERHEAD
+from sseqbridge._exceptions import LogError
 from sseqbridge._models import ServerSentEvent
 
-from ._entries import Entry, Position, is_next, position_of
+from ._entries import UNKNOWN, UNREADABLE, Entry, Position, is_next, position_of
 
 __all__ = ["MISSING", "Part", "charge_of", "parts_of", "pieces_of"]
 
@@ -27,25 +29,44 @@ class Part(NamedTuple):
     entry: Entry | None = None
     items: list[ServerSentEvent] = []  # noqa: RUF012 (never written to)
     size: int = 0
+    # Why the entry cannot be read, for the kind UNREADABLE.
+    error: LogError | None = None
 
 
 def parts_of(entries: Iterable[Entry], after: Position, *, from_any: bool = False) -> Iterator[Part]:
-    """Put together what comes after a position. It ends where something is missing, and says so."""
+    """Put together what comes after a position.
+
+    The parts end with one of the kind MISSING or UNREADABLE, if entries are missing or one cannot be read.
+    """
     items: list[ServerSentEvent] = []
     for entry in entries:
+        try:
+            event = _event_in(entry)
+        except LogError as error:
+            yield from _events(items, after)
+            yield Part(UNREADABLE, entry.position, entry, error=error)
+            return
         if not (is_next(entry.position, after) or from_any):
             yield from _events(items, after)
             yield Part(MISSING, after)
             return
         from_any = False
-        if entry.kind == "event":
-            items.append(entry.event())
+        if event is not None:
+            items.append(event)
         else:
             yield from _events(items, after)
             items = []
             yield Part(entry.kind, entry.position, entry)
         after = entry.position
     yield from _events(items, after)
+
+
+def _event_in(entry: Entry) -> ServerSentEvent | None:
+    """Return the event, None if the entry is of another kind. Raises LogError if it cannot be read."""
+    kind = entry.kind
+    if kind in (UNKNOWN, UNREADABLE):
+        raise entry.error()
+    return entry.event() if kind == "event" else None
 
 
 def _events(items: list[ServerSentEvent], last: Position) -> Iterator[Part]:

@@ -22,6 +22,7 @@ from sseqbridge._reconnecting import Reconnecting, tell
 from sseqbridge._runtime import run_in_daemon_thread
 
 from ._entries import BEGIN, Position, end_fields, error_fields, event_fields, failure_fields, refusal_fields
+from ._hub import own_error
 from ._store import StaleError
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ class Producer(LoopTask):
     def fail(self, error: SSEError) -> None:
         """The log fails: so does this."""
         if not self._is_over and isinstance(error, LogError):
-            self._failure = error
+            self._failure = own_error(error)
             self._stop()
 
     def deliver(self, parts: Iterable[Part]) -> bool:

@@ -21,6 +21,7 @@ from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
     EventsLostError,
+    LogError,
     ProducerLostError,
     RequestAbortedError,
     SSEError,
@@ -41,12 +42,10 @@ from ._entries import (
     Entry,
     Position,
     before,
-    error_in,
     is_next,
     position_of,
-    refusal_in,
 )
-from ._hub import as_log_error
+from ._hub import as_log_error, own_error
 from ._parts import MISSING, Part, charge_of, parts_of, pieces_of
 from ._store import Token
 
@@ -182,11 +181,15 @@ class Reader(LoopTask):
     async def _end_if_nothing_is_left(self, *, is_last: bool) -> None:
         """Tell the end to who has had all before it: by 204, after which a browser does not come again."""
         after = before(self.position) if is_last else self.position
-        for entry in await self._hub.patiently(self._hub.store.read, self._options.key, after, 1):
-            if entry.kind == CANCEL or (entry.kind == END and (is_last or entry.done_event() is None)):
+        entries = await self._hub.patiently(self._hub.store.read, self._options.key, after, 1)
+        for part in parts_of(entries, after, from_any=True):
+            entry = part.entry
+            if entry is not None and (
+                part.kind == CANCEL or (part.kind == END and (is_last or entry.done_event() is None))
+            ):
                 self._give_head(204)
             if is_last or self._has_head:
-                self._take_other(entry)
+                self._take(part)
 
     async def _claim(self, *, may_begin: bool) -> Claim:
         options = self._options
@@ -306,9 +309,14 @@ class Reader(LoopTask):
             )
             self._finish(End("error", EventsLostError(told)))
             return True
+        elif part.error is not None:
+            self.fail(part.error)
         else:
             assert part.entry is not None
-            self._take_other(part.entry)
+            try:
+                self._take_other(part.entry)
+            except LogError as error:
+                self._finish(End("error", error))
         self._note(part)
         return True
 
@@ -321,18 +329,18 @@ class Reader(LoopTask):
         elif entry.kind == END:
             self.done_event = entry.done_event()
             self._give_head()
-            self._finish(End(entry.fields[END]))
+            self._finish(End(entry.outcome()))
         elif entry.kind == CANCEL:
             self._give_head()
             self._finish(End("closed"))
         elif entry.kind == ERROR:
             self._give_head()
-            self._finish(End("error", error_in(entry)))
+            self._finish(End("error", entry.sent_error()))
         else:
             self._refuse(entry)
 
     def _refuse(self, entry: Entry) -> None:
-        refusal = refusal_in(entry)
+        refusal = entry.refusal()
         if isinstance(refusal, SSEError):
             self._finish(End("error", refusal))
         elif self._has_head:
@@ -377,7 +385,7 @@ class Reader(LoopTask):
 
     def fail(self, error: SSEError) -> None:
         """End with an error of the log's."""
-        self._finish(End("error", error))
+        self._finish(End("error", own_error(error)))
         self._stop_waiting()
 
     def end_with_loop(self, *, is_quiet: bool) -> None:
@@ -392,7 +400,11 @@ class Reader(LoopTask):
         began = clock.monotonic()
         try:
             is_set = is_cancelled(self._options.cancel)
-        except CallbackError as error:
+        except BaseException as exc:
+            # A SystemExit, too, is this reader's alone: let through, it would end the loop of all streams.
+            error = (
+                exc if isinstance(exc, CallbackError) else CallbackError(f"cancel.is_set() raised {type(exc).__name__}")
+            )
             self._finish(End("error", error))
             self._leave()
             return

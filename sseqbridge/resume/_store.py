@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sseqbridge._exceptions import LogError
+
 from ._entries import Entry, Position
 
 __all__ = ["Claim", "OutageError", "StaleError", "Store", "Tail", "Terms", "Token", "Watch"]
@@ -80,17 +82,25 @@ class Claim(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """How a stream stands: whether somebody holds its lease, and where its last entry stands."""
+    """How a stream stands: whether somebody holds its lease, and where its last entry stands.
+
+    `error` is why the store could not look at this stream, None if it could.
+    """
 
     is_held: bool
     last: Position | None
+    error: LogError | None = None
 
 
 class Tail(Protocol):
     """Waits for what comes, for several streams at once."""
 
-    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
-        """Return what comes after the positions, waiting for it a while; nothing where it was woken."""
+    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry] | LogError]]:
+        """Return what comes after the positions, waiting for it a while; nothing where it was woken.
+
+        A stream that the store cannot read has an error in place of entries. Raises LogError if it
+        can read none.
+        """
 
     def wake(self) -> None:
         """End the wait of a `read` that is under way, or else the next one's."""

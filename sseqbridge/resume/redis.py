@@ -13,11 +13,11 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._callbacks import CallersCode
-from sseqbridge._exceptions import LogAccessError, LogError, LogFullError, UsageError
+from sseqbridge._exceptions import LogError, UsageError
 
 from . import _lua
 from ._entries import START, Entry, Position, position_of
@@ -30,6 +30,9 @@ try:
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
+    from redis.client import NEVER_DECODE
+
+    from ._redis_errors import DemotedError, UnknownScriptError, error_of
 except ImportError as exc:
     raise ImportError("RedisLog needs redis-py: pip install 'sseqbridge[redis]'") from exc
 
@@ -65,8 +68,9 @@ _WATCHED_AT_A_TIME = 100
 # For how long the stream is kept that wakes a process's XREAD.
 _WAKE_MILLISECONDS = 60_000
 
-# How Redis begins what it refuses for a while, besides those that have exceptions of their own.
-_FOR_A_WHILE = ("LOADING", "BUSY", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN")
+# What redis-py is told with each command: an answer comes as bytes, whatever the client was configured to. One
+# entry that is not UTF-8 must not make the whole answer unreadable.
+_AS_BYTES = {NEVER_DECODE: True}
 
 
 class RedisLog(Log):
@@ -226,7 +230,7 @@ class _RedisStore:
 
     def entries(self, reply: Iterable[tuple[Any, Any]] | None) -> list[Entry]:
         """Return the entries of an answer."""
-        entries = _entries(reply)
+        entries = [_entry(entry_id, fields) for entry_id, fields in reply or ()]
         if entries:
             size = sum(len(value) for entry in entries for value in entry.fields.values())
             self._usual_bytes = max(1.0, size / len(entries), 0.8 * self._usual_bytes)
@@ -237,9 +241,20 @@ class _RedisStore:
         names = [self._key(key, what) for key in keys for what in ("events", "lease", "readers")]
         # On a Cluster a script may use the keys of one slot alone.
         size = 3 if self.is_cluster else 3 * _WATCHED_AT_A_TIME
-        parts = [names[at : at + size] for at in range(0, len(names), size)]
-        found = await asyncio.gather(*(self._run(_WATCH, part, arguments) for part in parts))
-        return [Watch(bool(is_held), _position(last)) for each in found for is_held, last in each]
+        found = await asyncio.gather(*(self._look_at(part, arguments) for part in _parts(names, size)))
+        return [watch for each in found for watch in each]
+
+    async def _look_at(self, names: Sequence[str], arguments: Iterable[Any]) -> list[Watch]:
+        """Run the script that looks at streams, which have three keys each."""
+        try:
+            found = await self._run(_WATCH, names, arguments)
+        except LogError as error:
+            if len(names) == 3:
+                return [Watch(False, None, error)]
+            # One stream's key may be at fault, of which the script has no say. Each alone tells which.
+            alone = await asyncio.gather(*(self._look_at(part, arguments) for part in _parts(names, 3)))
+            return [watch for each in alone for watch in each]
+        return [Watch(bool(is_held), _position(last)) for is_held, last in found]
 
     async def leave(self, key: str, reader: str) -> None:
         await self.execute("ZREM", self._key(key, "readers"), reader)
@@ -269,7 +284,7 @@ class _RedisStore:
         rest = (len(keys), *keys, *arguments)
         try:
             return await self.execute("EVALSHA", script.sha, *rest)
-        except _NoScriptError:
+        except UnknownScriptError:
             return await self.execute("EVAL", script.text, *rest)
 
     async def execute(self, *command: Any) -> Any:
@@ -277,7 +292,7 @@ class _RedisStore:
         if self._is_closed:
             raise LogError("the log was closed")
         if self.is_cluster:
-            return await _told(self.client.execute_command(*command))
+            return await _answer(self.client.execute_command(*command, **_AS_BYTES))
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
         if self._sending is None:
@@ -290,7 +305,9 @@ class _RedisStore:
             while self._waiting:
                 sent, self._waiting = self._waiting, []
                 try:
-                    results = await _told(self._pipeline(sent))
+                    results = [_result(each) for each in await _answer(self._pipeline(sent))]
+                    if any(isinstance(result, DemotedError) for result in results):
+                        await self.drop_connections()
                 except Exception as exc:
                     results = [exc] * len(sent)
                 for (_, future), result in zip(sent, results, strict=True):
@@ -310,8 +327,16 @@ class _RedisStore:
     async def _pipeline(self, sent: Sequence[tuple[tuple[Any, ...], Any]]) -> list[Any]:
         async with self.client.pipeline(transaction=False) as pipeline:
             for command, _ in sent:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*command, **_AS_BYTES)
             return await pipeline.execute(raise_on_error=False)  # type: ignore[no-any-return]
+
+    async def drop_connections(self) -> None:
+        """Close the connections that are not in use: they lead to a server that has become a replica.
+
+        A new one finds the master, wherever a name, a proxy or a Sentinel says that it is.
+        """
+        if not self.is_cluster:
+            await _answer(self.client.connection_pool.disconnect(inuse_connections=False))
 
 
 class _RedisTail:
@@ -327,7 +352,32 @@ class _RedisTail:
         self._names: dict[str, bytes] = {}
         self._keys: dict[str, str] = {}
 
-    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
+    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry] | LogError]]:
+        try:
+            return await self._read(positions)
+        except DemotedError:
+            await self._store.drop_connections()
+            raise
+        except LogError:
+            # One key may be at fault. (Where all are, or none is, the error is everybody's.)
+            errors = await self._errors(positions)
+            if not errors:
+                raise
+            return errors
+
+    async def _errors(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, LogError]]:
+        """Return the errors of the streams that cannot be read alone either."""
+        results = await asyncio.gather(*(self._error(key, position) for key, position in positions.items()))
+        return [(key, error) for key, error in zip(positions, results, strict=True) if error is not None]
+
+    async def _error(self, key: str, position: Position) -> LogError | None:
+        try:
+            await self._store.execute("XREAD", "COUNT", 1, "STREAMS", self._store.events_key(key), str(position))
+        except LogError as error:
+            return error
+        return None
+
+    async def _read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
         keys = self._named(positions)
         # As bytes, for redis-py encodes each of them else, of every stream for every event.
         names = [self._names[key] for key in positions]
@@ -338,7 +388,7 @@ class _RedisTail:
         self._is_reading = True
         try:
             command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
-            reply = await _told(self._xread(command, names[0]))
+            reply = await _answer(self._xread(command, names[0]))
         finally:
             self._is_reading = False
         found = []
@@ -363,8 +413,8 @@ class _RedisTail:
         client = self._store.client
         if self._store.is_cluster:
             # Told, since it could not see where among the arguments the keys are without asking.
-            return client.execute_command(*command, target_nodes=client.get_node_from_key(name))
-        return client.execute_command(*command)
+            return client.execute_command(*command, target_nodes=client.get_node_from_key(name), **_AS_BYTES)
+        return client.execute_command(*command, **_AS_BYTES)
 
     def wake(self) -> None:
         if self._is_reading and not self._store.is_cluster:
@@ -383,48 +433,36 @@ class _RedisTail:
             logger.debug("XREAD was not woken, and goes on by itself: %s", exc)
 
 
-class _NoScriptError(Exception):
-    """Redis does not know a script by its name."""
-
-
-async def _told(answer: Any) -> Any:
-    """Await what a client answers. Raises what is the matter in the log's own words."""
+async def _answer(answer: Awaitable[Any]) -> Any:
+    """Await what a client answers. Raises one of the log's errors, or OutageError, for one of the client's."""
     try:
         # Retries, credential providers and connection classes are the caller's.
         with CallersCode("the log's Redis client", passes=Exception):
             return await answer
-    except (exceptions.RedisError, OSError) as exc:
-        raise _error_of(exc) from exc
+    except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as exc:
+        raise error_of(exc) from exc
+
+
+def _result(reply: Any) -> Any:
+    """Return a reply of several, with one of the log's errors in the place of an error reply."""
+    if not isinstance(reply, exceptions.RedisError):
+        return reply
+    error = error_of(reply)
+    error.__cause__ = reply
+    return error
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
     if future.done():
         return
-    if isinstance(result, exceptions.RedisError):
-        error = _error_of(result)
-        error.__cause__ = result
-        future.set_exception(error)
-    elif isinstance(result, Exception):
+    if isinstance(result, Exception):
         future.set_exception(result)
     else:
         future.set_result(result)
 
 
-def _error_of(exc: Exception) -> Exception:
-    told = f"{type(exc).__name__}: {exc}"
-    if isinstance(exc, (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)):
-        return LogAccessError(f"Redis refuses the credentials, or what they may do ({told})")
-    if isinstance(exc, exceptions.NoScriptError):
-        return _NoScriptError()
-    if isinstance(exc, exceptions.OutOfMemoryError) or "OOM command not allowed" in told:
-        return LogFullError(f"Redis has no memory left: raise maxmemory, or lower ttl or max_events ({told})")
-    if isinstance(exc, (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterDownError, OSError)):
-        return OutageError(told)
-    if str(exc).startswith(_FOR_A_WHILE) or isinstance(
-        exc, (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.TryAgainError, exceptions.ClusterError)
-    ):
-        return OutageError(told)
-    return LogError(f"Redis does not do what a log needs ({told})")
+def _parts(names: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [names[at : at + size] for at in range(0, len(names), size)]
 
 
 def _milliseconds(seconds: float) -> int:
@@ -439,12 +477,14 @@ def _position(value: Any) -> Position | None:
     return position_of(_text(value)) if value else None
 
 
-def _entries(reply: Iterable[tuple[Any, Any]] | None) -> list[Entry]:
-    entries = []
-    for entry_id, fields in reply or ():
-        position = position_of(_text(entry_id))
-        if position is None:
-            raise LogError("a log's key in Redis holds a stream that is none of a log's")
-        pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
-        entries.append(Entry(position, {_text(name): _text(value) for name, value in pairs}))
-    return entries
+def _entry(entry_id: Any, fields: Any) -> Entry:
+    text = _text(entry_id)
+    position = position_of(text)
+    if position is None:
+        fence, _, number = text.partition("-")
+        return Entry(Position(int(fence), int(number)), {}, "no log has written it (its ID is too large)")
+    pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+    try:
+        return Entry(position, {_text(name): _text(value) for name, value in pairs})
+    except UnicodeDecodeError:
+        return Entry(position, {}, "it holds bytes that are not UTF-8")
