@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import redis
 
 from .support import until
 
-__all__ = ["RedisServer", "needs_redis", "redis_server"]
+__all__ = ["Proxy", "RedisServer", "needs_redis", "redis_server"]
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
@@ -76,3 +79,60 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
     """Run one, with these options of the command line."""
     with tempfile.TemporaryDirectory() as directory, RedisServer(Path(directory), *options) as server:
         yield server
+
+
+class Proxy:
+    """An address that leads to the port `target` of loopback; a connection stays where it led when it was made."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _limit(self) -> int:
+        """Return after how many bytes a new connection is cut."""
+        return sys.maxsize
+
+    def _was_cut(self) -> None:
+        """A connection came to its limit."""
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(inner, self._limit()), daemon=True).start()
+
+    def _carry(self, inner: socket.socket, left: int) -> None:
+        with inner:
+            try:
+                outer = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            with outer:
+                ways = {inner: outer, outer: inner}
+                while True:
+                    for source in select.select(list(ways), (), ())[0]:
+                        try:
+                            data = source.recv(65_536)
+                            ways[source].sendall(data[:left])
+                        except OSError:
+                            return
+                        left -= len(data)
+                        if left <= 0:
+                            self._was_cut()
+                        if not data or left <= 0:
+                            return
+
+    def close(self) -> None:
+        # (close alone would leave the thread in accept.)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

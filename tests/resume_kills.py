@@ -14,8 +14,6 @@ import collections
 import logging
 import multiprocessing
 import random
-import select
-import socket
 import sys
 import tempfile
 import threading
@@ -30,7 +28,7 @@ from sseqbridge import Bridge, EventStream, LogError, ProducerLostError, SSEErro
 from sseqbridge.resume import Log, RedisLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 
-from .redis_support import RedisServer
+from .redis_support import Proxy, RedisServer
 
 __all__ = ["Tally", "run"]
 
@@ -51,52 +49,20 @@ class Tally:
     ends: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-class CuttingProxy:
+class CuttingProxy(Proxy):
     """A way to a port that cuts connections after so many bytes, at random, in either direction."""
 
     def __init__(self, port: int, seed: int) -> None:
         self.cuts = 0
-        self._target = port
         self._chance = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._ended = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(port)
 
-    def _accept(self) -> None:
-        while not self._ended:
-            try:
-                inner, _ = self._listener.accept()
-            except OSError:
-                return
-            # Some live long: else nothing would come of anything.
-            bytes_left = int(self._chance.expovariate(1 / 60_000)) if self._chance.random() < 0.5 else sys.maxsize
-            threading.Thread(target=self._carry, args=(inner, bytes_left), daemon=True).start()
+    def _limit(self) -> int:
+        # Some live long: else nothing would come of anything.
+        return int(self._chance.expovariate(1 / 60_000)) if self._chance.random() < 0.5 else sys.maxsize
 
-    def _carry(self, inner: socket.socket, left: int) -> None:
-        with inner:
-            try:
-                outer = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            with outer:
-                ways = {inner: outer, outer: inner}
-                while True:
-                    for source in select.select(list(ways), (), ())[0]:
-                        try:
-                            data = source.recv(65_536)
-                            ways[source].sendall(data[:left])
-                        except OSError:
-                            return
-                        left -= len(data)
-                        if left <= 0:
-                            self.cuts += 1
-                        if not data or left <= 0:
-                            return
-
-    def close(self) -> None:
-        self._ended = True
-        self._listener.close()
+    def _was_cut(self) -> None:
+        self.cuts += 1
 
 
 def _script(request: ReceivedRequest) -> Iterator[Step]:

@@ -35,8 +35,6 @@ from sseqbridge import (
 from sseqbridge.resume import RedisLog, _lua
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
-from sseqbridge.resume._redis_errors import error_of
-from sseqbridge.resume._store import OutageError
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
 
 from . import resume_kills
@@ -358,15 +356,6 @@ def test_a_redis_that_hangs_is_an_outage(own: RedisServer) -> None:
         finally:
             own._process.send_signal(signal.SIGCONT)
         assert stream.collect() == [1]
-
-
-@pytest.mark.parametrize("kind", ["response", "loading"])
-def test_a_refusal_for_a_while_is_an_outage(kind: str) -> None:
-    made = {"response": redis.ResponseError("MISCONF no disk"), "loading": redis.BusyLoadingError("LOADING")}
-    assert isinstance(error_of(made[kind]), OutageError)
-    assert isinstance(error_of(redis.ResponseError("BUSY running a script")), OutageError)
-    assert isinstance(error_of(redis.ReadOnlyError("a replica")), OutageError)
-    assert isinstance(error_of(redis.ResponseError("something else")), LogError)
 
 
 def test_a_store_that_was_closed_says_so(server: RedisServer) -> None:

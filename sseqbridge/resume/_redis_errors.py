@@ -40,11 +40,9 @@ _CODE = re.compile(
 )
 
 # The server is a replica now: the connection leads to the wrong one.
-_DEMOTED = frozenset({"READONLY", "UNBLOCKED"})
-# It refuses for a while: it starts, fails over, has no disk or replica, runs a script, or moves slots.
-_FOR_A_WHILE = frozenset(
-    {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "MISCONF", "NOREPLICAS"}
-)
+_DEMOTED = frozenset({"READONLY", "UNBLOCKED", "MASTERDOWN"})
+# It refuses for a while: it starts, has no disk or no replica, runs a script, fails over, or moves slots.
+_FOR_A_WHILE = frozenset({"LOADING", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"})
 _REFUSED = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
 
 

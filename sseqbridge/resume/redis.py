@@ -165,6 +165,8 @@ class _RedisStore:
         # What is to be sent with the next round.
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
+        # How often a master was found to be a replica.
+        self.demotions = 0
 
     def events_key(self, key: str) -> str:
         """Return where a stream's entries are."""
@@ -331,10 +333,15 @@ class _RedisStore:
             return await pipeline.execute(raise_on_error=False)  # type: ignore[no-any-return]
 
     async def drop_connections(self) -> None:
-        """Close the connections that are not in use: they lead to a server that has become a replica.
+        """Close idle connections, for they lead to a server that has become a replica.
 
         A new one finds the master, wherever a name, a proxy or a Sentinel says that it is.
         """
+        self.demotions += 1
+        await self.close_idle()
+
+    async def close_idle(self) -> None:
+        """Close the connections that are not in use. (A Cluster's client finds the master by itself.)"""
         if not self.is_cluster:
             await _answer(self.client.connection_pool.disconnect(inuse_connections=False))
 
@@ -346,6 +353,8 @@ class _RedisTail:
         self._store = store
         self._wake_key = store.key_of_wake(uuid.uuid4().hex).encode()
         self._wakes = self._seen = 0
+        # How many demotions of the store its connection has come after.
+        self._demotions = 0
         self._is_reading = False
         self._waking: set[asyncio.Task[None]] = set()
         # What the streams of the last XREAD are called in Redis, and back.
@@ -378,6 +387,10 @@ class _RedisTail:
         return None
 
     async def _read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
+        if self._demotions != self._store.demotions:
+            # Else it would go on reading from the replica, which may never get what comes.
+            self._demotions = self._store.demotions
+            await self._store.close_idle()
         keys = self._named(positions)
         # As bytes, for redis-py encodes each of them else, of every stream for every event.
         names = [self._names[key] for key in positions]
