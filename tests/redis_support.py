@@ -45,7 +45,7 @@ class RedisServer:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
-        until(self.answers)
+        until(self.answers, 30)
 
     def answers(self) -> bool:
         """Whether it does."""

@@ -1,27 +1,51 @@
 """Logs of each kind, through each of their faces; and stores whose producers can be killed.
 
+Leases here last long, so that no machine is too slow for them: a test has one run out with `Logs.lose`. Producers renew
+them, and readers look at them, all the more often.
+
 Rule: the asynchronous face's loop runs only while something is waited for, in the thread of the test.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from sseqbridge import Bridge, arequest_sse, request_sse
 from sseqbridge.resume import Log, MemoryLog, RedisLog
-from sseqbridge.resume._store import OutageError
+from sseqbridge.resume._store import OutageError, Terms
 
 from .doors import Caller, Reading
 from .redis_support import RedisServer
+from .support import until
 
-__all__ = ["Face", "LogReading", "Logs", "Mortal"]
+__all__ = ["LEASE", "Face", "LogReading", "Logs", "Mortal", "look_often"]
+
+# In seconds: far longer than any test takes.
+LEASE = 60.0
 
 _names = itertools.count()
+
+
+@dataclass(frozen=True)
+class OftenTerms(Terms):
+    """Terms with looks and renewals that do not come less often because leases are long."""
+
+    renewed_every = 0.05
+    looked_every = 0.05
+    present_for = LEASE
+
+
+def look_often(log: Log) -> Log:
+    """Have a log that nothing was asked of yet look at leases, and renew them, often."""
+    log._terms = OftenTerms(*astuple(log._terms))
+    return log
 
 
 class Mortal:
@@ -43,6 +67,10 @@ class Mortal:
         self.dead: set[str] = set()
         # The calls that the dead have made since.
         self._held: list[asyncio.Event] = []
+        # How many calls have got through, and wait for the store's answer.
+        self._under_way: collections.Counter[str] = collections.Counter()
+        # How many calls have come back, by name.
+        self.answers: collections.Counter[str] = collections.Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -55,6 +83,19 @@ class Mortal:
         for held in self._held:
             self._loop.call_soon_threadsafe(held.set)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the store does nothing for anybody at this moment."""
+        return not any(self._under_way.values())
+
+    async def _ask(self, name: str, owner: str, *args: Any, **options: Any) -> Any:
+        self._under_way[owner] += 1
+        try:
+            return await getattr(self._store, name)(*args, **options)
+        finally:
+            self._under_way[owner] -= 1
+            self.answers[name] += 1
+
     async def _call(self, name: str, owner: str, *args: Any, **options: Any) -> Any:
         if self.is_out:
             raise OutageError("it is out")
@@ -66,11 +107,11 @@ class Mortal:
             if self.kill_at[1] < 0:
                 is_done, self.kill_at = self.kill_at[2], None
                 if is_done:
-                    await getattr(self._store, name)(*args, **options)
+                    await self._ask(name, owner, *args, **options)
                 self.dead.add(owner)
                 self.killed.set()
                 await self._wait_if_dead(owner)
-        return await getattr(self._store, name)(*args, **options)
+        return await self._ask(name, owner, *args, **options)
 
     async def _wait_if_dead(self, owner: str) -> None:
         if owner in self.dead:
@@ -119,13 +160,13 @@ class Logs:
 
     def new(self, *, prefix: str | None = None, **options: Any) -> Log:
         """Return a log; two of the same prefix are two processes' of the same."""
-        options.setdefault("lease", 2.0)
+        options.setdefault("lease", LEASE)
         if self.kind == "memory":
             assert prefix is None
-            return self._stack.enter_context(MemoryLog(**options))
+            return look_often(self._stack.enter_context(MemoryLog(**options)))
         assert self._server is not None
         prefix = prefix or f"test-{next(_names)}"
-        return self._stack.enter_context(RedisLog.from_url(self._server.url, prefix=prefix, **options))
+        return look_often(self._stack.enter_context(RedisLog.from_url(self._server.url, prefix=prefix, **options)))
 
     def mortal(self, **options: Any) -> tuple[Log, Mortal]:
         """Return a log, and its store, whose producers can be killed."""
@@ -133,6 +174,25 @@ class Logs:
         store = Mortal(log._new_store())
         log._new_store = lambda: store  # type: ignore[method-assign]
         return log, store
+
+    def lose(self, store: Mortal, key: str) -> None:
+        """Have the lease run out of a producer that is dead, or that the store is out for."""
+        # What got through before must not renew it after.
+        until(lambda: store.is_quiet)
+        if self._server is None:
+            store._streams[key].held_until = 0.0
+            return
+        with self._server.client() as client:
+            assert client.delete(store._key(key, "lease"))
+
+    def expire(self, log: Log, key: str) -> None:
+        """Have a stream that has ended expire."""
+        store: Any = log._hub().store
+        if self._server is None:
+            store._streams[key].expires_at = 0.0
+            return
+        with self._server.client() as client:
+            assert client.delete(store._key(key, "events"), store._key(key, "fence"))
 
 
 class Face(Caller):
@@ -171,7 +231,7 @@ class Face(Caller):
 class LogReading(Reading):
     """What a log's `open` returned."""
 
-    def next(self, timeout: float | None = 10.0) -> Any:
+    def next(self, timeout: float | None = 30.0) -> Any:
         return super().next(timeout)
 
     @property

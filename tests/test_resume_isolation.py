@@ -24,14 +24,12 @@ from sseqbridge.resume._store import Terms, Token
 from sseqbridge.testing import SSEServer, hold, send, silence
 
 from .redis_support import RedisServer, needs_redis, redis_server
-from .resume_support import Face, LogReading, Logs
+from .resume_support import LEASE, Face, LogReading, Logs
 from .support import until
 
 T = TypeVar("T")
 
 DONE = send("[DONE]")
-# Long enough for a machine that is busy: no test here waits for a lease to run out.
-LEASE = 60.0
 
 
 @pytest.fixture(scope="module")
