@@ -63,7 +63,7 @@ class Program:
 
     def prints(self, pattern: str) -> re.Match[str]:
         """Wait until it has printed something that `pattern` is found in."""
-        until(lambda: re.search(pattern, self.printed) or self.process.poll() is not None)
+        until(lambda: re.search(pattern, self.printed) or self.process.poll() is not None, 60)
         match = re.search(pattern, self.printed)
         assert match, f"it ended, and printed:\n{self.printed}"
         return match
@@ -78,7 +78,7 @@ class Program:
 
     def ended(self) -> int:
         """Wait for its end, and return its exit status."""
-        status = self.process.wait(10)
+        status = self.process.wait(60)
         self._reading.join(10)
         return status
 
@@ -176,7 +176,7 @@ class Puppet:
 
     def answer(self, number: int = 1) -> Answer:
         """Return the answer to a request, counted from 1, once it has come."""
-        until(lambda: len(self._answers) >= number)
+        until(lambda: len(self._answers) >= number, 60)
         return self._answers[number - 1]
 
     def reset(self) -> None:
@@ -240,7 +240,7 @@ class Page:
         self.url = url
         chrome.get(url)
         # The counts come by an event stream as well.
-        until(lambda: self.count("open") == 0)
+        until(lambda: self.count("open") == 0, 60)
         if not self.find(f"input[value={way}]").is_selected():
             self.find(f"input[value={way}] + span").click()
 
@@ -287,6 +287,6 @@ class Page:
     def shows(self, answer: str, state: str) -> None:
         """Wait until the last answer is this, and in that state."""
         try:
-            until(lambda: (self.answer, self.state) == (answer, state))
+            until(lambda: (self.answer, self.state) == (answer, state), 60)
         except TimeoutError:
             assert (self.answer, self.state, self.error) == (answer, state, "")

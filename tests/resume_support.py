@@ -20,6 +20,7 @@ from typing import Any
 from sseqbridge import Bridge, arequest_sse, request_sse
 from sseqbridge.resume import Log, MemoryLog, RedisLog
 from sseqbridge.resume._store import OutageError, Terms
+from sseqbridge.testing import Step, hold, respond, send
 
 from .doors import Caller, Reading
 from .redis_support import RedisServer
@@ -71,6 +72,7 @@ class Mortal:
         self._under_way: collections.Counter[str] = collections.Counter()
         # How many calls have come back, by name.
         self.answers: collections.Counter[str] = collections.Counter()
+        self._gates: list[threading.Event] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -95,6 +97,16 @@ class Mortal:
         finally:
             self._under_way[owner] -= 1
             self.answers[name] += 1
+            if name == "append" and self._gates:
+                self._gates.pop(0).set()
+
+    def one_by_one(self, *texts: object) -> list[Step]:
+        """Return an upstream that sends each text once something was appended, so that each is appended alone."""
+        self._gates = [threading.Event() for _ in texts]
+        steps = [respond()]
+        for gate, text in zip(self._gates, texts, strict=True):
+            steps += [hold(gate), send(text)]
+        return steps
 
     async def _call(self, name: str, owner: str, *args: Any, **options: Any) -> Any:
         if self.is_out:

@@ -549,7 +549,7 @@ def test_cancel_ends_all_and_the_upstream(log: Log, face: Face) -> None:
         readings = [face.open(log, "k", face.start(upstream.url)) for _ in range(3)]
         assert [reading.next() for reading in readings] == [1, 1, 1]
         assert face.cancel(log, "k") is True
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
         assert face.cancel(log, "k") is False
@@ -579,7 +579,7 @@ def test_cancel_before_it_has_begun(log: Log, face: Face) -> None:
         assert face.cancel(log, "k") is True
         with pytest.raises(RequestAbortedError):
             opened.result(30)
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
         reading = face.open(log, "k")
         assert (reading.items(), reading.outcome) == ([], "closed")
 
@@ -602,7 +602,7 @@ def test_what_is_begun_after_its_end_is_aborted(log: Log, face: Face, ends: str)
             assert face.cancel(log, "k")
         else:
             flag.set()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
         go.set()
         if ends == "cancel":
             assert opened.result(30).collect() == []
@@ -655,7 +655,7 @@ def test_delete_forgets(log: Log, face: Face) -> None:
         reading = face.open(log, "other", face.start(upstream.url))
         assert reading.next() == 1
         assert face.delete(log, "other") is True
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
 
 
 def test_a_slow_reader_of_what_was_deleted_holds_up_nobody(log: Log, face: Face) -> None:
@@ -691,7 +691,7 @@ def test_abandoned_it_is_aborted(logs: Logs, face: Face) -> None:
             reading.next(0.6)
         assert not upstream.requests[0].aborted.is_set()
         reading.close()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
         after = face.open(log, "k")
         assert (after.items(), after.outcome) == ([1], "closed")
 
@@ -743,7 +743,7 @@ def test_close_ends_this_ones_readers_and_gives_the_lease_back(logs: Logs, face:
         assert reading.next() == 1
         log.close()
         assert (reading.items(), reading.outcome) == ([], "closed")
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
     with pytest.raises(UsageError, match="closed"):
         face.open(log, "k")
     log.close()
@@ -816,7 +816,7 @@ def lost(reading: LogReading, count: int) -> None:
 def test_a_producer_killed_at_each_step_is_noticed(logs: Logs, step: tuple[str, int, bool]) -> None:
     log, store = logs.mortal()
     store.kill_at = step
-    with SSEServer([send(0), wait(0.02), send(1), wait(0.02), send(2), DONE]) as upstream:
+    with SSEServer([*store.one_by_one(0, 1, 2), DONE]) as upstream:
         opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url)))
         assert store.killed.wait(30)
         if step == ("append", 0, False):
@@ -873,10 +873,11 @@ def test_a_dead_producer_that_wakes_up_writes_nothing(logs: Logs, face: Face, st
     log, store = logs.mortal()
     store.kill_at = step
     go = threading.Event()
+    old = [*store.one_by_one("old 0", "old 1"), DONE]
 
     def script(request: ReceivedRequest) -> list[Step]:
         if request.path == "/old":
-            return [send("old 0"), wait(0.02), send("old 1"), DONE]
+            return old
         return [send("new 0"), hold(go), send("new 1"), DONE]
 
     with SSEServer(script) as upstream:
@@ -1022,7 +1023,7 @@ def test_a_cancelled_producer_returns(log: Log) -> None:
         assert log.cancel("k")
         assert produced.result(30) == "closed"
         assert reading.collect() == []
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
 
 
 # The store out for a while.
@@ -1052,7 +1053,7 @@ def test_an_outage_that_is_too_long_is_told(logs: Logs, face: Face) -> None:
         store.is_out = True
         with pytest.raises(LogUnavailableError, match="outage="):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
         with pytest.raises(LogUnavailableError):
             face.open(log, "other", face.start(upstream.url))
         with pytest.raises(LogUnavailableError):
@@ -1250,7 +1251,7 @@ def test_an_append_that_comes_too_late_ends_the_producer(logs: Logs, face: Face)
         assert reading.next() == 0
         store.failures["append"] = StaleError()
         go.set()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
 
 
 def test_a_renewal_that_comes_too_late_ends_the_producer(logs: Logs, face: Face) -> None:
@@ -1259,7 +1260,7 @@ def test_a_renewal_that_comes_too_late_ends_the_producer(logs: Logs, face: Face)
         reading = face.open(log, "k", face.start(upstream.url))
         assert reading.next() == 0
         store.failures["renew"] = StaleError()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
 
 
 def test_an_outage_that_is_too_long_for_an_append_is_told(logs: Logs, face: Face) -> None:
@@ -1272,7 +1273,7 @@ def test_an_outage_that_is_too_long_for_an_append_is_told(logs: Logs, face: Face
         go.set()
         with pytest.raises(LogUnavailableError):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
 
 
 def test_abandoned_and_taken_over_at_once(logs: Logs, face: Face) -> None:
@@ -1282,7 +1283,7 @@ def test_abandoned_and_taken_over_at_once(logs: Logs, face: Face) -> None:
         assert reading.next() == 0
         store.failures["end"] = StaleError()
         reading.close()
-        face.meanwhile(upstream.requests[0].wait_aborted)
+        face.meanwhile(upstream.requests[0].wait_aborted, 30)
 
 
 @pytest.mark.parametrize("name", ["read", "watch", "claim"])
@@ -1333,7 +1334,7 @@ def test_what_start_returns_too_late_is_discarded(log: Log) -> None:
         answered = request_sse(upstream.url)
         asyncio.run(main(lambda: later(lambda: answered)))
         asyncio.run(main(lambda: later(lambda: 7)))
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
     with SSEServer([send(0), DONE]) as upstream:
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
 

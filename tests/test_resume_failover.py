@@ -24,7 +24,8 @@ from sseqbridge.testing import SSEServer, Step, hold, respond, send, silence
 from .redis_support import Proxy, RedisServer, free_port, needs_redis, redis_server
 from .support import in_thread, until
 
-pytestmark = needs_redis
+# Servers that fail over, or start, take their time on a machine that is busy.
+pytestmark = [needs_redis, pytest.mark.timeout(120)]
 
 DONE = send("[DONE]")
 # Nothing here waits for a lease to run out, or for an outage to be too long.
@@ -370,6 +371,17 @@ def test_connections_that_cannot_be_dropped_are_an_outage_too(master: RedisServe
         with pytest.raises(OutageError):
             await asyncio.wait_for(store.leave("k", "reader"), 30)
         del store.client.connection_pool.disconnect
+        await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_clusters_client_finds_the_master_by_itself(master: RedisServer) -> None:
+    async def main() -> None:
+        store: Any = RedisLog.from_url(master.url, cluster=True)._new_store()
+        # It has no pool of its own that could be told.
+        assert not hasattr(store.client, "connection_pool")
+        await store.drop_connections()
         await store.aclose()
 
     asyncio.run(main())

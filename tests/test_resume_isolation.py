@@ -27,6 +27,9 @@ from .redis_support import RedisServer, needs_redis, redis_server
 from .resume_support import LEASE, Face, LogReading, Logs
 from .support import until
 
+# The machine may be busy.
+pytestmark = pytest.mark.timeout(90)
+
 T = TypeVar("T")
 
 DONE = send("[DONE]")
@@ -319,6 +322,7 @@ def redis_log(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[R
         yield log
 
 
+@needs_redis
 def test_bytes_that_are_not_utf8_end_readers_of_their_stream_alone(redis_log: RedisLog, server: RedisServer) -> None:
     go = threading.Event()
     face = Face(is_async=False)
@@ -338,6 +342,7 @@ def test_bytes_that_are_not_utf8_end_readers_of_their_stream_alone(redis_log: Re
         assert good.items() == [2]
 
 
+@needs_redis
 @pytest.mark.parametrize("entry_id", ["1000000000000000-0", "18446744073709551615-18446744073709551615"])
 def test_ids_that_no_log_writes_end_readers_of_their_stream_alone(
     redis_log: RedisLog, server: RedisServer, entry_id: str
@@ -358,6 +363,7 @@ def test_ids_that_no_log_writes_end_readers_of_their_stream_alone(
         assert good.items() == [2]
 
 
+@needs_redis
 @pytest.mark.parametrize("what", ["events", "readers"])
 def test_a_key_of_a_wrong_type_ends_readers_of_its_stream_alone(server: RedisServer, what: str) -> None:
     """While an XREAD, or the script that looks at leases, takes the keys of all streams at a time."""
@@ -391,6 +397,7 @@ def test_a_key_of_a_wrong_type_ends_readers_of_its_stream_alone(server: RedisSer
             assert (reading.items(), reading.outcome) == ([2], "done")
 
 
+@needs_redis
 def test_an_error_of_all_streams_ends_all(server: RedisServer) -> None:
     """No key alone is at fault, or every one."""
     face = Face(is_async=False)
@@ -412,3 +419,22 @@ def test_an_error_of_all_streams_ends_all(server: RedisServer) -> None:
         assert readings[0].next() == 2
         for reading in readings:
             assert "NoPermissionError" in str(reading.fail()[1])
+
+
+@needs_redis
+def test_an_error_of_no_stream_alone_ends_all(server: RedisServer) -> None:
+    """As of the key by which a process wakes its own XREAD."""
+    face = Face(is_async=False)
+    with (
+        SSEServer([send(1), silence()]) as upstream,
+        RedisLog.from_url(server.url, prefix="woken", lease=LEASE) as log,
+        server.client() as client,
+    ):
+        readings = [face.open(log, f"k{n}", face.start(upstream.url)) for n in range(3)]
+        for reading in readings:
+            assert reading.next() == 1
+        until_tailed(log, "k0", "k1", "k2")
+        tail: Any = log._hub()._groups[""].tail
+        client.set(tail._wake_key, "x")
+        for reading in readings:
+            assert "WRONGTYPE" in str(reading.fail()[1])

@@ -287,7 +287,7 @@ def test_redis_that_does_not_come_back_is_told(own: RedisServer) -> None:
         with pytest.raises(LogUnavailableError, match=r"out for 0\.5 s") as caught:
             next(stream)
         assert isinstance(caught.value.__cause__, (redis.ConnectionError, redis.TimeoutError))
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
         with pytest.raises(LogUnavailableError):
             log.open("other", lambda: request_sse(upstream.url))
 
@@ -341,7 +341,7 @@ def test_a_full_memory_is_told_as_such() -> None:
         with pytest.raises(LogFullError, match="maxmemory"):
             while True:
                 next(stream)
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
         # What was written can still be read, and the readers elsewhere are told.
         with pytest.raises(ProducerLostError):
             while True:
@@ -471,7 +471,7 @@ def test_a_process_that_dies_ends_its_readers_or_is_taken_over(server: RedisServ
             # It wakes up, and may not write any more.
             producer.send_signal(signal.SIGCONT)
             assert lines(producer, 1) == ["closed"]
-            upstream.requests[0].wait_aborted()
+            upstream.requests[0].wait_aborted(30)
             assert log.open("k", replay="all").collect() == [1, 2, {"restart": True}, 7]
 
 
@@ -485,7 +485,7 @@ def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
         assert next(reader) == 1
         producer.send_signal(signal.SIGINT)
         producer.wait(30)
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
         until(lambda: "sseqbridge:{k}:lease" not in keys_of(server))
         reader.close()
 

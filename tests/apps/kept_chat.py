@@ -1,6 +1,7 @@
-"""The chat example, where an answer is missed, and taken over, in a time that a test can wait for.
+"""The chat example, whose leases last as long as the machine is slow: a test has one run out when it wants that.
 
-Each worker tells the upstream its process id as its key, so that a test knows whom to kill.
+An answer is abandoned after ABANDON_AFTER seconds. Each worker tells the upstream its process id as its key, so that a
+test knows whom to kill.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import flask
 from examples.flask_chat import app as chat
 from examples.flask_chat.upstream import Upstream
 from sseqbridge.resume import RedisLog
+from tests.resume_support import LEASE, look_often
 
 __all__ = ["create_app"]
 
 
 def create_app() -> flask.Flask:
     """Return the application, for one worker."""
-    log = RedisLog.from_url(os.environ["REDIS_URL"], lease=3.0, abandon_after=1.0)
+    abandon_after = float(os.environ["ABANDON_AFTER"])
+    log = look_often(RedisLog.from_url(os.environ["REDIS_URL"], lease=LEASE, abandon_after=abandon_after))
     return chat.create_app(Upstream(os.environ["OPENAI_BASE_URL"], "puppet", key=str(os.getpid())), log)
