@@ -237,7 +237,6 @@ class _Merged(NotCopyable):
             raise UsageError("these streams were merged before a fork, and are the parent's to read: merge others")
 
     def _put_in(self, member: _Member) -> int:
-        self._check_process()
         if any(member.stream is not None and member.stream is other.stream for other in tuple(self._members.values())):
             raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
         number = next(self._numbers)
@@ -322,6 +321,8 @@ class MergedStreams(_Merged):
 
     def add(self, name: Any, stream: Any) -> int:
         """Add a stream, from any thread, and return its number. Raises UsageError once the loop is over."""
+        # First of all: in a forked child no request may be sent.
+        self._check_process()
         return self._put_in(_member(name, stream))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -404,6 +405,7 @@ class AsyncMergedStreams(_Merged):
 
     async def add(self, name: Any, stream: Any) -> int:
         """Add a stream, and return its number. Raises UsageError once the loop is over."""
+        self._check_process()
         return self._put_in(await _amember(name, stream))
 
     def __aiter__(self) -> Self:

@@ -425,15 +425,15 @@ class _Wire(asyncio.BufferedProtocol):
         # The handshake's next part, an alert, an answer to a change of keys.
         if (answer := tls.to_send()) and not self._transport.is_closing():
             self._transport.write(answer)
-            if self._transport.get_write_buffer_size() > _MAX_UNTAKEN_BYTES:
-                words = "the server takes no answers to what it asks of TLS"
-                self._end(ConnectionAbortedError(errno.ECONNABORTED, words))
-                self.abort()
-                return
+        # Before anything that ends the connection: these bytes came first.
         if data:
             self._receive(data)
         if tls.ended or tls.error is not None:
             self._end(tls.error)
+        elif answer and self._transport.get_write_buffer_size() > _MAX_UNTAKEN_BYTES:
+            words = "the server takes no answers to what it asks of TLS"
+            self._end(ConnectionAbortedError(errno.ECONNABORTED, words))
+            self.abort()
         elif not was_established:
             self._wake()
 

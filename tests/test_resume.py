@@ -245,6 +245,16 @@ def test_a_function_of_the_upstreams_request_that_raises_ends_it_for_all(
                 assert isinstance(reading.fail()[1], CallbackError)
 
 
+def test_a_done_function_that_raises_aborts_the_upstream(log: Log) -> None:
+    def fail(event: object) -> bool:
+        raise ZeroDivisionError
+
+    with SSEServer([send(1), silence()]) as upstream:
+        with pytest.raises(CallbackError), log.open("k", lambda: request_sse(upstream.url, done=fail)) as events:
+            events.collect()
+        upstream.wait_for_request().wait_aborted()
+
+
 def test_a_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
     told: list[Any] = []
 
@@ -901,7 +911,8 @@ def test_a_dead_producer_that_wakes_up_writes_nothing(logs: Logs, face: Face, st
             ["old 0", "old 1", '{"restart":true}'],
             ['{"restart":true}'],
         )
-        opened.exception(30)
+        if opened.exception(30) is None:
+            opened.result().close()
 
 
 def lose_when_killed(logs: Logs, store: Mortal) -> None:

@@ -1479,7 +1479,7 @@ def hand_made(
         def run() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(10)
+                connection.settimeout(30)
                 records = shake_hands(connection, context, tmp_path / "keys")
                 # The request, which may have come with the handshake's last part.
                 with contextlib.suppress(ConnectionError):
@@ -1532,16 +1532,23 @@ def test_keys_may_change_in_mid_stream(
 
 
 @own_transport
+@pytest.mark.parametrize("updates_sent_with_the_head", [0, 3000])
 def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
     hand_made: Callable[..., AbstractContextManager[Answer]],
     monkeypatch: pytest.MonkeyPatch,
+    updates_sent_with_the_head: int,
 ) -> None:
+    """Events that came before are delivered, also those that came in the same read."""
+
     def serve(connection: socket.socket, records: Records) -> None:
-        # So that it is soon that no answer more is taken.
+        # The client's answers soon find no room any more.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(records.data(ENDLESS))
+        connection.sendall(records.data(ENDLESS) + updates(records, updates_sent_with_the_head))
         while True:
-            connection.sendall(b"".join(records.key_update() for _ in range(300)))
+            connection.sendall(updates(records, 300))
+
+    def updates(records: Records, count: int) -> bytes:
+        return b"".join(records.key_update() for _ in range(count))
 
     attempt = _transport._attempt
 
@@ -1555,7 +1562,7 @@ def test_server_that_asks_tls_for_answers_and_takes_none_is_given_up(
     with hand_made(serve) as answer:
         assert answer.next() == 1
         with pytest.raises(TransportError, match="takes no answers"):
-            answer.next(15)
+            answer.next(30)
 
 
 @own_transport

@@ -202,7 +202,7 @@ class Producer(LoopTask):
             raise
         except BaseException as error:
             # A function of the caller's has raised: `done` or `on_reconnect`. It must not end the loop.
-            upstream.end = End("error", as_callback_error(error, "a function of the upstream's request"))
+            upstream.fail(as_callback_error(error, "a function of the upstream's request"))
             return []
 
     async def _finish(self, stream: Any, end: End) -> None:
@@ -309,6 +309,11 @@ class _Upstream:
         # What somebody has read, and not taken.
         self._left: list[Any] = list(stream._items)
         self.end: End | None = stream._end
+
+    def fail(self, error: SSEError) -> None:
+        """Abort the request, and end with an error."""
+        self._stream._abort()
+        self.end = End("error", error)
 
     async def gather(self) -> list[dict[str, str]]:
         """Return what is there, waiting for it."""
