@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,8 +89,9 @@ def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Itera
     """Run a program that serves, with these variables and none of those that the examples look at."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LOOKED_AT)}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **variables}
-    with subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, encoding="utf-8",
+    # It is killed, and leaves its temporary files.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, subprocess.Popen(
+        command, cwd=cwd, env={**environment, "TMPDIR": temporary}, text=True, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         program = Program(process)
@@ -225,11 +227,13 @@ def chromium() -> Iterator[webdriver.Chrome]:
     for argument in ("--headless=new", "--window-size=1280,900", "--lang=en", *_ON_LOOPBACK, *_IN_A_CONTAINER):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, Service(driver))
-    try:
-        yield chrome
-    finally:
-        chrome.quit()
+    # Chromium leaves files behind.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        chrome = webdriver.Chrome(options, Service(driver, env={**os.environ, "TMPDIR": directory}))
+        try:
+            yield chrome
+        finally:
+            chrome.quit()
 
 
 class Page:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import multiprocessing.util
 import os
+import shutil
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +23,7 @@ from hypothesis import settings
 
 from sseqbridge import Bridge, _bridge
 
+from . import leaks
 from .clock import FakeClock, fake_clock
 from .doors import Door
 from .support import HAS_OWN_TRANSPORT
@@ -55,6 +59,75 @@ def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 sys.addaudithook(_stay_on_loopback)
+leaks.install()
+
+
+_has_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_has_failed] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """Let the resources of a fixture of wider scope outlive the test that asks for it first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with leaks.shared(fixturedef.scope):
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put temporary files into a directory of the session's own."""
+    # pytest's own temporary directory is made where tempfile puts files: before that is changed.
+    tmp_path_factory.getbasetemp()
+    # So is that of multiprocessing, which removes it when the interpreter exits.
+    multiprocessing.util.get_temp_dir()
+    directory = tempfile.mkdtemp(prefix="sseqbridge-tests-")
+    # nginx runs as another user, below it.
+    os.chmod(directory, 0o711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", directory)
+        patch.setenv("TMPDIR", directory)
+        yield
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_by_the_module(nothing_is_left_by_the_session: None) -> Iterator[None]:
+    """Fail the last test of a module whose fixtures leave resources behind."""
+    before = leaks.inventory()
+    yield
+    if left := leaks.left_behind(before, "module"):
+        pytest.fail("the module left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(
+    request: pytest.FixtureRequest, nothing_is_left_by_the_module: None, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """Fail a test that leaves a resource behind, by name. See leaks.py."""
+    leaks.start_shared()
+    before = leaks.inventory()
+    yield
+    if request.node.stash.get(_has_failed, False):
+        # Its traceback keeps its frames, with all that they refer to, until the next failure.
+        leaks.close_streams(before)
+        return
+    # Errors in the log refer to the frames that they passed.
+    for record in caplog.get_records("setup") + caplog.get_records("call"):
+        record.exc_info = None
+    may_stay = [kind for marker in request.node.iter_markers("leaves") for kind in marker.args]
+    if left := leaks.left_behind(before, but=may_stay):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
 def watched_loops() -> AbstractContextManager[object]:
@@ -64,7 +137,7 @@ def watched_loops() -> AbstractContextManager[object]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_blocks_a_loop(request: pytest.FixtureRequest, nothing_is_left: None) -> Iterator[None]:
     """Fail what blocks the thread of a running loop in the package: a BlockingError is raised there.
 
     But for tests of what happens where a program does that, which are marked with `blocks_its_loop`,
@@ -78,7 +151,7 @@ def nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def on_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that tries to leave loopback, and let no proxy of the machine stand between."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -88,7 +88,8 @@ class Proxy:
         self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def _limit(self) -> int:
         """Return after how many bytes a new connection is cut."""
@@ -127,8 +128,9 @@ class Proxy:
                             return
 
     def close(self) -> None:
-        # (close alone would leave the thread in accept.)
+        # Unlike close(), this ends an accept() that waits.
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
 
     def __enter__(self) -> Proxy:

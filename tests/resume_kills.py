@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sseqbridge import Bridge, EventStream, LogError, ProducerLostError, SSEErro
 from sseqbridge.resume import Log, RedisLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 
+from .leaks import shared
 from .redis_support import Proxy, RedisServer
 
 __all__ = ["Tally", "run"]
@@ -188,6 +190,9 @@ def run(kills: int, seed: int, *, at_once: int = 16, disturbs: bool = True) -> T
     tally = Tally()
     chance = random.Random(seed)
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "sseqbridge.resume.redis"])
+    with shared("session"):
+        # It serves the process until its end.
+        forkserver.ensure_running()
     ended = threading.Event()
     with (
         tempfile.TemporaryDirectory() as directory,

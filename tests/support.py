@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:
     return future
 
 
-_idents: dict[Future[Any], int] = {}
+# Weak: a result that is an error refers to the frames that it passed, and to all that is in them.
+_idents: weakref.WeakKeyDictionary[Future[Any], int] = weakref.WeakKeyDictionary()
 
 
 def is_waiting(future: Future[Any]) -> bool:

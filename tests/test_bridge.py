@@ -460,6 +460,8 @@ class Stubborn(httpx.AsyncBaseTransport):
                 await self._act()
 
 
+# anyio keeps a task that is in a cancel scope until it ends, and the loop of this one is closed.
+@pytest.mark.leaves("task")
 def test_a_task_that_will_not_end_holds_up_neither_its_consumer_nor_the_closing() -> None:
     async def go_on() -> None:
         pass

@@ -92,7 +92,9 @@ def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple
     url = f"http://127.0.0.1:{port}"
     # Where gunicorn keeps a socket of its own.
     variables["HOME"] = str(cwd)
-    with running(command, cwd, **variables) as program, httpx.Client(timeout=10) as client:
+    # All tests have this client: no connection outlives its test.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with running(command, cwd, **variables) as program, httpx.Client(timeout=10, limits=limits) as client:
         until(lambda: answers_at(url, program))
         site = Site(name, url, client)
         yield site, program

@@ -655,6 +655,8 @@ def test_bar_shows_how_many_are_complete(monkeypatch: pytest.MonkeyPatch) -> Non
         return bars[-1]
 
     monkeypatch.setattr(module, "tqdm", noting)
+    # No thread that looks after bars for the rest of the process.
+    monkeypatch.setattr(make, "monitor_interval", 0)
     with SSEServer([send(1), DONE]) as server:
         assert len(list(gather([call(server)] * 5, progress=True))) == 5
         assert len(list(gather((call(server) for _ in range(3)), progress=True))) == 3

@@ -1,0 +1,378 @@
+"""Checks that a test leaves nothing behind: streams, event loops, tasks, threads, descriptors, children, files.
+
+`inventory()` lists the resources of the process. A fixture in conftest.py compares the inventory before a test with
+the inventory after it, waits for resources that end by themselves, and fails the test with the names of the rest.
+All functions run in the main thread, between tests; `install()` has other threads add to `_made`, whose additions
+are atomic under the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from sseqbridge import _bridge, _merge, _streams, request_sse
+from sseqbridge._client import ClientPool
+from sseqbridge._transport import Transport
+from sseqbridge.testing import SSEServer
+
+__all__ = [
+    "WAIT_SECONDS",
+    "Resource",
+    "close_streams",
+    "describe",
+    "install",
+    "inventory",
+    "left_behind",
+    "shared",
+    "start_shared",
+]
+
+# For how long a resource may go on after the test that made it.
+WAIT_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 0.05
+# Most of what is left a moment after a test ends by itself within the first of these; the collector comes then.
+_COLLECT_AFTER_SECONDS = 0.02
+_COLLECT_AGAIN_SECONDS = 1.0
+
+_TESTS = Path(__file__).parent
+_DESCRIPTORS = Path("/proc/self/fd")
+
+# Where each stream and each event loop that is alive was made.
+_made: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+class Resource(NamedTuple):
+    """One resource. `key` is equal for the same resource, and for no other."""
+
+    kind: str
+    key: Any
+
+
+# Resources that outlive the test in which they were made, by the scope to which they belong.
+_shared: dict[str, set[Resource]] = {"class": set(), "module": set(), "package": set(), "session": set()}
+
+
+def install() -> None:
+    """Record where streams and event loops are made from now on."""
+    kinds: list[type] = [_streams._BaseStream, _merge._Merged, asyncio.BaseEventLoop]
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        kinds.append(uvloop.Loop)
+    for kind in kinds:
+        kind.__init__ = _recording(kind.__init__)  # type: ignore[misc]
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    def recording(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        _made[self] = _test_line(sys._getframe(1))
+
+    return recording
+
+
+def _test_line(frame: FrameType | None) -> str:
+    """Return the innermost line of the tests that led to a frame; without one, the line of the frame."""
+    innermost = frame
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(f"{_TESTS}{os.sep}") or os.path.basename(path).startswith("test_"):
+            return _line(frame)
+        frame = frame.f_back
+    return "unknown" if innermost is None else _line(innermost)
+
+
+def _line(frame: FrameType) -> str:
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+@contextlib.contextmanager
+def shared(scope: str = "module") -> Iterator[None]:
+    """Let the resources that are made in the block outlive the current test; they belong to `scope`."""
+    before = inventory()
+    try:
+        yield
+    finally:
+        _shared[scope] |= inventory() - before
+
+
+def start_shared() -> None:
+    """Start what all tests share: the default bridge, with its thread, its loop and the descriptors of that."""
+    if _bridge.default_bridge()._state is None:
+        # A request, since uvloop opens some descriptors with the first connection.
+        with shared("session"), SSEServer([]) as server:
+            assert list(request_sse(server.url).events) == []
+
+
+def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable[str] = ()) -> list[str]:
+    """Return descriptions of the resources that were made since `before` and are still there.
+
+    Waits up to WAIT_SECONDS for them to end. `scope` is the scope that ends now: resources of wider scopes stay.
+    `but` are kinds that may stay.
+    """
+    scopes = list(_shared)
+    wider = scopes[scopes.index(scope) + 1 :] if scope in scopes else scopes
+    known = before.union(*(_shared[each] for each in wider))
+    if scope in _shared:
+        _shared[scope].clear()
+    if not inventory() - known:
+        return []
+    is_shared = _belongs_to_shared(known)
+
+    def still_there() -> set[Resource]:
+        return {resource for resource in inventory() - known if resource.kind not in but and not is_shared(resource)}
+
+    _close_idle_connections()
+    started_at = time.monotonic()
+    collect_at = started_at + _COLLECT_AFTER_SECONDS
+    pause = 0.001
+    while (left := still_there()) and time.monotonic() < started_at + WAIT_SECONDS:
+        if time.monotonic() >= collect_at:
+            # Resources that only a reference cycle refers to warn of that here, in the test that made them.
+            gc.collect()
+            collect_at = time.monotonic() + _COLLECT_AGAIN_SECONDS
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    # Reported once: not again by the module.
+    _shared["session"] |= inventory() - known
+    return sorted(map(describe, left))
+
+
+def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
+    """Return whether a resource is a connection or a task of a server that outlives the test.
+
+    Clients of such a server, in other processes, may keep idle connections. Tasks of the default bridge do not count.
+    """
+    bridge_state = None if _bridge._default is None else _bridge._default._state
+    bridge_loop = None if bridge_state is None else bridge_state.loop
+    loops = {resource.key() for resource in known if resource.kind == "event loop"} - {bridge_loop}
+    pairs = [_ports(resource.key) for resource in known if resource.kind == "descriptor"]
+    ports = {own for own, peer in pairs if own and not peer}
+
+    def belongs(resource: Resource) -> bool:
+        if resource.kind == "task":
+            task = resource.key()
+            return task is None or task.get_loop() in loops
+        if resource.kind == "descriptor":
+            own, peer = _ports(resource.key)
+            return own in ports and peer > 0
+        return False
+
+    return belongs
+
+
+def close_streams(before: set[Resource]) -> None:
+    """Close the streams that were made since `before`, so that nothing warns of them in a later test."""
+    for resource in inventory() - before:
+        stream = resource.key() if resource.kind == "stream" else None
+        if isinstance(stream, _streams._BaseStream):
+            stream._abort()
+        elif stream is not None:
+            stream.close()
+
+
+# What there is.
+
+
+def inventory() -> set[Resource]:
+    """Return the resources that the process has now."""
+    return {*_streams_and_loops(), *_tasks(), *_threads(), *_descriptors(), *_children(), *_files()}
+
+
+def _streams_and_loops() -> Iterator[Resource]:
+    for reference in _made.keyrefs():
+        made = reference()
+        if isinstance(made, asyncio.AbstractEventLoop):
+            if not made.is_closed():
+                yield Resource("event loop", reference)
+        elif made is not None and _is_open(made):
+            yield Resource("stream", reference)
+
+
+def _is_open(stream: Any) -> bool:
+    if isinstance(stream, _streams._BaseStream):
+        return stream._is_open() and not stream._pump.is_inherited
+    return bool(stream._members) and not stream._ready.closed
+
+
+def _tasks() -> Iterator[Resource]:
+    for reference in _made.keyrefs():
+        loop = reference()
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            for task in asyncio.all_tasks(loop):
+                yield Resource("task", weakref.ref(task))
+
+
+def _threads() -> Iterator[Resource]:
+    for thread in threading.enumerate():
+        yield Resource("thread", thread)
+
+
+def _descriptors() -> Iterator[Resource]:
+    if not _DESCRIPTORS.exists():
+        return
+    for number in os.listdir(_DESCRIPTORS):
+        try:
+            target = os.readlink(f"{_DESCRIPTORS}/{number}")
+        except FileNotFoundError:
+            continue  # Closed since: by another thread, or by the listing itself.
+        yield Resource("descriptor", (int(number), target))
+
+
+def _children() -> Iterator[Resource]:
+    if not _has_children():
+        return
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids = path.read_text("ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # The thread has ended since.
+        for pid in pids:
+            yield Resource("child process", int(pid))
+
+
+def _has_children() -> bool:
+    try:
+        # WNOWAIT: a child that has ended stays for whoever waits for it.
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _files() -> Iterator[Resource]:
+    for name in os.listdir(tempfile.gettempdir()):
+        yield Resource("temporary file", name)
+
+
+# How it is named.
+
+
+def describe(resource: Resource) -> str:
+    """Return what a resource is, and where it was made as far as that is known."""
+    return f"{resource.kind} {_DESCRIPTIONS[resource.kind](resource.key)}"
+
+
+def _describe_made(reference: weakref.ref[Any]) -> str:
+    made = reference()
+    return "that has gone since" if made is None else f"{made!r}, made at {_made.get(made, 'unknown')}"
+
+
+def _describe_task(reference: weakref.ref[asyncio.Task[Any]]) -> str:
+    return repr(reference())
+
+
+def _describe_thread(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return f"{thread.name!r}, now at {_test_line(frame)}"
+
+
+def _describe_descriptor(key: tuple[int, str]) -> str:
+    number, target = key
+    with _duplicate(key) as duplicate:
+        if duplicate is None:
+            return f"{number}: {target}"
+        peer = _peer_name(duplicate)
+        connected = "not connected" if peer is None else f"connected to {peer}"
+        return f"{number}: {duplicate.family.name} socket at {duplicate.getsockname()}, {connected}"
+
+
+@contextlib.contextmanager
+def _duplicate(key: tuple[int, str]) -> Iterator[socket.socket | None]:
+    """Give a duplicate of a descriptor, None where it is no socket or has been closed since."""
+    number, target = key
+    try:
+        copy = os.dup(number) if target.startswith("socket:") else -1
+    except OSError:
+        copy = -1
+    if copy < 0:
+        yield None
+        return
+    try:
+        duplicate = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        yield None
+        return
+    with duplicate:
+        yield duplicate
+
+
+def _peer_name(connection: socket.socket) -> Any:
+    try:
+        return connection.getpeername()
+    except OSError:
+        return None
+
+
+def _ports(key: tuple[int, str]) -> tuple[int, int]:
+    """Return the ports of a TCP socket and of its peer; 0 for one that does not exist."""
+    with _duplicate(key) as duplicate:
+        if duplicate is None or duplicate.family not in (socket.AF_INET, socket.AF_INET6):
+            return 0, 0
+        peer = _peer_name(duplicate)
+        return duplicate.getsockname()[1], 0 if peer is None else peer[1]
+
+
+def _describe_child(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return f"{pid}, which has ended since"
+    return f"{pid}: {' '.join(command.split())[:200] or 'ended, and nobody has waited for it'}"
+
+
+def _describe_file(name: str) -> str:
+    return str(Path(tempfile.gettempdir(), name))
+
+
+_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
+    "stream": _describe_made,
+    "event loop": _describe_made,
+    "task": _describe_task,
+    "thread": _describe_thread,
+    "descriptor": _describe_descriptor,
+    "child process": _describe_child,
+    "temporary file": _describe_file,
+}
+
+
+# The default bridge's idle connections, which it keeps for 4 s.
+
+
+def _close_idle_connections() -> None:
+    bridge = _bridge._default
+    state = None if bridge is None else bridge._state
+    if state is not None:
+        asyncio.run_coroutine_threadsafe(_close_idle(state.clients), state.loop).result(WAIT_SECONDS)
+
+
+async def _close_idle(clients: ClientPool) -> None:
+    for client in clients._made_clients:
+        for transport in (client.http._transport, *client.http._mounts.values()):
+            if isinstance(transport, Transport):
+                _close_idle_wires(transport)
+            plain = transport._plain if isinstance(transport, Transport) else transport
+            for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
+                if connection.is_idle():
+                    await connection.aclose()
+
+
+def _close_idle_wires(transport: Transport) -> None:
+    for wires in transport._idle.values():
+        while wires:
+            wires.pop().abort()
