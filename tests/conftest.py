@@ -86,7 +86,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Put temporary files into a directory of the session's own."""
+    """Start the default bridge, and put temporary files into a directory of the session's own."""
     # pytest's own temporary directory is made where tempfile puts files: before that is changed.
     tmp_path_factory.getbasetemp()
     # So is that of multiprocessing, which removes it when the interpreter exits.
@@ -97,6 +97,7 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
+        leaks.start_shared()
         yield
     shutil.rmtree(directory)
 
@@ -187,6 +188,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    # pytest-randomly's own header is not printed with --quiet.
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        seed = config.getoption("randomly_seed", None)
+        terminalreporter.write_line(f"in random order: --randomly-seed={seed}, or -p no:randomly for none")
     if count := _skips_that_fail(config):
         terminalreporter.write_line(f"SSEQBRIDGE_NO_SKIPS is set, and {count} skipped: the run fails", red=True)
 

@@ -47,6 +47,8 @@ _LONGEST_PAUSE_SECONDS = 0.05
 _COLLECT_AFTER_SECONDS = 0.02
 _COLLECT_AGAIN_SECONDS = 1.0
 
+_POOL_THREADS = ("AnyIO worker thread", "asyncio_")
+
 _TESTS = Path(__file__).parent
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -153,7 +155,7 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
 
 
 def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
-    """Return whether a resource is a connection or a task of a server that outlives the test.
+    """Return whether a resource is a connection, a task or a thread of a server that outlives the test.
 
     Clients of such a server, in other processes, may keep idle connections. Tasks of the default bridge do not count.
     """
@@ -170,7 +172,8 @@ def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
         if resource.kind == "descriptor":
             own, peer = _ports(resource.key)
             return own in ports and peer > 0
-        return False
+        # Threads of a pool end with the loop that they work for.
+        return resource.kind == "thread" and bool(loops) and resource.key.name.startswith(_POOL_THREADS)
 
     return belongs
 

@@ -6,8 +6,16 @@
 #   tests/run.sh -k parser                 some of the tests
 #   PYTHON=python3.12 tests/run.sh         with another interpreter
 #   SSEQBRIDGE_NO_SKIPS=1 tests/run.sh     a test that is skipped fails the run
+#   SEED=123 tests/run.sh                  the tests in the order of an earlier run, which has printed its seed
+#   tests/run.sh --busy                    beside four processes that do nothing but compute
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+is_busy=false
+if [ "${1:-}" = --busy ]; then
+    is_busy=true
+    shift
+fi
 
 PYTHON=${PYTHON:-python3}
 
@@ -98,6 +106,11 @@ run_twice() { printf '%s\n' "$@" | grep --invert-match --line-regexp --fixed-str
 mapfile -t programs_again < <(run_twice "${with_programs[@]}")
 mapfile -t redis_again < <(run_twice "${with_redis[@]}")
 
+# Of pytest-randomly: all runs have the same.
+seed=${SEED:-$RANDOM}
+export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} --randomly-seed=$seed"
+echo "random order: SEED=$seed"
+
 asked_for=all
 [ "$#" -eq 0 ] || asked_for=some
 run_pytest() {
@@ -121,7 +134,19 @@ check_types() {
 }
 
 declare -A running=()
+# Also on failure, SIGINT and SIGTERM.
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+# Ends with the script, also where that is killed.
+compute() {
+    while kill -0 $$ 2>/dev/null; do
+        for ((i = 0; i < 100000; i++)); do :; done
+    done
+}
+if $is_busy; then
+    for _ in 1 2 3 4; do
+        compute &
+    done
+fi
 start() {
     local name=$1
     shift

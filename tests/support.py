@@ -28,6 +28,7 @@ __all__ = [
     "started",
     "together",
     "until",
+    "until_asleep",
     "until_blocked",
 ]
 
@@ -45,7 +46,7 @@ LOOPS = ["asyncio", "uvloop"] if _fast.is_wanted("uvloop") else ["asyncio"]
 EXITS = 3.0
 
 
-def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until `condition` holds. Raises TimeoutError where it does not come to."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -97,13 +98,35 @@ def thread_waits(ident: int) -> bool:
 
 
 def until_blocked(ident: int) -> None:
-    """Wait until a thread waits for an entry, where it is to get a signal.
+    """Wait until a thread sleeps in its wait for an entry, where it is to get a signal.
 
-    Python looks for signals before it takes a lock, and then not until it has it, or one comes: what comes between
-    the two is not seen. A thread that was on its way is in the system call a moment later.
+    Python looks for signals before it takes a lock, and then not until it has it: a signal between the two is not
+    seen. One that finds the thread in the system call interrupts that.
     """
     until(lambda: thread_waits(ident))
-    time.sleep(0.05)
+    [thread] = [thread for thread in threading.enumerate() if thread.ident == ident]
+    assert thread.native_id is not None
+    until_asleep(thread.native_id)
+
+
+def until_asleep(native_id: int) -> None:
+    """Wait until a thread, by its native ID, sleeps in a system call for more than a moment.
+
+    A thread that waits for the GIL wakes up every 5 ms. A thread that waits for a processor is not asleep.
+    """
+    status = Path(f"/proc/self/task/{native_id}/status")
+    if not status.exists():
+        time.sleep(0.5)
+        return
+
+    def looks() -> list[str]:
+        return [line for line in status.read_text("ascii").splitlines() if line.startswith(("State", "voluntary"))]
+
+    before = looks()
+    time.sleep(0.03)
+    while "sleeping" not in before[0] or looks() != before:
+        before = looks()
+        time.sleep(0.03)
 
 
 def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -115,7 +138,7 @@ def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
         return function()
 
     futures = [in_thread(partial(run, function)) for function in functions]
-    return [future.result(15) for future in futures]
+    return [future.result(60) for future in futures]
 
 
 @contextmanager
@@ -145,7 +168,7 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def python(program: str, *args: str, timeout: float = 15.0) -> tuple[int, str, str]:
+def python(program: str, *args: str, timeout: float = 60.0) -> tuple[int, str, str]:
     """Run a program to its end, and return its exit status, output and errors."""
     with started(program, *args) as process:
         out, err = process.communicate(timeout=timeout)

@@ -363,11 +363,11 @@ def fork_under_load(forks: int, timeout: float) -> int:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 def test_forks_while_others_read() -> None:
     # Once is enough: which parts are in use is nothing to a fork.
     forks = 100 if "SSEQBRIDGE_WITHOUT" in os.environ else 1000
-    assert fork_under_load(forks, 60) > forks
+    assert fork_under_load(forks, 500) > forks
 
 
 # The same in one process, that says of itself that it is another one: as a child does where no fork hook runs.

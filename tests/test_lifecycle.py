@@ -316,20 +316,15 @@ def test_the_loop_keeps_no_stream_alive(silent: SSEServer) -> None:
 PRELUDE = """
 import os, signal, socket, sys, threading, time
 from sseqbridge import request_sse
+from tests.support import thread_waits as waits, until_blocked
 
 # A shell that runs the tests in the background has them, and what they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def waits(thread):
-    code = sys._current_frames()[thread].f_code
-    return code.co_name == "wait" and code.co_filename.endswith("_runtime.py")
-
 def when_waiting(act):
     main = threading.main_thread().ident
     def watch():
-        while not waits(main):
-            time.sleep(0.001)
-        time.sleep(0.05)  # See until_blocked().
+        until_blocked(main)
         act()
     threading.Thread(target=watch, daemon=True).start()
 

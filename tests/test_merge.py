@@ -115,7 +115,7 @@ def test_nothing_merged_is_nothing(merging: Merging) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
     go = threading.Event()
     threads: set[str] = set()

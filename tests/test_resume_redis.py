@@ -571,7 +571,7 @@ def test_a_relay_of_a_log_resumes_where_its_reader_was(server: RedisServer) -> N
         assert re.findall("id: (.*)", rest) == ids[2:]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_producers_killed_by_chance() -> None:
     tally = resume_kills.run(12, 7, at_once=4)
     assert (tally.kills, tally.ends["done"]) == (12, 24)
