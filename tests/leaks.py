@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # For how long a resource may go on after the test that made it.
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 0.05
 # Most of what is left a moment after a test ends by itself within the first of these; the collector comes then.
 _COLLECT_AFTER_SECONDS = 0.02
@@ -141,11 +141,13 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
     started_at = time.monotonic()
     collect_at = started_at + _COLLECT_AFTER_SECONDS
     pause = 0.001
-    while (left := still_there()) and time.monotonic() < started_at + WAIT_SECONDS:
+    while left := still_there():
         if time.monotonic() >= collect_at:
             # Resources that only a reference cycle refers to warn of that here, in the test that made them.
             gc.collect()
             collect_at = time.monotonic() + _COLLECT_AGAIN_SECONDS
+        elif time.monotonic() >= started_at + WAIT_SECONDS:
+            break
         else:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

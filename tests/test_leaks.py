@@ -15,7 +15,7 @@ from .support import ROOT
 
 # Tests that a pytest of its own runs. `kept` keeps what they leave; nothing else ends before the interpreter does.
 LEAKING = """
-import asyncio, os, socket, subprocess, sys, tempfile, threading, time
+import asyncio, os, socket, subprocess, sys, tempfile, threading
 
 import pytest
 
@@ -132,12 +132,14 @@ def test_marked():
 
 
 def test_idle_connection_of_the_default_bridge():
+    leaks.WAIT_SECONDS = 60
     with leaks.shared():
         server = SSEServer([send(1)]).start()
     assert list(request_sse(server.url).events) == [1]
 
 
 def test_connection_of_another_process_to_a_shared_server(server):
+    leaks.WAIT_SECONDS = 60
     with leaks.shared():
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -156,6 +158,7 @@ input()
 
 
 def test_thread_that_ends_by_itself():
+    leaks.WAIT_SECONDS = 60
     threading.Timer(0.1, str).start()
 
 
@@ -167,6 +170,7 @@ def asked_for_late():
 
 
 def test_fixture_of_the_module(request):
+    leaks.WAIT_SECONDS = 60
     request.getfixturevalue("asked_for_late")
 
 
@@ -176,7 +180,7 @@ def of_the_module_and_left():
 
 
 def test_last(of_the_module_and_left):
-    pass
+    leaks.WAIT_SECONDS = 0.5
 """
 
 

@@ -423,6 +423,20 @@ def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> N
         assert server.aborted_requests == 0
         merged.close()
         server.requests[0].wait_aborted()
+        # None was sent by what was refused.
+        assert server.connections == 1
+
+
+def test_coroutines_merge_of_another_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(url: str) -> None:
+        merged = amerge()
+        monkeypatch.setattr(_runtime, "_forks", -1)
+        with pytest.raises(UsageError, match="before a fork"):
+            await merged.add("x", partial(arequest_sse, url))
+
+    with SSEServer([silence()]) as server:
+        asyncio.run(main(server.url))
+        assert server.connections == 0
 
 
 def test_closing_from_many_threads_at_once() -> None:
