@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import logging
 import warnings
 from collections.abc import Callable
@@ -224,7 +225,7 @@ class Bridge:
                 post(one.state.loop, settle, one.stop)
             raise
         if isinstance(made[0], Exception):
-            raise BridgeClosedError(f"the event loop could not be made: {made[0]}") from made[0]
+            raise BridgeClosedError(_not_made(made[0])) from made[0]
         self._thread = thread
         self._state, self._stop = made[0]
         self._count_past(self._counted[1], made[0].state)
@@ -293,6 +294,13 @@ class Bridge:
                 # Not loop.stop(), which, asked for a second time, would end the winding up too.
                 self._state.loop.call_soon_threadsafe(settle, self._stop)
             return self._thread
+
+
+def _not_made(reason: Exception) -> str:
+    message = f"the event loop could not be made: {reason}"
+    if isinstance(reason, OSError) and reason.errno in (errno.EMFILE, errno.ENFILE):
+        message += ". Close files and connections, or raise the limit (ulimit -n); the next request tries again"
+    return message
 
 
 def _run_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

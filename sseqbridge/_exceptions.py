@@ -235,7 +235,7 @@ class UpstreamError(EventError):
 class CallbackError(SSEError):
     """Code that the caller passed in raised (a function, a flag, an iterator, an HTTP client), or an `auth` never ends.
 
-    The cause is its exception, which may be none of Exception's, such as SystemExit, if the code runs on an event loop.
+    The cause is its exception. On an event loop that may also be SystemExit, for example, which is no Exception.
     """
 
 

@@ -32,6 +32,9 @@ from typing import Any, Protocol, TypeVar, cast
 from . import _fast
 from ._clock import clock
 
+if sys.platform != "win32":
+    import fcntl
+
 if sys.platform == "win32":
     from asyncio import ProactorEventLoop as StandardEventLoop
 else:
@@ -43,6 +46,7 @@ __all__ = [
     "Signal",
     "ThreadWaiter",
     "Waiter",
+    "above_standard_descriptors",
     "after_fork",
     "at_exit",
     "in_coroutine",
@@ -62,6 +66,7 @@ __all__ = [
     "run_in_daemon_thread",
     "shut_down_connection",
     "shut_down_socket",
+    "standard_descriptors",
     "start_worker",
     "thread_id",
 ]
@@ -442,6 +447,11 @@ async def run_in_daemon_thread(
     return await future
 
 
+# What a loop needs, and room for what other threads open in the meantime. (uvloop needs 7.)
+_DESCRIPTORS = 4
+_UVLOOP_DESCRIPTORS = 12
+
+
 class _DaemonLookups(asyncio.AbstractEventLoop):
     """What a loop is mixed with so that it looks names up in daemon threads.
 
@@ -473,10 +483,94 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
         await asyncio.wait({lookup})
         return lookup.result()
 
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        with standard_descriptors:
+            return await super().create_connection(*args, **options)
+
     def _looked_up(self, key: Any, task: asyncio.Task[Any]) -> None:
         del self._lookups[key]
         if not task.cancelled():
             task.exception()  # Seen, so that a failure nobody waits for any more is no noise.
+
+
+class _StandardDescriptors:
+    """Context manager that keeps descriptors 0 to 2 from being given to what is opened in the meantime.
+
+    A process may run with its standard input, output or error closed. libuv aborts the process when it closes a
+    descriptor of its own that is one of these, and a connection would get what is printed. So /dev/null takes the
+    place of those that are closed, until they are closed again: the application finds them as it has left them.
+    (uvloop opens descriptors when a loop is made, and with a loop's connections.)
+    """
+
+    def __init__(self) -> None:
+        # All of it under the lock.
+        self._lock = Lock()
+        self._users = 0
+        self._placeholders: list[int] = []
+
+    def __enter__(self) -> None:
+        with self._lock.here:
+            if not self._users and not all(map(_is_open, range(3))):
+                self._placeholders = _take_standard_descriptors()
+            self._users += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock.here:
+            self._users -= 1
+            if not self._users:
+                placeholders, self._placeholders = self._placeholders, []
+                for fd in filter(_is_placeholder, placeholders):
+                    os.close(fd)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.get_inheritable(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _is_placeholder(fd: int) -> bool:
+    # The application may have put something of its own in the place: dup2() makes that inheritable.
+    return _is_open(fd) and not os.get_inheritable(fd)
+
+
+def _take_standard_descriptors() -> list[int]:
+    taken: list[int] = []
+    try:
+        # The lowest that is free is taken first.
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            taken.append(fd)
+        os.close(fd)
+    except OSError:
+        for fd in taken:
+            os.close(fd)
+        raise
+    return taken
+
+
+standard_descriptors = _StandardDescriptors()
+
+
+def above_standard_descriptors(connection: socket.socket) -> socket.socket:
+    """Return a new socket, moved if its descriptor is one of 0 to 2; see _StandardDescriptors. Raises OSError."""
+    if connection.fileno() > 2:
+        return connection
+    with connection:
+        fd = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+        return socket.socket(connection.family, connection.type, connection.proto, fileno=fd)
+
+
+def _check_descriptors(count: int) -> None:
+    """Raise OSError unless so many descriptors are free."""
+    free: list[int] = []
+    try:
+        for _ in range(count):
+            free.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 (what was opened before a failure is closed)
+    finally:
+        for fd in free:
+            os.close(fd)
 
 
 class _OwnEventLoop(_DaemonLookups, StandardEventLoop):
@@ -489,10 +583,14 @@ class _OwnEventLoop(_DaemonLookups, StandardEventLoop):
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return a new event loop, uvloop's where that is in use.
 
-    Its name look-ups hold up neither the loop nor the exit.
+    Its name look-ups hold up neither the loop nor the exit. Raises OSError if too few descriptors are free.
     """
     uvloop = _fast.imported("uvloop")
-    if uvloop is None:
-        return _OwnEventLoop()
-    kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})
-    return kind()  # type: ignore[no-any-return]
+    with standard_descriptors:
+        if uvloop is None:
+            _check_descriptors(_DESCRIPTORS)
+            return _OwnEventLoop()
+        # It aborts the process if it gets none.
+        _check_descriptors(_UVLOOP_DESCRIPTORS)
+        kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})
+        return kind()  # type: ignore[no-any-return]

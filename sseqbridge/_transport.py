@@ -86,7 +86,8 @@ async def dial(protocol: asyncio.BufferedProtocol, host: str, port: int) -> None
     loop = asyncio.get_running_loop()
     connection = await _connected_socket(loop, host, port)
     # From here on the loop owns the socket, and closes it if this call fails.
-    await loop.create_connection(lambda: protocol, sock=connection)
+    with _runtime.standard_descriptors:
+        await loop.create_connection(lambda: protocol, sock=connection)
 
 
 class Origin(NamedTuple):
@@ -341,7 +342,7 @@ def _interleaved(found: list[Any]) -> collections.deque[Any]:
 
 async def _attempt(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socket:
     family, kind, protocol, _, where = address
-    connection = socket.socket(family, kind, protocol)
+    connection = _runtime.above_standard_descriptors(socket.socket(family, kind, protocol))
     try:
         connection.setblocking(False)
         await loop.sock_connect(connection, where)
