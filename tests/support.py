@@ -22,6 +22,7 @@ __all__ = [
     "HAS_OWN_TRANSPORT",
     "LOOPS",
     "in_thread",
+    "is_idle",
     "is_waiting",
     "peak_rss",
     "python",
@@ -42,8 +43,8 @@ HAS_OWN_TRANSPORT = _fast.is_wanted("transport")
 # What those tests run on that are about a loop of the caller's: where uvloop is not in use, asyncio's alone.
 LOOPS = ["asyncio", "uvloop"] if _fast.is_wanted("uvloop") else ["asyncio"]
 
-# An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
-EXITS = 3.0
+# An upper limit to an exit that nothing holds up, for a busy machine: by itself it takes 0.3 s.
+EXITS = 10.0
 
 
 def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
@@ -84,6 +85,13 @@ _idents: weakref.WeakKeyDictionary[Future[Any], int] = weakref.WeakKeyDictionary
 def is_waiting(future: Future[Any]) -> bool:
     """Whether the thread behind `future` waits for an entry now."""
     return thread_waits(_idents[future])
+
+
+def is_idle(future: Future[Any]) -> bool:
+    """Whether the thread behind `future` waits for an entry now, or its event loop for something to do."""
+    frame = sys._current_frames().get(_idents[future])
+    is_selecting = frame is not None and Path(frame.f_code.co_filename).name == "selectors.py"
+    return is_selecting or is_waiting(future)
 
 
 def thread_waits(ident: int) -> bool:

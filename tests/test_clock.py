@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +13,10 @@ from sseqbridge._clock import Clock
 from sseqbridge._clock import clock as real_clock
 from sseqbridge.testing import SSEServer, send, silence
 
+from . import clock as clock_module
 from .clock import FakeClock
 from .doors import Door
-from .support import in_thread, is_waiting, python, until
+from .support import LOOPS, in_thread, is_waiting, python, until
 
 SILENT = (send("a"), silence())
 
@@ -95,3 +98,37 @@ def test_a_bridge_that_starts_under_a_moved_clock_can_be_closed(clock: FakeClock
         clock.advance(500)
     with pytest.raises(BridgeClosedError):
         next(stream)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_timers_of_a_loop_run_once_the_clock_is_advanced(clock: FakeClock, kind: str) -> None:
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        ran: list[str] = []
+        loop.call_later(60, ran.append, "second")
+        loop.call_later(30, ran.append, "first")
+        loop.call_later(45, ran.append, "cancelled").cancel()
+        before = loop.time()
+        await clock.aadvance_until_done(asyncio.sleep(90), step=10)
+        assert loop.time() - before >= 90
+        return ran
+
+    with contextlib.closing(clock.new_loop(kind)) as loop:
+        assert loop.run_until_complete(main()) == ["first", "second"]
+
+
+def test_a_loop_that_was_there_before_keeps_its_time(request: pytest.FixtureRequest) -> None:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        clock = request.getfixturevalue("clock")
+        before = loop.time()
+        clock.advance(1000)
+        assert loop.time() - before < 1000
+
+
+def test_an_advance_that_ends_no_wait_is_reported(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock_module, "_HANGS", 0.01)
+    never = asyncio.Event()
+    with pytest.raises(TimeoutError, match="did not end the wait"):
+        clock.advance_until(never.is_set)
+    with pytest.raises(TimeoutError, match="did not end the wait"):
+        asyncio.run(clock.aadvance_until_done(never.wait()))
