@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -65,6 +66,7 @@ from sseqbridge.testing import (
     wire,
 )
 
+from .clock import FakeClock
 from .support import HAS_OWN_TRANSPORT, LOOPS
 
 T = TypeVar("T")
@@ -75,12 +77,14 @@ Run = Callable[[Main], Any]
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """A function that runs a coroutine function on a new loop. Nothing may be left of the loop."""
-    options = {"debug": True, "use_uvloop": request.param == "uvloop"}
+    options: dict[str, Any] = {"debug": True, "use_uvloop": request.param == "uvloop"}
+    if "clock" in request.fixturenames:
+        options["loop_factory"] = partial(request.getfixturevalue("clock").new_loop, request.param)
 
     def run_on_new_loop(main: Main) -> Any:
         async def patient() -> Any:
             # A busy machine is no finding.
-            asyncio.get_running_loop().slow_callback_duration = 5.0
+            asyncio.get_running_loop().slow_callback_duration = 60.0
             return await main()
 
         return anyio.run(patient, backend_options=options)
@@ -229,7 +233,7 @@ def test_context_variables_are_the_callers(run: Run) -> None:
         with SSEServer([send(1)]) as server:
             async with httpx.AsyncClient(event_hooks={"request": [note]}) as client:
                 _, _, items = await arequest_sse(server.url, client=client, decode=lambda event: trace.set("decode"))
-                assert await items.next(timeout=5) is not None
+                assert await items.next(timeout=30) is not None
                 assert trace.get() == "decode", "callbacks run in the consumer's own context"
                 await items.aclose()
 
@@ -331,11 +335,11 @@ def test_aclose_ends_the_stream_for_good_and_can_be_repeated(run: Run) -> None:
             _, _, items = await arequest_sse(server.url)
             async with contextlib.aclosing(items):
                 assert await items.next() == 1
-            assert server.requests[0].aborted.wait(5), "aclose() waits until the socket is down"
+            assert server.requests[0].aborted.wait(30), "aclose() waits until the socket is down"
             await asyncio.gather(items.aclose(), items.aclose())
             assert [item async for item in items] == []
             with pytest.raises(StopAsyncIteration):
-                await items.next(timeout=5)
+                await items.next(timeout=30)
             assert items.outcome == "closed"
 
     run(main)
@@ -381,7 +385,7 @@ def test_close_from_another_task_ends_the_reader_quietly(run: Run) -> None:
             reader = asyncio.create_task(read())
             await until(lambda: seen == [1])
             await items.aclose()
-            assert await asyncio.wait_for(reader, 5) == "quietly"
+            assert await asyncio.wait_for(reader, 30) == "quietly"
             assert await aborted(server.requests[0])
 
     run(main)
@@ -472,7 +476,7 @@ def test_next_times_out_and_the_stream_lives_on(run: Run) -> None:
         go_on = threading.Event()
         with SSEServer([send(1), hold(go_on), send(2), send("[DONE]")]) as server:
             _, _, items = await arequest_sse(server.url)
-            assert await items.next(timeout=5) == 1
+            assert await items.next(timeout=30) == 1
             for _ in range(3):
                 with pytest.raises(TimeoutError, match="still open"):
                     await items.next(timeout=0.01)
@@ -480,9 +484,9 @@ def test_next_times_out_and_the_stream_lives_on(run: Run) -> None:
                 await items.next(timeout=0)
             assert items.outcome is None
             go_on.set()
-            assert await items.next(timeout=5) == 2
+            assert await items.next(timeout=30) == 2
             with pytest.raises(StopAsyncIteration):
-                await items.next(timeout=5)
+                await items.next(timeout=30)
             assert items.outcome == "done"
 
     run(main)
@@ -566,21 +570,20 @@ def test_two_coroutines_cannot_read_one_stream(run: Run) -> None:
 @pytest.mark.parametrize(
     ("timeout", "which"),
     [
-        # Long enough for the first event on a machine that is busy.
-        (Timeout(read=0.5), "read"),
-        (0.5, "read"),
-        ({"idle": 0.5}, "idle"),
-        (Timeout(total=0.5), "total"),
+        (Timeout(read=60), "read"),
+        (60, "read"),
+        ({"idle": 60, "read": None}, "idle"),
+        (Timeout(total=60, read=None), "total"),
     ],
 )
-def test_time_limits_hold(run: Run, timeout: Any, which: str) -> None:
+def test_time_limits_hold(clock: FakeClock, run: Run, timeout: Any, which: str) -> None:
     async def main() -> None:
         with SSEServer([send(1), silence()]) as server:
             _, _, items = await arequest_sse(server.url, timeout=timeout)
             assert await items.next() == 1
             for _ in range(2):
                 with pytest.raises(StreamTimeoutError) as caught:
-                    await items.next()
+                    await clock.aadvance_until_done(items.next(), step=10)
                 assert caught.value.which == which
             assert items.outcome == "error"
             assert await aborted(server.requests[0])
@@ -589,12 +592,13 @@ def test_time_limits_hold(run: Run, timeout: Any, which: str) -> None:
     run(main)
 
 
-def test_time_limits_hold_before_the_headers(run: Run) -> None:
+def test_time_limits_hold_before_the_headers(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
         with SSEServer(lambda request: [silence()]) as server:
-            for timeout, which in ((Timeout(total=0.05), "total"), (Timeout(read=0.05), "read")):
+            for limits, which in (({"total": 60, "read": None}, "total"), ({"read": 60}, "read")):
                 with pytest.raises(StreamTimeoutError) as caught:
-                    await arequest_sse(server.url, timeout=timeout)
+                    asking = arequest_sse(server.url, timeout={"connect": None, **limits})
+                    await clock.aadvance_until_done(asking, step=10)
                 assert caught.value.which == which
 
     run(main)
@@ -662,7 +666,7 @@ def test_errors_in_the_stream_come_after_what_came_before(
                 seen_one.set()
             for _ in range(2):
                 with pytest.raises(SSEError) as caught:
-                    await items.next(timeout=5)
+                    await items.next(timeout=30)
                 assert type(caught.value) is kind
             assert items.outcome == "error"
             await items.aclose()
@@ -788,7 +792,7 @@ def test_a_client_of_the_callers_outlives_an_abort(run: Run, package: Any) -> No
     run(main)
 
 
-def test_errors_of_either_package_become_ours(run: Run, package: Any) -> None:
+def test_errors_of_either_package_become_ours(clock: FakeClock, run: Run, package: Any) -> None:
     async def main() -> None:
         async with package.AsyncClient() as client:
             with pytest.raises(ConnectError) as refused:
@@ -801,10 +805,10 @@ def test_errors_of_either_package_become_ours(run: Run, package: Any) -> None:
                     await items.next()
             assert isinstance(cut_off.value.__cause__, package.RemoteProtocolError)
             with SSEServer([send(1), silence()]) as server:
-                _, _, items = await arequest_sse(server.url, client=client, timeout=0.5)
+                _, _, items = await arequest_sse(server.url, client=client, timeout=60)
                 assert await items.next() == 1
                 with pytest.raises(StreamTimeoutError) as timed_out:
-                    await items.next()
+                    await clock.aadvance_until_done(items.next(), step=10)
             assert isinstance(timed_out.value.__cause__, package.ReadTimeout)
 
     run(main)
@@ -831,7 +835,7 @@ def test_loops_in_different_threads_share_nothing(run: Run) -> None:
 
     async def ask(url: str) -> list[Any]:
         async with await arequest_sse(url) as (_, _, items):
-            both.wait(5)
+            both.wait(30)
             return [item async for item in items]
 
     with SSEServer([send(1), send("[DONE]")]) as server:
@@ -853,7 +857,7 @@ def test_a_loop_that_ends_aborts_its_streams(run: Run) -> None:
 
     async def look() -> None:
         with pytest.raises(BridgeClosedError, match="loop"):
-            await left[0].next(timeout=5)
+            await left[0].next(timeout=30)
         assert left[0].outcome == "error"
         await left[0].aclose()
 

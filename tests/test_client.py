@@ -54,6 +54,7 @@ from sseqbridge.testing import (
     wire,
 )
 
+from .clock import FakeClock
 from .support import in_thread, until
 
 _EVENT_STREAM = {"Content-Type": "text/event-stream"}
@@ -122,7 +123,7 @@ def test_a_stream_of_a_mock_transport_is_closed_by_an_abort() -> None:
         for item in items:
             assert item == 1
             break
-        assert closed.wait(5)
+        assert closed.wait(30)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +426,7 @@ def test_clients_of_either_package_are_aborted(package: Any) -> None:
     ],
 )
 def test_errors_of_either_package_become_ours(
-    package: Any, steps: list[Step], kind: type[SSEError], cause: str
+    clock: FakeClock, package: Any, steps: list[Step], kind: type[SSEError], cause: str
 ) -> None:
     seen_one = threading.Event()
 
@@ -436,10 +437,12 @@ def test_errors_of_either_package_become_ours(
         yield from steps
 
     with SSEServer(script) as server, Bridge(client=package.AsyncClient) as bridge:
-        _, _, items = request_sse(server.url, bridge=bridge, timeout=Timeout(read=0.2))
+        _, _, items = request_sse(server.url, bridge=bridge, timeout=Timeout(read=60))
         assert next(items) == 1
         seen_one.set()
         with pytest.raises(SSEError) as caught:
+            if kind is StreamTimeoutError:
+                clock.advance_until_done(lambda: next(items), step=10)
             next(items)
         assert type(caught.value) is kind
         assert type(caught.value.__cause__) is getattr(package, cause)
@@ -455,13 +458,16 @@ def test_errors_of_either_package_become_ours(
     ],
 )
 def test_errors_of_either_package_before_the_headers_become_ours(
-    package: Any, steps: list[Step] | None, kind: type[SSEError], cause: str
+    clock: FakeClock, package: Any, steps: list[Step] | None, kind: type[SSEError], cause: str
 ) -> None:
     with SSEServer([*(steps or ()), cut()]) as server, Bridge(client=package.AsyncClient) as bridge:
         if steps is None:
             server.close()
+        asking = in_thread(lambda: request_sse(server.url, bridge=bridge, timeout=Timeout(connect=None, read=60)))
+        if kind is StreamTimeoutError:
+            clock.advance_until(asking.done, step=10)
         with pytest.raises(SSEError) as caught:
-            request_sse(server.url, bridge=bridge, timeout=0.2)
+            asking.result(30)
         assert type(caught.value) is kind
         assert type(caught.value.__cause__) is getattr(package, cause)
 
@@ -482,12 +488,12 @@ class Http2Server:
 
     def __enter__(self) -> Http2Server:
         self._served = in_thread(lambda: asyncio.run(self._serve()), "hypercorn")
-        self._loop, self._closing = self._ready.result(10)
+        self._loop, self._closing = self._ready.result(30)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)
-        self._served.result(10)
+        self._served.result(30)
 
     async def _serve(self) -> None:
         config = hypercorn.config.Config()
@@ -556,12 +562,12 @@ def test_http2_streams_at_the_same_time_have_a_connection_each(http2: tuple[Http
     assert [next(stream) for stream in streams] == [1, 1, 1]
     assert len(set(server.peers)) == 3
     streams[1].close()
-    assert server.left.get(timeout=5) == "/silent"
+    assert server.left.get(timeout=30) == "/silent"
     assert server.left.empty()
     assert [stream.outcome for stream in streams] == [None, "closed", None]
     for stream in streams:
         stream.close()
-    assert [server.left.get(timeout=5) for _ in range(2)] == ["/silent"] * 2
+    assert [server.left.get(timeout=30) for _ in range(2)] == ["/silent"] * 2
 
 
 @pytest.mark.parametrize("leave", ["break", "close", "drop", "cancel"])
@@ -574,21 +580,25 @@ def test_an_http2_server_sees_the_abort(http2: tuple[Http2Server, Bridge], leave
     if leave == "break":
         reader = in_thread(lambda: list(stream))
         stream.close()
-        assert reader.result(5) == []
+        assert reader.result(30) == []
     elif leave == "close":
         stream.close()
     elif leave == "cancel":
         cancel.set()
     else:
         del stream
-    assert server.left.get(timeout=5) == "/silent"
+    assert server.left.get(timeout=30) == "/silent"
 
 
-def test_an_http2_server_sees_the_abort_before_it_answers(http2: tuple[Http2Server, Bridge]) -> None:
+def test_an_http2_server_sees_the_abort_before_it_answers(clock: FakeClock, http2: tuple[Http2Server, Bridge]) -> None:
     server, bridge = http2
+    limits = {"connect": None, "read": None, "total": 60}
+    asking = in_thread(lambda: request_sse(f"{server.url}/mute", bridge=bridge, timeout=limits))
+    until(lambda: server.peers)
+    clock.advance_until(asking.done, step=10)
     with pytest.raises(StreamTimeoutError):
-        request_sse(f"{server.url}/mute", bridge=bridge, timeout={"total": 0.3})
-    assert server.left.get(timeout=5) == "/mute"
+        asking.result()
+    assert server.left.get(timeout=30) == "/mute"
 
 
 def test_a_connection_is_not_used_again_after_an_http2_abort(http2: tuple[Http2Server, Bridge]) -> None:
@@ -596,7 +606,7 @@ def test_a_connection_is_not_used_again_after_an_http2_abort(http2: tuple[Http2S
     for _ in range(2):
         with request_sse(f"{server.url}/silent", bridge=bridge) as (_, _, items):
             assert next(items) == 1
-        assert server.left.get(timeout=5) == "/silent"
+        assert server.left.get(timeout=30) == "/silent"
     assert len(set(server.peers)) == 2
 
 
@@ -610,7 +620,7 @@ def test_an_http2_answer_behind_a_redirect_has_a_connection_of_its_own(http2: tu
         assert len(set(server.peers)) == 3
         for stream in streams:
             stream.close()
-            assert server.left.get(timeout=5) == "/silent"
+            assert server.left.get(timeout=30) == "/silent"
 
 
 def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: list[str]) -> None:
@@ -665,7 +675,7 @@ def test_an_http2_server_that_leaves_is_an_error(
             with pytest.raises(ReadError, match="before an answer"):
                 request_sse(url, bridge=bridge)
         bridge.close()
-        served.result(5)
+        served.result(30)
 
 
 # The pool of clients.

@@ -27,7 +27,7 @@ from sseqbridge import (
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
 
 from .doors import Door
-from .support import in_thread, together, until
+from .support import in_thread, together, until, until_blocked
 
 THREE = raw(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\ndata: 3\n\n")
 
@@ -176,7 +176,7 @@ def test_slow_client_function_holds_up_no_other_stream() -> None:
 
     def client() -> httpx.AsyncClient:
         if is_called.is_set():
-            is_made.wait(10)
+            is_made.wait(30)
         is_called.set()
         return httpx.AsyncClient(verify=False)
 
@@ -188,7 +188,7 @@ def test_slow_client_function_holds_up_no_other_stream() -> None:
         go.set()
         assert list(events) == []
         is_made.set()
-        assert slow.result(5) == [1]
+        assert slow.result(30) == [1]
 
 
 # Interrupts.
@@ -206,6 +206,11 @@ def test_what_interrupts_a_wait_may_not_read() -> None:
         go.set()
 
     main = threading.get_ident()
+
+    def interrupt() -> None:
+        until_blocked(main)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
     before = signal.signal(signal.SIGUSR1, read)
     try:
         with SSEServer([send(1), hold(go), send(2), send(3), send("[DONE]")]) as server:
@@ -214,7 +219,7 @@ def test_what_interrupts_a_wait_may_not_read() -> None:
             for item in events:
                 got.append(item)
                 if item == 1:
-                    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+                    in_thread(interrupt)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert got == [1, 2, 3]
