@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,16 @@ from sseqbridge import _cli, request_sse
 from sseqbridge.__main__ import run
 from sseqbridge._cli import main
 from sseqbridge._printing import StatusLine, value_at
+from sseqbridge._scripts import Wait
 from sseqbridge.testing import (
+    ReceivedRequest,
     SSEServer,
     Step,
     chat_completions,
     comment,
     cut,
     expect,
+    hold,
     in_turn,
     recording,
     respond,
@@ -39,7 +41,8 @@ from sseqbridge.testing import (
     wait,
 )
 
-from .support import EXITS, ROOT, in_thread, until_blocked
+from .clock import FakeClock
+from .support import EXITS, ROOT, in_thread, until, until_blocked
 
 DONE = send("[DONE]")
 CHAT = {"messages": [{"role": "user", "content": "Good day to you."}], "stream": True}
@@ -124,9 +127,9 @@ def test_stats(capsys: Capture) -> None:
         assert main([server.url, "--stats"]) == 0
         err = capsys.readouterr().err
     assert re.fullmatch(
-        r"sseqbridge: first event after 0\.\d{3} s, 2 events in \d\.\d{3} s \([\d,.]+ a second\), \d\d bytes\n", err
+        r"sseqbridge: first event after \d+\.\d{3} s, 2 events in \d+\.\d{3} s \([\d,.]+ a second\), \d\d bytes\n", err
     )
-    with SSEServer(in_turn([b"retry: 10\n\n", wait(0.1), cut()], [DONE])) as server:
+    with SSEServer(in_turn([b"retry: 10\n\n", cut()], [DONE])) as server:
         assert main([server.url, "--stats", "--reconnect"]) == 0
         err = capsys.readouterr().err
     assert "connecting again in" in err
@@ -160,12 +163,22 @@ def test_max_events_aborts_the_upstream(capsys: Capture) -> None:
     assert capsys.readouterr().out == "1\n2\n"
 
 
-@pytest.mark.parametrize(("timeout", "told"), [("idle=0.1", "no event"), ("0.1", "not a byte"), ("read=0.1", "not a")])
-def test_timeout(capsys: Capture, timeout: str, told: str) -> None:
+@pytest.mark.parametrize(("timeout", "told"), [("idle=60", "no event"), ("60", "not a byte"), ("read=60", "not a")])
+def test_timeout(clock: FakeClock, capsys: Capture, timeout: str, told: str) -> None:
+    out = ""
+
+    def is_printed() -> bool:
+        nonlocal out
+        out += capsys.readouterr().out
+        return out == "1\n"
+
     with SSEServer([send(1), silence()]) as server:
-        assert main([server.url, "--timeout", timeout]) == 1
+        running = in_thread(lambda: main([server.url, "--timeout", timeout]))
+        until(is_printed)
+        clock.advance_until(running.done, step=10)
+        assert running.result() == 1
     out, err = capsys.readouterr()
-    assert out == "1\n"
+    assert out == ""
     assert told in err
     assert "--timeout sets this limit" in err
 
@@ -287,7 +300,7 @@ def test_interrupt_aborts_the_upstream() -> None:
 
 def test_interrupt_before_there_is_an_answer() -> None:
     with SSEServer([silence()]) as server, command(server.url) as process:
-        server.wait_for_request(timeout=15)
+        server.wait_for_request(timeout=30)
         process.send_signal(signal.SIGINT)
         server.requests[0].wait_aborted()
         assert process.communicate(timeout=EXITS) == ("", "")
@@ -301,13 +314,13 @@ def test_interrupt_before_there_is_an_answer() -> None:
 )
 def test_pipe_that_nobody_reads(steps: list[Step]) -> None:
     with SSEServer(steps) as server, command(server.url) as process:
-        server.wait_for_request(timeout=15)
+        server.wait_for_request(timeout=30)
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(EXITS) == 0
-        server.requests[0].finished.wait(5)
+        server.requests[0].finished.wait(30)
 
 
 def test_pipe_that_nobody_reads_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,12 +363,16 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
 @pytest.mark.parametrize("steps", [[], [respond(), comment()], [send("a")]], ids=["answer", "first event", "another"])
 def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
     theirs, seen = terminal
-    with SSEServer([*steps, wait(1.2), send("b"), DONE]) as server:
+    go = threading.Event()
+    told = {0: "waiting for the answer", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
+    with SSEServer([*steps, hold(go), send("b"), DONE]) as server:
         with command(server.url, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
-            out, _ = process.communicate(timeout=15)
+            until(lambda: re.search(rf"\r\x1b\[K{told}, \d+ s", seen()))
+            # With one event printed it says so.
+            until(lambda: len(steps) != 1 or "1 events so far" in seen())
+            go.set()
+            out, _ = process.communicate(timeout=30)
         assert out == ("a\nb\n" if len(steps) == 1 else "b\n")
-        told = {0: "waiting for the answer", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
-        assert re.search(rf"\r\x1b\[K{told}, 1 s", seen())
         # Which is gone in the end.
         assert seen().endswith("\r\x1b[K")
         assert ("1 events so far" in seen()) == (len(steps) == 1)
@@ -363,14 +380,15 @@ def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str
 
 def test_terminal_tells_what_is_waited_for_until_the_first_token(terminal: tuple[int, Callable[[], str]]) -> None:
     theirs, seen = terminal
-    steps = [wait(1.0), send({"n": "a"}), wait(1.0), send({"n": "b"}), DONE]
-    with SSEServer(steps) as server:
+    go = threading.Event()
+    # Long enough after the first token for a status line, which must not come.
+    with SSEServer([hold(go), send({"n": "a"}), wait(0.8), send({"n": "b"}), DONE]) as server:
         how = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
         with command(server.url, "--path", "n", **how) as process:
-            process.wait(15)
-    before, after = seen().split("a", 1) if "\x1b[Ka" in seen() else (seen(), "")
-    assert "waiting for the " in seen()
-    assert seen().endswith("\r\x1b[Kab\r\n"), (before, after)
+            until(lambda: "waiting for the answer" in seen())
+            go.set()
+            process.wait(30)
+    assert seen().endswith("\r\x1b[Kab\r\n")
 
 
 class Terminal(io.StringIO):
@@ -378,16 +396,24 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_status_line_in_this_process(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_status_line_in_this_process(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    with SSEServer([wait(1.3), respond(), comment(), wait(1.3), send(1), wait(1.3), send(2), DONE]) as server:
-        assert main([server.url]) == 0
-    told = terminal.getvalue()
-    assert "waiting for the answer, 1 s" in told
-    assert "waiting for the first event, 1 s" in told
-    assert "waiting, 1 s, 1 events so far" in told
+    answer, first, second = (threading.Event() for _ in range(3))
+
+    def is_shown(line: str) -> bool:
+        return re.search(line, terminal.getvalue()) is not None
+
+    with SSEServer([hold(answer), respond(), comment(), hold(first), send(1), hold(second), send(2), DONE]) as server:
+        running = in_thread(lambda: main([server.url]))
+        clock.advance_until(lambda: is_shown(r"waiting for the answer, \d+ s"), step=0.1)
+        answer.set()
+        clock.advance_until(lambda: is_shown(r"waiting for the first event, \d+ s"), step=0.1)
+        first.set()
+        clock.advance_until(lambda: is_shown(r"waiting, \d+ s, 1 events so far"), step=0.1)
+        second.set()
+        assert running.result(30) == 0
     assert capsys.readouterr().out == "1\n2\n"
 
 
@@ -407,17 +433,24 @@ def test_dumb_terminal_has_no_status_line(monkeypatch: pytest.MonkeyPatch) -> No
 # Recordings.
 
 
-def test_record_and_play(capsys: Capture, tmp_path: Path) -> None:
-    file = tmp_path / "stream.jsonl"
-    steps = [comment("hi"), send("ü", event="x", id="1", retry=0.5), wait(0.3), send({"n": 2}), DONE]
+def test_record_and_play(clock: FakeClock, capsys: Capture, tmp_path: Path) -> None:
+    file, part = tmp_path / "stream.jsonl", tmp_path / ".stream.jsonl.part"
+    go = threading.Event()
+    steps = [comment("hi"), send("ü", event="x", id="1", retry=0.5), hold(go), send({"n": 2}), DONE]
     with SSEServer([expect(headers={"authorization": "sk-secret"}), *steps]) as server:
         arguments = [f"{server.url}?key=secret", str(file), "-H", "Authorization: sk-secret", "-d", '"secret"']
+        go.set()
         assert main(["record", *arguments]) == 0
         assert capsys.readouterr() == ("", f"sseqbridge: 3 events in {file}\n")
         # Not a second time, without a word that it may.
         assert main(["record", *arguments]) == 2
         assert "--overwrite" in capsys.readouterr().err
-        assert main(["record", *arguments, "--overwrite"]) == 0
+        go.clear()
+        recorded = in_thread(lambda: main(["record", *arguments, "--overwrite"]))
+        until(lambda: part.exists() and "retry" in part.read_text("utf-8"))
+        clock.advance(300)
+        go.set()
+        assert recorded.result(30) == 0
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     times = [line.pop("time") for line in lines]
     assert lines == [
@@ -428,13 +461,15 @@ def test_record_and_play(capsys: Capture, tmp_path: Path) -> None:
         {"end": "eof"},
     ]
     assert times == sorted(times)
-    assert times[2] - times[1] >= 0.25
+    assert times[2] - times[1] >= 300
     assert "secret" not in file.read_text("utf-8")
     with SSEServer(recording(file)) as server:
-        began = time.monotonic()
-        assert request_sse(server.url, decode="text").events.collect() == ["ü", '{"n": 2}']
-        assert time.monotonic() - began >= 0.3
-        assert request_sse(server.url, last_event_id="1", decode="text").events.collect() == ['{"n": 2}']
+        began = clock.monotonic()
+        stream = request_sse(server.url, decode="text", timeout=None).events
+        assert clock.advance_until_done(stream.collect, step=10) == ["ü", '{"n": 2}']
+        assert clock.monotonic() - began >= 300
+        stream = request_sse(server.url, last_event_id="1", decode="text", timeout=None).events
+        assert clock.advance_until_done(stream.collect, step=10) == ['{"n": 2}']
 
 
 def test_recording_of_a_stream_that_breaks(capsys: Capture, tmp_path: Path) -> None:
@@ -474,7 +509,7 @@ def test_recording_into_what_is_no_file(capsys: Capture, tmp_path: Path) -> None
     reading = in_thread(pipe.read_text)
     with SSEServer([send(1)]) as server:
         assert main(["record", server.url, str(pipe), "--overwrite"]) == 0
-    assert '"data": "1"' in reading.result(5)
+    assert '"data": "1"' in reading.result(30)
     assert pipe.is_fifo()
 
 
@@ -491,27 +526,30 @@ def test_ids_are_recorded_where_they_change(tmp_path: Path, capsys: Capture) -> 
         assert [event.id for event in events] == ["1", "1", "", "", "2"]
 
 
-def test_timing_does_not_drift(tmp_path: Path) -> None:
+def test_timing_does_not_drift(clock: FakeClock, tmp_path: Path) -> None:
     file = tmp_path / "stream.jsonl"
-    file.write_text("".join(f'{{"time": {n / 1000}, "data": "{n}"}}\n' for n in range(1000)))
-    began = time.monotonic()
-    with SSEServer(recording(file)) as server:
-        assert len(request_sse(server.url).events.collect()) == 1000
-    # By what each of so many steps takes it would be half as long again.
-    assert time.monotonic() - began >= 0.999
+    file.write_text("".join(f'{{"time": {n}, "data": "{n}"}}\n' for n in range(1000)))
+    request = ReceivedRequest("GET", "/", [], b"", 0)
+    began = clock.monotonic()
+    for step in recording(file)(request):
+        # Each event takes half a second more than it waits: added up it would be 1500 s.
+        clock.advance((step.seconds if isinstance(step, Wait) else 0.0) + 0.25)
+    assert 999 <= clock.monotonic() - began < 1100
 
 
-def test_clock_starts_when_the_request_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_starts_when_the_request_is_sent(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
-            time.sleep(0.5)
+            clock.advance(1000)
             return super().read(size)
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow(b"{}")))
     file = tmp_path / "stream.jsonl"
     with SSEServer([send(1)]) as server:
         assert main(["record", server.url, str(file), "-d", "-"]) == 0
-    assert json.loads(file.read_text().splitlines()[0])["time"] < 0.5
+    assert json.loads(file.read_text().splitlines()[0])["time"] < 500
 
 
 def test_comments_are_no_events_to_be_counted(tmp_path: Path, capsys: Capture) -> None:
@@ -612,7 +650,7 @@ def test_serve_is_interrupted_in_this_process(recorded: Path) -> None:
 
     interrupting = in_thread(interrupt)
     assert main(["serve", str(recorded), "--port", "0"]) == 130
-    interrupting.result(5)
+    interrupting.result(30)
 
 
 def test_port_that_is_taken(recorded: Path, capsys: Capture) -> None:

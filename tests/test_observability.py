@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -41,6 +40,7 @@ from sseqbridge import (
 )
 from sseqbridge.testing import SSEServer, send, silence
 
+from .clock import FakeClock
 from .support import in_thread, until
 
 DONE = send("[DONE]")
@@ -114,7 +114,7 @@ def test_stats_are_whole_whenever_they_are_asked_for(bridge: Bridge) -> None:
             for _ in range(100):
                 request_sse(server.url, bridge=bridge).events.collect()
             done.set()
-            counts = watching.result(5)
+            counts = watching.result(30)
             assert counts == sorted(counts)
             assert bridge.stats().events == 100
     finally:
@@ -127,12 +127,20 @@ def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
         state = bridge._state
         assert state is not None
         until(lambda: not state.pumps)
+        copies = []
+
+        class Copied(set[Any]):
+            def copy(self) -> set[Any]:
+                copies.append(1)
+                return set(self)
+
+        state.pumps = Copied(state.pumps)
         state._version += 1
         asking = in_thread(bridge.stats)
-        time.sleep(0.01)
+        until(lambda: len(copies) > 3)
         assert not asking.done()
         state._version += 1
-        assert asking.result(5).events == 1
+        assert asking.result(30).events == 1
 
 
 def test_the_processs_own_bridge_can_be_asked() -> None:
@@ -178,31 +186,35 @@ def test_stats_of_a_parents_bridge(bridge: Bridge, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def warnings(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[[], list[str]]:
+    # Longer than a busy machine holds a loop up.
+    monkeypatch.setattr(_loop_watch, "_BLOCKED_SECONDS", 60)
     caplog.set_level(logging.WARNING, "sseqbridge")
     return lambda: [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
-
-
-def block(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 class SlowFlag:
     """A cancel flag that takes its time, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
         self.asked = 0
 
     def is_set(self) -> bool:
         self.asked += 1
         if self.asked == 3:
-            block(0.6)
+            self._clock.advance(650)
         return False
 
 
 class SlowAuth(httpx.Auth):
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
     async def async_auth_flow(self, request: httpx.Request) -> Any:
-        block(0.6)
+        self._clock.advance(650)
         yield request
 
 
@@ -215,58 +227,52 @@ class SlowAuth(httpx.Auth):
     ],
 )
 def test_what_blocks_the_loop_is_named(
-    warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], told: str
+    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], told: str
 ) -> None:
-    made = {name: make() for name, make in options.items()}
+    made = {name: make(clock) for name, make in options.items()}
     with SSEServer([send(1), silence()]) as server:
-        other = request_sse(server.url, bridge=bridge).events
-        answer: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, **made)
+        other = request_sse(server.url, bridge=bridge, timeout=None).events
+        answer: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
         with answer:
             until(lambda: len(warnings()) == 1)
-        assert warnings()[0].startswith("the loop was blocked for 0.")
+        assert warnings()[0].startswith("the loop was blocked for 6")
         assert f"every stream stood still: {told}" in warnings()[0]
-        assert f"{server.url}/ took 0." in warnings()[0]
+        assert f"{server.url}/ took 6" in warnings()[0]
         assert "secret" not in warnings()[0]
-        assert 0.5 <= bridge.stats().longest_wait <= 5
+        assert 649 <= bridge.stats().longest_wait < 700
         other.close()
 
 
-@pytest.mark.blocks_its_loop
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("numbers", "part", "told"),
     [
-        (partial(block, 0.6), "its thread waited, for what is not known"),
-        (partial(sum, range(20_000_000)), "its thread computed for"),
+        (0, 0.5, "its thread waited, for what is not known"),
+        # Some milliseconds, of 600 s.
+        (1_000_000, 1e-6, "its thread computed for"),
     ],
     ids=["waits", "computes"],
 )
 def test_what_blocks_the_loop_is_not_known(
+    clock: FakeClock,
     warnings: Callable[[], list[str]],
     bridge: Bridge,
     monkeypatch: pytest.MonkeyPatch,
-    call: Callable[[], object],
+    numbers: int,
+    part: float,
     told: str,
 ) -> None:
-    monkeypatch.setattr(_loop_watch, "_QUIET_SECONDS", 0.0)
-    # On a machine that has other work a thread that computes waits for most of the time.
-    monkeypatch.setattr(_loop_watch, "_PART", 0.05)
-    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge):
+    monkeypatch.setattr(_loop_watch, "_PART", part)
+
+    def block() -> None:
+        sum(range(numbers))
+        clock.advance(600)
+
+    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
         state = bridge._state
         assert state is not None
-
-        def is_told() -> bool:
-            # Again: on a busy machine a thread that computes waits as well.
-            asyncio.run_coroutine_threadsafe(in_its_midst(call), state.loop).result(15)
-            return told in "".join(warnings())
-
-        until(is_told)
-
-
-async def in_its_midst(call: Callable[[], object]) -> None:
-    """Call something between two beats of the watch."""
-    await asyncio.sleep(0.1)
-    call()
-    await asyncio.sleep(0.1)
+        state.loop.call_soon_threadsafe(block)
+        until(warnings)
+        assert told in warnings()[0]
 
 
 def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
@@ -279,13 +285,16 @@ def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
         until(lambda: watch._timer is None)
 
 
-@pytest.mark.blocks_its_loop
-def test_it_is_not_told_again_and_again(warnings: Callable[[], list[str]], bridge: Bridge) -> None:
-    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge):
+def test_it_is_not_told_again_and_again(
+    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_loop_watch, "_QUIET_SECONDS", 100_000)
+    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
         state = bridge._state
         assert state is not None
-        for _ in range(3):
-            asyncio.run_coroutine_threadsafe(in_its_midst(partial(block, 0.4)), state.loop).result(15)
+        for seconds in (600, 1200, 1800):
+            state.loop.call_soon_threadsafe(clock.advance, seconds)
+            until(lambda: bridge.stats().longest_wait >= seconds - 1)  # noqa: B023
         assert len(warnings()) == 1
 
 
