@@ -35,7 +35,7 @@ from .support import ROOT, until
 __all__ = ["NCHAN", "NGINX", "UWSGI", "Reader", "Server", "Servers", "reading"]
 
 _READY_SECONDS = 30.0
-_READ_SECONDS = 10.0
+_READ_SECONDS = 30.0
 
 _ANY_CERTIFICATE = ssl.create_default_context()
 _ANY_CERTIFICATE.check_hostname = False

@@ -12,7 +12,6 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -48,9 +47,11 @@ from sseqbridge.testing import (
     respond,
     send,
     silence,
+    wait,
 )
 
-from .support import in_thread, is_waiting, until
+from .clock import FakeClock
+from .support import in_thread, is_idle, is_waiting, thread_waits, until
 
 DONE = send("[DONE]")
 
@@ -283,52 +284,56 @@ def with_line_feeds(text: str) -> str:
 # When.
 
 
-def test_headers_and_heartbeats_go_out_while_there_is_nothing_else(relayed: Relay) -> None:
+def test_headers_and_heartbeats_go_out_while_there_is_nothing_else(clock: FakeClock, relayed: Relay) -> None:
     go = threading.Event()
     with SSEServer([respond(), hold(go), send(1), DONE]) as server:
-        reading = relayed(request_sse(server.url), heartbeat=0.05)
-        at = time.monotonic()
-        assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
-        assert time.monotonic() - at >= 0.1
+        reading = relayed(request_sse(server.url, timeout=None), heartbeat=60)
+        at = clock.monotonic()
+        assert reading.next() == HEARTBEAT
+        assert clock.monotonic() - at < 60
+        assert [clock.advance_until_done(reading.next, step=10) for _ in range(2)] == [HEARTBEAT] * 2
+        assert clock.monotonic() - at >= 120
         go.set()
         assert reading.rest() == b"data: 1\n\ndata: [DONE]\n\n"
 
 
-def test_no_heartbeat_goes_out_while_there_are_events(relayed: Relay) -> None:
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        for n in range(20):
-            yield send(n)
-            time.sleep(0.02)
-
-    with SSEServer(script) as server:
-        reading = relayed(request_sse(server.url), heartbeat=10)
-        pieces = []
-        while (piece := reading.next()) and b"19" not in piece:
-            pieces.append(piece)
+def test_no_heartbeat_goes_out_while_there_are_events(clock: FakeClock, relayed: Relay) -> None:
+    flags = [threading.Event() for _ in range(5)]
+    with SSEServer([respond(), *(step for n, flag in enumerate(flags) for step in (hold(flag), send(n)))]) as server:
+        reading = relayed(request_sse(server.url, timeout=None), heartbeat=60)
+        assert reading.next() == HEARTBEAT
+        for n, flag in enumerate(flags):
+            # Two thirds of the time, since the event before.
+            clock.advance(40)
+            flag.set()
+            assert reading.next() == b"data: %d\n\n" % n
         reading.close()
-    assert HEARTBEAT not in pieces[1:]
 
 
-def test_events_that_are_left_out_are_no_reason_to_be_silent(relayed: Relay) -> None:
+def test_events_that_are_left_out_are_no_reason_to_be_silent(clock: FakeClock, relayed: Relay) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         while True:
             yield send(1)
-            time.sleep(0.005)
+            yield wait(0.005)
 
     with SSEServer(script) as server:
-        reading = relayed(request_sse(server.url), heartbeat=0.05, map=lambda item: None)
-        assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
+        reading = relayed(request_sse(server.url, timeout=None), heartbeat=60, map=lambda item: None)
+        assert reading.next() == HEARTBEAT
+        assert [clock.advance_until_done(reading.next, step=10) for _ in range(2)] == [HEARTBEAT] * 2
         reading.close()
         server.requests[0].wait_aborted()
 
 
-def test_heartbeats_can_be_turned_off(relayed: Relay) -> None:
+def test_heartbeats_can_be_turned_off(clock: FakeClock, relayed: Relay) -> None:
     go = threading.Event()
     with SSEServer([respond(), hold(go), send(1), DONE]) as server:
-        reading = relayed(request_sse(server.url), heartbeat=None)
+        reading = relayed(request_sse(server.url, timeout=None), heartbeat=None)
         assert reading.next() == HEARTBEAT
-        threading.Timer(0.2, go.set).start()
-        assert reading.next().startswith(b"data: 1\n\n")
+        clock.advance(100_000)
+        waiting = in_thread(reading.next)
+        until(lambda: is_idle(waiting))
+        go.set()
+        assert waiting.result(30).startswith(b"data: 1\n\n")
         reading.close()
 
 
@@ -353,7 +358,7 @@ def test_close_from_another_thread_ends_the_wait() -> None:
         reading = in_thread(lambda: list(frames))
         until(lambda: is_waiting(reading))
         frames.close()
-        assert reading.result(5) == []
+        assert reading.result(30) == []
         server.requests[0].wait_aborted()
 
 
@@ -394,17 +399,25 @@ def test_asynchronous_stream_goes_on() -> None:
         ([reset()], {}, "ReadError"),
         ([cut()], {}, "TruncatedStreamError"),
         ([], {"require_done": True}, "TruncatedStreamError"),
-        ([silence()], {"timeout": {"idle": 0.05}}, "StreamTimeoutError"),
+        ([silence()], {"timeout": {"read": None, "idle": 60}}, "StreamTimeoutError"),
         ([b"data: {\n\n"], {}, "DecodeError"),
         ([b"data: " + bytes(2000)], {"max_event_bytes": 1000}, "BufferLimitError"),
     ],
 )
 def test_upstream_that_breaks_is_an_event_and_then_the_end(
-    relayed: Relay, caplog: pytest.LogCaptureFixture, steps: list[Any], options: dict[str, Any], kind: str
+    clock: FakeClock,
+    relayed: Relay,
+    caplog: pytest.LogCaptureFixture,
+    steps: list[Any],
+    options: dict[str, Any],
+    kind: str,
 ) -> None:
     with SSEServer([send(1), *steps]) as server:
         reading = relayed(request_sse(server.url, **options))
-        read = reading.rest()
+        read = reading.next_event()
+        if kind == "StreamTimeoutError":
+            read += clock.advance_until_done(reading.rest, step=10)
+        read += reading.rest()
         port = server.url.rpartition(":")[2].strip("/")
     assert read.startswith(b"data: 1\n\nevent: error\n")
     error = error_of(read)
@@ -513,15 +526,16 @@ def test_items_of_an_iterable(relayed: Relay) -> None:
     assert relayed([1, 2], map=lambda n: f"<{n}>").rest() == b"data: <1>\n\ndata: <2>\n\n"
 
 
-def test_heartbeats_go_out_while_an_iterable_computes(relayed: Relay) -> None:
+def test_heartbeats_go_out_while_an_iterable_computes(clock: FakeClock, relayed: Relay) -> None:
     go = threading.Event()
 
     def work() -> Iterator[Any]:
-        go.wait(10)
+        go.wait(30)
         yield "made"
 
-    reading = relayed(work(), heartbeat=0.03)
-    assert [reading.next() for _ in range(3)] == [HEARTBEAT] * 3
+    reading = relayed(work(), heartbeat=60)
+    assert reading.next() == HEARTBEAT
+    assert [clock.advance_until_done(reading.next, step=10) for _ in range(2)] == [HEARTBEAT] * 2
     go.set()
     assert reading.rest() == b"data: made\n\n"
 
@@ -546,7 +560,10 @@ def test_iterable_is_closed_where_it_stands(relayed: Relay) -> None:
 def test_iterable_is_held_back_by_a_slow_reader(relayed: Relay) -> None:
     made = []
 
+    workers: list[int] = []
+
     def work() -> Iterator[str]:
+        workers.append(threading.get_ident())
         for n in range(1000):
             made.append(n)
             yield "x" * 1000
@@ -554,8 +571,7 @@ def test_iterable_is_held_back_by_a_slow_reader(relayed: Relay) -> None:
     reading = relayed(work())
     assert reading.next_event()
     until(lambda: len(made) > 30)
-    settled = threading.Event()
-    settled.wait(0.1)
+    until(lambda: thread_waits(workers[0]))
     assert len(made) < 200
     assert reading.rest().count(b"data: ") <= 1000
     assert len(made) == 1000
@@ -577,7 +593,7 @@ def test_iterable_that_fails_after_the_reader_has_left(relayed: Relay, caplog: p
 
     def work() -> Iterator[str]:
         yield "one"
-        has_left.wait(10)
+        has_left.wait(30)
         raise LookupError("too late")
 
     reading = relayed(work())
@@ -643,13 +659,13 @@ def test_errors_of_an_asynchronous_iterable_are_its_own(error: type[BaseExceptio
 
 
 @pytest.mark.blocks_its_loop
-def test_map_that_takes_its_time_holds_back_nothing(relayed: Relay) -> None:
+def test_map_that_takes_its_time_holds_back_nothing(clock: FakeClock, relayed: Relay) -> None:
     with SSEServer([*[send(n) for n in range(20)], DONE]) as server:
-        stream = request_sse(server.url)
+        stream = request_sse(server.url, timeout=None)
         until(lambda: stream.events.stats.events == 20)
 
         def slowly(item: int) -> str:
-            time.sleep(0.02)
+            clock.advance(30)
             return str(item)
 
         reading = relayed(stream, map=slowly)
@@ -752,7 +768,7 @@ def test_relay_that_is_dropped_ends_its_iterable() -> None:
         pass
     del frames
     gc.collect()
-    assert closed.wait(5)
+    assert closed.wait(30)
 
 
 def test_iterable_and_map_find_what_the_view_finds(relayed: Relay) -> None:
@@ -785,7 +801,7 @@ def test_stream_that_an_iterable_waits_for_ends_with_the_reader(relayed: Relay) 
         assert reading.next_event() == b'data: {"n":1}\n\n'
         reading.close()
         server.requests[0].wait_aborted()
-        assert ended.wait(5)
+        assert ended.wait(30)
 
 
 def test_stream_of_an_iterable_keeps_its_own_flag() -> None:
@@ -874,22 +890,29 @@ def test_asynchronous_iterable_finds_what_the_view_finds() -> None:
     assert asyncio.run(main()).endswith(b"data: ann\n\n")
 
 
-def test_items_of_an_asynchronous_iterable() -> None:
-    async def items() -> AsyncIterator[Any]:
-        yield "a"
-        await asyncio.sleep(0.1)
-        yield {"b": 1}
-
+def test_items_of_an_asynchronous_iterable(clock: FakeClock) -> None:
     async def main() -> None:
-        pieces = [piece async for piece in relay.aframes(items(), heartbeat=0.03, done="over")]
-        assert pieces.count(HEARTBEAT) >= 2
+        go = asyncio.Event()
+
+        async def items() -> AsyncIterator[Any]:
+            yield "a"
+            await go.wait()
+            yield {"b": 1}
+
+        frames = relay.aframes(items(), heartbeat=60, done="over")
+        pieces = []
+        while b"data: a\n\n" not in pieces:
+            pieces.append(await anext(frames))
+        assert await clock.aadvance_until_done(anext(frames), step=10) == HEARTBEAT
+        go.set()
+        pieces += [piece async for piece in frames]
         read = b"".join(piece for piece in pieces if piece != HEARTBEAT)
         assert read == b'data: a\n\ndata: {"b":1}\n\ndata: over\n\n'
 
     asyncio.run(main())
 
 
-def test_asynchronous_iterable_that_waits_for_nothing_is_closed_too() -> None:
+def test_asynchronous_iterable_that_waits_for_nothing_is_closed_too(clock: FakeClock) -> None:
     closed = asyncio.Event()
     made: list[relay.AsyncFrames] = []
 
@@ -913,22 +936,24 @@ def test_asynchronous_iterable_that_waits_for_nothing_is_closed_too() -> None:
 
     async def main() -> None:
         for items in (Items(), Greedy()):
-            frames = relay.aframes(items, heartbeat=0.01)
+            frames = relay.aframes(items, heartbeat=60)
             made.append(frames)
-            assert [await anext(frames) for _ in range(2)] == [HEARTBEAT] * 2
+            assert await anext(frames) == HEARTBEAT
+            assert await clock.aadvance_until_done(anext(frames), step=10) == HEARTBEAT
             await frames.aclose()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 30)
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("stands", ["at an await", "at a yield"])
 def test_asynchronous_iterable_is_closed_where_it_stands(stands: str) -> None:
-    ended = []
+    stood, ended = [], []
 
     async def items() -> AsyncIterator[Any]:
         try:
             yield "a"
+            stood.append(stands)
             while stands == "at a yield":
                 yield "x" * 1000
             await asyncio.sleep(60)
@@ -940,7 +965,8 @@ def test_asynchronous_iterable_is_closed_where_it_stands(stands: str) -> None:
         frames = relay.aframes(items())
         while await anext(frames) == HEARTBEAT:
             pass
-        await asyncio.sleep(0.01)
+        while not stood:
+            await asyncio.sleep(0)
         await frames.aclose()
         while not ended:
             await asyncio.sleep(0.001)
@@ -1098,7 +1124,7 @@ def test_stream_that_is_read_elsewhere_too(relayed: Relay) -> None:
         with pytest.raises(UsageError, match="is being read already"):
             relayed(stream)
         stream.events.close()
-        assert reading.result(5) == [1]
+        assert reading.result(30) == [1]
 
 
 # The headers.
@@ -1185,18 +1211,21 @@ def test_no_socket_no_reader() -> None:
     assert reader_of({"gunicorn.socket": server}) is None
 
 
-def test_probe_ends_the_relay_of_a_reader_who_has_left(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_probe_ends_the_relay_of_a_reader_who_has_left(
+    clock: FakeClock, pair: tuple[socket.socket, socket.socket]
+) -> None:
     server_side, connection = pair
     with SSEServer([send(1), silence()]) as server:
         frames = relay.frames(
-            request_sse(server.url), heartbeat=60, probe=0.03, environ={"gunicorn.socket": server_side}
+            request_sse(server.url, timeout=None), heartbeat=None, probe=60, environ={"gunicorn.socket": server_side}
         )
         while next(frames) == HEARTBEAT:
             pass
         reading = in_thread(lambda: list(frames))
-        assert not reading.done()
+        until(lambda: is_waiting(reading))
         connection.close()
-        assert reading.result(5) == []
+        clock.advance(61)
+        assert reading.result(30) == []
         server.requests[0].wait_aborted()
 
 
@@ -1206,14 +1235,14 @@ def test_reader_who_stays_and_says_nothing_is_not_ended(pair: tuple[socket.socke
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as server:
         frames = relay.frames(
-            request_sse(server.url), heartbeat=60, probe=0.01, environ={"gunicorn.socket": server_side}
+            request_sse(server.url), heartbeat=None, probe=0.01, environ={"gunicorn.socket": server_side}
         )
         looks = []
         frames._reader_left._reader.has_left = lambda: looks.append(1)  # type: ignore[union-attr, method-assign]
         reading = in_thread(lambda: b"".join(frames))
         until(lambda: len(looks) > 10)
         go.set()
-        assert reading.result(5).endswith(b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n")
+        assert reading.result(30).endswith(b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n")
 
 
 def test_reader_who_has_left_is_noticed_while_all_that_comes_is_left_out(
@@ -1222,13 +1251,13 @@ def test_reader_who_has_left_is_noticed_while_all_that_comes_is_left_out(
     def script(request: ReceivedRequest) -> Iterator[Step]:
         while True:
             yield send(1)
-            time.sleep(0.005)
+            yield wait(0.005)
 
     server_side, connection = pair
     with SSEServer(script) as server:
         frames = relay.frames(
             request_sse(server.url),
-            heartbeat=60,
+            heartbeat=None,
             probe=0.05,
             map=lambda item: None,
             environ={"gunicorn.socket": server_side},
@@ -1236,7 +1265,7 @@ def test_reader_who_has_left_is_noticed_while_all_that_comes_is_left_out(
         reading = in_thread(lambda: list(frames))
         until(lambda: server.requests[0].sent_bytes > 100)
         connection.close()
-        assert reading.result(5) in ([], [HEARTBEAT])
+        assert reading.result(30) in ([], [HEARTBEAT])
         server.requests[0].wait_aborted()
 
 
@@ -1264,7 +1293,7 @@ def test_reader_who_leaves_before_the_headers_stops_the_upstream(pair: tuple[soc
         assert not cancel.is_set()
         connection.close()
         with pytest.raises(RequestAbortedError):
-            asking.result(5)
+            asking.result(30)
         server.requests[0].wait_aborted()
         assert cancel.is_set()
 

@@ -133,7 +133,7 @@ def serving_wsgi(server: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
-        serving.result(10)
+        serving.result(30)
         server.server_close()
 
 
@@ -162,7 +162,7 @@ def under_uvicorn(app: Any) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            serving.result(10)
+            serving.result(30)
 
 
 SERVERS: dict[str, Callable[[], Any]] = {
@@ -398,11 +398,11 @@ def test_background_task_runs_when_the_stream_has_ended() -> None:
     ended.clear()
     with under_uvicorn(starlette_app()) as origin, script(send(1), DONE):
         httpx.get(origin)
-        assert ended.wait(5)
+        assert ended.wait(30)
         ended.clear()
         with script(respond(500)):
             assert httpx.get(origin).status_code == 500
-        assert ended.wait(5)
+        assert ended.wait(30)
 
 
 def test_server_that_says_in_send_that_the_reader_has_left() -> None:

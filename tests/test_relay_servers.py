@@ -12,7 +12,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
@@ -22,9 +22,6 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, resp
 
 from .servers import NGINX, UWSGI, Reader, Server, Servers, reading
 from .support import together, until
-
-# Where the reader's leaving is noticed within the time that the relay was given: what else may take time.
-ROOM = 1.0
 
 
 class Place(NamedTuple):
@@ -187,14 +184,14 @@ def test_a_middleware_that_compresses_holds_nothing_back(server: Server, address
             assert reader.event().json() == {"n": n}
 
 
-# A reader that leaves.
+# A reader that leaves. Each test turns off all that could notice it but the one thing that is to.
 
 
-def leave(reader: Reader, how: str) -> float:
-    """Close the connection, or reset it, and return when."""
+def leave(reader: Reader, how: str) -> None:
+    """Close the connection, or reset it."""
     if how == "reset":
         reader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    return reader.leave()
+    reader.leave()
 
 
 HOW = pytest.mark.parametrize("how", ["close", "reset"])
@@ -205,8 +202,8 @@ HOW = pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address, how: str) -> None:
     with SSEServer(without_end) as upstream, reading(address(upstream)) as reader:
         assert [reader.event().json() for _ in range(3)] == [{"n": 1}] * 3
-        left_at = leave(reader, how)
-        assert upstream.requests[0].wait_aborted() - left_at < ROOM
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
 
 
 @HOW
@@ -214,11 +211,11 @@ def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address,
 def test_a_reader_that_leaves_in_silence_is_missed_by_the_probe(address: Address, how: str) -> None:
     with (
         SSEServer(ONE_THEN_SILENCE) as upstream,
-        reading(address(upstream, heartbeat=30, probe=0.2)) as reader,
+        reading(address(upstream, heartbeat="never", probe=0.2)) as reader,
     ):
         assert reader.event().json() == {"n": 1}
-        left_at = leave(reader, how)
-        assert upstream.requests[0].wait_aborted() - left_at < 0.2 + ROOM
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
 
 
 @HOW
@@ -229,9 +226,9 @@ def test_a_reader_that_leaves_in_silence_is_missed_by_heartbeats(address: Addres
         reading(address(upstream, heartbeat=0.2, probe="never")) as reader,
     ):
         assert reader.event().json() == {"n": 1}
-        left_at = leave(reader, how)
+        leave(reader, how)
         # The first heartbeat after that is what the reader's machine refuses, the second what the server's does.
-        assert upstream.requests[0].wait_aborted() - left_at < 0.4 + ROOM
+        upstream.requests[0].wait_aborted(30)
 
 
 @HOW
@@ -239,8 +236,8 @@ def test_a_reader_that_leaves_in_silence_is_missed_by_heartbeats(address: Addres
 def test_a_reader_that_leaves_in_silence_is_missed_at_once_by_asgi_servers(address: Address, how: str) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream, heartbeat="never")) as reader:
         assert reader.event().json() == {"n": 1}
-        left_at = leave(reader, how)
-        assert upstream.requests[0].wait_aborted() - left_at < ROOM
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
 
 
 WATCHED = [Place(place.server, "/watched") for place in SOCKET if not place.server.startswith("django")]
@@ -250,9 +247,9 @@ CANCELLED = [Place("django uvicorn", "/arelay"), Place("django daphne", "/arelay
 @at(WATCHED + CANCELLED)
 def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(address: Address) -> None:
     with SSEServer([silence()]) as upstream, reading(address(upstream, probe=0.1)) as reader:
-        request = upstream.wait_for_request()
-        left_at = reader.leave()
-        assert request.wait_aborted() - left_at < 0.1 + ROOM
+        request = upstream.wait_for_request(timeout=30)
+        reader.leave()
+        request.wait_aborted(30)
 
 
 @pytest.mark.parametrize("sent_ahead", [b"", b"GET /plain HTTP/1.1\r\n"], ids=["nothing", "half a request"])
@@ -260,7 +257,7 @@ def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(add
 def test_a_reader_that_stays_is_not_ended_by_the_probe(address: Address, sent_ahead: bytes) -> None:
     """The upstream is silent for twenty probes and more."""
     steps = [send({"n": 1}), wait(0.25), send({"n": 2})]
-    with SSEServer(steps) as upstream, reading(address(upstream, heartbeat=30, probe=0.01)) as reader:
+    with SSEServer(steps) as upstream, reading(address(upstream, heartbeat="never", probe=0.01)) as reader:
         assert reader.event().json() == {"n": 1}
         reader.socket.sendall(sent_ahead)
         assert reader.event().json() == {"n": 2}
@@ -272,7 +269,7 @@ def test_a_head_request_ends_the_upstream_while_the_reader_stays(address: Addres
         assert reader.status == 200
         assert reader.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert reader.body() == b""
-        upstream.requests[0].wait_aborted()
+        upstream.requests[0].wait_aborted(30)
 
 
 # What the application makes.
@@ -310,7 +307,7 @@ class Desk:
         def is_closed() -> bool:
             if server.name == "uwsgi":
                 # Without --enable-threads other threads run only while a request does.
-                seconds_for_a_plain_view(server)
+                ask_a_plain_view(server)
             return "/closed" in self.asked
 
         until(is_closed)
@@ -379,37 +376,26 @@ BEHIND_NGINX = at(place for place in EVERYWHERE if place.server != "runserver")
 
 
 @at(EVERYWHERE)
-def test_behind_nginx_every_event_comes_within_a_tenth_of_a_second(
+def test_behind_nginx_each_event_comes_before_the_next_is_sent(
     address: Address, through_nginx: Callable[[str], str]
 ) -> None:
-    sent_at: list[float] = []
-
-    def paced(request: ReceivedRequest) -> Iterator[Step]:
-        for n in range(10):
-            yield wait(0.01)
-            sent_at.append(time.monotonic())
-            yield send({"n": n})
-        yield silence()
-
-    def slowest() -> float:
-        sent_at.clear()
-        with SSEServer(paced) as upstream, reading(through_nginx(address(upstream))) as reader:
-            came_at = [time.monotonic() for n in range(10) if reader.event().json() == {"n": n}]
-        return max(came - sent for came, sent in zip(came_at, sent_at, strict=True))
-
-    # A machine that is busy with something else is given another chance; what is buffered has none.
-    assert any(slowest() < 0.1 for _ in range(3))
+    flags, steps = one_by_one(3)
+    with SSEServer(steps) as upstream, reading(through_nginx(address(upstream))) as reader:
+        for n, flag in enumerate(flags):
+            flag.set()
+            assert reader.event().json() == {"n": n}
+        assert [event.data for event in reader.events()] == ["[DONE]"]
 
 
 @BEHIND_NGINX
 def test_behind_nginx_a_reader_that_leaves_in_silence_is_missed(
     address: Address, place: Place, through_nginx: Callable[[str], str]
 ) -> None:
-    options = {"heartbeat": "never"} if place in ASGI else {"heartbeat": 30, "probe": 0.2}
+    options = {"heartbeat": "never"} if place in ASGI else {"heartbeat": "never", "probe": 0.2}
     with SSEServer(ONE_THEN_SILENCE) as upstream, reading(through_nginx(address(upstream, **options))) as reader:
         assert reader.event().json() == {"n": 1}
-        left_at = reader.leave()
-        assert upstream.requests[0].wait_aborted() - left_at < 0.2 + ROOM
+        reader.leave()
+        upstream.requests[0].wait_aborted(30)
 
 
 # Upstreams of others.
@@ -423,16 +409,15 @@ def test_upstreams_of_others_come_through_and_see_the_reader_leave(
     upstream = servers["upstreams"].url
     name = uuid.uuid4().hex
 
-    def left_at() -> float | None:
-        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=10) as answer:
-            return cast(float | None, json.load(answer))
+    def has_left() -> bool:
+        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as answer:
+            return json.load(answer) is not None
 
     with reading(address(f"{upstream}/{path}?name={name}", heartbeat=0.1, probe=0.1)) as reader:
         events = [reader.event() for _ in range(3)]
         assert events == [ServerSentEvent("count", json.dumps({"n": n}), str(n)) for n in range(3)]
-        left = reader.leave()
-        until(left_at)
-        assert cast(float, left_at()) - left < 0.2 + ROOM
+        reader.leave()
+        until(has_left)
 
 
 # Many readers, and one that stalls.
@@ -442,12 +427,10 @@ def open_together(urls: Iterable[str]) -> list[Reader]:
     return [Reader(url) for url in urls]
 
 
-def seconds_for_a_plain_view(server: Server) -> float:
-    at = time.monotonic()
-    with urllib.request.urlopen(f"{server.url}/plain", timeout=10) as answer:
+def ask_a_plain_view(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as answer:
         assert answer.status == 200
         answer.read()
-    return time.monotonic() - at
 
 
 MANY = [
@@ -468,9 +451,9 @@ def test_many_readers_get_every_event_and_a_plain_view_answers_meanwhile(
     with SSEServer(steps) as upstream:
         readers = open_together([address(upstream)] * count)
         assert [reader.event().json() for reader in readers] == [{"n": 0}] * count
-        assert seconds_for_a_plain_view(server) < ROOM
+        ask_a_plain_view(server)
         go.set()
-        assert seconds_for_a_plain_view(server) < ROOM
+        ask_a_plain_view(server)
         got = [[reader.event().json()["n"] for _ in range(19)] for reader in readers]
         assert got == [list(range(1, 20))] * count
         end.set()
@@ -507,15 +490,15 @@ def test_a_reader_that_stalls_holds_up_nobody_else_and_the_upstream_waits_for_it
     flags, steps = one_by_one(3)
     with SSEServer(flood) as flooding, SSEServer(steps) as upstream, reading(address(flooding), buffer=4096) as stalled:
         # What the sockets on the way hold, each up to 6 MB, and a megabyte of the relay's.
-        assert until_held_back(flooding.wait_for_request()) < 32_000_000
+        assert until_held_back(flooding.wait_for_request(timeout=30)) < 32_000_000
         with reading(address(upstream)) as reader:
             for n, flag in enumerate(flags):
                 flag.set()
                 assert reader.event().json() == {"n": n}
             assert [event.data for event in reader.events()] == ["[DONE]"]
-        assert seconds_for_a_plain_view(server) < ROOM
-        left_at = stalled.leave()
-        assert flooding.requests[0].wait_aborted() - left_at < ROOM
+        ask_a_plain_view(server)
+        stalled.leave()
+        flooding.requests[0].wait_aborted(30)
 
 
 # gevent.
@@ -527,7 +510,7 @@ def test_a_view_under_gevent_finds_no_loop_running(servers: Servers, server_name
         server = servers[server_name]
         with reading(_address(server, "/relay", other)) as streaming:
             assert streaming.event().json() == {"n": 1}
-            with urllib.request.urlopen(_address(server, view, upstream), timeout=10) as answer:
+            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as answer:
                 found = json.load(answer)
         assert found["item"] == {"n": 1}
         assert found["loop"] is None
@@ -542,7 +525,7 @@ def test_two_hundred_streams_in_one_gevent_worker_leave_it_free(servers: Servers
         # All of them are open, in silence; others are served.
         assert upstream.open_requests == 200
         for _ in range(10):
-            with urllib.request.urlopen(f"{server.url}/nothing", timeout=10) as answer:
+            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as answer:
                 assert answer.status == 200
         go.set()
         for reader in readers:
@@ -554,7 +537,7 @@ def test_django_s_orm_works_under_gevent_while_streams_are_open(servers: Servers
     with SSEServer(ONE_THEN_SILENCE) as upstream:
 
         def ask() -> Any:
-            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=10) as answer:
+            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as answer:
                 return json.load(answer)
 
         assert [found["model"] for found in together([ask] * 10)] == ["kind"] * 10
