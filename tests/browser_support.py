@@ -80,7 +80,7 @@ class Program:
     def ended(self) -> int:
         """Wait for its end, and return its exit status."""
         status = self.process.wait(60)
-        self._reading.join(10)
+        self._reading.join(30)
         return status
 
 

@@ -40,7 +40,7 @@ class CuttingProxy:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._loop.call_soon_threadsafe(self._ended.set_result, None)
-        self._thread.join(5)
+        self._thread.join(30)
 
     def _run(self) -> None:
         with self._listener, contextlib.closing(self._loop):

@@ -72,11 +72,11 @@ def soak(
     told: Told = lambda line: None,
     *,
     streams: int = STREAMS,
-    seconds: float = ROUND_SECONDS,
+    round_streams: int | None = None,
 ) -> list[Sample]:
-    """Read so many streams at a time for so long, in rounds of some seconds; return what there was after each.
+    """Read `streams` streams at a time for so many minutes, in rounds; return what there was after each.
 
-    There are two rounds at least.
+    A round takes ROUND_SECONDS, or `round_streams` streams. There are two rounds at least.
     """
     samples: list[Sample] = []
     asked, begun = itertools.count(), time.monotonic()
@@ -84,7 +84,8 @@ def soak(
         run = Run(url, bridge, seed, LASTS)
         told(HEADING)
         while len(samples) < 2 or time.monotonic() < begun + 60 * minutes:
-            run.read(until_then(asked, time.monotonic() + seconds), streams)
+            numbers = until_then(asked, time.monotonic() + ROUND_SECONDS)
+            run.read(numbers if round_streams is None else itertools.islice(asked, round_streams), streams)
             idle, left = settled(open_connections), Left.now()
             sample = Sample(
                 seconds=time.monotonic() - begun,
@@ -124,9 +125,9 @@ def settled(count: Callable[[], int]) -> int:
     counts = [-1]
 
     def is_settled() -> bool:
-        time.sleep(0.05)
+        time.sleep(0.02)
         counts.append(count())
-        return counts[-1] == counts[-2]
+        return len(counts) > 10 and len(set(counts[-10:])) == 1
 
     until(is_settled)
     return counts[-1]

@@ -71,7 +71,7 @@ class Site:
     def counts(self) -> EventStream[Any]:
         """Return the panel's figures, each time that they change."""
         events = self._opened("/panel")
-        assert events.next(5)["suggestions"]
+        assert events.next(30)["suggestions"]
         return events
 
     def _opened(self, path: str, **options: Any) -> EventStream[Any]:
@@ -94,7 +94,7 @@ def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple
     variables["HOME"] = str(cwd)
     # All tests have this client: no connection outlives its test.
     limits = httpx.Limits(max_keepalive_connections=0)
-    with running(command, cwd, **variables) as program, httpx.Client(timeout=10, limits=limits) as client:
+    with running(command, cwd, **variables) as program, httpx.Client(timeout=30, limits=limits) as client:
         until(lambda: answers_at(url, program))
         site = Site(name, url, client)
         yield site, program
@@ -155,9 +155,9 @@ def test_a_post_streams(site: Site, puppet: Puppet) -> None:
     body = answer.request.json()
     assert (body["stream"], [said["content"] for said in body["messages"]]) == (True, ["one", "two"])
     answer.say("a\r\nb")
-    assert events.next(5) == {"text": "a\r\nb"}
+    assert events.next(30) == {"text": "a\r\nb"}
     answer.say("c")
-    assert events.next(5) == {"text": "c"}
+    assert events.next(30) == {"text": "c"}
     answer.end()
     assert (list(events), events.outcome) == ([], "done")
     assert events.headers["x-accel-buffering"] == "no"
@@ -165,12 +165,12 @@ def test_a_post_streams(site: Site, puppet: Puppet) -> None:
 
 def test_a_reader_who_leaves_aborts_the_silent_upstream(site: Site, puppet: Puppet) -> None:
     counts = site.counts()
-    before = counts.next(5)
+    before = counts.next(30)
     events = site.ask("think")
     answer = puppet.answer()
     answer.say("Hm")
-    assert events.next(5) == {"text": "Hm"}
-    assert counts.next(5) == before | {"open": 1}
+    assert events.next(30) == {"text": "Hm"}
+    assert counts.next(30) == before | {"open": 1}
     events.close()
     if site.name == "django runserver":
         # It does not hand its socket out, so that the reader is missed only when something is sent.
@@ -180,7 +180,7 @@ def test_a_reader_who_leaves_aborts_the_silent_upstream(site: Site, puppet: Pupp
 
         until(is_missed)
     answer.request.wait_aborted()
-    assert counts.next(5) == before | {"stopped": before["stopped"] + 1}
+    assert counts.next(30) == before | {"stopped": before["stopped"] + 1}
 
 
 def test_a_get_goes_on_after_the_last_event(site: Site, puppet: Puppet) -> None:
@@ -188,7 +188,7 @@ def test_a_get_goes_on_after_the_last_event(site: Site, puppet: Puppet) -> None:
     answer = puppet.answer()
     assert answer.request.headers["last-event-id"] == "3"
     answer.say("four")
-    assert events.next(5) == {"text": "four"}
+    assert events.next(30) == {"text": "four"}
     assert events.last_event == ServerSentEvent(data='{"text":"four"}', id="4", retry=0.05)
 
 
@@ -232,7 +232,7 @@ def test_an_upstream_that_is_not_there_is_a_bad_gateway(name: str, closed_port: 
             502,
             {"error": {"message": "The upstream cannot be reached."}},
         )
-        assert site.counts().next(5) == {"open": 0, "answered": 0, "stopped": 0, "failed": 1}
+        assert site.counts().next(30) == {"open": 0, "answered": 0, "stopped": 0, "failed": 1}
         assert "ConnectError" in program.printed
         assert "Traceback" not in program.printed
 
@@ -248,7 +248,7 @@ def test_flask_chat_says_where_it_is_and_ends_quietly(puppet: Puppet) -> None:
         assert answer.request.headers["authorization"] == "Bearer a-key"
         assert answer.request.json()["model"] == "a-model"
         answer.say("Hi")
-        assert events.next(5) == {"text": "Hi"}
+        assert events.next(30) == {"text": "Hi"}
         program.process.send_signal(signal.SIGINT)
         assert program.ended() == 0
         answer.request.wait_aborted()
@@ -317,7 +317,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
         path = tmp_path / "nginx.conf"
         path.write_text(configuration, "utf-8")
         command = [NGINX, "-p", str(tmp_path), "-c", str(path)]
-        tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=15, check=False)
+        tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
         assert tested.returncode == 0, tested.stderr
         assert "[warn]" not in tested.stderr
         with running([*command, "-g", "daemon off;"], tmp_path) as program:
@@ -338,14 +338,14 @@ def test_nginx_streams_and_ends_with_the_reader(nginx: tuple[str, int], puppet: 
         answer = puppet.answer()
         for text in ("one", "two"):
             answer.say(text)
-            assert events.next(5) == {"text": text}
+            assert events.next(30) == {"text": text}
         events.close()
         answer.request.wait_aborted()
         events = site.get("live long")
         puppet.answer(2).say("I will")
-        assert events.next(5) == {"text": "I will"}
+        assert events.next(30) == {"text": "I will"}
         program.kill()
         # Not as if it were complete.
         with pytest.raises(TruncatedStreamError):
-            events.next(5)
+            events.next(30)
         assert puppet.asked == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
 
 from sseqbridge import Bridge, UsageError, request_sse
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence, wait
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
 
 from .support import python
 
@@ -58,14 +60,27 @@ def tick():
         ticks.append(1)
 
 ticks = []
-ticking = gevent.spawn(tick)
 readers = [gevent.spawn(read, n) for n in range(200)]
+ticking = gevent.spawn(tick)
+while len(ticks) < 20:
+    gevent.sleep(0.001)
+# What all of the readers wait for.
+list(request_sse(url + "/go").events)
 gevent.joinall(readers)
-print(sum(reader.value for reader in readers), len(ticks) > 20)
+print(sum(reader.value for reader in readers))
 """
-    with SSEServer(script) as server:
-        assert run(program, server.url, order) == "200 True\n"
-        assert len(server.requests) == 200
+
+    def held(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/go":
+            go.set()
+        else:
+            yield from (send(0), hold(go), *(send(n) for n in range(1, 10)))
+        yield send("[DONE]")
+
+    go = threading.Event()
+    with SSEServer(held) as server:
+        assert run(program, server.url, order) == "200\n"
+        assert len(server.requests) == 201
 
 
 @both_orders
@@ -76,9 +91,13 @@ it = request_sse(url + "/silent").events
 read = Event()
 
 def reader():
-    with gevent.Timeout(0.2 if {how!r} == "gevent.Timeout" else None, False):
+    limit = gevent.Timeout(0.01 if {how!r} == "gevent.Timeout" else None)
+    try:
         for item in it:
+            limit.start()
             read.set()
+    except gevent.Timeout:
+        pass
 
 reading = gevent.spawn(reader)
 read.wait()
@@ -90,12 +109,15 @@ elif {how!r} == "close in the hub":
     gevent.get_hub().loop.run_callback(it.close)
 reading.join()
 print(it.outcome)
-sys.stdout.flush()
-gevent.sleep(0.2)
+# Which has its end before the program has.
+list(request_sse(url + "/aborted").events)
 """
-    with SSEServer(script) as server:
+
+    def until_aborted(request: ReceivedRequest) -> list[Step]:
+        return [hold(server.requests[0].aborted)] if request.path == "/aborted" else script(request)
+
+    with SSEServer(until_aborted) as server:
         assert "closed" in run(program, server.url, order)
-        server.requests[0].wait_aborted()
 
 
 @both_orders
@@ -156,7 +178,7 @@ def read():
     assert items == list(range(10)), items
 
 readers = [gevent.spawn(read) for _ in range(50)]
-gevent.joinall(readers, timeout=10, raise_error=True)
+gevent.joinall(readers, timeout=30, raise_error=True)
 print(sum(reader.successful() for reader in readers))
 """
     with SSEServer(script) as server:
@@ -199,7 +221,7 @@ print(gevent.get_hub().loop.activecnt)
 def test_wait_for_all_of_the_hub_s_work_ends_beside_an_open_stream(order: str) -> None:
     program = """
 it = request_sse(url + "/silent").events
-print(next(it), gevent.wait(timeout=5), flush=True)
+print(next(it), gevent.wait(timeout=30), flush=True)
 """
     with SSEServer(script) as server:
         assert run(program, server.url, order) == "0 True\n"

@@ -121,7 +121,7 @@ def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.Comp
         code = code.replace(old, new)
     environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=15, cwd=directory, env=environment
+        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=30, cwd=directory, env=environment
     )
 
 
@@ -234,7 +234,7 @@ def test_several_threads(upstream: SSEServer) -> None:
     [code] = python("Let several threads read one stream")
     names = Session(upstream.url).run(code)
     read = [in_thread(names[name].collect) for name in ("for_the_page", "for_the_log", "late")]
-    assert [len(each.result(5)) for each in read] == [5, 5, 5]
+    assert [len(each.result(30)) for each in read] == [5, 5, 5]
     assert len(upstream.requests) == 1
 
 
