@@ -14,6 +14,7 @@ from email.utils import format_datetime
 from itertools import count
 from typing import Any
 
+import h2.exceptions
 import httpx
 import pytest
 
@@ -961,6 +962,7 @@ def test_idle_clock_stands_still_while_there_is_no_connection(clock: FakeClock, 
     with SSEServer(in_turn([send(1), cut()], [hold(is_asked), send(2), DONE])) as server:
         answer = ask(server.url, reconnect=LATE, timeout=timeout, on_reconnect=notes)
         assert answer.next() == 1
+        ask.meanwhile(until, lambda: is_between_connections(answer))
         reading = in_thread(answer.items)
         while len(server.requests) < 2:
             clock.advance(100_000)
@@ -1237,3 +1239,55 @@ def test_corrupt_answer_is_a_drop(ask: Door) -> None:
     with SSEServer(in_turn(broken, [send(2), DONE])) as server:
         assert ask(server.url, reconnect=AT_ONCE, on_reconnect=notes).items() == [1, 2]
     assert notes.causes == [ProtocolError]
+
+
+# What the HTTP client refuses to send.
+
+
+def refusing_client(failure: Exception, requests: list[int], *, from_number: int) -> Bridge:
+    """A bridge whose client gives an event a request, and raises `failure` for one of them and those after it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(len(requests))
+        if requests[-1] >= from_number:
+            raise failure
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=b"data: 1\n\n")
+
+    return Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer)))
+
+
+def test_a_request_that_the_client_refuses_is_not_sent_again() -> None:
+    requests: list[int] = []
+    failure = httpx.LocalProtocolError("a header")
+    with refusing_client(failure, requests, from_number=1) as bridge:
+        stream = request_sse("http://mock.test/", bridge=bridge, reconnect=AT_ONCE).events
+        assert next(stream) == 1
+        with pytest.raises(ReconnectionError) as caught:
+            next(stream)
+        assert isinstance(caught.value.__cause__, TransportError)
+        assert caught.value.__cause__.__cause__ is failure
+        assert requests == [0, 1]
+
+
+def test_a_first_request_that_the_client_refuses_is_an_error_of_the_call() -> None:
+    requests: list[int] = []
+    failure = httpx.LocalProtocolError("a header")
+    with refusing_client(failure, requests, from_number=0) as bridge:
+        with pytest.raises(TransportError) as caught:
+            request_sse("http://mock.test/", bridge=bridge, reconnect=AT_ONCE)
+        assert caught.value.__cause__ is failure
+        assert requests == [0]
+
+
+def test_a_request_that_fails_by_http2_is_sent_again() -> None:
+    """Where a server breaks HTTP/2, httpx says that it was this side."""
+    requests: list[int] = []
+    failure = httpx.LocalProtocolError("a frame")
+    failure.__cause__ = h2.exceptions.ProtocolError()
+    policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=3)
+    with refusing_client(failure, requests, from_number=1) as bridge:
+        stream = request_sse("http://mock.test/", bridge=bridge, reconnect=policy).events
+        assert next(stream) == 1
+        with pytest.raises(ReconnectionError, match="attempts=3"):
+            next(stream)
+        assert len(requests) == 4
