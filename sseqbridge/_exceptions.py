@@ -248,7 +248,10 @@ class ProducerLostError(SSEError):
 
 
 class LogError(SSEError):
-    """The log that streams are kept in failed. The cause is the store's own error, where it has one."""
+    """The log that streams are kept in failed, or holds an entry that cannot be read.
+
+    The cause is the store's own error, where it has one.
+    """
 
 
 class LogUnavailableError(LogError):

@@ -53,6 +53,7 @@ from sseqbridge.resume import Log, MemoryLog
 from sseqbridge.resume._entries import START, Entry, Position, error_fields
 from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._memory import MemoryStore
+from sseqbridge.resume._producing import Producer
 from sseqbridge.resume._store import OutageError, StaleError, Store, Terms, Token, Watch
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wait
 
@@ -758,6 +759,40 @@ def test_close_ends_this_ones_readers_and_gives_the_lease_back(logs: Logs, face:
         face.open(log, "k")
     log.close()
     assert repr(log) == f"<{type(log).__name__} closed>"
+
+
+@pytest.mark.parametrize("ends", ["closed", "interrupted and closed"])
+def test_close_waits_until_leases_are_given_back(clock: FakeClock, ends: str) -> None:
+    """The store may take its time, as on a machine that is busy."""
+    with SSEServer([send(1), silence()]) as upstream, Bridge() as bridge:
+        log = MemoryLog(bridge=bridge)
+        hub = log._hub()
+        release = hub.store.release
+        asked, go_on = threading.Event(), asyncio.Event()
+        released = []
+
+        async def release_late(token: Token) -> None:
+            asked.set()
+            await go_on.wait()
+            await release(token)
+            released.append(token.key)
+
+        hub.store.release = release_late  # type: ignore[method-assign]
+        reading = log.open("k", lambda: request_sse(upstream.url, bridge=bridge))
+        assert next(reading) == 1
+        if ends == "interrupted and closed":
+            (producer,) = (follower for follower in hub.topic("k")._followers if isinstance(follower, Producer))
+            producer.request_abort()
+            assert asked.wait(30)
+        closing = in_thread(log.close)
+        assert asked.wait(30)
+        with pytest.raises(StopIteration):
+            next(reading)
+        until(lambda: hub.is_closing)
+        clock.advance(1)
+        hub.loop.call_soon_threadsafe(go_on.set)
+        closing.result(30)
+        assert released == ["k"]
 
 
 def test_who_comes_while_it_is_closed_is_told(logs: Logs, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
         producer.send_signal(signal.SIGINT)
         producer.wait(30)
         upstream.requests[0].wait_aborted(30)
-        until(lambda: "sseqbridge:{k}:lease" not in keys_of(server))
+        assert "sseqbridge:{k}:lease" not in keys_of(server)
         reader.close()
 
 

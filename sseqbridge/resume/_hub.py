@@ -41,8 +41,9 @@ E = TypeVar("E", bound=SSEError)
 
 # Between attempts, while the store is out.
 _FIRST_DELAY, _LONGEST_DELAY = 0.02, 1.0
-# For giving leases back, when the loop ends: it does not wait much longer.
-_CLOSE_SECONDS = 0.15
+# How long leases may take to be given back: when the loop ends, which does not wait much longer, and when
+# the log is closed, as by a process that ends while the machine is busy.
+_END_SECONDS, _CLOSE_SECONDS = 0.15, 3.0
 
 
 class Follower(Protocol):
@@ -95,6 +96,8 @@ class Hub:
         self._topics: dict[str, Topic] = {}
         self._groups: dict[str, _Group] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # These are not cancelled: a producer may be cancelled twice, as it ends and as the log is closed.
+        self._releases: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
         # Those that were not looked at yet.
@@ -105,6 +108,7 @@ class Hub:
         self._keeper: asyncio.Task[None] | None = None
         # From then on nothing is started here.
         self.is_closing = False
+        self._seconds_for_tasks = _END_SECONDS
         state.call_at_end(self._end)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -124,8 +128,8 @@ class Hub:
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
+            if tasks or self._releases:
+                await asyncio.wait({*tasks, *self._releases}, timeout=self._seconds_for_tasks)
             await self.store.aclose()
 
     async def patiently(self, function: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
@@ -167,7 +171,13 @@ class Hub:
             self.spawn(self.release(Token(key, claim.fence, owner)))
 
     async def release(self, token: Token) -> None:
-        """Give a lease back, if that can be."""
+        """Give a lease back, if that can be, also if the caller is cancelled meanwhile."""
+        task = self.loop.create_task(self._release(token))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        await asyncio.shield(task)
+
+    async def _release(self, token: Token) -> None:
         try:
             await self.store.release(token)
         except (OutageError, SSEError) as exc:
@@ -271,6 +281,7 @@ class Hub:
         self.state.call_at_end_no_more(self._end)
         for reader in tuple(self.readers):
             reader.handoff.close()
+        self._seconds_for_tasks = _CLOSE_SECONDS
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})

@@ -198,7 +198,7 @@ class Log(abc.ABC):
         The stream's `status` is 200, or what the upstream answered instead; reading that raises the StatusError.
         Raises UsageError for arguments that cannot work, StreamNotFoundError, EventsLostError,
         ProducerLostError, RequestAbortedError after a cancel, what `start` raises (an SSEError is what others who
-        wait get, too), and LogError where the log's store fails.
+        wait get, too), and LogError if the log's store fails, or an entry of the stream cannot be read.
         """
         self._check_may_wait("Log.open", "aopen")
         call = _Opening(
@@ -341,7 +341,8 @@ class Log(abc.ABC):
     def close(self) -> None:
         """End this process's readers and producers, and its connections. Any thread may call it.
 
-        What was written stays; leases are given back, so that readers elsewhere learn at once.
+        What was written stays; leases are given back, so that readers elsewhere learn at once. Waits for the log's
+        store at most 3 seconds.
         """
         self._closed = True
         hub = self._forget_hub()

@@ -367,9 +367,9 @@ class _RedisTail:
         except DemotedError:
             await self._store.drop_connections()
             raise
-        except LogError:
-            # One key may be at fault. (Where all are, or none is, the error is everybody's.)
-            errors = await self._errors(positions)
+        except LogError as error:
+            # One key may be at fault. (If every one is, or none, the error is everybody's.)
+            errors = await self._errors(positions) if len(positions) > 1 else [(key, error) for key in positions]
             if not errors:
                 raise
             return errors
@@ -387,10 +387,6 @@ class _RedisTail:
         return None
 
     async def _read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
-        if self._demotions != self._store.demotions:
-            # Else it would go on reading from the replica, which may never get what comes.
-            self._demotions = self._store.demotions
-            await self._store.close_idle()
         keys = self._named(positions)
         # As bytes, for redis-py encodes each of them else, of every stream for every event.
         names = [self._names[key] for key in positions]
@@ -398,8 +394,13 @@ class _RedisTail:
         if not self._store.is_cluster:
             names.append(self._wake_key)
             ids.append(b"%d-0" % self._seen)
+        # From here on a wake-up ends the XREAD, also one that comes before it is sent.
         self._is_reading = True
         try:
+            if self._demotions != self._store.demotions:
+                # Else it would go on reading from the replica, which may never get what comes.
+                self._demotions = self._store.demotions
+                await self._store.close_idle()
             command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
             reply = await _answer(self._xread(command, names[0]))
         finally:
