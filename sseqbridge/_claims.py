@@ -4,10 +4,11 @@ An interrupt (Ctrl-C, a signal handler that raises) can come between any two byt
 lock and the `try:` after it, or before its release: a lock would stay taken. A claim is instead an object that belongs
 to a call. It is released by its call; if its call has ended without that, the next one takes the stream over.
 
-    claim = sys._getframe()                        of a call: its own frame
+    sys._getframe()                                of a call: its own frame
     claim = Claim(); claim.held_by(generator)      of a loop or coroutine, which can be suspended
 
 Python tells of a frame whether it has ended, in whichever thread or greenlet; a traceback may keep it alive after that.
+A claim that was appended to an empty queue is the first one: only claims that are gone are removed by others.
 
 Thread-safe without a lock: a claim is put in, and the first one in the queue is who reads. Appending and removing are
 one step each, and removing one that somebody else has removed does nothing.

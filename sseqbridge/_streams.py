@@ -358,10 +358,11 @@ class _BaseStream(NotCopyable, Generic[T]):
     def _claimed(self, read: Callable[..., R], *arguments: Any) -> R:
         """Call a method that reads, as the only consumer."""
         self._pump.check_process()
-        claim, claims = sys._getframe(), self._claims
-        claims.append(claim)
-        if claims[0] is not claim:
-            self._check_claim(claim)
+        claims = self._claims
+        # In no variable of its own: a frame that holds itself is garbage for the collector alone.
+        claims.append(sys._getframe())
+        if len(claims) > 1:
+            self._check_claim(sys._getframe())
         try:
             self._may_lose = True
             result = read(*arguments)
@@ -369,7 +370,7 @@ class _BaseStream(NotCopyable, Generic[T]):
             return result
         except BaseException:
             self._lose()
-            claims.discard(claim)
+            claims.discard(sys._getframe())
             raise
 
     def _nested(self, read: Callable[..., R], *arguments: Any) -> R:
@@ -600,10 +601,10 @@ class EventStream(_BaseStream[T]):
         if self._loop_thread is not None and self._is_in_loop():
             return self._nested(self._next, timeout)
         # What _claimed does, in place: a call for each item shows in the benchmark.
-        claim, claims = sys._getframe(), self._claims
-        claims.append(claim)
-        if claims[0] is not claim:
-            self._check_claim(claim)
+        claims = self._claims
+        claims.append(sys._getframe())
+        if len(claims) > 1:
+            self._check_claim(sys._getframe())
         try:
             self._may_lose = True
             item = self._next(timeout)
@@ -611,7 +612,7 @@ class EventStream(_BaseStream[T]):
             return item
         except BaseException:
             self._lose()
-            claims.discard(claim)
+            claims.discard(sys._getframe())
             raise
 
     def collect(self) -> list[T]:

@@ -14,6 +14,7 @@ import gc
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -51,7 +52,7 @@ PACKAGE = str(Path(sseqbridge.__file__).parent)
 # Called by the application: what they return is its.
 DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_hold"}
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
-COUNT = 5
+COUNT = 4
 
 T = TypeVar("T")
 
@@ -432,3 +433,12 @@ def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
             assert response.events.collect() == [1]
             assert [reader.collect() for reader in readers] == [[1], [1]]
         asyncio.run(main(server.url))
+
+
+@pytest.mark.parametrize("read", [EventStream.next, EventStream.poll, EventStream.collect])
+def test_stream_that_was_read_is_finalized_without_the_collector(read: Callable[[Any], object]) -> None:
+    stream = numbers(end=End("eof"))
+    read(stream)
+    finalized = weakref.ref(stream)
+    del stream
+    assert finalized() is None
