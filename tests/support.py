@@ -43,8 +43,8 @@ HAS_OWN_TRANSPORT = _fast.is_wanted("transport")
 # What those tests run on that are about a loop of the caller's: where uvloop is not in use, asyncio's alone.
 LOOPS = ["asyncio", "uvloop"] if _fast.is_wanted("uvloop") else ["asyncio"]
 
-# An upper limit to an exit that nothing holds up, for a busy machine: by itself it takes 0.3 s.
-EXITS = 10.0
+# An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
+EXITS = 3.0
 
 
 def until(condition: Callable[[], object], timeout: float = 30.0) -> None:

@@ -42,7 +42,7 @@ from sseqbridge.testing import (
 )
 
 from .clock import FakeClock
-from .support import EXITS, ROOT, in_thread, until, until_blocked
+from .support import ROOT, in_thread, until, until_blocked
 
 DONE = send("[DONE]")
 CHAT = {"messages": [{"role": "user", "content": "Good day to you."}], "stream": True}
@@ -293,17 +293,17 @@ def test_interrupt_aborts_the_upstream() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "1\n"
         process.send_signal(signal.SIGINT)
-        server.requests[0].wait_aborted()
-        assert process.communicate(timeout=EXITS) == ("", "")
+        server.requests[0].wait_aborted(60)
+        assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 130
 
 
 def test_interrupt_before_there_is_an_answer() -> None:
     with SSEServer([silence()]) as server, command(server.url) as process:
-        server.wait_for_request(timeout=30)
+        server.wait_for_request(timeout=60)
         process.send_signal(signal.SIGINT)
-        server.requests[0].wait_aborted()
-        assert process.communicate(timeout=EXITS) == ("", "")
+        server.requests[0].wait_aborted(60)
+        assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 130
 
 
@@ -314,13 +314,13 @@ def test_interrupt_before_there_is_an_answer() -> None:
 )
 def test_pipe_that_nobody_reads(steps: list[Step]) -> None:
     with SSEServer(steps) as server, command(server.url) as process:
-        server.wait_for_request(timeout=30)
+        server.wait_for_request(timeout=60)
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(EXITS) == 0
-        server.requests[0].finished.wait(30)
+        assert process.wait(60) == 0
+        assert server.requests[0].finished.wait(30)
 
 
 def test_pipe_that_nobody_reads_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +371,7 @@ def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str
             # With one event printed it says so.
             until(lambda: len(steps) != 1 or "1 events so far" in seen())
             go.set()
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=60)
         assert out == ("a\nb\n" if len(steps) == 1 else "b\n")
         # Which is gone in the end.
         assert seen().endswith("\r\x1b[K")
@@ -387,7 +387,7 @@ def test_terminal_tells_what_is_waited_for_until_the_first_token(terminal: tuple
         with command(server.url, "--path", "n", **how) as process:
             until(lambda: "waiting for the answer" in seen())
             go.set()
-            process.wait(30)
+            process.wait(60)
     assert seen().endswith("\r\x1b[Kab\r\n")
 
 
@@ -615,7 +615,7 @@ def test_serve_plays_it_until_it_is_interrupted(recorded: Path) -> None:
         status, headers, _ = request_sse(url, method="OPTIONS")
         assert (status, headers["access-control-allow-methods"]) == (204, "*")
         process.send_signal(signal.SIGINT)
-        assert process.wait(EXITS) == 130
+        assert process.wait(60) == 130
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ it.close()
 """,
         upstream,
     )
-    upstream.requests[0].wait_aborted()
+    upstream.requests[0].wait_aborted(30)
 
 
 def test_loop_that_is_under_way_in_the_child_ends_there_and_goes_on_in_the_parent(upstream: SSEServer) -> None:
@@ -290,10 +290,10 @@ os.close(write)
 succeeded(child)
 """
     with started(BEGIN + program, upstream.url) as process:
-        upstream.wait_for_request(timeout=30).wait_aborted(timeout=30)
+        upstream.wait_for_request(timeout=60).wait_aborted(timeout=30)
         # Not because the child went: it waits for what comes now.
         assert process.poll() is None
-        assert process.communicate(timeout=30) == ("", "")
+        assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0
 
 
@@ -429,7 +429,7 @@ def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_proces
     finally:
         parents_stop.get_loop().call_soon_threadsafe(parents_stop.set_result, None)
         parents_thread.join(30)
-    upstream.requests[0].wait_aborted()
+    upstream.requests[0].wait_aborted(30)
 
 
 def test_asynchronous_stream_of_another_process(
@@ -462,7 +462,7 @@ def test_asynchronous_stream_of_another_process(
             await pump.connection.aclose()
 
     asyncio.run(main())
-    upstream.requests[0].wait_aborted()
+    upstream.requests[0].wait_aborted(30)
 
 
 def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:

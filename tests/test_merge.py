@@ -316,7 +316,7 @@ def test_streams_are_added_while_it_runs() -> None:
         assert names == ["first", "after first", "after after first", "after after after first"]
         with pytest.raises(UsageError, match="over"):
             merged.add("late", call(server))
-        server.requests[-1].finished.wait(30)
+        assert server.requests[-1].finished.wait(30)
 
 
 def test_streams_are_added_from_another_thread() -> None:
