@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from ._api import arequest_sse, request_sse
-    from ._bridge import Bridge, BridgeStats
+    from ._checks import Timeout
+    from ._engine.bridge import Bridge, BridgeStats
     from ._exceptions import (
         BridgeClosedError,
         BufferLimitError,
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
         UpstreamError,
         UsageError,
     )
-    from ._merge import AsyncMergedStreams, MergedStreams, amerge, gather, merge
-    from ._models import Comment, ServerSentEvent
-    from ._options import Timeout
-    from ._parser import EventStreamParser
-    from ._reconnection import ReconnectionPolicy
-    from ._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
-    from ._tee import Tee, tee
+    from ._sse.events import Comment, ServerSentEvent
+    from ._sse.parser import EventStreamParser
+    from ._sse.retry_policy import ReconnectionPolicy
+    from ._streams.api import arequest_sse, request_sse
+    from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, gather, merge
+    from ._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
+    from ._streams.tee import Tee, tee
 
 __all__ = [
     "AsyncEventStream",
@@ -109,27 +109,27 @@ __all__ = [
 ]
 
 _MODULES = {
-    "arequest_sse": "_api",
-    "request_sse": "_api",
-    "Bridge": "_bridge",
-    "BridgeStats": "_bridge",
-    "AsyncMergedStreams": "_merge",
-    "MergedStreams": "_merge",
-    "amerge": "_merge",
-    "gather": "_merge",
-    "merge": "_merge",
-    "Comment": "_models",
-    "ServerSentEvent": "_models",
-    "Timeout": "_options",
-    "EventStreamParser": "_parser",
-    "ReconnectionPolicy": "_reconnection",
-    "AsyncEventStream": "_streams",
-    "AsyncSSEResponse": "_streams",
-    "EventStream": "_streams",
-    "SSEResponse": "_streams",
-    "Tee": "_tee",
-    "tee": "_tee",
-    "StreamStats": "_streams",
+    "arequest_sse": "_streams.api",
+    "request_sse": "_streams.api",
+    "Bridge": "_engine.bridge",
+    "BridgeStats": "_engine.bridge",
+    "AsyncMergedStreams": "_streams.merge",
+    "MergedStreams": "_streams.merge",
+    "amerge": "_streams.merge",
+    "gather": "_streams.merge",
+    "merge": "_streams.merge",
+    "Comment": "_sse.events",
+    "ServerSentEvent": "_sse.events",
+    "Timeout": "_checks",
+    "EventStreamParser": "_sse.parser",
+    "ReconnectionPolicy": "_sse.retry_policy",
+    "AsyncEventStream": "_streams.sync",
+    "AsyncSSEResponse": "_streams.sync",
+    "EventStream": "_streams.sync",
+    "SSEResponse": "_streams.sync",
+    "Tee": "_streams.tee",
+    "tee": "_streams.tee",
+    "StreamStats": "_streams.sync",
 }
 
 

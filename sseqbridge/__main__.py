@@ -1,4 +1,4 @@
-"""`python -m sseqbridge`, and the script `sseqbridge`: see _cli.py.
+"""`python -m sseqbridge`, and the script `sseqbridge`: see _cli/main.py.
 
 Rule: what takes time to import is imported where Ctrl-C is waited for.
 """
@@ -13,7 +13,7 @@ __all__ = ["run"]
 def run() -> int:
     """Run the command line, and return its exit status."""
     try:
-        from sseqbridge._cli import main
+        from sseqbridge._cli.main import main
 
         return main()
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx
 
-    from ._models import ServerSentEvent
+    from ._sse.events import ServerSentEvent
 
 __all__ = [
     "BridgeClosedError",

@@ -25,8 +25,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
-
-from .support import ROOT, until
+from tests.support import ROOT, until
 
 __all__ = [
     "FLASK_CHAT",

@@ -20,10 +20,12 @@ from weakref import WeakSet
 
 import pytest
 
-from sseqbridge import _bridge, _fast, _loop_watch, _runtime
-from sseqbridge._clock import clock
-
-from .support import in_thread
+from sseqbridge import _accelerators as _fast
+from sseqbridge._engine import bridge as _bridge
+from sseqbridge._runtime import loop_watch as _loop_watch
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime.clock import clock
+from tests.support import in_thread
 
 __all__ = ["FakeClock", "fake_clock"]
 

@@ -21,12 +21,12 @@ import trustme
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
-from sseqbridge import Bridge, _bridge
-
-from . import leaks
-from .clock import FakeClock, fake_clock
-from .doors import Door
-from .support import HAS_OWN_TRANSPORT
+from sseqbridge import Bridge
+from sseqbridge._engine import bridge as _bridge
+from tests import leaks
+from tests.clock import FakeClock, fake_clock
+from tests.doors import Door
+from tests.support import HAS_OWN_TRANSPORT
 
 # The same examples on every run and machine, and none remembered.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)

@@ -23,9 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sseqbridge import _bridge, _merge, _streams, request_sse
-from sseqbridge._client import ClientPool
-from sseqbridge._transport import Transport
+from sseqbridge import request_sse
+from sseqbridge._engine import bridge as _bridge
+from sseqbridge._http.client import ClientPool
+from sseqbridge._http.transport import Transport
+from sseqbridge._streams import merge as _merge
+from sseqbridge._streams import sync as _streams
 from sseqbridge.testing import SSEServer
 
 __all__ = [

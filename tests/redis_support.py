@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from .support import until
+from tests.support import until
 
 __all__ = ["Proxy", "RedisServer", "needs_redis", "redis_server"]
 

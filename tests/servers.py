@@ -27,10 +27,9 @@ import h11
 import trustme
 
 from sseqbridge import Comment, ServerSentEvent
-from sseqbridge._parser import EventStreamParser
-
-from .leaks import shared
-from .support import ROOT, until
+from sseqbridge._sse.parser import EventStreamParser
+from tests.leaks import shared
+from tests.support import ROOT, until
 
 __all__ = ["NCHAN", "NGINX", "UWSGI", "Reader", "Server", "Servers", "reading"]
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sseqbridge import _fast
+from sseqbridge import _accelerators as _fast
 
 __all__ = [
     "EXITS",
@@ -102,7 +102,7 @@ def thread_waits(ident: int) -> bool:
         frame = frame.f_back
     if frame is None or frame.f_code.co_name != "wait":
         return False
-    return Path(frame.f_code.co_filename).name in ("_runtime.py", "clock.py")
+    return Path(frame.f_code.co_filename).name in ("threads.py", "clock.py")
 
 
 def until_blocked(ident: int) -> None:

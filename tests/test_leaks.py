@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import ROOT
+from tests.support import ROOT
 
 # Tests that a pytest of its own runs. `kept` keeps what they leave; nothing else ends before the interpreter does.
 LEAKING = """

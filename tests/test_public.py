@@ -17,8 +17,7 @@ import pytest
 import sseqbridge
 import sseqbridge.testing
 from sseqbridge import SSEError, UsageError
-
-from .support import ROOT, python
+from tests.support import ROOT, python
 
 NAMES = [
     "AsyncEventStream",
@@ -116,7 +115,7 @@ def modules_after(statement: str) -> set[str]:
 
 def test_importing_the_package_imports_next_to_nothing() -> None:
     modules = modules_after("import sseqbridge")
-    assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl", "threading", "sseqbridge._api"})
+    assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl", "threading", "sseqbridge._streams.api"})
 
 
 @pytest.mark.parametrize("name", ["ServerSentEvent", "EventStreamParser", "SSEError"])

@@ -7,9 +7,8 @@ import secrets
 import flask
 from kombu.exceptions import OperationalError
 
+from examples.celery_worker.tasks import answer, log
 from sseqbridge import EventsLostError, LogError, ProducerLostError, SSEError, StreamNotFoundError, UsageError, relay
-
-from .tasks import answer, log
 
 __all__ = ["create_app"]
 

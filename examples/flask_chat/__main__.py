@@ -6,8 +6,8 @@ import argparse
 
 from werkzeug.serving import make_server
 
-from .app import create_app
-from .upstream import upstream_from_environment
+from examples.flask_chat.app import create_app
+from examples.flask_chat.upstream import upstream_from_environment
 
 
 def main() -> None:

@@ -7,11 +7,18 @@ from typing import Any
 
 import flask
 
+from examples.flask_chat.answers import log_from_environment
+from examples.flask_chat.upstream import (
+    Message,
+    Upstream,
+    conversation,
+    feed,
+    is_from_elsewhere,
+    piece_of,
+    upstream_from_environment,
+)
 from sseqbridge import EventsLostError, LogError, SSEError, UsageError, relay
 from sseqbridge.resume import Log
-
-from .answers import log_from_environment
-from .upstream import Message, Upstream, conversation, feed, is_from_elsewhere, piece_of, upstream_from_environment
 
 __all__ = ["create_app"]
 

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from examples.flask_chat.scripted import PROMPTS, answers
 from sseqbridge import EventStream, RequestAbortedError, ServerSentEvent, SSEResponse, Timeout, request_sse
 from sseqbridge.testing import SSEServer
-
-from .scripted import PROMPTS, answers
 
 __all__ = [
     "Message",

@@ -13,8 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._disconnect import reader_left
 from ._frames import AsyncFrames, Frames, aframes, frames
-from ._reader import reader_left
 
 if TYPE_CHECKING:
     from . import django, flask, starlette

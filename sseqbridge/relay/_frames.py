@@ -10,13 +10,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sseqbridge._clock import clock
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
-from sseqbridge._models import ServerSentEvent
-from sseqbridge._streams import EventStream
+from sseqbridge._runtime.clock import clock
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._streams.sync import EventStream
 
-from ._reader import ReaderLeft, reader_left_of
-from ._sources import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
+from ._disconnect import ReaderLeft, reader_left_of
+from ._source import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "arelayed", "frames", "relayed"]

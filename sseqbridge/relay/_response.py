@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sseqbridge._connection import MAX_BODY_BYTES
+from sseqbridge._engine.exchange import MAX_BODY_BYTES
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._streams import EventStream
+from sseqbridge._streams.sync import EventStream
 
-from ._reader import ReaderLeft
-from ._sources import stream_of
+from ._disconnect import ReaderLeft
+from ._source import stream_of
 
 __all__ = ["Refusal", "arefusal_of", "event_stream_headers", "is_refused", "refusal_head", "refusal_of"]
 

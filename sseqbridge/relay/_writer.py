@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sseqbridge._encoder import encode
+from sseqbridge._checks import check_seconds
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
-from sseqbridge._models import Comment, ServerSentEvent
-from sseqbridge._options import check_seconds
+from sseqbridge._sse.encoder import encode
+from sseqbridge._sse.events import Comment, ServerSentEvent
 
 __all__ = ["HEARTBEAT", "RelayOptions", "Writer", "error_frame"]
 

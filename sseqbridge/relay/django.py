@@ -11,12 +11,12 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from sseqbridge._exceptions import UsageError
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._sse.events import ServerSentEvent
 
+from ._disconnect import reader_left_of
 from ._frames import arelayed, relayed
-from ._reader import reader_left_of
 from ._response import arefusal_of, event_stream_headers, is_refused, refusal_head, refusal_of
-from ._sources import taking
+from ._source import taking
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import flask
 
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._sse.events import ServerSentEvent
 
+from ._disconnect import reader_left_of
 from ._frames import relayed
-from ._reader import reader_left_of
 from ._response import event_stream_headers, is_refused, refusal_of
-from ._sources import taking
+from ._source import taking
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]

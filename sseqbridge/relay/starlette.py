@@ -11,11 +11,11 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._sse.events import ServerSentEvent
 
 from ._frames import AsyncFrames, arelayed
 from ._response import Refusal, arefusal_of, event_stream_headers, is_refused
-from ._sources import taking
+from ._source import taking
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]

@@ -20,7 +20,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from sseqbridge import _exceptions
-from sseqbridge._connection import Body, Head, made_head
+from sseqbridge._engine.exchange import Body, Head, made_head
 from sseqbridge._exceptions import (
     BufferLimitError,
     EventError,
@@ -32,7 +32,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UpstreamError,
 )
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._sse.events import ServerSentEvent
 
 __all__ = [
     "BEGIN",

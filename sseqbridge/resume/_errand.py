@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from sseqbridge._engine.channel import End, HandOff
 from sseqbridge._exceptions import BridgeClosedError
-from sseqbridge._handoff import End, HandOff
 
 from ._hub import Hub
-from ._producing import Producer
+from ._producer import Producer
 
 __all__ = ["Errand"]
 

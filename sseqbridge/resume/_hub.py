@@ -27,8 +27,8 @@ from ._parts import Part, parts_of
 from ._store import OutageError, Store, Terms, Token
 
 if TYPE_CHECKING:
-    from sseqbridge._handoff import HandOff
-    from sseqbridge._pump import LoopState
+    from sseqbridge._engine.channel import HandOff
+    from sseqbridge._engine.stream_task import LoopState
 
     from ._store import Claim, Tail, Watch
 

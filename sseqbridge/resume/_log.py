@@ -14,22 +14,22 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, overload
 
-from sseqbridge import _runtime
-from sseqbridge._bridge import Bridge, default_bridge
-from sseqbridge._connection import Head
-from sseqbridge._decoding import Decode, Decoder, ErrorEvents
+from sseqbridge._checks import cancel_flag, check_limits, check_seconds
+from sseqbridge._engine.bridge import Bridge, default_bridge
+from sseqbridge._engine.channel import End
+from sseqbridge._engine.exchange import Head
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
-from sseqbridge._handoff import End
-from sseqbridge._models import ServerSentEvent
-from sseqbridge._options import cancel_flag, check_limits, check_seconds
-from sseqbridge._streams import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
+from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
-from ._beginning import abegin, begin, check_start, elect, elected
+from ._election import abegin, begin, check_start, elect, elected
 from ._errand import Errand
 from ._hub import Hub
 from ._memory import MemoryStore
-from ._producing import Producer
-from ._reading import Reader, ReaderOptions
+from ._producer import Producer
+from ._reader import Reader, ReaderOptions
 from ._store import Store, Terms
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from sseqbridge._options import CancelFlag
-    from sseqbridge._pump import LoopState
+    from sseqbridge._checks import CancelFlag
+    from sseqbridge._engine.stream_task import LoopState
 
     class LogOptions(TypedDict, total=False):
         """The options of every log; see Log."""

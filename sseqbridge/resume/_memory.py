@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from sseqbridge._clock import clock
+from sseqbridge._runtime.clock import clock
 
 from ._entries import CANCEL, REFUSED, Entry, Position
 from ._store import Claim, StaleError, Terms, Token, Watch

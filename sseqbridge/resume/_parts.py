@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sseqbridge._connection import EVENT_OVERHEAD
+from sseqbridge._engine.exchange import EVENT_OVERHEAD
 from sseqbridge._exceptions import LogError
-from sseqbridge._models import ServerSentEvent
+from sseqbridge._sse.events import ServerSentEvent
 
 from ._entries import UNKNOWN, UNREADABLE, Entry, Position, is_next, position_of
 

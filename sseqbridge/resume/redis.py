@@ -16,8 +16,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._callbacks import CallersCode
 from sseqbridge._exceptions import LogError, UsageError
+from sseqbridge._runtime.callbacks import CallersCode
 
 from . import _lua
 from ._entries import START, Entry, Position, position_of

@@ -14,8 +14,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
 from sseqbridge import arequest_sse, relay, request_sse
-
-from . import GENERATORS, LARGE, relay_options, running_loop
+from tests.apps import GENERATORS, LARGE, relay_options, running_loop
 
 if not settings.configured:
     settings.configure(

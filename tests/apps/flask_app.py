@@ -9,8 +9,7 @@ import flask
 from flask_compress import Compress
 
 from sseqbridge import RequestAbortedError, relay, request_sse
-
-from . import GENERATORS, LARGE, relay_options, running_loop
+from tests.apps import GENERATORS, LARGE, relay_options, running_loop
 
 app = flask.Flask(__name__)
 app.config["COMPRESS_MIMETYPES"] = ["text/plain", "text/event-stream"]

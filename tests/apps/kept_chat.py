@@ -13,7 +13,7 @@ import flask
 from examples.flask_chat import app as chat
 from examples.flask_chat.upstream import Upstream
 from sseqbridge.resume import RedisLog
-from tests.resume_support import LEASE, look_often
+from tests.resume.support import LEASE, look_often
 
 __all__ = ["create_app"]
 

@@ -9,8 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from sseqbridge import arequest_sse, relay, request_sse
-
-from . import GENERATORS, LARGE, relay_options
+from tests.apps import GENERATORS, LARGE, relay_options
 
 
 async def plain(request: Request) -> Response:

@@ -11,7 +11,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from . import abort, burst, imports, linearity, many, paced, parse, short
+from tests.bench import abort, burst, imports, linearity, many, paced, parse, short
+
 from .charts import draw
 from .results import machine
 from .runner import Bench, Workload

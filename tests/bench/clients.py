@@ -9,7 +9,8 @@ import argparse
 import json
 from collections.abc import Callable
 
-from . import abort, burst, many, paced, short
+from tests.bench import abort, burst, many, paced, short
+
 from .peers import CLIENTS
 from .upstream import raise_file_limit
 

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .runner import (
-    BASELINE,
-    CONFIGURATIONS,
-    FAST,
-    OURS,
-    PLAIN,
-    Bench,
-    Column,
-    Configuration,
-    Control,
-    Workload,
-)
+from .runner import BASELINE, CONFIGURATIONS, FAST, OURS, PLAIN, Bench, Column, Configuration, Control, Workload
 
 __all__ = ["FIRST_EVENT", "IMPORT", "WORKLOAD"]
 

@@ -6,7 +6,8 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import abort, linearity, parse
+from tests.bench import abort, linearity, parse
+
 from .results import Results
 from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
 

@@ -11,12 +11,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 
-from sseqbridge import _parser
 from sseqbridge._exceptions import BufferLimitError
-from sseqbridge._framing import ChunkedBody
-from sseqbridge._heads import HeadError, HeadReader
-from sseqbridge._models import Comment, ServerSentEvent
-from tests.reference_http import (
+from sseqbridge._http.h1 import ChunkedBody
+from sseqbridge._http.heads import HeadError, HeadReader
+from sseqbridge._sse import parser as _parser
+from sseqbridge._sse.events import Comment, ServerSentEvent
+from tests.http.reference_http import (
     MEANT_OF_BODIES,
     MEANT_OF_HEADS,
     Body,
@@ -25,7 +25,7 @@ from tests.reference_http import (
     body_by_h11,
     head_by_reference,
 )
-from tests.reference_parser import Parsed, parse
+from tests.sse.reference_parser import Parsed, parse
 
 __all__ = ["SHORT_BYTES", "TARGETS", "Target"]
 

@@ -12,19 +12,19 @@ import traceback
 import atheris
 
 # Before anything else imports them: only what is imported in here is watched.
-with atheris.instrument_imports(include=["sseqbridge._parser", "sseqbridge._heads", "sseqbridge._framing"]):
-    import sseqbridge._framing
-    import sseqbridge._heads
-    import sseqbridge._parser
+with atheris.instrument_imports(include=["sseqbridge._sse.parser", "sseqbridge._http.heads", "sseqbridge._http.h1"]):
+    import sseqbridge._http.h1
+    import sseqbridge._http.heads
+    import sseqbridge._sse.parser
 
-from tests.fuzz.targets import SHORT_BYTES, TARGETS, Target
+from .targets import SHORT_BYTES, TARGETS, Target
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Fuzz until libFuzzer has had enough, which ends the process."""
-    sseqbridge._parser._SHORT_BYTES = SHORT_BYTES
+    sseqbridge._sse.parser._SHORT_BYTES = SHORT_BYTES
     target = TARGETS[sys.argv[1]]
 
     def run(data: bytes) -> None:

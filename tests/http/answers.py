@@ -31,9 +31,9 @@ from typing import Any
 
 import httpx
 
-from sseqbridge._framing import Framing, framing_for
-from sseqbridge._heads import AnswerHead, HeadError, HeadReader
-from sseqbridge._transport import Transport
+from sseqbridge._http.h1 import Framing, framing_for
+from sseqbridge._http.heads import AnswerHead, HeadError, HeadReader
+from sseqbridge._http.transport import Transport
 
 from .fake_connection import EOF, FakeConnection, FakeNetwork
 

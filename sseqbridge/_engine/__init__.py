@@ -1,0 +1,1 @@
+"""One event loop, and what crosses from it to a consumer: channels, exchanges, reconnecting, the bridge."""

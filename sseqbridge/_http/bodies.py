@@ -1,0 +1,162 @@
+"""Bounds for bodies that an HTTP client reads by itself: for its auth flow, and in its event hooks.
+
+httpx reads an answer's body whole when an auth flow asks for another request, when an auth has
+`requires_response_body`, and when an event hook calls `aread()`. `bound_body` replaces the stream of such
+an answer by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It relies on the
+public interface of httpx (or httpx2) alone: `Response.stream`, `Auth.async_auth_flow`.
+
+All of it runs in one loop's thread.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import anyio
+
+from sseqbridge._exceptions import CallbackError, ProtocolError
+
+from .content_encoding import BodyDecoder, body_decoder
+
+__all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "MAX_REQUESTS", "bound_body", "bounded_auth", "is_cut", "unbounded_stream"]
+
+# How much of a refusal's body is kept, decompressed, and how long it is waited for.
+MAX_BODY_BYTES = 1024 * 1024
+BODY_SECONDS = 10.0
+
+# How many requests an auth flow may send.
+MAX_REQUESTS = 20
+
+# What httpx decompresses at a time: deflate makes at most a thousand times as much of it.
+_COMPRESSED_BYTES = 1024
+
+_SLICE_BYTES = 64 * 1024
+
+
+class _BoundedBody:
+    """The body of one answer, cut where it is too long or too slow.
+
+    Used with a package's AsyncByteStream as a base.
+    """
+
+    def __init__(self, stream: Any, content_encoding: str, *, seconds: float | None) -> None:
+        self.stream = stream
+        self.is_cut = False
+        self._content_encoding = content_encoding
+        self._seconds = seconds
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            decoder = body_decoder(self._content_encoding, _SLICE_BYTES)
+        except ProtocolError:
+            # httpx may know the encoding, but its decoders have no bound.
+            self.is_cut = True
+            return
+        is_compressed = type(decoder) is not BodyDecoder
+        deadline = None if self._seconds is None else anyio.current_time() + self._seconds
+        chunks = self.stream.__aiter__()
+        left = MAX_BODY_BYTES
+        while (chunk := await self._next(chunks, deadline)) is not None:
+            size = _COMPRESSED_BYTES if is_compressed else left
+            for start in range(0, len(chunk), size):
+                piece = chunk[start : start + size]
+                try:
+                    left -= sum(map(len, decoder.slices(piece)))
+                except ProtocolError:
+                    # Whoever reads it goes by the status. The decoder of httpx does not get to see it.
+                    left = 0
+                else:
+                    yield piece
+                if left <= 0:
+                    self.is_cut = True
+                    return
+
+    async def _next(self, chunks: AsyncIterator[bytes], deadline: float | None) -> bytes | None:
+        """Return the next chunk, None at the end or the deadline."""
+        # A cancel scope must not stay open across the `yield` above.
+        with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
+            try:
+                return await chunks.__anext__()
+            except StopAsyncIteration:
+                return None
+        self.is_cut = True
+        return None
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class _BoundedAuth:
+    """An auth whose flow sees bounded bodies and sends a bounded number of requests.
+
+    Used with a package's Auth as a base.
+    """
+
+    def __init__(self, auth: Any, package: Any) -> None:
+        self._auth = auth
+        self._package = package
+
+    async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        flow = self._auth.async_auth_flow(request)
+        try:
+            request = await flow.__anext__()
+            for _ in range(MAX_REQUESTS):
+                response = yield request
+                bound_body(self._package, response)
+                try:
+                    request = await flow.asend(self._seen(response))
+                except StopAsyncIteration:
+                    return
+        finally:
+            await flow.aclose()
+        raise CallbackError(f"auth must end after at most {MAX_REQUESTS} requests, and asks for another one")
+
+    def _seen(self, response: Any) -> Any:
+        """Return the response as the flow sees it: an event stream is not read, since it may have no end."""
+        if not _is_event_stream(response):
+            return response
+        headers = response.headers.copy()
+        headers.pop("Content-Encoding", None)
+        return self._package.Response(
+            response.status_code, headers=headers, request=response.request, extensions=response.extensions
+        )
+
+
+def bounded_auth(package: Any, auth: Any) -> Any:
+    """Return an auth of `package`, httpx or httpx2, for one whose flow may read answers' bodies."""
+    return _with_base(_BoundedAuth, package.Auth)(auth, package)
+
+
+def bound_body(package: Any, response: Any) -> None:
+    """Bound what is read of a response's body from here on. Does nothing the second time."""
+    if not isinstance(response.stream, _BoundedBody):
+        # An event hook that reads a whole event stream has the stream's own time limits.
+        seconds = None if _is_event_stream(response) else BODY_SECONDS
+        make = _with_base(_BoundedBody, package.AsyncByteStream)
+        response.stream = make(response.stream, response.headers.get("content-encoding", ""), seconds=seconds)
+
+
+def unbounded_stream(response: Any) -> Any:
+    """Return a response's stream as the transport gave it."""
+    stream = response.stream
+    return stream.stream if isinstance(stream, _BoundedBody) else stream
+
+
+def is_cut(response: Any) -> bool:
+    """Whether the HTTP client has read the body, and not all of it."""
+    stream = response.stream
+    return isinstance(stream, _BoundedBody) and stream.is_cut
+
+
+@functools.lru_cache(maxsize=8)
+def _with_base(kind: type, base: type) -> Any:
+    # httpx and httpx2 check for classes of their own, and httpx2 need not be installed.
+    return type(kind.__name__, (kind, base), {})
+
+
+def _is_event_stream(response: Any) -> bool:
+    media_type: str = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_success: bool = 200 <= response.status_code < 300
+    return is_success and media_type == "text/event-stream"

@@ -1,0 +1,335 @@
+"""The HTTP client: TLS context, cookies, proxies, and which client a request is sent with.
+
+An AsyncClient of httpx2, the maintained continuation of httpx, works as well: names are looked up in the
+package that the client's class comes from.
+
+Which thread writes what: `ClientPool` is called from callers' threads and from the loop, and its
+fields are written under its lock, and so is a client's `shared`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import urllib.request
+from collections.abc import Callable
+from http.cookiejar import Cookie, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from sseqbridge import _accelerators as _fast
+from sseqbridge._exceptions import SSEError, UsageError
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime.callbacks import CallersCode
+
+from .bodies import bound_body, bounded_auth
+from .transport import Transport, connections_of, is_client_replaced, is_direct
+
+if TYPE_CHECKING:
+    import ssl
+    from urllib.request import Request
+
+__all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url", "prepare"]
+
+logger = logging.getLogger("sseqbridge")
+
+# Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
+ClientFactory = Callable[[], Any]
+RawHeaders = list[tuple[bytes, bytes]]
+
+# Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
+# closed by the server just as a POST is written to it fails that.
+_KEEPALIVE_EXPIRY = 4.0
+
+# How many clients wait for the next HTTP/2 requests.
+_MAX_IDLE = 8
+
+_tls_lock = _runtime.Lock()
+_tls_context: ssl.SSLContext | None = None
+
+
+def _built_tls_context() -> ssl.SSLContext:
+    global _tls_context
+    with _tls_lock.here:
+        if _tls_context is None:
+            context = httpx.create_ssl_context()
+            context.set_alpn_protocols(["http/1.1"])
+            _tls_context = context
+        return _tls_context
+
+
+async def _tls() -> ssl.SSLContext:
+    """Return the process's TLS context, built on first use; not in the loop, for it takes 20 ms."""
+    if _tls_context is not None:
+        return _tls_context
+    return await _runtime.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
+
+
+@functools.lru_cache(maxsize=64)
+def parsed_url(url: str) -> httpx.URL:
+    """Return a URL, which httpx takes its time to parse and most programs ask for more than once.
+
+    Raises httpx.InvalidURL.
+    """
+    return httpx.URL(url)
+
+
+class _KeepsNothing(DefaultCookiePolicy):
+    """Takes no cookie from any answer; cookies that are set by hand are sent as ever."""
+
+    def set_ok(self, cookie: Cookie, request: Request) -> bool:
+        return False
+
+
+class Client:
+    """One AsyncClient, its package, and whether more than one stream at a time may use it."""
+
+    __slots__ = ("http", "package", "shared")
+
+    def __init__(self, http: Any) -> None:
+        self.http = http
+        self.package = _package_of(http)
+        self.shared = False
+
+    @property
+    def connections(self) -> int:
+        """How many connections it has open, in use or idle, as far as its transports tell."""
+        transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
+        return sum(map(connections_of, transports))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave to the parent what connections are not a stream's."""
+
+    def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
+        """Return a request, with what the client adds to it."""
+        return self.http.build_request(method, url, headers=headers, **options)
+
+    def is_direct(self, request: Any) -> bool:
+        """Whether nothing but the library's own transport is between a request and its connection."""
+        return False
+
+    async def aclose(self) -> None:
+        """Close the client. Raises CallbackError if it cannot be closed."""
+        with CallersCode("closing the HTTP client"):
+            await self.http.aclose()
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Return the answer to a request as soon as its head is in.
+
+        What the auth flow reads is bounded, and so is how often it sends a request (see _http/bodies.py).
+        """
+        auth = options.get("auth", self.http.auth)
+        if hasattr(auth, "async_auth_flow"):
+            options["auth"] = bounded_auth(self.package, auth)
+        return await self.http.send(request, stream=True, follow_redirects=False, **options)
+
+    def bound_hooks(self) -> None:
+        """Bound what the client's event hooks read of an answer's body."""
+
+        async def bound(response: Any) -> None:
+            bound_body(self.package, response)
+
+        hooks = self.http.event_hooks
+        self.http.event_hooks = {**hooks, "response": [bound, *hooks["response"]]}
+
+
+class _OwnClient(Client):
+    """The library's own client, with the library's own transport.
+
+    It has no base URL, parameters, cookies or hooks, so that most of what an AsyncClient does for
+    a request is done for nothing, which shows where streams are short.
+    """
+
+    __slots__ = ("_defaults", "_transport")
+
+    def __init__(self) -> None:
+        self._transport = Transport(keepalive_expiry=_KEEPALIVE_EXPIRY, tls_context=_tls, plain=_plain_transport)
+        super().__init__(httpx.AsyncClient(transport=self._transport))
+        self._defaults = [(name.lower(), name, value) for name, value in self.http.headers.raw]
+
+    def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
+        own = {name.lower() for name, _ in headers}
+        merged = [(name, value) for key, name, value in self._defaults if key not in own] + headers
+        timeout = httpx.Timeout(options.pop("timeout")).as_dict()
+        extensions = {"timeout": timeout, **options.pop("extensions")}
+        return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
+
+    def leave_to_parent(self) -> None:
+        self._transport.leave_to_parent()
+
+    def is_direct(self, request: httpx.Request) -> bool:
+        return is_direct(request)
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        if options.get("auth") is not None or request.url.userinfo or is_client_replaced():
+            return await super().send(request, **options)
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
+
+
+def _package_of(http: Any) -> Any:
+    for kind in type(http).__mro__:
+        package = sys.modules.get(kind.__module__.partition(".")[0])
+        if kind.__name__ == "AsyncClient" and hasattr(package, "HTTPError"):
+            return package
+    raise UsageError(
+        f"the client is a {type(http).__name__}; Bridge(client=...) takes a function that "
+        "returns a new httpx.AsyncClient or httpx2.AsyncClient"
+    )
+
+
+def _called(factory: ClientFactory) -> Any:
+    with CallersCode("the bridge's client function", passes=()):
+        return factory()
+
+
+# None: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
+# connections as soon as there are more connections, idle or not, than may be kept alive.)
+_NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY)
+
+
+async def _plain_transport() -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=await _tls(), limits=_NO_LIMITS)
+
+
+def _is_plain() -> bool:
+    # A transport that is passed in goes past the proxies that the environment names.
+    return bool(urllib.request.getproxies()) or not _fast.is_wanted("transport")
+
+
+async def prepare() -> None:
+    """Do ahead, and off the loop, what makes the library's own client slow to make."""
+    if _is_plain():
+        await _tls()
+
+
+def _default_client() -> Client:
+    if _is_plain():
+        return Client(httpx.AsyncClient(verify=_built_tls_context(), limits=_NO_LIMITS))
+    return _OwnClient()
+
+
+class ClientPool:
+    """Hands out the client that a request is sent with.
+
+    The library's own client is one for all streams. A caller's client may speak HTTP/2, where
+    streams share a connection that an abort would close under them: so a client of the caller's
+    is used by one stream at a time until the origin has answered in HTTP/1.1, and `factory` is
+    called again when that takes more clients. All that the factory makes share nothing here.
+    """
+
+    def __init__(self, factory: ClientFactory | None = None) -> None:
+        self._factory = factory
+        # Whether transports and event hooks of the caller's may run in the clients.
+        self.has_callers_code = factory is not None
+        # Of this process alone, as the loop is that it belongs to.
+        self._lock = _runtime.new_lock()
+        self._shared: Client | None = None
+        self._idle: list[Client] = []
+        # Those that were made and not closed yet. Each change is one step, and needs no lock.
+        self._made_clients: list[Client] = []
+        self._http11_origins: set[str] = set()
+
+    @classmethod
+    def of(cls, http: Any) -> ClientPool:
+        """Return a pool of one client that stays the caller's, its cookie jar and closing too."""
+        pool = cls()
+        pool._shared = Client(http)
+        pool._shared.shared = True
+        pool.has_callers_code = True
+        return pool
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, in use or idle. Any thread may ask."""
+        return sum(client.connections for client in tuple(self._made_clients))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, leave to the parent what connections are not a stream's."""
+        for client in self._made_clients:
+            client.leave_to_parent()
+
+    @property
+    def has_factory(self) -> bool:
+        """Whether different origins may get different clients."""
+        return self._factory is not None
+
+    def lease(self, origin: str) -> Client:
+        """Return a client for a request to `origin`. Any thread but the loop's: it may be slow.
+
+        Raises UsageError where the factory returns no client, CallbackError where it raises.
+        """
+        client = self._made(origin)
+        if client is not None:
+            return client
+        # Not under the lock, which the loop takes too: a factory may take its time.
+        if self._factory is None:
+            client = _default_client()
+        else:
+            client = Client(_called(self._factory))
+            client.bound_hooks()
+        # Streams of different users share it: no answer's cookie may reach another request.
+        client.http.cookies.jar.set_policy(_KeepsNothing())
+        self._made_clients.append(client)
+        if not self._may_share(origin):
+            return client
+        self.put_back(client)
+        # Another thread may have been first, and its client is as good.
+        return self._made(origin) or client
+
+    def _may_share(self, origin: str) -> bool:
+        return self._factory is None or origin in self._http11_origins
+
+    def _made(self, origin: str) -> Client | None:
+        """Return a client that is there already, None where there is none."""
+        with self._lock:
+            if not self._may_share(origin):
+                return self._idle.pop() if self._idle else None
+            if self._shared is None and self._idle:
+                self._shared = self._idle.pop()
+                self._shared.shared = True
+            return self._shared
+
+    def learn(self, origin: str, http_version: str) -> None:
+        """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
+        if self._factory is not None and http_version.startswith("HTTP/1"):
+            with self._lock:
+                self._http11_origins.add(origin)
+
+    def put_back(self, client: Client) -> None:
+        """Take a leased client back, for the next request."""
+        if not client.shared:
+            with self._lock:
+                self._idle.append(client)
+
+    async def give_back(self, client: Client, origin: str) -> None:
+        """Take a leased client back, or close it where there are others enough."""
+        with self._lock:
+            spare = self._shared if origin in self._http11_origins else None
+            is_needed = spare is None and len(self._idle) < _MAX_IDLE
+        if is_needed:
+            self.put_back(client)
+        else:
+            await self.discard(client)
+
+    async def discard(self, client: Client) -> None:
+        """Close a leased client, and with it a connection that was cut off."""
+        if not client.shared:
+            self._made_clients.remove(client)
+            await client.aclose()
+
+    async def aclose(self) -> None:
+        """Close every client that is not in use."""
+        with self._lock:
+            clients, self._idle = self._idle, []
+            if self._shared is not None:
+                clients.append(self._shared)
+                self._shared = None
+        for client in clients:
+            try:
+                await client.aclose()
+            except SSEError as exc:
+                logger.debug("%s", exc, exc_info=exc)

@@ -1,0 +1,92 @@
+"""Sans-IO decompression of a response's body in bounded slices.
+
+Rule: no slice is longer than asked for, however well the body was compressed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from sseqbridge._exceptions import ProtocolError, TruncatedStreamError
+
+__all__ = ["BodyDecoder", "body_decoder"]
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class BodyDecoder:
+    """A body that is not compressed: the chunks themselves, cut to at most `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def slices(self, chunk: bytes) -> Iterator[bytes]:
+        """Give what `chunk` holds, in slices. Raises ProtocolError for a corrupt body."""
+        if 0 < len(chunk) <= self._size:
+            return iter((chunk,))
+        return (chunk[start : start + self._size] for start in range(0, len(chunk), self._size))
+
+    def finish(self) -> None:
+        """Say that the body is over. Raises TruncatedStreamError where it cannot be."""
+
+
+class _Inflater(BodyDecoder):
+    """gzip and deflate, several gzip members in a row included."""
+
+    def __init__(self, size: int, window_bits: int) -> None:
+        super().__init__(size)
+        self._bits = window_bits
+        self._zlib = zlib.decompressobj(window_bits)
+        self._started = False
+        # The first two bytes, which are the zlib header where there is one.
+        self._header = b""
+
+    def slices(self, chunk: bytes) -> Iterator[bytes]:
+        full = False
+        while chunk or full:
+            if self._zlib.eof:
+                self._zlib = zlib.decompressobj(self._bits)
+            piece = self._inflate(chunk)
+            self._started = True
+            if piece:
+                yield piece
+            # A slice that is full may have left output inside zlib, also where no input is left.
+            full = len(piece) == self._size and not self._zlib.eof
+            chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
+
+    def _inflate(self, chunk: bytes) -> bytes:
+        try:
+            piece = self._zlib.decompress(chunk, self._size)
+        except zlib.error as exc:
+            if self._bits == zlib.MAX_WBITS and len(self._header) < 2:
+                # Servers send "deflate" with and without the zlib header.
+                self._bits = -zlib.MAX_WBITS
+                self._zlib = zlib.decompressobj(self._bits)
+                return self._inflate(self._header + chunk)
+            raise ProtocolError("the compressed body is corrupt") from exc
+        if len(self._header) < 2:
+            self._header += chunk[:2]
+        return piece
+
+    def finish(self) -> None:
+        if self._started and not self._zlib.eof:
+            raise TruncatedStreamError("the compressed body ended before its end")
+
+
+def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
+    """Return the decoder for a Content-Encoding header's value.
+
+    Raises ProtocolError for one that is not identity, gzip or deflate.
+    """
+    name = content_encoding.strip().lower()
+    if name in ("", "identity"):
+        return BodyDecoder(size)
+    if name in ("gzip", "x-gzip"):
+        return _Inflater(size, _GZIP)
+    if name == "deflate":
+        return _Inflater(size, zlib.MAX_WBITS)
+    raise ProtocolError(
+        f"the answer's Content-Encoding is {name!r}, which is not read here; "
+        'ask for one that is with headers={"Accept-Encoding": "identity"} (or gzip, deflate)'
+    )

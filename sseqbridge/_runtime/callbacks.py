@@ -1,0 +1,171 @@
+"""Code of the caller's that runs on an event loop: whatever it raises ends its own stream, and nothing else.
+
+asyncio lets a SystemExit or KeyboardInterrupt that a task or callback raises end the loop, and takes a CancelledError
+for a cancellation of the task. So each place that calls the caller's code on a loop does so inside `CallersCode`,
+which raises CallbackError instead. Without a running loop the thread is the consumer's own, and an exit or interrupt
+is the thread's to have.
+
+Nothing here has state that threads share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import opcode
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from sseqbridge._exceptions import CallbackError, SSEError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["CallersCode", "guarded_body", "is_from_outside", "original"]
+
+logger = logging.getLogger("sseqbridge")
+
+Kinds = type[BaseException] | tuple[type[BaseException], ...]
+
+_RAISE = opcode.opmap["RAISE_VARARGS"]
+_READ_BYTES = 64 * 1024
+
+
+class CallersCode:
+    """Context manager around a call, or an await, of code of the caller's.
+
+    On a thread with a running loop every exception is replaced by a CallbackError whose cause it is; on another one
+    SystemExit, KeyboardInterrupt and the like go on. Exceptions of the types in `passes`, a cancellation of the
+    task, and an interrupt by Ctrl-C go on everywhere.
+    """
+
+    __slots__ = ("_passes", "_task", "_what")
+
+    def __init__(self, what: str, passes: Kinds = SSEError) -> None:
+        self._what = what
+        self._passes = passes
+
+    def __enter__(self) -> None:
+        self._task = _current_task()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if not _ends_iterations(error):
+            if isinstance(error, self._passes):
+                return
+            if not isinstance(error, Exception) and (
+                asyncio._get_running_loop() is None or is_from_outside(error, self._task)
+            ):
+                return
+        error = original(error)
+        raise CallbackError(f"{self._what} raised {type(error).__name__}") from error
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    return None if asyncio._get_running_loop() is None else asyncio.current_task()
+
+
+def _ends_iterations(error: BaseException) -> bool:
+    # Left alone, it would be the end of whatever iterates.
+    return isinstance(error, (StopIteration, StopAsyncIteration))
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the StopIteration that Python has replaced by a RuntimeError (PEP 479), else the error itself."""
+    # A "from None" on its way leaves the context.
+    cause = error.__cause__ or error.__context__
+    if type(error) is not RuntimeError or cause is None:
+        return error
+    # One for each generator or coroutine that it has left.
+    found = original(cause)
+    return found if _ends_iterations(found) else error
+
+
+def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether something else than the code that ran in `task` is behind an exception that is no Exception.
+
+    That is a cancellation of the task, the closing of its coroutine, or Ctrl-C.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        if task is None:
+            return False
+        # Python 3.10 does not count cancellations.
+        cancelling = getattr(task, "cancelling", None)
+        return not _was_raised(error) if cancelling is None else cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        # A coroutine is closed by whoever drops it, and not in a step of its own task.
+        return task is not _current_task()
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread() and not _was_raised(error)
+    return False
+
+
+def _was_raised(error: BaseException) -> bool:
+    """Whether a `raise` statement raised this, and not a signal or the throw() of a coroutine."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return True
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == _RAISE
+
+
+# A request's body.
+
+_BODY = "the request's body, an iterator,"
+
+
+def guarded_body(content: AsyncIterable[bytes]) -> AsyncIterable[bytes]:
+    """Return the body with every error of its own as a CallbackError. Its `aclose()` closes its generator."""
+    # httpx refuses to send a generator twice, and knows it by its type.
+    is_generator = inspect.isasyncgen(content)
+    return _guarded(content) if is_generator else _Reiterable(content)
+
+
+class _Reiterable:
+    """A body that is no generator: it may be sent more than once, as a digest login does."""
+
+    def __init__(self, content: AsyncIterable[bytes]) -> None:
+        self._content = content
+        self._iterators: list[AsyncGenerator[bytes, None]] = []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        iterator = _guarded(self._content)
+        self._iterators.append(iterator)
+        return iterator
+
+    async def aclose(self) -> None:
+        while self._iterators:
+            await self._iterators.pop().aclose()
+
+
+async def _guarded(content: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    iterator: Any = None
+    try:
+        with CallersCode(_BODY):
+            iterator = aiter(_file_chunks(content) if hasattr(content, "aread") else content)
+        while True:
+            with CallersCode(_BODY):
+                try:
+                    chunk = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+            yield chunk
+    finally:
+        if inspect.isasyncgen(iterator):
+            try:
+                with CallersCode(_BODY):
+                    await iterator.aclose()
+            except Exception:
+                # Nobody waits for the body any more.
+                logger.exception("closing the iterator of a request's body failed")
+
+
+async def _file_chunks(file: Any) -> AsyncIterator[bytes]:
+    while chunk := await file.aread(_READ_BYTES):
+        yield chunk

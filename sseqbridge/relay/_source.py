@@ -1,0 +1,388 @@
+"""Where a relay's bytes come from: a stream, or whatever else can be iterated over.
+
+What the application itself makes runs in a worker: a thread for an iterable, a task for an
+asynchronous one. So heartbeats go out while it computes, and a bounded hand-off holds it back
+where the reader is slow. It is ended where it stands: at its next `yield`.
+
+Which thread writes what: the worker its hand-off's producing side, the reader's thread or
+coroutine all else. Nothing that a worker refers to refers to the relay, so that one that is
+dropped ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sseqbridge._checks import surrounding_cancel
+from sseqbridge._engine.channel import CLOSED, End, HandOff, ThreadHandOff, post
+from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime.callbacks import is_from_outside
+from sseqbridge._sse.events import Comment, RestartEvent
+from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+
+from ._writer import Writer
+
+__all__ = [
+    "AsyncSource",
+    "FailedError",
+    "Source",
+    "StreamSource",
+    "TaskSource",
+    "WorkerSource",
+    "async_source_of",
+    "source_of",
+    "stream_of",
+    "taking",
+]
+
+logger = logging.getLogger("sseqbridge")
+
+# What the worker may be ahead of the reader, in bytes as they are sent.
+_MAX_AHEAD = 64 * 1024
+# What an event is charged besides.
+_OVERHEAD = 256
+
+
+class FailedError(Exception):
+    """The application's own error: a TimeoutError or StopIteration of its is neither of a source's."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class StreamSource:
+    """Gives the frames of an event stream that was opened by request_sse, or by arequest_sse."""
+
+    def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any], writer: Writer) -> None:
+        if stream.outcome is not None:
+            raise UsageError(f"this stream has ended already ({stream.outcome}): relay one that was not read yet")
+        if stream._is_claimed:
+            raise UsageError("this stream is being read already: relay one that nobody else reads")
+        self._stream = stream
+        self._writer = writer
+        self._is_read = False
+
+    def next(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
+        assert isinstance(self._stream, EventStream)
+        self._begin()
+        return self._frame(self._stream.next(timeout))
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
+        self._begin()
+        if self._stream.status != 200:
+            # Before an item is made of its body.
+            await self._stream._araise_for_status()
+        return self._frame(await self._stream._anext(timeout))
+
+    def _begin(self) -> None:
+        """Raise UsageError where somebody else has read the stream to its end, before the first of this."""
+        if not self._is_read and self._stream.outcome in ("done", "eof"):
+            raise UsageError("this stream was read by somebody else meanwhile: relay one that nobody else reads")
+        self._is_read = True
+
+    def _frame(self, item: Any) -> bytes:
+        try:
+            return self._written(item)
+        except (Exception, SystemExit) as exc:
+            # SystemExit too: it would be the reader's end without a word, and a worker's.
+            raise FailedError(exc) from None
+        except BaseException as exc:
+            # `map` is called by the loop of an asynchronous server, which must not end by it.
+            if not _runtime.in_coroutine() or is_from_outside(exc, asyncio.current_task()):
+                raise
+            raise FailedError(exc) from None
+
+    def _written(self, item: Any) -> bytes:
+        stream, writer = self._stream, self._writer
+        if type(item) is Comment:
+            return writer.item(item)
+        last = stream._last_event
+        # What a log says itself is not what `map` is for.
+        if type(last) is RestartEvent or (writer.is_verbatim and not stream._has_decode_function):
+            assert last is not None
+            return writer.event(last)
+        return writer.item(item, stream.last_event)
+
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        stream = self._stream
+        return self._writer.end(stream.outcome, stream.last_event, stream._done_event)
+
+    def close(self) -> None:
+        """Abort the request, unless it has ended, and wait until it is."""
+        assert isinstance(self._stream, EventStream)
+        if not self._stream._pump.is_inherited:
+            self._stream.close()
+
+    def abandon(self) -> None:
+        """The same without waiting: in a loop."""
+        if self._stream.outcome is None:
+            self._stream._abort()
+
+
+class _MadeSource:
+    """What both kinds of worker share: how its hand-off's entries are given on."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._end: End | None = None
+        self._process = _runtime.process()
+
+    def _check_process(self) -> None:
+        if self._process != _runtime.process():
+            # Its worker is not here.
+            raise UsageError("this relay was made before a fork, and is the parent's to read: make one in the child")
+
+    def _given(self, entry: bytes | End, stop: type[Exception]) -> bytes:
+        if isinstance(entry, bytes):
+            return entry
+        self._end = entry
+        raise stop if entry.error is None else FailedError(entry.error)
+
+    def end(self) -> bytes:
+        """Return what is sent when all frames are."""
+        return self._writer.end(self._end.outcome if self._end else None, None, None)
+
+
+class WorkerSource(_MadeSource):
+    """Gives the frames of an iterable, which a thread of its own runs from the first `next` on."""
+
+    def __init__(self, items: Iterable[Any], writer: Writer) -> None:
+        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
+            raise UsageError("this generator has ended already: relay one that was not read yet")
+        super().__init__(writer)
+        self._items: Iterable[Any] | None = items
+        self._handoff: ThreadHandOff[bytes] = ThreadHandOff(_MAX_AHEAD)
+
+    def __del__(self) -> None:
+        # Not there where __init__ was not reached to its end.
+        if hasattr(self, "_handoff"):
+            self._handoff.close()
+
+    def next(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
+        self._check_process()
+        self._start()
+        return self._given(self._end or self._handoff.take(timeout), StopIteration)
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        self._check_process()
+        self._start()
+        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
+
+    def _start(self) -> None:
+        items, self._items = self._items, None
+        if items is not None:
+            context = self._writer.context.copy()
+            # Streams that it reads end with the reader, though it waits for them.
+            context.run(surrounding_cancel.set, _Closed(self._handoff))
+            _runtime.start_worker(context.run, _work, items, self._writer, self._handoff)
+
+    def close(self) -> None:
+        """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
+        self._handoff.close()
+        items, self._items = self._items, None
+        if items is not None:
+            _close(items)
+
+    abandon = close
+
+
+class _Closed:
+    """A flag that is set once a hand-off is closed."""
+
+    def __init__(self, handoff: HandOff[Any]) -> None:
+        self._handoff = handoff
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._handoff.closed
+
+
+def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -> None:
+    end = End("eof")
+    iterator: Any = items
+    try:
+        iterator = iter(items)
+        for item in iterator:
+            frame = writer.item(item)
+            if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
+                break
+    except BaseException as exc:
+        # SystemExit too: here it would end nothing but this thread, in silence.
+        end = End("error", exc)
+        if handoff.closed:
+            logger.exception("an iterable failed as it was closed, since the reader had left")
+    finally:
+        try:
+            _close(iterator)
+            if iterator is not items:
+                _close(items)
+        except BaseException as exc:
+            if end.error is None and not handoff.closed:
+                end = End("error", exc)
+            else:
+                logger.exception("an iterable failed as it was closed")
+        del iterator, items
+        _tidy_up(writer)
+        handoff.end(end)
+
+
+def _tidy_up(writer: Writer) -> None:
+    if writer.after_work is not None:
+        try:
+            writer.after_work()
+        except Exception:
+            logger.exception("%r failed after an iterable's end", writer.after_work)
+
+
+def _close(iterator: Any) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+class TaskSource(_MadeSource):
+    """Gives the frames of an asynchronous iterable, which a task of its own runs from the first `anext` on."""
+
+    def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
+        if inspect.isasyncgen(items) and items.ag_frame is None:
+            raise UsageError("this generator has ended already: relay one that was not read yet")
+        super().__init__(writer)
+        self._items = items
+        self._handoff: HandOff[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_task"):
+            self.abandon()
+
+    async def anext(self, timeout: float) -> bytes:
+        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
+        if self._handoff is None:
+            loop = asyncio.get_running_loop()
+            self._handoff = HandOff(loop, _MAX_AHEAD)
+            # In the view's context: this one may be that of the server's task.
+            task = self._writer.context.copy().run(loop.create_task, _atask(self._items, self._writer, self._handoff))
+            self._task = task
+        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
+
+    def abandon(self) -> None:
+        """Cancel the task, once: the iterable is closed where it stands, and what it does then runs to its end.
+
+        From anywhere: Django closes a response in a thread.
+        """
+        task, self._task = self._task, None
+        if task is not None:
+            post(task.get_loop(), _cancel, task, self._handoff)
+
+
+def _cancel(task: asyncio.Task[None], handoff: HandOff[bytes]) -> None:
+    # In one step of the loop: a task that finds the hand-off closed ends by itself, and must not be
+    # cancelled while it does.
+    handoff.close()
+    task.cancel()
+
+
+async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[bytes]) -> None:
+    end = CLOSED
+    iterator: Any = items
+    task = asyncio.current_task()
+    try:
+        iterator = aiter(items)
+        async for item in iterator:
+            frame = writer.item(item)
+            if frame:
+                await handoff.put(frame, len(frame) + _OVERHEAD)
+            if handoff.closed:
+                # One that does not wait for anything could not be cancelled.
+                break
+        else:
+            end = End("eof")
+    except asyncio.CancelledError as exc:
+        if not handoff.closed:
+            # By something of its own, and not by the reader's leaving.
+            end = End("error", exc)
+        raise
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and is_from_outside(exc, task):
+            raise
+        # Exits too: they would end the server's loop.
+        end = End("error", exc)
+        if handoff.closed:
+            logger.exception("an asynchronous iterable failed as it was closed, since the reader had left")
+    finally:
+        try:
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and is_from_outside(exc, task):
+                raise
+            if end.error is None and not handoff.closed:
+                end = End("error", exc)
+            else:
+                logger.exception("an asynchronous iterable failed as it was closed")
+        finally:
+            handoff.end(end)
+
+
+Source = StreamSource | WorkerSource
+AsyncSource = StreamSource | WorkerSource | TaskSource
+
+
+def stream_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any] | None:
+    """Return the event stream of what was passed in, None where it is something else."""
+    if isinstance(stream, (SSEResponse, AsyncSSEResponse)):
+        return stream.events
+    return stream if isinstance(stream, (EventStream, AsyncEventStream)) else None
+
+
+@contextmanager
+def taking(stream: Any) -> Iterator[None]:
+    """Abort the stream where what is done with it fails: the caller has given it away."""
+    try:
+        yield
+    except BaseException:
+        events = stream_of(stream)
+        if events is not None and events.outcome is None and not events._is_claimed:
+            events._abort()
+        raise
+
+
+def source_of(stream: Any, writer: Writer) -> Source:
+    """Return where the frames come from, for a synchronous server."""
+    if isinstance(stream, SSEResponse):
+        stream = stream.events
+    if isinstance(stream, EventStream):
+        return StreamSource(stream, writer)
+    if isinstance(stream, (AsyncSSEResponse, AsyncEventStream, AsyncIterable)):
+        raise UsageError(
+            f"a {type(stream).__name__} goes on through an asynchronous server; a synchronous one takes what "
+            "request_sse returns, or an iterable"
+        )
+    if isinstance(stream, (str, bytes, dict)) or not isinstance(stream, Iterable):
+        raise UsageError(
+            f"a {type(stream).__name__} is no stream; pass on what request_sse returns, or an iterable of items"
+        )
+    return WorkerSource(stream, writer)
+
+
+def async_source_of(stream: Any, writer: Writer) -> AsyncSource:
+    """Return where the frames come from, for an asynchronous server."""
+    if isinstance(stream, AsyncSSEResponse):
+        stream = stream.events
+    if isinstance(stream, AsyncEventStream):
+        return StreamSource(stream, writer)
+    if isinstance(stream, AsyncIterable):
+        return TaskSource(stream, writer)
+    return source_of(stream, writer)

@@ -1,0 +1,532 @@
+"""Consumers of streams at random faults, in many threads, and what may become of what they read.
+
+What happens to a stream is in faults.py. Rule: nothing here is lenient where a fault leaves no doubt: what has come in
+is given, what is said to be complete is, and what is not a fault's own end is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import faulthandler
+import functools
+import gc
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from sseqbridge import (
+    Bridge,
+    EventStream,
+    ReadError,
+    ReconnectionPolicy,
+    RequestAbortedError,
+    ServerSentEvent,
+    SSEError,
+    StreamTimeoutError,
+    Timeout,
+    TransportError,
+    TruncatedStreamError,
+    request_sse,
+)
+from sseqbridge._engine.stream_task import Pump
+from sseqbridge._runtime import threads as _runtime
+from tests.support import ROOT, until
+
+from .faults import DONE, Plan, plan_of, signed
+
+__all__ = ["Left", "Run", "proxied", "run"]
+
+THREADS = (1, 4, 16, 64, 128, 200)
+# How long a stream takes at most, and after how much silence it has waited long enough.
+STUCK_SECONDS = 30.0
+PATIENCE = 0.15
+AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0)
+
+
+@contextmanager
+def proxied(seed: int) -> Iterator[tuple[str, Callable[[], int]]]:
+    """The upstream behind its proxy, in a process of its own: a URL, and how many connections are open."""
+    command = [sys.executable, "-m", "tests.engine.faults", str(seed)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def open_connections() -> int:
+            asked.write("\n")
+            asked.flush()
+            return int(answers.readline())
+
+        try:
+            yield f"http://127.0.0.1:{int(answers.readline())}", open_connections
+        finally:
+            process.kill()
+
+
+# The ways to read a stream. Each adds what it gets to `items`.
+
+Elsewhere = Callable[[Callable[[], object]], object]
+Behaviour = Callable[[Plan, EventStream[Any], list[Any], Elsewhere], None]
+
+
+class LeftError(Exception):
+    """What a consumer's own code raises."""
+
+
+def read(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    items.extend(events)
+
+
+def collect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    take(plan.take, events, items)
+    items += events.collect()
+
+
+def next_with_timeouts(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    while wait_for_next(plan, events, items):
+        pass
+
+
+def poll(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    items += events.poll()
+    while wait_for_next(plan, events, items):
+        items += events.poll()
+
+
+def wait_for_next(plan: Plan, events: EventStream[Any], items: list[Any]) -> bool:
+    """Wait for an item, no longer than the plan says; return whether there may be more."""
+    try:
+        items.append(events.next(plan.seconds))
+    except TimeoutError:
+        pass
+    except StopIteration:
+        return False
+    return True
+
+
+def nested(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    for item in events:
+        items.append(item)
+        take(1, events, items)
+
+
+def keep_open(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    if plan.take:
+        for item in events.keep_open():
+            items.append(item)
+            if len(items) == plan.take:
+                break
+    read(plan, events, items, elsewhere)
+
+
+def stall(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    for item in events:
+        items.append(item)
+        if len(items) >= plan.take:
+            time.sleep(plan.seconds)
+
+
+def break_off(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    for item in events:
+        items.append(item)
+        if len(items) >= plan.take:
+            break
+
+
+def close(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    take(plan.take, events, items)
+    at = time.monotonic()
+    events.close()
+    assert is_down(events, at), "close() has returned, and the stream's task goes on"
+    assert list(events) == []
+
+
+def close_elsewhere(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    take(plan.take, events, items)
+    elsewhere(events.close)
+    read(plan, events, items, elsewhere)
+
+
+def raise_in_loop(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    try:
+        with events:
+            for item in events:
+                items.append(item)
+                if len(items) >= plan.take:
+                    at = time.monotonic()
+                    raise LeftError
+    except LeftError:
+        assert is_down(events, at), "the block was left, and the stream's task goes on"
+
+
+def drop(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    take(plan.take, events, items)
+
+
+def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+    elsewhere(events.reconnect)
+    stall(plan, events, items, elsewhere)
+
+
+def is_down(events: EventStream[Any], closed_at: float) -> bool:
+    """Whether nothing of a stream is under way since it was closed: that is waited for, for a second at most."""
+    return events.outcome != "closed" or events._pump.finished or time.monotonic() > closed_at + 1
+
+
+def take(count: int, events: EventStream[Any], items: list[Any]) -> None:
+    items += itertools.islice(iter(functools.partial(next, events, None), None), count)
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "read": read,
+    "collect": collect,
+    "next": next_with_timeouts,
+    "poll": poll,
+    "nested": nested,
+    "keep open": keep_open,
+    "stall": stall,
+    "break": break_off,
+    "close": close,
+    "close elsewhere": close_elsewhere,
+    "cancel": read,
+    "drop": drop,
+    "raise": raise_in_loop,
+    "reconnect": reconnect,
+}
+READERS = {"read", "collect", "next", "poll", "nested", "keep open", "stall", "reconnect"}
+
+
+@dataclass
+class Result:
+    """What a consumer got."""
+
+    plan: Plan
+    items: list[Any]
+    outcome: str | None = None
+    error: SSEError | None = None
+
+    @property
+    def is_lost_at_once(self) -> bool:
+        """Whether it was lost before its answer began, as where another stream has left a connection that is dead."""
+        return isinstance(self.error, TransportError) and self.outcome is None
+
+    def __str__(self) -> str:
+        return self.outcome or "open" if self.error is None else type(self.error).__name__
+
+
+class Elsewheres:
+    """Other threads, which do things to streams a moment later."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self.errors: list[BaseException] = []
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have `function` called after so many seconds."""
+        self._executor.submit(self._run, seconds, function)
+
+    def _run(self, seconds: float, function: Callable[[], object]) -> None:
+        time.sleep(seconds)
+        try:
+            function()
+        except BaseException as exc:
+            self.errors.append(exc)
+
+
+def consume(plan: Plan, url: str, bridge: Bridge, elsewheres: Elsewheres, patience: float) -> Result:
+    """Ask for a stream, and read it as its plan says."""
+    ask: Any = request_sse
+    result = Result(plan, [])
+    later = functools.partial(elsewheres.later, plan.seconds)
+    cancel = None
+    if plan.behaviour == "cancel":
+        cancel = threading.Event()
+        later(cancel.set)
+    try:
+        events: EventStream[Any] = ask(
+            url,
+            data={"prompt": "x" * 100} if plan.has_body else None,
+            decode=(lambda event: json.loads(event.data)) if plan.decode == "function" else plan.decode,
+            done=functools.partial(is_last, plan) if plan.done == "function" else DONE,
+            require_done=plan.require_done,
+            timeout=timeout_of(plan, patience),
+            cancel=cancel,
+            reconnect=AT_ONCE if plan.reconnects else None,
+            max_buffered_bytes=plan.max_buffered_bytes,
+            bridge=bridge,
+        ).events
+        try:
+            BEHAVIOURS[plan.behaviour](plan, events, result.items, later)
+        finally:
+            result.outcome = events.outcome
+    except SSEError as exc:
+        # Without the frames, which hold the stream.
+        result.error = exc.with_traceback(None)
+    return result
+
+
+def is_last(plan: Plan, event: ServerSentEvent) -> bool:
+    return event.id == str(len(plan.items) - 1)
+
+
+def timeout_of(plan: Plan, patience: float) -> Timeout:
+    if all(fault.ending not in ("corrupt", "silence") for fault in plan.faults):
+        return Timeout(connect=None, read=None)
+    return Timeout(
+        connect=None,
+        read=patience if plan.limit == "read" else 2 * patience,
+        idle=patience if plan.limit == "idle" else None,
+        total=patience if plan.limit == "total" else None,
+    )
+
+
+# What may become of them.
+
+
+def check(result: Result) -> None:
+    """Raise AssertionError where a stream came to what no stream may come to."""
+    plan = result.plan
+    try:
+        _check(result)
+    except AssertionError:
+        # A GET on a connection that was kept, and that ends before a byte of the answer, is sent once more.
+        first = plan.fault(0)
+        if plan.has_body or plan.reconnects or first.at or first.ending not in ("cut", "reset"):
+            raise
+        _check(replace(result, plan=replace(plan, faults=plan.faults[1:])))
+
+
+def _check(result: Result) -> None:
+    plan, items, error = result.plan, [decoded(item) for item in result.items], result.error
+    if plan.fault(0).ending == "corrupt":
+        if plan.is_compressed:
+            # What is changed in it can mean anything: that the last event comes again.
+            return
+        numbers = [item[0] for item in items if is_signed(item)]
+        assert numbers == sorted(set(numbers)), f"repeated, or out of order: {numbers}"
+        return
+    assert items == plan.items[: len(items)], f"lost, repeated or out of order: {[item[0] for item in items]}"
+    if error is not None:
+        assert result.outcome in (None, "error"), f"an error, and the outcome {result.outcome}"
+        check_error(plan, error, len(items))
+    elif result.outcome in ("done", "eof"):
+        check_end(plan, result.outcome, len(items))
+    elif result.outcome is None:
+        assert plan.behaviour == "drop"
+    else:
+        assert result.outcome == "closed"
+        assert plan.behaviour not in READERS
+
+
+def check_end(plan: Plan, outcome: str, count: int) -> None:
+    """Check a stream that has come to a clean end."""
+    fault, answer = plan.fault(0), plan.answer
+    expected, whole = "eof" if plan.done == "none" else "done", len(plan.items)
+    if fault.ending == "cut" and plan.framing == "close" and not plan.reconnects:
+        # Nothing but its last event tells whether this is all of it; or that it was compressed, but for
+        # a body of no byte at all.
+        arrived = answer.arrived(fault.at)
+        if arrived < len(answer.ends) and (fault.at == answer.head or not plan.is_compressed):
+            assert not plan.require_done
+            expected, whole = "eof", arrived
+    assert outcome == expected, f"{outcome}, where {expected} was to come"
+    assert count == whole, f"{count} of {whole} items, and a clean end"
+
+
+def check_error(plan: Plan, error: SSEError, count: int) -> None:
+    """Check a stream that came to an error, or to nothing else."""
+    fault, answer = plan.fault(0), plan.answer
+    if isinstance(error, RequestAbortedError):
+        assert plan.behaviour == "cancel"
+        return
+    assert isinstance(error, (ReadError, TruncatedStreamError, StreamTimeoutError)), "not what a fault makes"
+    if plan.reconnects:
+        # It may have been taken, and be at work.
+        assert plan.has_body, "a GET that was not asked for again"
+        assert count == 0, "an answer that was not asked for again"
+        return
+    assert fault.ending in ("cut", "reset", "silence")
+    # A RST may overtake what was sent before it.
+    is_complete = fault.at == len(answer.data) and fault.ending == "cut" and plan.framing != "close"
+    assert not is_complete, "the answer was complete"
+    arrived = answer.arrived(fault.at)
+    assert count <= arrived or plan.is_compressed, f"{count} items, where {arrived} can have come"
+    if fault.ending == "silence":
+        assert isinstance(error, StreamTimeoutError)
+    elif fault.ending == "cut":
+        assert isinstance(error, ReadError if fault.at < answer.head else TruncatedStreamError)
+        # What has come before an error is given before it, though not by collect().
+        if plan.behaviour != "collect":
+            assert count >= min(arrived, len(plan.items)), f"{count} of {arrived} items"
+
+
+def spoils(plan: Plan) -> bool:
+    """Whether a stream may leave a connection that takes no further request, and does not show it."""
+    return any(
+        fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.answer.data))
+        for fault in plan.faults
+    )
+
+
+def decoded(item: Any) -> Any:
+    if isinstance(item, ServerSentEvent):
+        item = item.data
+    if isinstance(item, str):
+        try:
+            return json.loads(item)
+        except ValueError:
+            return None
+    return item
+
+
+def is_signed(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 3 and item == signed(item[0], item[1])
+
+
+class Run:
+    """A run of streams, and what came of them. Each answer takes `lasts` seconds, or no time."""
+
+    def __init__(self, url: str, bridge: Bridge, seed: int, lasts: float = 0.0) -> None:
+        self._url = url
+        self._bridge = bridge
+        self._seed = seed
+        self._lasts = lasts
+        self._asked = itertools.count()
+        # What each thread is at, and since when.
+        self._under_way: dict[int, tuple[int, float]] = {}
+        # Of what is below.
+        self._lock = threading.Lock()
+        self.ends: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.failures: list[str] = []
+        self.victims = self.spoilers = self.items = 0
+
+    def read(self, numbers: Iterable[int], threads: int) -> None:
+        """Read these streams, and wait until nothing is left of them but idle connections."""
+        left = iter(numbers)
+        with ThreadPoolExecutor(16) as executor:
+            elsewheres = Elsewheres(executor)
+            workers = [
+                threading.Thread(target=self._work, args=(left, elsewheres), daemon=True) for _ in range(threads)
+            ]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(1)
+                    self._check_progress()
+        assert not elsewheres.errors, elsewheres.errors
+        until(self._is_idle)
+
+    def check(self) -> None:
+        """Raise AssertionError where a stream came to what no stream may come to."""
+        for failure in self.failures[:10]:
+            print(failure, file=sys.stderr)
+        assert not self.failures, f"{len(self.failures)} streams came to what no stream may come to"
+        assert self.victims <= self.spoilers
+
+    def _is_idle(self) -> bool:
+        state = self._bridge._state
+        return state is not None and not state.pumps and not asyncio.all_tasks(state.loop)
+
+    def _check_progress(self) -> None:
+        now = time.monotonic()
+        for number, since in tuple(self._under_way.values()):
+            if now - since > STUCK_SECONDS:
+                faulthandler.dump_traceback()
+                raise AssertionError(f"a consumer waits for ever: {plan_of(self._seed, number)}")
+
+    def _work(self, numbers: Iterator[int], elsewheres: Elsewheres) -> None:
+        # next() of a range's iterator is one step, which no other thread comes into.
+        for number in numbers:
+            self._under_way[threading.get_ident()] = number, time.monotonic()
+            plan = plan_of(self._seed, number)
+            url = f"{self._url}/{number}/{next(self._asked)}/{self._lasts * 1000:.0f}"
+            try:
+                self._judge(consume(plan, url, self._bridge, elsewheres, PATIENCE + self._lasts))
+            except Exception as exc:
+                # Whatever is raised is at fault.
+                self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.answer.data)} bytes")
+            finally:
+                del self._under_way[threading.get_ident()]
+
+    def _judge(self, result: Result) -> None:
+        plan, is_victim = result.plan, False
+        try:
+            check(result)
+        except AssertionError as exc:
+            if not result.is_lost_at_once:
+                raise AssertionError(f"{exc}, after {len(result.items)} items: {result.error!r}") from result.error
+            is_victim = True
+        with self._lock:
+            self.ends[plan.fault(0).ending, str(result)] += 1
+            self.items += len(result.items)
+            self.victims += is_victim
+            self.spoilers += spoils(plan)
+
+
+class Left(NamedTuple):
+    """What there is in the process that streams can leave behind."""
+
+    threads: int
+    descriptors: int
+    objects: int
+
+    @classmethod
+    def now(cls) -> Left:
+        """Count."""
+        # What libuv opens with the first loop of a process stays.
+        _runtime.new_event_loop().close()
+        gc.collect()
+        objects = sum(isinstance(thing, (EventStream, Pump)) for thing in gc.get_objects())
+        return cls(threading.active_count(), len(os.listdir("/dev/fd")), objects)
+
+    def is_more_than(self, before: Left) -> bool:
+        """Whether there is more of anything."""
+        return any(count > earlier for count, earlier in zip(self, before, strict=True))
+
+
+def run(streams: int | Sequence[int], seed: int, told: Callable[[int], object] = lambda number: None) -> Run:
+    """Read so many streams, or these, and check what became of them, and that nothing is left."""
+    before = Left.now()
+    with proxied(seed) as (url, open_connections):
+        with Bridge() as bridge:
+            done = Run(url, bridge, seed)
+            if isinstance(streams, int):
+                for numbers, threads in parts(streams, seed):
+                    done.read(numbers, threads)
+                    told(numbers.stop)
+            else:
+                done.read(streams, 1)
+            until(functools.partial(is_counted_alike, bridge, open_connections))
+        until(lambda: not open_connections())
+    del bridge
+    done.check()
+    left = Left.now()
+    assert not left.is_more_than(before), f"{left}, and {before} before"
+    return done
+
+
+def is_counted_alike(bridge: Bridge, open_connections: Callable[[], int]) -> bool:
+    """Whether both sides have the same number of connections: those that are kept."""
+    return bridge.stats().connections == open_connections()
+
+
+def parts(streams: int, seed: int) -> Iterator[tuple[range, int]]:
+    """Give the numbers of so many streams in parts, and how many threads read each."""
+    chance, begin = random.Random(seed), 0
+    while begin < streams:
+        threads = chance.choice(THREADS)
+        end = min(begin + threads * chance.randint(5, 40), streams)
+        yield range(begin, end), threads
+        begin = end

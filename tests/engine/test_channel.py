@@ -1,0 +1,558 @@
+"""The bounded hand-off: nothing lost, nothing repeated, order kept, memory bounded, nobody asleep."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sseqbridge import EventStream, request_sse
+from sseqbridge._engine.channel import CLOSED, End, HandOff, ThreadHandOff
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence
+from tests.clock import FakeClock
+from tests.support import in_thread, is_waiting, python, together, until
+
+EOF = End("eof")
+
+
+@contextmanager
+def loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    running = in_thread(loop.run_forever)
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    running.result(30)
+    loop.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    with loop_in_a_thread() as running:
+        yield running
+
+
+@pytest.fixture
+def fast_switching() -> Iterator[None]:
+    """Let threads interrupt each other after almost every bytecode."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, loop)
+
+
+def take_all(handoff: HandOff[int]) -> list[int | End]:
+    taken: list[int | End] = []
+    while not taken or not isinstance(taken[-1], End):
+        taken.append(handoff.take())
+    return taken
+
+
+# One thread and one loop: what each operation means.
+
+
+def test_entries_come_in_order_and_the_end_is_the_last(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+
+    async def produce() -> None:
+        await handoff.put(1, 10)
+        handoff.put_now(2, 10)
+        handoff.end(EOF)
+        handoff.end(End("error"))
+        await handoff.put(3, 10)
+
+    in_loop(loop, produce()).result(30)
+    assert take_all(handoff) == [1, 2, EOF]
+    assert handoff.buffered == 0
+
+
+def test_an_entry_counts_until_its_consumer_comes_back(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    in_loop(loop, handoff.put(1, 30)).result(30)
+    in_loop(loop, handoff.put(2, 40)).result(30)
+    assert handoff.buffered == 70
+    assert handoff.take() == 1
+    assert handoff.buffered == 70
+    assert handoff.take() == 2
+    assert handoff.buffered == 40
+    with pytest.raises(TimeoutError):
+        handoff.take(0)
+    assert handoff.buffered == 0
+
+
+def test_the_producer_waits_for_room_until_half_is_free(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    for entry in range(10):
+        in_loop(loop, handoff.put(entry, 10)).result(30)
+    waiting = in_loop(loop, handoff.put(10, 10))
+    for entry in range(5):
+        assert handoff.take() == entry
+        assert not waiting.done()
+    assert handoff.take() == 5
+    waiting.result(30)
+    assert handoff.buffered == 60
+
+
+def test_one_entry_larger_than_the_bound_enters_an_empty_handoff(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    in_loop(loop, handoff.put(1, 5000)).result(30)
+    waiting = in_loop(loop, handoff.put(2, 5000))
+    assert handoff.take() == 1
+    assert not waiting.done()
+    assert handoff.take() == 2
+    waiting.result(30)
+
+
+def test_a_producer_that_is_cancelled_while_it_waits_adds_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 10)
+    in_loop(loop, handoff.put(1, 10)).result(30)
+
+    async def cancel_the_second() -> None:
+        waiting = asyncio.create_task(handoff.put(2, 10))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        handoff.end(EOF)
+
+    in_loop(loop, cancel_the_second()).result(30)
+    assert take_all(handoff) == [1, EOF]
+
+
+def test_take_waits_at_most_its_timeout(clock: FakeClock, loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 10)
+    at = clock.monotonic()
+    with pytest.raises(TimeoutError, match="still open"):
+        clock.advance_until_done(lambda: handoff.take(300), step=10)
+    assert clock.monotonic() - at >= 300
+    in_loop(loop, handoff.put(1)).result(30)
+    assert handoff.take(0) == 1
+
+
+def test_close_wakes_the_consumer_and_lets_the_producer_go_on(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 10)
+    taking = in_thread(handoff.take)
+    until(lambda: is_waiting(taking))
+    handoff.close()
+    assert taking.result(30) is CLOSED
+
+    full: HandOff[int] = HandOff(loop, 10)
+    in_loop(loop, full.put(1, 10)).result(30)
+    waiting = in_loop(loop, full.put(2, 10))
+    full.close()
+    waiting.result(30)
+    assert full.take() is CLOSED
+    in_loop(loop, full.put(3, 1000)).result(30)
+    assert full.take() is CLOSED
+
+
+def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_too(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    woken: list[list[int]] = []
+
+    async def produce() -> None:
+        handoff._waiters.append(lambda: woken.append([entry for _, entry in handoff._queue if type(entry) is int]))
+        handoff.put_soon(1, 10)
+        assert woken == []
+        handoff._queue.append((10, 2))
+        await asyncio.sleep(0)
+        assert woken == [[1, 2]]
+
+    in_loop(loop, produce()).result(30)
+
+
+def test_what_is_put_soon_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    taking = in_thread(handoff.take)
+    until(lambda: is_waiting(taking))
+    loop.call_soon_threadsafe(handoff.put_soon, 1, 10)
+    assert taking.result(30) == 1
+
+
+@pytest.mark.parametrize("way", ["put_soon", "offer"])
+def test_nothing_is_added_after_the_end_or_a_close(loop: asyncio.AbstractEventLoop, way: str) -> None:
+    for finish in (HandOff.close, lambda handoff: handoff.end(EOF)):
+        handoff: HandOff[int] = HandOff(loop, 100)
+        finish(handoff)
+
+        async def add(handoff: HandOff[int] = handoff) -> None:
+            assert not getattr(handoff, way)(1, 10)
+
+        in_loop(loop, add()).result(30)
+        assert handoff.take() in (CLOSED, EOF)
+        assert handoff.buffered == 0
+
+
+def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+
+    async def produce() -> None:
+        # A first one of any size, then as many as there is room for.
+        assert handoff.offer(1, 500)
+        assert not handoff.offer(2, 0)
+        assert handoff._poll() == 1
+        handoff._release()
+        assert handoff.offer(3, 60)
+        assert not handoff.offer(4, 41)
+        assert handoff.offer(5, 40)
+
+    in_loop(loop, produce()).result(30)
+    assert [handoff.take(), handoff.take()] == [3, 5]
+
+
+def test_an_offer_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 100)
+    taking = in_thread(handoff.take)
+    until(lambda: is_waiting(taking))
+    loop.call_soon_threadsafe(handoff.offer, 1, 10)
+    assert taking.result(30) == 1
+
+
+def test_close_on_a_loop_that_is_closed_does_nothing_more() -> None:
+    with loop_in_a_thread() as loop:
+        handoff: HandOff[int] = HandOff(loop, 10)
+        in_loop(loop, handoff.put(1)).result(30)
+    handoff.close()
+    assert handoff.take() is CLOSED
+
+
+def test_a_coroutine_of_the_loop_may_be_the_consumer() -> None:
+    async def main() -> None:
+        handoff: HandOff[int] = HandOff(asyncio.get_running_loop(), 10)
+        taking = asyncio.create_task(handoff.atake())
+        await asyncio.sleep(0)
+        await handoff.put(1, 10)
+        assert await taking == 1
+        with pytest.raises(TimeoutError):
+            await handoff.atake(0.01)
+        await handoff.put(2, 10)
+        second = asyncio.create_task(handoff.put(3, 10))
+        assert [await handoff.atake(), await handoff.atake()] == [2, 3]
+        await second
+        taking = asyncio.create_task(handoff.atake())
+        await asyncio.sleep(0)
+        handoff.close()
+        assert await taking is CLOSED
+
+    asyncio.run(main())
+
+
+class Interrupted(deque[Any]):
+    """Waiters that are told something right when they have been added: `act` runs in between."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act = act
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        self._act()
+
+
+@pytest.mark.parametrize("wake", [True, False], ids=["waking", "not waking"])
+def test_what_comes_between_the_last_look_and_the_wait_is_seen(loop: asyncio.AbstractEventLoop, wake: bool) -> None:
+    def close() -> None:
+        if wake:
+            handoff.close()
+        else:
+            handoff.closed = True
+
+    handoff: HandOff[int] = HandOff(loop, 10)
+    handoff._waiters = Interrupted(close)
+    assert handoff.take() is CLOSED
+    assert not handoff._waiters
+
+    handoff = HandOff(loop, 10)
+    handoff._waiters = Interrupted(close)
+    assert in_loop(loop, handoff.atake()).result(30) is CLOSED
+    assert not handoff._waiters
+
+
+def test_what_is_taken_while_the_producer_gets_ready_to_wait_is_seen(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handoff: HandOff[int] = HandOff(loop, 10)
+    in_loop(loop, handoff.put(1, 10)).result(30)
+    create_future = loop.create_future
+
+    def take_first() -> asyncio.Future[Any]:
+        # The consumer finds nobody waiting yet, and goes to sleep with the hand-off empty.
+        assert handoff.take() == 1
+        with pytest.raises(TimeoutError):
+            handoff.take(0)
+        return create_future()
+
+    monkeypatch.setattr(loop, "create_future", take_first)
+    in_loop(loop, handoff.put(2, 10)).result(30)
+    assert handoff.take() == 2
+
+
+def test_close_is_told_before_anyone_is_woken_by_it(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 10)
+    told = []
+    handoff._waiters.append(lambda: told.append(handoff.closed))
+    handoff.close()
+    assert told == [True]
+
+
+# Many threads, at every pace.
+
+
+@given(
+    limit=st.integers(1, 50),
+    charges=st.lists(st.integers(0, 60), max_size=40),
+    slow=st.sampled_from(["neither", "producer", "consumer"]),
+)
+def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: list[int], slow: str) -> None:
+    with loop_in_a_thread() as loop:
+        handoff: HandOff[int] = HandOff(loop, limit)
+        most = 0
+
+        async def produce() -> None:
+            nonlocal most
+            for n, charge in enumerate(charges):
+                await handoff.put(n, charge)
+                most = max(most, handoff.buffered)
+                await asyncio.sleep(0 if slow != "producer" else 0.0001)
+            handoff.end(EOF)
+
+        producing = in_loop(loop, produce())
+        taken: list[int | End] = []
+        while EOF not in taken:
+            taken.append(handoff.take(30))
+            if slow == "consumer":
+                time.sleep(0.0001)
+        producing.result(30)
+    assert taken == [*range(len(charges)), EOF]
+    assert most <= max(limit, *charges, 0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+@pytest.mark.usefixtures("fast_switching")
+def test_a_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, limit: int) -> None:
+    handoff: HandOff[int] = HandOff(loop, limit)
+    choose = random.Random(limit)
+
+    async def produce() -> None:
+        for n in range(20_000):
+            await handoff.put(n, choose.choice((0, 1, 2, 5, 9)))
+            if n % 7 == 0:
+                await asyncio.sleep(0)
+        handoff.end(EOF)
+
+    producing = in_loop(loop, produce())
+    assert take_all(handoff) == [*range(20_000), EOF]
+    producing.result(30)
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    handoff: HandOff[int] = HandOff(loop, 3)
+
+    async def produce() -> None:
+        for n in range(3000):
+            await handoff.put(n, 1)
+            await asyncio.sleep(0)
+        handoff.end(EOF)
+
+    producing = in_loop(loop, produce())
+    taken: list[int | End] = []
+    while EOF not in taken[-1:]:
+        try:
+            taken.append(handoff.take(0.00001))
+        except TimeoutError:
+            pass
+    assert taken == [*range(3000), EOF]
+    producing.result(30)
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    handoff: ThreadHandOff[int] = ThreadHandOff(10)
+    make = _runtime.new_waiter
+
+    def make_room() -> _runtime.Waiter:
+        assert handoff.take() == 0
+        with pytest.raises(TimeoutError):
+            handoff.take(0)
+        return make()
+
+    assert handoff.put_in_turn(0, 10)
+    monkeypatch.setattr(_runtime, "new_waiter", make_room)
+    assert handoff.put_in_turn(1, 10)
+    assert handoff.buffered == 10
+    handoff.close()
+    assert not handoff.put_in_turn(2, 10)
+
+
+def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
+    for n in range(300):
+        handoff: HandOff[int] = HandOff(loop, 2)
+
+        async def produce(handoff: HandOff[int] = handoff) -> None:
+            for entry in range(1000):
+                await handoff.put(entry, 1)
+
+        def close(handoff: HandOff[int] = handoff, least: int = n % 3) -> None:
+            until(lambda: handoff.buffered >= least)
+            handoff.close()
+
+        producing = in_loop(loop, produce())
+        taken, _ = together([partial(take_all, handoff), close])
+        assert taken == [*range(len(taken) - 1), CLOSED]
+        producing.result(30)
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_many_closers_wake_the_consumer(loop: asyncio.AbstractEventLoop) -> None:
+    for _ in range(30):
+        handoff: HandOff[int] = HandOff(loop, 2)
+        assert together([handoff.take, *[handoff.close] * 20]) == [CLOSED, *[None] * 20]
+
+
+# Through the public door: backpressure on a real connection.
+
+
+def numbered(count: int, padding: int) -> Callable[[ReceivedRequest], Iterator[Step]]:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        text = "x" * padding
+        for n in range(count):
+            yield send([n, text])
+        yield send("[DONE]")
+
+    return script
+
+
+def watch_buffer(it: EventStream[Any], items: Iterator[Any]) -> tuple[int, list[int]]:
+    """Read to the end; return the most that was ever held, and the numbers read."""
+    most, numbers = 0, []
+    for number, _ in items:
+        most = max(most, it.stats.buffered)
+        numbers.append(number)
+    return most, numbers
+
+
+@pytest.mark.parametrize("limit", [1, 4096, 100_000, 1024 * 1024])
+def test_a_slow_consumer_loses_nothing_and_holds_no_more_than_it_asked_for(limit: int) -> None:
+    with SSEServer(numbered(2000, 1000)) as server:
+        it = request_sse(server.url, max_buffered_bytes=limit).events
+        until(lambda: it.stats.buffered)
+        most, numbers = watch_buffer(it, iter(it))
+        assert numbers == list(range(2000))
+        # One event, larger than the bound, may enter an empty hand-off.
+        assert most <= max(limit, 2000)
+        assert it.stats.events == 2000
+
+
+def test_tiny_events_are_charged_for_what_they_cost() -> None:
+    burst = b"data: 1\n\n" * 20_000
+    with SSEServer([burst, send("[DONE]")]) as server:
+        it = request_sse(server.url, max_buffered_bytes=50_000).events
+        until(lambda: it.stats.buffered)
+        held = [it.stats.buffered for _ in it]
+        assert len(held) == 20_000
+        assert max(held) <= 50_000
+
+
+def test_what_little_data_inflates_to_is_bounded_too() -> None:
+    bomb = gzip.compress(b"data: 1\n\n" * 2_000_000)
+    with SSEServer([respond(headers={"Content-Encoding": "gzip"}), bomb, silence()]) as server:
+        it = request_sse(server.url).events
+        assert [item for item, _ in zip(it.keep_open(), range(100_000), strict=False)] == [1] * 100_000
+        assert it.stats.buffered <= 1024 * 1024
+        assert it.stats.events < 200_000
+        it.close()
+        server.requests[0].wait_aborted()
+
+
+def test_an_event_larger_than_the_buffer_passes() -> None:
+    big = "x" * 3_000_000
+    with SSEServer([send([0, ""]), send([1, big]), send([2, big]), send([3, ""]), send("[DONE]")]) as server:
+        it = request_sse(server.url, max_buffered_bytes=1000).events
+        assert [(n, len(text)) for n, text in it] == [(0, 0), (1, 3_000_000), (2, 3_000_000), (3, 0)]
+
+
+@pytest.mark.heavy
+def test_an_upstream_with_a_gigabyte_to_send_waits_for_its_reader() -> None:
+    # In an interpreter of its own, whose memory is then what the library holds.
+    def gigabyte(request: ReceivedRequest) -> Iterator[Step]:
+        text = "x" * 100_000
+        for n in range(10_000):
+            yield send([n, text])
+        yield send("[DONE]")
+
+    program = """
+import json, sys, time
+from sseqbridge import request_sse
+from tests.support import peak_rss
+
+it = request_sse(sys.argv[1]).events
+first, _ = next(it)
+before, received = peak_rss(), -1
+while received != it.stats.bytes:
+    received = it.stats.bytes
+    time.sleep(0.2)
+held_back = it.stats
+numbers = [first]
+for n, text in it:
+    numbers.append(n)
+    if n == 1500:
+        break
+print(json.dumps([held_back.buffered, held_back.bytes, peak_rss() - before, numbers == list(range(1501))]))
+"""
+    with SSEServer(gigabyte) as server:
+        status, out, err = python(program, server.url)
+        assert (status, err) == (0, "")
+        buffered, received, grown, in_order = json.loads(out)
+        assert buffered <= 1024 * 1024
+        assert received < 2 * 1024 * 1024
+        assert grown < 16 * 1024 * 1024
+        assert in_order
+        (request,) = server.requests
+        request.wait_aborted()
+        assert request.sent_bytes < 200_000_000
+
+
+def test_a_stream_that_is_held_back_holds_up_no_other() -> None:
+    with SSEServer(numbered(100_000, 1000)) as server:
+        held_back = request_sse(server.url, max_buffered_bytes=10_000).events
+        until(lambda: held_back.stats.buffered)
+        for _ in range(20):
+            with request_sse(server.url).events as it:
+                assert next(it)[0] == 0
+        held_back.close()
+
+
+def test_a_buffered_stream_can_be_read_after_its_upstream_has_gone() -> None:
+    with SSEServer(numbered(2, 0)) as server:
+        it = request_sse(server.url).events
+        assert server.requests[0].finished.wait(30)
+    assert [n for n, _ in it] == [0, 1]
+
+
+def test_the_stats_of_a_silent_stream() -> None:
+    with SSEServer([send("a"), silence()]) as server, request_sse(server.url, decode="text").events as it:
+        assert next(it) == "a"
+        stats = it.stats
+        assert (stats.bytes, stats.events, stats.reconnections) == (len(b"data: a\n\n"), 1, 0)
+        assert stats.buffered == len(b"data: a\n\n") + 256
+        assert stats.time_to_first_event is not None
+        assert 0 < stats.time_to_first_event < 30

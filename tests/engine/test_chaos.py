@@ -1,0 +1,41 @@
+"""Streams at random faults, read in random ways by many threads: none is lost, none stays, nobody waits for ever.
+
+`python -m tests.engine.test_chaos STREAMS SEED` reads so many; `--stream N` reads one of them, again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+
+import pytest
+
+from .chaos import run
+
+
+@pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
+def test_no_event_no_thread_and_no_descriptor_is_lost_at_random_faults() -> None:
+    done = run(600, 1)
+    assert sum(done.ends.values()) == 600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.engine.test_chaos", description=__doc__)
+    parser.add_argument("streams", type=int, nargs="?", default=10_000)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
+    parser.add_argument("--stream", type=int, help="read nothing but this one, as often")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", ResourceWarning)
+    at = time.monotonic()
+    streams = options.streams if options.stream is None else [options.stream] * options.streams
+    done = run(streams, options.seed, lambda number: print(f"\r{number}", end="", file=sys.stderr, flush=True))
+    print(f"\r{options.streams} streams in {time.monotonic() - at:.0f} s, {done.items} items; nothing is left of them")
+    print(f"lost to what another one left of their connection: {done.victims}, where {done.spoilers} could be")
+    for (ending, end), count in sorted(done.ends.items()):
+        print(f"{ending:>8} -> {end:<22} {count}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Streams of a server that stores its messages and resumes: nginx's nchan, with connections cut by chance.
+
+`python -m tests.engine.test_nchan CUTS SEED` cuts so many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from sseqbridge import ReconnectionPolicy
+from tests.doors import Door
+from tests.proxy import CuttingProxy
+from tests.servers import NCHAN, NGINX, Server, Servers
+from tests.support import in_thread
+
+POLICY = ReconnectionPolicy(delay=0.001, jitter=0)
+
+
+@pytest.fixture(scope="module")
+def nchan() -> Iterator[Server]:
+    if NGINX is None or not NCHAN.exists():
+        pytest.skip("there is no nginx with nchan: install Debian's libnginx-mod-nchan")
+    with Servers() as servers:
+        yield servers["nchan"]
+
+
+def publish_until_cut(server: Server, channel: str, proxy: CuttingProxy, cuts: int) -> int:
+    """Publish numbers until the proxy has made so many cuts, then `end`; return how many numbers that were."""
+    with httpx.Client(timeout=30) as client:
+        for number in itertools.count():
+            is_last = proxy.cuts >= cuts
+            client.post(
+                f"{server.url}/publish?id={channel}", content="end" if is_last else str(number)
+            ).raise_for_status()
+            if is_last:
+                proxy.most = None
+                return number
+    raise AssertionError
+
+
+def survive(server: Server, ask: Door, *, cuts: int, seed: int) -> tuple[int, int]:
+    """Read a channel while the connection is cut so often, and check that every message came, once and in order."""
+    channel = uuid.uuid4().hex
+    # An answer's head has some 300 bytes, a message 40: cuts come in the one and the other.
+    with CuttingProxy(server.port, most=700, seed=seed) as proxy:
+        published = in_thread(lambda: publish_until_cut(server, channel, proxy, cuts))
+        url = f"http://127.0.0.1:{proxy.port}/subscribe?id={channel}"
+        answer = ask(url, decode="text", done="end", reconnect=POLICY)
+        items = answer.items()
+        assert items == [str(number) for number in range(published.result(30))]
+        assert answer.events.outcome == "done"
+        assert proxy.cuts >= cuts
+        return len(items), answer.events.stats.reconnections
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_no_message_is_lost_or_repeated_though_the_connection_is_cut_again_and_again(nchan: Server, ask: Door) -> None:
+    is_once_more = ask.is_async or "SSEQBRIDGE_WITHOUT" in os.environ
+    survive(nchan, ask, cuts=100 if is_once_more else 300, seed=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.engine.test_nchan", description=__doc__)
+    parser.add_argument("cuts", type=int, nargs="?", default=1000)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
+    options = parser.parse_args()
+    with Servers() as servers:
+        messages, reconnections = survive(servers["nchan"], Door(is_async=False), cuts=options.cuts, seed=options.seed)
+    print(f"{messages} messages, each once and in order; {reconnections} reconnections")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""examples/celery_worker in real programs: redis-server, Celery's worker, gunicorn, and any of them killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
+from tests.browser_support import Program, Puppet, reserved_port, running
+from tests.redis_support import RedisServer, needs_redis, redis_server
+
+# The programs take their time on a machine that is busy.
+pytestmark = [needs_redis, pytest.mark.timeout(180)]
+
+WORKER = ["-m", "celery", "-A", "examples.celery_worker.tasks", "worker", "--loglevel", "INFO", "--concurrency", "1"]
+# What workers tell each other takes seconds at the start, and there is but one.
+ALONE = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+WEB = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "examples.celery_worker.app:create_app()"]
+
+
+class Site:
+    """The two programs, and a reader's way of asking them."""
+
+    def __init__(self, url: str, worker: Program, web: Program) -> None:
+        self.url = url
+        self.worker = worker
+        self.web = web
+
+    def ask(self, prompt: str) -> str:
+        """Have an answer begun, and return where it can be read."""
+        response = httpx.post(f"{self.url}/ask", json={"prompt": prompt}, timeout=60)
+        assert response.status_code == 202
+        return f"{self.url}/answers/{response.json()['key']}"
+
+
+@contextmanager
+def serving(redis_url: str, base_url: str, cwd: Path, pool: str = "prefork") -> Iterator[Site]:
+    variables = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": base_url, "HOME": str(cwd)}
+    with (
+        reserved_port() as port,
+        running([sys.executable, *WORKER, *ALONE, "--pool", pool], cwd, **variables) as worker,
+        running([sys.executable, *WEB, "--bind", f"127.0.0.1:{port}"], cwd, **variables) as web,
+    ):
+        web.prints("Booting worker")
+        worker.prints(r"celery@\S+ ready")
+        yield Site(f"http://127.0.0.1:{port}", worker, web)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def started(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Puppet]]:
+    with Puppet() as puppet, serving(redis.url, puppet.base_url, tmp_path_factory.mktemp("cwd")) as site:
+        yield site, puppet
+
+
+@pytest.fixture
+def puppet(started: tuple[Site, Puppet]) -> Puppet:
+    """The upstream that the worker asks."""
+    _, puppet = started
+    puppet.reset()
+    return puppet
+
+
+@pytest.fixture
+def site(started: tuple[Site, Puppet], puppet: Puppet) -> Site:
+    return started[0]
+
+
+def events_at(url: str, last_event_id: str = "", **options: Any) -> EventStream[ServerSentEvent]:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    events: EventStream[ServerSentEvent] = request_sse(
+        url, headers, decode="event", timeout={"read": 60}, **options
+    ).events
+    return events
+
+
+def text_of(event: ServerSentEvent) -> str:
+    text: str = event.json()["choices"][0]["delta"]["content"]
+    return text
+
+
+def test_an_answer_is_streamed_and_any_reader_gets_the_rest(site: Site, puppet: Puppet) -> None:
+    url = site.ask("Count")
+    events = events_at(url)
+    answer = puppet.answer()
+    assert answer.request.json()["messages"] == [{"role": "user", "content": "Count"}]
+    for text in ("one", "two", "three"):
+        answer.say(text)
+        event = events.next(60)
+        assert text_of(event) == text
+        if text == "two":
+            seen = event.id
+    other = events_at(url, seen)
+    assert text_of(other.next(60)) == "three"
+    answer.say("four")
+    answer.end()
+    assert [[text_of(event) for event in reader] for reader in (events, other)] == [["four"], ["four"]]
+    assert (events.outcome, other.outcome) == ("done", "done")
+    # Once it is complete, too.
+    assert [text_of(event) for event in events_at(url)] == ["one", "two", "three", "four"]
+    assert puppet.asked == 1
+
+
+def test_nobody_has_to_read(site: Site, puppet: Puppet) -> None:
+    url = site.ask("Count")
+    answer = puppet.answer()
+    answer.say("one", "two")
+    answer.end()
+    assert answer.request.finished.wait(60)
+    assert [text_of(event) for event in events_at(url)] == ["one", "two"]
+
+
+def test_a_cancel_aborts_the_upstream_and_ends_the_readers(site: Site, puppet: Puppet) -> None:
+    url = site.ask("Think")
+    events = events_at(url)
+    answer = puppet.answer()
+    answer.say("Hm")
+    assert text_of(events.next(60)) == "Hm"
+    assert httpx.delete(url, timeout=60).status_code == 204
+    answer.request.wait_aborted(60)
+    assert (list(events), events.outcome) == ([], "eof")
+    assert httpx.delete(url, timeout=60).status_code == 404
+
+
+def test_the_upstreams_error_reaches_the_reader(site: Site, puppet: Puppet) -> None:
+    events = events_at(site.ask("Fail"))
+    answer = puppet.answer()
+    answer.say("So far")
+    answer.cut()
+    assert text_of(events.next(60)) == "So far"
+    (event,) = events
+    assert (event.event, event.json()["type"]) == ("error", "TruncatedStreamError")
+
+
+def test_a_web_worker_that_is_killed_costs_its_readers_nothing(site: Site, puppet: Puppet) -> None:
+    url = site.ask("Count")
+    events = events_at(url, reconnect=ReconnectionPolicy(delay=0.05))
+    answer = puppet.answer()
+    texts = [str(number) for number in range(300)]
+    answer.say(*texts[:100])
+    read = [text_of(events.next(60)) for _ in range(50)]
+    master = site.web.process.pid
+    (killed,) = map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())
+    os.kill(killed, signal.SIGKILL)
+    answer.say(*texts[100:])
+    answer.end()
+    read += [text_of(event) for event in events]
+    assert (read, events.outcome) == (texts, "done")
+    assert events.stats.reconnections == 1
+    assert (puppet.asked, answer.request.aborted.is_set()) == (1, False)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_that_is_killed_ends_its_readers(
+    pool: str, redis: RedisServer, puppet: Puppet, tmp_path: Path
+) -> None:
+    # A database of its own: other workers take no task of its.
+    number = ["prefork", "solo"].index(pool) + 1
+    with serving(f"{redis.url}/{number}", puppet.base_url, tmp_path, pool) as site:
+        events = events_at(site.ask("Live long"))
+        answer = puppet.answer()
+        answer.say("I will")
+        assert text_of(events.next(60)) == "I will"
+        site.worker.kill()
+        event = events.next(60)
+        assert (event.event, event.json()["type"]) == ("error", "ProducerLostError")
+        assert (list(events), puppet.asked) == ([], 1)
+
+
+def test_no_account_is_needed(redis: RedisServer, tmp_path: Path) -> None:
+    with serving(f"{redis.url}/3", "", tmp_path) as site:
+        events = events_at(site.ask("Hello, you"))
+        assert "".join(map(text_of, events)).startswith("You said: \N{LEFT DOUBLE QUOTATION MARK}Hello, you")
+        assert events.outcome == "done"
+
+
+def test_what_cannot_be_read_has_a_fitting_status(site: Site, puppet: Puppet) -> None:
+    answers = f"{site.url}/answers"
+    assert httpx.get(f"{answers}/%7B", timeout=60).status_code == 400
+    assert httpx.delete(f"{answers}/%7B", timeout=60).status_code == 400
+    assert httpx.delete(f"{answers}/nothing", timeout=60).status_code == 404
+    assert httpx.get(f"{answers}/nothing", timeout=60).status_code == 404
+    assert httpx.get(f"{answers}/nothing", headers={"Last-Event-ID": "1-1"}, timeout=60).status_code == 410
+    bodies: list[object] = [[], {}, {"prompt": 1}]
+    for body in bodies:
+        assert httpx.post(f"{site.url}/ask", json=body, timeout=60).status_code == 400
+    assert puppet.asked == 0

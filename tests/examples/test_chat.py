@@ -1,0 +1,350 @@
+"""The chat examples on real servers: Flask's, Django under WSGI and ASGI, and nginx in front."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from examples.flask_chat.scripted import PROMPTS, answers
+from sseqbridge import (
+    EventStream,
+    ServerSentEvent,
+    StatusError,
+    StreamTimeoutError,
+    TruncatedStreamError,
+    UpstreamError,
+    request_sse,
+)
+from sseqbridge.testing import SSEServer, raw, respond
+from tests.browser_support import FLASK_CHAT, Program, Puppet, reserved_port, running
+from tests.support import ROOT, until
+
+FLASK_APP = "examples.flask_chat.app:create_app()"
+DJANGO = "examples.django_chat"
+LISTENS = r"http://127\.0\.0\.1:\d+"
+
+GTHREAD = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "8"]
+
+SERVERS = {
+    "flask": ["-m", "examples.flask_chat", "--port", "{port}"],
+    "flask gunicorn": [*GTHREAD, "--bind", "127.0.0.1:{port}", FLASK_APP],
+    "django runserver": ["-m", DJANGO, "runserver", "--noreload", "{port}"],
+    "django gunicorn": [*GTHREAD, "--bind", "127.0.0.1:{port}", f"{DJANGO}:wsgi"],
+    "django uvicorn": ["-m", "uvicorn", "--port", "{port}", f"{DJANGO}:asgi"],
+}
+
+
+class Site:
+    """An example that is being served, and a browser's way of asking it."""
+
+    def __init__(self, name: str, url: str, client: httpx.Client) -> None:
+        self.name = name
+        self.url = url
+        self.client = client
+        self._streams: list[EventStream[Any]] = []
+
+    def headers(self) -> dict[str, str]:
+        """Return those that a POST needs: Django's wants its cookie's value back."""
+        self.client.get(self.url).raise_for_status()
+        token = self.client.cookies.get("csrftoken")
+        return {"X-CSRFToken": token, "Cookie": f"csrftoken={token}"} if token else {}
+
+    def ask(self, *questions: str) -> EventStream[Any]:
+        data = {"messages": [{"role": "user", "content": question} for question in questions]}
+        return self._opened("/chat", headers=self.headers(), data=data)
+
+    def get(self, question: str, last_event_id: str = "") -> EventStream[Any]:
+        return self._opened("/chat", headers={"Last-Event-ID": last_event_id}, params={"prompt": question})
+
+    def counts(self) -> EventStream[Any]:
+        """Return the panel's figures, each time that they change."""
+        events = self._opened("/panel")
+        assert events.next(30)["suggestions"]
+        return events
+
+    def _opened(self, path: str, **options: Any) -> EventStream[Any]:
+        self._streams.append(request_sse(f"{self.url}{path}", error_events="yield", **options).events)
+        return self._streams[-1]
+
+    def forget(self) -> None:
+        """Leave whatever is open, and be somebody else."""
+        for events in self._streams:
+            events.close()
+        self._streams.clear()
+        self.client.cookies.clear()
+
+
+@contextmanager
+def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple[Site, Program]]:
+    command = [sys.executable, *(argument.format(port=port) for argument in SERVERS[name])]
+    url = f"http://127.0.0.1:{port}"
+    # Where gunicorn keeps a socket of its own.
+    variables["HOME"] = str(cwd)
+    # All tests have this client: no connection outlives its test.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with running(command, cwd, **variables) as program, httpx.Client(timeout=30, limits=limits) as client:
+        until(lambda: answers_at(url, program))
+        site = Site(name, url, client)
+        yield site, program
+        site.forget()
+
+
+def answers_at(url: str, program: Program) -> bool:
+    assert program.process.poll() is None, program.printed
+    try:
+        httpx.get(url)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def puppet() -> Iterator[Puppet]:
+    with Puppet() as puppet:
+        yield puppet
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def started(request: pytest.FixtureRequest, puppet: Puppet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Each of the servers, once for all tests."""
+    cwd = tmp_path_factory.mktemp("cwd")
+    with reserved_port() as port, serving(request.param, port, cwd, OPENAI_BASE_URL=puppet.base_url) as (site, _):
+        yield site
+
+
+@pytest.fixture
+def site(started: Site, puppet: Puppet) -> Iterator[Site]:
+    puppet.reset()
+    yield started
+    started.forget()
+
+
+def test_the_page_is_served_with_all_that_it_loads(site: Site) -> None:
+    for path, kind in {
+        "/": "text/html",
+        "/static/chat.css": "text/css",
+        "/static/chat.js": "javascript",
+        "/static/ways_in.js": "javascript",
+        "/static/panel.js": "javascript",
+        "/fetch-event-source/index.js": "javascript",
+    }.items():
+        response = site.client.get(f"{site.url}{path}")
+        assert response.status_code == 200
+        # text/ or application/, as the machine has it.
+        assert response.headers["content-type"].partition(";")[0].endswith(kind)
+    for path in ("/static/nothing", "/static/%2e%2e", "/static/..%2fapp.py", "/fetch-event-source/nothing"):
+        assert site.client.get(f"{site.url}{path}").status_code == 404
+
+
+def test_a_post_streams(site: Site, puppet: Puppet) -> None:
+    events = site.ask("one", "two")
+    answer = puppet.answer()
+    assert answer.request.path == "/v1/chat/completions"
+    body = answer.request.json()
+    assert (body["stream"], [said["content"] for said in body["messages"]]) == (True, ["one", "two"])
+    answer.say("a\r\nb")
+    assert events.next(30) == {"text": "a\r\nb"}
+    answer.say("c")
+    assert events.next(30) == {"text": "c"}
+    answer.end()
+    assert (list(events), events.outcome) == ([], "done")
+    assert events.headers["x-accel-buffering"] == "no"
+
+
+def test_a_reader_who_leaves_aborts_the_silent_upstream(site: Site, puppet: Puppet) -> None:
+    counts = site.counts()
+    before = counts.next(30)
+    events = site.ask("think")
+    answer = puppet.answer()
+    answer.say("Hm")
+    assert events.next(30) == {"text": "Hm"}
+    assert counts.next(30) == before | {"open": 1}
+    events.close()
+    if site.name == "django runserver":
+        # It does not hand its socket out, so that the reader is missed only when something is sent.
+        def is_missed() -> bool:
+            answer.say("?")
+            return answer.request.aborted.is_set()
+
+        until(is_missed)
+    answer.request.wait_aborted()
+    assert counts.next(30) == before | {"stopped": before["stopped"] + 1}
+
+
+def test_a_get_goes_on_after_the_last_event(site: Site, puppet: Puppet) -> None:
+    events = site.get("count", "3")
+    answer = puppet.answer()
+    assert answer.request.headers["last-event-id"] == "3"
+    answer.say("four")
+    assert events.next(30) == {"text": "four"}
+    assert events.last_event == ServerSentEvent(data='{"text":"four"}', id="4", retry=0.05)
+
+
+def test_errors_are_told(site: Site, puppet: Puppet) -> None:
+    events = site.ask("break")
+    puppet.answer().say("So f")
+    puppet.answer().cut()
+    assert list(events) == [
+        {"text": "So f"},
+        {"type": "TruncatedStreamError", "message": "the upstream's stream was cut off"},
+    ]
+    refusal = b'{"error": {"message": "Slow down."}}'
+    puppet.script = [respond(429, {"Retry-After": "20"}, "length", "application/json"), raw(refusal)]
+    refused = site.ask("refuse")
+    assert (refused.status, refused.headers["retry-after"]) == (429, "20")
+    assert list(refused) == [json.loads(refusal)]
+
+
+def test_what_no_page_sends_is_refused(site: Site, puppet: Puppet) -> None:
+    chat, headers = f"{site.url}/chat", site.headers()
+    bodies: list[Any] = [[], {}, {"messages": []}, {"messages": ["hi"]}, {"messages": [{"role": "user", "content": 1}]}]
+    for body in bodies:
+        response = site.client.post(chat, json=body, headers=headers)
+        assert (response.status_code, response.json()["error"]["message"][:4]) == (400, "send")
+    assert site.client.post(chat, content=b"{", headers=headers | {"Content-Type": "application/json"}).is_client_error
+    # Another site's page: its EventSource, and its form, which can send a body but no header of its own.
+    assert site.client.get(chat, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    form = {"Content-Type": "text/plain"}
+    site.client.cookies.clear()
+    messages = json.dumps({"messages": [{"role": "user", "content": "spend"}]})
+    assert site.client.post(chat, content=messages, headers=form).status_code in (403, 415)
+    assert puppet.asked == 0
+
+
+@pytest.mark.parametrize("name", ["flask", "django uvicorn"])
+def test_an_upstream_that_is_not_there_is_a_bad_gateway(name: str, closed_port: int, tmp_path: Path) -> None:
+    variables = {"OPENAI_BASE_URL": f"http://127.0.0.1:{closed_port}/v1"}
+    with reserved_port() as port, serving(name, port, tmp_path, **variables) as (site, program):
+        response = site.client.get(f"{site.url}/chat", params={"prompt": "hello"})
+        assert (response.status_code, response.json()) == (
+            502,
+            {"error": {"message": "The upstream cannot be reached."}},
+        )
+        assert site.counts().next(30) == {"open": 0, "answered": 0, "stopped": 0, "failed": 1}
+        assert "ConnectError" in program.printed
+        assert "Traceback" not in program.printed
+
+
+def test_flask_chat_says_where_it_is_and_ends_quietly(puppet: Puppet) -> None:
+    puppet.reset()
+    variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": puppet.base_url, "OPENAI_MODEL": "a-model"}
+    with running([*FLASK_CHAT, "0"], ROOT, PYTHONWARNINGS="error", **variables) as program:
+        url = program.prints(rf"The page is at ({LISTENS})/\n")[1]
+        program.prints(rf"It asks a-model at {puppet.base_url}\. Ctrl\+C ends it\.\n")
+        events = request_sse(f"{url}/chat", params={"prompt": "hello"}).events
+        answer = puppet.answer()
+        assert answer.request.headers["authorization"] == "Bearer a-key"
+        assert answer.request.json()["model"] == "a-model"
+        answer.say("Hi")
+        assert events.next(30) == {"text": "Hi"}
+        program.process.send_signal(signal.SIGINT)
+        assert program.ended() == 0
+        answer.request.wait_aborted()
+        assert "a-key" not in program.printed
+        assert "Traceback" not in program.printed
+        events.close()
+
+
+def test_flask_chat_asks_an_upstream_of_its_own() -> None:
+    with running([*FLASK_CHAT, "0"], PYTHONWARNINGS="error") as program:
+        url = program.prints(LISTENS)[0]
+        program.prints(r"It asks a scripted upstream inside this program\.")
+        words = [item["text"] for item in request_sse(f"{url}/chat", params={"prompt": "Hello, you"}).events]
+        assert "".join(words).startswith("You said: \N{LEFT DOUBLE QUOTATION MARK}Hello, you")
+        assert "Traceback" not in program.printed
+
+
+def scripted(server: SSEServer, prompt: str, last_event_id: str = "", **options: Any) -> EventStream[Any]:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    data = {"messages": [{"role": "user", "content": prompt}], "stream": True}
+    return request_sse(server.url, headers, data, require_done=True, **options).events
+
+
+def test_the_scripted_upstream_shows_every_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.flask_chat.scripted._PACE", 0)
+    stop, long, silent, broken, failing, refusing = (prompt["prompt"] for prompt in PROMPTS)
+    with SSEServer(answers) as server:
+        for prompt in (stop, long, "{braces} and anything else"):
+            events = scripted(server, prompt)
+            assert len(list(events)) > 20
+            assert events.outcome == "done"
+        with pytest.raises(StreamTimeoutError):
+            next(scripted(server, silent, timeout={"idle": 0.05}))
+        with pytest.raises(TruncatedStreamError):
+            list(scripted(server, broken))
+        with pytest.raises(UpstreamError, match="run out of words"):
+            list(scripted(server, failing))
+        with pytest.raises(StatusError) as refused:
+            scripted(server, refusing).raise_for_status()
+        assert refused.value.status == 429
+
+
+def test_the_scripted_upstream_goes_on_after_any_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.flask_chat.scripted._PACE", 0)
+    prompt = PROMPTS[0]["prompt"]
+    with SSEServer(answers) as server:
+        whole = list(scripted(server, prompt))
+        for seen in (1, 7, len(whole) - 1, len(whole)):
+            assert list(scripted(server, prompt, str(seen))) == whole[seen:]
+        assert list(scripted(server, prompt, "no id of its")) == whole
+
+
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """examples/nginx.conf at ports that are free: its URL, and the port of the application."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    configuration = (ROOT / "examples/nginx.conf").read_text("utf-8")
+    with reserved_port() as port, reserved_port() as application:
+        for there, here in {"127.0.0.1:8080": port, "127.0.0.1:8000": application}.items():
+            assert f"{there};" in configuration
+            configuration = configuration.replace(f"{there};", f"127.0.0.1:{here};")
+        path = tmp_path / "nginx.conf"
+        path.write_text(configuration, "utf-8")
+        command = [NGINX, "-p", str(tmp_path), "-c", str(path)]
+        tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
+        assert tested.returncode == 0, tested.stderr
+        assert "[warn]" not in tested.stderr
+        with running([*command, "-g", "daemon off;"], tmp_path) as program:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: answers_at(url, program))
+            yield url, application
+
+
+def test_nginx_streams_and_ends_with_the_reader(nginx: tuple[str, int], puppet: Puppet, tmp_path: Path) -> None:
+    puppet.reset()
+    url, application = nginx
+    with (
+        serving("flask gunicorn", application, tmp_path, OPENAI_BASE_URL=puppet.base_url) as (_, program),
+        httpx.Client() as client,
+    ):
+        site = Site("nginx", url, client)
+        events = site.ask("count")
+        answer = puppet.answer()
+        for text in ("one", "two"):
+            answer.say(text)
+            assert events.next(30) == {"text": text}
+        events.close()
+        answer.request.wait_aborted()
+        events = site.get("live long")
+        puppet.answer(2).say("I will")
+        assert events.next(30) == {"text": "I will"}
+        program.kill()
+        # Not as if it were complete.
+        with pytest.raises(TruncatedStreamError):
+            events.next(30)
+        assert puppet.asked == 2

@@ -1,0 +1,319 @@
+"""Bodies that the HTTP client itself reads, for an auth or an event hook, are bounded as those of refusals are."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from sseqbridge import (
+    Bridge,
+    CallbackError,
+    ContentTypeError,
+    ReconnectionError,
+    ReconnectionPolicy,
+    SSEError,
+    Timeout,
+    arequest_sse,
+    request_sse,
+)
+from sseqbridge._http.bodies import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
+from tests.clock import FakeClock
+from tests.doors import Answer, Door
+from tests.support import in_thread, until
+
+DONE = send("[DONE]")
+CHALLENGE = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
+
+Send = Callable[..., Answer]
+
+
+class TokenAuth(httpx.Auth):
+    """Sends the request, and where it is refused sends it again with the token that the refusal's body holds.
+
+    As httpx's documentation has it: httpx reads each answer whole before the flow sees it.
+    """
+
+    requires_response_body = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, bytes]] = []
+
+    def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        response = yield request
+        self.seen.append((response.status_code, response.content))
+        if response.status_code == 401:
+            request.headers["Authorization"] = f"Bearer {response.content[:8].decode()}"
+            response = yield request
+            self.seen.append((response.status_code, response.content))
+
+
+class Endless(httpx.Auth):
+    def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        while True:
+            yield request
+
+
+def bomb() -> Iterator[bytes]:
+    """400 MB as 400 kB of gzip."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    for _ in range(200):
+        yield compressor.compress(b"x" * 2**21) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    yield compressor.flush()
+
+
+BOMB = list(bomb())
+
+
+def plain_bytes() -> list[bytes]:
+    return [b"x" * 2**20] * 200
+
+
+@contextmanager
+def memory_is_bounded() -> Iterator[None]:
+    """Fail where more than a few bodies of the largest size are held at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def protected(refusal: list[Step], *answer: Step) -> Callable[[ReceivedRequest], list[Step]]:
+    """A script that refuses what has no Authorization, and answers the rest."""
+    return lambda request: list(answer) if "authorization" in request.headers else refusal
+
+
+REFUSALS = {
+    "gzip": [respond(401, {**CHALLENGE, "Content-Encoding": "gzip"}), *map(raw, BOMB)],
+    "plain": [respond(401, CHALLENGE), *map(raw, plain_bytes())],
+    "unknown": [respond(401, {**CHALLENGE, "Content-Encoding": "br"}), *map(raw, plain_bytes())],
+    "corrupt": [respond(401, {**CHALLENGE, "Content-Encoding": "gzip"}), raw(b"no gzip" * 1000), silence()],
+}
+
+
+@pytest.fixture(params=["own", "httpx", "httpx2"])
+def request_with(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """request_sse, with the library's client or one of the caller's."""
+    if request.param == "own":
+        yield request_sse
+        return
+    package: Any = {"httpx": httpx, "httpx2": httpx2}[request.param]
+    with Bridge(client=package.AsyncClient) as bridge:
+        yield lambda *args, **options: request_sse(*args, bridge=bridge, **options)
+
+
+@pytest.fixture
+def digest(request: pytest.FixtureRequest) -> Any:
+    params = request.node.callspec.params
+    return httpx2.DigestAuth("u", "p") if params.get("request_with") == "httpx2" else httpx.DigestAuth("u", "p")
+
+
+# Auth flows.
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_that_an_auth_answers_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
+    with SSEServer(protected(REFUSALS[refusal], send(1), DONE)) as server, memory_is_bounded():
+        assert list(request_with(server.url, auth=digest, timeout=Timeout(read=60)).events) == [1]
+        assert len(server.requests) == 2
+
+
+def test_a_clients_own_auth_is_bounded() -> None:
+    with (
+        SSEServer(protected(REFUSALS["gzip"], send(1), DONE)) as server,
+        Bridge(client=lambda: httpx.AsyncClient(auth=httpx.DigestAuth("u", "p"))) as bridge,
+        memory_is_bounded(),
+    ):
+        assert list(request_sse(server.url, bridge=bridge).events) == [1]
+
+
+def test_the_auth_of_a_client_of_arequest_sse_is_bounded() -> None:
+    async def main() -> list[Any]:
+        async with httpx.AsyncClient(auth=httpx.DigestAuth("u", "p")) as client:
+            _, _, events = await arequest_sse(server.url, client=client)
+            return [item async for item in events]
+
+    with SSEServer(protected(REFUSALS["gzip"], send(1), DONE)) as server, memory_is_bounded():
+        assert asyncio.run(main()) == [1]
+
+
+def test_a_refusal_that_an_auth_gives_up_on_is_the_answer(ask: Door) -> None:
+    refused = [respond(401, CHALLENGE, content_type="application/json"), raw(b'{"a": 1}')]
+    with SSEServer(refused) as server:
+        answer = ask(server.url, auth=httpx.DigestAuth("u", "p"))
+        assert (answer.status, answer.items()) == (401, [{"a": 1}])
+        # Each was read to its end.
+        assert (len(server.requests), server.connections) == (2, 1)
+
+
+def test_a_refusal_that_stalls_is_waited_for_ten_seconds(clock: FakeClock, ask: Door) -> None:
+    refusal = [respond(401, CHALLENGE), raw(b"no"), silence()]
+    with SSEServer(protected(refusal, send(1), DONE)) as server:
+        began = clock.monotonic()
+        auth, timeout = httpx.DigestAuth("u", "p"), Timeout(read=None, connect=None)
+        asking = in_thread(lambda: ask(server.url, auth=auth, timeout=timeout))
+        server.wait_for_request(timeout=30)
+        answer = clock.advance_until_done(asking.result)
+        assert clock.monotonic() - began >= BODY_SECONDS
+        assert answer.items() == [1]
+
+
+def test_an_auth_sees_the_bodies_of_refusals_but_no_event_stream(ask: Door) -> None:
+    """What has no end, perhaps, is not read before it is delivered."""
+    auth = TokenAuth()
+    with SSEServer(protected([respond(401), raw(b"token678, more")], send(1), silence())) as server:
+        with ask(server.url, auth=auth) as answer:
+            assert answer.next() == 1
+        assert auth.seen == [(401, b"token678, more"), (200, b"")]
+        assert server.requests[1].headers["authorization"] == "Bearer token678"
+
+
+def test_an_auth_sees_as_much_of_a_refusal_as_anybody(ask: Door) -> None:
+    auth = TokenAuth()
+    refusal = [respond(401, {"Content-Encoding": "gzip"}), *map(raw, BOMB)]
+    with SSEServer(lambda request: refusal) as server, memory_is_bounded():
+        answer = ask(server.url, decode="text", auth=auth)
+        _, error = answer.fail()
+        assert isinstance(error, SSEError)
+        assert [status for status, _ in auth.seen] == [401, 401]
+        assert all(MAX_BODY_BYTES <= len(body) <= 3 * MAX_BODY_BYTES for _, body in auth.seen)
+        with pytest.raises(SSEError) as caught:
+            answer.raise_for_status()
+        assert caught.value.body == b"x" * MAX_BODY_BYTES  # type: ignore[attr-defined]
+
+
+def test_an_auth_that_reads_an_answer_of_another_type_gets_all_that_is_kept(ask: Door) -> None:
+    with SSEServer([respond(content_type="text/html"), *map(raw, plain_bytes())]) as server:
+        with pytest.raises(ContentTypeError) as caught:
+            ask(server.url, auth=TokenAuth())
+        assert caught.value.body == b"x" * MAX_BODY_BYTES
+
+
+def test_a_stream_of_another_type_that_an_auth_read_in_part_is_an_error(ask: Door) -> None:
+    steps = [respond(content_type="text/plain"), *map(raw, plain_bytes())]
+    with SSEServer(steps) as server, pytest.raises(SSEError, match="must not read"):
+        ask(server.url, auth=TokenAuth(), check_content_type=False)
+
+
+def test_a_stream_of_another_type_that_an_auth_read_whole_is_one(ask: Door) -> None:
+    with SSEServer([respond(content_type="text/plain"), send(1), DONE]) as server:
+        assert ask(server.url, auth=TokenAuth(), check_content_type=False).items() == [1]
+
+
+def test_an_auth_that_does_not_end_is_ended(ask: Door) -> None:
+    with SSEServer([respond(401), raw(b"no")]) as server:
+        with pytest.raises(CallbackError, match=f"at most {MAX_REQUESTS} requests"):
+            ask(server.url, auth=Endless())
+        assert len(server.requests) == MAX_REQUESTS
+
+
+def test_an_auth_that_does_not_end_later_ends_the_stream(ask: Door) -> None:
+    class Later(httpx.Auth):
+        def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+            response = yield request
+            while response.status_code != 200:
+                response = yield request
+
+    scripts = iter([[send(1), cut()]])
+    with SSEServer(lambda request: next(scripts, [respond(503)])) as server:
+        policy = ReconnectionPolicy(delay=0.01, jitter=0)
+        items, error = ask(server.url, auth=Later(), reconnect=policy).fail()
+        assert items == [1]
+        assert isinstance(error, ReconnectionError)
+        assert isinstance(error.__cause__, CallbackError)
+        assert len(server.requests) == 1 + MAX_REQUESTS
+
+
+def test_a_flow_is_closed_where_the_request_fails(ask: Door) -> None:
+    closed: list[bool] = []
+
+    class Closed(httpx.Auth):
+        def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+            yield request
+
+        async def async_auth_flow(self, request: Any) -> Any:
+            try:
+                yield request
+            finally:
+                closed.append(True)
+
+    with SSEServer([cut()]) as server, pytest.raises(SSEError):
+        ask(server.url, auth=Closed())
+    assert closed == [True]
+
+
+# Event hooks.
+
+
+@contextmanager
+def reading_hook(package: Any, seen: list[bytes]) -> Iterator[Bridge]:
+    async def on_response(response: Any) -> None:
+        seen.append(await response.aread())
+
+    with Bridge(client=lambda: package.AsyncClient(event_hooks={"response": [on_response]})) as bridge:
+        yield bridge
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize("refusal", ["gzip", "plain"])
+def test_an_event_hook_reads_as_much_of_a_refusal_as_anybody(package: Any, refusal: str) -> None:
+    seen: list[bytes] = []
+    with SSEServer(REFUSALS[refusal]) as server, reading_hook(package, seen) as bridge, memory_is_bounded():
+        stream = request_sse(server.url, decode="text", bridge=bridge).events
+        assert stream.status == 401
+        with pytest.raises(SSEError) as caught:
+            next(stream)
+        assert len(caught.value.body) == MAX_BODY_BYTES  # type: ignore[attr-defined]
+    [body] = seen
+    assert MAX_BODY_BYTES <= len(body) <= 3 * MAX_BODY_BYTES
+
+
+def test_an_event_hook_that_reads_a_long_event_stream_is_an_error() -> None:
+    """It gets a part, and the rest would be lost."""
+    seen: list[bytes] = []
+    with (
+        SSEServer([respond(), *map(raw, plain_bytes())]) as server,
+        reading_hook(httpx, seen) as bridge,
+        pytest.raises(SSEError, match="must not read"),
+    ):
+        request_sse(server.url, bridge=bridge)
+
+
+def test_an_event_hook_may_wait_for_an_event_stream(clock: FakeClock) -> None:
+    """As long as the stream's own limits let it: none of its events is lost."""
+    seen: list[bytes] = []
+    flag = threading.Event()
+    steps = [send(1), hold(flag), DONE]
+    with SSEServer(steps) as server, reading_hook(httpx, seen) as bridge:
+        asking = in_thread(lambda: request_sse(server.url, bridge=bridge))
+        server.wait_for_request(timeout=30)
+        until(lambda: server.requests[0].sent_bytes)
+        clock.advance(2 * BODY_SECONDS)
+        flag.set()
+        assert list(asking.result(30).events) == [1]
+
+
+async def body() -> AsyncIterator[bytes]:
+    for _ in range(3):
+        yield b""
+        yield b"x" * 2**19
+
+
+def test_a_body_of_a_mock_transport_is_bounded() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(401 if "authorization" not in request.headers else 403, headers=CHALLENGE, content=body())
+
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+        stream = request_sse("http://mock.test/", auth=httpx.DigestAuth("u", "p"), bridge=bridge).events
+        assert (stream.status, next(stream)) == (403, "x" * MAX_BODY_BYTES)

@@ -1,0 +1,212 @@
+"""Decompression: in bounded slices, nothing held back, and every fault a typed error."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import zlib
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sseqbridge._exceptions import ProtocolError, TruncatedStreamError
+from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+
+SIZE = 64
+
+BODY = b"".join(b"data: %d\n\n" % number for number in range(500))
+
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15, "deflate without the zlib header": -15}
+
+
+def compressor(kind: str) -> zlib._Compress:
+    return zlib.compressobj(9, zlib.DEFLATED, WINDOW_BITS[kind])
+
+
+def compress(kind: str, body: bytes = BODY) -> bytes:
+    made = compressor(kind)
+    return made.compress(body) + made.flush()
+
+
+def decoder(kind: str, size: int = SIZE) -> BodyDecoder:
+    return body_decoder(kind.partition(" ")[0], size)
+
+
+def read(body: BodyDecoder, *chunks: bytes) -> bytes:
+    """All that is in the chunks, checked to come in slices of the size, none of them empty."""
+    slices = [piece for chunk in chunks for piece in body.slices(chunk)]
+    assert all(0 < len(piece) <= SIZE for piece in slices)
+    return b"".join(slices)
+
+
+compressed = pytest.mark.parametrize("kind", WINDOW_BITS)
+
+
+@pytest.mark.parametrize("header", ["", "identity", " Identity "])
+def test_body_that_is_not_compressed_is_cut_into_slices(header: str) -> None:
+    body = body_decoder(header, 4)
+    assert list(body.slices(b"abcdefghij")) == [b"abcd", b"efgh", b"ij"]
+    assert list(body.slices(b"abcd")) == [b"abcd"]
+    assert list(body.slices(b"")) == []
+    body.finish()
+
+
+@pytest.mark.parametrize("header", ["gzip", "GZIP", " gzip ", "x-gzip"])
+def test_header_is_read_whatever_its_case(header: str) -> None:
+    assert read(body_decoder(header, SIZE), gzip.compress(BODY)) == BODY
+
+
+@compressed
+def test_body_comes_out_whole(kind: str) -> None:
+    body = decoder(kind)
+    assert read(body, compress(kind)) == BODY
+    body.finish()
+
+
+@compressed
+def test_body_comes_out_whole_byte_by_byte(kind: str) -> None:
+    body = decoder(kind)
+    data = compress(kind)
+    assert read(body, *(data[at : at + 1] for at in range(len(data)))) == BODY
+    body.finish()
+
+
+@compressed
+def test_body_comes_out_whole_at_every_split(kind: str) -> None:
+    data = compress(kind, BODY[:200])
+    for cut in range(len(data) + 1):
+        body = decoder(kind)
+        assert read(body, data[:cut], b"", data[cut:]) == BODY[:200]
+        body.finish()
+
+
+@compressed
+@pytest.mark.parametrize("length", [0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE])
+def test_body_of_any_length_comes_out_whole(kind: str, length: int) -> None:
+    body = decoder(kind)
+    assert read(body, compress(kind, BODY[:length])) == BODY[:length]
+    body.finish()
+
+
+@compressed
+@pytest.mark.parametrize("length", [1, SIZE, 2 * SIZE, 1000])
+def test_what_was_flushed_is_given_at_once(kind: str, length: int) -> None:
+    made = compressor(kind)
+    body = decoder(kind)
+    noise = random.Random(1)
+    for _ in range(20):
+        event = noise.randbytes(length)
+        assert read(body, made.compress(event) + made.flush(zlib.Z_SYNC_FLUSH)) == event
+
+
+@compressed
+def test_nothing_is_held_back_for_the_next_byte(kind: str) -> None:
+    unbounded = zlib.decompressobj(WINDOW_BITS[kind])
+    body = decoder(kind)
+    # A byte can stand for hundreds, of which zlib keeps what did not fit into a slice.
+    data = compress(kind, bytes(10_000) + BODY)
+    for byte in (data[at : at + 1] for at in range(len(data))):
+        assert read(body, byte) == unbounded.decompress(byte)
+
+
+@compressed
+def test_bomb_comes_in_bounded_slices_as_they_are_asked_for(kind: str) -> None:
+    body = decoder(kind, 65536)
+    total = 0
+    for piece in body.slices(compress(kind, bytes(50_000_000))):
+        assert len(piece) <= 65536
+        total += len(piece)
+    assert total == 50_000_000
+    body.finish()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "x-gzip"])
+def test_several_members_are_one_body(kind: str) -> None:
+    members = compress(kind, BODY[:100]) + compress(kind, b"") + compress(kind, BODY[100:])
+    for chunks in ([members], [members[at : at + 1] for at in range(len(members))]):
+        body = decoder(kind)
+        assert read(body, *chunks) == BODY
+        body.finish()
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4), st.integers(1, 50))
+def test_any_members_in_any_chunks_are_one_body(parts: list[bytes], size: int) -> None:
+    data = b"".join(map(gzip.compress, parts))
+    body = decoder("gzip")
+    assert read(body, *(data[at : at + size] for at in range(0, len(data), size))) == b"".join(parts)
+    body.finish()
+
+
+@given(st.binary(max_size=300), st.integers(1, 50), st.sampled_from(list(WINDOW_BITS)), st.integers(0, 9))
+def test_any_body_in_any_chunks_comes_out_whole(sent: bytes, size: int, kind: str, level: int) -> None:
+    made = zlib.compressobj(level, zlib.DEFLATED, WINDOW_BITS[kind])
+    data = made.compress(sent) + made.flush()
+    body = decoder(kind)
+    assert read(body, *(data[at : at + size] for at in range(0, len(data), size))) == sent
+    body.finish()
+
+
+def flip_a_byte(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"data: not compressed at all\n\n",
+        lambda data: flip_a_byte(data, 0),
+        lambda data: flip_a_byte(data, len(data) - 6),
+        lambda data: data + b"behind the end",
+    ],
+    ids=["plain text", "its first byte", "its checksum", "more behind the end"],
+)
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_corrupt_body_is_a_protocol_error(spoil: Callable[[bytes], bytes], size: int) -> None:
+    data = spoil(compress("gzip"))
+    body = decoder("gzip")
+    with pytest.raises(ProtocolError, match="corrupt") as raised:
+        read(body, *(data[at : at + size] for at in range(0, len(data), size)))
+    assert isinstance(raised.value.__cause__, zlib.error)
+
+
+def test_what_is_no_deflate_in_either_form_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="corrupt"):
+        read(decoder("deflate"), b"data: not compressed at all\n\n")
+
+
+def test_corruption_behind_a_zlib_header_is_a_protocol_error() -> None:
+    data = compress("deflate")
+    body = decoder("deflate")
+    with pytest.raises(ProtocolError, match="corrupt"):
+        read(body, data[:100], flip_a_byte(data, len(data) - 1)[100:])
+
+
+@compressed
+def test_body_that_was_cut_off_is_truncated(kind: str) -> None:
+    body = decoder(kind)
+    read(body, compress(kind)[:-1])
+    with pytest.raises(TruncatedStreamError):
+        body.finish()
+
+
+def test_member_that_was_cut_off_is_truncated() -> None:
+    body = decoder("gzip")
+    assert read(body, gzip.compress(b"a") + gzip.compress(b"b")[:10]) == b"a"
+    with pytest.raises(TruncatedStreamError):
+        body.finish()
+
+
+@compressed
+def test_body_without_a_byte_is_not_truncated(kind: str) -> None:
+    body = decoder(kind)
+    assert read(body) == b""
+    body.finish()
+
+
+@pytest.mark.parametrize("header", ["br", "zstd", "gzip, br", "nonsense"])
+def test_encoding_that_is_not_read_is_a_protocol_error_that_says_what_to_ask_for(header: str) -> None:
+    with pytest.raises(ProtocolError, match=r"Accept-Encoding.*identity") as raised:
+        body_decoder(header, SIZE)
+    assert repr(header) in str(raised.value)

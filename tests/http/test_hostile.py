@@ -1,0 +1,721 @@
+"""Upstreams that mean no good, one test or a few for each kind, through both doors.
+
+Whatever they do ends in a typed error or the right result, in bounded time and memory, and the next request to the
+same server, on the same bridge, is answered as ever. (What is merely broken is in tests/streams/test_errors.py.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import socket
+import ssl
+import struct
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    BufferLimitError,
+    ProtocolError,
+    ReadError,
+    RedirectError,
+    SSEError,
+    StatusError,
+    StreamTimeoutError,
+    Timeout,
+    TruncatedStreamError,
+    request_sse,
+)
+from sseqbridge._http import client as _client
+from sseqbridge.testing import (
+    ReceivedRequest,
+    SSEServer,
+    Step,
+    cut,
+    hold,
+    raw,
+    reset,
+    respond,
+    send,
+    silence,
+    wait,
+    wire,
+)
+from tests.clock import FakeClock
+from tests.doors import Door
+from tests.sse.reference_parser import parse
+from tests.support import HAS_OWN_TRANSPORT, in_thread, python, until
+
+from .reference_http import body_by_h11
+
+DONE = send("[DONE]")
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+own_transport = pytest.mark.own_transport
+
+
+class Peak:
+    """The most memory that Python's objects took in a `with` block, in MiB, beyond what they had before it."""
+
+    def __enter__(self) -> Peak:
+        tracemalloc.start()
+        self._before = tracemalloc.get_traced_memory()[0]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.mib = (tracemalloc.get_traced_memory()[1] - self._before) / 1024 / 1024
+        tracemalloc.stop()
+
+
+Script = Callable[[ReceivedRequest], Iterable[Step]] | list[Step]
+
+
+@contextlib.contextmanager
+def hostile(ask: Door, script: Script) -> Iterator[SSEServer]:
+    """A server that plays `script`, but for one request more when the block is over, which has to work."""
+
+    def answer(request: ReceivedRequest) -> Iterable[Step]:
+        if request.path == "/fine":
+            return [send("fine"), DONE]
+        return script(request) if callable(script) else script
+
+    with SSEServer(answer) as server:
+        yield server
+        is_fine(ask, server)
+
+
+@contextlib.contextmanager
+def bounded(ask: Door, script: Script, mib: float = 8) -> Iterator[SSEServer]:
+    """As `hostile`, and what is asked in the block takes so much memory at most, the server's included."""
+    with hostile(ask, script) as server:
+        with Peak() as peak:
+            yield server
+        assert peak.mib < mib
+
+
+def is_fine(ask: Door, server: SSEServer) -> None:
+    assert ask(f"{server.url}/fine", decode="text").items() == ["fine"]
+
+
+def fail(ask: Door, url: str, **options: Any) -> tuple[list[Any], SSEError]:
+    """Ask, and read to the error, wherever that comes; return the items before it, and the error."""
+    try:
+        answer = ask(url, **options)
+    except SSEError as error:
+        return [], error
+    with answer:
+        return answer.fail()
+
+
+def endless(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest], Iterator[Step]]:
+    """A script that goes on until the client has left."""
+
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        yield from map(wire, first)
+        while True:
+            yield wire(over_and_over)
+
+    return script
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+# Without end.
+
+
+@pytest.mark.parametrize(
+    ("begun", "over_and_over"),
+    [(b"HTTP/1.1 200 ", b"OK" * 1000), (HEAD, b"X-Field: value\r\n" * 1000), (HEAD + b"X-Field: ", b"x" * 10_000)],
+    ids=["status line", "fields", "a field"],
+)
+def test_endless_header(ask: Door, begun: bytes, over_and_over: bytes) -> None:
+    with bounded(ask, endless(begun, over_and_over=over_and_over)) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ProtocolError)
+        server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("begun", [b"data: ", b": ", b"x", b"retry: 1", b"id: "], ids=repr)
+def test_endless_line(ask: Door, begun: bytes) -> None:
+    script = endless(CHUNKED, chunk(b"data: 1\n\n"), chunk(begun), over_and_over=chunk(b"1" * 50_000))
+    with bounded(ask, script) as server:
+        items, error = fail(ask, server.url, max_event_bytes=1024 * 1024)
+        assert (items, type(error)) == ([1], BufferLimitError)
+        server.requests[0].wait_aborted()
+
+
+def test_endless_event(ask: Door) -> None:
+    lines = chunk(b"data: 12345\n" * 5000)
+    with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
+        items, error = fail(ask, server.url, max_event_bytes=256 * 1024)
+        assert (items, type(error)) == ([1], BufferLimitError)
+        server.requests[0].wait_aborted()
+
+
+def test_endless_event_without_data(clock: FakeClock, ask: Door) -> None:
+    """Nothing of it is kept, so that there is nothing to refuse. But no event comes."""
+    lines = chunk(b"id: 1\nevent: x\nretry: 5\nunknown: y\n" * 1000)
+    with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
+        answer = ask(server.url, timeout=Timeout(idle=60, read=None))
+        assert answer.next() == 1
+        items, error = clock.advance_until_done(answer.fail, step=10)
+        assert items == []
+        assert isinstance(error, StreamTimeoutError)
+        assert error.which == "idle"
+        server.requests[0].wait_aborted()
+
+
+@pytest.mark.heavy
+def test_million_tiny_events_in_a_chunk(ask: Door) -> None:
+    """In an interpreter of its own, whose memory is then what the library holds."""
+    program = """
+import asyncio, sys
+from sseqbridge import arequest_sse, request_sse
+from tests.support import peak_rss
+
+async def count():
+    events = (await arequest_sse(sys.argv[2], decode="text")).events
+    return [item async for item in events].count("1")
+
+# What the first request takes for good.
+list(request_sse(sys.argv[2] + "/fine", decode="text").events)
+before = peak_rss()
+if sys.argv[1] == "async":
+    counted = asyncio.run(count())
+else:
+    counted = list(request_sse(sys.argv[2], decode="text").events).count("1")
+fine = list(request_sse(sys.argv[2] + "/fine", decode="text").events)
+print(counted, fine, (peak_rss() - before) // 1024 // 1024)
+"""
+    body = CHUNKED + chunk(b"data: 1\n\n" * 1_000_000) + b"0\r\n\r\n"
+    with hostile(ask, [wire(body)]) as server:
+        status, out, err = python(program, "async" if ask.is_async else "sync", server.url)
+        assert (status, err) == (0, "")
+        counted, fine, mib = out.split()
+        assert (counted, fine) == ("1000000", "['fine']")
+        assert int(mib) < 24
+
+
+# Bombs.
+
+
+def bomb(frame: bytes, megabytes: int) -> bytes:
+    compressor = zlib.compressobj(wbits=31)
+    block = frame * (1024 * 1024 // len(frame))
+    return b"".join([*(compressor.compress(block) for _ in range(megabytes)), compressor.flush()])
+
+
+def zipped(body: bytes, status: int = 200, content_type: str = "text/event-stream") -> list[Step]:
+    return [respond(status, {"Content-Encoding": "gzip"}, content_type=content_type), raw(body)]
+
+
+def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Door) -> None:
+    with bounded(ask, zipped(bomb(b"x", 100))) as server:
+        items, error = fail(ask, server.url, max_event_bytes=1024 * 1024)
+        assert (items, type(error)) == ([], BufferLimitError)
+
+
+def test_gzip_bomb_of_nothing_comes_to_its_end(ask: Door) -> None:
+    with (
+        bounded(ask, zipped(bomb(b":" + b"x" * 16_382 + b"\n", 100))) as server,
+        ask(server.url) as answer,
+    ):
+        assert answer.items() == []
+        assert answer.events.outcome == "eof"
+
+
+@pytest.mark.heavy
+def test_gzip_bomb_of_events_is_held_back_until_it_is_read(ask: Door) -> None:
+    with (
+        bounded(ask, zipped(bomb(b"data: 1\n\n" + b":" + b"x" * 4085 + b"\n", 64))) as server,
+        ask(server.url) as answer,
+    ):
+        assert set(answer.items()) == {1}
+        assert answer.events.stats.events == 64 * 256
+
+
+def test_gzip_bomb_as_an_error_answer_is_cut_at_a_mebibyte(ask: Door) -> None:
+    with bounded(ask, zipped(bomb(b"x", 100), 500, "text/plain")) as server:
+        _, error = fail(ask, server.url, decode="text")
+        assert isinstance(error, StatusError)
+        assert len(error.body) == 1024 * 1024
+
+
+@pytest.mark.heavy
+def test_gzip_bomb_of_comments_holds_up_no_other_stream() -> None:
+    """32 MB of them come in 64 KiB, and give no event that backpressure could stop."""
+    script = [*zipped(gzip.compress(b":\n" * (16 * 1024 * 1024))), silence()]
+    with (
+        SSEServer(script) as bombing,
+        SSEServer([send(1), DONE]) as other,
+        request_sse(bombing.url).events as held,
+    ):
+        reading = in_thread(lambda: list(held))
+        until(lambda: held.stats.bytes > 0)
+        for _ in range(3):
+            assert list(request_sse(other.url).events) == [1]
+        assert not reading.done()
+        held.close()
+        assert reading.result(30) == []
+
+
+# Chunks whose sizes lie.
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ([wire(b"8\r\ndata: 2\n\n\r\n0\r\n\r\n"), silence()], ProtocolError),
+        ([wire(b"a\r\ndata: 2\n\n\r\n0\r\n\r\n"), silence()], ProtocolError),
+        ([wire(b"ff\r\ndata: 2\n\r\n0\r\n\r\n"), cut()], TruncatedStreamError),
+        ([wire(b"ff\r\ndata: 2\n\r\n0\r\n\r\n"), silence()], StreamTimeoutError),
+        ([wire(b"fffffffffffffff\r\ndata: 2\n\r\n0\r\n\r\n"), cut()], TruncatedStreamError),
+        ([wire(b"fffffffffffffffffffffff\r\ndata: 2\n\n"), silence()], ProtocolError),
+        ([wire(b"-1\r\ndata: 2\n\n"), silence()], ProtocolError),
+        ([wire(b"xyz\r\ndata: 2\n\n"), silence()], ProtocolError),
+        ([wire(b"\r\n\r\ndata: 2\n\n"), silence()], ProtocolError),
+        ([*[wire(b"0" * 10_000)] * 20, silence()], ProtocolError),
+        ([wire(b"9;"), *[wire(b"x" * 10_000)] * 20, silence()], ProtocolError),
+    ],
+    ids=[
+        *("too small", "too large by one", "too large, cut", "too large, silence", "huge"),
+        *("of no number", "negative", "no digits", "none", "endless", "endless extension"),
+    ],
+)
+def test_chunk_size_that_lies(clock: FakeClock, ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
+    with bounded(ask, [wire(CHUNKED + chunk(b"data: 1\n\n")), *steps]) as server:
+        answer = ask(server.url, timeout=60)
+        assert answer.next() == 1
+        is_silent = kind is StreamTimeoutError
+        items, error = clock.advance_until_done(answer.fail, step=10) if is_silent else answer.fail()
+        # Of a chunk whose size is a little wrong what is there is there.
+        assert items in ([], [2])
+        assert type(error) is kind
+
+
+# A byte a second, by the clock that the test moves.
+
+
+def dripping(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest], Iterator[Step]]:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        yield from map(wire, first)
+        for _ in range(1000):
+            yield wait(1)
+            yield wire(over_and_over)
+
+    return script
+
+
+@pytest.mark.parametrize("which", ["idle", "total"])
+def test_slow_drip_of_a_stream(clock: FakeClock, ask: Door, which: str) -> None:
+    script = dripping(CHUNKED + chunk(b"data: 1\n\n") + chunk(b"data: "), over_and_over=chunk(b"x"))
+    with bounded(ask, script) as server:
+        answer = ask(server.url, timeout={"read": None, which: 60})
+        assert answer.next() == 1
+        items, error = clock.advance_until_done(answer.fail, step=0.5)
+        assert items == []
+        assert isinstance(error, StreamTimeoutError)
+        assert error.which == which
+        server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("first", [b"", HEAD], ids=["status line", "field"])
+def test_slow_drip_of_a_head(clock: FakeClock, ask: Door, first: bytes) -> None:
+    with bounded(ask, dripping(first, over_and_over=b"x")) as server:
+        asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": None, "total": 60}))
+        until(lambda: server.requests)
+        clock.advance_until(asking.done, step=0.5)
+        items, error = asking.result()
+        assert items == []
+        assert isinstance(error, StreamTimeoutError)
+        assert error.which == "total"
+        server.requests[0].wait_aborted()
+
+
+def test_slow_drip_of_an_error_answer(clock: FakeClock, ask: Door) -> None:
+    """It is an answer all the same, as far as it comes in time."""
+    head = b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with hostile(ask, dripping(head + chunk(b"x"), over_and_over=chunk(b"x"))) as server, ask(server.url) as answer:
+        [text] = clock.advance_until_done(answer.items, step=0.5)
+        assert answer.status == 500
+        assert set(text) == {"x"}
+
+
+# A connection that ends at every byte of an answer.
+
+EVENTS = b"id: 1\ndata: 1\n\nevent: x\r\ndata: 2\r\n\r\n"
+ANSWERS = {
+    "chunked": CHUNKED + chunk(EVENTS[:15]) + chunk(EVENTS[15:]) + b"0\r\n\r\n",
+    "length": HEAD + b"Content-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS,
+}
+
+
+def items_of(answer: bytes) -> list[int] | None:
+    """What the beginning of an answer says; None where its head is not over."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    events = parse(body_by_h11(body)[0] if b"chunked" in head else body).items
+    return [int(event.data) for event in events if not isinstance(event, str) and hasattr(event, "data")]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("framing", ANSWERS)
+def test_cut_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
+    whole = ANSWERS[framing]
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [wire(whole[: int(request.path[1:])]), cut()]
+
+    with hostile(ask, script) as server:
+        for end in range(len(whole)):
+            items, error = fail(ask, f"{server.url}/{end}")
+            told = items_of(whole[:end])
+            assert items == (told or [])
+            assert type(error) is (ReadError if told is None else TruncatedStreamError)
+            is_fine(ask, server)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("framing", ANSWERS)
+def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
+    whole = ANSWERS[framing]
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [wire(whole[: int(request.path[1:])]), hold(is_read), reset()]
+
+    is_read = threading.Event()
+    with hostile(ask, script) as server:
+        for end in range(len(whole)):
+            told = items_of(whole[:end])
+            if told is None:
+                # There is nothing to wait for, and what is not read yet goes with the connection.
+                is_read.set()
+                assert fail(ask, f"{server.url}/{end}")[1].__class__ is ReadError
+            else:
+                is_read.clear()
+                with ask(f"{server.url}/{end}") as answer:
+                    assert [answer.next() for _ in told] == told
+                    is_read.set()
+                    items, error = answer.fail()
+                    assert (items, type(error)) == ([], ReadError)
+            is_fine(ask, server)
+
+
+@own_transport  # httpx's own does not ask again where a kept connection ends as it is used
+@pytest.mark.parametrize("leave", [cut, reset])
+@pytest.mark.parametrize("framing", ANSWERS)
+def test_end_of_the_connection_after_all_of_an_answer(ask: Door, framing: str, leave: Callable[[], Step]) -> None:
+    is_read = threading.Event()
+    with hostile(ask, [wire(ANSWERS[framing]), hold(is_read), leave()]) as server, ask(server.url) as answer:
+        assert answer.items() == [1, 2]
+        assert answer.events.outcome == "eof"
+        is_read.set()
+        assert server.requests[0].finished.wait(30)
+
+
+# TLS that ends, or goes wrong, within a record.
+
+
+@contextlib.contextmanager
+def tls_server(context: ssl.SSLContext, damage: Callable[[str, bytes], bytes], *, is_reset: bool) -> Iterator[str]:
+    """Give the URL of a server that sends what `damage` makes of its records, by the path, and leaves."""
+
+    def serve(connection: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = context.wrap_bio(incoming, outgoing, server_side=True)
+
+        def done(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    connection.sendall(outgoing.read())
+                    incoming.write(connection.recv(65_536))
+
+        done(session.do_handshake)
+        path = done(lambda: session.read(65_536)).split()[1].decode()
+        # The tickets of TLS 1.3.
+        connection.sendall(outgoing.read())
+        for part in (CHUNKED, chunk(b"data: 1\n\n"), chunk(b"data: 2\n\n") + b"0\r\n\r\n"):
+            session.write(part)
+        connection.sendall(damage(path, outgoing.read()))
+        if is_reset and path != "/fine":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def run() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if is_over.is_set():
+                    return
+                connection.settimeout(30)
+                serve(connection)
+
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = in_thread(run)
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            is_over.set()
+            socket.create_connection(listener.getsockname()).close()
+            serving.result(30)
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["cut", "reset"])
+def test_tls_that_dies_within_a_record(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    is_reset: bool,
+) -> None:
+    def damage(path: str, records: bytes) -> bytes:
+        sizes.add(len(records))
+        return records if path == "/fine" else records[: int(path[1:])]
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    sizes: set[int] = set()
+    with tls_server(server_tls, damage, is_reset=is_reset) as url:
+        whole = 0
+        for end in range(0, 1000, 9):
+            items, error = fail(ask_anew, f"{url}/{end}")
+            assert type(error) in (ReadError, TruncatedStreamError)
+            assert items == [1, 2][: len(items)]
+            if not is_reset:
+                # All records that are whole are read.
+                assert len(items) >= whole
+                whole = len(items)
+            assert ask_anew(f"{url}/fine").items() == [1, 2]
+            if sizes and end + 9 >= min(sizes):
+                break
+        assert is_reset or whole == 1
+
+
+def test_tls_record_that_is_not_what_was_sent(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    def damage(path: str, records: bytes) -> bytes:
+        return records if path == "/fine" else records[:-1] + bytes([records[-1] ^ 1])
+
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    with tls_server(server_tls, damage, is_reset=False) as url:
+        items, error = fail(ask_anew, url)
+        # httpx's transport drops what came in one read with it.
+        assert items == [1] or not HAS_OWN_TRANSPORT
+        assert type(error) is ReadError
+        assert ask_anew(f"{url}/fine").items() == [1, 2]
+
+
+# Redirects.
+
+
+@pytest.mark.parametrize("loop", [["/a"], ["/a", "/b"], ["/a", "//localhost:{port}/b"]], ids=len)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_redirects_without_end(ask: Door, loop: list[str], method: str) -> None:
+    def script(request: ReceivedRequest) -> list[Step]:
+        location = loop[("/a", "/b").index(request.path) - len(loop) + 1]
+        port = server.url.rpartition(":")[2]
+        return [respond(307, {"Location": location.format(port=port)}, content_type=None)]
+
+    with hostile(ask, script) as server:
+        with pytest.raises(RedirectError, match="more than 20") as caught:
+            ask(f"{server.url}/a", method=method, follow_redirects=True)
+        assert caught.value.status == 307
+        assert len(server.requests) == 21
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_redirect_to_another_origin_takes_no_authorization_along(ask: Door, host: str) -> None:
+    """Another host is one, and so is another port. (There is more of it in tests/streams/test_request.py.)"""
+    headers = {"Authorization": "Bearer secret", "X-Api-Key": "secret", "Cookie": "secret=1"}
+    with SSEServer([send(1), DONE]) as other:
+        elsewhere = other if host == "127.0.0.1" else None
+
+        def script(request: ReceivedRequest) -> list[Step]:
+            if request.path == "/there":
+                return [send(1), DONE]
+            location = f"http://{host}:{(elsewhere or server).url.rpartition(':')[2]}/there"
+            return [respond(307, {"Location": location}, content_type=None)]
+
+        with hostile(ask, script) as server:
+            assert ask(server.url, headers).items() == [1]
+            first, *more = [*server.requests, *other.requests]
+            assert first.headers["authorization"] == "Bearer secret"
+            [second] = more
+            assert "secret" not in str(second.header_pairs)
+
+
+# Answers before the answer.
+
+
+@pytest.mark.parametrize("number", [1, 90])
+def test_interim_answers_come_before_the_answer(ask: Door, number: int) -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" * (number // 2 + 1)
+    with hostile(ask, [wire(interim + ANSWERS["chunked"])]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.items()) == (200, [1, 2])
+
+
+@own_transport
+def test_interim_answers_without_end(ask: Door) -> None:
+    script = endless(over_and_over=b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 50)
+    with bounded(ask, script) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ProtocolError)
+        server.requests[0].wait_aborted()
+
+
+def test_interim_answer_alone(ask: Door) -> None:
+    with hostile(ask, [wire(b"HTTP/1.1 100 Continue\r\n\r\n"), cut()]) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ReadError)
+
+
+def test_switch_of_protocols_that_nobody_asked_for_is_refused(ask: Door) -> None:
+    script = [wire(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\ndata: 1\n\n")]
+    with hostile(ask, script) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ProtocolError)
+
+
+@own_transport
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Transfer-Encoding: identity",
+        b"Content Security Policy: x",
+        b"no colon",
+        b": no name",
+        b"X-Powered-By : x",
+        b"X-Folded: a\r\n b",
+    ],
+)
+def test_header_that_changes_no_body_does_not_cost_the_stream(ask: Door, line: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n" + line + b"\r\n\r\n"
+    with hostile(ask, [wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.items()) == (200, [1])
+
+
+# Trailers.
+
+
+def test_trailers_are_passed_over(ask: Door) -> None:
+    trailers = b"0\r\nContent-Type: text/html\r\nContent-Length: 5\r\nX-Checksum: 1\r\n\r\n"
+    script = [wire(CHUNKED + chunk(b"data: 1\n\n") + trailers)]
+    with hostile(ask, script) as server:
+        for _ in range(2):
+            with ask(server.url) as answer:
+                assert answer.items() == [1]
+                assert answer.headers["content-type"] == "text/event-stream"
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("over_and_over", [b"X: y\r\n" * 1000, b"x" * 10_000], ids=["fields", "a field"])
+def test_trailers_without_end(ask: Door, over_and_over: bytes) -> None:
+    script = endless(CHUNKED, chunk(b"data: 1\n\n"), b"0\r\n", over_and_over=over_and_over)
+    with bounded(ask, script) as server:
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([1], ProtocolError)
+        server.requests[0].wait_aborted()
+
+
+# A kept connection that the server closes just as it is used again: it has the request, and says nothing.
+
+
+def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
+    """A script that answers once, and leaves the next requests, so many of them."""
+    number = 0
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        nonlocal number
+        number += 1
+        return [*first, leave] if 2 <= number <= 1 + times else [send(1), DONE]
+
+    return script
+
+
+leaving = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"])
+
+
+@own_transport
+@leaving
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_request_that_asks_for_no_change_is_sent_again(
+    ask_anew: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    leave: Step,
+    secure: bool,
+    method: str,
+) -> None:
+    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    with SSEServer(leaves_the_second(leave), ssl_context=server_tls if secure else None) as server:
+        for _ in range(3):
+            answer = ask_anew(f"{server.url}/?a=b", {"X-Name": "value"}, method=method)
+            assert (answer.status, answer.items()) == (200, [] if method == "HEAD" else [1])
+        first, lost, again, last = server.requests
+        assert [request.connection for request in (first, lost, again, last)] == [0, 0, 1, 1]
+        assert (again.method, again.path, again.header_pairs) == (lost.method, lost.path, lost.header_pairs)
+
+
+@own_transport
+@leaving
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [("POST", "data"), ("PUT", "data"), ("DELETE", None), ("GET", "an iterator")],
+)
+def test_request_that_may_be_at_work_is_not_sent_again(ask: Door, leave: Step, method: str, body: str | None) -> None:
+    options: dict[str, Any] = {"data": {"data": {"prompt": "secret"}}, None: {}}.get(
+        body, {"content": iter([b"secret"])}
+    )
+    with hostile(ask, leaves_the_second(leave)) as server:
+        assert ask(server.url).items() == [1]
+        with pytest.raises(ReadError, match="kept from an earlier request") as caught:
+            ask(server.url, method=method, **options)
+        assert str(caught.value).endswith(f"this {method} may be at work all the same, and is not sent again")
+        assert caught.value.__cause__ is not None
+        assert "secret" not in str(caught.value)
+        assert len(server.requests) == 2
+
+
+@own_transport
+@leaving
+def test_request_is_sent_again_once(ask: Door, leave: Step) -> None:
+    with hostile(ask, leaves_the_second(leave, times=2)) as server:
+        assert ask(server.url).items() == [1]
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ReadError)
+        assert [request.connection for request in server.requests] == [0, 0, 1]
+
+
+def test_request_of_which_an_answer_has_begun_is_not_sent_again(ask: Door) -> None:
+    with hostile(ask, leaves_the_second(cut(), wire(b"H"))) as server:
+        assert ask(server.url).items() == [1]
+        items, error = fail(ask, server.url)
+        assert (items, type(error)) == ([], ReadError)
+        assert "kept" not in str(error)
+        assert len(server.requests) == 2
+
+
+def test_request_that_is_not_answered_in_time_is_not_sent_again(clock: FakeClock, ask: Door) -> None:
+    with hostile(ask, leaves_the_second(silence())) as server:
+        assert ask(server.url).items() == [1]
+        asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": 60}))
+        until(lambda: len(server.requests) == 2)
+        clock.advance_until(asking.done, step=10)
+        items, error = asking.result()
+        assert items == []
+        assert isinstance(error, StreamTimeoutError)
+        assert len(server.requests) == 2

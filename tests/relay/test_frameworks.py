@@ -1,0 +1,461 @@
+"""The relay's functions for Flask, Django and Starlette, each under a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+import socket
+import sqlite3
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import django
+import flask
+import httpx
+import pytest
+import uvicorn
+from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.db import connections
+from django.test import RequestFactory
+from django.urls import path as route
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Route
+from werkzeug.serving import make_server as make_werkzeug_server
+
+from sseqbridge import UsageError, arequest_sse, relay, request_sse
+from sseqbridge.relay import _disconnect as _reader
+from sseqbridge.relay import _response
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
+from tests.support import in_thread, until
+
+DONE = send("[DONE]")
+EVENT_STREAM = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+    "content-encoding": "identity",
+}
+
+FOLDER = tempfile.TemporaryDirectory()
+
+if not settings.configured:
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        # A file: Django does not close a database in memory.
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER.name + "/database"}},
+        ROOT_URLCONF=__name__,
+        SECRET_KEY="tests",
+    )
+    django.setup()
+
+# What the views ask; set by each test.
+upstream: list[str] = []
+
+
+def options() -> dict[str, Any]:
+    return {"heartbeat": 0.1, "headers": {"X-Mine": "1"}}
+
+
+# The same two views in each framework: what the upstream says, and what the application makes.
+
+
+def numbers() -> Iterator[dict[str, int]]:
+    yield from ({"n": n} for n in range(3))
+
+
+async def anumbers() -> AsyncIterator[dict[str, int]]:
+    for n in range(3):
+        yield {"n": n}
+
+
+def flask_app() -> flask.Flask:
+    app = flask.Flask(__name__)
+
+    @app.get("/")
+    def root() -> flask.Response:
+        return relay.flask.stream_response(request_sse(upstream[0]), **options())
+
+    @app.get("/made")
+    def made() -> flask.Response:
+        return relay.flask.stream_response(({"path": flask.request.path} for _ in range(1)), **options())
+
+    return app
+
+
+def django_view(request: Any) -> Any:
+    return relay.django.stream_response(request, request_sse(upstream[0]), **options())
+
+
+async def django_aview(request: Any) -> Any:
+    return relay.django.stream_response(request, await arequest_sse(upstream[0]), **options())
+
+
+def django_made(request: Any) -> Any:
+    return relay.django.stream_response(request, ({"path": request.path} for _ in range(1)), **options())
+
+
+urlpatterns = [route("", django_view), route("async", django_aview), route("made", django_made)]
+
+ended = threading.Event()
+
+
+def starlette_app() -> Starlette:
+    def root(request: Any) -> Any:
+        return relay.starlette.stream_response(
+            request_sse(upstream[0]), background=BackgroundTask(ended.set), **options()
+        )
+
+    async def aroot(request: Any) -> Any:
+        return relay.starlette.stream_response(await arequest_sse(upstream[0]), **options())
+
+    async def made(request: Any) -> Any:
+        async def items() -> AsyncIterator[Any]:
+            yield {"path": request.url.path}
+
+        return relay.starlette.stream_response(items(), **options())
+
+    return Starlette(routes=[Route("/", root), Route("/async", aroot), Route("/made", made)])
+
+
+@contextlib.contextmanager
+def serving_wsgi(server: Any) -> Iterator[str]:
+    serving = in_thread(server.serve_forever)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        serving.result(30)
+        server.server_close()
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def under_werkzeug(app: Any) -> Any:
+    return serving_wsgi(make_werkzeug_server("127.0.0.1", 0, app, threaded=True))
+
+
+def under_wsgiref(app: Any) -> Any:
+    """One request at a time, and no socket in the environment."""
+    return serving_wsgi(make_server("127.0.0.1", 0, app, handler_class=Quiet))
+
+
+@contextlib.contextmanager
+def under_uvicorn(app: Any) -> Iterator[str]:
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = in_thread(lambda: server.run(sockets=[listener]))
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            serving.result(30)
+
+
+SERVERS: dict[str, Callable[[], Any]] = {
+    "flask": lambda: under_werkzeug(flask_app()),
+    "django-wsgi": lambda: under_wsgiref(WSGIHandler()),
+    "django-asgi": lambda: under_uvicorn(ASGIHandler()),
+    "starlette": lambda: under_uvicorn(starlette_app()),
+}
+
+
+@pytest.fixture(params=SERVERS)
+def origin(request: pytest.FixtureRequest) -> Iterator[str]:
+    with SERVERS[request.param]() as url:
+        yield url
+
+
+@pytest.fixture(
+    params=["flask /", "django-wsgi /", "django-asgi /", "django-asgi /async", "starlette /", "starlette /async"]
+)
+def view(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a view that relays the upstream, a synchronous one or an asynchronous."""
+    server, _, path = request.param.partition(" ")
+    with SERVERS[server]() as url:
+        yield url + path
+
+
+@pytest.fixture(params=["django-asgi", "starlette"])
+def asynchronous(request: pytest.FixtureRequest) -> Iterator[str]:
+    with SERVERS[request.param]() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def script(*steps: Step) -> Iterator[SSEServer]:
+    with SSEServer(steps) as server:
+        upstream[:] = [server.url]
+        yield server
+
+
+def without_heartbeats(text: str) -> str:
+    return re.sub("(?m)^:\n", "", text)
+
+
+def test_events_go_on_with_the_headers_of_a_stream(origin: str) -> None:
+    with script(send(1, id="5", event="tick"), DONE):
+        response = httpx.get(origin)
+    assert (response.status_code, without_heartbeats(response.text)) == (
+        200,
+        "event: tick\nid: 5\ndata: 1\n\ndata: [DONE]\n\n",
+    )
+    assert {name: response.headers[name] for name in EVENT_STREAM} == EVENT_STREAM
+    assert response.headers["x-mine"] == "1"
+
+
+def test_asynchronous_stream_goes_on(asynchronous: str) -> None:
+    with script(send(1), DONE):
+        assert without_heartbeats(httpx.get(f"{asynchronous}/async").text) == "data: 1\n\ndata: [DONE]\n\n"
+
+
+def test_what_the_view_makes_goes_on(origin: str) -> None:
+    response = httpx.get(f"{origin}/made")
+    assert without_heartbeats(response.text) == 'data: {"path":"/made"}\n\n'
+    assert response.headers["content-type"] == EVENT_STREAM["content-type"]
+
+
+def test_headers_and_heartbeats_come_while_the_upstream_is_silent(origin: str) -> None:
+    go = threading.Event()
+    with script(respond(), hold(go), send(1), DONE), httpx.stream("GET", origin) as response:
+        read = ""
+        for text in response.iter_text():
+            read += text
+            if len(re.findall("(?m)^:\n", read)) == 3:
+                go.set()
+        assert without_heartbeats(read) == "data: 1\n\ndata: [DONE]\n\n"
+
+
+def test_reader_who_leaves_stops_the_upstream(view: str) -> None:
+    with script(send(1), silence()) as server:
+        with httpx.stream("GET", view) as response:
+            for text in response.iter_text():
+                if "data: 1" in text:
+                    break
+        server.requests[0].wait_aborted()
+
+
+def test_refusal_comes_through(view: str) -> None:
+    refusal = respond(429, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
+    with script(refusal, b'{"error": "busy"}'):
+        response = httpx.get(view)
+    assert (response.status_code, response.json()) == (429, {"error": "busy"})
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["retry-after"] == "7"
+    assert "x-secret" not in response.headers
+
+
+@pytest.mark.parametrize("pause", [0.01, None], ids=["drags on", "stalls"])
+@pytest.mark.parametrize(
+    ("serving", "path"),
+    [
+        (lambda: under_werkzeug(flask_app()), ""),
+        (lambda: under_werkzeug(WSGIHandler()), ""),
+        *((SERVERS[server], path) for server in ("django-asgi", "starlette") for path in ("", "async")),
+    ],
+    ids=["flask", "django-wsgi", "django-asgi", "django-asgi async", "starlette", "starlette async"],
+)
+def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
+    serving: Callable[[], Any], path: str, pause: float | None
+) -> None:
+    def drag(request: ReceivedRequest) -> Iterator[Step]:
+        yield respond(503, content_type="text/plain")
+        while True:
+            yield b"x"
+            yield silence() if pause is None else wait(pause)
+
+    with serving() as origin, SSEServer(drag) as server:
+        upstream[:] = [server.url]
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
+            reader.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+            server.wait_for_request()
+            until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
+        server.requests[0].wait_aborted()
+
+
+def test_reader_of_a_refusal_is_looked_after_while_that_drags_on() -> None:
+    class Reader(_reader.Reader):
+        looks = 0
+
+        def has_left(self) -> bool:
+            self.looks += 1
+            return self.looks == 3
+
+    reader = Reader(-1, is_tls=False)
+    with SSEServer([respond(503, content_type="text/plain"), b"x", silence()]) as server:
+        refusal = _response.refusal_of(request_sse(server.url), None, _reader.ReaderLeft(reader, 0.01))
+        assert (refusal.status, refusal.body, reader.looks) == (503, b"", 3)
+        server.requests[0].wait_aborted()
+
+
+def test_refusal_has_the_callers_headers_but_those_of_its_body(view: str) -> None:
+    with script(respond(429, content_type="application/json"), b"{}"):
+        response = httpx.get(view)
+    assert (response.status_code, response.headers["x-mine"]) == (429, "1")
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_refusal_without_a_type_is_not_taken_for_a_page(view: str) -> None:
+    with script(respond(500, content_type=None), b"<script>"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (500, b"<script>")
+    assert response.headers["content-type"].startswith("application/octet-stream")
+
+
+def test_refusal_with_a_status_that_there_is_not(view: str) -> None:
+    with script(respond(999, content_type="text/plain"), b"odd"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (502, b"odd")
+
+
+@pytest.mark.parametrize("rest", [[b"{", cut()], [bytes(1024 * 1024 + 1)]], ids=["cut", "long"])
+def test_refusal_that_is_not_whole_is_told_to_the_log(
+    view: str, caplog: pytest.LogCaptureFixture, rest: list[Step]
+) -> None:
+    with script(respond(500, content_type="text/plain"), *rest):
+        assert httpx.get(view).status_code == 500
+    assert "not all of it" in caplog.text
+
+
+def test_refusal_whose_reader_leaves_behind_a_middleware(caplog: pytest.LogCaptureFixture) -> None:
+    """It wants an answer, though there is nobody to read it."""
+    app = starlette_app()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
+    with under_uvicorn(app) as origin, script(respond(503), b"x", silence()) as server:
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
+            reader.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.wait_for_request()
+        server.requests[0].wait_aborted()
+    assert "No response returned" not in caplog.text
+
+
+def test_refusal_of_a_type_that_no_server_could_send(origin: str) -> None:
+    with script(respond(503, headers={"Retry-After": "\u00e4"}, content_type="text/plain"), b"busy"):
+        response = httpx.get(origin)
+    assert (response.status_code, response.content) == (503, b"busy")
+
+
+def test_no_content_comes_through(origin: str) -> None:
+    """An EventSource reconnects no more then."""
+    with script(respond(204)):
+        response = httpx.get(origin)
+    assert (response.status_code, response.content) == (204, b"")
+
+
+def test_arguments_are_checked_though_the_upstream_refuses() -> None:
+    request = RequestFactory().get("/")
+    for stream_response in (
+        relay.flask.stream_response,
+        functools.partial(relay.django.stream_response, request),
+        relay.starlette.stream_response,
+    ):
+        with script(respond(503)), pytest.raises(UsageError, match="heartbeat"):
+            stream_response(request_sse(upstream[0]), heartbeat=0)
+
+
+def test_database_connections_of_an_iterables_thread_end_with_it() -> None:
+    opened: list[Any] = []
+
+    def rows() -> Iterator[list[int]]:
+        connection = connections["default"]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            opened.append(connection.connection)
+            yield list(cursor.fetchone())
+
+    response = relay.django.stream_response(RequestFactory().get("/"), rows(), heartbeat=None)
+    assert b"".join(response).endswith(b"data: [1]\n\n")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+def test_what_tidies_up_after_an_iterable_may_fail(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise LookupError("no database")
+
+    monkeypatch.setattr(connections, "close_all", fail)
+    response = relay.django.stream_response(RequestFactory().get("/"), ["a"], heartbeat=None)
+    assert b"".join(response).endswith(b"data: a\n\n")
+    assert "no database" in caplog.text
+
+
+def test_background_task_runs_when_the_stream_has_ended() -> None:
+    ended.clear()
+    with under_uvicorn(starlette_app()) as origin, script(send(1), DONE):
+        httpx.get(origin)
+        assert ended.wait(30)
+        ended.clear()
+        with script(respond(500)):
+            assert httpx.get(origin).status_code == 500
+        assert ended.wait(30)
+
+
+def test_server_that_says_in_send_that_the_reader_has_left() -> None:
+    """As ASGI 2.4 has it."""
+
+    async def main() -> None:
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                raise OSError
+
+        response = relay.starlette.stream_response(await arequest_sse(upstream[0]))
+        await response({"type": "http", "method": "GET"}, receive, send)
+        await asyncio.to_thread(server.requests[0].wait_aborted)
+
+    with script(send(1), silence()) as server:
+        asyncio.run(main())
+
+
+def test_asynchronous_view_under_wsgi_takes_a_synchronous_stream() -> None:
+    with under_wsgiref(WSGIHandler()) as origin, script(send(1), silence()) as server:
+        assert httpx.get(f"{origin}/async").status_code == 500
+        server.requests[0].wait_aborted()
+
+
+def test_refusal_of_an_asynchronous_stream_needs_an_asynchronous_server() -> None:
+    with under_wsgiref(WSGIHandler()) as origin, script(respond(503)):
+        assert httpx.get(f"{origin}/async").status_code == 500
+
+
+def test_head_has_no_body_and_stops_the_upstream(view: str) -> None:
+    with script(send(1), silence()) as server:
+        response = httpx.head(view)
+        assert (response.status_code, response.content) == (200, b"")
+        server.requests[0].wait_aborted()
+
+
+def test_request_of_rest_framework_holds_djangos() -> None:
+    class Request:
+        _request = RequestFactory().get("/")
+
+    response = relay.django.stream_response(Request(), iter(["a"]))
+    assert b"".join(response).replace(b":\n", b"", 1) == b"data: a\n\n"
+    response.close()
+
+
+def test_request_that_is_none() -> None:
+    with pytest.raises(UsageError, match="it is the view's first argument"):
+        relay.django.stream_response(iter(["a"]), None)
+
+
+def test_flask_response_outside_a_request() -> None:
+    response = relay.flask.stream_response(iter(["a"]))
+    assert response.get_data().replace(b":\n", b"", 1) == b"data: a\n\n"

@@ -1,0 +1,542 @@
+"""Relays on real web servers, through real sockets: nothing is held back, and who leaves ends the upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+from sseqbridge import Comment, ServerSentEvent
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
+from tests.servers import NGINX, UWSGI, Reader, Server, Servers, reading
+from tests.support import together, until
+
+
+class Place(NamedTuple):
+    """A view on a server."""
+
+    server: str
+    view: str
+
+    def __str__(self) -> str:
+        return f"{self.server} {self.view}"
+
+
+# By what tells the relay that the reader has left: the server's socket, a write, or the server itself.
+SOCKET = [
+    Place("flask run", "/relay"),
+    Place("gunicorn sync", "/relay"),
+    Place("gunicorn gthread", "/relay"),
+    Place("gunicorn gevent", "/relay"),
+    Place("uwsgi", "/relay"),
+    Place("uwsgi threads", "/relay"),
+    Place("django gunicorn", "/relay"),
+    Place("django gunicorn", "/arelay"),
+    Place("django gevent", "/relay"),
+]
+OVER_TLS = [Place(f"{server}, TLS", "/relay") for server in ("flask run", "gunicorn gthread", "gunicorn gevent")]
+WRITE = [Place("runserver", "/relay"), Place("runserver", "/arelay")]
+ASGI = [
+    Place("django uvicorn", "/relay"),
+    Place("django uvicorn", "/arelay"),
+    Place("django daphne", "/relay"),
+    Place("django daphne", "/arelay"),
+    Place("starlette", "/relay"),
+    Place("starlette", "/threaded"),
+    Place("starlette", "/fastapi/relay"),
+]
+EVERYWHERE = SOCKET + WRITE + ASGI
+SERVERS = list(dict.fromkeys(place.server for place in EVERYWHERE))
+
+
+def at(places: Iterable[Place]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("place", list(places), ids=str)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with Servers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def server(servers: Servers, place: Place) -> Server:
+    """The server of the place where the test is."""
+    if UWSGI is None and place.server.startswith("uwsgi"):
+        pytest.skip("there is no uWSGI for this Python: install Debian's uwsgi-core and uwsgi-plugin-python3")
+    return servers[place.server]
+
+
+Address = Callable[..., str]
+
+
+@pytest.fixture
+def address(server: Server, place: Place) -> Address:
+    """A function that returns the view's address for an upstream, with further parameters."""
+    return partial(_address, server, place.view)
+
+
+def _address(server: Server, view: str, upstream: SSEServer | str, **parameters: object) -> str:
+    url = upstream if isinstance(upstream, str) else upstream.url
+    return f"{server.url}{view}?{urlencode({'upstream': url, **parameters})}"
+
+
+def one_by_one(count: int) -> tuple[list[threading.Event], list[Step]]:
+    """Return flags, and steps that send the head at once and an event for each flag."""
+    flags = [threading.Event() for _ in range(count)]
+    steps = [respond()]
+    for n, flag in enumerate(flags):
+        steps += [hold(flag), send({"n": n})]
+    return flags, [*steps, send("[DONE]")]
+
+
+def without_end(request: ReceivedRequest) -> Iterator[Step]:
+    while True:
+        yield send({"n": 1})
+        yield wait(0.02)
+
+
+ONE_THEN_SILENCE = [send({"n": 1}), silence()]
+
+
+# What comes through, and when.
+
+
+@at(EVERYWHERE)
+def test_the_head_and_each_event_come_through_before_the_next_is_sent(address: Address) -> None:
+    flags, steps = one_by_one(3)
+    with SSEServer(steps) as upstream, reading(address(upstream)) as reader:
+        assert reader.status == 200
+        assert reader.headers["content-type"] == "text/event-stream; charset=utf-8"
+        for n, flag in enumerate(flags):
+            flag.set()
+            assert reader.event().json() == {"n": n}
+        assert [event.data for event in reader.events()] == ["[DONE]"]
+
+
+@at(EVERYWHERE)
+def test_names_ids_and_lines_come_through(address: Address) -> None:
+    steps = [
+        send({"n": 1}, event="count", id="a"),
+        send('{\n"n": "ü"}', id="b", retry=1.5),
+        send({"n": 3}),
+        send({"n": 4}, id=""),
+    ]
+    with SSEServer(steps) as upstream, reading(address(upstream)) as reader:
+        assert reader.events() == [
+            ServerSentEvent("count", '{"n": 1}', "a"),
+            ServerSentEvent("message", '{\n"n": "ü"}', "b", 1.5),
+            ServerSentEvent("message", '{"n": 3}', "b"),
+            ServerSentEvent("message", '{"n": 4}', "b"),
+        ]
+
+
+@at(EVERYWHERE)
+def test_a_refusal_comes_through(address: Address) -> None:
+    refusal = respond(429, {"Retry-After": "7"}, framing="length", content_type="application/json")
+    with SSEServer([refusal, b'{"error": "slow down"}']) as upstream, reading(address(upstream)) as reader:
+        assert reader.status == 429
+        assert reader.headers["content-type"] == "application/json"
+        assert reader.headers["retry-after"] == "7"
+        assert json.loads(reader.body()) == {"error": "slow down"}
+
+
+@at(EVERYWHERE)
+def test_an_upstream_that_breaks_is_told_as_an_event_and_the_answer_ends_cleanly(address: Address) -> None:
+    with SSEServer([send({"n": 1}), cut()]) as upstream, reading(address(upstream)) as reader:
+        first, error = reader.events()
+        assert first.json() == {"n": 1}
+        assert error.event == "error"
+        assert error.json()["type"] == "TruncatedStreamError"
+
+
+@at(EVERYWHERE)
+def test_heartbeats_come_while_the_upstream_is_silent(address: Address) -> None:
+    with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream, heartbeat=0.05)) as reader:
+        assert reader.event().json() == {"n": 1}
+        assert [reader.item() for _ in range(3)] == [Comment()] * 3
+
+
+COMPRESSING = [place for place in EVERYWHERE if not place.server.startswith("starlette")]
+
+
+@at(COMPRESSING)
+def test_a_middleware_that_compresses_holds_nothing_back(server: Server, address: Address) -> None:
+    accept = {"Accept-Encoding": "gzip"}
+    with reading(f"{server.url}/plain", headers=accept) as reader:
+        assert reader.headers["content-encoding"] == "gzip"
+    flags, steps = one_by_one(3)
+    with SSEServer(steps) as upstream, reading(address(upstream), headers=accept) as reader:
+        for n, flag in enumerate(flags):
+            flag.set()
+            assert reader.event().json() == {"n": n}
+
+
+# A reader that leaves. Each test turns off all that could notice it but the one thing that is to.
+
+
+def leave(reader: Reader, how: str) -> None:
+    """Close the connection, or reset it."""
+    if how == "reset":
+        reader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reader.leave()
+
+
+HOW = pytest.mark.parametrize("how", ["close", "reset"])
+
+
+@HOW
+@at(EVERYWHERE)
+def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address, how: str) -> None:
+    with SSEServer(without_end) as upstream, reading(address(upstream)) as reader:
+        assert [reader.event().json() for _ in range(3)] == [{"n": 1}] * 3
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
+
+
+@HOW
+@at(SOCKET + OVER_TLS)
+def test_a_reader_that_leaves_in_silence_is_missed_by_the_probe(address: Address, how: str) -> None:
+    with (
+        SSEServer(ONE_THEN_SILENCE) as upstream,
+        reading(address(upstream, heartbeat="never", probe=0.2)) as reader,
+    ):
+        assert reader.event().json() == {"n": 1}
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
+
+
+@HOW
+@at(SOCKET + WRITE)
+def test_a_reader_that_leaves_in_silence_is_missed_by_heartbeats(address: Address, how: str) -> None:
+    with (
+        SSEServer(ONE_THEN_SILENCE) as upstream,
+        reading(address(upstream, heartbeat=0.2, probe="never")) as reader,
+    ):
+        assert reader.event().json() == {"n": 1}
+        leave(reader, how)
+        # The first heartbeat after that is what the reader's machine refuses, the second what the server's does.
+        upstream.requests[0].wait_aborted(30)
+
+
+@HOW
+@at(ASGI)
+def test_a_reader_that_leaves_in_silence_is_missed_at_once_by_asgi_servers(address: Address, how: str) -> None:
+    with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream, heartbeat="never")) as reader:
+        assert reader.event().json() == {"n": 1}
+        leave(reader, how)
+        upstream.requests[0].wait_aborted(30)
+
+
+WATCHED = [Place(place.server, "/watched") for place in SOCKET if not place.server.startswith("django")]
+CANCELLED = [Place("django uvicorn", "/arelay"), Place("django daphne", "/arelay")]
+
+
+@at(WATCHED + CANCELLED)
+def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(address: Address) -> None:
+    with SSEServer([silence()]) as upstream, reading(address(upstream, probe=0.1)) as reader:
+        request = upstream.wait_for_request(timeout=30)
+        reader.leave()
+        request.wait_aborted(30)
+
+
+@pytest.mark.parametrize("sent_ahead", [b"", b"GET /plain HTTP/1.1\r\n"], ids=["nothing", "half a request"])
+@at(SOCKET + OVER_TLS)
+def test_a_reader_that_stays_is_not_ended_by_the_probe(address: Address, sent_ahead: bytes) -> None:
+    """The upstream is silent for twenty probes and more."""
+    steps = [send({"n": 1}), wait(0.25), send({"n": 2})]
+    with SSEServer(steps) as upstream, reading(address(upstream, heartbeat="never", probe=0.01)) as reader:
+        assert reader.event().json() == {"n": 1}
+        reader.socket.sendall(sent_ahead)
+        assert reader.event().json() == {"n": 2}
+
+
+@at(place for place in EVERYWHERE if "fastapi" not in place.view)
+def test_a_head_request_ends_the_upstream_while_the_reader_stays(address: Address) -> None:
+    with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream), method="HEAD") as reader:
+        assert reader.status == 200
+        assert reader.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert reader.body() == b""
+        upstream.requests[0].wait_aborted(30)
+
+
+# What the application makes.
+
+
+class Desk:
+    """The upstream of a generator: lets it compute, as long as it is told to or for a moment, and sees it closed."""
+
+    def __init__(self, *flags: threading.Event) -> None:
+        self._flags = flags
+        self._server = SSEServer(self._answer)
+
+    def __enter__(self) -> Desk:
+        self._server.start()
+        self.url = self._server.url
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.close()
+
+    def _answer(self, request: ReceivedRequest) -> Iterator[Step]:
+        _, _, number = request.path.rpartition("/compute/")
+        if number.isdigit():
+            yield hold(self._flags[int(number)]) if self._flags else wait(0.01)
+        yield respond(framing="length", content_type="text/plain")
+
+    @property
+    def asked(self) -> list[str]:
+        """What the generator has asked for so far."""
+        return [request.path for request in self._server.requests]
+
+    def until_closed(self, server: Server) -> None:
+        """Wait until the generator is closed."""
+
+        def is_closed() -> bool:
+            if server.name == "uwsgi":
+                # Without --enable-threads other threads run only while a request does.
+                ask_a_plain_view(server)
+            return "/closed" in self.asked
+
+        until(is_closed)
+
+
+GENERATORS = [Place(server, "/counting") for server in SERVERS]
+COROUTINES = [Place(server, "/acounting") for server in ("django uvicorn", "django daphne", "starlette")]
+AHEAD = [Place(place.server, place.view.replace("counting", "endless")) for place in GENERATORS + COROUTINES]
+
+
+@at(GENERATORS + COROUTINES)
+def test_heartbeats_come_while_a_generator_computes(address: Address, server: Server) -> None:
+    flags = [threading.Event() for _ in range(2)]
+    with Desk(*flags) as desk, reading(address(desk.url, count=2, heartbeat=0.05)) as reader:
+        for n, flag in enumerate(flags):
+            # The first comes at once, and with it the head.
+            assert [reader.item() for _ in range(2)] == [Comment()] * 2
+            flag.set()
+            assert reader.event().json() == {"n": n}
+        assert reader.events() == []
+        desk.until_closed(server)
+
+
+@at(GENERATORS + COROUTINES)
+def test_a_generator_is_closed_at_its_next_yield_when_the_reader_leaves(address: Address, server: Server) -> None:
+    with Desk() as desk, reading(address(desk.url, count=1_000_000)) as reader:
+        assert [reader.event().json()["n"] for _ in range(3)] == [0, 1, 2]
+        reader.leave()
+        desk.until_closed(server)
+
+
+@at(COROUTINES)
+def test_an_asynchronous_generator_is_closed_where_it_waits_when_the_reader_leaves(
+    address: Address, server: Server
+) -> None:
+    never = threading.Event()
+    with Desk(never) as desk, reading(address(desk.url, count=1)) as reader:
+        assert reader.item() == Comment()
+        reader.leave()
+        desk.until_closed(server)
+
+
+@at(AHEAD)
+def test_a_generator_that_is_ahead_of_the_reader_is_closed_when_the_reader_leaves(
+    address: Address, server: Server
+) -> None:
+    with Desk() as desk, reading(address(desk.url), buffer=4096) as reader:
+        assert reader.event().json() == {"padding": "x" * 1000}
+        reader.leave()
+        desk.until_closed(server)
+
+
+# Through nginx, as Debian configures it.
+
+
+@pytest.fixture
+def through_nginx(servers: Servers) -> Callable[[str], str]:
+    """A function that returns the address through nginx for that of a server."""
+    if NGINX is None:
+        pytest.skip("there is no nginx: install Debian's")
+    front = servers["nginx"].url
+    return lambda url: f"{front}/{url.removeprefix('http://127.0.0.1:')}"
+
+
+BEHIND_NGINX = at(place for place in EVERYWHERE if place.server != "runserver")
+
+
+@at(EVERYWHERE)
+def test_behind_nginx_each_event_comes_before_the_next_is_sent(
+    address: Address, through_nginx: Callable[[str], str]
+) -> None:
+    flags, steps = one_by_one(3)
+    with SSEServer(steps) as upstream, reading(through_nginx(address(upstream))) as reader:
+        for n, flag in enumerate(flags):
+            flag.set()
+            assert reader.event().json() == {"n": n}
+        assert [event.data for event in reader.events()] == ["[DONE]"]
+
+
+@BEHIND_NGINX
+def test_behind_nginx_a_reader_that_leaves_in_silence_is_missed(
+    address: Address, place: Place, through_nginx: Callable[[str], str]
+) -> None:
+    options = {"heartbeat": "never"} if place in ASGI else {"heartbeat": "never", "probe": 0.2}
+    with SSEServer(ONE_THEN_SILENCE) as upstream, reading(through_nginx(address(upstream, **options))) as reader:
+        assert reader.event().json() == {"n": 1}
+        reader.leave()
+        upstream.requests[0].wait_aborted(30)
+
+
+# Upstreams of others.
+
+
+@at([Place("flask run", "/relay"), Place("gunicorn gevent", "/relay"), Place("django daphne", "/arelay")])
+@pytest.mark.parametrize("path", ["sse-starlette", "fastapi"])
+def test_upstreams_of_others_come_through_and_see_the_reader_leave(
+    servers: Servers, address: Address, path: str
+) -> None:
+    upstream = servers["upstreams"].url
+    name = uuid.uuid4().hex
+
+    def has_left() -> bool:
+        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as answer:
+            return json.load(answer) is not None
+
+    with reading(address(f"{upstream}/{path}?name={name}", heartbeat=0.1, probe=0.1)) as reader:
+        events = [reader.event() for _ in range(3)]
+        assert events == [ServerSentEvent("count", json.dumps({"n": n}), str(n)) for n in range(3)]
+        reader.leave()
+        until(has_left)
+
+
+# Many readers, and one that stalls.
+
+
+def open_together(urls: Iterable[str]) -> list[Reader]:
+    return [Reader(url) for url in urls]
+
+
+def ask_a_plain_view(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as answer:
+        assert answer.status == 200
+        answer.read()
+
+
+MANY = [
+    (Place("gunicorn gthread", "/relay"), 50),
+    (Place("gunicorn gevent", "/relay"), 50),
+    (Place("gunicorn gevent", "/relay"), 200),
+    (Place("django gevent", "/relay"), 200),
+    (Place("starlette", "/relay"), 200),
+]
+
+
+@pytest.mark.parametrize(("place", "count"), MANY, ids=[f"{place} {count}" for place, count in MANY])
+def test_many_readers_get_every_event_and_a_plain_view_answers_meanwhile(
+    server: Server, address: Address, count: int
+) -> None:
+    go, end = threading.Event(), threading.Event()
+    steps = [send({"n": 0}), hold(go), *(send({"n": n}) for n in range(1, 20)), hold(end), send("[DONE]")]
+    with SSEServer(steps) as upstream:
+        readers = open_together([address(upstream)] * count)
+        assert [reader.event().json() for reader in readers] == [{"n": 0}] * count
+        ask_a_plain_view(server)
+        go.set()
+        ask_a_plain_view(server)
+        got = [[reader.event().json()["n"] for _ in range(19)] for reader in readers]
+        assert got == [list(range(1, 20))] * count
+        end.set()
+        assert [[event.data for event in reader.events()] for reader in readers] == [["[DONE]"]] * count
+        for reader in readers:
+            reader.leave()
+
+
+def flood(request: ReceivedRequest) -> Iterator[Step]:
+    while True:
+        yield send({"padding": "x" * 8000})
+
+
+def until_held_back(request: ReceivedRequest) -> int:
+    """Wait until the upstream can send no more, and return what it has sent."""
+    last = [-1, time.monotonic()]
+
+    def stands_still() -> bool:
+        if request.sent_bytes != last[0]:
+            last[:] = request.sent_bytes, time.monotonic()
+        return time.monotonic() - last[1] > 0.3
+
+    until(stands_still)
+    return request.sent_bytes
+
+
+STALLING = [place for place in EVERYWHERE if place.server in ("gunicorn gthread", "gunicorn gevent", "starlette")]
+
+
+@at(STALLING)
+def test_a_reader_that_stalls_holds_up_nobody_else_and_the_upstream_waits_for_it(
+    server: Server, address: Address
+) -> None:
+    flags, steps = one_by_one(3)
+    with SSEServer(flood) as flooding, SSEServer(steps) as upstream, reading(address(flooding), buffer=4096) as stalled:
+        # What the sockets on the way hold, each up to 6 MB, and a megabyte of the relay's.
+        assert until_held_back(flooding.wait_for_request(timeout=30)) < 32_000_000
+        with reading(address(upstream)) as reader:
+            for n, flag in enumerate(flags):
+                flag.set()
+                assert reader.event().json() == {"n": n}
+            assert [event.data for event in reader.events()] == ["[DONE]"]
+        ask_a_plain_view(server)
+        stalled.leave()
+        flooding.requests[0].wait_aborted(30)
+
+
+# gevent.
+
+
+@pytest.mark.parametrize(("server_name", "view"), [("gunicorn gevent", "/loop"), ("django gevent", "/orm")])
+def test_a_view_under_gevent_finds_no_loop_running(servers: Servers, server_name: str, view: str) -> None:
+    with SSEServer(ONE_THEN_SILENCE) as upstream, SSEServer(ONE_THEN_SILENCE) as other:
+        server = servers[server_name]
+        with reading(_address(server, "/relay", other)) as streaming:
+            assert streaming.event().json() == {"n": 1}
+            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as answer:
+                found = json.load(answer)
+        assert found["item"] == {"n": 1}
+        assert found["loop"] is None
+
+
+def test_two_hundred_streams_in_one_gevent_worker_leave_it_free(servers: Servers) -> None:
+    server = servers["gunicorn gevent"]
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send(2), send("[DONE]")]) as upstream, contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(reading(_address(server, "/relay", upstream))) for _ in range(200)]
+        assert [reader.event().json() for reader in readers] == [1] * 200
+        # All of them are open, in silence; others are served.
+        assert upstream.open_requests == 200
+        for _ in range(10):
+            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as answer:
+                assert answer.status == 200
+        go.set()
+        for reader in readers:
+            assert [event.data for event in reader.events()] == ["2", "[DONE]"]
+
+
+def test_django_s_orm_works_under_gevent_while_streams_are_open(servers: Servers) -> None:
+    server = servers["django gevent"]
+    with SSEServer(ONE_THEN_SILENCE) as upstream:
+
+        def ask() -> Any:
+            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as answer:
+                return json.load(answer)
+
+        assert [found["model"] for found in together([ask] * 10)] == ["kind"] * 10

@@ -1,0 +1,259 @@
+"""Producers killed by chance, under readers that come and go: nothing hangs, is lost, repeated or out of order.
+
+`python -m tests.resume.kills 1000 SEED` kills as many processes, with kill -9, while Redis itself is killed and
+started again every few seconds and a proxy cuts connections to it in the midst of messages. What each reader was given
+is compared with what Redis holds at the end, entry by entry.
+
+Rule: a reader's own findings are its list of ids and its end; nothing else of the library's is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import logging
+import multiprocessing
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from sseqbridge import Bridge, EventStream, LogError, ProducerLostError, SSEError, request_sse
+from sseqbridge.resume import Log, RedisLog
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
+from tests.leaks import shared
+from tests.redis_support import Proxy, RedisServer
+
+__all__ = ["Tally", "run"]
+
+_EVENTS = 30
+_LEASE = 0.6
+# In which everything has to come to its end, on a machine that is busy too.
+_SECONDS = 120.0
+
+
+@dataclass
+class Tally:
+    """What was seen: how many of each, and how the readers ended."""
+
+    kills: int = 0
+    restarts: int = 0
+    cuts: int = 0
+    events: int = 0
+    ends: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+class CuttingProxy(Proxy):
+    """A way to a port that cuts connections after so many bytes, at random, in either direction."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self.cuts = 0
+        self._chance = random.Random(seed)
+        super().__init__(port)
+
+    def _limit(self) -> int:
+        # Some live long: else nothing would come of anything.
+        return int(self._chance.expovariate(1 / 60_000)) if self._chance.random() < 0.5 else sys.maxsize
+
+    def _was_cut(self) -> None:
+        self.cuts += 1
+
+
+def _script(request: ReceivedRequest) -> Iterator[Step]:
+    chance = random.Random(request.path)
+    for number in range(_EVENTS):
+        yield send({"path": request.path, "number": number})
+        if chance.random() < 0.5:
+            yield wait(chance.random() * 0.02)
+    yield send("[DONE]")
+
+
+def _produce(redis_url: str, upstream: str, key: str) -> None:
+    """A process of its own, which is going to be killed."""
+    logging.disable()
+    try:
+        with RedisLog.from_url(redis_url, lease=_LEASE) as log:
+            log.produce(key, lambda: request_sse(f"{upstream}/{key}"), takeover=True)
+    except SSEError:
+        sys.exit(1)
+
+
+class Round:
+    """One stream: killed producers, one after another, then one that may end; and readers all the while."""
+
+    def __init__(self, number: int, seed: int, kills: int, logs: list[Log], redis_url: str, upstream: str) -> None:
+        self.key = f"k{number}"
+        self._chance = random.Random(f"{seed} {number}")
+        self._kills = kills
+        self._logs = logs
+        self._redis_url = redis_url
+        self._upstream = upstream
+        self.ends: collections.Counter[str] = collections.Counter()
+        self.given: list[tuple[list[str], str]] = []
+
+    def run(self) -> None:
+        deadline = time.monotonic() + _SECONDS
+        readers = ThreadPoolExecutor(4)
+        reading = [readers.submit(self._read, random.Random(self._chance.random()), deadline) for _ in range(4)]
+        context = multiprocessing.get_context("forkserver")
+        for kill in range(self._kills + 1):
+            process = context.Process(target=_produce, args=(self._redis_url, self._upstream, self.key), daemon=True)
+            process.start()
+            if kill < self._kills:
+                process.join(self._chance.random() * 0.35)
+                process.kill()
+                process.join()
+                # The lease runs out.
+                time.sleep(_LEASE if self._chance.random() < 0.7 else 0.05)
+            else:
+                process.join(max(0.1, deadline - time.monotonic()))
+                assert not process.is_alive(), f"{self.key}: a producer hangs"
+        # Where that one came too early, somebody ends it now.
+        self._end(deadline)
+        for result in reading:
+            result.result(max(0.1, deadline - time.monotonic()))
+        readers.shutdown()
+
+    def _end(self, deadline: float) -> None:
+        start: Callable[[], Any] = lambda: request_sse(f"{self._upstream}/{self.key}")  # noqa: E731
+        while time.monotonic() < deadline:
+            try:
+                self._logs[0].produce(self.key, start, takeover=True)
+                with self._logs[0].open(self.key, decode="event", wait=0) as events:
+                    events.collect()
+                return
+            except (ProducerLostError, LogError):
+                time.sleep(0.05)
+        raise AssertionError(f"{self.key}: it does not end")
+
+    def _read(self, chance: random.Random, deadline: float) -> None:
+        """Read to the end, coming back with the last id after each loss, and after leaving by chance."""
+        ids: list[str] = []
+        last_id: str | None = None
+        while True:
+            assert time.monotonic() < deadline, f"{self.key}: a reader hangs"
+            try:
+                with chance.choice(self._logs).open(self.key, decode="event", last_event_id=last_id, wait=5) as events:
+                    end = self._follow(events, chance, ids)
+            except SSEError as error:
+                end = f"{type(error).__name__}: {error}"
+                events = None
+            if events is not None:
+                last_id = events.last_event_id or last_id
+            self.ends[end.split(":")[0]] += 1
+            if end in ("done", "eof"):
+                self.given.append((ids, end))
+                return
+            if end.split(":")[0] not in ("left", "ProducerLostError", "StreamNotFoundError", "LogUnavailableError"):
+                raise AssertionError(f"{self.key}: a reader ended by {end}, which had come to {last_id} with {ids}")
+
+    @staticmethod
+    def _follow(events: EventStream[Any], chance: random.Random, ids: list[str]) -> str:
+        try:
+            while True:
+                if chance.random() < 0.02:
+                    return "left"
+                ids.append(events.next(timeout=_SECONDS).id)
+        except StopIteration:
+            return str(events.outcome)
+        except SSEError as error:
+            return f"{type(error).__name__}: {error}"
+
+    def check(self, entries: list[tuple[str, dict[str, str]]]) -> int:
+        """Compare what the readers were given with what the log holds; return how many events there are."""
+        written = [entry_id for entry_id, fields in entries if "data" in fields]
+        # A stream that starts anew is told of by an event, and the first is not.
+        restarts = [entry_id for entry_id, fields in entries if "begin" in fields][1:]
+        expected = [entry_id for entry_id, _ in entries if entry_id in {*written, *restarts}]
+        for ids, _ in self.given:
+            assert ids == expected, f"{self.key}: {ids} and not {expected}"
+        by_fence = collections.Counter(entry_id.partition("-")[0] for entry_id in written)
+        numbers = [int(fields["data"].split('"number":')[1].rstrip("}")) for _, fields in entries if "data" in fields]
+        at = 0
+        for count in by_fence.values():
+            assert numbers[at : at + count] == list(range(count)), f"{self.key}: {numbers}"
+            at += count
+        assert numbers[-1] == _EVENTS - 1, f"{self.key} ends with {numbers[-1]}"
+        return len(expected) * len(self.given)
+
+
+def run(kills: int, seed: int, *, at_once: int = 16, disturbs: bool = True) -> Tally:
+    """Kill so many producers. Raises AssertionError for what must not be."""
+    tally = Tally()
+    chance = random.Random(seed)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "sseqbridge.resume.redis"])
+    with shared("session"):
+        # It serves the process until its end.
+        forkserver.ensure_running()
+    ended = threading.Event()
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        RedisServer(Path(directory)) as redis_server,
+        SSEServer(_script) as upstream,
+        Bridge() as one,
+        Bridge() as other,
+    ):
+        proxy = CuttingProxy(redis_server.port, seed)
+        url = f"redis://127.0.0.1:{proxy.port}" if disturbs else redis_server.url
+
+        def restart() -> None:
+            while disturbs and not ended.wait(2 + 3 * chance.random()):
+                redis_server.kill()
+                ended.wait(0.2 * chance.random())
+                redis_server.start()
+                tally.restarts += 1
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        rounds: list[Round] = []
+        try:
+            with (
+                RedisLog.from_url(url, lease=_LEASE, bridge=one) as log,
+                RedisLog.from_url(url, lease=_LEASE, bridge=other) as another,
+                ThreadPoolExecutor(at_once) as pool,
+            ):
+                while tally.kills < kills:
+                    times = min(kills - tally.kills, 1 + len(rounds) % 3)
+                    rounds.append(Round(len(rounds), seed, times, [log, another], url, upstream.url))
+                    tally.kills += times
+                for result in [pool.submit(each.run) for each in rounds]:
+                    result.result()
+        finally:
+            ended.set()
+            restarting.join()
+        with redis_server.client() as client:
+            for each in rounds:
+                entries: Any = client.xrange(f"sseqbridge:{{{each.key}}}:events")
+                tally.events += each.check(entries)
+                tally.ends += each.ends
+        tally.cuts = proxy.cuts
+        proxy.close()
+    return tally
+
+
+def main() -> None:
+    """Run by hand."""
+    parser = argparse.ArgumentParser(prog="python -m tests.resume.kills", description=__doc__)
+    parser.add_argument("kills", type=int, nargs="?", default=1000)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
+    options = parser.parse_args()
+    logging.disable()
+    began = time.monotonic()
+    tally = run(options.kills, options.seed)
+    print(
+        f"{tally.kills} producers killed, Redis {tally.restarts} times, {tally.cuts} connections cut in "
+        f"{time.monotonic() - began:.0f} s; {tally.events} events came, each once and in order"
+    )
+    for end, count in tally.ends.most_common():
+        print(f"{end:>22} {count}")
+
+
+if __name__ == "__main__":
+    main()

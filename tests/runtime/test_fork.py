@@ -1,0 +1,560 @@
+"""Forks, after the bridge has run: the child starts anew, and the parent's streams go on.
+
+Everything forks in processes of its own, never in that of the tests. `python -m tests.runtime.test_fork 1000`
+forks so often under load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import httpx
+import pytest
+
+from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
+from sseqbridge._engine import stream_task as _pump
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._streams import api as _api
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
+from tests.servers import UWSGI, Servers
+from tests.support import python, started, until
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def ticking(request: ReceivedRequest) -> Iterator[Step]:
+    for n in itertools.count():
+        yield send(n)
+        yield wait(0.005)
+
+
+@pytest.fixture
+def upstream() -> Iterator[SSEServer]:
+    with SSEServer(ticking) as server:
+        yield server
+
+
+# What all the programs begin with: `in_child` forks, runs a function in the child, and fails where that does.
+BEGIN = """
+import gc, os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is the point
+warnings.simplefilter("error", ResourceWarning)
+from sseqbridge import Bridge, UsageError, request_sse
+
+URL = sys.argv[1]
+
+def in_child(function, *, by_exit=False):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        if by_exit:
+            sys.exit(status)
+        sys.stderr.flush()
+        os._exit(status)
+    return child
+
+def succeeded(child):
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+
+def first_three(**options):
+    with request_sse(URL, **options) as (_, _, it):
+        return [next(it) for _ in range(3)]
+
+def refused(call):
+    try:
+        call()
+    except UsageError as error:
+        assert "before a fork" in str(error), error
+    else:
+        raise AssertionError("no UsageError")
+"""
+
+
+def run(program: str, server: SSEServer, *, timeout: float = 60.0) -> None:
+    status, _, errors = python(BEGIN + program, server.url, timeout=timeout)
+    assert (status, errors) == (0, "")
+
+
+@pytest.mark.parametrize("by_exit", [False, True], ids=["os._exit", "sys.exit"])
+def test_child_has_a_bridge_of_its_own_and_the_parents_streams_go_on(upstream: SSEServer, by_exit: bool) -> None:
+    run(
+        f"""
+it = request_sse(URL).events
+assert next(it) == 0
+succeeded(in_child(lambda: first_three() == [0, 1, 2] or 1 / 0, by_exit={by_exit}))
+assert [next(it) for _ in range(20)] == list(range(1, 21))
+assert first_three() == [0, 1, 2]
+it.close()
+""",
+        upstream,
+    )
+    assert [request.connection for request in upstream.requests] == [0, 1, 2]
+
+
+def test_childs_child_has_one_too(upstream: SSEServer) -> None:
+    run(
+        """
+def generation():
+    assert first_three() == [0, 1, 2]
+    succeeded(in_child(first_three))
+    assert first_three() == [0, 1, 2]
+first_three()
+succeeded(in_child(generation))
+""",
+        upstream,
+    )
+
+
+def test_bridge_of_ones_own_starts_anew_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+with Bridge() as bridge, request_sse(URL, bridge=bridge) as (_, _, it):
+    assert next(it) == 0
+    def child():
+        assert repr(bridge) == "<Bridge not started>" or first_three(bridge=bridge) == [0, 1, 2]
+        assert first_three(bridge=bridge) == [0, 1, 2]
+        bridge.close()
+        bridge.close()
+    succeeded(in_child(child))
+    assert [next(it) for _ in range(20)] == list(range(1, 21))
+""",
+        upstream,
+    )
+
+
+def test_inherited_stream_is_refused_and_its_end_aborts_nothing(upstream: SSEServer) -> None:
+    run(
+        """
+response = request_sse(URL)
+it = response.events
+assert next(it) == 0
+def child():
+    global it, response
+    for call in (lambda: next(it), lambda: it.next(1), lambda: list(it), lambda: list(it.keep_open()), it.close):
+        refused(call)
+    with response, it:
+        pass
+    del it, response
+    gc.collect()
+    time.sleep(0.1)
+succeeded(in_child(child))
+assert [next(it) for _ in range(20)] == list(range(1, 21))
+it.close()
+""",
+        upstream,
+    )
+    upstream.requests[0].wait_aborted(30)
+
+
+def test_loop_that_is_under_way_in_the_child_ends_there_and_goes_on_in_the_parent(upstream: SSEServer) -> None:
+    run(
+        """
+child = None
+items = []
+it = request_sse(URL).events
+while it.stats.events < 5:
+    time.sleep(0.001)
+def loop():
+    global child
+    for item in it:
+        items.append(item)
+        if item == 3:
+            child = os.fork()
+        if item == 30:
+            break
+try:
+    loop()
+except UsageError as error:
+    assert not child and items == [0, 1, 2, 3] and "before a fork" in str(error), (child, items, error)
+    os._exit(0)
+assert child and items == list(range(31))
+succeeded(child)
+""",
+        upstream,
+    )
+
+
+def test_stream_on_a_loop_of_ones_own(upstream: SSEServer) -> None:
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+async def three():
+    async with await arequest_sse(URL) as (_, _, it):
+        return [await it.next() for _ in range(3)]
+async def main():
+    async with await arequest_sse(URL) as (_, _, it):
+        assert await it.next() == 0
+        child = os.fork()
+        if not child:
+            try:
+                await it.next()
+            except UsageError:
+                os._exit(0)
+            os._exit(1)
+        succeeded(child)
+        assert [await it.next() for _ in range(20)] == list(range(1, 21))
+asyncio.run(main())
+succeeded(in_child(lambda: asyncio.run(three()) == [0, 1, 2] or 1 / 0))
+""",
+        upstream,
+    )
+
+
+@pytest.mark.parametrize("without", ["", "transport"])
+def test_child_that_goes_on_with_its_parents_loop_reads_nothing_of_its(
+    upstream: SSEServer, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSEQBRIDGE_WITHOUT", without)
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+warnings.simplefilter("ignore", ResourceWarning)  # asyncio's own, of what is the parent's
+async def main():
+    async with await arequest_sse(URL) as (_, _, it):
+        assert await it.next() == 0
+        child = os.fork()
+        if not child:
+            time.sleep(0.2)  # There is something to be read now, where the loop is wound up.
+            raise SystemExit(0)
+        succeeded(child)
+        assert [await it.next() for _ in range(20)] == list(range(1, 21))
+asyncio.run(main())
+""",
+        upstream,
+    )
+
+
+def test_loop_that_the_parent_has_used_goes_on_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+import asyncio
+from sseqbridge import arequest_sse
+warnings.simplefilter("ignore", ResourceWarning)
+async def three():
+    async with await arequest_sse(URL) as (_, _, it):
+        return [await it.next() for _ in range(3)]
+loop = asyncio.new_event_loop()
+assert loop.run_until_complete(three()) == [0, 1, 2]
+succeeded(in_child(lambda: loop.run_until_complete(three()) == [0, 1, 2] or 1 / 0))
+""",
+        upstream,
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing(upstream: SSEServer, method: str, tmp_path: object) -> None:
+    status, out, errors = python(
+        """
+import multiprocessing, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from tests.runtime.fork_work import first_items
+if __name__ == "__main__":
+    it = iter(first_items(sys.argv[1], 3))
+    context = multiprocessing.get_context(sys.argv[2])
+    with context.Pool(2) as pool:
+        print(pool.starmap(first_items, [(sys.argv[1], n) for n in range(1, 5)]))
+""",
+        upstream.url,
+        method,
+    )
+    assert (status, out.strip(), errors) == (0, "[[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]", "")
+
+
+def test_parents_close_reaches_the_upstream_though_a_child_lives(upstream: SSEServer) -> None:
+    program = """
+it = request_sse(URL).events
+assert next(it) == 0
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    os.close(write)
+    os.read(read, 1)  # until the parent is done
+    os._exit(0)
+it.close()
+sys.stdin.read()
+os.close(write)
+succeeded(child)
+"""
+    with started(BEGIN + program, upstream.url) as process:
+        upstream.wait_for_request(timeout=60).wait_aborted(timeout=30)
+        # Not because the child went: it waits for what comes now.
+        assert process.poll() is None
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+
+
+def test_locks_that_were_held_at_the_fork_are_not_held_in_the_child(upstream: SSEServer) -> None:
+    run(
+        """
+from sseqbridge import _bridge, _client
+first_three()
+held, go = threading.Barrier(2), threading.Event()
+def hold():
+    with _bridge.default_bridge()._lock.here, _bridge._default_lock.here, _client._tls_lock.here:
+        held.wait()
+        go.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = in_child(first_three)
+succeeded(child)
+go.set()
+thread.join()
+assert first_three() == [0, 1, 2]
+""",
+        upstream,
+    )
+
+
+UNDER_LOAD = """
+import faulthandler
+FORKS = int(sys.argv[2])
+stop = threading.Event()
+counted = []
+def load():
+    while not stop.is_set():
+        assert list(request_sse(URL + "/short").events) == [0, 1]
+        counted.append(1)
+# All is imported: Python itself has no way out for a child of a thread that imports what another thread imports.
+assert list(request_sse(URL + "/short").events) == [0, 1]
+threads = [threading.Thread(target=load) for _ in range(4)]
+for thread in threads:
+    thread.start()
+def child():
+    faulthandler.dump_traceback_later(30, exit=True)
+    assert list(request_sse(URL + "/short").events) == [0, 1]
+try:
+    for number in range(FORKS):
+        succeeded(in_child(child))
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+print(len(counted))
+"""
+
+
+def fork_under_load(forks: int, timeout: float) -> int:
+    """Fork so often while four threads read streams; return how many those read."""
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [send(0), send(1), send("[DONE]")]
+
+    with SSEServer(script) as server:
+        status, out, errors = python(BEGIN + UNDER_LOAD, server.url, str(forks), timeout=timeout)
+    assert (status, errors) == (0, ""), errors
+    return int(out)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_forks_while_others_read() -> None:
+    # Once is enough: which parts are in use is nothing to a fork.
+    forks = 100 if "SSEQBRIDGE_WITHOUT" in os.environ else 250
+    assert fork_under_load(forks, 500) > 0
+
+
+# The same in one process, that says of itself that it is another one: as a child does where no fork hook runs.
+
+
+@pytest.fixture
+def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A function after whose call this is another process."""
+    kept = len(_runtime._kept)
+    real = _runtime.process
+    parents: set[int | None] = set()
+
+    def process() -> tuple[int, int]:
+        return real() if threading.get_ident() in parents else (1, 1)
+
+    def become() -> None:
+        # This thread and those that it starts from now on: the others go on as the parent's.
+        parents.update(thread.ident for thread in threading.enumerate() if thread is not threading.current_thread())
+        monkeypatch.setattr(_runtime, "process", process)
+
+    yield become
+    del _runtime._kept[kept:]
+
+
+def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
+    lock = _runtime.Lock()
+    # Held by another thread at the fork, and for ever.
+    lock.here.acquire()
+    other_process()
+    for _ in range(2):
+        with lock.here:
+            pass
+
+
+def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
+    bridge = Bridge()
+    response = request_sse(upstream.url, bridge=bridge)
+    stream = response.events
+    loop: Any = iter(stream)
+    assert next(loop) == 0
+    parents_thread, parents_stop = bridge._thread, bridge._stop
+    assert parents_thread is not None
+    assert parents_stop is not None
+    try:
+        other_process()
+        # Left here, it aborts nothing.
+        loop.close()
+        with response, stream:
+            for call in (stream.close, partial(next, stream), partial(list[Any], stream)):
+                with pytest.raises(UsageError, match="before a fork"):
+                    call()
+        with request_sse(upstream.url, bridge=bridge) as (_, _, own):
+            assert next(own) == 0
+        bridge.close()
+        assert bridge._thread is not parents_thread
+        assert not parents_thread.has_ended
+        assert not upstream.requests[0].aborted.is_set()
+        # Dropped, it aborts nothing and warns of nothing.
+        del stream, response, call, loop
+        gc.collect()
+    finally:
+        parents_stop.get_loop().call_soon_threadsafe(parents_stop.set_result, None)
+        parents_thread.join(30)
+    upstream.requests[0].wait_aborted(30)
+
+
+def test_asynchronous_stream_of_another_process(
+    upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with await arequest_sse(upstream.url) as response:
+            assert await response.events.next() == 0
+            other_process()
+            with pytest.raises(UsageError, match="before a fork"):
+                await response.events.next()
+            with pytest.raises(UsageError, match="before a fork"):
+                await response.events.aclose()
+            with pytest.raises(UsageError, match="before a fork"):
+                response.events.reconnect()
+            async with response.events:
+                pass
+            # Nor does the child end the stream of the loop that it goes on with.
+            pump = response.events._pump
+            assert isinstance(pump, _pump.Pump)
+            pump.abort(None)
+            async with await arequest_sse(upstream.url) as another:
+                assert await another.events.next() == 0
+            # Nor where what runs it is cancelled.
+            assert pump.task is not None
+            pump.task.cancel()
+            await asyncio.wait({pump.task})
+            assert not upstream.requests[0].aborted.is_set()
+            monkeypatch.undo()
+            await pump.connection.aclose()
+
+    asyncio.run(main())
+    upstream.requests[0].wait_aborted(30)
+
+
+def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:
+    class State:
+        process = (-1, -1)
+
+    async def main() -> None:
+        at_end = _api._at_loop_end(State())  # type: ignore[arg-type]
+        await at_end.__anext__()
+        await at_end.aclose()
+
+    asyncio.run(main())
+
+
+def test_relays_of_another_process(
+    upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = request_sse(upstream.url)
+    made, of_stream = relay.frames(iter(["a"])), relay.frames(response)
+    other_process()
+    for frames in (made, of_stream):
+        assert b"event: error" in b"".join(frames)
+        frames.close()
+    assert not upstream.requests[0].aborted.is_set()
+    monkeypatch.undo()
+    response.events.close()
+
+
+def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
+    """Entered by the interpreter itself, and not by steps of a function."""
+    assert type(_runtime.Lock().here) is type(threading.RLock())
+
+
+@pytest.mark.parametrize("reconnect", [False, True])
+def test_fork_hooks_tell_the_parents_streams(
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
+) -> None:
+    kept = len(_runtime._kept)
+    monkeypatch.setattr(_runtime, "_forks", 0)
+    before = _runtime.process()
+    with Bridge() as bridge:
+        # One that has given its connection back has none to leave.
+        over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
+        assert over.collect() == [0, 1]
+        until(lambda: over._pump.finished)
+        assert isinstance(over._pump, _pump.Pump)
+        over._pump.connection.leave_to_parent()
+        stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
+        assert next(stream) == 0
+        assert isinstance(stream._pump, _pump.Pump)
+        monkeypatch.setattr(_pump, "_states", WeakSet([stream._pump.state]))
+        _runtime._forked()
+        assert _runtime.process() != before
+        with pytest.raises(UsageError, match="before a fork"):
+            next(stream)
+        assert stream.outcome == "closed"
+        monkeypatch.setattr(_runtime, "_forks", 0)
+    del _runtime._kept[kept:]
+
+
+# Web servers that load the application before they fork.
+
+
+PRELOADING = ["gunicorn sync, preload", "gunicorn gthread, preload", "gunicorn gevent, preload", "uwsgi, preload"]
+
+
+@pytest.mark.parametrize("name", PRELOADING)
+def test_application_that_has_read_before_the_server_forked(name: str) -> None:
+    if name.startswith("uwsgi") and UWSGI is None:
+        pytest.skip("there is no uWSGI for this Python")
+    with SSEServer([send(0), send(1), send("[DONE]")]) as upstream, Servers() as servers:
+        os.environ["SSEQBRIDGE_TESTS_UPSTREAM"] = upstream.url
+        try:
+            server = servers[name]
+        finally:
+            del os.environ["SSEQBRIDGE_TESTS_UPSTREAM"]
+        assert len(upstream.requests) == 1
+        for _ in range(20):
+            answer = httpx.get(f"{server.url}/read", timeout=30).json()
+            assert answer["items"] == [0, 1]
+            assert answer["at_import"] == [0, 1]
+            assert answer["is_child"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.runtime.test_fork", description=__doc__)
+    parser.add_argument("forks", type=int, nargs="?", default=1000)
+    forks = parser.parse_args().forks
+    print(f"{forks} forks, each with a stream of its own, while {fork_under_load(forks, 3600)} others were read")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""In a process that gevent has patched, before the library was imported and after it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from sseqbridge import Bridge, UsageError, request_sse
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
+from tests.support import python
+
+PRELUDE = """
+import asyncio, sys
+url, order = sys.argv[1:]
+if order == "imported first":
+    from sseqbridge import relay, request_sse
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from gevent.event import Event
+from sseqbridge import relay, request_sse
+"""
+
+both_orders = pytest.mark.parametrize("order", ["imported first", "patched first"])
+
+
+def script(request: ReceivedRequest) -> list[Step]:
+    if "silent" in request.path:
+        return [send(0), silence()]
+    return [step for n in range(10) for step in (send(n), wait(0.02))]
+
+
+def run(program: str, url: str, order: str) -> str:
+    status, out, err = python(PRELUDE + program, url, order)
+    assert (status, err) == (0, "")
+    return out
+
+
+@both_orders
+def test_two_hundred_streams_in_one_thread_leave_it_free(order: str) -> None:
+    program = """
+async def in_a_loop():
+    return asyncio.get_running_loop()
+
+def read(n):
+    items = list(request_sse(url).events)
+    assert items == list(range(10)), items
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return 1
+
+def tick():
+    while True:
+        gevent.sleep(0.001)
+        ticks.append(1)
+
+ticks = []
+readers = [gevent.spawn(read, n) for n in range(200)]
+ticking = gevent.spawn(tick)
+while len(ticks) < 20:
+    gevent.sleep(0.001)
+# What all of the readers wait for.
+list(request_sse(url + "/go").events)
+gevent.joinall(readers)
+print(sum(reader.value for reader in readers))
+"""
+
+    def held(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/go":
+            go.set()
+        else:
+            yield from (send(0), hold(go), *(send(n) for n in range(1, 10)))
+        yield send("[DONE]")
+
+    go = threading.Event()
+    with SSEServer(held) as server:
+        assert run(program, server.url, order) == "200\n"
+        assert len(server.requests) == 201
+
+
+@both_orders
+@pytest.mark.parametrize("how", ["gevent.Timeout", "kill", "close from another", "close in the hub"])
+def test_greenlet_that_is_ended_aborts_the_upstream(order: str, how: str) -> None:
+    program = f"""
+it = request_sse(url + "/silent").events
+read = Event()
+
+def reader():
+    limit = gevent.Timeout(0.01 if {how!r} == "gevent.Timeout" else None)
+    try:
+        for item in it:
+            limit.start()
+            read.set()
+    except gevent.Timeout:
+        pass
+
+reading = gevent.spawn(reader)
+read.wait()
+if {how!r} == "kill":
+    reading.kill()
+elif {how!r} == "close from another":
+    it.close()
+elif {how!r} == "close in the hub":
+    gevent.get_hub().loop.run_callback(it.close)
+reading.join()
+print(it.outcome)
+# Which has its end before the program has.
+list(request_sse(url + "/aborted").events)
+"""
+
+    def until_aborted(request: ReceivedRequest) -> list[Step]:
+        return [hold(server.requests[0].aborted)] if request.path == "/aborted" else script(request)
+
+    with SSEServer(until_aborted) as server:
+        assert "closed" in run(program, server.url, order)
+
+
+@both_orders
+def test_names_are_looked_up(order: str) -> None:
+    program = """
+print([list(request_sse(url.replace("127.0.0.1", "localhost")).events) == list(range(10)) for _ in range(3)])
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "[True, True, True]\n"
+
+
+@both_orders
+def test_iterable_is_relayed_from_a_greenlet(order: str) -> None:
+    program = """
+def work():
+    for n in range(3):
+        gevent.sleep(0.02)
+        yield {"n": n}
+
+print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n", b"").count(b"data: "))
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "3\n"
+
+
+@both_orders
+def test_exit_with_an_open_stream(order: str) -> None:
+    program = """
+it = request_sse(url + "/silent").events
+print(next(it), flush=True)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "0\n"
+        server.requests[0].wait_aborted()
+
+
+@both_orders
+@pytest.mark.parametrize("client", ["None", "httpx.AsyncClient", "httpx2.AsyncClient"])
+def test_what_is_logged_in_the_loop_s_thread_locks_up_no_greenlet(order: str, client: str) -> None:
+    program = f"""
+import httpx, httpx2, logging
+from sseqbridge import Bridge
+
+class Yielding(logging.Handler):
+    def emit(self, record):
+        gevent.sleep(0.001)
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Yielding(), logging.StreamHandler(open(os.devnull, "w"))])
+bridge = Bridge(client={client})
+# One greenlet holds the handlers' locks while the very first request starts the thread.
+holding = gevent.spawn(logging.info, "first")
+gevent.sleep(0)
+
+def read():
+    logging.info("before")
+    items = list(request_sse(url, bridge=bridge).events)
+    logging.info("after")
+    assert items == list(range(10)), items
+
+readers = [gevent.spawn(read) for _ in range(50)]
+gevent.joinall(readers, timeout=30, raise_error=True)
+print(sum(reader.successful() for reader in readers))
+"""
+    with SSEServer(script) as server:
+        assert run("import os\n" + program, server.url, order) == "50\n"
+
+
+@both_orders
+def test_waking_from_another_thread_leaves_the_hub_s_count_of_what_it_waits_for_alone(order: str) -> None:
+    """The hub changes it without the interpreter's lock: what is lost of it ends the hub in the midst of its work."""
+    program = """
+import select, time
+from gevent.monkey import get_original
+from sseqbridge import _runtime
+
+start, look = get_original("_thread", "start_new_thread"), get_original("select", "select")
+waiter, over = _runtime.new_waiter(), []
+
+def wake():
+    while not over:
+        waiter.wake()
+        look([], [], [], 0)
+
+def sleep():
+    while time.monotonic() < end:
+        gevent.sleep(0.0001)
+
+end = time.monotonic() + 3
+start(wake, ())
+try:
+    gevent.joinall([gevent.spawn(sleep) for _ in range(5)], raise_error=True)
+finally:
+    over.append(True)
+gevent.sleep(0.1)
+print(gevent.get_hub().loop.activecnt)
+"""
+    assert run(program, "", order) == "0\n"
+
+
+@both_orders
+def test_wait_for_all_of_the_hub_s_work_ends_beside_an_open_stream(order: str) -> None:
+    program = """
+it = request_sse(url + "/silent").events
+print(next(it), gevent.wait(timeout=30), flush=True)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "0 True\n"
+
+
+def test_eventlet_is_known_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Patcher:
+        @staticmethod
+        def is_monkey_patched(module: str) -> bool:
+            return module == "thread"
+
+    monkeypatch.setitem(sys.modules, "eventlet.patcher", Patcher)
+    with Bridge() as bridge, pytest.raises(UsageError, match="gunicorn -k gevent"):
+        request_sse("http://localhost", bridge=bridge)
+
+
+@pytest.mark.parametrize("order", ["imported first", "patched first"])
+def test_eventlet_is_refused(order: str) -> None:
+    program = """
+import os, sys, warnings
+warnings.simplefilter("ignore")  # It is deprecated itself.
+os.environ["EVENTLET_NO_GREENDNS"] = "yes"
+url, order = sys.argv[1:]
+if order == "imported first":
+    from sseqbridge import request_sse
+import eventlet
+eventlet.monkey_patch()
+from sseqbridge import UsageError, request_sse
+try:
+    request_sse(url)
+except UsageError as error:
+    print(error)
+"""
+    with SSEServer(script) as server:
+        status, out, err = python(program, server.url, order)
+        assert (status, err) == (0, "")
+        assert "eventlet has patched this process" in out
+        assert "gunicorn -k gevent" in out
+        assert not server.requests

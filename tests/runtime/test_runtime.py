@@ -1,0 +1,315 @@
+"""What is known of the process: waiting, daemon threads, sockets, and the loop's name look-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blockbuster import BlockingError
+
+from sseqbridge._runtime import threads as _runtime
+from tests.conftest import watched_loops
+from tests.support import in_thread, until
+
+
+def test_a_wake_up_before_the_wait_is_not_lost() -> None:
+    waiter = _runtime.ThreadWaiter()
+    waiter.wake()
+    assert waiter.wait(None)
+
+
+@pytest.mark.blocks_its_loop
+def test_what_blocks_a_loop_fails_its_test() -> None:
+    """Here, and anywhere else in the package: tests/conftest.py."""
+
+    async def main() -> None:
+        _runtime.ThreadWaiter().wait(0.01)
+
+    with watched_loops(), pytest.raises(BlockingError):
+        asyncio.run(main())
+
+
+def test_a_wait_that_elapses_returns_false() -> None:
+    waiter = _runtime.ThreadWaiter()
+    at = time.monotonic()
+    assert not waiter.wait(0.02)
+    assert time.monotonic() - at < 2
+    assert not waiter.wait(0)
+
+
+def test_a_wait_of_a_century_is_a_wait() -> None:
+    waiter = _runtime.ThreadWaiter()
+    waiting = in_thread(lambda: waiter.wait(100 * 365 * 24 * 3600.0 * 1000))
+    waiter.wake()
+    assert waiting.result(5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
+def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
+    waiter = _runtime.ThreadWaiter()
+    before = signal.signal(signal.SIGALRM, lambda *_: waiter.wake())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert waiter.wait(5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_threads_are_daemons_with_a_name() -> None:
+    found: list[threading.Thread] = []
+    thread = _runtime.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
+    thread.join(5)
+    assert [(found.daemon, found.name, found.ident) for found in found] == [(True, "some-name", thread.ident)]
+
+
+def test_a_coroutine_knows_that_it_is_one() -> None:
+    async def main() -> bool:
+        return _runtime.in_coroutine()
+
+    assert not _runtime.in_coroutine()
+    assert asyncio.run(main())
+
+
+def test_a_notebook_is_known_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert not _runtime.in_notebook()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert _runtime.in_notebook()
+
+
+def test_a_socket_that_is_shut_down_ends_for_its_peer_and_stays_open_here() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _runtime.shut_down_socket(ours.fileno())
+        theirs.settimeout(5)
+        assert theirs.recv(1) == b""
+        assert ours.fileno() >= 0
+        _runtime.shut_down_socket(ours.fileno())
+
+
+def test_a_descriptor_that_is_gone_or_no_connection_is_left_alone() -> None:
+    _runtime.shut_down_socket(-1)
+    with socket.socket() as unconnected:
+        _runtime.shut_down_socket(unconnected.fileno())
+
+
+# Blocking work for a loop, in a daemon thread.
+
+mark = contextvars.ContextVar("mark", default="")
+
+
+class Transport:
+    """What tells of a socket, or of none."""
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        self.connection = connection
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return self.connection
+
+
+def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    other = socket.socket(fileno=os.dup(ours.fileno()))
+    with ours, theirs, other:
+        _runtime.leave_connection_to_parent(Transport(ours))
+        theirs.sendall(b"x")
+        # The child's is at its end, whatever comes; the parent's, which was the same, gets it.
+        assert ours.recv(1) == b""
+        assert other.recv(1) == b"x"
+
+        def none_left() -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        monkeypatch.setattr("_socket.socketpair", none_left)
+        _runtime.leave_connection_to_parent(Transport(other))
+        theirs.sendall(b"y")
+        assert other.recv(1) == b"y"
+    _runtime.leave_connection_to_parent(Transport(None))
+    _runtime.leave_connection_to_parent(Transport(other))
+
+
+def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() -> None:
+    def look(*args: int) -> tuple[Any, ...]:
+        thread = threading.current_thread()
+        return thread.name, thread.daemon, mark.get(), args
+
+    async def main() -> Any:
+        mark.set("here")
+        return await _runtime.run_in_daemon_thread("worker", look, 1, 2)
+
+    assert asyncio.run(main()) == ("worker", True, "here", (1, 2))
+
+
+def test_what_a_function_raises_is_raised() -> None:
+    def fail() -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        asyncio.run(_runtime.run_in_daemon_thread("worker", fail))
+
+
+def test_a_result_that_nobody_waits_for_any_more_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    go, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go.wait()
+        over.set()
+
+    async def main() -> None:
+        waiting = asyncio.create_task(_runtime.run_in_daemon_thread("worker", work))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        go.set()
+        while any(thread.name == "worker" for thread in threading.enumerate()):
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert over.is_set()
+    assert caplog.records == []
+
+
+def test_a_result_that_comes_after_the_loops_end_is_dropped() -> None:
+    go = threading.Event()
+
+    async def main() -> None:
+        asyncio.create_task(_runtime.run_in_daemon_thread("worker", go.wait))  # noqa: RUF006
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    go.set()
+    until(lambda: not any(thread.name == "worker" for thread in threading.enumerate()))
+
+
+# The loop's name look-ups.
+
+
+class Resolver:
+    """Stands in for the machine's: a look-up begins, and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[Any, ...]] = []
+        self.threads: list[str] = []
+        self.go = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, *args: Any) -> list[Any]:
+        self.begun.append(args)
+        self.threads.append(threading.current_thread().name)
+        self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", args[1]))]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    stands_in = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", stands_in)
+    yield stands_in
+    stands_in.go.set()
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = _runtime.new_event_loop()
+    yield loop
+    loop.close()
+
+
+async def begun(resolver: Resolver, count: int) -> None:
+    while len(resolver.begun) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_look_ups_of_one_name_at_a_time_share_a_thread(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        same = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(10)]
+        other = asyncio.create_task(loop.getaddrinfo("two.test", 80))
+        await begun(resolver, 2)
+        resolver.go.set()
+        for answer in await asyncio.gather(*same):
+            assert answer[0][4] == ("127.0.0.1", 80)
+        await other
+        assert [args[0] for args in resolver.begun] == ["one.test", "two.test"]
+        assert set(resolver.threads) == {"sseqbridge-resolver"}
+        # Nothing is remembered: names move.
+        await loop.getaddrinfo("one.test", 80)
+        assert len(resolver.begun) == 3
+
+    loop.run_until_complete(main())
+
+
+def test_a_request_that_gives_up_ends_the_look_up_for_nobody_else(
+    resolver: Resolver, loop: asyncio.AbstractEventLoop
+) -> None:
+    async def main() -> None:
+        first, second = (asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(2))
+        await begun(resolver, 1)
+        first.cancel()
+        await asyncio.wait({first})
+        assert first.cancelled()
+        resolver.go.set()
+        assert await second
+        assert len(resolver.begun) == 1
+
+    loop.run_until_complete(main())
+
+
+def test_a_look_up_that_fails_raises_in_all_that_wait_for_it(
+    resolver: Resolver, loop: asyncio.AbstractEventLoop
+) -> None:
+    async def main() -> None:
+        waiting = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(3)]
+        await begun(resolver, 1)
+        resolver.error = socket.gaierror(socket.EAI_NONAME, "unknown")
+        resolver.go.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert results == [resolver.error] * 3
+
+    loop.run_until_complete(main())
+
+
+def test_a_look_up_that_fails_with_nobody_waiting_is_no_noise(
+    resolver: Resolver, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        waiting = asyncio.create_task(loop.getaddrinfo("one.test", 80))
+        await begun(resolver, 1)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        resolver.error = socket.gaierror(socket.EAI_NONAME, "unknown")
+        resolver.go.set()
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+
+    with caplog.at_level(logging.DEBUG, logger="asyncio"):
+        loop.run_until_complete(main())
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_look_up_that_is_under_way_at_the_loops_end_is_left_to_its_thread(
+    resolver: Resolver, loop: asyncio.AbstractEventLoop
+) -> None:
+    async def main() -> None:
+        waiting = asyncio.create_task(loop.getaddrinfo("one.test", 80))
+        await begun(resolver, 1)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert waiting.cancelled()
+
+    loop.run_until_complete(main())

@@ -1,0 +1,50 @@
+"""The parsing vectors of tests/data: what a stream's bytes mean, as data.
+
+In the files a stream is text, `input`, or where it is no UTF-8 one character a byte, `bytes`.
+`see` names the file of the web-platform-tests' eventsource folder that a vector answers to.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sseqbridge._sse.events import ServerSentEvent
+
+__all__ = ["VECTORS", "Vector"]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A stream, and what must come of it. `comments` is None where a vector says nothing of them."""
+
+    name: str
+    stream: bytes
+    events: list[ServerSentEvent]
+    comments: list[str] | None
+    last_event_id: str
+    retry: float | None
+    see: str | None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _load(path: Path) -> list[Vector]:
+    return [
+        Vector(
+            name=entry["name"],
+            stream=entry["bytes"].encode("latin-1") if "bytes" in entry else entry["input"].encode(),
+            events=[ServerSentEvent(*event) for event in entry["events"]],
+            comments=entry.get("comments"),
+            last_event_id=entry["last_event_id"],
+            retry=entry["retry"],
+            see=entry.get("see"),
+        )
+        for entry in json.loads(path.read_text("utf-8"))
+    ]
+
+
+_DATA = Path(__file__).parents[1] / "data"
+VECTORS = [vector for path in sorted(_DATA.glob("*.json")) for vector in _load(path)]

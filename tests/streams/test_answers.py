@@ -1,0 +1,729 @@
+"""What comes back: status, headers, items, error answers, payloads, compression. Through both doors."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge import (
+    AsyncSSEResponse,
+    CallbackError,
+    Comment,
+    ContentTypeError,
+    DecodeError,
+    ProtocolError,
+    ServerSentEvent,
+    SSEResponse,
+    StatusError,
+    TruncatedStreamError,
+    UpstreamError,
+    UsageError,
+    request_sse,
+)
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, comment, cut, hold, raw, reset, respond, send, wire
+from tests.doors import Door
+
+DONE = send("[DONE]")
+JSON = "application/json"
+NOT_JSON_MODES: list[Any] = ["text", "event", lambda event: event.data]
+
+
+# The call.
+
+
+def test_the_call_gives_status_headers_and_items(ask: Door) -> None:
+    with (
+        SSEServer([respond(headers={"X-Request-Id": "7"}), send({"n": 1}), send({"n": 2}), DONE]) as server,
+        ask(server.url, {"X-One": "1"}, {"stream": True}) as answer,
+    ):
+        assert answer.status == answer.response.status == answer.events.status == 200
+        assert type(answer.status) is int
+        assert isinstance(answer.headers, httpx.Headers)
+        assert answer.headers is answer.response.headers is answer.events.headers
+        assert answer.headers["x-request-id"] == "7"
+        assert isinstance(answer.response, AsyncSSEResponse if ask.is_async else SSEResponse)
+        assert isinstance(answer.response, tuple)
+        assert answer.items() == [{"n": 1}, {"n": 2}]
+        assert answer.items() == []
+        assert answer.events.outcome == "done"
+        assert answer.events.http_version == "HTTP/1.1"
+
+
+def test_the_call_as_it_was_from_the_start() -> None:
+    with SSEServer([send({"n": 1}), send({"n": 2}), DONE]) as server:
+        status, headers, it = request_sse(server.url, {"Authorization": "Bearer x"}, {"stream": True})
+        assert (status, headers["Content-Type"]) == (200, "text/event-stream")
+        assert list(it) == [{"n": 1}, {"n": 2}]
+        request = server.requests[0]
+        assert (request.method, request.json(), request.headers["authorization"]) == (
+            "POST",
+            {"stream": True},
+            "Bearer x",
+        )
+
+
+def test_the_call_returns_as_soon_as_the_headers_are_in(ask: Door) -> None:
+    flag = threading.Event()
+    with SSEServer([respond(), hold(flag), send(1), DONE]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.events.stats.events) == (200, 0)
+        flag.set()
+        assert answer.items() == [1]
+
+
+def test_the_end_without_done(ask: Door) -> None:
+    with SSEServer([send(1)]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+        assert answer.events.outcome == "eof"
+
+
+@pytest.mark.parametrize("steps", [[], [comment("ping")], [raw(b"event: ping\nid: 7\n\nretry: 3\n\n")]])
+def test_a_stream_without_events(ask: Door, steps: list[Step]) -> None:
+    with SSEServer([respond(), *steps]) as server, ask(server.url) as answer:
+        assert answer.items() == []
+        assert (answer.events.outcome, answer.events.last_event) == ("eof", None)
+
+
+def test_repr_shows_status_and_state_and_no_header(ask: Door) -> None:
+    with (
+        SSEServer([respond(headers={"X-Secret": "secret"}), send("secret"), DONE]) as server,
+        ask(f"{server.url}/?key=secret", {"X-Key": "secret"}, {"p": "secret"}, decode="text") as answer,
+    ):
+        assert "[200] open" in repr(answer.events)
+        assert repr(answer.events) in repr(answer.response)
+        assert answer.items() == ["secret"]
+        assert "[200] done" in repr(answer.response)
+        assert "secret" not in repr(answer.response) + str(answer.response) + repr(answer.events)
+
+
+# Another status than 200.
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "item"),
+    [
+        (400, JSON, b'{"error": {"message": "no such model"}}', {"error": {"message": "no such model"}}),
+        (401, JSON, b'{"jsonrpc": "2.0"}', {"jsonrpc": "2.0"}),
+        (404, "text/plain", b"not here", "not here"),
+        (429, JSON, b"[1, 2]", [1, 2]),
+        (500, "text/event-stream", b"data: 1\n\n", "data: 1\n\n"),
+        (502, "text/html", b"<html>Bad \xffGateway</html>", "<html>Bad \ufffdGateway</html>"),
+        (503, None, b"null", None),
+        (201, JSON, b'{"a": 1}', {"a": 1}),
+        (599, JSON, b'"\xc3\xa4"', "ä"),
+    ],
+)
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+def test_another_status_gives_the_body_once(
+    ask: Door, status: int, content_type: str | None, body: bytes, item: Any, framing: Any
+) -> None:
+    with (
+        SSEServer([respond(status, framing=framing, content_type=content_type), raw(body)]) as server,
+        ask(server.url, data={}) as answer,
+    ):
+        assert answer.status == status
+        assert answer.items() == [item]
+        assert answer.items() == []
+        assert answer.events.outcome == "eof"
+
+
+@pytest.mark.parametrize("status", [204, 400, 502])
+def test_another_status_with_an_empty_body_gives_nothing(ask: Door, status: int) -> None:
+    with SSEServer([respond(status, framing="length", content_type=None)]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.items(), answer.events.outcome) == (status, [], "eof")
+
+
+@pytest.mark.parametrize("decode", NOT_JSON_MODES)
+def test_another_status_is_an_error_where_no_json_is_asked_for(ask: Door, decode: Any) -> None:
+    steps = [respond(503, {"Retry-After": "3"}, content_type="text/plain"), raw(b"try "), raw("später".encode())]
+    with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
+        assert (answer.status, answer.headers["retry-after"]) == (503, "3")
+        items, error = answer.fail()
+        assert items == []
+        assert isinstance(error, StatusError)
+        assert (error.status, error.headers, error.text) == (503, answer.headers, "try später")
+        assert error.body == "try später".encode()
+        assert str(error) == f"{server.url}/ answered 503 Service Unavailable; the answer is in .body"
+        assert answer.fail() == ([], error)
+        assert answer.events.outcome == "error"
+
+
+@pytest.mark.parametrize("decode", NOT_JSON_MODES)
+def test_204_gives_nothing_in_every_mode(ask: Door, decode: Any) -> None:
+    with SSEServer([respond(204)]) as server, ask(server.url, decode=decode) as answer:
+        assert answer.items() == []
+        answer.raise_for_status()
+
+
+def test_a_status_without_a_name(ask: Door) -> None:
+    with SSEServer([respond(599, content_type=None), raw(b"?")]) as server, ask(server.url, decode="text") as answer:
+        _, error = answer.fail()
+        assert str(error) == f"{server.url}/ answered 599; the answer is in .body"
+
+
+@pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])
+@pytest.mark.parametrize("on_stream", [True, False])
+def test_raise_for_status(ask: Door, decode: Any, on_stream: bool) -> None:
+    with (
+        SSEServer([respond(418, {"X-Tea": "pot"}, content_type=JSON), raw(b'{"a": 1}')]) as server,
+        ask(server.url, data={"secret": 1}, decode=decode) as answer,
+    ):
+        for _ in range(2):
+            with pytest.raises(StatusError) as caught:
+                answer.raise_for_status(answer.events if on_stream else answer.response)
+            error = caught.value
+            assert (error.status, error.headers["x-tea"], error.body) == (418, "pot", b'{"a": 1}')
+
+
+def test_raise_for_status_leaves_the_body_to_be_read(ask: Door) -> None:
+    with SSEServer([respond(500, content_type=JSON), raw(b'{"a": 1}')]) as server, ask(server.url) as answer:
+        with pytest.raises(StatusError):
+            answer.raise_for_status()
+        assert answer.items() == [{"a": 1}]
+        with pytest.raises(StatusError) as caught:
+            answer.raise_for_status()
+        assert caught.value.body == b'{"a": 1}'
+
+
+def test_raise_for_status_returns_what_it_was_called_on(ask: Door) -> None:
+    with SSEServer([send(1), DONE]) as server, ask(server.url) as answer:
+        assert answer.raise_for_status() is answer.response
+        assert answer.raise_for_status(answer.events) is answer.events
+        assert answer.items() == [1]
+        assert answer.raise_for_status() is answer.response
+
+
+@pytest.mark.parametrize("leave", [cut, reset])
+@pytest.mark.parametrize("decode", ["json", "text"])
+def test_an_error_body_that_is_cut_off(ask: Door, leave: Callable[[], Step], decode: Any) -> None:
+    is_asked_for = threading.Event()
+    steps = [respond(500, content_type=JSON), raw(b'{"a": '), hold(is_asked_for), leave()]
+    with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
+        is_asked_for.set()
+        items, error = answer.fail()
+        assert (items, type(error)) == ([], StatusError)
+        assert isinstance(error, StatusError)
+        # A reset may take with it what was not read yet.
+        assert error.body in ((b'{"a": ',) if leave is cut else (b'{"a": ', b""))
+        assert error.__cause__ is not None
+        with pytest.raises(StatusError) as caught:
+            answer.raise_for_status()
+        assert (caught.value.status, caught.value.body) == (500, error.body)
+
+
+def test_at_most_a_mebibyte_of_an_error_body_is_kept(ask: Door) -> None:
+    with (
+        SSEServer([respond(500, content_type="text/plain"), *[raw(b"x" * 100_000)] * 20]) as server,
+        ask(server.url) as answer,
+    ):
+        [item] = answer.items()
+        assert item == "x" * 1024 * 1024
+        with pytest.raises(StatusError) as caught:
+            answer.raise_for_status()
+        assert len(caught.value.body) == 1024 * 1024
+
+
+# The content type.
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/event-stream", "Text/Event-Stream; charset=x", "text/event-stream;charset=utf-8", " text/event-stream ; a"],
+)
+def test_an_event_stream_by_any_of_its_names(ask: Door, content_type: str) -> None:
+    with SSEServer([respond(content_type=content_type), send(1), DONE]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/event-streamish", "text/event", JSON, "text/html; text/event-stream", "", None]
+)
+@pytest.mark.parametrize("decode", ["json", "text"])
+def test_another_content_type_is_an_error_of_the_call(ask: Door, content_type: str | None, decode: Any) -> None:
+    steps = [respond(headers={"X-One": "1"}, content_type=content_type), raw(b'{"ok": '), raw(b"true}")]
+    with SSEServer(steps) as server:
+        with pytest.raises(ContentTypeError, match="check_content_type=False") as caught:
+            ask(f"{server.url}/?key=secret", decode=decode)
+        error = caught.value
+        assert (error.status, error.headers["x-one"], error.body, error.text) == (
+            200,
+            "1",
+            b'{"ok": true}',
+            '{"ok": true}',
+        )
+        assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", None])
+def test_any_content_type_is_read_where_the_caller_says_so(ask: Door, content_type: str | None) -> None:
+    with (
+        SSEServer([respond(content_type=content_type), send(1), DONE]) as server,
+        ask(server.url, check_content_type=False) as answer,
+    ):
+        assert answer.items() == [1]
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "utf-16", "no-such-charset"])
+def test_a_charset_changes_nothing(ask: Door, charset: str) -> None:
+    with (
+        SSEServer([respond(content_type=f"text/event-stream; charset={charset}"), send("ä€"), DONE]) as server,
+        ask(server.url, decode="text") as answer,
+    ):
+        assert answer.items() == ["ä€"]
+
+
+# What is decoded, and how the stream ends.
+
+EVENTS = [send({"a": 1}, event="m", id="7"), comment("ping"), send("2", retry=1.5), DONE]
+FIRST, SECOND = ServerSentEvent("m", '{"a": 1}', "7"), ServerSentEvent("message", "2", "7", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [{"a": 1}, 2]),
+        ({"decode": "json"}, [{"a": 1}, 2]),
+        ({"decode": "text"}, ['{"a": 1}', "2"]),
+        ({"decode": "event"}, [FIRST, SECOND]),
+        ({"decode": "event", "comments": True}, [FIRST, Comment("ping"), SECOND]),
+        ({"decode": lambda event: (event.event, event.id)}, [("m", "7"), ("message", "7")]),
+        ({"decode": ServerSentEvent.json}, [{"a": 1}, 2]),
+        ({"done": "2"}, [{"a": 1}]),
+        ({"done": "2", "require_done": True}, [{"a": 1}]),
+        ({"done": lambda event: event.data == "2"}, [{"a": 1}, 2]),
+        ({"done": lambda event: event.event == "m", "require_done": True}, [{"a": 1}]),
+        ({"done": lambda event: None, "decode": "text"}, ['{"a": 1}', "2", "[DONE]"]),
+        ({"done": None, "decode": "text"}, ['{"a": 1}', "2", "[DONE]"]),
+        ({"done": "", "decode": "text"}, ['{"a": 1}', "2", "[DONE]"]),
+    ],
+)
+def test_items_are_what_was_asked_for(ask: Door, options: dict[str, Any], expected: list[Any]) -> None:
+    with SSEServer(EVENTS) as server, ask(server.url, **options) as answer:
+        assert answer.items() == expected
+        assert answer.events.outcome == ("eof" if "[DONE]" in expected else "done")
+
+
+@pytest.mark.parametrize("done", ["[DONE]", "", "\u2028"])
+def test_done_is_the_exact_data_of_an_event(ask: Door, done: str) -> None:
+    near = [f" {done}", f"{done} ", f"{done}\n", f"[{done}]"]
+    with (
+        SSEServer([*(send(data) for data in near), send(done), send("after")]) as server,
+        ask(server.url, decode="text", done=done) as answer,
+    ):
+        assert answer.items() == near
+        assert answer.events.outcome == "done"
+
+
+def test_nothing_comes_after_the_last_event_of_one_read(ask: Door) -> None:
+    with SSEServer([raw(b"data: 1\n\ndata: 2\n\ndata: 3\n\n")]) as server:
+        for options, expected in (({"done": "2"}, [1]), ({"done": lambda event: event.data == "2"}, [1, 2])):
+            with ask(server.url, **options) as answer:
+                assert answer.items() == expected
+                assert answer.events.outcome == "done"
+
+
+@pytest.mark.parametrize("done", ["[DONE]", lambda event: False])
+def test_an_end_without_the_required_done_is_an_error(ask: Door, done: Any) -> None:
+    with SSEServer([send(1), send(2)]) as server, ask(server.url, done=done, require_done=True) as answer:
+        items, error = answer.fail()
+        assert (items, type(error)) == ([1, 2], TruncatedStreamError)
+        assert answer.fail() == ([], error)
+        assert answer.events.outcome == "error"
+
+
+def test_an_accepted_last_event_is_the_required_done_though_the_connection_ends_with_it(ask: Door) -> None:
+    """The loop sees the end of the body before the consumer has looked at its last event."""
+    with (
+        SSEServer([respond(framing="close"), raw(b"data: 1\n\ndata: 2\n\n")]) as server,
+        ask(server.url, done=lambda event: event.data == "2", require_done=True) as answer,
+    ):
+        assert answer.items() == [1, 2]
+        assert answer.events.outcome == "done"
+
+
+def test_an_error_answer_needs_no_done(ask: Door) -> None:
+    with (
+        SSEServer([respond(500, content_type=JSON), raw(b"{}")]) as server,
+        ask(server.url, require_done=True) as answer,
+    ):
+        assert answer.items() == [{}]
+
+
+@pytest.mark.parametrize(
+    ("step", "payload", "told"),
+    [
+        (send({"error": {"message": "overloaded", "type": "x"}}), {"error": {"message": "overloaded", "type": "x"}}, 1),
+        (send({"error": "overloaded", "n": 1}), {"error": "overloaded", "n": 1}, 1),
+        (send({"error": {}}), {"error": {}}, 0),
+        (send({"message": "overloaded"}, event="error"), {"message": "overloaded"}, 1),
+        (send("overloaded", event="error"), "overloaded", 1),
+        (send("[1]", event="error"), [1], 0),
+    ],
+)
+def test_an_error_of_the_upstream_is_raised(ask: Door, step: Step, payload: Any, told: int) -> None:
+    with SSEServer([send(1), step, send(2), DONE]) as server:
+        with ask(server.url) as answer:
+            items, error = answer.fail()
+            assert items == [1]
+            assert isinstance(error, UpstreamError)
+            assert error.payload == payload
+            assert ("overloaded" in str(error)) == bool(told)
+            assert answer.fail() == ([], error)
+            assert answer.events.outcome == "error"
+        assert server.requests[0].finished.wait(30)
+
+
+def test_an_error_of_the_upstream_is_passed_on_where_the_caller_says_so(ask: Door) -> None:
+    steps = [send({"error": "a"}), send("b", event="error"), send({"c": 1}, event="error"), DONE]
+    with SSEServer(steps) as server, ask(server.url, error_events="yield") as answer:
+        assert answer.items() == [{"error": "a"}, "b", {"c": 1}]
+
+
+def test_what_is_no_error_of_the_upstream(ask: Door) -> None:
+    items = [
+        {"error": None},
+        {"error": False},
+        {"error": 3},
+        {"error": []},
+        {"errors": "x"},
+        {"jsonrpc": "2.0", "id": 1, "error": {"code": -32600}},
+        ["error"],
+        "error",
+    ]
+    with (
+        SSEServer([*(raw(b"data: %b\n\n" % json.dumps(item).encode()) for item in items), DONE]) as server,
+        ask(server.url) as answer,
+    ):
+        assert answer.items() == items
+
+
+@pytest.mark.parametrize("decode", NOT_JSON_MODES)
+def test_errors_of_the_upstream_are_items_where_no_json_is_asked_for(ask: Door, decode: Any) -> None:
+    with SSEServer([send({"error": "x"}, event="error"), DONE]) as server, ask(server.url, decode=decode) as answer:
+        assert len(answer.items()) == 1
+
+
+@pytest.mark.parametrize("data", ["hello", "{", " ", "{'a': 1}", "[DONE] ", "NaN1", "[" * 100_000])
+def test_data_that_does_not_decode_is_the_same_error_again(ask: Door, data: str) -> None:
+    with SSEServer([send(1), send(data, event="m"), send(2), DONE]) as server, ask(server.url) as answer:
+        items, error = answer.fail()
+        assert items == [1]
+        assert isinstance(error, DecodeError)
+        assert error.event == ServerSentEvent("m", data)
+        assert isinstance(error.__cause__, (ValueError, RecursionError))
+        assert 'decode="text"' in str(error)
+        assert answer.fail()[1] is error
+        assert answer.events.outcome == "error"
+
+
+def test_a_decode_function_that_raises_is_the_same_error_again(ask: Door) -> None:
+    def decode(event: ServerSentEvent) -> float:
+        return 1 / int(event.data)
+
+    with SSEServer([send(2), send(0), send(1)]) as server, ask(server.url, decode=decode) as answer:
+        items, error = answer.fail()
+        assert (items, type(error)) == ([0.5], DecodeError)
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        assert answer.fail()[1] is error
+
+
+def test_a_done_function_that_raises_is_a_callback_error(ask: Door) -> None:
+    def done(event: ServerSentEvent) -> bool:
+        return 1 / int(event.data) > 1
+
+    with SSEServer([send(2), send(0), send(1)]) as server, ask(server.url, done=done) as answer:
+        items, error = answer.fail()
+        assert (items, type(error)) == ([2], CallbackError)
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        assert answer.fail()[1] is error
+        assert answer.events.outcome == "error"
+
+
+def test_callbacks_run_in_the_consumers_thread() -> None:
+    threads: list[threading.Thread] = []
+
+    def note(event: ServerSentEvent) -> bool:
+        threads.append(threading.current_thread())
+        return False
+
+    with SSEServer([send(1), DONE]) as server:
+        assert list(request_sse(server.url, decode=note, done=note).events) == [False, False]
+    assert set(threads) == {threading.current_thread()}
+
+
+# What the stream knows.
+
+
+def test_last_event_and_its_id_are_those_of_the_last_item(ask: Door) -> None:
+    body = b"data: 1\n\nid: a\nevent: m\ndata: 2\n\nid: b\n\ndata: 3\n\nid\ndata: 4\n\nid: z\n\n"
+    with SSEServer([raw(body)]) as server, ask(server.url) as answer:
+        events = answer.events
+        assert (events.last_event, events.last_event_id) == (None, "")
+        seen = [(answer.next(), events.last_event, events.last_event_id) for _ in range(4)]
+        assert seen == [
+            (1, ServerSentEvent("message", "1", ""), ""),
+            (2, ServerSentEvent("m", "2", "a"), "a"),
+            (3, ServerSentEvent("message", "3", "b"), "b"),
+            (4, ServerSentEvent("message", "4", ""), ""),
+        ]
+        assert answer.items() == []
+        assert (events.last_event, events.last_event_id) == (ServerSentEvent("message", "4", ""), "z")
+
+
+def test_a_block_with_an_id_alone_moves_the_last_event_id(ask: Door) -> None:
+    with (
+        SSEServer([send(1, id="a"), raw(b"id: b\n\n"), comment("ping"), raw(b"id: c\ndata: cut off")]) as server,
+        ask(server.url) as answer,
+    ):
+        assert (answer.next(), answer.events.last_event_id) == (1, "a")
+        assert answer.items() == []
+        assert answer.events.last_event_id == "b"
+
+
+def test_a_comment_is_no_last_event(ask: Door) -> None:
+    with (
+        SSEServer([send(1, id="a"), comment("x"), DONE]) as server,
+        ask(server.url, decode="event", comments=True) as answer,
+    ):
+        assert len(answer.items()) == 2
+        assert answer.events.last_event == ServerSentEvent("message", "1", "a")
+        assert answer.events.stats.events == 1
+
+
+def test_an_event_that_does_not_decode_is_not_consumed(ask: Door) -> None:
+    with SSEServer([send(1, id="a"), send("x", id="b")]) as server, ask(server.url) as answer:
+        assert answer.fail()[0] == [1]
+        assert answer.events.last_event_id == "a"
+
+
+def test_retry_is_in_seconds(ask: Door) -> None:
+    flag = threading.Event()
+    steps = [send(1), hold(flag), raw(b"retry: 1500\n\n"), raw(b"retry: x\n\n"), send(2)]
+    with SSEServer(steps) as server, ask(server.url) as answer:
+        assert (answer.next(), answer.events.retry) == (1, None)
+        flag.set()
+        assert answer.items() == [2]
+        assert answer.events.retry == 1.5
+
+
+def test_stats_count_what_came(ask: Door) -> None:
+    flag = threading.Event()
+    frame = b"data: 1\n\n"
+    with (
+        SSEServer([respond(), hold(flag), raw(frame * 2), comment("x"), raw(b"data: [DONE]\n\n")]) as server,
+        ask(server.url) as answer,
+    ):
+        stats = answer.events.stats
+        assert (stats.bytes, stats.events, stats.buffered, stats.reconnections) == (0, 0, 0, 0)
+        assert stats.time_to_first_event is None
+        flag.set()
+        assert answer.items() == [1, 1]
+        stats = answer.events.stats
+        assert (stats.events, stats.buffered) == (2, 0)
+        assert stats.bytes >= len(frame * 2 + b": x\n\ndata: [DONE]\n\n")
+        assert stats.time_to_first_event is not None
+        assert stats.time_to_first_event > 0
+
+
+# Payloads and framings, over the wire.
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'data:{"no":"space"}\n\n', [{"no": "space"}]),
+        (b'data: {\ndata:   "a": 1,\ndata\ndata: "b": 2}\n\n', [{"a": 1, "b": 2}]),
+        ('data: {"sep": "a\u2028b\u2029c\x85d"}\n\n'.encode(), [{"sep": "a\u2028b\u2029c\x85d"}]),
+        (b"data: 1\r\rdata: 2\r\r", [1, 2]),
+        (b"data: 1\r\n\r\ndata: 2\r\n\r\n", [1, 2]),
+        (b"data: 1\n\r\ndata: 2\r\n\n", [1, 2]),
+        (b"\xef\xbb\xbfdata: 1\n\n", [1]),
+        (b'data: "bad \xff\xc3 bytes"\n\n', ["bad \ufffd\ufffd bytes"]),
+        (b": hi\n\nevent: ping\n\nretry: 3\n\ndata: 1\n\n: bye\n\n", [1]),
+        (b"data: 1\n\ndata: cut off\n", [1]),
+        (b"data: " + b"9" * 4000 + b"\n\n", [int("9" * 4000)]),
+        (b'data: {"n": 12345678901234567890, "f": 1e3}\n\n', [{"n": 12345678901234567890, "f": 1000.0}]),
+        (b'data: "' + b"x" * 300_000 + b'"\n\n', ["x" * 300_000]),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+@pytest.mark.parametrize("size", [1 << 20, 7])
+def test_payloads(ask: Door, body: bytes, expected: list[Any], size: int) -> None:
+    size = max(size, len(body) // 1000)
+    pieces = [raw(body[start : start + size]) for start in range(0, len(body), size)]
+    with SSEServer([respond(), *pieces]) as server, ask(server.url) as answer:
+        assert answer.items() == expected
+
+
+@pytest.mark.parametrize("ending", [b"\n\n", b"\r\r", b"\r\n\r\n", b"\n\r"])
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+def test_each_event_is_delivered_as_it_arrives(ask: Door, framing: Any, ending: bytes) -> None:
+    flags = [threading.Event() for _ in range(3)]
+    frames = [b"data: %d" % n + ending for n in range(3)]
+    length = sum(map(len, frames)) if framing == "length" else None
+    steps: list[Step] = [respond(framing=framing, length=length)]
+    for frame, flag in zip(frames, flags, strict=True):
+        steps += [raw(frame), hold(flag)]
+    with SSEServer(steps) as server, ask(server.url) as answer:
+        for n, flag in enumerate(flags):
+            # What comes next is sent only once this one has been seen.
+            assert answer.next() == n
+            flag.set()
+        assert answer.items() == []
+        assert answer.events.outcome == "eof"
+
+
+def test_a_comment_is_delivered_as_its_line_ends(ask: Door) -> None:
+    flag = threading.Event()
+    with (
+        SSEServer([raw(b": ping\n"), hold(flag), send(1), DONE]) as server,
+        ask(server.url, decode="event", comments=True) as answer,
+    ):
+        assert answer.next() == Comment("ping")
+        flag.set()
+        assert answer.items() == [ServerSentEvent("message", "1")]
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+def test_an_old_server_that_ends_the_body_by_closing(ask: Door, version: bytes) -> None:
+    head = version + b" 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    with SSEServer([wire(head), wire(b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+        assert (answer.events.http_version, answer.events.outcome) == (version.decode(), "eof")
+
+
+def test_early_hints_before_the_answer(ask: Door) -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n"
+    with SSEServer([wire(hints + head + b"data: 1\n\n")]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.items()) == (200, [1])
+
+
+# Compression.
+
+
+def gzipped() -> Any:
+    return zlib.compressobj(wbits=31)
+
+
+COMPRESSIONS: list[tuple[str, Callable[[], Any]]] = [
+    ("gzip", gzipped),
+    ("X-GZip", gzipped),
+    ("deflate", zlib.compressobj),
+    ("deflate", lambda: zlib.compressobj(wbits=-15)),
+]
+
+
+@pytest.mark.parametrize(("encoding", "make"), COMPRESSIONS, ids=["gzip", "x-gzip", "zlib", "raw deflate"])
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_a_compressed_event_is_delivered_as_it_arrives(
+    ask: Door, encoding: str, make: Callable[[], Any], framing: Any
+) -> None:
+    flags = [threading.Event() for _ in range(3)]
+
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        compressor = make()
+        yield respond(headers={"Content-Encoding": encoding}, framing=framing)
+        for n, flag in enumerate(flags):
+            yield raw(compressor.compress(b"data: %d\n\n" % n) + compressor.flush(zlib.Z_SYNC_FLUSH))
+            yield hold(flag)
+        yield raw(compressor.flush())
+
+    with SSEServer(script) as server, ask(server.url, {"Accept-Encoding": "gzip, deflate"}) as answer:
+        assert server.requests[0].headers["accept-encoding"] == "gzip, deflate"
+        for n, flag in enumerate(flags):
+            assert answer.next() == n
+            flag.set()
+        assert answer.items() == []
+        assert answer.events.outcome == "eof"
+
+
+def test_a_compressed_error_answer_is_decompressed(ask: Door) -> None:
+    body = gzip.compress(b'{"error": "busy"}')
+    with SSEServer([respond(503, {"Content-Encoding": "gzip"}, content_type=JSON), raw(body)]) as server:
+        with ask(server.url) as answer:
+            assert answer.items() == [{"error": "busy"}]
+            with pytest.raises(StatusError) as caught:
+                answer.raise_for_status()
+            assert caught.value.body == b'{"error": "busy"}'
+        with SSEServer([respond(headers={"Content-Encoding": "gzip"}, content_type=JSON), raw(body)]) as other:
+            with pytest.raises(ContentTypeError) as told:
+                ask(other.url)
+            assert told.value.body == b'{"error": "busy"}'
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "rot13"])
+def test_an_unknown_content_encoding_is_a_protocol_error(ask: Door, encoding: str) -> None:
+    with (
+        SSEServer([respond(headers={"Content-Encoding": encoding}), raw(b"??")]) as server,
+        pytest.raises(ProtocolError, match="Accept-Encoding"),
+    ):
+        ask(server.url)
+
+
+@pytest.mark.parametrize("decode", ["json", "text"])
+def test_an_error_answer_in_an_unknown_encoding_tells_its_status(ask: Door, decode: Any) -> None:
+    steps = [respond(503, {"Content-Encoding": "br"}), raw(b"??")]
+    with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
+        assert (answer.status, answer.headers["content-encoding"]) == (503, "br")
+        items, error = answer.fail()
+        assert (items, type(error), type(error.__cause__)) == ([], StatusError, ProtocolError)
+        with pytest.raises(StatusError) as caught:
+            answer.raise_for_status()
+        assert (caught.value.status, caught.value.body) == (503, b"")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_corrupt_compressed_body_is_a_protocol_error(ask: Door, encoding: str) -> None:
+    with (
+        SSEServer([respond(headers={"Content-Encoding": encoding}), raw(b"data: 1\n\n" * 9)]) as server,
+        ask(server.url) as answer,
+    ):
+        items, error = answer.fail()
+        assert (items, type(error)) == ([], ProtocolError)
+
+
+def test_a_compressed_body_that_ends_early_is_a_truncated_stream(ask: Door) -> None:
+    compressor = gzipped()
+    body = compressor.compress(b"data: 1\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
+    with SSEServer([respond(headers={"Content-Encoding": "gzip"}), raw(body)]) as server, ask(server.url) as answer:
+        items, error = answer.fail()
+        assert (items, type(error)) == ([1], TruncatedStreamError)
+
+
+# Two readers.
+
+
+def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
+    is_reading, may_go_on = threading.Barrier(2), threading.Event()
+    told: list[BaseException] = []
+
+    def decode(event: ServerSentEvent) -> str:
+        is_reading.wait()
+        assert may_go_on.wait(30)
+        return event.data
+
+    def intrude(use: Callable[[], object]) -> None:
+        try:
+            use()
+        except BaseException as exc:
+            told.append(exc)
+
+    with SSEServer([send("1"), DONE]) as server, request_sse(server.url, decode=decode) as (_, _, items):
+        read: list[str] = []
+        reader = threading.Thread(target=lambda: read.extend(items))
+        reader.start()
+        is_reading.wait()
+        for use in (lambda: next(items), lambda: list(items), lambda: items.next(0), lambda: next(items.keep_open())):
+            intrude(use)
+        may_go_on.set()
+        reader.join()
+        assert read == ["1"]
+    assert [type(error) for error in told] == [UsageError] * 4
+    assert "one consumer at a time" in str(told[0])

@@ -1,0 +1,282 @@
+"""From an event to the item that the caller asked for: every mode, every error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sseqbridge import _accelerators as _fast
+from sseqbridge._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
+from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._streams.decoding import Decode, Decoder, Done, ErrorEvents
+
+# More nesting than json.loads takes, and an integer with more digits than int() does.
+TOO_DEEP = "[" * 100_000
+TOO_LONG = "9" * 5000
+
+
+@pytest.fixture(params=["fast", "plain"], autouse=True)
+def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever decodes JSON in this process, and in a second run of the test the standard library."""
+    if request.param == "plain":
+        monkeypatch.setattr(_fast, "json_decode", lambda: json.loads)
+
+
+def decoder(decode: Decode = "json", done: Done = "[DONE]", error_events: ErrorEvents = "raise") -> Decoder:
+    return Decoder(decode, done, error_events)
+
+
+def refuse(event: ServerSentEvent) -> Any:
+    raise KeyError(event.data)
+
+
+# --- json ---
+
+
+@pytest.mark.parametrize("value", [None, True, 0, 1.5, "", "text", [], {}, {"a": [{"b": None}]}, 2**70])
+def test_json_decodes_the_data_of_an_event(value: object) -> None:
+    assert decoder().item(ServerSentEvent(data=json.dumps(value))) == value
+
+
+@pytest.mark.parametrize(
+    "data", ["", "[DONE]", "{", "secret", '{"secret": 1} secret', TOO_LONG, TOO_DEEP], ids=lambda data: data[:22]
+)
+@pytest.mark.parametrize("error_events", ["raise", "yield"])
+def test_data_that_is_not_json_raises_an_error_with_event_and_cause(data: str, error_events: ErrorEvents) -> None:
+    event = ServerSentEvent("tick", data, "7")
+    with pytest.raises(DecodeError) as raised:
+        decoder(error_events=error_events).item(event)
+    assert raised.value.event is event
+    assert isinstance(raised.value.__cause__, (ValueError, RecursionError))
+    told = str(raised.value)
+    assert told.startswith('the data of a "tick" event is not JSON (')
+    assert 'decode="text"' in told
+    assert "secret" not in told
+    assert "99" not in told
+
+
+def test_place_of_the_fault_is_told() -> None:
+    with pytest.raises(DecodeError, match=r"\(Expecting value at character 6\)"):
+        decoder().item(ServerSentEvent(data='{"a": oops}'))
+
+
+def test_what_only_the_standard_library_takes_is_decoded_too() -> None:
+    decoded = decoder().item(ServerSentEvent(data='[1e400, -Infinity, "\\ud800", {"a": NaN}]'))
+    assert decoded[:3] == [float("inf"), float("-inf"), "\ud800"]
+    assert decoded[3]["a"] != decoded[3]["a"]
+
+
+def test_text_and_events_do_not_need_what_decodes_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_fast, "json_decode")
+    assert decoder("text").item(ServerSentEvent(data="1")) == "1"
+
+
+def test_fault_without_a_place_is_told_by_its_name() -> None:
+    with pytest.raises(DecodeError, match=r"\(ValueError\)"):
+        decoder().item(ServerSentEvent(data=TOO_LONG))
+    with pytest.raises(DecodeError, match=r"\(RecursionError\)"):
+        decoder().item(ServerSentEvent(data=TOO_DEEP))
+
+
+# --- errors that come as events ---
+
+BUSY = {"message": "busy", "code": 7}
+JSONRPC_ERROR = {"jsonrpc": "2.0", "id": 1, "error": BUSY}
+
+
+@pytest.mark.parametrize(
+    ("event", "payload", "told"),
+    [
+        (ServerSentEvent(data='{"error": "busy"}'), {"error": "busy"}, "busy"),
+        (ServerSentEvent(data=json.dumps({"error": BUSY})), {"error": BUSY}, "busy"),
+        (ServerSentEvent("error", json.dumps({"error": BUSY})), {"error": BUSY}, "busy"),
+        (ServerSentEvent("error", json.dumps(JSONRPC_ERROR)), JSONRPC_ERROR, "busy"),
+        (ServerSentEvent("error", json.dumps(BUSY)), BUSY, "busy"),
+        (ServerSentEvent("error", '"busy"'), "busy", "busy"),
+        (ServerSentEvent("error", "busy, not JSON"), "busy, not JSON", "busy, not JSON"),
+        (ServerSentEvent("error", TOO_DEEP), TOO_DEEP, TOO_DEEP[:200]),
+        (ServerSentEvent(data=json.dumps({"error": "x" * 1000})), {"error": "x" * 1000}, "x" * 200),
+        (ServerSentEvent(data='{"error": {"code": 7}}'), {"error": {"code": 7}}, None),
+        (ServerSentEvent(data='{"error": {"message": ["busy"]}}'), {"error": {"message": ["busy"]}}, None),
+        (ServerSentEvent(data='{"error": {}}'), {"error": {}}, None),
+        (ServerSentEvent(data='{"error": ""}'), {"error": ""}, None),
+        (ServerSentEvent("error", '{"error": 7}'), {"error": 7}, None),
+        (ServerSentEvent("error", "7"), 7, None),
+        (ServerSentEvent("error", "null"), None, None),
+        (ServerSentEvent("error", "[]"), [], None),
+        (ServerSentEvent("error", ""), "", None),
+    ],
+)
+def test_error_of_the_upstream_is_raised_with_its_payload(
+    event: ServerSentEvent, payload: object, told: str | None
+) -> None:
+    with pytest.raises(UpstreamError) as raised:
+        decoder().item(event)
+    assert raised.value.event is event
+    assert raised.value.payload == payload
+    assert raised.value.__cause__ is None
+    assert str(raised.value) == "the upstream sent an error" + ("; it is in .payload" if told is None else f": {told}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"error": None},
+        {"error": False},
+        {"error": 7},
+        {"error": ["busy"]},
+        {"errors": "busy"},
+        {"nested": {"error": "busy"}},
+        [{"error": "busy"}],
+        ["error"],
+        "error",
+        {},
+        JSONRPC_ERROR,
+    ],
+)
+def test_what_only_looks_like_an_error_is_an_item(value: object) -> None:
+    assert decoder().item(ServerSentEvent(data=json.dumps(value))) == value
+
+
+@pytest.mark.parametrize("name", ["message", "error"])
+def test_error_of_the_upstream_is_passed_on_where_that_is_asked_for(name: str) -> None:
+    event = ServerSentEvent(name, '{"error": "busy"}')
+    assert decoder(error_events="yield").item(event) == {"error": "busy"}
+
+
+def test_error_event_that_is_passed_on_and_no_json_is_its_text() -> None:
+    assert decoder(error_events="yield").item(ServerSentEvent("error", "busy, not JSON")) == "busy, not JSON"
+
+
+def test_upstreams_words_cannot_forge_a_line_of_a_log() -> None:
+    with pytest.raises(UpstreamError) as caught:
+        decoder().item(ServerSentEvent("error", "busy\n2026-01-01 all is well\x1b[2J"))
+    assert str(caught.value) == "the upstream sent an error: busy 2026-01-01 all is well [2J"
+
+
+@pytest.mark.parametrize("data", ["busy", '{"error": "busy"}'])
+def test_other_modes_know_no_error_events(data: str) -> None:
+    event = ServerSentEvent("error", data)
+    assert decoder("text").item(event) == data
+    assert decoder("event").item(event) is event
+
+
+# --- the other modes ---
+
+
+def test_text_is_the_data_as_it_is() -> None:
+    assert decoder("text").item(ServerSentEvent(data=" {not json}\n")) == " {not json}\n"
+
+
+@pytest.mark.parametrize("item", [ServerSentEvent("tick", "1"), Comment("ping")], ids=repr)
+def test_event_is_the_item_as_it_is(item: ServerSentEvent | Comment) -> None:
+    assert decoder("event").item(item) is item
+
+
+def test_function_is_given_the_event() -> None:
+    assert decoder(lambda event: (event.event, event.data)).item(ServerSentEvent("tick", "1")) == ("tick", "1")
+
+
+def test_function_that_raises_is_an_error_with_event_and_cause() -> None:
+    event = ServerSentEvent("tick", "secret")
+    with pytest.raises(DecodeError) as raised:
+        decoder(refuse).item(event)
+    assert raised.value.event is event
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert str(raised.value) == (
+        'the decode function raised KeyError for a "tick" event; '
+        "it is called with a ServerSentEvent, whose text is event.data"
+    )
+
+
+def test_function_that_is_interrupted_is_no_error_of_the_event() -> None:
+    def interrupted(event: ServerSentEvent) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder(interrupted).item(ServerSentEvent())
+
+
+# --- the last event ---
+
+
+@pytest.mark.parametrize("done", ["[DONE]", None])
+def test_without_a_function_no_event_is_known_here_as_the_last(done: Done) -> None:
+    assert not decoder(done=done).has_done_function
+    assert decoder(done=done).is_last(ServerSentEvent(data="[DONE]")) is False
+
+
+def test_function_says_which_event_is_the_last() -> None:
+    last = decoder(done=lambda event: event.event == "end")
+    assert last.has_done_function
+    assert last.is_last(ServerSentEvent("tick")) is False
+    assert last.is_last(ServerSentEvent("end")) is True
+
+
+def test_truth_of_what_the_function_returns_is_what_counts() -> None:
+    def any_data(event: ServerSentEvent) -> Any:
+        return event.data
+
+    assert decoder(done=any_data).is_last(ServerSentEvent(data="x")) is True
+    assert decoder(done=any_data).is_last(ServerSentEvent(data="")) is False
+
+
+def test_comment_is_never_the_last() -> None:
+    assert decoder("event", done=refuse).is_last(Comment("end")) is False
+
+
+def test_done_function_that_raises_is_a_callback_error_with_its_cause() -> None:
+    with pytest.raises(CallbackError) as raised:
+        decoder(done=refuse).is_last(ServerSentEvent(data="secret"))
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert str(raised.value) == "the done function raised KeyError"
+
+
+# --- the body of an error answer ---
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"error": "busy"}', {"error": "busy"}),
+        (b"null", None),
+        (b"<html>", "<html>"),
+        (b"", ""),
+        (b"caf\xc3\xa9 \xff", "caf\u00e9 \ufffd"),
+        (TOO_LONG.encode(), TOO_LONG),
+        (TOO_DEEP.encode(), TOO_DEEP),
+    ],
+    ids=range(7),
+)
+def test_body_is_json_or_text(body: bytes, value: object) -> None:
+    assert decoder().body(body) == value
+
+
+def test_body_is_an_item_in_json_mode_alone() -> None:
+    assert decoder("json").gives_body
+    assert not decoder("text").gives_body
+    assert not decoder("event").gives_body
+    assert not decoder(refuse).gives_body
+
+
+# --- wrong arguments ---
+
+
+@pytest.mark.parametrize("decode", ["JSON", "", None, 7, ["json"], b"json"])
+def test_unknown_decode_is_misuse(decode: Any) -> None:
+    with pytest.raises(UsageError, match=r'decode=.*"json", "text", "event" or a function'):
+        decoder(decode)
+
+
+@pytest.mark.parametrize("done", [7, True, b"[DONE]", ["[DONE]"]])
+def test_unknown_done_is_misuse(done: Any) -> None:
+    with pytest.raises(UsageError, match=r"done=.*a str, a function of the event, or None"):
+        decoder(done=done)
+
+
+@pytest.mark.parametrize("error_events", ["ignore", None, True, ["raise"]])
+def test_unknown_error_events_is_misuse(error_events: Any) -> None:
+    with pytest.raises(UsageError, match=r'error_events=.*"raise" or "yield"'):
+        decoder(error_events=error_events)

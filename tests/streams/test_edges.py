@@ -1,0 +1,312 @@
+"""Edges that were found by attacking the library, each of which once went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge import (
+    Bridge,
+    BridgeClosedError,
+    DecodeError,
+    EventStream,
+    ReadError,
+    ServerSentEvent,
+    StatusError,
+    UsageError,
+    arequest_sse,
+    request_sse,
+)
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
+from tests.doors import Door
+from tests.support import in_thread, together, until, until_blocked
+
+THREE = raw(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\ndata: 3\n\n")
+
+
+@pytest.mark.parametrize("value", ["caf\xe9".encode("latin-1"), "caf\xe9".encode()])
+def test_header_of_an_answer_need_not_be_ascii(ask: Door, value: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Name: " + value + b"\r\nConnection: close\r\n\r\n"
+    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+        assert answer.headers["x-name"].startswith("caf")
+
+
+# Where a stream stands is where its consumer stands.
+
+
+@pytest.fixture
+def three() -> Iterator[EventStream[int]]:
+    with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
+        yield events
+
+
+def test_last_event_id_after_close_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    assert next(three) == 1
+    three.close()
+    assert list(three) == []
+    assert three.last_event_id == "1"
+
+
+def test_last_event_id_after_close_in_the_loop_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    for _ in three:
+        three.close()
+    assert three.last_event_id == "1"
+
+
+def test_last_event_id_after_the_accepted_event_is_its_own() -> None:
+    with SSEServer([THREE, silence()]) as server:
+        events = request_sse(server.url, done=lambda event: event.data == "2").events
+        assert list(events) == [1, 2]
+        assert events.last_event_id == "2"
+
+
+def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStream[int]) -> None:
+    with SSEServer([raw(b"id: 1\ndata: 1\n\nid: 2\ndata: no JSON\n\nid: 3\ndata: 3\n\n")]) as server:
+        events = request_sse(server.url).events
+        assert next(events) == 1
+        for _ in range(2):
+            with pytest.raises(DecodeError):
+                next(events)
+        assert events.last_event_id == "1"
+
+
+def test_last_event_id_that_is_read_while_the_consumer_goes_on_is_a_str() -> None:
+    with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
+
+        class Passing(EventStream[Any]):
+            """Another thread, for which each look at a field comes between two of the consumer's steps."""
+
+            def __getattribute__(self, name: str) -> Any:
+                value = super().__getattribute__(name)
+                if name == "_committed_id" and value is not None:
+                    next(self)
+                return value
+
+        events.__class__ = Passing
+        assert events.last_event_id == ""
+        assert events.last_event_id == "1"
+
+
+def test_last_event_id_after_done_is_not_of_what_came_behind() -> None:
+    with SSEServer([raw(b"id: 1\ndata: 1\n\ndata: [DONE]\n\nid: 9\ndata: 9\n\n")]) as server:
+        events = request_sse(server.url).events
+        assert list(events) == [1]
+        assert events.last_event_id == "1"
+
+
+# Items and errors.
+
+
+def test_event_without_data_is_no_json_and_passed_over(ask: Door) -> None:
+    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as answer:
+        assert answer.items() == [1]
+
+
+def test_event_without_data_is_an_event_all_the_same(ask: Door) -> None:
+    script = [raw(b"event: ping\ndata:\n\n"), send("[DONE]")]
+    with SSEServer(script) as server, ask(server.url, decode="event") as answer:
+        assert answer.items() == [ServerSentEvent("ping")]
+
+
+def test_raise_for_status_in_a_loop_over_the_error_body() -> None:
+    with SSEServer([respond(500, content_type="application/json"), raw(b'{"no": 1}')]) as server:
+        events = request_sse(server.url).events
+        with pytest.raises(StatusError) as caught:
+            for body in events:
+                assert body == {"no": 1}
+                events.raise_for_status()
+        assert caught.value.body == b'{"no": 1}'
+
+
+def test_error_raised_again_does_not_grow() -> None:
+    with SSEServer([raw(b"data: no JSON\n\n")]) as server:
+        events = request_sse(server.url).events
+        depths = []
+        for _ in range(5):
+            with pytest.raises(DecodeError) as caught:
+                next(events)
+            depths.append(len(caught.traceback))
+        assert depths[1] == depths[-1]
+
+
+def test_servers_words_cannot_forge_a_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/":
+            yield respond(307, {"Location": "/x%0aERROR%20root%20forged%1b[31m"})
+        else:
+            yield respond(500)
+
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    with SSEServer(script) as server, pytest.raises(StatusError) as caught:
+        request_sse(server.url).raise_for_status()
+    assert "/x%0aERROR" in str(caught.value)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+# Clients of the caller's.
+
+
+def test_burst_of_first_requests_leaves_one_client_open() -> None:
+    made: list[httpx.AsyncClient] = []
+
+    def client() -> httpx.AsyncClient:
+        made.append(httpx.AsyncClient(verify=False))
+        return made[-1]
+
+    with SSEServer([send(1), send("[DONE]")]) as server, Bridge(client=client) as bridge:
+        together([lambda: list(request_sse(server.url, bridge=bridge).events)] * 20)
+        for _ in range(2):
+            assert list(request_sse(server.url, bridge=bridge).events) == [1]
+        until(lambda: sum(not http.is_closed for http in made) <= 9)
+    assert all(http.is_closed for http in made)
+
+
+def test_slow_client_function_holds_up_no_other_stream() -> None:
+    is_made = threading.Event()
+    is_called = threading.Event()
+
+    def client() -> httpx.AsyncClient:
+        if is_called.is_set():
+            is_made.wait(30)
+        is_called.set()
+        return httpx.AsyncClient(verify=False)
+
+    go = threading.Event()
+    with SSEServer([send(1), hold(go), send("[DONE]")]) as server, Bridge(client=client) as bridge:
+        events = request_sse(server.url, bridge=bridge).events
+        assert next(events) == 1
+        slow = in_thread(lambda: list(request_sse(server.url, bridge=bridge).events))
+        go.set()
+        assert list(events) == []
+        is_made.set()
+        assert slow.result(30) == [1]
+
+
+# Interrupts.
+
+
+def test_what_interrupts_a_wait_may_not_read() -> None:
+    go = threading.Event()
+    told: list[str] = []
+
+    def read(signum: int, frame: object) -> None:
+        try:
+            next(events)
+        except UsageError as exc:
+            told.append(str(exc))
+        go.set()
+
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until_blocked(main)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, read)
+    try:
+        with SSEServer([send(1), hold(go), send(2), send(3), send("[DONE]")]) as server:
+            events = request_sse(server.url).events
+            got = []
+            for item in events:
+                got.append(item)
+                if item == 1:
+                    in_thread(interrupt)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert got == [1, 2, 3]
+    assert len(told) == 1
+
+
+def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        events = request_sse(server.url).events
+        assert next(events) == 1
+        events._handoff.close()
+        del events
+        server.requests[0].wait_aborted()
+
+
+def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
+        request_sse(server.url, bridge=bridge).events.close()
+        assert bridge._state is not None
+        loop = bridge._state.loop
+        post = loop.call_soon_threadsafe
+
+        def interrupted(*args: Any, **options: Any) -> None:
+            post(*args, **options)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            request_sse(server.url, bridge=bridge)
+        state = bridge._state
+        until(lambda: not state.pumps)
+
+
+# Transports of the caller's, and loops.
+
+
+class _Endless(httpx.AsyncByteStream):
+    """A body that goes on until it is cancelled, and cannot be closed."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await asyncio.sleep(60)
+
+    async def aclose(self) -> None:
+        raise ValueError("not to be closed")
+
+
+class _NoSocket:
+    """A network stream of a transport that has no socket to show."""
+
+    def get_extra_info(self, info: str) -> None:
+        return None
+
+
+def test_transport_without_a_socket_whose_answer_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Type": "text/event-stream"}
+        return httpx.Response(200, headers=headers, stream=_Endless(), extensions={"network_stream": _NoSocket()})
+
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+        events = request_sse("http://upstream.invalid/", bridge=bridge).events
+        assert next(events) == 1
+        events.close()
+        assert events.outcome == "closed"
+        until(lambda: any("closing the response failed: ValueError" in r.getMessage() for r in caplog.records))
+
+
+def test_error_of_ours_from_a_transport_stays_as_it_is() -> None:
+    error = ReadError("the cable was cut")
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(fail))) as bridge:
+        with pytest.raises(ReadError) as caught:
+            request_sse("http://upstream.invalid/", bridge=bridge)
+        assert caught.value is error
+
+
+def test_loop_that_ends_with_a_stream_open_tells_its_consumer() -> None:
+    loop = asyncio.new_event_loop()
+    with SSEServer([send(1), silence()]) as server:
+        events = loop.run_until_complete(arequest_sse(server.url)).events
+        assert loop.run_until_complete(events.next()) == 1
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        with pytest.raises(BridgeClosedError, match="ending"):
+            loop.run_until_complete(events.next())
+        server.requests[0].wait_aborted()
+        loop.close()

@@ -1,0 +1,153 @@
+"""The error tree: it is as its module tells it, survives pickling, and says what to do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import httpx
+import pytest
+
+from sseqbridge import _exceptions
+from sseqbridge._exceptions import (
+    BufferLimitError,
+    ContentTypeError,
+    DecodeError,
+    EventError,
+    ReconnectionError,
+    RedirectError,
+    ResponseError,
+    SSEError,
+    StatusError,
+    StreamTimeoutError,
+    UpstreamError,
+    UsageError,
+)
+from sseqbridge._sse.events import ServerSentEvent
+
+HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
+EVENT = ServerSentEvent("error", "secret", "7", 1.0)
+
+# Every error that holds more than a message.
+WITH_FACTS: list[Exception] = [
+    StreamTimeoutError("read", 1.5),
+    StreamTimeoutError("total", None),
+    ReconnectionError("lost", 3),
+    RedirectError("a redirect", 302),
+    ResponseError("an answer", 200, HEADERS, b"body"),
+    StatusError("a status", 503, HEADERS, b"body"),
+    ContentTypeError("a type", 200, HEADERS, b"body"),
+    BufferLimitError(1024),
+    EventError("an event", EVENT),
+    DecodeError("no JSON", EVENT),
+    UpstreamError("an error", EVENT, {"error": {"message": "busy"}}),
+]
+WITH_A_MESSAGE: list[Exception] = [
+    getattr(_exceptions, name)("what happened")
+    for name in _exceptions.__all__
+    if getattr(_exceptions, name) not in {type(error) for error in WITH_FACTS}
+]
+
+
+def told_tree() -> dict[str, str]:
+    """The tree of the module's docstring: the name of each class and of the one above it."""
+    above: list[str] = []
+    tree = {}
+    for indent, name, note in re.findall(r"^ {4}((?:\|  )*(?:\+- )?)(\w+)(.*)$", _exceptions.__doc__ or "", re.M):
+        depth = len(indent) // 3
+        above[depth:] = [name]
+        in_brackets = re.match(r" \(an? (\w+)\)", note)
+        tree[name] = above[depth - 1] if depth else in_brackets[1] if in_brackets else "Exception"
+    return tree
+
+
+def test_tree_is_as_the_module_tells_it() -> None:
+    classes = {name: getattr(_exceptions, name).__bases__ for name in _exceptions.__all__}
+    assert {name: (parent,) for name, parent in told_tree().items()} == {
+        name: tuple(base.__name__ for base in bases) for name, bases in classes.items()
+    }
+
+
+def test_every_class_is_exported() -> None:
+    classes = [name for name, value in vars(_exceptions).items() if str(value).startswith("<class 'sseqbridge.")]
+    assert sorted(classes) == _exceptions.__all__
+
+
+def test_misuse_is_no_sse_error() -> None:
+    assert not issubclass(UsageError, SSEError)
+    assert issubclass(UsageError, RuntimeError)
+
+
+@pytest.mark.parametrize("error", WITH_FACTS + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_error_survives_pickling(error: Exception, protocol: int) -> None:
+    # Protocols 0 and 1 know no slots, so no event.
+    if protocol < 2 and isinstance(error, EventError):
+        protocol = 2
+    assert_same(pickle.loads(pickle.dumps(error, protocol)), error)
+
+
+@pytest.mark.parametrize("error", WITH_FACTS + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
+def test_error_survives_copying(error: Exception) -> None:
+    assert_same(copy.copy(error), error)
+    assert_same(copy.deepcopy(error), error)
+
+
+def assert_same(other: Exception, error: Exception) -> None:
+    assert type(other) is type(error)
+    assert str(other) == str(error)
+    assert vars(other) == vars(error)
+    assert other.args == error.args
+
+
+def test_facts_are_attributes() -> None:
+    timeout, _, lost, redirect, response, _, _, limit, event, _, upstream = WITH_FACTS
+    assert isinstance(timeout, StreamTimeoutError)
+    assert (timeout.which, timeout.seconds) == ("read", 1.5)
+    assert isinstance(lost, ReconnectionError)
+    assert (str(lost), lost.attempts) == ("lost", 3)
+    assert isinstance(redirect, RedirectError)
+    assert redirect.status == 302
+    assert isinstance(response, ResponseError)
+    assert (response.status, response.headers, response.body) == (200, HEADERS, b"body")
+    assert isinstance(limit, BufferLimitError)
+    assert limit.limit == 1024
+    assert isinstance(event, EventError)
+    assert event.event is EVENT
+    assert isinstance(upstream, UpstreamError)
+    assert upstream.payload == {"error": {"message": "busy"}}
+
+
+def test_text_of_an_answer_is_utf8() -> None:
+    assert StatusError("", 500, HEADERS, b"caf\xc3\xa9 \xff").text == "caf\u00e9 \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("which", "told"),
+    [
+        ("connect", "no connection to the upstream after 1.5 s; timeout=Timeout(connect=...) sets this limit"),
+        ("read", "not a byte from the upstream after 1.5 s; timeout=Timeout(read=...) sets this limit"),
+        ("write", "the upstream took no more of the request after 1.5 s; timeout=Timeout(read=...) sets this limit"),
+        (
+            "idle",
+            "no event from the upstream (comments do not count) after 1.5 s; timeout=Timeout(idle=...) sets this limit",
+        ),
+        ("total", "the stream is not at its end after 1.5 s; timeout=Timeout(total=...) sets this limit"),
+    ],
+)
+def test_timeout_says_what_was_waited_for_and_what_sets_the_limit(which: str, told: str) -> None:
+    assert str(StreamTimeoutError(which, 1.5)) == told
+
+
+def test_timeout_of_unknown_length_says_so_without_a_number() -> None:
+    assert str(StreamTimeoutError("read", None)).startswith("not a byte from the upstream; ")
+
+
+def test_limit_says_what_to_raise() -> None:
+    assert str(BufferLimitError(1024)) == "an event is larger than max_event_bytes=1024; raise it to read this stream"
+
+
+@pytest.mark.parametrize("error", WITH_FACTS, ids=lambda error: type(error).__name__)
+def test_text_shows_no_header_body_or_data(error: Exception) -> None:
+    assert not re.search(r"secret|set-cookie|a=1|body", str(error))

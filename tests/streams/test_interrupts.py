@@ -1,0 +1,443 @@
+"""An interrupt at any bytecode of a call that reads: the stream has ended then, or gives the very next event.
+
+Signals come where they like, so these tests send none: a tracer raises in front of the first bytecode of the package,
+then of the second, and so on. Not in front of a `return` in the function that the application has called: there the
+item is handed over, and CPython looks for no signal any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dis
+import gc
+import pickle
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+import sseqbridge
+from sseqbridge import (
+    AsyncEventStream,
+    EventStream,
+    ServerSentEvent,
+    UsageError,
+    amerge,
+    arequest_sse,
+    merge,
+    request_sse,
+    tee,
+)
+from sseqbridge._engine.channel import End, ThreadHandOff
+from sseqbridge._engine.exchange import Batch, Body, Head
+from sseqbridge._streams import claims as _claims
+from sseqbridge._streams.decoding import Decoder
+from sseqbridge.testing import SSEServer, send, silence
+from tests.support import in_thread
+
+# Has no type hints.
+greenlet: Any = import_module("greenlet")
+
+PACKAGE = str(Path(sseqbridge.__file__).parent)
+# Called by the application: what they return is its.
+DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_hold"}
+RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+COUNT = 4
+
+T = TypeVar("T")
+
+
+class Alarm(BaseException):
+    """What a signal handler raises."""
+
+
+class Origin:
+    target = "http://upstream/"
+    received = events = reconnections = 0
+    done_event = None
+
+    def check_asked(self) -> None: ...
+
+
+class Loop:
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        callback(*args)
+
+
+class Upstream:
+    """What a stream reads from, in memory."""
+
+    connection = Origin()
+    last_event_id = ""
+    time_to_first_event = None
+    is_inherited = False
+    finished = True
+    # Its own thread is this one.
+    loop: Any = Loop()
+
+    def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
+        self.handoff: ThreadHandOff[Any] = ThreadHandOff(1 << 20)
+        self.status = status
+        if status != 200:
+            self.handoff.put_now(Body(b"no"))
+        for items in batches:
+            self.handoff.put_now(Batch([ServerSentEvent(data=item) for item in items], len(items), 1, "", None))
+        if end is not None:
+            self.handoff.end(end)
+
+    def nothing(self, *_: Any) -> None: ...
+
+    check_process = request_abort = request_drain = request_reconnect = notify_finished = nothing
+    call_at_loop_end = call_at_loop_end_no_more = wait_finished = nothing
+
+    def in_loop_thread(self) -> bool:
+        return False
+
+    async def await_finished(self, timeout: float) -> None: ...
+
+    def stream(self, kind: Any = EventStream) -> Any:
+        head = Head(self.status, httpx.Headers(), "HTTP/1.1")
+        return kind(self, head, Decoder("text", None, "raise"), None, None)
+
+
+def numbers(kind: Any = EventStream, *, end: End | None = None) -> Any:
+    """A stream of "0", "1" and so on, in batches."""
+    texts = [str(number) for number in range(COUNT)]
+    return Upstream([texts[:2], texts[2:3], texts[3:]], end).stream(kind)
+
+
+class Interrupt:
+    """Raises Alarm in front of one bytecode of the package."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.frames: list[str] = []
+
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self.step
+
+    def step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if event != "opcode" or (code.co_name in DELIVERING and code.co_code[frame.f_lasti] in RETURNS):
+            return self.step
+        self.left -= 1
+        if not self.left:
+            sys.settrace(None)
+            raise Alarm
+        return self.step
+
+
+def read_by_next(stream: EventStream[str], got: list[str]) -> None:
+    got.append(stream.next())
+
+
+def read_by_next_in_time(stream: EventStream[str], got: list[str]) -> None:
+    """With a wait that elapses."""
+    got += [*stream.poll(), *stream.poll()]
+    with pytest.raises(TimeoutError):
+        stream.next(timeout=0)
+
+
+def read_by_poll(stream: EventStream[str], got: list[str]) -> None:
+    got += stream.poll()
+
+
+def read_in_a_loop(stream: EventStream[str], got: list[str]) -> None:
+    for item in stream:
+        got.append(item)
+        if len(got) == COUNT:
+            break
+
+
+def read_and_keep_open(stream: EventStream[str], got: list[str]) -> None:
+    for item in stream.keep_open():
+        got.append(item)
+        if len(got) == 4:
+            break
+
+
+def read_in_the_body_of_a_loop(stream: EventStream[str], got: list[str]) -> None:
+    loop = stream.keep_open()
+    got.append(next(loop))
+    got.append(stream.next())
+    got += stream.poll()
+    del loop
+
+
+def collect(stream: EventStream[str], got: list[str]) -> None:
+    got += stream.collect()
+
+
+READERS: list[Callable[[EventStream[str], list[str]], None]] = [
+    read_by_next,
+    read_by_next_in_time,
+    read_by_poll,
+    read_in_a_loop,
+    read_and_keep_open,
+    collect,
+    read_in_the_body_of_a_loop,
+]
+
+
+def interruptions(make: Callable[[], T], read: Callable[[T], object]) -> Iterator[tuple[T, BaseException]]:
+    """Have `read` interrupted at each bytecode in turn, with an object of its own; yield that, and the exception."""
+    number = 0
+    while True:
+        number += 1
+        made = make()
+        try:
+            with Interrupt(number):
+                read(made)
+        except Alarm as alarm:
+            yield made, alarm
+        else:
+            break
+    assert number > 50
+
+
+def check(stream: EventStream[str], got: list[str]) -> None:
+    """See that a stream has ended, or goes on with what was not given yet."""
+    if stream.outcome is None:
+        try:
+            item = stream.next(timeout=0)
+        except TimeoutError:
+            assert len(got) == COUNT
+        except StopIteration:
+            assert stream.outcome == "closed"
+        else:
+            assert item == str(len(got))
+            rest = stream.poll()
+            assert [*got, item, *rest] == [str(number) for number in range(COUNT)]
+    else:
+        assert stream.outcome in ("closed", "eof")
+        assert stream.poll() == [] or stream.outcome == "eof"
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    """So that nothing of the package runs by chance."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+no_tracer = pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer is set already: coverage's, a debugger's")
+pytestmark = [
+    no_tracer,
+    pytest.mark.usefixtures("collector_off"),
+    # Those that are left open after an interrupt, which have no connection.
+    pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
+    # An interrupt in what is called by a finalizer goes no further.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+ALL = [str(number) for number in range(COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("read", "elsewhere"),
+    # The last has a loop that is not over, which is its thread's.
+    [*((read, False) for read in READERS), *((read, True) for read in READERS[:-1])],
+)
+def test_interrupt_at_any_bytecode_leaves_no_stream_locked(
+    read: Callable[[EventStream[str], list[str]], None], elsewhere: bool
+) -> None:
+    end = End("eof") if read is collect else None
+
+    def make() -> tuple[EventStream[str], list[str]]:
+        return numbers(end=end), []
+
+    for (stream, got), alarm in interruptions(make, lambda made: read(*made)):
+        # The exception, and so all of its frames, are alive in the meantime.
+        assert alarm.__traceback__ is not None
+        if elsewhere:
+            in_thread(partial(check, stream, got)).result(10)
+        else:
+            check(stream, got)
+
+
+def test_interrupt_at_any_bytecode_of_an_asynchronous_stream() -> None:
+    def make() -> tuple[AsyncEventStream[str], list[str]]:
+        return numbers(AsyncEventStream), []
+
+    def read(made: tuple[AsyncEventStream[str], list[str]]) -> None:
+        stream, got = made
+        for _ in range(3):
+            got.append(loop.run_until_complete(stream.next()))
+
+    async def go_on(stream: AsyncEventStream[str], got: list[str]) -> None:
+        try:
+            assert await stream.next(timeout=0) == str(len(got))
+        except StopAsyncIteration:
+            assert stream.outcome == "closed"
+
+    loop = asyncio.new_event_loop()
+    for made, _ in interruptions(make, read):
+        loop.run_until_complete(go_on(*made))
+    loop.close()
+
+
+def test_interrupt_at_any_bytecode_of_merged_streams() -> None:
+    for merged, _ in interruptions(lambda: merge({"a": numbers(end=End("eof"))}), list):
+        try:
+            got = [item for _, item in merged]
+        except UsageError as error:
+            assert "left" in str(error)
+        else:
+            assert got in ([], ALL)
+
+
+def test_interrupt_at_any_bytecode_of_tee() -> None:
+    def read(stream: EventStream[str]) -> None:
+        for reader in tee(stream):
+            assert reader.collect() == ALL
+
+    for stream, _ in interruptions(lambda: numbers(end=End("eof")), read):
+        if stream.outcome is None:
+            assert stream.collect() == ALL
+
+
+def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
+    def read(stream: EventStream[str]) -> None:
+        with pytest.raises(sseqbridge.StatusError):
+            stream.raise_for_status()
+
+    for stream, _ in interruptions(lambda: Upstream([], status=500).stream(), read):
+        read(stream)
+
+
+# Who reads, and who does not any more.
+
+
+def test_call_that_is_under_way_is_not_taken_over() -> None:
+    with SSEServer([send("1"), silence()]) as server:
+        stream = request_sse(server.url, decode="text").events
+        assert stream.next() == "1"
+        reading = in_thread(lambda: list(stream))
+        while not stream._is_claimed:
+            pass
+        with pytest.raises(UsageError, match="one consumer"):
+            stream.poll()
+        stream.close()
+        assert reading.result(10) == []
+
+
+def test_call_in_a_greenlet_that_is_suspended_is_not_taken_over() -> None:
+    """As where its decode function lets another greenlet run."""
+    main = greenlet.getcurrent()
+
+    def decode(event: Any) -> str:
+        main.switch()
+        return str(event.data)
+
+    with SSEServer([send("1"), silence()]) as server, request_sse(server.url, decode=decode) as (_, _, items):
+        reading = greenlet.greenlet(items.next)
+        reading.switch()
+        with pytest.raises(UsageError, match="one consumer"):
+            items.next()
+        assert reading.switch() == "1"
+        assert items.poll() == []
+
+
+def test_claims_that_were_left_are_passed_over_by_one_alone() -> None:
+    """Many threads find the same claims left: one of them reads."""
+
+    def left() -> FrameType:
+        return sys._getframe()
+
+    def read(claims: _claims.Claims, barrier: threading.Barrier) -> bool:
+        claim = sys._getframe()
+        barrier.wait()
+        claims.append(claim)
+        mine = claims.contend(claim, lambda: None)
+        # Whoever has it has it still.
+        barrier.wait()
+        return mine
+
+    for _ in range(50):
+        claims, barrier = _claims.Claims([left(), left(), left()]), threading.Barrier(8)
+        reading = [in_thread(partial(read, claims, barrier)) for _ in range(8)]
+        assert sum(future.result(10) for future in reading) == 1
+        assert not claims.is_held()
+
+
+def test_no_claim_is_none() -> None:
+    assert not _claims.Claims().is_held()
+
+
+def test_error_of_a_signal_handler_is_not_taken_for_the_streams() -> None:
+    """An Exception that comes while some events were polled is not kept back."""
+    calls = 0
+
+    def decode(event: Any) -> str:
+        nonlocal calls
+        calls += 1
+        return str(event)
+
+    stream = numbers()
+    take = stream._before_take
+
+    def interrupted() -> bool:
+        if calls:
+            raise LookupError("a signal handler's")
+        return bool(take())
+
+    stream._decoder.item = decode
+    stream._before_take = interrupted
+    with pytest.raises(LookupError):
+        stream.poll()
+    assert stream.outcome == "closed"
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    async def main(url: str) -> None:
+        async with await arequest_sse(url) as response:
+            for original in (response, response.events, amerge([response])):
+                with pytest.raises(TypeError, match="cannot be copied"):
+                    make(original)
+
+    with SSEServer([send(1), send("[DONE]")]) as server:
+        with request_sse(server.url) as response:
+            readers = tee(request_sse(server.url))
+            with merge([request_sse(server.url)]) as merged:
+                for original in (response, response.events, readers, readers[0], merged):
+                    with pytest.raises(TypeError, match="cannot be copied"):
+                        make(original)
+                assert [item for _, item in merged] == [1]
+            gc.collect()
+            assert response.events.collect() == [1]
+            assert [reader.collect() for reader in readers] == [[1], [1]]
+        asyncio.run(main(server.url))
+
+
+@pytest.mark.parametrize("read", [EventStream.next, EventStream.poll, EventStream.collect])
+def test_stream_that_was_read_is_finalized_without_the_collector(read: Callable[[Any], object]) -> None:
+    stream = numbers(end=End("eof"))
+    read(stream)
+    finalized = weakref.ref(stream)
+    del stream
+    assert finalized() is None

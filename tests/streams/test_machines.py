@@ -1,0 +1,365 @@
+"""Parser, encoder and hand-off, each beside a model of it, in whatever order what it can do is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sseqbridge._engine.channel import CLOSED, End, HandOff
+from sseqbridge._exceptions import BufferLimitError, UsageError
+from sseqbridge._sse.encoder import encode
+from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.parser import EventStreamParser
+from tests.sse.reference_parser import parse
+
+# What a failure would be explained with takes minutes.
+PHASES = (Phase.generate, Phase.shrink)
+STEPS = settings(max_examples=60, stateful_step_count=30, phases=PHASES)
+
+# The parser: what it has given after each chunk is what the standard says of all bytes so far.
+
+ends = st.sampled_from([b"\n", b"\r", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n"])
+fields = st.sampled_from(
+    [
+        *(b"data", b"data: ", b"data:a", b"data: b", b"event: e", b"event", b"id: 1", b"id: 2", b"id", b"id: 3\0"),
+        *(b"retry: 500", b"retry: x", b"unknown: x", b": ping", b"data: c\n", b"data: d\n\n", b"data: e\r\r"),
+    ]
+)
+odds = st.sampled_from(
+    [b"", b":", b" ", b"\0", b"\xef\xbb\xbf", b"\xef", b"\xbb", b"\xbf", b"\xe2\x82", b"\xac", b"\xff"]
+)
+chunks = ends | fields | ends | fields | odds | st.binary(max_size=12)
+
+
+class ParserMachine(RuleBasedStateMachine):
+    """One stream over several connections."""
+
+    @initialize(limit=st.sampled_from([1000, 1000, 20]), comments=st.booleans())
+    def begin(self, limit: int, comments: bool) -> None:
+        self.options: dict[str, Any] = {"max_event_bytes": limit, "comments": comments}
+        self.connect("")
+
+    def connect(self, last_event_id: str) -> None:
+        self.before = last_event_id
+        self.stream = b""
+        self.items: list[Any] = []
+        self.parser = EventStreamParser(last_event_id=last_event_id, **self.options)
+
+    @rule(chunks=st.lists(chunks, min_size=1, max_size=6))
+    def feed(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self.feed_one(chunk)
+            self.is_what_the_standard_says()
+
+    @rule(field=fields, ending=st.sampled_from([b"\n", b"\r", b"\r\n"]), at=st.integers(0, 2))
+    def feed_a_line_that_is_cut_at_its_end(self, field: bytes, ending: bytes, at: int) -> None:
+        self.feed([(field + ending)[: -1 - at], (field + ending)[-1 - at :]])
+
+    def feed_one(self, chunk: bytes) -> None:
+        was_refused = self.parser.error
+        self.stream += b"" if was_refused else chunk
+        try:
+            self.items += self.parser.feed(chunk)
+        except BufferLimitError as error:
+            assert error is self.parser.error
+            assert was_refused in (None, error)
+        else:
+            assert was_refused is None
+
+    @precondition(lambda self: len(self.stream) > 100)
+    @rule()
+    def reconnect(self) -> None:
+        self.connect(self.parser.last_event_id)
+
+    def is_what_the_standard_says(self) -> None:
+        told = parse(self.stream, self.options["max_event_bytes"], self.before)
+        items = [item for item in told.items if self.options["comments"] or isinstance(item, ServerSentEvent)]
+        assert self.items == items
+        assert (self.parser.last_event_id, self.parser.retry) == (told.last_event_id, told.retry)
+        assert (self.parser.error is not None) == told.refused
+
+
+# The encoder: what was written is read as it was written, by a reader who comes in at any time.
+
+texts = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["", "\n", "a\r\nb\r", "\ufeff", ": ", "[DONE]"]
+)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=5)
+bad_words = st.sampled_from(["\n", "a\r", "\0", "a\nb", "\ud800"])
+retries = st.none() | st.integers(0, 10_000).map(lambda milliseconds: milliseconds / 1000)
+
+
+class EncoderMachine(RuleBasedStateMachine):
+    """One stream, written event by event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = b""
+        self.items: list[ServerSentEvent | Comment] = []
+        self.last_event_id = ""
+        self.retry: float | None = None
+        self.reader = EventStreamParser(comments=True)
+        self.read: list[Any] = []
+
+    def write(self, item: ServerSentEvent | Comment) -> None:
+        frame = encode(item)
+        self.stream += frame
+        self.read += self.reader.feed(frame)
+
+    @rule(kind=st.just("message") | words, data=texts, id=st.just("") | words, retry=retries)
+    def event(self, kind: str, data: str, id: str, retry: float | None) -> None:
+        self.write(ServerSentEvent(kind, data, id, retry))
+        # An id holds until there is another one, and every line break is a line feed.
+        self.last_event_id = id or self.last_event_id
+        self.retry = self.retry if retry is None else retry
+        data = data.replace("\r\n", "\n").replace("\r", "\n")
+        self.items.append(ServerSentEvent(kind, data, self.last_event_id, retry))
+
+    @rule(text=texts)
+    def comment(self, text: str) -> None:
+        self.write(Comment(text))
+        self.items += [Comment(line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+
+    @rule(bad=bad_words, at=st.sampled_from(["event", "id"]))
+    def what_cannot_be_said(self, bad: str, at: str) -> None:
+        event = ServerSentEvent(data="x")
+        setattr(event, at, bad)
+        with pytest.raises(UsageError):
+            self.write(event)
+
+    @precondition(lambda self: self.items)
+    @rule()
+    def relay(self) -> None:
+        """What was read is written anew, as a relay does it: it means the same."""
+        self.stream = b"".join(map(encode, self.read))
+        self.reader = EventStreamParser(comments=True)
+        self.read = list(self.reader.feed(self.stream))
+
+    @invariant()
+    def is_read_as_it_was_written(self) -> None:
+        assert self.read == self.items
+        assert parse(self.stream).items == self.items
+        assert (self.reader.last_event_id, self.reader.retry) == (self.last_event_id, self.retry)
+
+
+# The hand-off: one producer and one consumer on one loop, which does nothing between two steps.
+
+charges = st.sampled_from([1, 2, 3]) | st.sampled_from([0, 5, 10, 11, 20, 100])
+
+
+class HandOffMachine(RuleBasedStateMachine):
+    """The model is a queue of numbers with their charges, who waits, and what the consumer has in hand."""
+
+    @initialize(limit=st.sampled_from([1, 7, 10, 20]))
+    def begin(self, limit: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.limit = limit
+        self.handoff: HandOff[int] = HandOff(self.loop, limit)
+        self.queue: deque[tuple[int | End, int]] = deque()
+        self.in_hand = 0
+        self.number = 0
+        self.ended = self.closed = False
+        # Those that wait: a put and its entry, a take, a function to be called.
+        self.putting: tuple[asyncio.Task[None], int, int] | None = None
+        self.taking: asyncio.Task[int | End] | None = None
+        self.notified: list[int] = []
+        self.is_to_be_notified = False
+
+    def teardown(self) -> None:
+        if hasattr(self, "loop"):
+            self.handoff.close()
+            for task in (self.putting and self.putting[0], self.taking):
+                if task is not None:
+                    self.loop.run_until_complete(task)
+            self.loop.close()
+
+    # The model.
+
+    @property
+    def held(self) -> int:
+        return self.in_hand + sum(charge for _, charge in self.queue)
+
+    def fits(self, charge: int) -> bool:
+        return not self.held or self.held + charge <= self.limit or self.closed
+
+    def add(self, entry: int | End, charge: int) -> None:
+        if not self.ended and not self.closed:
+            self.ended = isinstance(entry, End)
+            self.queue.append((entry, charge))
+
+    def taken(self) -> int | End | None:
+        if self.closed:
+            return CLOSED
+        if not self.queue:
+            return None
+        entry, self.in_hand = self.queue.popleft()
+        return entry
+
+    def settle(self) -> None:
+        """Let the loop do what there is to do, and have the model say what that is."""
+        for _ in range(6):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        if self.putting is not None:
+            task, number, charge = self.putting
+            is_drained = self.closed or (self.fits(charge) and self.held <= self.limit // 2)
+            assert task.done() == is_drained
+            if is_drained:
+                self.putting = None
+                self.add(number, charge)
+        if self.taking is not None:
+            entry = self.taken()
+            assert self.taking.done() == (entry is not None)
+            if entry is not None:
+                assert self.taking.result() == entry
+                self.taking = None
+        if self.is_to_be_notified and (self.queue or self.closed):
+            self.is_to_be_notified = False
+            assert self.notified == [1]
+        assert not self.is_to_be_notified or self.notified == []
+        if not self.closed:
+            assert self.handoff.buffered == self.held
+            assert self.handoff.pending == len(self.queue)
+            # One entry larger than that may enter where nothing is held.
+            charged = [charge for charge in (self.in_hand, *(charge for _, charge in self.queue)) if charge]
+            assert self.held <= self.limit or len(charged) == 1 or self.is_overfull
+
+    is_overfull = False
+
+    # The producer, in the loop's thread.
+
+    def next_number(self) -> int:
+        self.number += 1
+        return self.number
+
+    @precondition(lambda self: self.putting is None)
+    @rule(charge=charges)
+    def put(self, charge: int) -> None:
+        number = self.next_number()
+        fits = self.fits(charge)
+        task = self.loop.create_task(self.handoff.put(number, charge))
+        if fits:
+            self.add(number, charge)
+        else:
+            self.putting = task, number, charge
+        self.settle()
+        assert task.done() == (self.putting is None)
+
+    @precondition(lambda self: self.putting is None)
+    @rule(charge=st.integers(1, 3))
+    def put_until_one_waits(self, charge: int) -> None:
+        for _ in range(20):
+            if self.putting is None:
+                self.put(charge)
+
+    @precondition(lambda self: self.putting is None)
+    @rule(charge=charges, soon=st.booleans())
+    def put_now(self, charge: int, soon: bool) -> None:
+        number = self.next_number()
+        # Without a look at the bound: that is its callers' to do.
+        self.is_overfull = self.is_overfull or not self.fits(charge)
+        (self.handoff.put_soon if soon else self.handoff.put_now)(number, charge)
+        self.add(number, charge)
+        self.settle()
+
+    @precondition(lambda self: self.putting is None)
+    @rule(charge=charges)
+    def offer(self, charge: int) -> None:
+        number = self.next_number()
+        is_taken = self.fits(charge) and not self.ended and not self.closed
+        assert self.handoff.offer(number, charge) == is_taken
+        if is_taken:
+            self.add(number, charge)
+        self.settle()
+
+    @precondition(lambda self: self.putting is not None)
+    @rule()
+    def cancel_the_put(self) -> None:
+        assert self.putting is not None
+        task, self.putting = self.putting[0], None
+        task.cancel()
+        self.settle()
+        assert task.cancelled()
+
+    # Not before something has been under way.
+    @precondition(lambda self: self.number > 10)
+    @rule(outcome=st.sampled_from(["eof", "done"]))
+    def end(self, outcome: str) -> None:
+        self.handoff.end(End(outcome))
+        self.add(End(outcome), 0)
+        self.settle()
+
+    @precondition(lambda self: self.number > 10)
+    @rule()
+    def close(self) -> None:
+        self.handoff.close()
+        self.closed = True
+        self.settle()
+
+    # The consumer.
+
+    def release(self) -> None:
+        self.in_hand = 0
+        self.is_to_be_notified = False
+
+    def is_free(self) -> bool:
+        return self.taking is None and not self.is_to_be_notified
+
+    @precondition(is_free)
+    @rule()
+    def poll(self) -> None:
+        self.release()
+        assert self.handoff.poll() == self.taken()
+        self.settle()
+
+    @precondition(is_free)
+    @rule(is_async=st.booleans())
+    def take_what_is_there(self, is_async: bool) -> None:
+        self.release()
+        entry = self.taken()
+        try:
+            told: Any = self.loop.run_until_complete(self.handoff.atake(0)) if is_async else self.handoff.take(0)
+        except TimeoutError:
+            told = None
+        assert told == entry
+        self.settle()
+
+    @precondition(is_free)
+    @rule()
+    def take(self) -> None:
+        self.release()
+        self.taking = self.loop.create_task(self.handoff.atake())
+        self.settle()
+
+    @precondition(lambda self: self.taking is not None)
+    @rule()
+    def cancel_the_take(self) -> None:
+        assert self.taking is not None
+        task, self.taking = self.taking, None
+        task.cancel()
+        self.settle()
+        assert task.cancelled()
+
+    @precondition(is_free)
+    @rule()
+    def notify(self) -> None:
+        self.release()
+        notified = self.notified = []
+        self.is_to_be_notified = True
+        self.handoff.notify(lambda: notified.append(1))
+        self.settle()
+
+
+def machine(kind: type[RuleBasedStateMachine]) -> Any:
+    kind.TestCase.settings = STEPS
+    return pytest.mark.heavy(kind.TestCase)
+
+
+TestParser = machine(ParserMachine)
+TestEncoder = machine(EncoderMachine)
+TestHandOff = machine(HandOffMachine)

@@ -1,0 +1,811 @@
+"""Many streams read in one loop, and many requests gathered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    AsyncMergedStreams,
+    ConnectError,
+    DecodeError,
+    ReconnectionPolicy,
+    StatusError,
+    TruncatedStreamError,
+    UsageError,
+    amerge,
+    arequest_sse,
+    gather,
+    merge,
+    request_sse,
+)
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge._streams import merge as _merge
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
+from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
+
+DONE = send("[DONE]")
+# What an event is charged besides its text. (Events are counted as received before they can be had.)
+CHARGE = 256
+
+
+def by_path(scripts: dict[str, list[Step]]) -> Callable[[ReceivedRequest], list[Step]]:
+    return lambda request: scripts[request.path]
+
+
+def call(server: SSEServer, path: str = "/", **options: Any) -> partial[Any]:
+    return partial(request_sse, f"{server.url}{path}", **options)
+
+
+class Merging:
+    """merge, or amerge on a loop of its own, with the streams that it takes: calls and open streams."""
+
+    def __init__(self, *, is_async: bool) -> None:
+        self.is_async = is_async
+        self.request = arequest_sse if is_async else request_sse
+
+    def call(self, server: SSEServer, path: str = "/", **options: Any) -> partial[Any]:
+        return partial(self.request, f"{server.url}{path}", **options)
+
+    def items(
+        self,
+        streams: Any,
+        *,
+        opened: bool = False,
+        most: int | None = None,
+        seen: Callable[[Any], object] = id,
+        **options: Any,
+    ) -> list[Any]:
+        """Read what the streams give, or the first of it; with `opened` they are opened one after another before.
+
+        `seen` is called with each item.
+        """
+        return (
+            asyncio.run(self._aitems(streams, opened, most, seen, options))
+            if self.is_async
+            else self._items(streams, opened, most, seen, options)
+        )
+
+    def _items(
+        self, streams: Any, opened: bool, most: int | None, seen: Callable[[Any], object], options: Any
+    ) -> list[Any]:
+        found = []
+        if opened:
+            streams = {name: one() for name, one in streams.items()}
+        for named in merge(streams, **options):
+            found.append(named)
+            seen(named[1])
+            if len(found) == most or named[1] == "last":
+                break
+        return found
+
+    async def _aitems(
+        self, streams: Any, opened: bool, most: int | None, seen: Callable[[Any], object], options: Any
+    ) -> list[Any]:
+        found = []
+        if opened:
+            streams = {name: await one() for name, one in streams.items()}
+        async with amerge(streams, **options) as merged:
+            async for named in merged:
+                found.append(named)
+                seen(named[1])
+                if len(found) == most or named[1] == "last":
+                    break
+        return found
+
+
+@pytest.fixture(params=["merge", "amerge"])
+def merging(request: pytest.FixtureRequest) -> Merging:
+    return Merging(is_async=request.param == "amerge")
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["sent together", "opened before"])
+def test_items_come_by_name_in_the_order_in_which_they_arrive(merging: Merging, opened: bool) -> None:
+    # Each is sent once the one before it has come.
+    came = {item: threading.Event() for item in ("a1", "b1", "a2", "b2")}
+    scripts = {
+        "/a": [send("a1"), hold(came["b1"]), send("a2"), hold(came["b2"]), DONE],
+        "/b": [respond(), hold(came["a1"]), send("b1"), hold(came["a2"]), send("b2"), DONE],
+    }
+    with SSEServer(by_path(scripts)) as server:
+        streams = {name: merging.call(server, f"/{name}", decode="text") for name in "ab"}
+        assert merging.items(streams, opened=opened, seen=lambda item: came[item].set()) == [
+            ("a", "a1"),
+            ("b", "b1"),
+            ("a", "a2"),
+            ("b", "b2"),
+        ]
+
+
+def test_names_of_an_iterable_are_numbers(merging: Merging) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        assert sorted(merging.items(merging.call(server) for _ in range(3))) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_nothing_merged_is_nothing(merging: Merging) -> None:
+    assert merging.items([]) == []
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
+    go = threading.Event()
+    threads: set[str] = set()
+
+    def seen(count: int) -> bool:
+        threads.update(thread.name for thread in threading.enumerate())
+        return len(server.requests) == count
+
+    with SSEServer([send(1), hold(go), send(2), DONE]) as server:
+        # httpx's own pool takes its time for so many.
+        count = 1000 if HAS_OWN_TRANSPORT else 200
+        reading = in_thread(lambda: merging.items([merging.call(server)] * count))
+        until(lambda: seen(count), 120)
+        go.set()
+        items = reading.result(30)
+    assert Counter(item for _, item in items) == {1: count, 2: count}
+    own = [name for name in threads if name.startswith("sseqbridge") and "tls" not in name]
+    assert own in ([], ["sseqbridge-loop"])
+
+
+def test_error_is_raised_with_the_streams_name_and_the_others_are_aborted(merging: Merging) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/good":
+            good_came.set()
+            yield from (send(1), silence())
+        yield from (respond(), hold(good_came), send(1), cut())
+
+    good_came = threading.Event()
+    with SSEServer(script) as server:
+        with pytest.raises(TruncatedStreamError) as caught:
+            merging.items({name: merging.call(server, f"/{name}") for name in ("good", "bad")})
+        assert caught.value.stream_name == "bad"
+        next(request for request in server.requests if request.path == "/good").wait_aborted()
+
+
+def test_error_as_an_item_and_the_others_go_on(merging: Merging) -> None:
+    errors_came = threading.Event()
+    scripts = {
+        "/good": [send(1), hold(errors_came), send(2), DONE],
+        "/bad": [send(1), cut()],
+        "/busy": [respond(503, content_type="text/plain"), b"busy"],
+    }
+    with SSEServer(by_path(scripts)) as server:
+        streams = {name: merging.call(server, f"/{name}") for name in ("good", "bad", "busy")}
+        gone = SSEServer([DONE]).start()
+        gone.close()
+        streams["gone"] = merging.call(gone)
+        errors = []
+
+        def seen(item: Any) -> None:
+            if isinstance(item, Exception):
+                errors.append(item)
+            if len(errors) == 3:
+                errors_came.set()
+
+        items = merging.items(streams, errors="yield", seen=seen)
+    assert items[-1] == ("good", 2)
+    found: dict[str, Any] = {name: item for name, item in items if isinstance(item, Exception)}
+    assert {name: type(error) for name, error in found.items()} == {
+        "bad": TruncatedStreamError,
+        "busy": StatusError,
+        "gone": ConnectError,
+    }
+    assert found["busy"].body == b"busy"
+    assert all(error.stream_name == name for name, error in found.items())
+    assert [(name, item) for name, item in items if item == 1] in (
+        [("good", 1), ("bad", 1)],
+        [("bad", 1), ("good", 1)],
+    )
+
+
+def test_refusal_of_a_stream_that_was_open_is_an_item_as_ever(merging: Merging) -> None:
+    with SSEServer([respond(503, content_type="text/plain"), b"busy"]) as server:
+        assert merging.items({"a": merging.call(server)}, opened=True) == [("a", "busy")]
+
+
+def test_refusal_whose_body_takes_its_time(merging: Merging) -> None:
+    with SSEServer([respond(503, content_type="text/plain"), b"bu", wait(0.05), b"sy"]) as server:
+        [(_, error)] = merging.items({"a": merging.call(server)}, errors="yield")
+    assert isinstance(error, StatusError)
+    assert error.body == b"busy"
+
+
+def test_refusal_whose_body_never_comes_whole(merging: Merging) -> None:
+    with SSEServer([respond(503, content_type="text/plain"), b"bu", cut()]) as server:
+        [(_, error)] = merging.items({"a": merging.call(server)}, errors="yield")
+    assert isinstance(error, StatusError)
+
+
+def test_leaving_the_loop_aborts_all_that_are_left(merging: Merging) -> None:
+    scripts = {"/a": [send(1), silence()], "/b": [respond(), silence()], "/c": [silence()]}
+    with SSEServer(by_path(scripts)) as server:
+        assert merging.items({name: merging.call(server, f"/{name}") for name in "abc"}, most=1) == [("a", 1)]
+        for request in server.requests:
+            request.wait_aborted()
+
+
+def test_chatty_stream_starves_nobody_and_is_held_back_alone(merging: Merging) -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/quiet":
+            for _ in range(20):
+                yield send("quiet")
+                yield wait(0.01)
+            yield send("last")
+        while True:
+            yield b"data: chatty\n\n" * 100
+
+    with SSEServer(script) as server:
+        streams = {
+            "chatty": merging.call(server, "/chatty", decode="text", max_buffered_bytes=50_000),
+            "quiet": merging.call(server, "/quiet", decode="text"),
+        }
+        items = [item for _, item in merging.items(streams)]
+        assert items.count("quiet") == 20
+        assert items.count("chatty") > 1000
+        server.requests[0].wait_aborted()
+
+
+def test_items_in_hand_come_first() -> None:
+    with SSEServer([b"".join(b"data: %d\n\n" % n for n in range(5)), wait(0.1), send(5), DONE]) as server:
+        stream = request_sse(server.url).events
+        assert next(stream) == 0
+        assert [item for _, item in merge([stream])] == [1, 2, 3, 4, 5]
+
+
+def test_stream_that_has_ended_is_at_its_end() -> None:
+    with SSEServer([send(1), DONE]) as server:
+        stream = request_sse(server.url)
+        assert list(stream.events) == [1]
+        assert list(merge([stream])) == []
+
+
+def test_streams_that_reconnect_are_merged_too(merging: Merging) -> None:
+    told: list[int] = []
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [send(2), DONE] if "last-event-id" in request.headers else [send(1, id="a"), cut()]
+
+    with SSEServer(script) as server:
+        policy = ReconnectionPolicy(delay=0.01, jitter=0)
+        call = merging.call(server, reconnect=policy, on_reconnect=lambda attempt, delay, cause: told.append(attempt))
+        assert merging.items({"a": call}) == [("a", 1), ("a", 2)]
+    assert told == [1]
+
+
+def test_call_that_is_tried_again_before_its_answer(merging: Merging) -> None:
+    answers = iter([[respond(503)], [send(1), DONE]])
+    with SSEServer(lambda request: next(answers)) as server:
+        policy = ReconnectionPolicy(delay=0.01, jitter=0)
+        assert merging.items({"a": merging.call(server, reconnect=policy)}) == [("a", 1)]
+
+
+def test_function_that_says_which_event_is_the_last(merging: Merging) -> None:
+    with SSEServer([send(1), send(2), send(3), silence()]) as server:
+        call = merging.call(server, done=lambda event: event.data == "2")
+        assert merging.items({"a": call}) == [("a", 1), ("a", 2)]
+
+
+def test_decode_function_that_fails_is_the_streams_error(merging: Merging) -> None:
+    with SSEServer([send(1), send(2), silence()]) as server:
+        call = merging.call(server, decode=lambda event: [0, 10][int(event.data)])
+        [first, (name, error)] = merging.items({"a": call}, errors="yield")
+        assert (first, name) == (("a", 10), "a")
+        assert isinstance(error.__cause__, IndexError)
+        server.requests[0].wait_aborted()
+
+
+def test_streams_are_added_while_it_runs() -> None:
+    with SSEServer([send(1), DONE]) as server, merge() as merged:
+        merged.add("first", call(server))
+        names = []
+        for name, _ in merged:
+            names.append(name)
+            if len(names) < 4:
+                merged.add(f"after {name}", call(server))
+        assert names == ["first", "after first", "after after first", "after after after first"]
+        with pytest.raises(UsageError, match="over"):
+            merged.add("late", call(server))
+        assert server.requests[-1].finished.wait(30)
+
+
+def test_streams_are_added_from_another_thread() -> None:
+    with SSEServer(by_path({"/": [send(1), silence()], "/more": [send(2), DONE]})) as server:
+        merged = merge({"a": call(server)})
+        loop = iter(merged)
+        assert next(loop) == ("a", 1)
+        waiting = in_thread(lambda: next(loop))
+        until(lambda: is_waiting(waiting))
+        merged.add("b", call(server, "/more"))
+        assert waiting.result(30) == ("b", 2)
+        merged.close()
+        assert list(loop) == []
+
+
+def test_streams_are_added_in_a_coroutine() -> None:
+    async def main() -> list[Any]:
+        items = []
+        async with amerge([partial(arequest_sse, server.url)]) as merged:
+            async for name, item in merged:
+                items.append((name, item))
+                if len(items) == 1:
+                    await merged.add("b", await arequest_sse(server.url))
+        with pytest.raises(UsageError, match="over"):
+            await merged.add("c", partial(arequest_sse, server.url))
+        return items
+
+    with SSEServer([send(1), DONE]) as server:
+        assert asyncio.run(main()) == [(0, 1), ("b", 1)]
+
+
+def test_close_from_another_thread_ends_the_loop() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        merged = merge([call(server)] * 3)
+        loop = iter(merged)
+        assert [next(loop)[1] for _ in range(3)] == [1, 1, 1]
+        assert repr(merged) == "<MergedStreams [open] streams=3>"
+        waiting = in_thread(lambda: list(loop))
+        until(lambda: is_waiting(waiting))
+        merged.close()
+        assert waiting.result(30) == []
+        assert repr(merged) == "<MergedStreams [closed] streams=0>"
+        for request in server.requests:
+            request.wait_aborted()
+
+
+def test_close_in_the_midst_of_a_batch(merging: Merging) -> None:
+    async def ato_the_end() -> list[Any]:
+        items = []
+        async with amerge([partial(arequest_sse, server.url)]) as merged:
+            async for named in merged:
+                items.append(named)
+                merged.close()
+        return items
+
+    def to_the_end() -> list[Any]:
+        items = []
+        with merge([call(server)]) as merged:
+            for named in merged:
+                items.append(named)
+                merged.close()
+        return items
+
+    with SSEServer([send(1) + send(2) + send(3), silence()]) as server:  # type: ignore[operator]
+        assert (asyncio.run(ato_the_end()) if merging.is_async else to_the_end()) == [(0, 1)]
+
+
+def test_close_while_a_coroutine_waits() -> None:
+    async def main() -> list[Any]:
+        items = []
+        async with amerge([partial(arequest_sse, server.url)]) as merged:
+            async for named in merged:
+                items.append(named)
+                asyncio.get_running_loop().call_later(0.05, merged.close)
+        return items
+
+    with SSEServer([send(1), silence()]) as server:
+        assert asyncio.run(main()) == [(0, 1)]
+
+
+def test_streams_that_are_left_are_aborted() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        for _ in merge([call(server)] * 2):
+            break
+        gc.collect()
+        for request in server.requests:
+            request.wait_aborted()
+
+
+@pytest.mark.parametrize("steps", [[silence()], [send(1), silence()]], ids=["unanswered", "answered"])
+@pytest.mark.parametrize("how", ["merged", "iterator", "amerged"])
+def test_requests_that_are_dropped_unread_are_aborted(how: str, steps: list[Step]) -> None:
+    async def dropped() -> None:
+        merged = amerge()
+        for _ in range(2):
+            await merged.add("x", partial(arequest_sse, server.url))
+        await asyncio.to_thread(server.wait_for_request, 2)
+        with pytest.warns(ResourceWarning, match="dropped with requests under way"):
+            del merged
+        await asyncio.to_thread(server.requests[1].wait_aborted)
+
+    with SSEServer(steps) as server:
+        if how == "amerged":
+            asyncio.run(dropped())
+        else:
+            made: Any = merge([call(server)] * 2)
+            if how == "iterator":
+                made = iter(made)
+            server.wait_for_request(2)
+            with pytest.warns(ResourceWarning, match="dropped with requests under way"):
+                del made
+        for request in server.requests:
+            request.wait_aborted()
+
+
+def test_streams_of_the_callers_outlive_a_merge_that_is_dropped() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        merge([stream])
+        gc.collect()
+        assert next(stream) == 1
+        stream.close()
+
+
+def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([silence()]) as server:
+        merged = merge([call(server)])
+        gathered = gather([call(server)])
+        loop = iter(merged)
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "_forks", -1)
+            for use in (lambda: next(loop), lambda: iter(merged), lambda: merged.add("x", call(server))):
+                with pytest.raises(UsageError, match="before a fork"):
+                    use()
+            merged.close()
+            with pytest.raises(UsageError, match="before a fork"):
+                next(gathered)
+        server.wait_for_request(1)
+        assert server.aborted_requests == 0
+        merged.close()
+        server.requests[0].wait_aborted()
+        # None was sent by what was refused.
+        assert server.connections == 1
+
+
+def test_coroutines_merge_of_another_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(url: str) -> None:
+        merged = amerge()
+        monkeypatch.setattr(_runtime, "_forks", -1)
+        with pytest.raises(UsageError, match="before a fork"):
+            await merged.add("x", partial(arequest_sse, url))
+
+    with SSEServer([silence()]) as server:
+        asyncio.run(main(server.url))
+        assert server.connections == 0
+
+
+def test_closing_from_many_threads_at_once() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        merged = merge([call(server) for _ in range(50)])
+        assert next(iter(merged)) is not None
+        merged = merge([call(server) for _ in range(50)])
+        together([merged.close] * 8)
+        assert list(merged) == []
+
+
+@pytest.mark.parametrize("steps", [[silence()], [respond(503)]])
+def test_close_just_as_something_is_taken_ends_the_loop_quietly(
+    monkeypatch: pytest.MonkeyPatch, steps: list[Step]
+) -> None:
+    take = _merge._Member.take
+
+    def closed_before(member: Any) -> Any:
+        merged.close()
+        return take(member)
+
+    def abort_first(server: SSEServer) -> None:
+        server.wait_for_request()
+        merged._members[0].abort()
+
+    with SSEServer(steps) as server:
+        merged = merge([call(server)])
+        monkeypatch.setattr(_merge._Member, "take", closed_before)
+        if steps == [silence()]:
+            in_thread(lambda: abort_first(server))
+        assert list(merged) == []
+
+
+def test_one_consumer_at_a_time() -> None:
+    with SSEServer([send(1), send(2), DONE]) as server:
+        merged = merge([call(server)])
+        loop = iter(merged)
+        assert next(loop) == (0, 1)
+        with pytest.raises(UsageError, match="one consumer at a time"):
+            next(iter(merged))
+        assert next(loop) == (0, 2)
+        del loop
+        with pytest.raises(UsageError, match="was left"):
+            iter(merged)
+        # Whose end was reached is just at its end.
+        whole = merge([call(server)])
+        assert len(list(whole)) == 2
+        assert list(whole) == []
+
+
+def test_stream_that_cannot_be_merged() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        with pytest.raises(UsageError, match="'b' is a stream that is merged already"):
+            merge({"a": stream, "b": stream})
+        left = request_sse(server.url).events
+        for _ in left:
+            break
+        for use in (lambda: merge([left]), left.poll):
+            with pytest.raises(UsageError, match="was aborted when its for loop was left"):
+                use()
+
+
+def test_wait_that_is_cancelled_loses_nothing() -> None:
+    async def main() -> list[Any]:
+        async with amerge([partial(arequest_sse, server.url)] * 2) as merged:
+            found: list[Any] = []
+            while len(found) < 4:
+                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                    found.append(await asyncio.wait_for(merged.__anext__(), 0.02))
+            return found
+
+    with SSEServer([respond(), wait(0.1), send(1), wait(0.1), send(2), silence()]) as server:
+        assert sorted(asyncio.run(main())) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_poll_in_the_loops_body() -> None:
+    with SSEServer([b"data: 1\n\ndata: 2\n\ndata: 3\n\n", DONE]) as server:
+        it = request_sse(server.url).events
+        for item in it:
+            assert item == 1
+            until(lambda: it.stats.events == 3)
+            assert it.poll() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("streams", "words"),
+    [
+        (5, "not many streams"),
+        ("text", "not many streams"),
+        ([5], "0 is a int"),
+        ({"a": lambda: None}, "'a' is a function"),
+        ([partial(print)], "partial"),
+    ],
+)
+def test_what_is_no_stream(merging: Merging, streams: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        merging.items(streams)
+
+
+def test_one_stream_is_not_many() -> None:
+    with SSEServer([send(1), DONE]) as server, request_sse(server.url) as response:
+        with pytest.raises(UsageError, match="not many"):
+            merge(response)
+        with pytest.raises(UsageError, match="'a' is a SSEResponse"):
+            asyncio.run(_read_all(amerge({"a": response})))
+
+
+async def _read_all(merged: AsyncMergedStreams) -> list[Any]:
+    return [named async for named in merged]
+
+
+def test_arguments_that_cannot_work(merging: Merging) -> None:
+    with pytest.raises(UsageError, match="errors"):
+        merging.items([], errors="ignore")
+    with SSEServer([send(1), silence()]) as server:
+        # What was begun already is aborted.
+        with pytest.raises(UsageError, match="url"):
+            merging.items([merging.call(server), partial(merging.request, 5)])
+        with pytest.raises(TypeError, match="unknown"):
+            merging.items([merging.call(server, unknown=1)])
+        for request in server.requests:
+            request.wait_aborted()
+
+
+# gather.
+
+
+def numbered(turns: list[threading.Event]) -> Callable[[ReceivedRequest], Iterator[Step]]:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        number = int(request.path.strip("/"))
+        yield hold(turns[number])
+        yield send({"n": number})
+        yield send({"n": -number})
+        yield DONE
+
+    return script
+
+
+def test_results_come_in_the_order_of_the_calls() -> None:
+    turns = [threading.Event() for _ in range(8)]
+    with SSEServer(numbered(turns)) as server:
+        gathering = in_thread(lambda: list(gather([call(server, f"/{n}") for n in range(8)], limit=8)))
+        for n in reversed(range(8)):
+            turns[n].set()
+            # The later it is asked for, the sooner it is complete.
+            until(lambda: sum(request.finished.is_set() for request in server.requests) == 8 - n)  # noqa: B023
+        results = gathering.result(30)
+    assert results == [(n, [{"n": n}, {"n": -n}]) for n in range(8)]
+
+
+def test_results_come_as_they_are_complete() -> None:
+    turns = [threading.Event() for _ in range(5)]
+    names = []
+    with SSEServer(numbered(turns)) as server:
+        turns[4].set()
+        for name, _ in gather({n: call(server, f"/{n}") for n in range(5)}, in_order=False, limit=8):
+            names.append(name)
+            turns[name - 1].set()
+    assert names == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_so_many_at_a_time(in_order: bool) -> None:
+    under_way = most = 0
+
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        yield wait(0.01)
+        yield send(1)
+        # The client may begin the next request as soon as it has this.
+        under_way -= 1
+        yield DONE
+
+    read: list[int] = []
+
+    def calls() -> Iterator[partial[Any]]:
+        for n in range(30):
+            read.append(n)
+            yield call(server, f"/{n}")
+
+    with SSEServer(script) as server:
+        results = gather(calls(), limit=4, in_order=in_order)
+        assert read == []
+        next(results)
+        # The calls are read as they are needed.
+        assert len(read) <= 8
+        assert len(list(results)) == 29
+    assert most <= 4
+
+
+def test_error_ends_all_of_them_or_is_a_result() -> None:
+    has_asked = threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/2":
+            has_asked.set()
+        return {"/0": [send(1), DONE], "/1": [hold(has_asked), respond(503)], "/2": [silence()]}[request.path]
+
+    with SSEServer(script) as server:
+        with pytest.raises(StatusError) as caught:
+            list(gather({name: call(server, f"/{name}") for name in "012"}))
+        assert caught.value.stream_name == "1"
+        next(request for request in server.requests if request.path == "/2").wait_aborted()
+        results = gather({name: call(server, f"/{name}") for name in "01"}, errors="yield")
+        assert next(results) == ("0", [1])
+        assert isinstance(next(results)[1], StatusError)
+        assert list(results) == []
+
+
+def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
+    has_asked = threading.Event()
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/1":
+            has_asked.set()
+        return {"/0": [send(1), hold(has_asked), DONE], "/1": [silence()]}[request.path]
+
+    with SSEServer(script) as server:
+        for _ in gather([call(server, f"/{n}") for n in range(2)]):
+            break
+        gc.collect()
+        next(request for request in server.requests if request.path == "/1").wait_aborted()
+
+
+def test_streams_that_were_closed_just_now_give_nothing() -> None:
+    merged = merge()
+    assert merged._told(merged._step(1)) == []
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, None])
+def test_limit_that_is_none(limit: Any) -> None:
+    with pytest.raises(UsageError, match="limit"):
+        gather([], limit=limit)
+
+
+def test_bar_shows_how_many_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    module: Any = pytest.importorskip("tqdm")
+    make = module.tqdm
+
+    def noting(*args: Any, **options: Any) -> Any:
+        bars.append(make(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(module, "tqdm", noting)
+    # No thread that looks after bars for the rest of the process.
+    monkeypatch.setattr(make, "monitor_interval", 0)
+    with SSEServer([send(1), DONE]) as server:
+        assert len(list(gather([call(server)] * 5, progress=True))) == 5
+        assert len(list(gather((call(server) for _ in range(3)), progress=True))) == 3
+    assert [(bar.n, bar.total) for bar in bars] == [(5, 5), (3, None)]
+
+
+def test_bar_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="pip install tqdm"):
+        gather([], progress=True)
+
+
+# One stream, without waiting, or whole.
+
+
+def test_poll_returns_what_is_there() -> None:
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
+        stream = request_sse(server.url).events
+        until(lambda: stream.stats.buffered > 2 * CHARGE)
+        assert stream.poll() == [1, 2]
+        assert stream.poll() == []
+        assert stream.outcome is None
+        go.set()
+        items: list[Any] = []
+
+        def is_over() -> bool:
+            items.extend(stream.poll())
+            return stream.outcome == "done"
+
+        until(is_over)
+        assert items == [3]
+        assert stream.poll() == []
+
+
+def test_poll_gives_what_came_before_an_error_first() -> None:
+    with SSEServer([send(1), b"data: {\n\n", silence()]) as server:
+        stream = request_sse(server.url).events
+        until(lambda: stream.stats.buffered > 2 * CHARGE)
+        assert stream.poll() == [1]
+        for _ in range(2):
+            with pytest.raises(DecodeError, match="not JSON"):
+                stream.poll()
+    with SSEServer([send(1), cut()]) as server:
+        stream = request_sse(server.url).events
+        until(lambda: stream._pump.finished)
+        assert stream.poll() == [1]
+        for _ in range(2):
+            with pytest.raises(TruncatedStreamError):
+                stream.poll()
+
+
+def test_poll_of_a_stream_that_never_pauses_returns() -> None:
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        while True:
+            yield send("x" * 100)
+
+    with SSEServer(script) as server, request_sse(server.url, decode="text", max_buffered_bytes=100_000) as (_, _, it):
+        until(lambda: it.stats.buffered > 50_000)
+        assert 0 < len(it.poll()) < 100_000
+
+
+def test_poll_after_close_is_empty() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        until(lambda: stream.stats.events == 1)
+        stream.close()
+        assert stream.poll() == []
+        assert stream.outcome == "closed"
+
+
+def test_collect_reads_to_the_end() -> None:
+    async def main() -> list[Any]:
+        response = await arequest_sse(server.url)
+        while response.events.stats.events < 2:
+            await asyncio.sleep(0.001)
+        assert response.events.poll() == [1, 2]
+        go.set()
+        return await response.events.collect()
+
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
+        stream = request_sse(server.url).events
+        assert next(stream) == 1
+        go.set()
+        assert stream.collect() == [2, 3]
+        go.clear()
+        assert asyncio.run(main()) == [3]

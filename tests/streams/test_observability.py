@@ -1,0 +1,440 @@
+"""What a bridge tells of itself: its counters, its objects' state, a loop that is blocked, traces."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import sseqbridge
+from sseqbridge import (
+    Bridge,
+    BridgeStats,
+    Comment,
+    EventStreamParser,
+    ReconnectionPolicy,
+    ServerSentEvent,
+    StatusError,
+    Timeout,
+    amerge,
+    arequest_sse,
+    gather,
+    merge,
+    relay,
+    request_sse,
+    tee,
+)
+from sseqbridge._runtime import loop_watch as _loop_watch
+from sseqbridge._runtime import threads as _runtime
+from sseqbridge.testing import SSEServer, send, silence
+from tests.clock import FakeClock
+from tests.support import in_thread, until
+
+DONE = send("[DONE]")
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    with Bridge() as bridge:
+        yield bridge
+
+
+# Counters.
+
+
+def test_stats_of_a_bridge_that_did_nothing(bridge: Bridge) -> None:
+    assert bridge.stats() == BridgeStats(0, 0, 0, 0, 0, 0.0)
+
+
+def test_stats_count_what_goes_on_and_what_was(bridge: Bridge) -> None:
+    with SSEServer(lambda request: [send("ab"), *([silence()] if request.path == "/open" else [DONE])]) as server:
+        for _ in range(3):
+            assert len(request_sse(server.url, decode="text", bridge=bridge).events.collect()) == 1
+        streams = [request_sse(f"{server.url}/open", decode="text", bridge=bridge).events for _ in range(2)]
+        until(lambda: bridge.stats().buffered > 0 and bridge.stats().events == 5)
+        stats = bridge.stats()
+        # `[DONE]` is no event of the stream's.
+        assert (stats.open_streams, stats.events, stats.bytes) == (2, 5, 3 * len("data: ab\n\ndata: [DONE]\n\n") + 20)
+        # One of the earlier streams', which is used again, and one more.
+        assert stats.connections == 2
+        assert stats.buffered == sum(stream.stats.buffered for stream in streams)
+        for stream in streams:
+            stream.close()
+        until(lambda: bridge.stats().connections == 0)
+        assert bridge.stats().open_streams == 0
+        assert bridge.stats().events == 5
+        bridge.close()
+        until(lambda: bridge._counted[1] is None)
+        assert bridge.stats() == BridgeStats(0, 0, 5, stats.bytes, 0, bridge.stats().longest_wait)
+
+
+def test_stats_go_on_where_the_thread_begins_anew(bridge: Bridge) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        assert request_sse(server.url, bridge=bridge).events.collect() == [1]
+        until(lambda: bridge.stats().open_streams == 0)
+        state = bridge._state
+        assert state is not None
+
+        state.loop.call_soon_threadsafe(state.loop.stop)
+        until(lambda: bridge._state is None)
+        assert request_sse(server.url, bridge=bridge).events.collect() == [1]
+        assert bridge.stats().events == 2
+        until(state.loop.is_closed)
+        assert bridge.stats().events == 2
+
+
+def test_stats_are_whole_whenever_they_are_asked_for(bridge: Bridge) -> None:
+    """While streams end, no event is counted twice or not at all."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with SSEServer([send(1), DONE]) as server:
+            done = threading.Event()
+
+            def watch() -> list[int]:
+                counts = []
+                while not done.is_set():
+                    counts.append(bridge.stats().events)
+                return counts
+
+            watching = in_thread(watch)
+            for _ in range(100):
+                request_sse(server.url, bridge=bridge).events.collect()
+            done.set()
+            counts = watching.result(30)
+            assert counts == sorted(counts)
+            assert bridge.stats().events == 100
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        request_sse(server.url, bridge=bridge).events.collect()
+        state = bridge._state
+        assert state is not None
+        until(lambda: not state.pumps)
+        copies = []
+
+        class Copied(set[Any]):
+            def copy(self) -> set[Any]:
+                copies.append(1)
+                return set(self)
+
+        state.pumps = Copied(state.pumps)
+        state._version += 1
+        asking = in_thread(bridge.stats)
+        until(lambda: len(copies) > 3)
+        assert not asking.done()
+        state._version += 1
+        assert asking.result(30).events == 1
+
+
+def test_the_processs_own_bridge_can_be_asked() -> None:
+    assert Bridge.default() is Bridge.default()
+    before = Bridge.default().stats().events
+    with SSEServer([send(1), DONE]) as server:
+        request_sse(server.url).events.collect()
+    assert Bridge.default().stats().events == before + 1
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_connections_of_a_callers_client(http2: bool) -> None:
+    with SSEServer([send(1), silence()]) as server, Bridge(client=lambda: httpx.AsyncClient(http2=http2)) as bridge:
+        streams = [request_sse(server.url, bridge=bridge).events for _ in range(3)]
+        assert bridge.stats().connections == 3
+        for stream in streams:
+            stream.close()
+        until(lambda: bridge.stats().connections == 0)
+
+
+def test_connections_of_a_client_that_does_not_tell() -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b"data: 1\n\n")
+
+    make = partial(httpx.AsyncClient, transport=Silent())
+    with Bridge(client=make) as bridge, request_sse("http://nowhere", bridge=bridge) as response:
+        assert response.events.collect() == [1]
+        assert bridge.stats().connections == 0
+
+
+def test_stats_of_a_parents_bridge(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        request_sse(server.url, bridge=bridge).events.collect()
+        assert bridge.stats().events == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(_runtime, "_forks", -1)
+            assert bridge.stats() == BridgeStats(0, 0, 0, 0, 0, 0.0)
+        assert bridge.stats().events == 1
+
+
+# A loop that is blocked.
+
+
+@pytest.fixture
+def warnings(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[[], list[str]]:
+    # Longer than a busy machine holds a loop up.
+    monkeypatch.setattr(_loop_watch, "_BLOCKED_SECONDS", 60)
+    caplog.set_level(logging.WARNING, "sseqbridge")
+    return lambda: [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
+
+
+class SlowFlag:
+    """A cancel flag that takes its time, once."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.asked = 0
+
+    def is_set(self) -> bool:
+        self.asked += 1
+        if self.asked == 3:
+            self._clock.advance(650)
+        return False
+
+
+class SlowAuth(httpx.Auth):
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    async def async_auth_flow(self, request: httpx.Request) -> Any:
+        self._clock.advance(650)
+        yield request
+
+
+@pytest.mark.blocks_its_loop
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"cancel": SlowFlag}, "is_set() of the cancel flag, a tests.streams.test_observability.SlowFlag, of"),
+        ({"auth": SlowAuth}, "what the HTTP client, its transport, hooks or auth did for"),
+    ],
+)
+def test_what_blocks_the_loop_is_named(
+    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], told: str
+) -> None:
+    made = {name: make(clock) for name, make in options.items()}
+    with SSEServer([send(1), silence()]) as server:
+        other = request_sse(server.url, bridge=bridge, timeout=None).events
+        answer: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
+        with answer:
+            until(lambda: len(warnings()) == 1)
+        assert warnings()[0].startswith("the loop was blocked for 6")
+        assert f"every stream stood still: {told}" in warnings()[0]
+        assert f"{server.url}/ took 6" in warnings()[0]
+        assert "secret" not in warnings()[0]
+        assert 649 <= bridge.stats().longest_wait < 700
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "part", "told"),
+    [
+        (0, 0.5, "its thread waited, for what is not known"),
+        # Some milliseconds, of 600 s.
+        (1_000_000, 1e-6, "its thread computed for"),
+    ],
+    ids=["waits", "computes"],
+)
+def test_what_blocks_the_loop_is_not_known(
+    clock: FakeClock,
+    warnings: Callable[[], list[str]],
+    bridge: Bridge,
+    monkeypatch: pytest.MonkeyPatch,
+    numbers: int,
+    part: float,
+    told: str,
+) -> None:
+    monkeypatch.setattr(_loop_watch, "_PART", part)
+
+    def block() -> None:
+        sum(range(numbers))
+        clock.advance(600)
+
+    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
+        state = bridge._state
+        assert state is not None
+        state.loop.call_soon_threadsafe(block)
+        until(warnings)
+        assert told in warnings()[0]
+
+
+def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        request_sse(server.url, bridge=bridge).events.collect()
+        state = bridge._state
+        assert state is not None
+        watch = state.loop_watch
+        assert watch is not None
+        until(lambda: watch._timer is None)
+
+
+def test_it_is_not_told_again_and_again(
+    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_loop_watch, "_QUIET_SECONDS", 100_000)
+    with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
+        state = bridge._state
+        assert state is not None
+        for seconds in (600, 1200, 1800):
+            state.loop.call_soon_threadsafe(clock.advance, seconds)
+            until(lambda: bridge.stats().longest_wait >= seconds - 1)  # noqa: B023
+        assert len(warnings()) == 1
+
+
+def test_steps_are_passed_on_as_they_come() -> None:
+    """What is thrown in, and what closes it, reaches the coroutine."""
+    seen: list[object] = []
+
+    class Pause:
+        def __await__(self) -> Generator[str, object, object]:
+            return (yield "pause")
+
+    async def coroutine() -> None:
+        try:
+            await Pause()
+        except ValueError as exc:
+            seen.append(type(exc))
+        try:
+            await Pause()
+        finally:
+            seen.append("closed")
+
+    watch = _loop_watch.LoopWatch(asyncio.new_event_loop())
+    steps: Any = watch.steps_of(coroutine(), lambda: "x").__await__()
+    assert next(steps) == "pause"
+    assert steps.throw(ValueError()) == "pause"
+    steps.close()
+    assert seen == [ValueError, "closed"]
+    watch._loop.close()
+
+
+# What objects tell of themselves.
+
+
+def test_every_public_object_tells_its_state() -> None:
+    steps = {True: [send(1), silence()], False: [send(1), DONE]}
+    with SSEServer(lambda request: steps["/open" in request.path]) as server:
+        with Bridge() as bridge:
+            response = request_sse(f"{server.url}/open?key=secret", {"X-Key": "secret"}, bridge=bridge)
+            stream = response.events
+            parser = EventStreamParser()
+            parser.feed(b"id: 7\n\ndata: secret")
+            told = {
+                "SSEResponse": (response, "<SSEResponse <EventStream [200] open>>"),
+                "EventStream": (stream, "<EventStream [200] open>"),
+                "Bridge": (bridge, "<Bridge open streams=1>"),
+                "MergedStreams": (merge([]), "<MergedStreams [open] streams=0>"),
+                "AsyncMergedStreams": (amerge([]), "<AsyncMergedStreams [open] streams=0>"),
+                "SSEServer": (server, f"<SSEServer open {server.url} requests=1>"),
+                "EventStreamParser": (parser, "<EventStreamParser held=12 last_event_id='7' retry=None>"),
+                "ReconnectionPolicy": (ReconnectionPolicy(), None),
+                "Timeout": (Timeout(), "Timeout(connect=10.0, read=600.0, idle=None, total=None)"),
+                "StreamStats": (stream.stats, None),
+                "BridgeStats": (bridge.stats(), None),
+                "ServerSentEvent": (ServerSentEvent(data="x"), None),
+                "Comment": (Comment("x"), "Comment(text='x')"),
+                "StatusError": (StatusError("told", 500, httpx.Headers({"x": "secret"}), b"secret"), None),
+            }
+            for name, (it, whole) in told.items():
+                assert name in repr(it)
+                assert whole is None or repr(it) == whole
+                assert " object at 0x" not in repr(it)
+                assert "secret" not in repr(it)
+            stream.close()
+            assert repr(stream) == "<EventStream [200] closed>"
+            told_classes = {type(it) for it, _ in told.values()} | {sseqbridge.Tee}
+        assert repr(bridge) == "<Bridge closed>"
+        readers = tee(request_sse(f"{server.url}/open"))
+        assert repr(readers) == "<Tee of <EventStream [200] open> readers=2>"
+        readers.close()
+        frames = relay.frames(request_sse(server.url))
+        assert repr(frames) == "<Frames not begun>"
+        next(frames)
+        assert repr(frames) == "<Frames open>"
+        frames.close()
+        assert repr(frames) == "<Frames ended>"
+    async_ones = {sseqbridge.AsyncEventStream, sseqbridge.AsyncSSEResponse}
+    errors = {value for value in public() if issubclass(value, Exception)}
+    assert public() - errors - async_ones <= told_classes
+
+
+def public() -> set[type]:
+    values = {getattr(sseqbridge, name) for name in sseqbridge.__all__}
+    return {value for value in values if isinstance(value, type)}
+
+
+def test_asynchronous_objects_tell_their_state() -> None:
+    async def main() -> None:
+        with SSEServer([send(1), silence()]) as server:
+            async with await arequest_sse(server.url) as response:
+                assert repr(response) == "<AsyncSSEResponse <AsyncEventStream [200] open>>"
+            assert repr(response.events) == "<AsyncEventStream [200] closed>"
+
+    asyncio.run(main())
+
+
+# Traces.
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = HTTPXClientInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    exporter.tracer = provider.get_tracer("the application")  # type: ignore[attr-defined]
+    yield exporter
+    instrumentor.uninstrument()
+    provider.shutdown()
+
+
+def test_spans_stand_under_the_callers(spans: Any) -> None:
+    with SSEServer([send(1), DONE]) as server, Bridge() as bridge:
+        with spans.tracer.start_as_current_span("a view") as parent:
+            assert request_sse(f"{server.url}/chat", bridge=bridge).events.collect() == [1]
+        [request] = server.requests
+        # As the application goes on, also from a thread of its own.
+        with spans.tracer.start_as_current_span("another view"):
+            gathered = gather([partial(request_sse, server.url, bridge=bridge)] * 2)
+            assert [items for _, items in gathered] == [[1], [1]]
+    by_name: dict[str, list[Any]] = {}
+    for span in spans.get_finished_spans():
+        by_name.setdefault(span.name, []).append(span)
+    assert {name: len(found) for name, found in by_name.items()} == {"a view": 1, "another view": 1, "GET": 3}
+    span = by_name["GET"][0]
+    assert span.parent.span_id == parent.get_span_context().span_id
+    assert span.kind is trace.SpanKind.CLIENT
+    assert span.attributes["http.url" if "http.url" in span.attributes else "url.full"].startswith(server.url)
+    # And the upstream's are to stand under it.
+    trace_id = f"{parent.get_span_context().trace_id:032x}"
+    assert request.headers["traceparent"].startswith(f"00-{trace_id}-{span.context.span_id:016x}")
+    other = by_name["another view"][0].context.span_id
+    assert {span.parent.span_id for span in by_name["GET"][1:]} == {other}
+
+
+def test_spans_of_the_asynchronous_door(spans: Any) -> None:
+    async def main(url: str) -> None:
+        with spans.tracer.start_as_current_span("a view"):
+            assert await (await arequest_sse(url)).events.collect() == [1]
+
+    with SSEServer([send(1), DONE]) as server:
+        asyncio.run(main(server.url))
+    request, view = spans.get_finished_spans()
+    assert request.parent.span_id == view.context.span_id

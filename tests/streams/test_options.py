@@ -1,0 +1,350 @@
+"""Wrong use: an argument that cannot work is a UsageError of the call, and nothing is sent. Through both doors."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+import sseqbridge
+from sseqbridge import Bridge, RequestAbortedError, Timeout, UsageError, request_sse
+from sseqbridge.testing import SSEServer, send
+from tests.doors import Door
+
+DONE = send("[DONE]")
+
+
+@pytest.fixture
+def server() -> Iterator[SSEServer]:
+    with SSEServer([DONE]) as server:
+        yield server
+        assert (server.requests, server.connections) == ([], 0)
+
+
+def is_refused(ask: Door, url: Any, match: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(UsageError, match=match):
+        ask(url, *args, **options)
+
+
+# URL and method.
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "/v1/chat",
+        "127.0.0.1/v1",
+        "localhost:8000",
+        "ftp://127.0.0.1/",
+        "ws://127.0.0.1/",
+        "file:///etc/hosts",
+        "http:",
+        "http://",
+        "http:///v1",
+        "https://:443/",
+        "http://[::1",
+        "http://127.0.0.1:port/",
+        "http://127.0.0.1:99999999/",
+        "http://127.0.0.1/\n",
+        "http://127.0.0.1/\0",
+        httpx.URL("/v1/chat"),
+        httpx.URL("ftp://127.0.0.1/"),
+    ],
+)
+def test_a_url_that_is_no_http_url(ask: Door, url: Any) -> None:
+    is_refused(ask, url, "url is no .*http:// or https:// URL")
+
+
+@pytest.mark.parametrize("url", [None, 80, b"http://127.0.0.1/", ("http", "host"), ["http://127.0.0.1/"], object()])
+def test_a_url_of_another_type(ask: Door, url: Any) -> None:
+    is_refused(ask, url, f"url is a {type(url).__name__}; it is a str")
+
+
+@pytest.mark.parametrize("method", ["", "GET POST", "GET\n", "GÉT", b"GET", 1, "G/T"])
+def test_a_method_that_is_none(ask: Door, server: SSEServer, method: Any) -> None:
+    is_refused(ask, server.url, "no HTTP method", method=method)
+
+
+# The body.
+
+CIRCULAR: list[Any] = []
+CIRCULAR.append(CIRCULAR)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (float("nan"), "not finite"),
+        ({"a": [float("inf")]}, "not finite"),
+        ({1, 2}, "set"),
+        ({"a": {1, 2}}, "set"),
+        ({"a": object()}, "object"),
+        ({"a": b"bytes"}, "bytes"),
+        ({"a": "\udc80"}, "lone surrogate"),
+        ({(1, 2): 3}, "key"),
+        (CIRCULAR, "itself"),
+        (1j, "complex"),
+    ],
+)
+def test_data_that_json_cannot_hold(ask: Door, server: SSEServer, data: Any, reason: str) -> None:
+    is_refused(ask, server.url, f"data holds something that JSON cannot: .*{reason}", None, data)
+    is_refused(ask, server.url, f"data holds something that JSON cannot: .*{reason}", json=data)
+
+
+@pytest.mark.parametrize("data", ["text", '{"a": 1}', "", b"bytes", b"", bytearray(b"a"), memoryview(b"a")])
+def test_data_that_is_encoded_already(ask: Door, server: SSEServer, data: Any) -> None:
+    is_refused(ask, server.url, f"data is a {type(data).__name__}.*content=", None, data)
+    is_refused(ask, server.url, "content=", json=data)
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        {"data": {}, "content": b""},
+        {"json": {}, "content": b"a"},
+        {"data": {}, "files": {"a": b""}},
+        {"content": b"", "files": {"a": b""}},
+        {"data": [], "json": []},
+        {"data": {}, "json": {}, "content": b"", "files": {}},
+    ],
+)
+def test_more_bodies_than_one(ask: Door, server: SSEServer, bodies: dict[str, Any]) -> None:
+    is_refused(ask, server.url, "pass", **bodies)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, 1, object(), True])
+def test_content_that_is_no_bytes(ask: Door, server: SSEServer, content: Any) -> None:
+    is_refused(ask, server.url, f"content is a {type(content).__name__}.*data=", content=content)
+
+
+def test_content_that_is_text_in_a_file(ask: Door, server: SSEServer) -> None:
+    is_refused(ask, server.url, "binary", content=io.StringIO("text"))
+
+
+# Headers, auth and what else goes to httpx.
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"X-A": "secret\n"}, "'X-A'"),
+        ({"X-A": "secret\r\nX-B: 1"}, "'X-A'"),
+        ({"X-A": "secret\0"}, "'X-A'"),
+        ({"X-A": " secret"}, "'X-A'"),
+        ({"X-A": "secret "}, "'X-A'"),
+        ({"X-A": "secret\u20ac"}, "'X-A'"),
+        ({"X-A": b"secret\n"}, "'X-A'"),
+        ({"X-A": 1}, "'X-A' is a int"),
+        ({"X-A": None}, "'X-A' is a NoneType"),
+        ({"X-A": ["secret"]}, "'X-A' is a list"),
+        ([("X-A", "1"), ("X-A", 2)], "'X-A' is a int"),
+        ({"": "secret"}, "no header name"),
+        ({"X A": "secret"}, "'X' is no header name"),
+        ({"X-A:": "secret"}, "'X-A' is no header name"),
+        ({"X-Ä": "secret"}, "'X-' is no header name"),
+        ({"X-A\n": "secret"}, "'X-A' is no header name"),
+        ({1: "secret"}, "a name is a int"),
+        ({None: "secret"}, "a name is a NoneType"),
+        ("X-A: secret", "neither a mapping nor a list"),
+        (["X-A: secret"], "neither a mapping nor a list"),
+        ([("X-A", "1", "secret")], "neither a mapping nor a list"),
+        (1, "neither a mapping nor a list"),
+    ],
+)
+def test_headers_that_cannot_be_sent(ask: Door, server: SSEServer, headers: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=r"^headers") as caught:
+        ask(server.url, headers)
+    assert told in str(caught.value)
+    assert "secret" not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "auth", ["user:pass", ["user", "pass"], 1, ("user",), ("user", None), ("a", "b", "c"), (), (1, 2), {"user": "pass"}]
+)
+def test_auth_that_is_none(ask: Door, server: SSEServer, auth: Any) -> None:
+    is_refused(ask, server.url, f"auth is a {type(auth).__name__}", auth=auth)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cookies": "a=1"},
+        {"cookies": {"a": "1\n"}},
+        {"cookies": {"a": "\u20ac"}},
+        {"cookies": 1},
+        {"files": "name"},
+        {"files": 1},
+        {"params": 1},
+        {"extensions": "trace"},
+        {"extensions": [("trace", 1)]},
+    ],
+    ids=repr,
+)
+def test_what_httpx_cannot_make_a_request_of(ask: Door, server: SSEServer, options: dict[str, Any]) -> None:
+    is_refused(ask, server.url, "^headers|^extensions|no request can be built", **options)
+
+
+# How the answer is read.
+
+
+@pytest.mark.parametrize("decode", ["xml", "JSON", "", None, 1, b"json", ["json"]])
+def test_a_decode_that_is_none(ask: Door, server: SSEServer, decode: Any) -> None:
+    is_refused(ask, server.url, 'decode=.*"json", "text", "event" or a function', decode=decode)
+
+
+@pytest.mark.parametrize("done", [1, b"[DONE]", ["[DONE]"], True])
+def test_a_done_that_is_none(ask: Door, server: SSEServer, done: Any) -> None:
+    is_refused(ask, server.url, "done=", done=done)
+
+
+@pytest.mark.parametrize("error_events", ["ignore", None, True, ""])
+def test_an_error_events_that_is_none(ask: Door, server: SSEServer, error_events: Any) -> None:
+    is_refused(ask, server.url, 'error_events=.*"raise" or "yield"', error_events=error_events)
+
+
+@pytest.mark.parametrize("decode", ["json", "text", lambda event: event])
+def test_comments_where_no_events_are_asked_for(ask: Door, server: SSEServer, decode: Any) -> None:
+    is_refused(ask, server.url, 'comments=True .*decode="event"', decode=decode, comments=True)
+
+
+def test_a_done_that_is_required_and_turned_off(ask: Door, server: SSEServer) -> None:
+    is_refused(ask, server.url, "require_done=True with done=None", done=None, require_done=True)
+
+
+# Limits.
+
+NO_SECONDS = [0, -1, 0.0, -0.5, True, False, "1", float("nan"), [1], 1j]
+
+
+@pytest.mark.parametrize("seconds", NO_SECONDS)
+def test_a_time_limit_that_is_none(ask: Door, server: SSEServer, seconds: Any) -> None:
+    is_refused(ask, server.url, "^timeout", timeout=seconds)
+    for which in ("connect", "read", "idle", "total"):
+        is_refused(ask, server.url, f"^timeout: {which}=", timeout={which: seconds})
+        with pytest.raises(UsageError, match=f"^timeout: {which}="):
+            Timeout(**{which: seconds})
+
+
+@pytest.mark.parametrize("timeout", [{"conect": 1}, {"read": 1, "write": 1}, {1: 1}, {None: None}])
+def test_a_time_limit_that_is_not_known(ask: Door, server: SSEServer, timeout: Any) -> None:
+    is_refused(ask, server.url, "unknown; its keys are connect, read, idle, total", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [(1, 2), httpx.Timeout(5), object()])
+def test_a_timeout_of_another_kind(ask: Door, server: SSEServer, timeout: Any) -> None:
+    is_refused(ask, server.url, f"timeout is a .*{type(timeout).__name__}", timeout=timeout)
+
+
+@pytest.mark.parametrize("name", ["max_event_bytes", "max_buffered_bytes"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("inf")])
+def test_a_limit_in_bytes_that_is_none(ask: Door, server: SSEServer, name: str, value: Any) -> None:
+    is_refused(ask, server.url, f"{name}=", **{name: value})
+
+
+def test_timeouts_say_what_they_are() -> None:
+    assert Timeout() == Timeout(connect=10.0, read=600.0, idle=None, total=None)
+    assert repr(Timeout(connect=1, read=2, idle=3, total=4)) == "Timeout(connect=1, read=2, idle=3, total=4)"
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [
+        5,
+        0.5,
+        None,
+        float("inf"),
+        {},
+        {"connect": 1, "read": 2, "idle": 3, "total": 4},
+        {"idle": float("inf"), "total": float("inf")},
+        {"connect": None, "read": None},
+        Timeout(connect=None, read=None, idle=None, total=None),
+    ],
+)
+def test_time_limits_of_every_form(ask: Door, timeout: Any) -> None:
+    with SSEServer([send(1), DONE]) as server, ask(server.url, timeout=timeout) as answer:
+        assert answer.items() == [1]
+
+
+@pytest.mark.parametrize("limits", [{"max_event_bytes": 1}, {"max_buffered_bytes": 1}])
+def test_the_smallest_limits(ask: Door, limits: dict[str, Any]) -> None:
+    with SSEServer([send(n) for n in range(9)]) as server:
+        if "max_event_bytes" in limits:
+            with ask(server.url, **limits) as answer:
+                assert answer.fail()[1].args == (1,)
+        else:
+            with ask(server.url, **limits) as answer:
+                assert answer.items() == list(range(9))
+
+
+# Cancel and bridge.
+
+
+class NotCallable:
+    is_set = True
+
+
+@pytest.mark.parametrize("cancel", [True, False, "event", object(), NotCallable(), threading.Lock()])
+def test_a_cancel_that_cannot_be_looked_at(ask: Door, server: SSEServer, cancel: Any) -> None:
+    is_refused(ask, server.url, f"cancel is a {type(cancel).__name__}; it is anything with is_set", cancel=cancel)
+
+
+@pytest.mark.parametrize("kind", [threading.Event, asyncio.Event])
+def test_a_cancel_that_is_set_already(ask: Door, server: SSEServer, kind: Any) -> None:
+    cancel = kind()
+    cancel.set()
+    with pytest.raises(RequestAbortedError, match="before the request was sent"):
+        ask(server.url, cancel=cancel)
+
+
+@pytest.mark.parametrize("bridge", ["bridge", Bridge, object(), 0])
+def test_a_bridge_that_is_none(server: SSEServer, bridge: Any) -> None:
+    with pytest.raises(UsageError, match=f"bridge is a {type(bridge).__name__}"):
+        request_sse(server.url, bridge=bridge)
+
+
+def test_a_bridge_that_is_closed(server: SSEServer) -> None:
+    bridge = Bridge()
+    bridge.close()
+    with pytest.raises(UsageError, match="closed"):
+        request_sse(server.url, bridge=bridge)
+
+
+@pytest.mark.parametrize("client", ["client", object(), httpx.AsyncClient])
+def test_a_client_that_is_none(server: SSEServer, client: Any) -> None:
+    door = Door(is_async=True)
+    is_refused(door, server.url, "client is a", client=client)
+    door.close()
+
+
+def test_an_argument_that_is_not_known(ask: Door, server: SSEServer) -> None:
+    with pytest.raises(TypeError, match="stream"):
+        ask(server.url, stream=True)
+
+
+def test_wrong_use_leaves_nothing_behind(ask: Door) -> None:
+    """The next request is as any other, and no warning comes of what was never sent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with SSEServer([send(1), DONE]) as server:
+            is_refused(ask, server.url, "data", None, {"a": {1}})
+            is_refused(ask, server.url, "headers", cookies={"a": "\n"})
+            with ask(server.url) as answer:
+                assert answer.items() == [1]
+            assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
+def test_headers_of_an_earlier_response(ask: Door, server: SSEServer, name: str) -> None:
+    is_refused(ask, server.url, "are these the headers of an earlier response", {name: "7"}, {})
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert sseqbridge.__version__ == importlib.metadata.version("sseqbridge")

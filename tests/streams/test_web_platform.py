@@ -1,0 +1,236 @@
+"""What of the web-platform-tests' eventsource folder applies outside a browser, in words of our own.
+
+Each test names the file that it answers to. Those of the format (format-*) are the vectors of
+tests/data, which the parser's tests read. What is left out is about objects of a browser: their
+prototype, its URLs' syntax, workers, the back/forward cache, CORS and its preflight, credentials.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sseqbridge import ContentTypeError, ReconnectionPolicy, StatusError, UsageError
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, silence, wait
+from tests.doors import Door
+from tests.sse.vectors import VECTORS, Vector
+
+AT_ONCE = ReconnectionPolicy(delay=0.01, jitter=0)
+DONE = send("[DONE]")
+
+
+def read(server: SSEServer, ask: Door, **options: Any) -> list[Any]:
+    """The events up to `[DONE]`, as an EventSource has them: whole, and across connections."""
+    return list(ask(server.url, decode="event", reconnect=AT_ONCE, **options).items())
+
+
+@pytest.mark.parametrize("vector", [vector for vector in VECTORS if vector.see], ids=str)
+def test_formats_over_a_connection(ask: Door, vector: Vector) -> None:
+    """format-*.js, which the vectors name: on the wire, where the stream ends with its connection."""
+    with SSEServer([respond(framing="close"), vector.stream]) as server:
+        answer = ask(server.url, decode="event", done=None)
+        assert answer.items() == vector.events
+        assert answer.events.last_event_id == vector.last_event_id
+        assert answer.events.retry == vector.retry
+
+
+def test_event_data(ask: Door) -> None:
+    """event-data.js: lines of data with nothing in them count, those of no name do not."""
+    with SSEServer(
+        [b"data:msg\ndata: msg\n\n:\nfalsefield:msg\n\nfalsefield:msg\nData:data\n\ndata\n\ndata:end\n\n", DONE]
+    ) as server:
+        assert [event.data for event in read(server, ask)] == ["msg\nmsg", "", "end"]
+
+
+def test_request_accept(ask: Door) -> None:
+    """request-accept.js"""
+    with SSEServer([DONE]) as server:
+        read(server, ask)
+        assert server.requests[0].headers["accept"] == "text/event-stream"
+
+
+def test_request_cache_control(ask: Door) -> None:
+    """request-cache-control.any.js: on the first connection, and on each one after it."""
+    with SSEServer(first_and_then([send(1), wait(0.05), cut()], [DONE])) as server:
+        read(server, ask)
+        assert [request.headers["cache-control"] for request in server.requests] == ["no-cache", "no-cache"]
+
+
+def first_and_then(first: list[Step], then: list[Step]) -> Any:
+    seen: list[ReceivedRequest] = []
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        seen.append(request)
+        return first if len(seen) == 1 else then
+
+    return script
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_request_redirect(ask: Door, status: int) -> None:
+    """request-redirect.js"""
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/":
+            return [respond(status, {"Location": "/message"})]
+        return [send("data"), DONE]
+
+    with SSEServer(script) as server:
+        assert [event.data for event in read(server, ask)] == ["data"]
+
+
+@pytest.mark.parametrize("status", [204, 205, 210, 299, 404, 410])
+def test_request_status_error(ask: Door, status: int) -> None:
+    """request-status-error.js: an answer of another status than 200 is no stream, and not asked for again."""
+    with SSEServer([respond(status), *([] if status in (204, 205) else [send("data")])]) as server:
+        answer = ask(server.url, decode="event", reconnect=AT_ONCE)
+        if status == 204:
+            assert answer.items() == []
+        else:
+            with pytest.raises(StatusError):
+                answer.next()
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_request_status_error_for_now(ask: Door, status: int) -> None:
+    """request-status-error.js has these fail for good; `reconnect` asks again, and with statuses=() does not."""
+    with SSEServer([respond(status), send("data")]) as server:
+        policy = ReconnectionPolicy(statuses=())
+        with pytest.raises(StatusError):
+            ask(server.url, decode="event", reconnect=policy).next()
+        assert len(server.requests) == 1
+    with SSEServer(first_and_then([respond(status)], [send("data"), DONE])) as server:
+        assert [event.data for event in read(server, ask)] == ["data"]
+
+
+def test_eventsource_reconnect(ask: Door) -> None:
+    """eventsource-reconnect.js: after each clean end, with what `retry` says between."""
+    delays: list[float] = []
+    with SSEServer(first_and_then([b"retry: 2\ndata: opened\n\n"], [b"data: reconnected\n\n", DONE])) as server:
+        events = read(server, ask, on_reconnect=lambda attempt, delay, cause: delays.append(delay))
+    assert [event.data for event in events] == ["opened", "reconnected"]
+    assert delays == [0.002]
+
+
+def test_eventsource_reconnect_that_fails(ask: Door) -> None:
+    """eventsource-reconnect.js, with resources/reconnect-fail.py: 200, 200 and then 204, which is the end."""
+    answers = iter([[send("opened")], [send("reconnected")], [respond(204)], [send("too much")]])
+    with SSEServer(lambda request: next(answers)) as server:
+        assert [event.data for event in read(server, ask)] == ["opened", "reconnected"]
+        assert len(server.requests) == 3
+
+
+def test_eventsource_close(ask: Door) -> None:
+    """eventsource-close.window.js: a stream that was closed stays so, and its server is not asked again."""
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [b"retry: 1\ndata: one\n\n" if request.path == "/" else respond(), silence()]
+
+    with SSEServer(script) as server:
+        with ask(server.url, decode="event", reconnect=True) as answer:
+            assert answer.next().data == "one"
+        assert answer.items() == []
+        asked = len(server.requests)
+        with ask(f"{server.url}/other", reconnect=True):
+            pass
+        assert [request.path for request in server.requests[asked:]] == ["/other"]
+
+
+def test_eventsource_request_cancellation(ask: Door) -> None:
+    """eventsource-request-cancellation.any.js: what is given up, its server sees given up."""
+    with SSEServer([respond(), silence()]) as server:
+        with ask(server.url, reconnect=True):
+            pass
+        server.requests[0].wait_aborted()
+
+
+def test_eventsource_onopen(ask: Door) -> None:
+    """eventsource-onopen.js: the call returns once the head is in, before any event."""
+    with SSEServer([respond(), silence()]) as server, ask(server.url) as answer:
+        assert (answer.status, answer.events.outcome) == (200, None)
+
+
+def test_eventsource_url_without_a_fragment(ask: Door) -> None:
+    """eventsource-url.js: what is asked for is the URL as it was given, but for its fragment."""
+    with SSEServer([DONE]) as server:
+        ask(f"{server.url}/a%20b/?x=%2F&y#part").items()
+        assert server.requests[0].path == "/a%20b/?x=%2F&y"
+
+
+@pytest.mark.parametrize("url", ["", "/message"])
+def test_eventsource_constructor_empty_url(ask: Door, url: str) -> None:
+    """eventsource-constructor-empty-url.js: without a page there is nothing to resolve it by."""
+    with pytest.raises(UsageError, match="URL"):
+        ask(url, reconnect=True)
+
+
+def last_event_ids(ask: Door, first: bytes) -> list[str | None]:
+    """What is sent as Last-Event-ID by the connections after one that gave `first`."""
+    with SSEServer(first_and_then([first, wait(0.05), cut()], [b"retry: 1\ndata: x\n\n", DONE])) as server:
+        read(server, ask)
+        sent = [request.headers.get("last-event-id") for request in server.requests]
+    return [value and value.encode("latin-1").decode() for value in sent]
+
+
+@pytest.mark.parametrize(
+    ("file", "first", "sent"),
+    [
+        ("format-field-id.js", "id: \u2026\nretry: 200\ndata: hello\n\n", "\u2026"),
+        ("format-field-id-2.any.js", "id: 1\ndata: a\n\nid\ndata: b\n\n", None),
+        ("format-field-id-2.any.js, kept", "id: 1\ndata: a\n\ndata: b\n\n", "1"),
+        ("format-field-id-3.window.js", "id: 1\ndata: a\n\nid: 2\n\n", "2"),
+        ("format-field-id-3.window.js, cut off", "id: 1\ndata: a\n\nid: 2\ndata: b\n", "1"),
+        ("format-field-id-null.window.js", "id: \0\ndata: a\n\n", None),
+        ("format-field-id-null.window.js, later", "id: 1\ndata: a\n\nid: x\0y\ndata: b\n\n", "1"),
+        ("cors-unsafe-last-event-id.py", "id: \u00e5\u4e00 (x)\ndata: a\n\n", "\u00e5\u4e00 (x)"),
+    ],
+)
+def test_last_event_id(ask: Door, file: str, first: str, sent: str | None) -> None:
+    """format-field-id*.js, with resources/last-event-id.php and last-event-id2.py."""
+    assert last_event_ids(ask, first.encode()) == [None, sent]
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "delay"),
+    [
+        ("format-field-retry.js", "retry:3", 0.003),
+        ("format-field-retry-bogus.js", "retry:3\nretry:1000x", 0.003),
+        ("format-field-retry-bogus.js, alone", "retry:-3", 0.01),
+        ("format-field-retry-empty.js", "retry", 0.01),
+    ],
+)
+def test_format_field_retry(ask: Door, file: str, field: str, delay: float) -> None:
+    """format-field-retry*.js: what the next connection waits for."""
+    delays: list[float] = []
+    first = [f"{field}\ndata: test\n\n".encode(), wait(0.05), cut()]
+    with SSEServer(first_and_then(first, [DONE])) as server:
+        read(server, ask, on_reconnect=lambda attempt, delay, cause: delays.append(delay))
+    assert delays == [delay]
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/event-stream;", "text/event-stream;charset=utf-8", "text/event-stream; x=bogus", "TEXT/Event-Stream"],
+)
+def test_format_mime_that_is_right(ask: Door, media_type: str) -> None:
+    """format-mime-trailing-semicolon.js, format-mime-valid-bogus.js"""
+    with SSEServer([respond(content_type=media_type), send("data"), DONE]) as server:
+        assert [event.data for event in read(server, ask)] == ["data"]
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream bogus", "x bogus", "text/plain", None])
+def test_format_mime_that_is_wrong(ask: Door, media_type: str | None) -> None:
+    """format-mime-bogus.js: it is no stream, and not asked for again."""
+    with SSEServer([respond(content_type=media_type), send("data")]) as server:
+        with pytest.raises(ContentTypeError):
+            ask(server.url, reconnect=AT_ONCE)
+        assert len(server.requests) == 1
+
+
+def test_format_utf_8_whatever_the_header_says(ask: Door) -> None:
+    """format-utf-8.any.js"""
+    steps = [respond(content_type="text/event-stream;charset=windows-1252"), send("ok\u2026"), DONE]
+    with SSEServer(steps) as server:
+        assert [event.data for event in read(server, ask)] == ["ok\u2026"]
