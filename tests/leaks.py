@@ -213,7 +213,7 @@ def _streams_and_loops() -> Iterator[Resource]:
 
 def _is_open(stream: Any) -> bool:
     if isinstance(stream, _streams._BaseStream):
-        return stream._is_open() and not stream._pump.is_inherited
+        return stream._is_open() and not stream._subscription.is_inherited
     return bool(stream._members) and not stream._ready.closed
 
 

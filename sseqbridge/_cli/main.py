@@ -223,7 +223,7 @@ def _asked(options: argparse.Namespace, body: bytes | None, status: StatusLine, 
     try:
         while True:
             try:
-                head = opening.head_of(opening.pump.handoff.take(_TICK_SECONDS if status.is_shown else None))
+                head = opening.head_of(opening.stream_task.channel.receive(_TICK_SECONDS if status.is_shown else None))
             except TimeoutError:
                 status.show("waiting for the answer")
                 continue
@@ -231,7 +231,7 @@ def _asked(options: argparse.Namespace, body: bytes | None, status: StatusLine, 
                 status.clear()
                 return opening.response(head)
     except BaseException:
-        opening.pump.request_abort()
+        opening.stream_task.request_abort()
         raise
 
 

@@ -28,7 +28,7 @@ from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.loop_watch import LoopWatch
 
 from .channel import post, settle
-from .stream_task import LoopState, Pump
+from .stream_task import LoopState, StreamTask
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,16 +72,16 @@ _NOTHING = BridgeStats(0, 0, 0, 0, 0, 0.0)
 
 
 def _sum(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
-    pumps, received, events = state.counted()
+    stream_tasks, received, events = state.counted()
     watch = state.loop_watch
     if not is_open:
-        pumps = ()
+        stream_tasks = ()
     return BridgeStats(
-        open_streams=len(pumps),
+        open_streams=len(stream_tasks),
         connections=state.clients.connections if is_open else 0,
         events=past.events + events,
         bytes=past.bytes + received,
-        buffered=sum(pump.handoff.buffered for pump in pumps),
+        buffered=sum(stream_task.channel.buffered for stream_task in stream_tasks),
         longest_wait=max(past.longest_wait, 0.0 if watch is None else watch.longest),
     )
 
@@ -113,9 +113,9 @@ class Bridge:
                 "httpx.AsyncClient, for example Bridge(client=lambda: httpx.AsyncClient(http2=True))"
             )
         self._factory = client
-        self._lock = _runtime.Lock()
+        self._lock = _runtime.ForkSafeLock()
         # Whose the three below are.
-        self._process = _runtime.process()
+        self._process = _runtime.process_token()
         self._thread: _runtime.DaemonThread | None = None
         self._state: LoopState | None = None
         # What the loop runs until.
@@ -128,7 +128,7 @@ class Bridge:
         if self._closed:
             return "<Bridge closed>"
         state = self._state
-        return "<Bridge not started>" if state is None else f"<Bridge open streams={len(state.pumps)}>"
+        return "<Bridge not started>" if state is None else f"<Bridge open streams={len(state.stream_tasks)}>"
 
     def __enter__(self) -> Bridge:
         return self
@@ -145,20 +145,20 @@ class Bridge:
 
     def stats(self) -> BridgeStats:
         """Return a snapshot of the counters. Any thread may call it, also a signal handler; it waits for nothing."""
-        past, state = self._counted if self._process == _runtime.process() else (_NOTHING, None)
+        past, state = self._counted if self._process == _runtime.process_token() else (_NOTHING, None)
         return past if state is None else _sum(past, state, is_open=self._state is state)
 
-    def submit(self, options: RequestOptions) -> Pump:
-        """Start a request and return its pump. For use within the package.
+    def submit(self, options: RequestOptions) -> StreamTask:
+        """Start a request and return its stream_task. For use within the package.
 
         Raises UsageError for arguments that no request can be built of, for a bridge that is
         closed, and in the bridge's own thread, which must not wait.
         """
         state = self.started()
         self.check_may_wait("request_sse", "arequest_sse", stacklevel=5)
-        pump = Pump(state, options)
-        self.start(state, pump)
-        return pump
+        stream_task = StreamTask(state, options)
+        self.start(state, stream_task)
+        return stream_task
 
     def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
         """Raise UsageError in the bridge's own thread, which must not wait; warn in that of another loop."""
@@ -171,7 +171,7 @@ class Bridge:
     def start(self, state: LoopState, stream: Startable) -> None:
         """Have the loop start a stream, in the caller's context. Raises BridgeClosedError for a loop that has ended."""
         context = contextvars.copy_context()
-        with self._lock.here:
+        with self._lock.native:
             # Under the lock, so that a loop which is ending has either been posted this before,
             # or is not posted it at all.
             if self._state is not state:
@@ -185,8 +185,8 @@ class Bridge:
 
     def started(self) -> LoopState:
         """Return what belongs to the loop, which this starts where there is none. Raises UsageError once closed."""
-        with self._lock.here:
-            self._leave_the_parents()
+        with self._lock.native:
+            self._detach_after_fork()
             if self._closed:
                 raise UsageError("this Bridge is closed; make a new one, or leave bridge= out for the process's own")
             if self._state is None:
@@ -198,13 +198,13 @@ class Bridge:
                 raise UsageError("this Bridge was closed while it started")
             return self._state
 
-    def _leave_the_parents(self) -> None:
+    def _detach_after_fork(self) -> None:
         # Under the lock.
-        if self._process != _runtime.process():
-            _runtime.keep_for_ever(self._state, self._thread, self._stop)
+        if self._process != _runtime.process_token():
+            _runtime.pin(self._state, self._thread, self._stop)
             self._state = self._thread = self._stop = None
             self._counted = _NOTHING, None
-            self._process = _runtime.process()
+            self._process = _runtime.process_token()
 
     def _start(self) -> None:
         if _runtime.is_eventlet():
@@ -231,7 +231,7 @@ class Bridge:
         self._thread = thread
         self._state, self._stop = made[0]
         self._count_past(self._counted[1], made[0].state)
-        with _bridges_lock.here:
+        with _bridges_lock.native:
             _bridges.add(self)
 
     def _new_thread(self, made: list[_Made | Exception], ready: _runtime.ThreadWaiter) -> _runtime.DaemonThread:
@@ -264,7 +264,7 @@ class Bridge:
         except BaseException as exc:
             logger.exception("the loop thread was ended by an exception; its streams are aborted")
             cause = exc
-        with self._lock.here:
+        with self._lock.native:
             # Nothing is posted from here on; where no stop was asked for, the next request starts anew.
             if self._state is state:
                 self._state = None
@@ -276,7 +276,7 @@ class Bridge:
         finally:
             state.give_up()
             loop.close()
-            with self._lock.here:
+            with self._lock.native:
                 self._count_past(state, None)
 
     def close(self) -> None:
@@ -289,8 +289,8 @@ class Bridge:
             thread.join(_EXIT_SECONDS)
 
     def _ask_to_end(self) -> _runtime.DaemonThread | None:
-        with self._lock.here:
-            self._leave_the_parents()
+        with self._lock.native:
+            self._detach_after_fork()
             self._closed = True
             if self._state is not None and self._stop is not None:
                 # Not loop.stop(), which, asked for a second time, would end the winding up too.
@@ -340,9 +340,9 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
         await asyncio.sleep(0)
 
 
-_default_lock = _runtime.Lock()
+_default_lock = _runtime.ForkSafeLock()
 _default: Bridge | None = None
-_bridges_lock = _runtime.Lock()
+_bridges_lock = _runtime.ForkSafeLock()
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False
 
@@ -350,7 +350,7 @@ _exiting = False
 def default_bridge() -> Bridge:
     """Return the process's own bridge."""
     global _default
-    with _default_lock.here:
+    with _default_lock.native:
         if _default is None:
             _default = Bridge()
         return _default
@@ -360,7 +360,7 @@ def _close_all() -> None:
     global _exiting
     _exiting = True
     # A daemon thread may start another one.
-    with _bridges_lock.here:
+    with _bridges_lock.native:
         bridges = tuple(_bridges)
     # All at once, so that many take no longer than one.
     for bridge in bridges:

@@ -1,6 +1,6 @@
-"""Bounded hand-off of entries from the loop to one consumer, which may be another thread.
+"""Bounded channel of entries from the loop to one consumer, which may be another thread.
 
-The producer is the loop's thread alone (or one thread, of a `ThreadHandOff`), the consumer one
+The producer is the loop's thread alone (or one thread, of a `ThreadChannel`), the consumer one
 thread (or one coroutine of any loop) at a time; `close` comes from anywhere, also from a finalizer
 or a signal handler that interrupted either of them. So there is no lock at all: each field has one
 writing side.
@@ -29,13 +29,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["ELAPSED", "End", "HandOff", "ThreadHandOff", "post", "settle"]
+__all__ = ["ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
 
 T = TypeVar("T")
 
 
 class End(NamedTuple):
-    """The last entry of every hand-off: how the stream ended, and the error if it was one."""
+    """The last entry of every channel: how the stream ended, and the error if it was one."""
 
     outcome: str
     error: BaseException | None = None
@@ -61,7 +61,7 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args
         pass  # Nobody waits there any more.
 
 
-class HandOff(Generic[T]):
+class Channel(Generic[T]):
     """Carries entries to one consumer, holding at most `max_bytes` of charge.
 
     An entry whose charge is larger than that enters when nothing else is held. An entry counts
@@ -88,7 +88,7 @@ class HandOff(Generic[T]):
 
     # In the loop's thread.
 
-    async def put(self, entry: T, charge: int = 0) -> None:
+    async def send(self, entry: T, charge: int = 0) -> None:
         """Add an entry, waiting while there is no room. Once closed, entries are dropped."""
         if not self.fits(charge):
             self._wanted = charge
@@ -101,7 +101,7 @@ class HandOff(Generic[T]):
                         await self._resume
                 finally:
                     self._resume = None
-        self.put_now(entry, charge)
+        self.send_nowait(entry, charge)
 
     def fits(self, charge: int) -> bool:
         """Whether an entry of this charge can be added without waiting."""
@@ -116,12 +116,12 @@ class HandOff(Generic[T]):
         # Down to half, so that a slow consumer does not wake the loop for every entry.
         return self.fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
 
-    def put_now(self, entry: T | End, charge: int = 0) -> None:
+    def send_nowait(self, entry: T | End, charge: int = 0) -> None:
         """Add an entry without waiting."""
         if self._add(entry, charge):
             self._wake()
 
-    def offer(self, entry: T, charge: int) -> bool:
+    def try_send(self, entry: T, charge: int) -> bool:
         """Add an entry if that needs no wait; False where it does, and once nothing is wanted."""
         held = self._produced - self._consumed
         if (held and held + charge > self._max) or self.closed or self._ended:
@@ -132,7 +132,7 @@ class HandOff(Generic[T]):
             self._wake()
         return True
 
-    def put_soon(self, entry: T, charge: int = 0) -> None:
+    def send_deferred(self, entry: T, charge: int = 0) -> None:
         """Add an entry without waiting; a consumer that waits is woken once the loop gets round to it.
 
         What follows in the same step of the loop is then there as well when it looks.
@@ -150,7 +150,7 @@ class HandOff(Generic[T]):
 
     def end(self, end: End) -> None:
         """Add the last entry. Later ones, and later ends, are dropped."""
-        self.put_now(end)
+        self.send_nowait(end)
 
     def _try_resume(self) -> None:
         if self._resume is not None and self._is_drained():
@@ -178,7 +178,7 @@ class HandOff(Generic[T]):
         if (self._queue or self.closed) and _withdraw(self._waiters, wake):
             wake()
 
-    def take(self, timeout: float | None = None) -> T | End:
+    def receive(self, timeout: float | None = None) -> T | End:
         """Return the next entry, waiting while there is none; after close() CLOSED.
 
         `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed.
@@ -189,7 +189,7 @@ class HandOff(Generic[T]):
         return entry
 
     def take_within(self, timeout: float | None) -> T | End | None:
-        """Return what take() does, or None once `timeout` seconds have elapsed."""
+        """Return what receive() does, or None once `timeout` seconds have elapsed."""
         self._release()
         left = timeout
         deadline = 0.0 if timeout is None else clock.monotonic() + timeout
@@ -214,8 +214,8 @@ class HandOff(Generic[T]):
             if not woken:
                 _withdraw(self._waiters, wake)
 
-    async def atake(self, timeout: float | None = None) -> T | End:
-        """Return the next entry as take() does, in a coroutine of any loop.
+    async def areceive(self, timeout: float | None = None) -> T | End:
+        """Return the next entry as receive() does, in a coroutine of any loop.
 
         A wait that is cancelled, or whose timeout elapses, takes nothing.
         """
@@ -225,7 +225,7 @@ class HandOff(Generic[T]):
         return entry
 
     async def atake_within(self, timeout: float | None) -> T | End | None:
-        """Return what atake() does, or None once `timeout` seconds have elapsed."""
+        """Return what areceive() does, or None once `timeout` seconds have elapsed."""
         self._release()
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -282,7 +282,7 @@ class HandOff(Generic[T]):
         _call_one(self._waiters)
 
 
-class ThreadHandOff(HandOff[T]):
+class ThreadChannel(Channel[T]):
     """The same from a thread, or a greenlet, that does nothing but produce."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -290,25 +290,25 @@ class ThreadHandOff(HandOff[T]):
         super().__init__(None, max_bytes)  # type: ignore[arg-type]
         self._held_back: deque[Callable[[], None]] = deque()
 
-    def put_in_turn(self, entry: T, charge: int = 0) -> bool:
+    def send_blocking(self, entry: T, charge: int = 0) -> bool:
         """Add an entry, waiting while there is no room; False once nothing is wanted any more."""
         while not self.fits(charge):
             waiter = _runtime.new_waiter()
-            if self.call_when_drained(waiter.wake, charge):
+            if self.notify_when_drained(waiter.wake, charge):
                 waiter.wait(None)
-        self.put_now(entry, charge)
+        self.send_nowait(entry, charge)
         return not self.closed
 
-    def call_when_drained(self, wake: Callable[[], None], charge: int) -> bool:
+    def notify_when_drained(self, wake: Callable[[], None], charge: int) -> bool:
         """Have `wake` called once, by the consumer, as soon as there is room; False where there is now."""
         if self.fits(charge):
             return False
         self._wanted = charge
         self._held_back.append(wake)
         # Once more, now that the consumer can see it. Who has taken it out meanwhile calls it.
-        return not (self._is_drained() and self.call_no_more(wake))
+        return not (self._is_drained() and self.cancel_notify(wake))
 
-    def call_no_more(self, wake: Callable[[], None]) -> bool:
+    def cancel_notify(self, wake: Callable[[], None]) -> bool:
         """Take that back; False where it was called, or is about to be."""
         return _withdraw(self._held_back, wake)
 

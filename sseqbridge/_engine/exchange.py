@@ -1,7 +1,7 @@
 """One request as an async iterator of batches: send, follow redirects, check, read.
 
 With _http/client.py this is all that knows httpx. It knows no thread and no consumer: who iterates it
-decides where it runs. A `Connection` is made in the caller's thread (so that a wrong argument is
+decides where it runs. A `Exchange` is made in the caller's thread (so that a wrong argument is
 an error of the call) and from then on belongs to the loop's.
 """
 
@@ -51,7 +51,7 @@ __all__ = [
     "MAX_BODY_BYTES",
     "Batch",
     "Body",
-    "Connection",
+    "Exchange",
     "Head",
     "Resumption",
     "describe",
@@ -147,7 +147,7 @@ class Resumption(NamedTuple):
     redirects: tuple[tuple[int, Any], ...] = ()
 
 
-class Connection:
+class Exchange:
     """One request, from its sending to its answer's last byte.
 
     `open()` sends it; iterating gives Batches, or one Body where the status is not 200.
@@ -155,7 +155,7 @@ class Connection:
     `events` its events.
     """
 
-    # As of a stream that has no other; see ReconnectingConnection.
+    # As of a stream that has no other; see ReconnectingExchange.
     bounds_its_opening = False
     reconnections = 0
     opened_at = 0.0
@@ -419,7 +419,7 @@ class Connection:
         """
         self._put = put
 
-    def __aiter__(self) -> Connection:
+    def __aiter__(self) -> Exchange:
         return self
 
     async def __anext__(self) -> Batch | Body:
@@ -615,10 +615,10 @@ class Connection:
         except SSEError as exc:
             logger.debug("%s: cutting the connection off failed", self.target, exc_info=exc)
 
-    def leave_to_parent(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
         if self._network_stream is not None:
-            _runtime.leave_connection_to_parent(self._network_stream)
+            _runtime.detach_connection_after_fork(self._network_stream)
 
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")
@@ -633,7 +633,7 @@ class Connection:
 
     async def aclose(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
-        # A pump's method, which would make a cycle of the two.
+        # A stream_task's method, which would make a cycle of the two.
         self._put = None
         await self._close_response()
         await self._close(self._options.build.get("content"), "the request's body")

@@ -1,4 +1,4 @@
-"""A stream's connections, one after another, as one: iterated like a `Connection`, and like it the loop's alone.
+"""A stream's connections, one after another, as one: iterated like a `Exchange`, and like it the loop's alone.
 
 Two rules: what a connection gave before it was dropped is given first, and an id that it did not
 commit is never sent. The waiting is here, the deciding in _sse/retry_policy.py.
@@ -38,7 +38,7 @@ from sseqbridge._sse.retry_policy import (
     retry_after,
 )
 
-from .exchange import Batch, Body, Connection, Head, status_error
+from .exchange import Batch, Body, Exchange, Head, status_error
 
 if TYPE_CHECKING:
     import httpx
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sseqbridge._checks import RequestOptions
     from sseqbridge._http.client import ClientPool
 
-__all__ = ["OnReconnect", "Reconnecting", "ReconnectingConnection", "tell"]
+__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "tell"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -83,8 +83,8 @@ class _DroppedError(Exception):
     """What was waited for was given up, since the connection is to be dropped."""
 
 
-class ReconnectingConnection:
-    """What a `Connection` is, for a stream that outlives its connections.
+class ReconnectingExchange:
+    """What a `Exchange` is, for a stream that outlives its connections.
 
     `open()` and iterating give Reconnecting entries, too, each before the wait that it tells of.
     """
@@ -99,7 +99,7 @@ class ReconnectingConnection:
         self._clients = clients
         self._options = options
         self._policy = policy
-        self._connection = Connection(clients, options)
+        self._exchange = Exchange(clients, options)
         self._is_held = True
         self._put: Callable[[Batch], bool] | None = None
         # The attempt that comes next, where there is none under way.
@@ -125,45 +125,45 @@ class ReconnectingConnection:
         # On the loop's clock; None while there is no connection.
         self.opened_at: float | None = None
 
-    # As of a Connection.
+    # As of a Exchange.
 
     @property
     def is_complete(self) -> bool:
         """Whether the body's end is known to be in."""
-        return self._connection.is_complete
+        return self._exchange.is_complete
 
     @property
     def target(self) -> str:
         """The URL that is asked, as messages may show it."""
-        return self._connection.target
+        return self._exchange.target
 
     @property
     def outcome(self) -> str | None:
         """How the stream ended, None before."""
         if self._gives_refusal:
             return "eof"
-        outcome = self._connection.outcome
+        outcome = self._exchange.outcome
         return outcome if outcome == "done" or self._is_last else None
 
     @property
     def done_event(self) -> ServerSentEvent | None:
         """By whose data the stream was ended; None where it was not."""
-        return self._connection.done_event
+        return self._exchange.done_event
 
     @property
     def received(self) -> int:
         """The bytes of all bodies so far."""
-        return self._received + self._connection.received
+        return self._received + self._exchange.received
 
     @property
     def events(self) -> int:
         """The events of all bodies so far."""
-        return self._events + self._connection.events
+        return self._events + self._exchange.events
 
     @property
     def last_event_id(self) -> str:
         """What the next request would go on from; "" for nothing."""
-        return self._connection.resumption.last_event_id
+        return self._exchange.resumption.last_event_id
 
     def check_asked(self) -> None:
         """Raise UsageError where the request is not to be sent again even if the caller asks for it."""
@@ -171,21 +171,21 @@ class ReconnectingConnection:
             raise UsageError(PAYS_TWICE)
 
     def put_through(self, put: Callable[[Batch], bool]) -> None:
-        """See Connection.put_through."""
+        """See Exchange.put_through."""
         self._put = put
-        self._connection.put_through(put)
+        self._exchange.put_through(put)
 
     def drain(self) -> None:
         """Read on without giving batches, a little, so that the connection can be used again."""
-        self._connection.drain()
+        self._exchange.drain()
 
-    def leave_to_parent(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
-        self._connection.leave_to_parent()
+        self._exchange.detach_after_fork()
 
     def shut_down(self) -> None:
         """Cut the connection off, at once, whatever the reading waits for."""
-        self._connection.shut_down()
+        self._exchange.shut_down()
 
     async def aclose(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
@@ -196,7 +196,7 @@ class ReconnectingConnection:
         if self._is_held:
             self._is_held = False
             self.opened_at = None
-            await self._connection.aclose()
+            await self._exchange.aclose()
 
     # The first answer.
 
@@ -217,7 +217,7 @@ class ReconnectingConnection:
     async def _attempt(self, deadline: float) -> Head | Reconnecting:
         try:
             if self._retry is None:
-                head = await self._connection.open()
+                head = await self._exchange.open()
             else:
                 await anyio.sleep(self._retry.delay)
                 head = await self._sent_again(self._retry.attempt)
@@ -232,11 +232,11 @@ class ReconnectingConnection:
         if not isinstance(decision, Retry) or clock.monotonic() + decision.delay > deadline:
             return self._begun(head)
         self._refusal = head, Body(b"")
-        self._refusal = head, await self._connection.read_body()
+        self._refusal = head, await self._exchange.read_body()
         return await self._planned(decision, status_error(self.target, *self._refusal))
 
     async def _failed(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
-        if self._connection.is_unsendable:
+        if self._exchange.is_unsendable:
             raise cause
         decision = self._policy.after(self._drop(cause))
         if isinstance(decision, Stop):
@@ -262,7 +262,7 @@ class ReconnectingConnection:
 
     # Reading.
 
-    def __aiter__(self) -> ReconnectingConnection:
+    def __aiter__(self) -> ReconnectingExchange:
         return self
 
     async def __anext__(self) -> Batch | Body | Reconnecting:
@@ -278,13 +278,13 @@ class ReconnectingConnection:
                 if self._retry is not None:
                     await self._reconnect()
                 if self._dropped is None:
-                    return await self._droppable(self._connection.__anext__)
-                if (batch := self._connection.rest()) is not None:
+                    return await self._droppable(self._exchange.__anext__)
+                if (batch := self._exchange.rest()) is not None:
                     return batch
             except _DroppedError:
                 continue
             except StopAsyncIteration:
-                if self._is_last or self._connection.outcome == "done":
+                if self._is_last or self._exchange.outcome == "done":
                     raise
             except ReconnectionError:
                 # Not for the policy: the connection that it would judge is the one before.
@@ -301,7 +301,7 @@ class ReconnectingConnection:
 
     async def _next_after(self, cause: SSEError | None) -> Reconnecting:
         decision: Retry | Stop | GiveUp
-        if self._connection.outcome == "done":
+        if self._exchange.outcome == "done":
             # Whatever became of the connection after the last event.
             decision = Stop()
             cause = None
@@ -336,7 +336,7 @@ class ReconnectingConnection:
         # That is the answer, whoever wants another connection now.
         self._is_settled, self._dropped = True, None
         if head.status != 204:
-            raise status_error(self.target, head, await self._connection.read_body())
+            raise status_error(self.target, head, await self._exchange.read_body())
         # Nothing more is to come.
         self._is_last = True
 
@@ -351,12 +351,12 @@ class ReconnectingConnection:
         except Exception as exc:
             raise self._not_sent(attempt, exc) from exc
         try:
-            return await self._droppable(self._connection.open)
+            return await self._droppable(self._exchange.open)
         except (CallbackError, UsageError) as exc:
             # The client for another origin, behind a redirect; the client's auth.
             raise self._not_sent(attempt, exc) from exc
         except SSEError as exc:
-            if not self._connection.is_unsendable:
+            if not self._exchange.is_unsendable:
                 raise
             raise self._not_sent(attempt, exc) from exc
 
@@ -368,21 +368,21 @@ class ReconnectingConnection:
 
     async def _renew(self) -> None:
         """Have the request ready for another time, where this one was dropped."""
-        old = self._connection
-        make = partial(Connection, self._clients, self._options, old.resumption)
+        old = self._exchange
+        make = partial(Exchange, self._clients, self._options, old.resumption)
         if self._clients.has_factory:
             # Which may take its time.
             with CallersCode("the bridge's client function", passes=Exception):
-                self._connection = await _runtime.run_in_daemon_thread(
-                    "sseqbridge-client", make, discard=Connection.abandon
+                self._exchange = await _runtime.run_in_daemon_thread(
+                    "sseqbridge-client", make, discard=Exchange.abandon
                 )
         else:
-            self._connection = make()
+            self._exchange = make()
         self._is_held = True
         self._received += old.received
         self._events += old.events
         if self._put is not None:
-            self._connection.put_through(self._put)
+            self._exchange.put_through(self._put)
 
     async def _droppable(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return what `call` gives. Raises _DroppedError once the connection is to be dropped."""
@@ -401,10 +401,10 @@ class ReconnectingConnection:
 
         What it gave so far is given first.
         """
-        if self._is_last or self._is_settled or self._connection.outcome == "done":
+        if self._is_last or self._is_settled or self._exchange.outcome == "done":
             return False
         self._dropped = _Dropped(cause, was_asked_for)
-        self._connection.shut_down()
+        self._exchange.shut_down()
         if self._scope is not None:
             self._scope.cancel()
         return True
@@ -425,7 +425,7 @@ class ReconnectingConnection:
         )
 
     def _drop(self, cause: SSEError | None) -> Drop:
-        connection = self._connection
+        connection = self._exchange
         return replace(
             self._so_far,
             cause=cause,

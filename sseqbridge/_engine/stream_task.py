@@ -1,10 +1,10 @@
-"""One stream's task: it pumps a connection into a hand-off, keeps the time, and can be ended.
+"""One stream's task: it stream_tasks a connection into a channel, keeps the time, and can be ended.
 
-Everything here runs in the loop's thread but for the methods of `Pump` that say otherwise, and
+Everything here runs in the loop's thread but for the methods of `StreamTask` that say otherwise, and
 those do no more than post to the loop. Whatever ends the task puts the one `End` into the
-hand-off: its own last step, or its done callback where it does not get that far.
+channel: its own last step, or its done callback where it does not get that far.
 
-Neither a pump nor anything that it refers to knows the stream object that the user holds: else
+Neither a stream_task nor anything that it refers to knows the stream object that the user holds: else
 that would live as long as the request, and dropping it could abort nothing.
 """
 
@@ -33,16 +33,16 @@ from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
 
-from .channel import CLOSED, End, HandOff, post, settle
-from .exchange import Batch, Body, Connection, Head
-from .reconnecting import Reconnecting, ReconnectingConnection
+from .channel import CLOSED, Channel, End, post, settle
+from .exchange import Batch, Body, Exchange, Head
+from .reconnecting import Reconnecting, ReconnectingExchange
 
 if TYPE_CHECKING:
     from sseqbridge._checks import RequestOptions
     from sseqbridge._http.client import ClientPool
     from sseqbridge._runtime.loop_watch import LoopWatch
 
-__all__ = ["Cancellable", "Entry", "LoopState", "LoopTask", "Pump"]
+__all__ = ["Cancellable", "Entry", "LoopState", "LoopTask", "StreamTask"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -78,7 +78,7 @@ class LoopTask:
     @property
     def is_inherited(self) -> bool:
         """Whether this is a forked child, and the stream its parent's."""
-        return self.state.process != _runtime.process()
+        return self.state.process != _runtime.process_token()
 
     def check_process(self) -> None:
         """Raise UsageError in a forked child."""
@@ -102,9 +102,9 @@ class LoopTask:
         """Have `callback` called in the loop's thread when the loop ends, or here where it has ended."""
         self.state.call_at_end(callback)
 
-    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None:
+    def cancel_call_at_loop_end(self, callback: Callable[[], object]) -> None:
         """Take that back."""
-        self.state.call_at_end_no_more(callback)
+        self.state.cancel_call_at_end(callback)
 
     # In any thread but the loop's.
 
@@ -128,7 +128,7 @@ _states: WeakSet[LoopState] = WeakSet()
 
 
 class LoopState:
-    """What the streams of one event loop share: its clients, its pumps, its cancel watch, its counters.
+    """What the streams of one event loop share: its clients, its stream_tasks, its cancel watch, its counters.
 
     `watch`, which notices that the loop is blocked, is a bridge's alone: another loop has other work.
     """
@@ -140,14 +140,14 @@ class LoopState:
         # Written in the loop's thread only. Odd while what follows is being changed, so that any thread can
         # read it whole without a lock, which a signal handler might find taken.
         self._version = 0
-        self.pumps: set[Pump] = set()
+        self.stream_tasks: set[StreamTask] = set()
         self._past_bytes = 0
         self._past_events = 0
         self._watched: set[Cancellable] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Kept alive here: an asynchronous generator that the loop closes when it ends.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
-        self.process = _runtime.process()
+        self.process = _runtime.process_token()
         # What is still to be done when the loop ends: by whoever takes it out. Any thread may put in.
         self._at_end: set[Callable[[], object]] = set()
         self._is_over = False
@@ -155,34 +155,34 @@ class LoopState:
         self.ends_quietly = False
         _states.add(self)
 
-    def add(self, pump: Pump) -> None:
+    def add(self, stream_task: StreamTask) -> None:
         """A stream begins."""
-        self.pumps.add(pump)
+        self.stream_tasks.add(stream_task)
         if self.loop_watch is not None:
             self.loop_watch.start()
 
-    def discard(self, pump: Pump) -> None:
+    def discard(self, stream_task: StreamTask) -> None:
         """A stream has ended."""
-        if pump not in self.pumps:
+        if stream_task not in self.stream_tasks:
             return
         self._version += 1
-        self._past_bytes += pump.connection.received
-        self._past_events += pump.connection.events
-        self.pumps.discard(pump)
+        self._past_bytes += stream_task.exchange.received
+        self._past_events += stream_task.exchange.events
+        self.stream_tasks.discard(stream_task)
         self._version += 1
-        if self.loop_watch is not None and not self.pumps:
+        if self.loop_watch is not None and not self.stream_tasks:
             self.loop_watch.stop()
 
-    def counted(self) -> tuple[tuple[Pump, ...], int, int]:
+    def counted(self) -> tuple[tuple[StreamTask, ...], int, int]:
         """Return the open streams, and the bytes and events of all so far. Any thread may call it."""
         while True:
             version = self._version
             # Copied in one step, which neither another thread nor the collector comes into.
-            pumps = tuple(self.pumps.copy())
-            received = self._past_bytes + sum(pump.connection.received for pump in pumps)
-            events = self._past_events + sum(pump.connection.events for pump in pumps)
+            stream_tasks = tuple(self.stream_tasks.copy())
+            received = self._past_bytes + sum(stream_task.exchange.received for stream_task in stream_tasks)
+            events = self._past_events + sum(stream_task.exchange.events for stream_task in stream_tasks)
             if not version % 2 and version == self._version:
-                return pumps, received, events
+                return stream_tasks, received, events
             # The loop's thread was interrupted in the midst of it.
             time.sleep(0)
 
@@ -205,12 +205,12 @@ class LoopState:
         The consumers get the error that `reason` makes, or end quietly where it is None.
         """
         self.ends_quietly = reason is None
-        pumps = tuple(self.pumps)
-        for pump in pumps:
-            if reason is None and pump.opened:
-                pump.handoff.close()
-            pump.abort(BridgeClosedError("the interpreter is exiting") if reason is None else reason())
-        tasks = [pump.task for pump in pumps if pump.task is not None]
+        stream_tasks = tuple(self.stream_tasks)
+        for stream_task in stream_tasks:
+            if reason is None and stream_task.opened:
+                stream_task.channel.close()
+            stream_task.abort(BridgeClosedError("the interpreter is exiting") if reason is None else reason())
+        tasks = [stream_task.task for stream_task in stream_tasks if stream_task.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
         self.give_up()
@@ -221,8 +221,8 @@ class LoopState:
 
     def give_up(self) -> None:
         """Let the consumers go whose streams' tasks would not end."""
-        for pump in tuple(self.pumps):
-            pump.give_up()
+        for stream_task in tuple(self.stream_tasks):
+            stream_task.give_up()
         self._is_over = True
         while self._at_end:
             self._call_at_end()
@@ -233,7 +233,7 @@ class LoopState:
         if self._is_over:
             self._call_at_end()
 
-    def call_at_end_no_more(self, callback: Callable[[], object]) -> None:
+    def cancel_call_at_end(self, callback: Callable[[], object]) -> None:
         """Take that back."""
         self._at_end.discard(callback)
 
@@ -245,30 +245,30 @@ class LoopState:
         callback()
 
 
-def _leave_the_parents() -> None:
+def _detach_after_fork() -> None:
     for state in tuple(_states):
-        _runtime.keep_for_ever(state)
-        state.clients.leave_to_parent()
-        for pump in state.pumps:
-            pump.connection.leave_to_parent()
+        _runtime.pin(state)
+        state.clients.detach_after_fork()
+        for stream_task in state.stream_tasks:
+            stream_task.exchange.detach_after_fork()
             # A loop that is under way here ends at its next step.
-            pump.handoff.closed = True
+            stream_task.channel.closed = True
 
 
-_runtime.after_fork(_leave_the_parents)
+_runtime.after_fork(_detach_after_fork)
 
 
-class Pump(LoopTask):
+class StreamTask(LoopTask):
     """Runs one request in the loop. Made in the caller's thread, started in the loop's."""
 
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         super().__init__(state)
-        self.connection: Connection | ReconnectingConnection
+        self.exchange: Exchange | ReconnectingExchange
         if options.reconnect is None:
-            self.connection = Connection(state.clients, options)
+            self.exchange = Exchange(state.clients, options)
         else:
-            self.connection = ReconnectingConnection(state.clients, options, options.reconnect)
-        self.handoff: HandOff[Entry] = HandOff(state.loop, options.max_buffered_bytes)
+            self.exchange = ReconnectingExchange(state.clients, options, options.reconnect)
+        self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes)
         self.task: asyncio.Task[None] | None = None
         self.opened = False
         self._first_event_at: float | None = None
@@ -282,7 +282,7 @@ class Pump(LoopTask):
         # Ends _transfer, while that runs.
         self._cancel_transfer: Callable[[], object] | None = None
         self._aborted = False
-        # Whether all that the connection gave is in the hand-off: its outcome is known before that.
+        # Whether all that the connection gave is in the channel: its outcome is known before that.
         self._transferred = False
         self._ending = False
         # What was read since the task last waited for the network.
@@ -297,7 +297,7 @@ class Pump(LoopTask):
         self.state.add(self)
         self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
         self.task.add_done_callback(self._done)
-        if not self.connection.bounds_its_opening:
+        if not self.exchange.bounds_its_opening:
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
@@ -338,10 +338,10 @@ class Pump(LoopTask):
     async def _close_connection(self) -> None:
         # In a child that unwinds its parent's tasks this would be the parent's.
         if not self.is_inherited:
-            await self.connection.aclose()
+            await self.exchange.aclose()
 
     async def _transfer_cancellably(self) -> None:
-        if self.connection.is_direct:
+        if self.exchange.is_direct:
             assert self.task is not None
             self._cancel_transfer = self.task.cancel
             await self._transfer()
@@ -355,16 +355,16 @@ class Pump(LoopTask):
             await (self._transfer() if watch is None else watch.steps_of(self._transfer(), self._told_client))
 
     def _told_client(self) -> str:
-        return f"what the HTTP client, its transport, hooks or auth did for {self.connection.target}"
+        return f"what the HTTP client, its transport, hooks or auth did for {self.exchange.target}"
 
     async def _transfer(self) -> None:
-        connection = self.connection
+        connection = self.exchange
         while isinstance(head := await connection.open(), Reconnecting):
-            await self.handoff.put(head, head.charge)
+            await self.channel.send(head, head.charge)
         if connection.bounds_its_opening:
             self._limit_total()
         self.opened = True
-        self.handoff.put_soon(head)
+        self.channel.send_deferred(head)
         self._idle_since = self.loop.time()
         if self._timeout.idle is not None:
             self._check_idle(self._timeout.idle)
@@ -379,7 +379,7 @@ class Pump(LoopTask):
         """Put a batch where that needs no wait, in the transport's callback: no step of the task."""
         if self._gathered is not None:
             self._flush()
-        if not self.handoff.offer(batch, batch.charge):
+        if not self.channel.try_send(batch, batch.charge):
             return False
         # After that: the consumer is on its way already.
         self._note(batch)
@@ -394,25 +394,25 @@ class Pump(LoopTask):
     async def _put(self, entry: Batch | Body | Reconnecting) -> None:
         if isinstance(entry, Reconnecting):
             self._flush()
-            await self.handoff.put(entry, entry.charge)
+            await self.channel.send(entry, entry.charge)
             return
         if isinstance(entry, Body):
-            self.handoff.put_now(entry)
+            self.channel.send_nowait(entry)
             return
         self._note(entry)
-        if self.handoff.closed:
+        if self.channel.closed:
             # Nobody wants it: let the abort in, however much there is to read without waiting.
             await asyncio.sleep(0)
             return
         gathered = self._gathered
         if gathered is None:
-            if self.handoff.fits(entry.charge):
+            if self.channel.fits(entry.charge):
                 # Flushed as soon as this task waits for the network: until then what it reads comes
                 # from one network read, and crosses to the consumer as one batch.
                 self._gathered = entry
                 self.loop.call_soon(self._flush)
                 return
-        elif self.handoff.has_room(gathered.charge + entry.charge):
+        elif self.channel.has_room(gathered.charge + entry.charge):
             gathered.absorb(entry)
             return
         await self._put_when_there_is_room(entry)
@@ -423,19 +423,19 @@ class Pump(LoopTask):
         since, held_at = self._idle_since, self.loop.time()
         assert since is not None
         self._idle_since = None
-        await self.handoff.put(entry, entry.charge)
+        await self.channel.send(entry, entry.charge)
         self._idle_since = since + self.loop.time() - held_at
 
     def _flush(self) -> None:
         gathered = self._gathered
         if gathered is not None:
             self._gathered = None
-            self.handoff.put_now(gathered, gathered.charge)
+            self.channel.send_nowait(gathered, gathered.charge)
 
     def _check_idle(self, limit: float) -> None:
         # One timer a stream, set anew when it fires: an event costs no more than a look at the clock.
         now = self.loop.time()
-        opened_at = self.connection.opened_at
+        opened_at = self.exchange.opened_at
         since = now if self._idle_since is None or opened_at is None else max(self._idle_since, opened_at)
         if now - since >= limit:
             self._time_out("idle", limit)
@@ -445,7 +445,7 @@ class Pump(LoopTask):
 
     def _time_out(self, which: str, seconds: float) -> None:
         error = StreamTimeoutError(which, seconds)
-        if which != "idle" or not self.connection.drop(error):
+        if which != "idle" or not self.exchange.drop(error):
             self.abort(error)
 
     def _begin_end(self) -> None:
@@ -455,12 +455,12 @@ class Pump(LoopTask):
             # Not by the callback: uvloop runs a timer that is due, such as the end's, before it.
             gathered, self._gathered = self._gathered, None
             if gathered is not None:
-                self.handoff.put_soon(gathered, gathered.charge)
+                self.channel.send_deferred(gathered, gathered.charge)
             self._cancel_timers()
-            if self.connection.is_complete:
+            if self.exchange.is_complete:
                 return
             now = self.loop.time()
-            self._set_timer("end", now + _END_SECONDS, self.handoff.end, End("done"))
+            self._set_timer("end", now + _END_SECONDS, self.channel.end, End("done"))
             self._set_timer("drain", now + _DRAIN_SECONDS, self.abort, None)
 
     def _cancel_timers(self) -> None:
@@ -471,10 +471,10 @@ class Pump(LoopTask):
     def drain(self) -> None:
         """The consumer has seen the last event: read a little further, give nothing more."""
         if not self._finished.is_set:
-            self.connection.drain()
-            self.handoff.close()
+            self.exchange.drain()
+            self.channel.close()
             self._begin_end()
-            if self.connection.opened_at is None:
+            if self.exchange.opened_at is None:
                 # The connection is gone, and none is to follow.
                 self.abort(None)
 
@@ -485,7 +485,7 @@ class Pump(LoopTask):
         if self._reason is None:
             self._reason = reason
         # First the socket: a task that waits for something else could take its time.
-        self.connection.shut_down()
+        self.exchange.shut_down()
         self._aborted = True
         if self._cancel_transfer is not None:
             self._cancel_transfer()
@@ -493,7 +493,7 @@ class Pump(LoopTask):
     def reconnect(self) -> None:
         """Drop the connection for another one."""
         if not (self._finished.is_set or self._ending):
-            self.connection.drop(None, was_asked_for=True)
+            self.exchange.drop(None, was_asked_for=True)
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """Abort if the caller's cancel flag is set, or cannot be looked at."""
@@ -508,17 +508,17 @@ class Pump(LoopTask):
                 watch.ran(clock.monotonic() - began, self._told_flag)
         if is_set and not self._ending:
             if self.opened:
-                self.handoff.close()
+                self.channel.close()
             self.abort(RequestAbortedError("cancel was set before the response's headers were in"))
 
     def give_up(self) -> None:
         """Let the consumer go, whatever becomes of the task."""
-        self.handoff.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+        self.channel.end(End("error", BridgeClosedError("the stream's task did not end in time")))
         self._finished.set()
 
     def _told_flag(self) -> str:
         kind = type(self._cancel)
-        return f"is_set() of the cancel flag, a {kind.__module__}.{kind.__qualname__}, of {self.connection.target}"
+        return f"is_set() of the cancel flag, a {kind.__module__}.{kind.__qualname__}, of {self.exchange.target}"
 
     def _done(self, task: asyncio.Task[None]) -> None:
         # Where _run did not get to its end: it was cancelled, or closing the client failed.
@@ -530,21 +530,21 @@ class Pump(LoopTask):
         self._cancel_timers()
         self.state.discard(self)
         self._flush()
-        self.handoff.end(self._end_of(error))
+        self.channel.end(self._end_of(error))
         self._finished.set()
 
     def _end_of(self, error: BaseException | None) -> End:
         if self._ending:
             return End("done")
-        if error is None and self._transferred and self.connection.outcome is not None:
-            return End(self.connection.outcome)
+        if error is None and self._transferred and self.exchange.outcome is not None:
+            return End(self.exchange.outcome)
         if self._reason is not None:
             return End("error", self._reason)
         if error is None:
             return CLOSED
         if isinstance(error, SSEError):
             return End("error", error)
-        told = SSEError(f"{self.connection.target}: {type(error).__name__} in the stream's task")
+        told = SSEError(f"{self.exchange.target}: {type(error).__name__} in the stream's task")
         told.__cause__ = error
         return End("error", told)
 

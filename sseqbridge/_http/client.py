@@ -46,13 +46,13 @@ _KEEPALIVE_EXPIRY = 4.0
 # How many clients wait for the next HTTP/2 requests.
 _MAX_IDLE = 8
 
-_tls_lock = _runtime.Lock()
+_tls_lock = _runtime.ForkSafeLock()
 _tls_context: ssl.SSLContext | None = None
 
 
 def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
-    with _tls_lock.here:
+    with _tls_lock.native:
         if _tls_context is None:
             context = httpx.create_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
@@ -99,7 +99,7 @@ class Client:
         transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
         return sum(map(connections_of, transports))
 
-    def leave_to_parent(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, leave to the parent what connections are not a stream's."""
 
     def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
@@ -156,8 +156,8 @@ class _OwnClient(Client):
         extensions = {"timeout": timeout, **options.pop("extensions")}
         return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
 
-    def leave_to_parent(self) -> None:
-        self._transport.leave_to_parent()
+    def detach_after_fork(self) -> None:
+        self._transport.detach_after_fork()
 
     def is_direct(self, request: httpx.Request) -> bool:
         return is_direct(request)
@@ -247,10 +247,10 @@ class ClientPool:
         """How many connections are open, in use or idle. Any thread may ask."""
         return sum(client.connections for client in tuple(self._made_clients))
 
-    def leave_to_parent(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, leave to the parent what connections are not a stream's."""
         for client in self._made_clients:
-            client.leave_to_parent()
+            client.detach_after_fork()
 
     @property
     def has_factory(self) -> bool:

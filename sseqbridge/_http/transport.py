@@ -121,11 +121,11 @@ class Transport(httpx.AsyncBaseTransport):
         self._make_plain = plain
         self._plain: httpx.AsyncBaseTransport | None = None
         # The last one in is the first one out, so that those which are not needed grow old.
-        self._idle: dict[Origin, collections.deque[_Wire]] = {}
+        self._idle: dict[Origin, collections.deque[HTTP11Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         # Those that are open: written in the loop's thread, and copied by any.
-        self.wires: set[_Wire] = set()
+        self.wires: set[HTTP11Connection] = set()
         # What all connections read into.
         self.buffer = memoryview(bytearray(_READ_BYTES))
 
@@ -143,7 +143,7 @@ class Transport(httpx.AsyncBaseTransport):
         return await _exchanged(wire, request, timeouts)
 
     async def _exchanged_again(
-        self, wire: _Wire, request: httpx.Request, timeouts: Mapping[str, float | None]
+        self, wire: HTTP11Connection, request: httpx.Request, timeouts: Mapping[str, float | None]
     ) -> httpx.Response | None:
         """Return the answer on a connection that is used again; None where that takes a new one.
 
@@ -184,14 +184,14 @@ class Transport(httpx.AsyncBaseTransport):
         """How many connections are open, in use or idle."""
         return len(self.wires) + connections_of(self._plain)
 
-    def leave_to_parent(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, leave the connections to the parent."""
         for wire in tuple(self.wires):
-            _runtime.leave_connection_to_parent(wire)
+            _runtime.detach_connection_after_fork(wire)
 
     # Which connection.
 
-    def _reused(self, origin: Origin) -> _Wire | None:
+    def _reused(self, origin: Origin) -> HTTP11Connection | None:
         wires = self._idle.get(origin)
         while wires:
             wire = wires.pop()
@@ -200,7 +200,7 @@ class Transport(httpx.AsyncBaseTransport):
             wire.abort()
         return None
 
-    def give_back(self, wire: _Wire) -> None:
+    def give_back(self, wire: HTTP11Connection) -> None:
         """Keep a connection for the next request to its origin."""
         if self._closed:
             wire.abort()
@@ -220,14 +220,14 @@ class Transport(httpx.AsyncBaseTransport):
         if self._idle:
             self._sweep = loop.call_later(self._keepalive_expiry / 4, self._close_expired, loop)
 
-    async def _connected(self, origin: Origin, timeout: float | None) -> _Wire:
-        wire = _Wire(asyncio.get_running_loop(), origin, self)
+    async def _connected(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
+        wire = HTTP11Connection(asyncio.get_running_loop(), origin, self)
         try:
             with anyio.fail_after(timeout):
                 context = await self._tls_context() if origin.scheme == "https" else None
                 await self._dial(wire, origin.host, origin.port)
                 if context is not None:
-                    await wire.shake_hands(context)
+                    await wire.start_tls(context)
         except BaseException as exc:
             # In the turn in which it is connected the loop would only close it, politely.
             wire.abort()
@@ -248,7 +248,9 @@ def connections_of(transport: object) -> int:
     return len(getattr(getattr(transport, "_pool", None), "connections", ()))
 
 
-async def _exchanged(wire: _Wire, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
+async def _exchanged(
+    wire: HTTP11Connection, request: httpx.Request, timeouts: Mapping[str, float | None]
+) -> httpx.Response:
     try:
         return await wire.exchange(request, timeouts)
     except BaseException:
@@ -358,7 +360,7 @@ def _discard(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
-class _Wire(asyncio.BufferedProtocol):
+class HTTP11Connection(asyncio.BufferedProtocol):
     """One connection: one exchange of a request and an answer at a time, read by one coroutine."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin, owner: Transport) -> None:
@@ -504,7 +506,7 @@ class _Wire(asyncio.BufferedProtocol):
                 self.abort()
         self._wake()
 
-    async def shake_hands(self, context: ssl.SSLContext) -> None:
+    async def start_tls(self, context: ssl.SSLContext) -> None:
         """Make the connection one of TLS.
 
         Raises ssl.SSLError, and OSError where the peer goes before that is done; ValueError for a
@@ -765,8 +767,8 @@ class _Wire(asyncio.BufferedProtocol):
 class BodyStream(httpx.AsyncByteStream):
     """The body of one answer, read by one coroutine, from its head to its end or `aclose()`."""
 
-    def __init__(self, wire: _Wire, timeout: float | None) -> None:
-        self._wire: _Wire | None = wire
+    def __init__(self, wire: HTTP11Connection, timeout: float | None) -> None:
+        self._wire: HTTP11Connection | None = wire
         self._timeout = timeout
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ time, for the library may be imported before it does.
 
 A forked child has its parent's objects, and none of its threads: locks that nobody gives back, a
 loop that nobody runs, sockets that are the parent's still. It starts anew on first use, with locks
-of its own, and keeps what was the parent's from ever being finalized. `process()` tells the two
+of its own, and keeps what was the parent's from ever being finalized. `process_token()` tells the two
 apart, also where fork hooks do not run.
 """
 
@@ -43,26 +43,26 @@ else:
 
 __all__ = [
     "DaemonThread",
-    "Lock",
+    "ForkSafeLock",
     "Signal",
     "ThreadWaiter",
     "Waiter",
     "above_standard_descriptors",
     "after_fork",
     "at_exit",
+    "detach_connection_after_fork",
     "in_coroutine",
     "in_notebook",
     "is_eventlet",
     "is_readable",
-    "keep_for_ever",
-    "leave_connection_to_parent",
     "literal_address",
     "may_wait",
     "new_event_loop",
     "new_lock",
     "new_waiter",
     "peer_has_left",
-    "process",
+    "pin",
+    "process_token",
     "reader_has_left",
     "run_in_daemon_thread",
     "shut_down_connection",
@@ -119,7 +119,7 @@ _after_fork: list[Callable[[], object]] = []
 _kept: list[object] = []
 
 
-def process() -> tuple[int, int]:
+def process_token() -> tuple[int, int]:
     """Return what no other process has: a forked child has another one than its parent.
 
     By its number, too: uWSGI forks without a word to Python.
@@ -132,7 +132,7 @@ def after_fork(callback: Callable[[], object]) -> None:
     _after_fork.append(callback)
 
 
-def keep_for_ever(*objects: object) -> None:
+def pin(*objects: object) -> None:
     """Keep what is a parent's from being finalized in its child, where that would reach the parent's sockets."""
     _kept.extend(objects)
 
@@ -148,8 +148,8 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forked)
 
 
-class Lock:
-    """A lock between threads of the operating system, which each process has for itself: `with lock.here`.
+class ForkSafeLock:
+    """A lock between threads of the operating system, which each process has for itself: `with lock.native`.
 
     One that another thread held at a fork would be held for ever in the child. What is entered is a
     lock of the interpreter's, since an interrupt may come between any two steps of a function here,
@@ -163,9 +163,9 @@ class Lock:
         self._locks: dict[tuple[int, int], Any] = {}
 
     @property
-    def here(self) -> Any:
+    def native(self) -> Any:
         """This process's."""
-        this = process()
+        this = process_token()
         lock = self._locks.get(this)
         return self._locks.setdefault(this, _allocate_rlock()) if lock is None else lock
 
@@ -335,7 +335,7 @@ def shut_down_connection(transport: Any) -> None:
         shut_down_socket(connection.fileno())
 
 
-def leave_connection_to_parent(transport: Any) -> None:
+def detach_connection_after_fork(transport: Any) -> None:
     """In a forked child, have what was its parent's connection lead nowhere.
 
     A loop that the child goes on with would read, from the same socket, what the parent is to be given. The
@@ -505,18 +505,18 @@ class _StandardDescriptors:
 
     def __init__(self) -> None:
         # All of it under the lock.
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         self._users = 0
         self._placeholders: list[int] = []
 
     def __enter__(self) -> None:
-        with self._lock.here:
+        with self._lock.native:
             if not self._users and not all(map(_is_open, range(3))):
                 self._placeholders = _take_standard_descriptors()
             self._users += 1
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._lock.here:
+        with self._lock.native:
             self._users -= 1
             if not self._users:
                 placeholders, self._placeholders = self._placeholders, []

@@ -39,7 +39,7 @@ from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.exchange import Head
 from sseqbridge._engine.reconnecting import Reconnecting, tell
-from sseqbridge._engine.stream_task import LoopState, Pump
+from sseqbridge._engine.stream_task import LoopState, StreamTask
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._http.client import ClientPool, prepare
 from sseqbridge._runtime import threads as _runtime
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
         client: Any
 
 
-__all__ = ["Opening", "abegin", "arequest_sse", "begin", "request_sse"]
+__all__ = ["PendingResponse", "abegin", "arequest_sse", "begin", "request_sse"]
 
 T = TypeVar("T")
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
@@ -219,13 +219,13 @@ def request_sse(
         require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
         follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
-    opening = Opening(_submitted(options, bridge), decoder, options.cancel, on_reconnect)
+    opening = PendingResponse(_submitted(options, bridge), decoder, options.cancel, on_reconnect)
     try:
-        while (head := opening.head_of(opening.pump.handoff.take())) is None:
+        while (head := opening.head_of(opening.stream_task.channel.receive())) is None:
             pass
         return opening.response(head)
     except BaseException:
-        opening.pump.request_abort()
+        opening.stream_task.request_abort()
         raise
 
 
@@ -317,20 +317,20 @@ async def arequest_sse(
         require_done, error_events, comments, timeout, cancel, reconnect, on_reconnect, last_event_id,
         follow_redirects, check_content_type, max_event_bytes, max_buffered_bytes,
     )  # fmt: skip
-    opening = Opening(await _started(options, client), decoder, options.cancel, on_reconnect)
+    opening = PendingResponse(await _started(options, client), decoder, options.cancel, on_reconnect)
     try:
-        while (head := opening.head_of(await opening.pump.handoff.atake())) is None:
+        while (head := opening.head_of(await opening.stream_task.channel.areceive())) is None:
             pass
         return opening.aresponse(head)
     except BaseException:
-        opening.pump.abort(None)
+        opening.stream_task.abort(None)
         raise
 
 
-class Opening(NamedTuple):
+class PendingResponse(NamedTuple):
     """A request that was sent, and whose answer's head is not in yet."""
 
-    pump: Pump
+    stream_task: StreamTask
     decoder: Decoder
     cancel: CancelFlag | None
     on_reconnect: OnReconnect | None
@@ -338,7 +338,7 @@ class Opening(NamedTuple):
 
     def head_of(self, entry: object) -> Head | None:
         """Return the head, None for what comes before it. Raises what came instead of it."""
-        self.pump.check_process()
+        self.stream_task.check_process()
         if isinstance(entry, Reconnecting):
             tell(self.on_reconnect, entry)
             return None
@@ -349,27 +349,27 @@ class Opening(NamedTuple):
 
     def response(self, head: Head) -> SSEResponse[Any]:
         """Return what request_sse does."""
-        return SSEResponse(EventStream(self.pump, head, self.decoder, self.cancel, self.on_reconnect))
+        return SSEResponse(EventStream(self.stream_task, head, self.decoder, self.cancel, self.on_reconnect))
 
     def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
         """Return what arequest_sse does."""
-        return AsyncSSEResponse(AsyncEventStream(self.pump, head, self.decoder, self.cancel, self.on_reconnect))
+        return AsyncSSEResponse(AsyncEventStream(self.stream_task, head, self.decoder, self.cancel, self.on_reconnect))
 
 
-def begin(call: functools.partial[Any]) -> Opening:
+def begin(call: functools.partial[Any]) -> PendingResponse:
     """Send a request that functools.partial(request_sse, ...) puts off, and do not wait for its answer."""
     arguments = _bound(request_sse, call)
     bridge = arguments.pop("bridge")
     decoder, options = _prepare(**arguments)
-    return Opening(_submitted(options, bridge), decoder, options.cancel, arguments["on_reconnect"])
+    return PendingResponse(_submitted(options, bridge), decoder, options.cancel, arguments["on_reconnect"])
 
 
-async def abegin(call: functools.partial[Any]) -> Opening:
+async def abegin(call: functools.partial[Any]) -> PendingResponse:
     """Do the same for functools.partial(arequest_sse, ...)."""
     arguments = _bound(arequest_sse, call)
     client = arguments.pop("client")
     decoder, options = _prepare(**arguments)
-    return Opening(await _started(options, client), decoder, options.cancel, arguments["on_reconnect"], False)
+    return PendingResponse(await _started(options, client), decoder, options.cancel, arguments["on_reconnect"], False)
 
 
 _signature = functools.lru_cache(inspect.signature)
@@ -381,20 +381,20 @@ def _bound(function: Callable[..., object], call: functools.partial[Any]) -> dic
     return bound.arguments
 
 
-def _submitted(options: RequestOptions, bridge: Bridge | None) -> Pump:
+def _submitted(options: RequestOptions, bridge: Bridge | None) -> StreamTask:
     if bridge is not None and not isinstance(bridge, Bridge):
         raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
     return (bridge or default_bridge()).submit(options)
 
 
-async def _started(options: RequestOptions, client: Any) -> Pump:
+async def _started(options: RequestOptions, client: Any) -> StreamTask:
     if client is None:
         state = await _loop_state()
     else:
         state = LoopState(asyncio.get_running_loop(), ClientPool.of(client))
-    pump = Pump(state, options)
-    pump.start()
-    return pump
+    stream_task = StreamTask(state, options)
+    stream_task.start()
+    return stream_task
 
 
 # One state a loop. Written by each loop's own thread, and dict operations are atomic.
@@ -404,9 +404,9 @@ _loop_states: dict[asyncio.AbstractEventLoop, LoopState] = {}
 async def _loop_state() -> LoopState:
     loop = asyncio.get_running_loop()
     inherited = _loop_states.get(loop)
-    if inherited is not None and inherited.process != _runtime.process():
+    if inherited is not None and inherited.process != _runtime.process_token():
         # Of a loop that a forked child goes on with: its connections are the parent's.
-        _runtime.keep_for_ever(_loop_states.pop(loop, None))
+        _runtime.pin(_loop_states.pop(loop, None))
     if loop not in _loop_states:
         for other in _loop_states.copy():
             if other.is_closed():
@@ -427,7 +427,7 @@ async def _at_loop_end(state: LoopState) -> AsyncGenerator[None, None]:
         yield
     finally:
         # A forked child that ends its parent's loop leaves the streams alone.
-        if state.process == _runtime.process():
+        if state.process == _runtime.process_token():
             _loop_states.pop(state.loop, None)
             await state.aclose(_loop_ended, seconds=0.5)
 

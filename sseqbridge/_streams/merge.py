@@ -1,6 +1,6 @@
 """Many streams as one: read by one thread, or one coroutine, in the order in which their events arrive.
 
-Each stream keeps its own hand-off, and so its own bound: what one sends takes no room of another's.
+Each stream keeps its own channel, and so its own bound: what one sends takes no room of another's.
 A stream that has something for the consumer says so once, in a queue that all of them share, and
 again when that was taken: one batch, what one read of the network gave. So nobody is passed over.
 
@@ -21,12 +21,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Si
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sseqbridge._engine.channel import End, ThreadHandOff
+from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import CallersCode
 
-from .api import Opening, abegin, arequest_sse, begin, request_sse
+from .api import PendingResponse, abegin, arequest_sse, begin, request_sse
 from .claims import Claim, Claims
 from .sync import AsyncEventStream, AsyncSSEResponse, EventStream, NotCopyable, SSEResponse
 
@@ -157,7 +157,9 @@ class _Member:
     # `was_opened_here`: nobody else knows of the request.
     __slots__ = ("name", "opening", "stream", "was_opened_here")
 
-    def __init__(self, name: Any, opening: Opening | None, stream: EventStream[Any] | AsyncEventStream[Any] | None):
+    def __init__(
+        self, name: Any, opening: PendingResponse | None, stream: EventStream[Any] | AsyncEventStream[Any] | None
+    ) -> None:
         self.name = name
         self.opening = opening
         self.stream = stream
@@ -169,7 +171,7 @@ class _Member:
             self.stream._notify(wake)
         else:
             assert self.opening is not None
-            self.opening.pump.handoff.notify(wake)
+            self.opening.stream_task.channel.notify(wake)
 
     def take(self) -> tuple[list[Any], bool]:
         """Return the items of a batch, and whether nothing comes any more. Raises the stream's error."""
@@ -182,7 +184,7 @@ class _Member:
 
     def _open(self) -> None:
         assert self.opening is not None
-        entry = self.opening.pump.handoff.poll()
+        entry = self.opening.stream_task.channel.poll()
         head = None if entry is None else self.opening.head_of(entry)
         if head is not None:
             is_plain = self.opening.is_synchronous
@@ -194,8 +196,8 @@ class _Member:
             self.stream._abort()
         else:
             assert self.opening is not None
-            self.opening.pump.handoff.close()
-            self.opening.pump.request_abort()
+            self.opening.stream_task.channel.close()
+            self.opening.stream_task.request_abort()
 
 
 class _Step(NamedTuple):
@@ -213,9 +215,9 @@ class _Merged(NotCopyable):
         if errors not in ("raise", "yield"):
             raise UsageError(f'errors={errors!r}; it is "raise" or "yield"')
         self.errors = errors
-        self._ready: ThreadHandOff[int] = ThreadHandOff(1)
+        self._ready: ThreadChannel[int] = ThreadChannel(1)
         self._numbers = itertools.count()
-        self._process = _runtime.process()
+        self._process = _runtime.process_token()
         self._members: dict[int, _Member] = {}
 
     def __repr__(self) -> str:
@@ -231,7 +233,7 @@ class _Merged(NotCopyable):
             _warn(told, ResourceWarning, source=self)
 
     def _is_own_process(self) -> bool:
-        return self._process == _runtime.process()
+        return self._process == _runtime.process_token()
 
     def _check_process(self) -> None:
         if not self._is_own_process():
@@ -250,7 +252,7 @@ class _Merged(NotCopyable):
         return number
 
     def _watch(self, number: int, member: _Member) -> None:
-        member.watch(functools.partial(self._ready.put_now, number))
+        member.watch(functools.partial(self._ready.send_nowait, number))
 
     def _step(self, number: int) -> _Step:
         """Return what has come of the stream that said so."""
@@ -363,7 +365,7 @@ class MergedStreams(_Merged):
     def _next_step(self) -> _Step:
         """Wait for the next step; one without a number where close() has ended it."""
         self._check_process()
-        number = self._ready.take()
+        number = self._ready.receive()
         return _CLOSED if isinstance(number, End) else self._step(number)
 
 
@@ -441,7 +443,7 @@ class AsyncMergedStreams(_Merged):
             self._step_in_hand = None
         if not self._members:
             return False
-        number = await self._ready.atake()
+        number = await self._ready.areceive()
         if isinstance(number, End):
             return False
         self._step_in_hand = self._step(number)

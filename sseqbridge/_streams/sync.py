@@ -2,7 +2,7 @@
 
 Which thread writes what: the consumer, one thread (or coroutine) at a time, writes every field of
 a stream; `_claims` says who that is (see _streams/claims.py), and is never waited for.
-`close` may come from anywhere and writes nothing but the hand-off's `closed`.
+`close` may come from anywhere and writes nothing but the channel's `closed`.
 
 No class here has both `__iter__` and `__aiter__`: a server that tries `iter()` first would drain
 an asynchronous stream synchronously.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sseqbridge._checks import CancelFlag
-    from sseqbridge._engine.channel import HandOff
+    from sseqbridge._engine.channel import Channel
     from sseqbridge._engine.exchange import Head
     from sseqbridge._engine.reconnecting import OnReconnect
     from sseqbridge._engine.stream_task import Entry
@@ -96,14 +96,14 @@ class Origin(Protocol):
 
 
 class Upstream(Protocol):
-    """What a stream reads from: a Pump, its part of one that several read, or a log's reader."""
+    """What a stream reads from: a StreamTask, its part of one that several read, or a log's reader."""
 
     @property
-    def handoff(self) -> HandOff[Entry]: ...
+    def channel(self) -> Channel[Entry]: ...
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     @property
-    def connection(self) -> Origin: ...
+    def exchange(self) -> Origin: ...
     @property
     def last_event_id(self) -> str: ...
     @property
@@ -119,7 +119,7 @@ class Upstream(Protocol):
     def request_reconnect(self) -> None: ...
     def notify_finished(self, callback: Callable[[], object]) -> None: ...
     def call_at_loop_end(self, callback: Callable[[], object]) -> None: ...
-    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None: ...
+    def cancel_call_at_loop_end(self, callback: Callable[[], object]) -> None: ...
     def wait_finished(self, timeout: float) -> None: ...
     async def await_finished(self, timeout: float) -> None: ...
 
@@ -144,14 +144,14 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def __init__(
         self,
-        pump: Upstream,
+        subscription: Upstream,
         head: Head,
         decoder: Decoder,
         cancel: CancelFlag | None,
         on_reconnect: OnReconnect | None,
     ) -> None:
-        self._pump = pump
-        self._handoff = pump.handoff
+        self._subscription = subscription
+        self._channel = subscription.channel
         self._head = head
         self._decoder = decoder
         self._cancel = cancel
@@ -165,7 +165,7 @@ class _BaseStream(NotCopyable, Generic[T]):
         self._body: Body | None = None
         self._last_event: ServerSentEvent | None = None
         # Where the last batch read to its end leaves the stream; None while there is one in hand.
-        self._committed_id: str | None = pump.last_event_id
+        self._committed_id: str | None = subscription.last_event_id
         self._retry: float | None = None
         self._end: End | None = None
         self._draining = False
@@ -175,13 +175,14 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         # Not there where __init__ was not reached.
-        if not hasattr(self, "_draining") or self._end is not None or self._pump.is_inherited:
+        if not hasattr(self, "_draining") or self._end is not None or self._subscription.is_inherited:
             return
-        if self._handoff.closed:
+        if self._channel.closed:
             # An interrupt may have come between the two steps of an abort.
-            self._pump.request_abort()
+            self._subscription.request_abort()
         else:
-            told = f"{self!r} of {self._pump.connection.target} was dropped while it was open: close it, or use with"
+            target = self._subscription.exchange.target
+            told = f"{self!r} of {target} was dropped while it was open: close it, or use with"
             self._abort()
             if self.status == 200:
                 _warn(told, ResourceWarning, source=self)
@@ -206,7 +207,7 @@ class _BaseStream(NotCopyable, Generic[T]):
         """None while the stream goes on, then "done", "eof", "closed" or "error"."""
         if self._end is not None:
             return self._end.outcome
-        return "closed" if self._handoff.closed else None
+        return "closed" if self._channel.closed else None
 
     @property
     def last_event(self) -> ServerSentEvent | None:
@@ -231,13 +232,13 @@ class _BaseStream(NotCopyable, Generic[T]):
     @property
     def stats(self) -> StreamStats:
         """A snapshot of the stream's counters."""
-        pump = self._pump
+        subscription = self._subscription
         return StreamStats(
-            bytes=pump.connection.received,
-            events=pump.connection.events,
-            buffered=self._handoff.buffered,
-            reconnections=pump.connection.reconnections,
-            time_to_first_event=pump.time_to_first_event,
+            bytes=subscription.exchange.received,
+            events=subscription.exchange.events,
+            buffered=self._channel.buffered,
+            reconnections=subscription.exchange.reconnections,
+            time_to_first_event=subscription.time_to_first_event,
         )
 
     def poll(self) -> list[T]:
@@ -249,7 +250,7 @@ class _BaseStream(NotCopyable, Generic[T]):
         self._check_usable()
         claimed = self._nested if self._is_in_loop() else self._claimed
         # What comes in the meantime is for the next time: it could be without end.
-        return claimed(self._polled, self._handoff.pending + 1)
+        return claimed(self._polled, self._channel.pending + 1)
 
     # For what merges streams.
 
@@ -258,7 +259,7 @@ class _BaseStream(NotCopyable, Generic[T]):
         if self._end is not None or operator.length_hint(self._items):
             wake()
         else:
-            self._handoff.notify(wake)
+            self._channel.notify(wake)
 
     def _poll_batch(self) -> tuple[list[T], bool]:
         """Return the items that one read of the network gave, and whether nothing comes any more."""
@@ -267,7 +268,7 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def _poll_refusal(self) -> NoReturn:
         """Raise StatusError for an error answer, once its body, or why there is none, can be polled."""
-        entry = self._handoff.poll()
+        entry = self._channel.poll()
         assert entry is not None
         try:
             self._accept(entry)
@@ -286,7 +287,7 @@ class _BaseStream(NotCopyable, Generic[T]):
                 batches -= 1
                 if batches < 0 or not self._before_take():
                     break
-                entry = self._handoff.poll()
+                entry = self._channel.poll()
                 if entry is None or entry is CLOSED:
                     break
                 self._accept(entry)
@@ -303,10 +304,10 @@ class _BaseStream(NotCopyable, Generic[T]):
         UsageError for a stream without `reconnect`, and where the request would be paid for twice:
         it has a body, its answer gave events but no id, and the policy has no `resend`.
         """
-        self._pump.check_process()
-        self._pump.connection.check_asked()
+        self._subscription.check_process()
+        self._subscription.exchange.check_asked()
         if self._is_open():
-            self._pump.request_reconnect()
+            self._subscription.request_reconnect()
 
     # For relays.
 
@@ -318,19 +319,19 @@ class _BaseStream(NotCopyable, Generic[T]):
     @property
     def _done_event(self) -> ServerSentEvent | None:
         """The event that has ended the stream by its data; None where none did."""
-        return self._pump.connection.done_event
+        return self._subscription.exchange.done_event
 
     def _check_usable(self) -> None:
-        self._pump.check_process()
+        self._subscription.check_process()
 
     def _is_open(self) -> bool:
-        return self._end is None and not self._handoff.closed
+        return self._end is None and not self._channel.closed
 
     # Claiming: see _streams/claims.py. An interrupt of a call that may have taken something ends the stream.
 
     def _claim_for_good(self) -> None:
         """Have nobody else read the stream, ever."""
-        self._pump.check_process()
+        self._subscription.check_process()
         claim = Claim()
         self._claims.append(claim)
         self._check_claim(claim)
@@ -359,7 +360,7 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def _claimed(self, read: Callable[..., R], *arguments: Any) -> R:
         """Call a method that reads, as the only consumer."""
-        self._pump.check_process()
+        self._subscription.check_process()
         claims = self._claims
         # In no variable of its own: a frame that holds itself is garbage for the collector alone.
         claims.append(sys._getframe())
@@ -392,7 +393,7 @@ class _BaseStream(NotCopyable, Generic[T]):
         return coroutine
 
     async def _hold(self, claim: Claim, read: Callable[..., Awaitable[R]], *arguments: Any) -> R:
-        self._pump.check_process()
+        self._subscription.check_process()
         claims = self._claims
         claims.append(claim)
         if claims[0] is not claim:
@@ -435,8 +436,8 @@ class _BaseStream(NotCopyable, Generic[T]):
         """The caller's `done` function has accepted an event: nothing comes after it."""
         self._end = End("done")
         self._draining = True
-        self._handoff.close()
-        self._pump.request_drain()
+        self._channel.close()
+        self._subscription.request_drain()
 
     def _fail(self, exc: Exception) -> None:
         """End the stream with an error, which every later use raises again."""
@@ -445,13 +446,13 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def _abort(self) -> None:
         # Between any two bytecodes of any thread: no lock, no wait.
-        if not self._pump.is_inherited:
-            self._handoff.close()
-            self._pump.request_abort()
+        if not self._subscription.is_inherited:
+            self._channel.close()
+            self._subscription.request_abort()
 
     def _before_take(self) -> bool:
         """Leave the batch that was read to its end; False where nothing more can come."""
-        self._pump.check_process()
+        self._subscription.check_process()
         if self._batch is not None:
             if self._is_open():
                 self._committed_id, self._retry = self._batch.last_event_id, self._batch.retry
@@ -473,10 +474,10 @@ class _BaseStream(NotCopyable, Generic[T]):
             except CallbackError as exc:
                 self._fail(exc)
                 raise
-        return self._handoff.closed
+        return self._channel.closed
 
     def _accept(self, entry: Entry | End) -> None:
-        """Take the hand-off's next entry in hand. Raises the stream's error where it is one."""
+        """Take the channel's next entry in hand. Raises the stream's error where it is one."""
         if isinstance(entry, Batch):
             self._batch, self._items = entry, iter(entry.items)
         elif isinstance(entry, Reconnecting):
@@ -499,7 +500,7 @@ class _BaseStream(NotCopyable, Generic[T]):
 
     def _status_error(self) -> StatusError:
         body = self._body or Body(b"", None if self._end is None else self._end.error)
-        return status_error(self._pump.connection.target, self._head, body)
+        return status_error(self._subscription.exchange.target, self._head, body)
 
     # In a coroutine, of any loop: an EventStream's too, where a synchronous view hands one to an
     # asynchronous server.
@@ -522,10 +523,10 @@ class _BaseStream(NotCopyable, Generic[T]):
         """Take the next entry in hand; False at the end of the stream."""
         if self._draining:
             self._draining = False
-            await self._pump.await_finished(_END_SECONDS)
+            await self._subscription.await_finished(_END_SECONDS)
         if not self._before_take():
             return False
-        entry = await self._handoff.atake_within(timeout)
+        entry = await self._channel.atake_within(timeout)
         if entry is None:
             self._elapse()
         if entry is CLOSED:
@@ -567,7 +568,7 @@ class EventStream(_BaseStream[T]):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # A child that leaves the parent's block has nothing to close.
-        if not self._pump.is_inherited:
+        if not self._subscription.is_inherited:
             self.close()
 
     def __iter__(self) -> Iterator[T]:
@@ -635,29 +636,29 @@ class EventStream(_BaseStream[T]):
         end there is nothing to do. Can be called from any thread, and more than once. Raises
         UsageError in a forked child.
         """
-        self._pump.check_process()
+        self._subscription.check_process()
         if self._end is None or self._end.outcome == "error":
             self._abort()
-            if not self._pump.finished and not self._pump.in_loop_thread() and _runtime.may_wait():
-                self._pump.wait_finished(_CLOSE_SECONDS)
+            if not self._subscription.finished and not self._subscription.in_loop_thread() and _runtime.may_wait():
+                self._subscription.wait_finished(_CLOSE_SECONDS)
 
     def _check_usable(self) -> None:
-        self._pump.check_process()
+        self._subscription.check_process()
         if self._abandoned:
             raise UsageError(f"the request was aborted when its for loop was left; {_HOW_TO_GO_ON}")
 
     def _loop(self, claim: Claim, abort_when_left: bool) -> Generator[T, None, None]:
-        self._pump.check_process()
+        self._subscription.check_process()
         self._claims.append(claim)
         self._check_claim(claim)
-        handoff, cancel = self._handoff, self._cancel
+        channel, cancel = self._channel, self._cancel
         this_thread = threading.get_ident
         decode = None if self._decoder.has_done_function else self._decoder.item
         try:
             while True:
                 items = self._items
                 for event in items:
-                    if handoff.closed or (cancel is not None and self._is_stopped()):
+                    if channel.closed or (cancel is not None and self._is_stopped()):
                         break
                     if decode is not None and type(event) is not Comment and type(event) is not Body:
                         # What _item does of it, in place: a call for each event shows in the benchmark.
@@ -699,10 +700,10 @@ class EventStream(_BaseStream[T]):
         """Take the next entry in hand; False at the end of the stream."""
         if self._draining:
             self._draining = False
-            self._pump.wait_finished(_END_SECONDS)
+            self._subscription.wait_finished(_END_SECONDS)
         if not self._before_take():
             return False
-        entry = self._handoff.take_within(timeout)
+        entry = self._channel.take_within(timeout)
         if entry is None:
             self._elapse()
         if entry is CLOSED:
@@ -735,7 +736,7 @@ class AsyncEventStream(_BaseStream[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._pump.is_inherited:
+        if not self._subscription.is_inherited:
             await self.aclose()
 
     def __aiter__(self) -> Self:
@@ -767,10 +768,10 @@ class AsyncEventStream(_BaseStream[T]):
         Waits until the upstream's socket is down, a second at most. Raises UsageError in a forked
         child.
         """
-        self._pump.check_process()
+        self._subscription.check_process()
         if self._end is None or self._end.outcome == "error":
             self._abort()
-            await self._pump.await_finished(_CLOSE_SECONDS)
+            await self._subscription.await_finished(_CLOSE_SECONDS)
 
 
 class SSEResponse(NotCopyable, tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):

@@ -1,11 +1,11 @@
 """One upstream, read by several threads: each has a stream of its own, and its own backlog and end.
 
-What the upstream's hand-off gives is put on into one hand-off for each reader, undecoded: the reader
+What the upstream's channel gives is put on into one channel for each reader, undecoded: the reader
 decodes, in its own thread, an item of its own. That is done in the loop's thread, by whoever
 finds that there is something to move; when the loop ends, for the last time, whether or not there is room.
 
     field        written by
-    _entry         the loop's thread: taken from the upstream's hand-off, and in no reader's yet
+    _entry         the loop's thread: taken from the upstream's channel, and in no reader's yet
     _awaited       the loop's thread: readers without room, who call when they have some
     _is_moving, _is_wanted, _is_last_time: the loop's thread
     _readers       under `_lock`, any thread
@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from sseqbridge._checks import check_limits
-from sseqbridge._engine.channel import CLOSED, End, ThreadHandOff, post
+from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
 from sseqbridge._engine.exchange import Batch, Body
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._exceptions import EventsLostError, UsageError
@@ -84,7 +84,7 @@ def tee(
     if max_history_bytes != 0:
         check_limits("max_history_bytes", max_history_bytes)
     try:
-        fan: _Fan[T] = _Fan(stream, slow == "end", max_buffered_bytes, max_history_bytes)
+        fan: Broadcaster[T] = Broadcaster(stream, slow == "end", max_buffered_bytes, max_history_bytes)
         readers = [fan.add(replay=False) for _ in range(n)]
         fan.start()
         return Tee(fan, readers)
@@ -99,9 +99,9 @@ def tee(
 class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)
     """The readers that `tee` made, a tuple, which can be told to add others."""
 
-    _fan: _Fan[T]
+    _fan: Broadcaster[T]
 
-    def __new__(cls, fan: _Fan[T], readers: Iterable[EventStream[T]]) -> Self:
+    def __new__(cls, fan: Broadcaster[T], readers: Iterable[EventStream[T]]) -> Self:
         made = super().__new__(cls, readers)
         made._fan = fan
         return made
@@ -116,7 +116,7 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # A child that leaves the parent's block has nothing to close.
-        if not self._fan.pump.is_inherited:
+        if not self._fan.subscription.is_inherited:
             self.close()
 
     def add(self, *, replay: bool = False) -> EventStream[T]:
@@ -132,7 +132,7 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
         self._fan.close()
 
 
-class _Fan(Generic[T]):
+class Broadcaster(Generic[T]):
     """What moves the upstream's entries on to the readers."""
 
     def __init__(self, source: EventStream[T], ends_slow: bool, max_buffered: int, max_history: int) -> None:
@@ -140,16 +140,16 @@ class _Fan(Generic[T]):
         source._check_usable()
         source._claim_for_good()
         self.source = source
-        self.pump: Upstream = source._pump
+        self.subscription: Upstream = source._subscription
         self._ends_slow = ends_slow
         self._max_buffered = max_buffered
         self._max_history = max_history
         self._lock = _runtime.new_lock()
         self._entry: Entry | End | None = None
-        self._awaited: list[_Branch] = []
+        self._awaited: list[TeeReader] = []
         self._is_moving = self._is_wanted = False
         self._is_last_time = False
-        self._readers: tuple[_Branch, ...] = ()
+        self._readers: tuple[TeeReader, ...] = ()
         self._history: list[Batch | Body] | None = []
         self._history_bytes = 0
         self._end: End | None = None
@@ -158,7 +158,7 @@ class _Fan(Generic[T]):
     @property
     def open_readers(self) -> int:
         """How many have not left."""
-        return sum(not reader.handoff.closed for reader in self._readers)
+        return sum(not reader.channel.closed for reader in self._readers)
 
     def start(self) -> None:
         """Give the readers what was taken from the upstream already, and see that they get the rest."""
@@ -168,10 +168,10 @@ class _Fan(Generic[T]):
             self._give(self.source._end)
             return
         # First this: where the loop has ended, nobody else moves anything.
-        self.pump.call_at_loop_end(self._move_all)
+        self.subscription.call_at_loop_end(self._move_all)
         self._watch()
         # It may be a reader that is waited for when the upstream is closed.
-        self.pump.notify_finished(self._wake)
+        self.subscription.notify_finished(self._wake)
 
     def _in_hand(self) -> list[Batch | Body]:
         source = self.source
@@ -184,14 +184,14 @@ class _Fan(Generic[T]):
 
     def add(self, *, replay: bool) -> EventStream[T]:
         """Return another reader."""
-        self.pump.check_process()
+        self.subscription.check_process()
         with self._lock:
             history: list[Batch | Body] | None = self._history if replay else []
             if history is None:
                 raise EventsLostError(f"more came than max_history_bytes={self._max_history}, which is not kept")
             if self._is_left():
                 raise UsageError("all readers of this tee have left, and the upstream was aborted: ask it anew")
-            branch = _Branch(self, self._max_buffered, self._first_id if replay else self._last_id)
+            branch = TeeReader(self, self._max_buffered, self._first_id if replay else self._last_id)
             for entry in history:
                 branch.put(entry)
             if self._end is not None:
@@ -202,9 +202,9 @@ class _Fan(Generic[T]):
 
     def close(self) -> None:
         """End all readers, and abort the upstream."""
-        self.pump.check_process()
+        self.subscription.check_process()
         for reader in self._readers:
-            reader.handoff.close()
+            reader.channel.close()
         self.source.close()
 
     def _is_left(self) -> bool:
@@ -215,14 +215,14 @@ class _Fan(Generic[T]):
     # In the loop's thread.
 
     def _watch(self) -> None:
-        self.pump.handoff.notify(self._wake)
+        self.subscription.channel.notify(self._wake)
 
     def _wake(self) -> None:
         # Called by whoever puts something in, takes something out, or closes.
-        if self.pump.in_loop_thread():
+        if self.subscription.in_loop_thread():
             self._move()
         else:
-            post(self.pump.loop, self._move)
+            post(self.subscription.loop, self._move)
 
     def _move_all(self) -> None:
         """The loop ends: nobody would call again for what does not fit."""
@@ -244,9 +244,9 @@ class _Fan(Generic[T]):
 
     def _move_what_is_there(self) -> None:
         while self._awaited:
-            self._awaited.pop().handoff.call_no_more(self._wake)
+            self._awaited.pop().channel.cancel_notify(self._wake)
         while self._end is None:
-            entry = self._entry or self.pump.handoff.poll()
+            entry = self._entry or self.subscription.channel.poll()
             if entry is None:
                 self._watch()
                 return
@@ -261,16 +261,16 @@ class _Fan(Generic[T]):
         """Whether this has to be called again, which readers without room will do once they have some."""
         if self._is_last_time:
             return False
-        full = [reader for reader in self._readers if not reader.handoff.fits(charge)]
+        full = [reader for reader in self._readers if not reader.channel.fits(charge)]
         if self._ends_slow and len(full) < self.open_readers:
             for reader in full:
                 reader.fall_behind(self._max_buffered)
                 self._drop(reader)
             return False
-        self._awaited = [reader for reader in full if reader.handoff.call_when_drained(self._wake, charge)]
+        self._awaited = [reader for reader in full if reader.channel.notify_when_drained(self._wake, charge)]
         return bool(self._awaited)
 
-    def _drop(self, left: _Branch) -> None:
+    def _drop(self, left: TeeReader) -> None:
         with self._lock:
             self._readers = tuple(reader for reader in self._readers if reader is not left)
 
@@ -280,9 +280,9 @@ class _Fan(Generic[T]):
             self._note(entry)
         if isinstance(entry, End):
             self.source._end = entry
-            self.pump.call_at_loop_end_no_more(self._move_all)
+            self.subscription.cancel_call_at_loop_end(self._move_all)
         for reader in readers:
-            if not reader.handoff.closed:
+            if not reader.channel.closed:
                 reader.put(entry)
                 if isinstance(entry, Reconnecting):
                     # It is told once.
@@ -310,13 +310,13 @@ class _Fan(Generic[T]):
     def leave(self) -> None:
         """A reader has left: abort the upstream where it was the last one."""
         if not self.open_readers:
-            self.pump.handoff.close()
-            self.pump.request_abort()
+            self.subscription.channel.close()
+            self.subscription.request_abort()
 
     def finish(self) -> None:
         """A reader's `done` function has accepted an event: nothing comes after it for any of them."""
-        post(self.pump.loop, self._finish)
-        self.pump.request_drain()
+        post(self.subscription.loop, self._finish)
+        self.subscription.request_drain()
 
 
 def _charge(entry: Entry | End) -> int:
@@ -325,18 +325,18 @@ def _charge(entry: Entry | End) -> int:
     return entry.charge if isinstance(entry, (Batch, Reconnecting)) else 0
 
 
-class _Branch:
+class TeeReader:
     """What a reader has for an upstream of its own; see Upstream."""
 
-    def __init__(self, fan: _Fan[Any], max_buffered: int, last_event_id: str) -> None:
-        self.handoff: ThreadHandOff[Entry] = ThreadHandOff(max_buffered)
+    def __init__(self, fan: Broadcaster[Any], max_buffered: int, last_event_id: str) -> None:
+        self.channel: ThreadChannel[Entry] = ThreadChannel(max_buffered)
         self.last_event_id = last_event_id
         self._fan = fan
-        self._pump = pump = fan.pump
-        self.loop = pump.loop
-        self.check_process = pump.check_process
-        self.in_loop_thread = pump.in_loop_thread
-        self.request_reconnect = pump.request_reconnect
+        self._subscription = subscription = fan.subscription
+        self.loop = subscription.loop
+        self.check_process = subscription.check_process
+        self.in_loop_thread = subscription.in_loop_thread
+        self.request_reconnect = subscription.request_reconnect
         self.request_drain = fan.finish
 
     def put(self, entry: Entry | End) -> None:
@@ -346,24 +346,24 @@ class _Branch:
             error = copy.copy(entry.error)
             error.__cause__ = entry.error.__cause__
             entry = End(entry.outcome, error)
-        self.handoff.put_now(entry, _charge(entry))
+        self.channel.send_nowait(entry, _charge(entry))
 
     def fall_behind(self, limit: int) -> None:
         """End the reader, after what it has."""
         told = f"this reader's backlog was full, with max_buffered_bytes={limit}, when others went on"
-        self.handoff.end(End("error", EventsLostError(told)))
+        self.channel.end(End("error", EventsLostError(told)))
 
     @property
-    def connection(self) -> Any:
-        return self._pump.connection
+    def exchange(self) -> Any:
+        return self._subscription.exchange
 
     @property
     def time_to_first_event(self) -> float | None:
-        return self._pump.time_to_first_event
+        return self._subscription.time_to_first_event
 
     @property
     def is_inherited(self) -> bool:
-        return self._pump.is_inherited
+        return self._subscription.is_inherited
 
     def request_abort(self) -> None:
         self._fan.leave()
@@ -371,21 +371,21 @@ class _Branch:
     @property
     def finished(self) -> bool:
         # While others read, this one's leaving ends nothing that could be waited for.
-        return self._pump.finished or self._fan.open_readers > 0
+        return self._subscription.finished or self._fan.open_readers > 0
 
     def wait_finished(self, timeout: float) -> None:
         if not self.finished:
-            self._pump.wait_finished(timeout)
+            self._subscription.wait_finished(timeout)
 
     async def await_finished(self, timeout: float) -> None:
         if not self.finished:
-            await self._pump.await_finished(timeout)
+            await self._subscription.await_finished(timeout)
 
     def notify_finished(self, callback: Callable[[], object]) -> None:
-        self._pump.notify_finished(callback)
+        self._subscription.notify_finished(callback)
 
     def call_at_loop_end(self, callback: Callable[[], object]) -> None:
-        self._pump.call_at_loop_end(callback)
+        self._subscription.call_at_loop_end(callback)
 
-    def call_at_loop_end_no_more(self, callback: Callable[[], object]) -> None:
-        self._pump.call_at_loop_end_no_more(callback)
+    def cancel_call_at_loop_end(self, callback: Callable[[], object]) -> None:
+        self._subscription.cancel_call_at_loop_end(callback)

@@ -16,7 +16,7 @@ from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.sync import EventStream
 
 from ._disconnect import ReaderLeft, reader_left_of
-from ._source import AsyncSource, FailedError, Source, async_source_of, source_of, stream_of, taking
+from ._source import AsyncSource, FailedError, Source, abort_on_error, async_source_of, source_of, stream_of
 from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "arelayed", "frames", "relayed"]
@@ -63,7 +63,7 @@ def frames(
     Raises UsageError for arguments that cannot be, and for a stream that was read to its end;
     StatusError where the upstream's status is not 200.
     """
-    with taking(stream):
+    with abort_on_error(stream):
         options = RelayOptions(heartbeat, probe, map, done)
         events = stream_of(stream)
         if isinstance(events, EventStream):
@@ -84,7 +84,7 @@ def aframes(
     be what arequest_sse returns, or an asynchronous iterable, which then runs in a task of its own,
     and is closed where it stands.
     """
-    with taking(stream):
+    with abort_on_error(stream):
         return arelayed(stream, RelayOptions(heartbeat, None, map, done))
 
 

@@ -1,10 +1,10 @@
 """Where a relay's bytes come from: a stream, or whatever else can be iterated over.
 
 What the application itself makes runs in a worker: a thread for an iterable, a task for an
-asynchronous one. So heartbeats go out while it computes, and a bounded hand-off holds it back
+asynchronous one. So heartbeats go out while it computes, and a bounded channel holds it back
 where the reader is slow. It is ended where it stands: at its next `yield`.
 
-Which thread writes what: the worker its hand-off's producing side, the reader's thread or
+Which thread writes what: the worker its channel's producing side, the reader's thread or
 coroutine all else. Nothing that a worker refers to refers to the relay, so that one that is
 dropped ends it.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sseqbridge._checks import surrounding_cancel
-from sseqbridge._engine.channel import CLOSED, End, HandOff, ThreadHandOff, post
+from sseqbridge._engine.channel import CLOSED, Channel, End, ThreadChannel, post
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import is_from_outside
@@ -35,10 +35,10 @@ __all__ = [
     "StreamSource",
     "TaskSource",
     "WorkerSource",
+    "abort_on_error",
     "async_source_of",
     "source_of",
     "stream_of",
-    "taking",
 ]
 
 logger = logging.getLogger("sseqbridge")
@@ -120,7 +120,7 @@ class StreamSource:
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is."""
         assert isinstance(self._stream, EventStream)
-        if not self._stream._pump.is_inherited:
+        if not self._stream._subscription.is_inherited:
             self._stream.close()
 
     def abandon(self) -> None:
@@ -130,15 +130,15 @@ class StreamSource:
 
 
 class _MadeSource:
-    """What both kinds of worker share: how its hand-off's entries are given on."""
+    """What both kinds of worker share: how its channel's entries are given on."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._end: End | None = None
-        self._process = _runtime.process()
+        self._process = _runtime.process_token()
 
     def _check_process(self) -> None:
-        if self._process != _runtime.process():
+        if self._process != _runtime.process_token():
             # Its worker is not here.
             raise UsageError("this relay was made before a fork, and is the parent's to read: make one in the child")
 
@@ -161,36 +161,36 @@ class WorkerSource(_MadeSource):
             raise UsageError("this generator has ended already: relay one that was not read yet")
         super().__init__(writer)
         self._items: Iterable[Any] | None = items
-        self._handoff: ThreadHandOff[bytes] = ThreadHandOff(_MAX_AHEAD)
+        self._channel: ThreadChannel[bytes] = ThreadChannel(_MAX_AHEAD)
 
     def __del__(self) -> None:
         # Not there where __init__ was not reached to its end.
-        if hasattr(self, "_handoff"):
-            self._handoff.close()
+        if hasattr(self, "_channel"):
+            self._channel.close()
 
     def next(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopIteration, and what the iterable raised."""
         self._check_process()
         self._start()
-        return self._given(self._end or self._handoff.take(timeout), StopIteration)
+        return self._given(self._end or self._channel.receive(timeout), StopIteration)
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
         self._check_process()
         self._start()
-        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
+        return self._given(self._end or await self._channel.areceive(timeout), StopAsyncIteration)
 
     def _start(self) -> None:
         items, self._items = self._items, None
         if items is not None:
             context = self._writer.context.copy()
             # Streams that it reads end with the reader, though it waits for them.
-            context.run(surrounding_cancel.set, _Closed(self._handoff))
-            _runtime.start_worker(context.run, _work, items, self._writer, self._handoff)
+            context.run(surrounding_cancel.set, _Closed(self._channel))
+            _runtime.start_worker(context.run, _work, items, self._writer, self._channel)
 
     def close(self) -> None:
         """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""
-        self._handoff.close()
+        self._channel.close()
         items, self._items = self._items, None
         if items is not None:
             _close(items)
@@ -199,29 +199,29 @@ class WorkerSource(_MadeSource):
 
 
 class _Closed:
-    """A flag that is set once a hand-off is closed."""
+    """A flag that is set once a channel is closed."""
 
-    def __init__(self, handoff: HandOff[Any]) -> None:
-        self._handoff = handoff
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
 
     def is_set(self) -> bool:
         """Whether it is."""
-        return self._handoff.closed
+        return self._channel.closed
 
 
-def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -> None:
+def _work(items: Iterable[Any], writer: Writer, channel: ThreadChannel[bytes]) -> None:
     end = End("eof")
     iterator: Any = items
     try:
         iterator = iter(items)
         for item in iterator:
             frame = writer.item(item)
-            if not (handoff.put_in_turn(frame, len(frame) + _OVERHEAD) if frame else not handoff.closed):
+            if not (channel.send_blocking(frame, len(frame) + _OVERHEAD) if frame else not channel.closed):
                 break
     except BaseException as exc:
         # SystemExit too: here it would end nothing but this thread, in silence.
         end = End("error", exc)
-        if handoff.closed:
+        if channel.closed:
             logger.exception("an iterable failed as it was closed, since the reader had left")
     finally:
         try:
@@ -229,13 +229,13 @@ def _work(items: Iterable[Any], writer: Writer, handoff: ThreadHandOff[bytes]) -
             if iterator is not items:
                 _close(items)
         except BaseException as exc:
-            if end.error is None and not handoff.closed:
+            if end.error is None and not channel.closed:
                 end = End("error", exc)
             else:
                 logger.exception("an iterable failed as it was closed")
         del iterator, items
         _tidy_up(writer)
-        handoff.end(end)
+        channel.end(end)
 
 
 def _tidy_up(writer: Writer) -> None:
@@ -260,7 +260,7 @@ class TaskSource(_MadeSource):
             raise UsageError("this generator has ended already: relay one that was not read yet")
         super().__init__(writer)
         self._items = items
-        self._handoff: HandOff[bytes] | None = None
+        self._channel: Channel[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def __del__(self) -> None:
@@ -269,13 +269,13 @@ class TaskSource(_MadeSource):
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and what the iterable raised."""
-        if self._handoff is None:
+        if self._channel is None:
             loop = asyncio.get_running_loop()
-            self._handoff = HandOff(loop, _MAX_AHEAD)
+            self._channel = Channel(loop, _MAX_AHEAD)
             # In the view's context: this one may be that of the server's task.
-            task = self._writer.context.copy().run(loop.create_task, _atask(self._items, self._writer, self._handoff))
+            task = self._writer.context.copy().run(loop.create_task, _atask(self._items, self._writer, self._channel))
             self._task = task
-        return self._given(self._end or await self._handoff.atake(timeout), StopAsyncIteration)
+        return self._given(self._end or await self._channel.areceive(timeout), StopAsyncIteration)
 
     def abandon(self) -> None:
         """Cancel the task, once: the iterable is closed where it stands, and what it does then runs to its end.
@@ -284,17 +284,17 @@ class TaskSource(_MadeSource):
         """
         task, self._task = self._task, None
         if task is not None:
-            post(task.get_loop(), _cancel, task, self._handoff)
+            post(task.get_loop(), _cancel, task, self._channel)
 
 
-def _cancel(task: asyncio.Task[None], handoff: HandOff[bytes]) -> None:
-    # In one step of the loop: a task that finds the hand-off closed ends by itself, and must not be
+def _cancel(task: asyncio.Task[None], channel: Channel[bytes]) -> None:
+    # In one step of the loop: a task that finds the channel closed ends by itself, and must not be
     # cancelled while it does.
-    handoff.close()
+    channel.close()
     task.cancel()
 
 
-async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[bytes]) -> None:
+async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
     end = CLOSED
     iterator: Any = items
     task = asyncio.current_task()
@@ -303,14 +303,14 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
         async for item in iterator:
             frame = writer.item(item)
             if frame:
-                await handoff.put(frame, len(frame) + _OVERHEAD)
-            if handoff.closed:
+                await channel.send(frame, len(frame) + _OVERHEAD)
+            if channel.closed:
                 # One that does not wait for anything could not be cancelled.
                 break
         else:
             end = End("eof")
     except asyncio.CancelledError as exc:
-        if not handoff.closed:
+        if not channel.closed:
             # By something of its own, and not by the reader's leaving.
             end = End("error", exc)
         raise
@@ -319,7 +319,7 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
             raise
         # Exits too: they would end the server's loop.
         end = End("error", exc)
-        if handoff.closed:
+        if channel.closed:
             logger.exception("an asynchronous iterable failed as it was closed, since the reader had left")
     finally:
         try:
@@ -328,12 +328,12 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, handoff: HandOff[byt
         except BaseException as exc:
             if not isinstance(exc, Exception) and is_from_outside(exc, task):
                 raise
-            if end.error is None and not handoff.closed:
+            if end.error is None and not channel.closed:
                 end = End("error", exc)
             else:
                 logger.exception("an asynchronous iterable failed as it was closed")
         finally:
-            handoff.end(end)
+            channel.end(end)
 
 
 Source = StreamSource | WorkerSource
@@ -348,7 +348,7 @@ def stream_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any] | None:
 
 
 @contextmanager
-def taking(stream: Any) -> Iterator[None]:
+def abort_on_error(stream: Any) -> Iterator[None]:
     """Abort the stream where what is done with it fails: the caller has given it away."""
     try:
         yield

@@ -16,7 +16,7 @@ from sseqbridge._sse.events import ServerSentEvent
 from ._disconnect import reader_left_of
 from ._frames import arelayed, relayed
 from ._response import arefusal_of, event_stream_headers, is_refused, refusal_head, refusal_of
-from ._source import taking
+from ._source import abort_on_error
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
@@ -43,7 +43,7 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    with taking(stream):
+    with abort_on_error(stream):
         # An iterable runs in a thread of its own, and so on database connections of its own.
         options = RelayOptions(heartbeat, probe, map, done, after_work=connections.close_all)
         merged = event_stream_headers(headers)

@@ -12,7 +12,7 @@ from sseqbridge._sse.events import ServerSentEvent
 from ._disconnect import reader_left_of
 from ._frames import relayed
 from ._response import event_stream_headers, is_refused, refusal_of
-from ._source import taking
+from ._source import abort_on_error
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
@@ -36,7 +36,7 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    with taking(stream):
+    with abort_on_error(stream):
         options = RelayOptions(heartbeat, probe, map, done)
         merged = event_stream_headers(headers)
         environ = flask.request.environ if flask.has_request_context() else None

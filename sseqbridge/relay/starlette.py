@@ -15,7 +15,7 @@ from sseqbridge._sse.events import ServerSentEvent
 
 from ._frames import AsyncFrames, arelayed
 from ._response import Refusal, arefusal_of, event_stream_headers, is_refused
-from ._source import taking
+from ._source import abort_on_error
 from ._writer import RelayOptions
 
 __all__ = ["stream_response"]
@@ -40,7 +40,7 @@ def stream_response(
 
     Raises UsageError for arguments that cannot be.
     """
-    with taking(stream):
+    with abort_on_error(stream):
         options = RelayOptions(heartbeat, None, map, done)
         merged = event_stream_headers(headers)
         if is_refused(stream):

@@ -1,7 +1,7 @@
 """What a caller has done once in the loop, and waits for.
 
-Which thread writes what: `belong_to` is called before anybody else knows the errand; `_task` is
-set in the loop's thread. The result goes through a hand-off.
+Which thread writes what: `belong_to` is called before anybody else knows the call; `_task` is
+set in the loop's thread. The result goes through a channel.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from sseqbridge._engine.channel import End, HandOff
+from sseqbridge._engine.channel import Channel, End
 from sseqbridge._exceptions import BridgeClosedError
 
 from ._hub import Hub
 from ._producer import Producer
 
-__all__ = ["Errand"]
+__all__ = ["LoopCall"]
 
 T = TypeVar("T")
 
 
-class Errand(Generic[T]):
+class LoopCall(Generic[T]):
     """Something to be done once in the loop, whose result somebody else waits for."""
 
     def __init__(self, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
@@ -33,7 +33,7 @@ class Errand(Generic[T]):
     def belong_to(self, hub: Hub) -> None:
         """Say where it is done."""
         self._hub = hub
-        self.result: HandOff[Any] = HandOff(hub.loop, 1)
+        self.result: Channel[Any] = Channel(hub.loop, 1)
 
     def start(self) -> None:
         """Do it. In the loop's thread."""
@@ -56,7 +56,7 @@ class Errand(Generic[T]):
         if self.result.closed and isinstance(value, Producer):
             # Nobody is there to begin.
             value.request_abort()
-        self.result.put_now((value,))
+        self.result.send_nowait((value,))
 
     def _end_closed(self) -> None:
         self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))

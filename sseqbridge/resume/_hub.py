@@ -27,7 +27,7 @@ from ._parts import Part, parts_of
 from ._store import OutageError, Store, Terms, Token
 
 if TYPE_CHECKING:
-    from sseqbridge._engine.channel import HandOff
+    from sseqbridge._engine.channel import Channel
     from sseqbridge._engine.stream_task import LoopState
 
     from ._store import Claim, Tail, Watch
@@ -61,7 +61,7 @@ class Follower(Protocol):
 class ReadingFollower(Follower, Protocol):
     """A reader, as its loop's end knows it."""
 
-    handoff: HandOff[Any]
+    channel: Channel[Any]
 
     def end_with_loop(self, *, is_quiet: bool) -> None: ...
 
@@ -132,7 +132,7 @@ class Hub:
                 await asyncio.wait({*tasks, *self._releases}, timeout=self._seconds_for_tasks)
             await self.store.aclose()
 
-    async def patiently(self, function: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+    async def retry_while_unavailable(self, function: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
         """Ask the store, again and again while it is out. Raises LogUnavailableError once that is too long."""
         deadline = None
         delay = _FIRST_DELAY
@@ -154,7 +154,7 @@ class Hub:
         """Try to become a stream's producer, whose token this is then. After a cancellation it is given back."""
         owner = uuid.uuid4().hex
         claiming = self.spawn(
-            self.patiently(self.store.claim, key, owner, may_begin=may_begin, takeover=takeover),
+            self.retry_while_unavailable(self.store.claim, key, owner, may_begin=may_begin, takeover=takeover),
         )
         try:
             claim = await asyncio.shield(claiming)
@@ -256,7 +256,7 @@ class Hub:
 
     async def _look_at(self, topics: list[Topic]) -> None:
         try:
-            watches = await self.patiently(self.store.watch, [topic.key for topic in topics], self._name)
+            watches = await self.retry_while_unavailable(self.store.watch, [topic.key for topic in topics], self._name)
         except Exception as exc:
             error = as_log_error(exc)
             for topic in topics:
@@ -278,9 +278,9 @@ class Hub:
     async def aclose(self) -> None:
         """End all readers, give all leases back, and what the store holds."""
         self.is_closing = True
-        self.state.call_at_end_no_more(self._end)
+        self.state.cancel_call_at_end(self._end)
         for reader in tuple(self.readers):
-            reader.handoff.close()
+            reader.channel.close()
         self._seconds_for_tasks = _CLOSE_SECONDS
         if self._keeper is not None:
             self._keeper.cancel()
@@ -317,7 +317,7 @@ class _Group:
     async def _read(self) -> None:
         topics = dict(self.topics)
         positions = {key: topic.position for key, topic in topics.items()}
-        for key, found in await self._hub.patiently(self.tail.read, positions):
+        for key, found in await self._hub.retry_while_unavailable(self.tail.read, positions):
             # Meanwhile it may have been dropped, and another come in its place that is further on.
             if self.topics.get(key) is topics[key]:
                 self._bring(topics[key], found)

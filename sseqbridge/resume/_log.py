@@ -25,7 +25,7 @@ from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
 from ._election import abegin, begin, check_start, elect, elected
-from ._errand import Errand
+from ._errand import LoopCall
 from ._hub import Hub
 from ._memory import MemoryStore
 from ._producer import Producer
@@ -106,7 +106,7 @@ class Log(abc.ABC):
             raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
         self._terms = Terms(lease, ttl, max_events, abandon_after, outage)
         self._bridge = bridge
-        self._lock = _runtime.Lock()
+        self._lock = _runtime.ForkSafeLock()
         self._hubs: dict[LoopState, Hub] = {}
         self._closed = False
 
@@ -201,12 +201,12 @@ class Log(abc.ABC):
         wait get, too), and LogError if the log's store fails, or an entry of the stream cannot be read.
         """
         self._check_may_wait("Log.open", "aopen")
-        call = _Opening(
+        call = _OpenCall(
             key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
         )
         reader = self._reader(call, self._hub())
         try:
-            while not isinstance(entry := reader.handoff.take(), Head):
+            while not isinstance(entry := reader.channel.receive(), Head):
                 begin(_producer(entry), start)
         except BaseException:
             reader.request_abort()
@@ -272,12 +272,12 @@ class Log(abc.ABC):
         `start` is called in a thread, so that it may be a function that calls request_sse; what it returns is awaited
         here where it can be, as a coroutine of arequest_sse.
         """
-        call = _Opening(
+        call = _OpenCall(
             key, start, last_event_id, replay, takeover, wait, decode, error_events, cancel, max_buffered_bytes
         )
         reader = self._reader(call, await self._ahub(), asyncio.get_running_loop())
         try:
-            while not isinstance(entry := await reader.handoff.atake(), Head):
+            while not isinstance(entry := await reader.channel.areceive(), Head):
                 await abegin(_producer(entry), start)
         except BaseException:
             reader.request_abort()
@@ -292,24 +292,24 @@ class Log(abc.ABC):
         LogError. An interrupt ends it as the process's death would.
         """
         self._check_may_wait("Log.produce", "aproduce")
-        producer = self._run(Errand(partial(elect, _check_key(key), check_start(start), takeover)))
+        producer = self._run(LoopCall(partial(elect, _check_key(key), check_start(start), takeover)))
         if producer is None:
             return None
         try:
             begin(producer, start)
-            return _outcome(producer.result.take())
+            return _outcome(producer.result.receive())
         except BaseException:
             producer.request_abort()
             raise
 
     async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> str | None:
         """Do the same in a coroutine; `start` is called as `aopen` calls it."""
-        producer = await self._arun(Errand(partial(elect, _check_key(key), check_start(start), takeover)))
+        producer = await self._arun(LoopCall(partial(elect, _check_key(key), check_start(start), takeover)))
         if producer is None:
             return None
         try:
             await abegin(producer, start)
-            return _outcome(await producer.result.atake())
+            return _outcome(await producer.result.areceive())
         except BaseException:
             producer.request_abort()
             raise
@@ -320,11 +320,11 @@ class Log(abc.ABC):
         Returns False where there is none. Raises LogError where the log's store fails.
         """
         self._check_may_wait("Log.cancel", "acancel")
-        return self._run(Errand(partial(_cancel, _check_key(key))))
+        return self._run(LoopCall(partial(_cancel, _check_key(key))))
 
     async def acancel(self, key: str) -> bool:
         """Do the same in a coroutine."""
-        return await self._arun(Errand(partial(_cancel, _check_key(key))))
+        return await self._arun(LoopCall(partial(_cancel, _check_key(key))))
 
     def delete(self, key: str) -> bool:
         """Forget a stream, so that the next `open` begins it anew; one that is being written is cancelled first.
@@ -332,11 +332,11 @@ class Log(abc.ABC):
         Returns False where there is none. Raises LogError where the log's store fails.
         """
         self._check_may_wait("Log.delete", "adelete")
-        return self._run(Errand(partial(_delete, _check_key(key))))
+        return self._run(LoopCall(partial(_delete, _check_key(key))))
 
     async def adelete(self, key: str) -> bool:
         """Do the same in a coroutine."""
-        return await self._arun(Errand(partial(_delete, _check_key(key))))
+        return await self._arun(LoopCall(partial(_delete, _check_key(key))))
 
     def close(self) -> None:
         """End this process's readers and producers, and its connections. Any thread may call it.
@@ -347,10 +347,10 @@ class Log(abc.ABC):
         self._closed = True
         hub = self._forget_hub()
         if hub is not None:
-            errand: Errand[None] = Errand(Hub.aclose, is_of_hub=False)
+            call: LoopCall[None] = LoopCall(Hub.aclose, is_of_hub=False)
             # The bridge's end has ended all of that.
             with contextlib.suppress(BridgeClosedError):
-                self._run(errand, hub)
+                self._run(call, hub)
 
     def _check_may_wait(self, name: str, async_name: str) -> None:
         self._the_bridge().check_may_wait(name, async_name, stacklevel=5)
@@ -365,7 +365,7 @@ class Log(abc.ABC):
     def _hub(self) -> Hub:
         self._check_open()
         state = self._the_bridge().started()
-        with self._lock.here:
+        with self._lock.native:
             # Closed meanwhile, nobody would close the hub.
             self._check_open()
             hub = self._hubs.get(state)
@@ -376,39 +376,40 @@ class Log(abc.ABC):
             return hub
 
     def _forget_hub(self) -> Hub | None:
-        with self._lock.here:
+        with self._lock.native:
             hubs, self._hubs = self._hubs, {}
-        own = [hub for hub in hubs.values() if hub.state.process == _runtime.process() and not hub.loop.is_closed()]
+        this = _runtime.process_token()
+        own = [hub for hub in hubs.values() if hub.state.process == this and not hub.loop.is_closed()]
         return own[0] if own else None
 
     async def _ahub(self) -> Hub:
         # In a thread: to start the bridge's takes a wait.
         return await _runtime.run_in_daemon_thread("sseqbridge-start", self._hub)
 
-    def _reader(self, call: _Opening, hub: Hub, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
+    def _reader(self, call: _OpenCall, hub: Hub, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
         reader = Reader(hub, call.options, partial(elected, hub, call.start, loop))
         self._the_bridge().start(hub.state, reader)
         return reader
 
-    def _run(self, errand: Errand[T], hub: Hub | None = None) -> T:
-        self._send(errand, hub or self._hub())
+    def _run(self, call: LoopCall[T], hub: Hub | None = None) -> T:
+        self._send(call, hub or self._hub())
         try:
-            return errand.value(errand.result.take())
+            return call.value(call.result.receive())
         except BaseException:
-            errand.request_abort()
+            call.request_abort()
             raise
 
-    async def _arun(self, errand: Errand[T]) -> T:
-        self._send(errand, await self._ahub())
+    async def _arun(self, call: LoopCall[T]) -> T:
+        self._send(call, await self._ahub())
         try:
-            return errand.value(await errand.result.atake())
+            return call.value(await call.result.areceive())
         except BaseException:
-            errand.request_abort()
+            call.request_abort()
             raise
 
-    def _send(self, errand: Errand[Any], hub: Hub) -> None:
-        errand.belong_to(hub)
-        self._the_bridge().start(hub.state, errand)
+    def _send(self, call: LoopCall[Any], hub: Hub) -> None:
+        call.belong_to(hub)
+        self._the_bridge().start(hub.state, call)
 
 
 class MemoryLog(Log):
@@ -426,13 +427,13 @@ class MemoryLog(Log):
 
     def _new_store(self) -> Store:
         # Under the lock. Streams outlive the bridge's loop, and are not a child's.
-        process = _runtime.process()
+        process = _runtime.process_token()
         if self._store is None or self._store[0] != process:
             self._store = process, MemoryStore(self._terms)
         return self._store[1]
 
 
-class _Opening:
+class _OpenCall:
     """The arguments of `open`. Raises UsageError for those that cannot work."""
 
     def __init__(
@@ -503,9 +504,9 @@ def _outcome(end: End) -> str:
 
 
 async def _cancel(key: str, hub: Hub) -> bool:
-    return await hub.patiently(hub.store.cancel, key, uuid.uuid4().hex)
+    return await hub.retry_while_unavailable(hub.store.cancel, key, uuid.uuid4().hex)
 
 
 async def _delete(key: str, hub: Hub) -> bool:
     await _cancel(key, hub)
-    return await hub.patiently(hub.store.delete, key)
+    return await hub.retry_while_unavailable(hub.store.delete, key)

@@ -75,7 +75,7 @@ def _events(items: list[ServerSentEvent], last: Position) -> Iterator[Part]:
 
 
 def charge_of(size: int, events: int) -> int:
-    """Return what events of so much data count as in a hand-off."""
+    """Return what events of so much data count as in a channel."""
     return size + EVENT_OVERHEAD * events
 
 

@@ -1,8 +1,8 @@
-"""Writing a stream: a producer takes what its upstream's hand-off gives, and appends it, under a lease.
+"""Writing a stream: a producer takes what its upstream's channel gives, and appends it, under a lease.
 
 Everything here runs in the loop's thread but for `Producer.begin` and `refuse`, which belong to
 whoever called `start`. What is read of the upstream and not yet written is bounded: by its
-hand-off and what one append takes.
+channel and what one append takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._engine.channel import CLOSED, End, HandOff, post
+from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._engine.stream_task import LoopTask
@@ -54,7 +54,7 @@ class Producer(LoopTask):
     ) -> None:
         super().__init__(hub.state)
         self.position = last
-        self.result: HandOff[Any] = HandOff(hub.loop, 1)
+        self.result: Channel[Any] = Channel(hub.loop, 1)
         self._hub = hub
         self._token = token
         self._take_over = take_over
@@ -184,7 +184,7 @@ class Producer(LoopTask):
         if stream.status != 200:
             body = await upstream.body()
             await self._end(refusal_fields(stream._head, body))
-            raise status_error(stream._pump.connection.target, stream._head, body)
+            raise status_error(stream._subscription.exchange.target, stream._head, body)
         await self._append([{BEGIN: "200"}])
         while True:
             fields = await self._gathered(upstream)
@@ -217,11 +217,11 @@ class Producer(LoopTask):
         await self._end(end_fields(end.outcome, stream._done_event))
 
     async def _append(self, fields: list[dict[str, str]]) -> None:
-        await self._hub.patiently(self._hub.store.append, self._token, self._number, fields)
+        await self._hub.retry_while_unavailable(self._hub.store.append, self._token, self._number, fields)
         self._number += len(fields)
 
     async def _end(self, fields: dict[str, str]) -> None:
-        await self._hub.patiently(self._hub.store.end, self._token, self._number, fields)
+        await self._hub.retry_while_unavailable(self._hub.store.end, self._token, self._number, fields)
 
     async def _release(self) -> None:
         await self._hub.release(self._token)
@@ -233,7 +233,7 @@ class Producer(LoopTask):
         read_at = self.loop.time()
         while True:
             try:
-                readers = await self._hub.patiently(self._hub.store.renew, self._token)
+                readers = await self._hub.retry_while_unavailable(self._hub.store.renew, self._token)
             except StaleError:
                 self._stop_stale()
                 return
@@ -305,7 +305,7 @@ class _Upstream:
 
     def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
         self._stream = stream
-        self._handoff = stream._handoff
+        self._channel = stream._channel
         # What somebody has read, and not taken.
         self._left: list[Any] = list(stream._items)
         self.end: End | None = stream._end
@@ -322,7 +322,7 @@ class _Upstream:
         await self._add(left, fields)
         size = 0
         while self.end is None and size < _APPEND_BYTES and len(fields) < _APPEND_EVENTS:
-            entry = self._handoff.poll() if fields else await self._handoff.atake()
+            entry = self._channel.poll() if fields else await self._channel.areceive()
             if entry is None:
                 break
             if isinstance(entry, Batch):
@@ -343,7 +343,7 @@ class _Upstream:
         for count, event in enumerate(events, 1):
             if self._stream._decoder.is_last(event):
                 self.end = End("done")
-                self._stream._pump.request_drain()
+                self._stream._subscription.request_drain()
                 return events[:count]
         return events
 
@@ -357,5 +357,5 @@ class _Upstream:
         """Return the body of an answer that is no stream, as far as it came."""
         if self._stream._body is not None:
             return self._stream._body
-        entry = await self._handoff.atake()
+        entry = await self._channel.areceive()
         return entry if isinstance(entry, Body) else Body(b"", entry.error if isinstance(entry, End) else None)

@@ -6,7 +6,7 @@ backlog. So a slow reader holds up nobody, and loses nothing.
 
 Everything here runs in the loop's thread but for those methods of `Reader` that say otherwise,
 which do no more than post to the loop. A reader knows nothing of the stream object that the user
-holds, as a Pump does not.
+holds, as a StreamTask does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
 from sseqbridge._checks import is_cancelled
-from sseqbridge._engine.channel import End, HandOff, post, settle
+from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.exchange import EVENT_OVERHEAD, Batch, made_head, status_error
 from sseqbridge._engine.stream_task import LoopTask
 from sseqbridge._exceptions import (
@@ -81,7 +81,7 @@ class Reader(LoopTask):
     """One reader's way through a stream: an Upstream, and its Origin too. Made in the caller's thread.
 
     `elected` makes the producer, in the loop's thread, where this one is to begin the stream: whoever opens it
-    finds that in the hand-off, before the head.
+    finds that in the channel, before the head.
     """
 
     is_reader = True
@@ -92,7 +92,7 @@ class Reader(LoopTask):
         self._hub = hub
         self._options = options
         self._elected = elected
-        self.handoff: HandOff[Any] = HandOff(hub.loop, options.max_buffered_bytes)
+        self.channel: Channel[Any] = Channel(hub.loop, options.max_buffered_bytes)
         self.last_event_id = options.last_event_id
         self.position = START
         self.received = self.events = 0
@@ -132,7 +132,7 @@ class Reader(LoopTask):
         assert self._topic is not None
         try:
             await self._begin()
-            while not (self._is_over or self.handoff.closed):
+            while not (self._is_over or self.channel.closed):
                 await self._read_on(self._topic)
         except SSEError as error:
             self._finish(End("error", error))
@@ -170,7 +170,7 @@ class Reader(LoopTask):
     async def _end_if_nothing_is_left(self, *, is_last: bool) -> None:
         """Tell the end to who has had all before it: by 204, after which a browser does not come again."""
         after = before(self.position) if is_last else self.position
-        entries = await self._hub.patiently(self._hub.store.read, self._options.key, after, 1)
+        entries = await self._hub.retry_while_unavailable(self._hub.store.read, self._options.key, after, 1)
         for part in parts_of(entries, after, from_any=True):
             entry = part.entry
             if entry is not None and (
@@ -188,21 +188,22 @@ class Reader(LoopTask):
             if self._has_head:
                 self._hub.spawn(producer.take_over())
             else:
-                self.handoff.put_now(producer)
+                self.channel.send_nowait(producer)
         return claim
 
     async def _resumed(self, claim: Claim) -> Position:
         position = position_of(self._options.last_event_id)
         if position is None or claim.last is None or position > claim.last:
             raise EventsLostError("the last event ID is none of this stream's, which may have expired: read it anew")
-        kept = await self._hub.patiently(self._hub.store.read, self._options.key, START, 1)
+        kept = await self._hub.retry_while_unavailable(self._hub.store.read, self._options.key, START, 1)
         first = kept[0].position if kept else START
         if position.fence < first.fence or (position < first and not is_next(first, position)):
             raise EventsLostError("events after the last event ID are not kept any more (max_events=): read it anew")
         return position
 
     async def _read_on(self, topic: Topic) -> None:
-        entries = await self._hub.patiently(self._hub.store.read, self._options.key, self.position, _READ_AT_A_TIME)
+        read = self._hub.store.read
+        entries = await self._hub.retry_while_unavailable(read, self._options.key, self.position, _READ_AT_A_TIME)
         if entries:
             self._ahead = None
             for part in parts_of(entries, self.position, from_any=self._from_any):
@@ -264,7 +265,7 @@ class Reader(LoopTask):
     async def _put(self, part: Part) -> None:
         for piece in pieces_of(part, self._options.max_buffered_bytes):
             batch = self._batch(piece)
-            await self.handoff.put(batch, batch.charge)
+            await self.channel.send(batch, batch.charge)
             self._note(piece)
 
     def _batch(self, part: Part) -> Batch:
@@ -290,7 +291,7 @@ class Reader(LoopTask):
             self._give_head()
             batch = self._batch(part)
             # More than there is ever room for goes in pieces.
-            if batch.charge > self._options.max_buffered_bytes or not self.handoff.offer(batch, batch.charge):
+            if batch.charge > self._options.max_buffered_bytes or not self.channel.try_send(batch, batch.charge):
                 return False
         elif part.kind == MISSING:
             told = (
@@ -313,7 +314,7 @@ class Reader(LoopTask):
         if entry.kind == BEGIN:
             if self._has_head and self.position.fence != entry.position.fence:
                 restart = RestartEvent("restart", '{"restart":true}', str(entry.position))
-                self.handoff.put_now(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
+                self.channel.send_nowait(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
             self._give_head()
         elif entry.kind == END:
             self.done_event = entry.done_event()
@@ -337,20 +338,20 @@ class Reader(LoopTask):
         else:
             head, body = refusal
             self._has_head = True
-            self.handoff.put_now(head)
-            self.handoff.put_now(body)
+            self.channel.send_nowait(head)
+            self.channel.send_nowait(body)
             self._finish(End("eof"))
 
     def _give_head(self, status: int = 200) -> None:
         if not self._has_head:
             self._has_head = True
-            self.handoff.put_now(made_head(status, _HEADERS if status == 200 else {}))
+            self.channel.send_nowait(made_head(status, _HEADERS if status == 200 else {}))
 
     def _finish(self, end: End) -> None:
         self._is_over = True
         if end.outcome == "closed" and not self._has_head:
             end = End("error", RequestAbortedError("the stream was cancelled before it had begun"))
-        self.handoff.end(end)
+        self.channel.end(end)
 
     def _stop_waiting(self) -> None:
         if self._awaited is not None:
@@ -380,7 +381,7 @@ class Reader(LoopTask):
     def end_with_loop(self, *, is_quiet: bool) -> None:
         """The loop ends."""
         if is_quiet and self._has_head:
-            self.handoff.close()
+            self.channel.close()
         self._finish(End("error", BridgeClosedError("the bridge, or the log, that this stream was read on was closed")))
         self._finished.set()
 
@@ -403,7 +404,7 @@ class Reader(LoopTask):
             watch.ran(clock.monotonic() - began, lambda: f"the cancel flag of {self.target}")
         if is_set:
             if self._has_head:
-                self.handoff.close()
+                self.channel.close()
             self._finish(End("error", RequestAbortedError("cancel was set before the stream had begun")))
             self._leave()
 
@@ -436,7 +437,7 @@ class Reader(LoopTask):
         return f"the log's stream {self._options.key!r}"
 
     @property
-    def connection(self) -> Reader:
+    def exchange(self) -> Reader:
         """Itself."""
         return self
 

@@ -39,7 +39,7 @@ from sseqbridge import (
     TruncatedStreamError,
     request_sse,
 )
-from sseqbridge._engine.stream_task import Pump
+from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import threads as _runtime
 from tests.support import ROOT, until
 
@@ -181,7 +181,7 @@ def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere:
 
 def is_down(events: EventStream[Any], closed_at: float) -> bool:
     """Whether nothing of a stream is under way since it was closed: that is waited for, for a second at most."""
-    return events.outcome != "closed" or events._pump.finished or time.monotonic() > closed_at + 1
+    return events.outcome != "closed" or events._subscription.finished or time.monotonic() > closed_at + 1
 
 
 def take(count: int, events: EventStream[Any], items: list[Any]) -> None:
@@ -437,7 +437,7 @@ class Run:
 
     def _is_idle(self) -> bool:
         state = self._bridge._state
-        return state is not None and not state.pumps and not asyncio.all_tasks(state.loop)
+        return state is not None and not state.stream_tasks and not asyncio.all_tasks(state.loop)
 
     def _check_progress(self) -> None:
         now = time.monotonic()
@@ -488,7 +488,7 @@ class Left(NamedTuple):
         # What libuv opens with the first loop of a process stays.
         _runtime.new_event_loop().close()
         gc.collect()
-        objects = sum(isinstance(thing, (EventStream, Pump)) for thing in gc.get_objects())
+        objects = sum(isinstance(thing, (EventStream, StreamTask)) for thing in gc.get_objects())
         return cls(threading.active_count(), len(os.listdir("/dev/fd")), objects)
 
     def is_more_than(self, before: Left) -> bool:

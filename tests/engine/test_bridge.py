@@ -23,7 +23,7 @@ import pytest
 import sseqbridge
 from sseqbridge import Bridge, BridgeClosedError, CallbackError, SSEError, UsageError, request_sse
 from sseqbridge._engine import bridge as _bridge
-from sseqbridge._engine.exchange import Connection
+from sseqbridge._engine.exchange import Exchange
 from sseqbridge._engine.stream_task import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import threads as _runtime
@@ -319,12 +319,12 @@ def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
         connection = SimpleNamespace(received=1, events=1)
 
     def begin(phase: str, info: dict[str, int]) -> None:
-        pumps.add(Counted())
+        stream_tasks.add(Counted())
 
     loop = asyncio.new_event_loop()
     state = LoopState(loop, ClientPool())
-    pumps: set[Any] = state.pumps
-    pumps.update(Counted() for _ in range(50))
+    stream_tasks: set[Any] = state.stream_tasks
+    stream_tasks.update(Counted() for _ in range(50))
     thresholds = gc.get_threshold()
     gc.callbacks.append(begin)
     gc.set_threshold(1)
@@ -357,7 +357,7 @@ def test_what_is_to_be_done_at_the_loops_end_is_done_once(silent: SSEServer) -> 
         taken_back = partial(done.append, "taken back")
         state.call_at_end(partial(done.append, "at the end"))
         state.call_at_end(taken_back)
-        state.call_at_end_no_more(taken_back)
+        state.cancel_call_at_end(taken_back)
     until(state.loop.is_closed)
     state.call_at_end(partial(done.append, "after it"))
     # Where another thread was first there is nothing left, and a stream that has ended does not end again.
@@ -505,10 +505,10 @@ def test_an_exception_out_of_a_transport_is_one_typed_error() -> None:
 
 
 def test_a_fault_of_the_librarys_own_is_one_typed_error(monkeypatch: pytest.MonkeyPatch, silent: SSEServer) -> None:
-    async def fail(self: Connection) -> None:
+    async def fail(self: Exchange) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Connection, "open", fail)
+    monkeypatch.setattr(Exchange, "open", fail)
     with pytest.raises(SSEError, match="ZeroDivisionError") as told:
         request_sse(silent.url)
     assert isinstance(told.value.__cause__, ZeroDivisionError)

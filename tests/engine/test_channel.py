@@ -1,4 +1,4 @@
-"""The bounded hand-off: nothing lost, nothing repeated, order kept, memory bounded, nobody asleep."""
+"""The bounded channel: nothing lost, nothing repeated, order kept, memory bounded, nobody asleep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sseqbridge import EventStream, request_sse
-from sseqbridge._engine.channel import CLOSED, End, HandOff, ThreadHandOff
+from sseqbridge._engine.channel import CLOSED, Channel, End, ThreadChannel
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence
 from tests.clock import FakeClock
@@ -57,10 +57,10 @@ def in_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> 
     return asyncio.run_coroutine_threadsafe(work, loop)
 
 
-def take_all(handoff: HandOff[int]) -> list[int | End]:
+def take_all(channel: Channel[int]) -> list[int | End]:
     taken: list[int | End] = []
     while not taken or not isinstance(taken[-1], End):
-        taken.append(handoff.take())
+        taken.append(channel.receive())
     return taken
 
 
@@ -68,110 +68,110 @@ def take_all(handoff: HandOff[int]) -> list[int | End]:
 
 
 def test_entries_come_in_order_and_the_end_is_the_last(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
+    channel: Channel[int] = Channel(loop, 100)
 
     async def produce() -> None:
-        await handoff.put(1, 10)
-        handoff.put_now(2, 10)
-        handoff.end(EOF)
-        handoff.end(End("error"))
-        await handoff.put(3, 10)
+        await channel.send(1, 10)
+        channel.send_nowait(2, 10)
+        channel.end(EOF)
+        channel.end(End("error"))
+        await channel.send(3, 10)
 
     in_loop(loop, produce()).result(30)
-    assert take_all(handoff) == [1, 2, EOF]
-    assert handoff.buffered == 0
+    assert take_all(channel) == [1, 2, EOF]
+    assert channel.buffered == 0
 
 
 def test_an_entry_counts_until_its_consumer_comes_back(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
-    in_loop(loop, handoff.put(1, 30)).result(30)
-    in_loop(loop, handoff.put(2, 40)).result(30)
-    assert handoff.buffered == 70
-    assert handoff.take() == 1
-    assert handoff.buffered == 70
-    assert handoff.take() == 2
-    assert handoff.buffered == 40
+    channel: Channel[int] = Channel(loop, 100)
+    in_loop(loop, channel.send(1, 30)).result(30)
+    in_loop(loop, channel.send(2, 40)).result(30)
+    assert channel.buffered == 70
+    assert channel.receive() == 1
+    assert channel.buffered == 70
+    assert channel.receive() == 2
+    assert channel.buffered == 40
     with pytest.raises(TimeoutError):
-        handoff.take(0)
-    assert handoff.buffered == 0
+        channel.receive(0)
+    assert channel.buffered == 0
 
 
 def test_the_producer_waits_for_room_until_half_is_free(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
+    channel: Channel[int] = Channel(loop, 100)
     for entry in range(10):
-        in_loop(loop, handoff.put(entry, 10)).result(30)
-    waiting = in_loop(loop, handoff.put(10, 10))
+        in_loop(loop, channel.send(entry, 10)).result(30)
+    waiting = in_loop(loop, channel.send(10, 10))
     for entry in range(5):
-        assert handoff.take() == entry
+        assert channel.receive() == entry
         assert not waiting.done()
-    assert handoff.take() == 5
+    assert channel.receive() == 5
     waiting.result(30)
-    assert handoff.buffered == 60
+    assert channel.buffered == 60
 
 
 def test_one_entry_larger_than_the_bound_enters_an_empty_handoff(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
-    in_loop(loop, handoff.put(1, 5000)).result(30)
-    waiting = in_loop(loop, handoff.put(2, 5000))
-    assert handoff.take() == 1
+    channel: Channel[int] = Channel(loop, 100)
+    in_loop(loop, channel.send(1, 5000)).result(30)
+    waiting = in_loop(loop, channel.send(2, 5000))
+    assert channel.receive() == 1
     assert not waiting.done()
-    assert handoff.take() == 2
+    assert channel.receive() == 2
     waiting.result(30)
 
 
 def test_a_producer_that_is_cancelled_while_it_waits_adds_nothing(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 10)
-    in_loop(loop, handoff.put(1, 10)).result(30)
+    channel: Channel[int] = Channel(loop, 10)
+    in_loop(loop, channel.send(1, 10)).result(30)
 
     async def cancel_the_second() -> None:
-        waiting = asyncio.create_task(handoff.put(2, 10))
+        waiting = asyncio.create_task(channel.send(2, 10))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
-        handoff.end(EOF)
+        channel.end(EOF)
 
     in_loop(loop, cancel_the_second()).result(30)
-    assert take_all(handoff) == [1, EOF]
+    assert take_all(channel) == [1, EOF]
 
 
 def test_take_waits_at_most_its_timeout(clock: FakeClock, loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 10)
+    channel: Channel[int] = Channel(loop, 10)
     at = clock.monotonic()
     with pytest.raises(TimeoutError, match="still open"):
-        clock.advance_until_done(lambda: handoff.take(300), step=10)
+        clock.advance_until_done(lambda: channel.receive(300), step=10)
     assert clock.monotonic() - at >= 300
-    in_loop(loop, handoff.put(1)).result(30)
-    assert handoff.take(0) == 1
+    in_loop(loop, channel.send(1)).result(30)
+    assert channel.receive(0) == 1
 
 
 def test_close_wakes_the_consumer_and_lets_the_producer_go_on(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 10)
-    taking = in_thread(handoff.take)
+    channel: Channel[int] = Channel(loop, 10)
+    taking = in_thread(channel.receive)
     until(lambda: is_waiting(taking))
-    handoff.close()
+    channel.close()
     assert taking.result(30) is CLOSED
 
-    full: HandOff[int] = HandOff(loop, 10)
-    in_loop(loop, full.put(1, 10)).result(30)
-    waiting = in_loop(loop, full.put(2, 10))
+    full: Channel[int] = Channel(loop, 10)
+    in_loop(loop, full.send(1, 10)).result(30)
+    waiting = in_loop(loop, full.send(2, 10))
     full.close()
     waiting.result(30)
-    assert full.take() is CLOSED
-    in_loop(loop, full.put(3, 1000)).result(30)
-    assert full.take() is CLOSED
+    assert full.receive() is CLOSED
+    in_loop(loop, full.send(3, 1000)).result(30)
+    assert full.receive() is CLOSED
 
 
 def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_too(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
+    channel: Channel[int] = Channel(loop, 100)
     woken: list[list[int]] = []
 
     async def produce() -> None:
-        handoff._waiters.append(lambda: woken.append([entry for _, entry in handoff._queue if type(entry) is int]))
-        handoff.put_soon(1, 10)
+        channel._waiters.append(lambda: woken.append([entry for _, entry in channel._queue if type(entry) is int]))
+        channel.send_deferred(1, 10)
         assert woken == []
-        handoff._queue.append((10, 2))
+        channel._queue.append((10, 2))
         await asyncio.sleep(0)
         assert woken == [[1, 2]]
 
@@ -179,76 +179,76 @@ def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_
 
 
 def test_what_is_put_soon_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
-    taking = in_thread(handoff.take)
+    channel: Channel[int] = Channel(loop, 100)
+    taking = in_thread(channel.receive)
     until(lambda: is_waiting(taking))
-    loop.call_soon_threadsafe(handoff.put_soon, 1, 10)
+    loop.call_soon_threadsafe(channel.send_deferred, 1, 10)
     assert taking.result(30) == 1
 
 
-@pytest.mark.parametrize("way", ["put_soon", "offer"])
+@pytest.mark.parametrize("way", ["send_deferred", "offer"])
 def test_nothing_is_added_after_the_end_or_a_close(loop: asyncio.AbstractEventLoop, way: str) -> None:
-    for finish in (HandOff.close, lambda handoff: handoff.end(EOF)):
-        handoff: HandOff[int] = HandOff(loop, 100)
-        finish(handoff)
+    for finish in (Channel.close, lambda channel: channel.end(EOF)):
+        channel: Channel[int] = Channel(loop, 100)
+        finish(channel)
 
-        async def add(handoff: HandOff[int] = handoff) -> None:
-            assert not getattr(handoff, way)(1, 10)
+        async def add(channel: Channel[int] = channel) -> None:
+            assert not getattr(channel, way)(1, 10)
 
         in_loop(loop, add()).result(30)
-        assert handoff.take() in (CLOSED, EOF)
-        assert handoff.buffered == 0
+        assert channel.receive() in (CLOSED, EOF)
+        assert channel.buffered == 0
 
 
 def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
+    channel: Channel[int] = Channel(loop, 100)
 
     async def produce() -> None:
         # A first one of any size, then as many as there is room for.
-        assert handoff.offer(1, 500)
-        assert not handoff.offer(2, 0)
-        assert handoff._poll() == 1
-        handoff._release()
-        assert handoff.offer(3, 60)
-        assert not handoff.offer(4, 41)
-        assert handoff.offer(5, 40)
+        assert channel.try_send(1, 500)
+        assert not channel.try_send(2, 0)
+        assert channel._poll() == 1
+        channel._release()
+        assert channel.try_send(3, 60)
+        assert not channel.try_send(4, 41)
+        assert channel.try_send(5, 40)
 
     in_loop(loop, produce()).result(30)
-    assert [handoff.take(), handoff.take()] == [3, 5]
+    assert [channel.receive(), channel.receive()] == [3, 5]
 
 
 def test_an_offer_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 100)
-    taking = in_thread(handoff.take)
+    channel: Channel[int] = Channel(loop, 100)
+    taking = in_thread(channel.receive)
     until(lambda: is_waiting(taking))
-    loop.call_soon_threadsafe(handoff.offer, 1, 10)
+    loop.call_soon_threadsafe(channel.try_send, 1, 10)
     assert taking.result(30) == 1
 
 
 def test_close_on_a_loop_that_is_closed_does_nothing_more() -> None:
     with loop_in_a_thread() as loop:
-        handoff: HandOff[int] = HandOff(loop, 10)
-        in_loop(loop, handoff.put(1)).result(30)
-    handoff.close()
-    assert handoff.take() is CLOSED
+        channel: Channel[int] = Channel(loop, 10)
+        in_loop(loop, channel.send(1)).result(30)
+    channel.close()
+    assert channel.receive() is CLOSED
 
 
 def test_a_coroutine_of_the_loop_may_be_the_consumer() -> None:
     async def main() -> None:
-        handoff: HandOff[int] = HandOff(asyncio.get_running_loop(), 10)
-        taking = asyncio.create_task(handoff.atake())
+        channel: Channel[int] = Channel(asyncio.get_running_loop(), 10)
+        taking = asyncio.create_task(channel.areceive())
         await asyncio.sleep(0)
-        await handoff.put(1, 10)
+        await channel.send(1, 10)
         assert await taking == 1
         with pytest.raises(TimeoutError):
-            await handoff.atake(0.01)
-        await handoff.put(2, 10)
-        second = asyncio.create_task(handoff.put(3, 10))
-        assert [await handoff.atake(), await handoff.atake()] == [2, 3]
+            await channel.areceive(0.01)
+        await channel.send(2, 10)
+        second = asyncio.create_task(channel.send(3, 10))
+        assert [await channel.areceive(), await channel.areceive()] == [2, 3]
         await second
-        taking = asyncio.create_task(handoff.atake())
+        taking = asyncio.create_task(channel.areceive())
         await asyncio.sleep(0)
-        handoff.close()
+        channel.close()
         assert await taking is CLOSED
 
     asyncio.run(main())
@@ -270,45 +270,45 @@ class Interrupted(deque[Any]):
 def test_what_comes_between_the_last_look_and_the_wait_is_seen(loop: asyncio.AbstractEventLoop, wake: bool) -> None:
     def close() -> None:
         if wake:
-            handoff.close()
+            channel.close()
         else:
-            handoff.closed = True
+            channel.closed = True
 
-    handoff: HandOff[int] = HandOff(loop, 10)
-    handoff._waiters = Interrupted(close)
-    assert handoff.take() is CLOSED
-    assert not handoff._waiters
+    channel: Channel[int] = Channel(loop, 10)
+    channel._waiters = Interrupted(close)
+    assert channel.receive() is CLOSED
+    assert not channel._waiters
 
-    handoff = HandOff(loop, 10)
-    handoff._waiters = Interrupted(close)
-    assert in_loop(loop, handoff.atake()).result(30) is CLOSED
-    assert not handoff._waiters
+    channel = Channel(loop, 10)
+    channel._waiters = Interrupted(close)
+    assert in_loop(loop, channel.areceive()).result(30) is CLOSED
+    assert not channel._waiters
 
 
 def test_what_is_taken_while_the_producer_gets_ready_to_wait_is_seen(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handoff: HandOff[int] = HandOff(loop, 10)
-    in_loop(loop, handoff.put(1, 10)).result(30)
+    channel: Channel[int] = Channel(loop, 10)
+    in_loop(loop, channel.send(1, 10)).result(30)
     create_future = loop.create_future
 
     def take_first() -> asyncio.Future[Any]:
-        # The consumer finds nobody waiting yet, and goes to sleep with the hand-off empty.
-        assert handoff.take() == 1
+        # The consumer finds nobody waiting yet, and goes to sleep with the channel empty.
+        assert channel.receive() == 1
         with pytest.raises(TimeoutError):
-            handoff.take(0)
+            channel.receive(0)
         return create_future()
 
     monkeypatch.setattr(loop, "create_future", take_first)
-    in_loop(loop, handoff.put(2, 10)).result(30)
-    assert handoff.take() == 2
+    in_loop(loop, channel.send(2, 10)).result(30)
+    assert channel.receive() == 2
 
 
 def test_close_is_told_before_anyone_is_woken_by_it(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 10)
+    channel: Channel[int] = Channel(loop, 10)
     told = []
-    handoff._waiters.append(lambda: told.append(handoff.closed))
-    handoff.close()
+    channel._waiters.append(lambda: told.append(channel.closed))
+    channel.close()
     assert told == [True]
 
 
@@ -322,21 +322,21 @@ def test_close_is_told_before_anyone_is_woken_by_it(loop: asyncio.AbstractEventL
 )
 def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: list[int], slow: str) -> None:
     with loop_in_a_thread() as loop:
-        handoff: HandOff[int] = HandOff(loop, limit)
+        channel: Channel[int] = Channel(loop, limit)
         most = 0
 
         async def produce() -> None:
             nonlocal most
             for n, charge in enumerate(charges):
-                await handoff.put(n, charge)
-                most = max(most, handoff.buffered)
+                await channel.send(n, charge)
+                most = max(most, channel.buffered)
                 await asyncio.sleep(0 if slow != "producer" else 0.0001)
-            handoff.end(EOF)
+            channel.end(EOF)
 
         producing = in_loop(loop, produce())
         taken: list[int | End] = []
         while EOF not in taken:
-            taken.append(handoff.take(30))
+            taken.append(channel.receive(30))
             if slow == "consumer":
                 time.sleep(0.0001)
         producing.result(30)
@@ -348,36 +348,36 @@ def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: lis
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 @pytest.mark.usefixtures("fast_switching")
 def test_a_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, limit: int) -> None:
-    handoff: HandOff[int] = HandOff(loop, limit)
+    channel: Channel[int] = Channel(loop, limit)
     choose = random.Random(limit)
 
     async def produce() -> None:
         for n in range(20_000):
-            await handoff.put(n, choose.choice((0, 1, 2, 5, 9)))
+            await channel.send(n, choose.choice((0, 1, 2, 5, 9)))
             if n % 7 == 0:
                 await asyncio.sleep(0)
-        handoff.end(EOF)
+        channel.end(EOF)
 
     producing = in_loop(loop, produce())
-    assert take_all(handoff) == [*range(20_000), EOF]
+    assert take_all(channel) == [*range(20_000), EOF]
     producing.result(30)
 
 
 @pytest.mark.usefixtures("fast_switching")
 def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.AbstractEventLoop) -> None:
-    handoff: HandOff[int] = HandOff(loop, 3)
+    channel: Channel[int] = Channel(loop, 3)
 
     async def produce() -> None:
         for n in range(3000):
-            await handoff.put(n, 1)
+            await channel.send(n, 1)
             await asyncio.sleep(0)
-        handoff.end(EOF)
+        channel.end(EOF)
 
     producing = in_loop(loop, produce())
     taken: list[int | End] = []
     while EOF not in taken[-1:]:
         try:
-            taken.append(handoff.take(0.00001))
+            taken.append(channel.receive(0.00001))
         except TimeoutError:
             pass
     assert taken == [*range(3000), EOF]
@@ -386,37 +386,37 @@ def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.Abstrac
 
 @pytest.mark.usefixtures("fast_switching")
 def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    handoff: ThreadHandOff[int] = ThreadHandOff(10)
+    channel: ThreadChannel[int] = ThreadChannel(10)
     make = _runtime.new_waiter
 
     def make_room() -> _runtime.Waiter:
-        assert handoff.take() == 0
+        assert channel.receive() == 0
         with pytest.raises(TimeoutError):
-            handoff.take(0)
+            channel.receive(0)
         return make()
 
-    assert handoff.put_in_turn(0, 10)
+    assert channel.send_blocking(0, 10)
     monkeypatch.setattr(_runtime, "new_waiter", make_room)
-    assert handoff.put_in_turn(1, 10)
-    assert handoff.buffered == 10
-    handoff.close()
-    assert not handoff.put_in_turn(2, 10)
+    assert channel.send_blocking(1, 10)
+    assert channel.buffered == 10
+    channel.close()
+    assert not channel.send_blocking(2, 10)
 
 
 def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
     for n in range(300):
-        handoff: HandOff[int] = HandOff(loop, 2)
+        channel: Channel[int] = Channel(loop, 2)
 
-        async def produce(handoff: HandOff[int] = handoff) -> None:
+        async def produce(channel: Channel[int] = channel) -> None:
             for entry in range(1000):
-                await handoff.put(entry, 1)
+                await channel.send(entry, 1)
 
-        def close(handoff: HandOff[int] = handoff, least: int = n % 3) -> None:
-            until(lambda: handoff.buffered >= least)
-            handoff.close()
+        def close(channel: Channel[int] = channel, least: int = n % 3) -> None:
+            until(lambda: channel.buffered >= least)
+            channel.close()
 
         producing = in_loop(loop, produce())
-        taken, _ = together([partial(take_all, handoff), close])
+        taken, _ = together([partial(take_all, channel), close])
         assert taken == [*range(len(taken) - 1), CLOSED]
         producing.result(30)
 
@@ -424,8 +424,8 @@ def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
 @pytest.mark.usefixtures("fast_switching")
 def test_many_closers_wake_the_consumer(loop: asyncio.AbstractEventLoop) -> None:
     for _ in range(30):
-        handoff: HandOff[int] = HandOff(loop, 2)
-        assert together([handoff.take, *[handoff.close] * 20]) == [CLOSED, *[None] * 20]
+        channel: Channel[int] = Channel(loop, 2)
+        assert together([channel.receive, *[channel.close] * 20]) == [CLOSED, *[None] * 20]
 
 
 # Through the public door: backpressure on a real connection.
@@ -457,7 +457,7 @@ def test_a_slow_consumer_loses_nothing_and_holds_no_more_than_it_asked_for(limit
         until(lambda: it.stats.buffered)
         most, numbers = watch_buffer(it, iter(it))
         assert numbers == list(range(2000))
-        # One event, larger than the bound, may enter an empty hand-off.
+        # One event, larger than the bound, may enter an empty channel.
         assert most <= max(limit, 2000)
         assert it.stats.events == 2000
 

@@ -70,7 +70,7 @@ from tests.clock import FakeClock
 from tests.doors import Answer, Door
 from tests.support import LOOPS, in_thread, until
 
-from .tls13 import Records, shake_hands
+from .tls13 import Records, start_tls
 
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
@@ -1511,7 +1511,7 @@ def hand_made(
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(30)
-                records = shake_hands(connection, context, tmp_path / "keys")
+                records = start_tls(connection, context, tmp_path / "keys")
                 # The request, which may have come with the handshake's last part.
                 with contextlib.suppress(ConnectionError):
                     serve(connection, records)
@@ -1643,7 +1643,7 @@ def test_stream_leaves_nothing_to_the_collector(ask_anew: Door) -> None:
         try:
             answer = ask_anew(server.url)
             assert answer.items() == [1]
-            connection = weakref.ref(answer.events._pump.connection)
+            connection = weakref.ref(answer.events._subscription.exchange)
             del answer
             until(lambda: connection() is None)
         finally:
@@ -2073,7 +2073,7 @@ def test_events_that_come_between_a_close_and_its_abort_are_dropped(ask_anew: Do
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), send(3), silence()]) as server, ask_anew(server.url) as answer:
         assert answer.next() == 1
-        answer.events._handoff.close()
+        answer.events._channel.close()
         go.set()
         ask_anew.meanwhile(until, lambda: answer.events.stats.events == 3)
         assert answer.items() == []
@@ -2092,7 +2092,7 @@ def test_reading_is_paused_once_though_more_comes(run: Run) -> None:
 
     async def main() -> None:
         owner, transport = new_transport(), Calls()
-        wire = _transport._Wire(asyncio.get_running_loop(), _transport.Origin("http", "a", 80), owner)
+        wire = _transport.HTTP11Connection(asyncio.get_running_loop(), _transport.Origin("http", "a", 80), owner)
         wire.connection_made(transport)
         for _ in range(3):
             wire.buffer_updated(60_000)

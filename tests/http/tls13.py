@@ -17,12 +17,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["Records", "shake_hands"]
+__all__ = ["Records", "start_tls"]
 
 _APPLICATION_DATA, _HANDSHAKE, _ALERT = 23, 22, 21
 
 
-def shake_hands(connection: socket.socket, context: ssl.SSLContext, keylog: Path) -> Records:
+def start_tls(connection: socket.socket, context: ssl.SSLContext, keylog: Path) -> Records:
     """Do the handshake, and return what makes the records that follow it."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context.keylog_filename = str(keylog)

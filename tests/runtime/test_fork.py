@@ -306,7 +306,7 @@ from sseqbridge import _bridge, _client
 first_three()
 held, go = threading.Barrier(2), threading.Event()
 def hold():
-    with _bridge.default_bridge()._lock.here, _bridge._default_lock.here, _client._tls_lock.here:
+    with _bridge.default_bridge()._lock.native, _bridge._default_lock.native, _client._tls_lock.native:
         held.wait()
         go.wait()
 thread = threading.Thread(target=hold)
@@ -377,7 +377,7 @@ def test_forks_while_others_read() -> None:
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A function after whose call this is another process."""
     kept = len(_runtime._kept)
-    real = _runtime.process
+    real = _runtime.process_token
     parents: set[int | None] = set()
 
     def process() -> tuple[int, int]:
@@ -393,12 +393,12 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
 
 
 def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
-    lock = _runtime.Lock()
+    lock = _runtime.ForkSafeLock()
     # Held by another thread at the fork, and for ever.
-    lock.here.acquire()
+    lock.native.acquire()
     other_process()
     for _ in range(2):
-        with lock.here:
+        with lock.native:
             pass
 
 
@@ -450,18 +450,18 @@ def test_asynchronous_stream_of_another_process(
             async with response.events:
                 pass
             # Nor does the child end the stream of the loop that it goes on with.
-            pump = response.events._pump
-            assert isinstance(pump, _pump.Pump)
-            pump.abort(None)
+            stream_task = response.events._subscription
+            assert isinstance(stream_task, _pump.StreamTask)
+            stream_task.abort(None)
             async with await arequest_sse(upstream.url) as another:
                 assert await another.events.next() == 0
             # Nor where what runs it is cancelled.
-            assert pump.task is not None
-            pump.task.cancel()
-            await asyncio.wait({pump.task})
+            assert stream_task.task is not None
+            stream_task.task.cancel()
+            await asyncio.wait({stream_task.task})
             assert not upstream.requests[0].aborted.is_set()
             monkeypatch.undo()
-            await pump.connection.aclose()
+            await stream_task.exchange.aclose()
 
     asyncio.run(main())
     upstream.requests[0].wait_aborted(30)
@@ -495,7 +495,7 @@ def test_relays_of_another_process(
 
 def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
     """Entered by the interpreter itself, and not by steps of a function."""
-    assert type(_runtime.Lock().here) is type(threading.RLock())
+    assert type(_runtime.ForkSafeLock().native) is type(threading.RLock())
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
@@ -504,20 +504,20 @@ def test_fork_hooks_tell_the_parents_streams(
 ) -> None:
     kept = len(_runtime._kept)
     monkeypatch.setattr(_runtime, "_forks", 0)
-    before = _runtime.process()
+    before = _runtime.process_token()
     with Bridge() as bridge:
         # One that has given its connection back has none to leave.
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
         assert over.collect() == [0, 1]
-        until(lambda: over._pump.finished)
-        assert isinstance(over._pump, _pump.Pump)
-        over._pump.connection.leave_to_parent()
+        until(lambda: over._subscription.finished)
+        assert isinstance(over._subscription, _pump.StreamTask)
+        over._subscription.exchange.detach_after_fork()
         stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0
-        assert isinstance(stream._pump, _pump.Pump)
-        monkeypatch.setattr(_pump, "_states", WeakSet([stream._pump.state]))
+        assert isinstance(stream._subscription, _pump.StreamTask)
+        monkeypatch.setattr(_pump, "_states", WeakSet([stream._subscription.state]))
         _runtime._forked()
-        assert _runtime.process() != before
+        assert _runtime.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):
             next(stream)
         assert stream.outcome == "closed"

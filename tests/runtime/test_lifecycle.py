@@ -176,7 +176,7 @@ def test_what_is_held_back_when_a_function_accepts_an_event_is_let_go() -> None:
 def test_a_function_may_accept_an_event_when_the_body_is_all_in() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2})]) as server:
         it = request_sse(server.url, done=lambda event: True).events
-        until(lambda: it._pump.finished)
+        until(lambda: it._subscription.finished)
         assert list(it) == [{"n": 1}]
         assert it.outcome == "done"
 

@@ -124,7 +124,7 @@ def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch:
     ours, theirs = socket.socketpair()
     other = socket.socket(fileno=os.dup(ours.fileno()))
     with ours, theirs, other:
-        _runtime.leave_connection_to_parent(Transport(ours))
+        _runtime.detach_connection_after_fork(Transport(ours))
         theirs.sendall(b"x")
         # The child's is at its end, whatever comes; the parent's, which was the same, gets it.
         assert ours.recv(1) == b""
@@ -134,11 +134,11 @@ def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch:
             raise OSError(errno.EMFILE, "too many open files")
 
         monkeypatch.setattr("_socket.socketpair", none_left)
-        _runtime.leave_connection_to_parent(Transport(other))
+        _runtime.detach_connection_after_fork(Transport(other))
         theirs.sendall(b"y")
         assert other.recv(1) == b"y"
-    _runtime.leave_connection_to_parent(Transport(None))
-    _runtime.leave_connection_to_parent(Transport(other))
+    _runtime.detach_connection_after_fork(Transport(None))
+    _runtime.detach_connection_after_fork(Transport(other))
 
 
 def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() -> None:

@@ -229,7 +229,7 @@ def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
-        events._handoff.close()
+        events._channel.close()
         del events
         server.requests[0].wait_aborted()
 
@@ -250,7 +250,7 @@ def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             request_sse(server.url, bridge=bridge)
         state = bridge._state
-        until(lambda: not state.pumps)
+        until(lambda: not state.stream_tasks)
 
 
 # Transports of the caller's, and loops.

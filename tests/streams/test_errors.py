@@ -229,7 +229,7 @@ def test_events_before_an_error_are_delivered_first(ask: Door, steps: list[Step]
         ask(server.url, max_event_bytes=1000) as answer,
     ):
         if not ask.is_async:
-            until(lambda: answer.events._pump.finished)
+            until(lambda: answer.events._subscription.finished)
         items, error = answer.fail()
         assert (items, type(error)) == ([1, 2, 3], kind)
 
@@ -384,7 +384,7 @@ def test_heartbeats_are_bytes(clock: FakeClock, ask: Door) -> None:
 
 def is_held_back(answer: Answer) -> bool:
     """Whether the stream waits for its consumer to make room."""
-    return answer.events.stats.buffered > 0 and answer.events._pump._idle_since is None
+    return answer.events.stats.buffered > 0 and answer.events._subscription._idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])

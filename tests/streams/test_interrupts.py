@@ -37,7 +37,7 @@ from sseqbridge import (
     request_sse,
     tee,
 )
-from sseqbridge._engine.channel import End, ThreadHandOff
+from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.exchange import Batch, Body, Head
 from sseqbridge._streams import claims as _claims
 from sseqbridge._streams.decoding import Decoder
@@ -85,19 +85,19 @@ class Upstream:
     loop: Any = Loop()
 
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
-        self.handoff: ThreadHandOff[Any] = ThreadHandOff(1 << 20)
+        self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
         self.status = status
         if status != 200:
-            self.handoff.put_now(Body(b"no"))
+            self.channel.send_nowait(Body(b"no"))
         for items in batches:
-            self.handoff.put_now(Batch([ServerSentEvent(data=item) for item in items], len(items), 1, "", None))
+            self.channel.send_nowait(Batch([ServerSentEvent(data=item) for item in items], len(items), 1, "", None))
         if end is not None:
-            self.handoff.end(end)
+            self.channel.end(end)
 
     def nothing(self, *_: Any) -> None: ...
 
     check_process = request_abort = request_drain = request_reconnect = notify_finished = nothing
-    call_at_loop_end = call_at_loop_end_no_more = wait_finished = nothing
+    call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
 
     def in_loop_thread(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Parser, encoder and hand-off, each beside a model of it, in whatever order what it can do is done."""
+"""Parser, encoder and channel, each beside a model of it, in whatever order what it can do is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sseqbridge._engine.channel import CLOSED, End, HandOff
+from sseqbridge._engine.channel import CLOSED, Channel, End
 from sseqbridge._exceptions import BufferLimitError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -148,7 +148,7 @@ class EncoderMachine(RuleBasedStateMachine):
         assert (self.reader.last_event_id, self.reader.retry) == (self.last_event_id, self.retry)
 
 
-# The hand-off: one producer and one consumer on one loop, which does nothing between two steps.
+# The channel: one producer and one consumer on one loop, which does nothing between two steps.
 
 charges = st.sampled_from([1, 2, 3]) | st.sampled_from([0, 5, 10, 11, 20, 100])
 
@@ -160,7 +160,7 @@ class HandOffMachine(RuleBasedStateMachine):
     def begin(self, limit: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.limit = limit
-        self.handoff: HandOff[int] = HandOff(self.loop, limit)
+        self.channel: Channel[int] = Channel(self.loop, limit)
         self.queue: deque[tuple[int | End, int]] = deque()
         self.in_hand = 0
         self.number = 0
@@ -173,7 +173,7 @@ class HandOffMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
-            self.handoff.close()
+            self.channel.close()
             for task in (self.putting and self.putting[0], self.taking):
                 if task is not None:
                     self.loop.run_until_complete(task)
@@ -223,8 +223,8 @@ class HandOffMachine(RuleBasedStateMachine):
             assert self.notified == [1]
         assert not self.is_to_be_notified or self.notified == []
         if not self.closed:
-            assert self.handoff.buffered == self.held
-            assert self.handoff.pending == len(self.queue)
+            assert self.channel.buffered == self.held
+            assert self.channel.pending == len(self.queue)
             # One entry larger than that may enter where nothing is held.
             charged = [charge for charge in (self.in_hand, *(charge for _, charge in self.queue)) if charge]
             assert self.held <= self.limit or len(charged) == 1 or self.is_overfull
@@ -242,7 +242,7 @@ class HandOffMachine(RuleBasedStateMachine):
     def put(self, charge: int) -> None:
         number = self.next_number()
         fits = self.fits(charge)
-        task = self.loop.create_task(self.handoff.put(number, charge))
+        task = self.loop.create_task(self.channel.send(number, charge))
         if fits:
             self.add(number, charge)
         else:
@@ -259,11 +259,11 @@ class HandOffMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.putting is None)
     @rule(charge=charges, soon=st.booleans())
-    def put_now(self, charge: int, soon: bool) -> None:
+    def send_nowait(self, charge: int, soon: bool) -> None:
         number = self.next_number()
         # Without a look at the bound: that is its callers' to do.
         self.is_overfull = self.is_overfull or not self.fits(charge)
-        (self.handoff.put_soon if soon else self.handoff.put_now)(number, charge)
+        (self.channel.send_deferred if soon else self.channel.send_nowait)(number, charge)
         self.add(number, charge)
         self.settle()
 
@@ -272,7 +272,7 @@ class HandOffMachine(RuleBasedStateMachine):
     def offer(self, charge: int) -> None:
         number = self.next_number()
         is_taken = self.fits(charge) and not self.ended and not self.closed
-        assert self.handoff.offer(number, charge) == is_taken
+        assert self.channel.try_send(number, charge) == is_taken
         if is_taken:
             self.add(number, charge)
         self.settle()
@@ -290,14 +290,14 @@ class HandOffMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.number > 10)
     @rule(outcome=st.sampled_from(["eof", "done"]))
     def end(self, outcome: str) -> None:
-        self.handoff.end(End(outcome))
+        self.channel.end(End(outcome))
         self.add(End(outcome), 0)
         self.settle()
 
     @precondition(lambda self: self.number > 10)
     @rule()
     def close(self) -> None:
-        self.handoff.close()
+        self.channel.close()
         self.closed = True
         self.settle()
 
@@ -314,7 +314,7 @@ class HandOffMachine(RuleBasedStateMachine):
     @rule()
     def poll(self) -> None:
         self.release()
-        assert self.handoff.poll() == self.taken()
+        assert self.channel.poll() == self.taken()
         self.settle()
 
     @precondition(is_free)
@@ -323,7 +323,7 @@ class HandOffMachine(RuleBasedStateMachine):
         self.release()
         entry = self.taken()
         try:
-            told: Any = self.loop.run_until_complete(self.handoff.atake(0)) if is_async else self.handoff.take(0)
+            told: Any = self.loop.run_until_complete(self.channel.areceive(0)) if is_async else self.channel.receive(0)
         except TimeoutError:
             told = None
         assert told == entry
@@ -333,7 +333,7 @@ class HandOffMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         self.release()
-        self.taking = self.loop.create_task(self.handoff.atake())
+        self.taking = self.loop.create_task(self.channel.areceive())
         self.settle()
 
     @precondition(lambda self: self.taking is not None)
@@ -351,7 +351,7 @@ class HandOffMachine(RuleBasedStateMachine):
         self.release()
         notified = self.notified = []
         self.is_to_be_notified = True
-        self.handoff.notify(lambda: notified.append(1))
+        self.channel.notify(lambda: notified.append(1))
         self.settle()
 
 

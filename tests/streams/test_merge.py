@@ -766,7 +766,7 @@ def test_poll_gives_what_came_before_an_error_first() -> None:
                 stream.poll()
     with SSEServer([send(1), cut()]) as server:
         stream = request_sse(server.url).events
-        until(lambda: stream._pump.finished)
+        until(lambda: stream._subscription.finished)
         assert stream.poll() == [1]
         for _ in range(2):
             with pytest.raises(TruncatedStreamError):

@@ -125,7 +125,7 @@ def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
         request_sse(server.url, bridge=bridge).events.collect()
         state = bridge._state
         assert state is not None
-        until(lambda: not state.pumps)
+        until(lambda: not state.stream_tasks)
         copies = []
 
         class Copied(set[Any]):
@@ -133,7 +133,7 @@ def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
                 copies.append(1)
                 return set(self)
 
-        state.pumps = Copied(state.pumps)
+        state.stream_tasks = Copied(state.stream_tasks)
         state._version += 1
         asking = in_thread(bridge.stats)
         until(lambda: len(copies) > 3)

@@ -47,7 +47,7 @@ def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
 
 def is_held_back(reader: EventStream[Any]) -> bool:
     """Whether the upstream waits for this reader."""
-    return reader._handoff._is_held_back()
+    return reader._channel._is_held_back()
 
 
 def test_each_reader_gets_everything() -> None:
@@ -355,9 +355,9 @@ def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         bridge = Bridge()
         events = request_sse(server.url, decode="text", bridge=bridge).events
-        until(lambda: events._pump.finished)
+        until(lambda: events._subscription.finished)
         bridge.close()
-        until(events._pump.loop.is_closed)
+        until(events._subscription.loop.is_closed)
         one, other = tee(events, max_buffered_bytes=1_000)
         assert len(list(one)) == len(list(other)) == 30
 
@@ -365,7 +365,7 @@ def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
 def test_stream_whose_upstream_has_ended_gives_what_is_left() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         events = request_sse(server.url, decode="text").events
-        until(lambda: events._pump.finished)
+        until(lambda: events._subscription.finished)
         one, other = tee(events, max_buffered_bytes=100_000)
         # Each is given no more than it may hold, also now: one batch of it, where that is larger.
         until(lambda: is_held_back(one) or is_held_back(other))
@@ -534,7 +534,7 @@ def test_interrupt_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(fan: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_tee._Fan, "start", interrupted)
+    monkeypatch.setattr(_tee.Broadcaster, "start", interrupted)
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         with pytest.raises(KeyboardInterrupt):
