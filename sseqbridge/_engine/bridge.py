@@ -33,7 +33,7 @@ from .stream_task import LoopState, StreamTask
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sseqbridge._checks import RequestOptions
+    from sseqbridge._http.request import RequestOptions
 
 __all__ = ["Bridge", "BridgeStats", "Startable", "default_bridge"]
 

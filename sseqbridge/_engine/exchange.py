@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import httpx
 
-from sseqbridge._checks import DEFAULT_HEADERS, check_raw_headers
 from sseqbridge._exceptions import (
     CallbackError,
     ConnectError,
@@ -35,6 +34,7 @@ from sseqbridge._exceptions import (
 from sseqbridge._http.bodies import BODY_SECONDS, MAX_BODY_BYTES, is_cut, unbounded_stream
 from sseqbridge._http.client import parsed_url
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+from sseqbridge._http.request import DEFAULT_HEADERS, check_raw_headers
 from sseqbridge._http.transport import BODY_EXTENSION, WORDS_OF_A_LATE_CLOSE, BodyStream
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import CallersCode, original
@@ -42,8 +42,8 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 
 if TYPE_CHECKING:
-    from sseqbridge._checks import RequestOptions
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.request import RequestOptions
     from sseqbridge._http.transport import Sink
 
 __all__ = [

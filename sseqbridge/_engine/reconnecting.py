@@ -43,8 +43,8 @@ from .exchange import Batch, Body, Exchange, Head, status_error
 if TYPE_CHECKING:
     import httpx
 
-    from sseqbridge._checks import RequestOptions
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.request import RequestOptions
 
 __all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "tell"]
 

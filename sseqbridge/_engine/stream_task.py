@@ -20,7 +20,6 @@ from weakref import WeakSet
 
 import anyio
 
-from sseqbridge._checks import is_cancelled
 from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
@@ -36,10 +35,11 @@ from sseqbridge._runtime.clock import clock
 from .channel import CLOSED, Channel, End, post, settle
 from .exchange import Batch, Body, Exchange, Head
 from .reconnecting import Reconnecting, ReconnectingExchange
+from .scope import is_cancelled
 
 if TYPE_CHECKING:
-    from sseqbridge._checks import RequestOptions
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.request import RequestOptions
     from sseqbridge._runtime.loop_watch import LoopWatch
 
 __all__ = ["Cancellable", "Entry", "LoopState", "LoopTask", "StreamTask"]

@@ -22,26 +22,23 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
-from sseqbridge._checks import (
-    DEFAULT_HEADERS,
-    CancelFlag,
-    RequestOptions,
-    Timeout,
-    as_timeout,
-    cancel_flag,
-    check_last_event_id,
-    check_limits,
-    encode_json,
-    header_list,
-    is_replayable,
-)
+from sseqbridge._checks import CancelFlag, Timeout, as_timeout, check_limits
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.exchange import Head
 from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._engine.stream_task import LoopState, StreamTask
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._http.client import ClientPool, prepare
+from sseqbridge._http.request import (
+    DEFAULT_HEADERS,
+    RequestOptions,
+    check_last_event_id,
+    encode_json,
+    header_list,
+    is_replayable,
+)
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import guarded_body
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES

@@ -19,10 +19,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, SupportsIndex, TypeVar
 
-from sseqbridge._checks import is_cancelled
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
 from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._exceptions import CallbackError, SSEError, StatusError, UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.clock import clock

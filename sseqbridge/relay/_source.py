@@ -18,8 +18,8 @@ from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sseqbridge._checks import surrounding_cancel
 from sseqbridge._engine.channel import CLOSED, Channel, End, ThreadChannel, post
+from sseqbridge._engine.scope import surrounding_cancel
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import is_from_outside

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from sseqbridge._checks import surrounding_cancel
+from sseqbridge._engine.scope import surrounding_cancel
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import CallersCode

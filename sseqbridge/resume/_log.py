@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, overload
 
-from sseqbridge._checks import cancel_flag, check_limits, check_seconds
+from sseqbridge._checks import check_limits, check_seconds
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.exchange import Head
+from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._sse.events import ServerSentEvent

@@ -15,9 +15,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
-from sseqbridge._checks import is_cancelled
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.exchange import EVENT_OVERHEAD, Batch, made_head, status_error
+from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._engine.stream_task import LoopTask
 from sseqbridge._exceptions import (
     BridgeClosedError,
