@@ -1,7 +1,7 @@
 """Bounds for bodies that an HTTP client reads by itself: for its auth flow, and in its event hooks.
 
 httpx reads an answer's body whole when an auth flow asks for another request, when an auth has
-`requires_response_body`, and when an event hook calls `aread()`. `bound_body` replaces the stream of such
+`requires_response_body`, and when an event hook calls `aread()`. This module replaces the stream of such
 an answer by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It relies on the
 public interface of httpx (or httpx2) alone: `Response.stream`, `Auth.async_auth_flow`.
 
@@ -20,7 +20,15 @@ from sseqbridge._exceptions import CallbackError, ProtocolError
 
 from .content_encoding import BodyDecoder, body_decoder
 
-__all__ = ["BODY_SECONDS", "MAX_BODY_BYTES", "MAX_REQUESTS", "bound_body", "bounded_auth", "is_cut", "unbounded_stream"]
+__all__ = [
+    "BODY_SECONDS",
+    "MAX_BODY_BYTES",
+    "MAX_REQUESTS",
+    "BoundingHook",
+    "bounded_auth",
+    "is_cut",
+    "unbounded_stream",
+]
 
 # How much of a refusal's body is kept, decompressed, and how long it is waited for.
 MAX_BODY_BYTES = 1024 * 1024
@@ -65,7 +73,7 @@ class _BoundedBody:
                 try:
                     left -= sum(map(len, decoder.slices(piece)))
                 except ProtocolError:
-                    # Whoever reads it goes by the status. The decoder of httpx does not get to see it.
+                    # A corrupt body is an empty one: the decoder of httpx, which would raise, does not get it.
                     left = 0
                 else:
                     yield piece
@@ -104,7 +112,7 @@ class _BoundedAuth:
             request = await flow.__anext__()
             for _ in range(MAX_REQUESTS):
                 response = yield request
-                bound_body(self._package, response)
+                _bound_body(self._package, response)
                 try:
                     request = await flow.asend(self._seen(response))
                 except StopAsyncIteration:
@@ -129,7 +137,17 @@ def bounded_auth(package: Any, auth: Any) -> Any:
     return _with_base(_BoundedAuth, package.Auth)(auth, package)
 
 
-def bound_body(package: Any, response: Any) -> None:
+class BoundingHook:
+    """An event hook of a client of `package`, httpx or httpx2, that bounds what the hooks after it read."""
+
+    def __init__(self, package: Any) -> None:
+        self._package = package
+
+    async def __call__(self, response: Any) -> None:
+        _bound_body(self._package, response)
+
+
+def _bound_body(package: Any, response: Any) -> None:
     """Bound what is read of a response's body from here on. Does nothing the second time."""
     if not isinstance(response.stream, _BoundedBody):
         # An event hook that reads a whole event stream has the stream's own time limits.

@@ -24,7 +24,7 @@ from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import threads as _runtime
 from sseqbridge._runtime.callbacks import CallersCode
 
-from .bodies import bound_body, bounded_auth
+from .bodies import BoundingHook, bounded_auth
 from .transport import Transport, connections_of, is_client_replaced, is_direct
 
 if TYPE_CHECKING:
@@ -127,12 +127,10 @@ class Client:
 
     def bound_hooks(self) -> None:
         """Bound what the client's event hooks read of an answer's body."""
-
-        async def bound(response: Any) -> None:
-            bound_body(self.package, response)
-
         hooks = self.http.event_hooks
-        self.http.event_hooks = {**hooks, "response": [bound, *hooks["response"]]}
+        # A factory may return the same client twice.
+        if not any(isinstance(hook, BoundingHook) for hook in hooks["response"]):
+            self.http.event_hooks = {**hooks, "response": [BoundingHook(self.package), *hooks["response"]]}
 
 
 class _OwnClient(Client):

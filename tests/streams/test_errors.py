@@ -34,6 +34,9 @@ from tests.support import in_thread, until
 
 DONE = send("[DONE]")
 
+# For machines that are busy: a wait for an event takes up to 30 s before it fails.
+pytestmark = pytest.mark.timeout(120)
+
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
