@@ -83,8 +83,9 @@ def tee(
     check_limits("max_buffered_bytes", max_buffered_bytes)
     if max_history_bytes != 0:
         check_limits("max_history_bytes", max_history_bytes)
+    fan: Broadcaster[T] | None = None
     try:
-        fan: Broadcaster[T] = Broadcaster(stream, slow == "end", max_buffered_bytes, max_history_bytes)
+        fan = Broadcaster(stream, slow == "end", max_buffered_bytes, max_history_bytes)
         readers = [fan.add(replay=False) for _ in range(n)]
         fan.start()
         return Tee(fan, readers)
@@ -92,7 +93,7 @@ def tee(
         raise
     except BaseException:
         # An interrupt. Nobody else can read it any more.
-        stream.close()
+        (fan or stream).close()
         raise
 
 
