@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import ipaddress
 import multiprocessing.util
@@ -213,6 +214,8 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 @pytest.fixture(scope="session")
 def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     """The TLS context of a client that trusts such a server."""
+    # As the library does with a context of its own.
+    codecs.lookup("idna")
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context

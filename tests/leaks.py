@@ -184,8 +184,10 @@ def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
 
 
 def close_streams(before: set[Resource]) -> None:
-    """Close the streams that were made since `before`, so that nothing warns of them in a later test."""
-    for resource in inventory() - before:
+    """Close the streams that were made since `before`, by a test that failed, and report nothing that it left."""
+    left = inventory() - before
+    _shared["session"] |= left
+    for resource in left:
         stream = resource.key() if resource.kind == "stream" else None
         if isinstance(stream, _streams._BaseStream):
             stream._abort()

@@ -9,6 +9,7 @@ fields are written under its lock, and so is a client's `shared`.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import logging
 import sys
@@ -54,6 +55,8 @@ def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
     with _tls_lock.native:
         if _tls_context is None:
+            # ssl encodes host names with it. The first use imports it, which would block the loop.
+            codecs.lookup("idna")
             context = httpx.create_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
             _tls_context = context

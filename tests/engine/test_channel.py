@@ -411,11 +411,13 @@ def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
             for entry in range(1000):
                 await channel.send(entry, 1)
 
-        def close(channel: Channel[int] = channel, least: int = n % 3) -> None:
-            until(lambda: channel.buffered >= least)
+        producing = in_loop(loop, produce())
+
+        def close(channel: Channel[int] = channel, producing: Any = producing, least: int = n % 3) -> None:
+            # All may have been taken before this thread has come to look.
+            until(lambda: channel.buffered >= least or producing.done())
             channel.close()
 
-        producing = in_loop(loop, produce())
         taken, _ = together([partial(take_all, channel), close])
         assert taken == [*range(len(taken) - 1), CLOSED]
         producing.result(30)
