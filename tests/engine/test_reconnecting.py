@@ -284,13 +284,15 @@ def test_a_request_that_cannot_be_built_again_ends_the_stream(
 ) -> None:
     """At once, though the policy has no limit of attempts."""
     notes = Notes()
-    with SSEServer([send(1), *([] if is_clean else [cut()])]) as server:
+    is_prepared = threading.Event()
+    with SSEServer([send(1), hold(is_prepared), *([] if is_clean else [cut()])]) as server:
         answer = ask(server.url, reconnect=ReconnectionPolicy(delay=0.01), on_reconnect=notes)
 
         def lease(pool: _client.ClientPool, origin: str) -> Any:
             raise failure
 
         monkeypatch.setattr(_client.ClientPool, "lease", lease)
+        is_prepared.set()
         items, error = answer.fail()
         assert items == [1]
         assert isinstance(error, ReconnectionError)
@@ -1159,10 +1161,12 @@ def test_reconnect_while_the_next_connection_waits_for_its_client(monkeypatch: p
         go.wait(30)
         return lease(pool, origin)
 
-    script = in_turn([send(1), cut()], [send(2), DONE])
+    is_slow = threading.Event()
+    script = in_turn([send(1), hold(is_slow), cut()], [send(2), DONE])
     with SSEServer(script) as server, Bridge(client=httpx.AsyncClient) as bridge:
         stream = request_sse(server.url, reconnect=AT_ONCE, bridge=bridge).events
         monkeypatch.setattr(_client.ClientPool, "lease", slowly)
+        is_slow.set()
         assert next(stream) == 1
         assert leased.acquire(timeout=30)
         stream.reconnect()
