@@ -1364,7 +1364,7 @@ def test_what_start_returns_too_late_is_discarded(log: Log) -> None:
             called.clear()
             go.clear()
             opening = asyncio.create_task(log.aopen("k", start))
-            assert await asyncio.to_thread(called.wait, 5)
+            assert await asyncio.to_thread(called.wait, 30)
             opening.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await opening
@@ -1391,7 +1391,7 @@ def test_an_election_that_comes_too_late_elects_nobody(logs: Logs) -> None:
 
     async def main() -> None:
         producing = asyncio.create_task(log.aproduce("k", lambda: request_sse("http://127.0.0.1:1/")))
-        assert await asyncio.to_thread(store.killed.wait, 5)
+        assert await asyncio.to_thread(store.killed.wait, 30)
         producing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await producing
