@@ -309,8 +309,7 @@ def test_interrupt_at_any_bytecode_of_merged_streams() -> None:
 
 def test_interrupt_at_any_bytecode_of_tee() -> None:
     def read(stream: EventStream[str]) -> None:
-        for reader in tee(stream):
-            assert reader.collect() == ALL
+        tee(stream).close()
 
     for stream, _ in interruptions(lambda: numbers(end=End("eof")), read):
         if stream.outcome is None:
