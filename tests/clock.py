@@ -23,7 +23,7 @@ import pytest
 from sseqbridge import _accelerators as _fast
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._runtime import loop_watch as _loop_watch
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.clock import clock
 from tests.support import in_thread
 
@@ -192,13 +192,13 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     def loop_time(loop: asyncio.AbstractEventLoop) -> float:
         return fake.loop_time(loop) if loop in fake.made else time.monotonic()
 
-    def wait(waiter: _runtime.ThreadWaiter, timeout: float | None) -> bool:
+    def wait(waiter: threads.ThreadWaiter, timeout: float | None) -> bool:
         return fake.wait(waiter._lock, timeout)
 
-    monkeypatch.setattr(_runtime.ThreadWaiter, "wait", wait)
+    monkeypatch.setattr(threads.ThreadWaiter, "wait", wait)
     monkeypatch.setattr(asyncio.BaseEventLoop, "__init__", make_loop)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", loop_time)
-    monkeypatch.setattr(_runtime._OwnEventLoop, "time", loop_time)
+    monkeypatch.setattr(loops._OwnEventLoop, "time", loop_time)
     monkeypatch.setattr(_bridge, "_default", None)
     # A loop is not blocked because the test advances the clock.
     monkeypatch.setattr(_loop_watch, "_BLOCKED_SECONDS", float("inf"))

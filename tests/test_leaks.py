@@ -19,7 +19,8 @@ import asyncio, os, socket, subprocess, sys, tempfile, threading
 
 import pytest
 
-from sseqbridge import Bridge, _bridge, arequest_sse, merge, request_sse
+from sseqbridge._engine import bridge as _bridge
+from sseqbridge import Bridge, arequest_sse, merge, request_sse
 from sseqbridge.testing import SSEServer, send, silence
 from tests import leaks
 

@@ -28,7 +28,7 @@ from sseqbridge._exceptions import (
     TransportError,
     UsageError,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets, threads
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.recording import CUT, EOF, Recorded, line_of
 from sseqbridge._streams.api import begin, request_sse
@@ -199,7 +199,7 @@ class _Unread:
             self._fd = -1
 
     def is_set(self) -> bool:
-        return self._fd >= 0 and _runtime.reader_has_left(self._fd)
+        return self._fd >= 0 and sockets.reader_has_left(self._fd)
 
 
 def _asked(options: argparse.Namespace, body: bytes | None, status: StatusLine, **how: Any) -> SSEResponse[Any]:
@@ -434,7 +434,7 @@ def _serve(given: list[str]) -> int:
 
 def _wait_for_interrupt() -> None:
     # Not an Event's wait(), which an interrupt at its beginning leaves with another error.
-    _runtime.ThreadWaiter().wait(None)
+    threads.ThreadWaiter().wait(None)
 
 
 def _logged(script: Script) -> Script:

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from sseqbridge import _accelerators as _fast
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._http.client import ClientFactory, ClientPool
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, loops, patching, threads
 from sseqbridge._runtime.loop_watch import LoopWatch
 
 from .channel import post, settle
@@ -113,10 +113,10 @@ class Bridge:
                 "httpx.AsyncClient, for example Bridge(client=lambda: httpx.AsyncClient(http2=True))"
             )
         self._factory = client
-        self._lock = _runtime.ForkSafeLock()
+        self._lock = fork.ForkSafeLock()
         # Whose the three below are.
-        self._process = _runtime.process_token()
-        self._thread: _runtime.DaemonThread | None = None
+        self._process = fork.process_token()
+        self._thread: threads.DaemonThread | None = None
         self._state: LoopState | None = None
         # What the loop runs until.
         self._stop: asyncio.Future[None] | None = None
@@ -145,7 +145,7 @@ class Bridge:
 
     def stats(self) -> BridgeStats:
         """Return a snapshot of the counters. Any thread may call it, also a signal handler; it waits for nothing."""
-        past, state = self._counted if self._process == _runtime.process_token() else (_NOTHING, None)
+        past, state = self._counted if self._process == fork.process_token() else (_NOTHING, None)
         return past if state is None else _sum(past, state, is_open=self._state is state)
 
     def submit(self, options: RequestOptions) -> StreamTask:
@@ -162,9 +162,9 @@ class Bridge:
 
     def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
         """Raise UsageError in the bridge's own thread, which must not wait; warn in that of another loop."""
-        if self._thread is not None and self._thread.ident == _runtime.thread_id():
+        if self._thread is not None and self._thread.ident == threads.thread_id():
             raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
-        if _runtime.in_coroutine() and not _runtime.in_notebook():
+        if loops.in_coroutine() and not loops.in_notebook():
             told = f"{name} blocks the event loop that runs in this thread; await {async_name} instead"
             warnings.warn(told, RuntimeWarning, stacklevel=stacklevel)
 
@@ -200,20 +200,20 @@ class Bridge:
 
     def _detach_after_fork(self) -> None:
         # Under the lock.
-        if self._process != _runtime.process_token():
-            _runtime.pin(self._state, self._thread, self._stop)
+        if self._process != fork.process_token():
+            fork.pin(self._state, self._thread, self._stop)
             self._state = self._thread = self._stop = None
             self._counted = _NOTHING, None
-            self._process = _runtime.process_token()
+            self._process = fork.process_token()
 
     def _start(self) -> None:
-        if _runtime.is_eventlet():
+        if patching.is_eventlet():
             raise UsageError(
                 "eventlet has patched this process: a thread is none there, and the loop that needs one would hold "
                 "up all the others. Serve it with gevent (gunicorn -k gevent) or with threads (-k gthread)"
             )
         # Not a greenlet's, which would let another come to the lock that is held here.
-        ready = _runtime.ThreadWaiter()
+        ready = threads.ThreadWaiter()
         made: list[_Made | Exception] = []
         try:
             thread = self._new_thread(made, ready)
@@ -234,9 +234,9 @@ class Bridge:
         with _bridges_lock.native:
             _bridges.add(self)
 
-    def _new_thread(self, made: list[_Made | Exception], ready: _runtime.ThreadWaiter) -> _runtime.DaemonThread:
+    def _new_thread(self, made: list[_Made | Exception], ready: threads.ThreadWaiter) -> threads.DaemonThread:
         try:
-            return _runtime.DaemonThread(self._main, "sseqbridge-loop", made, ready)
+            return threads.DaemonThread(self._main, "sseqbridge-loop", made, ready)
         except RuntimeError as exc:
             raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
 
@@ -246,9 +246,9 @@ class Bridge:
         if counts is ended:
             self._counted = past if ended is None else _sum(past, ended, is_open=False), current
 
-    def _main(self, made: list[_Made | Exception], ready: _runtime.ThreadWaiter) -> None:
+    def _main(self, made: list[_Made | Exception], ready: threads.ThreadWaiter) -> None:
         try:
-            loop = _runtime.new_event_loop()
+            loop = loops.new_event_loop()
         except Exception as exc:
             made.append(exc)
             ready.wake()
@@ -285,10 +285,10 @@ class Bridge:
         Any thread may call it, also a signal handler.
         """
         thread = self._ask_to_end()
-        if thread is not None and thread.ident != _runtime.thread_id() and _runtime.may_wait():
+        if thread is not None and thread.ident != threads.thread_id() and threads.may_wait():
             thread.join(_EXIT_SECONDS)
 
-    def _ask_to_end(self) -> _runtime.DaemonThread | None:
+    def _ask_to_end(self) -> threads.DaemonThread | None:
         with self._lock.native:
             self._detach_after_fork()
             self._closed = True
@@ -340,9 +340,9 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
         await asyncio.sleep(0)
 
 
-_default_lock = _runtime.ForkSafeLock()
+_default_lock = fork.ForkSafeLock()
 _default: Bridge | None = None
-_bridges_lock = _runtime.ForkSafeLock()
+_bridges_lock = fork.ForkSafeLock()
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False
 
@@ -369,4 +369,4 @@ def _close_all() -> None:
         bridge.close()
 
 
-_runtime.at_exit(_close_all)
+threads.at_exit(_close_all)

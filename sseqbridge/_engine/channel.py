@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 
 __all__ = ["ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
@@ -202,7 +202,7 @@ class Channel(Generic[T]):
         return entry
 
     def _wait(self, timeout: float | None) -> None:
-        waiter = _runtime.new_waiter()
+        waiter = threads.new_waiter()
         wake = waiter.wake
         self._waiters.append(wake)
         woken = False
@@ -293,7 +293,7 @@ class ThreadChannel(Channel[T]):
     def send_blocking(self, entry: T, charge: int = 0) -> bool:
         """Add an entry, waiting while there is no room; False once nothing is wanted any more."""
         while not self.fits(charge):
-            waiter = _runtime.new_waiter()
+            waiter = threads.new_waiter()
             if self.notify_when_drained(waiter.wake, charge):
                 waiter.wait(None)
         self.send_nowait(entry, charge)

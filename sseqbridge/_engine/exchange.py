@@ -36,7 +36,7 @@ from sseqbridge._http.client import parsed_url
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 from sseqbridge._http.request import DEFAULT_HEADERS, check_raw_headers
 from sseqbridge._http.transport import BODY_EXTENSION, WORDS_OF_A_LATE_CLOSE, BodyStream
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops, sockets
 from sseqbridge._runtime.callbacks import CallersCode, original
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
@@ -358,7 +358,7 @@ class Exchange:
             # meanwhile, one client is ours to give back.
             lease = self._clients.lease
             with CallersCode("the bridge's client function", passes=Exception):
-                client = await _runtime.run_in_daemon_thread(
+                client = await loops.run_in_daemon_thread(
                     "sseqbridge-client", lease, origin, discard=self._clients.put_back
                 )
             self._clients.put_back(self._client)
@@ -611,14 +611,14 @@ class Exchange:
         try:
             # A transport of the caller's answers with a stream of its own.
             with CallersCode(_CLIENT):
-                _runtime.shut_down_connection(self._network_stream)
+                sockets.shut_down_connection(self._network_stream)
         except SSEError as exc:
             logger.debug("%s: cutting the connection off failed", self.target, exc_info=exc)
 
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
         if self._network_stream is not None:
-            _runtime.detach_connection_after_fork(self._network_stream)
+            sockets.detach_connection_after_fork(self._network_stream)
 
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")

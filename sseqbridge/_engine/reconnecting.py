@@ -23,7 +23,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UsageError,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import ServerSentEvent
@@ -373,7 +373,7 @@ class ReconnectingExchange:
         if self._clients.has_factory:
             # Which may take its time.
             with CallersCode("the bridge's client function", passes=Exception):
-                self._exchange = await _runtime.run_in_daemon_thread(
+                self._exchange = await loops.run_in_daemon_thread(
                     "sseqbridge-client", make, discard=Exchange.abandon
                 )
         else:

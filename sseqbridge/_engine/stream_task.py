@@ -28,7 +28,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UsageError,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, threads
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
 
@@ -71,14 +71,14 @@ class LoopTask:
     def __init__(self, state: LoopState) -> None:
         self.state = state
         self.loop = state.loop
-        self._finished = _runtime.Signal()
+        self._finished = threads.Signal()
 
     # From anywhere, between any two bytecodes: no lock, no wait.
 
     @property
     def is_inherited(self) -> bool:
         """Whether this is a forked child, and the stream its parent's."""
-        return self.state.process != _runtime.process_token()
+        return self.state.process != fork.process_token()
 
     def check_process(self) -> None:
         """Raise UsageError in a forked child."""
@@ -147,7 +147,7 @@ class LoopState:
         self._timer: asyncio.TimerHandle | None = None
         # Kept alive here: an asynchronous generator that the loop closes when it ends.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
-        self.process = _runtime.process_token()
+        self.process = fork.process_token()
         # What is still to be done when the loop ends: by whoever takes it out. Any thread may put in.
         self._at_end: set[Callable[[], object]] = set()
         self._is_over = False
@@ -247,7 +247,7 @@ class LoopState:
 
 def _detach_after_fork() -> None:
     for state in tuple(_states):
-        _runtime.pin(state)
+        fork.pin(state)
         state.clients.detach_after_fork()
         for stream_task in state.stream_tasks:
             stream_task.exchange.detach_after_fork()
@@ -255,7 +255,7 @@ def _detach_after_fork() -> None:
             stream_task.channel.closed = True
 
 
-_runtime.after_fork(_detach_after_fork)
+fork.after_fork(_detach_after_fork)
 
 
 class StreamTask(LoopTask):

@@ -22,7 +22,7 @@ import httpx
 
 from sseqbridge import _accelerators as _fast
 from sseqbridge._exceptions import SSEError, UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
 
 from .bodies import BoundingHook, bounded_auth
@@ -47,7 +47,7 @@ _KEEPALIVE_EXPIRY = 4.0
 # How many clients wait for the next HTTP/2 requests.
 _MAX_IDLE = 8
 
-_tls_lock = _runtime.ForkSafeLock()
+_tls_lock = fork.ForkSafeLock()
 _tls_context: ssl.SSLContext | None = None
 
 
@@ -67,7 +67,7 @@ async def _tls() -> ssl.SSLContext:
     """Return the process's TLS context, built on first use; not in the loop, for it takes 20 ms."""
     if _tls_context is not None:
         return _tls_context
-    return await _runtime.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
+    return await loops.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
 
 
 @functools.lru_cache(maxsize=64)
@@ -227,7 +227,7 @@ class ClientPool:
         # Whether transports and event hooks of the caller's may run in the clients.
         self.has_callers_code = factory is not None
         # Of this process alone, as the loop is that it belongs to.
-        self._lock = _runtime.new_lock()
+        self._lock = threads.new_lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
         # Those that were made and not closed yet. Each change is one step, and needs no lock.

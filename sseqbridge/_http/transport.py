@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import anyio
 import httpx
 
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets
 
 from .h1 import Framing, framing_for
 from .heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
@@ -87,7 +87,7 @@ async def dial(protocol: asyncio.BufferedProtocol, host: str, port: int) -> None
     loop = asyncio.get_running_loop()
     connection = await _connected_socket(loop, host, port)
     # From here on the loop owns the socket, and closes it if this call fails.
-    with _runtime.standard_descriptors:
+    with sockets.standard_descriptors:
         await loop.create_connection(lambda: protocol, sock=connection)
 
 
@@ -187,7 +187,7 @@ class Transport(httpx.AsyncBaseTransport):
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connections to the parent."""
         for wire in tuple(self.wires):
-            _runtime.detach_connection_after_fork(wire)
+            sockets.detach_connection_after_fork(wire)
 
     # Which connection.
 
@@ -303,7 +303,7 @@ def _is_of(function: types.FunctionType, package: str) -> bool:
 
 async def _connected_socket(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
     """Return a socket that is connected to one of a name's addresses (RFC 8305)."""
-    found = _runtime.literal_address(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = sockets.literal_address(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = _interleaved(found)
     if len(addresses) == 1:
         return await _attempt(loop, addresses[0])
@@ -345,7 +345,7 @@ def _interleaved(found: list[Any]) -> collections.deque[Any]:
 
 async def _attempt(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socket:
     family, kind, protocol, _, where = address
-    connection = _runtime.above_standard_descriptors(socket.socket(family, kind, protocol))
+    connection = sockets.above_standard_descriptors(socket.socket(family, kind, protocol))
     try:
         connection.setblocking(False)
         await loop.sock_connect(connection, where)
@@ -740,7 +740,7 @@ class HTTP11Connection(asyncio.BufferedProtocol):
             return False
         # The peer has nothing to say but goodbye: bytes that the loop has not read yet are that. (A
         # connection without a socket has no such bytes.)
-        return connection is None or not _runtime.is_readable(connection.fileno())
+        return connection is None or not sockets.is_readable(connection.fileno())
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -751,7 +751,7 @@ class HTTP11Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._is_lost:
             # At once: asyncio closes it a turn of the loop later, which under uWSGI without
             # --enable-threads comes with the next request.
-            _runtime.shut_down_connection(self._transport)
+            sockets.shut_down_connection(self._transport)
             self._transport.abort()
 
     # What httpx calls a network stream.

@@ -39,7 +39,7 @@ from sseqbridge._http.request import (
     header_list,
     is_replayable,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, loops
 from sseqbridge._runtime.callbacks import guarded_body
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
 from sseqbridge._sse.retry_policy import ReconnectionPolicy
@@ -401,9 +401,9 @@ _loop_states: dict[asyncio.AbstractEventLoop, LoopState] = {}
 async def _loop_state() -> LoopState:
     loop = asyncio.get_running_loop()
     inherited = _loop_states.get(loop)
-    if inherited is not None and inherited.process != _runtime.process_token():
+    if inherited is not None and inherited.process != fork.process_token():
         # Of a loop that a forked child goes on with: its connections are the parent's.
-        _runtime.pin(_loop_states.pop(loop, None))
+        fork.pin(_loop_states.pop(loop, None))
     if loop not in _loop_states:
         for other in _loop_states.copy():
             if other.is_closed():
@@ -424,7 +424,7 @@ async def _at_loop_end(state: LoopState) -> AsyncGenerator[None, None]:
         yield
     finally:
         # A forked child that ends its parent's loop leaves the streams alone.
-        if state.process == _runtime.process_token():
+        if state.process == fork.process_token():
             _loop_states.pop(state.loop, None)
             await state.aclose(_loop_ended, seconds=0.5)
 
@@ -594,5 +594,5 @@ def _content(content: Any) -> Any:
 
 async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     # In a thread, chunk by chunk: the caller's iterator may take its time, the loop may not.
-    while (chunk := await _runtime.run_in_daemon_thread("sseqbridge-body", next, chunks, _NO_CHUNK)) is not _NO_CHUNK:
+    while (chunk := await loops.run_in_daemon_thread("sseqbridge-body", next, chunks, _NO_CHUNK)) is not _NO_CHUNK:
         yield chunk

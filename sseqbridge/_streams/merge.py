@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._exceptions import UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork
 from sseqbridge._runtime.callbacks import CallersCode
 
 from .api import PendingResponse, abegin, arequest_sse, begin, request_sse
@@ -217,7 +217,7 @@ class _Merged(NotCopyable):
         self.errors = errors
         self._ready: ThreadChannel[int] = ThreadChannel(1)
         self._numbers = itertools.count()
-        self._process = _runtime.process_token()
+        self._process = fork.process_token()
         self._members: dict[int, _Member] = {}
 
     def __repr__(self) -> str:
@@ -233,7 +233,7 @@ class _Merged(NotCopyable):
             _warn(told, ResourceWarning, source=self)
 
     def _is_own_process(self) -> bool:
-        return self._process == _runtime.process_token()
+        return self._process == fork.process_token()
 
     def _check_process(self) -> None:
         if not self._is_own_process():

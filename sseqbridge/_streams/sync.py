@@ -24,7 +24,7 @@ from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._exceptions import CallbackError, SSEError, StatusError, UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
@@ -639,7 +639,7 @@ class EventStream(_BaseStream[T]):
         self._subscription.check_process()
         if self._end is None or self._end.outcome == "error":
             self._abort()
-            if not self._subscription.finished and not self._subscription.in_loop_thread() and _runtime.may_wait():
+            if not self._subscription.finished and not self._subscription.in_loop_thread() and threads.may_wait():
                 self._subscription.wait_finished(_CLOSE_SECONDS)
 
     def _check_usable(self) -> None:

@@ -29,7 +29,7 @@ from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
 from sseqbridge._engine.exchange import Batch, Body
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._exceptions import EventsLostError, UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import threads
 
 from .sync import EventStream, NotCopyable, SSEResponse
 
@@ -145,7 +145,7 @@ class Broadcaster(Generic[T]):
         self._ends_slow = ends_slow
         self._max_buffered = max_buffered
         self._max_history = max_history
-        self._lock = _runtime.new_lock()
+        self._lock = threads.new_lock()
         self._entry: Entry | End | None = None
         self._awaited: list[TeeReader] = []
         self._is_moving = self._is_wanted = False

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge._checks import check_seconds
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets
 from sseqbridge._runtime.clock import clock
 
 __all__ = ["Reader", "ReaderLeft", "reader_left", "reader_left_of", "reader_of"]
@@ -26,7 +26,7 @@ class Reader:
 
     def has_left(self) -> bool:
         """Whether the reader has closed the connection, or the way to the server. Never waits."""
-        return _runtime.peer_has_left(self._fd, may_peek=not self._is_tls)
+        return sockets.peer_has_left(self._fd, may_peek=not self._is_tls)
 
 
 class ReaderLeft:

@@ -21,7 +21,7 @@ from typing import Any
 from sseqbridge._engine.channel import CLOSED, Channel, End, ThreadChannel, post
 from sseqbridge._engine.scope import surrounding_cancel
 from sseqbridge._exceptions import UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._sse.events import Comment, RestartEvent
 from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
@@ -97,7 +97,7 @@ class StreamSource:
             raise FailedError(exc) from None
         except BaseException as exc:
             # `map` is called by the loop of an asynchronous server, which must not end by it.
-            if not _runtime.in_coroutine() or is_from_outside(exc, asyncio.current_task()):
+            if not loops.in_coroutine() or is_from_outside(exc, asyncio.current_task()):
                 raise
             raise FailedError(exc) from None
 
@@ -135,10 +135,10 @@ class _MadeSource:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._end: End | None = None
-        self._process = _runtime.process_token()
+        self._process = fork.process_token()
 
     def _check_process(self) -> None:
-        if self._process != _runtime.process_token():
+        if self._process != fork.process_token():
             # Its worker is not here.
             raise UsageError("this relay was made before a fork, and is the parent's to read: make one in the child")
 
@@ -186,7 +186,7 @@ class WorkerSource(_MadeSource):
             context = self._writer.context.copy()
             # Streams that it reads end with the reader, though it waits for them.
             context.run(surrounding_cancel.set, _Closed(self._channel))
-            _runtime.start_worker(context.run, _work, items, self._writer, self._channel)
+            threads.start_worker(context.run, _work, items, self._writer, self._channel)
 
     def close(self) -> None:
         """Have the iterable closed at its next `yield`, at once where it waits there. Waits for nothing."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from sseqbridge._engine.scope import surrounding_cancel
 from sseqbridge._exceptions import UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
 
@@ -58,7 +58,7 @@ async def abegin(producer: Producer, start: Any) -> None:
     """
     try:
         with CallersCode("start", passes=Exception):
-            stream = await _runtime.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
+            stream = await loops.run_in_daemon_thread("sseqbridge-start", _call, producer, start, discard=_discard)
         if inspect.isawaitable(stream):
             stream = await _awaited(producer, stream)
         producer.begin(_events_of(stream))
@@ -109,7 +109,7 @@ def elected(hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token:
 
 async def _take_over(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
     """Begin a stream anew for a reader that is under way: its own thread has other things to do."""
-    await _runtime.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
+    await loops.run_in_daemon_thread("sseqbridge-start", _begin_elsewhere, start, loop, producer)
 
 
 def _begin_elsewhere(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:

@@ -20,7 +20,7 @@ from sseqbridge._engine.channel import End
 from sseqbridge._engine.exchange import Head
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork, loops
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
@@ -107,7 +107,7 @@ class Log(abc.ABC):
             raise UsageError(f"bridge is a {type(bridge).__name__}; it is a sseqbridge.Bridge")
         self._terms = Terms(lease, ttl, max_events, abandon_after, outage)
         self._bridge = bridge
-        self._lock = _runtime.ForkSafeLock()
+        self._lock = fork.ForkSafeLock()
         self._hubs: dict[LoopState, Hub] = {}
         self._closed = False
 
@@ -379,13 +379,13 @@ class Log(abc.ABC):
     def _forget_hub(self) -> Hub | None:
         with self._lock.native:
             hubs, self._hubs = self._hubs, {}
-        this = _runtime.process_token()
+        this = fork.process_token()
         own = [hub for hub in hubs.values() if hub.state.process == this and not hub.loop.is_closed()]
         return own[0] if own else None
 
     async def _ahub(self) -> Hub:
         # In a thread: to start the bridge's takes a wait.
-        return await _runtime.run_in_daemon_thread("sseqbridge-start", self._hub)
+        return await loops.run_in_daemon_thread("sseqbridge-start", self._hub)
 
     def _reader(self, call: _OpenCall, hub: Hub, loop: asyncio.AbstractEventLoop | None = None) -> Reader:
         reader = Reader(hub, call.options, partial(elected, hub, call.start, loop))
@@ -428,7 +428,7 @@ class MemoryLog(Log):
 
     def _new_store(self) -> Store:
         # Under the lock. Streams outlive the bridge's loop, and are not a child's.
-        process = _runtime.process_token()
+        process = fork.process_token()
         if self._store is None or self._store[0] != process:
             self._store = process, MemoryStore(self._terms)
         return self._store[1]

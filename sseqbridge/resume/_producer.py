@@ -18,7 +18,7 @@ from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._engine.stream_task import LoopTask
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError, UsageError
-from sseqbridge._runtime.threads import run_in_daemon_thread
+from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._sse.events import Comment
 
 from ._entries import BEGIN, Position, end_fields, error_fields, event_fields, failure_fields, refusal_fields

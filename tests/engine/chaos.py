@@ -40,7 +40,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._engine.stream_task import StreamTask
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops
 from tests.support import ROOT, until
 
 from .faults import DONE, Plan, plan_of, signed
@@ -486,7 +486,7 @@ class Left(NamedTuple):
     def now(cls) -> Left:
         """Count."""
         # What libuv opens with the first loop of a process stays.
-        _runtime.new_event_loop().close()
+        loops.new_event_loop().close()
         gc.collect()
         objects = sum(isinstance(thing, (EventStream, StreamTask)) for thing in gc.get_objects())
         return cls(threading.active_count(), len(os.listdir("/dev/fd")), objects)

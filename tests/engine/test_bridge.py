@@ -26,7 +26,7 @@ from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.exchange import Exchange
 from sseqbridge._engine.stream_task import LoopState
 from sseqbridge._http.client import ClientPool
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops, threads
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, together, until
 
@@ -86,7 +86,7 @@ def test_a_thread_that_cannot_be_started_is_a_typed_error_and_a_later_try_works(
 
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "DaemonThread", fail)
+            patch.setattr(threads, "DaemonThread", fail)
             with pytest.raises(BridgeClosedError, match="can't start new thread") as told:
                 request_sse(answers.url, bridge=bridge)
             assert isinstance(told.value.__cause__, RuntimeError)
@@ -101,7 +101,7 @@ def test_a_loop_that_cannot_be_made_is_a_typed_error_and_a_later_try_works(
 
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "new_event_loop", fail)
+            patch.setattr(loops, "new_event_loop", fail)
             with pytest.raises(BridgeClosedError, match="Too many open files") as told:
                 request_sse(answers.url, bridge=bridge)
             assert isinstance(told.value.__cause__, OSError)
@@ -235,7 +235,7 @@ def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
 @pytest.fixture
 def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
     """A function that has another one called by a signal handler, while the next loop is being made."""
-    make, main = _runtime.new_event_loop, threading.get_ident()
+    make, main = loops.new_event_loop, threading.get_ident()
     before = signal.getsignal(signal.SIGUSR1)
 
     def set_up(act: Callable[[], object]) -> None:
@@ -252,7 +252,7 @@ def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Cal
             return make()
 
         signal.signal(signal.SIGUSR1, handle)
-        monkeypatch.setattr(_runtime, "new_event_loop", slowly)
+        monkeypatch.setattr(loops, "new_event_loop", slowly)
 
     yield set_up
     signal.signal(signal.SIGUSR1, before)

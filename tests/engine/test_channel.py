@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sseqbridge import EventStream, request_sse
 from sseqbridge._engine.channel import CLOSED, Channel, End, ThreadChannel
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import threads
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, python, together, until
@@ -387,16 +387,16 @@ def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.Abstrac
 @pytest.mark.usefixtures("fast_switching")
 def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     channel: ThreadChannel[int] = ThreadChannel(10)
-    make = _runtime.new_waiter
+    make = threads.new_waiter
 
-    def make_room() -> _runtime.Waiter:
+    def make_room() -> threads.Waiter:
         assert channel.receive() == 0
         with pytest.raises(TimeoutError):
             channel.receive(0)
         return make()
 
     assert channel.send_blocking(0, 10)
-    monkeypatch.setattr(_runtime, "new_waiter", make_room)
+    monkeypatch.setattr(threads, "new_waiter", make_room)
     assert channel.send_blocking(1, 10)
     assert channel.buffered == 10
     channel.close()

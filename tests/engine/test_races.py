@@ -234,15 +234,16 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
 FORK_OR_EXIT = """
 import os, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
-from sseqbridge import request_sse, _runtime
+from sseqbridge import request_sse
+from sseqbridge._runtime import loops
 url, what = sys.argv[1:]
 reached, go_on = threading.Event(), threading.Event()
-make = _runtime.new_event_loop
+make = loops.new_event_loop
 def slowly():
     reached.set()
     go_on.wait(10)
     return make()
-_runtime.new_event_loop = slowly
+loops.new_event_loop = slowly
 def ask():
     try:
         print(next(request_sse(url).events), flush=True)
@@ -255,7 +256,7 @@ reached.wait(10)
 if what == "fork":
     child = os.fork()
     if not child:
-        _runtime.new_event_loop = make
+        loops.new_event_loop = make
         it = request_sse(url).events
         print(next(it), flush=True)
         it.close()

@@ -50,7 +50,7 @@ from sseqbridge._http import client as _client
 from sseqbridge._http import transport as _transport
 from sseqbridge._http.tls import TlsSession
 from sseqbridge._http.transport import BODY_EXTENSION, Transport
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets
 from sseqbridge._streams import api as _api
 from sseqbridge.testing import (
     ReceivedRequest,
@@ -1355,7 +1355,7 @@ def test_name_without_an_address(ask: Door, resolve: Resolve) -> None:
 def resolve_at_once(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
     """As `resolve` does, on every loop: uvloop's own look-ups know nothing of the socket module."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-    monkeypatch.setattr(_runtime, "literal_address", lambda host, port: found)
+    monkeypatch.setattr(sockets, "literal_address", lambda host, port: found)
 
 
 def test_error_is_that_of_the_first_address(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from sseqbridge import (
     relay,
     request_sse,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets
 from sseqbridge.relay._disconnect import reader_of
 from sseqbridge.relay._response import event_stream_headers
 from sseqbridge.relay._writer import HEARTBEAT, RelayOptions, Writer, error_frame
@@ -1193,12 +1193,12 @@ def test_reader_that_leaves_is_seen_where_the_system_knows_no_rdhup(
 ) -> None:
     monkeypatch.delattr("select.POLLRDHUP")
     server, connection = pair
-    has_left = [_runtime.peer_has_left(server.fileno(), may_peek=True)]
+    has_left = [sockets.peer_has_left(server.fileno(), may_peek=True)]
     connection.send(b"x")
-    has_left.append(_runtime.peer_has_left(server.fileno(), may_peek=True))
+    has_left.append(sockets.peer_has_left(server.fileno(), may_peek=True))
     server.recv(1)
     connection.shutdown(socket.SHUT_WR)
-    has_left.append(_runtime.peer_has_left(server.fileno(), may_peek=True))
+    has_left.append(sockets.peer_has_left(server.fileno(), may_peek=True))
     assert has_left == [False, False, True]
 
 

@@ -189,7 +189,7 @@ def test_line_is_not_made_where_nobody_reads_it(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_line_imports_none_of_the_parts() -> None:
-    program = "import sys; from sseqbridge import _fast; _fast.in_use(); print(*sys.modules)"
+    program = "import sys; from sseqbridge import _accelerators; _accelerators.in_use(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert {"uvloop", "msgspec", "asyncio", "httpx"}.isdisjoint(done.stdout.split())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import LOOPS, ROOT, python
 
@@ -146,21 +146,21 @@ def test_process_without_its_standard_descriptors(
 
 def test_socket_above_the_standard_descriptors_stays_as_it_is() -> None:
     with socket.socket() as connection:
-        assert _runtime.above_standard_descriptors(connection) is connection
+        assert sockets.above_standard_descriptors(connection) is connection
 
 
 STANDARD = """
 import fcntl, os, socket, sys
-from sseqbridge import _runtime
+from sseqbridge._runtime import sockets
 os.close(0)
 before = socket.socket()
 assert before.fileno() == 0
-after = _runtime.above_standard_descriptors(before)
+after = sockets.above_standard_descriptors(before)
 assert after.fileno() > 2 and before.fileno() < 0 and fcntl.fcntl(after.fileno(), fcntl.F_GETFD) == fcntl.FD_CLOEXEC
 
 # Nested, and with something of the application's in the place of the placeholder.
-with _runtime.standard_descriptors:
-    with _runtime.standard_descriptors:
+with sockets.standard_descriptors:
+    with sockets.standard_descriptors:
         assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
     os.fstat(0)
 try:
@@ -169,7 +169,7 @@ except OSError:
     pass
 else:
     raise AssertionError("it is closed again")
-with _runtime.standard_descriptors:
+with sockets.standard_descriptors:
     os.dup2(1, 0)
 assert os.path.samestat(os.fstat(0), os.fstat(1))
 
@@ -178,7 +178,7 @@ import resource
 os.close(0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
-    with _runtime.standard_descriptors:
+    with sockets.standard_descriptors:
         raise AssertionError("there is none")
 except OSError:
     pass
@@ -199,13 +199,13 @@ def test_standard_descriptors_are_filled_and_given_back_here() -> None:
     kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(0)
     try:
-        with _runtime.standard_descriptors:
+        with sockets.standard_descriptors:
             assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(0)
         connection = socket.socket()
         assert connection.fileno() == 0
-        with _runtime.above_standard_descriptors(connection) as moved:
+        with sockets.above_standard_descriptors(connection) as moved:
             assert moved.fileno() > 2
     finally:
         os.dup2(kept, 0)
@@ -227,7 +227,7 @@ def test_placeholders_are_given_back_where_not_all_places_can_be_taken(monkeypat
     monkeypatch.setattr(os, "open", open_one)
     try:
         with pytest.raises(OSError, match="Too many"):
-            _runtime._take_standard_descriptors()
+            sockets._take_standard_descriptors()
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(0)
     finally:

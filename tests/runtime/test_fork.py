@@ -22,7 +22,7 @@ import pytest
 
 from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
 from sseqbridge._engine import stream_task as _pump
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork
 from sseqbridge._streams import api as _api
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
@@ -302,7 +302,8 @@ succeeded(child)
 def test_locks_that_were_held_at_the_fork_are_not_held_in_the_child(upstream: SSEServer) -> None:
     run(
         """
-from sseqbridge import _bridge, _client
+from sseqbridge._engine import bridge as _bridge
+from sseqbridge._http import client as _client
 first_three()
 held, go = threading.Barrier(2), threading.Event()
 def hold():
@@ -376,8 +377,8 @@ def test_forks_while_others_read() -> None:
 @pytest.fixture
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A function after whose call this is another process."""
-    kept = len(_runtime._kept)
-    real = _runtime.process_token
+    kept = len(fork._kept)
+    real = fork.process_token
     parents: set[int | None] = set()
 
     def process() -> tuple[int, int]:
@@ -386,14 +387,14 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
     def become() -> None:
         # This thread and those that it starts from now on: the others go on as the parent's.
         parents.update(thread.ident for thread in threading.enumerate() if thread is not threading.current_thread())
-        monkeypatch.setattr(_runtime, "process", process)
+        monkeypatch.setattr(fork, "process_token", process)
 
     yield become
-    del _runtime._kept[kept:]
+    del fork._kept[kept:]
 
 
 def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
-    lock = _runtime.ForkSafeLock()
+    lock = fork.ForkSafeLock()
     # Held by another thread at the fork, and for ever.
     lock.native.acquire()
     other_process()
@@ -495,16 +496,16 @@ def test_relays_of_another_process(
 
 def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
     """Entered by the interpreter itself, and not by steps of a function."""
-    assert type(_runtime.ForkSafeLock().native) is type(threading.RLock())
+    assert type(fork.ForkSafeLock().native) is type(threading.RLock())
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
 def test_fork_hooks_tell_the_parents_streams(
     upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
 ) -> None:
-    kept = len(_runtime._kept)
-    monkeypatch.setattr(_runtime, "_forks", 0)
-    before = _runtime.process_token()
+    kept = len(fork._kept)
+    monkeypatch.setattr(fork, "_forks", 0)
+    before = fork.process_token()
     with Bridge() as bridge:
         # One that has given its connection back has none to leave.
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
@@ -516,13 +517,13 @@ def test_fork_hooks_tell_the_parents_streams(
         assert next(stream) == 0
         assert isinstance(stream._subscription, _pump.StreamTask)
         monkeypatch.setattr(_pump, "_states", WeakSet([stream._subscription.state]))
-        _runtime._forked()
-        assert _runtime.process_token() != before
+        fork._forked()
+        assert fork.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):
             next(stream)
         assert stream.outcome == "closed"
-        monkeypatch.setattr(_runtime, "_forks", 0)
-    del _runtime._kept[kept:]
+        monkeypatch.setattr(fork, "_forks", 0)
+    del fork._kept[kept:]
 
 
 # Web servers that load the application before they fork.

@@ -190,10 +190,10 @@ def test_waking_from_another_thread_leaves_the_hub_s_count_of_what_it_waits_for_
     program = """
 import select, time
 from gevent.monkey import get_original
-from sseqbridge import _runtime
+from sseqbridge._runtime import threads
 
 start, look = get_original("_thread", "start_new_thread"), get_original("select", "select")
-waiter, over = _runtime.new_waiter(), []
+waiter, over = threads.new_waiter(), []
 
 def wake():
     while not over:

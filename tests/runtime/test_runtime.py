@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from blockbuster import BlockingError
 
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import loops, sockets, threads
 from tests.conftest import watched_loops
 from tests.support import in_thread, until
 
 
 def test_a_wake_up_before_the_wait_is_not_lost() -> None:
-    waiter = _runtime.ThreadWaiter()
+    waiter = threads.ThreadWaiter()
     waiter.wake()
     assert waiter.wait(None)
 
@@ -34,14 +34,14 @@ def test_what_blocks_a_loop_fails_its_test() -> None:
     """Here, and anywhere else in the package: tests/conftest.py."""
 
     async def main() -> None:
-        _runtime.ThreadWaiter().wait(0.01)
+        threads.ThreadWaiter().wait(0.01)
 
     with watched_loops(), pytest.raises(BlockingError):
         asyncio.run(main())
 
 
 def test_a_wait_that_elapses_returns_false() -> None:
-    waiter = _runtime.ThreadWaiter()
+    waiter = threads.ThreadWaiter()
     at = time.monotonic()
     assert not waiter.wait(0.02)
     assert time.monotonic() - at < 2
@@ -49,7 +49,7 @@ def test_a_wait_that_elapses_returns_false() -> None:
 
 
 def test_a_wait_of_a_century_is_a_wait() -> None:
-    waiter = _runtime.ThreadWaiter()
+    waiter = threads.ThreadWaiter()
     waiting = in_thread(lambda: waiter.wait(100 * 365 * 24 * 3600.0 * 1000))
     waiter.wake()
     assert waiting.result(5)
@@ -57,7 +57,7 @@ def test_a_wait_of_a_century_is_a_wait() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
 def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
-    waiter = _runtime.ThreadWaiter()
+    waiter = threads.ThreadWaiter()
     woken: list[bool] = []
 
     def wake(*_: object) -> None:
@@ -77,40 +77,40 @@ def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
 
 def test_threads_are_daemons_with_a_name() -> None:
     found: list[threading.Thread] = []
-    thread = _runtime.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
+    thread = threads.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
     thread.join(5)
     assert [(found.daemon, found.name, found.ident) for found in found] == [(True, "some-name", thread.ident)]
 
 
 def test_a_coroutine_knows_that_it_is_one() -> None:
     async def main() -> bool:
-        return _runtime.in_coroutine()
+        return loops.in_coroutine()
 
-    assert not _runtime.in_coroutine()
+    assert not loops.in_coroutine()
     assert asyncio.run(main())
 
 
 def test_a_notebook_is_known_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    assert not _runtime.in_notebook()
+    assert not loops.in_notebook()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert _runtime.in_notebook()
+    assert loops.in_notebook()
 
 
 def test_a_socket_that_is_shut_down_ends_for_its_peer_and_stays_open_here() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        _runtime.shut_down_socket(ours.fileno())
+        sockets.shut_down_socket(ours.fileno())
         theirs.settimeout(5)
         assert theirs.recv(1) == b""
         assert ours.fileno() >= 0
-        _runtime.shut_down_socket(ours.fileno())
+        sockets.shut_down_socket(ours.fileno())
 
 
 def test_a_descriptor_that_is_gone_or_no_connection_is_left_alone() -> None:
-    _runtime.shut_down_socket(-1)
+    sockets.shut_down_socket(-1)
     with socket.socket() as unconnected:
-        _runtime.shut_down_socket(unconnected.fileno())
+        sockets.shut_down_socket(unconnected.fileno())
 
 
 # Blocking work for a loop, in a daemon thread.
@@ -132,7 +132,7 @@ def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch:
     ours, theirs = socket.socketpair()
     other = socket.socket(fileno=os.dup(ours.fileno()))
     with ours, theirs, other:
-        _runtime.detach_connection_after_fork(Transport(ours))
+        sockets.detach_connection_after_fork(Transport(ours))
         theirs.sendall(b"x")
         # The child's is at its end, whatever comes; the parent's, which was the same, gets it.
         assert ours.recv(1) == b""
@@ -142,11 +142,11 @@ def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch:
             raise OSError(errno.EMFILE, "too many open files")
 
         monkeypatch.setattr("_socket.socketpair", none_left)
-        _runtime.detach_connection_after_fork(Transport(other))
+        sockets.detach_connection_after_fork(Transport(other))
         theirs.sendall(b"y")
         assert other.recv(1) == b"y"
-    _runtime.detach_connection_after_fork(Transport(None))
-    _runtime.detach_connection_after_fork(Transport(other))
+    sockets.detach_connection_after_fork(Transport(None))
+    sockets.detach_connection_after_fork(Transport(other))
 
 
 def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() -> None:
@@ -156,7 +156,7 @@ def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() 
 
     async def main() -> Any:
         mark.set("here")
-        return await _runtime.run_in_daemon_thread("worker", look, 1, 2)
+        return await loops.run_in_daemon_thread("worker", look, 1, 2)
 
     assert asyncio.run(main()) == ("worker", True, "here", (1, 2))
 
@@ -166,7 +166,7 @@ def test_what_a_function_raises_is_raised() -> None:
         raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        asyncio.run(_runtime.run_in_daemon_thread("worker", fail))
+        asyncio.run(loops.run_in_daemon_thread("worker", fail))
 
 
 def test_a_result_that_nobody_waits_for_any_more_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +177,7 @@ def test_a_result_that_nobody_waits_for_any_more_is_dropped(caplog: pytest.LogCa
         over.set()
 
     async def main() -> None:
-        waiting = asyncio.create_task(_runtime.run_in_daemon_thread("worker", work))
+        waiting = asyncio.create_task(loops.run_in_daemon_thread("worker", work))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
@@ -194,7 +194,7 @@ def test_a_result_that_comes_after_the_loops_end_is_dropped() -> None:
     go = threading.Event()
 
     async def main() -> None:
-        asyncio.create_task(_runtime.run_in_daemon_thread("worker", go.wait))  # noqa: RUF006
+        asyncio.create_task(loops.run_in_daemon_thread("worker", go.wait))  # noqa: RUF006
         await asyncio.sleep(0)
 
     asyncio.run(main())
@@ -233,7 +233,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = _runtime.new_event_loop()
+    loop = loops.new_event_loop()
     yield loop
     loop.close()
 

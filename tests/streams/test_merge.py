@@ -28,7 +28,7 @@ from sseqbridge import (
     merge,
     request_sse,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork
 from sseqbridge._streams import merge as _merge
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
@@ -446,7 +446,7 @@ def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> N
         gathered = gather([call(server)])
         loop = iter(merged)
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "_forks", -1)
+            patch.setattr(fork, "_forks", -1)
             for use in (lambda: next(loop), lambda: iter(merged), lambda: merged.add("x", call(server))):
                 with pytest.raises(UsageError, match="before a fork"):
                     use()
@@ -464,7 +464,7 @@ def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> N
 def test_coroutines_merge_of_another_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(url: str) -> None:
         merged = amerge()
-        monkeypatch.setattr(_runtime, "_forks", -1)
+        monkeypatch.setattr(fork, "_forks", -1)
         with pytest.raises(UsageError, match="before a fork"):
             await merged.add("x", partial(arequest_sse, url))
 

@@ -36,8 +36,8 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._runtime import fork
 from sseqbridge._runtime import loop_watch as _loop_watch
-from sseqbridge._runtime import threads as _runtime
 from sseqbridge.testing import SSEServer, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread, until
@@ -176,7 +176,7 @@ def test_stats_of_a_parents_bridge(bridge: Bridge, monkeypatch: pytest.MonkeyPat
         request_sse(server.url, bridge=bridge).events.collect()
         assert bridge.stats().events == 1
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "_forks", -1)
+            patch.setattr(fork, "_forks", -1)
             assert bridge.stats() == BridgeStats(0, 0, 0, 0, 0, 0.0)
         assert bridge.stats().events == 1
 

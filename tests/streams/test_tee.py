@@ -28,7 +28,7 @@ from sseqbridge import (
     request_sse,
     tee,
 )
-from sseqbridge._runtime import threads as _runtime
+from sseqbridge._runtime import fork
 from sseqbridge._streams import tee as _tee
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, together, until
@@ -405,7 +405,7 @@ def test_readers_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
         with monkeypatch.context() as patch:
-            patch.setattr(_runtime, "_forks", -1)
+            patch.setattr(fork, "_forks", -1)
             with pytest.raises(UsageError, match="before a fork"):
                 next(readers[0])
             with pytest.raises(UsageError, match="before a fork"):
