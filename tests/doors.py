@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Caller", "Door", "Reading"]
 
 
+_WIND_UP_SECONDS = 10.0
+
+
 class Caller:
     """Calls functions, or has the coroutines of asynchronous ones run on a loop of its own, which goes on only then."""
 
@@ -36,9 +39,16 @@ class Caller:
 
     def close(self) -> None:
         if self._loop is not None:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.run_until_complete(self._wind_up(self._loop))
             self._loop.close()
+
+    @staticmethod
+    async def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
+        await loop.shutdown_asyncgens()
+        # Tasks that were cancelled may need longer, on a busy machine, than whoever cancelled them has waited.
+        if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(tasks, timeout=_WIND_UP_SECONDS)
+        await loop.shutdown_default_executor()
 
 
 class Door(Caller):
