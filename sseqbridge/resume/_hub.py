@@ -140,6 +140,9 @@ class Hub:
             try:
                 return await function(*args, **options)
             except OutageError as outage:
+                if self.is_closing and asyncio.current_task() in self._tasks:
+                    # The store's client has turned the cancellation into an error of its own.
+                    raise asyncio.CancelledError from outage
                 now = self.disturbed_at = self.loop.time()
                 if deadline is None:
                     deadline = now + self.terms.outage

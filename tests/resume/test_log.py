@@ -271,6 +271,27 @@ def test_a_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
     assert told == [1]
 
 
+def test_store_that_turns_a_cancellation_into_an_outage_holds_up_no_close() -> None:
+    watched = threading.Event()
+
+    async def watch(*_: object) -> None:
+        watched.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise OutageError("the connection was closed") from None
+
+    with SSEServer([send(1), silence()]) as upstream, MemoryLog() as log:
+        store = log._new_store()
+        store.watch = watch  # type: ignore[method-assign, assignment]
+        log._new_store = lambda: store  # type: ignore[method-assign]
+        events = log.open("k", lambda: request_sse(upstream.url))
+        assert next(events) == 1
+        assert watched.wait(30)
+    # No task of the log is left: every test is checked for that.
+    assert events.outcome == "closed"
+
+
 def test_leaving_leaves_the_upstream(log: Log, face: Face) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
