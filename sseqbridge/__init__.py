@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     __version__: str
 
     from ._checks import Timeout
-    from ._engine.bridge import Bridge, BridgeStats
+    from ._engine.bridge import Bridge
+    from ._engine.stats import BridgeStats, StreamStats
     from ._exceptions import (
         BridgeClosedError,
         BufferLimitError,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from ._sse.retry_policy import ReconnectionPolicy
     from ._streams.api import arequest_sse, request_sse
     from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, gather, merge
-    from ._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse, StreamStats
+    from ._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
     from ._streams.tee import Tee, tee
 
 __all__ = [
@@ -112,7 +113,8 @@ _MODULES = {
     "arequest_sse": "_streams.api",
     "request_sse": "_streams.api",
     "Bridge": "_engine.bridge",
-    "BridgeStats": "_engine.bridge",
+    "BridgeStats": "_engine.stats",
+    "StreamStats": "_engine.stats",
     "AsyncMergedStreams": "_streams.merge",
     "MergedStreams": "_streams.merge",
     "amerge": "_streams.merge",
@@ -129,7 +131,6 @@ _MODULES = {
     "SSEResponse": "_streams.sync",
     "Tee": "_streams.tee",
     "tee": "_streams.tee",
-    "StreamStats": "_streams.sync",
 }
 
 

@@ -13,7 +13,7 @@ from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.encoder import StreamEncoder
 
 if TYPE_CHECKING:
-    from sseqbridge._streams.sync import StreamStats
+    from sseqbridge._engine.stats import StreamStats
 
 __all__ = ["Printer", "StatusLine", "item_printer", "told_stats"]
 

@@ -16,7 +16,6 @@ import errno
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakSet
@@ -28,37 +27,20 @@ from sseqbridge._runtime import fork, loops, patching, threads
 from sseqbridge._runtime.loop_watch import LoopWatch
 
 from .channel import post, settle
-from .stream_task import LoopState, StreamTask
+from .loop_state import LoopState
+from .stats import BridgeStats
+from .stream_task import StreamTask
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Bridge", "BridgeStats", "Startable", "default_bridge"]
+__all__ = ["Bridge", "Startable", "default_bridge"]
 
 logger = logging.getLogger("sseqbridge")
 
 _EXIT_SECONDS = 0.8
-
-
-@dataclass(frozen=True)
-class BridgeStats:
-    """What a bridge has done so far, and does now.
-
-    `open_streams` are under way, on `connections` (open ones, idle ones included, as far as the HTTP
-    client tells). `events` and `bytes` of body were received since the bridge was made; `buffered`
-    bytes wait for their consumers (each event is charged 256 bytes besides), without those that a
-    tee has given its readers, whose own `stats` tell them. `longest_wait` is how
-    late, in seconds, the loop has been at most while it had streams: what blocks it holds up all.
-    """
-
-    open_streams: int
-    connections: int
-    events: int
-    bytes: int
-    buffered: int
-    longest_wait: float
 
 
 class _Made(NamedTuple):
@@ -72,7 +54,7 @@ _NOTHING = BridgeStats(0, 0, 0, 0, 0, 0.0)
 
 
 def _sum(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
-    stream_tasks, received, events = state.counted()
+    stream_tasks, received, events = state.totals()
     watch = state.loop_watch
     if not is_open:
         stream_tasks = ()
@@ -274,7 +256,7 @@ class Bridge:
         except BaseException:
             logger.exception("winding up the loop thread failed")
         finally:
-            state.give_up()
+            state.release_consumers()
             loop.close()
             with self._lock.native:
                 self._count_past(state, None)

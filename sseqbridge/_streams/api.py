@@ -26,9 +26,10 @@ from sseqbridge._checks import CancelFlag, Timeout, as_timeout, check_limits
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.exchange import Head
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._engine.scope import cancel_flag
-from sseqbridge._engine.stream_task import LoopState, StreamTask
+from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._http.client import ClientPool, prepare
 from sseqbridge._http.request import (
@@ -320,7 +321,7 @@ async def arequest_sse(
             pass
         return opening.aresponse(head)
     except BaseException:
-        opening.stream_task.abort(None)
+        opening.stream_task.abort_on_loop(None)
         raise
 
 

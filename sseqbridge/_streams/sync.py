@@ -16,13 +16,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, SupportsIndex, TypeVar
 
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
 from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._engine.scope import is_cancelled
+from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import CallbackError, SSEError, StatusError, UsageError
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from .decoding import Decoder
 
-__all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "NotCopyable", "SSEResponse", "StreamStats"]
+__all__ = ["AsyncEventStream", "AsyncSSEResponse", "EventStream", "NotCopyable", "SSEResponse"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -61,22 +61,6 @@ _HOW_TO_GO_ON = (
     "leaving a for loop aborts the stream; to take a few items and go on later use next(it), "
     "or loop over it.keep_open(), which aborts nothing when it is left"
 )
-
-
-@dataclass(frozen=True)
-class StreamStats:
-    """What a stream has seen so far.
-
-    `bytes` of body and `events` received, `buffered` bytes received and not yet consumed (each
-    event is charged 256 bytes besides), `reconnections`, and `time_to_first_event` in seconds
-    from the call, None where none came yet.
-    """
-
-    bytes: int
-    events: int
-    buffered: int
-    reconnections: int
-    time_to_first_event: float | None
 
 
 class Origin(Protocol):

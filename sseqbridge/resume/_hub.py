@@ -28,7 +28,7 @@ from ._store import OutageError, Store, Terms, Token
 
 if TYPE_CHECKING:
     from sseqbridge._engine.channel import Channel
-    from sseqbridge._engine.stream_task import LoopState
+    from sseqbridge._engine.loop_state import LoopState
 
     from ._store import Claim, Tail, Watch
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from sseqbridge._checks import CancelFlag
-    from sseqbridge._engine.stream_task import LoopState
+    from sseqbridge._engine.loop_state import LoopState
 
     class LogOptions(TypedDict, total=False):
         """The options of every log; see Log."""

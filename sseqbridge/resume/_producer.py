@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.exchange import Batch, Body, status_error
+from sseqbridge._engine.loop_state import LoopTask
 from sseqbridge._engine.reconnecting import Reconnecting, tell
-from sseqbridge._engine.stream_task import LoopTask
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError, UsageError
 from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._sse.events import Comment
@@ -268,7 +268,7 @@ class Producer(LoopTask):
         else:
             outcome = stream.outcome if stream is not None and stream.outcome is not None else "closed"
         self.result.end(End(outcome, error))
-        self._finished.set()
+        self.mark_finished()
 
     # As a follower.
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.exchange import EVENT_OVERHEAD, Batch, made_head, status_error
+from sseqbridge._engine.loop_state import LoopTask
 from sseqbridge._engine.scope import is_cancelled
-from sseqbridge._engine.stream_task import LoopTask
 from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
@@ -147,7 +147,7 @@ class Reader(LoopTask):
             self._finish(End("error", as_log_error(error)))
         else:
             self._finish(End("closed"))
-        self._finished.set()
+        self.mark_finished()
 
     async def _begin(self) -> None:
         """Find where to read from, and who writes."""
@@ -383,7 +383,7 @@ class Reader(LoopTask):
         if is_quiet and self._has_head:
             self.channel.close()
         self._finish(End("error", BridgeClosedError("the bridge, or the log, that this stream was read on was closed")))
-        self._finished.set()
+        self.mark_finished()
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """End if the caller's cancel flag is set, or cannot be looked at."""

@@ -24,7 +24,7 @@ import sseqbridge
 from sseqbridge import Bridge, BridgeClosedError, CallbackError, SSEError, UsageError, request_sse
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.exchange import Exchange
-from sseqbridge._engine.stream_task import LoopState
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import loops, threads
 from sseqbridge.testing import SSEServer, send, silence
@@ -316,7 +316,7 @@ def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(
 
 def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
     class Counted:
-        connection = SimpleNamespace(received=1, events=1)
+        exchange = SimpleNamespace(received=1, events=1)
 
     def begin(phase: str, info: dict[str, int]) -> None:
         stream_tasks.add(Counted())
@@ -330,7 +330,7 @@ def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
     gc.set_threshold(1)
     try:
         for _ in range(100):
-            found, received, _ = state.counted()
+            found, received, _ = state.totals()
             assert len(found) == received >= 50
     finally:
         gc.set_threshold(*thresholds)
@@ -361,7 +361,7 @@ def test_what_is_to_be_done_at_the_loops_end_is_done_once(silent: SSEServer) -> 
     until(state.loop.is_closed)
     state.call_at_end(partial(done.append, "after it"))
     # Where another thread was first there is nothing left, and a stream that has ended does not end again.
-    state._call_at_end()
+    state._run_end_callback()
     state.discard(object())  # type: ignore[arg-type]
     assert done == ["at the end", "after it"]
 

@@ -186,7 +186,7 @@ def test_what_is_put_soon_reaches_a_consumer_that_waits(loop: asyncio.AbstractEv
     assert taking.result(30) == 1
 
 
-@pytest.mark.parametrize("way", ["send_deferred", "offer"])
+@pytest.mark.parametrize("way", ["send_deferred", "try_send"])
 def test_nothing_is_added_after_the_end_or_a_close(loop: asyncio.AbstractEventLoop, way: str) -> None:
     for finish in (Channel.close, lambda channel: channel.end(EOF)):
         channel: Channel[int] = Channel(loop, 100)

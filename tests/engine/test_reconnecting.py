@@ -1118,7 +1118,7 @@ def test_reconnect_drops_the_connection_now(ask: Door) -> None:
         assert answer.events.stats.reconnections == 1
         answer.events.reconnect()
         # As it comes where the end and the asking cross.
-        answer.events._subscription.reconnect()
+        answer.events._subscription.reconnect_on_loop()
         assert len(server.requests) == 2
     assert notes.calls == [(1, 0.0, None)]
 

@@ -13,7 +13,7 @@ import pytest
 import redis.asyncio
 
 from sseqbridge import CallbackError, LogError, SSEError
-from sseqbridge._engine.stream_task import LoopState
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge.resume import Log, RedisLog
 from sseqbridge.resume._entries import START, Entry, Position

@@ -47,7 +47,7 @@ from sseqbridge import (
     resume,
     tee,
 )
-from sseqbridge._engine.stream_task import LoopState
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge.resume import Log, MemoryLog
 from sseqbridge.resume._entries import START, Entry, Position, error_fields

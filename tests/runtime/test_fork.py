@@ -21,7 +21,8 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
-from sseqbridge._engine import stream_task as _pump
+from sseqbridge._engine import loop_state
+from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import fork
 from sseqbridge._streams import api as _api
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
@@ -452,8 +453,8 @@ def test_asynchronous_stream_of_another_process(
                 pass
             # Nor does the child end the stream of the loop that it goes on with.
             stream_task = response.events._subscription
-            assert isinstance(stream_task, _pump.StreamTask)
-            stream_task.abort(None)
+            assert isinstance(stream_task, StreamTask)
+            stream_task.abort_on_loop(None)
             async with await arequest_sse(upstream.url) as another:
                 assert await another.events.next() == 0
             # Nor where what runs it is cancelled.
@@ -511,12 +512,12 @@ def test_fork_hooks_tell_the_parents_streams(
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
         assert over.collect() == [0, 1]
         until(lambda: over._subscription.finished)
-        assert isinstance(over._subscription, _pump.StreamTask)
+        assert isinstance(over._subscription, StreamTask)
         over._subscription.exchange.detach_after_fork()
         stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0
-        assert isinstance(stream._subscription, _pump.StreamTask)
-        monkeypatch.setattr(_pump, "_states", WeakSet([stream._subscription.state]))
+        assert isinstance(stream._subscription, StreamTask)
+        monkeypatch.setattr(loop_state, "_states", WeakSet([stream._subscription.state]))
         fork._forked()
         assert fork.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):

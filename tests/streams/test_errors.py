@@ -387,7 +387,7 @@ def test_heartbeats_are_bytes(clock: FakeClock, ask: Door) -> None:
 
 def is_held_back(answer: Answer) -> bool:
     """Whether the stream waits for its consumer to make room."""
-    return answer.events.stats.buffered > 0 and answer.events._subscription._idle_since is None
+    return answer.events.stats.buffered > 0 and answer.events._subscription.writer.idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])

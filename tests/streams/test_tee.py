@@ -462,7 +462,7 @@ def test_task_that_does_not_end_keeps_no_reader_waiting() -> None:
         until(lambda: is_waiting(reading) and is_held_back(slow))
         state = bridge._state
         assert state is not None
-        state.loop.call_soon_threadsafe(state.give_up)
+        state.loop.call_soon_threadsafe(state.release_consumers)
         with pytest.raises(BridgeClosedError, match="did not end in time"):
             reading.result(30)
         slow.close()

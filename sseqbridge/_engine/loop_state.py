@@ -1,0 +1,243 @@
+"""State that the streams of one event loop share, and the base class of the tasks that run on it.
+
+A LoopState belongs to one event loop of one process. Its fields are written on the loop thread alone, except
+for the callbacks at the loop's end, which any thread may add. Callers' threads only read, or post to the loop.
+In a forked child the state stays the parent's: `process` is the token that tells them apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
+
+from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
+from sseqbridge._runtime import fork, threads
+
+from .channel import post, settle
+
+if TYPE_CHECKING:
+    from sseqbridge._http.client import ClientPool
+    from sseqbridge._runtime.loop_watch import LoopWatch
+
+    from .stream_task import StreamTask
+
+__all__ = ["Cancellable", "LoopState", "LoopTask"]
+
+logger = logging.getLogger("sseqbridge")
+
+# A set cancel flag aborts within 50 ms: half of that leaves room for a busy loop.
+_CANCEL_INTERVAL = 0.025
+
+# Every state of this process and of its parents, for the fork hook.
+_states: WeakSet[LoopState] = WeakSet()
+
+
+class Cancellable(Protocol):
+    """A stream with a cancel flag of the caller's."""
+
+    @property
+    def finished(self) -> bool: ...
+    def check_cancel(self, watch: LoopWatch | None) -> None: ...
+
+
+class LoopState:
+    """The clients, streams, cancel watch and counters of one event loop.
+
+    `loop_watch`, which reports a blocked loop, exists on a bridge's own loop only: another loop has other work.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clients: ClientPool, watch: LoopWatch | None = None) -> None:
+        self.loop = loop
+        self.clients = clients
+        self.loop_watch = watch
+        self.process = fork.process_token()
+        self.stream_tasks: set[StreamTask] = set()
+        # An odd version marks a change of the counters under way: a seqlock. Readers take no lock, which a
+        # signal handler could find taken.
+        self._version = 0
+        self._past_bytes = 0
+        self._past_events = 0
+        self._watched: set[Cancellable] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        # Keeps the asynchronous generator alive that the loop closes at its end.
+        self.at_loop_end: AsyncGenerator[None, None] | None = None
+        # Set operations are atomic: the thread that pops a callback is the only one to call it.
+        self._end_callbacks: set[Callable[[], object]] = set()
+        self._has_ended = False
+        # Whether the loop ends with the process, which is no error for a consumer.
+        self.ends_quietly = False
+        _states.add(self)
+
+    def add(self, stream_task: StreamTask) -> None:
+        """Register a stream that starts."""
+        self.stream_tasks.add(stream_task)
+        if self.loop_watch is not None:
+            self.loop_watch.start()
+
+    def discard(self, stream_task: StreamTask) -> None:
+        """Remove a stream that has ended, and keep its counters."""
+        if stream_task not in self.stream_tasks:
+            return
+        self._version += 1
+        self._past_bytes += stream_task.exchange.received
+        self._past_events += stream_task.exchange.events
+        self.stream_tasks.discard(stream_task)
+        self._version += 1
+        if self.loop_watch is not None and not self.stream_tasks:
+            self.loop_watch.stop()
+
+    def totals(self) -> tuple[tuple[StreamTask, ...], int, int]:
+        """Return the open streams, and the bytes and events of all streams so far. Thread-safe."""
+        while True:
+            version = self._version
+            # set.copy() is one step: neither another thread nor the garbage collector interrupts it.
+            stream_tasks = tuple(self.stream_tasks.copy())
+            received = self._past_bytes + sum(stream_task.exchange.received for stream_task in stream_tasks)
+            events = self._past_events + sum(stream_task.exchange.events for stream_task in stream_tasks)
+            if not version % 2 and version == self._version:
+                return stream_tasks, received, events
+            # The loop thread was preempted during discard(): let it run.
+            time.sleep(0)
+
+    def watch(self, stream: Cancellable) -> None:
+        """Check the stream's cancel flag until the stream is finished, with one timer for all streams."""
+        self._watched.add(stream)
+        if self._timer is None:
+            self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._check_flags)
+
+    def _check_flags(self) -> None:
+        self._watched = {stream for stream in self._watched if not stream.finished}
+        # Before the flags, which are code of the callers: a flag that raises must not end the watch for all.
+        self._timer = self.loop.call_later(_CANCEL_INTERVAL, self._check_flags) if self._watched else None
+        for stream in tuple(self._watched):
+            stream.check_cancel(self.loop_watch)
+
+    async def aclose(self, reason: Callable[[], SSEError] | None, seconds: float) -> None:
+        """Abort every stream and close the clients, in `seconds` each at most.
+
+        Each consumer gets the error that `reason` returns, or ends quietly if `reason` is None.
+        """
+        self.ends_quietly = reason is None
+        stream_tasks = tuple(self.stream_tasks)
+        for stream_task in stream_tasks:
+            if reason is None and stream_task.opened:
+                stream_task.channel.close()
+            error = BridgeClosedError("the interpreter is exiting") if reason is None else reason()
+            stream_task.abort_on_loop(error)
+        tasks = [stream_task.task for stream_task in stream_tasks if stream_task.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        self.release_consumers()
+        try:
+            await asyncio.wait_for(self.clients.aclose(), seconds)
+        except (Exception, asyncio.CancelledError) as exc:
+            logger.debug("closing the HTTP clients failed: %s", type(exc).__name__)
+
+    def release_consumers(self) -> None:
+        """End the channels of streams whose tasks did not end, and run the callbacks at the loop's end."""
+        for stream_task in tuple(self.stream_tasks):
+            stream_task.release_consumer()
+        self._has_ended = True
+        while self._end_callbacks:
+            self._run_end_callback()
+
+    def call_at_end(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once: on the loop thread when the loop ends, or at once if it has ended. Thread-safe."""
+        self._end_callbacks.add(callback)
+        if self._has_ended:
+            self._run_end_callback()
+
+    def cancel_call_at_end(self, callback: Callable[[], object]) -> None:
+        """Remove a callback that call_at_end() added. Thread-safe."""
+        self._end_callbacks.discard(callback)
+
+    def _run_end_callback(self) -> None:
+        try:
+            callback = self._end_callbacks.pop()
+        except KeyError:
+            return  # Another thread took it first.
+        callback()
+
+    # Former names, for callers that are not adapted yet.
+    counted = totals
+    give_up = release_consumers
+
+
+class LoopTask:
+    """A task on an event loop with a consumer elsewhere: its process, and whether it has ended."""
+
+    def __init__(self, state: LoopState) -> None:
+        self.state = state
+        self.loop = state.loop
+        self._finished = threads.Signal()
+
+    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a forked child, and the stream belongs to its parent."""
+        return self.state.process != fork.process_token()
+
+    def check_process(self) -> None:
+        """Raise UsageError in a forked child."""
+        if self.is_inherited:
+            raise UsageError("this stream was opened before a fork, and is the parent's to read: open one in the child")
+
+    def in_loop_thread(self) -> bool:
+        """Whether the caller runs on the loop thread, which must not wait."""
+        return asyncio._get_running_loop() is self.loop
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task has ended, and its connection is closed or back in the pool."""
+        return self._finished.is_set
+
+    def mark_finished(self) -> None:
+        """Wake everything that waits for the task's end."""
+        self._finished.set()
+
+    def notify_finished(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once: on the loop thread when the task ends, or at once if it has ended."""
+        self._finished.notify(callback)
+
+    def call_at_loop_end(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once: on the loop thread when the loop ends, or at once if it has ended."""
+        self.state.call_at_end(callback)
+
+    def cancel_call_at_loop_end(self, callback: Callable[[], object]) -> None:
+        """Remove a callback that call_at_loop_end() added."""
+        self.state.cancel_call_at_end(callback)
+
+    # In any thread but the loop's.
+
+    def wait_finished(self, timeout: float) -> None:
+        """Wait until the task has ended, for `timeout` seconds at most."""
+        self._finished.wait(0 if self.loop.is_closed() else timeout)
+
+    # In a coroutine of any loop.
+
+    async def await_finished(self, timeout: float) -> None:
+        """Wait until the task has ended, for `timeout` seconds at most."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self._finished.notify(partial(post, loop, settle, ended))
+        if not self._finished.is_set and not self.loop.is_closed():
+            await asyncio.wait({ended}, timeout=timeout)
+
+
+def _detach_after_fork() -> None:
+    for state in tuple(_states):
+        fork.pin(state)
+        state.clients.detach_after_fork()
+        for stream_task in state.stream_tasks:
+            stream_task.exchange.detach_after_fork()
+            # A consumer's loop that was running at the fork ends at its next step in the child.
+            stream_task.channel.closed = True
+
+
+fork.after_fork(_detach_after_fork)

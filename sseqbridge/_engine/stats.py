@@ -1,0 +1,42 @@
+"""Counters of streams and bridges, as immutable snapshots that any thread may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BridgeStats", "StreamStats"]
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """Counters of one stream.
+
+    `bytes` of body and `events` were received; `buffered` bytes were received and are not consumed yet
+    (each event is charged 256 bytes besides). `reconnections` counts connections after the first, and
+    `time_to_first_event` is in seconds from the call, None before the first event.
+    """
+
+    bytes: int
+    events: int
+    buffered: int
+    reconnections: int
+    time_to_first_event: float | None
+
+
+@dataclass(frozen=True)
+class BridgeStats:
+    """Counters of a bridge, summed over its streams.
+
+    `open_streams` are running, on `connections` (open ones, idle ones included, as far as the HTTP client
+    reports them). `events` and `bytes` of body were received since the bridge was made; `buffered` bytes
+    wait for their consumers (each event is charged 256 bytes besides). Entries that a tee has forwarded
+    count in the stats of its readers instead. `longest_wait` is the longest delay of the event loop, in
+    seconds, while streams were open: blocking code on the loop delays every stream.
+    """
+
+    open_streams: int
+    connections: int
+    events: int
+    bytes: int
+    buffered: int
+    longest_wait: float
