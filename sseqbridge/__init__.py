@@ -53,9 +53,11 @@ if TYPE_CHECKING:
     from ._sse.events import Comment, ServerSentEvent
     from ._sse.parser import EventStreamParser
     from ._sse.retry_policy import ReconnectionPolicy
+    from ._streams.aio import AsyncEventStream, AsyncSSEResponse
     from ._streams.api import arequest_sse, request_sse
-    from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, gather, merge
-    from ._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+    from ._streams.gather import gather
+    from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, merge
+    from ._streams.sync import EventStream, SSEResponse
     from ._streams.tee import Tee, tee
 
 __all__ = [
@@ -118,15 +120,15 @@ _MODULES = {
     "AsyncMergedStreams": "_streams.merge",
     "MergedStreams": "_streams.merge",
     "amerge": "_streams.merge",
-    "gather": "_streams.merge",
+    "gather": "_streams.gather",
     "merge": "_streams.merge",
     "Comment": "_sse.events",
     "ServerSentEvent": "_sse.events",
     "Timeout": "_checks",
     "EventStreamParser": "_sse.parser",
     "ReconnectionPolicy": "_sse.retry_policy",
-    "AsyncEventStream": "_streams.sync",
-    "AsyncSSEResponse": "_streams.sync",
+    "AsyncEventStream": "_streams.aio",
+    "AsyncSSEResponse": "_streams.aio",
     "EventStream": "_streams.sync",
     "SSEResponse": "_streams.sync",
     "Tee": "_streams.tee",

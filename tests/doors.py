@@ -100,7 +100,7 @@ class Reading:
             if self._caller.is_async:
                 self._caller.run(asyncio.sleep(0))
             else:
-                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.events._subscription.loop).result(30)
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.events._cursor.subscription.loop).result(30)
 
     def _collect(self) -> Coroutine[Any, Any, list[Any]]:
         async def collect() -> list[Any]:

@@ -27,8 +27,8 @@ from sseqbridge import request_sse
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.transport import Transport
-from sseqbridge._streams import merge as _merge
-from sseqbridge._streams import sync as _streams
+from sseqbridge._streams.merge import AsyncMergedStreams, MergedStreams
+from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge.testing import SSEServer
 
 __all__ = [
@@ -72,7 +72,7 @@ _shared: dict[str, set[Resource]] = {"class": set(), "module": set(), "package":
 
 def install() -> None:
     """Record where streams and event loops are made from now on."""
-    kinds: list[type] = [_streams._BaseStream, _merge._Merged, asyncio.BaseEventLoop]
+    kinds: list[type] = [BaseStream, MergedStreams, AsyncMergedStreams, asyncio.BaseEventLoop]
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -189,8 +189,8 @@ def close_streams(before: set[Resource]) -> None:
     _shared["session"] |= left
     for resource in left:
         stream = resource.key() if resource.kind == "stream" else None
-        if isinstance(stream, _streams._BaseStream):
-            stream._abort()
+        if isinstance(stream, BaseStream):
+            reader_of(stream).abort()
         elif stream is not None:
             stream.close()
 
@@ -214,9 +214,10 @@ def _streams_and_loops() -> Iterator[Resource]:
 
 
 def _is_open(stream: Any) -> bool:
-    if isinstance(stream, _streams._BaseStream):
-        return stream._is_open() and not stream._subscription.is_inherited
-    return bool(stream._members) and not stream._ready.closed
+    if isinstance(stream, BaseStream):
+        cursor = reader_of(stream).cursor
+        return cursor.is_open and not cursor.subscription.is_inherited
+    return bool(len(stream._merger)) and not stream._merger.is_closed
 
 
 def _tasks() -> Iterator[Resource]:

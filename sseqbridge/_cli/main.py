@@ -31,7 +31,7 @@ from sseqbridge._exceptions import (
 from sseqbridge._runtime import sockets, threads
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.recording import CUT, EOF, Recorded, line_of
-from sseqbridge._streams.api import begin, request_sse
+from sseqbridge._streams.api import pending, request_sse
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from .output import Printer, StatusLine, item_printer, told_stats
@@ -206,7 +206,7 @@ def _asked(options: argparse.Namespace, body: bytes | None, status: StatusLine, 
     headers = options.header
     if body is not None and all(name.lower() != "content-type" for name, _ in headers):
         headers = [*headers, ("Content-Type", "application/json")]
-    opening = begin(
+    response = pending(
         partial(
             request_sse,
             options.url,
@@ -223,15 +223,16 @@ def _asked(options: argparse.Namespace, body: bytes | None, status: StatusLine, 
     try:
         while True:
             try:
-                head = opening.head_of(opening.stream_task.channel.receive(_TICK_SECONDS if status.is_shown else None))
+                entry = response.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)
+                head = response.head_of(entry)
             except TimeoutError:
                 status.show("waiting for the answer")
                 continue
             if head is not None:
                 status.clear()
-                return opening.response(head)
+                return response.response(head)
     except BaseException:
-        opening.stream_task.request_abort()
+        response.subscription.abort()
         raise
 
 

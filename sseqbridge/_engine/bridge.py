@@ -72,7 +72,7 @@ class Startable(Protocol):
     """What a bridge's loop is to start."""
 
     def start(self) -> None: ...
-    def request_abort(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Bridge:
@@ -162,7 +162,7 @@ class Bridge:
                 state.loop.call_soon_threadsafe(stream.start, context=context)
             except BaseException:
                 # An interrupt, which may have come when this was posted already.
-                stream.request_abort()
+                stream.abort()
                 raise
 
     def started(self) -> LoopState:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sseqbridge._engine.exchange import MAX_BODY_BYTES
 from sseqbridge._exceptions import StatusError, UsageError
+from sseqbridge._streams.stream import reader_of
 from sseqbridge._streams.sync import EventStream
 
 from ._disconnect import ReaderLeft
@@ -102,16 +103,16 @@ def refusal_of(stream: Any, headers: Mapping[str, str] | None, reader_left: Read
     events = stream_of(stream)
     if not isinstance(events, EventStream):
         raise UsageError("a synchronous server takes what request_sse returns, or an iterable")
+    reader = reader_of(events)
     body = b""
     try:
         while not reader_left.is_set():
-            if events._wait_for_body(reader_left.probe):
-                events.raise_for_status()
+            error = reader.refusal(reader_left.probe)
+            if error is not None:
+                body = _body_of(error) if reader.cursor.is_refused else b""
                 break
-    except StatusError as error:
-        body = _body_of(error)
     finally:
-        events.close()
+        reader.close()
     return Refusal(*refusal_head(stream, headers), body)
 
 
@@ -119,13 +120,11 @@ async def arefusal_of(stream: Any, headers: Mapping[str, str] | None) -> Refusal
     """Return the same in a coroutine, of either kind of stream."""
     events = stream_of(stream)
     assert events is not None
-    body = b""
+    reader = reader_of(events)
     try:
-        await events._araise_for_status()
-    except StatusError as error:
-        body = _body_of(error)
+        body = _body_of(await reader.arefusal()) if reader.cursor.is_refused else b""
     finally:
-        events._abort()
+        reader.abort()
     return Refusal(*refusal_head(stream, headers), body)
 
 

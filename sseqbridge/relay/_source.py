@@ -24,7 +24,9 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._sse.events import Comment, RestartEvent
-from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
+from sseqbridge._streams.stream import BaseStream, reader_of
+from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from ._writer import Writer
 
@@ -58,34 +60,36 @@ class FailedError(Exception):
 
 
 class StreamSource:
-    """Gives the frames of an event stream that was opened by request_sse, or by arequest_sse."""
+    """The frames of an event stream that request_sse or arequest_sse opened."""
 
-    def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any], writer: Writer) -> None:
+    def __init__(self, stream: BaseStream[Any], writer: Writer) -> None:
+        reader = reader_of(stream)
         if stream.outcome is not None:
             raise UsageError(f"this stream has ended already ({stream.outcome}): relay one that was not read yet")
-        if stream._is_claimed:
+        if reader.is_claimed:
             raise UsageError("this stream is being read already: relay one that nobody else reads")
-        self._stream = stream
+        self._reader = reader
+        self._cursor = reader.cursor
         self._writer = writer
         self._is_read = False
 
     def next(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
-        assert isinstance(self._stream, EventStream)
         self._begin()
-        return self._frame(self._stream.next(timeout))
+        self._reader.check_usable()
+        return self._frame(self._reader.next(timeout))
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
         self._begin()
-        if self._stream.status != 200:
-            # Before an item is made of its body.
-            await self._stream._araise_for_status()
-        return self._frame(await self._stream._anext(timeout))
+        if self._cursor.is_refused:
+            # Before the body is decoded as an item.
+            raise await self._reader.arefusal()
+        return self._frame(await self._reader.anext(timeout))
 
     def _begin(self) -> None:
         """Raise UsageError where somebody else has read the stream to its end, before the first of this."""
-        if not self._is_read and self._stream.outcome in ("done", "eof"):
+        if not self._is_read and self._cursor.outcome in ("done", "eof"):
             raise UsageError("this stream was read by somebody else meanwhile: relay one that nobody else reads")
         self._is_read = True
 
@@ -102,31 +106,30 @@ class StreamSource:
             raise FailedError(exc) from None
 
     def _written(self, item: Any) -> bytes:
-        stream, writer = self._stream, self._writer
+        cursor, writer = self._cursor, self._writer
         if type(item) is Comment:
             return writer.item(item)
-        last = stream._last_event
-        # What a log says itself is not what `map` is for.
-        if type(last) is RestartEvent or (writer.is_verbatim and not stream._has_decode_function):
+        last = cursor.last_event
+        # A log's own events are not passed to `map`.
+        if type(last) is RestartEvent or (writer.is_verbatim and not cursor.decoder.is_function):
             assert last is not None
             return writer.event(last)
-        return writer.item(item, stream.last_event)
+        return writer.item(item, last)
 
     def end(self) -> bytes:
         """Return what is sent when all frames are."""
-        stream = self._stream
-        return self._writer.end(stream.outcome, stream.last_event, stream._done_event)
+        cursor = self._cursor
+        return self._writer.end(cursor.outcome, cursor.last_event, cursor.done_event)
 
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is."""
-        assert isinstance(self._stream, EventStream)
-        if not self._stream._subscription.is_inherited:
-            self._stream.close()
+        if not self._cursor.subscription.is_inherited:
+            self._reader.close()
 
     def abandon(self) -> None:
         """The same without waiting: in a loop."""
-        if self._stream.outcome is None:
-            self._stream._abort()
+        if self._cursor.outcome is None:
+            self._reader.abort()
 
 
 class _MadeSource:
@@ -354,8 +357,10 @@ def abort_on_error(stream: Any) -> Iterator[None]:
         yield
     except BaseException:
         events = stream_of(stream)
-        if events is not None and events.outcome is None and not events._is_claimed:
-            events._abort()
+        if events is not None and events.outcome is None:
+            reader = reader_of(events)
+            if not reader.is_claimed:
+                reader.abort()
         raise
 
 

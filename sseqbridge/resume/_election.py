@@ -18,7 +18,9 @@ from sseqbridge._engine.scope import surrounding_cancel
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
-from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
+from sseqbridge._streams.stream import reader_of
+from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from ._entries import START, Position
 from ._hub import Hub
@@ -87,7 +89,7 @@ def _discard(stream: Any) -> None:
     if inspect.iscoroutine(stream):
         stream.close()
     elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
-        stream.events._abort()
+        reader_of(stream.events).abort()
 
 
 def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:

@@ -55,7 +55,7 @@ class LoopCall(Generic[T]):
             return
         if self.result.closed and isinstance(value, Producer):
             # Nobody is there to begin.
-            value.request_abort()
+            value.abort()
         self.result.send_nowait((value,))
 
     def _end_closed(self) -> None:
@@ -67,6 +67,6 @@ class LoopCall(Generic[T]):
             return entry[0]  # type: ignore[no-any-return]
         raise entry.error
 
-    def request_abort(self) -> None:
+    def abort(self) -> None:
         """Nobody waits any more."""
         self.result.close()

@@ -22,8 +22,11 @@ from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._runtime import fork, loops
 from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
+from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
-from sseqbridge._streams.sync import AsyncEventStream, AsyncSSEResponse, EventStream, SSEResponse
+from sseqbridge._streams.reader import ItemReader
+from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from ._election import abegin, begin, check_start, elect, elected
 from ._errand import LoopCall
@@ -210,9 +213,9 @@ class Log(abc.ABC):
             while not isinstance(entry := reader.channel.receive(), Head):
                 begin(_producer(entry), start)
         except BaseException:
-            reader.request_abort()
+            reader.abort()
             raise
-        return EventStream(reader, entry, call.decoder, call.cancel, None)
+        return EventStream(ItemReader(Cursor(reader, entry, call.decoder, call.cancel, None)))
 
     @overload
     async def aopen(
@@ -281,9 +284,9 @@ class Log(abc.ABC):
             while not isinstance(entry := await reader.channel.areceive(), Head):
                 await abegin(_producer(entry), start)
         except BaseException:
-            reader.request_abort()
+            reader.abort()
             raise
-        return AsyncEventStream(reader, entry, call.decoder, call.cancel, None)
+        return AsyncEventStream(ItemReader(Cursor(reader, entry, call.decoder, call.cancel, None)))
 
     def produce(self, key: str, start: Start, *, takeover: bool = False) -> str | None:
         """Write the stream `key` to its end, and return its outcome: "done", "eof" or "closed".
@@ -300,7 +303,7 @@ class Log(abc.ABC):
             begin(producer, start)
             return _outcome(producer.result.receive())
         except BaseException:
-            producer.request_abort()
+            producer.abort()
             raise
 
     async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> str | None:
@@ -312,7 +315,7 @@ class Log(abc.ABC):
             await abegin(producer, start)
             return _outcome(await producer.result.areceive())
         except BaseException:
-            producer.request_abort()
+            producer.abort()
             raise
 
     def cancel(self, key: str) -> bool:
@@ -397,7 +400,7 @@ class Log(abc.ABC):
         try:
             return call.value(call.result.receive())
         except BaseException:
-            call.request_abort()
+            call.abort()
             raise
 
     async def _arun(self, call: LoopCall[T]) -> T:
@@ -405,7 +408,7 @@ class Log(abc.ABC):
         try:
             return call.value(await call.result.areceive())
         except BaseException:
-            call.request_abort()
+            call.abort()
             raise
 
     def _send(self, call: LoopCall[Any], hub: Hub) -> None:

@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._engine.channel import CLOSED, Channel, End, post
-from sseqbridge._engine.exchange import Batch, Body, status_error
+from sseqbridge._engine.channel import Channel, End, post
 from sseqbridge._engine.loop_state import LoopTask
-from sseqbridge._engine.reconnecting import Reconnecting, tell
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError, UsageError
-from sseqbridge._runtime.loops import run_in_daemon_thread
-from sseqbridge._sse.events import Comment
+from sseqbridge._streams.stream import reader_of
 
-from ._entries import BEGIN, Position, end_fields, error_fields, event_fields, failure_fields, refusal_fields
+from ._entries import BEGIN, Position, end_fields, error_fields, failure_fields, refusal_fields
 from ._hub import own_error
 from ._store import StaleError
+from ._upstream import Upstream
 
 if TYPE_CHECKING:
-    from sseqbridge._streams.sync import AsyncEventStream, EventStream
+    from sseqbridge._streams.stream import BaseStream
 
     from ._hub import Hub
     from ._parts import Part
@@ -35,10 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Producer", "as_callback_error"]
 
 logger = logging.getLogger("sseqbridge")
-
-# What one append takes at most, in bytes of data: enough to catch up, not enough to hold up others.
-_APPEND_BYTES = 256 * 1024
-_APPEND_EVENTS = 1000
 
 
 class Producer(LoopTask):
@@ -62,8 +55,8 @@ class Producer(LoopTask):
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         # Settled with the upstream's stream, or with why there is none.
-        self._begun: asyncio.Future[EventStream[Any] | AsyncEventStream[Any]] = hub.loop.create_future()
-        self._stream: EventStream[Any] | AsyncEventStream[Any] | None = None
+        self._begun: asyncio.Future[Upstream] = hub.loop.create_future()
+        self._upstream: Upstream | None = None
         # Whether the task was cancelled since somebody else writes, or nobody reads, and what to write then.
         self._is_stale = self._is_abandoned = False
         self._failure: LogError | None = None
@@ -84,24 +77,24 @@ class Producer(LoopTask):
 
     # By whoever calls `start`, in any thread.
 
-    def begin(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
-        """Give it the upstream's stream, which nobody else reads any more."""
-        stream._check_usable()
+    def begin(self, stream: BaseStream[Any]) -> None:
+        """Write the upstream's stream, which nobody else can read from now on."""
+        reader = reader_of(stream)
+        reader.check_usable()
         try:
-            stream._claim_for_good()
-            post(self.loop, self._settle, stream, None)
+            post(self.loop, self._settle, Upstream(reader, reader.detach()), None)
         except UsageError:
             raise
         except BaseException:
-            # An interrupt. Nobody else can read it any more.
-            stream._abort()
+            # An interrupt: the stream has no other reader.
+            reader.abort()
             raise
 
     def refuse(self, error: BaseException) -> None:
         """There is no stream: tell the readers why, where it is the upstream's fault."""
         post(self.loop, self._settle, None, error)
 
-    def request_abort(self) -> None:
+    def abort(self) -> None:
         """End, as if the process had."""
         post(self.loop, self._stop)
 
@@ -112,14 +105,14 @@ class Producer(LoopTask):
         self._task = self._hub.spawn(self._run())
         self._task.add_done_callback(self._done)
 
-    def _settle(self, stream: Any, error: BaseException | None) -> None:
-        self._stream = stream
+    def _settle(self, upstream: Upstream | None, error: BaseException | None) -> None:
+        self._upstream = upstream
         if self._begun.done() or self.finished:
-            # Cancelled meanwhile: nobody is to write this.
-            if stream is not None:
-                stream._abort()
-        elif error is None:
-            self._begun.set_result(stream)
+            # The producer was cancelled in the meantime.
+            if upstream is not None:
+                upstream.abort()
+        elif upstream is not None:
+            self._begun.set_result(upstream)
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             self._begun.set_exception(error)
         else:
@@ -140,11 +133,11 @@ class Producer(LoopTask):
     async def _write(self) -> None:
         try:
             try:
-                stream = await self._begun
+                upstream = await self._begun
             except SSEError as error:
                 await self._end(failure_fields(error))
                 raise
-            await self._write_from(stream)
+            await self._write_from(upstream)
         except StaleError:
             logger.info("the log's stream %r is not this producer's any more: its upstream is aborted", self._token.key)
         except asyncio.CancelledError:
@@ -179,23 +172,22 @@ class Producer(LoopTask):
         self._hub.topic(self._token.key).fail(error)
         await self._release()
 
-    async def _write_from(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
-        upstream = _Upstream(stream)
-        if stream.status != 200:
+    async def _write_from(self, upstream: Upstream) -> None:
+        if upstream.head.status != 200:
             body = await upstream.body()
-            await self._end(refusal_fields(stream._head, body))
-            raise status_error(stream._subscription.exchange.target, stream._head, body)
+            await self._end(refusal_fields(upstream.head, body))
+            raise upstream.status_error(body)
         await self._append([{BEGIN: "200"}])
         while True:
             fields = await self._gathered(upstream)
             if fields:
                 await self._append(fields)
             if upstream.end is not None:
-                await self._finish(stream, upstream.end)
+                await self._finish(upstream, upstream.end)
                 return
 
     @staticmethod
-    async def _gathered(upstream: _Upstream) -> list[dict[str, str]]:
+    async def _gathered(upstream: Upstream) -> list[dict[str, str]]:
         try:
             return await upstream.gather()
         except asyncio.CancelledError:
@@ -205,8 +197,8 @@ class Producer(LoopTask):
             upstream.fail(as_callback_error(error, "a function of the upstream's request"))
             return []
 
-    async def _finish(self, stream: Any, end: End) -> None:
-        stream._end = end
+    async def _finish(self, upstream: Upstream, end: End) -> None:
+        upstream.record_end(end)
         if isinstance(end.error, BridgeClosedError):
             # The process ends, and not the stream.
             await self._release()
@@ -214,7 +206,7 @@ class Producer(LoopTask):
         if end.error is not None:
             await self._end(error_fields(end.error))
             raise end.error
-        await self._end(end_fields(end.outcome, stream._done_event))
+        await self._end(end_fields(end.outcome, upstream.done_event))
 
     async def _append(self, fields: list[dict[str, str]]) -> None:
         await self._hub.retry_while_unavailable(self._hub.store.append, self._token, self._number, fields)
@@ -259,15 +251,12 @@ class Producer(LoopTask):
         self._stop()
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        stream = self._stream
-        if stream is not None and stream._end is None:
-            stream._abort()
+        upstream = self._upstream
+        if upstream is not None and not upstream.is_ended:
+            upstream.abort()
         error = None if task.cancelled() else task.exception()
-        if error is not None:
-            outcome = "error"
-        else:
-            outcome = stream.outcome if stream is not None and stream.outcome is not None else "closed"
-        self.result.end(End(outcome, error))
+        outcome = (upstream.outcome if upstream is not None else None) or "closed"
+        self.result.end(End("error" if error is not None else outcome, error))
         self.mark_finished()
 
     # As a follower.
@@ -298,64 +287,3 @@ def as_callback_error(error: BaseException, function: str) -> SSEError:
     told = CallbackError(f"{function} raised {type(error).__name__}")
     told.__cause__ = error
     return told
-
-
-class _Upstream:
-    """What comes from the upstream's stream, as the fields of entries. `end` is set once all was given."""
-
-    def __init__(self, stream: EventStream[Any] | AsyncEventStream[Any]) -> None:
-        self._stream = stream
-        self._channel = stream._channel
-        # What somebody has read, and not taken.
-        self._left: list[Any] = list(stream._items)
-        self.end: End | None = stream._end
-
-    def fail(self, error: SSEError) -> None:
-        """Abort the request, and end with an error."""
-        self._stream._abort()
-        self.end = End("error", error)
-
-    async def gather(self) -> list[dict[str, str]]:
-        """Return what is there, waiting for it."""
-        fields: list[dict[str, str]] = []
-        left, self._left = self._left, []
-        await self._add(left, fields)
-        size = 0
-        while self.end is None and size < _APPEND_BYTES and len(fields) < _APPEND_EVENTS:
-            entry = self._channel.poll() if fields else await self._channel.areceive()
-            if entry is None:
-                break
-            if isinstance(entry, Batch):
-                size += entry.charge
-                await self._add(entry.items, fields)
-            else:
-                await self._take(entry)
-        return fields
-
-    async def _add(self, items: list[Any], fields: list[dict[str, str]]) -> None:
-        events = [item for item in items if type(item) is not Comment]
-        if events and self._stream._decoder.has_done_function:
-            # It is the caller's, and may take its time.
-            events = await run_in_daemon_thread("sseqbridge-done", self._up_to_last, events)
-        fields.extend(map(event_fields, events))
-
-    def _up_to_last(self, events: list[Any]) -> list[Any]:
-        for count, event in enumerate(events, 1):
-            if self._stream._decoder.is_last(event):
-                self.end = End("done")
-                self._stream._subscription.request_drain()
-                return events[:count]
-        return events
-
-    async def _take(self, entry: Any) -> None:
-        if isinstance(entry, End):
-            self.end = End("closed") if entry is CLOSED else entry
-        elif isinstance(entry, Reconnecting) and self._stream._on_reconnect is not None:
-            await run_in_daemon_thread("sseqbridge-callback", partial(tell, self._stream._on_reconnect, entry))
-
-    async def body(self) -> Body:
-        """Return the body of an answer that is no stream, as far as it came."""
-        if self._stream._body is not None:
-            return self._stream._body
-        entry = await self._channel.areceive()
-        return entry if isinstance(entry, Body) else Body(b"", entry.error if isinstance(entry, End) else None)

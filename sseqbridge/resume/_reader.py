@@ -19,6 +19,7 @@ from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.exchange import EVENT_OVERHEAD, Batch, made_head, status_error
 from sseqbridge._engine.loop_state import LoopTask
 from sseqbridge._engine.scope import is_cancelled
+from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
@@ -60,7 +61,7 @@ class Begun(Protocol):
     @property
     def has_begun(self) -> bool: ...
     async def take_over(self) -> None: ...
-    def request_abort(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class ReaderOptions(NamedTuple):
@@ -78,14 +79,13 @@ class ReaderOptions(NamedTuple):
 
 
 class Reader(LoopTask):
-    """One reader's way through a stream: an Upstream, and its Origin too. Made in the caller's thread.
+    """One reader's way through a stream: a Subscription. Made in the caller's thread.
 
     `elected` makes the producer, in the loop's thread, where this one is to begin the stream: whoever opens it
     finds that in the channel, before the head.
     """
 
     is_reader = True
-    reconnections = 0
 
     def __init__(self, hub: Hub, options: ReaderOptions, elected: Callable[[Token, Position], Begun]) -> None:
         super().__init__(hub.state)
@@ -93,9 +93,9 @@ class Reader(LoopTask):
         self._options = options
         self._elected = elected
         self.channel: Channel[Any] = Channel(hub.loop, options.max_buffered_bytes)
-        self.last_event_id = options.last_event_id
+        self.initial_event_id = options.last_event_id
         self.position = START
-        self.received = self.events = 0
+        self._received = self._events = 0
         self.done_event: ServerSentEvent | None = None
         self._topic: Topic | None = None
         self._producer: Begun | None = None
@@ -280,8 +280,8 @@ class Reader(LoopTask):
     def _note(self, part: Part) -> None:
         self.position = part.position
         self._from_any = False
-        self.events += len(part.items)
-        self.received += part.size
+        self._events += len(part.items)
+        self._received += part.size
         if self._first_event_at is None and part.items:
             self._first_event_at = clock.monotonic()
 
@@ -411,37 +411,36 @@ class Reader(LoopTask):
     def _leave(self) -> None:
         if self._producer is not None and not self._producer.has_begun:
             # Nobody is there to begin.
-            self._producer.request_abort()
+            self._producer.abort()
         if self._task is not None:
             self._task.cancel()
 
-    # From anywhere, between any two bytecodes: no lock, no wait.
+    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 
-    def request_abort(self) -> None:
-        """Have the reading ended."""
+    def abort(self) -> None:
+        """Close the channel and end the reading."""
+        self.channel.close()
         post(self.loop, self._leave)
 
-    # Its decoder has no function that could say which event is the last: nobody asks for that.
-    request_drain = request_abort
+    # The decoder of a log's reader has no `done` function, which alone could ask for a drain.
+    drain = abort
 
-    def request_reconnect(self) -> None:
-        """There is no connection to drop; `check_asked` has said so."""
-
-    def check_asked(self) -> None:
+    def reconnect(self) -> None:
         """Raise UsageError: a log's reader has no connection of its own."""
         raise UsageError("a log's reader has no connection of its own that could be dropped")
 
     @property
     def target(self) -> str:
-        """What it reads."""
+        """What is read, for messages."""
         return f"the log's stream {self._options.key!r}"
 
-    @property
-    def exchange(self) -> Reader:
-        """Itself."""
-        return self
-
-    @property
-    def time_to_first_event(self) -> float | None:
-        """Seconds from the call to the first event's arrival."""
-        return None if self._first_event_at is None else self._first_event_at - self._started_at
+    def stats(self) -> StreamStats:
+        """Return a snapshot of the counters."""
+        first_event_at = self._first_event_at
+        return StreamStats(
+            bytes=self._received,
+            events=self._events,
+            buffered=self.channel.buffered,
+            reconnections=0,
+            time_to_first_event=None if first_event_at is None else first_event_at - self._started_at,
+        )

@@ -181,7 +181,7 @@ def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere:
 
 def is_down(events: EventStream[Any], closed_at: float) -> bool:
     """Whether nothing of a stream is under way since it was closed: that is waited for, for a second at most."""
-    return events.outcome != "closed" or events._subscription.finished or time.monotonic() > closed_at + 1
+    return events.outcome != "closed" or events._cursor.subscription.finished or time.monotonic() > closed_at + 1
 
 
 def take(count: int, events: EventStream[Any], items: list[Any]) -> None:

@@ -118,7 +118,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     assert meeting.reached.wait(10)
     # In a thread of its own: it waits for the loop's thread, which stands still.
     closing = in_thread(stream.close)
-    until(lambda: stream._channel.closed)
+    until(lambda: stream._cursor.channel.closed)
     meeting.go_on.set()
     closing.result(5)
     got = list(stream) if reading is None else reading.result(5)
@@ -135,7 +135,7 @@ def test_arrival_against_close(ask: Ask) -> None:
     assert meeting.reached.wait(10)
     until(lambda: stream.stats.events == 3)
     closing = in_thread(stream.close)
-    until(lambda: stream._channel.closed)
+    until(lambda: stream._cursor.channel.closed)
     assert list(stream) == []
     meeting.go_on.set()
     closing.result(5)
@@ -159,7 +159,7 @@ def test_close_against_the_end(ask: Ask, reads: bool) -> None:
         until(lambda: is_waiting(reading))
     assert meeting.reached.wait(10)
     closing = in_thread(stream.close)
-    until(lambda: stream._channel.closed)
+    until(lambda: stream._cursor.channel.closed)
     meeting.go_on.set()
     closing.result(5)
     got = list(stream) if reading is None else reading.result(5)
@@ -172,7 +172,7 @@ def test_the_end_against_close(ask: Ask) -> None:
     """The end is in, and nobody has read it: closing aborts nothing and is quiet."""
     transport = Steps(CHUNKS)
     stream = ask(transport)
-    until(lambda: stream._subscription.finished)
+    until(lambda: stream._cursor.subscription.finished)
     together([stream.close] * 10)
     assert list(stream) == []
     assert transport.closed == 1
@@ -210,25 +210,25 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     big = b'data: "%s"\n\n' % (b"x" * 1000)
     transport = Steps([big] * 50, stays_open=True)
     stream = ask(transport, max_buffered_bytes=3000)
-    channel = stream._channel
+    channel = stream._cursor.channel
     until(lambda: channel.buffered > 1500 and channel._is_held_back())
     loop_stands = Meeting()
-    stream._subscription.loop.call_soon_threadsafe(loop_stands)
+    stream._cursor.subscription.loop.call_soon_threadsafe(loop_stands)
     assert loop_stands.reached.wait(10)
     if first == "abort":
         closing = in_thread(stream.close)
-        until(lambda: stream._channel.closed)
+        until(lambda: stream._cursor.channel.closed)
         assert list(stream) == []
     else:
         # Taken until the producer has been told that there is room, which it has not seen yet.
         for _ in range(2):
             next(stream)
         closing = in_thread(stream.close)
-        until(lambda: stream._channel.closed)
+        until(lambda: stream._cursor.channel.closed)
     loop_stands.go_on.set()
     closing.result(5)
     until(lambda: transport.closed == 1)
-    assert stream._channel.buffered <= 6000
+    assert stream._cursor.channel.buffered <= 6000
 
 
 FORK_OR_EXIT = """

@@ -76,7 +76,7 @@ def ids_sent(server: SSEServer) -> list[str | None]:
 
 def is_between_connections(answer: Answer) -> bool:
     """Whether the connection is gone, and the next one not made."""
-    return answer.events._subscription.exchange.opened_at is None
+    return answer.events._cursor.subscription.exchange.opened_at is None
 
 
 class Notes:
@@ -685,7 +685,7 @@ def test_nothing_is_asked_for_after_the_last_event_whatever_becomes_of_the_conne
         assert answer.items() == [1]
         is_read.set()
         assert answer.events.outcome == "done"
-        ask.meanwhile(until, lambda: answer.events._subscription.finished)
+        ask.meanwhile(until, lambda: answer.events._cursor.subscription.finished)
         assert len(server.requests) == 1
     assert notes.calls == []
 
@@ -698,7 +698,7 @@ def test_nothing_is_asked_for_after_a_function_accepted_the_last_event(ask: Door
         ask.meanwhile(until, lambda: is_between_connections(answer))
         assert answer.items() == [2]
         assert answer.events.outcome == "done"
-        ask.meanwhile(until, lambda: answer.events._subscription.finished)
+        ask.meanwhile(until, lambda: answer.events._cursor.subscription.finished)
         assert len(server.requests) == 1
 
 
@@ -734,7 +734,7 @@ def test_asking_for_another_connection_pays_for_no_prompt_twice(ask: Door) -> No
     with SSEServer([send(1), silence()]) as server:
         answer = ask(server.url, data={}, reconnect=AT_ONCE)
         assert answer.next() == 1
-        answer.events._subscription.request_reconnect()
+        answer.events._cursor.subscription.request_reconnect()
         items, error = answer.fail()
         assert items == []
         assert isinstance(error, ReconnectionError)
@@ -1000,7 +1000,7 @@ def test_close_during_the_wait_ends_it_and_no_request_follows(ask: Door) -> None
         assert answer.items() == []
         assert answer.events.outcome == "closed"
         # Nothing can come of a task that has ended.
-        assert answer.events._subscription.finished
+        assert answer.events._cursor.subscription.finished
         assert len(server.requests) == 1
 
 
@@ -1023,7 +1023,7 @@ def test_asking_for_another_connection_and_closing_at_the_same_time(ask: Door, s
                 ask.meanwhile(lambda: server.wait_for_request(2, timeout=30))
             answer.events.reconnect()
         # Nothing can come of a task that has ended.
-        assert answer.events._subscription.finished
+        assert answer.events._cursor.subscription.finished
         assert count() <= 2 if stage != "open" else count() <= 3
 
 
@@ -1118,7 +1118,7 @@ def test_reconnect_drops_the_connection_now(ask: Door) -> None:
         assert answer.events.stats.reconnections == 1
         answer.events.reconnect()
         # As it comes where the end and the asking cross.
-        answer.events._subscription.reconnect_on_loop()
+        answer.events._cursor.subscription.reconnect_on_loop()
         assert len(server.requests) == 2
     assert notes.calls == [(1, 0.0, None)]
 
@@ -1171,7 +1171,7 @@ def test_reconnect_while_the_next_connection_waits_for_its_client(monkeypatch: p
         assert leased.acquire(timeout=30)
         stream.reconnect()
         # It has come to the loop, as what was posted after it.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), stream._subscription.loop).result(30)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), stream._cursor.subscription.loop).result(30)
         go.set()
         assert list(stream) == [2]
         assert len(server.requests) == 2

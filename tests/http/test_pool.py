@@ -20,7 +20,7 @@ async def leave_idle_connections(client: httpx.AsyncClient | None) -> None:
     with SSEServer([send(1), send("[DONE]")]) as server:
         for response in await asyncio.gather(*(arequest_sse(server.url, client=client) for _ in range(IDLE))):
             assert [item async for item in response.events] == [1]
-            await response.events._subscription.await_finished(30)
+            await response.events._cursor.subscription.await_finished(30)
 
 
 async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:

@@ -46,12 +46,12 @@ from sseqbridge import (
     arequest_sse,
     request_sse,
 )
+from sseqbridge._engine import caller_loops
 from sseqbridge._http import client as _client
 from sseqbridge._http import transport as _transport
 from sseqbridge._http.tls import TlsSession
 from sseqbridge._http.transport import BODY_EXTENSION, Transport
 from sseqbridge._runtime import sockets
-from sseqbridge._streams import api as _api
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -1643,7 +1643,7 @@ def test_stream_leaves_nothing_to_the_collector(ask_anew: Door) -> None:
         try:
             answer = ask_anew(server.url)
             assert answer.items() == [1]
-            connection = weakref.ref(answer.events._subscription.exchange)
+            connection = weakref.ref(answer.events._cursor.subscription.exchange)
             del answer
             until(lambda: connection() is None)
         finally:
@@ -2043,7 +2043,7 @@ def test_requests_that_make_a_loops_client_at_the_same_time_share_it(run: Run, m
     async def main() -> None:
         for answer in await asyncio.gather(*(arequest_sse(server.url) for _ in range(3))):
             assert [item async for item in answer.events] == [1]
-        assert len(_api._loop_states) == 1
+        assert len(caller_loops._states) == 1
 
     monkeypatch.setattr(_client, "_tls_context", None)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")

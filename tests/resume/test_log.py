@@ -144,7 +144,7 @@ def test_the_last_id_of_all_gives_the_end(log: Log, face: Face) -> None:
         face.open(log, "k", face.start(upstream.url)).items()
     ended = face.open(log, "k", decode="event")
     assert [event.data for event in ended.items()] == ["1"]
-    relayed = ended.events._done_event
+    relayed = ended.events._cursor.done_event
     assert relayed.data == "[DONE]"
     again = face.open(log, "k", last_event_id=relayed.id)
     # By which an EventSource knows that it need not come again.
@@ -169,7 +169,7 @@ def test_the_event_that_ends_it_is_kept_with_its_type(log: Log, face: Face) -> N
     with SSEServer([send(1), b"event: last\ndata: [DONE]\n\n"]) as upstream:
         reading = face.open(log, "k", face.start(upstream.url))
         assert (reading.items(), reading.outcome) == ([1], "done")
-        assert reading.events._done_event.event == "last"
+        assert reading.events._cursor.done_event.event == "last"
 
 
 def test_events_come_as_they_are(log: Log, face: Face) -> None:
@@ -803,7 +803,7 @@ def test_close_waits_until_leases_are_given_back(clock: FakeClock, ends: str) ->
         assert next(reading) == 1
         if ends == "interrupted and closed":
             (producer,) = (follower for follower in hub.topic("k")._followers if isinstance(follower, Producer))
-            producer.request_abort()
+            producer.abort()
             assert asked.wait(30)
         closing = in_thread(log.close)
         assert asked.wait(30)

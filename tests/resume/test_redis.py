@@ -31,6 +31,7 @@ from sseqbridge import (
     relay,
     request_sse,
 )
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import RedisLog, _lua
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
@@ -185,11 +186,12 @@ def test_who_has_had_the_end_is_told_it_under_a_lease_that_is_left(server: Redis
     with SSEServer([send(1), DONE]) as upstream, look_often(RedisLog.from_url(server.url, lease=LEASE)) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert stream.collect() == [1]
-        assert stream._done_event is not None
         with server.client() as client:
             token = client.get("sseqbridge:{k}:fence")
             assert client.set("sseqbridge:{k}:lease", token, px=700)
-        last_event_id = stream._done_event.id if at == "done" else stream.last_event_id
+        done = reader_of(stream).cursor.done_event
+        assert done is not None
+        last_event_id = done.id if at == "done" else stream.last_event_id
         with log.open("k", last_event_id=last_event_id) as again:
             with pytest.raises(StopIteration):
                 again.next(30)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from sseqbridge import Bridge, CallbackError, SSEError, amerge, arequest_sse, relay, request_sse, tee
+from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerge, arequest_sse, relay, request_sse, tee
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside
 from sseqbridge.testing import SSEServer, send, silence
 from tests.doors import Caller
@@ -504,9 +504,15 @@ def test_exception_of_a_client_function_in_a_thread_of_its_own(when: str, kind: 
 
     with Bridge(client=make) as bridge:
         asking = in_thread(ask)
-        with pytest.raises(CallbackError) as caught:
-            asking.result(10)
-        assert type(caught.value.__cause__) is kind
+        with pytest.raises((CallbackError, ReconnectionError)) as caught:
+            asking.result(30)
+        error: BaseException | None = caught.value
+        if when == "reconnecting":
+            # The stream is lost, and its cause says why.
+            assert isinstance(error, ReconnectionError)
+            error = error.__cause__
+        assert isinstance(error, CallbackError)
+        assert type(error.__cause__) is kind
 
 
 # What is not the caller's code.

@@ -21,10 +21,9 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
-from sseqbridge._engine import loop_state
+from sseqbridge._engine import caller_loops, loop_state
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import fork
-from sseqbridge._streams import api as _api
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
 from tests.support import python, started, until
@@ -452,7 +451,7 @@ def test_asynchronous_stream_of_another_process(
             async with response.events:
                 pass
             # Nor does the child end the stream of the loop that it goes on with.
-            stream_task = response.events._subscription
+            stream_task = response.events._cursor.subscription
             assert isinstance(stream_task, StreamTask)
             stream_task.abort_on_loop(None)
             async with await arequest_sse(upstream.url) as another:
@@ -474,7 +473,7 @@ def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:
         process = (-1, -1)
 
     async def main() -> None:
-        at_end = _api._at_loop_end(State())  # type: ignore[arg-type]
+        at_end = caller_loops._close_with_loop(State())  # type: ignore[arg-type]
         await at_end.__anext__()
         await at_end.aclose()
 
@@ -511,13 +510,13 @@ def test_fork_hooks_tell_the_parents_streams(
         # One that has given its connection back has none to leave.
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
         assert over.collect() == [0, 1]
-        until(lambda: over._subscription.finished)
-        assert isinstance(over._subscription, StreamTask)
-        over._subscription.exchange.detach_after_fork()
+        until(lambda: over._cursor.subscription.finished)
+        assert isinstance(over._cursor.subscription, StreamTask)
+        over._cursor.subscription.exchange.detach_after_fork()
         stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0
-        assert isinstance(stream._subscription, StreamTask)
-        monkeypatch.setattr(loop_state, "_states", WeakSet([stream._subscription.state]))
+        assert isinstance(stream._cursor.subscription, StreamTask)
+        monkeypatch.setattr(loop_state, "_states", WeakSet([stream._cursor.subscription.state]))
         fork._forked()
         assert fork.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):

@@ -178,7 +178,7 @@ def test_what_is_held_back_when_a_function_accepts_an_event_is_let_go() -> None:
 def test_a_function_may_accept_an_event_when_the_body_is_all_in() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2})]) as server:
         it = request_sse(server.url, done=lambda event: True).events
-        until(lambda: it._subscription.finished)
+        until(lambda: it._cursor.subscription.finished)
         assert list(it) == [{"n": 1}]
         assert it.outcome == "done"
 
@@ -818,5 +818,5 @@ def test_a_closed_port_leaves_nothing_behind() -> None:
 
 def test_misuse_of_the_bridge_argument() -> None:
     bridge: Any = "default"
-    with pytest.raises(UsageError, match="bridge is a str"):
+    with pytest.raises(UsageError, match="`bridge` must be"):
         request_sse("http://127.0.0.1:1/", bridge=bridge)

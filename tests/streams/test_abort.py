@@ -246,8 +246,8 @@ def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> Non
     # As by a forked child: closing our own descriptor would tell the upstream nothing.
     events, request = ask(flood, max_buffered_bytes=100_000)
     hold_back(request)
-    connection: Any = events._subscription.exchange
-    stream: Any = connection._network_stream
+    subscription: Any = events._cursor.subscription
+    stream: Any = subscription.exchange._network_stream
     inherited = os.dup(stream.get_extra_info("socket").fileno())
     try:
         events.close()
@@ -325,7 +325,7 @@ def test_a_consumer_blocked_in_a_loop_ends_quietly_when_another_thread_closes(si
 def test_close_waits_until_the_upstream_has_seen_it(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     it.close()
-    assert it._subscription.finished
+    assert it._cursor.subscription.finished
     assert it.outcome == "closed"
 
 
@@ -652,7 +652,7 @@ def test_a_flag_set_after_everything_is_in_ends_the_loop() -> None:
     burst = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([burst, send("[DONE]")]) as server:
         it = request_sse(server.url, cancel=cancel).events
-        until(lambda: it._subscription.finished)
+        until(lambda: it._cursor.subscription.finished)
         seen = []
         for item in it:
             seen.append(item)

@@ -49,8 +49,8 @@ from sseqbridge import (
     arequest_sse,
     request_sse,
 )
+from sseqbridge._engine import caller_loops
 from sseqbridge._http import client as _client
-from sseqbridge._streams import api as _api
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -92,7 +92,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
         yield run_on_new_loop
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
-    assert _api._loop_states == {}
+    assert caller_loops._states == {}
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -824,7 +824,7 @@ def test_loops_one_after_another_share_nothing(run: Run) -> None:
     with SSEServer([send(1), send("[DONE]")]) as server:
         for _ in range(3):
             run(lambda: ask(server.url))
-            assert _api._loop_states == {}
+            assert caller_loops._states == {}
         assert server.connections == 3
 
 
@@ -872,20 +872,20 @@ def test_a_loop_closed_without_ceremony_is_forgotten_with_the_next_request(run: 
     async def ask(url: str) -> None:
         response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=b"data: 1\n\n")
         async with httpx.AsyncClient(transport=httpx.MockTransport(lambda request: response)) as client:
-            await _api._loop_state()
+            await caller_loops.running_loop_state()
             async with await arequest_sse(url, client=client) as (_, _, items):
                 assert [item async for item in items] == [1]
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ask("http://127.0.0.1/"))
     loop.close()
-    assert list(_api._loop_states) == [loop]
+    assert list(caller_loops._states) == [loop]
     with SSEServer([send(1), send("[DONE]")]) as server:
 
         async def main() -> None:
             async with await arequest_sse(server.url) as (_, _, items):
                 assert [item async for item in items] == [1]
-            assert loop not in _api._loop_states
+            assert loop not in caller_loops._states
 
         run(main)
 

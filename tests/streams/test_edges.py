@@ -24,6 +24,7 @@ from sseqbridge import (
     arequest_sse,
     request_sse,
 )
+from sseqbridge._streams.cursor import Cursor
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
 from tests.doors import Door
 from tests.support import in_thread, together, until, until_blocked
@@ -81,16 +82,18 @@ def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStrea
 def test_last_event_id_that_is_read_while_the_consumer_goes_on_is_a_str() -> None:
     with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
 
-        class Passing(EventStream[Any]):
-            """Another thread, for which each look at a field comes between two of the consumer's steps."""
+        class Passing(Cursor[Any]):
+            """As seen by another thread that reads each field between two of the consumer's steps."""
+
+            __slots__ = ()
 
             def __getattribute__(self, name: str) -> Any:
                 value = super().__getattribute__(name)
-                if name == "_committed_id" and value is not None:
-                    next(self)
+                if name == "committed_id" and value is not None:
+                    next(events)
                 return value
 
-        events.__class__ = Passing
+        events._cursor.__class__ = Passing
         assert events.last_event_id == ""
         assert events.last_event_id == "1"
 
@@ -229,7 +232,7 @@ def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
-        events._channel.close()
+        events._cursor.channel.close()
         del events
         server.requests[0].wait_aborted()
 

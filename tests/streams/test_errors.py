@@ -232,7 +232,7 @@ def test_events_before_an_error_are_delivered_first(ask: Door, steps: list[Step]
         ask(server.url, max_event_bytes=1000) as answer,
     ):
         if not ask.is_async:
-            until(lambda: answer.events._subscription.finished)
+            until(lambda: answer.events._cursor.subscription.finished)
         items, error = answer.fail()
         assert (items, type(error)) == ([1, 2, 3], kind)
 
@@ -387,7 +387,7 @@ def test_heartbeats_are_bytes(clock: FakeClock, ask: Door) -> None:
 
 def is_held_back(answer: Answer) -> bool:
     """Whether the stream waits for its consumer to make room."""
-    return answer.events.stats.buffered > 0 and answer.events._subscription.writer.idle_since is None
+    return answer.events.stats.buffered > 0 and answer.events._cursor.subscription.writer.idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])

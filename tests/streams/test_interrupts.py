@@ -39,8 +39,11 @@ from sseqbridge import (
 )
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.exchange import Batch, Body, Head
+from sseqbridge._engine.stats import StreamStats
 from sseqbridge._streams import claims as _claims
+from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.decoding import Decoder
+from sseqbridge._streams.reader import ItemReader
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread
 
@@ -49,7 +52,7 @@ greenlet: Any = import_module("greenlet")
 
 PACKAGE = str(Path(sseqbridge.__file__).parent)
 # Called by the application: what they return is its.
-DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_hold"}
+DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_aread"}
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
 COUNT = 4
 
@@ -60,28 +63,20 @@ class Alarm(BaseException):
     """What a signal handler raises."""
 
 
-class Origin:
-    target = "http://upstream/"
-    received = events = reconnections = 0
-    done_event = None
-
-    def check_asked(self) -> None: ...
-
-
 class Loop:
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         callback(*args)
 
 
-class Upstream:
-    """What a stream reads from, in memory."""
+class InMemory:
+    """A subscription whose entries are all there."""
 
-    connection = Origin()
-    last_event_id = ""
-    time_to_first_event = None
+    target = "http://upstream/"
+    initial_event_id = ""
+    done_event = None
     is_inherited = False
     finished = True
-    # Its own thread is this one.
+    # The loop's thread is the test's.
     loop: Any = Loop()
 
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
@@ -96,8 +91,14 @@ class Upstream:
 
     def nothing(self, *_: Any) -> None: ...
 
-    check_process = request_abort = request_drain = request_reconnect = notify_finished = nothing
+    check_process = drain = reconnect = notify_finished = nothing
     call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
+
+    def abort(self) -> None:
+        self.channel.close()
+
+    def stats(self) -> StreamStats:
+        return StreamStats(0, 0, self.channel.buffered, 0, None)
 
     def in_loop_thread(self) -> bool:
         return False
@@ -106,13 +107,13 @@ class Upstream:
 
     def stream(self, kind: Any = EventStream) -> Any:
         head = Head(self.status, httpx.Headers(), "HTTP/1.1")
-        return kind(self, head, Decoder("text", None, "raise"), None, None)
+        return kind(ItemReader(Cursor(self, head, Decoder("text", None, "raise"), None, None)))
 
 
 def numbers(kind: Any = EventStream, *, end: End | None = None) -> Any:
     """A stream of "0", "1" and so on, in batches."""
     texts = [str(number) for number in range(COUNT)]
-    return Upstream([texts[:2], texts[2:3], texts[3:]], end).stream(kind)
+    return InMemory([texts[:2], texts[2:3], texts[3:]], end).stream(kind)
 
 
 class Interrupt:
@@ -321,7 +322,7 @@ def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
         with pytest.raises(sseqbridge.StatusError):
             stream.raise_for_status()
 
-    for stream, _ in interruptions(lambda: Upstream([], status=500).stream(), read):
+    for stream, _ in interruptions(lambda: InMemory([], status=500).stream(), read):
         read(stream)
 
 
@@ -333,7 +334,7 @@ def test_call_that_is_under_way_is_not_taken_over() -> None:
         stream = request_sse(server.url, decode="text").events
         assert stream.next() == "1"
         reading = in_thread(lambda: list(stream))
-        while not stream._is_claimed:
+        while not stream._reader.is_claimed:
             pass
         with pytest.raises(UsageError, match="one consumer"):
             stream.poll()
@@ -394,15 +395,17 @@ def test_error_of_a_signal_handler_is_not_taken_for_the_streams() -> None:
         return str(event)
 
     stream = numbers()
-    take = stream._before_take
 
-    def interrupted() -> bool:
-        if calls:
-            raise LookupError("a signal handler's")
-        return bool(take())
+    class Interrupted(Cursor[Any]):
+        __slots__ = ()
 
-    stream._decoder.item = decode
-    stream._before_take = interrupted
+        def leave_batch(self) -> bool:
+            if calls:
+                raise LookupError("a signal handler's")
+            return super().leave_batch()
+
+    stream._cursor.__class__ = Interrupted
+    stream._cursor.decoder.item = decode
     with pytest.raises(LookupError):
         stream.poll()
     assert stream.outcome == "closed"

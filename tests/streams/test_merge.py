@@ -29,7 +29,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._runtime import fork
-from sseqbridge._streams import merge as _merge
+from sseqbridge._streams.merger import Member
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
 
@@ -486,7 +486,7 @@ def test_closing_from_many_threads_at_once() -> None:
 def test_close_just_as_something_is_taken_ends_the_loop_quietly(
     monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:
-    take = _merge._Member.take
+    take = Member.take
 
     def closed_before(member: Any) -> Any:
         merged.close()
@@ -494,11 +494,11 @@ def test_close_just_as_something_is_taken_ends_the_loop_quietly(
 
     def abort_first(server: SSEServer) -> None:
         server.wait_for_request()
-        merged._members[0].abort()
+        merged._merger._members[0].abort()
 
     with SSEServer(steps) as server:
         merged = merge([call(server)])
-        monkeypatch.setattr(_merge._Member, "take", closed_before)
+        monkeypatch.setattr(Member, "take", closed_before)
         if steps == [silence()]:
             in_thread(lambda: abort_first(server))
         assert list(merged) == []
@@ -559,10 +559,10 @@ def test_poll_in_the_loops_body() -> None:
 @pytest.mark.parametrize(
     ("streams", "words"),
     [
-        (5, "not many streams"),
-        ("text", "not many streams"),
-        ([5], "0 is a int"),
-        ({"a": lambda: None}, "'a' is a function"),
+        (5, "expected a mapping of names to streams, .*, got int"),
+        ("text", "expected .*, got str"),
+        ([5], "stream 0 must be .*, got int"),
+        ({"a": lambda: None}, "'a' must be .*, got function"),
         ([partial(print)], "partial"),
     ],
 )
@@ -573,9 +573,9 @@ def test_what_is_no_stream(merging: Merging, streams: Any, words: str) -> None:
 
 def test_one_stream_is_not_many() -> None:
     with SSEServer([send(1), DONE]) as server, request_sse(server.url) as response:
-        with pytest.raises(UsageError, match="not many"):
+        with pytest.raises(UsageError, match=r"expected a mapping .*, got SSEResponse"):
             merge(response)
-        with pytest.raises(UsageError, match="'a' is a SSEResponse"):
+        with pytest.raises(UsageError, match=r"'a' must be .*, got SSEResponse"):
             asyncio.run(_read_all(amerge({"a": response})))
 
 
@@ -700,7 +700,8 @@ def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
 
 def test_streams_that_were_closed_just_now_give_nothing() -> None:
     merged = merge()
-    assert merged._told(merged._step(1)) == []
+    merger = merged._merger
+    assert merger.delivered(merger._step(1)) == []
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, None])
@@ -766,7 +767,7 @@ def test_poll_gives_what_came_before_an_error_first() -> None:
                 stream.poll()
     with SSEServer([send(1), cut()]) as server:
         stream = request_sse(server.url).events
-        until(lambda: stream._subscription.finished)
+        until(lambda: stream._cursor.subscription.finished)
         assert stream.poll() == [1]
         for _ in range(2):
             with pytest.raises(TruncatedStreamError):

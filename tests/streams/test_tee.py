@@ -29,7 +29,7 @@ from sseqbridge import (
     tee,
 )
 from sseqbridge._runtime import fork
-from sseqbridge._streams import tee as _tee
+from sseqbridge._streams.broadcaster import Broadcaster
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, together, until
 
@@ -47,7 +47,7 @@ def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
 
 def is_held_back(reader: EventStream[Any]) -> bool:
     """Whether the upstream waits for this reader."""
-    return reader._channel._is_held_back()
+    return reader._cursor.channel._is_held_back()
 
 
 def test_each_reader_gets_everything() -> None:
@@ -355,9 +355,9 @@ def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         bridge = Bridge()
         events = request_sse(server.url, decode="text", bridge=bridge).events
-        until(lambda: events._subscription.finished)
+        until(lambda: events._cursor.subscription.finished)
         bridge.close()
-        until(events._subscription.loop.is_closed)
+        until(events._cursor.subscription.loop.is_closed)
         one, other = tee(events, max_buffered_bytes=1_000)
         assert len(list(one)) == len(list(other)) == 30
 
@@ -365,7 +365,7 @@ def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
 def test_stream_whose_upstream_has_ended_gives_what_is_left() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         events = request_sse(server.url, decode="text").events
-        until(lambda: events._subscription.finished)
+        until(lambda: events._cursor.subscription.finished)
         one, other = tee(events, max_buffered_bytes=100_000)
         # Each is given no more than it may hold, also now: one batch of it, where that is larger.
         until(lambda: is_held_back(one) or is_held_back(other))
@@ -391,9 +391,9 @@ def test_function_that_says_which_event_is_the_last() -> None:
 
 def test_reader_that_an_asynchronous_server_reads() -> None:
     async def main(reader: EventStream[str]) -> list[str]:
-        items = [await reader._anext(30), await reader._anext(30)]
+        items = [await reader._reader.anext(30), await reader._reader.anext(30)]
         with pytest.raises(StopAsyncIteration):
-            await reader._anext(30)
+            await reader._reader.anext(30)
         return items
 
     with SSEServer([send("a"), send("end"), silence()]) as server:
@@ -485,12 +485,12 @@ def test_tee_of_a_tee() -> None:
 def test_what_leads_back_while_something_is_moved_comes_after_it() -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
-        fan = readers._fan
+        broadcaster = readers._broadcaster
         until(lambda: readers[0].stats.buffered)
-        fan._is_moving = True
-        fan._move()
-        assert fan._is_wanted
-        fan._is_moving = False
+        broadcaster._is_moving = True
+        broadcaster._move()
+        assert broadcaster._must_move
+        broadcaster._is_moving = False
         readers.close()
 
 
@@ -515,9 +515,9 @@ def test_repr_tells_how_many_readers_there_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"n": 0}, "n=0"),
-        ({"n": True}, "n=True"),
-        ({"slow": "drop"}, "slow='drop'"),
+        ({"n": 0}, "`n` must be a number of readers, 1 or more, got 0"),
+        ({"n": True}, "got True"),
+        ({"slow": "drop"}, "`slow` must be .*, got 'drop'"),
         ({"max_buffered_bytes": 0}, "max_buffered_bytes=0"),
         ({"max_history_bytes": -1}, "max_history_bytes=-1"),
     ],
@@ -531,10 +531,10 @@ def test_arguments_that_cannot_work(arguments: Any, match: str) -> None:
 
 
 def test_interrupt_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(fan: object) -> None:
+    def interrupted(broadcaster: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_tee.Broadcaster, "start", interrupted)
+    monkeypatch.setattr(Broadcaster, "start", interrupted)
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         with pytest.raises(KeyboardInterrupt):
@@ -545,7 +545,7 @@ def test_interrupt_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_no_stream() -> None:
     wrong: Callable[..., Any] = tee
-    with pytest.raises(UsageError, match="tee of a list"):
+    with pytest.raises(UsageError, match="`stream` must be what request_sse returns, got list"):
         wrong([1])
 
 

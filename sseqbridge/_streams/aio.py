@@ -1,0 +1,101 @@
+"""What arequest_sse returns: AsyncEventStream, and the response tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .stream import BaseStream, NotCopyable
+
+if TYPE_CHECKING:
+    import httpx
+    from typing_extensions import Self
+
+__all__ = ["AsyncEventStream", "AsyncSSEResponse"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class AsyncEventStream(BaseStream[T]):
+    """An event stream on the caller's own asyncio loop: `async for item in stream`.
+
+    Use `async with`, or contextlib.aclosing, if the loop may be left early: Python does not notify an
+    asynchronous iterator that its loop was left. A wait that is cancelled loses no item.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if not self._cursor.subscription.is_inherited:
+            await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        return self.next()
+
+    async def next(self, timeout: float | None = None) -> T:
+        """Return the next item, waiting for it.
+
+        `timeout` is in seconds, None waits indefinitely. Raises TimeoutError when it elapses (the
+        stream stays open), StopAsyncIteration at the end, and the stream's error if it ended with one.
+        """
+        return await self._reader.anext(timeout)
+
+    async def collect(self) -> list[T]:
+        """Read to the end, and return all items that are left. Raises the stream's error if it ends with one."""
+        return [item async for item in self]
+
+    async def raise_for_status(self) -> Self:
+        """Return the stream. Raises StatusError, with the body, unless the status is 200 or 204."""
+        if self._cursor.is_refused:
+            raise await self._reader.arefusal()
+        return self
+
+    async def aclose(self) -> None:
+        """Abort the request and end the stream; a consumer's loop ends quietly.
+
+        Waits until the upstream's socket is closed, at most a second. Raises UsageError in a forked child.
+        """
+        await self._reader.aclose()
+
+
+class AsyncSSEResponse(NotCopyable, tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Generic[T_co]):
+    """`status, headers, events`: what arequest_sse returns; `async with` closes it."""
+
+    __slots__ = ()
+
+    def __new__(cls, events: AsyncEventStream[T_co]) -> Self:
+        return super().__new__(cls, (events.status, events.headers, events))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.events!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.events.__aexit__(*exc_info)
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self[0]
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self[1]
+
+    @property
+    def events(self) -> AsyncEventStream[T_co]:
+        """The stream."""
+        return self[2]
+
+    async def raise_for_status(self) -> Self:
+        """Return the response. Raises StatusError, with the body, for a status but 200 and 204."""
+        await self.events.raise_for_status()
+        return self

@@ -1,0 +1,236 @@
+"""The arguments of request_sse and arequest_sse, and their checks.
+
+`RequestArguments` declares each option once, with its default; the functions' signatures are made of it.
+A wrong argument raises UsageError before anything is sent. Nothing that the caller passed is changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sseqbridge._checks import CancelFlag, Timeout, as_timeout, check_limits
+from sseqbridge._engine.scope import cancel_flag
+from sseqbridge._exceptions import UsageError
+from sseqbridge._http.request import (
+    DEFAULT_HEADERS,
+    RequestOptions,
+    check_last_event_id,
+    encode_json,
+    header_list,
+    is_replayable,
+)
+from sseqbridge._runtime import loops
+from sseqbridge._runtime.callbacks import guarded_body
+from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
+from sseqbridge._sse.retry_policy import ReconnectionPolicy
+
+from .decoding import Decode, Decoder, Done, ErrorEvents
+
+if TYPE_CHECKING:
+    import httpx
+
+    from sseqbridge._engine.reconnecting import OnReconnect
+
+__all__ = ["Headers", "PreparedRequest", "RequestArguments", "prepare"]
+
+Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
+
+_DEFAULT_TIMEOUT = Timeout()
+_DEFAULT_MAX_BUFFERED_BYTES = 1024 * 1024
+_READ_BYTES = 64 * 1024
+# A sentinel other than None: a caller's iterator that yields None is an error, not the end of the body.
+_NO_CHUNK: Any = object()
+
+
+@dataclass(slots=True)
+class RequestArguments:
+    """The arguments as the caller passed them; see request_sse."""
+
+    url: str | httpx.URL
+    headers: Headers = None
+    data: Any = None
+    _: KW_ONLY
+    json: Any = None
+    method: str | None = None
+    params: Any = None
+    content: Any = None
+    auth: Any = None
+    cookies: Any = None
+    files: Any = None
+    extensions: Mapping[str, Any] | None = None
+    decode: Decode = "json"
+    done: Done = "[DONE]"
+    require_done: bool = False
+    error_events: ErrorEvents = "raise"
+    comments: bool = False
+    timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT
+    cancel: CancelFlag | None = None
+    reconnect: ReconnectionPolicy | bool | None = None
+    on_reconnect: OnReconnect | None = None
+    last_event_id: str | None = None
+    follow_redirects: bool | None = None
+    check_content_type: bool = True
+    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
+    max_buffered_bytes: int = _DEFAULT_MAX_BUFFERED_BYTES
+
+
+class PreparedRequest(NamedTuple):
+    """A checked request: its options, and how its events are decoded."""
+
+    options: RequestOptions
+    decoder: Decoder
+    on_reconnect: OnReconnect | None
+
+
+def prepare(arguments: RequestArguments) -> PreparedRequest:
+    """Check the arguments. Raises UsageError for arguments that cannot work."""
+    decoder = Decoder(arguments.decode, arguments.done, arguments.error_events)
+    _check_combinations(arguments)
+    body = arguments.data if arguments.data is not None else arguments.json
+    content = arguments.content
+    cancel = cancel_flag(arguments.cancel, "the request was sent")
+    replayable = arguments.files is None and is_replayable(content)
+    policy = _policy(arguments.reconnect, arguments.on_reconnect, replayable)
+    own_headers, own_id = _without_last_event_id(
+        header_list(arguments.headers), check_last_event_id(arguments.last_event_id)
+    )
+    _check_framing(own_headers, own_length=content is not None)
+    has_body = body is not None or content is not None or arguments.files is not None
+    options = RequestOptions(
+        method=_method(arguments.method, has_body),
+        url=_url(arguments.url),
+        headers=_with_defaults(own_headers, is_json=body is not None),
+        build={
+            "params": arguments.params,
+            "content": encode_json(body) if body is not None else _content(content),
+            "cookies": arguments.cookies,
+            "files": arguments.files,
+            "extensions": dict(arguments.extensions or {}),
+        },
+        send={} if arguments.auth is None else {"auth": arguments.auth},
+        has_body=has_body,
+        last_event_id=own_id,
+        reconnect=policy,
+        replayable=replayable,
+        timeout=as_timeout(arguments.timeout),
+        follow_redirects=arguments.follow_redirects,
+        check_content_type=arguments.check_content_type,
+        done=arguments.done if isinstance(arguments.done, str) else None,
+        require_done=arguments.require_done,
+        comments=arguments.comments,
+        skip_empty=arguments.decode == "json",
+        max_event_bytes=check_limits("max_event_bytes", arguments.max_event_bytes),
+        max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
+        cancel=cancel,
+    )
+    return PreparedRequest(options, decoder, arguments.on_reconnect)
+
+
+def _check_combinations(arguments: RequestArguments) -> None:
+    if arguments.comments and arguments.decode != "event":
+        raise UsageError('comments=True gives Comment items, which only decode="event" can')
+    if arguments.require_done and arguments.done is None:
+        raise UsageError("require_done=True with done=None: say which event is the last")
+    if arguments.data is not None and arguments.json is not None:
+        raise UsageError("data and json are two names for the JSON body; pass one of them")
+    body = arguments.data if arguments.data is not None else arguments.json
+    if sum(part is not None for part in (body, arguments.content, arguments.files)) > 1:
+        raise UsageError("a request has one body: pass data (or json), content or files")
+    if not _is_auth(arguments.auth):
+        raise UsageError(f"`auth` must be (user, password) or an httpx.Auth, got {type(arguments.auth).__name__}")
+    extensions: object = arguments.extensions
+    if extensions is not None and not isinstance(extensions, Mapping):
+        raise UsageError(f"`extensions` must be a mapping, as httpx has it, got {type(extensions).__name__}")
+
+
+def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> ReconnectionPolicy | None:
+    policy: ReconnectionPolicy | None = None
+    if reconnect is not None and reconnect is not False:
+        if reconnect is not True and not isinstance(reconnect, ReconnectionPolicy):
+            raise UsageError(
+                f"`reconnect` must be True or a sseqbridge.ReconnectionPolicy, got {type(reconnect).__name__}"
+            )
+        policy = ReconnectionPolicy() if reconnect is True else reconnect
+    if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
+        raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")
+    if inspect.iscoroutinefunction(on_reconnect):
+        raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
+    if policy is not None and not replayable:
+        raise UsageError("reconnect sends the body again, and this one can be read only once: pass it as bytes")
+    return policy
+
+
+def _without_last_event_id(headers: list[tuple[str, str]], given: str) -> tuple[list[tuple[str, str]], str]:
+    """Return the headers without a Last-Event-ID, and what the first request is to go on from."""
+    sent = [value for name, value in headers if name.lower() == "last-event-id"]
+    if not sent:
+        return headers, given
+    if given or len(sent) > 1:
+        raise UsageError("Last-Event-ID is given more than once: pass last_event_id, or one header")
+    # As a server's own framework gives it on: bytes, each as one character.
+    given = sent[0].encode("latin-1").decode("utf-8", "replace")
+    return [pair for pair in headers if pair[0].lower() != "last-event-id"], check_last_event_id(given)
+
+
+def _is_auth(auth: Any) -> bool:
+    if isinstance(auth, tuple):
+        return len(auth) == 2 and all(isinstance(part, (str, bytes)) for part in auth)
+    return auth is None or callable(auth) or hasattr(auth, "async_auth_flow")
+
+
+def _check_framing(headers: list[tuple[str, str]], *, own_length: bool) -> None:
+    # What a response's headers hold, where they took the place of the request's under one name.
+    for name, _ in headers:
+        if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
+            raise UsageError(
+                f"headers: {name!r} is for the HTTP client to set; are these the headers of an earlier response?"
+            )
+
+
+def _method(method: object, has_body: bool) -> str:
+    if method is None:
+        return "POST" if has_body else "GET"
+    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+        raise UsageError(f"method={method!r} is no HTTP method")
+    return method.upper()
+
+
+def _url(url: object) -> str:
+    if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
+        raise UsageError(f"url is a {type(url).__name__}; it is a str or an httpx.URL")
+    return str(url)
+
+
+def _with_defaults(headers: list[tuple[str, str]], *, is_json: bool) -> list[tuple[str, str]]:
+    present = {name.lower() for name, _ in headers}
+    defaults = (*DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
+    return headers + [(name, value) for name, value in defaults if name.lower() not in present]
+
+
+def _content(content: Any) -> Any:
+    """Return a body that an asynchronous client takes."""
+    if isinstance(content, (bytearray, memoryview)):
+        return bytes(content)
+    if content is None or isinstance(content, (str, bytes)):
+        return content
+    if isinstance(content, AsyncIterable):
+        return guarded_body(content)
+    if isinstance(content, Mapping) or not isinstance(content, Iterable):
+        raise UsageError(
+            f"content is a {type(content).__name__}; it is str, bytes, an iterable of bytes or a binary file. "
+            "data= takes an object to be sent as JSON"
+        )
+    if isinstance(content, io.TextIOBase):
+        raise UsageError("content is a file that is open for text; open it as a binary file")
+    read = getattr(content, "read", None)
+    return guarded_body(_async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content)))
+
+
+async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    # In a thread, chunk by chunk: the caller's iterator may take its time, the loop may not.
+    while (chunk := await loops.run_in_daemon_thread("sseqbridge-body", next, chunks, _NO_CHUNK)) is not _NO_CHUNK:
+        yield chunk

@@ -1,0 +1,232 @@
+"""A consumer's place in a stream: entries of a subscription become items, one after another.
+
+Only the consumer that holds the stream's claim (see reader.py) calls the methods and writes the fields.
+Any thread may read `outcome`, `last_event`, `last_event_id`, `retry`, and call `abort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sseqbridge._engine.channel import End
+from sseqbridge._engine.exchange import Batch, Body, status_error
+from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.scope import is_cancelled
+from sseqbridge._exceptions import CallbackError, StatusError
+from sseqbridge._sse.events import Comment, ServerSentEvent
+
+if TYPE_CHECKING:
+    from sseqbridge._checks import CancelFlag
+    from sseqbridge._engine.exchange import Head
+    from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.stream_task import Entry
+
+    from .decoding import Decoder
+    from .subscription import Subscription
+
+__all__ = ["Cursor"]
+
+T = TypeVar("T")
+
+_NO_ITEMS: Iterator[Any] = iter(())
+
+
+class Cursor(Generic[T]):
+    """The current batch, the position behind it, and how the stream ended."""
+
+    __slots__ = (
+        "_batch",
+        "_body",
+        "_cancel",
+        "_on_reconnect",
+        "channel",
+        "committed_id",
+        "decoder",
+        "end",
+        "has_cancel",
+        "head",
+        "is_draining",
+        "items",
+        "last_event",
+        "retry",
+        "subscription",
+    )
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        head: Head,
+        decoder: Decoder,
+        cancel: CancelFlag | None,
+        on_reconnect: OnReconnect | None,
+    ) -> None:
+        self.subscription = subscription
+        self.channel = subscription.channel
+        self.head = head
+        self.decoder = decoder
+        self.has_cancel = cancel is not None
+        self._cancel = cancel
+        self._on_reconnect = on_reconnect
+        # The undecoded items of the current batch. Every way of reading draws on this one iterator.
+        self.items: Iterator[Any] = _NO_ITEMS
+        self._batch: Batch | None = None
+        self._body: Body | None = None
+        self.last_event: ServerSentEvent | None = None
+        # The last event ID behind the last batch that was consumed whole; None within a batch.
+        self.committed_id: str | None = subscription.initial_event_id
+        self.retry: float | None = None
+        self.end: End | None = None
+        # Whether the caller's `done` function ended the stream, and the rest of the body is being read.
+        self.is_draining = False
+
+    def fork(self, subscription: Subscription) -> Cursor[T]:
+        """Return a cursor over another subscription that decodes in the same way."""
+        return Cursor(subscription, self.head, self.decoder, self._cancel, self._on_reconnect)
+
+    # From any thread.
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream has neither ended nor been closed."""
+        return self.end is None and not self.channel.closed
+
+    @property
+    def outcome(self) -> str | None:
+        """None while the stream is open, then "done", "eof", "closed" or "error"."""
+        if self.end is not None:
+            return self.end.outcome
+        return "closed" if self.channel.closed else None
+
+    @property
+    def last_event_id(self) -> str:
+        """The last event ID of what was consumed; "" if there was none."""
+        # Each field is read once, since the consumer's thread may be writing them.
+        committed_id = self.committed_id
+        if committed_id is not None:
+            return committed_id
+        event = self.last_event
+        return "" if event is None else event.id
+
+    @property
+    def done_event(self) -> ServerSentEvent | None:
+        """The event whose data ended the stream; None if none did."""
+        return self.subscription.done_event
+
+    def abort(self) -> None:
+        """Close the channel and abort the request. Safe between any two bytecodes: no lock, no wait."""
+        if not self.subscription.is_inherited:
+            self.subscription.abort()
+
+    # The consumer's.
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the answer is neither 200 nor 204."""
+        return self.head.status not in (200, 204)
+
+    @property
+    def lacks_body(self) -> bool:
+        """Whether the body of an error answer may still arrive."""
+        return self._body is None and self.is_open
+
+    def status_error(self) -> StatusError:
+        """Return the error for the answer's status, with as much of the body as has arrived."""
+        body = self._body or Body(b"", None if self.end is None else self.end.error)
+        return status_error(self.subscription.target, self.head, body)
+
+    @property
+    def body(self) -> Body | None:
+        """The body of an error answer, once it was received."""
+        return self._body
+
+    @property
+    def on_reconnect(self) -> OnReconnect | None:
+        """The caller's function, which the consumer calls for each attempt to reconnect."""
+        return self._on_reconnect
+
+    def unread(self) -> list[Batch | Body]:
+        """Return the part of the current entry that was not consumed, as entries."""
+        items = list(self.items)
+        if not items or isinstance(items[0], Body):
+            return items
+        assert self._batch is not None
+        return [replace(self._batch, items=items, events=len(items))]
+
+    def item(self, event: Any) -> T:
+        """Return the item for an event, a comment, or an error answer's body."""
+        decoder = self.decoder
+        try:
+            if type(event) is Body:
+                return decoder.body(event.content)  # type: ignore[no-any-return]
+            item: T = decoder.item(event)
+            if type(event) is not Comment:
+                self.last_event = event
+                self.committed_id = None
+                if decoder.has_done_function and decoder.is_last(event):
+                    self._finish()
+        except Exception as exc:
+            self.fail(exc)
+            raise
+        return item
+
+    def _finish(self) -> None:
+        """End the stream, since the caller's `done` function accepted an event."""
+        self.end = End("done")
+        self.is_draining = True
+        self.channel.close()
+        self.subscription.drain()
+
+    def fail(self, exc: Exception) -> None:
+        """End the stream with an error, which every later read raises again."""
+        self.end = End("error", exc)
+        self.abort()
+
+    def leave_batch(self) -> bool:
+        """Commit the current batch, which was consumed whole. Returns False if no entry can follow."""
+        self.subscription.check_process()
+        if self._batch is not None:
+            if self.is_open:
+                self.committed_id, self.retry = self._batch.last_event_id, self._batch.retry
+            # Else it was not consumed whole: the last event is the position.
+            self._batch = None
+        if self.end is not None:
+            if self.end.error is not None:
+                # Without the frames of earlier raises, which would accumulate.
+                raise self.end.error.with_traceback(None)
+            return False
+        return not self.is_stopped()
+
+    def is_stopped(self) -> bool:
+        """Whether close() was called or the caller's cancel flag is set: no further item is wanted."""
+        if self.has_cancel and self.is_open:
+            try:
+                if is_cancelled(self._cancel):
+                    self.abort()
+            except CallbackError as exc:
+                self.fail(exc)
+                raise
+        return self.channel.closed
+
+    def accept(self, entry: Entry | End) -> None:
+        """Make an entry the current one. Raises the stream's error if the entry is one."""
+        if isinstance(entry, Batch):
+            self._batch, self.items = entry, iter(entry.items)
+        elif isinstance(entry, Reconnecting):
+            try:
+                tell(self._on_reconnect, entry)
+            except Exception as exc:
+                self.fail(exc)
+                raise
+        elif isinstance(entry, Body):
+            self._body = entry
+            if not self.decoder.gives_body or entry.error is not None:
+                self.fail(self.status_error())
+            elif entry.content:
+                self.items = iter((entry,))
+        else:
+            assert isinstance(entry, End)
+            self.end = entry
+        if self.end is not None and self.end.error is not None:
+            raise self.end.error

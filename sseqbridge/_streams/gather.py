@@ -1,0 +1,87 @@
+"""gather: many short streams, a few at a time, each to its end."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sized
+from importlib import import_module
+from typing import Any
+
+from sseqbridge._exceptions import UsageError
+
+from .merger import Errors, Merger, NamedStreams, member_of, named_streams
+
+__all__ = ["gather"]
+
+
+def gather(
+    calls: NamedStreams,
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Errors = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[Any, Any]]:
+    """Yield `(name, items)` of many short streams, `limit` of them at a time: all items of each, as a list.
+
+    `calls` is a mapping of names to functools.partial(request_sse, ...), or an iterable of these,
+    read as it is needed. The results come in the order of the calls (those that are complete before
+    their turn are kept until then), or with `in_order=False` as they are complete. One stream's error
+    is raised at once and ends the others; with `errors="yield"` it stands in the place of its items.
+    `progress=True` shows a bar, with tqdm.
+
+    Raises UsageError for arguments that cannot work, ImportError where tqdm is not installed.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise UsageError(f"`limit` must be a number of streams, 1 or more, got {limit!r}")
+    merger = Merger(errors)
+    bar = _progress_bar(calls) if progress else None
+    return _results(merger, named_streams(calls), limit, in_order, bar)
+
+
+def _results(
+    merger: Merger, calls: Iterator[tuple[Any, Any]], limit: int, in_order: bool, bar: Any
+) -> Iterator[tuple[Any, Any]]:
+    # By number: the items of streams that are open, and the results of streams that have ended.
+    items: dict[int, list[Any]] = {}
+    results: dict[int, Any] = {}
+    order: deque[int] = deque()
+    try:
+        while True:
+            for name, call in itertools.islice(calls, limit - len(items)):
+                # Before the request is sent.
+                merger.check_process()
+                number = merger.add(member_of(name, call))
+                items[number] = []
+                order.append(number)
+            if not items:
+                return
+            step = merger.receive()
+            items[step.number] += step.items
+            if not step.has_ended:
+                merger.release(step)
+                continue
+            if step.error is not None and merger.errors == "raise":
+                raise step.error
+            complete = items.pop(step.number)
+            results[step.number] = step.name, complete if step.error is None else step.error
+            if bar is not None:
+                bar.update(1)
+            if not in_order:
+                order.remove(step.number)
+                yield results.pop(step.number)
+            while order and order[0] in results:
+                yield results.pop(order.popleft())
+    finally:
+        merger.close()
+        if bar is not None:
+            bar.close()
+
+
+def _progress_bar(calls: NamedStreams) -> Any:
+    try:
+        tqdm = import_module("tqdm").tqdm
+    except ImportError as exc:
+        raise ImportError("progress=True shows a bar with tqdm: pip install tqdm", name="tqdm") from exc
+    return tqdm(total=len(calls) if isinstance(calls, Sized) else None, unit="stream")

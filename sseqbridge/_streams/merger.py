@@ -1,0 +1,248 @@
+"""Many streams as one: what merge and gather share.
+
+Each stream keeps its own channel, and so its own bound (backpressure is per stream). A stream that has
+something for the consumer puts its number into one queue, and again after the consumer has taken that:
+one batch at a time, so that a stream with many events starves no other.
+
+Thread-safety: the streams' loops put into the ready queue, which takes several producers as long as its
+entries carry no charge. The dict of members is changed by the consumer and, from any thread, by `add`,
+`close` and finalizers: each change is one atomic step that expects no key to be present.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from sseqbridge._engine.channel import End, ThreadChannel
+from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime import fork
+
+from .aio import AsyncEventStream, AsyncSSEResponse
+from .api import PendingResponse, apending, arequest_sse, pending, request_sse
+from .reader import ItemReader
+from .stream import reader_of
+from .sync import EventStream, SSEResponse
+
+__all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
+
+Errors = Literal["raise", "yield"]
+NamedStreams = Mapping[Any, Any] | Iterable[Any]
+
+
+def named_streams(streams: NamedStreams) -> Iterator[tuple[Any, Any]]:
+    """Return the names and streams of a mapping, or an iterable, whose names are 0, 1, 2..."""
+    if isinstance(streams, (str, bytes, EventStream, SSEResponse)) or not isinstance(streams, Iterable):
+        raise UsageError(f"expected a mapping of names to streams, or an iterable of streams, got {_kind(streams)}")
+    return iter(streams.items()) if isinstance(streams, Mapping) else iter(enumerate(streams))
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+class Member:
+    """One of the streams: a reader, or at first a request whose answer's head has not arrived."""
+
+    __slots__ = ("is_own", "name", "pending", "reader")
+
+    def __init__(self, name: Any, pending: PendingResponse | None, reader: ItemReader[Any] | None) -> None:
+        self.name = name
+        self.pending = pending
+        self.reader = reader
+        # Whether the request was sent for the merger, so that there is no other reference to it.
+        self.is_own = pending is not None
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once, as soon as take() has something to return."""
+        if self.reader is not None:
+            self.reader.notify(wake)
+        else:
+            assert self.pending is not None
+            self.pending.subscription.channel.notify(wake)
+
+    def take(self) -> tuple[list[Any], bool]:
+        """Return the items of one batch, and whether the stream has ended. Raises the stream's error."""
+        reader = self.reader
+        if reader is None:
+            self._take_head()
+            return [], False
+        if self.is_own and reader.cursor.is_refused:
+            raise reader.poll_refusal()
+        return reader.poll_batch()
+
+    def _take_head(self) -> None:
+        assert self.pending is not None
+        entry = self.pending.subscription.channel.poll()
+        head = None if entry is None else self.pending.head_of(entry)
+        if head is not None:
+            self.reader, self.pending = self.pending.reader(head), None
+
+    def abort(self) -> None:
+        """Abort the request. Safe between any two bytecodes: no lock, no wait."""
+        if self.reader is not None:
+            self.reader.abort()
+        elif self.pending is not None:
+            self.pending.subscription.abort()
+
+
+class Step(NamedTuple):
+    """What one stream delivered: items, or its end, with the error if there was one."""
+
+    number: int
+    name: Any
+    items: list[Any]
+    has_ended: bool = False
+    error: Exception | None = None
+
+
+# The step after close().
+CLOSED = Step(-1, None, [])
+
+
+class Merger:
+    """The streams that are merged, by number."""
+
+    def __init__(self, errors: Errors) -> None:
+        if errors not in ("raise", "yield"):
+            raise UsageError(f'`errors` must be "raise" or "yield", got {errors!r}')
+        self.errors = errors
+        self._ready: ThreadChannel[int] = ThreadChannel(1)
+        self._numbers = itertools.count()
+        self._process = fork.process_token()
+        self._members: dict[int, Member] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called."""
+        return self._ready.closed
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child, and the streams its parent's."""
+        return self._process != fork.process_token()
+
+    def check_process(self) -> None:
+        """Raise UsageError in a forked child."""
+        if self.is_inherited:
+            raise UsageError("these streams were merged before a fork, and are the parent's to read: merge others")
+
+    def add(self, member: Member) -> int:
+        """Add a stream, from any thread, and return its number. Raises UsageError once closed."""
+        self.check_process()
+        if any(member.reader is not None and member.reader is other.reader for other in tuple(self._members.values())):
+            raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
+        number = next(self._numbers)
+        self._members[number] = member
+        if self._ready.closed:
+            # Checked after the insertion: close() may have run in another thread in between.
+            self._abort_all()
+            raise UsageError("these streams were merged and are over: merge others")
+        self._await(number, member)
+        return number
+
+    def _await(self, number: int, member: Member) -> None:
+        member.notify(functools.partial(self._ready.send_nowait, number))
+
+    def receive(self) -> Step:
+        """Wait for the next step; CLOSED after close()."""
+        self.check_process()
+        number = self._ready.receive()
+        return CLOSED if isinstance(number, End) else self._step(number)
+
+    async def areceive(self) -> Step:
+        """Wait for the next step, in a coroutine."""
+        number = await self._ready.areceive()
+        return CLOSED if isinstance(number, End) else self._step(number)
+
+    def _step(self, number: int) -> Step:
+        member = self._members.get(number)
+        if member is None:
+            # Closed in another thread.
+            return CLOSED
+        try:
+            items, has_ended = member.take()
+        except Exception as exc:
+            self._members.pop(number, None)
+            member.abort()
+            if self._ready.closed:
+                # The error is a consequence of close() in another thread.
+                return CLOSED
+            exc.stream_name = member.name  # type: ignore[attr-defined]
+            if sys.version_info >= (3, 11):
+                exc.add_note(f"It is the stream that was merged as {member.name!r}.")
+            return Step(number, member.name, [], True, exc)
+        if has_ended:
+            self._members.pop(number, None)
+        return Step(number, member.name, items, has_ended)
+
+    def release(self, step: Step) -> None:
+        """Wait for the stream's next batch, now that the consumer has processed this one."""
+        member = self._members.get(step.number)
+        if member is not None:
+            self._await(step.number, member)
+
+    def delivered(self, step: Step) -> list[tuple[Any, Any]]:
+        """Return the step's items with the stream's name. Raises its error, unless errors are items."""
+        if step.error is None:
+            return [(step.name, item) for item in step.items]
+        if self.errors == "raise":
+            raise step.error
+        return [(step.name, step.error)]
+
+    def _abort_all(self) -> None:
+        # Several threads may run this at the same time.
+        with contextlib.suppress(KeyError):
+            while True:
+                _, member = self._members.popitem()
+                member.abort()
+
+    def close(self) -> None:
+        """Abort all streams that are left, and end the consumer's wait. Thread-safe."""
+        if not self.is_inherited:
+            self._ready.close()
+            self._abort_all()
+
+    def abort_own(self) -> bool:
+        """Abort the requests that were sent for the merger. Returns False if there are none. For finalizers."""
+        own = [] if self.is_inherited else [member for member in tuple(self._members.values()) if member.is_own]
+        for member in own:
+            member.abort()
+        return bool(own)
+
+
+def member_of(name: Any, stream: Any) -> Member:
+    """Return a member for what a caller passed to merge or gather. Raises UsageError."""
+    if isinstance(stream, SSEResponse):
+        stream = stream.events
+    if isinstance(stream, EventStream):
+        reader = reader_of(stream)
+        reader.check_usable()
+        return Member(name, None, reader)
+    if isinstance(stream, functools.partial) and stream.func is request_sse:
+        return Member(name, pending(stream), None)
+    raise UsageError(
+        f"the stream {name!r} must be what request_sse returns, or functools.partial(request_sse, url, ...), "
+        f"got {_kind(stream)}"
+    )
+
+
+async def amember_of(name: Any, stream: Any) -> Member:
+    """Return a member for what a caller passed to amerge. Raises UsageError."""
+    if isinstance(stream, AsyncSSEResponse):
+        stream = stream.events
+    if isinstance(stream, AsyncEventStream):
+        return Member(name, None, reader_of(stream))
+    if isinstance(stream, functools.partial) and stream.func is arequest_sse:
+        return Member(name, await apending(stream), None)
+    raise UsageError(
+        f"the stream {name!r} must be what arequest_sse returns, or functools.partial(arequest_sse, url, ...), "
+        f"got {_kind(stream)}"
+    )

@@ -1,0 +1,433 @@
+"""ItemReader: all ways of reading a stream's items, one consumer at a time.
+
+The public streams wrap an ItemReader; merge, gather and relay read one; tee and a log's producer detach
+its subscription and read the entries themselves.
+
+The reader owns the request: when the last reference to an open reader is dropped, the request is aborted.
+A loop's generator refers to the reader, so that `for item in request_sse(...).events` keeps it.
+
+A claim says who the consumer is (see claims.py): the frame of a call, or a suspended loop or coroutine.
+A claim whose call has ended is taken over by the next call. A call that is interrupted (Ctrl-C, a signal
+handler that raises) after it may have taken an item ends the stream, so that no item is lost unnoticed.
+Fields written by the consumer are written under the claim alone; `abort` needs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import sys
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from sseqbridge._engine.channel import CLOSED, ELAPSED, End
+from sseqbridge._engine.exchange import Body
+from sseqbridge._exceptions import SSEError, StatusError, UsageError
+from sseqbridge._runtime import threads
+from sseqbridge._runtime.clock import clock
+from sseqbridge._sse.events import Comment
+
+from .claims import Claim, Claims
+from .cursor import Cursor
+
+if TYPE_CHECKING:
+    from sseqbridge._engine.exchange import Batch, Head
+    from sseqbridge._engine.reconnecting import OnReconnect
+
+    from .decoding import Decoder
+    from .subscription import Subscription
+
+__all__ = ["Detached", "ItemReader"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# How long close() waits until the upstream's socket is closed.
+_CLOSE_SECONDS = 1.0
+# How long the end of a stream waits for the rest of the body, after the caller's `done` function accepted
+# an event: long enough for the connection to be reused, short enough not to be noticed.
+_END_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Detached:
+    """What a reader read from, for its new owner: `unread` comes first, then the entries of `subscription`.
+
+    `end` is set if the stream has ended already; `body` is that of an error answer, if it was received.
+    """
+
+    subscription: Subscription
+    head: Head
+    decoder: Decoder
+    on_reconnect: OnReconnect | None
+    unread: list[Batch | Body]
+    body: Body | None
+    end: End | None
+
+
+class ItemReader(Generic[T]):
+    """Reads the items of one subscription."""
+
+    def __init__(self, cursor: Cursor[T]) -> None:
+        self.cursor = cursor
+        self._claims = Claims()
+        # Whether an interrupted call may have taken an item.
+        self._may_lose = False
+        # The thread of a for loop that is under way: the loop's body may call next() and poll().
+        self._loop_thread: int | None = None
+        # Whether a for loop was left, which aborted the request.
+        self.is_abandoned = False
+        self.is_detached = False
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        # The attribute is missing if __init__ raised.
+        if not hasattr(self, "is_detached") or self.is_detached:
+            return
+        cursor = self.cursor
+        if cursor.end is not None or cursor.subscription.is_inherited:
+            return
+        was_open = cursor.is_open
+        # Also if it was closed: an interrupt may have come between the two steps of an abort.
+        cursor.abort()
+        if was_open and cursor.head.status == 200:
+            message = f"a stream of {cursor.subscription.target} was dropped while it was open: close it, or use `with`"
+            _warn(message, ResourceWarning, source=self)
+
+    # Ownership.
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether there is a consumer now."""
+        return self._claims.is_held()
+
+    def check_usable(self) -> None:
+        """Raise UsageError in a forked child, and after a for loop was left."""
+        self.cursor.subscription.check_process()
+        if self.is_abandoned:
+            raise UsageError(
+                "the request was aborted when its for loop was left; to take a few items and go on later use "
+                "next(it), or loop over it.keep_open(), which aborts nothing when it is left"
+            )
+
+    def detach(self) -> Detached:
+        """Give the subscription to the caller. Raises UsageError if there is a consumer."""
+        self.cursor.subscription.check_process()
+        claim = Claim()
+        self._claims.append(claim)
+        self._check_claim(claim)
+        self.is_detached = True
+        cursor = self.cursor
+        return Detached(
+            cursor.subscription,
+            cursor.head,
+            cursor.decoder,
+            cursor.on_reconnect,
+            cursor.unread(),
+            cursor.body,
+            cursor.end,
+        )
+
+    def fork(self, subscription: Subscription) -> ItemReader[T]:
+        """Return a reader of another subscription that decodes in the same way."""
+        return ItemReader(self.cursor.fork(subscription))
+
+    def abort(self) -> None:
+        """Abort the request and end the stream. Safe between any two bytecodes: no lock, no wait."""
+        self.cursor.abort()
+
+    def close(self) -> None:
+        """Abort the request, and wait until the upstream's socket is closed, at most a second."""
+        subscription = self.cursor.subscription
+        subscription.check_process()
+        if self._abort_unless_ended() and not subscription.in_loop_thread() and threads.may_wait():
+            subscription.wait_finished(_CLOSE_SECONDS)
+
+    async def aclose(self) -> None:
+        """Do the same as close(), in a coroutine."""
+        subscription = self.cursor.subscription
+        subscription.check_process()
+        if self._abort_unless_ended():
+            await subscription.await_finished(_CLOSE_SECONDS)
+
+    def _abort_unless_ended(self) -> bool:
+        end = self.cursor.end
+        if end is not None and end.outcome != "error":
+            return False
+        self.abort()
+        return True
+
+    # Claims.
+
+    def _check_claim(self, claim: object) -> None:
+        if not self._claims.contend(claim, self._end_if_lossy):
+            raise UsageError(
+                "this stream has one consumer at a time, and is being read already: by another thread, or by a "
+                "loop that is not over (a variable may hold its iterator); inside a loop, next() takes further items"
+            )
+
+    def _end_if_lossy(self) -> None:
+        """End the stream if a call that was interrupted, or failed, may have taken an item."""
+        if self._may_lose and self.cursor.is_open:
+            self.abort()
+
+    def _is_in_loop_body(self) -> bool:
+        return self._loop_thread == threading.get_ident() and self._claims.is_held()
+
+    def _claimed(self, read: Callable[..., R], *arguments: Any) -> R:
+        """Call a method that reads, as the only consumer."""
+        self.cursor.subscription.check_process()
+        claims = self._claims
+        # The frame is in no local variable: a frame that refers to itself is left to the garbage collector.
+        claims.append(sys._getframe())
+        if len(claims) > 1:
+            self._check_claim(sys._getframe())
+        try:
+            self._may_lose = True
+            result = read(*arguments)
+            claims.popleft()
+            return result
+        except BaseException:
+            self._end_if_lossy()
+            claims.discard(sys._getframe())
+            raise
+
+    def _nested(self, read: Callable[..., R], *arguments: Any) -> R:
+        """Call a method that reads, in the body of a for loop, which has the claim."""
+        self._may_lose = True
+        try:
+            return read(*arguments)
+        except BaseException:
+            self._end_if_lossy()
+            raise
+
+    def _aclaimed(self, read: Callable[..., Awaitable[R]], *arguments: Any) -> Coroutine[Any, Any, R]:
+        """Return a coroutine that awaits a method which reads, as the only consumer."""
+        claim = Claim()
+        coroutine = self._aread(claim, read, *arguments)
+        claim.held_by(coroutine)
+        return coroutine
+
+    async def _aread(self, claim: Claim, read: Callable[..., Awaitable[R]], *arguments: Any) -> R:
+        self.cursor.subscription.check_process()
+        claims = self._claims
+        claims.append(claim)
+        if claims[0] is not claim:
+            self._check_claim(claim)
+        try:
+            self._may_lose = True
+            result = await read(*arguments)
+            claims.popleft()
+            return result
+        except BaseException as exc:
+            # A wait that is cancelled, or whose coroutine is closed, has taken nothing.
+            if not isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
+                self._end_if_lossy()
+            claims.discard(claim)
+            raise
+
+    def _raise_timeout(self) -> NoReturn:
+        # Nothing was taken.
+        self._may_lose = False
+        raise TimeoutError(ELAPSED)
+
+    # In a thread.
+
+    def next(self, timeout: float | None = None) -> T:
+        """Return the next item, waiting at most `timeout` seconds; see EventStream.next."""
+        if self._loop_thread is not None and self._is_in_loop_body():
+            return self._nested(self._next, timeout)
+        # As _claimed, inlined: this runs for every item.
+        claims = self._claims
+        claims.append(sys._getframe())
+        if len(claims) > 1:
+            self._check_claim(sys._getframe())
+        try:
+            self._may_lose = True
+            item = self._next(timeout)
+            claims.popleft()
+            return item
+        except BaseException:
+            self._end_if_lossy()
+            claims.discard(sys._getframe())
+            raise
+
+    def _next(self, timeout: float | None) -> T:
+        cursor = self.cursor
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        while True:
+            if not cursor.is_stopped():
+                for event in cursor.items:
+                    return cursor.item(event)
+            if not self._receive(None if deadline is None else max(0.0, deadline - clock.monotonic())):
+                raise StopIteration
+
+    def _receive(self, timeout: float | None) -> bool:
+        """Make the next entry the current one, waiting for it. Returns False at the end of the stream."""
+        cursor = self.cursor
+        if cursor.is_draining:
+            cursor.is_draining = False
+            cursor.subscription.wait_finished(_END_SECONDS)
+        if not cursor.leave_batch():
+            return False
+        entry = cursor.channel.take_within(timeout)
+        if entry is None:
+            self._raise_timeout()
+        if entry is CLOSED:
+            return False
+        cursor.accept(entry)
+        return cursor.end is None
+
+    def iterate(self, *, abort_when_left: bool) -> Generator[T, None, None]:
+        """Return a generator of the items; see EventStream.__iter__ and keep_open."""
+        claim = Claim()
+        loop = self._iterate(claim, abort_when_left)
+        claim.held_by(loop)
+        return loop
+
+    def _iterate(self, claim: Claim, abort_when_left: bool) -> Generator[T, None, None]:
+        cursor = self.cursor
+        cursor.subscription.check_process()
+        self._claims.append(claim)
+        self._check_claim(claim)
+        channel, has_cancel = cursor.channel, cursor.has_cancel
+        this_thread = threading.get_ident
+        decode = None if cursor.decoder.has_done_function else cursor.decoder.item
+        try:
+            while True:
+                items = cursor.items
+                for event in items:
+                    if channel.closed or (has_cancel and cursor.is_stopped()):
+                        break
+                    if decode is not None and type(event) is not Comment and type(event) is not Body:
+                        # As cursor.item, inlined: this runs for every event.
+                        item = decode(event)
+                        cursor.last_event = event
+                        cursor.committed_id = None
+                    else:
+                        item = cursor.item(event)
+                    # Set in the loop's body alone: a signal handler that interrupts a wait must not read.
+                    self._loop_thread = this_thread()
+                    yield item
+                    self._loop_thread = None
+                # The loop's body may have called next(), which took the next batch.
+                if cursor.items is items and not self._receive(None):
+                    return
+        except BaseException as exc:
+            was_left = isinstance(exc, GeneratorExit)
+            if cursor.is_open and (abort_when_left or not was_left):
+                if isinstance(exc, SSEError):
+                    # Raised by `decode`.
+                    cursor.fail(exc)
+                self.is_abandoned = was_left
+                self.abort()
+            raise
+        finally:
+            self._loop_thread = None
+            self._claims.discard(claim)
+
+    def refusal(self, timeout: float | None = None) -> StatusError | None:
+        """Return the StatusError of an error answer with its body; None if `timeout` elapsed first."""
+        if self.cursor.lacks_body:
+            try:
+                self._claimed(self._receive, timeout)
+            except SSEError:
+                pass  # The status is more useful. A StatusError of the cursor's own is one of these.
+            except TimeoutError:
+                return None
+        return self.cursor.status_error()
+
+    # Without waiting.
+
+    def poll(self) -> list[T]:
+        """Return the items that have arrived; see EventStream.poll."""
+        claimed = self._nested if self._is_in_loop_body() else self._claimed
+        # Items that arrive during this call are left to the next one: there could be no end of them.
+        return claimed(self._poll, self.cursor.channel.pending + 1)
+
+    def poll_batch(self) -> tuple[list[T], bool]:
+        """Return the items of at most one batch, and whether the stream has ended."""
+        items = self._claimed(self._poll, 1)
+        return items, not items and self.cursor.outcome is not None
+
+    def poll_refusal(self) -> StatusError:
+        """Return the StatusError of an error answer, whose body, or the reason for its absence, has arrived."""
+        entry = self.cursor.channel.poll()
+        assert entry is not None
+        try:
+            self.cursor.accept(entry)
+        except SSEError:
+            pass  # As in refusal().
+        return self.cursor.status_error()
+
+    def _poll(self, batches: int) -> list[T]:
+        cursor = self.cursor
+        polled: list[T] = []
+        try:
+            while True:
+                for event in cursor.items:
+                    if cursor.is_stopped():
+                        break
+                    polled.append(cursor.item(event))
+                batches -= 1
+                if batches < 0 or not cursor.leave_batch():
+                    break
+                entry = cursor.channel.poll()
+                if entry is None or entry is CLOSED:
+                    break
+                cursor.accept(entry)
+        except Exception as exc:
+            # The stream's own error is raised again by the next call. Any other one is a signal handler's.
+            if not polled or cursor.end is None or cursor.end.error is not exc:
+                raise
+        return polled
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once, as soon as poll_batch() has something to return, or now."""
+        if self.cursor.end is not None or operator.length_hint(self.cursor.items):
+            wake()
+        else:
+            self.cursor.channel.notify(wake)
+
+    # In a coroutine of any event loop.
+
+    def anext(self, timeout: float | None = None) -> Coroutine[Any, Any, T]:
+        """Return a coroutine that returns the next item; see AsyncEventStream.next."""
+        # The coroutine must not wrap a task: that task could take an item after the wait was cancelled.
+        return self._aclaimed(self._anext, timeout)
+
+    async def _anext(self, timeout: float | None) -> T:
+        cursor = self.cursor
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        while True:
+            if not cursor.is_stopped():
+                for event in cursor.items:
+                    return cursor.item(event)
+            if not await self._areceive(None if deadline is None else max(0.0, deadline - clock.monotonic())):
+                raise StopAsyncIteration
+
+    async def _areceive(self, timeout: float | None) -> bool:
+        cursor = self.cursor
+        if cursor.is_draining:
+            cursor.is_draining = False
+            await cursor.subscription.await_finished(_END_SECONDS)
+        if not cursor.leave_batch():
+            return False
+        entry = await cursor.channel.atake_within(timeout)
+        if entry is None:
+            self._raise_timeout()
+        if entry is CLOSED:
+            return False
+        cursor.accept(entry)
+        return cursor.end is None
+
+    async def arefusal(self) -> StatusError:
+        """Return the StatusError of an error answer, with its body."""
+        if self.cursor.lacks_body:
+            try:
+                await self._aclaimed(self._areceive, None)
+            except SSEError:
+                pass  # As in refusal().
+        return self.cursor.status_error()

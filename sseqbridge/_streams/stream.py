@@ -1,0 +1,108 @@
+"""What EventStream and AsyncEventStream share: a face over an ItemReader.
+
+A stream has no state of its own besides its reader. The properties may be read in any thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar
+
+if TYPE_CHECKING:
+    import httpx
+
+    from sseqbridge._engine.stats import StreamStats
+    from sseqbridge._sse.events import ServerSentEvent
+
+    from .cursor import Cursor
+    from .reader import ItemReader
+
+__all__ = ["BaseStream", "NotCopyable", "reader_of"]
+
+T = TypeVar("T")
+
+
+class NotCopyable:
+    """Base of open requests: a copy would be a second owner, whose end aborts the first owner's request."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Called by copy.copy(), copy.deepcopy() and pickle.
+        raise TypeError(
+            f"{type(self).__name__} is an open request, which cannot be copied or pickled; pass its items on"
+        )
+
+
+class BaseStream(NotCopyable, Generic[T]):
+    """The parts of a stream that do not wait."""
+
+    def __init__(self, reader: ItemReader[T]) -> None:
+        self._reader = reader
+        self._cursor: Cursor[T] = reader.cursor
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self.status}] {self.outcome or 'open'}>"
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self._cursor.head.status
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self._cursor.head.headers
+
+    @property
+    def http_version(self) -> str:
+        """The HTTP version of the answer: "HTTP/1.1", "HTTP/2"."""
+        return self._cursor.head.http_version
+
+    @property
+    def outcome(self) -> str | None:
+        """None while the stream is open, then "done", "eof", "closed" or "error"."""
+        return self._cursor.outcome
+
+    @property
+    def last_event(self) -> ServerSentEvent | None:
+        """The event behind the last item, whatever `decode` made of it; None before the first."""
+        return self._cursor.last_event
+
+    @property
+    def last_event_id(self) -> str:
+        """The stream's last event ID as of what was consumed; "" if the server sent none."""
+        return self._cursor.last_event_id
+
+    @property
+    def retry(self) -> float | None:
+        """The reconnection time that the server asked for, in seconds; None if it did not."""
+        return self._cursor.retry
+
+    @property
+    def stats(self) -> StreamStats:
+        """A snapshot of the stream's counters."""
+        return self._cursor.subscription.stats()
+
+    def poll(self) -> list[T]:
+        """Return the items that have arrived, without waiting; an empty list if there are none.
+
+        At the end of the stream (see `outcome`) the list is empty. If the stream ended with an error,
+        the error is raised once all items before it were returned.
+        """
+        self._reader.check_usable()
+        return self._reader.poll()
+
+    def reconnect(self) -> None:
+        """Drop the connection now and go on with a new one, from any thread; the consumer sees no error.
+
+        During a wait for the next attempt the attempt is made now; after the stream's end nothing happens.
+        Raises UsageError for a stream without `reconnect`, and if the request must not be sent again: it
+        has a body, its answer gave events but no id, and the policy has no `resend`.
+        """
+        self._cursor.subscription.check_process()
+        self._cursor.subscription.reconnect()
+
+
+def reader_of(stream: BaseStream[T]) -> ItemReader[T]:
+    """Return what a stream reads with, for merge, gather, tee, relays and logs."""
+    return stream._reader
