@@ -120,39 +120,38 @@ def request_sse(
     **options: Unpack[BridgeKeywords],
 ) -> SSEResponse[T]: ...
 def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
-    """Ask for an event stream and return `status, headers, events` once the headers are in.
+    """Send a request, and return `status, headers, events` once the answer's headers have arrived.
 
-    Request. `data` (or `json`) is sent as a JSON body: POST when there is a body, `{}` and `[]`
-    included, GET when there is none; `method` overrides. `params`, `content`, `auth`, `cookies`,
-    `files` and `extensions` are as httpx has them. A GET follows redirects, a request with a
-    body only 307 and 308 within its origin; `follow_redirects=True` follows all, False none.
+    Request. `data` (or `json`) is sent as a JSON body. The method is POST if there is a body, `{}` and `[]`
+    included, else GET; `method` overrides it. `params`, `content`, `auth`, `cookies`, `files` and
+    `extensions` are as in httpx. A GET follows redirects; a request with a body follows only 307 and 308
+    within its origin; `follow_redirects=True` follows all redirects, False none.
 
-    Items. `decode` is "json" (each event's data decoded), "text" (the data), "event" (the whole
-    ServerSentEvent; with `comments=True` Comment items too) or a function of the event. `done`
-    is the data that ends the stream, or a function of an event that accepts the last one, or
-    None; with `require_done` an end without it is a TruncatedStreamError. In JSON mode an error
-    sent as an event raises UpstreamError, unless `error_events="yield"`.
+    Items. `decode` is "json" (the data of each event, decoded), "text" (the data), "event" (the whole
+    ServerSentEvent; with `comments=True` also Comment items), or a function of the event. `done` is the
+    data that ends the stream, a function that returns True for the last event, or None. With
+    `require_done` an end without it raises TruncatedStreamError. In JSON mode an error that the server
+    sends as an event raises UpstreamError, unless `error_events="yield"`.
 
-    A status other than 200 is returned as it is: in JSON mode the stream then gives the body
-    once, in the others it raises StatusError; `raise_for_status()` raises it in all of them.
+    A status other than 200 is returned, not raised. In JSON mode the stream then yields the body once; in
+    the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes.
 
-    Limits. `timeout` is in seconds: a number (connect and read), a mapping, a Timeout, or None.
-    `cancel` is anything with `is_set()`, such as a threading.Event; once set, the request is
-    aborted within 50 ms. At most `max_buffered_bytes` are held for a slow consumer, and one
-    event is at most `max_event_bytes`.
+    Limits. `timeout` is in seconds: a number (for connect and read), a mapping, a Timeout, or None.
+    `cancel` is an object with `is_set()`, such as a threading.Event; once it is set, the request is aborted
+    within 50 ms. At most `max_buffered_bytes` bytes are held for a slow consumer (backpressure), and an
+    event has at most `max_event_bytes` bytes.
 
-    Reconnecting. With `reconnect=True`, or a ReconnectionPolicy, the stream outlives its
-    connection: it is asked for again, with the ID of its last event. `on_reconnect(attempt, delay,
-    cause)` is called by whoever reads the stream: before the wait of `delay` seconds, with the error,
-    or None after a clean end; what it raises ends the stream. For its first answer the call waits
-    `total` seconds at most, or 60. `last_event_id` is what an earlier stream left.
+    Reconnecting. With `reconnect=True`, or a ReconnectionPolicy, the stream outlives its connection: the
+    request is sent again with the ID of the last event. `on_reconnect(attempt, delay, cause)` is called in
+    the thread that reads the stream, before the wait of `delay` seconds, with the error, or None after a
+    clean end; an exception that it raises ends the stream. The call waits for its first answer for at most
+    `total` seconds, or 60. `last_event_id` is the ID to resume from.
 
-    `bridge` picks a Bridge other than the process's own.
+    `bridge` is a Bridge to use instead of the process's own.
 
     Raises UsageError for arguments that cannot work, ConnectError, StreamTimeoutError and other
-    TransportErrors, RedirectError, ContentTypeError for a 200 of another type than
-    text/event-stream, RequestAbortedError when `cancel` was set first, and ReconnectionError where
-    no attempt has brought an answer.
+    TransportErrors, RedirectError, ContentTypeError for a 200 that is not text/event-stream,
+    RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought an answer.
     """
     response = _send(RequestArguments(url, headers, data, **_without(options, "bridge")), options.get("bridge"))
     try:
@@ -214,12 +213,12 @@ async def arequest_sse(
 async def arequest_sse(
     url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any
 ) -> AsyncSSEResponse[Any]:
-    """Do what request_sse does, in a coroutine: on the caller's own asyncio loop, with no thread.
+    """Do the same as request_sse in a coroutine: on the caller's own event loop, without a thread.
 
-    The arguments are request_sse's, but for `bridge`: `client` is an httpx.AsyncClient (or
-    httpx2.AsyncClient) of yours to send the request with, instead of one that the library keeps
-    for each loop and closes with it. It stays yours, its cookie jar and its closing too; where it
-    speaks HTTP/2, its streams share a connection, which an abort then leaves open.
+    The arguments are those of request_sse except `bridge`. `client` is an httpx.AsyncClient (or an
+    httpx2.AsyncClient) of the caller's to send the request with; by default the library keeps one for each
+    event loop and closes it with the loop. The caller's client is neither closed nor changed, and keeps
+    its cookie jar. If it speaks HTTP/2, its streams share a connection, which stays open after an abort.
     """
     response = await _asend(RequestArguments(url, headers, data, **_without(options, "client")), options.get("client"))
     try:

@@ -132,9 +132,9 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
 
 def _check_combinations(arguments: RequestArguments) -> None:
     if arguments.comments and arguments.decode != "event":
-        raise UsageError('comments=True gives Comment items, which only decode="event" can')
+        raise UsageError('comments=True yields Comment items, and needs decode="event"')
     if arguments.require_done and arguments.done is None:
-        raise UsageError("require_done=True with done=None: say which event is the last")
+        raise UsageError("require_done=True needs an end marker: pass `done`, got None")
     if arguments.data is not None and arguments.json is not None:
         raise UsageError("data and json are two names for the JSON body; pass one of them")
     body = arguments.data if arguments.data is not None else arguments.json
@@ -156,22 +156,22 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
             )
         policy = ReconnectionPolicy() if reconnect is True else reconnect
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
-        raise UsageError("on_reconnect is a function of (attempt, delay, cause), which reconnect=True has called")
+        raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and needs reconnect=True")
     if inspect.iscoroutinefunction(on_reconnect):
         raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
     if policy is not None and not replayable:
-        raise UsageError("reconnect sends the body again, and this one can be read only once: pass it as bytes")
+        raise UsageError("reconnect sends the body again, but this body can be read only once: pass it as bytes")
     return policy
 
 
 def _without_last_event_id(headers: list[tuple[str, str]], given: str) -> tuple[list[tuple[str, str]], str]:
-    """Return the headers without a Last-Event-ID, and what the first request is to go on from."""
+    """Return the headers without Last-Event-ID, and the event ID that the first request resumes from."""
     sent = [value for name, value in headers if name.lower() == "last-event-id"]
     if not sent:
         return headers, given
     if given or len(sent) > 1:
         raise UsageError("Last-Event-ID is given more than once: pass last_event_id, or one header")
-    # As a server's own framework gives it on: bytes, each as one character.
+    # As web frameworks pass a header on: each byte as one character.
     given = sent[0].encode("latin-1").decode("utf-8", "replace")
     return [pair for pair in headers if pair[0].lower() != "last-event-id"], check_last_event_id(given)
 
@@ -183,7 +183,7 @@ def _is_auth(auth: Any) -> bool:
 
 
 def _check_framing(headers: list[tuple[str, str]], *, own_length: bool) -> None:
-    # What a response's headers hold, where they took the place of the request's under one name.
+    # These headers occur when a response's headers are passed by mistake.
     for name, _ in headers:
         if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
             raise UsageError(
@@ -195,13 +195,13 @@ def _method(method: object, has_body: bool) -> str:
     if method is None:
         return "POST" if has_body else "GET"
     if not isinstance(method, str) or not method.isascii() or not method.isalpha():
-        raise UsageError(f"method={method!r} is no HTTP method")
+        raise UsageError(f"`method` must be the name of an HTTP method, got {method!r}")
     return method.upper()
 
 
 def _url(url: object) -> str:
     if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
-        raise UsageError(f"url is a {type(url).__name__}; it is a str or an httpx.URL")
+        raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
     return str(url)
 
 
@@ -212,7 +212,7 @@ def _with_defaults(headers: list[tuple[str, str]], *, is_json: bool) -> list[tup
 
 
 def _content(content: Any) -> Any:
-    """Return a body that an asynchronous client takes."""
+    """Return a body that an asynchronous HTTP client can send."""
     if isinstance(content, (bytearray, memoryview)):
         return bytes(content)
     if content is None or isinstance(content, (str, bytes)):
@@ -221,16 +221,16 @@ def _content(content: Any) -> Any:
         return guarded_body(content)
     if isinstance(content, Mapping) or not isinstance(content, Iterable):
         raise UsageError(
-            f"content is a {type(content).__name__}; it is str, bytes, an iterable of bytes or a binary file. "
-            "data= takes an object to be sent as JSON"
+            f"`content` must be str, bytes, an iterable of bytes or a binary file, got {type(content).__name__}. "
+            "Pass an object to be sent as JSON as `data`."
         )
     if isinstance(content, io.TextIOBase):
-        raise UsageError("content is a file that is open for text; open it as a binary file")
+        raise UsageError("`content` must be a binary file, got a text file: open it in mode 'rb'")
     read = getattr(content, "read", None)
     return guarded_body(_async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content)))
 
 
 async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    # In a thread, chunk by chunk: the caller's iterator may take its time, the loop may not.
+    # Each chunk in a thread, since the caller's iterator may block.
     while (chunk := await loops.run_in_daemon_thread("sseqbridge-body", next, chunks, _NO_CHUNK)) is not _NO_CHUNK:
         yield chunk

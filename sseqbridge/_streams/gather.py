@@ -23,15 +23,15 @@ def gather(
     errors: Errors = "raise",
     progress: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield `(name, items)` of many short streams, `limit` of them at a time: all items of each, as a list.
+    """Yield `(name, items)` for many short streams, `limit` of them at a time; `items` is a list.
 
-    `calls` is a mapping of names to functools.partial(request_sse, ...), or an iterable of these,
-    read as it is needed. The results come in the order of the calls (those that are complete before
-    their turn are kept until then), or with `in_order=False` as they are complete. One stream's error
-    is raised at once and ends the others; with `errors="yield"` it stands in the place of its items.
-    `progress=True` shows a bar, with tqdm.
+    `calls` is a mapping of names to functools.partial(request_sse, ...), or an iterable of them, which is
+    read as far as needed. The results have the order of the calls (a stream that completes early is kept
+    until its turn); with `in_order=False` they have the order in which the streams complete. An error of
+    one stream is raised at once and ends the others; with `errors="yield"` it takes the place of the
+    stream's items. `progress=True` shows a progress bar, with tqdm.
 
-    Raises UsageError for arguments that cannot work, ImportError where tqdm is not installed.
+    Raises UsageError for arguments that cannot work, ImportError if tqdm is not installed.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise UsageError(f"`limit` must be a number of streams, 1 or more, got {limit!r}")

@@ -23,15 +23,16 @@ __all__ = ["AsyncMergedStreams", "MergedStreams", "amerge", "merge"]
 def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams:
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
 
-    `streams` is a mapping of names to streams, or an iterable of them, whose names are 0, 1, 2...
-    Each is what request_sse returns, its stream, or functools.partial(request_sse, ...): such
-    requests are sent together, and one that is refused is a StatusError.
+    `streams` is a mapping of names to streams, or an iterable of streams, whose names are 0, 1, 2...
+    A stream is what request_sse returns, its third element, or functools.partial(request_sse, ...): such
+    requests are sent at the same time, and one that is refused raises StatusError.
 
-    One stream's error is raised, with its name as `stream_name`, and ends the others too; with
-    `errors="yield"` it is an item, and they go on. Leaving the loop, however, aborts all that are
-    left; so does `close()`, from any thread. `add(name, stream)` adds one while it runs.
+    An error of one stream is raised, with the stream's name in its attribute `stream_name`, and ends the
+    other streams; with `errors="yield"` it is an item, and the others go on. Leaving the loop aborts all
+    streams that are left, and so does `close()`, from any thread. `add(name, stream)` adds a stream while
+    the loop runs.
 
-    Raises UsageError for what is no stream.
+    Raises UsageError for values that are not streams.
     """
     merged = MergedStreams(errors)
     try:
@@ -44,10 +45,10 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
 
 
 def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams:
-    """Return what `merge` does as an asynchronous iterator, of what arequest_sse returns.
+    """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.
 
-    Requests that functools.partial(arequest_sse, ...) puts off are sent when it is first iterated
-    over. Use `async with` where the loop may be left early. A wait that is cancelled loses nothing.
+    Requests that functools.partial(arequest_sse, ...) stands for are sent when the iteration begins. Use
+    `async with` if the loop may be left early. A wait that is cancelled loses no item.
     """
     return AsyncMergedStreams(named_streams(streams), errors)
 

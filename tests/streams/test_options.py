@@ -65,12 +65,12 @@ def test_a_url_that_is_no_http_url(ask: Door, url: Any) -> None:
 
 @pytest.mark.parametrize("url", [None, 80, b"http://127.0.0.1/", ("http", "host"), ["http://127.0.0.1/"], object()])
 def test_a_url_of_another_type(ask: Door, url: Any) -> None:
-    is_refused(ask, url, f"url is a {type(url).__name__}; it is a str")
+    is_refused(ask, url, f"`url` must be a str .*, got {type(url).__name__}")
 
 
 @pytest.mark.parametrize("method", ["", "GET POST", "GET\n", "GÉT", b"GET", 1, "G/T"])
 def test_a_method_that_is_none(ask: Door, server: SSEServer, method: Any) -> None:
-    is_refused(ask, server.url, "no HTTP method", method=method)
+    is_refused(ask, server.url, "name of an HTTP method", method=method)
 
 
 # The body.
@@ -122,7 +122,7 @@ def test_more_bodies_than_one(ask: Door, server: SSEServer, bodies: dict[str, An
 
 @pytest.mark.parametrize("content", [{"a": 1}, 1, object(), True])
 def test_content_that_is_no_bytes(ask: Door, server: SSEServer, content: Any) -> None:
-    is_refused(ask, server.url, f"content is a {type(content).__name__}.*data=", content=content)
+    is_refused(ask, server.url, f"`content` must be .*, got {type(content).__name__}.*`data`", content=content)
 
 
 def test_content_that_is_text_in_a_file(ask: Door, server: SSEServer) -> None:
@@ -216,7 +216,7 @@ def test_comments_where_no_events_are_asked_for(ask: Door, server: SSEServer, de
 
 
 def test_a_done_that_is_required_and_turned_off(ask: Door, server: SSEServer) -> None:
-    is_refused(ask, server.url, "require_done=True with done=None", done=None, require_done=True)
+    is_refused(ask, server.url, "require_done=True needs an end marker", done=None, require_done=True)
 
 
 # Limits.
