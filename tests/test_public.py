@@ -1,14 +1,10 @@
-"""What the package shows: its names, what importing it costs, its docstrings, the README's code."""
+"""The public names, the modules that importing them loads, and their docstrings."""
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -17,7 +13,7 @@ import pytest
 import sseqbridge
 import sseqbridge.testing
 from sseqbridge import SSEError, UsageError
-from tests.support import ROOT, python
+from tests.support import python
 
 NAMES = [
     "AsyncEventStream",
@@ -157,41 +153,6 @@ def test_what_is_public_is_documented(value: Any) -> None:
     assert text
     assert text.strip()[0].isupper() or text.startswith(("`", "200", "SSE"))
     assert "." in text, "a sentence"
-
-
-README = ROOT / "README.md"
-
-
-def python_blocks(path: Path) -> list[tuple[int, str]]:
-    """Return a Markdown file's blocks of Python, each with the line it begins in."""
-    text = path.read_text(encoding="utf-8")
-    blocks = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [(text.count("\n", 0, block.start(1)), block[1]) for block in blocks]
-
-
-def test_the_readme_has_python_blocks_that_compile() -> None:
-    blocks = python_blocks(README)
-    assert blocks
-    for line, block in blocks:
-        # Snippets may await at the top level, as a notebook does.
-        compile("\n" * line + block, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
-def test_the_readme_imports_only_what_is_there() -> None:
-    text = "\n".join(block for _, block in python_blocks(README))
-    for module, names in re.findall(r"^\s*from (sseqbridge[\w.]*) import \(?([^)\n]+)", text, re.MULTILINE):
-        found = importlib.import_module(module)
-        for name in re.findall(r"\w+", names.partition("#")[0]):
-            # A module of the package is found by its name, imported or not.
-            is_there = hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}") is not None
-            assert is_there, f"README: from {module} import {name}"
-
-
-def test_the_readme_names_every_option_and_error() -> None:
-    text = README.read_text(encoding="utf-8")
-    request_sse: Callable[..., Any] = sseqbridge.request_sse
-    words = [*inspect.signature(request_sse).parameters, *(name for name in NAMES if name.endswith("Error"))]
-    assert [word for word in words if not re.search(rf"\b{word}\b", text)] == []
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a short form of everything, to see that it works")
     parser.add_argument("--clients", default="", metavar="A,B", help="only these lines of the tables")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="where the figures go")
-    parser.add_argument("--charts", type=Path, default=None, metavar="DIR", help="draw the README's charts there")
+    parser.add_argument("--charts", type=Path, default=None, metavar="DIR", help="where charts are drawn")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in WORKLOADS]
     if unknown:

@@ -1,4 +1,4 @@
-"""Draws the README's charts: horizontal bars as plain SVG, for light and dark backgrounds."""
+"""Draws the charts of tests/README.md: horizontal bars as plain SVG, for light and dark backgrounds."""
 
 from __future__ import annotations
 

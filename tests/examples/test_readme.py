@@ -1,7 +1,7 @@
-"""Every example of the README, run as it stands there, but for the addresses of upstreams.
+"""Runs every example of README.md and of the guides in examples/, with a local server as the upstream.
 
-Rule: an example that no function here runs fails the last test. Those of one section are run in
-the order in which they stand, by the function that is named for the section.
+Invariant: every block of Python or shell in these documents is run by a function here; the last test fails otherwise.
+The blocks of one section run in their order, by the function that is registered for the section.
 """
 
 from __future__ import annotations
@@ -38,33 +38,44 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, chat_completion
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, in_thread
 
-README = (ROOT / "README.md").read_text("utf-8")
 OPENAI = "https://api.openai.com/v1/chat/completions"
 DONE = send("[DONE]")
 HEADERS = {"Authorization": "Bearer ..."}
 
-# By section: those that are to be run, of Python and of a shell.
-BLOCKS: dict[str, list[tuple[str, str]]] = {}
-for _section in re.split(r"^##+ ", README, flags=re.M):
-    _found = re.findall(r"^```(python|sh)\n(.*?)^```", _section, re.M | re.S)
-    if _found:
-        BLOCKS[_section.partition("\n")[0].removeprefix("# ")] = _found
-
-_examples: dict[str, Callable[..., None]] = {}
+GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("examples/*.md"))]
 
 
-def example(section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Note that a function runs the examples of a section."""
+def blocks_of(document: Path) -> dict[str, list[tuple[str, str]]]:
+    """Return the (language, code) blocks of Python and shell of each section that has any."""
+    blocks = {}
+    for section in re.split(r"^##+ ", document.read_text("utf-8"), flags=re.M):
+        if found := re.findall(r"^```(python|sh)\n(.*?)^```", section, re.M | re.S):
+            blocks[section.partition("\n")[0].removeprefix("# ")] = found
+    return blocks
 
-    def note(function: Callable[..., None]) -> Callable[..., None]:
-        _examples[section] = function
+
+# By document and section.
+BLOCKS = {
+    (document.relative_to(ROOT).as_posix(), section): blocks
+    for document in GUIDES
+    for section, blocks in blocks_of(document).items()
+}
+
+_examples: dict[tuple[str, str], Callable[..., None]] = {}
+
+
+def example(document: str, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register the function that runs the examples of a section."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        _examples[document, section] = function
         return function
 
-    return note
+    return register
 
 
 class Session:
-    """Runs code as one module, which has request_sse, and an upstream's url, headers and data."""
+    """Runs code as one module that has request_sse and the url, headers and data of a request."""
 
     def __init__(self, url: str, **names: Any) -> None:
         self.url = url
@@ -85,7 +96,7 @@ class Session:
 
     def run(self, code: str) -> dict[str, Any]:
         code = code.replace(OPENAI, self.url)
-        compiled = compile(code, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        compiled = compile(code, "a guide", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         made = eval(compiled, self.names)
         if asyncio.iscoroutine(made):
             asyncio.run(made)
@@ -94,17 +105,17 @@ class Session:
 
 @pytest.fixture
 def upstream() -> Iterator[SSEServer]:
-    """An upstream that says as it is asked: five items, or what `play` was given."""
+    """An upstream that answers with five items, or with the steps that a test passes to `play`."""
     with SSEServer([send({"n": n}, id=str(n)) for n in range(5)] + [DONE]) as server:
         yield server
 
 
-def python(section: str) -> list[str]:
-    return [code for language, code in BLOCKS[section] if language == "python"]
+def python(document: str, section: str) -> list[str]:
+    return [code for language, code in BLOCKS[document, section] if language == "python"]
 
 
-def shell(section: str) -> list[str]:
-    return [code for language, code in BLOCKS[section] if language == "sh"]
+def shell(document: str, section: str) -> list[str]:
+    return [code for language, code in BLOCKS[document, section] if language == "sh"]
 
 
 def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.CompletedProcess[str]:
@@ -116,56 +127,94 @@ def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.Comp
     )
 
 
-@example("sseqbridge")
-def test_beginning(capsys: pytest.CaptureFixture[str]) -> None:
-    # The commands: the first is what installs this, and then tests/examples/test_quickstart.py; the second runs this.
-    [commands] = shell("sseqbridge")
+@example("README.md", "sseqbridge")
+def test_first_example(capsys: pytest.CaptureFixture[str]) -> None:
+    # tests/examples/test_quickstart.py runs the script of the first command; the second command runs this test.
+    [commands] = shell("README.md", "sseqbridge")
     assert [command.split("#")[0].strip() for command in commands.splitlines()] == [
         "pip install . && python examples/quickstart.py",
         "bash tests/run.sh",
     ]
-    [code] = python("sseqbridge")
+    [code] = python("README.md", "sseqbridge")
     with SSEServer(chat_completions("Hello yourself!")) as server:
         Session(server.url).run(code)
         assert server.requests[0].headers["authorization"] == "Bearer ..."
     assert capsys.readouterr().out == "Hello yourself!"
-    refusal: list[Step] = [testing.respond(401, framing="length", content_type="application/json"), b'{"a": 1}']
-    with SSEServer(refusal) as server, pytest.raises(SystemExit) as left:
+
+
+def test_first_example_with_chunks_of_real_providers(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python("README.md", "sseqbridge")
+    chunks: list[Any] = [
+        {"choices": [], "prompt_filter_results": []},  # Azure, first
+        {"choices": [{"delta": {"role": "assistant"}}]},
+        {"choices": [{"delta": {"content": "Hello", "reasoning_content": None}}]},
+        {"choices": [{"delta": {"content": None, "tool_calls": []}}]},
+        {"choices": [{"delta": {"content": " there"}}], "usage": None},
+        {"choices": [{"finish_reason": "stop", "delta": None}]},
+        {"choices": [{"finish_reason": "stop"}]},
+        {"choices": None},
+        {"usage": {"total_tokens": 3}},  # with include_usage, last
+    ]
+    with SSEServer([comment("OPENROUTER PROCESSING"), *map(send, chunks), comment("keep-alive"), DONE]) as server:
         Session(server.url).run(code)
-    assert left.value.code == "401: {'a': 1}"
+    assert capsys.readouterr().out == "Hello there"
 
 
-@example("Leave early, or take a few and go on")
-def test_leave_early(upstream: SSEServer) -> None:
-    leaving, going_on = python("Leave early, or take a few and go on")
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([testing.respond(401, framing="length", content_type="application/json"), b'{"a": 1}'], "401: {'a': 1}"),
+        ([send({"error": {"message": "overloaded"}})], "\nUpstreamError: "),
+        ([send({"choices": []}), testing.cut()], "\nTruncatedStreamError: "),
+        ([send("{")], "\nDecodeError: "),
+        ([testing.reset()], "\nReadError: "),
+    ],
+)
+def test_first_example_with_failures(steps: list[Step], message: str) -> None:
+    [code] = python("README.md", "sseqbridge")
+    with SSEServer(steps) as server, pytest.raises(SystemExit) as left:
+        Session(server.url).run(code)
+    assert str(left.value.code).startswith(message)
+
+
+@example("examples/stopping.md", "Leave the loop")
+def test_leave_the_loop(upstream: SSEServer) -> None:
+    leaving, with_block = python("examples/stopping.md", "Leave the loop")
     upstream.play([send(1), send(2), silence()])
     it = sseqbridge.request_sse(upstream.url).events
     Session(upstream.url, it=it, enough=lambda item: item == 2).run(leaving)
     upstream.requests[0].wait_aborted()
     assert it.outcome == "closed"
-    upstream.play([*(send(n) for n in range(5)), DONE])
+    names = Session(upstream.url, enough=lambda item: item == 2).run(with_block)
+    upstream.requests[1].wait_aborted()
+    assert names["it"].outcome == "closed"
+
+
+@example("examples/reading.md", "Read part of a stream, then continue")
+def test_read_part_of_a_stream(upstream: SSEServer) -> None:
+    [code] = python("examples/reading.md", "Read part of a stream, then continue")
     it = sseqbridge.request_sse(upstream.url).events
-    names = Session(upstream.url, it=it, header_is_complete=lambda item: item == 2).run(going_on)
-    assert (names["first"], names["item"], it.outcome) == (0, 4, "done")
+    names = Session(upstream.url, it=it, header_is_complete=lambda item: item == {"n": 2}).run(code)
+    assert (names["first"], names["item"], it.outcome) == ({"n": 0}, {"n": 4}, "done")
 
 
-@example("Stop from elsewhere")
+@example("examples/stopping.md", "Stop it from another thread")
 def test_stop_from_elsewhere(upstream: SSEServer) -> None:
-    [code] = python("Stop from elsewhere")
+    [code] = python("examples/stopping.md", "Stop it from another thread")
     upstream.play([send(1), silence()])
     names = Session(upstream.url, threading=threading).run(code)
     assert list(names["it"]) in ([], [1])
     upstream.requests[0].wait_aborted()
 
 
-# Two ways in one example: the stream of the first is dropped.
+# The example shows two alternatives, and drops the stream of the first.
 one_after_another = pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning")
 
 
 @one_after_another
-@example("Tell a refusal from a stream")
+@example("examples/errors.md", "Handle a status other than 200")
 def test_refusal(upstream: SSEServer) -> None:
-    [code] = python("Tell a refusal from a stream")
+    [code] = python("examples/errors.md", "Handle a status other than 200")
     assert list(Session(upstream.url).run(code)["it"]) == [{"n": n} for n in range(5)]
     upstream.play([testing.respond(503, framing="length", content_type="application/json"), b'{"error": "busy"}'])
     session = Session(upstream.url)
@@ -175,9 +224,9 @@ def test_refusal(upstream: SSEServer) -> None:
     assert caught.value.body == b'{"error": "busy"}'
 
 
-@example("Notice a stream that stalls or is cut off")
+@example("examples/errors.md", "Detect a stream that stalls or is cut off")
 def test_stall(upstream: SSEServer) -> None:
-    [code] = python("Notice a stream that stalls or is cut off")
+    [code] = python("examples/errors.md", "Detect a stream that stalls or is cut off")
     upstream.play([send(1)])
     it = Session(upstream.url).run(code)["it"]
     assert next(it) == 1
@@ -185,7 +234,7 @@ def test_stall(upstream: SSEServer) -> None:
         next(it)
 
 
-@example("Read something other than JSON")
+@example("examples/reading.md", "Read text, events or your own type")
 def test_other_than_json(upstream: SSEServer) -> None:
     class Delta:
         def __init__(self, value: Any) -> None:
@@ -195,43 +244,43 @@ def test_other_than_json(upstream: SSEServer) -> None:
         def from_json(cls, text: str) -> Delta:
             return cls(text)
 
-    [code] = python("Read something other than JSON")
+    [code] = python("examples/reading.md", "Read text, events or your own type")
     upstream.play([comment("hi"), send("a", event="x")])
     names = Session(upstream.url, Delta=Delta).run(code)
-    assert list(names["words"]) == ["a"]
+    assert list(names["texts"]) == ["a"]
     assert list(names["events"]) == [sseqbridge.Comment("hi"), sseqbridge.ServerSentEvent("x", "a")]
     assert [delta.value for delta in names["deltas"]] == ["a"]
 
 
 @one_after_another
-@example("Outlive a connection")
+@example("examples/reconnecting.md", "Turn it on")
 def test_outlive(upstream: SSEServer) -> None:
-    [code] = python("Outlive a connection")
+    [code] = python("examples/reconnecting.md", "Turn it on")
     names = Session(upstream.url).run(code)
     assert len(names["it"].collect()) == 5
     assert names["policy"].attempts == 5
 
 
-@example("Read many streams at once")
+@example("examples/many-streams.md", "merge and gather")
 def test_many(upstream: SSEServer) -> None:
-    [code] = python("Read many streams at once")
+    [code] = python("examples/many-streams.md", "merge and gather")
     names = Session(upstream.url, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
     assert (names["name"], len(names["items"])) == ("b", 5)
     assert len(upstream.requests) == 4
 
 
-@example("Let several threads read one stream")
+@example("examples/tee.md", "tee")
 def test_several_threads(upstream: SSEServer) -> None:
-    [code] = python("Let several threads read one stream")
+    [code] = python("examples/tee.md", "tee")
     names = Session(upstream.url).run(code)
     read = [in_thread(names[name].collect) for name in ("for_the_page", "for_the_log", "late")]
     assert [len(each.result(30)) for each in read] == [5, 5, 5]
     assert len(upstream.requests) == 1
 
 
-@example("Use it in a Flask or Django view")
+@example("examples/reading.md", "Use it in a Flask or Django view")
 def test_view(upstream: SSEServer) -> None:
-    [code] = python("Use it in a Flask or Django view")
+    [code] = python("examples/reading.md", "Use it in a Flask or Django view")
     app = Flask("example")
     Session(upstream.url, app=app, request=request, text_of=lambda chunk: str(chunk["n"])).run(code)
     assert app.test_client().post("/summary", json={"q": 1}).json == {"summary": "01234"}
@@ -241,9 +290,11 @@ def test_view(upstream: SSEServer) -> None:
 RELAYED = [f"id: {n}\ndata: {json.dumps({'n': n})}\n\n" for n in range(5)] + ["data: [DONE]\n\n"]
 
 
-@example("Send the stream on to the browser")
-def test_send_on(upstream: SSEServer) -> None:
-    in_flask, in_django, in_starlette, made = python("Send the stream on to the browser")
+@example("examples/relay.md", "Views")
+@example("examples/relay.md", "Relay your own events")
+def test_relay(upstream: SSEServer) -> None:
+    in_flask, in_django, in_starlette = python("examples/relay.md", "Views")
+    [made] = python("examples/relay.md", "Relay your own events")
     app = Flask("example")
     session = Session(upstream.url, app=app, request=request)
     session.run(in_flask)
@@ -258,7 +309,7 @@ def test_send_on(upstream: SSEServer) -> None:
     answer.close()
 
     api = FastAPI()
-    # FastAPI looks its annotations up where the view is defined.
+    # FastAPI resolves annotations in the module that defines the view.
     Session(upstream.url, app=api, Request=Request, relay=session.names["relay"]).run(in_starlette)
     with TestClient(api) as client:
         assert client.post("/chat", json={"q": 1}).text.endswith(relayed)
@@ -274,9 +325,11 @@ def test_send_on(upstream: SSEServer) -> None:
 
 
 @needs_redis
-@example("Let an answer outlive its reader")
-def test_outlive_the_reader(upstream: SSEServer) -> None:
-    served, worker = python("Let an answer outlive its reader")
+@example("examples/resume.md", "A view that reads from a log")
+@example("examples/resume.md", "A worker that writes a log")
+def test_resume(upstream: SSEServer) -> None:
+    [served] = python("examples/resume.md", "A view that reads from a log")
+    [worker] = python("examples/resume.md", "A worker that writes a log")
     with redis_server() as server:
         session = Session(upstream.url)
         names = session.run(served.replace("redis://localhost", server.url))
@@ -294,30 +347,32 @@ def test_outlive_the_reader(upstream: SSEServer) -> None:
             assert len(upstream.requests) == 2
 
 
-@example("Bring your own HTTP client")
+@example("examples/http-client.md", "Proxies, certificates, HTTP/2")
 def test_own_client(
     upstream: SSEServer, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [code] = python("Bring your own HTTP client")
+    [code] = python("examples/http-client.md", "Proxies, certificates, HTTP/2")
     authority.cert_pem.write_to_path(str(tmp_path / "company.pem"))
     monkeypatch.chdir(tmp_path)
     session = Session("http://upstream.example/chat", ssl=ssl, httpx=httpx)
-    # The proxy answers by itself.
+    # The proxy answers the request itself.
     names = session.run(code.replace("http://proxy:3128", upstream.url))
     assert len(names["it"].collect()) == 5
     assert upstream.requests[0].path == "http://upstream.example/chat"
     names["bridge"].close()
 
 
-@example("In coroutines")
+@example("examples/coroutines.md", "arequest_sse")
 def test_coroutines(upstream: SSEServer) -> None:
-    [code] = python("In coroutines")
+    [code] = python("examples/coroutines.md", "arequest_sse")
     assert Session(upstream.url).run(code)["item"] == {"n": 4}
 
 
-@example("Use it from the command line")
+@example("examples/command-line.md", "Print a stream")
+@example("examples/command-line.md", "Record and replay")
 def test_command_line(tmp_path: Path) -> None:
-    printing, keeping = shell("Use it from the command line")
+    [printing] = shell("examples/command-line.md", "Print a stream")
+    [keeping] = shell("examples/command-line.md", "Record and replay")
 
     def script(received: ReceivedRequest) -> list[Step]:
         if received.path == "/events":
@@ -345,27 +400,27 @@ def test_command_line(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
 
 
-@example("Test what you build on it")
+@example("examples/testing.md", "SSEServer")
 def test_testing(sse_server: SSEServer, tmp_path: Path) -> None:
-    by_hand, with_fixture = python("Test what you build on it")
+    by_hand, with_fixture = python("examples/testing.md", "SSEServer")
     names = Session("").run(by_hand)
     assert names["status"] == 200
     with contextlib.suppress(sseqbridge.SSEError):
         names["it"].collect()
-    Session("").run(with_fixture)["test_reader_goes_on_where_it_was"](sse_server)
+    Session("").run(with_fixture)["test_reader_resumes_after_a_cut"](sse_server)
 
 
-@example("See what goes on")
+@example("examples/observability.md", "Counters")
 def test_stats(upstream: SSEServer) -> None:
-    [code] = python("See what goes on")
+    [code] = python("examples/observability.md", "Counters")
     stats = Session(upstream.url).run(code)["stats"]
-    # Those of the comment.
-    told = re.findall(r"\w+", code.partition("#")[2])
-    assert told == list(vars(stats))
+    in_the_comment = re.findall(r"\w+", code.partition("#")[2])
+    assert in_the_comment == list(vars(stats))
 
 
 def test_every_example_is_run() -> None:
     assert set(BLOCKS) == set(_examples)
-    # Whose language is another one is no program.
-    languages = re.findall(r"^```(\w+)", README, re.M)
-    assert set(languages) == {"python", "sh", "text"}
+    # A block in any other language is not a program.
+    texts = [guide.read_text("utf-8") for guide in GUIDES]
+    languages = {language for text in texts for language in re.findall(r"^```(\w*)\n.*?^```", text, re.M | re.S)}
+    assert languages == {"python", "sh", "text"}

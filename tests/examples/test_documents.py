@@ -1,0 +1,196 @@
+"""Checks that the documents agree with the code: links, commands, imports, tables of options, the tree of errors."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sseqbridge
+from sseqbridge import ReconnectionPolicy, Timeout, request_sse, tee
+from sseqbridge.relay import flask
+from sseqbridge.resume import MemoryLog
+from tests.examples.test_readme import GUIDES
+from tests.support import ROOT
+
+DOCUMENTS = sorted({*GUIDES, *ROOT.glob("*.md"), ROOT / "sseqbridge/README.md", ROOT / "tests/README.md"})
+# In their order in a document: fenced blocks, then code in a line.
+_FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
+_CODE = re.compile(r"`[^`\n]+`")
+
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def prose(document: Path) -> str:
+    """Return a document's text without its fenced blocks."""
+    return _FENCED.sub("", document.read_text("utf-8"))
+
+
+# --- Links ---
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@documents
+def test_links_are_relative_and_lead_to_a_file_and_heading(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", _CODE.sub("", prose(document))):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert ROOT in target.parents, f"{link} leaves the repository"
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_document_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        if document not in reached:
+            reached.add(document)
+            links = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", document.read_text("utf-8"))
+            waiting += [(document.parent / link).resolve() for link in links if "://" not in link]
+    assert reached == set(DOCUMENTS)
+
+
+# --- Commands ---
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield each module and path that a command of a document runs, and the document."""
+    for document in DOCUMENTS:
+        for code in _CODE.findall(prose(document)) + _FENCED.findall(document.read_text("utf-8")):
+            for module in re.findall(r"python -m ([\w.]+)", code):
+                yield module, document.name
+            for path in re.findall(r"(?:pytest|bash|python|nginx -c) ((?:tests|examples)/[\w./]*)", code):
+                yield path, document.name
+
+
+@pytest.mark.parametrize(("target", "document"), sorted(set(commands())))
+def test_commands_name_modules_and_files_that_exist(target: str, document: str) -> None:
+    if "/" in target:
+        assert (ROOT / target).exists(), document
+    else:
+        assert importlib.util.find_spec(target), document
+        is_package = importlib.util.find_spec(target).submodule_search_locations is not None  # type: ignore[union-attr]
+        assert not is_package or importlib.util.find_spec(f"{target}.__main__"), document
+
+
+# --- Python ---
+
+
+@documents
+def test_examples_compile_and_import_names_that_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        lines_before = text.count("\n", 0, block.start(1))
+        code = "\n" * lines_before + block[1]
+        compile(code, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sseqbridge"):
+                name = node.module or ""
+                module = importlib.import_module(name)
+                for alias in node.names:
+                    # A submodule may not have been imported yet.
+                    exists = hasattr(module, alias.name) or importlib.util.find_spec(f"{name}.{alias.name}")
+                    assert exists, f"line {node.lineno} imports {alias.name} from {name}"
+
+
+# --- Tables of options ---
+
+_UNITS = {" MiB": 1024 * 1024}
+
+TABLES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
+    # The table under a heading; the function, and its parameters that are not options.
+    ("README.md", "Options"): (request_sse, {"url", "headers"}),
+    ("examples/errors.md", "Detect a stream that stalls or is cut off"): (Timeout, set()),
+    ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried"}),
+    ("examples/tee.md", "tee"): (tee, {"stream"}),
+    ("examples/relay.md", "Views"): (flask.stream_response, {"stream"}),
+    ("examples/resume.md", "Logs"): (MemoryLog, set()),
+    ("examples/resume.md", "Options of open"): (MemoryLog.open, {"self", "key"}),
+}
+# Cells that are not Python.
+_IN_WORDS = {"408, 425, 429, 5xx": frozenset({408, 425, 429, *range(500, 600)})}
+
+
+def options_of(document: str, section: str) -> dict[str, str]:
+    """Return the default's cell of each option in the table of a section."""
+    sections = re.split(r"^#+ ", (ROOT / document).read_text("utf-8"), flags=re.M)
+    [text] = [text for text in sections if text.startswith(f"{section}\n")]
+    options: dict[str, str] = {}
+    for row in re.findall(r"^\|(.*)\|$", text, re.M)[2:]:
+        names, defaults = row.split("|")[:2]
+        found = re.findall(r"`(\w+)`", names)
+        cells = [cell.strip() for cell in defaults.split(",")] if len(found) > 1 else [defaults.strip()]
+        # One default may stand for all options of a row.
+        options |= dict(zip(found, cells if len(cells) == len(found) else cells * len(found), strict=True))
+    return options
+
+
+def value_of(cell: str) -> object:
+    if cell in _IN_WORDS:
+        return _IN_WORDS[cell]
+    for unit, factor in _UNITS.items():
+        if cell.endswith(unit):
+            return int(cell.removesuffix(unit)) * factor
+    return Timeout() if cell == "`Timeout()`" else ast.literal_eval(cell.strip("`"))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=" ".join)
+def test_table_of_options_is_the_signature(table: tuple[str, str]) -> None:
+    function, others = TABLES[table]
+    parameters = inspect.signature(function).parameters
+    options = {name: value_of(cell) for name, cell in options_of(*table).items()}
+    assert options == {name: parameters[name].default for name in parameters if name not in others}
+
+
+def test_timeout_in_the_table_has_its_defaults() -> None:
+    [shown] = re.findall(r"`(Timeout\(\w+=.*?\))`", (ROOT / "README.md").read_text("utf-8"))
+    assert eval(shown, {"Timeout": Timeout}) == Timeout()
+
+
+# --- Errors ---
+
+
+def tree_of(text: str) -> dict[str, str]:
+    """Return the base of each error in a tree of text."""
+    bases: dict[str, str] = {}
+    path: list[str] = []
+    for indent, name, base in re.findall(r"^ *((?:[|+]  ?|\+- )*)(\w+Error)(?: \(an? (\w+)\))?  ", text, re.M):
+        level = len(indent) // 3
+        path[level:] = [name]
+        bases[name] = base or (path[level - 1] if level else "Exception")
+    return bases
+
+
+@pytest.mark.parametrize("where", ["README.md", "_exceptions.py"])
+def test_tree_of_errors_is_that_of_the_classes(where: str) -> None:
+    if where == "README.md":
+        [text] = [block for block in _FENCED.findall((ROOT / where).read_text("utf-8")) if "SSEError  " in block]
+    else:
+        text = importlib.import_module("sseqbridge._exceptions").__doc__ or ""
+    errors = [getattr(sseqbridge, name) for name in sseqbridge.__all__ if name.endswith("Error")]
+    assert tree_of(text) == {error.__name__: error.__base__.__name__ for error in errors}
+
+
+def test_attributes_of_errors_in_the_readme_exist() -> None:
+    rows = re.findall(r"(\w+Error) .*; attributes? (.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert len(rows) == 8
+    for name, attributes in rows:
+        error = getattr(sseqbridge, name)
+        known = {*dir(error), *inspect.signature(error.__init__).parameters}
+        assert set(re.findall(r"`(\w+)`", attributes)) <= known, name
