@@ -183,10 +183,10 @@ def test_leave_the_loop(upstream: SSEServer) -> None:
     upstream.play([send(1), send(2), silence()])
     it = sseqbridge.request_sse(upstream.url).events
     Session(upstream.url, it=it, enough=lambda item: item == 2).run(leaving)
-    upstream.requests[0].wait_aborted()
+    upstream.requests[0].wait_aborted(30)
     assert it.outcome == "closed"
     names = Session(upstream.url, enough=lambda item: item == 2).run(with_block)
-    upstream.requests[1].wait_aborted()
+    upstream.requests[1].wait_aborted(30)
     assert names["it"].outcome == "closed"
 
 
@@ -199,21 +199,21 @@ def test_read_part_of_a_stream(upstream: SSEServer) -> None:
 
 
 @example("examples/stopping.md", "Stop it from another thread")
-def test_stop_from_elsewhere(upstream: SSEServer) -> None:
+def test_stop_from_another_thread(upstream: SSEServer) -> None:
     [code] = python("examples/stopping.md", "Stop it from another thread")
     upstream.play([send(1), silence()])
     names = Session(upstream.url, threading=threading).run(code)
     assert list(names["it"]) in ([], [1])
-    upstream.requests[0].wait_aborted()
+    upstream.requests[0].wait_aborted(30)
 
 
 # The example shows two alternatives, and drops the stream of the first.
-one_after_another = pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning")
+drops_a_stream = pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning")
 
 
-@one_after_another
+@drops_a_stream
 @example("examples/errors.md", "Handle a status other than 200")
-def test_refusal(upstream: SSEServer) -> None:
+def test_status_other_than_200(upstream: SSEServer) -> None:
     [code] = python("examples/errors.md", "Handle a status other than 200")
     assert list(Session(upstream.url).run(code)["it"]) == [{"n": n} for n in range(5)]
     upstream.play([testing.respond(503, framing="length", content_type="application/json"), b'{"error": "busy"}'])
@@ -225,7 +225,7 @@ def test_refusal(upstream: SSEServer) -> None:
 
 
 @example("examples/errors.md", "Detect a stream that stalls or is cut off")
-def test_stall(upstream: SSEServer) -> None:
+def test_stream_that_is_cut_off(upstream: SSEServer) -> None:
     [code] = python("examples/errors.md", "Detect a stream that stalls or is cut off")
     upstream.play([send(1)])
     it = Session(upstream.url).run(code)["it"]
@@ -235,7 +235,7 @@ def test_stall(upstream: SSEServer) -> None:
 
 
 @example("examples/reading.md", "Read text, events or your own type")
-def test_other_than_json(upstream: SSEServer) -> None:
+def test_text_events_and_own_types(upstream: SSEServer) -> None:
     class Delta:
         def __init__(self, value: Any) -> None:
             self.value = value
@@ -252,9 +252,9 @@ def test_other_than_json(upstream: SSEServer) -> None:
     assert [delta.value for delta in names["deltas"]] == ["a"]
 
 
-@one_after_another
+@drops_a_stream
 @example("examples/reconnecting.md", "Turn it on")
-def test_outlive(upstream: SSEServer) -> None:
+def test_reconnecting(upstream: SSEServer) -> None:
     [code] = python("examples/reconnecting.md", "Turn it on")
     names = Session(upstream.url).run(code)
     assert len(names["it"].collect()) == 5
@@ -262,7 +262,7 @@ def test_outlive(upstream: SSEServer) -> None:
 
 
 @example("examples/many-streams.md", "merge and gather")
-def test_many(upstream: SSEServer) -> None:
+def test_merge_and_gather(upstream: SSEServer) -> None:
     [code] = python("examples/many-streams.md", "merge and gather")
     names = Session(upstream.url, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
     assert (names["name"], len(names["items"])) == ("b", 5)
@@ -270,7 +270,7 @@ def test_many(upstream: SSEServer) -> None:
 
 
 @example("examples/tee.md", "tee")
-def test_several_threads(upstream: SSEServer) -> None:
+def test_tee(upstream: SSEServer) -> None:
     [code] = python("examples/tee.md", "tee")
     names = Session(upstream.url).run(code)
     read = [in_thread(names[name].collect) for name in ("for_the_page", "for_the_log", "late")]
@@ -279,7 +279,7 @@ def test_several_threads(upstream: SSEServer) -> None:
 
 
 @example("examples/reading.md", "Use it in a Flask or Django view")
-def test_view(upstream: SSEServer) -> None:
+def test_view_without_relay(upstream: SSEServer) -> None:
     [code] = python("examples/reading.md", "Use it in a Flask or Django view")
     app = Flask("example")
     Session(upstream.url, app=app, request=request, text_of=lambda chunk: str(chunk["n"])).run(code)
@@ -348,7 +348,7 @@ def test_resume(upstream: SSEServer) -> None:
 
 
 @example("examples/http-client.md", "Proxies, certificates, HTTP/2")
-def test_own_client(
+def test_http_client(
     upstream: SSEServer, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [code] = python("examples/http-client.md", "Proxies, certificates, HTTP/2")
@@ -401,7 +401,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 @example("examples/testing.md", "SSEServer")
-def test_testing(sse_server: SSEServer, tmp_path: Path) -> None:
+def test_sse_server(sse_server: SSEServer, tmp_path: Path) -> None:
     by_hand, with_fixture = python("examples/testing.md", "SSEServer")
     names = Session("").run(by_hand)
     assert names["status"] == 200
@@ -411,7 +411,7 @@ def test_testing(sse_server: SSEServer, tmp_path: Path) -> None:
 
 
 @example("examples/observability.md", "Counters")
-def test_stats(upstream: SSEServer) -> None:
+def test_counters(upstream: SSEServer) -> None:
     [code] = python("examples/observability.md", "Counters")
     stats = Session(upstream.url).run(code)["stats"]
     in_the_comment = re.findall(r"\w+", code.partition("#")[2])
