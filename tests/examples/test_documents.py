@@ -1,8 +1,9 @@
-"""Checks that the documents agree with the code: links, commands, imports, tables of options, the tree of errors."""
+"""Checks that the documents agree with the code: links, commands, imports, tables of options, the error tree."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import importlib.util
 import inspect
@@ -18,7 +19,7 @@ from sseqbridge import ReconnectionPolicy, Timeout, request_sse, tee
 from sseqbridge.relay import flask
 from sseqbridge.resume import MemoryLog
 from tests.examples.test_readme import GUIDES
-from tests.support import ROOT
+from tests.support import ROOT, python
 
 DOCUMENTS = sorted({*GUIDES, *ROOT.glob("*.md"), ROOT / "sseqbridge/README.md", ROOT / "tests/README.md"})
 # In their order in a document: fenced blocks, then code in a line.
@@ -87,6 +88,24 @@ def test_commands_name_modules_and_files_that_exist(target: str, document: str) 
         assert importlib.util.find_spec(target), document
         is_package = importlib.util.find_spec(target).submodule_search_locations is not None  # type: ignore[union-attr]
         assert not is_package or importlib.util.find_spec(f"{target}.__main__"), document
+
+
+def test_extras_that_are_named_exist() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    texts = [document.read_text("utf-8") for document in DOCUMENTS]
+    named = {name for text in texts for name in re.findall(r"(?:sseqbridge|'\.|`)\[([a-z]+)\]", text)}
+    assert named >= {"fast", "redis", "bench"}
+    assert named <= set(setup["options.extras_require"])
+
+
+def test_options_of_the_command_line_exist() -> None:
+    status, text, errors = python("from sseqbridge.__main__ import run; run()", "--help")
+    assert (status, errors) == (0, "")
+    document = (ROOT / "examples/command-line.md").read_text("utf-8")
+    options = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", re.split("## Record", document)[0])) - {"-m"}
+    assert len(options) > 8
+    assert options <= set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
 
 
 # --- Python ---
