@@ -6,8 +6,8 @@
     for item in it:
         ...
 
-The public names, and nothing else. Each is imported when it is first asked for, so that
-`import sseqbridge` costs next to nothing.
+This module holds the public names and nothing else. Each is imported on first access, so that
+`import sseqbridge` stays fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`python -m sseqbridge`, and the script `sseqbridge`: see _cli/main.py.
+"""Entry point of `python -m sseqbridge` and of the script `sseqbridge`: see _cli/main.py.
 
-Rule: what takes time to import is imported where Ctrl-C is waited for.
+The slow imports happen inside `run`, so that Ctrl-C during them ends the program with status 130.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def run() -> int:
-    """Run the command line, and return its exit status."""
+    """Run the command line and return its exit status."""
     try:
         from sseqbridge._cli.main import main
 

@@ -1,10 +1,10 @@
-"""Which of the optional fast parts are in use: uvloop, msgspec, the library's own HTTP transport.
+"""Optional parts that make the library faster: uvloop, msgspec, the library's own HTTP transport.
 
-The environment variable SSEQBRIDGE_WITHOUT names parts to leave out although they are there,
-separated by commas. It is read when a part is first asked for, and holds for the process.
+The environment variable SSEQBRIDGE_WITHOUT names parts to leave out although they are installed,
+separated by commas. It is read when a part is first requested, and holds for the process.
 
-Rule: a part changes how fast things are, and never what they give. What is cached here comes out
-the same whoever works it out, so that threads which come at the same time need no lock.
+Invariant: a part changes speed, never results. The cached functions return the same value in every
+thread, so concurrent first calls need no lock.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PARTS = ("uvloop", "msgspec", "transport")
 
 _VARIABLE = "SSEQBRIDGE_WITHOUT"
 
-# What was tried and could not be imported.
+# Parts whose import failed.
 _failed: set[str] = set()
 
 
 def is_wanted(part: str) -> bool:
-    """Whether one of PARTS is to be used where it is there."""
+    """Return whether `part`, one of PARTS, is used if it is installed."""
     return part not in _left_out()
 
 
@@ -41,37 +41,39 @@ def _left_out() -> frozenset[str]:
     named = {name.strip().lower() for name in os.environ.get(_VARIABLE, "").split(",")} - {""}
     unknown = named.difference(PARTS)
     if unknown:
-        logger.warning("%s names %s; it knows %s", _VARIABLE, ", ".join(sorted(unknown)), ", ".join(PARTS))
+        logger.warning(
+            "%s must name parts among %s, got %s", _VARIABLE, ", ".join(PARTS), ", ".join(sorted(unknown))
+        )
     return frozenset(named)
 
 
 @functools.cache
 def imported(part: str) -> ModuleType | None:
-    """Return the package of that name, None where it is not wanted or cannot be imported."""
+    """Return the package `part`, None if it is left out or cannot be imported."""
     if not is_wanted(part):
         return None
     try:
         return import_module(part)
     except Exception:
-        # Not installed; or not fit for this interpreter, which is no reason to fail.
+        # Not installed, or built for another interpreter. The library works without it.
         _failed.add(part)
         return None
 
 
 @functools.cache
 def json_decode() -> Callable[[str], Any]:
-    """Return msgspec's decoder, or json.loads. Whatever it raises, json.loads is to be asked then.
+    """Return msgspec's decoder, or json.loads. If the decoder raises, the caller must try json.loads.
 
-    What both take has the same value in both. What msgspec refuses json.loads may take (NaN, lone
-    surrogates, floats past the largest one), or knows the error of. In nesting both stop where
-    the interpreter's own limit is, msgspec up to three levels later.
+    Both return equal values for text that both accept. json.loads accepts some text that msgspec
+    refuses (NaN, lone surrogates, floats beyond the largest one), and defines the error for the rest.
+    Both limit nesting to the interpreter's recursion limit, msgspec up to three levels later.
     """
     msgspec = imported("msgspec")
     return json.loads if msgspec is None else msgspec.json.Decoder().decode
 
 
 def in_use() -> str:
-    """Return one line on what is in use, and what is not for what reason. Imports no part."""
+    """Return one line that names the parts in use, and the others with the reason. Imports no part."""
     states = [(part, _why_not(part)) for part in PARTS]
     used = ", ".join(_with_version(part) for part, why_not in states if not why_not)
     unused = ", ".join(f"{part} ({why_not})" for part, why_not in states if why_not)
@@ -80,7 +82,7 @@ def in_use() -> str:
 
 @functools.cache
 def log_in_use() -> None:
-    """Log what is in use, once a process: what a report of slowness has to say first."""
+    """Log `in_use()` once per process: the first fact that a report of slowness needs."""
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", in_use())
 
@@ -93,7 +95,7 @@ def _why_not(part: str) -> str:
     try:
         installed = find_spec(part) is not None
     except ValueError:
-        installed = True  # Something that was put in its place, which has no spec.
+        installed = True  # A module without a spec, such as a test double in sys.modules.
     if not installed:
         return "not installed"
     return "cannot be imported" if part in _failed else ""
@@ -102,10 +104,10 @@ def _why_not(part: str) -> str:
 def _with_version(part: str) -> str:
     if part == "transport":
         return "the library's own transport"
-    # Here, since it takes as long to import as the parts do.
+    # Imported late: importing it takes as long as importing the parts.
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return f"{part} {version(part)}"
     except PackageNotFoundError:
-        return part  # In frozen applications packages come without their metadata.
+        return part  # Frozen applications contain packages without their metadata.

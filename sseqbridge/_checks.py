@@ -1,15 +1,16 @@
-"""Argument checks and types that all layers share: `Timeout`, `CancelFlag`, numbers of bytes and seconds.
+"""Argument checks and types that every layer uses: `Timeout`, `CancelFlag`, numbers of bytes and seconds.
 
-A wrong argument raises UsageError at the call, before anything is sent. Pure functions of their
-arguments; any thread may call them.
+A wrong argument raises UsageError at the call, before anything is sent. Messages have the form
+"`name` must be X, got Y. Do Z." All functions are pure and thread-safe.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from ._exceptions import UsageError
 
@@ -18,27 +19,29 @@ __all__ = [
     "Timeout",
     "as_timeout",
     "check_limits",
+    "check_number",
     "check_seconds",
+    "is_number",
 ]
 
 
 class CancelFlag(Protocol):
-    """Anything with is_set(): a threading.Event, a gevent one, an asyncio.Event, an object of yours."""
+    """Anything with is_set(): a threading.Event, a gevent Event, an asyncio.Event, an object of your own."""
 
     def is_set(self) -> object:
-        """Whether the request is to be aborted. Called in the loop's thread; it must not wait."""
+        """Return whether to abort the request. Called on the loop thread; must not block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeout:
     """The time limits of one stream, in seconds; None is no limit.
 
-    `connect`: until the connection, TLS included, stands. `read`: without a byte from the
-    upstream (or, while the request is sent, without it taking one). `idle`: without an event;
-    comments do not count, and the clock stands still while the consumer holds the stream back.
+    `connect`: until the connection is made, TLS handshake included.
+    `read`: without a byte from the upstream, or, while the request is sent, without the upstream accepting one.
+    `idle`: without an event. Comments do not count; the time that backpressure from the consumer takes is left out.
     `total`: the whole stream, from the call to the end.
 
-    Raises UsageError for a limit that is negative, zero or not a number.
+    Raises UsageError if a limit is not a number above 0.
     """
 
     connect: float | None = 10.0
@@ -49,16 +52,16 @@ class Timeout:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            # Infinity is allowed. NaN is not: no comparison with it is true.
+            if value is not None and not (is_number(value) and value > 0):
                 raise UsageError(
-                    f"timeout: {field.name}={value!r}; it is a number of seconds above 0, or None for no limit"
+                    f"`timeout.{field.name}` must be a number of seconds above 0, got {value!r}. "
+                    "Pass None for no limit."
                 )
 
 
 def as_timeout(value: object) -> Timeout:
-    """Return the Timeout that `value` stands for: a Timeout, number, mapping or None."""
+    """Return `value` (a Timeout, number, mapping or None) as a Timeout. Raises UsageError for anything else."""
     if isinstance(value, Timeout):
         return value
     if value is None:
@@ -66,28 +69,45 @@ def as_timeout(value: object) -> Timeout:
     if isinstance(value, Mapping):
         unknown = set(value) - {field.name for field in fields(Timeout)}
         if unknown:
-            raise UsageError(f"timeout: {sorted(map(str, unknown))} unknown; its keys are connect, read, idle, total")
+            raise UsageError(
+                f"the keys of `timeout` must be connect, read, idle or total, got {sorted(map(str, unknown))}"
+            )
         return replace(Timeout(), **value)
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
     raise UsageError(
-        f"timeout is a {type(value).__module__}.{type(value).__qualname__}; it takes a number of seconds, "
-        "a mapping, or a sseqbridge.Timeout"
+        f"`timeout` must be a number of seconds, a mapping or a sseqbridge.Timeout, "
+        f"got {type(value).__module__}.{type(value).__qualname__}"
     )
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether `value` is an int or a float. A bool is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def check_limits(name: str, value: object) -> int:
-    """Return a limit in bytes. Raises UsageError where it is no int above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name}={value!r}; it is a number of bytes, 1 or more")
+    """Return `value`, a limit of bytes or events. Raises UsageError if it is not an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"`{name}` must be an integer of at least 1, got {value!r}")
     return value
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False, never: bool = False) -> None:
-    """Raise UsageError for what is no number of seconds above 0. `zero` allows 0 besides, and `never` None."""
+    """Raise UsageError if `value` is not a finite number of seconds above 0.
+
+    `zero` also allows 0, `never` also None.
+    """
     if never and value is None:
         return
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
-        allowed = f"a number of seconds{', 0 or more' if zero else ' above 0'}{', or None for never' if never else ''}"
-        raise UsageError(f"{name}={value!r}: it is {allowed}")
+    if not is_number(value) or not (0 < value < math.inf or (zero and value == 0)):
+        allowed = "a number of seconds, at least 0" if zero else "a number of seconds above 0"
+        raise UsageError(f"`{name}` must be {allowed}, got {value!r}{'. Pass None for never.' if never else ''}")
+
+
+def check_number(name: str, value: object, minimum: float, maximum: float = math.inf) -> None:
+    """Raise UsageError if `value` is not a finite number from `minimum` to `maximum`."""
+    # Compared with the largest float, since converting a longer int to a float raises OverflowError.
+    if not is_number(value) or not minimum <= value <= min(maximum, sys.float_info.max):
+        allowed = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        raise UsageError(f"`{name}` must be a number {allowed}, got {value!r}")

@@ -1,36 +1,36 @@
-"""All that can go wrong, as one tree.
+"""The exceptions of the library, as one tree.
 
-    SSEError                      anything that went wrong with a stream
-    +- TransportError             the network, or what stands in for it
-    |  +- ConnectError            no connection: refused, name not found, TLS, proxy
+    SSEError                      base class: a stream, or the request for it, failed
+    +- TransportError             the network, or the transport in its place, failed
+    |  +- ConnectError            no connection: refused, name not found, TLS handshake, proxy
     |  +- ReadError               the connection broke: reset, aborted
-    |  +- ProtocolError           what came is not HTTP, or an encoding nobody asked for
-    |  +- TruncatedStreamError    the stream ended before its end
-    +- StreamTimeoutError         a time limit passed; `which` says what was waited for
-    +- RequestAbortedError        cancelled before the response's headers were in
-    +- ReconnectionError          a stream that was lost: not, or no longer, reconnected
-    +- RedirectError              a redirect that is not followed
-    +- ResponseError              an answer that is no event stream: status, headers, body
-    |  +- StatusError             a status other than 200
-    |  +- ContentTypeError        200 with another type than text/event-stream
-    +- BufferLimitError           an event larger than `max_event_bytes`
-    +- EventError                 one event's data; it is in `event`
-    |  +- DecodeError             the data is not what `decode` takes
+    |  +- ProtocolError           the response is not valid HTTP, or has an encoding that was not requested
+    |  +- TruncatedStreamError    the stream ended early
+    +- StreamTimeoutError         a time limit elapsed; `which` names it
+    +- RequestAbortedError        cancelled before the response's headers arrived
+    +- ReconnectionError          the stream was lost and is not (or no longer) reconnected
+    +- RedirectError              the upstream sent a redirect that is not followed
+    +- ResponseError              the response is not an event stream; it has `status`, `headers`, `body`
+    |  +- StatusError             its status is not 200
+    |  +- ContentTypeError        its status is 200, its type is not text/event-stream
+    +- BufferLimitError           an event is larger than `max_event_bytes`
+    +- EventError                 one event is at fault: `event`
+    |  +- DecodeError             `decode` cannot decode the event's data
     |  +- UpstreamError           the upstream sent an error as an event
-    +- EventsLostError            events that are not kept any more
-    +- ProducerLostError          who wrote a log's stream is gone, in the midst of it
-    +- LogError                   the log that streams are kept in
-    |  +- LogUnavailableError     not to be reached, for longer than was to be ridden out
-    |  +- LogAccessError          it refuses the credentials, or what they may do
-    |  +- LogFullError            it has no memory left
-    |  +- StreamNotFoundError     nobody writes the stream that was asked for
-    +- CallbackError              code that the caller passed in raised
-    +- BridgeClosedError          the loop thread is gone
+    +- EventsLostError            events that the reader has not received are no longer stored
+    +- ProducerLostError          the process that wrote a log's stream died before the end of the stream
+    +- LogError                   the log that stores streams failed
+    |  +- LogUnavailableError     its store was unreachable for longer than the log tolerates
+    |  +- LogAccessError          its store refuses the credentials or lacks a permission
+    |  +- LogFullError            its store is out of memory
+    |  +- StreamNotFoundError     the stream does not exist, or has expired
+    +- CallbackError              code of the caller's raised
+    +- BridgeClosedError          the bridge was closed, or its loop thread ended
 
-    UsageError (a RuntimeError)   the call is wrong, whatever the network does
+    UsageError (a RuntimeError)   the call cannot work, whatever the network does
 
-Rule: messages hold no header, request body, query string or credentials, and say what to do
-where the caller can do something. Facts are attributes too.
+Messages never hold headers, request bodies, query strings or credentials. A message says what to do
+where the caller can do something, and every fact in it is an attribute as well.
 """
 
 from __future__ import annotations
@@ -74,42 +74,42 @@ __all__ = [
 
 
 class UsageError(RuntimeError):
-    """The library was called in a way that cannot work. No network fault is behind it."""
+    """Raised for a wrong argument, or a call that cannot work in this place. Never caused by the network."""
 
 
 class SSEError(Exception):
-    """The base of everything that can go wrong with a stream that was asked for correctly.
+    """Base class of all errors of a stream that was requested correctly.
 
-    `stream_name` is the stream's name where it was one of several that were merged, else None.
+    `stream_name` is the name of the stream if it was merged with others under names, else None.
     """
 
     stream_name: Any = None
 
 
 class TransportError(SSEError):
-    """The network failed, or the transport that stands in for it. The cause is chained."""
+    """Raised if the network, or the HTTP transport in its place, failed. The cause is chained."""
 
 
 class ConnectError(TransportError):
-    """No connection could be made: refused, name not found, TLS handshake or proxy failed."""
+    """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed."""
 
 
 class ReadError(TransportError):
-    """The connection broke while the request was sent or the answer was read."""
+    """Raised if the connection broke while the request was sent or the response was read."""
 
 
 class ProtocolError(TransportError):
-    """What came over the connection is not the HTTP that was agreed on."""
+    """Raised if the response is not valid HTTP, or has a content encoding that was not requested."""
 
 
 class TruncatedStreamError(TransportError):
-    """The stream ended before its end: cut off by the server, or by something between."""
+    """Raised if the server, or a proxy, closed the connection before the end of the stream."""
 
 
 class StreamTimeoutError(SSEError):
-    """A time limit of the stream passed.
+    """Raised if a time limit of the stream elapsed.
 
-    `which` is "connect", "read", "write", "idle" or "total"; `seconds` is the limit.
+    `which` is "connect", "read", "write", "idle" or "total". `seconds` is the limit, None if it is not known.
     """
 
     def __init__(self, which: str, seconds: float | None) -> None:
@@ -117,27 +117,31 @@ class StreamTimeoutError(SSEError):
         self.which = which
         self.seconds = seconds
 
-    def __str__(self) -> str:
-        told = {
+    @property
+    def description(self) -> str:
+        """What did not happen in time, as text, without the advice that str() adds."""
+        missing = {
             "connect": "no connection to the upstream",
             "read": "not a byte from the upstream",
             "write": "the upstream took no more of the request",
             "idle": "no event from the upstream (comments do not count)",
             "total": "the stream is not at its end",
         }[self.which]
+        return missing if self.seconds is None else f"{missing} after {self.seconds:g} s"
+
+    def __str__(self) -> str:
         option = "read" if self.which == "write" else self.which
-        limit = "" if self.seconds is None else f" after {self.seconds:g} s"
-        return f"{told}{limit}; timeout=Timeout({option}=...) sets this limit"
+        return f"{self.description}; timeout=Timeout({option}=...) sets this limit"
 
 
 class RequestAbortedError(SSEError):
-    """`cancel` was set, or the stream closed, before the response's headers were in."""
+    """Raised if `cancel` was set, or the stream was closed, before the response's headers arrived."""
 
 
 class ReconnectionError(SSEError):
-    """The stream was cut off, and is not (or no longer) reconnected. What cut it off last is the cause.
+    """Raised if a stream was cut off and is not, or no longer, reconnected. The last failure is the cause.
 
-    `attempts` is how often that was tried in a row, an int.
+    `attempts` is the number of consecutive attempts to reconnect, an int.
     """
 
     def __init__(self, message: str, attempts: int) -> None:
@@ -149,9 +153,9 @@ class ReconnectionError(SSEError):
 
 
 class RedirectError(SSEError):
-    """The upstream sent a redirect that is not followed.
+    """Raised if the upstream sent a redirect that is not followed.
 
-    `status` is the answer's status, an int.
+    `status` is the status of the redirect, an int.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -163,10 +167,10 @@ class RedirectError(SSEError):
 
 
 class ResponseError(SSEError):
-    """An answer that is no event stream.
+    """Raised if the response is not an event stream.
 
-    `status` is an int, `headers` an httpx.Headers, `body` the bytes of the answer, decompressed,
-    at most 1 MiB of them, and as far as they came.
+    `status` is an int, `headers` an httpx.Headers. `body` is the decompressed body, as far as it arrived,
+    at most 1 MiB.
     """
 
     def __init__(self, message: str, status: int, headers: httpx.Headers, body: bytes) -> None:
@@ -180,20 +184,20 @@ class ResponseError(SSEError):
 
     @property
     def text(self) -> str:
-        """`body` as UTF-8 text, bad bytes as U+FFFD."""
+        """`body` as UTF-8 text, with U+FFFD for invalid bytes."""
         return self.body.decode("utf-8", "replace")
 
 
 class StatusError(ResponseError):
-    """The upstream answered with a status other than 200."""
+    """Raised if the status of the response is not 200."""
 
 
 class ContentTypeError(ResponseError):
-    """The upstream answered 200 with something other than an event stream."""
+    """Raised if the status of the response is 200 and its Content-Type is not text/event-stream."""
 
 
 class BufferLimitError(SSEError):
-    """One event is larger than `limit` bytes, the stream's `max_event_bytes`."""
+    """Raised if one event is larger than `limit` bytes, the stream's `max_event_bytes`."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -204,7 +208,7 @@ class BufferLimitError(SSEError):
 
 
 class EventError(SSEError):
-    """One event is at fault; it is in `event`, a ServerSentEvent."""
+    """Base class of errors that concern one event: `event`, a ServerSentEvent."""
 
     def __init__(self, message: str, event: ServerSentEvent) -> None:
         super().__init__(message, event)
@@ -215,13 +219,13 @@ class EventError(SSEError):
 
 
 class DecodeError(EventError):
-    """An event's data is not what `decode` takes. The cause is chained."""
+    """Raised if `decode` cannot decode an event's data. The cause is chained."""
 
 
 class UpstreamError(EventError):
-    """The upstream sent an error as an event.
+    """Raised if the upstream sent an error as an event.
 
-    `payload` is the decoded JSON, or the text where it is no JSON.
+    `payload` is the event's data, decoded as JSON, or as text if it is not JSON.
     """
 
     def __init__(self, message: str, event: ServerSentEvent, payload: Any) -> None:
@@ -233,42 +237,42 @@ class UpstreamError(EventError):
 
 
 class CallbackError(SSEError):
-    """Code that the caller passed in raised (a function, a flag, an iterator, an HTTP client), or an `auth` never ends.
+    """Raised if code of the caller's raised (a function, flag, iterator or HTTP client), or an `auth` never ends.
 
-    The cause is its exception. On an event loop that may also be SystemExit, for example, which is no Exception.
+    The cause is the caller's exception. On an event loop it may be one that is not an Exception, such as SystemExit.
     """
 
 
 class EventsLostError(SSEError):
-    """Events that this reader was still to be given are not kept any more."""
+    """Raised if events that this reader has not received yet are no longer stored."""
 
 
 class ProducerLostError(SSEError):
-    """The process that wrote a log's stream is gone, in the midst of it. What it had written was given."""
+    """Raised if the process that wrote a log's stream died before the end. The reader received all that it wrote."""
 
 
 class LogError(SSEError):
-    """The log that streams are kept in failed, or holds an entry that cannot be read.
+    """Raised if the log that stores streams failed, or holds an entry that cannot be read.
 
-    The cause is the store's own error, where it has one.
+    The cause is the store's own error, if there is one.
     """
 
 
 class LogUnavailableError(LogError):
-    """The log's store could not be reached, or refused all work, for longer than was to be ridden out."""
+    """Raised if the log's store was unreachable, or refused all commands, for longer than the log tolerates."""
 
 
 class LogAccessError(LogError):
-    """The log's store refuses the credentials, or does not let them do what a log needs."""
+    """Raised if the log's store refuses the credentials, or does not grant them a permission that a log needs."""
 
 
 class LogFullError(LogError):
-    """The log's store has no memory left: nothing can be written."""
+    """Raised if the log's store is out of memory, so that nothing can be written."""
 
 
 class StreamNotFoundError(LogError):
-    """Nobody writes, or wrote, the stream that was asked for: there never was one, or it has expired."""
+    """Raised if no stream of this key was ever written, or if it has expired."""
 
 
 class BridgeClosedError(SSEError):
-    """The bridge that the stream ran on was closed, or its loop thread ended."""
+    """Raised if the bridge of the stream was closed, or its loop thread ended."""

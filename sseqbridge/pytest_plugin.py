@@ -1,6 +1,6 @@
-"""The pytest fixture `sse_server`, there wherever sseqbridge is installed.
+"""The pytest fixture `sse_server`, available wherever sseqbridge is installed.
 
-Rule: every run of pytest loads this, whether or not it is used: nothing is imported before it is.
+Every pytest run loads this module, so it imports the library only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["sse_server"]
 
 @pytest.fixture
 def sse_server() -> Iterator[SSEServer]:
-    """A sseqbridge.testing.SSEServer on a loopback port; `sse_server.play(...)` says what it answers.
+    """A running sseqbridge.testing.SSEServer on a loopback port; `sse_server.play(...)` sets its script.
 
-    What a script raises, and an expect() that is not met, is an error of the test's end.
+    An error that a script raises, or an expect() that fails, is reported at the teardown of the test.
     """
     from .testing import SSEServer
 

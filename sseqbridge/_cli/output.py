@@ -1,29 +1,35 @@
-"""What the command line prints: items, a status line while it waits, the figures at the end.
+"""The output of the command line: items, messages, a status line during waits, figures at the end.
 
-Rule: nothing here reads a stream, and nothing waits.
+Runs on the main thread; nothing here reads a stream or waits. `print_message` is thread-safe.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.encoder import StreamEncoder
 
 if TYPE_CHECKING:
-    from sseqbridge._engine.stats import StreamStats
+    from sseqbridge import StreamStats
 
-__all__ = ["Printer", "StatusLine", "item_printer", "told_stats"]
+__all__ = ["Printer", "StatusLine", "format_stats", "item_printer", "print_message", "value_at"]
 
 _CLEAR_LINE = "\r\x1b[K"
-# Shorter waits are not worth a line.
+# Shorter waits show no status line.
 _SHOWN_AFTER_SECONDS = 0.5
 
 
+def print_message(text: str) -> None:
+    """Print a message to standard error."""
+    print(f"sseqbridge: {text}", file=sys.stderr, flush=True)
+
+
 class Printer(Protocol):
-    """What items are given to: `add` for each, `flush` when there are no more for now, `end` when for good."""
+    """Prints items: `add` for each item, `flush` after a batch, `end` after the last."""
 
     def add(self, item: Any) -> None: ...
 
@@ -33,20 +39,22 @@ class Printer(Protocol):
 
 
 def item_printer(output: TextIO, decode: str, path: list[str] | None) -> Printer:
-    """Return what prints the items of a stream that is read with `decode`."""
+    """Return the printer for the items of a stream that is read with `decode`."""
     if path is not None:
         return _PathPrinter(output, path)
     return _LinePrinter(output, decode)
 
 
 class _LinePrinter:
+    """Prints each item on lines of its own."""
+
     def __init__(self, output: TextIO, decode: str) -> None:
         self._output = output
         self._encoder = StreamEncoder()
-        self._text = {"event": self._as_in_a_stream, "json": _as_json}.get(decode, _as_line)
+        self._format = {"event": self._as_event, "json": _as_json}.get(decode, _as_line)
 
     def add(self, item: Any) -> None:
-        self._output.write(self._text(item))
+        self._output.write(self._format(item))
 
     def flush(self) -> None:
         self._output.flush()
@@ -54,7 +62,7 @@ class _LinePrinter:
     def end(self) -> None:
         self.flush()
 
-    def _as_in_a_stream(self, item: Any) -> str:
+    def _as_event(self, item: Any) -> str:
         return self._encoder.encode(item).decode()
 
 
@@ -67,31 +75,31 @@ def _as_line(item: str) -> str:
 
 
 class _PathPrinter:
-    """Prints one value of each item, one after another; and, at the end, that the line ends."""
+    """Prints one value of each item, without separators, and a line break at the end."""
 
     def __init__(self, output: TextIO, path: list[str]) -> None:
         self._output = output
         self._path = path
-        self._last = "\n"
+        self._last_character = "\n"
 
     def add(self, item: Any) -> None:
         value = value_at(item, self._path)
         if value is not None:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             self._output.write(text)
-            self._last = text[-1:] or self._last
+            self._last_character = text[-1:] or self._last_character
 
     def flush(self) -> None:
         self._output.flush()
 
     def end(self) -> None:
-        if self._last != "\n":
+        if self._last_character != "\n":
             self._output.write("\n")
         self.flush()
 
 
 def value_at(item: Any, path: list[str]) -> Any:
-    """Return what stands there: by key in an object, by index in a list; None where nothing does."""
+    """Return the value at a path of keys (of objects) and indices (of lists), None if there is none."""
     for step in path:
         if isinstance(item, dict):
             item = item.get(step)
@@ -103,9 +111,9 @@ def value_at(item: Any, path: list[str]) -> Any:
 
 
 class StatusLine:
-    """One line on a terminal while nothing comes; nothing where standard error is none.
+    """A line on a terminal that shows the duration of a wait. Does nothing if standard error is not a terminal.
 
-    `until_first` says that what is printed stands in the same line: the first of it is the end of this.
+    `until_first`: hide it for good after the first event, since the printed text shares its line.
     """
 
     def __init__(self, terminal: TextIO, *, until_first: bool = False) -> None:
@@ -114,46 +122,46 @@ class StatusLine:
         self._terminal = terminal
         self._until_first = until_first
         self._began_at = self._last_at = clock.monotonic()
-        self._stands = False
+        self._is_drawn = False
 
     @property
     def seconds(self) -> float:
-        """How long it has been."""
+        """Seconds since the status line was created."""
         return clock.monotonic() - self._began_at
 
-    def show(self, what: str) -> None:
-        """Say what is waited for, and how long."""
+    def show(self, activity: str) -> None:
+        """Draw the line, with the duration of the current wait."""
         waited = clock.monotonic() - self._last_at
         if waited >= _SHOWN_AFTER_SECONDS:
             count = f", {self.events} events so far" if self.events else ""
-            self._terminal.write(f"{_CLEAR_LINE}{what}, {waited:.0f} s{count}")
+            self._terminal.write(f"{_CLEAR_LINE}{activity}, {waited:.0f} s{count}")
             self._terminal.flush()
-            self._stands = True
+            self._is_drawn = True
 
     def add(self, events: int) -> None:
-        """Something came, and is about to be printed."""
+        """Count events that are about to be printed, and clear the line."""
         self.clear()
         self.events += events
         if self._until_first:
             self.is_shown = False
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line and restart the duration."""
         self._last_at = clock.monotonic()
-        if self._stands:
+        if self._is_drawn:
             self._terminal.write(_CLEAR_LINE)
             self._terminal.flush()
-            self._stands = False
+            self._is_drawn = False
 
 
-def told_stats(stats: StreamStats, events: int, seconds: float) -> str:
-    """Return the figures of a stream of which so many events were printed in `seconds`, in one line."""
+def format_stats(stats: StreamStats, events: int, seconds: float) -> str:
+    """Return one line about a stream of which `events` events were printed in `seconds`."""
     first = stats.time_to_first_event
-    told = [
+    parts = [
         "no event" if first is None else f"first event after {first:.3f} s",
         f"{events} events in {seconds:.3f} s ({events / seconds:,.1f} a second)",
         f"{stats.bytes:,} bytes",
     ]
     if stats.reconnections:
-        told.append(f"{stats.reconnections} reconnections")
-    return ", ".join(told)
+        parts.append(f"{stats.reconnections} reconnections")
+    return ", ".join(parts)

@@ -174,7 +174,7 @@ class LoopTask:
     def __init__(self, state: LoopState) -> None:
         self.state = state
         self.loop = state.loop
-        self._finished = threads.Signal()
+        self._finished = threads.OneShotEvent()
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 

@@ -1,4 +1,4 @@
-"""The process: threads, locks, waiting, fork, gevent, event loops, sockets.
+"""The process: threads, locks, waiting, fork, gevent, event loops, sockets, the clock.
 
-The only package that starts threads, makes locks or waits.
+Only this package starts threads, makes locks or waits.
 """

@@ -1,11 +1,9 @@
-"""Code of the caller's that runs on an event loop: whatever it raises ends its own stream, and nothing else.
+"""Guards around the caller's code on an event loop: its exceptions end its own stream, and nothing else.
 
-asyncio lets a SystemExit or KeyboardInterrupt that a task or callback raises end the loop, and takes a CancelledError
-for a cancellation of the task. So each place that calls the caller's code on a loop does so inside `CallersCode`,
-which raises CallbackError instead. Without a running loop the thread is the consumer's own, and an exit or interrupt
-is the thread's to have.
-
-Nothing here has state that threads share.
+In asyncio, a SystemExit or KeyboardInterrupt from a task or callback ends the loop, and a CancelledError counts as a
+cancellation of the task. Therefore every call of the caller's code on a loop happens inside `CallersCode`, which raises
+CallbackError instead. In a thread without a running loop, which is the consumer's own, an exit or interrupt passes
+through. Thread-safe: no shared state.
 """
 
 from __future__ import annotations
@@ -29,16 +27,17 @@ logger = logging.getLogger("sseqbridge")
 
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
+_BODY = "the request's body, an iterator,"
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _READ_BYTES = 64 * 1024
 
 
 class CallersCode:
-    """Context manager around a call, or an await, of code of the caller's.
+    """Context manager around a call, or an await, of the caller's code, which `what` names in the message.
 
-    On a thread with a running loop every exception is replaced by a CallbackError whose cause it is; on another one
-    SystemExit, KeyboardInterrupt and the like go on. Exceptions of the types in `passes`, a cancellation of the
-    task, and an interrupt by Ctrl-C go on everywhere.
+    On a thread with a running loop, replaces every exception by a CallbackError, with the exception as its cause.
+    On other threads, exceptions that are not an Exception (SystemExit) pass through. Everywhere, exceptions of the
+    types in `passes`, a cancellation of the task, and an interrupt by Ctrl-C pass through.
     """
 
     __slots__ = ("_passes", "_task", "_what")
@@ -71,25 +70,25 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 def _ends_iterations(error: BaseException) -> bool:
-    # Left alone, it would be the end of whatever iterates.
+    # Raised inside a generator or iterator, it would end the iteration silently.
     return isinstance(error, (StopIteration, StopAsyncIteration))
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the StopIteration that Python has replaced by a RuntimeError (PEP 479), else the error itself."""
-    # A "from None" on its way leaves the context.
+    """Return the StopIteration that Python replaced by a RuntimeError (PEP 479), else the error itself."""
+    # "raise ... from None" clears the cause, but not the context.
     cause = error.__cause__ or error.__context__
     if type(error) is not RuntimeError or cause is None:
         return error
-    # One for each generator or coroutine that it has left.
+    # Each generator or coroutine on its way added one RuntimeError.
     found = original(cause)
     return found if _ends_iterations(found) else error
 
 
 def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether something else than the code that ran in `task` is behind an exception that is no Exception.
+    """Return whether an exception that is not an Exception was not raised by the code that runs in `task`.
 
-    That is a cancellation of the task, the closing of its coroutine, or Ctrl-C.
+    The other sources are a cancellation of the task, the closing of its coroutine, and Ctrl-C.
     """
     if isinstance(error, asyncio.CancelledError):
         if task is None:
@@ -98,7 +97,7 @@ def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> boo
         cancelling = getattr(task, "cancelling", None)
         return not _was_raised(error) if cancelling is None else cancelling() > 0
     if isinstance(error, GeneratorExit):
-        # A coroutine is closed by whoever drops it, and not in a step of its own task.
+        # The owner closes a coroutine, outside the steps of its own task.
         return task is not _current_task()
     if isinstance(error, KeyboardInterrupt):
         return threading.current_thread() is threading.main_thread() and not _was_raised(error)
@@ -106,7 +105,7 @@ def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> boo
 
 
 def _was_raised(error: BaseException) -> bool:
-    """Whether a `raise` statement raised this, and not a signal or the throw() of a coroutine."""
+    """Return whether a `raise` statement raised the error, rather than a signal or a coroutine's throw()."""
     traceback = error.__traceback__
     if traceback is None:
         return True
@@ -115,20 +114,15 @@ def _was_raised(error: BaseException) -> bool:
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == _RAISE
 
 
-# A request's body.
-
-_BODY = "the request's body, an iterator,"
-
-
 def guarded_body(content: AsyncIterable[bytes]) -> AsyncIterable[bytes]:
-    """Return the body with every error of its own as a CallbackError. Its `aclose()` closes its generator."""
-    # httpx refuses to send a generator twice, and knows it by its type.
+    """Return a request body that raises errors of `content` as CallbackError. Its `aclose()` closes its generators."""
+    # httpx refuses to send a generator twice, and detects it by its type.
     is_generator = inspect.isasyncgen(content)
     return _guarded(content) if is_generator else _Reiterable(content)
 
 
 class _Reiterable:
-    """A body that is no generator: it may be sent more than once, as a digest login does."""
+    """A guarded body that may be sent more than once, as digest authentication does."""
 
     def __init__(self, content: AsyncIterable[bytes]) -> None:
         self._content = content
@@ -162,7 +156,7 @@ async def _guarded(content: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]
                 with CallersCode(_BODY):
                     await iterator.aclose()
             except Exception:
-                # Nobody waits for the body any more.
+                # The request is over, so that no caller can receive the error.
                 logger.exception("closing the iterator of a request's body failed")
 
 

@@ -1,10 +1,10 @@
 """The clock of the library: every deadline, delay and timer reads it.
 
-`clock` is an object and not a function for two reasons. Tests replace its attribute, so that a test
-of a timeout need not wait. And freezegun, which replaces `time.monotonic` in every module, does not
-reach inside an object: a frozen application must not freeze the library's timeouts.
+`clock` is an object rather than a function for two reasons. Tests replace its attribute, so that a
+test of a timeout need not wait. And freezegun replaces `time.monotonic` in every module, but not inside
+objects: in an application with frozen time, the library's timeouts still elapse.
 
-Thread-safe: the attribute is written by tests alone.
+Thread-safe: only tests write the attribute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Clock", "clock"]
 def _real_monotonic() -> Callable[[], float]:
     if isinstance(time.monotonic, types.BuiltinFunctionType) or not hasattr(time, "clock_gettime"):
         return time.monotonic
-    # The module was imported while time was frozen. freezegun leaves clock_gettime alone.
+    # The library was imported while time was frozen. freezegun does not replace clock_gettime.
     return functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 

@@ -1,9 +1,11 @@
-"""Fork: one token tells a process from its parent, and what was the parent's is kept, unused.
+"""Fork: a token that identifies the process, locks that survive a fork, and objects of the parent.
 
-A forked child has its parent's objects and none of its threads: locks that are never released, a loop
-that does not run, sockets that the parent still uses. The library compares process tokens wherever a
-stream or a loop is entered, and starts anew in the child on first use. The token holds the process ID
-besides a counter of fork hooks, since uWSGI forks without running Python's hooks.
+A forked child inherits its parent's objects but none of its threads: locks that are never released, a
+loop that does not run, sockets that the parent still uses. The library therefore compares process tokens
+wherever a stream or a loop is entered, and creates new objects in the child on first use.
+
+Invariant: the counter and the lists are written by the fork hook and at import, when one thread runs.
+`pin` may be called by any thread: list.extend is atomic.
 """
 
 from __future__ import annotations
@@ -23,32 +25,33 @@ __all__ = [
 ]
 
 _allocate_rlock = original("_thread", "RLock")
-# How many forks have led here, as far as hooks tell of them; written by them alone.
+# The number of forks between the first process and this one for which Python's hooks ran.
 _forks = 0
 _after_fork: list[Callable[[], object]] = []
-# What is the parent's.
-_kept: list[object] = []
+# Objects of the parent process, kept alive.
+_pinned: list[object] = []
 
 
 def process_token() -> tuple[int, int]:
-    """Return what no other process has: a forked child has another one than its parent.
+    """Return a token that differs between a process and its forked children.
 
-    By its number, too: uWSGI forks without a word to Python.
+    The counter alone is not enough: uWSGI forks without running Python's hooks. The process ID alone is
+    not enough: the system reuses it.
     """
     return _forks, os.getpid()
 
 
 def after_fork(callback: Callable[[], object]) -> None:
-    """Have `callback` called in each forked child, where hooks are, before anything else runs there."""
+    """Call `callback` in each forked child, before other code, if Python's fork hooks run there."""
     _after_fork.append(callback)
 
 
 def pin(*objects: object) -> None:
-    """Keep what is a parent's from being finalized in its child, where that would reach the parent's sockets."""
-    _kept.extend(objects)
+    """Keep objects of the parent process alive: finalizing them in the child would affect the parent's sockets."""
+    _pinned.extend(objects)
 
 
-def _forked() -> None:
+def _run_callbacks() -> None:
     global _forks
     _forks += 1
     for callback in _after_fork:
@@ -56,26 +59,26 @@ def _forked() -> None:
 
 
 class ForkSafeLock:
-    """A lock between threads of the operating system, which each process has for itself: `with lock.native`.
+    """A re-entrant lock between OS threads, with one instance per process. Use `with lock.native:`.
 
-    One that another thread held at a fork would be held for ever in the child. What is entered is a
-    lock of the interpreter's, since an interrupt may come between any two steps of a function here,
-    and one that its holder may enter again: a signal handler, which interrupted that, would wait for ever.
+    If another thread held a plain lock during a fork, the child could never acquire it. `native` is the
+    interpreter's own lock object, since an interrupt can arrive between any two bytecodes of an __enter__
+    written in Python. It is re-entrant, since a signal handler may run while its own thread holds the lock.
     """
 
     __slots__ = ("_locks",)
 
     def __init__(self) -> None:
-        # By process; setdefault is one step.
+        # By process token. dict.setdefault is atomic.
         self._locks: dict[tuple[int, int], Any] = {}
 
     @property
     def native(self) -> Any:
-        """This process's."""
-        this = process_token()
-        lock = self._locks.get(this)
-        return self._locks.setdefault(this, _allocate_rlock()) if lock is None else lock
+        """The lock of this process."""
+        token = process_token()
+        lock = self._locks.get(token)
+        return self._locks.setdefault(token, _allocate_rlock()) if lock is None else lock
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_run_callbacks)

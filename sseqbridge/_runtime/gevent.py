@@ -1,7 +1,7 @@
-"""How a greenlet waits, and a thread starts, in a process that gevent has patched.
+"""Waiting greenlets, and OS threads, in a process that gevent has patched.
 
-Rule: imported by _runtime/threads.py alone, and there alone that gevent has patched the process. Whatever
-the loop's thread calls of this touches no hub but through its `_Mailbox`.
+Only its siblings threads.py and patching.py import this module, after they detected gevent.
+Invariant: other threads reach a hub only through its `_Mailbox`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .clock import clock
 
 __all__ = ["GreenletWaiter", "in_hub", "original", "start_thread"]
 
-# gevent ends a wait for which nothing in its own loop can come; a timer can.
+# gevent raises LoopExit from a wait that no event in its loop can end. With a timeout, a timer can.
 _WAIT_SECONDS = 1.0
 
-# Those that are written to in the library's threads.
+# The loggers that code in the library's threads writes to.
 _LOGGERS = (
     "asyncio",
     "hpack.hpack",
@@ -39,7 +39,7 @@ _LOGGERS = (
     "httpcore2.socks",
     "httpx",
     "httpx2",
-    # What a stream that is dropped warns of, where warnings are logged.
+    # ResourceWarnings of dropped streams, if logging.captureWarnings is on.
     "py.warnings",
     "sseqbridge",
     "sseqbridge.loop",
@@ -48,22 +48,22 @@ _get_ident = get_original("_thread", "get_ident")
 
 
 class _Mailbox:
-    """What other threads have a hub do.
+    """Runs functions in a hub on behalf of other threads.
 
-    A watcher of its loop's: `run_callback_threadsafe` is not what it says. It adds to the number of
-    what the loop waits for, as the loop itself does in its own thread without the interpreter's lock.
-    Where one of the two is lost, the loop has nothing to wait for some day, and ends.
+    It uses an async watcher, since gevent's `run_callback_threadsafe` is not thread-safe: it increments the
+    loop's reference count while the loop thread changes it without the GIL. After a lost update the loop
+    has nothing to wait for and ends.
     """
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        # Not waited for itself, so that gevent.wait() comes to its end.
+        # ref=False, so that gevent.wait() does not wait for the watcher.
         self._watcher = hub.loop.async_(ref=False)
         self._watcher.start(self._call)
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Have the hub call `function`. From any thread. A hub that has ended calls nothing."""
+        """Call `function` in the hub. Thread-safe. Does nothing if the hub has ended."""
         self._calls.append((function, args))
         if self.hub.loop is not None:
             self._watcher.send()
@@ -74,22 +74,22 @@ class _Mailbox:
             function(*args)
 
 
-# Each thread's own hub's.
-_here = get_original("_thread", "_local")()
-# What to log in, by thread. Each thread writes its own.
-_mailboxes: dict[int, _Mailbox] = {}
+# The mailbox of each thread's own hub.
+_thread_local = get_original("_thread", "_local")()
+# The hub that logs for a thread, by thread ID. Each thread writes its own entry.
+_logging_mailboxes: dict[int, _Mailbox] = {}
 
 
 def _mailbox() -> _Mailbox:
     hub = get_hub()
-    mailbox: _Mailbox | None = getattr(_here, "mailbox", None)
+    mailbox: _Mailbox | None = getattr(_thread_local, "mailbox", None)
     if mailbox is None or mailbox.hub is not hub:
-        mailbox = _here.mailbox = _Mailbox(hub)
+        mailbox = _thread_local.mailbox = _Mailbox(hub)
     return mailbox
 
 
 class GreenletWaiter:
-    """One greenlet's wait for one wake-up, from any thread; the others of its own go on."""
+    """One greenlet waiting for one wake-up, from any thread. Other greenlets keep running."""
 
     __slots__ = ("_event", "_mailbox")
 
@@ -98,7 +98,7 @@ class GreenletWaiter:
         self._event = Event()
 
     def wait(self, timeout: float | None) -> bool:
-        """Return True when woken, False when `timeout` seconds passed first (None: never)."""
+        """Return True when woken, False after `timeout` seconds. None waits indefinitely."""
         deadline = None if timeout is None else clock.monotonic() + timeout
         while not self._event.is_set():
             left = _WAIT_SECONDS if deadline is None else deadline - clock.monotonic()
@@ -108,47 +108,46 @@ class GreenletWaiter:
         return True
 
     def wake(self) -> None:
-        """End the wait."""
-        # Not set() itself: this is mostly called in another thread.
+        """End the wait. Thread-safe."""
         self._mailbox.post(self._event.set)
 
 
 def in_hub() -> bool:
-    """Whether this is gevent's hub, which must not wait; finalizers and callbacks run in it."""
+    """Return whether this is gevent's hub, which must not wait. Finalizers and callbacks may run in it."""
     return getcurrent() is get_hub()
 
 
 def start_thread(run: Callable[[], object]) -> None:
-    """Start a thread of the operating system; one of `threading` is a greenlet.
+    """Start an OS thread. (A threading.Thread is a greenlet.)
 
-    What is logged in it goes on to the handlers in a greenlet of the caller's: their locks are
-    gevent's, and a greenlet that waits for one that a thread gives back may never be woken.
+    Log records of the thread are handled in a greenlet of the caller's hub: the locks of handlers are
+    gevent's, and a greenlet that waits for a lock that an OS thread releases may never wake up.
     """
     mailbox = _mailbox()
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        if not any(isinstance(one, _ToGreenlets) for one in logger.filters):
-            logger.addFilter(_ToGreenlets(logger))
+        if not any(isinstance(entry, _LogInGreenlet) for entry in logger.filters):
+            logger.addFilter(_LogInGreenlet(logger))
 
-    def run_here() -> None:
-        _mailboxes[_get_ident()] = mailbox
+    def run_and_log() -> None:
+        _logging_mailboxes[_get_ident()] = mailbox
         try:
             run()
         finally:
-            del _mailboxes[_get_ident()]
+            del _logging_mailboxes[_get_ident()]
 
-    get_original("_thread", "start_new_thread")(run_here, ())
+    get_original("_thread", "start_new_thread")(run_and_log, ())
 
 
-class _ToGreenlets(logging.Filter):
-    """Sends what a thread of the library's logs to a greenlet, which logs it."""
+class _LogInGreenlet(logging.Filter):
+    """Forwards log records from the library's threads to a greenlet, which handles them."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
         self._logger = logger
 
     def filter(self, record: logging.LogRecord) -> bool:
-        mailbox = _mailboxes.get(_get_ident())
+        mailbox = _logging_mailboxes.get(_get_ident())
         if mailbox is None:
             return True
         mailbox.post(spawn, self._logger.callHandlers, record)
@@ -156,5 +155,5 @@ class _ToGreenlets(logging.Filter):
 
 
 def original(module: str, name: str) -> Any:
-    """Return what the standard library had in the place of what gevent has put there."""
+    """Return the function of the standard library that gevent has replaced."""
     return get_original(module, name)

@@ -1,8 +1,8 @@
-"""Notices when a loop was kept from its work, and tells the log by what, as far as that can be known.
+"""Detects a blocked event loop, and logs the cause as far as it is known.
 
-A timer of the loop's own: it comes late where something blocks the loop's thread. Whoever runs code
-of the caller's there says how long each step of it took, so that it can be named. Everything here is
-called in the loop's thread; `longest` may be read by any.
+A timer on the loop fires late if something blocks the loop thread. Callers that run the application's
+code on the loop report the duration of each step, so that the log can name it. Every method runs on the
+loop thread; any thread may read `longest`.
 """
 
 from __future__ import annotations
@@ -18,54 +18,55 @@ from .clock import clock
 __all__ = ["LoopWatch"]
 
 logger = logging.getLogger("sseqbridge.loop")
-# For a log that somebody keeps: without one it would stand in the output of a program on a machine that is busy.
+# Without a handler of the application's, logging would print the warning to standard error on a busy machine.
 logger.addHandler(logging.NullHandler())
 
 _BEAT_SECONDS = 0.05
-# What is worth a warning. A block may begin just before the next beat, and is longer then than the delay of that.
+# Delays above this are logged. A block that begins just before a beat is up to one beat longer than the delay.
 _BLOCKED_SECONDS = 0.25
+# The minimum time between two log entries.
 _QUIET_SECONDS = 10.0
-# The part of a delay that a step, or the thread's own computing, has to take to be what it is put down to.
-_PART = 0.5
+# A step, or the thread's CPU time, is named as the cause if it covers at least this part of the delay.
+_MIN_SHARE = 0.5
 
 
 class LoopWatch:
-    """Watches one loop, from `start` to `stop`."""
+    """Watches one loop between `start` and `stop`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The longest that something due was late, in seconds.
+        # The longest delay of a beat so far, in seconds.
         self.longest = 0.0
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._beat_at = 0.0
-        self._computed = 0.0
-        self._step = (0.0, "")
+        self._cpu_seconds = 0.0
+        self._slowest_step = (0.0, "")
         self._quiet_until = 0.0
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start watching. Idempotent."""
         if self._timer is None:
-            self._expect_next()
+            self._schedule_beat()
 
     def stop(self) -> None:
-        """Watch no more, for now."""
+        """Stop watching; `start` resumes."""
         assert self._timer is not None
         self._timer.cancel()
         self._timer = None
 
-    def ran(self, seconds: float, what: Callable[[], str]) -> None:
-        """Note how long a step took that ran code of the caller's, and how to name it."""
-        if seconds > _BEAT_SECONDS and seconds > self._step[0]:
-            self._step = seconds, what()
+    def ran(self, seconds: float, describe: Callable[[], str]) -> None:
+        """Record the duration of a step that ran code of the application. `describe` returns its name."""
+        if seconds > _BEAT_SECONDS and seconds > self._slowest_step[0]:
+            self._slowest_step = seconds, describe()
 
-    async def steps_of(self, coroutine: Coroutine[Any, Any, None], what: Callable[[], str]) -> None:
-        """Await a coroutine, and note how long its steps take."""
-        await _Steps(coroutine, lambda seconds: self.ran(seconds, what))
+    async def steps_of(self, coroutine: Coroutine[Any, Any, None], describe: Callable[[], str]) -> None:
+        """Await a coroutine and record the duration of each of its steps."""
+        await _TimedSteps(coroutine, lambda seconds: self.ran(seconds, describe))
 
-    def _expect_next(self) -> None:
+    def _schedule_beat(self) -> None:
         self._beat_at = clock.monotonic()
-        self._computed = time.thread_time()
-        self._step = (0.0, "")
+        self._cpu_seconds = time.thread_time()
+        self._slowest_step = (0.0, "")
         self._timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
 
     def _beat(self) -> None:
@@ -74,28 +75,28 @@ class LoopWatch:
         self.longest = max(self.longest, late)
         if late > _BLOCKED_SECONDS and now >= self._quiet_until:
             self._quiet_until = now + _QUIET_SECONDS
-            logger.warning("the loop was blocked for %.2f s, and every stream stood still: %s", late, self._told(late))
-        self._expect_next()
+            logger.warning("the loop was blocked for %.2f s, and every stream stood still: %s", late, self._cause(late))
+        self._schedule_beat()
 
-    def _told(self, late: float) -> str:
-        seconds, what = self._step
-        if seconds >= late * _PART:
-            return f"{what} took {seconds:.2f} s"
-        computed = time.thread_time() - self._computed
-        if computed >= late * _PART:
-            return f"its thread computed for {computed:.2f} s, by what is not known"
+    def _cause(self, late: float) -> str:
+        seconds, step = self._slowest_step
+        if seconds >= late * _MIN_SHARE:
+            return f"{step} took {seconds:.2f} s"
+        cpu_seconds = time.thread_time() - self._cpu_seconds
+        if cpu_seconds >= late * _MIN_SHARE:
+            return f"the loop thread computed for {cpu_seconds:.2f} s, in unknown code"
         return (
-            "its thread waited, for what is not known: a call that blocks, the interpreter's lock, which "
-            "another thread held, or a processor, on a busy machine"
+            "the loop thread waited for an unknown cause: a blocking call, the GIL held by another thread, "
+            "or a processor on a busy machine"
         )
 
 
-class _Steps:
-    """Awaits a coroutine, and says of each of its steps how long it took."""
+class _TimedSteps:
+    """Awaits a coroutine and reports the duration of each step to `record`."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], note: Callable[[float], None]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, None], record: Callable[[float], None]) -> None:
         self._coroutine = coroutine
-        self._note = note
+        self._record = record
 
     def __await__(self) -> Generator[Any, Any, None]:
         run: Callable[..., Any] = self._coroutine.send
@@ -103,13 +104,13 @@ class _Steps:
         while True:
             began = clock.monotonic()
             try:
-                waited_for = run(argument)
+                future = run(argument)
             except StopIteration:
                 return
             finally:
-                self._note(clock.monotonic() - began)
+                self._record(clock.monotonic() - began)
             try:
-                run, argument = self._coroutine.send, (yield waited_for)
+                run, argument = self._coroutine.send, (yield future)
             except GeneratorExit:
                 self._coroutine.close()
                 raise

@@ -1,4 +1,6 @@
-"""Event loops: the library's own, whose name lookups delay neither the loop nor the process's exit.
+"""Event loops: the library's own loop, whose name lookups delay neither the loop nor the process's exit.
+
+Functions that take a running loop must be called on its thread; the rest is thread-safe.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from sseqbridge import _accelerators as _fast
+from sseqbridge import _accelerators
 
 from .clock import clock
 from .patching import original
@@ -31,24 +33,29 @@ __all__ = [
 
 T = TypeVar("T")
 
+# The descriptors of a loop, and some that other threads may open at the same time. (uvloop needs 7.)
+_DESCRIPTORS = 4
+_UVLOOP_DESCRIPTORS = 12
+
+
 def in_coroutine() -> bool:
-    """Whether an asyncio loop runs in this thread."""
+    """Return whether an asyncio loop runs in this thread."""
     return asyncio._get_running_loop() is not None
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel, where a loop runs under every cell."""
+    """Return whether this is a Jupyter kernel, which runs every cell inside a loop."""
     return "ipykernel" in sys.modules
 
 
 async def run_in_daemon_thread(
     name: str, function: Callable[..., T], *args: object, discard: Callable[[T], object] | None = None
 ) -> T:
-    """Run a blocking function in a daemon thread of its own, in the context of the caller.
+    """Run a blocking function in a new daemon thread, in the caller's context, and return its result.
 
-    `discard` is given what it returned, in the loop, where nobody waits for that any more.
-    asyncio's default executor will not do: its threads are joined when the interpreter exits,
-    and it starts none once the main thread has ended.
+    If the caller was cancelled in the meantime, `discard` is called with the result, on the loop.
+    asyncio's default executor does not fit: its threads are joined when the interpreter exits, and it
+    starts none after the main thread has ended.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -58,16 +65,10 @@ async def run_in_daemon_thread(
         if future.cancelled():
             if error is None and discard is not None:
                 discard(cast("T", result))
-            return
-        if isinstance(error, StopIteration):
-            # A future takes none: as when one leaves a generator.
-            stopped = RuntimeError("a function raised StopIteration")
-            stopped.__cause__ = error
-            future.set_exception(stopped)
-        elif error is not None:
-            future.set_exception(error)
+        elif error is None:
+            future.set_result(cast("T", result))
         else:
-            future.set_result(result)  # type: ignore[arg-type]
+            future.set_exception(_as_future_error(error))
 
     def run() -> None:
         result, error = None, None
@@ -78,23 +79,26 @@ async def run_in_daemon_thread(
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            pass  # The loop was closed meanwhile: nobody waits for this any more.
+            pass  # The loop is closed, so that nothing awaits the result.
 
     DaemonThread(run, name)
     return await future
 
 
-# What a loop needs, and room for what other threads open in the meantime. (uvloop needs 7.)
-_DESCRIPTORS = 4
-_UVLOOP_DESCRIPTORS = 12
+def _as_future_error(error: BaseException) -> BaseException:
+    if not isinstance(error, StopIteration):
+        return error
+    # Futures refuse a StopIteration. Replace it as PEP 479 does for generators.
+    replaced = RuntimeError("a function raised StopIteration")
+    replaced.__cause__ = error
+    return replaced
 
 
 class _DaemonLookups(asyncio.AbstractEventLoop):
-    """What a loop is mixed with so that it looks names up in daemon threads.
+    """Mixin of a loop that looks names up in daemon threads.
 
-    Look-ups of one name that are under way at the same time share a thread, so that there are as
-    many threads as different names. (uvloop's own threads are no better than an executor's: the
-    exit of the process waits for them.)
+    Concurrent lookups of one name share a thread, so that there are at most as many threads as names.
+    (Process exit waits for uvloop's own lookup threads, as it does for those of an executor.)
     """
 
     def __init__(self) -> None:
@@ -104,7 +108,7 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
-        # uvloop asks also for what is an address already.
+        # uvloop also looks up hosts that are addresses.
         found = literal_address(host, port) if isinstance(host, str) and isinstance(port, int) else []
         if found:
             return found
@@ -115,8 +119,8 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
             lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", look_up, *key))
             self._lookups[key] = lookup
             lookup.add_done_callback(lambda task: self._looked_up(key, task))
-        # Not awaited itself: a request that is aborted must not end the look-up for the others.
-        # (Nor shielded, since 3.14's shield() reports a failure nobody waits for any more.)
+        # asyncio.wait does not cancel the lookup if this request is aborted; other requests may wait for it.
+        # (asyncio.shield would log the lookup's failure after that, on Python 3.14.)
         await asyncio.wait({lookup})
         return lookup.result()
 
@@ -127,38 +131,35 @@ class _DaemonLookups(asyncio.AbstractEventLoop):
     def _looked_up(self, key: Any, task: asyncio.Task[Any]) -> None:
         del self._lookups[key]
         if not task.cancelled():
-            task.exception()  # Seen, so that a failure nobody waits for any more is no noise.
+            task.exception()  # Marks it as retrieved, so that asyncio does not log it after all requests were aborted.
 
 
 def _check_descriptors(count: int) -> None:
-    """Raise OSError unless so many descriptors are free."""
+    """Raise OSError unless `count` descriptors are free."""
     free: list[int] = []
     try:
         for _ in range(count):
-            free.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 (what was opened before a failure is closed)
+            free.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 (close the ones before a failure)
     finally:
         for fd in free:
             os.close(fd)
 
 
 class _OwnEventLoop(_DaemonLookups, StandardEventLoop):
-    """asyncio's event loop, on the clock of the library. (uvloop's clock is libuv's, in C.)"""
+    """asyncio's event loop on the library's clock. (uvloop always uses libuv's clock.)"""
 
     def time(self) -> float:
         return clock.monotonic()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop, uvloop's where that is in use.
-
-    Its name look-ups hold up neither the loop nor the exit. Raises OSError if too few descriptors are free.
-    """
-    uvloop = _fast.imported("uvloop")
+    """Return a new event loop, uvloop's if uvloop is in use. Raises OSError if too few descriptors are free."""
+    uvloop = _accelerators.imported("uvloop")
     with standard_descriptors:
         if uvloop is None:
             _check_descriptors(_DESCRIPTORS)
             return _OwnEventLoop()
-        # It aborts the process if it gets none.
+        # uvloop aborts the process if it cannot open its descriptors.
         _check_descriptors(_UVLOOP_DESCRIPTORS)
         kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})
         return kind()  # type: ignore[no-any-return]

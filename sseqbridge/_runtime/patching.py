@@ -1,6 +1,7 @@
-"""What gevent or eventlet has patched, and what the standard library had in its place.
+"""Detects gevent's and eventlet's monkey patches, and returns the functions that they replaced.
 
-Checked at each call, since the library may be imported before the process is patched.
+Checked at each call, since the application may patch the process after it imported the library.
+Thread-safe.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ from typing import Any
 
 __all__ = ["is_eventlet", "is_gevent", "original"]
 
+
 def is_gevent() -> bool:
-    """Whether gevent has patched the process: asked each time, for it may come later than this."""
+    """Return whether gevent has patched the process."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def is_eventlet() -> bool:
-    """Whether eventlet has patched the process."""
+    """Return whether eventlet has patched the process."""
     patcher = sys.modules.get("eventlet.patcher")
     return patcher is not None and bool(patcher.is_monkey_patched("thread"))
 
 
 def original(module: str, name: str) -> Any:
-    """Return a function of the standard library's, and not what gevent has put in its place."""
+    """Return a function of the standard library, even if gevent has replaced it."""
     if is_gevent():
         from . import gevent
 

@@ -1,7 +1,7 @@
-"""Sockets and descriptors: shutting down, looking at a peer, and staying clear of descriptors 0 to 2.
+"""Sockets and descriptors: shutting down, detecting a closed peer, and avoiding descriptors 0 to 2.
 
-Functions here never wait. They work on duplicates or by poll(), and never close a descriptor of
-somebody else's.
+Thread-safe, and nothing here blocks. Invariant: functions use duplicates or poll(), and never close a
+descriptor that they did not open.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ __all__ = [
     "standard_descriptors",
 ]
 
-def shut_down_socket(fd: int) -> None:
-    """Shut a connection down both ways, so that its peer sees the end at once.
 
-    Unlike a close this holds although a forked child has inherited the descriptor, and although
-    unread or unsent data stands in the way. A connection that is down already is left alone.
+def shut_down_socket(fd: int) -> None:
+    """Shut a connection down in both directions, so that its peer sees the end at once. Idempotent.
+
+    close() would not reach the peer while a forked child has the descriptor, or before unsent data is sent.
     """
-    # Through a duplicate, so that the loop keeps its own descriptor to close; of the C class,
-    # which no monkey patch replaces.
+    # A duplicate, since the loop must close its own descriptor. The C class, which no monkey patch replaces.
     try:
         duplicate = _socket.socket(fileno=_socket.dup(fd))
     except OSError:
@@ -46,23 +45,23 @@ def shut_down_socket(fd: int) -> None:
     try:
         duplicate.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # Not connected any more: there is nothing left to tell the peer.
+        pass  # Not connected any more.
     finally:
         duplicate.close()
 
 
 def shut_down_connection(transport: Any) -> None:
-    """Do that to what has a socket to tell of: a transport, one of httpx's network streams."""
+    """Shut down the connection of an asyncio transport or of one of httpx's network streams."""
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:
         shut_down_socket(connection.fileno())
 
 
 def detach_connection_after_fork(transport: Any) -> None:
-    """In a forked child, have what was its parent's connection lead nowhere.
+    """In a forked child, replace an inherited connection by a socket whose peer has closed.
 
-    A loop that the child goes on with would read, from the same socket, what the parent is to be given. The
-    descriptor stays open, on another socket whose peer has gone: the parent's own stays as it is.
+    If the child kept running the inherited loop, it would read the parent's data from the shared socket.
+    The descriptor stays open on the new socket; the parent's connection is not affected.
     """
     connection = transport.get_extra_info("socket")
     if sys.platform == "win32" or connection is None or connection.fileno() < 0:
@@ -71,13 +70,13 @@ def detach_connection_after_fork(transport: Any) -> None:
         ours, theirs = _socket.socketpair()
         os.dup2(ours.fileno(), connection.fileno(), inheritable=False)
     except OSError:
-        return  # No descriptor is left for that.
+        return  # No descriptor is free.
     ours.close()
     theirs.close()
 
 
 def is_readable(fd: int) -> bool:
-    """Whether a socket has something to read, its end included."""
+    """Return whether a socket has bytes to read, or has ended."""
     if sys.platform == "win32":
         return bool(select.select([fd], (), (), 0)[0])
     poll = original("select", "poll")()
@@ -86,9 +85,9 @@ def is_readable(fd: int) -> bool:
 
 
 def peer_has_left(fd: int, *, may_peek: bool) -> bool:
-    """Whether the peer of a socket, which is someone else's, has closed its end. Never waits.
+    """Return whether the peer of a socket has closed its end. The socket may belong to a web server.
 
-    `may_peek` says that what can be read is not TLS, where it may be anything.
+    `may_peek` must be False for TLS, whose records do not show whether the stream has ended.
     """
     if sys.platform == "win32":
         return False
@@ -99,7 +98,7 @@ def peer_has_left(fd: int, *, may_peek: bool) -> bool:
     if events & (ended | select.POLLHUP | select.POLLERR | select.POLLNVAL):
         return True
     if ended or not may_peek or not events:
-        # What can be read is the next request's, sent ahead.
+        # Readable bytes are a pipelined request.
         return False
     duplicate = _socket.socket(fileno=_socket.dup(fd))
     try:
@@ -109,7 +108,7 @@ def peer_has_left(fd: int, *, may_peek: bool) -> bool:
 
 
 def reader_has_left(fd: int) -> bool:
-    """Whether nobody reads any more what is written there: a pipe's reader, a terminal. Never waits."""
+    """Return whether the reading end of a pipe or terminal is closed."""
     if sys.platform == "win32":
         return False
     poll = original("select", "poll")()
@@ -118,7 +117,7 @@ def reader_has_left(fd: int) -> bool:
 
 
 def literal_address(host: str, port: int) -> list[Any]:
-    """Return what getaddrinfo does, for a host that is no name and needs no look-up; else nothing."""
+    """Return getaddrinfo's result if `host` is an IP address, else an empty list."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
@@ -129,16 +128,16 @@ def literal_address(host: str, port: int) -> list[Any]:
 
 
 class _StandardDescriptors:
-    """Context manager that keeps descriptors 0 to 2 from being given to what is opened in the meantime.
+    """Context manager inside which newly opened descriptors are never 0 to 2. Re-entrant.
 
-    A process may run with its standard input, output or error closed. libuv aborts the process when it closes a
-    descriptor of its own that is one of these, and a connection would get what is printed. So /dev/null takes the
-    place of those that are closed, until they are closed again: the application finds them as it has left them.
-    (uvloop opens descriptors when a loop is made, and with a loop's connections.)
+    A process may run with standard input, output or error closed. libuv aborts the process when it closes a
+    descriptor of 0 to 2, and a connection with such a descriptor would receive printed text. Inside the block
+    /dev/null takes the place of the closed ones; afterwards they are closed again, as the application left them.
+    (uvloop opens descriptors when it creates a loop, and for a loop's connections.)
     """
 
     def __init__(self) -> None:
-        # All of it under the lock.
+        # Guards the other two fields.
         self._lock = ForkSafeLock()
         self._users = 0
         self._placeholders: list[int] = []
@@ -167,14 +166,14 @@ def _is_open(fd: int) -> bool:
 
 
 def _is_placeholder(fd: int) -> bool:
-    # The application may have put something of its own in the place: dup2() makes that inheritable.
+    # The application may have opened a file of its own there with dup2(), which makes it inheritable.
     return _is_open(fd) and not os.get_inheritable(fd)
 
 
 def _take_standard_descriptors() -> list[int]:
     taken: list[int] = []
     try:
-        # The lowest that is free is taken first.
+        # open() returns the lowest free descriptor.
         while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
             taken.append(fd)
         os.close(fd)
@@ -189,7 +188,7 @@ standard_descriptors = _StandardDescriptors()
 
 
 def above_standard_descriptors(connection: socket.socket) -> socket.socket:
-    """Return a new socket, moved if its descriptor is one of 0 to 2; see _StandardDescriptors. Raises OSError."""
+    """Return the socket, moved if its descriptor is 0 to 2 (see _StandardDescriptors). Raises OSError."""
     if connection.fileno() > 2:
         return connection
     with connection:

@@ -1,9 +1,9 @@
-"""Threads, locks and waiting. Nothing else in the package starts a thread, makes a lock or waits.
+"""Threads, locks and waiting: the only code of the library that starts a thread, makes a lock or waits.
 
-Where gevent has patched the process the loop still runs in a thread of the operating system, and the
-library's locks are locks between such threads: none is held across a call that lets another greenlet
-run. Only the greenlet that waits for an item waits. Whether the process is patched is checked at each
-call, since the library may be imported before it is.
+In a process that gevent has patched, the event loop still runs in an OS thread, and the library's locks
+exclude OS threads: none is held across a call that switches greenlets. Only the greenlet that waits for an
+item blocks. Whether the process is patched is checked at each call, since it may be patched after import.
+Everything here is thread-safe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .patching import is_gevent, original
 
 __all__ = [
     "DaemonThread",
-    "Signal",
+    "OneShotEvent",
     "ThreadWaiter",
     "Waiter",
     "at_exit",
@@ -29,26 +29,26 @@ __all__ = [
     "thread_id",
 ]
 
-# The originals, also if the library is imported after the process was patched.
+# The unpatched functions, even if the library is imported after the process was patched.
 _allocate_lock = original("_thread", "allocate_lock")
 _get_ident = original("_thread", "get_ident")
 
 
 def new_lock() -> Any:
-    """Return a lock between threads of the operating system."""
+    """Return a new lock between OS threads."""
     return _allocate_lock()
 
 
 def thread_id() -> int:
-    """Return which thread of the operating system this is."""
+    """Return the identifier of the current OS thread."""
     return _get_ident()  # type: ignore[no-any-return]
 
 
 class ThreadWaiter:
-    """One thread's wait for one wake-up, from any thread, also from a signal handler.
+    """One thread waiting for one wake-up, which may come from any thread or from a signal handler.
 
-    A raw lock: unlike an Event or a Condition it has no inner lock that whoever interrupts the
-    waiting thread could find taken. `wake` may be called once, before or during the wait.
+    A raw lock: threading.Event and Condition have an inner lock, on which a signal handler that interrupts
+    the waiting thread would deadlock. Call `wake` at most once, before or during `wait`.
     """
 
     __slots__ = ("_lock",)
@@ -58,7 +58,7 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wait(self, timeout: float | None) -> bool:
-        """Return True when woken, False when `timeout` seconds passed first (None: never)."""
+        """Return True when woken, False after `timeout` seconds. None waits indefinitely."""
         return self._lock.acquire(  # type: ignore[no-any-return]
             timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         )
@@ -68,7 +68,7 @@ class ThreadWaiter:
 
 
 class Waiter(Protocol):
-    """What a thread or a greenlet waits with; as `ThreadWaiter`."""
+    """The interface of ThreadWaiter, which GreenletWaiter also implements."""
 
     def wait(self, timeout: float | None) -> bool: ...
 
@@ -76,7 +76,7 @@ class Waiter(Protocol):
 
 
 def new_waiter() -> Waiter:
-    """Return what the caller, a thread or a greenlet, waits with."""
+    """Return a waiter for the caller, a thread or a greenlet."""
     if is_gevent():
         from . import gevent
 
@@ -85,7 +85,7 @@ def new_waiter() -> Waiter:
 
 
 def may_wait() -> bool:
-    """Whether the caller may wait: not in gevent's hub."""
+    """Return whether the caller may wait: False in gevent's hub."""
     if is_gevent():
         from . import gevent
 
@@ -93,18 +93,21 @@ def may_wait() -> bool:
     return True
 
 
-class Signal:
-    """Something that happens once, which any number of threads and greenlets can wait for."""
+class OneShotEvent:
+    """An event that is set once. Any number of threads and greenlets can wait for it.
+
+    No lost wakeup: `set` writes `is_set` before it takes waiters from the queue, and a waiter enters the
+    queue before it reads `is_set`. Safe in finalizers and signal handlers.
+    """
 
     __slots__ = ("_waiters", "is_set")
 
     def __init__(self) -> None:
-        # Set, to True, before the waiters are woken; those publish theirs and look again.
         self.is_set = False
         self._waiters: deque[Callable[[], object]] = deque()
 
     def set(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiters. Idempotent."""
         self.is_set = True
         while True:
             try:
@@ -114,24 +117,24 @@ class Signal:
             wake()
 
     def notify(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called once, by whoever sets it, or now where it is set."""
+        """Call `wake` once: in the thread that calls `set`, or here if the event is set already."""
         self._waiters.append(wake)
         if self.is_set:
             self.set()
 
     def wait(self, timeout: float | None) -> bool:
-        """Return True once it is set, False when `timeout` seconds passed first (None: never)."""
+        """Return True when the event is set, False after `timeout` seconds. None waits indefinitely."""
         waiter = new_waiter()
         self.notify(waiter.wake)
         return self.is_set or waiter.wait(timeout)
 
 
 class DaemonThread:
-    """A thread of the operating system that never keeps the process alive."""
+    """An OS thread, even under gevent, that does not keep the process alive."""
 
     def __init__(self, target: Callable[..., object], name: str, *args: object) -> None:
         self.ident: int | None = None
-        self._ended = Signal()
+        self._ended = OneShotEvent()
         self._call = target, args
         self._join: Callable[[float], object] = self._ended.wait
         if is_gevent():
@@ -154,21 +157,19 @@ class DaemonThread:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its function has returned."""
+        """Whether the target has returned."""
         return self._ended.is_set
 
     def join(self, timeout: float) -> None:
-        """Wait until it has ended, `timeout` seconds at most."""
+        """Wait until the thread has ended, at most `timeout` seconds."""
         self._join(timeout)
 
 
 def start_worker(target: Callable[..., object], *args: object) -> None:
-    """Start a thread for code of the application's: a greenlet, where gevent has made threads that."""
+    """Start a daemon thread for code of the application; under gevent, a greenlet."""
     threading.Thread(target=target, args=args, name="sseqbridge-worker", daemon=True).start()
 
 
 def at_exit(callback: Callable[[], object]) -> None:
-    """Have `callback` called when the interpreter exits, after the last non-daemon thread."""
+    """Call `callback` when the interpreter exits, after the last non-daemon thread."""
     atexit.register(callback)
-
-

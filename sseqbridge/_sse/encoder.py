@@ -1,7 +1,7 @@
 """Sans-IO encoder: events and comments to the bytes of an event stream.
 
-Rule: what is written parses back to the same event, or is refused. (An event stream knows one
-kind of line break inside data: CR and CRLF come back as LF.)
+Invariant: the encoded bytes parse back to an equal event, or the event is refused. The format has one
+kind of line break in data, so CR and CRLF parse back as LF.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _LINE_END = re.compile("\r\n|\r|\n")
 
 
 def encode(item: ServerSentEvent | Comment) -> bytes:
-    """Return `item` as it stands on the wire, its blank line included.
+    """Return `item` as bytes on the wire, including the blank line.
 
-    `retry`, in seconds, is written in whole milliseconds. Raises UsageError for an event type or
-    id with a line break or NUL, a negative `retry`, and text that UTF-8 cannot hold.
+    `retry`, in seconds, is rounded to whole milliseconds. Raises UsageError for a type or ID with a line
+    break or NUL, a negative `retry`, and text that UTF-8 cannot represent.
     """
     lines = [f": {line}" for line in _LINE_END.split(item.text)] if isinstance(item, Comment) else _fields(item)
     try:
         return ("\n".join(lines) + "\n\n").encode()
     except UnicodeEncodeError:
-        raise UsageError("an event's text holds a lone surrogate, which UTF-8 cannot carry") from None
+        raise UsageError("the text of an event must be encodable as UTF-8, got a lone surrogate") from None
 
 
 class StreamEncoder:
-    """Encodes one item after another as a stream: an id where it changes, and also where it is taken back."""
+    """Encodes consecutive items of one stream: writes an ID only where it changes or is reset."""
 
     def __init__(self) -> None:
         self._last_id = ""
 
     def encode(self, item: ServerSentEvent | Comment) -> bytes:
-        """Return the next item as it stands on the wire; as `encode` does."""
+        """Return the next item as bytes on the wire, like the function `encode`."""
         if isinstance(item, Comment) or item.id == self._last_id:
             return encode(item if isinstance(item, Comment) else replace(item, id=""))
         self._last_id = item.id
@@ -48,16 +48,20 @@ class StreamEncoder:
 def _fields(event: ServerSentEvent) -> list[str]:
     lines = []
     if event.event != "message":
-        if not event.event or _LINE_END.search(event.event) or "\0" in event.event:
-            raise UsageError("an event's type must be one line without NUL that is not empty")
+        if not event.event or not _is_one_line(event.event):
+            raise UsageError("`event` must be one non-empty line without NUL")
         lines.append(f"event: {event.event}")
     if event.id:
-        if _LINE_END.search(event.id) or "\0" in event.id:
-            raise UsageError("an event's id must be one line without NUL")
+        if not _is_one_line(event.id):
+            raise UsageError("`id` must be one line without NUL")
         lines.append(f"id: {event.id}")
     if event.retry is not None:
         if not 0 <= event.retry * 1000 < float("inf"):
-            raise UsageError("an event's retry is a number of seconds, 0 or more")
+            raise UsageError(f"`retry` must be a finite number of seconds, at least 0, got {event.retry!r}")
         lines.append(f"retry: {round(event.retry * 1000)}")
     lines.extend(f"data: {line}" for line in _LINE_END.split(event.data))
     return lines
+
+
+def _is_one_line(text: str) -> bool:
+    return "\0" not in text and _LINE_END.search(text) is None

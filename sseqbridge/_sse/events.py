@@ -1,6 +1,6 @@
-"""What a stream is made of: events and comments.
+"""The items of an event stream: events and comments.
 
-Rule: plain values. Nothing here knows bytes, time, threads or HTTP.
+Plain values, independent of bytes, time, threads and HTTP. Not thread-safe: the consumer owns them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Comment", "RestartEvent", "ServerSentEvent"]
 class ServerSentEvent:
     """One event of an event stream, as the WHATWG standard dispatches it.
 
-    `event` is its type, "message" where the server named none. `data` is its text, the lines
-    of several `data` fields joined by line feeds. `id` is the stream's last event ID when the
-    event was dispatched: ids persist from event to event, and it is "" where none was sent so
-    far. `retry` is the reconnection time that the event's own block asked for, in seconds.
+    `event` is its type, "message" unless the server named one. `data` is its text: the values of its
+    `data` fields, joined by line feeds. `id` is the last event ID of the stream at that point: an ID
+    persists until the server sends another one, and is "" before the first. `retry` is the
+    reconnection time in the event's own block, in seconds, or None.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
@@ -35,7 +35,7 @@ class ServerSentEvent:
 
 
 class RestartEvent(ServerSentEvent):
-    """The event of a log which tells its readers that a stream starts anew: no upstream sent it."""
+    """An event that a log inserts for its readers where a stream restarts. No upstream sent it."""
 
     __slots__ = ()
 

@@ -1,14 +1,14 @@
 """Sans-IO parser of event streams: bytes in, events out.
 
-The algorithm is the WHATWG standard's "Interpreting an event stream", and how the bytes are cut
-into chunks never changes what comes out. Two rules keep that true and the cost linear:
+It implements the WHATWG standard's "Interpreting an event stream". Invariant: the boundaries between
+chunks never change the result. Two rules ensure this, and linear cost:
 
-- only lines are parsed, and each byte is searched for a line end once, when it arrives;
-- lines are told apart as bytes and decoded afterwards. In UTF-8 no line end is part of another
-  character, so this gives what decoding the whole stream first would give, U+FFFD included.
+- Only whole lines are parsed, and each byte is searched for a line end once, when it arrives.
+- Lines are split as bytes and decoded afterwards. In UTF-8 no line end is part of another character,
+  so the result equals decoding the whole stream first, U+FFFD included.
 
-Every line of every stream goes through `_take_lines`: there a call more shows in the benchmark, so
-what each event needs is done in place.
+Every line of every stream passes through `_take_lines`. One more call there shows in the benchmark, so
+its body is inlined. Not thread-safe: each parser belongs to one connection.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
@@ -23,13 +23,13 @@ from .events import Comment, ServerSentEvent
 
 __all__ = ["DEFAULT_MAX_EVENT_BYTES", "EventStreamParser"]
 
-# Servers that embed images and audio send events of 14 MB.
+# Servers that embed images and audio send events of up to 14 MB.
 DEFAULT_MAX_EVENT_BYTES = 32 * 1024 * 1024
 
-# Digits without end are allowed. What is kept is finite, and still more than anyone waits.
+# The standard allows any number of digits in `retry`. The limit keeps the value finite.
 _MAX_RETRY_SECONDS = 1e12
 
-# Up to here a copy for each line of an event costs less than a buffer that grows.
+# Up to this size, one copy per line of an event costs less than a growing buffer.
 _SHORT_BYTES = 1024
 
 _BOM = b"\xef\xbb\xbf"
@@ -37,23 +37,22 @@ _CR = 13
 _LF = 10
 _NUL = 0
 
-# The fields' names, and that of a comment.
+# The names of the fields; b"" is that of a comment.
 _NAMES = (b"data", b"event", b"id", b"retry", b"")
 
-# An event is made without its __init__, which takes longer to call than its fields to set.
+# Setting the fields one by one is faster than calling __init__.
 _new_event = ServerSentEvent.__new__
 
 
 class EventStreamParser:
-    """Turns the bytes of one event stream into events, whatever the chunking.
+    """Parses the bytes of one connection's event stream into events, in chunks of any size.
 
-    `max_event_bytes` bounds the data of one event and the length of one line. `comments=True`
-    gives Comment items too, each as its line ends. `last_event_id` is what an earlier connection
-    of the same stream left.
+    `max_event_bytes` limits the data of one event and the length of one line. `comments=True` also
+    returns Comment items, each when its line ends. Pass the `last_event_id` of the previous connection
+    if the stream is resumed.
 
-    A parser is for one connection. What outlives it is `last_event_id`, committed by the last
-    block that was complete, and `retry`, the reconnection time in seconds that the server asked
-    for last, None where it did not.
+    For the next connection, keep `last_event_id`, as of the last complete block, and `retry`, the
+    server's latest reconnection time in seconds, None if it sent none.
     """
 
     __slots__ = (
@@ -83,7 +82,7 @@ class EventStreamParser:
         self._at_start = True
         self._skip_lf = False
         self._tail = bytearray()
-        # The block so far: its data (None: no data field yet), type, id and retry.
+        # The incomplete block: its data (None before the first data field), type, id and retry.
         self._data: bytes | bytearray | None = None
         self._event = "message"
         self._id = last_event_id
@@ -98,10 +97,10 @@ class EventStreamParser:
         return f"<{type(self).__name__} {state if self.error is None else 'error'}>"
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
-        """Return what `chunk` completed: events and, if asked for, comments.
+        """Return the events, and comments if enabled, that `chunk` completes.
 
-        When an event outgrows `max_event_bytes`, what was complete before it is returned and
-        `error` is set; every later call raises it, a BufferLimitError.
+        If an event exceeds `max_event_bytes`, returns the items before it and sets `error`, a
+        BufferLimitError; every later call raises `error`. Raises it at once if there are no items.
         """
         if self.error is not None:
             raise self.error
@@ -111,15 +110,15 @@ class EventStreamParser:
             self._skip_lf = False
             if chunk[0] == _LF:
                 chunk = chunk[1:]
-        # bytes.splitlines knows CR, LF and CRLF and nothing else; that of str splits at more.
+        # bytes.splitlines splits at CR, LF and CRLF only; str.splitlines splits at other characters too.
         lines = chunk.splitlines()
         if not lines:
             return []
         items: list[ServerSentEvent | Comment] = []
         last, tail = chunk[-1], b""
         if last == _CR:
-            # A chunk may end between CR and LF. The line is complete: take it now and drop one LF
-            # later; waiting for the next byte would hold back an event that is already here.
+            # The next chunk may begin with the LF of this CR. The line is complete: take it now and skip
+            # the LF later. Waiting for the next byte would delay an event that has arrived.
             self._skip_lf = True
         elif last != _LF:
             tail = lines.pop()
@@ -127,7 +126,7 @@ class EventStreamParser:
             if lines:
                 if self._tail:
                     lines[0] = self._with_tail(lines[0])
-                # No line can be too long where all of them together are not.
+                # A chunk within the limit cannot contain a line beyond it.
                 self._take_lines(lines if len(chunk) <= self._max else self._checked(lines), items)
             if tail:
                 self._tail += tail
@@ -140,7 +139,7 @@ class EventStreamParser:
         return items
 
     def _without_bom(self, chunk: bytes) -> bytes:
-        """Drop one leading byte order mark, which may come in pieces: `_tail` holds those."""
+        """Return the chunk without a leading byte order mark. `_tail` collects a mark that arrives in pieces."""
         chunk = bytes(self._tail) + chunk
         self._tail.clear()
         if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
@@ -150,7 +149,7 @@ class EventStreamParser:
         return chunk[len(_BOM) :] if chunk.startswith(_BOM) else chunk
 
     def _with_tail(self, end: bytes) -> bytes:
-        """Return the line that earlier chunks began and `end` completes."""
+        """Return the line that begins in `_tail` and ends with `end`."""
         self._tail += end
         if len(self._tail) > self._max:
             raise BufferLimitError(self._max)
@@ -172,7 +171,10 @@ class EventStreamParser:
                 if data is not None:
                     event = _new_event(ServerSentEvent)
                     event.event = self._event
-                    event.data = data.decode("utf-8", "replace")
+                    try:
+                        event.data = data.decode()
+                    except UnicodeDecodeError:  # rare; passing "replace" always would cost every event time
+                        event.data = data.decode("utf-8", "replace")
                     event.id = self._id
                     event.retry = self._retry
                     items.append(event)
@@ -181,8 +183,11 @@ class EventStreamParser:
                 self._retry = None
                 continue
             name, _, value = line.partition(b": ")
+            if name == b"data":  # most lines; without a space after the colon, the general case below applies
+                data = value if data is None else self._joined(data, value)
+                continue
             if name not in _NAMES:
-                # Nobody knows the name, or no space follows its colon.
+                # No space after the colon, or an unknown name.
                 name, _, value = line.partition(b":")
             if name == b"data":
                 data = value if data is None else self._joined(data, value)
@@ -192,7 +197,7 @@ class EventStreamParser:
                 if _NUL not in value:
                     self._id = value.decode("utf-8", "replace")
             elif name == b"retry":
-                # bytes.isdigit() takes ASCII digits alone, and float() digits of any number.
+                # bytes.isdigit() accepts ASCII digits only. float() converts any number of digits.
                 if value.isdigit():
                     seconds = float(value) / 1000
                     self.retry = self._retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
@@ -201,11 +206,11 @@ class EventStreamParser:
         self._data = data
 
     def _joined(self, data: bytes | bytearray, value: bytes) -> bytes | bytearray:
-        """Return an event's data with one line more."""
+        """Return an event's data with one more line appended."""
         if len(data) < _SHORT_BYTES:
             data = data + b"\n" + value
         else:
-            # In place from here on, so that an event of many lines stays linear and small.
+            # Append in place: copying would take O(n²) time for an event of many lines.
             if type(data) is not bytearray:
                 data = bytearray(data)
             data += b"\n"

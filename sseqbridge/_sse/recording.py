@@ -1,14 +1,14 @@
-"""Recorded streams: JSON lines, one event a line with its time.
+"""Recorded streams: JSON lines, one event per line with its time.
 
     {"time": 0.412, "data": "{\"n\": 1}", "id": "1"}
     {"time": 0.530, "comment": "keep-alive"}
     {"time": 1.001, "data": "[DONE]"}
     {"time": 1.002, "end": "eof"}
 
-`time` is in seconds since the request was sent. `event`, `id` (the stream's, as ever: it stays until there is
-another one, or "") and `retry` (in seconds) stand where the event has them; `end` is "eof", or "cut" where the
-connection broke, and is as good as "eof" where it is missing. A block without data is no event, and is not
-recorded. Nothing is of the request, and nothing of the answer's headers: no secret can be.
+`time` is in seconds since the request was sent. `event`, `id` (which persists until another `id`, or "") and
+`retry` (in seconds) are present where the event has them. `end` is "eof", or "cut" if the connection broke;
+without an `end` the recording ends like "eof". Blocks without data dispatch no event and are not recorded.
+A recording holds nothing of the request and no response headers, so that it contains no secrets.
 """
 
 from __future__ import annotations
@@ -18,102 +18,102 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sseqbridge._checks import is_number
 from sseqbridge._exceptions import UsageError
 
 from .encoder import encode
 from .events import Comment, ServerSentEvent
 
-__all__ = ["CUT", "EOF", "Recorded", "line_of", "read_recording"]
+__all__ = ["CUT", "EOF", "Recorded", "format_line", "read_recording"]
 
 EOF = "eof"
 CUT = "cut"
 
 
 class Recorded(NamedTuple):
-    """What came, an event, a comment or the end, and when."""
+    """One line of a recording: an event, a comment, or the end (EOF or CUT), with its time in seconds."""
 
     time: float
-    what: ServerSentEvent | Comment | str
+    item: ServerSentEvent | Comment | str
 
 
-def line_of(entry: Recorded, last_id: str = "") -> str:
-    """Return an entry as a line of a recording, its end included; `last_id` is that of the event before."""
-    what = entry.what
-    told: dict[str, Any] = {"time": round(entry.time, 6)}
-    if isinstance(what, str):
-        told["end"] = what
-    elif isinstance(what, Comment):
-        told["comment"] = what.text
+def format_line(entry: Recorded, last_id: str = "") -> str:
+    """Return an entry as a line of a recording, with its line feed. `last_id` is the ID of the event before."""
+    item = entry.item
+    members: dict[str, Any] = {"time": round(entry.time, 6)}
+    if isinstance(item, str):
+        members["end"] = item
+    elif isinstance(item, Comment):
+        members["comment"] = item.text
     else:
-        if what.event != "message":
-            told["event"] = what.event
-        told["data"] = what.data
-        if what.id != last_id:
-            told["id"] = what.id
-        if what.retry is not None:
-            told["retry"] = what.retry
-    return json.dumps(told, ensure_ascii=False) + "\n"
+        if item.event != "message":
+            members["event"] = item.event
+        members["data"] = item.data
+        if item.id != last_id:
+            members["id"] = item.id
+        if item.retry is not None:
+            members["retry"] = item.retry
+    return json.dumps(members, ensure_ascii=False) + "\n"
 
 
 def read_recording(path: Path) -> list[Recorded]:
-    """Return what a file holds. Raises OSError, and UsageError for what is no recording."""
+    """Return the entries of a recording. Raises OSError, or UsageError if the file is not a recording."""
     try:
         with path.open(encoding="utf-8") as lines:
-            return _entries(path, lines)
+            return _parse_lines(path, lines)
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no recording: it is not UTF-8") from None
+        raise UsageError(f"{path} must be a recording in UTF-8, got other bytes") from None
 
 
-def _entries(path: Path, lines: Iterable[str]) -> list[Recorded]:
+def _parse_lines(path: Path, lines: Iterable[str]) -> list[Recorded]:
     entries: list[Recorded] = []
     last_id = ""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = _entry(json.loads(line), last_id)
-            if isinstance(entry.what, (ServerSentEvent, Comment)):
-                encode(entry.what)
-            if isinstance(entry.what, ServerSentEvent):
-                last_id = entry.what.id
+            entry = _parse_entry(json.loads(line), last_id)
+            if isinstance(entry.item, (ServerSentEvent, Comment)):
+                encode(entry.item)
+            if isinstance(entry.item, ServerSentEvent):
+                last_id = entry.item.id
         except (ValueError, TypeError, KeyError, UsageError, RecursionError) as exc:
-            raise UsageError(f"{path}, line {number}, is none of a recording: {type(exc).__name__}: {exc}") from exc
+            raise UsageError(f"{path}, line {number}, is not part of a recording: {type(exc).__name__}: {exc}") from exc
         if entries and entry.time < entries[-1].time:
-            raise UsageError(f"{path}, line {number}: its time is before that of the line above")
+            raise UsageError(f"{path}, line {number}: `time` must not be before that of the previous line")
         entries.append(entry)
     return entries
 
 
-def _entry(told: Any, last_id: str) -> Recorded:
-    if not isinstance(told, dict):
-        raise TypeError("an object is wanted")
-    time = told.pop("time")
-    if isinstance(time, bool) or not isinstance(time, (int, float)) or not 0 <= time < float("inf"):
-        raise ValueError('"time" is a number of seconds, 0 or more')
-    what = _what(told, last_id)
-    if told:
-        raise ValueError(f"unknown: {', '.join(sorted(told))}")
-    return Recorded(float(time), what)
+def _parse_entry(members: Any, last_id: str) -> Recorded:
+    if not isinstance(members, dict):
+        raise TypeError("a line must be a JSON object")
+    time = members.pop("time")
+    if not is_number(time) or not 0 <= time < float("inf"):
+        raise ValueError("`time` must be a number of seconds, at least 0")
+    item = _pop_item(members, last_id)
+    if members:
+        raise ValueError(f"unknown: {', '.join(sorted(members))}")
+    return Recorded(float(time), item)
 
 
-def _what(told: dict[str, Any], last_id: str) -> ServerSentEvent | Comment | str:
-    """Take an entry's own members."""
-    if "end" in told:
-        end = told.pop("end")
+def _pop_item(members: dict[str, Any], last_id: str) -> ServerSentEvent | Comment | str:
+    if "end" in members:
+        end = members.pop("end")
         if end not in (EOF, CUT):
-            raise ValueError('"end" is "eof" or "cut"')
+            raise ValueError('`end` must be "eof" or "cut"')
         return str(end)
-    if "comment" in told:
-        return Comment(_text(told.pop("comment")))
-    retry = told.pop("retry", None)
-    if retry is not None and (isinstance(retry, bool) or not isinstance(retry, (int, float))):
-        raise TypeError('"retry" is a number of seconds')
-    return ServerSentEvent(
-        _text(told.pop("event", "message")), _text(told.pop("data")), _text(told.pop("id", last_id)), retry
-    )
+    if "comment" in members:
+        return Comment(_as_text(members.pop("comment")))
+    retry = members.pop("retry", None)
+    if retry is not None and not is_number(retry):
+        raise TypeError("`retry` must be a number of seconds")
+    event = _as_text(members.pop("event", "message"))
+    data = _as_text(members.pop("data"))
+    return ServerSentEvent(event, data, _as_text(members.pop("id", last_id)), retry)
 
 
-def _text(value: object) -> str:
+def _as_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("text is wanted")
+        raise TypeError("`event`, `data`, `id` and `comment` must be text")
     return value

@@ -37,11 +37,11 @@ class Decoder:
 
     def __init__(self, decode: Decode, done: Done, error_events: ErrorEvents) -> None:
         if not callable(decode) and decode not in ("json", "text", "event"):
-            raise UsageError(f'decode={decode!r}: it is "json", "text", "event" or a function of the event')
+            raise UsageError(f'`decode` must be "json", "text", "event" or a function of the event, got {decode!r}')
         if not (done is None or isinstance(done, str) or callable(done)):
-            raise UsageError(f"done={done!r}: it is a str, a function of the event, or None")
+            raise UsageError(f"`done` must be a str, a function of the event, or None, got {done!r}")
         if error_events not in ("raise", "yield"):
-            raise UsageError(f'error_events={error_events!r}: it is "raise" or "yield"')
+            raise UsageError(f'`error_events` must be "raise" or "yield", got {error_events!r}')
         self._is_last = done if callable(done) else None
         self.has_done_function = self._is_last is not None
         self.gives_body = decode == "json"

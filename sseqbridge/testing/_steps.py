@@ -1,6 +1,7 @@
-"""What an SSEServer plays: steps, and the scripts that are made of them.
+"""The steps that an SSEServer plays, the scripts that consist of them, and the requests that it receives.
 
-Rule: nothing here waits or knows a socket; a step says what to do, and the server does it.
+Steps are immutable values that describe an action; the server performs it. The loop thread of the server calls the
+scripts and writes the fields of a ReceivedRequest; any thread may read them.
 """
 
 from __future__ import annotations
@@ -8,10 +9,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import re
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +34,6 @@ __all__ = [
     "Wait",
     "Wire",
     "as_script",
-    "chat_completions",
     "comment",
     "cut",
     "expect",
@@ -52,23 +49,27 @@ __all__ = [
     "wire",
 ]
 
-_ANYTHING: Any = object()
+_UNCHECKED: Any = object()
 
 _Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Respond:
+    """Sends the head of the response. `length` None with framing "length" buffers the body to measure it."""
+
     status: int
     headers: tuple[tuple[str, str], ...]
     framing: _Framing
     length: int | None
 
     @property
-    def is_held(self) -> bool:
+    def is_buffered(self) -> bool:
+        """Whether the body is buffered until the script has ended."""
         return self.framing == "length" and self.length is None
 
     def head(self) -> bytes:
+        """Return the head as bytes."""
         framing = {
             "chunked": ["Transfer-Encoding: chunked"],
             "length": [f"Content-Length: {self.length}"],
@@ -82,33 +83,42 @@ class Respond:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
+    """Sends bytes outside of the body."""
+
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
+    """Waits for some seconds."""
+
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
+    """Waits for a flag."""
+
     flag: threading.Event
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
+    """Sends `part` of the body, then closes or resets the connection."""
+
     reset: bool
-    # What of the body goes out before it.
     part: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    wanted: tuple[tuple[str, Callable[[ReceivedRequest], Any], Any], ...]
+    """Compares facts of the request: (name, function of the request, expected value)."""
+
+    facts: tuple[tuple[str, Callable[[ReceivedRequest], Any], Any], ...]
 
     def check(self, request: ReceivedRequest) -> None:
-        """Raise AssertionError where the request is another one."""
-        for name, get, value in self.wanted:
+        """Raise AssertionError if a fact differs."""
+        for name, get, value in self.facts:
             if get(request) != value:
                 raise AssertionError(f"{request!r}: {name} is {get(request)!r}, and {value!r} was expected")
 
@@ -127,15 +137,16 @@ def respond(
     *,
     length: int | None = None,
 ) -> Step:
-    """Send the head of the answer. A Content-Type in `headers` goes before `content_type`; None sends none.
+    """Send the head of the response. A Content-Type in `headers` overrides `content_type`; None sends none.
 
-    `framing` says how the client finds the body's end. "chunked": one chunk a step. "length": the body is held
-    until the script is over, to be counted; with `length=` it is sent as it comes, that many bytes announced, and
-    one of another size ends with the connection. "close": it ends with the connection. "none": no header is added
-    and nothing marks the end, for `headers` that do, or that lie; 204 and 304, which have no body, are always so.
+    `framing` determines how the client finds the end of the body. "chunked": one chunk per step. "length": the body
+    is buffered until the script ends, to measure it; with `length=` that length is announced and the body sent step
+    by step, and if its size differs, the connection is closed. "close": the connection is closed after it. "none":
+    no header is added and nothing marks the end; use it with framing `headers` of your own, correct or wrong. The
+    statuses 204 and 304 have no body and always use "none".
     """
     if framing not in get_args(_Framing):
-        raise UsageError(f"framing is one of {', '.join(get_args(_Framing))}, not {framing!r}")
+        raise UsageError(f"`framing` must be one of {', '.join(get_args(_Framing))}, got {framing!r}")
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
     if content_type is not None and all(name.lower() != "content-type" for name, _ in pairs):
         pairs = (("Content-Type", content_type), *pairs)
@@ -145,50 +156,53 @@ def respond(
 
 
 def send(data: object, event: str | None = None, id: str | None = None, retry: float | None = None) -> Step:
-    """Send one event; `data` is its text, or any other object, sent as JSON. `retry` is in seconds."""
+    """Send one event. `data` is its text, or any other object, sent as JSON. `retry` is in seconds."""
     text = data if isinstance(data, str) else json.dumps(data)
     return encode(ServerSentEvent("message" if event is None else event, text, id or "", retry))
 
 
 def comment(text: str = "") -> Step:
-    """Send one comment, as servers do to keep a connection alive."""
+    """Send one comment, as servers do for keep-alive."""
     return encode(Comment(text))
 
 
 def raw(data: bytes) -> Step:
-    """Send bytes of the body as they are, in one chunk. Bytes alone are such a step too."""
+    """Send bytes of the body unchanged, in one chunk. A bytes object is the same step."""
     return data
 
 
 def wire(data: bytes) -> Step:
-    """Send bytes straight to the socket, outside of any framing. After it no head is implied."""
+    """Send bytes to the socket without any framing. No head is implied after it."""
     return Wire(data)
 
 
 def wait(seconds: float) -> Step:
-    """Do nothing for so long."""
+    """Wait for `seconds`."""
     return Wait(seconds)
 
 
 def hold(flag: threading.Event) -> Step:
-    """Do nothing until `flag` is set, from whichever thread."""
+    """Wait until `flag` is set, by any thread."""
     return Hold(flag)
 
 
 def silence() -> Step:
-    """Do nothing until the client leaves."""
+    """Wait until the client leaves."""
     return Wait(float("inf"))
 
 
 def cut(within: Step = b"") -> Step:
-    """Close the connection (FIN) without ending the body; `within` an event, after its first half."""
+    """Close the connection (FIN) before the end of the body. With `within`, send the first half of that event first."""
     if not isinstance(within, bytes):
-        raise UsageError("cut() is within what send(), comment() or raw() make, or between two steps")
+        raise UsageError(
+            f"`within` must be made by send(), comment() or raw(), got {type(within).__name__}. "
+            "Put cut() after the step instead."
+        )
     return Leave(reset=False, part=within[: len(within) // 2])
 
 
 def reset() -> Step:
-    """Reset the connection (RST). What the client has not read may be lost with it."""
+    """Reset the connection (RST). Bytes that the client has not read may be lost."""
     return Leave(reset=True)
 
 
@@ -198,35 +212,35 @@ def expect(
     *,
     last_event_id: str | None = None,
     headers: Mapping[str, str | None] | None = None,
-    json: Any = _ANYTHING,
+    json: Any = _UNCHECKED,
 ) -> Step:
-    """Check the request: where it is another one, reset the connection and have close() raise AssertionError.
+    """Check the request. If it differs, reset the connection; close() raises AssertionError.
 
-    `path` holds the query too; `last_event_id` is what the request goes on from, "" for a request without one;
-    of `headers` each has to be there, or not with None; `json` is the body, decoded.
+    `path` includes the query. `last_event_id` is the Last-Event-ID header, "" if there must be none. Each of
+    `headers` must be equal, or absent if its value is None. `json` is the decoded body.
     """
-    wanted: list[tuple[str, Callable[[ReceivedRequest], Any], Any]] = []
+    facts: list[tuple[str, Callable[[ReceivedRequest], Any], Any]] = []
     if method is not None:
-        wanted.append(("the method", lambda request: request.method, method.upper()))
+        facts.append(("the method", lambda request: request.method, method.upper()))
     if path is not None:
-        wanted.append(("the path", lambda request: request.path, path))
+        facts.append(("the path", lambda request: request.path, path))
     if last_event_id is not None:
-        wanted.append(("Last-Event-ID", lambda request: request.last_event_id, last_event_id))
+        facts.append(("Last-Event-ID", lambda request: request.last_event_id, last_event_id))
     for name, value in (headers or {}).items():
-        wanted.append((name, lambda request, name=name: request.headers.get(name.lower()), value))  # type: ignore[misc]
-    if json is not _ANYTHING:
-        wanted.append(("the body", lambda request: request.json(), json))
-    return Expect(tuple(wanted))
+        facts.append((name, lambda request, name=name: request.headers.get(name.lower()), value))  # type: ignore[misc]
+    if json is not _UNCHECKED:
+        facts.append(("the body", lambda request: request.json(), json))
+    return Expect(tuple(facts))
 
 
 @dataclass(eq=False, repr=False)
 class ReceivedRequest:
-    """One request as it came in, and what became of its answer.
+    """A request, and the state of its response.
 
-    `path` holds the query too, `header_pairs` each header as it was sent, `connection` the number of the TCP
-    connection, from 0. `aborted` is set once the client left before the script was over, with `aborted_at`, a
-    reading of time.monotonic(); `finished` once the script is over in whichever way. `sent_bytes` counts what the
-    socket took, head and framing included; a write that waits for the client does not count yet.
+    `path` includes the query. `header_pairs` are the headers as sent. `connection` is the number of the TCP
+    connection, from 0. `aborted` is set if the client leaves before the script ends; `aborted_at` is the time of
+    that, by time.monotonic(). `finished` is set when the script has ended, for any reason. `sent_bytes` counts the
+    bytes that the socket accepted, head and framing included, without a write that is still blocked.
     """
 
     method: str
@@ -245,7 +259,7 @@ class ReceivedRequest:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers by lower-case name, those of one name joined by commas."""
+        """The headers by lower-case name. Repeated headers are joined by commas."""
         headers: dict[str, str] = {}
         for name, value in self.header_pairs:
             key = name.lower()
@@ -254,18 +268,15 @@ class ReceivedRequest:
 
     @property
     def last_event_id(self) -> str:
-        """What the request goes on from, "" where it does not."""
+        """The Last-Event-ID header, "" if there is none."""
         return self.headers.get("last-event-id", "").encode("latin-1").decode("utf-8", "replace")
 
     def json(self) -> Any:
         """Return the body decoded as JSON. Raises json.JSONDecodeError (a ValueError)."""
         return json.loads(self.body)
 
-    def wait_aborted(self, timeout: float = 5.0) -> float:
-        """Wait until the client has left, and return `aborted_at`.
-
-        Raises TimeoutError where it is still there after `timeout` seconds.
-        """
+    def wait_aborted(self, timeout: float = 30.0) -> float:
+        """Wait until the client has left, and return `aborted_at`. Raises TimeoutError after `timeout` seconds."""
         if not self.aborted.wait(timeout) or self.aborted_at is None:
             raise TimeoutError(f"the client did not leave {self!r} within {timeout:g} s")
         return self.aborted_at
@@ -275,130 +286,57 @@ Script: TypeAlias = Callable[[ReceivedRequest], Iterable[Step]]
 
 
 def as_script(script: Script | Iterable[Step]) -> Script:
-    """Return a script; a list of steps is played for every request."""
+    """Return a script that plays `script`, a script or a list of steps, for every request."""
     if callable(script):
         return script
-    played = tuple(script)
-    return lambda request: played
+    steps = tuple(script)
+    return lambda request: steps
 
 
 def in_turn(*scripts: Script | Iterable[Step]) -> Script:
-    """Return a script that answers the first request by the first one, and so on; the last one stays."""
+    """Return a script that plays the first of `scripts` for the first request, and so on; then repeats the last."""
     if not scripts:
-        raise UsageError("in_turn() without a script: which is to be played?")
-    played = [as_script(script) for script in scripts]
+        raise UsageError("in_turn() must be called with at least one script, got none")
+    in_order = [as_script(script) for script in scripts]
     numbers = itertools.count()
 
     def script(request: ReceivedRequest) -> Iterable[Step]:
-        return played[min(next(numbers), len(played) - 1)](request)
+        return in_order[min(next(numbers), len(in_order) - 1)](request)
 
     return script
 
 
 def recording(path: str | Path, *, speed: float = 1.0) -> Script:
-    """Return a script that plays what `sseqbridge record` has written, with its timing.
+    """Return a script that plays a file written by `sseqbridge record`, with its timing.
 
-    `speed` 2.0 is twice as fast, float("inf") without waits. A request with a Last-Event-ID of the recording's gets
-    what came after it, at once. Raises OSError for a file that cannot be read, UsageError for what is no recording.
+    `speed` 2.0 is twice as fast, float("inf") plays without waits. A request with a Last-Event-ID in the recording
+    gets the events after it, without the wait before them. Raises OSError if the file cannot be read, UsageError if
+    it is not a recording.
     """
     if not speed > 0:
-        raise UsageError(f"speed={speed!r}; it is a number above 0")
+        raise UsageError(f"`speed` must be a number above 0, got {speed!r}")
     recorded = read_recording(Path(path))
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
-        start, entries = _left_of(recorded, request.last_event_id)
+        start, entries = _after(recorded, request.last_event_id)
         encoder = StreamEncoder()
         yield respond()
         began = clock.monotonic()
         for entry in entries:
-            # By the clock, since what each step takes besides would add up.
+            # Relative to the start, so that the time that each step takes does not accumulate.
             yield wait(max(0.0, began + (entry.time - start) / speed - clock.monotonic()))
-            if isinstance(entry.what, str):
-                if entry.what == CUT:
+            if isinstance(entry.item, str):
+                if entry.item == CUT:
                     yield cut()
             else:
-                yield encoder.encode(entry.what)
+                yield encoder.encode(entry.item)
 
     return script
 
 
-def _left_of(recorded: list[Recorded], last_event_id: str) -> tuple[float, list[Recorded]]:
-    """Return what comes after an event, and the time of that."""
+def _after(recorded: list[Recorded], last_event_id: str) -> tuple[float, list[Recorded]]:
+    """Return the entries after the event with an ID, and the time of that event; all, and 0, if there is none."""
     for number, entry in enumerate(recorded, 1):
-        if last_event_id and isinstance(entry.what, ServerSentEvent) and entry.what.id == last_event_id:
+        if last_event_id and isinstance(entry.item, ServerSentEvent) and entry.item.id == last_event_id:
             return entry.time, recorded[number:]
     return 0.0, recorded
-
-
-def chat_completions(answer: str | Iterable[str] | None = None, *, delay: float = 0.0, model: str = "echo") -> Script:
-    """Return a script that speaks OpenAI's chat completions, streamed where the request asks for it.
-
-    The answer is a text, sent word by word, or the tokens as given, or by default the last user message of the
-    request; `delay` is in seconds, before each token. What is no such request gets status 400 and OpenAI's error
-    object. Source: https://platform.openai.com/docs/api-reference/chat
-    """
-    fixed = answer if answer is None or isinstance(answer, str) else list(answer)
-
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        call = _chat_call(request)
-        if call is None:
-            message = "POST a JSON object with a list of messages"
-            error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": None}
-            yield from _json_response(400, {"error": error})
-            return
-        reply = _last_user_text(call["messages"]) if fixed is None else fixed
-        tokens = re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else reply
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        if call.get("stream"):
-            yield from _chat_chunks(about, tokens, delay)
-        else:
-            yield wait(delay * len(tokens))
-            yield from _json_response(200, _chat_completion(about, tokens))
-
-    return script
-
-
-def _chat_call(request: ReceivedRequest) -> dict[str, Any] | None:
-    try:
-        call = request.json()
-    except ValueError:
-        return None
-    takes = request.method == "POST" and isinstance(call, dict) and isinstance(call.get("messages"), list)
-    return call if takes else None
-
-
-def _last_user_text(messages: list[Any]) -> str:
-    texts = [""] + [_text(said) for said in messages if isinstance(said, dict) and said.get("role") == "user"]
-    return texts[-1]
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content)
-
-
-def _chat_chunks(about: dict[str, Any], tokens: list[str], delay: float) -> Iterator[Step]:
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> Step:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return send({**about, "object": "chat.completion.chunk", "choices": [choice]})
-
-    yield chunk({"role": "assistant", "content": ""})
-    for token in tokens:
-        yield wait(delay)
-        yield chunk({"content": token})
-    yield chunk({}, "stop")
-    yield send("[DONE]")
-
-
-def _chat_completion(about: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(tokens), "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 0, "completion_tokens": len(tokens), "total_tokens": len(tokens)}
-    return {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
-
-
-def _json_response(status: int, body: dict[str, Any]) -> Iterator[Step]:
-    yield respond(status, framing="length", content_type="application/json")
-    yield raw(json.dumps(body).encode())

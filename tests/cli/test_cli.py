@@ -21,7 +21,8 @@ import pytest
 
 from sseqbridge import request_sse
 from sseqbridge.__main__ import run
-from sseqbridge._cli import main as _cli
+from sseqbridge._cli import main as main_module
+from sseqbridge._cli import print_command, serve_command
 from sseqbridge._cli.main import main
 from sseqbridge._cli.output import StatusLine, value_at
 from sseqbridge.testing import (
@@ -79,7 +80,7 @@ def test_json_is_one_line_each(capsys: Capture) -> None:
         out, err = capsys.readouterr()
         assert out == '{"n": 1}\n'
         assert "is not JSON" in err
-        assert "--text prints it as it is" in err
+        assert "--text prints it unchanged" in err
 
 
 def test_events_are_printed_as_they_stand_in_a_stream(capsys: Capture) -> None:
@@ -132,7 +133,7 @@ def test_stats(capsys: Capture) -> None:
     with SSEServer(in_turn([b"retry: 10\n\n", cut()], [DONE])) as server:
         assert main([server.url, "--stats", "--reconnect"]) == 0
         err = capsys.readouterr().err
-    assert "connecting again in" in err
+    assert "reconnecting in" in err
     assert "no event" in err
     assert "1 reconnections" in err
 
@@ -197,7 +198,7 @@ def test_reconnect_goes_on(capsys: Capture) -> None:
         assert main([server.url, "--reconnect"]) == 0
     out, err = capsys.readouterr()
     assert out == "a\nb\n"
-    assert re.fullmatch(r"sseqbridge: http://.*; connecting again in 0\.\d s \(attempt 1\)\n", err)
+    assert re.fullmatch(r"sseqbridge: http://.*; reconnecting in 0\.\d s \(attempt 1\)\n", err)
 
 
 # What goes wrong.
@@ -208,13 +209,13 @@ def test_refusal_is_printed_to_standard_error(capsys: Capture) -> None:
         assert main([f"{server.url}?key=secret"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f'{{"error": "no key"}}\nsseqbridge: {server.url}/ answered 401 Unauthorized\n'
+    assert err == '{"error": "no key"}\nsseqbridge: the upstream answered 401 Unauthorized\n'
 
 
 def test_refusal_without_a_body(capsys: Capture) -> None:
     with SSEServer([respond(500, framing="length")]) as server:
         assert main([server.url]) == 1
-    assert capsys.readouterr().err == f"sseqbridge: {server.url}/ answered 500 Internal Server Error\n"
+    assert capsys.readouterr().err == "sseqbridge: the upstream answered 500 Internal Server Error\n"
 
 
 def test_what_is_no_event_stream(capsys: Capture) -> None:
@@ -244,13 +245,13 @@ def test_stream_that_breaks(capsys: Capture) -> None:
     [
         ([], "URL"),
         (["localhost:8000"], "http://"),
-        (["http://localhost", "-H", "Bearer sk-secret"], "a header is 'Name: value'"),
+        (["http://localhost", "-H", "Bearer sk-secret"], "a header must have the form 'Name: value'"),
         (["http://localhost", "-H", "a b: sk-secret"], "no header name"),
-        (["http://localhost", "-d", "{sk-secret"], "not JSON"),
+        (["http://localhost", "-d", "{sk-secret"], "must be JSON"),
         (["http://localhost", "-d", "@/nowhere"], "No such file"),
         (["http://localhost", "--timeout", "soon"], "number of seconds"),
-        (["http://localhost", "--timeout", "patience=1"], "unknown"),
-        (["http://localhost", "--max-events", "0"], "1 or more"),
+        (["http://localhost", "--timeout", "patience=1"], "keys of `timeout`"),
+        (["http://localhost", "--max-events", "0"], "at least 1"),
         (["http://localhost", "--path", "a..b"], "dots between"),
         (["http://localhost", "--path", "a", "--text"], "--json"),
         (["http://localhost", "--json", "--text"], "not allowed with"),
@@ -261,7 +262,7 @@ def test_stream_that_breaks(capsys: Capture) -> None:
         (["serve", "/nowhere"], "No such file"),
         (["serve", "setup.cfg"], "line 1"),
         (["serve", "setup.cfg", "--speed", "0"], "above 0"),
-        (["serve", "setup.cfg", "--port", "99999"], "no port"),
+        (["serve", "setup.cfg", "--port", "99999"], "must be a port"),
         (["serve", "setup.cfg", "--port", "-1"], "--port"),
     ],
 )
@@ -331,7 +332,7 @@ def test_pipe_that_nobody_reads_in_this_process(monkeypatch: pytest.MonkeyPatch)
             patch.setattr(sys, "stdout", output)
             assert main([server.url]) == 0
             # The other way that it is noticed: by writing.
-            patch.setattr(_cli, "_Unread", lambda output: None)
+            patch.setattr(print_command, "ClosedReader", lambda output: None)
             if steps[0] is not steps[-1]:
                 assert main([server.url]) == 0
 
@@ -364,7 +365,7 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
 def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
     theirs, seen = terminal
     go = threading.Event()
-    told = {0: "waiting for the answer", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
+    told = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
     with SSEServer([*steps, hold(go), send("b"), DONE]) as server:
         with command(server.url, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
             until(lambda: re.search(rf"\r\x1b\[K{told}, \d+ s", seen()))
@@ -385,7 +386,7 @@ def test_terminal_tells_what_is_waited_for_until_the_first_token(terminal: tuple
     with SSEServer([hold(go), send({"n": "a"}), wait(0.8), send({"n": "b"}), DONE]) as server:
         how = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
         with command(server.url, "--path", "n", **how) as process:
-            until(lambda: "waiting for the answer" in seen())
+            until(lambda: "waiting for the response" in seen())
             go.set()
             process.wait(60)
     assert seen().endswith("\r\x1b[Kab\r\n")
@@ -407,7 +408,7 @@ def test_status_line_in_this_process(clock: FakeClock, monkeypatch: pytest.Monke
 
     with SSEServer([hold(answer), respond(), comment(), hold(first), send(1), hold(second), send(2), DONE]) as server:
         running = in_thread(lambda: main([server.url]))
-        clock.advance_until(lambda: is_shown(r"waiting for the answer, \d+ s"), step=0.1)
+        clock.advance_until(lambda: is_shown(r"waiting for the response, \d+ s"), step=0.1)
         answer.set()
         clock.advance_until(lambda: is_shown(r"waiting for the first event, \d+ s"), step=0.1)
         first.set()
@@ -600,7 +601,7 @@ def test_interrupt_while_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted() -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli, "main", interrupted)
+    monkeypatch.setattr(main_module, "main", interrupted)
     assert run() == 130
 
 
@@ -636,7 +637,7 @@ def test_serve_in_this_process(
         status, headers, events = request_sse(url, decode="text", method=method)
         got.append((status, events.collect(), headers.get("access-control-allow-origin")))
 
-    monkeypatch.setattr(_cli, "_wait_for_interrupt", ask)
+    monkeypatch.setattr(serve_command, "wait_for_interrupt", ask)
     assert main(["serve", str(recorded), "--port", "0", "--speed", "1000", *options]) == 0
     assert got == [answer]
 
@@ -665,8 +666,8 @@ def test_port_that_is_taken(recorded: Path, capsys: Capture) -> None:
         ("[1]", "object"),
         ("{", "line 1"),
         ('{"data": "x"}', "time"),
-        ('{"time": -1, "data": "x"}', "0 or more"),
-        ('{"time": true, "data": "x"}', "0 or more"),
+        ('{"time": -1, "data": "x"}', "at least 0"),
+        ('{"time": true, "data": "x"}', "at least 0"),
         ('{"time": 1, "data": 1}', "text"),
         ('{"time": 1}', "data"),
         ('{"time": 1, "data": "x", "dta": 1, "a": 2}', "unknown: a, dta"),

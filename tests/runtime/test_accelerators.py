@@ -101,7 +101,7 @@ def test_unknown_name_gives_one_warning_that_names_the_known(monkeypatch: pytest
     assert not _fast.is_wanted("msgspec")
     [record] = caplog.records
     assert (record.name, record.levelname) == ("sseqbridge", "WARNING")
-    assert record.getMessage() == "SSEQBRIDGE_WITHOUT names orjson, uvlop; it knows uvloop, msgspec, transport"
+    assert record.getMessage() == "SSEQBRIDGE_WITHOUT must name parts among uvloop, msgspec, transport, got orjson, uvlop"
 
 
 # --- what is imported ---

@@ -377,7 +377,7 @@ def test_forks_while_others_read() -> None:
 @pytest.fixture
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A function after whose call this is another process."""
-    kept = len(fork._kept)
+    kept = len(fork._pinned)
     real = fork.process_token
     parents: set[int | None] = set()
 
@@ -390,7 +390,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
         monkeypatch.setattr(fork, "process_token", process)
 
     yield become
-    del fork._kept[kept:]
+    del fork._pinned[kept:]
 
 
 def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
@@ -503,7 +503,7 @@ def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
 def test_fork_hooks_tell_the_parents_streams(
     upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
 ) -> None:
-    kept = len(fork._kept)
+    kept = len(fork._pinned)
     monkeypatch.setattr(fork, "_forks", 0)
     before = fork.process_token()
     with Bridge() as bridge:
@@ -517,13 +517,13 @@ def test_fork_hooks_tell_the_parents_streams(
         assert next(stream) == 0
         assert isinstance(stream._cursor.subscription, StreamTask)
         monkeypatch.setattr(loop_state, "_states", WeakSet([stream._cursor.subscription.state]))
-        fork._forked()
+        fork._run_callbacks()
         assert fork.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):
             next(stream)
         assert stream.outcome == "closed"
         monkeypatch.setattr(fork, "_forks", 0)
-    del fork._kept[kept:]
+    del fork._pinned[kept:]
 
 
 # Web servers that load the application before they fork.

@@ -1,4 +1,4 @@
-"""The parsing vectors of tests/data: what a stream's bytes mean, as data.
+"""The parsing vectors of tests/data/vectors: byte streams, and the events that they contain.
 
 In the files a stream is text, `input`, or where it is no UTF-8 one character a byte, `bytes`.
 `see` names the file of the web-platform-tests' eventsource folder that a vector answers to.
@@ -46,5 +46,5 @@ def _load(path: Path) -> list[Vector]:
     ]
 
 
-_DATA = Path(__file__).parents[1] / "data"
-VECTORS = [vector for name in ("fields", "lines", "text", "web_platform") for vector in _load(_DATA / f"{name}.json")]
+_DATA = Path(__file__).parents[1] / "data" / "vectors"
+VECTORS = [vector for path in sorted(_DATA.glob("*.json")) for vector in _load(path)]

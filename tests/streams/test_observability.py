@@ -245,9 +245,9 @@ def test_what_blocks_the_loop_is_named(
 @pytest.mark.parametrize(
     ("numbers", "part", "told"),
     [
-        (0, 0.5, "its thread waited, for what is not known"),
+        (0, 0.5, "the loop thread waited for an unknown cause"),
         # Some milliseconds, of 600 s.
-        (1_000_000, 1e-6, "its thread computed for"),
+        (1_000_000, 1e-6, "the loop thread computed for"),
     ],
     ids=["waits", "computes"],
 )
@@ -260,7 +260,7 @@ def test_what_blocks_the_loop_is_not_known(
     part: float,
     told: str,
 ) -> None:
-    monkeypatch.setattr(_loop_watch, "_PART", part)
+    monkeypatch.setattr(_loop_watch, "_MIN_SHARE", part)
 
     def block() -> None:
         sum(range(numbers))
