@@ -234,7 +234,7 @@ def errors_of(name: str, output: str) -> str:
         "test_last": r"the module left behind:\n(  .*\n)*  descriptor \d+: pipe:",
     }.items(),
 )
-def test_a_leak_fails_its_test_by_name(name: str, description: str, output: str) -> None:
+def test_leak_fails_its_test_by_name(name: str, description: str, output: str) -> None:
     assert re.search(description, errors_of(name, output)), errors_of(name, output) or output
 
 
@@ -248,17 +248,17 @@ def test_a_leak_fails_its_test_by_name(name: str, description: str, output: str)
         "test_fixture_of_the_module",
     ],
 )
-def test_what_is_shared_or_ends_is_no_leak(name: str, output: str) -> None:
+def test_shared_or_ending_resources_are_not_leaks(name: str, output: str) -> None:
     assert re.search(rf"^PASSED \S*test_leaking.py::{name}$", output, re.MULTILINE), output
     assert errors_of(name, output) == ""
 
 
-def test_a_failed_test_has_one_report(output: str) -> None:
+def test_failed_test_has_one_report(output: str) -> None:
     name = "test_stream_of_a_failed_test"
     assert re.search(rf"^FAILED \S*test_leaking.py::{name}\b", output, re.MULTILINE), output
     assert errors_of(name, output) == ""
 
 
-def test_temporary_files_are_the_sessions_own(tmp_path: Path) -> None:
+def test_temporary_files_are_counted_per_session(tmp_path: Path) -> None:
     assert "sseqbridge-tests-" in tempfile.gettempdir()
     assert not str(tmp_path).startswith(tempfile.gettempdir())

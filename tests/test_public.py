@@ -67,12 +67,12 @@ NAMES = [
 ]
 
 
-def test_the_public_names_are_these() -> None:
+def test_public_names_are_complete() -> None:
     assert sorted(sseqbridge.__all__) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_can_be_imported(name: str) -> None:
+def test_public_name_can_be_imported(name: str) -> None:
     value = getattr(sseqbridge, name)
     assert value.__name__ == name
     assert vars(sseqbridge)[name] is value, "looked up once"
@@ -90,14 +90,14 @@ def test_dir_lists_the_public_names() -> None:
     assert "__all__" in dir(sseqbridge)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'sseqbridge' has no attribute 'request_see'"):
         sseqbridge.request_see  # noqa: B018
     with pytest.raises(ImportError, match="request_see"):
         exec("from sseqbridge import request_see")
 
 
-def test_every_error_but_misuse_is_an_sse_error() -> None:
+def test_every_error_but_usage_error_is_an_sse_error() -> None:
     errors = [getattr(sseqbridge, name) for name in NAMES if name.endswith("Error")]
     assert [error for error in errors if not issubclass(error, SSEError)] == [UsageError]
     assert issubclass(UsageError, RuntimeError)
@@ -109,18 +109,18 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(out))
 
 
-def test_importing_the_package_imports_next_to_nothing() -> None:
+def test_importing_the_package_is_light() -> None:
     modules = modules_after("import sseqbridge")
     assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl", "threading", "sseqbridge._streams.api"})
 
 
 @pytest.mark.parametrize("name", ["ServerSentEvent", "EventStreamParser", "SSEError"])
-def test_what_needs_no_network_imports_no_network(name: str) -> None:
+def test_modules_without_network_import_no_network(name: str) -> None:
     modules = modules_after(f"from sseqbridge import {name}")
     assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl"})
 
 
-def test_the_functions_import_what_they_need_and_no_more() -> None:
+def test_functions_import_only_their_dependencies() -> None:
     modules = modules_after("from sseqbridge import request_sse, arequest_sse")
     assert "httpx" in modules
     assert modules.isdisjoint({"sseqbridge.testing", "h2", "trio", "uvloop"})
@@ -148,12 +148,12 @@ def members(kind: type) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("value", list(documented()), ids=lambda value: getattr(value, "__qualname__", None))
-def test_what_is_public_is_documented(value: Any) -> None:
+def test_public_names_are_documented(value: Any) -> None:
     text = inspect.getdoc(value)
     assert text
     assert text.strip()[0].isupper() or text.startswith(("`", "200", "SSE"))
     assert "." in text, "a sentence"
 
 
-def test_the_package_is_marked_as_typed() -> None:
+def test_package_is_marked_as_typed() -> None:
     assert (Path(sseqbridge.__file__).parent / "py.typed").exists()

@@ -66,13 +66,13 @@ def command(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
 # What is printed.
 
 
-def test_text_is_each_events_data(capsys: Capture) -> None:
+def test_text_prints_the_data_of_each_event(capsys: Capture) -> None:
     with SSEServer([send("a"), comment("not this"), send("b\nc", event="x"), DONE]) as server:
         assert main([server.url]) == 0
     assert capsys.readouterr() == ("a\nb\nc\n", "")
 
 
-def test_json_is_one_line_each(capsys: Capture) -> None:
+def test_json_prints_one_line_per_event(capsys: Capture) -> None:
     with SSEServer([b'data: {"n":\ndata: 1}\n\n', send("ü"), send(json.dumps("ü")), DONE]) as server:
         assert main([server.url, "--json", "--max-events", "1"]) == 0
         assert capsys.readouterr().out == '{"n": 1}\n'
@@ -83,7 +83,7 @@ def test_json_is_one_line_each(capsys: Capture) -> None:
         assert "--text prints it unchanged" in err
 
 
-def test_events_are_printed_as_they_stand_in_a_stream(capsys: Capture) -> None:
+def test_events_are_printed_in_the_event_stream_format(capsys: Capture) -> None:
     with SSEServer([comment("hi"), send("a\nb", event="x", id="1", retry=1.5), DONE]) as server:
         assert main([server.url, "--events"]) == 0
     assert capsys.readouterr().out == ": hi\n\nevent: x\nid: 1\nretry: 1500\ndata: a\ndata: b\n\n"
@@ -111,19 +111,19 @@ def test_path_picks_a_value(path: str, value: Any) -> None:
     assert value_at({"a": [{"b": 1}, {"b": 2}], "c": False}, path.split(".")) is value
 
 
-def test_path_to_what_is_no_text_gives_its_json(capsys: Capture) -> None:
+def test_path_prints_json_of_other_values(capsys: Capture) -> None:
     with SSEServer([send({"n": [1, "ü"]}), send({"n": ""}), send({}), send({"n": "end\n"}), DONE]) as server:
         assert main([server.url, "--path", "n"]) == 0
     assert capsys.readouterr().out == '[1, "ü"]end\n'
 
 
-def test_text_that_the_output_cannot_carry_is_escaped(capsys: Capture) -> None:
+def test_text_that_cannot_be_encoded_is_escaped(capsys: Capture) -> None:
     with SSEServer([b'data: {"n": "\\ud800"}\n\n', DONE]) as server:
         assert main([server.url, "--path", "n"]) == 0
     assert capsys.readouterr().out == "\\ud800\n"
 
 
-def test_stats(capsys: Capture) -> None:
+def test_stats_are_printed_at_the_end(capsys: Capture) -> None:
     with SSEServer([send(1), send(2), DONE]) as server:
         assert main([server.url, "--stats"]) == 0
         err = capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_stats(capsys: Capture) -> None:
 # What is sent.
 
 
-def test_request_is_as_the_options_say(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_determine_the_request(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = tmp_path / "body.json"
     body.write_text('{"a":  1}')
     with SSEServer([expect("PUT", "/x?y=1", headers={"X-A": "1", "x-b": "2: 3"}), send(1), DONE]) as server:
@@ -165,7 +165,7 @@ def test_max_events_aborts_the_upstream(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "told"), [("idle=60", "no event"), ("60", "not a byte"), ("read=60", "not a")])
-def test_timeout(clock: FakeClock, capsys: Capture, timeout: str, told: str) -> None:
+def test_timeout_ends_the_command(clock: FakeClock, capsys: Capture, timeout: str, told: str) -> None:
     out = ""
 
     def is_printed() -> bool:
@@ -184,7 +184,7 @@ def test_timeout(clock: FakeClock, capsys: Capture, timeout: str, told: str) -> 
     assert "--timeout sets this limit" in err
 
 
-def test_reconnect_waits_for_a_first_answer(capsys: Capture) -> None:
+def test_reconnect_retries_the_first_request(capsys: Capture) -> None:
     with SSEServer(in_turn([respond(503, {"Retry-After": "0"})], [send(1), DONE])) as server:
         assert main([server.url, "--reconnect"]) == 0
     out, err = capsys.readouterr()
@@ -192,7 +192,7 @@ def test_reconnect_waits_for_a_first_answer(capsys: Capture) -> None:
     assert "503" in err
 
 
-def test_reconnect_goes_on(capsys: Capture) -> None:
+def test_reconnect_resumes_the_stream(capsys: Capture) -> None:
     first = [expect(last_event_id=""), send("a", id="7", retry=0.01), cut(within=send("b"))]
     with SSEServer(in_turn(first, [expect(last_event_id="7"), send("b"), DONE])) as server:
         assert main([server.url, "--reconnect"]) == 0
@@ -218,7 +218,7 @@ def test_refusal_without_a_body(capsys: Capture) -> None:
     assert capsys.readouterr().err == "sseqbridge: the upstream answered 500 Internal Server Error\n"
 
 
-def test_what_is_no_event_stream(capsys: Capture) -> None:
+def test_other_content_type_is_refused(capsys: Capture) -> None:
     with SSEServer([respond(content_type="text/plain"), b"data: 1\n\n"]) as server:
         assert main([server.url]) == 1
         assert "--any-content-type reads it" in capsys.readouterr().err
@@ -226,13 +226,13 @@ def test_what_is_no_event_stream(capsys: Capture) -> None:
         assert capsys.readouterr().out == "1\n"
 
 
-def test_nothing_is_there_to_come(capsys: Capture) -> None:
+def test_status_204_prints_nothing(capsys: Capture) -> None:
     with SSEServer([respond(204)]) as server:
         assert main([server.url]) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_stream_that_breaks(capsys: Capture) -> None:
+def test_broken_stream_exits_with_1(capsys: Capture) -> None:
     with SSEServer([send(1), cut()]) as server:
         assert main([server.url]) == 1
     out, err = capsys.readouterr()
@@ -266,7 +266,7 @@ def test_stream_that_breaks(capsys: Capture) -> None:
         (["serve", "setup.cfg", "--port", "-1"], "--port"),
     ],
 )
-def test_wrong_arguments(capsys: Capture, arguments: list[str], told: str) -> None:
+def test_wrong_arguments_exit_with_2(capsys: Capture, arguments: list[str], told: str) -> None:
     try:
         status = main(arguments)
     except SystemExit as left:
@@ -299,7 +299,7 @@ def test_interrupt_aborts_the_upstream() -> None:
         assert process.returncode == 130
 
 
-def test_interrupt_before_there_is_an_answer() -> None:
+def test_interrupt_before_the_response_aborts_the_request() -> None:
     with SSEServer([silence()]) as server, command(server.url) as process:
         server.wait_for_request(timeout=60)
         process.send_signal(signal.SIGINT)
@@ -313,7 +313,7 @@ def test_interrupt_before_there_is_an_answer() -> None:
     [[silence()], [send(1), silence()], [send(n) for n in range(50_000)]],
     ids=["before the answer", "in silence", "in mid-stream"],
 )
-def test_pipe_that_nobody_reads(steps: list[Step]) -> None:
+def test_closed_pipe_ends_the_command(steps: list[Step]) -> None:
     with SSEServer(steps) as server, command(server.url) as process:
         server.wait_for_request(timeout=60)
         assert process.stdout is not None
@@ -324,7 +324,7 @@ def test_pipe_that_nobody_reads(steps: list[Step]) -> None:
         assert server.requests[0].finished.wait(30)
 
 
-def test_pipe_that_nobody_reads_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_pipe_ends_the_command_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for steps in ([send("x"), silence()], [silence()]):
         reader, writer = os.pipe()
         os.close(reader)
@@ -337,7 +337,7 @@ def test_pipe_that_nobody_reads_in_this_process(monkeypatch: pytest.MonkeyPatch)
                 assert main([server.url]) == 0
 
 
-def test_what_comes_is_printed_at_once() -> None:
+def test_events_are_printed_at_once() -> None:
     with SSEServer([send(1), silence()]) as server, command(server.url) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "1\n"
@@ -362,7 +362,7 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
 
 
 @pytest.mark.parametrize("steps", [[], [respond(), comment()], [send("a")]], ids=["answer", "first event", "another"])
-def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
+def test_terminal_shows_the_current_wait(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
     theirs, seen = terminal
     go = threading.Event()
     told = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
@@ -379,7 +379,7 @@ def test_terminal_tells_what_is_waited_for(terminal: tuple[int, Callable[[], str
         assert ("1 events so far" in seen()) == (len(steps) == 1)
 
 
-def test_terminal_tells_what_is_waited_for_until_the_first_token(terminal: tuple[int, Callable[[], str]]) -> None:
+def test_terminal_shows_no_wait_after_the_first_token(terminal: tuple[int, Callable[[], str]]) -> None:
     theirs, seen = terminal
     go = threading.Event()
     # Long enough after the first token for a status line, which must not come.
@@ -397,7 +397,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_status_line_in_this_process(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_status_line_shows_the_current_wait_in_process(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -418,7 +418,7 @@ def test_status_line_in_this_process(clock: FakeClock, monkeypatch: pytest.Monke
     assert capsys.readouterr().out == "1\n2\n"
 
 
-def test_status_line_that_the_first_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_token_ends_the_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     line = StatusLine(Terminal(), until_first=True)
     assert line.is_shown
@@ -473,7 +473,7 @@ def test_record_and_play(clock: FakeClock, capsys: Capture, tmp_path: Path) -> N
         assert clock.advance_until_done(stream.collect, step=10) == ['{"n": 2}']
 
 
-def test_recording_of_a_stream_that_breaks(capsys: Capture, tmp_path: Path) -> None:
+def test_recording_of_a_broken_stream_ends_with_cut(capsys: Capture, tmp_path: Path) -> None:
     file = tmp_path / "stream.jsonl"
     with SSEServer([send(1), cut()]) as server:
         assert main(["record", server.url, str(file)]) == 1
@@ -483,7 +483,7 @@ def test_recording_of_a_stream_that_breaks(capsys: Capture, tmp_path: Path) -> N
     assert capsys.readouterr().out == "1\n"
 
 
-def test_recording_of_a_part(tmp_path: Path) -> None:
+def test_max_events_limits_the_recording(tmp_path: Path) -> None:
     file = tmp_path / "stream.jsonl"
     with SSEServer([send(1), send(2), silence()]) as server:
         assert main(["record", server.url, str(file), "--max-events", "1"]) == 0
@@ -491,7 +491,7 @@ def test_recording_of_a_part(tmp_path: Path) -> None:
         assert request_sse(server.url).events.collect() == [1]
 
 
-def test_what_is_there_stays_until_there_is_something_in_its_place(capsys: Capture, tmp_path: Path) -> None:
+def test_existing_file_stays_until_something_was_recorded(capsys: Capture, tmp_path: Path) -> None:
     file = tmp_path / "stream.jsonl"
     file.write_text("precious")
     with SSEServer([respond(503, framing="length")]) as server:
@@ -504,7 +504,7 @@ def test_what_is_there_stays_until_there_is_something_in_its_place(capsys: Captu
     assert [path.name for path in tmp_path.iterdir()] == ["stream.jsonl"]
 
 
-def test_recording_into_what_is_no_file(capsys: Capture, tmp_path: Path) -> None:
+def test_recording_into_a_pipe(capsys: Capture, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reading = in_thread(pipe.read_text)
@@ -553,7 +553,7 @@ def test_clock_starts_when_the_request_is_sent(
     assert json.loads(file.read_text().splitlines()[0])["time"] < 500
 
 
-def test_comments_are_no_events_to_be_counted(tmp_path: Path, capsys: Capture) -> None:
+def test_comments_are_not_counted_as_events(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "stream.jsonl"
     with SSEServer([b":a\n\n:b\n\ndata: 1\n\n:c\n\ndata: 2\n\ndata: 3\n\n", silence()]) as server:
         assert main(["record", server.url, str(file), "--max-events", "2"]) == 0
@@ -582,7 +582,7 @@ def recorded(tmp_path: Path) -> Path:
     return file
 
 
-def test_serve_goes_on_though_nobody_reads_what_it_says(recorded: Path) -> None:
+def test_serve_continues_with_standard_error_closed(recorded: Path) -> None:
     with command("serve", str(recorded), "--port", "0", "--speed", "1000", "--host", "::1") as process:
         assert process.stderr is not None
         url = process.stderr.readline().split()[1]
@@ -592,12 +592,12 @@ def test_serve_goes_on_though_nobody_reads_what_it_says(recorded: Path) -> None:
             assert request_sse(url, decode="text").events.collect() == ["a", "b"]
 
 
-def test_standard_output_that_is_closed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_output_exits_with_2(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["http://localhost"]) == 2
 
 
-def test_interrupt_while_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_during_import_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
 
@@ -605,7 +605,7 @@ def test_interrupt_while_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None
     assert run() == 130
 
 
-def test_serve_plays_it_until_it_is_interrupted(recorded: Path) -> None:
+def test_serve_plays_until_interrupted(recorded: Path) -> None:
     with command("serve", str(recorded), "--port", "0", "--speed", "100", "--cors") as process:
         assert process.stderr is not None
         url = process.stderr.readline().split()[1]
@@ -627,7 +627,7 @@ def test_serve_plays_it_until_it_is_interrupted(recorded: Path) -> None:
         ("OPTIONS", ["--cors"], (204, [], "*")),
     ],
 )
-def test_serve_in_this_process(
+def test_serve_plays_in_process(
     recorded: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, method: str, options: list[str], answer: Any
 ) -> None:
     got: list[Any] = []
@@ -642,7 +642,7 @@ def test_serve_in_this_process(
     assert got == [answer]
 
 
-def test_serve_is_interrupted_in_this_process(recorded: Path) -> None:
+def test_serve_is_interrupted_in_process(recorded: Path) -> None:
     main_thread = threading.get_ident()
 
     def interrupt() -> None:
@@ -654,7 +654,7 @@ def test_serve_is_interrupted_in_this_process(recorded: Path) -> None:
     interrupting.result(30)
 
 
-def test_port_that_is_taken(recorded: Path, capsys: Capture) -> None:
+def test_port_in_use_exits_with_1(recorded: Path, capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main(["serve", str(recorded), "--port", str(listener.getsockname()[1])]) == 1
     assert "in use" in capsys.readouterr().err
@@ -678,14 +678,14 @@ def test_port_that_is_taken(recorded: Path, capsys: Capture) -> None:
         (b"\xff", "UTF-8"),
     ],
 )
-def test_what_is_no_recording(capsys: Capture, tmp_path: Path, text: str | bytes, told: str) -> None:
+def test_file_that_is_not_a_recording_is_refused(capsys: Capture, tmp_path: Path, text: str | bytes, told: str) -> None:
     file = tmp_path / "stream.jsonl"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["serve", str(file)]) == 2
     assert told in capsys.readouterr().err
 
 
-def test_it_is_a_module_and_a_script(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_command_is_a_module_and_a_script(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "argv", ["sseqbridge", "http://localhost", "--path", ""])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / "sseqbridge/__main__.py"), run_name="__main__")

@@ -26,7 +26,7 @@ from .targets import SHORT_BYTES, TARGETS
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("short_bytes", [_parser._SHORT_BYTES, SHORT_BYTES])
-def test_what_the_fuzzer_has_kept_is_read_alike(target: str, short_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corpus_is_read_alike(target: str, short_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parser, "_SHORT_BYTES", short_bytes)
     inputs = kept(target)
     assert len(inputs) > 30
@@ -44,7 +44,7 @@ def careless(feed: Callable[[Any, bytes], Any]) -> Callable[[Any, bytes], Any]:
 @pytest.mark.parametrize(
     ("target", "kind"), [("parser", EventStreamParser), ("head", HeadReader), ("framing", ChunkedBody)]
 )
-def test_what_is_kept_finds_a_reader_that_is_careless(target: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corpus_detects_a_careless_reader(target: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "feed", careless(kind.feed))
     found = [data for data in kept(target) if TARGETS[target].is_found(data)]
     assert found

@@ -75,7 +75,7 @@ def without(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
         ("transport,transport", {"transport"}),
     ],
 )
-def test_variable_names_what_is_not_wanted(
+def test_variable_names_parts_to_leave_out(
     monkeypatch: pytest.MonkeyPatch, caplog: Logs, names: str, left_out: set[str]
 ) -> None:
     without(monkeypatch, names)
@@ -83,11 +83,11 @@ def test_variable_names_what_is_not_wanted(
     assert caplog.messages == []
 
 
-def test_everything_is_wanted_where_nothing_is_said() -> None:
+def test_every_part_is_wanted_by_default() -> None:
     assert all(_fast.is_wanted(part) for part in _fast.PARTS)
 
 
-def test_variable_is_read_at_first_use_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_is_read_once_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "uvloop")
     assert not _fast.is_wanted("uvloop")
     without(monkeypatch, "msgspec")
@@ -95,7 +95,7 @@ def test_variable_is_read_at_first_use_and_holds(monkeypatch: pytest.MonkeyPatch
     assert _fast.is_wanted("msgspec")
 
 
-def test_unknown_name_gives_one_warning_that_names_the_known(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
+def test_unknown_name_logs_one_warning_with_the_known_names(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
     without(monkeypatch, "uvlop,msgspec,orjson")
     assert _fast.is_wanted("uvloop")
     assert not _fast.is_wanted("msgspec")
@@ -115,17 +115,17 @@ def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_package_is_imported_where_it_is_wanted(package: types.ModuleType) -> None:
+def test_wanted_package_is_imported(package: types.ModuleType) -> None:
     assert _fast.imported("uvloop") is package
 
 
-def test_package_that_is_left_out_is_not_imported(monkeypatch: pytest.MonkeyPatch, package: types.ModuleType) -> None:
+def test_left_out_package_is_not_imported(monkeypatch: pytest.MonkeyPatch, package: types.ModuleType) -> None:
     without(monkeypatch, "uvloop")
     assert _fast.imported("uvloop") is None
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError, ImportError, AttributeError, SystemError])
-def test_package_that_cannot_be_imported_is_done_without(
+def test_package_that_fails_to_import_is_left_out(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], error: type[Exception]
 ) -> None:
     def fail(name: str) -> types.ModuleType:
@@ -141,19 +141,19 @@ def test_package_that_cannot_be_imported_is_done_without(
 # --- the line that says what is in use ---
 
 
-def test_line_gives_versions_of_what_is_in_use(versions: dict[str, str]) -> None:
+def test_line_has_versions_of_parts_in_use(versions: dict[str, str]) -> None:
     versions.update(uvloop="0.23.0", msgspec="0.22.0")
     assert _fast.in_use() == f"in use: uvloop 0.23.0, msgspec 0.22.0, {OURS}"
 
 
-def test_line_gives_reasons_of_what_is_not(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+def test_line_has_reasons_of_parts_not_in_use(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
     versions.update(uvloop="0.23.0")
     without(monkeypatch, "uvloop")
     assert _fast.in_use() == f"in use: {OURS}; not in use: uvloop (SSEQBRIDGE_WITHOUT), msgspec (not installed)"
 
 
 @pytest.mark.usefixtures("versions")
-def test_line_says_that_nothing_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_reports_that_no_part_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "transport")
     assert _fast.in_use() == (
         "in use: no fast part; not in use: uvloop (not installed), msgspec (not installed), "
@@ -161,7 +161,7 @@ def test_line_says_that_nothing_is_in_use(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-def test_line_names_packages_that_have_neither_metadata_nor_spec(
+def test_line_names_packages_without_metadata_or_spec(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
 ) -> None:
     def find_spec(name: str) -> None:
@@ -181,7 +181,7 @@ def test_line_is_logged_once(caplog: Logs) -> None:
     assert record.getMessage() == _fast.in_use()
 
 
-def test_line_is_not_made_where_nobody_reads_it(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
+def test_line_is_not_built_if_logging_is_off(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
     monkeypatch.delattr(_fast, "in_use")
     with caplog.at_level(logging.WARNING, "sseqbridge"):
         _fast.log_in_use()
@@ -206,19 +206,19 @@ def decoded_by_the_library(text: str) -> Any:
         raise exc.__cause__ from None
 
 
-def test_json_is_left_to_the_standard_library_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_decoded_by_json_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "msgspec")
     assert _fast.json_decode() is json.loads
 
 
-def test_json_is_decoded_by_msgspec_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_decoded_by_msgspec_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("msgspec", reason="this is about msgspec")
     loads = decoded_by_the_library
     monkeypatch.delattr(json, "loads")
     assert loads('{"a": [1, "\\u00e9", 1.5, null]}') == {"a": [1, "é", 1.5, None]}
 
 
-def test_error_of_json_knows_nothing_of_msgspecs() -> None:
+def test_json_error_has_no_msgspec_context() -> None:
     with pytest.raises(DecodeError) as raised:
         Decoder("json", None, "yield").item(ServerSentEvent(data="{"))
     assert isinstance(raised.value.__cause__, json.JSONDecodeError)
@@ -271,7 +271,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("text", NUMBERS + STRINGS + SHAPES, ids=lambda text: ascii(text[:24]))
-def test_nasty_document_means_what_the_standard_library_says(text: str) -> None:
+def test_nasty_document_decodes_as_with_json(text: str) -> None:
     assert_means_the_same(text)
     assert_means_the_same(f'{{"key": [{text}]}}')
 
@@ -315,14 +315,14 @@ edit = st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_from(["", *T
 
 @pytest.mark.heavy
 @given(documents)
-def test_any_document_means_what_the_standard_library_says(text: str) -> None:
+def test_any_document_decodes_as_with_json(text: str) -> None:
     assert_means_the_same(text)
 
 
 @pytest.mark.heavy
 @given(documents, st.lists(edit, min_size=1, max_size=4))
 @example('{"a": 1}', [(5, 1, "")])
-def test_document_with_faults_means_what_the_standard_library_says(
+def test_faulty_document_fails_as_with_json(
     text: str, changes: list[tuple[int, int, str]]
 ) -> None:
     for place, removed, added in changes:
@@ -332,7 +332,7 @@ def test_document_with_faults_means_what_the_standard_library_says(
 
 
 @given(st.floats(0, 1e308), st.sampled_from("fe"), st.sampled_from([-1, 0, 1]))
-def test_number_next_to_the_middle_of_two_floats_is_rounded_alike(value: float, form: str, side: int) -> None:
+def test_number_near_a_rounding_boundary_decodes_as_with_json(value: float, form: str, side: int) -> None:
     with decimal.localcontext() as context:
         # More digits than the middle of any two floats has.
         context.prec = 1200

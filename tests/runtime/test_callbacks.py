@@ -285,7 +285,7 @@ def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: s
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("where", ["closing the answer", "closing the generator", "closing the client"])
-def test_exception_while_a_stream_is_closed_ends_nothing_else(
+def test_exception_during_close_ends_no_other_stream(
     world: World, where: str, kind: type[BaseException]
 ) -> None:
     fault = Fault(kind)
@@ -303,7 +303,7 @@ def test_exception_while_a_stream_is_closed_ends_nothing_else(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exception_of_a_network_stream_ends_nothing(world: World, kind: type[BaseException]) -> None:
+def test_exception_of_a_network_stream_ends_no_other_stream(world: World, kind: type[BaseException]) -> None:
     stream = world.ask(Request({}, {"transport": Transport(Fault(kind), "network stream")}))
     assert world.next(stream) == "1"
     other = world.ask(Request({}))
@@ -316,7 +316,7 @@ def test_exception_of_a_network_stream_ends_nothing(world: World, kind: type[Bas
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
 @pytest.mark.parametrize("is_class", [False, True], ids=["a generator", "a class"])
-def test_exception_in_the_finally_of_a_body(world: World, kind: type[BaseException], is_class: bool) -> None:
+def test_exception_in_a_bodys_finally_is_logged(world: World, kind: type[BaseException], is_class: bool) -> None:
     """It is closed while it is sent, by the abort of its request."""
     waits = threading.Event()
     fault = Fault(kind)
@@ -345,7 +345,7 @@ def test_exception_in_the_finally_of_a_body(world: World, kind: type[BaseExcepti
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit])
-def test_body_that_nobody_reads_to_its_end_is_closed(world: World, kind: type[BaseException]) -> None:
+def test_partly_sent_body_is_closed(world: World, kind: type[BaseException]) -> None:
     """A hook of the client's refuses the request after the first part."""
     closed = threading.Event()
 
@@ -379,7 +379,7 @@ def test_body_that_nobody_reads_to_its_end_is_closed(world: World, kind: type[Ba
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
 @pytest.mark.parametrize("option", ["decode", "done"])
-def test_exit_in_a_function_that_is_called_on_a_loop(option: str, kind: type[BaseException]) -> None:
+def test_exit_in_a_loop_function_is_a_callback_error(option: str, kind: type[BaseException]) -> None:
     async def main() -> None:
         options: dict[str, Any] = {option: Fault(kind)}
         async with await arequest_sse(server.url, **options) as (_, _, items):
@@ -394,7 +394,7 @@ def test_exit_in_a_function_that_is_called_on_a_loop(option: str, kind: type[Bas
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_exit_in_a_function_that_the_consumers_thread_calls_is_its_own(kind: type[BaseException]) -> None:
+def test_exit_in_a_function_on_the_consumers_thread_passes_through(kind: type[BaseException]) -> None:
     with SSEServer([send(1), silence()]) as server, request_sse(server.url, decode=Fault(kind)) as (_, _, items):
         with pytest.raises(kind):
             next(items)
@@ -403,7 +403,7 @@ def test_exit_in_a_function_that_the_consumers_thread_calls_is_its_own(kind: typ
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopIteration])
-def test_exit_in_the_iterable_of_amerge(kind: type[BaseException]) -> None:
+def test_exit_in_amerges_iterable_is_a_callback_error(kind: type[BaseException]) -> None:
     class Calls:
         def __iter__(self) -> Calls:
             return self
@@ -424,7 +424,7 @@ def test_exit_in_the_iterable_of_amerge(kind: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("where", ["item", "closing", "map"])
-def test_exit_in_what_is_relayed_on_a_loop(where: str, kind: type[BaseException]) -> None:
+def test_exit_in_a_relayed_iterable_is_an_error_event(where: str, kind: type[BaseException]) -> None:
     async def items() -> AsyncIterator[str]:
         try:
             yield "one"
@@ -444,7 +444,7 @@ def test_exit_in_what_is_relayed_on_a_loop(where: str, kind: type[BaseException]
     assert b"event: error" in asyncio.run(main())
 
 
-def test_exit_in_a_relay_that_its_reader_has_left() -> None:
+def test_exit_in_an_abandoned_relay_keeps_the_loop_running() -> None:
     async def items() -> AsyncIterator[str]:
         try:
             yield "one"
@@ -463,7 +463,7 @@ def test_exit_in_a_relay_that_its_reader_has_left() -> None:
     asyncio.run(main())
 
 
-def test_exit_in_a_stream_that_is_teed_ends_its_readers_alone() -> None:
+def test_exit_in_a_teed_stream_ends_only_its_readers() -> None:
     with SSEServer([send(1), silence()]) as server:
         flag = Flag(Fault(SystemExit))
         other = request_sse(server.url).events
@@ -478,8 +478,8 @@ def test_exit_in_a_stream_that_is_teed_ends_its_readers_alone() -> None:
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, StopIteration])
 @pytest.mark.parametrize("when", ["redirected", "reconnecting"])
-def test_exception_of_a_client_function_in_a_thread_of_its_own(when: str, kind: type[BaseException]) -> None:
-    """The first client is made by the thread that asks. One whose HTTP/2 connection was cut is not used again."""
+def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, kind: type[BaseException]) -> None:
+    """The second client is created in a thread: for another origin, or after its HTTP/2 connection was cut."""
 
     class Cut(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -503,12 +503,8 @@ def test_exception_of_a_client_function_in_a_thread_of_its_own(when: str, kind: 
         return request_sse("http://mock.test/", bridge=bridge, reconnect=when == "reconnecting").events.collect()
 
     with Bridge(client=make) as bridge:
-        asking = in_thread(ask)
-        with pytest.raises((CallbackError, ReconnectionError)) as caught:
-            asking.result(30)
-        error: BaseException | None = caught.value
+        error = in_thread(ask).exception(30)
         if when == "reconnecting":
-            # The stream is lost, and its cause says why.
             assert isinstance(error, ReconnectionError)
             error = error.__cause__
         assert isinstance(error, CallbackError)
@@ -518,7 +514,7 @@ def test_exception_of_a_client_function_in_a_thread_of_its_own(when: str, kind: 
 # What is not the caller's code.
 
 
-def test_cancellation_of_the_callers_task_is_one() -> None:
+def test_cancellation_of_the_callers_task_passes_through() -> None:
     async def main() -> None:
         async def ask() -> None:
             await arequest_sse(server.url, content=never(), auth=Auth(quiet))
@@ -541,7 +537,7 @@ def test_cancellation_of_the_callers_task_is_one() -> None:
         asyncio.run(main())
 
 
-def test_cancelled_error_in_a_task_that_is_being_cancelled_goes_on() -> None:
+def test_cancelled_error_passes_through_a_cancelled_task() -> None:
     async def main() -> None:
         async def work() -> None:
             with CallersCode("work"):
@@ -556,7 +552,7 @@ def test_cancelled_error_in_a_task_that_is_being_cancelled_goes_on() -> None:
     asyncio.run(main())
 
 
-def test_coroutine_that_is_closed_ends_quietly() -> None:
+def test_closed_coroutine_raises_no_callback_error() -> None:
     async def work() -> None:
         with CallersCode("work"):
             await asyncio.sleep(60)
@@ -579,7 +575,7 @@ class TaskOf310:
 
 
 @pytest.mark.parametrize("is_raised", [False, True])
-def test_python_310_knows_a_cancellation_by_who_raised_it(is_raised: bool) -> None:
+def test_python_310_detects_a_cancellation_by_its_traceback(is_raised: bool) -> None:
     async def work() -> None:
         if is_raised:
             raise asyncio.CancelledError
@@ -599,7 +595,7 @@ def test_python_310_knows_a_cancellation_by_who_raised_it(is_raised: bool) -> No
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs raise_signal()")
-def test_ctrl_c_in_code_of_the_callers_is_no_error_of_its_own() -> None:
+def test_ctrl_c_in_callers_code_passes_through() -> None:
     """As where it comes while a flag is looked at on the loop of the main thread."""
 
     async def main() -> None:
@@ -616,7 +612,7 @@ def test_ctrl_c_in_code_of_the_callers_is_no_error_of_its_own() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_exit_without_a_loop_goes_on() -> None:
+def test_exit_without_a_loop_passes_through() -> None:
     for kind in (SystemExit, KeyboardInterrupt, GeneratorExit):
         with pytest.raises(kind), CallersCode("a function"):
             raise kind
@@ -624,7 +620,7 @@ def test_exit_without_a_loop_goes_on() -> None:
         raise StopIteration
 
 
-def test_exit_of_a_callback_that_the_library_does_not_know_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
     """As of a task or a timer that a transport of the caller's has started."""
 
     async def task(kind: type[BaseException]) -> None:
@@ -653,7 +649,7 @@ def test_exit_of_a_callback_that_the_library_does_not_know_ends_no_stream(caplog
             stream.close()
 
 
-def test_process_with_an_exit_in_a_body_goes_on() -> None:
+def test_process_survives_an_exit_in_a_body() -> None:
     with SSEServer([send(1), silence()]) as server:
         program = """
 import sys

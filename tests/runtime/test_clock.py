@@ -29,7 +29,7 @@ def silent() -> Iterator[SSEServer]:
 @pytest.mark.parametrize(
     ("limit", "seconds"), [({"read": 30}, 30), ({"idle": 400}, 400), ({"total": 5000, "read": None}, 5000)]
 )
-def test_a_time_limit_elapses_by_the_clock_that_the_test_moves(
+def test_time_limit_elapses_by_the_fake_clock(
     clock: FakeClock, ask: Door, silent: SSEServer, limit: dict[str, float], seconds: float
 ) -> None:
     answer = ask(silent.url, decode="text", timeout=limit)
@@ -40,7 +40,7 @@ def test_a_time_limit_elapses_by_the_clock_that_the_test_moves(
     assert clock.monotonic() - before >= seconds * 0.9
 
 
-def test_a_waiting_thread_times_out_once_the_clock_is_advanced(clock: FakeClock, silent: SSEServer) -> None:
+def test_waiting_thread_times_out_when_the_clock_advances(clock: FakeClock, silent: SSEServer) -> None:
     with request_sse(silent.url, decode="text").events as stream:
         assert next(stream) == "a"
         waiting = in_thread(lambda: stream.next(timeout=60))
@@ -84,13 +84,13 @@ def test_freezegun_does_not_freeze_time_limits(imported_first: bool) -> None:
     assert (status, out.split("\n")) == (0, ["next None", "read", "idle", "total", ""]), err
 
 
-def test_the_clock_advances_by_itself() -> None:
+def test_clock_advances_by_itself() -> None:
     before = real_clock.monotonic()
     until(lambda: real_clock.monotonic() > before)
     assert Clock().monotonic() > before
 
 
-def test_a_bridge_that_starts_under_a_moved_clock_can_be_closed(clock: FakeClock, silent: SSEServer) -> None:
+def test_bridge_on_the_fake_clock_can_be_closed(clock: FakeClock, silent: SSEServer) -> None:
     with Bridge() as bridge:
         stream = request_sse(silent.url, decode="text", bridge=bridge, timeout=Timeout(idle=1000)).events
         assert next(stream) == "a"
@@ -100,7 +100,7 @@ def test_a_bridge_that_starts_under_a_moved_clock_can_be_closed(clock: FakeClock
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_timers_of_a_loop_run_once_the_clock_is_advanced(clock: FakeClock, kind: str) -> None:
+def test_timers_of_a_loop_run_when_the_clock_advances(clock: FakeClock, kind: str) -> None:
     async def main() -> list[str]:
         loop = asyncio.get_running_loop()
         ran: list[str] = []
@@ -116,7 +116,7 @@ def test_timers_of_a_loop_run_once_the_clock_is_advanced(clock: FakeClock, kind:
         assert loop.run_until_complete(main()) == ["first", "second"]
 
 
-def test_a_loop_that_was_there_before_keeps_its_time(request: pytest.FixtureRequest) -> None:
+def test_older_loop_keeps_its_own_time(request: pytest.FixtureRequest) -> None:
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         clock = request.getfixturevalue("clock")
         before = loop.time()
@@ -124,7 +124,7 @@ def test_a_loop_that_was_there_before_keeps_its_time(request: pytest.FixtureRequ
         assert loop.time() - before < 1000
 
 
-def test_an_advance_that_ends_no_wait_is_reported(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advance_that_ends_no_wait_is_reported(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock_module, "_HANGS", 0.01)
     never = asyncio.Event()
     with pytest.raises(TimeoutError, match="did not end the wait"):

@@ -72,7 +72,7 @@ with Bridge(client=make) as bridge:
 
 @pytest.mark.parametrize("client", ["own", "plain"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_too_few_descriptors_are_a_typed_error(loop: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_descriptors_raise_a_typed_error(loop: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if loop == "asyncio":
         monkeypatch.setenv("SSEQBRIDGE_WITHOUT", f"uvloop,{os.environ.get('SSEQBRIDGE_WITHOUT', '')}")
     with SSEServer([send("1"), silence()]) as server:
@@ -131,7 +131,7 @@ with open(place, "w") as file:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_process_without_its_standard_descriptors(
+def test_process_runs_with_closed_standard_descriptors(
     loop: str, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if loop == "asyncio":
@@ -144,7 +144,7 @@ def test_process_without_its_standard_descriptors(
     assert place.read_text() == repr([["1", "1"], True, True] * 2)
 
 
-def test_socket_above_the_standard_descriptors_stays_as_it_is() -> None:
+def test_socket_above_the_standard_descriptors_is_not_moved() -> None:
     with socket.socket() as connection:
         assert sockets.above_standard_descriptors(connection) is connection
 
@@ -190,11 +190,11 @@ except OSError:
 """
 
 
-def test_places_of_standard_descriptors_are_taken_for_a_moment() -> None:
+def test_standard_descriptors_are_filled_temporarily() -> None:
     assert python(STANDARD) == (0, "closed\n", "")
 
 
-def test_standard_descriptors_are_filled_and_given_back_here() -> None:
+def test_standard_descriptors_are_filled_and_released_in_process() -> None:
     """In the process of the tests, whose coverage is measured."""
     kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(0)
@@ -212,7 +212,7 @@ def test_standard_descriptors_are_filled_and_given_back_here() -> None:
         os.close(kept)
 
 
-def test_placeholders_are_given_back_where_not_all_places_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placeholders_are_closed_if_opening_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(0)
     open_file = os.open

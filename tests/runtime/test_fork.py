@@ -90,7 +90,7 @@ def run(program: str, server: SSEServer, *, timeout: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize("by_exit", [False, True], ids=["os._exit", "sys.exit"])
-def test_child_has_a_bridge_of_its_own_and_the_parents_streams_go_on(upstream: SSEServer, by_exit: bool) -> None:
+def test_child_has_its_own_bridge_and_parents_streams_continue(upstream: SSEServer, by_exit: bool) -> None:
     run(
         f"""
 it = request_sse(URL).events
@@ -105,7 +105,7 @@ it.close()
     assert [request.connection for request in upstream.requests] == [0, 1, 2]
 
 
-def test_childs_child_has_one_too(upstream: SSEServer) -> None:
+def test_grandchild_has_its_own_bridge(upstream: SSEServer) -> None:
     run(
         """
 def generation():
@@ -119,7 +119,7 @@ succeeded(in_child(generation))
     )
 
 
-def test_bridge_of_ones_own_starts_anew_in_the_child(upstream: SSEServer) -> None:
+def test_explicit_bridge_restarts_in_the_child(upstream: SSEServer) -> None:
     run(
         """
 with Bridge() as bridge, request_sse(URL, bridge=bridge) as (_, _, it):
@@ -136,7 +136,7 @@ with Bridge() as bridge, request_sse(URL, bridge=bridge) as (_, _, it):
     )
 
 
-def test_inherited_stream_is_refused_and_its_end_aborts_nothing(upstream: SSEServer) -> None:
+def test_inherited_stream_is_refused_and_aborts_nothing(upstream: SSEServer) -> None:
     run(
         """
 response = request_sse(URL)
@@ -160,7 +160,7 @@ it.close()
     upstream.requests[0].wait_aborted(30)
 
 
-def test_loop_that_is_under_way_in_the_child_ends_there_and_goes_on_in_the_parent(upstream: SSEServer) -> None:
+def test_loop_ends_in_the_child_and_continues_in_the_parent(upstream: SSEServer) -> None:
     run(
         """
 child = None
@@ -188,7 +188,7 @@ succeeded(child)
     )
 
 
-def test_stream_on_a_loop_of_ones_own(upstream: SSEServer) -> None:
+def test_async_stream_is_refused_in_the_child(upstream: SSEServer) -> None:
     run(
         """
 import asyncio
@@ -216,7 +216,7 @@ succeeded(in_child(lambda: asyncio.run(three()) == [0, 1, 2] or 1 / 0))
 
 
 @pytest.mark.parametrize("without", ["", "transport"])
-def test_child_that_goes_on_with_its_parents_loop_reads_nothing_of_its(
+def test_child_on_the_parents_loop_reads_none_of_its_data(
     upstream: SSEServer, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSEQBRIDGE_WITHOUT", without)
@@ -240,7 +240,7 @@ asyncio.run(main())
     )
 
 
-def test_loop_that_the_parent_has_used_goes_on_in_the_child(upstream: SSEServer) -> None:
+def test_parents_loop_works_in_the_child(upstream: SSEServer) -> None:
     run(
         """
 import asyncio
@@ -258,7 +258,7 @@ succeeded(in_child(lambda: loop.run_until_complete(three()) == [0, 1, 2] or 1 / 
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_multiprocessing(upstream: SSEServer, method: str, tmp_path: object) -> None:
+def test_streams_work_in_multiprocessing(upstream: SSEServer, method: str, tmp_path: object) -> None:
     status, out, errors = python(
         """
 import multiprocessing, sys, warnings
@@ -276,7 +276,7 @@ if __name__ == "__main__":
     assert (status, out.strip(), errors) == (0, "[[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]", "")
 
 
-def test_parents_close_reaches_the_upstream_though_a_child_lives(upstream: SSEServer) -> None:
+def test_parents_close_reaches_the_upstream_while_a_child_lives(upstream: SSEServer) -> None:
     program = """
 it = request_sse(URL).events
 assert next(it) == 0
@@ -299,7 +299,7 @@ succeeded(child)
         assert process.returncode == 0
 
 
-def test_locks_that_were_held_at_the_fork_are_not_held_in_the_child(upstream: SSEServer) -> None:
+def test_locks_held_at_the_fork_are_free_in_the_child(upstream: SSEServer) -> None:
     run(
         """
 from sseqbridge._engine import bridge as _bridge
@@ -365,7 +365,7 @@ def fork_under_load(forks: int, timeout: float) -> int:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
-def test_forks_while_others_read() -> None:
+def test_forks_during_reads_succeed() -> None:
     # Once is enough: which parts are in use is nothing to a fork.
     forks = 100 if "SSEQBRIDGE_WITHOUT" in os.environ else 250
     assert fork_under_load(forks, 500) > 0
@@ -393,7 +393,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
     del fork._pinned[kept:]
 
 
-def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) -> None:
+def test_lock_differs_between_processes(other_process: Callable[[], None]) -> None:
     lock = fork.ForkSafeLock()
     # Held by another thread at the fork, and for ever.
     lock.native.acquire()
@@ -403,7 +403,7 @@ def test_lock_is_another_one_in_each_process(other_process: Callable[[], None]) 
             pass
 
 
-def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_process: Callable[[], None]) -> None:
+def test_streams_of_another_process_are_refused(upstream: SSEServer, other_process: Callable[[], None]) -> None:
     bridge = Bridge()
     response = request_sse(upstream.url, bridge=bridge)
     stream = response.events
@@ -435,7 +435,7 @@ def test_bridge_and_streams_of_another_process(upstream: SSEServer, other_proces
     upstream.requests[0].wait_aborted(30)
 
 
-def test_asynchronous_stream_of_another_process(
+def test_async_stream_of_another_process_is_refused(
     upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -468,7 +468,7 @@ def test_asynchronous_stream_of_another_process(
     upstream.requests[0].wait_aborted(30)
 
 
-def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:
+def test_child_ending_the_parents_loop_keeps_its_streams() -> None:
     class State:
         process = (-1, -1)
 
@@ -480,7 +480,7 @@ def test_child_that_ends_its_parents_loop_leaves_its_streams_alone() -> None:
     asyncio.run(main())
 
 
-def test_relays_of_another_process(
+def test_relays_of_another_process_end_with_an_error_event(
     upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     response = request_sse(upstream.url)
@@ -494,13 +494,13 @@ def test_relays_of_another_process(
     response.events.close()
 
 
-def test_lock_is_one_that_no_interrupt_leaves_locked() -> None:
+def test_lock_is_the_interpreters_own_rlock() -> None:
     """Entered by the interpreter itself, and not by steps of a function."""
     assert type(fork.ForkSafeLock().native) is type(threading.RLock())
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
-def test_fork_hooks_tell_the_parents_streams(
+def test_fork_hooks_close_the_parents_streams(
     upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
 ) -> None:
     kept = len(fork._pinned)
@@ -533,7 +533,7 @@ PRELOADING = ["gunicorn sync, preload", "gunicorn gthread, preload", "gunicorn g
 
 
 @pytest.mark.parametrize("name", PRELOADING)
-def test_application_that_has_read_before_the_server_forked(name: str) -> None:
+def test_preloaded_application_reads_after_the_fork(name: str) -> None:
     if name.startswith("uwsgi") and UWSGI is None:
         pytest.skip("there is no uWSGI for this Python")
     with SSEServer([send(0), send(1), send("[DONE]")]) as upstream, Servers() as servers:

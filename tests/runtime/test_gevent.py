@@ -84,7 +84,7 @@ print(sum(reader.value for reader in readers))
 
 @both_orders
 @pytest.mark.parametrize("how", ["gevent.Timeout", "kill", "close from another", "close in the hub"])
-def test_greenlet_that_is_ended_aborts_the_upstream(order: str, how: str) -> None:
+def test_killed_greenlet_aborts_the_upstream(order: str, how: str) -> None:
     program = f"""
 it = request_sse(url + "/silent").events
 read = Event()
@@ -143,7 +143,7 @@ print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n", b"").count
 
 
 @both_orders
-def test_exit_with_an_open_stream(order: str) -> None:
+def test_exit_with_an_open_stream_aborts_it(order: str) -> None:
     program = """
 it = request_sse(url + "/silent").events
 print(next(it), flush=True)
@@ -155,7 +155,7 @@ print(next(it), flush=True)
 
 @both_orders
 @pytest.mark.parametrize("client", ["None", "httpx.AsyncClient", "httpx2.AsyncClient"])
-def test_what_is_logged_in_the_loop_s_thread_locks_up_no_greenlet(order: str, client: str) -> None:
+def test_logging_on_the_loop_thread_blocks_no_greenlet(order: str, client: str) -> None:
     program = f"""
 import httpx, httpx2, logging
 from sseqbridge import Bridge
@@ -185,7 +185,7 @@ print(sum(reader.successful() for reader in readers))
 
 
 @both_orders
-def test_waking_from_another_thread_leaves_the_hub_s_count_of_what_it_waits_for_alone(order: str) -> None:
+def test_wake_from_another_thread_keeps_the_hubs_reference_count(order: str) -> None:
     """The hub changes it without the interpreter's lock: what is lost of it ends the hub in the midst of its work."""
     program = """
 import select, time
@@ -217,7 +217,7 @@ print(gevent.get_hub().loop.activecnt)
 
 
 @both_orders
-def test_wait_for_all_of_the_hub_s_work_ends_beside_an_open_stream(order: str) -> None:
+def test_gevent_wait_returns_despite_an_open_stream(order: str) -> None:
     program = """
 it = request_sse(url + "/silent").events
 print(next(it), gevent.wait(timeout=30), flush=True)
@@ -226,7 +226,7 @@ print(next(it), gevent.wait(timeout=30), flush=True)
         assert run(program, server.url, order) == "0 True\n"
 
 
-def test_eventlet_is_known_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eventlet_is_detected_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
     class Patcher:
         @staticmethod
         def is_monkey_patched(module: str) -> bool:

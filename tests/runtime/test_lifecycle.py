@@ -55,7 +55,7 @@ def loop_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("sseqbridge")]
 
 
-def test_a_hundred_and_twenty_streams_share_one_thread() -> None:
+def test_120_streams_share_one_thread() -> None:
     go = threading.Event()
     with SSEServer([send(0), hold(go), send(1), send("[DONE]")]) as server:
         streams = [request_sse(server.url).events for _ in range(120)]
@@ -68,12 +68,12 @@ def test_a_hundred_and_twenty_streams_share_one_thread() -> None:
         assert [list(it) for it in streams] == [[1]] * 120
 
 
-def test_a_hundred_consumers_in_threads_of_their_own() -> None:
+def test_100_threads_read_a_stream_each() -> None:
     with SSEServer([send(0), send(1), send("[DONE]")]) as server:
         assert together([lambda: list(request_sse(server.url).events)] * 100) == [[0, 1]] * 100
 
 
-def test_a_hundred_blocked_consumers_are_all_woken_by_close(silent: SSEServer) -> None:
+def test_close_unblocks_100_waiting_consumers(silent: SSEServer) -> None:
     streams = [request_sse(silent.url).events for _ in range(100)]
     assert [next(it)["n"] for it in streams] == [1] * 100
     reading = [in_thread(partial(list[Any], it)) for it in streams]
@@ -114,7 +114,7 @@ def late_end(request: ReceivedRequest) -> Iterator[Step]:
 
 
 @pytest.mark.parametrize("script", [ANSWER, late_end])
-def test_a_hundred_asks_in_a_row_open_one_connection(asked: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+def test_100_requests_in_a_row_open_one_connection(asked: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
     # A busy machine takes longer for the 3 ms. (What never ends has tests of its own.)
     assert _pump._END_SECONDS == 0.02
     monkeypatch.setattr(_pump, "_END_SECONDS", 5)
@@ -125,7 +125,7 @@ def test_a_hundred_asks_in_a_row_open_one_connection(asked: Any, monkeypatch: py
     assert server.connections == 1
 
 
-def test_a_function_that_says_which_event_is_the_last_keeps_the_connection_too(asked: Any) -> None:
+def test_done_function_keeps_the_connection(asked: Any) -> None:
     server, bridge = asked((send({"n": 1}), send({"n": 2}), wait(0.003)))
     for _ in range(20):
         events = request_sse(server.url, bridge=bridge, done=lambda event: '"n": 2' in event.data).events
@@ -136,7 +136,7 @@ def test_a_function_that_says_which_event_is_the_last_keeps_the_connection_too(a
     assert server.connections == 1
 
 
-def test_what_stays_open_after_the_last_event_ends_the_loop_at_once_and_is_cut_after_a_second() -> None:
+def test_upstream_open_after_done_is_cut_after_a_second() -> None:
     with SSEServer([*ANSWER, silence()]) as server:
         it = request_sse(server.url).events
         assert next(it) == {"n": 1}
@@ -147,7 +147,7 @@ def test_what_stays_open_after_the_last_event_ends_the_loop_at_once_and_is_cut_a
         assert 0.5 < server.requests[0].wait_aborted() - at < 2
 
 
-def test_what_stays_open_after_the_event_that_a_function_accepts_is_cut_too() -> None:
+def test_upstream_open_after_a_done_function_is_cut() -> None:
     def is_last(event: ServerSentEvent) -> bool:
         return True
 
@@ -160,7 +160,7 @@ def test_what_stays_open_after_the_event_that_a_function_accepts_is_cut_too() ->
         assert 0.5 < server.requests[0].wait_aborted() - at < 2
 
 
-def test_what_is_held_back_when_a_function_accepts_an_event_is_let_go() -> None:
+def test_done_function_ends_a_stream_under_backpressure() -> None:
     def numbers(request: ReceivedRequest) -> Iterator[Step]:
         n = 0
         while True:
@@ -175,7 +175,7 @@ def test_what_is_held_back_when_a_function_accepts_an_event_is_let_go() -> None:
         server.requests[0].wait_aborted()
 
 
-def test_a_function_may_accept_an_event_when_the_body_is_all_in() -> None:
+def test_done_function_may_accept_after_the_body_ended() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2})]) as server:
         it = request_sse(server.url, done=lambda event: True).events
         until(lambda: it._cursor.subscription.finished)
@@ -184,7 +184,7 @@ def test_a_function_may_accept_an_event_when_the_body_is_all_in() -> None:
 
 
 @pytest.mark.parametrize("of_the_caller", [False, True])
-def test_what_goes_on_after_the_last_event_is_cut_off_after_64_kib(of_the_caller: bool) -> None:
+def test_upstream_that_sends_after_done_is_cut_after_64_kib(of_the_caller: bool) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         yield send("[DONE]")
         while True:
@@ -198,7 +198,7 @@ def test_what_goes_on_after_the_last_event_is_cut_off_after_64_kib(of_the_caller
         assert it.stats.events == 0
 
 
-def test_an_aborted_stream_costs_its_own_connection_only(silent: SSEServer) -> None:
+def test_aborted_stream_costs_only_its_own_connection(silent: SSEServer) -> None:
     for _ in range(20):
         request_sse(silent.url).events.close()
     with SSEServer(ANSWER) as server:
@@ -207,7 +207,7 @@ def test_an_aborted_stream_costs_its_own_connection_only(silent: SSEServer) -> N
         assert server.connections == 1
 
 
-def test_the_tls_context_is_built_once_and_off_the_loop(
+def test_tls_context_is_built_once_and_off_the_loop(
     monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     built_in = []
@@ -248,7 +248,7 @@ def in_the_loops_thread(silent: SSEServer, act: Callable[[], object]) -> None:
         assert done.wait(5)
 
 
-def test_a_stream_may_be_collected_in_the_loops_thread(silent: SSEServer) -> None:
+def test_stream_can_be_collected_on_the_loop_thread(silent: SSEServer) -> None:
     cycle: list[Any] = [request_sse(silent.url).events]
     cycle.append(cycle)
     request = silent.wait_for_request()
@@ -260,7 +260,7 @@ def test_a_stream_may_be_collected_in_the_loops_thread(silent: SSEServer) -> Non
     assert [warning.category for warning in caught] == [ResourceWarning]
 
 
-def test_streams_collected_in_the_middle_of_the_loops_work_hold_it_up_in_nothing(silent: SSEServer) -> None:
+def test_streams_collected_during_channel_operations_do_not_block_the_loop(silent: SSEServer) -> None:
     # The collector may run at every allocation, so that it finds dropped streams in the loop's
     # put() and in consumers' take() alike, while a busy stream passes through both.
     def numbers(request: ReceivedRequest) -> Iterator[Step]:
@@ -286,7 +286,7 @@ def test_streams_collected_in_the_middle_of_the_loops_work_hold_it_up_in_nothing
             silent.wait_for_request(n + 1).wait_aborted()
 
 
-def test_a_stream_dropped_by_its_own_consumer_callback(silent: SSEServer) -> None:
+def test_decode_function_may_drop_another_stream(silent: SSEServer) -> None:
     # The callback runs under next(): what it drops is another stream of the same bridge.
     others = [request_sse(silent.url).events]
 
@@ -300,7 +300,7 @@ def test_a_stream_dropped_by_its_own_consumer_callback(silent: SSEServer) -> Non
     silent.wait_for_request(1).wait_aborted()
 
 
-def test_the_loop_keeps_no_stream_alive(silent: SSEServer) -> None:
+def test_loop_keeps_no_stream_alive(silent: SSEServer) -> None:
     def close_when_dropped() -> None:
         it = request_sse(silent.url, decode=lambda event: event.data).events
         assert next(it) == '{"n": 1}'
@@ -351,7 +351,7 @@ def answer_of(process: subprocess.Popen[str]) -> str:
 
 @unix
 @pytest.mark.parametrize("wait_for_it", ["for item in it: pass", "next(it)", "it.next(timeout=60)"])
-def test_ctrl_c_while_waiting_aborts_and_goes_on(silent: SSEServer, wait_for_it: str) -> None:
+def test_ctrl_c_during_a_wait_aborts_the_stream(silent: SSEServer, wait_for_it: str) -> None:
     program = f"""{PRELUDE}
 it = request_sse(url).events
 next(it)
@@ -372,7 +372,7 @@ except KeyboardInterrupt:
 
 @unix
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LookupError])
-def test_what_a_signal_handler_raises_in_the_wait_aborts_and_goes_on(
+def test_exception_of_a_signal_handler_aborts_the_stream(
     silent: SSEServer, error: type[BaseException]
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -398,7 +398,7 @@ def test_what_a_signal_handler_raises_in_the_wait_aborts_and_goes_on(
 
 
 @unix
-def test_ctrl_c_while_the_headers_are_awaited_aborts_and_goes_on() -> None:
+def test_ctrl_c_before_the_headers_aborts_the_request() -> None:
     program = f"""{PRELUDE}
 request_sse(sys.argv[2]).events.close()  # So that the next wait is none for the thread to start.
 signal_when_waiting(signal.SIGINT)
@@ -418,7 +418,7 @@ except KeyboardInterrupt:
 
 @unix
 @pytest.mark.parametrize("consume", ["for item in it: pass", "next(it, None)"])
-def test_close_in_a_signal_handler_ends_the_wait_that_it_interrupted(silent: SSEServer, consume: str) -> None:
+def test_close_in_a_signal_handler_ends_the_interrupted_wait(silent: SSEServer, consume: str) -> None:
     program = f"""{PRELUDE}
 it = request_sse(url).events
 next(it)
@@ -435,7 +435,7 @@ sys.stdin.read()
 
 
 @unix
-def test_close_in_a_signal_handler_at_any_moment() -> None:
+def test_close_in_a_signal_handler_is_safe_at_any_moment() -> None:
     # Every 0.2 ms: it hits take(), put()'s wake-ups, decoding, and the handler's own close().
     def numbers(request: ReceivedRequest) -> Iterator[Step]:
         n = 0
@@ -479,7 +479,7 @@ def exits(program: str, *args: str) -> tuple[int, str, str]:
         return process.returncode, told + out, err
 
 
-def test_exit_with_an_open_stream(silent: SSEServer) -> None:
+def test_exit_with_an_open_stream_aborts_it(silent: SSEServer) -> None:
     program = """
 _, _, it = request_sse(url)
 print(next(it), flush=True)
@@ -488,7 +488,7 @@ print(next(it), flush=True)
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_with_a_status_out_of_the_loop(silent: SSEServer) -> None:
+def test_sys_exit_inside_the_loop_keeps_its_status(silent: SSEServer) -> None:
     program = """
 _, _, it = request_sse(url)
 for item in it:
@@ -499,7 +499,7 @@ for item in it:
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_by_a_signal_that_the_application_handles(silent: SSEServer) -> None:
+def test_exit_by_a_handled_signal_aborts_the_stream(silent: SSEServer) -> None:
     program = """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 _, _, it = request_sse(url)
@@ -512,7 +512,7 @@ for item in it:
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_without_a_word(silent: SSEServer) -> None:
+def test_os_exit_closes_the_connection(silent: SSEServer) -> None:
     program = """
 _, _, it = request_sse(url)
 print(next(it), flush=True)
@@ -522,7 +522,7 @@ os._exit(7)
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_with_the_library_imported_twice(silent: SSEServer) -> None:
+def test_exit_after_a_second_import_ends_both_threads(silent: SSEServer) -> None:
     """As a reloader does that throws modules away: each has a thread of its own, and both end."""
     program = """
 _, _, it = request_sse(url)
@@ -542,7 +542,7 @@ print("both", flush=True)
 
 
 @pytest.mark.parametrize("framework", ["flask", "django"])
-def test_reloader_of_a_development_server_ends_what_its_process_has_open(
+def test_reloader_of_a_development_server_aborts_open_streams(
     silent: SSEServer, framework: str, tmp_path: Path
 ) -> None:
     begin = {
@@ -602,7 +602,7 @@ if __name__ == "__main__":
         request.wait_aborted()
 
 
-def test_exit_by_an_unhandled_exception(silent: SSEServer) -> None:
+def test_exit_by_an_unhandled_exception_has_one_traceback(silent: SSEServer) -> None:
     program = """
 _, _, it = request_sse(url)
 for item in it:
@@ -616,7 +616,7 @@ for item in it:
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_with_a_daemon_thread_blocked_in_next(silent: SSEServer) -> None:
+def test_exit_is_prompt_with_a_daemon_thread_in_next(silent: SSEServer) -> None:
     program = """
 _, _, it = request_sse(url)
 next(it)
@@ -630,7 +630,7 @@ print("waits", flush=True)
     silent.wait_for_request().wait_aborted()
 
 
-def test_exit_with_many_open_streams_and_a_stream_held_back() -> None:
+def test_exit_is_prompt_with_streams_under_backpressure() -> None:
     def flood(request: ReceivedRequest) -> Iterator[Step]:
         while True:
             yield send(["x" * 60_000])
@@ -647,7 +647,7 @@ print("open", flush=True)
             request.wait_aborted()
 
 
-def test_exit_while_a_flag_blocks_the_loops_thread(silent: SSEServer) -> None:
+def test_exit_is_prompt_with_a_blocked_loop_thread(silent: SSEServer) -> None:
     # The thread is a daemon: what a callback of the caller's does to it does not hold up the exit.
     program = """
 armed, blocks = threading.Event(), threading.Event()
@@ -666,7 +666,7 @@ print("blocks", flush=True)
     assert exits(program, silent.url) == (0, "blocks", "")
 
 
-def test_a_request_after_exit_has_begun_is_misuse(silent: SSEServer) -> None:
+def test_request_during_exit_is_a_usage_error(silent: SSEServer) -> None:
     program = """
 import atexit
 def late():
@@ -702,7 +702,7 @@ named = url.replace("127.0.0.1", "upstream.test")
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["started before", "started after main's end"])
-def test_a_thread_that_outlives_main_resolves_names_and_streams(warm: bool) -> None:
+def test_thread_that_outlives_main_can_stream(warm: bool) -> None:
     program = f"""{NAMES}
 def work():
     threading.main_thread().join()
@@ -718,7 +718,7 @@ threading.Thread(target=work).start()
         assert out.replace("\n", "") == "[{'n': 1}]" * 3
 
 
-def test_a_slow_look_up_does_not_hold_up_the_exit(silent: SSEServer) -> None:
+def test_slow_lookup_does_not_delay_the_exit(silent: SSEServer) -> None:
     program = f"""{NAMES}
 threading.Thread(target=lambda: request_sse(named), daemon=True).start()
 while not lookups:
@@ -729,7 +729,7 @@ print("looks up", flush=True)
     assert exits(program, silent.url, "8") == (0, "looks up", "")
 
 
-def test_look_ups_of_one_name_share_a_thread() -> None:
+def test_concurrent_requests_share_a_lookup() -> None:
     program = f"""{NAMES}
 threads = [threading.Thread(target=lambda: list(request_sse(named).events)) for _ in range(40)]
 for thread in threads:
@@ -746,7 +746,7 @@ print(len(lookups), set(lookups), flush=True)
         assert int(out.split()[0]) <= 3
 
 
-def test_a_name_that_fails_with_nobody_waiting_is_no_noise(silent: SSEServer) -> None:
+def test_failed_lookup_after_an_abort_is_not_logged(silent: SSEServer) -> None:
     program = """
 import gc, logging
 logging.basicConfig()
@@ -782,7 +782,7 @@ gc.collect()
     assert exits(program, silent.url) == (0, "RequestAbortedError", "")
 
 
-def test_a_name_that_fails_is_one_typed_error(silent: SSEServer) -> None:
+def test_unknown_name_is_a_connect_error(silent: SSEServer) -> None:
     program = f"""{NAMES}
 from sseqbridge import ConnectError
 try:
@@ -800,14 +800,14 @@ except ConnectError as exc:
 # A second use of the interpreter's own door.
 
 
-def test_importing_and_leaving_starts_no_thread() -> None:
+def test_import_starts_no_thread() -> None:
     program = """
 print(threading.active_count(), flush=True)
 """
     assert exits(program, "unused") == (0, "1", "")
 
 
-def test_a_closed_port_leaves_nothing_behind() -> None:
+def test_closed_port_leaves_no_thread_behind() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for _ in range(10):
@@ -816,7 +816,7 @@ def test_a_closed_port_leaves_nothing_behind() -> None:
     assert len(loop_threads()) == 1
 
 
-def test_misuse_of_the_bridge_argument() -> None:
+def test_bridge_must_be_a_bridge() -> None:
     bridge: Any = "default"
     with pytest.raises(UsageError, match="`bridge` must be"):
         request_sse("http://127.0.0.1:1/", bridge=bridge)

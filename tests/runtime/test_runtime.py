@@ -23,14 +23,14 @@ from tests.conftest import watched_loops
 from tests.support import in_thread, until
 
 
-def test_a_wake_up_before_the_wait_is_not_lost() -> None:
+def test_wake_before_the_wait_is_not_lost() -> None:
     waiter = threads.ThreadWaiter()
     waiter.wake()
     assert waiter.wait(None)
 
 
 @pytest.mark.blocks_its_loop
-def test_what_blocks_a_loop_fails_its_test() -> None:
+def test_blocking_a_loop_fails_the_test() -> None:
     """Here, and anywhere else in the package: tests/conftest.py."""
 
     async def main() -> None:
@@ -40,7 +40,7 @@ def test_what_blocks_a_loop_fails_its_test() -> None:
         asyncio.run(main())
 
 
-def test_a_wait_that_elapses_returns_false() -> None:
+def test_wait_that_times_out_returns_false() -> None:
     waiter = threads.ThreadWaiter()
     at = time.monotonic()
     assert not waiter.wait(0.02)
@@ -48,7 +48,7 @@ def test_a_wait_that_elapses_returns_false() -> None:
     assert not waiter.wait(0)
 
 
-def test_a_wait_of_a_century_is_a_wait() -> None:
+def test_wait_accepts_a_timeout_of_centuries() -> None:
     waiter = threads.ThreadWaiter()
     waiting = in_thread(lambda: waiter.wait(100 * 365 * 24 * 3600.0 * 1000))
     waiter.wake()
@@ -56,7 +56,7 @@ def test_a_wait_of_a_century_is_a_wait() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
-def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
+def test_signal_handler_can_wake_the_wait_it_interrupted() -> None:
     waiter = threads.ThreadWaiter()
     woken: list[bool] = []
 
@@ -75,14 +75,14 @@ def test_a_signal_handler_may_wake_the_wait_that_it_interrupted() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_threads_are_daemons_with_a_name() -> None:
+def test_thread_is_a_daemon_with_a_name() -> None:
     found: list[threading.Thread] = []
     thread = threads.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
     thread.join(5)
     assert [(found.daemon, found.name, found.ident) for found in found] == [(True, "some-name", thread.ident)]
 
 
-def test_a_coroutine_knows_that_it_is_one() -> None:
+def test_in_coroutine_detects_a_running_loop() -> None:
     async def main() -> bool:
         return loops.in_coroutine()
 
@@ -90,14 +90,14 @@ def test_a_coroutine_knows_that_it_is_one() -> None:
     assert asyncio.run(main())
 
 
-def test_a_notebook_is_known_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_is_detected_by_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert not loops.in_notebook()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert loops.in_notebook()
 
 
-def test_a_socket_that_is_shut_down_ends_for_its_peer_and_stays_open_here() -> None:
+def test_shut_down_ends_the_peer_and_keeps_the_descriptor() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         sockets.shut_down_socket(ours.fileno())
@@ -107,7 +107,7 @@ def test_a_socket_that_is_shut_down_ends_for_its_peer_and_stays_open_here() -> N
         sockets.shut_down_socket(ours.fileno())
 
 
-def test_a_descriptor_that_is_gone_or_no_connection_is_left_alone() -> None:
+def test_shut_down_ignores_closed_and_unconnected_sockets() -> None:
     sockets.shut_down_socket(-1)
     with socket.socket() as unconnected:
         sockets.shut_down_socket(unconnected.fileno())
@@ -128,7 +128,7 @@ class Transport:
         return self.connection
 
 
-def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detached_connection_reads_nothing_of_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     other = socket.socket(fileno=os.dup(ours.fileno()))
     with ours, theirs, other:
@@ -149,7 +149,7 @@ def test_a_connection_that_is_left_to_the_parent_leads_nowhere_here(monkeypatch:
     sockets.detach_connection_after_fork(Transport(other))
 
 
-def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() -> None:
+def test_function_runs_in_a_daemon_thread_with_the_callers_context() -> None:
     def look(*args: int) -> tuple[Any, ...]:
         thread = threading.current_thread()
         return thread.name, thread.daemon, mark.get(), args
@@ -161,7 +161,7 @@ def test_a_function_runs_in_a_daemon_thread_of_its_own_in_the_callers_context() 
     assert asyncio.run(main()) == ("worker", True, "here", (1, 2))
 
 
-def test_what_a_function_raises_is_raised() -> None:
+def test_exception_of_a_threaded_function_is_raised() -> None:
     def fail() -> None:
         raise LookupError("mine")
 
@@ -169,7 +169,7 @@ def test_what_a_function_raises_is_raised() -> None:
         asyncio.run(loops.run_in_daemon_thread("worker", fail))
 
 
-def test_a_result_that_nobody_waits_for_any_more_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_result_after_a_cancellation_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     go, over = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -190,7 +190,7 @@ def test_a_result_that_nobody_waits_for_any_more_is_dropped(caplog: pytest.LogCa
     assert caplog.records == []
 
 
-def test_a_result_that_comes_after_the_loops_end_is_dropped() -> None:
+def test_result_after_the_loops_end_is_dropped() -> None:
     go = threading.Event()
 
     async def main() -> None:
@@ -243,7 +243,7 @@ async def begun(resolver: Resolver, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_look_ups_of_one_name_at_a_time_share_a_thread(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
+def test_concurrent_lookups_of_one_name_share_a_thread(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         same = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(10)]
         other = asyncio.create_task(loop.getaddrinfo("two.test", 80))
@@ -261,7 +261,7 @@ def test_look_ups_of_one_name_at_a_time_share_a_thread(resolver: Resolver, loop:
     loop.run_until_complete(main())
 
 
-def test_a_request_that_gives_up_ends_the_look_up_for_nobody_else(
+def test_aborted_request_does_not_cancel_a_shared_lookup(
     resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:
     async def main() -> None:
@@ -277,7 +277,7 @@ def test_a_request_that_gives_up_ends_the_look_up_for_nobody_else(
     loop.run_until_complete(main())
 
 
-def test_a_look_up_that_fails_raises_in_all_that_wait_for_it(
+def test_failed_lookup_raises_in_every_waiter(
     resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:
     async def main() -> None:
@@ -291,7 +291,7 @@ def test_a_look_up_that_fails_raises_in_all_that_wait_for_it(
     loop.run_until_complete(main())
 
 
-def test_a_look_up_that_fails_with_nobody_waiting_is_no_noise(
+def test_failed_lookup_without_waiters_is_not_logged(
     resolver: Resolver, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -308,7 +308,7 @@ def test_a_look_up_that_fails_with_nobody_waiting_is_no_noise(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_look_up_that_is_under_way_at_the_loops_end_is_left_to_its_thread(
+def test_loop_can_end_during_a_lookup(
     resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:
     async def main() -> None:

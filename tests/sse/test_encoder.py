@@ -58,7 +58,7 @@ def test_event_parses_back_to_the_same(event: ServerSentEvent) -> None:
 
 @pytest.mark.heavy
 @given(st.lists(events_with_ids, max_size=10))
-def test_events_one_after_another_parse_back_to_the_same(sent: list[ServerSentEvent]) -> None:
+def test_consecutive_events_parse_back_to_the_same(sent: list[ServerSentEvent]) -> None:
     parser = EventStreamParser()
     for event in sent:
         event.data = with_line_feeds(event.data)
@@ -82,7 +82,7 @@ def test_line_breaks_in_data_come_back_as_line_feeds(data: str) -> None:
 
 
 @given(texts)
-def test_comment_comes_back_as_one_for_each_line(text: str) -> None:
+def test_comment_parses_back_as_one_per_line(text: str) -> None:
     items = EventStreamParser(comments=True).feed(encode(Comment(text)))
     assert items == [Comment(line) for line in with_line_feeds(text).split("\n")]
 
@@ -109,7 +109,7 @@ def test_comment_comes_back_as_one_for_each_line(text: str) -> None:
     ],
     ids=repr,
 )
-def test_item_that_would_not_parse_back_is_refused(event: ServerSentEvent | Comment, told: str) -> None:
+def test_item_that_does_not_parse_back_is_refused(event: ServerSentEvent | Comment, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         encode(event)
 

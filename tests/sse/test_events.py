@@ -45,6 +45,6 @@ def test_items_are_small_and_survive_copying(item: ServerSentEvent | Comment) ->
     assert pickle.loads(pickle.dumps(item)) == item
 
 
-def test_items_show_what_they_hold() -> None:
+def test_items_have_a_repr() -> None:
     assert repr(ServerSentEvent("a", "b", "c", 1.5)) == "ServerSentEvent(event='a', data='b', id='c', retry=1.5)"
     assert repr(Comment("a")) == "Comment(text='a')"

@@ -50,18 +50,18 @@ def assert_means(vector: Vector, stream: bytes) -> None:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
-def test_vector_means_the_same_in_all_chunks(vector: Vector) -> None:
+def test_vector_parses_alike_in_all_chunks(vector: Vector) -> None:
     assert_means(vector, vector.stream)
 
 
 @pytest.mark.parametrize("ending", [b"\r", b"\r\n"], ids=["CR", "CRLF"])
 @pytest.mark.parametrize("vector", PLAIN_VECTORS, ids=str)
-def test_vector_means_the_same_with_other_line_ends(vector: Vector, ending: bytes) -> None:
+def test_vector_parses_alike_with_other_line_ends(vector: Vector, ending: bytes) -> None:
     assert_means(vector, vector.stream.replace(b"\n", ending))
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
-def test_comments_are_given_where_they_are_asked_for(vector: Vector) -> None:
+def test_comments_are_returned_if_enabled(vector: Vector) -> None:
     for chunks in chunkings(vector.stream):
         items = feed(EventStreamParser(comments=True), chunks)
         assert [item for item in items if isinstance(item, ServerSentEvent)] == vector.events
@@ -109,7 +109,7 @@ def test_names_of_vectors_are_unique() -> None:
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
-def test_event_is_given_with_the_first_byte_that_completes_it(ending: bytes) -> None:
+def test_event_is_returned_with_the_byte_that_completes_it(ending: bytes) -> None:
     parser = EventStreamParser()
     stream = b"data: a" + ending * 2
     # Of the CRLF that ends the blank line the CR is enough.
@@ -122,14 +122,14 @@ def test_event_is_given_with_the_first_byte_that_completes_it(ending: bytes) -> 
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
-def test_comment_is_given_as_its_line_ends(ending: bytes) -> None:
+def test_comment_is_returned_when_its_line_ends(ending: bytes) -> None:
     parser = EventStreamParser(comments=True)
     assert parser.feed(b"data: a" + ending + b": pi") == []
     assert parser.feed(b"ng" + ending[:1]) == [Comment("ping")]
     assert parser.feed(ending[1:] + ending) == [ServerSentEvent(data="a")]
 
 
-def test_last_event_id_moves_with_the_blank_line_not_before() -> None:
+def test_last_event_id_changes_with_the_blank_line() -> None:
     parser = EventStreamParser()
     parser.feed(b"id: 1\ndata: a\n")
     assert parser.last_event_id == ""
@@ -137,7 +137,7 @@ def test_last_event_id_moves_with_the_blank_line_not_before() -> None:
     assert parser.last_event_id == "1"
 
 
-def test_last_event_id_of_an_earlier_connection_holds_until_another_comes() -> None:
+def test_initial_last_event_id_holds_until_another_arrives() -> None:
     parser = EventStreamParser(last_event_id="7")
     assert parser.last_event_id == "7"
     assert parser.feed(b"data: a\n\nid: 8\ndata: b\n\n") == [
@@ -146,7 +146,7 @@ def test_last_event_id_of_an_earlier_connection_holds_until_another_comes() -> N
     ]
 
 
-def test_reconnection_time_of_any_length_is_read() -> None:
+def test_reconnection_time_may_have_any_length() -> None:
     # int() refuses more than 4,300 digits, and float division of a large int overflows.
     parser = EventStreamParser()
     [event] = parser.feed(b"retry: " + b"9" * 5000 + b"\ndata: a\n\n")
@@ -208,7 +208,7 @@ def test_event_up_to_the_limit_is_read_in_all_chunks(stream: bytes) -> None:
 
 
 @pytest.mark.parametrize("stream", REFUSED.values(), ids=list(REFUSED))
-def test_events_before_the_one_that_is_refused_are_given_first(stream: bytes) -> None:
+def test_events_before_a_refused_one_are_returned_first(stream: bytes) -> None:
     stream = b": hi\n\nid: 1\ndata: a\n\n" + stream.removeprefix(b"\xef\xbb\xbf") + b"\n\ndata: b\n\n"
     for chunks in chunkings(stream):
         assert read(chunks, LIMIT) == ([Comment("hi"), ServerSentEvent(data="a", id="1")], True)
@@ -221,7 +221,7 @@ def test_line_too_long_is_refused_before_it_ends() -> None:
         parser.feed(b"7")
 
 
-def test_refusal_comes_again_and_nothing_after_it() -> None:
+def test_refusal_repeats_and_nothing_follows() -> None:
     parser = EventStreamParser(max_event_bytes=LIMIT)
     assert parser.feed(b"data: a\n\ndata: 1234567\n\ndata: b\n\n") == [ServerSentEvent(data="a")]
     error = parser.error
@@ -231,7 +231,7 @@ def test_refusal_comes_again_and_nothing_after_it() -> None:
         assert raised.value is error
 
 
-def test_limit_is_large_enough_for_events_of_14_megabytes() -> None:
+def test_default_limit_allows_events_of_14_megabytes() -> None:
     # Also where every line end is one of its own, and counted.
     assert DEFAULT_MAX_EVENT_BYTES > 2 * 14_000_000
 
@@ -239,7 +239,7 @@ def test_limit_is_large_enough_for_events_of_14_megabytes() -> None:
 # --- cost: each of these takes minutes where a step is quadratic, and the time limit fails it ---
 
 
-def test_event_of_very_many_lines_is_read_in_linear_time() -> None:
+def test_event_of_many_lines_takes_linear_time() -> None:
     line = b"x" * 400
     parser = EventStreamParser()
     [event] = parser.feed(b"data:" + line + (b"\ndata:" + line) * 59_999 + b"\n\n")
@@ -247,14 +247,14 @@ def test_event_of_very_many_lines_is_read_in_linear_time() -> None:
     assert event.data == "\n".join([line.decode()] * 60_000)
 
 
-def test_event_of_very_many_lines_in_small_chunks_is_read_in_linear_time() -> None:
+def test_event_of_many_lines_in_small_chunks_takes_linear_time() -> None:
     stream = b"data:\n" * 60_000 + b"\n"
     parser = EventStreamParser()
     [event] = feed(parser, [stream[at : at + 7] for at in range(0, len(stream), 7)])
     assert event == ServerSentEvent(data="\n" * 59_999)
 
 
-def test_line_of_14_megabytes_in_small_chunks_is_read_in_linear_time() -> None:
+def test_line_of_14_megabytes_in_small_chunks_takes_linear_time() -> None:
     value = b"0123456789abcdef" * (14_000_000 // 16)
     stream = b"data: " + value + b"\n\n"
     parser = EventStreamParser()
@@ -335,7 +335,7 @@ def assert_is(parsed: Parsed, chunks: Iterable[bytes]) -> None:
 @pytest.mark.heavy
 @given(streams, chunk_sizes)
 @example(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\r\n\r\n", [1])
-def test_any_bytes_mean_what_the_standard_says_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
+def test_any_bytes_parse_by_the_standard_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
     parsed = parse(stream)
     for chunks in ([stream], after_blank_lines(stream), single_bytes(stream), cut(stream, sizes)):
         assert_is(parsed, chunks)
@@ -343,7 +343,7 @@ def test_any_bytes_mean_what_the_standard_says_in_any_chunks(stream: bytes, size
 
 @given(block_streams(blocks=4))
 @settings(max_examples=100)
-def test_stream_means_what_the_standard_says_wherever_it_is_cut(stream: bytes) -> None:
+def test_stream_parses_by_the_standard_wherever_it_is_cut(stream: bytes) -> None:
     parsed = parse(stream)
     for chunks in splits_in_two(stream):
         assert_is(parsed, chunks)

@@ -54,12 +54,12 @@ def delays(policy: ReconnectionPolicy, drops: list[Drop], chance: Callable[[], f
     return waited
 
 
-def test_delay_grows_up_to_its_longest() -> None:
+def test_delay_grows_up_to_max_delay() -> None:
     policy = ReconnectionPolicy(delay=1, factor=3, max_delay=20)
     assert delays(policy, [Drop(BROKEN)] * 5) == [1, 3, 9, 20, 20]
 
 
-def test_a_thousand_attempts_overflow_nothing() -> None:
+def test_1000_attempts_do_not_overflow() -> None:
     waited = delays(ReconnectionPolicy(factor=1e300), [Drop(BROKEN)] * 1000)
     assert waited[0] == 3
     assert set(waited[1:]) == {60}
@@ -73,7 +73,7 @@ def test_servers_reconnection_time_replaces_the_first_delay() -> None:
     assert delays(ReconnectionPolicy(), [Drop(BROKEN, retry=0.5)]) == [0.5]
 
 
-def test_max_delay_bounds_what_the_server_asks_for() -> None:
+def test_max_delay_limits_the_servers_delay() -> None:
     policy = ReconnectionPolicy(delay=3, max_delay=10)
     assert delays(policy, [Drop(BROKEN, retry=90)] * 2) == [10, 10]
     assert delays(policy, [Drop(BROKEN, retry=1e12)]) == [10]
@@ -88,7 +88,7 @@ def test_max_delay_bounds_what_the_server_asks_for() -> None:
     [({}, 0.0), ({}, 0.001), ({"delay": 0}, None), ({"delay": 0, "max_delay": 0}, None), ({"max_delay": 0}, 5.0)],
     ids=str,
 )
-def test_no_attempt_comes_without_a_wait(
+def test_every_attempt_has_a_minimum_delay(
     policy: dict[str, Any], retry: float | None, jitter: float, events: int
 ) -> None:
     waited = delays(ReconnectionPolicy(**policy, jitter=jitter), [Drop(None, retry=retry, events=events)] * 20, zero)
@@ -96,12 +96,12 @@ def test_no_attempt_comes_without_a_wait(
     assert waited[0] == 0.1
 
 
-def test_a_retry_after_of_zero_is_not_without_a_wait() -> None:
+def test_retry_after_zero_has_a_minimum_delay() -> None:
     policy = ReconnectionPolicy(delay=0, jitter=1)
     assert min(delays(policy, [Drop(status_error(503), retry_after=0)] * 20, zero)) == 0.1
 
 
-def test_a_short_delay_of_the_callers_is_taken_as_it_is() -> None:
+def test_short_delay_of_the_caller_is_used() -> None:
     policy = ReconnectionPolicy(delay=0.01, factor=2, jitter=1)
     assert delays(policy, [Drop(BROKEN)] * 3, zero) == [0.01, 0.01, 0.01]
     assert delays(policy, [Drop(BROKEN)] * 3) == [0.01, 0.02, 0.04]
@@ -124,7 +124,7 @@ def zero() -> float:
     events=st.integers(0, 1),
     tried=st.integers(0, 20),
 )
-def test_a_wait_stays_within_bounds(
+def test_delay_stays_within_bounds(
     chance: float,
     jitter: float,
     delay: float,
@@ -144,7 +144,7 @@ def test_a_wait_stays_within_bounds(
 
 
 @given(chance=st.floats(0, 1), jitter=st.floats(0, 1), tried=st.integers(0, 20))
-def test_jitter_is_the_part_that_is_left_to_chance(chance: float, jitter: float, tried: int) -> None:
+def test_jitter_is_the_random_part_of_a_delay(chance: float, jitter: float, tried: int) -> None:
     full = min(3 * 2.0**tried, 60)
     wait = delays(ReconnectionPolicy(jitter=jitter), [Drop(BROKEN)] * (tried + 1), lambda: chance)[-1]
     assert wait == pytest.approx(max(full * (1 - jitter) + full * jitter * chance, 0.1), abs=0.1)
@@ -162,7 +162,7 @@ def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("retry_after", [None, 30.0, 3600.0])
-def test_a_thousand_clients_do_not_come_back_together(retry_after: float | None) -> None:
+def test_1000_clients_do_not_reconnect_together(retry_after: float | None) -> None:
     """By the third attempt, 21 s after the cut at most, their requests are spread over more than ten seconds."""
     assert peak(ReconnectionPolicy(jitter=0), retry_after=retry_after, seed=1) == 1000
     for seed in range(10):
@@ -170,7 +170,7 @@ def test_a_thousand_clients_do_not_come_back_together(retry_after: float | None)
         assert peak(ReconnectionPolicy(), retry_after=retry_after, seed=seed) < 50
 
 
-def test_attempts_in_a_row_are_counted() -> None:
+def test_consecutive_attempts_are_counted() -> None:
     policy = ReconnectionPolicy(attempts=2)
     for attempt in (1, 2):
         decision = policy.after(Drop(BROKEN))
@@ -184,7 +184,7 @@ def test_attempts_in_a_row_are_counted() -> None:
 
 
 @pytest.mark.parametrize("drop", [Drop(BROKEN, events=1), Drop(BROKEN, open_for=60), Drop(None, open_for=61)])
-def test_a_healthy_connection_starts_the_count_anew(drop: Drop) -> None:
+def test_healthy_connection_resets_the_count(drop: Drop) -> None:
     policy = ReconnectionPolicy(attempts=1, delay=1, jitter=0)
     first = policy.after(Drop(BROKEN))
     assert isinstance(first, Retry)
@@ -193,7 +193,7 @@ def test_a_healthy_connection_starts_the_count_anew(drop: Drop) -> None:
     assert (again.attempt, again.delay) == (1, 1)
 
 
-def test_a_short_connection_without_events_counts() -> None:
+def test_short_connection_without_events_counts() -> None:
     first = ReconnectionPolicy(attempts=1, reset_after=10).after(Drop(BROKEN))
     assert isinstance(first, Retry)
     assert isinstance(first.policy.after(Drop(None, open_for=9.9)), GiveUp)
@@ -211,7 +211,7 @@ def test_a_short_connection_without_events_counts() -> None:
     ],
     ids=repr,
 )
-def test_what_is_worth_another_attempt(cause: SSEError) -> None:
+def test_transient_failures_are_retried(cause: SSEError) -> None:
     assert isinstance(ReconnectionPolicy().after(Drop(cause)), Retry)
 
 
@@ -227,11 +227,11 @@ def test_what_is_worth_another_attempt(cause: SSEError) -> None:
     ],
     ids=repr,
 )
-def test_what_is_not(cause: SSEError) -> None:
+def test_permanent_failures_are_not_retried(cause: SSEError) -> None:
     assert isinstance(ReconnectionPolicy().after(Drop(cause)), Stop)
 
 
-def test_statuses_are_the_callers_to_choose() -> None:
+def test_statuses_decide_which_responses_are_retried() -> None:
     policy = ReconnectionPolicy(statuses=[404])
     assert isinstance(policy.after(Drop(status_error(404))), Retry)
     assert isinstance(policy.after(Drop(status_error(503))), Stop)
@@ -249,12 +249,12 @@ def test_statuses_are_the_callers_to_choose() -> None:
         (False, "GET", False, Stop),
     ],
 )
-def test_clean_end(on_eof: bool | None, method: str, has_body: bool, decision: type) -> None:
+def test_clean_end_follows_on_eof(on_eof: bool | None, method: str, has_body: bool, decision: type) -> None:
     policy = ReconnectionPolicy(on_eof=on_eof)
     assert isinstance(policy.after(Drop(None, method=method, has_body=has_body)), decision)
 
 
-def test_no_prompt_is_paid_for_twice() -> None:
+def test_request_with_a_body_is_not_sent_twice() -> None:
     paid = Drop(BROKEN, method="POST", has_body=True, delivered=True)
     refused = ReconnectionPolicy().after(paid)
     assert isinstance(refused, GiveUp)
@@ -269,7 +269,7 @@ def test_no_prompt_is_paid_for_twice() -> None:
         assert isinstance(allowed, Retry)
 
 
-def test_request_with_a_body_that_had_no_answer_yet_may_be_at_work() -> None:
+def test_unanswered_request_with_a_body_is_not_retried() -> None:
     sent = Drop(BROKEN, method="POST", has_body=True, answered=False)
     for cause in (BROKEN, ProtocolError("x"), StreamTimeoutError("read", 1), StreamTimeoutError("write", 1)):
         assert isinstance(ReconnectionPolicy().after(dataclasses.replace(sent, cause=cause)), Stop)
@@ -282,12 +282,12 @@ def test_request_with_a_body_that_had_no_answer_yet_may_be_at_work() -> None:
     ("on_eof", "method", "decision"),
     [(None, "GET", Retry), (None, "POST", Stop), (True, "POST", Retry), (False, "GET", Stop)],
 )
-def test_clean_end_without_its_last_event_is_one(on_eof: bool | None, method: str, decision: type) -> None:
+def test_clean_end_without_its_last_event_is_clean(on_eof: bool | None, method: str, decision: type) -> None:
     drop = Drop(TruncatedStreamError("x"), is_clean=True, method=method, has_body=method == "POST")
     assert isinstance(ReconnectionPolicy(on_eof=on_eof).after(drop), decision)
 
 
-def test_connection_that_the_caller_wants_is_no_failure() -> None:
+def test_requested_reconnection_is_not_a_failure() -> None:
     policy = ReconnectionPolicy(attempts=2)
     for _ in range(2):
         retry = policy.after(Drop(BROKEN))
@@ -304,7 +304,7 @@ def test_connection_that_the_caller_wants_is_no_failure() -> None:
     assert isinstance(policy.at_once(Drop(None, has_body=True, delivered=True)), GiveUp)
 
 
-def test_policy_is_never_changed() -> None:
+def test_policy_is_immutable() -> None:
     policy = ReconnectionPolicy()
     policy.after(Drop(BROKEN))
     assert policy == ReconnectionPolicy()
@@ -330,7 +330,7 @@ def test_policy_is_never_changed() -> None:
     ],
     ids=str,
 )
-def test_bad_values_are_refused_when_the_policy_is_made(values: dict[str, Any]) -> None:
+def test_bad_values_are_refused_by_the_constructor(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         ReconnectionPolicy(**values)
 
@@ -365,6 +365,6 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
 
 
 @given(st.text())
-def test_any_text_as_a_date(value: str) -> None:
+def test_any_text_is_accepted_as_a_date(value: str) -> None:
     http_date(value)
     retry_after(value, NOW)

@@ -62,7 +62,7 @@ def told_tree() -> dict[str, str]:
     return tree
 
 
-def test_tree_is_as_the_module_tells_it() -> None:
+def test_tree_matches_the_docstring() -> None:
     classes = {name: getattr(_exceptions, name).__bases__ for name in _exceptions.__all__}
     assert {name: (parent,) for name, parent in told_tree().items()} == {
         name: tuple(base.__name__ for base in bases) for name, bases in classes.items()
@@ -74,7 +74,7 @@ def test_every_class_is_exported() -> None:
     assert sorted(classes) == _exceptions.__all__
 
 
-def test_misuse_is_no_sse_error() -> None:
+def test_usage_error_is_not_an_sse_error() -> None:
     assert not issubclass(UsageError, SSEError)
     assert issubclass(UsageError, RuntimeError)
 
@@ -119,7 +119,7 @@ def test_facts_are_attributes() -> None:
     assert upstream.payload == {"error": {"message": "busy"}}
 
 
-def test_text_of_an_answer_is_utf8() -> None:
+def test_text_of_a_response_is_utf8() -> None:
     assert StatusError("", 500, HEADERS, b"caf\xc3\xa9 \xff").text == "caf\u00e9 \ufffd"
 
 
@@ -136,18 +136,18 @@ def test_text_of_an_answer_is_utf8() -> None:
         ("total", "the stream is not at its end after 1.5 s; timeout=Timeout(total=...) sets this limit"),
     ],
 )
-def test_timeout_says_what_was_waited_for_and_what_sets_the_limit(which: str, told: str) -> None:
+def test_timeout_message_names_the_wait_and_the_option(which: str, told: str) -> None:
     assert str(StreamTimeoutError(which, 1.5)) == told
 
 
-def test_timeout_of_unknown_length_says_so_without_a_number() -> None:
+def test_timeout_of_unknown_length_has_no_number() -> None:
     assert str(StreamTimeoutError("read", None)).startswith("not a byte from the upstream; ")
 
 
-def test_limit_says_what_to_raise() -> None:
+def test_buffer_limit_message_names_the_option() -> None:
     assert str(BufferLimitError(1024)) == "an event is larger than max_event_bytes=1024; raise it to read this stream"
 
 
 @pytest.mark.parametrize("error", WITH_FACTS, ids=lambda error: type(error).__name__)
-def test_text_shows_no_header_body_or_data(error: Exception) -> None:
+def test_message_shows_no_header_body_or_data(error: Exception) -> None:
     assert not re.search(r"secret|set-cookie|a=1|body", str(error))

@@ -167,7 +167,7 @@ def test_empty_script_is_an_empty_stream() -> None:
     assert (response.status_code, response.headers["content-type"], response.content) == (200, "text/event-stream", b"")
 
 
-def test_script_is_given_the_request() -> None:
+def test_script_receives_the_request() -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         yield send({"got": request.json(), "by": request.method, "from": request.headers["x-from"]})
 
@@ -176,7 +176,7 @@ def test_script_is_given_the_request() -> None:
     assert text == 'data: {"got": {"a": [1]}, "by": "PUT", "from": "me"}\n\n'
 
 
-def test_request_is_kept_as_it_came() -> None:
+def test_request_is_recorded_as_sent() -> None:
     with SSEServer([]) as server:
         connection = http.client.HTTPConnection(httpx.URL(server.url).netloc.decode())
         with contextlib.closing(connection):
@@ -208,7 +208,7 @@ def test_request_is_kept_as_it_came() -> None:
         (respond(framing="none", content_type=None), b"HTTP/1.1 200 OK\r\n\r\nhello"),
     ],
 )
-def test_framing(step: Step, wire_bytes: bytes) -> None:
+def test_framing_bytes(step: Step, wire_bytes: bytes) -> None:
     asks_to_close = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with SSEServer([step, b"he", b"llo"] if b"chunked" not in wire_bytes else [step, b"hello"]) as server:
         with connect(server, asks_to_close) as client:
@@ -228,7 +228,7 @@ def test_framing(step: Step, wire_bytes: bytes) -> None:
         (respond(length=9), False),
     ],
 )
-def test_connection_is_kept_where_the_body_came_to_its_end(step: Step, reused: bool) -> None:
+def test_connection_is_kept_if_the_body_ended(step: Step, reused: bool) -> None:
     with SSEServer([step, raw(b"hello")]) as server, httpx.Client() as client:
         for _ in range(2):
             with contextlib.suppress(httpx.RemoteProtocolError):  # 9 bytes were announced
@@ -254,11 +254,11 @@ def test_head_request_is_answered_without_a_body(step: Step) -> None:
         assert server.connections == 1
 
 
-def test_status_that_nobody_named_has_no_reason() -> None:
+def test_unknown_status_has_no_reason_phrase() -> None:
     assert answer([respond(299, content_type=None)]).startswith(b"HTTP/1.1 299 \r\n")
 
 
-def test_own_headers_go_before_the_content_type() -> None:
+def test_headers_override_the_content_type() -> None:
     pairs = [("content-type", "text/plain"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
     head = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
     assert answer([respond(503, pairs)]) == head + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -270,7 +270,7 @@ def test_unknown_framing_is_refused() -> None:
         respond(framing="gzip")  # type: ignore[arg-type]
 
 
-def test_head_goes_out_with_respond_and_no_sooner() -> None:
+def test_respond_sends_the_head_and_not_earlier() -> None:
     before, after = threading.Event(), threading.Event()
     with SSEServer([hold(before), respond(), hold(after)]) as server, connect(server) as client:
         assert server.wait_for_request().sent_bytes == 0
@@ -284,7 +284,7 @@ def test_wire_can_write_the_whole_answer() -> None:
     assert answer([wire(b"ICY 200 OK\r\n\r\n"), send("x")]) == b"ICY 200 OK\r\n\r\ndata: x\n\n"
 
 
-def test_wire_can_go_before_the_head_and_between_chunks() -> None:
+def test_wire_works_before_the_head_and_between_chunks() -> None:
     early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
     assert answer([wire(early), respond(), raw(b"x"), wire(b"zz\r\n")]) == early + HEAD + b"1\r\nx\r\nzz\r\n"
 
@@ -311,12 +311,12 @@ def test_reset_follows_what_was_sent() -> None:
             client.recv(1)
 
 
-def test_client_that_asks_to_close_is_obeyed() -> None:
+def test_connection_close_from_the_client_is_honored() -> None:
     with SSEServer([]) as server, connect(server, GET[:-2] + b"Connection: close\r\n\r\n") as client:
         assert read_to_end(client) == HEAD + b"0\r\n\r\n"
 
 
-def test_pipelined_request_is_no_end_and_waits_its_turn() -> None:
+def test_pipelined_request_waits_its_turn() -> None:
     flag = threading.Event()
     with SSEServer(lambda request: [hold(flag), raw(request.path.encode())]) as server, connect(server) as client:
         server.wait_for_request()
@@ -329,13 +329,13 @@ def test_pipelined_request_is_no_end_and_waits_its_turn() -> None:
         assert [request.aborted.is_set() for request in server.requests] == [False] * 3
 
 
-def test_what_is_not_http_is_answered_with_400() -> None:
+def test_bytes_that_are_not_http_get_400() -> None:
     with SSEServer([]) as server, connect(server, b"\0\r\n\r\n") as client:
         assert read_to_end(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert server.requests == []
 
 
-def test_client_that_awaits_a_go_ahead_gets_it() -> None:
+def test_expect_100_continue_is_answered() -> None:
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     with SSEServer([]) as server, connect(server, head) as client:
         assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
@@ -345,7 +345,7 @@ def test_client_that_awaits_a_go_ahead_gets_it() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"])
 @pytest.mark.parametrize("way_out", [socket.socket.close, send_rst])
-def test_client_that_leaves_before_its_request_is_whole_does_no_harm(
+def test_client_leaving_during_its_request_does_no_harm(
     sent: bytes, way_out: Callable[[socket.socket], None]
 ) -> None:
     with SSEServer([send("x")]) as server:
@@ -374,7 +374,7 @@ WAITS: dict[str, Callable[[], Iterator[Step]]] = {
 
 @pytest.mark.parametrize("way_out", [socket.socket.close, send_rst, send_fin])
 @pytest.mark.parametrize("doing", WAITS)
-def test_client_that_leaves_is_noticed_whatever_the_script_does(
+def test_client_leaving_is_detected_during_every_step(
     doing: str, way_out: Callable[[socket.socket], None]
 ) -> None:
     over: list[str] = []
@@ -399,7 +399,7 @@ def test_client_that_leaves_is_noticed_whatever_the_script_does(
     assert over == ["SSEServer"]
 
 
-def test_client_that_leaves_is_noticed_by_a_script_that_never_waits() -> None:
+def test_client_leaving_is_detected_by_a_busy_script() -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         yield respond()
         while True:
@@ -413,7 +413,7 @@ def test_client_that_leaves_is_noticed_by_a_script_that_never_waits() -> None:
 
 @pytest.mark.parametrize("doing", ["silence", "a blocked write"])
 @pytest.mark.parametrize("says_goodbye", [True, False])
-def test_client_that_leaves_is_noticed_under_tls(
+def test_client_leaving_is_detected_under_tls(
     doing: str, says_goodbye: bool, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     with SSEServer(lambda request: WAITS[doing](), ssl_context=server_context) as server:
@@ -432,14 +432,14 @@ def test_client_that_leaves_is_noticed_under_tls(
             assert request.wait_aborted() >= left
 
 
-def test_client_that_stays_is_told_apart() -> None:
+def test_wait_aborted_times_out_if_the_client_stays() -> None:
     with SSEServer([silence()]) as server, connect(server):
         request = server.wait_for_request()
         with pytest.raises(TimeoutError, match=r"did not leave <ReceivedRequest GET /, connection 0> within 0\.01 s"):
             request.wait_aborted(timeout=0.01)
 
 
-def test_client_that_leaves_after_the_end_has_aborted_nothing() -> None:
+def test_client_leaving_after_the_end_aborts_nothing() -> None:
     with SSEServer([]) as server:
         with connect(server) as client:
             read_until(client, b"0\r\n\r\n")
@@ -448,7 +448,7 @@ def test_client_that_leaves_after_the_end_has_aborted_nothing() -> None:
         assert not server.requests[0].aborted.is_set()
 
 
-def test_client_that_does_not_read_holds_up_the_script() -> None:
+def test_client_that_does_not_read_causes_backpressure() -> None:
     sizes = [65_536] * 50
     with SSEServer(lambda request: (raw(b"x" * size) for size in sizes)) as server, connect(server) as client:
         request = server.wait_for_request()
@@ -463,7 +463,7 @@ def test_client_that_does_not_read_holds_up_the_script() -> None:
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_client_may_leave_as_the_script_resets(steps: int) -> None:
+def test_client_may_leave_during_a_reset(steps: int) -> None:
     gone = threading.Event()
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -517,7 +517,7 @@ def yields_no_step(request: ReceivedRequest) -> Iterator[Step]:
         ([respond(headers={"x": "\u2603"})], UnicodeEncodeError),
     ],
 )
-def test_script_that_fails_is_told(script: Script | list[Step], error: type[BaseException]) -> None:
+def test_error_of_a_script_is_raised_by_close(script: Script | list[Step], error: type[BaseException]) -> None:
     server = SSEServer(script).start()
     with connect(server) as client, pytest.raises(ConnectionResetError):
         read_to_end(client)
@@ -528,13 +528,13 @@ def test_script_that_fails_is_told(script: Script | list[Step], error: type[Base
     server.close()
 
 
-def test_failure_of_the_script_stands_behind_that_of_the_test() -> None:
+def test_scripts_error_is_the_context_of_the_tests() -> None:
     with pytest.raises(BrokenError) as raised, SSEServer(broken_midway) as server:
         httpx.get(server.url)
     assert isinstance(raised.value.__context__, httpx.TransportError)
 
 
-def test_script_that_fails_as_its_client_leaves_is_told() -> None:
+def test_error_of_an_aborted_script_is_raised_by_close() -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         try:
             yield silence()
@@ -551,7 +551,7 @@ def test_script_that_fails_as_its_client_leaves_is_told() -> None:
 # The server itself
 
 
-def test_request_that_does_not_come_is_told() -> None:
+def test_wait_for_request_times_out() -> None:
     with SSEServer([]) as server:
         httpx.get(server.url)
         assert server.wait_for_request(1) is server.requests[0]
@@ -559,7 +559,7 @@ def test_request_that_does_not_come_is_told() -> None:
             server.wait_for_request(2, timeout=0.01)
 
 
-def test_request_is_waited_for_until_its_body_is_in() -> None:
+def test_wait_for_request_waits_for_the_body() -> None:
     with SSEServer([]) as server, connect(server, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n") as client:
         until(lambda: server.connections == 1)
         waiting = in_thread(server.wait_for_request)
@@ -582,7 +582,7 @@ def test_server_starts_once_and_has_no_address_before() -> None:
         httpx.get(url)
 
 
-def test_address_can_be_chosen_and_taken() -> None:
+def test_address_can_be_chosen_or_in_use() -> None:
     with SSEServer([send("a")]) as server:
         port = httpx.URL(server.url).port
         assert port is not None
@@ -614,7 +614,7 @@ def test_close_waits_for_no_client(server_context: ssl.SSLContext) -> None:
     assert "SSEServer" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_close_aborts_what_is_open_and_says_that_the_client_stayed() -> None:
+def test_close_aborts_connections_without_marking_requests_aborted() -> None:
     server = SSEServer([send("x"), silence()]).start()
     with connect(server) as client:
         read_until(client, b"\n\n\r\n")
@@ -624,7 +624,7 @@ def test_close_aborts_what_is_open_and_says_that_the_client_stayed() -> None:
     assert not server.requests[0].aborted.is_set()
 
 
-def test_script_that_blocks_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_that_blocks_the_thread_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     flag = threading.Event()
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -642,7 +642,7 @@ def test_script_that_blocks_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     server.close()
 
 
-def test_tls(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+def test_tls_connections_are_served(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     with SSEServer([send("x")], ssl_context=server_context) as server, httpx.Client(verify=client_context) as client:
         assert server.url.startswith("https://127.0.0.1:")
         for _ in range(2):
@@ -651,7 +651,7 @@ def test_tls(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> 
 
 
 @pytest.mark.parametrize("last", [cut(), reset()])
-def test_connection_ends_under_tls_as_without(
+def test_cut_and_reset_work_under_tls(
     last: Step, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     with SSEServer([raw(b"x"), last], ssl_context=server_context) as server:
@@ -702,7 +702,7 @@ def test_openai_reads_the_echo_word_by_word() -> None:
 
 
 @pytest.mark.parametrize("said", ["Two words", ["Two", " words"]])
-def test_openai_reads_an_answer_of_ours_whole(said: str | list[str]) -> None:
+def test_openai_reads_a_fixed_answer(said: str | list[str]) -> None:
     with SSEServer(chat_completions(said, model="m")) as server, openai_client(server) as client:
         for _ in range(2):
             completion = client.chat.completions.create(model="any", messages=MESSAGES)
@@ -716,7 +716,7 @@ def test_openai_reads_an_answer_of_ours_whole(said: str | list[str]) -> None:
     assert completion.usage.completion_tokens == 2
 
 
-def test_delay_lies_before_every_token() -> None:
+def test_delay_precedes_every_token() -> None:
     with SSEServer(chat_completions(iter("abc"), delay=0.05)) as server:
         for stream in (True, False):
             started = time.monotonic()
@@ -732,13 +732,13 @@ def test_delay_lies_before_every_token() -> None:
         ([], ""),
     ],
 )
-def test_echo_finds_the_last_text_of_the_user(messages: list[object], echo: str) -> None:
+def test_echo_is_the_last_text_of_the_user(messages: list[object], echo: str) -> None:
     with SSEServer() as server:
         completion = httpx.post(server.url, json={"messages": messages}).json()
     assert completion["choices"][0]["message"]["content"] == echo
 
 
-def test_stream_is_what_openai_sends_to_the_letter() -> None:
+def test_stream_has_openais_exact_format() -> None:
     with SSEServer(chat_completions("hi")) as server:
         response = httpx.post(server.url, json={"messages": [], "stream": True})
     assert response.headers["content-type"] == "text/event-stream"
@@ -758,7 +758,7 @@ def test_stream_is_what_openai_sends_to_the_letter() -> None:
     ("method", "body"),
     [("GET", b""), ("PUT", b'{"messages": []}'), ("POST", b"{"), ("POST", b"[]"), ("POST", b'{"messages": "hi"}')],
 )
-def test_what_is_no_chat_gets_400(method: str, body: bytes) -> None:
+def test_request_that_is_not_a_chat_gets_400(method: str, body: bytes) -> None:
     with SSEServer() as server:
         response = httpx.request(method, server.url, content=body)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
@@ -803,7 +803,7 @@ def test_scripts_are_played_in_turn_and_the_last_one_stays() -> None:
         expect("POST", "/a?b=c", last_event_id="ü", json={"n": [1]}),
     ],
 )
-def test_request_that_is_expected(step: Step) -> None:
+def test_expected_request_passes(step: Step) -> None:
     headers = {"Last-Event-ID": "ü".encode(), "X-Some": "thing"}
     with SSEServer([step, send(1)]) as server:
         assert ask(server, "/a?b=c", method="POST", headers=headers, json={"n": [1]}).text == "data: 1\n\n"
@@ -819,7 +819,7 @@ def test_request_that_is_expected(step: Step) -> None:
         (expect(headers={"Accept": None}), "Accept is '*/*', and None was expected"),
     ],
 )
-def test_request_that_was_not_expected_fails_the_test(step: Step, told: str) -> None:
+def test_unexpected_request_fails_the_test(step: Step, told: str) -> None:
     server = SSEServer([step, send(1)]).start()
     with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
         ask(server)
@@ -827,7 +827,7 @@ def test_request_that_was_not_expected_fails_the_test(step: Step, told: str) -> 
         server.close()
 
 
-def test_event_that_is_cut_in_two() -> None:
+def test_cut_within_an_event_sends_half() -> None:
     with SSEServer([send("one"), cut(within=send("another"))]) as server, connect(server) as client:
         got = b"".join(iter(lambda: client.recv(65_536), b""))
         assert got.endswith(b"data: a\r\n")
@@ -835,7 +835,7 @@ def test_event_that_is_cut_in_two() -> None:
         cut(within=wait(1))
 
 
-def test_requests_that_were_aborted_are_counted() -> None:
+def test_aborted_requests_are_counted() -> None:
     with SSEServer([silence()]) as server:
         clients = [connect(server) for _ in range(3)]
         server.wait_for_request(3)
@@ -846,7 +846,7 @@ def test_requests_that_were_aborted_are_counted() -> None:
         clients[2].close()
 
 
-def test_server_tells_its_state() -> None:
+def test_repr_shows_the_state() -> None:
     server = SSEServer()
     assert repr(server) == "<SSEServer not started>"
     with server:
@@ -889,7 +889,7 @@ def test_that_fails(sse_server):
 """
 
 
-def test_fixture_is_there_for_users(tmp_path: Path) -> None:
+def test_fixture_is_available_to_users(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
@@ -897,7 +897,7 @@ def test_fixture_is_there_for_users(tmp_path: Path) -> None:
     assert "the method is 'GET', and 'POST' was expected" in done.stdout
 
 
-def test_plugin_imports_nothing_before_it_is_used() -> None:
+def test_plugin_imports_nothing_before_use() -> None:
     status, out, _ = python("import sys, sseqbridge.pytest_plugin; print('asyncio' in sys.modules)")
     # pytest itself may have.
     bare = python("import sys, pytest; print('asyncio' in sys.modules)")
