@@ -41,9 +41,7 @@ def _left_out() -> frozenset[str]:
     named = {name.strip().lower() for name in os.environ.get(_VARIABLE, "").split(",")} - {""}
     unknown = named.difference(PARTS)
     if unknown:
-        logger.warning(
-            "%s must name parts among %s, got %s", _VARIABLE, ", ".join(PARTS), ", ".join(sorted(unknown))
-        )
+        logger.warning("%s must name %s, got %s", _VARIABLE, ", ".join(PARTS), ", ".join(sorted(unknown)))
     return frozenset(named)
 
 

@@ -1,4 +1,4 @@
-"""The command line: in this process for what it prints, in its own for signals, pipes and terminals."""
+"""The command line: in this process for its output, in its own process for signals, pipes and terminals."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Capture = pytest.CaptureFixture[str]
 
 @contextlib.contextmanager
 def command(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process of its own, which is killed where it outlives the block."""
+    """Run the command line in a process of its own, which is killed at the end of the block."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
     process = subprocess.Popen([sys.executable, "-m", "sseqbridge", *arguments], cwd=ROOT, text=True, **pipes)
     with process:
@@ -63,7 +63,7 @@ def command(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-# What is printed.
+# The output.
 
 
 def test_text_prints_the_data_of_each_event(capsys: Capture) -> None:
@@ -138,7 +138,7 @@ def test_stats_are_printed_at_the_end(capsys: Capture) -> None:
     assert "1 reconnections" in err
 
 
-# What is sent.
+# The request.
 
 
 def test_options_determine_the_request(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_options_determine_the_request(capsys: Capture, tmp_path: Path, monkeypa
         assert main([f"{server.url}/x?y=1", "-X", "put", "-H", "X-A: 1", "-H", "X-B:2: 3"]) == 0
     with SSEServer([expect("POST", headers={"content-type": "application/json"}, json={"a": 1}), DONE]) as server:
         assert main([server.url, "-d", f"@{body}"]) == 0
-        # As it was given, byte for byte.
+        # The bytes are unchanged.
         assert server.requests[0].body == b'{"a":  1}'
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}')))
         assert main([server.url, "-d", "-"]) == 0
@@ -164,8 +164,8 @@ def test_max_events_aborts_the_upstream(capsys: Capture) -> None:
     assert capsys.readouterr().out == "1\n2\n"
 
 
-@pytest.mark.parametrize(("timeout", "told"), [("idle=60", "no event"), ("60", "not a byte"), ("read=60", "not a")])
-def test_timeout_ends_the_command(clock: FakeClock, capsys: Capture, timeout: str, told: str) -> None:
+@pytest.mark.parametrize(("timeout", "message"), [("idle=60", "no event"), ("60", "not a byte"), ("read=60", "not a")])
+def test_timeout_ends_the_command(clock: FakeClock, capsys: Capture, timeout: str, message: str) -> None:
     out = ""
 
     def is_printed() -> bool:
@@ -180,7 +180,7 @@ def test_timeout_ends_the_command(clock: FakeClock, capsys: Capture, timeout: st
         assert running.result() == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert "--timeout sets this limit" in err
 
 
@@ -201,7 +201,7 @@ def test_reconnect_resumes_the_stream(capsys: Capture) -> None:
     assert re.fullmatch(r"sseqbridge: http://.*; reconnecting in 0\.\d s \(attempt 1\)\n", err)
 
 
-# What goes wrong.
+# Errors.
 
 
 def test_refusal_is_printed_to_standard_error(capsys: Capture) -> None:
@@ -241,7 +241,7 @@ def test_broken_stream_exits_with_1(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "URL"),
         (["localhost:8000"], "http://"),
@@ -266,7 +266,7 @@ def test_broken_stream_exits_with_1(capsys: Capture) -> None:
         (["serve", "setup.cfg", "--port", "-1"], "--port"),
     ],
 )
-def test_wrong_arguments_exit_with_2(capsys: Capture, arguments: list[str], told: str) -> None:
+def test_wrong_arguments_exit_with_2(capsys: Capture, arguments: list[str], message: str) -> None:
     try:
         status = main(arguments)
     except SystemExit as left:
@@ -275,7 +275,7 @@ def test_wrong_arguments_exit_with_2(capsys: Capture, arguments: list[str], told
     assert status == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
     assert "secret" not in err
 
 
@@ -331,7 +331,7 @@ def test_closed_pipe_ends_the_command_in_process(monkeypatch: pytest.MonkeyPatch
         with SSEServer(steps) as server, os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", output)
             assert main([server.url]) == 0
-            # The other way that it is noticed: by writing.
+            # Without the flag, writing detects it.
             patch.setattr(print_command, "ClosedReader", lambda output: None)
             if steps[0] is not steps[-1]:
                 assert main([server.url]) == 0
@@ -345,7 +345,7 @@ def test_events_are_printed_at_once() -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
-    """A terminal: what to write to, and a function that returns what has been written so far."""
+    """A terminal: the descriptor to write to, and a function that returns the text written so far."""
     ours, theirs = os.openpty()
     os.set_blocking(ours, False)
     written = bytearray()
@@ -365,16 +365,16 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
 def test_terminal_shows_the_current_wait(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
     theirs, seen = terminal
     go = threading.Event()
-    told = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
+    message = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
     with SSEServer([*steps, hold(go), send("b"), DONE]) as server:
         with command(server.url, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
-            until(lambda: re.search(rf"\r\x1b\[K{told}, \d+ s", seen()))
-            # With one event printed it says so.
+            until(lambda: re.search(rf"\r\x1b\[K{message}, \d+ s", seen()))
+            # After one event, the line shows the count.
             until(lambda: len(steps) != 1 or "1 events so far" in seen())
             go.set()
             out, _ = process.communicate(timeout=60)
         assert out == ("a\nb\n" if len(steps) == 1 else "b\n")
-        # Which is gone in the end.
+        # The line is erased at the end.
         assert seen().endswith("\r\x1b[K")
         assert ("1 events so far" in seen()) == (len(steps) == 1)
 
@@ -382,7 +382,7 @@ def test_terminal_shows_the_current_wait(terminal: tuple[int, Callable[[], str]]
 def test_terminal_shows_no_wait_after_the_first_token(terminal: tuple[int, Callable[[], str]]) -> None:
     theirs, seen = terminal
     go = threading.Event()
-    # Long enough after the first token for a status line, which must not come.
+    # The wait after the first token is long enough for a status line, which must not appear.
     with SSEServer([hold(go), send({"n": "a"}), wait(0.8), send({"n": "b"}), DONE]) as server:
         how = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
         with command(server.url, "--path", "n", **how) as process:
@@ -397,7 +397,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_status_line_shows_the_current_wait_in_process(clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_status_line_shows_the_current_wait_in_process(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -443,7 +445,7 @@ def test_record_and_play(clock: FakeClock, capsys: Capture, tmp_path: Path) -> N
         go.set()
         assert main(["record", *arguments]) == 0
         assert capsys.readouterr() == ("", f"sseqbridge: 3 events in {file}\n")
-        # Not a second time, without a word that it may.
+        # Without --overwrite the file is not replaced.
         assert main(["record", *arguments]) == 2
         assert "--overwrite" in capsys.readouterr().err
         go.clear()
@@ -533,7 +535,7 @@ def test_timing_does_not_drift(clock: FakeClock, tmp_path: Path) -> None:
     request = ReceivedRequest("GET", "/", [], b"", 0)
     began = clock.monotonic()
     for step in recording(file)(request):
-        # Each event takes half a second more than it waits: added up it would be 1500 s.
+        # Each step takes a quarter of a second beyond its wait; accumulated it would be 1500 s.
         clock.advance((step.seconds if isinstance(step, Wait) else 0.0) + 0.25)
     assert 999 <= clock.monotonic() - began < 1100
 
@@ -661,7 +663,7 @@ def test_port_in_use_exits_with_1(recorded: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[1]", "object"),
         ("{", "line 1"),
@@ -678,11 +680,13 @@ def test_port_in_use_exits_with_1(recorded: Path, capsys: Capture) -> None:
         (b"\xff", "UTF-8"),
     ],
 )
-def test_file_that_is_not_a_recording_is_refused(capsys: Capture, tmp_path: Path, text: str | bytes, told: str) -> None:
+def test_file_that_is_not_a_recording_is_refused(
+    capsys: Capture, tmp_path: Path, text: str | bytes, message: str
+) -> None:
     file = tmp_path / "stream.jsonl"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["serve", str(file)]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_command_is_a_module_and_a_script(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -1,1 +1,1 @@
-"""Fuzzing of what reads bytes of a peer's, coverage-guided and against references: `python -m tests.fuzz INPUTS`."""
+"""Coverage-guided fuzzing of the parsers of a peer's bytes against references: `python -m tests.fuzz INPUTS`."""

@@ -1,6 +1,6 @@
-"""Fuzzes each target with so many inputs, and says how that went: status 1 where ours and a reference differ.
+"""Fuzzes each target with a number of inputs. Exits with status 1 if the library and a reference differ.
 
-Needs atheris (Linux, macOS). No input is tried without what was kept of earlier runs being tried first.
+Needs atheris (Linux, macOS). Each run starts with the corpus of earlier runs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).parents[2]
 
-# Streams of several events fit, and what is longer is slower and reaches no more.
+# Enough for streams of several events. Longer inputs are slower and reach no more code.
 _MAX_BYTES = 48
 
 _EXECUTED = re.compile(r"^stat::number_of_executed_units: *(\d+)", re.MULTILINE)
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("inputs", type=int, metavar="INPUTS", help="how many, of each target")
-    parser.add_argument("--target", action="append", choices=TARGETS, help="only this one, or these")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (1), which share the inputs")
-    parser.add_argument("--seconds", type=int, default=0, help="end sooner than that (0: never)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first process (0: another one each time)")
-    parser.add_argument("--keep", action="store_true", help="keep inputs that reach more, in tests/data/corpus")
+    parser.add_argument("inputs", type=int, metavar="INPUTS", help="how many for each target")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="only this target; may be repeated")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent processes (1), which share the inputs")
+    parser.add_argument("--seconds", type=int, default=0, help="a time limit (0: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first process (0: random)")
+    parser.add_argument("--keep", action="store_true", help="add inputs that reach more code to tests/data/corpus")
     options = parser.parse_args()
     differences = 0
     for target in options.target or TARGETS:
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _fuzz(target: str, options: argparse.Namespace) -> bool:
-    """Fuzz one target, and return whether there was no difference."""
+    """Fuzz one target. Returns whether there was no difference."""
     with tempfile.TemporaryDirectory(prefix="sseqbridge-fuzz-") as name:
         directory = Path(name)
         corpora = [directory / f"corpus{number}" for number in range(options.jobs)]
@@ -63,8 +63,8 @@ def _fuzz(target: str, options: argparse.Namespace) -> bool:
             _keep(target, directory, corpora)
     for output in failed:
         print(output)
-    told = f"{len(failed)} processes failed" if failed else "no difference"
-    print(f"{target}: {executed:,} inputs, {executed / seconds:,.0f} a second, {told}", flush=True)
+    result = f"{len(failed)} processes failed" if failed else "no difference"
+    print(f"{target}: {executed:,} inputs, {executed / seconds:,.0f} a second, {result}", flush=True)
     return not failed
 
 
@@ -87,7 +87,7 @@ def _worker(
 def _keep(target: str, directory: Path, corpora: list[Path]) -> None:
     merged = directory / "merged"
     merged.mkdir()
-    # libFuzzer starts itself for this, by the name of its program.
+    # libFuzzer starts further processes of itself by the name of its program.
     program = directory / "worker"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(_command(target))} "$@"\n')
     program.chmod(0o755)

@@ -1,6 +1,6 @@
-"""The inputs that are kept: of all that were tried the fewest that reach as much, one file a target.
+"""The corpus: the smallest set of inputs that reaches all known code, one file per target.
 
-In the files an input is text, one character a byte.
+In the files an input is text, one character per byte.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _DIRECTORY = Path(__file__).parents[1] / "data" / "corpus"
 
 
 def kept(target: str) -> list[bytes]:
-    """Return a target's inputs."""
+    """Return the corpus of a target."""
     return [text.encode("latin-1") for text in json.loads((_DIRECTORY / f"{target}.json").read_text("utf-8"))]
 
 
 def write(target: str, inputs: Iterable[bytes]) -> None:
-    """Keep these inputs of a target, and no others."""
+    """Replace the corpus of a target."""
     texts = [data.decode("latin-1") for data in sorted(set(inputs), key=lambda data: (len(data), data))]
     (_DIRECTORY / f"{target}.json").write_text(json.dumps(texts, indent=0) + "\n", "utf-8")

@@ -1,8 +1,8 @@
-"""What is fuzzed: each target takes any bytes, and raises AssertionError where ours and the reference differ.
+"""The targets: each accepts any bytes, and raises AssertionError if the library and the reference differ.
 
-An input's first byte says in which chunks the rest of it comes, the second how it is read: by its
-highest bit, whether bytes from 128 on stand for words, by the others what the target makes of them.
-Nothing here knows the fuzzer, so that what is kept of its inputs is checked without it too.
+The first byte of an input selects the chunk sizes. The highest bit of the second byte selects whether bytes
+from 128 on stand for words; its other bits select options of the target. The rest is the stream. This module
+does not depend on the fuzzer, so that the corpus is also checked without it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from sseqbridge._exceptions import BufferLimitError
 from sseqbridge._http.h1 import ChunkedBody
 from sseqbridge._http.heads import HeadError, HeadReader
-from sseqbridge._sse import parser as _parser
 from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES, EventStreamParser
 from tests.http.reference_http import (
     MEANT_OF_BODIES,
     MEANT_OF_HEADS,
@@ -29,14 +29,14 @@ from tests.sse.reference_parser import Parsed, parse
 
 __all__ = ["SHORT_BYTES", "TARGETS", "Target"]
 
-# In place of the parser's own number, so that short inputs reach both ways in which it joins lines.
+# Replaces the parser's own threshold, so that short inputs reach both ways of joining lines.
 SHORT_BYTES = 8
 
 _IN_WORDS = 0x80
 
 
 class Target:
-    """A comparison: it is called with all of a stream, its chunks, and how they are to be read."""
+    """A comparison, which is called with a stream, its chunks, and option bits."""
 
     def __init__(self, compare: Callable[[bytes, list[bytes], int], None], words: Iterable[bytes]) -> None:
         self._compare = compare
@@ -44,19 +44,19 @@ class Target:
         self._spelling = [bytes([byte]) if byte < 128 else next(words) for byte in range(256)]
 
     def stream(self, data: bytes) -> bytes:
-        """Return what an input stands for."""
+        """Return the stream that an input stands for."""
         if len(data) > 1 and data[1] & _IN_WORDS:
             return b"".join([self._spelling[byte] for byte in data[2:]])
         return data[2:]
 
     def check(self, data: bytes) -> None:
-        """Raise AssertionError where what an input stands for is read in two ways."""
+        """Raise AssertionError if the stream of an input is read differently."""
         if len(data) > 2:
             stream = self.stream(data)
             self._compare(stream, _cut(stream, _CHUNK_SIZES[data[0]]), data[1])
 
     def is_found(self, data: bytes) -> bool:
-        """Whether an input is read in two ways, or raises."""
+        """Return whether an input is read differently, or raises."""
         try:
             self.check(data)
         except Exception:
@@ -64,7 +64,7 @@ class Target:
         return False
 
     def shrunk(self, data: bytes) -> bytes:
-        """Return a part of an input that is found, as short as may be and found as well."""
+        """Return a short part of an input for which is_found() is still true."""
         for size in (16, 4, 1):
             at = 0
             while at < len(data):
@@ -82,7 +82,7 @@ def _sizes(seed: int) -> list[int]:
     return [choose.randint(0, most) for _ in range(choose.randint(1, 40))] + [1]
 
 
-# By the first byte of an input: the sizes of its chunks, over and over.
+# The chunk sizes by the first byte of an input, repeated until the end of the stream.
 _CHUNK_SIZES = [_sizes(seed) for seed in range(256)]
 
 
@@ -97,28 +97,28 @@ def _cut(stream: bytes, sizes: list[int]) -> list[bytes]:
     return chunks
 
 
-# The parser, beside the text of the standard.
+# The parser, compared with the text of the standard.
 
 _LIMITS = (None, None, 8, 24)
 _IDS = ("", "", "", "7")
 
 
 def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
-    """With and without comments, a limit, and an id that an earlier connection left."""
+    """With and without comments, a limit, and the ID of an earlier connection."""
     comments, limit, last_event_id = bool(how & 2), _LIMITS[how >> 2 & 3], _IDS[how >> 4 & 3]
     expected = parse(stream, limit or float("inf"), last_event_id)
     if not comments:
         expected.items = [item for item in expected.items if type(item) is not Comment]
     for pieces in ([stream], chunks):
-        parser = _parser.EventStreamParser(
-            max_event_bytes=limit or _parser.DEFAULT_MAX_EVENT_BYTES,
+        parser = EventStreamParser(
+            max_event_bytes=limit or DEFAULT_MAX_EVENT_BYTES,
             comments=comments,
             last_event_id=last_event_id,
         )
         assert _parsed(parser, pieces) == expected, pieces
 
 
-def _parsed(parser: _parser.EventStreamParser, chunks: Iterable[bytes]) -> Parsed:
+def _parsed(parser: EventStreamParser, chunks: Iterable[bytes]) -> Parsed:
     items: list[ServerSentEvent | Comment] = []
     try:
         for chunk in chunks:
@@ -128,14 +128,14 @@ def _parsed(parser: _parser.EventStreamParser, chunks: Iterable[bytes]) -> Parse
     return Parsed(items, parser.last_event_id, parser.retry, parser.error is not None)
 
 
-# Heads and chunked bodies, beside h11; where that reads them otherwise, and it is meant, in all chunks alike.
+# Heads and chunked bodies, compared with h11; intended differences only with themselves in other chunks.
 
 
 def _compare_heads(stream: bytes, chunks: list[bytes], how: int) -> None:
-    told = _head([stream])
-    assert _head(chunks) == told, chunks
+    result = _head([stream])
+    assert _head(chunks) == result, chunks
     if not MEANT_OF_HEADS.match(stream):
-        assert told == head_by_reference(stream), stream
+        assert result == head_by_reference(stream), stream
 
 
 def _head(chunks: list[bytes]) -> Head:
@@ -151,10 +151,10 @@ def _head(chunks: list[bytes]) -> Head:
 
 
 def _compare_bodies(stream: bytes, chunks: list[bytes], how: int) -> None:
-    told = _body([stream])
-    assert _body(chunks) == told, chunks
+    result = _body([stream])
+    assert _body(chunks) == result, chunks
     if not MEANT_OF_BODIES.search(stream):
-        assert told == body_by_h11(stream), stream
+        assert result == body_by_h11(stream), stream
 
 
 def _body(chunks: list[bytes]) -> Body:

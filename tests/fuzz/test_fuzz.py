@@ -1,6 +1,6 @@
-"""The fuzzer: what it has kept, checked as it is; a short run of it; and that it finds what is wrong.
+"""The fuzzer: its corpus, a short run, and that it detects a wrong reader.
 
-`python -m tests.fuzz INPUTS` is the long one.
+`python -m tests.fuzz INPUTS` is a long run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from sseqbridge._http.h1 import ChunkedBody
 from sseqbridge._http.heads import HeadReader
-from sseqbridge._sse import parser as _parser
+from sseqbridge._sse import parser
 from sseqbridge._sse.parser import EventStreamParser
 from tests.support import ROOT
 
@@ -25,19 +25,19 @@ from .targets import SHORT_BYTES, TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("short_bytes", [_parser._SHORT_BYTES, SHORT_BYTES])
+@pytest.mark.parametrize("short_bytes", [parser._SHORT_BYTES, SHORT_BYTES])
 def test_corpus_is_read_alike(target: str, short_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parser, "_SHORT_BYTES", short_bytes)
+    monkeypatch.setattr(parser, "_SHORT_BYTES", short_bytes)
     inputs = kept(target)
     assert len(inputs) > 30
     for data in inputs:
-        # In the chunks that it was found with, and in others.
+        # In its own chunks, and in others.
         for first in (data[:1], b"\0", b"\1", b"\2"):
             TARGETS[target].check(first + data[1:])
 
 
 def careless(feed: Callable[[Any, bytes], Any]) -> Callable[[Any, bytes], Any]:
-    """A method of a reader's that loses the line feed at the end of a chunk."""
+    """Return a feed method that loses the line feed at the end of a chunk."""
     return lambda reader, chunk: feed(reader, chunk.removesuffix(b"\n"))
 
 
@@ -57,10 +57,10 @@ def test_corpus_detects_a_careless_reader(target: str, kind: Any, monkeypatch: p
 @pytest.mark.parametrize(("target", "seconds"), [("parser", 4), ("head", 2), ("framing", 2)])
 def test_short_run_finds_no_difference(target: str, seconds: int) -> None:
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("there is no atheris for this Python")
+        pytest.skip("atheris does not support this Python")
     command = [sys.executable, "-m", "tests.fuzz", "1000000", "--target", target, "--seconds", str(seconds)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=18, check=False)
     assert (run.returncode, run.stderr) == (0, "")
-    told = re.fullmatch(rf"{target}: ([\d,]+) inputs, [\d,]+ a second, no difference\n", run.stdout)
-    assert told is not None
-    assert int(told[1].replace(",", "")) > 1000
+    result = re.fullmatch(rf"{target}: ([\d,]+) inputs, [\d,]+ a second, no difference\n", run.stdout)
+    assert result is not None
+    assert int(result[1].replace(",", "")) > 1000

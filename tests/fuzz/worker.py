@@ -1,6 +1,6 @@
 """One process of the fuzzer: `python -m tests.fuzz.worker TARGET`, and then libFuzzer's own arguments.
 
-It ends with status 1, and the input on its output, where ours and the reference differ.
+Exits with status 1, and prints the input, if the library and the reference differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import traceback
 
 import atheris
 
-# Before anything else imports them: only what is imported in here is watched.
+# Imported first, since atheris instruments only the modules imported inside this block.
 with atheris.instrument_imports(include=["sseqbridge._sse.parser", "sseqbridge._http.heads", "sseqbridge._http.h1"]):
     import sseqbridge._http.h1
     import sseqbridge._http.heads
@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Fuzz until libFuzzer has had enough, which ends the process."""
+    """Fuzz until libFuzzer ends the process."""
     sseqbridge._sse.parser._SHORT_BYTES = SHORT_BYTES
     target = TARGETS[sys.argv[1]]
 
@@ -32,7 +32,7 @@ def main() -> None:
             target.check(data)
         except Exception:
             _report(target, target.shrunk(data))
-            # Not by raising: libFuzzer would go on about it, and this is all there is to say.
+            # Not by raising, which libFuzzer would report again.
             os._exit(1)
 
     atheris.Setup([os.environ.get("SSEQBRIDGE_FUZZ_WORKER", sys.argv[0]), *sys.argv[2:]], run)

@@ -1,4 +1,4 @@
-"""What the tests of multiprocessing have their processes do: a module, for those import it."""
+"""The function that processes of multiprocessing run; a module, since they import it."""
 
 from __future__ import annotations
 

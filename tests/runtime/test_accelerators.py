@@ -1,4 +1,4 @@
-"""The optional fast parts: which are in use, and that JSON means with them what it means without."""
+"""The optional fast parts: which are in use, and that they decode JSON like the standard library."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sseqbridge import DecodeError, ServerSentEvent
-from sseqbridge import _accelerators as _fast
+from sseqbridge import DecodeError, ServerSentEvent, _accelerators
 from sseqbridge._streams.decoding import Decoder
 
 Logs = pytest.LogCaptureFixture
@@ -27,15 +26,20 @@ OURS = "the library's own transport"
 
 
 def forget() -> None:
-    """Have everything worked out anew."""
-    for function in (_fast._left_out, _fast.imported, _fast.json_decode, _fast.log_in_use):
+    """Clear all caches."""
+    for function in (
+        _accelerators._left_out,
+        _accelerators.imported,
+        _accelerators.json_decode,
+        _accelerators.log_in_use,
+    ):
         function.cache_clear()
-    _fast._failed.clear()
+    _accelerators._failed.clear()
 
 
 @pytest.fixture(autouse=True)
-def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Begin each test as a process without the variable begins, and leave the next one as much."""
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start each test like a process without the variable, and clean up after it."""
     monkeypatch.delenv("SSEQBRIDGE_WITHOUT", raising=False)
     forget()
     yield
@@ -44,7 +48,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The packages that are installed, for this test: names and versions."""
+    """The packages that appear installed during the test: names and versions."""
     installed: dict[str, str] = {}
 
     def version(name: str) -> str:
@@ -53,7 +57,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return installed[name]
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    monkeypatch.setattr(_fast, "find_spec", installed.get)
+    monkeypatch.setattr(_accelerators, "find_spec", installed.get)
     return installed
 
 
@@ -61,7 +65,7 @@ def without(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("SSEQBRIDGE_WITHOUT", names)
 
 
-# --- SSEQBRIDGE_WITHOUT ---
+# SSEQBRIDGE_WITHOUT.
 
 
 @pytest.mark.parametrize(
@@ -79,49 +83,49 @@ def test_variable_names_parts_to_leave_out(
     monkeypatch: pytest.MonkeyPatch, caplog: Logs, names: str, left_out: set[str]
 ) -> None:
     without(monkeypatch, names)
-    assert {part for part in _fast.PARTS if not _fast.is_wanted(part)} == left_out
+    assert {part for part in _accelerators.PARTS if not _accelerators.is_wanted(part)} == left_out
     assert caplog.messages == []
 
 
 def test_every_part_is_wanted_by_default() -> None:
-    assert all(_fast.is_wanted(part) for part in _fast.PARTS)
+    assert all(_accelerators.is_wanted(part) for part in _accelerators.PARTS)
 
 
 def test_variable_is_read_once_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "uvloop")
-    assert not _fast.is_wanted("uvloop")
+    assert not _accelerators.is_wanted("uvloop")
     without(monkeypatch, "msgspec")
-    assert not _fast.is_wanted("uvloop")
-    assert _fast.is_wanted("msgspec")
+    assert not _accelerators.is_wanted("uvloop")
+    assert _accelerators.is_wanted("msgspec")
 
 
 def test_unknown_name_logs_one_warning_with_the_known_names(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
     without(monkeypatch, "uvlop,msgspec,orjson")
-    assert _fast.is_wanted("uvloop")
-    assert not _fast.is_wanted("msgspec")
+    assert _accelerators.is_wanted("uvloop")
+    assert not _accelerators.is_wanted("msgspec")
     [record] = caplog.records
     assert (record.name, record.levelname) == ("sseqbridge", "WARNING")
-    assert record.getMessage() == "SSEQBRIDGE_WITHOUT must name parts among uvloop, msgspec, transport, got orjson, uvlop"
+    assert record.getMessage() == "SSEQBRIDGE_WITHOUT must name uvloop, msgspec, transport, got orjson, uvlop"
 
 
-# --- what is imported ---
+# Imports.
 
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Something that stands where uvloop would."""
+    """A module in the place of uvloop."""
     module = types.ModuleType("uvloop")
     monkeypatch.setitem(sys.modules, "uvloop", module)
     return module
 
 
 def test_wanted_package_is_imported(package: types.ModuleType) -> None:
-    assert _fast.imported("uvloop") is package
+    assert _accelerators.imported("uvloop") is package
 
 
 def test_left_out_package_is_not_imported(monkeypatch: pytest.MonkeyPatch, package: types.ModuleType) -> None:
     without(monkeypatch, "uvloop")
-    assert _fast.imported("uvloop") is None
+    assert _accelerators.imported("uvloop") is None
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError, ImportError, AttributeError, SystemError])
@@ -132,30 +136,30 @@ def test_package_that_fails_to_import_is_left_out(
         raise error(name)
 
     versions["msgspec"] = "1.2"
-    monkeypatch.setattr(_fast, "import_module", fail)
-    assert _fast.imported("msgspec") is None
-    assert _fast.json_decode() is json.loads
-    assert "msgspec (cannot be imported)" in _fast.in_use()
+    monkeypatch.setattr(_accelerators, "import_module", fail)
+    assert _accelerators.imported("msgspec") is None
+    assert _accelerators.json_decode() is json.loads
+    assert "msgspec (cannot be imported)" in _accelerators.in_use()
 
 
-# --- the line that says what is in use ---
+# The line about the parts in use.
 
 
 def test_line_has_versions_of_parts_in_use(versions: dict[str, str]) -> None:
     versions.update(uvloop="0.23.0", msgspec="0.22.0")
-    assert _fast.in_use() == f"in use: uvloop 0.23.0, msgspec 0.22.0, {OURS}"
+    assert _accelerators.in_use() == f"in use: uvloop 0.23.0, msgspec 0.22.0, {OURS}"
 
 
 def test_line_has_reasons_of_parts_not_in_use(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
     versions.update(uvloop="0.23.0")
     without(monkeypatch, "uvloop")
-    assert _fast.in_use() == f"in use: {OURS}; not in use: uvloop (SSEQBRIDGE_WITHOUT), msgspec (not installed)"
+    assert _accelerators.in_use() == f"in use: {OURS}; not in use: uvloop (SSEQBRIDGE_WITHOUT), msgspec (not installed)"
 
 
 @pytest.mark.usefixtures("versions")
 def test_line_reports_that_no_part_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "transport")
-    assert _fast.in_use() == (
+    assert _accelerators.in_use() == (
         "in use: no fast part; not in use: uvloop (not installed), msgspec (not installed), "
         "transport (SSEQBRIDGE_WITHOUT)"
     )
@@ -168,23 +172,23 @@ def test_line_names_packages_without_metadata_or_spec(
         raise ValueError(f"{name}.__spec__ is None")
 
     versions["uvloop"] = "0.23.0"
-    monkeypatch.setattr(_fast, "find_spec", find_spec)
-    assert _fast.in_use() == f"in use: uvloop 0.23.0, msgspec, {OURS}"
+    monkeypatch.setattr(_accelerators, "find_spec", find_spec)
+    assert _accelerators.in_use() == f"in use: uvloop 0.23.0, msgspec, {OURS}"
 
 
 def test_line_is_logged_once(caplog: Logs) -> None:
     with caplog.at_level(logging.INFO, "sseqbridge"):
-        _fast.log_in_use()
-        _fast.log_in_use()
+        _accelerators.log_in_use()
+        _accelerators.log_in_use()
     [record] = caplog.records
     assert (record.name, record.levelname) == ("sseqbridge", "INFO")
-    assert record.getMessage() == _fast.in_use()
+    assert record.getMessage() == _accelerators.in_use()
 
 
 def test_line_is_not_built_if_logging_is_off(monkeypatch: pytest.MonkeyPatch, caplog: Logs) -> None:
-    monkeypatch.delattr(_fast, "in_use")
+    monkeypatch.delattr(_accelerators, "in_use")
     with caplog.at_level(logging.WARNING, "sseqbridge"):
-        _fast.log_in_use()
+        _accelerators.log_in_use()
     assert caplog.messages == []
 
 
@@ -194,11 +198,11 @@ def test_line_imports_none_of_the_parts() -> None:
     assert {"uvloop", "msgspec", "asyncio", "httpx"}.isdisjoint(done.stdout.split())
 
 
-# --- JSON ---
+# JSON.
 
 
 def decoded_by_the_library(text: str) -> Any:
-    """Return what an event's data becomes. Raises what stands behind the error where it is no JSON."""
+    """Return the decoded data of an event. Raises the cause of the DecodeError if it is not JSON."""
     try:
         return Decoder("json", None, "yield").item(ServerSentEvent(data=text))
     except DecodeError as exc:
@@ -208,11 +212,11 @@ def decoded_by_the_library(text: str) -> Any:
 
 def test_json_is_decoded_by_json_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "msgspec")
-    assert _fast.json_decode() is json.loads
+    assert _accelerators.json_decode() is json.loads
 
 
 def test_json_is_decoded_by_msgspec_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("msgspec", reason="this is about msgspec")
+    pytest.importorskip("msgspec", reason="tests msgspec")
     loads = decoded_by_the_library
     monkeypatch.delattr(json, "loads")
     assert loads('{"a": [1, "\\u00e9", 1.5, null]}') == {"a": [1, "é", 1.5, None]}
@@ -226,15 +230,15 @@ def test_json_error_has_no_msgspec_context() -> None:
 
 
 def outcome(loads: Callable[[str], Any], text: str) -> object:
-    """Return a document's value or error so that what is not the very same does not compare equal."""
+    """Return a document's value or error in a form that compares equal only if it is identical."""
     try:
-        # A repr tells 1, 1.0 and True apart, also -0.0, every float and nan, and keeps the order of keys.
+        # repr() differs for 1, 1.0 and True, for -0.0, all floats and nan, and keeps the order of keys.
         return repr(loads(text))
     except (ValueError, RecursionError) as exc:
         return type(exc), str(exc)
 
 
-def assert_means_the_same(text: str) -> None:
+def assert_decodes_alike(text: str) -> None:
     assert outcome(decoded_by_the_library, text) == outcome(json.loads, text)
 
 
@@ -272,8 +276,8 @@ SHAPES = [
 
 @pytest.mark.parametrize("text", NUMBERS + STRINGS + SHAPES, ids=lambda text: ascii(text[:24]))
 def test_nasty_document_decodes_as_with_json(text: str) -> None:
-    assert_means_the_same(text)
-    assert_means_the_same(f'{{"key": [{text}]}}')
+    assert_decodes_alike(text)
+    assert_decodes_alike(f'{{"key": [{text}]}}')
 
 
 digits = st.text("0123456789", min_size=1, max_size=40)
@@ -316,19 +320,17 @@ edit = st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_from(["", *T
 @pytest.mark.heavy
 @given(documents)
 def test_any_document_decodes_as_with_json(text: str) -> None:
-    assert_means_the_same(text)
+    assert_decodes_alike(text)
 
 
 @pytest.mark.heavy
 @given(documents, st.lists(edit, min_size=1, max_size=4))
 @example('{"a": 1}', [(5, 1, "")])
-def test_faulty_document_fails_as_with_json(
-    text: str, changes: list[tuple[int, int, str]]
-) -> None:
+def test_faulty_document_fails_as_with_json(text: str, changes: list[tuple[int, int, str]]) -> None:
     for place, removed, added in changes:
         at = place % (len(text) + 1)
         text = text[:at] + added + text[at + removed :]
-    assert_means_the_same(text)
+    assert_decodes_alike(text)
 
 
 @given(st.floats(0, 1e308), st.sampled_from("fe"), st.sampled_from([-1, 0, 1]))
@@ -338,4 +340,4 @@ def test_number_near_a_rounding_boundary_decodes_as_with_json(value: float, form
         context.prec = 1200
         middle = (decimal.Decimal(value) + decimal.Decimal(math.nextafter(value, math.inf))) / 2
         beside = middle * (1 + side * decimal.Decimal("1e-900"))
-    assert_means_the_same(format(beside, form))
+    assert_decodes_alike(format(beside, form))

@@ -1,4 +1,4 @@
-"""Code of the caller's that runs on an event loop, whatever it raises: one stream ends, and nothing else does."""
+"""The caller's code on an event loop: any exception ends its own stream and no other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS: list[type[BaseException]] = [
 
 
 class Fault:
-    """Raises its exception whenever it is armed."""
+    """Raises its exception while it is armed."""
 
     def __init__(self, kind: type[BaseException]) -> None:
         self.kind = kind
@@ -41,7 +41,7 @@ class Fault:
 
     def __call__(self, *_: Any) -> Any:
         if self.is_armed:
-            # A new one each time, as code does.
+            # A new instance each time.
             raise self.kind
 
     async def aio(self, *_: Any) -> None:
@@ -49,17 +49,17 @@ class Fault:
 
 
 class Request(NamedTuple):
-    """What request_sse or arequest_sse is called with."""
+    """The arguments of request_sse or arequest_sse."""
 
     options: dict[str, Any]
-    # Of an httpx.AsyncClient, None for the library's own.
+    # Arguments of an httpx.AsyncClient; None for the library's own client.
     client: dict[str, Any] | None = None
-    # Whether the failure comes after the headers, in the stream.
+    # Whether the failure happens after the headers.
     is_late: bool = False
 
 
 class Flag:
-    """Raises on a loop, and not in a consumer's thread; nor in the call, which looks at it first."""
+    """Raises on a loop, but not on a consumer's thread, and not at the first check, inside the call."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -82,7 +82,7 @@ class Auth(httpx.Auth):
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Fails as it is asked, as its answer is read, or as either is closed."""
+    """Raises when a request is sent, when the response is read, or when either is closed."""
 
     def __init__(self, fault: Fault, where: str) -> None:
         self.fault = fault
@@ -136,31 +136,31 @@ async def async_body(fault: Fault) -> AsyncIterator[bytes]:
     fault()
 
 
-class BodyOfNoGenerator:
-    """The same without Python's own treatment of a StopIteration in a generator."""
+class IteratorBody:
+    """Not a generator, in which Python would replace a StopIteration."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
 
-    def __aiter__(self) -> BodyOfNoGenerator:
+    def __aiter__(self) -> IteratorBody:
         return self
 
     async def __anext__(self) -> bytes:
         self.fault()
-        raise AssertionError("it is armed")
+        raise AssertionError("the fault must be armed")
 
 
-class BodyThatIsNone:
+class NotIterableBody:
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self.fault()
-        raise AssertionError("it is armed")
+        raise AssertionError("the fault must be armed")
 
 
 class AsyncFile:
-    """What anyio's and aiofiles' files look like."""
+    """Like the files of anyio and aiofiles."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -177,8 +177,8 @@ FAILING: dict[str, Callable[[Fault], Request]] = {
     "cancel flag": lambda fault: Request({"cancel": Flag(fault)}, is_late=True),
     "generator as body": lambda fault: Request({"content": sync_body(fault)}),
     "asynchronous generator as body": lambda fault: Request({"content": async_body(fault)}),
-    "asynchronous iterator as body": lambda fault: Request({"content": BodyOfNoGenerator(fault)}),
-    "body that cannot be iterated over": lambda fault: Request({"content": BodyThatIsNone(fault)}),
+    "asynchronous iterator as body": lambda fault: Request({"content": IteratorBody(fault)}),
+    "body that cannot be iterated over": lambda fault: Request({"content": NotIterableBody(fault)}),
     "asynchronous file as body": lambda fault: Request({"content": AsyncFile(fault)}),
     "auth": lambda fault: Request({"auth": Auth(fault)}),
     "function as auth": lambda fault: Request({"auth": fault}),
@@ -189,12 +189,12 @@ FAILING: dict[str, Callable[[Fault], Request]] = {
     "answer": lambda fault: Request({}, {"transport": Transport(fault, "read")}, is_late=True),
     "answer, after a wait": lambda fault: Request({}, {"transport": Transport(fault, "read, after a wait")}, True),
 }
-# Where an asynchronous iterator's own end looks the same.
+# Combinations that equal the normal end of an asynchronous iterator.
 ENDS = {("asynchronous iterator as body", StopAsyncIteration)}
 
 
 class World(Caller):
-    """A server, and either function, on one loop."""
+    """A server, and one of the two functions, on one loop."""
 
     def __init__(self, server: SSEServer, *, is_async: bool) -> None:
         super().__init__(is_async=is_async)
@@ -202,7 +202,7 @@ class World(Caller):
         self.bridges: list[Bridge] = []
 
     def ask(self, request: Request) -> Any:
-        """Ask the server; return the stream."""
+        """Send a request and return the stream."""
         options = dict(request.options)
         if self.is_async:
             if request.client is not None:
@@ -224,7 +224,7 @@ class World(Caller):
         self.run(stream.aclose() if self.is_async else stream.close())
 
     def check_flags(self, **options: Any) -> None:
-        """See that the flag of a silent stream is still looked at."""
+        """Check that the cancel flag of a silent stream is still polled."""
         flag = threading.Event()
         stream = self.ask(Request({"cancel": flag} | options))
         assert self.next(stream) == "1"
@@ -245,7 +245,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 def is_open(stream: Any) -> bool:
-    """Whether a stream that nobody reads goes on."""
+    """Return whether a stream without a consumer is open."""
     return bool(stream.poll() == [] and stream.outcome is None)
 
 
@@ -255,7 +255,7 @@ def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: s
     request = FAILING[name](Fault(kind))
     other = world.ask(Request({}))
     assert world.next(other) == "1"
-    # On the same bridge too, where the clients have a bridge of their own.
+    # Another stream with a client of its own.
     beside = world.ask(Request({}, {})) if world.is_async else None
     stream = None
     if (name, kind) in ENDS:
@@ -271,7 +271,7 @@ def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: s
         if stream is not None:
             assert stream.outcome == "error"
     if world.bridges:
-        # The loop that it ran on serves others.
+        # Its loop serves other requests.
         assert is_open(other)
         with pytest.raises(CallbackError):
             request_sse(world.server.url, bridge=world.bridges[0], cancel=Flag(Fault(SystemExit))).events.collect()
@@ -285,9 +285,7 @@ def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: s
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("where", ["closing the answer", "closing the generator", "closing the client"])
-def test_exception_during_close_ends_no_other_stream(
-    world: World, where: str, kind: type[BaseException]
-) -> None:
+def test_exception_during_close_ends_no_other_stream(world: World, where: str, kind: type[BaseException]) -> None:
     fault = Fault(kind)
     stream = world.ask(Request({}, {"transport": Transport(fault, where)}))
     assert world.next(stream) == "1"
@@ -316,8 +314,10 @@ def test_exception_of_a_network_stream_ends_no_other_stream(world: World, kind: 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
 @pytest.mark.parametrize("is_class", [False, True], ids=["a generator", "a class"])
-def test_exception_in_a_bodys_finally_is_logged(world: World, kind: type[BaseException], is_class: bool) -> None:
-    """It is closed while it is sent, by the abort of its request."""
+def test_exception_in_a_bodys_finally_ends_no_other_stream(
+    world: World, kind: type[BaseException], is_class: bool
+) -> None:
+    """The abort of the request closes the body while it is sent."""
     waits = threading.Event()
     fault = Fault(kind)
 
@@ -346,7 +346,7 @@ def test_exception_in_a_bodys_finally_is_logged(world: World, kind: type[BaseExc
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit])
 def test_partly_sent_body_is_closed(world: World, kind: type[BaseException]) -> None:
-    """A hook of the client's refuses the request after the first part."""
+    """The transport fails after the first part of the body."""
     closed = threading.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -362,7 +362,7 @@ def test_partly_sent_body_is_closed(world: World, kind: type[BaseException]) -> 
             assert isinstance(request.stream, httpx.AsyncByteStream)
             async for _ in request.stream:
                 raise httpx.ConnectError("enough")
-            raise AssertionError("it has a part")
+            raise AssertionError("the body must have a part")
 
     other = world.ask(Request({}))
     with pytest.raises(SSEError, match="no connection"):
@@ -374,7 +374,7 @@ def test_partly_sent_body_is_closed(world: World, kind: type[BaseException]) -> 
     world.end(other)
 
 
-# One call's own code.
+# The code of a single call.
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
@@ -398,7 +398,7 @@ def test_exit_in_a_function_on_the_consumers_thread_passes_through(kind: type[Ba
     with SSEServer([send(1), silence()]) as server, request_sse(server.url, decode=Fault(kind)) as (_, _, items):
         with pytest.raises(kind):
             next(items)
-        # What it was called for is lost.
+        # The item is lost, so that the stream closes.
         assert items.outcome == "closed"
 
 
@@ -511,7 +511,7 @@ def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, ki
         assert type(error.__cause__) is kind
 
 
-# What is not the caller's code.
+# Exceptions from other sources.
 
 
 def test_cancellation_of_the_callers_task_passes_through() -> None:
@@ -560,7 +560,7 @@ def test_closed_coroutine_raises_no_callback_error() -> None:
     async def main() -> None:
         coroutine = work()
         task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
-        # Stepped by hand, as the task that it belongs to.
+        # The coroutine was never started, so that close() runs none of it.
         await task
         coroutine.close()
 
@@ -571,7 +571,7 @@ def test_closed_coroutine_raises_no_callback_error() -> None:
 
 
 class TaskOf310:
-    """A task that does not count its cancellations."""
+    """A task without cancelling(), as in Python 3.10."""
 
 
 @pytest.mark.parametrize("is_raised", [False, True])
@@ -589,14 +589,14 @@ def test_python_310_detects_a_cancellation_by_its_traceback(is_raised: bool) -> 
             await task
         except asyncio.CancelledError as error:
             return error
-        raise AssertionError("it was cancelled")
+        raise AssertionError("the task must be cancelled")
 
     assert is_from_outside(asyncio.run(main()), TaskOf310()) != is_raised  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs raise_signal()")
 def test_ctrl_c_in_callers_code_passes_through() -> None:
-    """As where it comes while a flag is looked at on the loop of the main thread."""
+    """For example while a cancel flag is polled on the main thread's loop."""
 
     async def main() -> None:
         with CallersCode("a flag"):
@@ -621,7 +621,7 @@ def test_exit_without_a_loop_passes_through() -> None:
 
 
 def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixture) -> None:
-    """As of a task or a timer that a transport of the caller's has started."""
+    """For example in a task or timer that the caller's transport started."""
 
     async def task(kind: type[BaseException]) -> None:
         raise kind

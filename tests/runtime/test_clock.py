@@ -1,4 +1,4 @@
-"""The library's clock: freezegun does not reach it, and tests can move it."""
+"""The library's clock: freezegun does not freeze it, and tests can advance it."""
 
 from __future__ import annotations
 

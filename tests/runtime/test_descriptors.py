@@ -1,4 +1,4 @@
-"""A process that is short of file descriptors, or that runs without its standard ones: typed errors, and no abort."""
+"""Processes with too few file descriptors, or with closed standard ones: typed errors, and no abort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import LOOPS, ROOT, python
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors are those of Unix")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix descriptors")
 
 PROGRAM = """
 import os, resource, sys
@@ -31,7 +31,7 @@ def read(bridge):
     it.close()
     return item
 
-def taken(but):
+def occupy(but):
     fds = []
     try:
         while True:
@@ -42,8 +42,8 @@ def taken(but):
         os.close(fds.pop())
     return fds
 
-def told(bridge, but):
-    fds = taken(but)
+def outcome(bridge, but):
+    fds = occupy(but)
     try:
         return read(bridge)
     except BridgeClosedError as error:
@@ -57,16 +57,16 @@ def told(bridge, but):
             os.close(fd)
 
 with Bridge(client=make) as bridge:
-    read(bridge)  # Whatever is imported late is imported now.
+    read(bridge)  # Imports everything that is imported late.
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 for free in range(21):
     with Bridge(client=make) as bridge:
-        print("start", free, told(bridge, free), read(bridge))
+        print("start", free, outcome(bridge, free), read(bridge))
 with Bridge(client=make) as bridge:
     read(bridge)
     for free in range(6):
-        # A new connection: the last one was aborted.
-        print("later", free, told(bridge, free), read(bridge))
+        # Needs a new connection, since the previous one was aborted.
+        print("later", free, outcome(bridge, free), read(bridge))
 """
 
 
@@ -83,13 +83,13 @@ def test_too_few_descriptors_raise_a_typed_error(loop: str, client: str, monkeyp
         *(["start", str(free)] for free in range(21)),
         *(["later", str(free)] for free in range(6)),
     ]
-    # Once descriptors are free again, the same bridge works.
+    # With free descriptors, the same bridge works again.
     assert {line[3] for line in lines} == {"1"}
-    told = [line[2] for line in lines]
-    assert told[0] == "BridgeClosedError"
-    assert told[20] == "1"
-    assert set(told[:21]) <= {"BridgeClosedError", "ConnectError", "1"}
-    assert "ConnectError" in told[21:]
+    outcomes = [line[2] for line in lines]
+    assert outcomes[0] == "BridgeClosedError"
+    assert outcomes[20] == "1"
+    assert set(outcomes[:21]) <= {"BridgeClosedError", "ConnectError", "1"}
+    assert "ConnectError" in outcomes[21:]
 
 
 CLOSED = """
@@ -115,7 +115,7 @@ for make in (None, httpx.AsyncClient):
         streams = [request_sse(url, bridge=bridge, decode="text").events for _ in range(2)]
         lines.append([next(it) for it in streams])
         lines.append(are_open() == before)
-        # The application's own, now that there are connections.
+        # The application opens a descriptor of its own while there are connections.
         own = os.open(os.devnull, os.O_RDWR)
         os.dup2(own, 0)
         for it in streams:
@@ -136,7 +136,7 @@ def test_process_runs_with_closed_standard_descriptors(
 ) -> None:
     if loop == "asyncio":
         monkeypatch.setenv("SSEQBRIDGE_WITHOUT", f"uvloop,{os.environ.get('SSEQBRIDGE_WITHOUT', '')}")
-    place = tmp_path / "told"
+    place = tmp_path / "result"
     with SSEServer([send("1"), silence()]) as server:
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", CLOSED, server.url, str(place)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
@@ -158,7 +158,7 @@ assert before.fileno() == 0
 after = sockets.above_standard_descriptors(before)
 assert after.fileno() > 2 and before.fileno() < 0 and fcntl.fcntl(after.fileno(), fcntl.F_GETFD) == fcntl.FD_CLOEXEC
 
-# Nested, and with something of the application's in the place of the placeholder.
+# Nested, and with a file of the application in the place of the placeholder.
 with sockets.standard_descriptors:
     with sockets.standard_descriptors:
         assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
@@ -168,18 +168,18 @@ try:
 except OSError:
     pass
 else:
-    raise AssertionError("it is closed again")
+    raise AssertionError("descriptor 0 must be closed again")
 with sockets.standard_descriptors:
     os.dup2(1, 0)
 assert os.path.samestat(os.fstat(0), os.fstat(1))
 
-# With no descriptor left but some of these.
+# With no free descriptors above 2.
 import resource
 os.close(0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
     with sockets.standard_descriptors:
-        raise AssertionError("there is none")
+        raise AssertionError("no descriptor must be free")
 except OSError:
     pass
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
@@ -195,7 +195,7 @@ def test_standard_descriptors_are_filled_temporarily() -> None:
 
 
 def test_standard_descriptors_are_filled_and_released_in_process() -> None:
-    """In the process of the tests, whose coverage is measured."""
+    """In the process of the tests, for coverage."""
     kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(0)
     try:

@@ -1,7 +1,7 @@
-"""Forks, after the bridge has run: the child starts anew, and the parent's streams go on.
+"""Forks after the bridge has started: the child starts its own, and the parent's streams continue.
 
-Everything forks in processes of its own, never in that of the tests. `python -m tests.runtime.test_fork 1000`
-forks so often under load.
+The programs fork in processes of their own, never in that of the tests. `python -m tests.runtime.test_fork 1000`
+forks 1000 times under load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
 from tests.support import python, started, until
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def ticking(request: ReceivedRequest) -> Iterator[Step]:
@@ -43,10 +43,10 @@ def upstream() -> Iterator[SSEServer]:
         yield server
 
 
-# What all the programs begin with: `in_child` forks, runs a function in the child, and fails where that does.
+# The start of every program. `in_child` forks and runs a function in the child; `succeeded` checks its status.
 BEGIN = """
 import gc, os, sys, threading, time, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is the point
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
 warnings.simplefilter("error", ResourceWarning)
 from sseqbridge import Bridge, UsageError, request_sse
 
@@ -85,6 +85,7 @@ def refused(call):
 
 
 def run(program: str, server: SSEServer, *, timeout: float = 60.0) -> None:
+    """Run a program after BEGIN, and check that it succeeds silently."""
     status, _, errors = python(BEGIN + program, server.url, timeout=timeout)
     assert (status, errors) == (0, "")
 
@@ -224,13 +225,13 @@ def test_child_on_the_parents_loop_reads_none_of_its_data(
         """
 import asyncio
 from sseqbridge import arequest_sse
-warnings.simplefilter("ignore", ResourceWarning)  # asyncio's own, of what is the parent's
+warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, about the parent's transports
 async def main():
     async with await arequest_sse(URL) as (_, _, it):
         assert await it.next() == 0
         child = os.fork()
         if not child:
-            time.sleep(0.2)  # There is something to be read now, where the loop is wound up.
+            time.sleep(0.2)  # By now there is data to read when the loop shuts down.
             raise SystemExit(0)
         succeeded(child)
         assert [await it.next() for _ in range(20)] == list(range(1, 21))
@@ -293,7 +294,7 @@ succeeded(child)
 """
     with started(BEGIN + program, upstream.url) as process:
         upstream.wait_for_request(timeout=60).wait_aborted(timeout=30)
-        # Not because the child went: it waits for what comes now.
+        # The child is alive and waits: its end is not the reason.
         assert process.poll() is None
         assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0
@@ -302,12 +303,12 @@ succeeded(child)
 def test_locks_held_at_the_fork_are_free_in_the_child(upstream: SSEServer) -> None:
     run(
         """
-from sseqbridge._engine import bridge as _bridge
-from sseqbridge._http import client as _client
+from sseqbridge._engine import bridge
+from sseqbridge._http import client
 first_three()
 held, go = threading.Barrier(2), threading.Event()
 def hold():
-    with _bridge.default_bridge()._lock.native, _bridge._default_lock.native, _client._tls_lock.native:
+    with bridge.default_bridge()._lock.native, bridge._default_lock.native, client._tls_lock.native:
         held.wait()
         go.wait()
 thread = threading.Thread(target=hold)
@@ -332,7 +333,7 @@ def load():
     while not stop.is_set():
         assert list(request_sse(URL + "/short").events) == [0, 1]
         counted.append(1)
-# All is imported: Python itself has no way out for a child of a thread that imports what another thread imports.
+# Imports everything: Python deadlocks in a child that was forked while another thread imports.
 assert list(request_sse(URL + "/short").events) == [0, 1]
 threads = [threading.Thread(target=load) for _ in range(4)]
 for thread in threads:
@@ -352,7 +353,7 @@ print(len(counted))
 
 
 def fork_under_load(forks: int, timeout: float) -> int:
-    """Fork so often while four threads read streams; return how many those read."""
+    """Fork `forks` times while four threads read streams. Returns how many streams they read."""
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [send(0), send(1), send("[DONE]")]
@@ -366,17 +367,17 @@ def fork_under_load(forks: int, timeout: float) -> int:
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_forks_during_reads_succeed() -> None:
-    # Once is enough: which parts are in use is nothing to a fork.
+    # Fewer forks without the optional parts, which do not matter for a fork.
     forks = 100 if "SSEQBRIDGE_WITHOUT" in os.environ else 250
     assert fork_under_load(forks, 500) > 0
 
 
-# The same in one process, that says of itself that it is another one: as a child does where no fork hook runs.
+# The same in one process with another process token, as in a child without fork hooks.
 
 
 @pytest.fixture
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """A function after whose call this is another process."""
+    """A function that turns this process into another one, by its token."""
     kept = len(fork._pinned)
     real = fork.process_token
     parents: set[int | None] = set()
@@ -385,7 +386,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
         return real() if threading.get_ident() in parents else (1, 1)
 
     def become() -> None:
-        # This thread and those that it starts from now on: the others go on as the parent's.
+        # For this thread and the threads that it starts. The others remain in the parent.
         parents.update(thread.ident for thread in threading.enumerate() if thread is not threading.current_thread())
         monkeypatch.setattr(fork, "process_token", process)
 
@@ -395,7 +396,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
 
 def test_lock_differs_between_processes(other_process: Callable[[], None]) -> None:
     lock = fork.ForkSafeLock()
-    # Held by another thread at the fork, and for ever.
+    # As if another thread had held it at the fork: it is never released.
     lock.native.acquire()
     other_process()
     for _ in range(2):
@@ -414,7 +415,7 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
     assert parents_stop is not None
     try:
         other_process()
-        # Left here, it aborts nothing.
+        # Closing the loop aborts nothing.
         loop.close()
         with response, stream:
             for call in (stream.close, partial(next, stream), partial(list[Any], stream)):
@@ -426,7 +427,7 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
         assert bridge._thread is not parents_thread
         assert not parents_thread.has_ended
         assert not upstream.requests[0].aborted.is_set()
-        # Dropped, it aborts nothing and warns of nothing.
+        # Dropping the stream aborts nothing and warns of nothing.
         del stream, response, call, loop
         gc.collect()
     finally:
@@ -450,19 +451,19 @@ def test_async_stream_of_another_process_is_refused(
                 response.events.reconnect()
             async with response.events:
                 pass
-            # Nor does the child end the stream of the loop that it goes on with.
-            stream_task = response.events._cursor.subscription
-            assert isinstance(stream_task, StreamTask)
-            stream_task.abort_on_loop(None)
+            # The child does not end the stream of the inherited loop either,
+            inherited = response.events._cursor.subscription
+            assert isinstance(inherited, StreamTask)
+            inherited.abort_on_loop(None)
             async with await arequest_sse(upstream.url) as another:
                 assert await another.events.next() == 0
-            # Nor where what runs it is cancelled.
-            assert stream_task.task is not None
-            stream_task.task.cancel()
-            await asyncio.wait({stream_task.task})
+            # not even if the stream's task is cancelled.
+            assert inherited.task is not None
+            inherited.task.cancel()
+            await asyncio.wait({inherited.task})
             assert not upstream.requests[0].aborted.is_set()
             monkeypatch.undo()
-            await stream_task.exchange.aclose()
+            await inherited.exchange.aclose()
 
     asyncio.run(main())
     upstream.requests[0].wait_aborted(30)
@@ -495,7 +496,7 @@ def test_relays_of_another_process_end_with_an_error_event(
 
 
 def test_lock_is_the_interpreters_own_rlock() -> None:
-    """Entered by the interpreter itself, and not by steps of a function."""
+    """No interrupt can leave it locked, since no Python function enters it."""
     assert type(fork.ForkSafeLock().native) is type(threading.RLock())
 
 
@@ -507,7 +508,7 @@ def test_fork_hooks_close_the_parents_streams(
     monkeypatch.setattr(fork, "_forks", 0)
     before = fork.process_token()
     with Bridge() as bridge:
-        # One that has given its connection back has none to leave.
+        # A stream that has released its connection has none to detach.
         over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
         assert over.collect() == [0, 1]
         until(lambda: over._cursor.subscription.finished)
@@ -528,14 +529,13 @@ def test_fork_hooks_close_the_parents_streams(
 
 # Web servers that load the application before they fork.
 
-
 PRELOADING = ["gunicorn sync, preload", "gunicorn gthread, preload", "gunicorn gevent, preload", "uwsgi, preload"]
 
 
 @pytest.mark.parametrize("name", PRELOADING)
 def test_preloaded_application_reads_after_the_fork(name: str) -> None:
     if name.startswith("uwsgi") and UWSGI is None:
-        pytest.skip("there is no uWSGI for this Python")
+        pytest.skip("uWSGI does not support this Python")
     with SSEServer([send(0), send(1), send("[DONE]")]) as upstream, Servers() as servers:
         os.environ["SSEQBRIDGE_TESTS_UPSTREAM"] = upstream.url
         try:

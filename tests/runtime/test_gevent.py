@@ -1,4 +1,4 @@
-"""In a process that gevent has patched, before the library was imported and after it."""
+"""Processes that gevent has patched, before or after the library was imported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ readers = [gevent.spawn(read, n) for n in range(200)]
 ticking = gevent.spawn(tick)
 while len(ticks) < 20:
     gevent.sleep(0.001)
-# What all of the readers wait for.
+# The request that releases all readers.
 list(request_sse(url + "/go").events)
 gevent.joinall(readers)
 print(sum(reader.value for reader in readers))
@@ -108,7 +108,7 @@ elif {how!r} == "close in the hub":
     gevent.get_hub().loop.run_callback(it.close)
 reading.join()
 print(it.outcome)
-# Which has its end before the program has.
+# The upstream is aborted before the program ends.
 list(request_sse(url + "/aborted").events)
 """
 
@@ -166,7 +166,7 @@ class Yielding(logging.Handler):
 
 logging.basicConfig(level=logging.DEBUG, handlers=[Yielding(), logging.StreamHandler(open(os.devnull, "w"))])
 bridge = Bridge(client={client})
-# One greenlet holds the handlers' locks while the very first request starts the thread.
+# One greenlet holds the handlers' locks while the first request starts the thread.
 holding = gevent.spawn(logging.info, "first")
 gevent.sleep(0)
 
@@ -186,7 +186,7 @@ print(sum(reader.successful() for reader in readers))
 
 @both_orders
 def test_wake_from_another_thread_keeps_the_hubs_reference_count(order: str) -> None:
-    """The hub changes it without the interpreter's lock: what is lost of it ends the hub in the midst of its work."""
+    """The hub changes the count without the GIL; a lost update would end the hub."""
     program = """
 import select, time
 from gevent.monkey import get_original
@@ -241,7 +241,7 @@ def test_eventlet_is_detected_by_its_patcher(monkeypatch: pytest.MonkeyPatch) ->
 def test_eventlet_is_refused(order: str) -> None:
     program = """
 import os, sys, warnings
-warnings.simplefilter("ignore")  # It is deprecated itself.
+warnings.simplefilter("ignore")  # eventlet itself is deprecated.
 os.environ["EVENTLET_NO_GREENDNS"] = "yes"
 url, order = sys.argv[1:]
 if order == "imported first":

@@ -1,4 +1,4 @@
-"""What is known of the process: waiting, daemon threads, sockets, and the loop's name look-ups."""
+"""Waiting, daemon threads, sockets, and the loop's name lookups."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_wake_before_the_wait_is_not_lost() -> None:
 
 @pytest.mark.blocks_its_loop
 def test_blocking_a_loop_fails_the_test() -> None:
-    """Here, and anywhere else in the package: tests/conftest.py."""
+    """The guard is in tests/conftest.py, and covers the whole package."""
 
     async def main() -> None:
         threads.ThreadWaiter().wait(0.01)
@@ -55,7 +55,7 @@ def test_wait_accepts_a_timeout_of_centuries() -> None:
     assert waiting.result(5)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Unix signals")
 def test_signal_handler_can_wake_the_wait_it_interrupted() -> None:
     waiter = threads.ThreadWaiter()
     woken: list[bool] = []
@@ -67,7 +67,7 @@ def test_signal_handler_can_wake_the_wait_it_interrupted() -> None:
 
     before = signal.signal(signal.SIGALRM, wake)
     try:
-        # Again and again: a lock's wait does not see a signal that comes just before it.
+        # Repeatedly, since a signal just before the lock's wait does not interrupt it.
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
         assert waiter.wait(30)
     finally:
@@ -113,13 +113,13 @@ def test_shut_down_ignores_closed_and_unconnected_sockets() -> None:
         sockets.shut_down_socket(unconnected.fileno())
 
 
-# Blocking work for a loop, in a daemon thread.
+# Blocking functions in daemon threads.
 
 mark = contextvars.ContextVar("mark", default="")
 
 
 class Transport:
-    """What tells of a socket, or of none."""
+    """A transport with a socket, or without one."""
 
     def __init__(self, connection: socket.socket | None) -> None:
         self.connection = connection
@@ -134,7 +134,7 @@ def test_detached_connection_reads_nothing_of_the_parents(monkeypatch: pytest.Mo
     with ours, theirs, other:
         sockets.detach_connection_after_fork(Transport(ours))
         theirs.sendall(b"x")
-        # The child's is at its end, whatever comes; the parent's, which was the same, gets it.
+        # The child's connection has ended. The parent's, which was the same, receives the data.
         assert ours.recv(1) == b""
         assert other.recv(1) == b"x"
 
@@ -202,11 +202,11 @@ def test_result_after_the_loops_end_is_dropped() -> None:
     until(lambda: not any(thread.name == "worker" for thread in threading.enumerate()))
 
 
-# The loop's name look-ups.
+# Name lookups of the loop.
 
 
 class Resolver:
-    """Stands in for the machine's: a look-up begins, and ends when it is told to."""
+    """Replaces getaddrinfo: a lookup blocks until `go` is set."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[Any, ...]] = []
@@ -225,10 +225,10 @@ class Resolver:
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    stands_in = Resolver()
-    monkeypatch.setattr(socket, "getaddrinfo", stands_in)
-    yield stands_in
-    stands_in.go.set()
+    replacement = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", replacement)
+    yield replacement
+    replacement.go.set()
 
 
 @pytest.fixture
@@ -254,16 +254,14 @@ def test_concurrent_lookups_of_one_name_share_a_thread(resolver: Resolver, loop:
         await other
         assert [args[0] for args in resolver.begun] == ["one.test", "two.test"]
         assert set(resolver.threads) == {"sseqbridge-resolver"}
-        # Nothing is remembered: names move.
+        # Results are not cached.
         await loop.getaddrinfo("one.test", 80)
         assert len(resolver.begun) == 3
 
     loop.run_until_complete(main())
 
 
-def test_aborted_request_does_not_cancel_a_shared_lookup(
-    resolver: Resolver, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_aborted_request_does_not_cancel_a_shared_lookup(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         first, second = (asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(2))
         await begun(resolver, 1)
@@ -277,9 +275,7 @@ def test_aborted_request_does_not_cancel_a_shared_lookup(
     loop.run_until_complete(main())
 
 
-def test_failed_lookup_raises_in_every_waiter(
-    resolver: Resolver, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_failed_lookup_raises_in_every_waiter(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         waiting = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(3)]
         await begun(resolver, 1)
@@ -308,9 +304,7 @@ def test_failed_lookup_without_waiters_is_not_logged(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_loop_can_end_during_a_lookup(
-    resolver: Resolver, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_loop_can_end_during_a_lookup(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         waiting = asyncio.create_task(loop.getaddrinfo("one.test", 80))
         await begun(resolver, 1)

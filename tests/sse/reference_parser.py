@@ -1,8 +1,7 @@
-"""An event stream parser that is plainly right, to hold the real one against.
+"""A slow event stream parser that is obviously correct, to compare the real one with.
 
-It is the text of the WHATWG standard, section by section, on a stream that is all there: slow.
-What the standard does not have is the limit, which counts bytes, as they came, and a reconnection
-time that is finite.
+It follows the text of the WHATWG standard, section by section, on a complete stream. Beyond the standard it
+has the limit, which counts bytes as received, and a finite reconnection time.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 https://encoding.spec.whatwg.org/#utf-8-decoder
 """
@@ -16,7 +15,7 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 
 __all__ = ["Parsed", "parse"]
 
-# 9.2.5: a line ends with CRLF, LF or CR. What follows the last line end is no line.
+# 9.2.5: a line ends with CRLF, LF or CR. Text after the last line end is not a line.
 _LINE = re.compile("([^\r\n]*)(?:\r\n|\n|\r)")
 _BYTES_LINE = re.compile(b"([^\r\n]*)(?:\r\n|\n|\r)")
 
@@ -26,7 +25,7 @@ _MAX_RETRY_SECONDS = 1e12
 
 @dataclass
 class Parsed:
-    """All that a stream says: its items, what is left at its end, and whether it is refused."""
+    """The result of parsing a stream: its items, the final state, and whether it is refused."""
 
     items: list[ServerSentEvent | Comment] = field(default_factory=list)
     last_event_id: str = ""
@@ -61,7 +60,7 @@ def _decoded(stream: bytes) -> str:
                 text += chr(code_point)
             at += 1
         else:
-            # The byte is looked at once more, as the first of another character.
+            # The byte is examined again, as the first of another character.
             lower, upper = 0x80, 0xBF
             needed = 0
             text += "\ufffd"
@@ -69,11 +68,10 @@ def _decoded(stream: bytes) -> str:
 
 
 def parse(stream: bytes, limit: float = float("inf"), last_event_id: str = "") -> Parsed:
-    """Return what the whole of `stream` means, comments included, up to where it is refused.
+    """Parse all of `stream`, comments included, up to the place where it is refused.
 
-    That is at the first line of more than `limit` bytes, also where it does not end, or at the
-    first line by which an event has more than `limit` bytes of data. `last_event_id` is what an
-    earlier connection of the same stream left.
+    It is refused at the first line of more than `limit` bytes, even if incomplete, and at the first line that
+    makes the data of an event longer than `limit` bytes. `last_event_id` is that of the previous connection.
     """
     # 9.2.6: "UTF-8 decode", which drops one byte order mark.
     stream = stream.removeprefix(b"\xef\xbb\xbf")

@@ -1,4 +1,4 @@
-"""The encoder: what it writes parses back to the same, and what cannot is refused."""
+"""The encoder: its bytes parse back to an equal event, and other events are refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_comment_parses_back_as_one_per_line(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "message"),
     [
         (ServerSentEvent(event=""), "`event` must be one non-empty line without NUL"),
         (ServerSentEvent(event="a\nb"), "`event` must be one non-empty line"),
@@ -109,8 +109,8 @@ def test_comment_parses_back_as_one_per_line(text: str) -> None:
     ],
     ids=repr,
 )
-def test_item_that_does_not_parse_back_is_refused(event: ServerSentEvent | Comment, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_item_that_does_not_parse_back_is_refused(event: ServerSentEvent | Comment, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         encode(event)
 
 

@@ -1,4 +1,4 @@
-"""The parser: what a stream means, that chunking never changes it, and its limits."""
+"""The parser: the events of a stream, in chunks of any size, and its limits."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def splits_in_two(stream: bytes) -> Iterable[list[bytes]]:
 
 
 def chunkings(stream: bytes) -> Iterable[list[bytes]]:
-    """Whole, byte by byte, with empty chunks between, and in two at every place."""
+    """Yield the stream whole, byte by byte, with empty chunks in between, and cut in two at every place."""
     yield [stream]
     yield single_bytes(stream)
     yield [chunk for byte in single_bytes(stream) for chunk in (b"", byte)]
     yield from splits_in_two(stream)
 
 
-def assert_means(vector: Vector, stream: bytes) -> None:
+def assert_parses_as(vector: Vector, stream: bytes) -> None:
     for chunks in chunkings(stream):
         parser = EventStreamParser()
         assert feed(parser, chunks) == vector.events
@@ -51,13 +51,13 @@ def assert_means(vector: Vector, stream: bytes) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
 def test_vector_parses_alike_in_all_chunks(vector: Vector) -> None:
-    assert_means(vector, vector.stream)
+    assert_parses_as(vector, vector.stream)
 
 
 @pytest.mark.parametrize("ending", [b"\r", b"\r\n"], ids=["CR", "CRLF"])
 @pytest.mark.parametrize("vector", PLAIN_VECTORS, ids=str)
 def test_vector_parses_alike_with_other_line_ends(vector: Vector, ending: bytes) -> None:
-    assert_means(vector, vector.stream.replace(b"\n", ending))
+    assert_parses_as(vector, vector.stream.replace(b"\n", ending))
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
@@ -105,14 +105,14 @@ def test_names_of_vectors_are_unique() -> None:
     assert len({vector.name for vector in VECTORS}) == len(VECTORS)
 
 
-# --- when things are given ---
+# When items are returned.
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
 def test_event_is_returned_with_the_byte_that_completes_it(ending: bytes) -> None:
     parser = EventStreamParser()
     stream = b"data: a" + ending * 2
-    # Of the CRLF that ends the blank line the CR is enough.
+    # The CR of the final CRLF completes the blank line.
     complete = len(stream) - (ending == b"\r\n")
     for byte in single_bytes(stream[: complete - 1]):
         assert parser.feed(byte) == []
@@ -156,7 +156,7 @@ def test_reconnection_time_may_have_any_length() -> None:
     assert parser.retry > 10**9
 
 
-# --- limits ---
+# Limits.
 
 LIMIT = 12
 
@@ -183,7 +183,7 @@ ALLOWED = {
 
 
 def read(chunks: Iterable[bytes], limit: int) -> tuple[Items, bool]:
-    """The items of a stream up to where it is refused, and whether it is."""
+    """Return the items before the refusal, and whether the stream is refused."""
     parser = EventStreamParser(max_event_bytes=limit, comments=True)
     items: Items = []
     for chunk in chunks:
@@ -291,13 +291,13 @@ BLOCKS = [
 odd_lines = st.builds(lambda *parts: b"".join(parts), *map(st.sampled_from, (NAMES, SEPARATORS, VALUES)))
 usual_blocks = st.sampled_from(BLOCKS).map(lambda lines: [*lines, b""])
 odd_blocks = st.lists(odd_lines | st.sampled_from([b"", b": ping", b"data: x"]), max_size=5)
-# One way or another with all lines, or each line with its own.
+# The same line end for all lines, or a different one for each.
 endings = st.sampled_from([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r", b"\r\n"]])
 
 
 @st.composite
 def block_streams(draw: st.DrawFn, blocks: int = 8) -> bytes:
-    """Streams of whole blocks, most of them as servers send them; one in a while is cut off."""
+    """Streams of whole blocks, mostly as servers send them; some are cut off."""
     drawn = draw(st.lists(usual_blocks | usual_blocks | usual_blocks | odd_blocks, max_size=blocks))
     lines = [line for block in drawn for line in block]
     ends = draw(endings)
@@ -322,11 +322,11 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
 
 
 def after_blank_lines(stream: bytes) -> list[bytes]:
-    """One chunk for each block, as most of them come."""
+    """Return one chunk per block, the usual case."""
     return re.split(b"(?<=\n\n)|(?<=\r\r)|(?<=\r\n\r\n)", stream)
 
 
-def assert_is(parsed: Parsed, chunks: Iterable[bytes]) -> None:
+def assert_parses_to(parsed: Parsed, chunks: Iterable[bytes]) -> None:
     parser = EventStreamParser(comments=True)
     assert feed(parser, chunks) == parsed.items
     assert (parser.last_event_id, parser.retry) == (parsed.last_event_id, parsed.retry)
@@ -338,7 +338,7 @@ def assert_is(parsed: Parsed, chunks: Iterable[bytes]) -> None:
 def test_any_bytes_parse_by_the_standard_in_any_chunks(stream: bytes, sizes: list[int]) -> None:
     parsed = parse(stream)
     for chunks in ([stream], after_blank_lines(stream), single_bytes(stream), cut(stream, sizes)):
-        assert_is(parsed, chunks)
+        assert_parses_to(parsed, chunks)
 
 
 @given(block_streams(blocks=4))
@@ -346,7 +346,7 @@ def test_any_bytes_parse_by_the_standard_in_any_chunks(stream: bytes, sizes: lis
 def test_stream_parses_by_the_standard_wherever_it_is_cut(stream: bytes) -> None:
     parsed = parse(stream)
     for chunks in splits_in_two(stream):
-        assert_is(parsed, chunks)
+        assert_parses_to(parsed, chunks)
 
 
 @pytest.mark.heavy
@@ -359,7 +359,7 @@ def test_any_bytes_are_refused_alike_in_any_chunks(stream: bytes, sizes: list[in
 
 @given(st.lists(st.sampled_from([0, 1, 500, 522, 523, 1023, 1024, 1025]).map(lambda size: b"x" * size), min_size=2))
 def test_event_of_several_lines_is_refused_at_its_exact_size(values: list[bytes]) -> None:
-    # Around the size from which on its data grows in place.
+    # Around the size from which the data grows in place.
     data = b"\n".join(values)
     stream = b"".join(b"data: %b\n" % value for value in values) + b"\n"
     for chunks in ([stream], stream.splitlines(keepends=True), cut(stream, [97])):

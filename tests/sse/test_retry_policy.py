@@ -1,4 +1,4 @@
-"""The policy of reconnecting, without a network: what happened goes in, a delay or an end comes out."""
+"""The reconnection policy, without a network: drops go in, decisions come out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def status_error(status: int) -> StatusError:
 
 
 def delays(policy: ReconnectionPolicy, drops: list[Drop], chance: Callable[[], float] = never_random) -> list[float]:
-    """What is waited for after each drop in turn."""
+    """Return the delay after each of the drops."""
     waited = []
     for drop in drops:
         decision = policy.after(drop, chance)
@@ -105,7 +105,7 @@ def test_short_delay_of_the_caller_is_used() -> None:
     policy = ReconnectionPolicy(delay=0.01, factor=2, jitter=1)
     assert delays(policy, [Drop(BROKEN)] * 3, zero) == [0.01, 0.01, 0.01]
     assert delays(policy, [Drop(BROKEN)] * 3) == [0.01, 0.02, 0.04]
-    # A server's `retry:` stands in its place.
+    # The server's `retry:` overrides it.
     assert delays(policy, [Drop(BROKEN, retry=0)], zero) == [0.1]
     assert delays(ReconnectionPolicy(max_delay=0.02), [Drop(BROKEN, retry=0)], zero) == [0.02]
 
@@ -151,7 +151,7 @@ def test_jitter_is_the_random_part_of_a_delay(chance: float, jitter: float, trie
 
 
 def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: int) -> int:
-    """How many of 1,000 clients that were cut off together come within the same 100 ms, the third time."""
+    """Return the most requests within 100 ms, of the third attempts of 1,000 clients that were cut off together."""
     random = Random(seed).random
     arrivals: dict[int, int] = {}
     for _ in range(1000):
@@ -163,10 +163,10 @@ def peak(policy: ReconnectionPolicy, *, retry_after: float | None = None, seed: 
 @pytest.mark.heavy
 @pytest.mark.parametrize("retry_after", [None, 30.0, 3600.0])
 def test_1000_clients_do_not_reconnect_together(retry_after: float | None) -> None:
-    """By the third attempt, 21 s after the cut at most, their requests are spread over more than ten seconds."""
+    """The third attempts, at most 21 s after the cut, are spread over more than ten seconds."""
     assert peak(ReconnectionPolicy(jitter=0), retry_after=retry_after, seed=1) == 1000
     for seed in range(10):
-        # 1,000 over 105 slots, the middle ones twice as full as the mean.
+        # 1,000 requests in 105 slots; the middle slots hold twice the mean.
         assert peak(ReconnectionPolicy(), retry_after=retry_after, seed=seed) < 50
 
 
@@ -177,10 +177,10 @@ def test_consecutive_attempts_are_counted() -> None:
         assert isinstance(decision, Retry)
         assert decision.attempt == attempt
         policy = decision.policy
-    given_up = policy.after(Drop(BROKEN))
-    assert isinstance(given_up, GiveUp)
-    assert given_up.attempts == 2
-    assert "attempts=2" in given_up.reason
+    exhausted = policy.after(Drop(BROKEN))
+    assert isinstance(exhausted, GiveUp)
+    assert exhausted.attempts == 2
+    assert "attempts=2" in exhausted.reason
 
 
 @pytest.mark.parametrize("drop", [Drop(BROKEN, events=1), Drop(BROKEN, open_for=60), Drop(None, open_for=61)])
@@ -293,12 +293,12 @@ def test_requested_reconnection_is_not_a_failure() -> None:
         retry = policy.after(Drop(BROKEN))
         assert isinstance(retry, Retry)
         policy = retry.policy
-    # It had given an event, so that the count starts anew.
+    # The connection delivered an event, so that the count restarts.
     healthy = policy.at_once(Drop(None, events=1))
     assert isinstance(healthy, Retry)
     assert (healthy.delay, healthy.attempt) == (0, 1)
     assert isinstance(healthy.policy.after(Drop(BROKEN)), Retry)
-    # Or had not.
+    # The connection delivered nothing.
     assert isinstance(policy.at_once(Drop(None)), Retry)
     assert isinstance(policy.after(Drop(BROKEN)), GiveUp)
     assert isinstance(policy.at_once(Drop(None, has_body=True, delivered=True)), GiveUp)

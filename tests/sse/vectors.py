@@ -1,7 +1,7 @@
 """The parsing vectors of tests/data/vectors: byte streams, and the events that they contain.
 
-In the files a stream is text, `input`, or where it is no UTF-8 one character a byte, `bytes`.
-`see` names the file of the web-platform-tests' eventsource folder that a vector answers to.
+In the files a stream is text, `input`, or if it is not UTF-8, `bytes`: one character per byte.
+`see` names the corresponding file in the eventsource folder of web-platform-tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["VECTORS", "Vector"]
 
 @dataclass(frozen=True)
 class Vector:
-    """A stream, and what must come of it. `comments` is None where a vector says nothing of them."""
+    """A stream, and its expected events. `comments` is None if the vector does not define them."""
 
     name: str
     stream: bytes

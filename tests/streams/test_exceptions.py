@@ -1,4 +1,4 @@
-"""The error tree: it is as its module tells it, survives pickling, and says what to do."""
+"""The error tree: it matches its docstring, survives pickling, and its messages help."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from sseqbridge._sse.events import ServerSentEvent
 HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
 EVENT = ServerSentEvent("error", "secret", "7", 1.0)
 
-# Every error that holds more than a message.
-WITH_FACTS: list[Exception] = [
+# Every error with attributes of its own.
+WITH_ATTRIBUTES: list[Exception] = [
     StreamTimeoutError("read", 1.5),
     StreamTimeoutError("total", None),
     ReconnectionError("lost", 3),
@@ -46,12 +46,12 @@ WITH_FACTS: list[Exception] = [
 WITH_A_MESSAGE: list[Exception] = [
     getattr(_exceptions, name)("what happened")
     for name in _exceptions.__all__
-    if getattr(_exceptions, name) not in {type(error) for error in WITH_FACTS}
+    if getattr(_exceptions, name) not in {type(error) for error in WITH_ATTRIBUTES}
 ]
 
 
-def told_tree() -> dict[str, str]:
-    """The tree of the module's docstring: the name of each class and of the one above it."""
+def documented_tree() -> dict[str, str]:
+    """Return the tree in the module's docstring: each class with its base."""
     above: list[str] = []
     tree = {}
     for indent, name, note in re.findall(r"^ {4}((?:\|  )*(?:\+- )?)(\w+)(.*)$", _exceptions.__doc__ or "", re.M):
@@ -64,7 +64,7 @@ def told_tree() -> dict[str, str]:
 
 def test_tree_matches_the_docstring() -> None:
     classes = {name: getattr(_exceptions, name).__bases__ for name in _exceptions.__all__}
-    assert {name: (parent,) for name, parent in told_tree().items()} == {
+    assert {name: (parent,) for name, parent in documented_tree().items()} == {
         name: tuple(base.__name__ for base in bases) for name, bases in classes.items()
     }
 
@@ -79,16 +79,16 @@ def test_usage_error_is_not_an_sse_error() -> None:
     assert issubclass(UsageError, RuntimeError)
 
 
-@pytest.mark.parametrize("error", WITH_FACTS + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", WITH_ATTRIBUTES + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_error_survives_pickling(error: Exception, protocol: int) -> None:
-    # Protocols 0 and 1 know no slots, so no event.
+    # Protocols 0 and 1 do not support slots, so no events.
     if protocol < 2 and isinstance(error, EventError):
         protocol = 2
     assert_same(pickle.loads(pickle.dumps(error, protocol)), error)
 
 
-@pytest.mark.parametrize("error", WITH_FACTS + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", WITH_ATTRIBUTES + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
 def test_error_survives_copying(error: Exception) -> None:
     assert_same(copy.copy(error), error)
     assert_same(copy.deepcopy(error), error)
@@ -101,8 +101,8 @@ def assert_same(other: Exception, error: Exception) -> None:
     assert other.args == error.args
 
 
-def test_facts_are_attributes() -> None:
-    timeout, _, lost, redirect, response, _, _, limit, event, _, upstream = WITH_FACTS
+def test_attributes_hold_the_facts() -> None:
+    timeout, _, lost, redirect, response, _, _, limit, event, _, upstream = WITH_ATTRIBUTES
     assert isinstance(timeout, StreamTimeoutError)
     assert (timeout.which, timeout.seconds) == ("read", 1.5)
     assert isinstance(lost, ReconnectionError)
@@ -124,7 +124,7 @@ def test_text_of_a_response_is_utf8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "told"),
+    ("which", "message"),
     [
         ("connect", "no connection to the upstream after 1.5 s; timeout=Timeout(connect=...) sets this limit"),
         ("read", "not a byte from the upstream after 1.5 s; timeout=Timeout(read=...) sets this limit"),
@@ -136,8 +136,8 @@ def test_text_of_a_response_is_utf8() -> None:
         ("total", "the stream is not at its end after 1.5 s; timeout=Timeout(total=...) sets this limit"),
     ],
 )
-def test_timeout_message_names_the_wait_and_the_option(which: str, told: str) -> None:
-    assert str(StreamTimeoutError(which, 1.5)) == told
+def test_timeout_message_names_the_wait_and_the_option(which: str, message: str) -> None:
+    assert str(StreamTimeoutError(which, 1.5)) == message
 
 
 def test_timeout_of_unknown_length_has_no_number() -> None:
@@ -148,6 +148,6 @@ def test_buffer_limit_message_names_the_option() -> None:
     assert str(BufferLimitError(1024)) == "an event is larger than max_event_bytes=1024; raise it to read this stream"
 
 
-@pytest.mark.parametrize("error", WITH_FACTS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", WITH_ATTRIBUTES, ids=lambda error: type(error).__name__)
 def test_message_shows_no_header_body_or_data(error: Exception) -> None:
     assert not re.search(r"secret|set-cookie|a=1|body", str(error))
