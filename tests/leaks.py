@@ -376,14 +376,14 @@ async def _close_idle(clients: ClientPool) -> None:
     for client in clients._made_clients:
         for transport in (client.http._transport, *client.http._mounts.values()):
             if isinstance(transport, Transport):
-                _close_idle_wires(transport)
+                _close_idle_connections_of(transport)
             plain = transport._plain if isinstance(transport, Transport) else transport
             for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
                 if connection.is_idle():
                     await connection.aclose()
 
 
-def _close_idle_wires(transport: Transport) -> None:
-    for wires in transport._idle.values():
-        while wires:
-            wires.pop().abort()
+def _close_idle_connections_of(transport: Transport) -> None:
+    for connections in transport._idle.values():
+        while connections:
+            connections.pop().abort()

@@ -31,11 +31,11 @@ from sseqbridge._exceptions import (
     TruncatedStreamError,
     UsageError,
 )
-from sseqbridge._http.bodies import BODY_SECONDS, MAX_BODY_BYTES, is_cut, unbounded_stream
+from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, is_cut, unbounded_stream
 from sseqbridge._http.client import parsed_url
+from sseqbridge._http.connection import BODY_EXTENSION, WORDS_OF_A_LATE_CLOSE, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 from sseqbridge._http.request import DEFAULT_HEADERS, check_raw_headers
-from sseqbridge._http.transport import BODY_EXTENSION, WORDS_OF_A_LATE_CLOSE, BodyStream
 from sseqbridge._runtime import loops, sockets
 from sseqbridge._runtime.callbacks import CallersCode, original
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -43,8 +43,8 @@ from sseqbridge._sse.parser import EventStreamParser
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
-    from sseqbridge._http.transport import Sink
 
 __all__ = [
     "EVENT_OVERHEAD",

@@ -25,8 +25,8 @@ from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
 
-from .bodies import BoundingHook, bounded_auth
-from .transport import Transport, connections_of, is_client_replaced, is_direct
+from .bounded_bodies import BoundingHook, bounded_auth
+from .transport import Transport, count_connections, is_client_replaced, is_direct
 
 if TYPE_CHECKING:
     import ssl
@@ -100,7 +100,7 @@ class Client:
     def connections(self) -> int:
         """How many connections it has open, in use or idle, as far as its transports tell."""
         transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
-        return sum(map(connections_of, transports))
+        return sum(map(count_connections, transports))
 
     def detach_after_fork(self) -> None:
         """In a forked child, leave to the parent what connections are not a stream's."""

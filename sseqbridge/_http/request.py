@@ -7,13 +7,21 @@ body or a query string, since they may hold credentials.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import CancelFlag, Timeout
 from sseqbridge._exceptions import UsageError
+
+from .header_syntax import (
+    FORBIDDEN_IN_FETCH_VALUE,
+    FORBIDDEN_IN_FETCH_VALUE_BYTES,
+    FORBIDDEN_IN_VALUE,
+    FORBIDDEN_IN_VALUE_BYTES,
+    TOKEN,
+    TOKEN_BYTES,
+)
 
 if TYPE_CHECKING:
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
@@ -34,15 +42,11 @@ DEFAULT_HEADERS = (
     ("Cache-Control", "no-cache"),
     ("Accept-Encoding", "identity"),
 )
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BAD_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
-# An event ID is sent as it came, so that its header is held to the Fetch standard alone. The parser
-# ignores IDs with NUL, and CR and LF end its lines: no ID of a server's has one of the three.
-# Source: https://fetch.spec.whatwg.org/#header-value
-_BAD_IN_ID = re.compile(r"[\x00\n\r]")
-_RAW_TOKEN = re.compile(_TOKEN.pattern.encode())
-_BAD_IN_RAW_VALUE = re.compile(_BAD_IN_VALUE.pattern.encode())
-_BAD_IN_RAW_ID = re.compile(_BAD_IN_ID.pattern.encode())
+
+# An event ID is sent as it was received, so that its header only has to satisfy the Fetch standard. The parser
+# ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
+_FORBIDDEN_IN_ID = FORBIDDEN_IN_FETCH_VALUE
+_FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,8 +128,8 @@ def header_list(headers: object) -> list[tuple[str, str]]:
 def check_raw_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Raise UsageError, which never shows a value, for a header that cannot stand in a request."""
     for name, value in headers:
-        bad = _BAD_IN_RAW_ID if name.lower() == b"last-event-id" else _BAD_IN_RAW_VALUE
-        if not _RAW_TOKEN.fullmatch(name) or bad.search(value):
+        bad = _FORBIDDEN_IN_ID_BYTES if name.lower() == b"last-event-id" else FORBIDDEN_IN_VALUE_BYTES
+        if not TOKEN_BYTES.fullmatch(name) or bad.search(value):
             _header(name, value)
 
 
@@ -134,9 +138,9 @@ def _header(name: object, value: object) -> tuple[str, str]:
         name = name.decode("latin-1")
     if not isinstance(name, str):
         raise UsageError(f"headers: a name is a {type(name).__name__}; it must be a str")
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         # No more of it: in "Authorization: Bearer ..." as a name, the value comes next.
-        begin = _TOKEN.match(name)
+        begin = TOKEN.match(name)
         raise UsageError(f"headers: the name that begins with {begin[0] if begin else ''!r} is no header name")
     if isinstance(value, bytes):
         value = value.decode("latin-1")
@@ -146,9 +150,9 @@ def _header(name: object, value: object) -> tuple[str, str]:
             "(the JSON body is the third argument, data)"
         )
     if name.lower() == "last-event-id":
-        if _BAD_IN_ID.search(value):
+        if _FORBIDDEN_IN_ID.search(value):
             raise UsageError(f"headers: the value of {name!r} must not have NUL, CR or LF, which no event ID has")
-    elif _BAD_IN_VALUE.search(value):
+    elif FORBIDDEN_IN_VALUE.search(value):
         raise UsageError(f"headers: the value of {name!r} has a control character, or a space at an end")
     if not value.isascii() and not _is_latin1(value):
         raise UsageError(f"headers: the value of {name!r} has a character that a header cannot carry")
@@ -169,7 +173,7 @@ def check_last_event_id(value: object) -> str:
         return ""
     if not isinstance(value, str):
         raise UsageError(f"last_event_id must be a str, as events have it, got {type(value).__name__}")
-    if _BAD_IN_ID.search(value):
+    if _FORBIDDEN_IN_ID.search(value):
         raise UsageError("last_event_id must not have NUL, CR or LF, which no event ID has")
     try:
         value.encode()

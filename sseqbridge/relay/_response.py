@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sseqbridge._engine.exchange import MAX_BODY_BYTES
 from sseqbridge._exceptions import StatusError, UsageError
+from sseqbridge._http.header_syntax import TOKEN, VALUE
 from sseqbridge._streams.stream import reader_of
 from sseqbridge._streams.sync import EventStream
 
@@ -45,9 +45,6 @@ _REFUSED = {
     "upgrade",
 }
 
-_FIELD_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIELD_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
-
 _OF_A_BODY = ("content-type", "content-encoding")
 
 # What of an upstream's refusal goes on besides its body.
@@ -77,11 +74,11 @@ def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[s
     merged = dict(own)
     names = {name.lower(): name for name in merged}
     for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+        if not isinstance(name, str) or not TOKEN.fullmatch(name):
             raise UsageError("headers: a name is no header's name, which has letters, digits and some signs")
         if name.lower() in _REFUSED:
             raise UsageError(f"the header {name} is the web server's to set, not an application's")
-        if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
+        if not isinstance(value, str) or not VALUE.fullmatch(value):
             raise UsageError(f"the header {name} has a value that cannot be sent: it is one line of latin-1 text")
         merged.pop(names.get(name.lower(), ""), None)
         names[name.lower()] = name

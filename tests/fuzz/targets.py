@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Iterable
 
 from sseqbridge._exceptions import BufferLimitError
-from sseqbridge._http.h1 import ChunkedBody
-from sseqbridge._http.heads import HeadError, HeadReader
+from sseqbridge._http.h1_bodies import ChunkedBody
+from sseqbridge._http.h1_heads import HeadError, HeadReader
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES, EventStreamParser
 from tests.http.reference_http import (

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sseqbridge._http.h1 import ChunkedBody
-from sseqbridge._http.heads import HeadReader
+from sseqbridge._http.h1_bodies import ChunkedBody
+from sseqbridge._http.h1_heads import HeadReader
 from sseqbridge._sse import parser
 from sseqbridge._sse.parser import EventStreamParser
 from tests.support import ROOT

@@ -12,9 +12,11 @@ import traceback
 import atheris
 
 # Imported first, since atheris instruments only the modules imported inside this block.
-with atheris.instrument_imports(include=["sseqbridge._sse.parser", "sseqbridge._http.heads", "sseqbridge._http.h1"]):
-    import sseqbridge._http.h1
-    import sseqbridge._http.heads
+with atheris.instrument_imports(
+    include=["sseqbridge._sse.parser", "sseqbridge._http.h1_heads", "sseqbridge._http.h1_bodies"]
+):
+    import sseqbridge._http.h1_bodies
+    import sseqbridge._http.h1_heads
     import sseqbridge._sse.parser
 
 from .targets import SHORT_BYTES, TARGETS, Target

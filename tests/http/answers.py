@@ -31,8 +31,8 @@ from typing import Any
 
 import httpx
 
-from sseqbridge._http.h1 import Framing, framing_for
-from sseqbridge._http.heads import AnswerHead, HeadError, HeadReader
+from sseqbridge._http.h1_bodies import BodyReader, body_reader
+from sseqbridge._http.h1_heads import AnswerHead, HeadError, HeadReader
 from sseqbridge._http.transport import Transport
 
 from .fake_connection import EOF, FakeConnection, FakeNetwork
@@ -131,17 +131,17 @@ def every_split(data: bytes) -> Iterator[list[bytes]]:
 
 
 class _Reading:
-    """An answer that is read by HeadReader and Framing, as the transport does, without a connection."""
+    """An answer that is read by HeadReader and BodyReader, as the transport does, without a connection."""
 
     def __init__(self, method: str) -> None:
         self._method = method
         self._reader = HeadReader()
         self.head: AnswerHead | None = None
-        self.framing: Framing | None = None
+        self.reader: BodyReader | None = None
         self.body = b""
 
     def feed(self, data: bytes) -> None:
-        while self.framing is None:
+        while self.reader is None:
             head = self._reader.feed(data)
             if head is None:
                 return
@@ -149,12 +149,12 @@ class _Reading:
             if head.status >= 200 or head.status == 101:
                 self.head, data = head, self._reader.rest
                 length, is_chunked = head.framing.length, head.framing.is_chunked
-                self.framing = framing_for(self._method, head.status, length=length, is_chunked=is_chunked)
+                self.reader = body_reader(self._method, head.status, length=length, is_chunked=is_chunked)
         # The transport, too, feeds nothing to a body that is complete.
-        if self.framing.complete:
-            self.framing.rest += data
+        if self.reader.complete:
+            self.reader.rest += data
         else:
-            self.body += self.framing.feed(data)
+            self.body += self.reader.feed(data)
 
 
 def read_by_units(case: Case, pieces: list[bytes]) -> Outcome:
@@ -165,15 +165,15 @@ def read_by_units(case: Case, pieces: list[bytes]) -> Outcome:
             reading.feed(piece)
     except HeadError as exc:
         return Outcome(error=str(exc))
-    head, framing = reading.head, reading.framing
-    if head is None or framing is None:
+    head, reader = reading.head, reading.reader
+    if head is None or reader is None:
         return Outcome(error="disconnected" if case.closes else None)
     if head.status == 101 and not case.upgrade:
         return Outcome(error="switched protocols")
     if case.closes:
-        framing.end()
-    kept = framing.complete and not framing.rest and head.framing.keeps_alive and head.status != 101 and not case.closes
-    return Outcome(head.status, head.reason, tuple(head.headers), reading.body, framing.error, kept)
+        reader.end()
+    kept = reader.complete and not reader.rest and head.framing.keeps_alive and head.status != 101 and not case.closes
+    return Outcome(head.status, head.reason, tuple(head.headers), reading.body, reader.error, kept)
 
 
 def read_over_transport(case: Case, pieces: list[bytes]) -> Outcome:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import h11
 
-from sseqbridge._http.heads import MAX_HEAD_BYTES
+from sseqbridge._http.h1_heads import MAX_HEAD_BYTES
 
 __all__ = [
     "MEANT_OF_BODIES",

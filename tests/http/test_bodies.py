@@ -26,7 +26,7 @@ from sseqbridge import (
     arequest_sse,
     request_sse,
 )
-from sseqbridge._http.bodies import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS
+from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS
 from sseqbridge._http.client import ClientPool
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
 from tests.clock import FakeClock

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from sseqbridge._http.h1 import ChunkedBody, Framing, SizedBody, UnboundedBody
+from sseqbridge._http.h1_bodies import BodyReader, ChunkedBody, SizedBody, UnboundedBody
 
 from .reference_http import MEANT_OF_BODIES, Body, body_by_h11
 
 
-def feed_all(body: Framing, pieces: Iterable[bytes]) -> Body:
+def feed_all(body: BodyReader, pieces: Iterable[bytes]) -> Body:
     data = b"".join([body.feed(piece) for piece in pieces])
     return data, body.rest if body.complete else None, body.error is not None
 
@@ -344,4 +344,4 @@ def test_unbounded_body_ends_with_the_connection() -> None:
 
 def test_framing_itself_reads_nothing() -> None:
     with pytest.raises(NotImplementedError):
-        Framing().feed(b"")
+        BodyReader().feed(b"")

@@ -1,19 +1,19 @@
-"""Sans-IO framing of HTTP/1.1 bodies: bytes of the connection in, bytes of the body out.
+"""Sans-IO reading of HTTP/1.1 bodies: bytes of the connection in, bytes of the body out.
 
-A body is chunked, of a known length, or ends with the connection (`framing_for`). Two rules: each
-`feed` returns at once all bytes of the body in its data, the chunks joined, also those before a
-fault; and no more than one line is ever held back.
+A body is chunked, has a known length, or ends with the connection (`body_reader`). Invariants: each `feed`
+returns at once all body bytes in its data, joined, including those before a fault; and at most one line is held
+back. Most servers send each event in a chunk of its own, so a chunk must cost next to nothing.
 
-Most servers send each event in a chunk of its own, so a chunk must cost next to nothing.
+Heads are in h1_heads.py: the two share nothing but the `Framing` of a message.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["ChunkedBody", "Framing", "SizedBody", "UnboundedBody", "framing_for"]
+__all__ = ["BodyReader", "ChunkedBody", "SizedBody", "UnboundedBody", "body_reader"]
 
-# A chunk's size with its extensions, and all trailers: nobody sends more for a good reason.
+# The longest line with a chunk's size and extensions, and the longest trailers.
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 16 * 1024
 
@@ -21,40 +21,42 @@ _MAX_TRAILER_BYTES = 16 * 1024
 # Blanks may stand before an extension (RFC 9112, section 7.1.1), and some servers pad the size with them.
 _CHUNK_LINE = re.compile(rb"([0-7]?[0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
-# As long as the line end of a chunk and the line before the next, where that has 256 to 4095 bytes.
-# The line of a smaller one is shorter, and its key has a byte or two of the chunk at its end.
+# The length of a chunk's line end and the size line after it, if that chunk has 256 to 4095 bytes. The size line of
+# a smaller chunk is shorter, and the last bytes of its key belong to the chunk.
 _KEY_BYTES = 7
 _MAX_KNOWN = 256
 _CR = 13
 
 
-class _FramingError(Exception):
+class _BodyError(Exception):
     pass
 
 
-class Framing:
-    """How a body is told from what is around it.
+class BodyReader:
+    """Separates a body from the bytes around it.
 
-    `complete` is True once its end is in, `error` says what is wrong where it cannot end any
-    more; `rest` is what came after it, which nobody asked for.
+    `complete` is True once the end of the body was fed. `error` is the reason why the body cannot be completed;
+    `is_cut_off` is True if the reason is the end of the connection. `rest` holds bytes after the body.
     """
 
     def __init__(self) -> None:
         self.complete = False
         self.error: str | None = None
+        self.is_cut_off = False
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what `data` holds of the body."""
+        """Return the part of `data` that belongs to the body."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Take note that the connection has ended."""
+        """Record that the connection has ended."""
         if not self.complete and self.error is None:
             self.error = "peer closed connection without sending complete message body"
+            self.is_cut_off = True
 
 
-class UnboundedBody(Framing):
+class UnboundedBody(BodyReader):
     """A body that ends with the connection."""
 
     def feed(self, data: bytes) -> bytes:
@@ -62,12 +64,12 @@ class UnboundedBody(Framing):
         return data
 
     def end(self) -> None:
-        """Take note that the connection, and so the body, has ended."""
+        """Record that the connection, and with it the body, has ended."""
         self.complete = True
 
 
-class SizedBody(Framing):
-    """A body of so many bytes."""
+class SizedBody(BodyReader):
+    """A body of `size` bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class SizedBody(Framing):
         self.complete = size == 0
 
     def feed(self, data: bytes) -> bytes:
-        """Return as much of `data` as belongs to the body."""
+        """Return the part of `data` that belongs to the body."""
         left = self._left
         if len(data) < left:
             self._left = left - len(data)
@@ -86,22 +88,22 @@ class SizedBody(Framing):
         return data[:left]
 
 
-class ChunkedBody(Framing):
-    """A body in chunks, each after a line that gives its size; a chunk of no size is the last."""
+class ChunkedBody(BodyReader):
+    """A body in chunks, each after a line with its size; a chunk of size 0 is the last (RFC 9112, section 7.1)."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Of the chunk that is under way: its bytes still to come, then whether its line end is.
+        # The missing bytes of the current chunk; once they are there, whether its line end is missing.
         self._left = 0
         self._lacks_line_end = False
         self._held = b""
         self._in_trailers = False
-        # What has stood between two chunks so far, by its first bytes: its length, and the size that
-        # it gives. Few sizes make up most of a stream, and to look one up is all that they cost then.
+        # Cache of the bytes between two chunks: from their first _KEY_BYTES to their length and the size of the next
+        # chunk. A stream has few different sizes, and a chunk of a known size costs one dictionary look-up.
         self._known: dict[bytes, tuple[int, int]] = {}
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the chunks hold, without what is around them."""
+        """Return the contents of the chunks in `data`."""
         if self._left > len(data):
             self._left -= len(data)
             return data
@@ -116,7 +118,7 @@ class ChunkedBody(Framing):
                 self._take_trailers(data)
             else:
                 self._take_chunks(data, pieces)
-        except _FramingError as exc:
+        except _BodyError as exc:
             self.error = str(exc)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -145,19 +147,19 @@ class ChunkedBody(Framing):
                 break
             self._lacks_line_end = True
             if at + 2 == length and data.endswith(b"\r\n"):
-                # The usual end of a read, kept for what comes next: with that it is looked up.
+                # The usual end of a read: held back, so that the next size line is looked up in the cache.
                 self._held = b"\r\n"
                 break
 
     def _after_line(self, data: bytes, at: int) -> tuple[int, int]:
-        """Return where the next chunk begins and its size, which is 0 where there is none yet."""
+        """Return where the next chunk begins and its size; size 0 if its line is incomplete, or the last one."""
         begin = at
         if self._lacks_line_end:
             if len(data) - at < 2:
                 self._hold_line_end(data[at:])
                 return 0, 0
             if not data.startswith(b"\r\n", at):
-                raise _FramingError("a chunk longer than its size")
+                raise _BodyError("a chunk must not be longer than its size")
             begin += 2
         self._lacks_line_end = False
         line_end = data.find(b"\r\n", begin)
@@ -168,7 +170,7 @@ class ChunkedBody(Framing):
         match = _CHUNK_LINE.fullmatch(line)
         if match is None or len(line) > _MAX_LINE_BYTES:
             _check_lines(line, _MAX_LINE_BYTES)
-            raise _FramingError("a chunk without its size")
+            raise _BodyError("a chunk must begin with its size in hexadecimal")
         size = int(match[1], 16)
         begin = line_end + 2
         if not size:
@@ -180,7 +182,7 @@ class ChunkedBody(Framing):
 
     def _hold_line_end(self, data: bytes) -> None:
         if data not in (b"\r", b""):
-            raise _FramingError("a chunk longer than its size")
+            raise _BodyError("a chunk must not be longer than its size")
         self._held = data
 
     def _hold(self, data: bytes, limit: int) -> None:
@@ -188,7 +190,7 @@ class ChunkedBody(Framing):
         self._held = data
 
     def _take_trailers(self, data: bytes) -> None:
-        """Pass over the fields after the last chunk, to the empty line that ends the body."""
+        """Skip the fields after the last chunk, up to the empty line that ends the body."""
         if self.complete:
             self.rest += data
         elif data.startswith(b"\r\n"):
@@ -202,16 +204,16 @@ class ChunkedBody(Framing):
 
 def _check_lines(data: bytes, limit: int) -> None:
     if len(data) > limit:
-        raise _FramingError("a line too long")
-    # RFC 9112, section 2.2 allows LF alone in heads; in the lines between chunks it has let parsers
-    # disagree about the end of the body. (A regular expression would be slow on trailers that drip in.)
+        raise _BodyError(f"a line of a chunked body, or its trailers, must have at most {limit} bytes")
+    # RFC 9112, section 2.2 allows LF alone in heads; between chunks it has made parsers disagree about the end of
+    # the body. (A regular expression would be slow on trailers that arrive byte by byte.)
     line_ends = data.count(b"\r\n")
     if data.count(b"\n") != line_ends or data.count(b"\r") != line_ends:
-        raise _FramingError("the lines of a chunked body must end in CRLF, got a bare CR or LF")
+        raise _BodyError("the lines of a chunked body must end in CRLF, got a bare CR or LF")
 
 
-def framing_for(method: str, status: int, *, length: int | None, is_chunked: bool) -> Framing:
-    """Return the framing of an answer's body (RFC 9112, section 6.3)."""
+def body_reader(method: str, status: int, *, length: int | None, is_chunked: bool) -> BodyReader:
+    """Return the reader for an answer's body (RFC 9112, section 6.3)."""
     if method == "HEAD" or status in (101, 204, 304):
         return SizedBody(0)
     if is_chunked:

@@ -1,0 +1,385 @@
+"""One HTTP/1.1 connection for httpx: requests are written to it, answers are read from it, one at a time.
+
+Runs on the event loop's thread. Body bytes can be passed to a callback (`Sink`) in the very iteration of the
+loop in which they arrive, so that an event costs no task switch. The bytes themselves are interpreted by
+h1_heads.py and h1_bodies.py. Errors are httpx's, or subclasses of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+import httpx
+
+from sseqbridge._runtime import sockets
+
+from .h1_bodies import BodyReader, body_reader
+from .h1_heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
+from .network_stream import InputState, NetworkStream
+from .origin import Origin
+
+__all__ = [
+    "BODY_EXTENSION",
+    "WORDS_OF_A_LATE_CLOSE",
+    "BodyStream",
+    "ConnectionClosed",
+    "ConnectionPool",
+    "ConnectionState",
+    "HTTP11Connection",
+    "ReusedConnectionClosed",
+    "Sink",
+]
+
+# The response extension that holds the BodyStream: httpx wraps the stream of every response.
+BODY_EXTENSION = "sseqbridge_body"
+
+# Part of the text of a ReusedConnectionClosed.
+WORDS_OF_A_LATE_CLOSE = "disconnected a connection that was kept"
+
+# The most that is read ahead of the consumer.
+_MAX_UNREAD_BYTES = 64 * 1024
+
+# The longest head and body that leave in one write.
+_MAX_JOINED_BYTES = 64 * 1024
+
+# The most interim answers (1xx): a server sends one or two.
+_MAX_INTERIM_ANSWERS = 100
+
+# Takes body bytes; returns False if it wants no more before its coroutine has run. It must not raise.
+Sink = Callable[[bytes], bool]
+
+
+class ConnectionClosed(httpx.RemoteProtocolError):
+    """The peer closed the connection before the end of the answer."""
+
+
+class ReusedConnectionClosed(httpx.RemoteProtocolError):
+    """The peer closed a connection that had served an earlier request, and sent no byte of an answer.
+
+    The peer may have handled the request all the same: no client can know.
+    """
+
+
+class ConnectionState(enum.Enum):
+    """What a connection is used for; see HTTP11Connection."""
+
+    NEW = enum.auto()
+    AWAITING_ANSWER = enum.auto()
+    READING_HEAD = enum.auto()
+    READING_BODY = enum.auto()
+    IDLE = enum.auto()
+    CLOSED = enum.auto()
+
+
+class ConnectionPool(Protocol):
+    """The owner of connections."""
+
+    # All connections read into it.
+    buffer: memoryview
+    # The open connections.
+    connections: set[HTTP11Connection]
+
+    def release(self, connection: HTTP11Connection) -> None:
+        """Take back an idle connection for the next request to its origin."""
+
+
+class HTTP11Connection(NetworkStream):
+    """A connection that exchanges one request and one answer at a time, read by one coroutine.
+
+    | state           | meaning                                             | next, and by what                      |
+    |-----------------|-----------------------------------------------------|----------------------------------------|
+    | NEW             | connecting, or TLS handshake                        | AWAITING_ANSWER: exchange()            |
+    | AWAITING_ANSWER | the request is written, no byte of the answer came  | READING_HEAD: the first byte           |
+    | READING_HEAD    | interim answers, and the head                       | READING_BODY: the end of the head      |
+    | READING_BODY    | the BodyStream is not closed                        | IDLE: finish(), if it may be reused    |
+    | IDLE            | in the pool; every byte and the end close it        | AWAITING_ANSWER: exchange()            |
+    | CLOSED          | abort(), which is allowed in every state            |                                        |
+
+    An answer may begin before the request is written, so sending is no state of its own. The socket may end
+    before what it delivered is read: `input` of NetworkStream is independent of the state, and so are the flow
+    control of reading and writing.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin, pool: ConnectionPool) -> None:
+        super().__init__(loop, pool.buffer)
+        self.origin = origin
+        self.state = ConnectionState.NEW
+        # Reads the body of the current answer; None before its head has been read, and between answers.
+        self.body: BodyReader | None = None
+        self._pool = pool
+        # Whether request and head of the current exchange allow another one on the connection.
+        self._keeps_alive = False
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._sink: Sink | None = None
+        # The sink has returned False, and read() has not reported it yet.
+        self._is_sink_full = False
+        self._idle_since = 0.0
+
+    # Receiving.
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._pool.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.connections.discard(self)
+        super().connection_lost(exc)
+
+    def bytes_received(self, data: bytes) -> None:
+        body = self.body
+        if body is None:
+            self._head_bytes_received(data)
+            return
+        if body.complete:
+            # Bytes that no request asked for: finish() closes the connection because of them. Until then, further
+            # bytes wait at the peer.
+            body.rest += data
+            self.pause_reading()
+            return
+        data = body.feed(data)
+        if data:
+            if self._sink is None:
+                self._store(data)
+                return
+            if not self._sink(data):
+                self._sink, self._is_sink_full = None, True
+                self.wake()
+        if body.complete or body.error is not None:
+            self.wake()
+
+    def _head_bytes_received(self, data: bytes) -> None:
+        if self.state in (ConnectionState.IDLE, ConnectionState.CLOSED):
+            self.abort()
+            return
+        if self.state is ConnectionState.AWAITING_ANSWER:
+            self.state = ConnectionState.READING_HEAD
+        self._store(data)
+
+    def _store(self, data: bytes) -> None:
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _MAX_UNREAD_BYTES:
+            self.pause_reading()
+        self.wake()
+
+    def _take_unread(self) -> bytes:
+        unread = self._unread
+        data = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        self._unread_bytes = 0
+        self.resume_reading()
+        return data
+
+    def input_ended(self) -> None:
+        if self.error is None and self.body is not None:
+            self.body.end()
+        if self.state is ConnectionState.IDLE:
+            self.abort()
+
+    # One exchange.
+
+    async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
+        """Send a request and return its answer, whose body is still to be read.
+
+        The connection is closed if this raises. Raises ReusedConnectionClosed if an earlier request was answered
+        on the connection and the peer closes it before any byte of this answer.
+        """
+        is_reused = self.state is ConnectionState.IDLE
+        self.state = ConnectionState.AWAITING_ANSWER
+        self._is_sink_full = False
+        try:
+            is_sent = await self._send(request, timeouts.get("write"))
+            head, rest = await self._read_head(timeouts.get("read"))
+            if head.status == 101 and "upgrade" not in request.headers:
+                raise httpx.RemoteProtocolError("the server switched protocols, and the request did not ask for it")
+            self._keeps_alive = is_sent and head.framing.keeps_alive and head.status != 101
+            self._begin_body(request.method, head, rest)
+            body = BodyStream(self, timeouts.get("read"))
+            return httpx.Response(
+                head.status,
+                headers=head.headers,
+                stream=body,
+                extensions={
+                    "http_version": b"HTTP/" + head.http_version,
+                    "reason_phrase": head.reason,
+                    "network_stream": self,
+                    BODY_EXTENSION: body,
+                },
+            )
+        except BaseException as exc:
+            was_unanswered = self._has_ended_unanswered()
+            self.abort()
+            if is_reused and was_unanswered and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
+                raise ReusedConnectionClosed(f"Server {WORDS_OF_A_LATE_CLOSE}") from exc
+            raise
+
+    def _has_ended_unanswered(self) -> bool:
+        return self.state is ConnectionState.AWAITING_ANSWER and self.input is not InputState.OPEN
+
+    async def _send(self, request: httpx.Request, timeout: float | None) -> bool:
+        """Write the request, or as much as the peer takes before it closes: it may have answered already.
+
+        Return whether the connection can be reused, as far as the request decides.
+        """
+        headers = request.headers.raw
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        try:
+            framing = framing_of(headers)
+            data = write_head(request.method.encode("ascii", "replace"), request.url.raw_path, headers)
+        except HeadError as exc:
+            raise httpx.LocalProtocolError(str(exc)) from exc
+        left = 0 if framing.length is None else framing.length
+        if not isinstance(request.stream, httpx.ByteStream):
+            # The parts are written as they are produced, and the head before the first of them.
+            if not await self.write(data, timeout):
+                return False
+            data = b""
+        async for part in request.stream:
+            if framing.is_chunked:
+                # An empty chunk would end the body.
+                chunk = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+            else:
+                chunk = part
+                left -= len(part)
+                if left < 0:
+                    break
+            # A body in memory leaves with its head, unless it is longer than one write.
+            if data and len(data) + len(chunk) <= _MAX_JOINED_BYTES:
+                data += chunk
+                continue
+            for piece in (data, chunk):
+                if piece and not await self.write(piece, timeout):
+                    return False
+            data = b""
+        if left:
+            got = "a longer one" if left < 0 else "a shorter one"
+            raise httpx.LocalProtocolError(f"the body must be as long as its Content-Length, got {got}")
+        if framing.is_chunked:
+            data += b"0\r\n\r\n"
+        return (not data or await self.write(data, timeout)) and framing.keeps_alive
+
+    async def _read_head(self, timeout: float | None) -> tuple[AnswerHead, bytes]:
+        """Return the head of the final answer, and the bytes after it. Interim answers are skipped."""
+        reader = HeadReader()
+        data, interim = b"", 0
+        try:
+            while interim <= _MAX_INTERIM_ANSWERS:
+                head = reader.feed(data)
+                if head is None:
+                    data = await self._next_bytes(timeout)
+                elif head.status >= 200 or head.status == 101:
+                    return head, reader.rest
+                else:
+                    data, interim = b"", interim + 1
+        except HeadError as exc:
+            raise httpx.RemoteProtocolError(str(exc)) from exc
+        raise httpx.RemoteProtocolError(f"the server sent more than {_MAX_INTERIM_ANSWERS} interim answers")
+
+    async def _next_bytes(self, timeout: float | None) -> bytes:
+        while not self._unread:
+            if self.error is not None:
+                raise self.error
+            if self.input is not InputState.OPEN:
+                raise ConnectionClosed("Server disconnected without sending a response.")
+            await self.wait(timeout)
+        return self._take_unread()
+
+    def _begin_body(self, method: str, head: AnswerHead, rest: bytes) -> None:
+        self.state = ConnectionState.READING_BODY
+        self.body = body_reader(method, head.status, length=head.framing.length, is_chunked=head.framing.is_chunked)
+        if rest:
+            self.bytes_received(rest)
+        if self.input is not InputState.OPEN and self.error is None:
+            self.body.end()
+
+    async def read(self, timeout: float | None, sink: Sink | None) -> bytes | None:
+        """Return the next bytes of the body, b"" at its end; see BodyStream.read."""
+        body = self.body
+        assert body is not None
+        while True:
+            # Before bytes that arrived later: the sink's coroutine has to handle the earlier ones first.
+            if self._is_sink_full:
+                self._is_sink_full = False
+                return None
+            if self._unread:
+                return self._take_unread()
+            if body.complete:
+                return b""
+            if body.error is not None:
+                raise ConnectionClosed(body.error) if body.is_cut_off else httpx.RemoteProtocolError(body.error)
+            if self.error is not None:
+                raise self.error
+            self._sink = sink
+            try:
+                await self.wait(timeout)
+            finally:
+                self._sink = None
+
+    def is_read(self) -> bool:
+        """Whether the body has been received and read to its end."""
+        return self.body is not None and self.body.complete and not self._unread
+
+    def finish(self) -> None:
+        """End the exchange: release the connection to the pool if the answer is complete, else close it."""
+        body = self.body
+        if not (self._keeps_alive and body and body.complete and not body.rest) or self.is_down():
+            self.abort()
+            return
+        self.state, self.body, self._idle_since = ConnectionState.IDLE, None, self.loop.time()
+        # Drops the rest of a body that was received and not read.
+        self._take_unread()
+        self._pool.release(self)
+
+    def is_fresh(self, expiry: float) -> bool:
+        """Whether an idle connection can be reused: it is open, and not idle for more than `expiry` seconds."""
+        connection = self.transport.get_extra_info("socket")
+        if self.is_down() or self.loop.time() - self._idle_since > expiry:
+            return False
+        # Bytes in the socket, which the loop has not read yet, are the peer's end or an answer to no request. (A
+        # fake connection has no socket.)
+        return connection is None or not sockets.is_readable(connection.fileno())
+
+    def abort(self) -> None:
+        """Close the connection at once. Idempotent."""
+        # Here too: if the loop has not called connection_made() yet, it may never call connection_lost().
+        self._pool.connections.discard(self)
+        self.state = ConnectionState.CLOSED
+        self.abort_transport()
+
+
+class BodyStream(httpx.AsyncByteStream):
+    """The body of one answer, read by one coroutine, from its head to its end or `aclose()`."""
+
+    def __init__(self, connection: HTTP11Connection, timeout: float | None) -> None:
+        self._connection: HTTP11Connection | None = connection
+        self._timeout = timeout
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read():
+            yield chunk
+
+    async def read(self, sink: Sink | None = None) -> bytes | None:
+        """Return the next bytes, waiting for them; b"" at the end.
+
+        While this waits, bytes that arrive are passed to `sink`, in the callback in which they arrive, without
+        waking the coroutine. Once `sink` returns False, having taken those bytes too, this returns None.
+        Raises ConnectionClosed if the peer closes the connection before the end.
+        """
+        if self._connection is None:
+            raise httpx.StreamClosed
+        return await self._connection.read(self._timeout, sink)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body has been received and read to its end."""
+        return self._connection is not None and self._connection.is_read()
+
+    async def aclose(self) -> None:
+        """Release the connection to the pool if the body is complete, else close it. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish()

@@ -1,0 +1,34 @@
+"""The syntax of HTTP header fields, as regular expressions: the one place where they are defined.
+
+Patterns for whole names and values are used with `fullmatch`, the FORBIDDEN_* patterns with `search`.
+Those that end in _BYTES are for fields as they stand on the wire.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    "FORBIDDEN_IN_FETCH_VALUE",
+    "FORBIDDEN_IN_FETCH_VALUE_BYTES",
+    "FORBIDDEN_IN_VALUE",
+    "FORBIDDEN_IN_VALUE_BYTES",
+    "TOKEN",
+    "TOKEN_BYTES",
+    "VALUE",
+]
+
+# A method or a field name (RFC 9110, section 5.6.2).
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
+
+# A value in latin-1 without control characters, except tabs.
+VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
+
+# Control characters except tabs, and whitespace at either end.
+FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
+FORBIDDEN_IN_VALUE_BYTES = re.compile(FORBIDDEN_IN_VALUE.pattern.encode())
+
+# What the Fetch standard excludes from a header value: https://fetch.spec.whatwg.org/#header-value
+FORBIDDEN_IN_FETCH_VALUE = re.compile(r"[\x00\n\r]")
+FORBIDDEN_IN_FETCH_VALUE_BYTES = re.compile(FORBIDDEN_IN_FETCH_VALUE.pattern.encode())
