@@ -1,11 +1,9 @@
-"""Bounds for bodies that an HTTP client reads by itself: for its auth flow, and in its event hooks.
+"""Bounds for the bodies that an HTTP client reads itself: for its auth flow, and in its event hooks.
 
-httpx reads an answer's body whole when an auth flow asks for another request, when an auth has
-`requires_response_body`, and when an event hook calls `aread()`. This module replaces the stream of such
-an answer by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It relies on the
-public interface of httpx (or httpx2) alone: `Response.stream`, `Auth.async_auth_flow`.
-
-All of it runs in one loop's thread.
+httpx reads the whole body of an answer when an auth flow yields another request, when an auth sets
+`requires_response_body`, and when an event hook calls `aread()`. This module replaces the stream of such an answer
+by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It uses the public interface of httpx
+(or httpx2) alone: `Response.stream`, `Auth.async_auth_flow`. Runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -30,23 +28,23 @@ __all__ = [
     "unbounded_stream",
 ]
 
-# How much of a refusal's body is kept, decompressed, and how long it is waited for.
+# The most decompressed bytes of an error answer's body that are kept, and the time limit for reading them.
 MAX_BODY_BYTES = 1024 * 1024
 BODY_SECONDS = 10.0
 
-# How many requests an auth flow may send.
+# The most requests that an auth flow may send.
 MAX_REQUESTS = 20
 
-# What httpx decompresses at a time: deflate makes at most a thousand times as much of it.
+# The most that httpx decompresses at a time: deflate expands it by a factor of a thousand at most.
 _COMPRESSED_BYTES = 1024
 
 _SLICE_BYTES = 64 * 1024
 
 
 class _BoundedBody:
-    """The body of one answer, cut where it is too long or too slow.
+    """The body of one answer, cut off if it is too long or too slow.
 
-    Used with a package's AsyncByteStream as a base.
+    Instances also inherit from the AsyncByteStream of httpx or httpx2; see `_with_base`.
     """
 
     def __init__(self, stream: Any, content_encoding: str, *, seconds: float | None) -> None:
@@ -59,7 +57,7 @@ class _BoundedBody:
         try:
             decoder = body_decoder(self._content_encoding, _SLICE_BYTES)
         except ProtocolError:
-            # httpx may know the encoding, but its decoders have no bound.
+            # httpx may support the encoding, but its decoders are not bounded.
             self.is_cut = True
             return
         is_compressed = type(decoder) is not BodyDecoder
@@ -73,7 +71,7 @@ class _BoundedBody:
                 try:
                     left -= sum(map(len, decoder.slices(piece)))
                 except ProtocolError:
-                    # A corrupt body is an empty one: the decoder of httpx, which would raise, does not get it.
+                    # The corrupt piece is not passed on: httpx's decoder would raise.
                     left = 0
                 else:
                     yield piece
@@ -82,7 +80,7 @@ class _BoundedBody:
                     return
 
     async def _next(self, chunks: AsyncIterator[bytes], deadline: float | None) -> bytes | None:
-        """Return the next chunk, None at the end or the deadline."""
+        """Return the next chunk; None at the end or after the deadline."""
         # A cancel scope must not stay open across the `yield` above.
         with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
             try:
@@ -97,9 +95,9 @@ class _BoundedBody:
 
 
 class _BoundedAuth:
-    """An auth whose flow sees bounded bodies and sends a bounded number of requests.
+    """An auth whose flow receives bounded bodies and sends a bounded number of requests.
 
-    Used with a package's Auth as a base.
+    Instances also inherit from the Auth of httpx or httpx2; see `_with_base`.
     """
 
     def __init__(self, auth: Any, package: Any) -> None:
@@ -114,15 +112,15 @@ class _BoundedAuth:
                 response = yield request
                 _bound_body(self._package, response)
                 try:
-                    request = await flow.asend(self._seen(response))
+                    request = await flow.asend(self._for_flow(response))
                 except StopAsyncIteration:
                     return
         finally:
             await flow.aclose()
-        raise CallbackError(f"auth must end after at most {MAX_REQUESTS} requests, and asks for another one")
+        raise CallbackError(f"auth must send at most {MAX_REQUESTS} requests, and yielded another one")
 
-    def _seen(self, response: Any) -> Any:
-        """Return the response as the flow sees it: an event stream is not read, since it may have no end."""
+    def _for_flow(self, response: Any) -> Any:
+        """Return the response for the flow; without its body if it is an event stream, which may have no end."""
         if not _is_event_stream(response):
             return response
         headers = response.headers.copy()
@@ -133,12 +131,12 @@ class _BoundedAuth:
 
 
 def bounded_auth(package: Any, auth: Any) -> Any:
-    """Return an auth of `package`, httpx or httpx2, for one whose flow may read answers' bodies."""
+    """Return an auth of `package` (httpx or httpx2) that bounds the bodies and requests of `auth`."""
     return _with_base(_BoundedAuth, package.Auth)(auth, package)
 
 
 class BoundingHook:
-    """An event hook of a client of `package`, httpx or httpx2, that bounds what the hooks after it read."""
+    """An event hook for a client of `package` (httpx or httpx2) that bounds the bodies for the hooks after it."""
 
     def __init__(self, package: Any) -> None:
         self._package = package
@@ -148,29 +146,29 @@ class BoundingHook:
 
 
 def _bound_body(package: Any, response: Any) -> None:
-    """Bound what is read of a response's body from here on. Does nothing the second time."""
+    """Bound a response's body. Idempotent."""
     if not isinstance(response.stream, _BoundedBody):
-        # An event hook that reads a whole event stream has the stream's own time limits.
+        # A hook that reads a whole event stream is subject to the stream's own time limits.
         seconds = None if _is_event_stream(response) else BODY_SECONDS
         make = _with_base(_BoundedBody, package.AsyncByteStream)
         response.stream = make(response.stream, response.headers.get("content-encoding", ""), seconds=seconds)
 
 
 def unbounded_stream(response: Any) -> Any:
-    """Return a response's stream as the transport gave it."""
+    """Return the response's stream as the transport made it."""
     stream = response.stream
     return stream.stream if isinstance(stream, _BoundedBody) else stream
 
 
 def is_cut(response: Any) -> bool:
-    """Whether the HTTP client has read the body, and not all of it."""
+    """Whether the HTTP client has read the body, and the bounds have cut it off."""
     stream = response.stream
     return isinstance(stream, _BoundedBody) and stream.is_cut
 
 
 @functools.lru_cache(maxsize=8)
 def _with_base(kind: type, base: type) -> Any:
-    # httpx and httpx2 check for classes of their own, and httpx2 need not be installed.
+    # httpx and httpx2 check for their own base classes, and httpx2 need not be installed.
     return type(kind.__name__, (kind, base), {})
 
 

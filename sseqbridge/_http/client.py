@@ -1,10 +1,8 @@
-"""The HTTP client: TLS context, cookies, proxies, and which client a request is sent with.
+"""HTTP clients: TLS context, cookies, proxies, and the choice of the client that sends a request.
 
-An AsyncClient of httpx2, the maintained continuation of httpx, works as well: names are looked up in the
-package that the client's class comes from.
-
-Which thread writes what: `ClientPool` is called from callers' threads and from the loop, and its
-fields are written under its lock, and so is a client's `shared`.
+Clients of httpx2, the maintained continuation of httpx, work as well: names are looked up in the package that
+defines the client's class. `ClientPool` is thread-safe: callers' threads and the event loop use it, and its fields
+and `Client.shared` are written under its lock. Clients run on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from sseqbridge import _accelerators as _fast
+from sseqbridge import _accelerators
 from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
@@ -36,15 +34,15 @@ __all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url", "prepare"]
 
 logger = logging.getLogger("sseqbridge")
 
-# Any: an httpx2.AsyncClient is none of httpx's, and httpx2 need not be installed.
+# Any: an httpx2.AsyncClient is no httpx.AsyncClient, and httpx2 need not be installed.
 ClientFactory = Callable[[], Any]
 RawHeaders = list[tuple[bytes, bytes]]
 
-# Shorter than the 5 s after which uvicorn, Node and others close an idle connection: one that is
-# closed by the server just as a POST is written to it fails that.
+# Shorter than the 5 s after which uvicorn, Node and others close an idle connection: a POST fails if the server
+# closes the connection just as the request is written to it.
 _KEEPALIVE_EXPIRY = 4.0
 
-# How many clients wait for the next HTTP/2 requests.
+# The most idle clients that are kept for later HTTP/2 requests.
 _MAX_IDLE = 8
 
 _tls_lock = fork.ForkSafeLock()
@@ -55,7 +53,7 @@ def _built_tls_context() -> ssl.SSLContext:
     global _tls_context
     with _tls_lock.native:
         if _tls_context is None:
-            # ssl encodes host names with it. The first use imports it, which would block the loop.
+            # ssl encodes host names with this codec. Its first use imports it, which would block the loop.
             codecs.lookup("idna")
             context = httpx.create_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
@@ -64,7 +62,7 @@ def _built_tls_context() -> ssl.SSLContext:
 
 
 async def _tls() -> ssl.SSLContext:
-    """Return the process's TLS context, built on first use; not in the loop, for it takes 20 ms."""
+    """Return the process's TLS context. It is built on first use, in a thread: that takes 20 ms."""
     if _tls_context is not None:
         return _tls_context
     return await loops.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
@@ -72,22 +70,19 @@ async def _tls() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=64)
 def parsed_url(url: str) -> httpx.URL:
-    """Return a URL, which httpx takes its time to parse and most programs ask for more than once.
-
-    Raises httpx.InvalidURL.
-    """
+    """Return a parsed URL, from a cache: parsing is slow. Raises httpx.InvalidURL."""
     return httpx.URL(url)
 
 
-class _KeepsNothing(DefaultCookiePolicy):
-    """Takes no cookie from any answer; cookies that are set by hand are sent as ever."""
+class _StoreNoCookies(DefaultCookiePolicy):
+    """A cookie policy that stores no cookie of any answer; cookies set by the caller are sent."""
 
     def set_ok(self, cookie: Cookie, request: Request) -> bool:
         return False
 
 
 class Client:
-    """One AsyncClient, its package, and whether more than one stream at a time may use it."""
+    """One AsyncClient, its package, and whether streams may share it."""
 
     __slots__ = ("http", "package", "shared")
 
@@ -98,19 +93,19 @@ class Client:
 
     @property
     def connections(self) -> int:
-        """How many connections it has open, in use or idle, as far as its transports tell."""
+        """The number of open connections, in use or idle, of the transports that expose them."""
         transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
         return sum(map(count_connections, transports))
 
     def detach_after_fork(self) -> None:
-        """In a forked child, leave to the parent what connections are not a stream's."""
+        """In a forked child, leave the connections that no stream uses to the parent."""
 
     def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
-        """Return a request, with what the client adds to it."""
+        """Return a request, with the client's defaults added."""
         return self.http.build_request(method, url, headers=headers, **options)
 
     def is_direct(self, request: Any) -> bool:
-        """Whether nothing but the library's own transport is between a request and its connection."""
+        """Whether the library's own transport sends the request, and no code of httpx or the caller is involved."""
         return False
 
     async def aclose(self) -> None:
@@ -119,9 +114,9 @@ class Client:
             await self.http.aclose()
 
     async def send(self, request: Any, **options: Any) -> Any:
-        """Return the answer to a request as soon as its head is in.
+        """Return the answer to a request as soon as its head has been received.
 
-        What the auth flow reads is bounded, and so is how often it sends a request (see _http/bodies.py).
+        The bodies that an auth flow reads, and the requests that it sends, are bounded; see bounded_bodies.py.
         """
         auth = options.get("auth", self.http.auth)
         if hasattr(auth, "async_auth_flow"):
@@ -129,7 +124,7 @@ class Client:
         return await self.http.send(request, stream=True, follow_redirects=False, **options)
 
     def bound_hooks(self) -> None:
-        """Bound what the client's event hooks read of an answer's body."""
+        """Bound the bodies that the client's event hooks read. Idempotent."""
         hooks = self.http.event_hooks
         # A factory may return the same client twice.
         if not any(isinstance(hook, BoundingHook) for hook in hooks["response"]):
@@ -139,8 +134,8 @@ class Client:
 class _OwnClient(Client):
     """The library's own client, with the library's own transport.
 
-    It has no base URL, parameters, cookies or hooks, so that most of what an AsyncClient does for
-    a request is done for nothing, which shows where streams are short.
+    It has no base URL, parameters, cookies or hooks, so it skips the steps of AsyncClient that apply them: their cost
+    is measurable where streams are short.
     """
 
     __slots__ = ("_defaults", "_transport")
@@ -177,8 +172,8 @@ def _package_of(http: Any) -> Any:
         if kind.__name__ == "AsyncClient" and hasattr(package, "HTTPError"):
             return package
     raise UsageError(
-        f"the client is a {type(http).__name__}; Bridge(client=...) takes a function that "
-        "returns a new httpx.AsyncClient or httpx2.AsyncClient"
+        f"the client must be an httpx.AsyncClient or httpx2.AsyncClient, got {type(http).__name__}. "
+        "Pass Bridge(client=...) a function that returns a new one."
     )
 
 
@@ -187,8 +182,8 @@ def _called(factory: ClientFactory) -> Any:
         return factory()
 
 
-# None: the 101st stream must not wait for the 100 before it. (httpcore also closes idle
-# connections as soon as there are more connections, idle or not, than may be kept alive.)
+# No limits: the 101st stream must not wait for the 100 before it. (httpcore also closes idle connections as soon as
+# more connections are open, in use or idle, than max_keepalive_connections.)
 _NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY)
 
 
@@ -197,12 +192,12 @@ async def _plain_transport() -> httpx.AsyncHTTPTransport:
 
 
 def _is_plain() -> bool:
-    # A transport that is passed in goes past the proxies that the environment names.
-    return bool(urllib.request.getproxies()) or not _fast.is_wanted("transport")
+    # httpx ignores the proxies of the environment if a transport is passed to the client.
+    return bool(urllib.request.getproxies()) or not _accelerators.is_wanted("transport")
 
 
 async def prepare() -> None:
-    """Do ahead, and off the loop, what makes the library's own client slow to make."""
+    """Build the TLS context in a thread if the library's own client would build it on the loop."""
     if _is_plain():
         await _tls()
 
@@ -214,29 +209,28 @@ def _default_client() -> Client:
 
 
 class ClientPool:
-    """Hands out the client that a request is sent with.
+    """Leases clients to requests. Thread-safe.
 
-    The library's own client is one for all streams. A caller's client may speak HTTP/2, where
-    streams share a connection that an abort would close under them: so a client of the caller's
-    is used by one stream at a time until the origin has answered in HTTP/1.1, and `factory` is
-    called again when that takes more clients. All that the factory makes share nothing here.
+    All streams share the library's own client. A caller's client may speak HTTP/2, where streams share a connection,
+    and an abort of one stream would close it for the others: so a client from `factory` is leased to one stream at a
+    time until the origin has answered in HTTP/1.1, and `factory` is called again if more clients are needed.
     """
 
     def __init__(self, factory: ClientFactory | None = None) -> None:
         self._factory = factory
-        # Whether transports and event hooks of the caller's may run in the clients.
+        # Whether the clients may run transports and event hooks of the caller.
         self.has_callers_code = factory is not None
-        # Of this process alone, as the loop is that it belongs to.
+        # Not fork-safe, like the event loop that the pool belongs to.
         self._lock = threads.new_lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
-        # Those that were made and not closed yet. Each change is one step, and needs no lock.
+        # The clients that are not closed. append() and remove() are atomic, and need no lock.
         self._made_clients: list[Client] = []
         self._http11_origins: set[str] = set()
 
     @classmethod
     def of(cls, http: Any) -> ClientPool:
-        """Return a pool of one client that stays the caller's, its cookie jar and closing too."""
+        """Return a pool of one client that the caller owns: it keeps its cookies, and is never closed here."""
         pool = cls()
         pool._shared = Client(http)
         pool._shared.shared = True
@@ -245,11 +239,11 @@ class ClientPool:
 
     @property
     def connections(self) -> int:
-        """How many connections are open, in use or idle. Any thread may ask."""
+        """The number of open connections, in use or idle. Thread-safe."""
         return sum(client.connections for client in tuple(self._made_clients))
 
     def detach_after_fork(self) -> None:
-        """In a forked child, leave to the parent what connections are not a stream's."""
+        """In a forked child, leave the connections that no stream uses to the parent."""
         for client in self._made_clients:
             client.detach_after_fork()
 
@@ -259,33 +253,33 @@ class ClientPool:
         return self._factory is not None
 
     def lease(self, origin: str) -> Client:
-        """Return a client for a request to `origin`. Any thread but the loop's: it may be slow.
+        """Return a client for a request to `origin`. May block: do not call it on the loop's thread.
 
-        Raises UsageError where the factory returns no client, CallbackError where it raises.
+        Raises UsageError if the factory returns no client, CallbackError if it raises.
         """
-        client = self._made(origin)
+        client = self._existing(origin)
         if client is not None:
             return client
-        # Not under the lock, which the loop takes too: a factory may take its time.
+        # Not under the lock, which the loop takes too: a factory may be slow.
         if self._factory is None:
             client = _default_client()
         else:
             client = Client(_called(self._factory))
             client.bound_hooks()
-        # Streams of different users share it: no answer's cookie may reach another request.
-        client.http.cookies.jar.set_policy(_KeepsNothing())
+        # Streams of different users share a client: no cookie of an answer may reach another request.
+        client.http.cookies.jar.set_policy(_StoreNoCookies())
         self._made_clients.append(client)
         if not self._may_share(origin):
             return client
         self.put_back(client)
-        # Another thread may have been first, and its client is as good.
-        return self._made(origin) or client
+        # Another thread may have been faster: all have to share the same client.
+        return self._existing(origin) or client
 
     def _may_share(self, origin: str) -> bool:
         return self._factory is None or origin in self._http11_origins
 
-    def _made(self, origin: str) -> Client | None:
-        """Return a client that is there already, None where there is none."""
+    def _existing(self, origin: str) -> Client | None:
+        """Return a client that has been made before and may be leased now, None if there is none."""
         with self._lock:
             if not self._may_share(origin):
                 return self._idle.pop() if self._idle else None
@@ -295,19 +289,19 @@ class ClientPool:
             return self._shared
 
     def learn(self, origin: str, http_version: str) -> None:
-        """Note what `origin` answered in: "HTTP/1.1", "HTTP/2"."""
+        """Record the HTTP version of an answer of `origin`, such as "HTTP/1.1" or "HTTP/2"."""
         if self._factory is not None and http_version.startswith("HTTP/1"):
             with self._lock:
                 self._http11_origins.add(origin)
 
     def put_back(self, client: Client) -> None:
-        """Take a leased client back, for the next request."""
+        """Return a leased client to the pool, for the next request."""
         if not client.shared:
             with self._lock:
                 self._idle.append(client)
 
     async def give_back(self, client: Client, origin: str) -> None:
-        """Take a leased client back, or close it where there are others enough."""
+        """Return a leased client to the pool, or close it if the pool has enough clients."""
         with self._lock:
             spare = self._shared if origin in self._http11_origins else None
             is_needed = spare is None and len(self._idle) < _MAX_IDLE
@@ -317,13 +311,13 @@ class ClientPool:
             await self.discard(client)
 
     async def discard(self, client: Client) -> None:
-        """Close a leased client, and with it a connection that was cut off."""
+        """Close a leased client and its connections, unless it is shared."""
         if not client.shared:
             self._made_clients.remove(client)
             await client.aclose()
 
     async def aclose(self) -> None:
-        """Close every client that is not in use."""
+        """Close every client that is not leased."""
         with self._lock:
             clients, self._idle = self._idle, []
             if self._shared is not None:

@@ -98,8 +98,8 @@ class HTTP11Connection(NetworkStream):
     | IDLE            | in the pool; every byte and the end close it        | AWAITING_ANSWER: exchange()            |
     | CLOSED          | abort(), which is allowed in every state            |                                        |
 
-    An answer may begin before the request is written, so sending is no state of its own. The socket may end
-    before what it delivered is read: `input` of NetworkStream is independent of the state, and so are the flow
+    An answer may begin before the request is written completely, so sending is no state of its own. The socket may
+    end before the received bytes are read: `NetworkStream.input` is independent of the state, and so is the flow
     control of reading and writing.
     """
 

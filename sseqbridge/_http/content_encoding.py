@@ -1,6 +1,6 @@
 """Sans-IO decompression of a response's body in bounded slices.
 
-Rule: no slice is longer than asked for, however well the body was compressed.
+Invariant: no slice is longer than the requested size, however well the body was compressed.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class BodyDecoder:
-    """A body that is not compressed: the chunks themselves, cut to at most `size` bytes."""
+    """A body that is not compressed: its chunks are cut into slices of at most `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self._size = size
 
     def slices(self, chunk: bytes) -> Iterator[bytes]:
-        """Give what `chunk` holds, in slices. Raises ProtocolError for a corrupt body."""
+        """Yield the decompressed content of `chunk` in slices. Raises ProtocolError if the body is corrupt."""
         if 0 < len(chunk) <= self._size:
             return iter((chunk,))
         return (chunk[start : start + self._size] for start in range(0, len(chunk), self._size))
 
     def finish(self) -> None:
-        """Say that the body is over. Raises TruncatedStreamError where it cannot be."""
+        """End the body. Raises TruncatedStreamError if the compressed body is incomplete."""
 
 
 class _Inflater(BodyDecoder):
-    """gzip and deflate, several gzip members in a row included."""
+    """gzip (of one or more members) and deflate (with or without the zlib header)."""
 
     def __init__(self, size: int, window_bits: int) -> None:
         super().__init__(size)
         self._bits = window_bits
         self._zlib = zlib.decompressobj(window_bits)
         self._started = False
-        # The first two bytes, which are the zlib header where there is one.
+        # The first two bytes: the zlib header, if there is one.
         self._header = b""
 
     def slices(self, chunk: bytes) -> Iterator[bytes]:
@@ -51,7 +51,7 @@ class _Inflater(BodyDecoder):
             self._started = True
             if piece:
                 yield piece
-            # A slice that is full may have left output inside zlib, also where no input is left.
+            # After a full slice, zlib may hold more output although no input is left.
             full = len(piece) == self._size and not self._zlib.eof
             chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
 
@@ -71,13 +71,13 @@ class _Inflater(BodyDecoder):
 
     def finish(self) -> None:
         if self._started and not self._zlib.eof:
-            raise TruncatedStreamError("the compressed body ended before its end")
+            raise TruncatedStreamError("the connection ended before the end of the compressed body")
 
 
 def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
     """Return the decoder for a Content-Encoding header's value.
 
-    Raises ProtocolError for one that is not identity, gzip or deflate.
+    Raises ProtocolError if the encoding is not identity, gzip or deflate.
     """
     name = content_encoding.strip().lower()
     if name in ("", "identity"):
@@ -87,6 +87,6 @@ def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
     if name == "deflate":
         return _Inflater(size, zlib.MAX_WBITS)
     raise ProtocolError(
-        f"the answer's Content-Encoding is {name!r}, which is not read here; "
-        'ask for one that is with headers={"Accept-Encoding": "identity"} (or gzip, deflate)'
+        f"the answer's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
+        'Ask for one of them with headers={"Accept-Encoding": "identity"}.'
     )

@@ -1,7 +1,7 @@
 """The syntax of HTTP header fields, as regular expressions: the one place where they are defined.
 
 Patterns for whole names and values are used with `fullmatch`, the FORBIDDEN_* patterns with `search`.
-Those that end in _BYTES are for fields as they stand on the wire.
+Patterns whose names end in _BYTES are for fields as they are on the wire.
 """
 
 from __future__ import annotations

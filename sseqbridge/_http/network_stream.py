@@ -255,7 +255,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         return self.input is not InputState.OPEN or bool(self.transport.is_closing())
 
     def abort_transport(self) -> None:
-        """Close the connection at once, without sending what is still buffered. Idempotent."""
+        """Close the connection at once, without sending buffered bytes. Idempotent."""
         # asyncio's transport cannot be aborted any more once it has called connection_lost.
         if self.transport is not None and self.input is not InputState.LOST:
             # asyncio closes the socket only in the next iteration of the loop, which under uWSGI without

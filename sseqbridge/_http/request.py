@@ -1,7 +1,7 @@
-"""One request's options, checked, and the parts of a request that are built from a caller's arguments.
+"""The options of one request, and the checks of a caller's arguments from which a request is built.
 
-Every error is raised at the call, before anything is sent. No message repeats a header's value, a
-body or a query string, since they may hold credentials.
+Runs on the caller's thread, before anything is sent. Invariant: no error message contains a header's value, a body
+or a query string, since they may hold credentials.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "is_replayable",
 ]
 
-# What is sent unless the caller says otherwise.
+# Sent unless the caller passes headers of the same name.
 DEFAULT_HEADERS = (
     ("Accept", "text/event-stream"),
     ("Cache-Control", "no-cache"),
@@ -51,19 +51,19 @@ _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 @dataclass(frozen=True, repr=False)
 class RequestOptions:
-    """One request, and how its answer is read. Made by the API, never changed; no repr shows a secret."""
+    """One request, and how its answer is read. Immutable; the repr is left out because it would show secrets."""
 
     method: str
     url: str
     headers: list[tuple[str, str]]
-    # What httpx builds the request from besides: params, content, files, cookies, extensions.
+    # Further arguments of httpx's build_request(): params, content, files, cookies, extensions.
     build: dict[str, Any]
-    # What httpx sends it with besides: auth.
+    # Further arguments of httpx's send(): auth.
     send: dict[str, Any]
     has_body: bool
-    # Where the stream is to go on from, "" for nowhere.
+    # The event ID after which the stream continues, "" for none.
     last_event_id: str
-    # What becomes of a connection that was dropped; None: nothing.
+    # When to connect again after the connection was lost; None for never.
     reconnect: ReconnectionPolicy | None
     # Whether the body can be sent a second time.
     replayable: bool
@@ -73,7 +73,7 @@ class RequestOptions:
     done: str | None
     require_done: bool
     comments: bool
-    # Whether events without data are passed over, as keep-alives that no JSON can be.
+    # Whether events without data are skipped: they are keep-alives, and no JSON.
     skip_empty: bool
     max_event_bytes: int
     max_buffered_bytes: int
@@ -81,34 +81,53 @@ class RequestOptions:
 
 
 def encode_json(data: object) -> bytes:
-    """Return `data` as JSON, in UTF-8. Raises UsageError for what JSON cannot hold."""
+    """Return `data` as JSON, in UTF-8. Raises UsageError, which never shows a value, if JSON cannot represent it."""
     if isinstance(data, (str, bytes, bytearray, memoryview)):
         raise UsageError(
-            f"data is a {type(data).__name__}, which would be encoded a second time; "
-            "pass the object itself, or content= for a body that is encoded already"
+            f"data must be the object to encode as JSON, got {type(data).__name__}. "
+            "Pass content= for a body that is encoded already."
         )
     try:
-        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        reason = _json_reason(data, exc)
-    # Out here, so that nothing is chained: the cause may quote the body.
-    raise UsageError(f"data holds something that JSON cannot: {reason}")
+        return _dumps(data, allow_nan=False).encode()
+    except _UnsupportedTypeError as exc:
+        reason = str(exc)
+    except UnicodeEncodeError:
+        reason = "a lone surrogate"
+    except TypeError:
+        reason = "a key that is no string"
+    except RecursionError:
+        reason = "an object that contains itself, or is nested too deeply"
+    except ValueError:
+        reason = _value_reason(data)
+    # Outside of the handlers, so that the error has no context: json's own errors may quote the body.
+    raise UsageError(f"data must be something that JSON can represent, got {reason}")
 
 
-def _json_reason(data: object, exc: Exception) -> str:
-    if isinstance(exc, UnicodeEncodeError):
-        return "a lone surrogate"
-    if isinstance(exc, RecursionError) or "Circular" in str(exc):
-        return "itself"
-    if isinstance(exc, TypeError):
-        return str(exc).partition("type ")[2] or "a key that is no string"
-    return "a number that is not finite" if "range" in str(exc) or "Out of" in str(exc) else type(exc).__name__
+class _UnsupportedTypeError(Exception):
+    pass
+
+
+def _dumps(data: object, *, allow_nan: bool) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=allow_nan, default=_refuse)
+
+
+def _refuse(value: object) -> Any:
+    raise _UnsupportedTypeError(type(value).__name__)
+
+
+def _value_reason(data: object) -> str:
+    """Return why json raises ValueError for `data`: it does so for several faults."""
+    try:
+        _dumps(data, allow_nan=True)
+    except ValueError:
+        return "an object that contains itself, or an integer with too many digits"
+    return "a number that is not finite"
 
 
 def header_list(headers: object) -> list[tuple[str, str]]:
     """Return `headers`, a mapping or pairs of str or bytes, as a new list of pairs of str.
 
-    Raises UsageError, which never shows a value, for what cannot stand in a request.
+    Raises UsageError, which never shows a value, if they are of another type or cannot be sent.
     """
     if headers is None:
         return []
@@ -121,12 +140,12 @@ def header_list(headers: object) -> list[tuple[str, str]]:
         else:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise UsageError("headers is neither a mapping nor a list of (name, value) pairs") from None
+        raise UsageError("headers must be a mapping or a list of (name, value) pairs") from None
     return [_header(name, value) for name, value in pairs]
 
 
 def check_raw_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise UsageError, which never shows a value, for a header that cannot stand in a request."""
+    """Raise UsageError, which never shows a value, if a header cannot be sent."""
     for name, value in headers:
         bad = _FORBIDDEN_IN_ID_BYTES if name.lower() == b"last-event-id" else FORBIDDEN_IN_VALUE_BYTES
         if not TOKEN_BYTES.fullmatch(name) or bad.search(value):
@@ -137,25 +156,28 @@ def _header(name: object, value: object) -> tuple[str, str]:
     if isinstance(name, bytes):
         name = name.decode("latin-1")
     if not isinstance(name, str):
-        raise UsageError(f"headers: a name is a {type(name).__name__}; it must be a str")
+        raise UsageError(f"headers: a name must be a str, got {type(name).__name__}")
     if not TOKEN.fullmatch(name):
-        # No more of it: in "Authorization: Bearer ..." as a name, the value comes next.
+        # Only the valid part: in "Authorization: Bearer ..." as a name, the value follows.
         begin = TOKEN.match(name)
-        raise UsageError(f"headers: the name that begins with {begin[0] if begin else ''!r} is no header name")
+        got = begin[0] if begin else ""
+        raise UsageError(f"headers: a name must be letters, digits and hyphens, got one that begins with {got!r}")
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
         raise UsageError(
-            f"headers: the value of {name!r} is a {type(value).__name__}; it must be a str "
-            "(the JSON body is the third argument, data)"
+            f"headers: the value of {name!r} must be a str, got {type(value).__name__}. "
+            "Pass a JSON body as the third argument, data."
         )
     if name.lower() == "last-event-id":
         if _FORBIDDEN_IN_ID.search(value):
-            raise UsageError(f"headers: the value of {name!r} must not have NUL, CR or LF, which no event ID has")
+            raise UsageError(f"headers: the value of {name!r} must not contain NUL, CR or LF: no event ID does")
     elif FORBIDDEN_IN_VALUE.search(value):
-        raise UsageError(f"headers: the value of {name!r} has a control character, or a space at an end")
+        raise UsageError(
+            f"headers: the value of {name!r} must not contain control characters, or begin or end with a space"
+        )
     if not value.isascii() and not _is_latin1(value):
-        raise UsageError(f"headers: the value of {name!r} has a character that a header cannot carry")
+        raise UsageError(f"headers: the value of {name!r} must be latin-1 text")
     return name, value
 
 
@@ -166,19 +188,19 @@ def _is_latin1(value: str) -> bool:
 def check_last_event_id(value: object) -> str:
     """Return a last event ID, "" for None.
 
-    Raises UsageError for an ID that no header can carry: one with NUL, CR, LF or a lone surrogate. Other
-    control characters are sent as they are; spaces and tabs at its ends are not sent.
+    Raises UsageError if a header cannot carry it: if it contains NUL, CR, LF or a lone surrogate. Other control
+    characters are sent as they are; spaces and tabs at its ends are not sent.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UsageError(f"last_event_id must be a str, as events have it, got {type(value).__name__}")
+        raise UsageError(f"last_event_id must be a str, such as the `id` of an event, got {type(value).__name__}")
     if _FORBIDDEN_IN_ID.search(value):
-        raise UsageError("last_event_id must not have NUL, CR or LF, which no event ID has")
+        raise UsageError("last_event_id must not contain NUL, CR or LF: no event ID does")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UsageError("last_event_id has a lone surrogate, which no server sends") from None
+        raise UsageError("last_event_id must not contain a lone surrogate: no server sends one") from None
     return value
 
 

@@ -1,8 +1,7 @@
-"""TLS of one connection, between bytes that came in and bytes that go out; it does no I/O.
+"""Sans-IO TLS for one client connection: received bytes in, decrypted bytes out, and the other way round.
 
-The event loops have TLS of their own. uvloop's, and asyncio's before 3.11, drop what has come in
-and was not read yet when the peer ends the connection, and each closes in its own way. Here every
-byte that comes in is decrypted at once, so that there is nothing to drop.
+It replaces the TLS of the event loops, which uvloop, and asyncio before 3.11, implement so that received but unread
+data is dropped when the peer ends the connection. Invariant: every received byte is decrypted at once.
 """
 
 from __future__ import annotations
@@ -11,40 +10,42 @@ import ssl
 
 __all__ = ["TlsSession"]
 
-# What one TLS record holds at most, and so one read.
+# The most that one TLS record holds, and so the most that one read returns.
 _RECORD_BYTES = 16 * 1024
 
-# What OpenSSL is given at a time: it keeps room for the most that it ever held.
+# The most that is passed to OpenSSL at a time: it never shrinks its buffer.
 _SLICE_BYTES = 32 * 1024
 
 
 class TlsSession:
-    """A client's side of TLS: `receive` what comes in, send what `to_send` returns."""
+    """The client's side of a TLS connection.
+
+    `ended` is True after the peer's close-notify. `error` is the fault that ended the session otherwise: an untrusted
+    certificate, an invalid record.
+    """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        """Begin a handshake with `host`, whose certificate is checked as the context says.
+        """Begin a handshake with `host`; the context decides how its certificate is checked.
 
-        Raises ValueError where that can be no host's name.
+        Raises ValueError if `host` cannot be a host name.
         """
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.is_established = False
-        # The peer has said that nothing more will come.
         self.ended = False
-        # What ended the session otherwise: a certificate that is not trusted, a record that is none.
         self.error: ssl.SSLError | None = None
         self.receive(b"")
 
     def to_send(self) -> bytes:
-        """Return what is to be sent next, b"" for nothing; ask after every other call."""
+        """Return the bytes to send next, b"" if there are none. Call it after every other method."""
         return self._outgoing.read() if self._outgoing.pending else b""
 
     def receive(self, data: bytes) -> bytes:
-        """Take what came in, and return what it says: as much as is good before `ended` or `error`."""
+        """Return received bytes decrypted, up to the end or fault that sets `ended` or `error`."""
         parts: list[bytes] = []
         for start in range(0, max(1, len(data)), _SLICE_BYTES):
-            # What comes after the end means nothing, and kept it would grow for as long as it comes.
+            # Bytes after the end have no meaning, and would fill the buffer.
             if self.ended or self.error is not None:
                 break
             self._incoming.write(data[start : start + _SLICE_BYTES])
@@ -57,7 +58,7 @@ class TlsSession:
             if not self.is_established:
                 session.do_handshake()
                 self.is_established = True
-            # A read of nothing raises, which costs more than to look.
+            # Looking first is cheaper than a read that raises SSLWantReadError.
             while incoming.pending or session.pending():
                 part = session.read(_RECORD_BYTES)
                 if not part:
@@ -65,15 +66,12 @@ class TlsSession:
                     break
                 parts.append(part)
         except ssl.SSLWantReadError:
-            pass  # A record that is not whole yet, or the handshake's next part.
+            pass  # The record, or the handshake, needs more bytes.
         except ssl.SSLError as exc:
-            # Without the frames, which would hold this.
+            # Without its traceback, whose frames would make a reference cycle.
             self.error = exc.with_traceback(None)
 
     def encrypt(self, data: bytes) -> bytes:
-        """Return what sends `data`.
-
-        Raises ssl.SSLError where nothing can be sent any more.
-        """
+        """Return `data` encrypted. Raises ssl.SSLError if TLS cannot send (any more)."""
         self.ssl_object.write(data)
         return self.to_send()

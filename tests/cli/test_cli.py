@@ -246,7 +246,7 @@ def test_broken_stream_exits_with_1(capsys: Capture) -> None:
         ([], "URL"),
         (["localhost:8000"], "http://"),
         (["http://localhost", "-H", "Bearer sk-secret"], "a header must have the form 'Name: value'"),
-        (["http://localhost", "-H", "a b: sk-secret"], "no header name"),
+        (["http://localhost", "-H", "a b: sk-secret"], "a name must be"),
         (["http://localhost", "-d", "{sk-secret"], "must be JSON"),
         (["http://localhost", "-d", "@/nowhere"], "No such file"),
         (["http://localhost", "--timeout", "soon"], "number of seconds"),

@@ -327,7 +327,7 @@ def test_a_factory_that_makes_no_async_client_is_wrong_use(made: Any) -> None:
     made = made() if callable(made) else made
     with Bridge(client=lambda: made) as bridge:
         for _ in range(2):
-            with pytest.raises(UsageError, match=f"client is a {type(made).__name__}.*httpx.AsyncClient"):
+            with pytest.raises(UsageError, match=f"httpx.AsyncClient.*got {type(made).__name__}"):
                 request_sse("http://127.0.0.1/", bridge=bridge)
     if isinstance(made, httpx.Client):
         made.close()

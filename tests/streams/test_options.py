@@ -77,6 +77,9 @@ def test_a_method_that_is_none(ask: Door, server: SSEServer, method: Any) -> Non
 
 CIRCULAR: list[Any] = []
 CIRCULAR.append(CIRCULAR)
+NESTED: list[Any] = []
+for _ in range(200_000):
+    NESTED = [NESTED]
 
 
 @pytest.mark.parametrize(
@@ -91,17 +94,18 @@ CIRCULAR.append(CIRCULAR)
         ({"a": "\udc80"}, "lone surrogate"),
         ({(1, 2): 3}, "key"),
         (CIRCULAR, "itself"),
+        (NESTED, "nested too deeply"),
         (1j, "complex"),
     ],
 )
 def test_data_that_json_cannot_hold(ask: Door, server: SSEServer, data: Any, reason: str) -> None:
-    is_refused(ask, server.url, f"data holds something that JSON cannot: .*{reason}", None, data)
-    is_refused(ask, server.url, f"data holds something that JSON cannot: .*{reason}", json=data)
+    is_refused(ask, server.url, f"data must be something that JSON can represent, got .*{reason}", None, data)
+    is_refused(ask, server.url, f"data must be something that JSON can represent, got .*{reason}", json=data)
 
 
 @pytest.mark.parametrize("data", ["text", '{"a": 1}', "", b"bytes", b"", bytearray(b"a"), memoryview(b"a")])
 def test_data_that_is_encoded_already(ask: Door, server: SSEServer, data: Any) -> None:
-    is_refused(ask, server.url, f"data is a {type(data).__name__}.*content=", None, data)
+    is_refused(ask, server.url, f"data must be the object.*got {type(data).__name__}.*content=", None, data)
     is_refused(ask, server.url, "content=", json=data)
 
 
@@ -142,21 +146,21 @@ def test_content_that_is_text_in_a_file(ask: Door, server: SSEServer) -> None:
         ({"X-A": "secret "}, "'X-A'"),
         ({"X-A": "secret\u20ac"}, "'X-A'"),
         ({"X-A": b"secret\n"}, "'X-A'"),
-        ({"X-A": 1}, "'X-A' is a int"),
-        ({"X-A": None}, "'X-A' is a NoneType"),
-        ({"X-A": ["secret"]}, "'X-A' is a list"),
-        ([("X-A", "1"), ("X-A", 2)], "'X-A' is a int"),
-        ({"": "secret"}, "no header name"),
-        ({"X A": "secret"}, "'X' is no header name"),
-        ({"X-A:": "secret"}, "'X-A' is no header name"),
-        ({"X-Ä": "secret"}, "'X-' is no header name"),
-        ({"X-A\n": "secret"}, "'X-A' is no header name"),
-        ({1: "secret"}, "a name is a int"),
-        ({None: "secret"}, "a name is a NoneType"),
-        ("X-A: secret", "neither a mapping nor a list"),
-        (["X-A: secret"], "neither a mapping nor a list"),
-        ([("X-A", "1", "secret")], "neither a mapping nor a list"),
-        (1, "neither a mapping nor a list"),
+        ({"X-A": 1}, "'X-A' must be a str, got int"),
+        ({"X-A": None}, "'X-A' must be a str, got NoneType"),
+        ({"X-A": ["secret"]}, "'X-A' must be a str, got list"),
+        ([("X-A", "1"), ("X-A", 2)], "'X-A' must be a str, got int"),
+        ({"": "secret"}, "begins with ''"),
+        ({"X A": "secret"}, "begins with 'X'"),
+        ({"X-A:": "secret"}, "begins with 'X-A'"),
+        ({"X-Ä": "secret"}, "begins with 'X-'"),
+        ({"X-A\n": "secret"}, "begins with 'X-A'"),
+        ({1: "secret"}, "a name must be a str, got int"),
+        ({None: "secret"}, "a name must be a str, got NoneType"),
+        ("X-A: secret", "must be a mapping or a list"),
+        (["X-A: secret"], "must be a mapping or a list"),
+        ([("X-A", "1", "secret")], "must be a mapping or a list"),
+        (1, "must be a mapping or a list"),
     ],
 )
 def test_headers_that_cannot_be_sent(ask: Door, server: SSEServer, headers: Any, told: str) -> None:
@@ -320,7 +324,7 @@ def test_a_bridge_that_is_closed(server: SSEServer) -> None:
 @pytest.mark.parametrize("client", ["client", object(), httpx.AsyncClient])
 def test_a_client_that_is_none(server: SSEServer, client: Any) -> None:
     door = Door(is_async=True)
-    is_refused(door, server.url, "client is a", client=client)
+    is_refused(door, server.url, "the client must be", client=client)
     door.close()
 
 
