@@ -1,4 +1,4 @@
-"""Connections without a socket: each plays lists of bytes, and records what is written to it.
+"""Connections without a socket: each plays lists of bytes, and records written bytes.
 
 Everything runs on the thread of the event loop. A FakeNetwork's `dial` is passed to the transport
 in place of the function that opens sockets.

@@ -1,4 +1,4 @@
-"""References for answers' heads and for chunked bodies: h11, and what of it is meant to be otherwise."""
+"""References for heads of answers and chunked bodies: h11, and the intended differences from it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ __all__ = [
     "head_by_reference",
 ]
 
-# Version, status, reason and fields of a head, and what came after it; or that it is refused; or
-# None where it is not over.
+# Version, status, reason and fields of a head, and the bytes after it; "refused"; or None if the head is incomplete.
 Head = tuple[bytes, int, bytes, list[tuple[bytes, bytes]], bytes] | Literal["refused"] | None
 
-# A body's bytes, what came after its end (None where that is not in), and whether a fault was found.
+# A body's bytes, the bytes after its end (None if it is incomplete), and whether a fault was found.
 Body = tuple[bytes, bytes | None, bool]
 
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -33,7 +32,7 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 # refuses a 101 that no request asked for, which the transport does after its head was read.
 MEANT_OF_HEADS = re.compile(rb"[\r\n]*HTTP/(?:[^1]|1.. 101)")
 
-# Chunked bodies that ours and h11 read differently, each of which tests/http/test_framing.py names:
+# Chunked bodies that ours and h11 read differently, each of which tests/http/test_h1_bodies.py names:
 # blanks before an extension, control characters in one, a size that overflows a signed 64-bit
 # integer, and anything but the empty line after the last chunk.
 MEANT_OF_BODIES = re.compile(
@@ -54,7 +53,7 @@ def _asked() -> h11.Connection:
 
 
 def head_by_h11(data: bytes) -> Head:
-    """Return what h11 makes of the beginning of an answer."""
+    """Read the beginning of an answer with h11."""
     connection = _asked()
     connection.receive_data(data)
     try:
@@ -70,7 +69,7 @@ def head_by_h11(data: bytes) -> Head:
 
 
 def head_by_reference(data: bytes) -> Head:
-    """Return what h11 makes of an answer whose head is repaired first as ours repairs it."""
+    """Read an answer with h11, after repairing its head as ours does."""
     empty = _EMPTY_LINES.match(data)
     assert empty is not None
     start = empty.end()
@@ -120,7 +119,7 @@ def _is_about_framing(line: bytes) -> bool:
 
 
 def as_h11_has_it(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return fields with one Content-Length where several say the same, chunked in lower case, and no identity."""
+    """Return fields with equal Content-Lengths merged, chunked in lower case, and without identity."""
     kept, lengths = [], 0
     for name, value in headers:
         if name.lower() == b"transfer-encoding":
@@ -136,7 +135,7 @@ def as_h11_has_it(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
 
 
 def body_by_h11(wire: bytes) -> Body:
-    """Return what h11 makes of a chunked body, and of an unfinished line with a bare CR or LF, a fault at once."""
+    """Read a chunked body with h11; a bare CR or LF in an incomplete line is a fault at once."""
     connection = _asked()
     connection.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire)
     data = b""

@@ -1,4 +1,4 @@
-"""The caller's own HTTP clients: Bridge(client=factory), and which client a request is sent with."""
+"""Callers' HTTP clients, Bridge(client=factory), and the choice of the client that sends a request."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def is_idle(bridge: Bridge) -> bool:
     return repr(bridge) == "<Bridge open streams=0>"
 
 
-# Transports that are no network.
+# Mock transports.
 
 
-def test_a_mock_transport_answers_with_content() -> None:
+def test_mock_transport_answers_with_content() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers=_EVENT_STREAM, content=b"data: %b\n\ndata: [DONE]\n\n" % request.content)
 
@@ -71,14 +71,14 @@ def test_a_mock_transport_answers_with_content() -> None:
         assert (items.outcome, items.http_version) == ("done", "HTTP/1.1")
 
 
-def test_a_mock_transport_answers_with_an_error() -> None:
+def test_mock_transport_answers_with_an_error_status() -> None:
     with mocked(lambda request: httpx.Response(503, json={"error": "busy"})) as bridge:
         status, _, items = request_sse("http://mock.test/", bridge=bridge)
         assert (status, list(items)) == (503, [{"error": "busy"}])
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-def test_a_mock_transport_answers_with_a_stream(is_async: bool) -> None:
+def test_mock_transport_answers_with_a_stream(is_async: bool) -> None:
     async def body() -> AsyncIterator[bytes]:
         for n in range(3):
             yield b"data: %d\n\n" % n
@@ -96,7 +96,7 @@ def test_a_mock_transport_answers_with_a_stream(is_async: bool) -> None:
         assert items.outcome == "eof"
 
 
-def test_a_stream_of_a_mock_transport_is_closed_by_an_abort() -> None:
+def test_abort_closes_the_stream_of_a_mock_transport() -> None:
     closed = threading.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -127,7 +127,7 @@ def test_a_stream_of_a_mock_transport_is_closed_by_an_abort() -> None:
         (ZeroDivisionError("a bug"), CallbackError),
     ],
 )
-def test_what_a_transport_raises_becomes_a_typed_error(raised: Exception, kind: type[SSEError]) -> None:
+def test_errors_of_a_transport_become_typed_errors(raised: Exception, kind: type[SSEError]) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         raise raised
 
@@ -139,7 +139,7 @@ def test_what_a_transport_raises_becomes_a_typed_error(raised: Exception, kind: 
         assert "secret" not in str(caught.value)
 
 
-def test_what_a_body_raises_becomes_a_typed_error() -> None:
+def test_errors_of_a_body_become_typed_errors() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"
         raise ZeroDivisionError
@@ -156,11 +156,11 @@ def test_what_a_body_raises_becomes_a_typed_error() -> None:
 
 
 def with_hook(name: str, hook: Callable[..., Any]) -> Bridge:
-    """Return a bridge whose clients call a function, for each "request" or "response"."""
+    """Return a bridge whose clients have an event hook for "request" or "response"."""
     return Bridge(client=lambda: httpx.AsyncClient(event_hooks={name: [hook]}))
 
 
-def test_a_proxy_of_the_clients_is_used() -> None:
+def test_proxy_of_the_client_is_used() -> None:
     def proxy(request: ReceivedRequest) -> list[Step]:
         return [send({"asked for": request.path}), send("[DONE]")]
 
@@ -169,14 +169,14 @@ def test_a_proxy_of_the_clients_is_used() -> None:
         assert list(items) == [{"asked for": "http://upstream.test/stream?a=1"}]
 
 
-def test_a_proxy_that_refuses_is_a_connect_error() -> None:
+def test_proxy_that_refuses_is_a_connect_error() -> None:
     with SSEServer([respond(403, content_type=None)]) as server:
         with Bridge(client=lambda: httpx.AsyncClient(proxy=server.url)) as bridge, pytest.raises(ConnectError):
             request_sse("https://upstream.test/", bridge=bridge)
         assert (server.requests[0].method, server.requests[0].path) == ("CONNECT", "upstream.test:443")
 
 
-def test_a_verify_context_of_the_clients_is_used(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+def test_tls_context_of_the_client_is_used(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     with SSEServer([send(1), send("[DONE]")], ssl_context=server_tls) as server:
         with Bridge(client=lambda: httpx.AsyncClient(verify=client_tls)) as bridge:
             for _ in range(10):
@@ -188,7 +188,7 @@ def test_a_verify_context_of_the_clients_is_used(server_tls: ssl.SSLContext, cli
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
-def test_a_relative_url_goes_to_the_clients_base_url() -> None:
+def test_relative_url_goes_to_the_base_url_of_the_client() -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         return [send({"path": request.path, "auth": request.headers.get("authorization")}), send("[DONE]")]
 
@@ -212,7 +212,7 @@ def test_a_relative_url_goes_to_the_clients_base_url() -> None:
             request_sse("/chat")
 
 
-def test_a_clients_own_auth_headers_and_cookies_are_sent() -> None:
+def test_auth_headers_and_cookies_of_the_client_are_sent() -> None:
     with SSEServer([send(1), send("[DONE]")]) as server:
         client = {"auth": ("a", "b"), "headers": {"X-Client": "mine", "X-Both": "client"}, "cookies": {"c": "1"}}
         with Bridge(client=lambda: httpx.AsyncClient(**client)) as bridge:  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def test_event_hooks_run() -> None:
     assert seen == ["GET", 200]
 
 
-def test_an_event_hook_that_raises_is_the_cause_of_a_typed_error() -> None:
+def test_event_hook_that_raises_causes_a_typed_error() -> None:
     async def on_response(response: httpx.Response) -> None:
         response.raise_for_status()
 
@@ -253,7 +253,7 @@ def test_an_event_hook_that_raises_is_the_cause_of_a_typed_error() -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_an_event_hook_may_read_the_answer() -> None:
+def test_event_hook_may_read_the_answer() -> None:
     bodies: list[bytes] = []
 
     async def on_response(response: httpx.Response) -> None:
@@ -272,7 +272,7 @@ def test_an_event_hook_may_read_the_answer() -> None:
     assert bodies == [b'{"a": 1}', b"data: 1\n\ndata: [DONE]\n\n"]
 
 
-def test_a_client_with_a_full_pool_times_out() -> None:
+def test_client_with_a_full_pool_times_out() -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         return [send(1), send("[DONE]") if request.path == "/first" else silence()]
 
@@ -288,7 +288,7 @@ def test_a_client_with_a_full_pool_times_out() -> None:
             assert caught.value.which == "connect"
 
 
-def test_no_answers_cookie_reaches_another_request_but_those_set_by_hand_are_sent() -> None:
+def test_only_cookies_set_by_the_caller_are_sent() -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         cookies = sorted(request.headers.get("cookie", "").split("; "))
         return [respond(headers={"Set-Cookie": "session=1; Path=/"}), send(cookies), send("[DONE]")]
@@ -319,11 +319,11 @@ def test_closing_the_bridge_closes_its_clients() -> None:
         assert server.requests[0].wait_aborted()
 
 
-# Factories that are none.
+# Invalid factories.
 
 
 @pytest.mark.parametrize("made", [None, httpx.Client, object(), "http://127.0.0.1"])
-def test_a_factory_that_makes_no_async_client_is_wrong_use(made: Any) -> None:
+def test_factory_that_returns_no_async_client_is_a_usage_error(made: Any) -> None:
     made = made() if callable(made) else made
     with Bridge(client=lambda: made) as bridge:
         for _ in range(2):
@@ -333,14 +333,14 @@ def test_a_factory_that_makes_no_async_client_is_wrong_use(made: Any) -> None:
         made.close()
 
 
-def test_a_client_instead_of_a_factory_is_wrong_use() -> None:
+def test_client_instead_of_a_factory_is_a_usage_error() -> None:
     client = httpx.AsyncClient()
     with pytest.raises(UsageError, match=r"Bridge\(client=lambda: httpx\.AsyncClient"):
         Bridge(client=client)  # type: ignore[arg-type]
     asyncio.run(client.aclose())
 
 
-def test_a_factory_that_raises_is_a_callback_error() -> None:
+def test_factory_that_raises_is_a_callback_error() -> None:
     def factory() -> httpx.AsyncClient:
         raise FileNotFoundError("client.pem")
 
@@ -351,7 +351,7 @@ def test_a_factory_that_raises_is_a_callback_error() -> None:
             assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_a_subclass_of_a_client_is_a_client() -> None:
+def test_subclass_of_async_client_is_accepted() -> None:
     class MyClient(httpx.AsyncClient):
         pass
 
@@ -359,7 +359,7 @@ def test_a_subclass_of_a_client_is_a_client() -> None:
         assert list(request_sse(server.url, bridge=bridge).events) == [1]
 
 
-# The continuation of httpx.
+# httpx and httpx2.
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
@@ -367,7 +367,7 @@ def package(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_clients_of_either_package_stream(package: Any) -> None:
+def test_clients_of_either_package_read_streams(package: Any) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         return [respond(headers={"Set-Cookie": "s=1"}), send([request.path, request.headers]), send("[DONE]")]
 
@@ -384,7 +384,7 @@ def test_clients_of_either_package_stream(package: Any) -> None:
         assert server.connections == 1
 
 
-def test_clients_of_either_package_follow_a_redirect_with_the_body(package: Any) -> None:
+def test_clients_of_either_package_send_the_body_after_a_redirect(package: Any) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         if request.path == "/":
             return [respond(307, {"Location": "/there"})]
@@ -406,14 +406,14 @@ def test_clients_of_either_package_are_aborted(package: Any) -> None:
     ("steps", "kind", "cause"),
     [
         ([cut()], TruncatedStreamError, "RemoteProtocolError"),
-        # Within the line of a chunk's size: h11 has other words for that.
+        # Within the line of a chunk's size, for which h11 has another error text.
         ([wire(b"1"), cut()], TruncatedStreamError, "RemoteProtocolError"),
         ([reset()], ReadError, "ReadError"),
         ([wire(b"no chunk\r\n"), silence()], ProtocolError, "RemoteProtocolError"),
         ([silence()], StreamTimeoutError, "ReadTimeout"),
     ],
 )
-def test_errors_of_either_package_become_ours(
+def test_errors_of_either_package_become_typed_errors(
     clock: FakeClock, package: Any, steps: list[Step], kind: type[SSEError], cause: str
 ) -> None:
     seen_one = threading.Event()
@@ -445,7 +445,7 @@ def test_errors_of_either_package_become_ours(
         (None, ConnectError, "ConnectError"),
     ],
 )
-def test_errors_of_either_package_before_the_headers_become_ours(
+def test_errors_before_the_headers_become_typed_errors(
     clock: FakeClock, package: Any, steps: list[Step] | None, kind: type[SSEError], cause: str
 ) -> None:
     with SSEServer([*(steps or ()), cut()]) as server, Bridge(client=package.AsyncClient) as bridge:
@@ -464,7 +464,7 @@ def test_errors_of_either_package_before_the_headers_become_ours(
 
 
 class Http2Server:
-    """A server of somebody else's that speaks HTTP/2 over TLS, and notes what it sees."""
+    """hypercorn, serving HTTP/2 over TLS; `peers` and `left` record connections and disconnects."""
 
     def __init__(self, certificate: Path) -> None:
         self.peers: list[tuple[str, int]] = []
@@ -533,7 +533,7 @@ def http2(certificate: Path, client_tls: ssl.SSLContext) -> Iterator[tuple[Http2
         yield server, bridge
 
 
-def test_http2_requests_one_after_another_use_one_connection(http2: tuple[Http2Server, Bridge]) -> None:
+def test_sequential_http2_requests_use_one_connection(http2: tuple[Http2Server, Bridge]) -> None:
     server, bridge = http2
     for _ in range(10):
         response = request_sse(server.url, data={}, bridge=bridge)
@@ -543,8 +543,8 @@ def test_http2_requests_one_after_another_use_one_connection(http2: tuple[Http2S
     assert len(set(server.peers)) == 1
 
 
-def test_http2_streams_at_the_same_time_have_a_connection_each(http2: tuple[Http2Server, Bridge]) -> None:
-    """httpcore sends no RST_STREAM: only a closed connection tells the server that a stream was left."""
+def test_concurrent_http2_streams_have_a_connection_each(http2: tuple[Http2Server, Bridge]) -> None:
+    """httpcore sends no RST_STREAM, so a server notices an abort only if the connection is closed."""
     server, bridge = http2
     streams = [request_sse(f"{server.url}/silent", bridge=bridge).events for _ in range(3)]
     assert [next(stream) for stream in streams] == [1, 1, 1]
@@ -560,7 +560,7 @@ def test_http2_streams_at_the_same_time_have_a_connection_each(http2: tuple[Http
 
 @pytest.mark.parametrize("leave", ["break", "close", "drop", "cancel"])
 @pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning")
-def test_an_http2_server_sees_the_abort(http2: tuple[Http2Server, Bridge], leave: str) -> None:
+def test_http2_server_is_notified_of_an_abort(http2: tuple[Http2Server, Bridge], leave: str) -> None:
     server, bridge = http2
     cancel = threading.Event()
     stream = request_sse(f"{server.url}/silent", bridge=bridge, cancel=cancel).events
@@ -578,7 +578,7 @@ def test_an_http2_server_sees_the_abort(http2: tuple[Http2Server, Bridge], leave
     assert server.left.get(timeout=30) == "/silent"
 
 
-def test_an_http2_server_sees_the_abort_before_it_answers(clock: FakeClock, http2: tuple[Http2Server, Bridge]) -> None:
+def test_http2_server_is_notified_of_an_early_abort(clock: FakeClock, http2: tuple[Http2Server, Bridge]) -> None:
     server, bridge = http2
     limits = {"connect": None, "read": None, "total": 60}
     asking = in_thread(lambda: request_sse(f"{server.url}/mute", bridge=bridge, timeout=limits))
@@ -589,7 +589,7 @@ def test_an_http2_server_sees_the_abort_before_it_answers(clock: FakeClock, http
     assert server.left.get(timeout=30) == "/mute"
 
 
-def test_a_connection_is_not_used_again_after_an_http2_abort(http2: tuple[Http2Server, Bridge]) -> None:
+def test_connection_is_not_reused_after_an_http2_abort(http2: tuple[Http2Server, Bridge]) -> None:
     server, bridge = http2
     for _ in range(2):
         with request_sse(f"{server.url}/silent", bridge=bridge) as (_, _, items):
@@ -598,8 +598,8 @@ def test_a_connection_is_not_used_again_after_an_http2_abort(http2: tuple[Http2S
     assert len(set(server.peers)) == 2
 
 
-def test_an_http2_answer_behind_a_redirect_has_a_connection_of_its_own(http2: tuple[Http2Server, Bridge]) -> None:
-    """What answers first is no sign of what answers last."""
+def test_http2_streams_after_a_redirect_share_no_connection(http2: tuple[Http2Server, Bridge]) -> None:
+    """The HTTP version of the redirect must not decide about sharing the client of its target."""
     server, bridge = http2
     with SSEServer([respond(307, {"Location": f"{server.url}/silent"})]) as first:
         streams = [request_sse(first.url, bridge=bridge).events for _ in range(3)]
@@ -612,7 +612,7 @@ def test_an_http2_answer_behind_a_redirect_has_a_connection_of_its_own(http2: tu
 
 
 def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: list[str]) -> None:
-    """Answer one request by hand, taking these steps once it is in."""
+    """Answer one request with h2, by these steps."""
     plain, _ = listener.accept()
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     connection.initiate_connection()
@@ -634,14 +634,14 @@ def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: l
             client.sendall(connection.data_to_send())
         if steps[-1] == "close":
             client.shutdown(socket.SHUT_WR)
-        # What is left unread at a close would turn it into a reset.
+        # Closing with unread bytes would reset the connection.
         while client.recv(65_536):
             pass
 
 
 @pytest.mark.parametrize("way_out", ["RST_STREAM", "GOAWAY", "close"])
 @pytest.mark.parametrize("answers", [True, False])
-def test_an_http2_server_that_leaves_is_an_error(
+def test_http2_server_that_ends_the_connection_is_an_error(
     authority: trustme.CA, client_tls: ssl.SSLContext, way_out: str, answers: bool
 ) -> None:
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -672,7 +672,7 @@ _A, _B = "https://a.test:443", "https://b.test:443"
 
 
 class Made:
-    """A pool whose factory keeps what it made; everything is closed in the end."""
+    """A pool whose factory records its clients; the fixture closes them."""
 
     def __init__(self) -> None:
         self.clients: list[httpx.AsyncClient] = []
@@ -694,7 +694,7 @@ def made() -> Iterator[Made]:
         asyncio.run(client.aclose())
 
 
-def test_without_a_factory_all_share_one_client() -> None:
+def test_pool_without_a_factory_has_one_client() -> None:
     pool = ClientPool()
     clients = {id(pool.lease(origin)) for origin in (_A, _B, _A)}
     assert len(clients) == 1
@@ -706,7 +706,7 @@ def test_without_a_factory_all_share_one_client() -> None:
     assert client.http.is_closed
 
 
-def test_an_unknown_origin_gets_a_client_to_itself(made: Made) -> None:
+def test_unknown_origin_gets_an_exclusive_client(made: Made) -> None:
     first, second = made.pool.lease(_A), made.pool.lease(_A)
     assert first.http is not second.http
     made.pool.put_back(first)
@@ -714,7 +714,7 @@ def test_an_unknown_origin_gets_a_client_to_itself(made: Made) -> None:
     assert len(made.clients) == 2
 
 
-def test_an_origin_that_speaks_http1_shares_a_client(made: Made) -> None:
+def test_http1_origin_shares_a_client(made: Made) -> None:
     leased = made.pool.lease(_A)
     made.pool.learn(_A, "HTTP/1.1")
     shared = made.pool.lease(_A)
@@ -725,8 +725,8 @@ def test_an_origin_that_speaks_http1_shares_a_client(made: Made) -> None:
     assert made.pool.lease(_A) is shared
 
 
-def test_an_idle_client_becomes_the_shared_one(made: Made) -> None:
-    """It holds a connection that the next request can use."""
+def test_idle_client_becomes_the_shared_client(made: Made) -> None:
+    """It has an open connection that the next request can reuse."""
     leased = made.pool.lease(_A)
     made.pool.learn(_A, "HTTP/1.0")
     made.pool.put_back(leased)
@@ -734,12 +734,12 @@ def test_an_idle_client_becomes_the_shared_one(made: Made) -> None:
     assert len(made.clients) == 1
 
 
-def test_an_origin_that_speaks_http2_never_shares(made: Made) -> None:
+def test_http2_origin_never_shares_a_client(made: Made) -> None:
     made.pool.learn(_A, "HTTP/2")
     assert made.pool.lease(_A) is not made.pool.lease(_A)
 
 
-def test_a_discarded_client_is_closed_and_forgotten(made: Made) -> None:
+def test_discarded_client_is_closed_and_removed(made: Made) -> None:
     async def main() -> None:
         leased = made.pool.lease(_A)
         await made.pool.discard(leased)
@@ -753,7 +753,7 @@ def test_a_discarded_client_is_closed_and_forgotten(made: Made) -> None:
     asyncio.run(main())
 
 
-def test_closing_the_pool_closes_what_is_not_in_use(made: Made) -> None:
+def test_closing_the_pool_closes_clients_that_are_not_leased(made: Made) -> None:
     async def main() -> None:
         in_use, idle = made.pool.lease(_A), made.pool.lease(_A)
         made.pool.learn(_B, "HTTP/1.1")
@@ -766,7 +766,7 @@ def test_closing_the_pool_closes_what_is_not_in_use(made: Made) -> None:
     asyncio.run(main())
 
 
-def test_a_client_of_the_callers_is_the_only_one_and_keeps_its_cookies() -> None:
+def test_pool_of_a_callers_client_keeps_its_cookies() -> None:
     async def main() -> None:
         async with httpx.AsyncClient() as http:
             pool = ClientPool.of(http)
@@ -778,7 +778,7 @@ def test_a_client_of_the_callers_is_the_only_one_and_keeps_its_cookies() -> None
     asyncio.run(main())
 
 
-def test_a_client_knows_its_package() -> None:
+def test_package_of_a_client_is_found() -> None:
     class Mine(httpx2.AsyncClient):
         pass
 

@@ -1,4 +1,4 @@
-"""Decompression: in bounded slices, nothing held back, and every fault a typed error."""
+"""Decompression: bounded slices, no bytes held back, and typed errors for every fault."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def decoder(kind: str, size: int = SIZE) -> BodyDecoder:
 
 
 def read(body: BodyDecoder, *chunks: bytes) -> bytes:
-    """All that is in the chunks, checked to come in slices of the size, none of them empty."""
+    """Decompress chunks, and check that no slice is empty or too long."""
     slices = [piece for chunk in chunks for piece in body.slices(chunk)]
     assert all(0 < len(piece) <= SIZE for piece in slices)
     return b"".join(slices)
@@ -45,7 +45,7 @@ compressed = pytest.mark.parametrize("kind", WINDOW_BITS)
 
 
 @pytest.mark.parametrize("header", ["", "identity", " Identity "])
-def test_body_that_is_not_compressed_is_cut_into_slices(header: str) -> None:
+def test_uncompressed_body_is_cut_into_slices(header: str) -> None:
     body = body_decoder(header, 4)
     assert list(body.slices(b"abcdefghij")) == [b"abcd", b"efgh", b"ij"]
     assert list(body.slices(b"abcd")) == [b"abcd"]
@@ -54,19 +54,19 @@ def test_body_that_is_not_compressed_is_cut_into_slices(header: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["gzip", "GZIP", " gzip ", "x-gzip"])
-def test_header_is_read_whatever_its_case(header: str) -> None:
+def test_content_encoding_is_case_insensitive(header: str) -> None:
     assert read(body_decoder(header, SIZE), gzip.compress(BODY)) == BODY
 
 
 @compressed
-def test_body_comes_out_whole(kind: str) -> None:
+def test_compressed_body_is_decompressed(kind: str) -> None:
     body = decoder(kind)
     assert read(body, compress(kind)) == BODY
     body.finish()
 
 
 @compressed
-def test_body_comes_out_whole_byte_by_byte(kind: str) -> None:
+def test_compressed_body_is_decompressed_byte_by_byte(kind: str) -> None:
     body = decoder(kind)
     data = compress(kind)
     assert read(body, *(data[at : at + 1] for at in range(len(data)))) == BODY
@@ -74,7 +74,7 @@ def test_body_comes_out_whole_byte_by_byte(kind: str) -> None:
 
 
 @compressed
-def test_body_comes_out_whole_at_every_split(kind: str) -> None:
+def test_compressed_body_is_decompressed_at_every_split(kind: str) -> None:
     data = compress(kind, BODY[:200])
     for cut in range(len(data) + 1):
         body = decoder(kind)
@@ -84,7 +84,7 @@ def test_body_comes_out_whole_at_every_split(kind: str) -> None:
 
 @compressed
 @pytest.mark.parametrize("length", [0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE])
-def test_body_of_any_length_comes_out_whole(kind: str, length: int) -> None:
+def test_body_of_any_length_is_decompressed(kind: str, length: int) -> None:
     body = decoder(kind)
     assert read(body, compress(kind, BODY[:length])) == BODY[:length]
     body.finish()
@@ -92,7 +92,7 @@ def test_body_of_any_length_comes_out_whole(kind: str, length: int) -> None:
 
 @compressed
 @pytest.mark.parametrize("length", [1, SIZE, 2 * SIZE, 1000])
-def test_what_was_flushed_is_given_at_once(kind: str, length: int) -> None:
+def test_flushed_bytes_are_returned_at_once(kind: str, length: int) -> None:
     made = compressor(kind)
     body = decoder(kind)
     noise = random.Random(1)
@@ -102,17 +102,17 @@ def test_what_was_flushed_is_given_at_once(kind: str, length: int) -> None:
 
 
 @compressed
-def test_nothing_is_held_back_for_the_next_byte(kind: str) -> None:
+def test_no_bytes_are_held_back(kind: str) -> None:
     unbounded = zlib.decompressobj(WINDOW_BITS[kind])
     body = decoder(kind)
-    # A byte can stand for hundreds, of which zlib keeps what did not fit into a slice.
+    # A byte can expand to hundreds, and zlib holds back what exceeds the slice.
     data = compress(kind, bytes(10_000) + BODY)
     for byte in (data[at : at + 1] for at in range(len(data))):
         assert read(body, byte) == unbounded.decompress(byte)
 
 
 @compressed
-def test_bomb_comes_in_bounded_slices_as_they_are_asked_for(kind: str) -> None:
+def test_bomb_is_decompressed_lazily_in_bounded_slices(kind: str) -> None:
     body = decoder(kind, 65536)
     total = 0
     for piece in body.slices(compress(kind, bytes(50_000_000))):
@@ -140,7 +140,7 @@ def test_any_members_in_any_chunks_are_one_body(parts: list[bytes], size: int) -
 
 
 @given(st.binary(max_size=300), st.integers(1, 50), st.sampled_from(list(WINDOW_BITS)), st.integers(0, 9))
-def test_any_body_in_any_chunks_comes_out_whole(sent: bytes, size: int, kind: str, level: int) -> None:
+def test_any_body_in_any_chunks_is_decompressed(sent: bytes, size: int, kind: str, level: int) -> None:
     made = zlib.compressobj(level, zlib.DEFLATED, WINDOW_BITS[kind])
     data = made.compress(sent) + made.flush()
     body = decoder(kind)
@@ -171,7 +171,7 @@ def test_corrupt_body_is_a_protocol_error(spoil: Callable[[bytes], bytes], size:
     assert isinstance(raised.value.__cause__, zlib.error)
 
 
-def test_what_is_no_deflate_in_either_form_is_a_protocol_error() -> None:
+def test_body_in_neither_form_of_deflate_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError, match="corrupt"):
         read(decoder("deflate"), b"data: not compressed at all\n\n")
 
@@ -184,14 +184,14 @@ def test_corruption_behind_a_zlib_header_is_a_protocol_error() -> None:
 
 
 @compressed
-def test_body_that_was_cut_off_is_truncated(kind: str) -> None:
+def test_incomplete_body_is_a_truncated_stream(kind: str) -> None:
     body = decoder(kind)
     read(body, compress(kind)[:-1])
     with pytest.raises(TruncatedStreamError):
         body.finish()
 
 
-def test_member_that_was_cut_off_is_truncated() -> None:
+def test_incomplete_gzip_member_is_a_truncated_stream() -> None:
     body = decoder("gzip")
     assert read(body, gzip.compress(b"a") + gzip.compress(b"b")[:10]) == b"a"
     with pytest.raises(TruncatedStreamError):
@@ -199,14 +199,14 @@ def test_member_that_was_cut_off_is_truncated() -> None:
 
 
 @compressed
-def test_body_without_a_byte_is_not_truncated(kind: str) -> None:
+def test_empty_body_is_no_truncated_stream(kind: str) -> None:
     body = decoder(kind)
     assert read(body) == b""
     body.finish()
 
 
 @pytest.mark.parametrize("header", ["br", "zstd", "gzip, br", "nonsense"])
-def test_encoding_that_is_not_read_is_a_protocol_error_that_says_what_to_ask_for(header: str) -> None:
+def test_unsupported_encoding_is_a_protocol_error_with_advice(header: str) -> None:
     with pytest.raises(ProtocolError, match=r"Accept-Encoding.*identity") as raised:
         body_decoder(header, SIZE)
     assert repr(header) in str(raised.value)

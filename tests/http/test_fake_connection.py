@@ -1,4 +1,4 @@
-"""The transport over connections without a socket: what it writes, keeps, holds back and reports."""
+"""The transport over connections without a socket: requests, reuse, backpressure and errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
+from sseqbridge._http.connection import BODY_EXTENSION, BodyStream, ConnectionClosed, ReusedConnectionClosed
 from sseqbridge._http.transport import Transport
 
 from .answers import no_plain, no_tls
@@ -57,14 +57,14 @@ async def test_unsolicited_bytes_close_an_idle_connection() -> None:
 
 @on_a_loop
 async def test_refused_connection_is_a_connect_error() -> None:
-    network = FakeNetwork(ConnectionRefusedError("nobody is there"))
+    network = FakeNetwork(ConnectionRefusedError("no listener"))
     async with new_client(network) as client:
-        with pytest.raises(httpx.ConnectError, match="nobody is there"):
+        with pytest.raises(httpx.ConnectError, match="no listener"):
             await client.get("http://upstream.test")
 
 
 @on_a_loop
-async def test_connection_that_breaks_is_a_read_error() -> None:
+async def test_broken_connection_is_a_read_error() -> None:
     network = FakeNetwork(FakeConnection([HELLO[:-1], ConnectionResetError("broken")]))
     async with new_client(network) as client:
         with pytest.raises(httpx.ReadError, match="broken"):
@@ -72,7 +72,7 @@ async def test_connection_that_breaks_is_a_read_error() -> None:
 
 
 @on_a_loop
-async def test_safe_request_is_sent_again_when_a_kept_connection_closes() -> None:
+async def test_safe_request_is_retried_if_a_reused_connection_closes() -> None:
     network = FakeNetwork(FakeConnection([HELLO], [EOF]), FakeConnection([HELLO]))
     async with new_client(network) as client:
         for _ in range(2):
@@ -80,8 +80,35 @@ async def test_safe_request_is_sent_again_when_a_kept_connection_closes() -> Non
         assert len(network.dialled) == 2
 
 
+@pytest.mark.parametrize("end", [EOF, ConnectionResetError("broken")], ids=["close", "reset"])
+def test_unsafe_request_is_not_retried_on_a_new_connection(end: bytes | Exception) -> None:
+    async def main() -> None:
+        network = FakeNetwork(FakeConnection([HELLO], [end]), FakeConnection([HELLO]))
+        async with new_client(network) as client:
+            assert (await client.get("http://upstream.test")).content == b"hello"
+            with pytest.raises(ReusedConnectionClosed):
+                await client.post("http://upstream.test")
+            assert len(network.dialled) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("exchanges", [1, 2])
+def test_close_within_an_answer_is_no_reused_connection_closed(exchanges: int) -> None:
+    async def main() -> None:
+        network = FakeNetwork(FakeConnection(*[[HELLO]] * (exchanges - 1), [HELLO[:20], EOF]))
+        async with new_client(network) as client:
+            for _ in range(exchanges - 1):
+                await client.get("http://upstream.test")
+            with pytest.raises(ConnectionClosed):
+                await client.get("http://upstream.test")
+            assert len(network.dialled) == 1
+
+    asyncio.run(main())
+
+
 @on_a_loop
-async def test_unread_body_is_held_back_by_the_connection() -> None:
+async def test_unread_body_pauses_the_connection() -> None:
     part = b"x" * 50_000
     connection = FakeConnection([b"HTTP/1.1 200 OK\r\n\r\n", *[part] * 8, EOF])
     async with new_client(FakeNetwork(connection)) as client, client.stream("GET", "http://upstream.test") as response:

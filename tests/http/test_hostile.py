@@ -1,7 +1,7 @@
-"""Upstreams that mean no good, one test or a few for each kind, through both doors.
+"""Hostile upstreams, through request_sse and arequest_sse.
 
-Whatever they do ends in a typed error or the right result, in bounded time and memory, and the next request to the
-same server, on the same bridge, is answered as ever. (What is merely broken is in tests/streams/test_errors.py.)
+Each ends in a typed error or the right result, in bounded time and memory, and the next request to the same server, on
+the same bridge, is answered normally. (Servers that are merely broken are in tests/streams/test_errors.py.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sseqbridge import (
     TruncatedStreamError,
     request_sse,
 )
-from sseqbridge._http import client as _client
+from sseqbridge._http import client as http_client
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -62,7 +62,7 @@ own_transport = pytest.mark.own_transport
 
 
 class Peak:
-    """The most memory that Python's objects took in a `with` block, in MiB, beyond what they had before it."""
+    """The peak of the memory that Python objects allocate in a `with` block, in MiB."""
 
     def __enter__(self) -> Peak:
         tracemalloc.start()
@@ -79,7 +79,7 @@ Script = Callable[[ReceivedRequest], Iterable[Step]] | list[Step]
 
 @contextlib.contextmanager
 def hostile(ask: Door, script: Script) -> Iterator[SSEServer]:
-    """A server that plays `script`, but for one request more when the block is over, which has to work."""
+    """A server that plays `script`; after the block, one more request must be answered normally."""
 
     def answer(request: ReceivedRequest) -> Iterable[Step]:
         if request.path == "/fine":
@@ -93,7 +93,7 @@ def hostile(ask: Door, script: Script) -> Iterator[SSEServer]:
 
 @contextlib.contextmanager
 def bounded(ask: Door, script: Script, mib: float = 8) -> Iterator[SSEServer]:
-    """As `hostile`, and what is asked in the block takes so much memory at most, the server's included."""
+    """Like `hostile`, and the block, with the server, may allocate at most `mib` MiB."""
     with hostile(ask, script) as server:
         with Peak() as peak:
             yield server
@@ -105,7 +105,7 @@ def is_fine(ask: Door, server: SSEServer) -> None:
 
 
 def fail(ask: Door, url: str, **options: Any) -> tuple[list[Any], SSEError]:
-    """Ask, and read to the error, wherever that comes; return the items before it, and the error."""
+    """Send a request and read to the error; return the items before it, and the error."""
     try:
         answer = ask(url, **options)
     except SSEError as error:
@@ -115,7 +115,7 @@ def fail(ask: Door, url: str, **options: Any) -> tuple[list[Any], SSEError]:
 
 
 def endless(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest], Iterator[Step]]:
-    """A script that goes on until the client has left."""
+    """A script that sends until the client closes the connection."""
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
         yield from map(wire, first)
@@ -129,7 +129,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-# Without end.
+# Endless heads, lines and events.
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_endless_event(ask: Door) -> None:
 
 
 def test_endless_event_without_data(clock: FakeClock, ask: Door) -> None:
-    """Nothing of it is kept, so that there is nothing to refuse. But no event comes."""
+    """Nothing is buffered, so no size limit applies, but no event arrives in time."""
     lines = chunk(b"id: 1\nevent: x\nretry: 5\nunknown: y\n" * 1000)
     with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
         answer = ask(server.url, timeout=Timeout(idle=60, read=None))
@@ -176,7 +176,7 @@ def test_endless_event_without_data(clock: FakeClock, ask: Door) -> None:
 
 @pytest.mark.heavy
 def test_million_tiny_events_in_a_chunk(ask: Door) -> None:
-    """In an interpreter of its own, whose memory is then what the library holds."""
+    """In an interpreter of its own, whose memory is the library's."""
     program = """
 import asyncio, sys
 from sseqbridge import arequest_sse, request_sse
@@ -186,7 +186,7 @@ async def count():
     events = (await arequest_sse(sys.argv[2], decode="text")).events
     return [item async for item in events].count("1")
 
-# What the first request takes for good.
+# The first request allocates memory for good.
 list(request_sse(sys.argv[2] + "/fine", decode="text").events)
 before = peak_rss()
 if sys.argv[1] == "async":
@@ -205,7 +205,7 @@ print(counted, fine, (peak_rss() - before) // 1024 // 1024)
         assert int(mib) < 24
 
 
-# Bombs.
+# Decompression bombs.
 
 
 def bomb(frame: bytes, megabytes: int) -> bytes:
@@ -224,7 +224,7 @@ def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Door) -> None:
         assert (items, type(error)) == ([], BufferLimitError)
 
 
-def test_gzip_bomb_of_nothing_comes_to_its_end(ask: Door) -> None:
+def test_gzip_bomb_of_empty_lines_ends_normally(ask: Door) -> None:
     with (
         bounded(ask, zipped(bomb(b":" + b"x" * 16_382 + b"\n", 100))) as server,
         ask(server.url) as answer,
@@ -234,7 +234,7 @@ def test_gzip_bomb_of_nothing_comes_to_its_end(ask: Door) -> None:
 
 
 @pytest.mark.heavy
-def test_gzip_bomb_of_events_is_held_back_until_it_is_read(ask: Door) -> None:
+def test_gzip_bomb_of_events_is_subject_to_backpressure(ask: Door) -> None:
     with (
         bounded(ask, zipped(bomb(b"data: 1\n\n" + b":" + b"x" * 4085 + b"\n", 64))) as server,
         ask(server.url) as answer,
@@ -243,7 +243,7 @@ def test_gzip_bomb_of_events_is_held_back_until_it_is_read(ask: Door) -> None:
         assert answer.events.stats.events == 64 * 256
 
 
-def test_gzip_bomb_as_an_error_answer_is_cut_at_a_mebibyte(ask: Door) -> None:
+def test_gzip_bomb_in_an_error_answer_is_cut_off(ask: Door) -> None:
     with bounded(ask, zipped(bomb(b"x", 100), 500, "text/plain")) as server:
         _, error = fail(ask, server.url, decode="text")
         assert isinstance(error, StatusError)
@@ -251,8 +251,8 @@ def test_gzip_bomb_as_an_error_answer_is_cut_at_a_mebibyte(ask: Door) -> None:
 
 
 @pytest.mark.heavy
-def test_gzip_bomb_of_comments_holds_up_no_other_stream() -> None:
-    """32 MB of them come in 64 KiB, and give no event that backpressure could stop."""
+def test_gzip_bomb_of_comments_delays_no_other_stream() -> None:
+    """64 KiB expand to 32 MB of comments, which backpressure does not stop since they contain no event."""
     script = [*zipped(gzip.compress(b":\n" * (16 * 1024 * 1024))), silence()]
     with (
         SSEServer(script) as bombing,
@@ -268,7 +268,7 @@ def test_gzip_bomb_of_comments_holds_up_no_other_stream() -> None:
         assert reading.result(30) == []
 
 
-# Chunks whose sizes lie.
+# Wrong chunk sizes.
 
 
 @pytest.mark.parametrize(
@@ -291,18 +291,18 @@ def test_gzip_bomb_of_comments_holds_up_no_other_stream() -> None:
         *("of no number", "negative", "no digits", "none", "endless", "endless extension"),
     ],
 )
-def test_chunk_size_that_lies(clock: FakeClock, ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
+def test_wrong_chunk_size_is_an_error(clock: FakeClock, ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
     with bounded(ask, [wire(CHUNKED + chunk(b"data: 1\n\n")), *steps]) as server:
         answer = ask(server.url, timeout=60)
         assert answer.next() == 1
         is_silent = kind is StreamTimeoutError
         items, error = clock.advance_until_done(answer.fail, step=10) if is_silent else answer.fail()
-        # Of a chunk whose size is a little wrong what is there is there.
+        # If the size is only a little wrong, the chunk's bytes before the fault are delivered.
         assert items in ([], [2])
         assert type(error) is kind
 
 
-# A byte a second, by the clock that the test moves.
+# One byte a second of the test's clock.
 
 
 def dripping(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest], Iterator[Step]]:
@@ -342,7 +342,7 @@ def test_slow_drip_of_a_head(clock: FakeClock, ask: Door, first: bytes) -> None:
 
 
 def test_slow_drip_of_an_error_answer(clock: FakeClock, ask: Door) -> None:
-    """It is an answer all the same, as far as it comes in time."""
+    """The part that arrives in time is returned."""
     head = b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"
     with hostile(ask, dripping(head + chunk(b"x"), over_and_over=chunk(b"x"))) as server, ask(server.url) as answer:
         [text] = clock.advance_until_done(answer.items, step=0.5)
@@ -350,7 +350,7 @@ def test_slow_drip_of_an_error_answer(clock: FakeClock, ask: Door) -> None:
         assert set(text) == {"x"}
 
 
-# A connection that ends at every byte of an answer.
+# Connections that end at each byte of an answer.
 
 EVENTS = b"id: 1\ndata: 1\n\nevent: x\r\ndata: 2\r\n\r\n"
 ANSWERS = {
@@ -360,7 +360,7 @@ ANSWERS = {
 
 
 def items_of(answer: bytes) -> list[int] | None:
-    """What the beginning of an answer says; None where its head is not over."""
+    """Return the items in the beginning of an answer; None if its head is incomplete."""
     head, end, body = answer.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -370,7 +370,7 @@ def items_of(answer: bytes) -> list[int] | None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("framing", ANSWERS)
-def test_cut_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
+def test_close_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
     whole = ANSWERS[framing]
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -379,9 +379,9 @@ def test_cut_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
     with hostile(ask, script) as server:
         for end in range(len(whole)):
             items, error = fail(ask, f"{server.url}/{end}")
-            told = items_of(whole[:end])
-            assert items == (told or [])
-            assert type(error) is (ReadError if told is None else TruncatedStreamError)
+            expected = items_of(whole[:end])
+            assert items == (expected or [])
+            assert type(error) is (ReadError if expected is None else TruncatedStreamError)
             is_fine(ask, server)
 
 
@@ -396,15 +396,15 @@ def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
     is_read = threading.Event()
     with hostile(ask, script) as server:
         for end in range(len(whole)):
-            told = items_of(whole[:end])
-            if told is None:
-                # There is nothing to wait for, and what is not read yet goes with the connection.
+            expected = items_of(whole[:end])
+            if expected is None:
+                # A reset drops the bytes that the client has not read.
                 is_read.set()
                 assert fail(ask, f"{server.url}/{end}")[1].__class__ is ReadError
             else:
                 is_read.clear()
                 with ask(f"{server.url}/{end}") as answer:
-                    assert [answer.next() for _ in told] == told
+                    assert [answer.next() for _ in expected] == expected
                     is_read.set()
                     items, error = answer.fail()
                     assert (items, type(error)) == ([], ReadError)
@@ -414,7 +414,7 @@ def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
 @own_transport  # httpx's own does not ask again where a kept connection ends as it is used
 @pytest.mark.parametrize("leave", [cut, reset])
 @pytest.mark.parametrize("framing", ANSWERS)
-def test_end_of_the_connection_after_all_of_an_answer(ask: Door, framing: str, leave: Callable[[], Step]) -> None:
+def test_end_of_the_connection_after_a_complete_answer(ask: Door, framing: str, leave: Callable[[], Step]) -> None:
     is_read = threading.Event()
     with hostile(ask, [wire(ANSWERS[framing]), hold(is_read), leave()]) as server, ask(server.url) as answer:
         assert answer.items() == [1, 2]
@@ -423,12 +423,12 @@ def test_end_of_the_connection_after_all_of_an_answer(ask: Door, framing: str, l
         assert server.requests[0].finished.wait(30)
 
 
-# TLS that ends, or goes wrong, within a record.
+# TLS that ends or is damaged within a record.
 
 
 @contextlib.contextmanager
 def tls_server(context: ssl.SSLContext, damage: Callable[[str, bytes], bytes], *, is_reset: bool) -> Iterator[str]:
-    """Give the URL of a server that sends what `damage` makes of its records, by the path, and leaves."""
+    """Yield the URL of a server that passes its records through `damage`, with the path, and closes the connection."""
 
     def serve(connection: socket.socket) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -473,7 +473,7 @@ def tls_server(context: ssl.SSLContext, damage: Callable[[str, bytes], bytes], *
 
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["cut", "reset"])
-def test_tls_that_dies_within_a_record(
+def test_tls_connection_that_ends_within_a_record(
     ask_anew: Door,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
@@ -484,7 +484,7 @@ def test_tls_that_dies_within_a_record(
         sizes.add(len(records))
         return records if path == "/fine" else records[: int(path[1:])]
 
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    monkeypatch.setattr(http_client, "_tls_context", client_tls)
     sizes: set[int] = set()
     with tls_server(server_tls, damage, is_reset=is_reset) as url:
         whole = 0
@@ -493,7 +493,7 @@ def test_tls_that_dies_within_a_record(
             assert type(error) in (ReadError, TruncatedStreamError)
             assert items == [1, 2][: len(items)]
             if not is_reset:
-                # All records that are whole are read.
+                # All complete records are read.
                 assert len(items) >= whole
                 whole = len(items)
             assert ask_anew(f"{url}/fine").items() == [1, 2]
@@ -502,16 +502,16 @@ def test_tls_that_dies_within_a_record(
         assert is_reset or whole == 1
 
 
-def test_tls_record_that_is_not_what_was_sent(
+def test_damaged_tls_record_is_an_error(
     ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     def damage(path: str, records: bytes) -> bytes:
         return records if path == "/fine" else records[:-1] + bytes([records[-1] ^ 1])
 
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    monkeypatch.setattr(http_client, "_tls_context", client_tls)
     with tls_server(server_tls, damage, is_reset=False) as url:
         items, error = fail(ask_anew, url)
-        # httpx's transport drops what came in one read with it.
+        # httpx's transport drops the bytes of the same read.
         assert items == [1] or not HAS_OWN_TRANSPORT
         assert type(error) is ReadError
         assert ask_anew(f"{url}/fine").items() == [1, 2]
@@ -522,7 +522,7 @@ def test_tls_record_that_is_not_what_was_sent(
 
 @pytest.mark.parametrize("loop", [["/a"], ["/a", "/b"], ["/a", "//localhost:{port}/b"]], ids=len)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_redirects_without_end(ask: Door, loop: list[str], method: str) -> None:
+def test_endless_redirects_are_an_error(ask: Door, loop: list[str], method: str) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         location = loop[("/a", "/b").index(request.path) - len(loop) + 1]
         port = server.url.rpartition(":")[2]
@@ -536,8 +536,8 @@ def test_redirects_without_end(ask: Door, loop: list[str], method: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_redirect_to_another_origin_takes_no_authorization_along(ask: Door, host: str) -> None:
-    """Another host is one, and so is another port. (There is more of it in tests/streams/test_request.py.)"""
+def test_redirect_to_another_origin_drops_authorization(ask: Door, host: str) -> None:
+    """Another host or port is another origin; see also tests/streams/test_request.py."""
     headers = {"Authorization": "Bearer secret", "X-Api-Key": "secret", "Cookie": "secret=1"}
     with SSEServer([send(1), DONE]) as other:
         elsewhere = other if host == "127.0.0.1" else None
@@ -556,18 +556,18 @@ def test_redirect_to_another_origin_takes_no_authorization_along(ask: Door, host
             assert "secret" not in str(second.header_pairs)
 
 
-# Answers before the answer.
+# Interim answers.
 
 
 @pytest.mark.parametrize("number", [1, 90])
-def test_interim_answers_come_before_the_answer(ask: Door, number: int) -> None:
+def test_interim_answers_are_skipped(ask: Door, number: int) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" * (number // 2 + 1)
     with hostile(ask, [wire(interim + ANSWERS["chunked"])]) as server, ask(server.url) as answer:
         assert (answer.status, answer.items()) == (200, [1, 2])
 
 
 @own_transport
-def test_interim_answers_without_end(ask: Door) -> None:
+def test_endless_interim_answers_are_an_error(ask: Door) -> None:
     script = endless(over_and_over=b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 50)
     with bounded(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -575,13 +575,13 @@ def test_interim_answers_without_end(ask: Door) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_interim_answer_alone(ask: Door) -> None:
+def test_interim_answer_without_an_answer_is_an_error(ask: Door) -> None:
     with hostile(ask, [wire(b"HTTP/1.1 100 Continue\r\n\r\n"), cut()]) as server:
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
 
 
-def test_switch_of_protocols_that_nobody_asked_for_is_refused(ask: Door) -> None:
+def test_unrequested_protocol_switch_is_refused(ask: Door) -> None:
     script = [wire(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\ndata: 1\n\n")]
     with hostile(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -600,7 +600,7 @@ def test_switch_of_protocols_that_nobody_asked_for_is_refused(ask: Door) -> None
         b"X-Folded: a\r\n b",
     ],
 )
-def test_header_that_changes_no_body_does_not_cost_the_stream(ask: Door, line: bytes) -> None:
+def test_harmless_malformed_header_is_ignored(ask: Door, line: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n" + line + b"\r\n\r\n"
     with hostile(ask, [wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
         assert (answer.status, answer.items()) == (200, [1])
@@ -609,7 +609,7 @@ def test_header_that_changes_no_body_does_not_cost_the_stream(ask: Door, line: b
 # Trailers.
 
 
-def test_trailers_are_passed_over(ask: Door) -> None:
+def test_trailers_are_skipped(ask: Door) -> None:
     trailers = b"0\r\nContent-Type: text/html\r\nContent-Length: 5\r\nX-Checksum: 1\r\n\r\n"
     script = [wire(CHUNKED + chunk(b"data: 1\n\n") + trailers)]
     with hostile(ask, script) as server:
@@ -621,7 +621,7 @@ def test_trailers_are_passed_over(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("over_and_over", [b"X: y\r\n" * 1000, b"x" * 10_000], ids=["fields", "a field"])
-def test_trailers_without_end(ask: Door, over_and_over: bytes) -> None:
+def test_endless_trailers_are_an_error(ask: Door, over_and_over: bytes) -> None:
     script = endless(CHUNKED, chunk(b"data: 1\n\n"), b"0\r\n", over_and_over=over_and_over)
     with bounded(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -629,11 +629,11 @@ def test_trailers_without_end(ask: Door, over_and_over: bytes) -> None:
         server.requests[0].wait_aborted()
 
 
-# A kept connection that the server closes just as it is used again: it has the request, and says nothing.
+# The server closes a reused connection after it has received the request, without an answer.
 
 
 def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
-    """A script that answers once, and leaves the next requests, so many of them."""
+    """A script that answers the first request, and ends the connection at the next `times` requests."""
     number = 0
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -651,7 +651,7 @@ leaving = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"
 @leaving
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_request_that_asks_for_no_change_is_sent_again(
+def test_safe_request_is_retried_on_a_new_connection(
     ask_anew: Door,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
@@ -660,7 +660,7 @@ def test_request_that_asks_for_no_change_is_sent_again(
     secure: bool,
     method: str,
 ) -> None:
-    monkeypatch.setattr(_client, "_tls_context", client_tls)
+    monkeypatch.setattr(http_client, "_tls_context", client_tls)
     with SSEServer(leaves_the_second(leave), ssl_context=server_tls if secure else None) as server:
         for _ in range(3):
             answer = ask_anew(f"{server.url}/?a=b", {"X-Name": "value"}, method=method)
@@ -676,7 +676,7 @@ def test_request_that_asks_for_no_change_is_sent_again(
     ("method", "body"),
     [("POST", "data"), ("PUT", "data"), ("DELETE", None), ("GET", "an iterator")],
 )
-def test_request_that_may_be_at_work_is_not_sent_again(ask: Door, leave: Step, method: str, body: str | None) -> None:
+def test_unsafe_request_is_not_retried(ask: Door, leave: Step, method: str, body: str | None) -> None:
     options: dict[str, Any] = {"data": {"data": {"prompt": "secret"}}, None: {}}.get(
         body, {"content": iter([b"secret"])}
     )
@@ -692,7 +692,7 @@ def test_request_that_may_be_at_work_is_not_sent_again(ask: Door, leave: Step, m
 
 @own_transport
 @leaving
-def test_request_is_sent_again_once(ask: Door, leave: Step) -> None:
+def test_request_is_retried_once(ask: Door, leave: Step) -> None:
     with hostile(ask, leaves_the_second(leave, times=2)) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
@@ -700,7 +700,7 @@ def test_request_is_sent_again_once(ask: Door, leave: Step) -> None:
         assert [request.connection for request in server.requests] == [0, 0, 1]
 
 
-def test_request_of_which_an_answer_has_begun_is_not_sent_again(ask: Door) -> None:
+def test_request_with_a_begun_answer_is_not_retried(ask: Door) -> None:
     with hostile(ask, leaves_the_second(cut(), wire(b"H"))) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
@@ -709,7 +709,7 @@ def test_request_of_which_an_answer_has_begun_is_not_sent_again(ask: Door) -> No
         assert len(server.requests) == 2
 
 
-def test_request_that_is_not_answered_in_time_is_not_sent_again(clock: FakeClock, ask: Door) -> None:
+def test_request_that_times_out_is_not_retried(clock: FakeClock, ask: Door) -> None:
     with hostile(ask, leaves_the_second(silence())) as server:
         assert ask(server.url).items() == [1]
         asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": 60}))

@@ -1,4 +1,4 @@
-"""The pool of connections while streams come and go: no stream's abort may leave another's socket behind."""
+"""The pool of connections: the abort of a stream must not leave other sockets open."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:
                 await asking
         else:
             await asking.result().events.aclose()
-        # The next request goes its way undisturbed.
+        # The next request is not affected.
         async with await arequest_sse(server.url, client=client) as (status, _, _):
             assert status == 200
-    # A loop that ends now would cancel what is still at it, without regard for any shield.
+    # If the loop ended now, it would cancel the tasks that still close connections, despite their shields.
     while any(task.get_name() == "sseqbridge-stream" for task in asyncio.all_tasks()):
         await asyncio.sleep(0.001)
 
@@ -45,7 +45,7 @@ async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:
 @pytest.mark.parametrize("steps", range(16))
 @pytest.mark.parametrize("transport", ["own", "httpx"])
 def test_abort_while_its_task_closes_dead_connections_leaves_none_open(transport: str, steps: int) -> None:
-    """httpcore has a request's own task close what is dead in the pool; an abort must not stop that half-way."""
+    """httpcore closes dead connections of the pool in the task of a request; an abort must not interrupt that."""
 
     async def main() -> None:
         no_limits = httpx.Limits(max_keepalive_connections=None)

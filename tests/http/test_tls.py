@@ -1,4 +1,4 @@
-"""TLS of one connection, against the standard library's server side, byte for byte and without a socket."""
+"""TlsSession against the ssl module's server side, without a socket."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Begin = Callable[[], tuple[TlsSession, "Server"]]
 
 
 class Server:
-    """The other side: takes what the session sends, gives what it is to receive."""
+    """The server's side of the session."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
 
     def answer(self, data: bytes) -> bytes:
-        """Take a part of the handshake and return the next."""
+        """Return the next part of the handshake."""
         self.incoming.write(data)
         try:
             self.tls.do_handshake()
@@ -65,13 +65,13 @@ def established(begin: Begin, *, step: int = 100_000) -> tuple[TlsSession, Serve
         assert answer, session.error
         for start in range(0, len(answer), step):
             assert session.receive(answer[start : start + step]) == b""
-    # The last of the client's handshake, and with 1.3 the tickets that answer it.
+    # The last part of the client's handshake, and with TLS 1.3 the tickets that follow.
     session.receive(server.answer(session.to_send()))
     return session, server
 
 
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_what_is_sent_is_received(begin: Begin, step: int) -> None:
+def test_bytes_are_encrypted_and_decrypted(begin: Begin, step: int) -> None:
     session, server = established(begin, step=step)
     text = bytes(range(256)) * 400
     sent = server.encrypt(text)
@@ -80,24 +80,24 @@ def test_what_is_sent_is_received(begin: Begin, step: int) -> None:
     assert (session.ended, session.error, session.to_send()) == (False, None, b"")
 
 
-def test_peer_says_that_it_has_ended(begin: Begin) -> None:
+def test_close_notify_ends_the_session(begin: Begin) -> None:
     session, server = established(begin)
     assert session.receive(server.encrypt(b"last") + server.goodbye()) == b"last"
     assert (session.ended, session.error) == (True, None)
 
 
-def test_what_came_before_a_broken_record_is_received(begin: Begin) -> None:
+def test_bytes_before_a_broken_record_are_received(begin: Begin) -> None:
     session, server = established(begin)
     whole, broken = server.encrypt(b"one"), bytearray(server.encrypt(b"two"))
     broken[-1] ^= 1
     assert session.receive(whole + broken) == b"one"
     assert isinstance(session.error, ssl.SSLError)
-    assert session.to_send(), "an alert tells the peer"
+    assert session.to_send(), "an alert notifies the peer"
     with pytest.raises(ssl.SSLError):
         session.encrypt(b"more")
 
 
-def test_name_that_is_not_the_certificates(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+def test_certificate_for_another_name_is_refused(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     session, server = TlsSession(client_tls, "other.test"), Server(server_tls)
     while session.error is None:
         session.receive(server.answer(session.to_send()))
@@ -107,19 +107,19 @@ def test_name_that_is_not_the_certificates(server_tls: ssl.SSLContext, client_tl
         server.answer(session.to_send())
 
 
-def test_peer_that_speaks_no_tls(client_tls: ssl.SSLContext) -> None:
+def test_peer_without_tls_is_an_error(client_tls: ssl.SSLContext) -> None:
     session = TlsSession(client_tls, "localhost")
     assert session.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n") == b""
     assert session.error is not None
 
 
-def test_host_that_is_none(client_tls: ssl.SSLContext) -> None:
+def test_invalid_host_is_a_value_error(client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ValueError, match="server_hostname"):
         TlsSession(client_tls, "")
 
 
 @pytest.mark.parametrize("how", ["goodbye", "broken"])
-def test_what_comes_after_the_end_is_not_kept(begin: Begin, how: str) -> None:
+def test_bytes_after_the_end_are_not_buffered(begin: Begin, how: str) -> None:
     session, server = established(begin)
     assert session.receive(server.encrypt(b"last")) == b"last"
     session.receive(server.goodbye() if how == "goodbye" else bytes(100))
@@ -129,8 +129,8 @@ def test_what_comes_after_the_end_is_not_kept(begin: Begin, how: str) -> None:
     assert session._incoming.pending < 1000
 
 
-def test_what_comes_at_once_is_taken_in_slices(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenSSL keeps the room that it ever needed."""
+def test_large_reads_are_decrypted_in_slices(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL never shrinks its buffer."""
     session, server = established(begin)
     most = 0
 

@@ -75,7 +75,7 @@ READ: dict[str, dict[str, tuple[str, str] | None]] = {
 }
 
 # With an LF at these places an empty line ends the head early, as in curl and browsers. Without a
-# length the body ends with the connection, which is not used again: nobody finds a second answer.
+# length the body ends with the connection, which is not reused: no second answer is found.
 ENDS_EARLY = {
     "after-reason": ((), "X-Frame:ABCD\r\nContent-Length: 4\r\n\r\nbody"),
     "leading": ((), "X-Frame:ABCD\r\nContent-Length: 4\r\n\r\nbody"),

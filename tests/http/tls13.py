@@ -1,7 +1,6 @@
-"""A server's side of TLS 1.3 with records made by hand, for what the standard library's cannot send.
+"""The server's side of TLS 1.3 with records that the standard library cannot send.
 
-The handshake is the standard library's; from there on what is sent is encrypted here (RFC 8446,
-sections 4.6, 5.2 and 7).
+The ssl module does the handshake; later records are encrypted here (RFC 8446, sections 4.6, 5.2 and 7).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _APPLICATION_DATA, _HANDSHAKE, _ALERT = 23, 22, 21
 
 
 def start_tls(connection: socket.socket, context: ssl.SSLContext, keylog: Path) -> Records:
-    """Do the handshake, and return what makes the records that follow it."""
+    """Do the handshake, and return the encoder of later records."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context.keylog_filename = str(keylog)
     try:
@@ -46,7 +45,7 @@ def start_tls(connection: socket.socket, context: ssl.SSLContext, keylog: Path) 
 
 
 class Records:
-    """What a server sends once it has shaken hands, in the order in which it is asked for here."""
+    """Encodes the records that a server sends after the handshake; send them in the order of the calls."""
 
     def __init__(self, secret: bytes, cipher: str) -> None:
         self._hash: Callable[..., Any] = hashlib.sha384 if "384" in cipher else hashlib.sha256
@@ -64,7 +63,7 @@ class Records:
         return self._record(b"\x04" + struct.pack("!I", len(body))[1:] + body, _HANDSHAKE)
 
     def key_update(self) -> bytes:
-        """A new key, and the wish that the client takes one too."""
+        """Change the server's key, and request that the client changes its own."""
         record = self._record(b"\x18\0\0\x01\x01", _HANDSHAKE)
         self._use(self._expand(b"traffic upd", self._hash().digest_size))
         return record

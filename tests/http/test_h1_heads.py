@@ -1,4 +1,4 @@
-"""Heads of messages, compared with h11, or with h11 and a head that was repaired first, however they are cut."""
+"""Heads of messages, read at every split, and compared with h11, after repairs where the reader is lenient."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def by_us(data: bytes, cuts: list[int] | None = None) -> Head:
 
 
 def assert_read_alike(data: bytes) -> None:
-    told = head_by_reference(data)
-    assert by_us(data) == told
-    assert by_us(data, list(range(len(data)))) == told
+    expected = head_by_reference(data)
+    assert by_us(data) == expected
+    assert by_us(data, list(range(len(data)))) == expected
 
 
 HEADS = [
@@ -118,7 +118,7 @@ added = st.sampled_from([b"", b"\r", b"\n", b" ", b":", b"\0", b"x", b"1"])
 
 
 @given(st.sampled_from(HEADS), st.integers(0, 60), st.integers(0, 3), added)
-def test_head_with_a_fault_is_read_as_the_reference_reads_it(head: bytes, at: int, removed: int, added: bytes) -> None:
+def test_faulty_head_is_read_as_the_reference_reads_it(head: bytes, at: int, removed: int, added: bytes) -> None:
     assert_read_alike(head[:at] + added + head[at + removed :])
 
 
@@ -133,7 +133,7 @@ def read(fields: bytes, version: bytes = b"1.1") -> AnswerHead:
     [
         (b"", (None, False, True)),
         (b"Content-Length: 12\r\n", (12, False, True)),
-        # RFC 9112, section 6.3: the chunks count, and another parser may have counted the length.
+        # RFC 9112, section 6.3: chunked takes precedence, and another parser may have used the length.
         (b"Content-Length: 12\r\nTransfer-Encoding: chunked\r\n", (None, True, False)),
         (b"Transfer-Encoding: Identity\r\n", (None, False, True)),
         (b"Content-Length: 12\r\nTransfer-Encoding: identity\r\n", (12, False, False)),
@@ -143,15 +143,15 @@ def read(fields: bytes, version: bytes = b"1.1") -> AnswerHead:
         (b"connection: keep-alive\r\n", (None, False, True)),
     ],
 )
-def test_what_the_fields_say_of_the_body(fields: bytes, framing: tuple[Any, ...]) -> None:
+def test_framing_follows_the_header_fields(fields: bytes, framing: tuple[Any, ...]) -> None:
     assert read(fields).framing == framing
 
 
-def test_http_1_0_keeps_no_connection() -> None:
+def test_http_1_0_connection_is_not_kept_alive() -> None:
     assert not read(b"Connection: keep-alive\r\n", b"1.0").framing.keeps_alive
 
 
-# Where h11 reads what ours refuses, or the other way round: each is meant.
+# Intended differences from h11.
 
 
 @pytest.mark.parametrize("version", [b"0.9", b"2.0"])
@@ -170,7 +170,7 @@ def test_other_versions_are_refused(version: bytes) -> None:
         (b"A: form\x0cfeed\r\nB: 2\r\n", [(b"B", b"2")]),
     ],
 )
-def test_line_that_is_no_field_is_skipped(fields: bytes, kept: list[tuple[bytes, bytes]]) -> None:
+def test_malformed_header_line_is_skipped(fields: bytes, kept: list[tuple[bytes, bytes]]) -> None:
     assert read(fields).headers == kept
 
 
@@ -214,7 +214,7 @@ def test_many_folds_are_read_in_linear_time() -> None:
     assert read(folds).headers == [(b"A", b"1" + b" x" * 20_000)]
 
 
-def test_request_has_no_identity_coding() -> None:
+def test_identity_coding_is_refused_in_a_request() -> None:
     with pytest.raises(HeadError, match="must be chunked"):
         framing_of([(b"Transfer-Encoding", b"identity")])
 
@@ -225,14 +225,14 @@ def test_switch_of_protocols_is_left_to_the_transport() -> None:
     assert by_us(data) == (b"1.1", 101, b"Switching Protocols", [(b"Upgrade", b"x")], b"")
 
 
-def test_head_without_end_is_refused_in_time() -> None:
+def test_endless_head_is_refused_in_linear_time() -> None:
     reader = HeadReader()
     with pytest.raises(HeadError, match="at most"):
         for _ in range(MAX_HEAD_BYTES):
             assert reader.feed(b"HTTP/1.1 200 OK\r\nx: y") is None
 
 
-def test_two_heads_in_one_read() -> None:
+def test_two_heads_in_one_read_are_separated() -> None:
     reader = HeadReader()
     first, second = reader.feed(b"HTTP/1.1 103 \r\n\r\nHTTP/1.1 200 OK\r\n\r\nbody"), reader.feed(b"")
     assert first is not None
@@ -249,13 +249,13 @@ def test_request_is_written_as_h11_writes_it(target: bytes, body: bytes) -> None
 
 
 @pytest.mark.parametrize("method", [b"", b"GET /", b"G\r\n", b"G\xc9T", b"?ET:"])
-def test_method_that_is_no_token_is_refused(method: bytes) -> None:
+def test_invalid_method_is_refused(method: bytes) -> None:
     with pytest.raises(HeadError, match="method"):
         write_head(method, b"/", [])
 
 
 @pytest.mark.parametrize("target", [b"", b"/a b", b"/\r\n", b"/\xe9", b"/\x7f"])
-def test_target_that_is_no_urls_is_refused(target: bytes) -> None:
+def test_invalid_target_is_refused(target: bytes) -> None:
     with pytest.raises(HeadError, match="target"):
         write_head(b"GET", target, [])
 
@@ -263,18 +263,18 @@ def test_target_that_is_no_urls_is_refused(target: bytes) -> None:
 @pytest.mark.parametrize(
     "header", [(b"", b"x"), (b"a b", b"x"), (b"a:", b"x"), (b"a", b"1\r\nb: 2"), (b"a", b"1\n"), (b"a", b"\0")]
 )
-def test_header_that_would_be_another_is_refused_and_not_quoted(header: tuple[bytes, bytes]) -> None:
+def test_invalid_header_is_refused_and_not_quoted(header: tuple[bytes, bytes]) -> None:
     with pytest.raises(HeadError) as caught:
         write_head(b"GET", b"/", [(b"Host", b"a"), header])
     assert str(caught.value) == "a header must have a token as name, and a value without NUL, CR and LF"
 
 
-def test_a_value_may_have_any_byte_but_nul_cr_and_lf() -> None:
+def test_value_may_contain_any_byte_except_nul_cr_lf() -> None:
     value = bytes(set(range(256)) - set(b"\0\r\n"))
     assert write_head(b"GET", b"/", [(b"a", value)]) == b"GET / HTTP/1.1\r\na: " + value + b"\r\n\r\n"
 
 
 @pytest.mark.parametrize("fields", [[(b"Content-Length", b"1,2")], [(b"transfer-encoding", b"gzip")]])
-def test_framing_that_cannot_be_is_refused(fields: list[tuple[bytes, bytes]]) -> None:
+def test_invalid_framing_headers_are_refused(fields: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(HeadError):
         framing_of(fields)

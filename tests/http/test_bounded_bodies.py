@@ -1,4 +1,4 @@
-"""Bodies that the HTTP client itself reads, for an auth or an event hook, are bounded as those of refusals are."""
+"""Bodies that the HTTP client itself reads, for an auth or an event hook, are bounded like those of error answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.doors import Answer, Door
 from tests.support import in_thread, peak_rss, until
 
 DONE = send("[DONE]")
-# For machines that are busy: the amounts here take their time.
+# Generous for busy machines: the amounts of data here are large.
 pytestmark = pytest.mark.timeout(120)
 
 CHALLENGE = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
@@ -43,9 +43,9 @@ Send = Callable[..., Answer]
 
 
 class TokenAuth(httpx.Auth):
-    """Sends the request, and where it is refused sends it again with the token that the refusal's body holds.
+    """An auth from httpx's documentation: after a 401 it sends the request again, with the token in the 401's body.
 
-    As httpx's documentation has it: httpx reads each answer whole before the flow sees it.
+    httpx reads each answer completely before the flow receives it.
     """
 
     requires_response_body = True
@@ -85,9 +85,9 @@ def plain_bytes() -> list[bytes]:
 
 @contextmanager
 def memory_is_bounded() -> Iterator[None]:
-    """Fail where more than a few bodies of the largest size are held at a time."""
+    """Fail if more than a few bodies of the largest size are in memory at the same time."""
     with contextlib.suppress(OSError):  # where there is no Linux
-        # The peak counts from now on, so that each test has its own.
+        # Restarts the measurement of the peak for each test.
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     before = peak_rss()
     yield
@@ -95,7 +95,7 @@ def memory_is_bounded() -> Iterator[None]:
 
 
 def protected(refusal: list[Step], *answer: Step) -> Callable[[ReceivedRequest], list[Step]]:
-    """A script that refuses what has no Authorization, and answers the rest."""
+    """A script that answers `refusal` to requests without Authorization, and `answer` to others."""
     return lambda request: list(answer) if "authorization" in request.headers else refusal
 
 
@@ -109,7 +109,7 @@ REFUSALS = {
 
 @pytest.fixture(params=["own", "httpx", "httpx2"])
 def request_with(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """request_sse, with the library's client or one of the caller's."""
+    """request_sse with the library's client, and with a caller's."""
     if request.param == "own":
         yield request_sse
         return
@@ -128,13 +128,13 @@ def digest(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refusal_that_an_auth_answers_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
+def test_error_answer_read_by_an_auth_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
     with SSEServer(protected(REFUSALS[refusal], send(1), DONE)) as server, memory_is_bounded():
         assert list(request_with(server.url, auth=digest, timeout=Timeout(read=60)).events) == [1]
         assert len(server.requests) == 2
 
 
-def test_a_clients_own_auth_is_bounded() -> None:
+def test_auth_of_a_client_is_bounded() -> None:
     with (
         SSEServer(protected(REFUSALS["gzip"], send(1), DONE)) as server,
         Bridge(client=lambda: httpx.AsyncClient(auth=httpx.DigestAuth("u", "p"))) as bridge,
@@ -143,7 +143,7 @@ def test_a_clients_own_auth_is_bounded() -> None:
         assert list(request_sse(server.url, bridge=bridge).events) == [1]
 
 
-def test_the_auth_of_a_client_of_arequest_sse_is_bounded() -> None:
+def test_auth_of_a_client_of_arequest_sse_is_bounded() -> None:
     async def main() -> list[Any]:
         async with httpx.AsyncClient(auth=httpx.DigestAuth("u", "p")) as client:
             _, _, events = await arequest_sse(server.url, client=client)
@@ -153,16 +153,16 @@ def test_the_auth_of_a_client_of_arequest_sse_is_bounded() -> None:
         assert asyncio.run(main()) == [1]
 
 
-def test_a_refusal_that_an_auth_gives_up_on_is_the_answer(ask: Door) -> None:
+def test_error_answer_that_ends_an_auth_flow_is_returned(ask: Door) -> None:
     refused = [respond(401, CHALLENGE, content_type="application/json"), raw(b'{"a": 1}')]
     with SSEServer(refused) as server:
         answer = ask(server.url, auth=httpx.DigestAuth("u", "p"))
         assert (answer.status, answer.items()) == (401, [{"a": 1}])
-        # Each was read to its end.
+        # Each answer was read to its end.
         assert (len(server.requests), server.connections) == (2, 1)
 
 
-def test_a_refusal_that_stalls_is_waited_for_ten_seconds(clock: FakeClock, ask: Door) -> None:
+def test_stalled_error_answer_is_cut_off_after_ten_seconds(clock: FakeClock, ask: Door) -> None:
     refusal = [respond(401, CHALLENGE), raw(b"no"), silence()]
     with SSEServer(protected(refusal, send(1), DONE)) as server:
         began = clock.monotonic()
@@ -174,8 +174,8 @@ def test_a_refusal_that_stalls_is_waited_for_ten_seconds(clock: FakeClock, ask: 
         assert answer.items() == [1]
 
 
-def test_an_auth_sees_the_bodies_of_refusals_but_no_event_stream(ask: Door) -> None:
-    """What has no end, perhaps, is not read before it is delivered."""
+def test_auth_reads_error_answers_but_no_event_stream(ask: Door) -> None:
+    """An event stream may be endless, and must be delivered before it is read."""
     auth = TokenAuth()
     with SSEServer(protected([respond(401), raw(b"token678, more")], send(1), silence())) as server:
         with ask(server.url, auth=auth) as answer:
@@ -184,7 +184,7 @@ def test_an_auth_sees_the_bodies_of_refusals_but_no_event_stream(ask: Door) -> N
         assert server.requests[1].headers["authorization"] == "Bearer token678"
 
 
-def test_an_auth_sees_as_much_of_a_refusal_as_anybody(ask: Door) -> None:
+def test_auth_reads_an_error_answer_up_to_the_limit(ask: Door) -> None:
     auth = TokenAuth()
     refusal = [respond(401, {"Content-Encoding": "gzip"}), *map(raw, BOMB)]
     with SSEServer(lambda request: refusal) as server, memory_is_bounded():
@@ -198,32 +198,32 @@ def test_an_auth_sees_as_much_of_a_refusal_as_anybody(ask: Door) -> None:
         assert caught.value.body == b"x" * MAX_BODY_BYTES  # type: ignore[attr-defined]
 
 
-def test_an_auth_that_reads_an_answer_of_another_type_gets_all_that_is_kept(ask: Door) -> None:
+def test_auth_reads_another_content_type_up_to_the_limit(ask: Door) -> None:
     with SSEServer([respond(content_type="text/html"), *map(raw, plain_bytes())]) as server:
         with pytest.raises(ContentTypeError) as caught:
             ask(server.url, auth=TokenAuth())
         assert caught.value.body == b"x" * MAX_BODY_BYTES
 
 
-def test_a_stream_of_another_type_that_an_auth_read_in_part_is_an_error(ask: Door) -> None:
+def test_stream_that_an_auth_read_in_part_is_an_error(ask: Door) -> None:
     steps = [respond(content_type="text/plain"), *map(raw, plain_bytes())]
     with SSEServer(steps) as server, pytest.raises(SSEError, match="must not read"):
         ask(server.url, auth=TokenAuth(), check_content_type=False)
 
 
-def test_a_stream_of_another_type_that_an_auth_read_whole_is_one(ask: Door) -> None:
+def test_stream_that_an_auth_read_completely_is_delivered(ask: Door) -> None:
     with SSEServer([respond(content_type="text/plain"), send(1), DONE]) as server:
         assert ask(server.url, auth=TokenAuth(), check_content_type=False).items() == [1]
 
 
-def test_an_auth_that_does_not_end_is_ended(ask: Door) -> None:
+def test_endless_auth_flow_is_a_callback_error(ask: Door) -> None:
     with SSEServer([respond(401), raw(b"no")]) as server:
         with pytest.raises(CallbackError, match=f"at most {MAX_REQUESTS} requests"):
             ask(server.url, auth=Endless())
         assert len(server.requests) == MAX_REQUESTS
 
 
-def test_an_auth_that_does_not_end_later_ends_the_stream(ask: Door) -> None:
+def test_auth_flow_that_is_endless_later_ends_the_stream(ask: Door) -> None:
     class Later(httpx.Auth):
         def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
             response = yield request
@@ -240,7 +240,7 @@ def test_an_auth_that_does_not_end_later_ends_the_stream(ask: Door) -> None:
         assert len(server.requests) == 1 + MAX_REQUESTS
 
 
-def test_a_flow_is_closed_where_the_request_fails(ask: Door) -> None:
+def test_auth_flow_is_closed_if_the_request_fails(ask: Door) -> None:
     closed: list[bool] = []
 
     class Closed(httpx.Auth):
@@ -272,7 +272,7 @@ def reading_hook(package: Any, seen: list[bytes]) -> Iterator[Bridge]:
 
 @pytest.mark.parametrize("package", [httpx, httpx2], ids=["httpx", "httpx2"])
 @pytest.mark.parametrize("refusal", ["gzip", "plain"])
-def test_an_event_hook_reads_as_much_of_a_refusal_as_anybody(package: Any, refusal: str) -> None:
+def test_event_hook_reads_an_error_answer_up_to_the_limit(package: Any, refusal: str) -> None:
     seen: list[bytes] = []
     with SSEServer(REFUSALS[refusal]) as server, reading_hook(package, seen) as bridge, memory_is_bounded():
         stream = request_sse(server.url, decode="text", bridge=bridge).events
@@ -284,8 +284,8 @@ def test_an_event_hook_reads_as_much_of_a_refusal_as_anybody(package: Any, refus
     assert MAX_BODY_BYTES <= len(body) <= 3 * MAX_BODY_BYTES
 
 
-def test_an_event_hook_that_reads_a_long_event_stream_is_an_error() -> None:
-    """It gets a part, and the rest would be lost."""
+def test_event_hook_must_not_read_a_long_event_stream() -> None:
+    """The hook gets a part, and the rest would be lost."""
     seen: list[bytes] = []
     with (
         SSEServer([respond(), *map(raw, plain_bytes())]) as server,
@@ -295,8 +295,8 @@ def test_an_event_hook_that_reads_a_long_event_stream_is_an_error() -> None:
         request_sse(server.url, bridge=bridge)
 
 
-def test_an_event_hook_may_wait_for_an_event_stream(clock: FakeClock) -> None:
-    """As long as the stream's own limits let it: none of its events is lost."""
+def test_event_hook_may_wait_for_an_event_stream(clock: FakeClock) -> None:
+    """Within the time limits of the stream, and no event is lost."""
     seen: list[bytes] = []
     flag = threading.Event()
     steps = [send(1), hold(flag), DONE]
@@ -309,7 +309,7 @@ def test_an_event_hook_may_wait_for_an_event_stream(clock: FakeClock) -> None:
         assert list(asking.result(30).events) == [1]
 
 
-def test_a_client_that_a_factory_returns_twice_has_one_hook_more() -> None:
+def test_client_returned_twice_gets_one_bounding_hook() -> None:
     client = httpx.AsyncClient()
     pool = ClientPool(lambda: client)
     for _ in range(3):
@@ -324,7 +324,7 @@ async def body() -> AsyncIterator[bytes]:
         yield b"x" * 2**19
 
 
-def test_a_body_of_a_mock_transport_is_bounded() -> None:
+def test_body_of_a_mock_transport_is_bounded() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(401 if "authorization" not in request.headers else 403, headers=CHALLENGE, content=body())
 

@@ -1,4 +1,4 @@
-"""Bodies, however their bytes are cut up, and held against h11: what it reads and refuses, ours reads and refuses."""
+"""Bodies, read at every split of their bytes, and compared with h11."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def by_us(wire: bytes, *, step: int | None = None) -> Body:
 
 
 def every_way(wire: bytes) -> Iterator[list[bytes]]:
-    """Give the wire whole, byte by byte, and cut in two at every place."""
+    """Yield the bytes whole, one by one, and cut in two at every place."""
     yield [wire[at : at + 1] for at in range(len(wire))]
     for at in range(len(wire) + 1):
         yield [wire[:at], wire[at:]]
@@ -53,9 +53,9 @@ END = b"0\r\n\r\n"
         (chunk(b"hello") + END, b"hello"),
         (b"".join(chunk(text) for text in (b"a", b"bc", b"d" * 15, b"e" * 16, b"f" * 300)) + END, None),
         (b"A\r\n0123456789\r\n00a\r\n0123456789\r\n" + END, b"01234567890123456789"),
-        # What looks like framing, in chunks.
+        # Chunks whose content looks like framing.
         (chunk(b"\r\n") + chunk(b"0\r\n\r\n") + chunk(b"\r") + chunk(b"\n5\r\n") + END, b"\r\n0\r\n\r\n\r\n5\r\n"),
-        # The same sizes over and over, then another.
+        # Equal sizes, then another.
         (chunk(b"12345") * 6 + chunk(b"123456") * 3 + chunk(b"12345") + END, b"12345" * 6 + b"123456" * 3 + b"12345"),
         (chunk(b"one", b";name=value") + chunk(b"two", b';a="b";c') + b"0;last\r\n\r\n", b"onetwo"),
         (b"0000000000000005\r\nhello\r\n0000\r\n\r\n", b"hello"),
@@ -65,7 +65,7 @@ END = b"0\r\n\r\n"
     ids=lambda value: ascii(value[:24]) if value else "",
 )
 @pytest.mark.parametrize("rest", [b"", b"\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_chunked_body_is_read_however_it_is_cut(wire: bytes, data: bytes | None, rest: bytes) -> None:
+def test_chunked_body_is_read_at_every_split(wire: bytes, data: bytes | None, rest: bytes) -> None:
     if data is None:
         data = b"a" + b"bc" + b"d" * 15 + b"e" * 16 + b"f" * 300
     assert body_by_h11(wire + rest) == (data, rest, False)
@@ -79,45 +79,45 @@ def test_chunked_body_is_read_however_it_is_cut(wire: bytes, data: bytes | None,
         *[(b"5\r\nhel", b"hel"), (b"5\r\nhello", b"hello"), (b"5\r\nhello\r", b"hello"), (b"5\r\nhello\r\n", b"hello")],
     ],
 )
-def test_body_that_is_not_over_has_no_fault_until_the_connection_ends(wire: bytes, data: bytes) -> None:
+def test_incomplete_body_is_no_error_before_the_end(wire: bytes, data: bytes) -> None:
     body = ChunkedBody()
     assert body.feed(wire) == data
     assert (body.complete, body.error) == (False, None)
     body.end()
-    assert not body.complete
+    assert (body.complete, body.is_cut_off) == (False, True)
     assert str(body.error).startswith("peer closed connection")
 
 
-def test_body_that_is_over_does_not_mind_the_end() -> None:
+def test_complete_body_ignores_the_end_of_the_connection() -> None:
     body = ChunkedBody()
     body.feed(END)
     body.end()
     assert (body.complete, body.error) == (True, None)
 
 
-def test_fault_is_not_forgotten_at_the_end() -> None:
+def test_end_of_the_connection_keeps_an_earlier_error() -> None:
     body = ChunkedBody()
     body.feed(b"x\r\n")
     error = body.error
     body.end()
     assert error is not None
-    assert body.error == error
+    assert (body.error, body.is_cut_off) == (error, False)
 
 
 FAULTS = [
-    # A size that lies.
+    # Wrong sizes.
     (b"4\r\nhello\r\n" + END, b"hell"),
     (b"6\r\nhello\r\n" + END, b"hello\r"),
     (b"5\r\nhello\rX\r\n" + END, b"hello"),
     (b"5\r\nhelloX\n" + END, b"hello"),
-    # Line ends that are missing.
+    # Missing line ends.
     (b"5\r\nhello" + END, b"hello"),
     (b"5\r\nhello\n" + END, b"hello"),
     (b"5\nhello\n0\n\n\r\n", b""),
-    # At once, though no CRLF has come yet.
+    # Refused at once, before a CRLF.
     (b"5\nhello", b""),
     (b"5\rhello", b""),
-    # What is no size.
+    # Invalid sizes.
     (b"\r\n" + END, b""),
     (b"x\r\n", b""),
     (b"0x5\r\nhello\r\n", b""),
@@ -131,7 +131,7 @@ FAULTS = [
     ("٣\r\nabc\r\n".encode(), b""),
     (b"fffffffffffffffffffff\r\n", b""),
     (b"HTTP/1.1 200 OK\r\n\r\n", b""),
-    # After chunks that are all right.
+    # After valid chunks.
     (chunk(b"one") * 3 + b"3\r\ntwoX\r\n" + END, b"oneoneonetwo"),
     (chunk(b"one") * 3 + b"3X\r\ntwo\r\n" + END, b"oneoneone"),
     (chunk(b"one") * 3 + b"\r\n" + END, b"oneoneone"),
@@ -139,14 +139,14 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("wire", "data"), FAULTS, ids=lambda value: ascii(value[:24]))
-def test_what_came_before_a_fault_is_given_and_nothing_after_it(wire: bytes, data: bytes) -> None:
+def test_only_bytes_before_a_fault_are_returned(wire: bytes, data: bytes) -> None:
     assert body_by_h11(wire) == (data, None, True)
     assert_read(wire + chunk(b"more") + END, (data, None, True))
 
 
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 @pytest.mark.parametrize("wire", [b"5" * 20_000, b"5;" + b"x" * 20_000, b"5;" + b"x" * 20_000 + b"\r\nhello\r\n" + END])
-def test_line_without_end_is_refused(wire: bytes, step: int) -> None:
+def test_endless_line_is_refused(wire: bytes, step: int) -> None:
     assert by_us(chunk(b"one") + wire, step=step) == (b"one", None, True)
 
 
@@ -155,7 +155,7 @@ def test_long_line_is_read() -> None:
     assert_read_in_steps(wire, (b"hello", b"", False))
 
 
-def test_line_as_long_as_may_be_is_read_however_it_is_cut() -> None:
+def test_longest_line_is_read_at_every_split() -> None:
     wire = b"5;" + b"x" * 4094 + b"\r\nhello\r\n" + END
     assert_read_in_steps(wire, (b"hello", b"", False))
 
@@ -165,11 +165,11 @@ def assert_read_in_steps(wire: bytes, expected: Body) -> None:
         assert by_us(wire, step=step) == expected, step
 
 
-def test_trailers_without_end_are_refused() -> None:
+def test_endless_trailers_are_refused() -> None:
     assert_read_in_steps(chunk(b"one") + b"0\r\n" + b"x" * 20_000, (b"one", None, True))
 
 
-def test_nothing_completes_a_body_whose_trailers_were_too_long() -> None:
+def test_body_with_too_long_trailers_never_completes() -> None:
     body = ChunkedBody()
     assert body.feed(b"0\r\n" + b"x" * 20_000) == b""
     assert body.error is not None
@@ -177,20 +177,20 @@ def test_nothing_completes_a_body_whose_trailers_were_too_long() -> None:
     assert not body.complete
 
 
-def test_trailers_as_long_as_may_be_are_passed_over() -> None:
+def test_longest_trailers_are_skipped() -> None:
     trailers = b"name: value\r\n" * 1000
     assert_read_in_steps(chunk(b"one") + b"0\r\n" + trailers + b"\r\nrest", (b"one", b"rest", False))
 
 
-def test_more_sizes_than_are_remembered() -> None:
-    # Of small chunks the first bytes are remembered too, so that there are many to remember.
+def test_more_sizes_than_the_cache_holds() -> None:
+    # The cache's key of a small chunk includes its first bytes, so that there are many keys.
     texts = [b"%03d" % n for n in range(1000)] * 2
     wire = b"".join(map(chunk, texts)) + END
     for step in (None, 1, 5, 4096):
         assert by_us(wire, step=step) == (b"".join(texts), b"", False)
 
 
-def test_each_chunk_is_given_as_it_comes() -> None:
+def test_each_chunk_is_returned_at_once() -> None:
     body = ChunkedBody()
     assert [body.feed(chunk(b"%d" % n)) for n in range(12)] == [b"%d" % n for n in range(12)]
     assert body.feed(b"5\r\nhe") == b"he"
@@ -201,7 +201,7 @@ def test_each_chunk_is_given_as_it_comes() -> None:
     assert (body.complete, body.rest) == (True, b"rest")
 
 
-# Where h11 reads what ours refuses, or the other way round: each is meant.
+# Intended differences from h11.
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_each_chunk_is_given_as_it_comes() -> None:
         # Blanks before extensions, and extensions after them, which some servers send.
         b"5 ;a=b\r\nhello\r\n0\r\n\r\n",
         b"5\t \t; a=b\r\nhello\r\n0 ;\r\n\r\n",
-        # Nobody looks at trailers: they need not even be fields.
+        # Trailers are not parsed: they need not be fields.
         b"5\r\nhello\r\n0\r\nno field\r\n\r\n",
         b"5\r\nhello\r\n0\r\n: no name\r\n\r\n",
     ],
 )
-def test_ours_reads_what_h11_refuses(wire: bytes) -> None:
+def test_lines_that_only_h11_refuses_are_read(wire: bytes) -> None:
     assert body_by_h11(wire)[2]
     assert_read(wire, (b"hello", b"", False))
 
@@ -225,26 +225,26 @@ def test_ours_reads_what_h11_refuses(wire: bytes) -> None:
     [
         # More digits than 64 bits have.
         b"00000000000000005\r\nhello\r\n" + END,
-        # Control characters in extensions, with which line ends are smuggled.
+        # Control characters in extensions, which can smuggle line ends.
         b"5;a\rb\r\nhello\r\n" + END,
         b"5;a\nb\r\nhello\r\n" + END,
         b"5;\0\r\nhello\r\n" + END,
         b"5;\x7f\r\nhello\r\n" + END,
     ],
 )
-def test_ours_refuses_what_h11_reads(wire: bytes) -> None:
+def test_lines_that_h11_reads_are_refused(wire: bytes) -> None:
     assert_read(wire, (b"", None, True))
-    told = body_by_h11(wire)
-    # A line feed is nothing that h11 reads either.
-    assert told == ((b"", None, True) if b"a\nb" in wire else (b"hello", b"", False))
+    expected = body_by_h11(wire)
+    # h11 refuses the line feed too.
+    assert expected == ((b"", None, True) if b"a\nb" in wire else (b"hello", b"", False))
 
 
 @pytest.mark.parametrize("wire", [b"5\r\nhello \r\n" + END, b"5 \r\nhello\r\n" + END, b"5\t\r\nhello\r\n0  \r\n\r\n"])
-def test_blanks_at_the_end_of_a_size_are_read_by_both(wire: bytes) -> None:
+def test_blanks_after_a_size_are_read_as_by_h11(wire: bytes) -> None:
     assert_read(wire, body_by_h11(wire))
 
 
-# Any wire, held against h11.
+# Any bytes, compared with h11.
 
 texts = st.binary(min_size=1, max_size=40) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"data: 1\n\n"])
 extensions = st.sampled_from([b"", b"", b"", b";", b";a", b';a="b; c"', b" ", b"\t "])
@@ -270,10 +270,10 @@ def cut_up(wire: bytes, cuts: list[int]) -> list[bytes]:
 @pytest.mark.heavy
 @given(wires, st.lists(st.integers(0, 1000), max_size=6))
 def test_any_chunked_body_is_read_as_h11_reads_it(wire: bytes, cuts: list[int]) -> None:
-    told = body_by_h11(wire)
-    assert by_us(wire) == told
-    assert by_us(wire, step=1) == told
-    assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == told
+    expected = body_by_h11(wire)
+    assert by_us(wire) == expected
+    assert by_us(wire, step=1) == expected
+    assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == expected
 
 
 faults = st.tuples(
@@ -292,34 +292,34 @@ def test_chunked_body_with_faults_is_read_as_h11_reads_it(
         at = place % (len(wire) + 1)
         wire = wire[:at] + added + wire[at + removed :]
     assume(not MEANT_OF_BODIES.search(wire))
-    told = body_by_h11(wire)
-    assert by_us(wire) == told
-    assert by_us(wire, step=1) == told
-    assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == told
+    expected = body_by_h11(wire)
+    assert by_us(wire) == expected
+    assert by_us(wire, step=1) == expected
+    assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == expected
 
 
 @given(st.binary(max_size=60) | st.text("05a\r\n;", max_size=40).map(str.encode), st.lists(st.integers(0, 60)))
-def test_any_bytes_are_read_alike_however_they_are_cut(wire: bytes, cuts: list[int]) -> None:
+def test_any_bytes_are_read_alike_at_every_split(wire: bytes, cuts: list[int]) -> None:
     assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == by_us(wire)
 
 
-# Of a known length, and of none.
+# Sized and unbounded bodies.
 
 
 @pytest.mark.parametrize("rest", [b"", b"HTTP/1.1 200 OK"])
 @pytest.mark.parametrize("text", [b"", b"h", b"hello"])
-def test_sized_body_is_read_however_it_is_cut(text: bytes, rest: bytes) -> None:
+def test_sized_body_is_read_at_every_split(text: bytes, rest: bytes) -> None:
     for pieces in every_way(text + rest):
         assert feed_all(SizedBody(len(text)), pieces) == (text, rest, False)
 
 
-def test_sized_body_of_nothing_is_complete_at_once() -> None:
+def test_sized_body_of_zero_bytes_is_complete_at_once() -> None:
     assert SizedBody(0).complete
     assert not SizedBody(1).complete
 
 
 @pytest.mark.parametrize("sent", range(5))
-def test_sized_body_that_is_cut_off_is_a_fault(sent: int) -> None:
+def test_incomplete_sized_body_is_an_error(sent: int) -> None:
     body = SizedBody(5)
     assert body.feed(b"hello"[:sent]) == b"hello"[:sent]
     assert (body.complete, body.error) == (False, None)
@@ -327,7 +327,7 @@ def test_sized_body_that_is_cut_off_is_a_fault(sent: int) -> None:
     assert (body.complete, str(body.error)[:22]) == (False, "peer closed connection")
 
 
-def test_sized_body_that_is_over_does_not_mind_the_end() -> None:
+def test_complete_sized_body_ignores_the_end_of_the_connection() -> None:
     body = SizedBody(5)
     assert body.feed(b"hello") == b"hello"
     body.end()
@@ -342,6 +342,6 @@ def test_unbounded_body_ends_with_the_connection() -> None:
     assert (body.complete, body.error, body.rest) == (True, None, b"")
 
 
-def test_framing_itself_reads_nothing() -> None:
+def test_base_class_reads_nothing() -> None:
     with pytest.raises(NotImplementedError):
         BodyReader().feed(b"")

@@ -1,0 +1,423 @@
+"""HTTP11Connection: writing requests, with write backpressure and with servers that answer early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge import TransportError
+from sseqbridge._http import client as http_client
+from sseqbridge._http.tls import TlsSession
+from sseqbridge.testing import SSEServer, send
+from tests.clock import FakeClock
+from tests.doors import Door
+
+from .upstream import DONE, SHORT, Run, asking, new_client, own_transport, parts, until_read, upstream
+
+
+def test_request_is_written_unchanged(run: Run) -> None:
+    async def main() -> None:
+        async with upstream() as server, new_client() as client:
+            client.headers.clear()
+            headers = [("X-b", "2"), ("x-A", "1"), ("X-b", "3"), ("X-Empty", "")]
+            # A signed URL must not be re-encoded: its signature would be wrong.
+            target = "/a%7Eb/~c/d%2Fe//f;g=h?x=%2F~%7e&y=a+b%20c&&z"
+            async with asking(client, server.url + target, headers=headers) as answer:
+                peer = await server.accept()
+                lines = (await peer.receive()).split(b"\r\n")
+                assert lines == [
+                    b"GET " + target.encode() + b" HTTP/1.1",
+                    f"Host: 127.0.0.1:{server.port}".encode(),
+                    *(b"X-b: 2", b"x-A: 1", b"X-b: 3", b"X-Empty: "),
+                    *(b"", b""),
+                ]
+                await peer.send(SHORT)
+                await answer
+
+    run(main)
+
+
+def test_request_headers_are_written_in_order(ask: Door) -> None:
+    with (
+        SSEServer([send(1), DONE]) as server,
+        ask(f"{server.url}/a%7Eb?x=%2F~", {"X-Zebra": "1", "x-apple": "2", "Accept": "*/*"}, {"a": 1}) as answer,
+    ):
+        assert answer.items() == [1]
+        [request] = server.requests
+        assert request.path == "/a%7Eb?x=%2F~"
+        names = [name for name, _ in request.header_pairs]
+        assert names[0] == "Host"
+        assert [name for name in names if name in ("X-Zebra", "x-apple", "Accept")] == ["X-Zebra", "x-apple", "Accept"]
+        assert request.json() == {"a": 1}
+
+
+def test_head_and_small_body_leave_in_one_write(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=b"x" * 5000) as answer,
+        ):
+            peer = await server.accept()
+            # One segment on loopback, so one read returns all of it.
+            data = await peer.receive_some()
+            assert data.endswith(b"\r\n\r\n" + b"x" * 5000)
+            await peer.send(SHORT)
+            await answer
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        [b""],
+        [b"hello"],
+        [b"", b"he", b"", b"llo", b""],
+        [b"x" * 100_000, b"", b"y" * 100_000],
+        [b"z" * 1000] * 200,
+    ],
+    ids=["nothing", "an empty part", "one", "some", "large", "many"],
+)
+@pytest.mark.parametrize("framing", [None, "length"])
+def test_all_parts_of_a_body_are_sent(run: Run, body: list[bytes], framing: str | None) -> None:
+    async def main() -> None:
+        async with new_client() as client:
+            headers = {"Content-Length": str(len(b"".join(body)))} if framing else {}
+            for _ in range(2):
+                await client.post(server.url, content=parts(*body), headers=headers)
+
+    with SSEServer([send(1)]) as server:
+        run(main)
+        assert [request.body for request in server.requests] == [b"".join(body)] * 2
+        assert ("transfer-encoding" in server.requests[0].headers) == (framing is None)
+        assert server.connections == 1
+
+
+def test_part_of_a_body_is_sent_before_the_next(run: Run) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"one"
+            await go.wait()
+
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=body()) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive(b"one\r\n")
+            go.set()
+            await peer.receive(b"0\r\n\r\n")
+            await peer.send(SHORT)
+            await answer
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_large_body_is_sent_to_a_slow_server(run: Run, is_whole: bool) -> None:
+    async def main() -> None:
+        body = os.urandom(1024) * 10 * 1024
+        pieces = (body[at : at + 65_536] for at in range(0, len(body), 65_536))
+        content = body if is_whole else parts(*pieces)
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=content, headers={"Content-Length": str(len(body))}) as answer,
+        ):
+            peer = await server.accept()
+            received = b""
+            while len(received) < len(body):
+                received += await asyncio.get_running_loop().sock_recv(peer.socket, 300_000)
+                if b"\r\n\r\n" in received[:1000]:
+                    received = received.partition(b"\r\n\r\n")[2]
+                assert not answer.done()
+            assert received == body
+            await peer.send(SHORT)
+            assert await (await answer).aread() == b"hello"
+
+    run(main)
+
+
+def test_files_are_sent(ask: Door) -> None:
+    content = os.urandom(300_000)
+    with (
+        SSEServer([send(1), DONE]) as server,
+        ask(server.url, files={"file": ("name.bin", content, "application/x-test")}) as answer,
+    ):
+        assert answer.items() == [1]
+        [request] = server.requests
+        assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
+        assert int(request.headers["content-length"]) == len(request.body)
+        assert content in request.body
+        assert b'filename="name.bin"' in request.body
+
+
+@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize("body", [[b"hello"], [b"he", b"llo"]])
+def test_body_that_contradicts_content_length_is_refused(run: Run, body: list[bytes], length: int) -> None:
+    async def main() -> None:
+        async with upstream() as server, new_client() as client:
+            headers = {"Content-Length": str(length)}
+            async with asking(client, server.url, "POST", content=parts(*body), headers=headers) as answer:
+                peer = await server.accept()
+                with pytest.raises(httpx.LocalProtocolError, match="as long as"):
+                    await answer
+                assert await peer.client_has_left()
+
+    run(main)
+
+
+@own_transport
+def test_body_longer_than_content_length_is_a_typed_error(ask: Door) -> None:
+    with SSEServer([send(1)]) as server, pytest.raises(TransportError) as caught:
+        ask(server.url, {"Content-Length": "4"}, content=b"hello")
+    assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
+
+
+@pytest.mark.parametrize("header", [("Transfer-Encoding", "gzip"), ("Content-Length", "x")])
+def test_request_with_invalid_framing_headers_is_refused(run: Run, header: tuple[str, str]) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=parts(b"x"), headers=[header]) as answer,
+        ):
+            peer = await server.accept()
+            with pytest.raises(httpx.LocalProtocolError):
+                await answer
+            assert await peer.client_has_left()
+
+    run(main)
+
+
+def test_body_iterator_that_raises_closes_the_connection(run: Run) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 100_000
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=body()) as answer,
+        ):
+            peer = await server.accept()
+            with pytest.raises(ZeroDivisionError):
+                await answer
+            assert await peer.client_has_left()
+
+    run(main)
+
+
+def test_body_that_the_server_does_not_read_times_out(clock: FakeClock, run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(None, write=60)) as client,
+            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
+        ):
+            peer = await server.accept()
+            with pytest.raises(httpx.WriteTimeout):
+                await clock.aadvance_until_done(answer, step=10)
+            assert await peer.client_has_left()
+
+    run(main)
+
+
+@pytest.mark.parametrize("limit", [60, None])
+def test_body_that_the_server_reads_slowly_does_not_time_out(clock: FakeClock, run: Run, limit: float | None) -> None:
+    async def main() -> None:
+        body = bytes(12_000_000)
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(None, write=limit)) as client,
+            asking(client, server.url, "POST", content=body) as answer,
+        ):
+            peer = await server.accept()
+            received, began = 0, clock.monotonic()
+            while received < len(body):
+                received += len(await asyncio.get_running_loop().sock_recv(peer.socket, 100_000))
+                # The client uses the room in the socket's buffer before the next read.
+                await until_read(peer)
+                clock.advance(1)
+            # Longer than the limit, which restarts whenever the server reads.
+            assert clock.monotonic() - began > 100
+            await peer.send(SHORT)
+            assert await (await answer).aread() == b"hello"
+
+    run(main)
+
+
+def test_received_bytes_do_not_extend_the_write_timeout(clock: FakeClock, run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(None, write=60)) as client,
+            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
+        ):
+            peer = await server.accept()
+            await peer.send(b"HTTP/1.1 200 OK\r\nX: ")
+            while not answer.done():
+                with contextlib.suppress(ConnectionError):
+                    await peer.send(b"x")
+                clock.advance(1)
+                await asyncio.sleep(0)
+            with pytest.raises(httpx.WriteTimeout):
+                await answer
+
+    run(main)
+
+
+def test_large_body_is_sent_over_tls(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    monkeypatch.setattr(http_client, "_tls_context", client_tls)
+    body = os.urandom(3_000_000)
+    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
+        assert ask_anew(server.url, content=body).items() == [1]
+        assert server.requests[0].body == body
+
+
+@own_transport
+def test_tls_that_cannot_send_is_a_typed_error(
+    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """As if a server of TLS 1.2 renegotiated."""
+
+    def encrypt(session: TlsSession, data: bytes) -> bytes:
+        raise ssl.SSLWantReadError(2, "The operation did not complete (read)")
+
+    monkeypatch.setattr(http_client, "_tls_context", client_tls)
+    monkeypatch.setattr(TlsSession, "encrypt", encrypt)
+    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
+        with pytest.raises(TransportError, match="did not complete"):
+            ask_anew(server.url)
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("size", "leave"), [(5, "close"), (5, "reset"), (100_000, "reset"), (100_000, "close and read on")]
+)
+@pytest.mark.parametrize("content", ["bytes", "iterator", "chunked"])
+def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content: str) -> None:
+    async def main() -> None:
+        pieces = [bytes(100_000)] * 100
+        headers = {} if content == "chunked" else {"Content-Length": str(100_000 * 100)}
+        body: Any = b"".join(pieces) if content == "bytes" else parts(*pieces)
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=body, headers=headers) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive_some()
+            await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+            if leave == "reset":
+                # A close with unread bytes is a reset.
+                peer.socket.close()
+            else:
+                peer.socket.shutdown(socket.SHUT_WR)
+            if leave == "close and read on":
+                # As servers do to make sure that their answer is read.
+                leaving = asyncio.create_task(peer.client_has_left())
+            response = await answer
+            assert response.status_code == 413
+            assert await response.aread() == bytes(size)
+            if leave == "close and read on":
+                assert await leaving
+
+    run(main)
+
+
+def test_answer_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=bytes(10_000_000)) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive_some()
+            await peer.send(SHORT)
+            peer.socket.shutdown(socket.SHUT_WR)
+            response = await answer
+            # The loop sends its buffer, and then closes the connection.
+            assert await peer.client_has_left()
+            await response.aclose()
+
+    run(main)
+
+
+def test_answer_during_the_head_is_read(run: Run) -> None:
+    async def main() -> None:
+        # More than the kernel buffers.
+        headers = {"X-Large": "x" * 20_000_000}
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=parts(b"body"), headers=headers) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive_some()
+            await peer.send(b"HTTP/1.1 431 Too Large\r\nContent-Length: 5\r\n\r\nhello")
+            peer.socket.close()
+            response = await answer
+            assert (response.status_code, await response.aread()) == (431, b"hello")
+
+    run(main)
+
+
+def test_reset_during_the_body_is_a_read_error(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive_some()
+            peer.reset()
+            with pytest.raises(httpx.ReadError) as caught:
+                await answer
+            assert isinstance(caught.value.__cause__, OSError)
+
+    run(main)
+
+
+def test_answer_before_the_body_is_read(run: Run) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"x" * 100_000
+            await go.wait()
+            yield b"y" * 100_000
+            yield b"z"
+
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=body()) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive()
+            await peer.send(SHORT)
+            peer.socket.close()
+            await until_read(peer)
+            go.set()
+            assert await (await answer).aread() == b"hello"
+
+    run(main)
