@@ -1,32 +1,24 @@
-"""A stream's connections, one after another, as one: iterated like a `Exchange`, and like it the loop's alone.
+"""A stream's exchanges, one after another, with the interface of one Exchange. Belongs to the loop thread, like it.
 
-Two rules: what a connection gave before it was dropped is given first, and an id that it did not
-commit is never sent. The waiting is here, the deciding in _sse/retry_policy.py.
+Invariants: batches of a connection that was dropped come before those of the next connection, and no request has an
+ID of a block that was not complete. The retry policy decides (_sse/retry_policy.py), this module waits.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from sseqbridge._exceptions import (
-    CallbackError,
-    ReconnectionError,
-    SSEError,
-    StatusError,
-    StreamTimeoutError,
-    UsageError,
-)
-from sseqbridge._runtime import loops
+from sseqbridge._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
-from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._sse.retry_policy import (
     PAYS_TWICE,
     Drop,
@@ -38,31 +30,33 @@ from sseqbridge._sse.retry_policy import (
     retry_after,
 )
 
-from .exchange import Batch, Body, Exchange, Head, status_error
+from .attempts import Attempts, DroppedError, DropRequest
+from .responses import Body, Head, status_error
 
 if TYPE_CHECKING:
     import httpx
 
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.request import RequestOptions
+    from sseqbridge._sse.events import ServerSentEvent
 
-__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "tell"]
+    from .batches import Batch
+
+__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "call_on_reconnect", "tell"]
 
 logger = logging.getLogger("sseqbridge")
 
-T = TypeVar("T")
-
 OnReconnect = Callable[[int, float, SSEError | None], object]
 
-# What an entry is charged besides the body of a refusal.
+# The charge of a Reconnecting entry, besides the body of a refusal.
 _OVERHEAD = 1024
 
-# How long the call itself waits for the first answer at most, where no `total` says so.
+# For how long open() waits for the first answer if there is no `total` limit.
 _OPEN_SECONDS = 60.0
 
 
 class Reconnecting(NamedTuple):
-    """That the connection is gone, and when there will be another: what `on_reconnect` is called with."""
+    """A notice that the connection has ended, and when the next attempt is: the arguments of `on_reconnect`."""
 
     attempt: int
     delay: float
@@ -70,141 +64,131 @@ class Reconnecting(NamedTuple):
 
     @property
     def charge(self) -> int:
-        """What it counts for where what is held for the consumer is bounded."""
+        """What the entry counts for in a bounded channel."""
         return _OVERHEAD + (len(self.cause.body) if isinstance(self.cause, StatusError) else 0)
 
 
-class _Dropped(NamedTuple):
-    cause: SSEError | None
-    was_asked_for: bool
+class _Stage(enum.Enum):
+    """What can still follow the current connection."""
 
-
-class _DroppedError(Exception):
-    """What was waited for was given up, since the connection is to be dropped."""
+    # Another connection may follow, also if this one is dropped.
+    CONTINUES = enum.auto()
+    # Its answer decides, whatever asks for a drop now.
+    DECIDED = enum.auto()
+    # Nothing follows.
+    LAST = enum.auto()
+    # Nothing follows but the refusal that was kept.
+    REFUSED = enum.auto()
 
 
 class ReconnectingExchange:
-    """What a `Exchange` is, for a stream that outlives its connections.
+    """An Exchange that outlives its connections.
 
-    `open()` and iterating give Reconnecting entries, too, each before the wait that it tells of.
+    `open()` and iterating also return Reconnecting entries, each before the wait that it announces.
     """
 
-    # `total` holds from the first answer on as ever; until then it is a bound of `open`.
+    # The `total` limit bounds open() itself here, and the stream from the first answer on.
     bounds_its_opening = True
-    # A task's own cancel() would be lost, on Python 3.10, in a wait that is dropped at the same time.
+    # On Python 3.10, cancelling the task is lost if the wait that it interrupts is dropped at the same time.
     is_direct = False
 
     def __init__(self, clients: ClientPool, options: RequestOptions, policy: ReconnectionPolicy) -> None:
-        """Build the first request. Raises UsageError for arguments that no request can be built of."""
-        self._clients = clients
+        """Build the first request. Raises UsageError if `options` make no valid request."""
+        self._attempts = Attempts(clients, options)
         self._options = options
         self._policy = policy
-        self._exchange = Exchange(clients, options)
-        self._is_held = True
-        self._put: Callable[[Batch], bool] | None = None
-        # The attempt that comes next, where there is none under way.
+        self._stage = _Stage.CONTINUES
+        # The next attempt; None while a connection is in use.
         self._retry: Retry | None = None
-        # Why the connection is to be dropped, and whether somebody asked for that.
-        self._dropped: _Dropped | None = None
-        # Around what is waited for.
-        self._scope: anyio.CancelScope | None = None
-        # An answer that was to be retried, where that has come to nothing.
+        # The last answer before the first good one, in case that no better one comes.
         self._refusal: tuple[Head, Body] | None = None
-        self._gives_refusal = False
-        self._started_at = clock.monotonic()
-        # Whether there was an answer that was given to the caller.
         self._is_answered = False
-        # Whether what becomes of the connection at hand is known already.
-        self._is_settled = False
-        # Whether nothing comes after the connection at hand.
-        self._is_last = False
-        # What earlier connections gave.
-        self._received = 0
-        self._events = 0
+        self._started_at = clock.monotonic()
         self.reconnections = 0
-        # On the loop's clock; None while there is no connection.
-        self.opened_at: float | None = None
 
-    # As of a Exchange.
+    # The interface of Exchange.
+
+    @property
+    def opened_at(self) -> float | None:
+        """When the current connection was answered, on the loop's clock; None between connections."""
+        return self._attempts.opened_at
 
     @property
     def is_complete(self) -> bool:
-        """Whether the body's end is known to be in."""
-        return self._exchange.is_complete
+        """Whether the end of the body is known to be received."""
+        return self._attempts.exchange.is_complete
 
     @property
     def target(self) -> str:
-        """The URL that is asked, as messages may show it."""
-        return self._exchange.target
+        """The request's URL, as messages may show it."""
+        return self._attempts.exchange.target
 
     @property
     def outcome(self) -> str | None:
         """How the stream ended, None before."""
-        if self._gives_refusal:
+        if self._stage is _Stage.REFUSED:
             return "eof"
-        outcome = self._exchange.outcome
-        return outcome if outcome == "done" or self._is_last else None
+        outcome = self._attempts.exchange.outcome
+        return outcome if outcome == "done" or self._stage is _Stage.LAST else None
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """By whose data the stream was ended; None where it was not."""
-        return self._exchange.done_event
+        """The event whose data ended the stream, if there was one."""
+        return self._attempts.exchange.done_event
 
     @property
     def received(self) -> int:
         """The bytes of all bodies so far."""
-        return self._received + self._exchange.received
+        return self._attempts.received
 
     @property
     def events(self) -> int:
-        """The events of all bodies so far."""
-        return self._events + self._exchange.events
-
-    @property
-    def last_event_id(self) -> str:
-        """What the next request would go on from; "" for nothing."""
-        return self._exchange.resumption.last_event_id
+        """The number of events so far."""
+        return self._attempts.events
 
     def check_asked(self) -> None:
-        """Raise UsageError where the request is not to be sent again even if the caller asks for it."""
-        if self._policy.would_pay_twice(self._so_far):
+        """Raise UsageError if the request must not be sent again, even if the caller asks for it. Thread-safe."""
+        if self._policy.would_pay_twice(self._history()):
             raise UsageError(PAYS_TWICE)
 
     def put_through(self, put: Callable[[Batch], bool]) -> None:
-        """See Exchange.put_through."""
-        self._put = put
-        self._exchange.put_through(put)
+        """See Exchange.put_through()."""
+        self._attempts.put_through(put)
 
     def drain(self) -> None:
-        """Read on without giving batches, a little, so that the connection can be used again."""
-        self._exchange.drain()
+        """See Exchange.drain()."""
+        self._attempts.exchange.drain()
 
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
-        self._exchange.detach_after_fork()
+        self._attempts.exchange.detach_after_fork()
 
     def shut_down(self) -> None:
-        """Cut the connection off, at once, whatever the reading waits for."""
-        self._exchange.shut_down()
+        """Shut the connection down at once, whatever the reading waits for."""
+        self._attempts.exchange.shut_down()
 
     async def aclose(self) -> None:
-        """Give the connection back where the answer was read to its end, else close it."""
-        self._put = None
-        await self._close()
+        """Return the connection to its pool if the answer was read to its end, else close it."""
+        self._attempts.put_through(None)
+        await self._attempts.close()
 
-    async def _close(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self.opened_at = None
-            await self._exchange.aclose()
+    def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
+        """Drop the connection for another one. Returns False if no other one follows.
+
+        Batches that were read already are returned first.
+        """
+        if self._stage is not _Stage.CONTINUES or self._attempts.exchange.outcome == "done":
+            return False
+        self._attempts.drop(DropRequest(cause, was_asked_for))
+        return True
 
     # The first answer.
 
     async def open(self) -> Head | Reconnecting:
-        """Return the first answer's head; before it, what is known of each attempt that failed.
+        """Return the first answer's head, or a notice of an attempt that failed: call it again then.
 
-        All of them take `total` seconds at most, or 60: then the last answer is returned, whatever
-        its status, or ReconnectionError raised where there was none.
+        All attempts together take `total` seconds at most, or 60. Then the last answer is returned, whatever its
+        status; without an answer ReconnectionError is raised.
         """
         total = self._options.timeout.total
         seconds = _OPEN_SECONDS if total is None else total
@@ -212,52 +196,53 @@ class ReconnectingExchange:
         with anyio.move_on_after(max(0.0, deadline - clock.monotonic())):
             return await self._attempt(deadline)
         tried = 0 if self._retry is None else self._retry.attempt
-        return self._given_up(GiveUp(tried, "the time for it is over"), StreamTimeoutError("total", seconds))
+        return self._refusal_or_error(GiveUp(tried, "the time for it is over"), StreamTimeoutError("total", seconds))
 
     async def _attempt(self, deadline: float) -> Head | Reconnecting:
+        exchange = self._attempts.exchange
         try:
             if self._retry is None:
-                head = await self._exchange.open()
+                head = await exchange.open()
             else:
                 await anyio.sleep(self._retry.delay)
-                head = await self._sent_again(self._retry.attempt)
+                head = await self._attempts.send_again(self._retry.attempt)
         except ReconnectionError:
             raise
         except SSEError as exc:
-            return await self._failed(exc, deadline)
+            return await self._after_failure(exc, deadline)
         if head.status in (200, 204):
-            return self._begun(head)
-        # What becomes of it can be said before its body is in.
-        decision = self._policy.after(self._drop(status_error(self.target, head, Body(b""))))
+            return self._accept(head)
+        # The policy needs the status alone: the body is read only if the request is sent again.
+        decision = self._policy.after(self._describe_drop(status_error(self.target, head, Body(b""))))
         if not isinstance(decision, Retry) or clock.monotonic() + decision.delay > deadline:
-            return self._begun(head)
+            return self._accept(head)
         self._refusal = head, Body(b"")
-        self._refusal = head, await self._exchange.read_body()
-        return await self._planned(decision, status_error(self.target, *self._refusal))
+        self._refusal = head, await self._attempts.exchange.read_body()
+        return await self._plan(decision, status_error(self.target, *self._refusal))
 
-    async def _failed(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
-        if self._exchange.is_unsendable:
+    async def _after_failure(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
+        if self._attempts.exchange.is_unsendable:
             raise cause
-        decision = self._policy.after(self._drop(cause))
+        decision = self._policy.after(self._describe_drop(cause))
         if isinstance(decision, Stop):
             raise cause
         if isinstance(decision, Retry):
             if clock.monotonic() + decision.delay <= deadline:
-                return await self._planned(decision, cause)
+                return await self._plan(decision, cause)
             decision = GiveUp(decision.attempt - 1, f"the next attempt, in {decision.delay:.3g} s, would come too late")
-        return self._given_up(decision, cause)
+        return self._refusal_or_error(decision, cause)
 
-    def _given_up(self, decision: GiveUp, cause: SSEError) -> Head:
+    def _refusal_or_error(self, decision: GiveUp, cause: SSEError) -> Head:
         if self._refusal is None:
-            raise self._lost(decision, cause)
-        self._is_last = self._gives_refusal = True
+            raise _lost(self.target, decision, cause)
+        self._stage = _Stage.REFUSED
         return self._refusal[0]
 
-    def _begun(self, head: Head) -> Head:
+    def _accept(self, head: Head) -> Head:
         self._retry = None
         self._is_answered = True
-        self._is_last = head.status != 200
-        self.opened_at = anyio.current_time()
+        self._stage = _Stage.CONTINUES if head.status == 200 else _Stage.LAST
+        self._attempts.mark_open()
         return head
 
     # Reading.
@@ -266,154 +251,83 @@ class ReconnectingExchange:
         return self
 
     async def __anext__(self) -> Batch | Body | Reconnecting:
-        """Return the next batch, or what becomes of the connection that has ended.
+        """Return the next batch, or a notice that the connection has ended.
 
         Raises StopAsyncIteration once `outcome` is set, and ReconnectionError.
         """
-        if self._gives_refusal:
-            return self._taken_refusal()
+        if self._stage is _Stage.REFUSED:
+            return self._take_refusal()
         while True:
             cause: SSEError | None = None
             try:
                 if self._retry is not None:
                     await self._reconnect()
-                if self._dropped is None:
-                    return await self._droppable(self._exchange.__anext__)
-                if (batch := self._exchange.rest()) is not None:
+                if self._attempts.drop_request is None:
+                    return await self._attempts.interruptible(self._attempts.exchange.__anext__)
+                if (batch := self._attempts.exchange.rest()) is not None:
                     return batch
-            except _DroppedError:
+            except DroppedError:
                 continue
             except StopAsyncIteration:
-                if self._is_last or self._exchange.outcome == "done":
+                if self._stage is _Stage.LAST or self._attempts.exchange.outcome == "done":
                     raise
             except ReconnectionError:
-                # Not for the policy: the connection that it would judge is the one before.
+                # Not for the policy, which would judge the connection before this attempt.
                 raise
             except SSEError as exc:
                 cause = exc
-            return await self._next_after(cause)
+            return await self._after_end(cause)
 
-    def _taken_refusal(self) -> Body:
+    def _take_refusal(self) -> Body:
         if self._refusal is None:
             raise StopAsyncIteration
         (_, body), self._refusal = self._refusal, None
         return body
 
-    async def _next_after(self, cause: SSEError | None) -> Reconnecting:
+    async def _after_end(self, cause: SSEError | None) -> Reconnecting:
         decision: Retry | Stop | GiveUp
-        if self._exchange.outcome == "done":
-            # Whatever became of the connection after the last event.
+        if self._attempts.exchange.outcome == "done":
+            # A failure after the last event does not matter.
             decision = Stop()
             cause = None
-        elif self._dropped is not None:
-            # And not what came of the dropping.
-            (cause, was_asked_for), self._dropped = self._dropped, None
-            drop = self._drop(cause)
+        elif (request := self._attempts.take_drop_request()) is not None:
+            # The reason for the drop, and not the error that the drop has caused.
+            cause, was_asked_for = request
+            drop = self._describe_drop(cause)
             decision = self._policy.at_once(drop) if was_asked_for else self._policy.after(drop)
         else:
-            decision = self._policy.after(self._drop(cause))
+            decision = self._policy.after(self._describe_drop(cause))
         if isinstance(decision, Retry):
-            return await self._planned(decision, cause)
+            return await self._plan(decision, cause)
         if isinstance(decision, GiveUp):
-            raise self._lost(decision, cause)
-        self._is_last = True
+            raise _lost(self.target, decision, cause)
+        self._stage = _Stage.LAST
         raise StopAsyncIteration if cause is None else cause
 
     async def _reconnect(self) -> None:
-        """Wait until the time for the next connection has come, and make it. Raises SSEError where that fails."""
+        """Wait for the time of the next attempt, and connect. Raises SSEError if that fails."""
         assert self._retry is not None
         try:
-            await self._droppable(partial(anyio.sleep, self._retry.delay))
-        except _DroppedError:
-            # Somebody asked for it, so now is the time.
-            self._dropped = None
+            await self._attempts.interruptible(partial(anyio.sleep, self._retry.delay))
+        except DroppedError:
+            # The caller has asked for it during the wait: connect now.
+            self._attempts.take_drop_request()
         attempt, self._retry = self._retry.attempt, None
-        head = await self._sent_again(attempt)
+        head = await self._attempts.send_again(attempt)
         if head.status == 200:
             self.reconnections += 1
-            self.opened_at = anyio.current_time()
+            self._attempts.mark_open()
             return
-        # That is the answer, whoever wants another connection now.
-        self._is_settled, self._dropped = True, None
+        self._stage = _Stage.DECIDED
+        self._attempts.take_drop_request()
         if head.status != 204:
-            raise status_error(self.target, head, await self._exchange.read_body())
-        # Nothing more is to come.
-        self._is_last = True
-
-    async def _sent_again(self, attempt: int) -> Head:
-        """Build the request once more, send it, and return the head of its answer.
-
-        Raises ReconnectionError if the request cannot be built or sent, for a reason of this side: it would
-        fail in the same way again. Raises SSEError if the network or the server fails, and _DroppedError.
-        """
-        try:
-            await self._renew()
-        except Exception as exc:
-            raise self._not_sent(attempt, exc) from exc
-        try:
-            return await self._droppable(self._exchange.open)
-        except (CallbackError, UsageError) as exc:
-            # The client for another origin, behind a redirect; the client's auth.
-            raise self._not_sent(attempt, exc) from exc
-        except SSEError as exc:
-            if not self._exchange.is_unsendable:
-                raise
-            raise self._not_sent(attempt, exc) from exc
-
-    def _not_sent(self, attempt: int, cause: Exception) -> ReconnectionError:
-        # Only the type: the error's text may hold what a message must not.
-        kind = type(cause).__name__
-        message = f"{self.target}: the stream cannot be resumed, since its request cannot be sent again: {kind}"
-        return ReconnectionError(f"{message}; the exception's cause says why", attempt)
-
-    async def _renew(self) -> None:
-        """Have the request ready for another time, where this one was dropped."""
-        old = self._exchange
-        make = partial(Exchange, self._clients, self._options, old.resumption)
-        if self._clients.has_factory:
-            # Which may take its time.
-            with CallersCode("the bridge's client function", passes=Exception):
-                self._exchange = await loops.run_in_daemon_thread(
-                    "sseqbridge-client", make, discard=Exchange.abandon
-                )
-        else:
-            self._exchange = make()
-        self._is_held = True
-        self._received += old.received
-        self._events += old.events
-        if self._put is not None:
-            self._exchange.put_through(self._put)
-
-    async def _droppable(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return what `call` gives. Raises _DroppedError once the connection is to be dropped."""
-        if self._dropped is not None:
-            raise _DroppedError
-        with anyio.CancelScope() as scope:
-            self._scope = scope
-            try:
-                return await call()
-            finally:
-                self._scope = None
-        raise _DroppedError
-
-    def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
-        """Give the connection up for another one; False where none comes after it.
-
-        What it gave so far is given first.
-        """
-        if self._is_last or self._is_settled or self._exchange.outcome == "done":
-            return False
-        self._dropped = _Dropped(cause, was_asked_for)
-        self._exchange.shut_down()
-        if self._scope is not None:
-            self._scope.cancel()
-        return True
+            raise status_error(self.target, head, await self._attempts.exchange.read_body())
+        self._stage = _Stage.LAST
 
     # Deciding.
 
-    @property
-    def _so_far(self) -> Drop:
-        """What is known of the whole stream. In any thread."""
+    def _history(self) -> Drop:
+        """Return what the policy has to know of the whole stream. Thread-safe."""
         options = self._options
         return Drop(
             None,
@@ -421,45 +335,50 @@ class ReconnectingExchange:
             has_body=options.has_body,
             answered=self._is_answered,
             delivered=self.events > 0,
-            has_id=self.last_event_id not in ("", options.last_event_id),
+            has_id=self._attempts.exchange.resumption.last_event_id not in ("", options.last_event_id),
         )
 
-    def _drop(self, cause: SSEError | None) -> Drop:
-        connection = self._exchange
+    def _describe_drop(self, cause: SSEError | None) -> Drop:
+        exchange, opened_at = self._attempts.exchange, self.opened_at
         return replace(
-            self._so_far,
+            self._history(),
             cause=cause,
-            is_clean=connection.ended_cleanly,
-            open_for=0.0 if self.opened_at is None else anyio.current_time() - self.opened_at,
-            events=connection.events,
-            retry=connection.resumption.retry,
+            is_clean=exchange.ended_cleanly,
+            open_for=0.0 if opened_at is None else anyio.current_time() - opened_at,
+            events=exchange.events,
+            retry=exchange.resumption.retry,
             retry_after=_retry_after(cause.headers) if isinstance(cause, StatusError) else None,
         )
 
-    async def _planned(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
-        await self._close()
-        self._retry, self._policy, self._is_settled = retry, retry.policy, False
-        told = "a clean end, or asked for" if cause is None else type(cause).__name__
-        logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, told)
+    async def _plan(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
+        await self._attempts.close()
+        self._retry, self._policy, self._stage = retry, retry.policy, _Stage.CONTINUES
+        reason = "a clean end, or as the caller asked" if cause is None else type(cause).__name__
+        logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, reason)
         return Reconnecting(retry.attempt, retry.delay, cause)
 
-    def _lost(self, decision: GiveUp, cause: SSEError | None) -> ReconnectionError:
-        error = ReconnectionError(
-            f"{self.target}: the stream was lost, attempts to reconnect: {decision.attempts}; {decision.reason}",
-            decision.attempts,
-        )
-        error.__cause__ = cause
-        return error
+
+def _lost(target: str, decision: GiveUp, cause: SSEError | None) -> ReconnectionError:
+    error = ReconnectionError(
+        f"{target}: the stream was lost, attempts to reconnect: {decision.attempts}; {decision.reason}",
+        decision.attempts,
+    )
+    error.__cause__ = cause
+    return error
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    # By the server's own clock, where it says what that shows.
+    # Relative to the server's own clock, if it sends the time.
     now = http_date(headers.get("date")) or datetime.now(timezone.utc)
     return retry_after(headers.get("retry-after"), now)
 
 
-def tell(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
-    """Call the caller's function, if there is one. In the consumer's thread or coroutine; raises what it raises."""
+def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
+    """Call the caller's function, if there is one: in the consumer's thread or coroutine. Raises what it raises."""
     if on_reconnect is not None:
         with CallersCode("on_reconnect", passes=Exception):
             on_reconnect(*entry)
+
+
+# The former name, for callers that are not adapted yet.
+tell = call_on_reconnect

@@ -16,6 +16,7 @@ import httpx
 
 from sseqbridge._runtime import sockets
 
+from .errors import ConnectionClosed, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
 from .h1_heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
 from .network_stream import InputState, NetworkStream
@@ -23,21 +24,15 @@ from .origin import Origin
 
 __all__ = [
     "BODY_EXTENSION",
-    "WORDS_OF_A_LATE_CLOSE",
     "BodyStream",
-    "ConnectionClosed",
     "ConnectionPool",
     "ConnectionState",
     "HTTP11Connection",
-    "ReusedConnectionClosed",
     "Sink",
 ]
 
 # The response extension that holds the BodyStream: httpx wraps the stream of every response.
 BODY_EXTENSION = "sseqbridge_body"
-
-# Part of the text of a ReusedConnectionClosed.
-WORDS_OF_A_LATE_CLOSE = "disconnected a connection that was kept"
 
 # The most that is read ahead of the consumer.
 _MAX_UNREAD_BYTES = 64 * 1024
@@ -50,17 +45,6 @@ _MAX_INTERIM_ANSWERS = 100
 
 # Takes body bytes; returns False if it wants no more before its coroutine has run. It must not raise.
 Sink = Callable[[bytes], bool]
-
-
-class ConnectionClosed(httpx.RemoteProtocolError):
-    """The peer closed the connection before the end of the answer."""
-
-
-class ReusedConnectionClosed(httpx.RemoteProtocolError):
-    """The peer closed a connection that had served an earlier request, and sent no byte of an answer.
-
-    The peer may have handled the request all the same: no client can know.
-    """
 
 
 class ConnectionState(enum.Enum):
@@ -214,7 +198,7 @@ class HTTP11Connection(NetworkStream):
             was_unanswered = self._has_ended_unanswered()
             self.abort()
             if is_reused and was_unanswered and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
-                raise ReusedConnectionClosed(f"Server {WORDS_OF_A_LATE_CLOSE}") from exc
+                raise ReusedConnectionClosed("the server closed a connection kept from an earlier request") from exc
             raise
 
     def _has_ended_unanswered(self) -> bool:

@@ -26,9 +26,12 @@ from .header_syntax import (
 if TYPE_CHECKING:
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
+    from .client import Client
+
 __all__ = [
     "DEFAULT_HEADERS",
     "RequestOptions",
+    "build_request",
     "check_last_event_id",
     "check_raw_headers",
     "encode_json",
@@ -207,3 +210,39 @@ def check_last_event_id(value: object) -> str:
 def is_replayable(content: object) -> bool:
     """Whether a body can be read twice: bytes and text can, iterators and files cannot."""
     return content is None or isinstance(content, (str, bytes, bytearray, memoryview))
+
+
+def build_request(client: Client, options: RequestOptions, last_event_id: str) -> Any:
+    """Return a request of the client's package, httpx or httpx2.
+
+    Raises UsageError if no request can be built of the options, and if it would not be valid HTTP.
+    """
+    timeout = options.timeout
+    # As bytes: httpx encodes text as ASCII only.
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in options.headers]
+    if last_event_id:
+        # In UTF-8 (WHATWG). No header can carry blanks at the ends of its value.
+        headers.append((b"Last-Event-ID", last_event_id.encode().strip(b" \t")))
+    fault: type[Exception] | None = None
+    try:
+        request = client.build(
+            options.method,
+            options.url,
+            headers,
+            timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
+            **options.build,
+        )
+    except Exception as exc:
+        fault = type(exc)
+    # Raised here, without a cause: the cause's message may hold the URL or the body.
+    if fault is client.package.InvalidURL:
+        raise UsageError("url must be a valid http:// or https:// URL")
+    if fault is not None:
+        raise UsageError(f"no request can be built of these arguments: {fault.__name__}")
+    # Again: the request's headers include cookies, and what the client adds.
+    check_raw_headers(request.headers.raw)
+    if request.url.scheme not in ("http", "https") or not request.url.host:
+        raise UsageError("url must be an http:// or https:// URL with a host. Begin it with one of these schemes.")
+    if (request.url.port or 0) > 65535:
+        raise UsageError("url must be an http:// or https:// URL with a port up to 65535")
+    return request

@@ -24,8 +24,9 @@ import httpx
 
 from sseqbridge._runtime import sockets
 
-from .connection import HTTP11Connection, ReusedConnectionClosed
+from .connection import HTTP11Connection
 from .dial import Dial, dial
+from .errors import ReusedConnectionClosed
 from .network_stream import READ_BYTES
 from .origin import Origin, origin_of
 

@@ -208,7 +208,7 @@ def test_relative_url_goes_to_the_base_url_of_the_client() -> None:
                     until(lambda: is_idle(bridge))
         assert server.connections == 1
         assert len(clients) == 1
-        with pytest.raises(UsageError, match="no http"):
+        with pytest.raises(UsageError, match="must be an http"):
             request_sse("/chat")
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from sseqbridge._http.connection import BODY_EXTENSION, ConnectionClosed, ConnectionState, HTTP11Connection
+from sseqbridge._http.connection import BODY_EXTENSION, ConnectionState, HTTP11Connection
+from sseqbridge._http.errors import ConnectionClosed
 from sseqbridge._http.network_stream import READ_BYTES
 from sseqbridge._http.origin import Origin
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, reset, respond, send, silence, wire

@@ -247,7 +247,7 @@ def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> Non
     events, request = ask(flood, max_buffered_bytes=100_000)
     hold_back(request)
     subscription: Any = events._cursor.subscription
-    stream: Any = subscription.exchange._network_stream
+    stream: Any = subscription.exchange.network_stream
     inherited = os.dup(stream.get_extra_info("socket").fileno())
     try:
         events.close()

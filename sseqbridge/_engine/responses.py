@@ -1,0 +1,161 @@
+"""A response as the engine passes it on: its head, the body of a refusal, and where body bytes are read from.
+
+Used on the loop thread; Head and Body are immutable, and cross to consumers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import httpx
+
+from sseqbridge._exceptions import ContentTypeError, ProtocolError, SSEError, StatusError
+from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, unbounded_stream
+from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
+from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+
+if TYPE_CHECKING:
+    from sseqbridge._http.connection import Sink
+
+__all__ = [
+    "Body",
+    "Head",
+    "PulledBody",
+    "content_type_error",
+    "is_event_stream",
+    "made_head",
+    "open_body",
+    "read_within_bounds",
+    "response_headers",
+    "status_error",
+]
+
+
+class Head(NamedTuple):
+    """Status and headers of a response."""
+
+    status: int
+    headers: httpx.Headers
+    http_version: str
+
+
+def made_head(status: int, headers: Mapping[str, str]) -> Head:
+    """Return a head that does not come from a connection."""
+    return Head(status, httpx.Headers(headers), "HTTP/1.1")
+
+
+class Body(NamedTuple):
+    """The body of a response that is no event stream. `error` is the reason if the body is incomplete."""
+
+    content: bytes
+    error: BaseException | None = None
+
+
+def status_error(target: str, head: Head, body: Body) -> StatusError:
+    """Return the error for a response whose status is not 200."""
+    try:
+        phrase = f" {HTTPStatus(head.status).phrase}"
+    except ValueError:
+        phrase = ""
+    error = StatusError(
+        f"{target} answered {head.status}{phrase}; the answer is in .body", head.status, head.headers, body.content
+    )
+    error.__cause__ = body.error
+    return error
+
+
+def response_headers(response: Any) -> httpx.Headers:
+    """Return a response's headers as httpx's class, also for a response of httpx2."""
+    headers = response.headers
+    # From the raw headers, which need not be ASCII.
+    return headers if isinstance(headers, httpx.Headers) else httpx.Headers(headers.raw)
+
+
+def is_event_stream(headers: httpx.Headers) -> bool:
+    """Whether the Content-Type is text/event-stream."""
+    return _media_type(headers) == "text/event-stream"
+
+
+def content_type_error(target: str, headers: httpx.Headers, body: Body) -> ContentTypeError:
+    """Return the error for a 200 that is no event stream."""
+    media_type = _media_type(headers)
+    found = f"as {media_type}" if media_type else "without a Content-Type"
+    message = (
+        f"{target} answered 200 {found}, not as text/event-stream; the answer is in .body. "
+        "Pass check_content_type=False to read it as an event stream."
+    )
+    return ContentTypeError(message, 200, headers, body.content)
+
+
+def _media_type(headers: httpx.Headers) -> str:
+    value: str = headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()
+
+
+class PulledBody:
+    """The body of a response that came through another transport than the library's own."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks: AsyncIterator[bytes] = chunks.__aiter__()
+
+    async def read(self, sink: Sink | None) -> bytes | None:
+        """Return the next bytes, b"" at the end. `sink` is never called: see BodyStream.read."""
+        try:
+            while not (chunk := await self._chunks.__anext__()):
+                pass
+        except StopAsyncIteration:
+            return b""
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the generator of the chunks. Otherwise the loop would, where an exit it raises ends the loop."""
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _raising(error: Exception) -> AsyncIterator[bytes]:
+    raise error
+    yield b""
+
+
+async def _only(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def open_body(
+    response: Any, headers: httpx.Headers, slice_bytes: int
+) -> tuple[BodyStream | PulledBody, BodyDecoder]:
+    """Return where a response's bytes are read from, and their decoder.
+
+    Raises ProtocolError for a 200 with a Content-Encoding that is not supported. For another status, which matters
+    more, reading the body raises it.
+    """
+    if response.is_stream_consumed:
+        # By an event hook or auth of the client's: httpx has decompressed the body.
+        return PulledBody(_only(response.content)), BodyDecoder(slice_bytes)
+    try:
+        decoder = body_decoder(headers.get("content-encoding", ""), slice_bytes)
+    except ProtocolError as error:
+        if response.status_code == 200:
+            raise
+        return PulledBody(_raising(error)), BodyDecoder(slice_bytes)
+    return response.extensions.get(BODY_EXTENSION) or PulledBody(unbounded_stream(response)), decoder
+
+
+async def read_within_bounds(next_chunk: Callable[[], Awaitable[bytes | None]], decoder: BodyDecoder) -> Body:
+    """Return a body of MAX_BODY_BYTES at most, as far as it comes in BODY_SECONDS."""
+    content, error = bytearray(), None
+    with anyio.move_on_after(BODY_SECONDS):
+        try:
+            while len(content) <= MAX_BODY_BYTES and (chunk := await next_chunk()) is not None:
+                for piece in decoder.slices(chunk):
+                    content += piece
+                    if len(content) > MAX_BODY_BYTES:
+                        break
+        except SSEError as exc:
+            error = exc
+    return Body(bytes(content[:MAX_BODY_BYTES]), error)

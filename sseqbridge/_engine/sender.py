@@ -1,0 +1,193 @@
+"""Sends one request and its redirects: the client lease, the answer under way, and its connection.
+
+A RequestSender is made in the caller's thread, and belongs to the loop thread from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sseqbridge._exceptions import RedirectError, SSEError, UsageError
+from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
+from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
+from sseqbridge._http.request import build_request
+from sseqbridge._http.urls import describe, origin_key
+from sseqbridge._runtime import loops, sockets
+from sseqbridge._runtime.callbacks import CallersCode, original
+
+if TYPE_CHECKING:
+    from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.request import RequestOptions
+
+__all__ = ["Redirects", "RequestSender", "close_quietly"]
+
+logger = logging.getLogger("sseqbridge")
+
+# Permanent redirects, as (status, URL).
+Redirects = tuple[tuple[int, Any], ...]
+
+
+class RequestSender:
+    """Sends a request with a leased client, and owns the connection of its answer.
+
+    `redirects` are the permanent redirects so far. `network_stream` is the connection of the answer, until the
+    answer is closed. `is_unsendable` says that the HTTP client refused the request itself.
+    """
+
+    def __init__(
+        self, clients: ClientPool, options: RequestOptions, last_event_id: str, redirects: Redirects
+    ) -> None:
+        """Lease a client and build the request. Raises UsageError if `options` make no valid request."""
+        self.redirects = redirects
+        self.network_stream: Any = None
+        self.is_unsendable = False
+        self._clients = clients
+        self._options = options
+        # Of the URL as the caller wrote it, which may be relative to a client's base_url.
+        self._origin = origin_key(options.url)
+        self._client = clients.lease(self._origin)
+        try:
+            self._request = build_request(self._client, options, last_event_id)
+        except UsageError:
+            clients.put_back(self._client)
+            raise
+        self._send_options = options.send
+        self._response: Any = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the request goes through the library's own transport alone, and runs no code of the caller's."""
+        return "auth" not in self._send_options and self._client.is_direct(self._request)
+
+    @property
+    def target(self) -> str:
+        """The request's URL, as messages may show it."""
+        return describe(self._request.url)
+
+    async def send(self) -> Any:
+        """Send the request, follow redirects, and return the response once its head is in.
+
+        Raises RedirectError, and the errors of _http/errors.py.
+        """
+        for status, url in self.redirects:
+            await self._follow(status, url)
+        is_permanent = True
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._response = await self._send_once()
+            status = response.status_code
+            if status not in REDIRECT_STATUSES or self._options.follow_redirects is False:
+                return response
+            url = redirect_url(self._request, status, response.headers.get("location"))
+            await self._follow(status, url)
+            is_permanent = is_permanent and status in PERMANENT_STATUSES
+            if is_permanent:
+                self.redirects += ((status, url),)
+        raise RedirectError(f"{self.target}: more than {MAX_REDIRECTS} redirects", status)
+
+    async def _send_once(self) -> Any:
+        try:
+            with CallersCode(CLIENT_CODE, passes=Exception):
+                response = await self._client.send(self._request, **self._send_options)
+        except SSEError:
+            raise
+        except Exception as exc:
+            error = original(exc)
+            self.is_unsendable = is_unsendable(error, self._client.package)
+            raise self.translate(error, has_head=False) from error
+        self._clients.learn(self._origin, response.http_version)
+        self.network_stream = response.extensions.get("network_stream")
+        if logger.isEnabledFor(logging.DEBUG):
+            line = self._request.method, self.target, response.status_code, response.http_version
+            logger.debug("%s %s: %d, %s", *line)
+        return response
+
+    async def _follow(self, status: int, url: Any) -> None:
+        """Replace the request by the one that follows a redirect, and close the redirect's own answer."""
+        request, is_cross_origin = redirect(self._request, status, url, self._options, self._client.package)
+        if is_cross_origin:
+            # For good: a redirect back to the first origin does not restore the auth.
+            self._send_options = {"auth": None}
+        await self.close_response()
+        self._request, self._response = request, None
+        if is_cross_origin and self._clients.has_factory:
+            await self._change_client(origin_key(request.url))
+
+    async def _change_client(self, origin: str) -> None:
+        # The new origin may speak another version of HTTP. A factory of the caller's may block, so not on the loop.
+        # The lease comes first: if it fails, there is still exactly one client to return.
+        with CallersCode("the bridge's client function", passes=Exception):
+            client = await loops.run_in_daemon_thread(
+                "sseqbridge-client", self._clients.lease, origin, discard=self._clients.put_back
+            )
+        self._clients.put_back(self._client)
+        self._client, self._origin = client, origin
+
+    def translate(self, exc: BaseException, *, has_head: bool) -> SSEError:
+        """Return the error of this package for an error of the transport, or of code of the caller's."""
+        options = self._options
+        runs_callers_code = (
+            self._clients.has_callers_code
+            or "auth" in self._send_options
+            or options.build["files"] is not None
+            or bool(options.build["extensions"])
+        )
+        failed = FailedRequest(
+            package=self._client.package,
+            target=self.target,
+            method=self._request.method,
+            timeout=options.timeout,
+            has_head=has_head,
+            runs_callers_code=runs_callers_code,
+        )
+        return translate(exc, failed)
+
+    def shut_down(self) -> None:
+        """Shut the connection down at once, whatever its reader waits for.
+
+        Does nothing before the answer's head: httpx closes a connection that it is setting up. Nor does it shut down
+        an HTTP/2 connection that other streams share.
+        """
+        if self.network_stream is None or (self._is_http2() and self._client.shared):
+            return
+        try:
+            # The stream of a caller's transport is code of the caller's.
+            with CallersCode(CLIENT_CODE):
+                sockets.shut_down_connection(self.network_stream)
+        except SSEError as exc:
+            logger.debug("%s: shutting the connection down failed", self.target, exc_info=exc)
+
+    async def close_response(self) -> None:
+        """Return the connection to its pool if the answer was read to its end, else close it."""
+        # From here on the connection may serve another request, and must not be shut down.
+        self.network_stream = None
+        if self._response is not None:
+            await close_quietly(self._response, "the response", self.target)
+
+    async def release(self, *, is_read_to_end: bool) -> None:
+        """Return the client to its pool, after the response was closed."""
+        await close_quietly(self._options.build.get("content"), "the request's body", self.target)
+        if is_read_to_end or (self._response is not None and not self._is_http2()):
+            await self._clients.give_back(self._client, self._origin)
+        else:
+            # Closing the response leaves an HTTP/2 connection open, and so does a request without an answer.
+            await self._clients.discard(self._client)
+
+    def abandon(self) -> None:
+        """Return the client, if the request was never sent."""
+        self._clients.put_back(self._client)
+
+    def _is_http2(self) -> bool:
+        return bool(self._response.http_version == "HTTP/2")
+
+
+async def close_quietly(closable: Any, name: str, target: str) -> None:
+    """Close an object that has aclose(). A failure is only logged, since the stream is over."""
+    close = getattr(closable, "aclose", None)
+    if close is None:
+        return
+    try:
+        with CallersCode(f"closing {name}", passes=Exception):
+            await close()
+    except Exception as exc:
+        logger.debug("%s: closing %s failed: %s", target, name, type(exc).__name__)
