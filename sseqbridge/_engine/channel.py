@@ -1,20 +1,19 @@
-"""Bounded channel of entries from the loop to one consumer, which may be another thread.
+"""Bounded channel from a producer to one consumer, in another thread or in a coroutine of any event loop.
 
-The producer is the loop's thread alone (or one thread, of a `ThreadChannel`), the consumer one
-thread (or one coroutine of any loop) at a time; `close` comes from anywhere, also from a finalizer
-or a signal handler that interrupted either of them. So there is no lock at all: each field has one
-writing side.
+The producer is the loop thread (or one other thread, of a ThreadChannel). The consumer is one thread or coroutine at
+a time. `close` may be called anywhere, also in a finalizer or signal handler that has interrupted one of the two.
+So there is no lock: each field has one writing side, and the order of writes and reads prevents lost wakeups.
 
-    field        written by     order that matters
-    _queue       both           deque: append and popleft are atomic
-    _produced    the producer   before it looks at the size again
-    _consumed    the consumer   before it looks for a paused producer
+    field        written by     guarded by
+    _queue       both           deque.append and deque.popleft, which are atomic
+    _produced    the producer   written before the producer reads the size again
+    _consumed    the consumer   written before the consumer looks for a paused producer
     _in_hand     the consumer
-    _wanted      the producer   before _resume
-    _resume      the producer   published before the size is looked at again
+    _wanted      the producer   written before _resume
+    _resume      the producer   published before the producer reads the size again
     _ended       the producer
-    _waiters     both           published before the queue is looked at again; whoever pops
-                                a wake-up is the only one to call it
+    _waiters     both           published before the waiting side reads the queue again; deque.pop hands each
+                                wake-up to exactly one caller
     closed       anyone         set once, to True, before the waiters are woken
 """
 
@@ -29,13 +28,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
+__all__ = ["CLOSED", "ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
 
 T = TypeVar("T")
 
 
 class End(NamedTuple):
-    """The last entry of every channel: how the stream ended, and the error if it was one."""
+    """The last entry of every channel: the stream's outcome, and the error if it is "error"."""
 
     outcome: str
     error: BaseException | None = None
@@ -54,18 +53,18 @@ def settle(future: asyncio.Future[None]) -> None:
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
-    """Have the loop call `callback` soon; a loop that is closed calls nothing. From anywhere."""
+    """Schedule `callback` on a loop; does nothing if the loop is closed. Thread-safe; safe in finalizers."""
     try:
         loop.call_soon_threadsafe(callback, *args)
     except RuntimeError:
-        pass  # Nobody waits there any more.
+        pass  # A closed loop has no task that could wait for this.
 
 
 class Channel(Generic[T]):
-    """Carries entries to one consumer, holding at most `max_bytes` of charge.
+    """Carries entries from the loop thread to one consumer, holding at most `max_bytes` of charge.
 
-    An entry whose charge is larger than that enters when nothing else is held. An entry counts
-    as held until the consumer comes back for the next one.
+    An entry with a larger charge enters if no other entry is held. An entry is held until the consumer asks for the
+    next one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
@@ -83,20 +82,20 @@ class Channel(Generic[T]):
 
     @property
     def buffered(self) -> int:
-        """The charge that is held now."""
+        """The charge of the entries that are held."""
         return self._produced - self._consumed
 
-    # In the loop's thread.
+    # The producer, on the loop thread.
 
     async def send(self, entry: T, charge: int = 0) -> None:
-        """Add an entry, waiting while there is no room. Once closed, entries are dropped."""
+        """Add an entry, waiting until it fits. A closed channel drops entries."""
         if not self.fits(charge):
             self._wanted = charge
             while not self._is_drained():
                 self._resume = self._loop.create_future()
                 try:
-                    # Once more, now that the consumer can see the future: it may have taken the
-                    # last entry, and found nobody waiting, since the loop looked.
+                    # The second check, after the future was published: the consumer may have taken the last entry
+                    # after the first check, and found no future to settle.
                     if not self._is_drained():
                         await self._resume
                 finally:
@@ -109,7 +108,7 @@ class Channel(Generic[T]):
         return not held or held + charge <= self._max or self.closed
 
     def has_room(self, charge: int) -> bool:
-        """Whether this much more stays within the bound."""
+        """Whether this much more charge stays within the limit."""
         return self._produced - self._consumed + charge <= self._max or self.closed
 
     def _is_drained(self) -> bool:
@@ -117,12 +116,12 @@ class Channel(Generic[T]):
         return self.fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
 
     def send_nowait(self, entry: T | End, charge: int = 0) -> None:
-        """Add an entry without waiting."""
+        """Add an entry without waiting, whether or not it fits."""
         if self._add(entry, charge):
             self._wake()
 
     def try_send(self, entry: T, charge: int) -> bool:
-        """Add an entry if that needs no wait; False where it does, and once nothing is wanted."""
+        """Add an entry if it fits. Returns False if it does not, and if the channel is closed or has ended."""
         held = self._produced - self._consumed
         if (held and held + charge > self._max) or self.closed or self._ended:
             return False
@@ -133,9 +132,9 @@ class Channel(Generic[T]):
         return True
 
     def send_deferred(self, entry: T, charge: int = 0) -> None:
-        """Add an entry without waiting; a consumer that waits is woken once the loop gets round to it.
+        """Add an entry without waiting, and wake a waiting consumer in the next iteration of the event loop.
 
-        What follows in the same step of the loop is then there as well when it looks.
+        The consumer then finds the entries that follow in the same iteration, too.
         """
         if self._add(entry, charge):
             self._loop.call_soon(self._wake)
@@ -149,29 +148,29 @@ class Channel(Generic[T]):
         return True
 
     def end(self, end: End) -> None:
-        """Add the last entry. Later ones, and later ends, are dropped."""
+        """Add the last entry. Later entries, and later ends, are dropped."""
         self.send_nowait(end)
 
     def _try_resume(self) -> None:
         if self._resume is not None and self._is_drained():
             settle(self._resume)
 
-    # In the consumer's thread, or in a coroutine of its loop.
+    # The consumer, in its thread or in a coroutine.
 
     @property
     def pending(self) -> int:
-        """How many entries could be taken now."""
+        """The number of entries that could be received without waiting."""
         return len(self._queue)
 
     def poll(self) -> T | End | None:
-        """Return the next entry without waiting, None where there is none; after close() CLOSED."""
+        """Return the next entry, None if there is none yet, CLOSED after close()."""
         self._release()
-        return self._poll()
+        return self._pop()
 
     def notify(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called once, from whichever thread, as soon as there is something to take, or now.
+        """Call `wake` once, in any thread, as soon as poll() has an entry; at once if it has one now.
 
-        What the consumer has in hand it is done with, as where it waits.
+        Releases the entry that was received last.
         """
         self._release()
         self._waiters.append(wake)
@@ -179,9 +178,9 @@ class Channel(Generic[T]):
             wake()
 
     def receive(self, timeout: float | None = None) -> T | End:
-        """Return the next entry, waiting while there is none; after close() CLOSED.
+        """Return the next entry, blocking until there is one; CLOSED after close().
 
-        `timeout` is in seconds, None waits for ever. Raises TimeoutError when it elapsed.
+        `timeout` is in seconds, None waits indefinitely. Raises TimeoutError when it elapses.
         """
         entry = self.take_within(timeout)
         if entry is None:
@@ -189,11 +188,11 @@ class Channel(Generic[T]):
         return entry
 
     def take_within(self, timeout: float | None) -> T | End | None:
-        """Return what receive() does, or None once `timeout` seconds have elapsed."""
+        """Do the same as receive(), but return None when `timeout` elapses."""
         self._release()
         left = timeout
         deadline = 0.0 if timeout is None else clock.monotonic() + timeout
-        while (entry := self._poll()) is None:
+        while (entry := self._pop()) is None:
             if left is not None and left <= 0:
                 return None
             self._wait(left)
@@ -210,14 +209,14 @@ class Channel(Generic[T]):
             if not self._queue and not self.closed:
                 woken = waiter.wait(timeout)
         finally:
-            # Whoever woke it has taken it.
+            # The side that woke it has popped it.
             if not woken:
                 _withdraw(self._waiters, wake)
 
     async def areceive(self, timeout: float | None = None) -> T | End:
-        """Return the next entry as receive() does, in a coroutine of any loop.
+        """Do the same as receive(), in a coroutine of any loop.
 
-        A wait that is cancelled, or whose timeout elapses, takes nothing.
+        A wait that is cancelled, or whose timeout elapses, takes no entry.
         """
         entry = await self.atake_within(timeout)
         if entry is None:
@@ -225,11 +224,11 @@ class Channel(Generic[T]):
         return entry
 
     async def atake_within(self, timeout: float | None) -> T | End | None:
-        """Return what areceive() does, or None once `timeout` seconds have elapsed."""
+        """Do the same as areceive(), but return None when `timeout` elapses."""
         self._release()
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
-        while (entry := self._poll()) is None:
+        while (entry := self._pop()) is None:
             if deadline is not None and loop.time() >= deadline:
                 return None
             await self._await(loop, deadline)
@@ -248,7 +247,7 @@ class Channel(Generic[T]):
             if timer is not None:
                 timer.cancel()
 
-    def _poll(self) -> T | End | None:
+    def _pop(self) -> T | End | None:
         if self.closed:
             return CLOSED
         if not self._queue:
@@ -260,38 +259,41 @@ class Channel(Generic[T]):
         if self._in_hand:
             self._consumed += self._in_hand
             self._in_hand = 0
-            if self._is_held_back() and self._is_drained():
-                self._let_go_on()
+            if self.is_producer_waiting and self._is_drained():
+                self._resume_producer()
 
-    def _is_held_back(self) -> bool:
+    @property
+    def is_producer_waiting(self) -> bool:
+        """Whether the producer waits for room: backpressure."""
         return self._resume is not None
 
-    def _let_go_on(self) -> None:
+    def _resume_producer(self) -> None:
         post(self._loop, self._try_resume)
 
-    # From anywhere, between any two bytecodes: no lock, no wait.
+    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 
     def close(self) -> None:
-        """End the consumer's wait and let the producer go on: what is held is given up."""
+        """End the consumer's wait, drop the entries that are held, and let the producer go on."""
         self.closed = True
         self._wake()
-        self._let_go_on()
+        self._resume_producer()
 
     def _wake(self) -> None:
-        # The newest: a signal handler that reads may have interrupted a wait of the same thread.
+        # The newest waiter: a signal handler that reads may have interrupted a wait of the same thread.
         _call_one(self._waiters)
 
 
 class ThreadChannel(Channel[T]):
-    """The same from a thread, or a greenlet, that does nothing but produce."""
+    """A Channel whose producer is a thread, or a greenlet, that does nothing but produce."""
 
     def __init__(self, max_bytes: int) -> None:
-        # Without a loop: what uses one is replaced here, or for producers on a loop alone.
+        # Without a loop: each method that uses one is overridden here, or is for producers on a loop.
         super().__init__(None, max_bytes)  # type: ignore[arg-type]
-        self._held_back: deque[Callable[[], None]] = deque()
+        # Wake-ups of the producer, as _waiters has those of the consumer.
+        self._paused: deque[Callable[[], None]] = deque()
 
     def send_blocking(self, entry: T, charge: int = 0) -> bool:
-        """Add an entry, waiting while there is no room; False once nothing is wanted any more."""
+        """Add an entry, blocking until it fits. Returns False if the channel is closed."""
         while not self.fits(charge):
             waiter = threads.new_waiter()
             if self.notify_when_drained(waiter.wake, charge):
@@ -300,27 +302,28 @@ class ThreadChannel(Channel[T]):
         return not self.closed
 
     def notify_when_drained(self, wake: Callable[[], None], charge: int) -> bool:
-        """Have `wake` called once, by the consumer, as soon as there is room; False where there is now."""
+        """Call `wake` once, in the consumer's thread, as soon as `charge` fits. Returns False if it fits now."""
         if self.fits(charge):
             return False
         self._wanted = charge
-        self._held_back.append(wake)
-        # Once more, now that the consumer can see it. Who has taken it out meanwhile calls it.
+        self._paused.append(wake)
+        # The second check, after the wake-up was published. If the consumer has popped it by now, it calls it.
         return not (self._is_drained() and self.cancel_notify(wake))
 
     def cancel_notify(self, wake: Callable[[], None]) -> bool:
-        """Take that back; False where it was called, or is about to be."""
-        return _withdraw(self._held_back, wake)
+        """Withdraw a wake-up of notify_when_drained(). Returns False if it was called, or is about to be."""
+        return _withdraw(self._paused, wake)
 
-    def _is_held_back(self) -> bool:
-        return bool(self._held_back)
+    @property
+    def is_producer_waiting(self) -> bool:
+        return bool(self._paused)
 
-    def _let_go_on(self) -> None:
-        _call_one(self._held_back)
+    def _resume_producer(self) -> None:
+        _call_one(self._paused)
 
 
 def _withdraw(waiting: deque[Callable[[], None]], wake: Callable[[], None]) -> bool:
-    """Take a wake-up back; False where whoever had something to tell has taken it already."""
+    """Remove a wake-up. Returns False if the other side has popped it already."""
     try:
         waiting.remove(wake)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Who cancels whom: cancel flags, and the flag that surrounds whatever code opens a stream.
+"""Cancellation scopes: cancel flags, and the flag that surrounds code which opens streams.
 
-A flag is checked on the loop's thread (every 25 ms, one timer for all streams) and by the consumer
-between items. `surrounding_cancel` is a context variable: each thread and task has its own value.
+A flag is checked on the loop thread (every 25 ms, one timer for all streams) and by the consumer between items.
+`surrounding_cancel` is a context variable: each thread and task has its own value. Nothing else is shared.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ __all__ = [
     "surrounding_cancel",
 ]
 
-# Set where streams are opened for somebody who may leave: they end with him, besides their own flag.
+# Set while code runs on behalf of a consumer that may leave: streams opened there end with the consumer, besides
+# their own flag.
 surrounding_cancel: ContextVar[CancelFlag | None] = ContextVar("sseqbridge-cancel", default=None)
 
 
 class _EitherFlag:
+    """Set if one of two flags is set."""
+
     def __init__(self, one: CancelFlag, other: CancelFlag) -> None:
         self._flags = one, other
 
@@ -33,12 +36,13 @@ class _EitherFlag:
 
 
 def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
-    """Return the flag that ends what is opened here with `cancel`.
+    """Return the flag for a stream that is opened with `cancel` in the current scope, None if there is none.
 
-    Raises UsageError for what is no flag, and RequestAbortedError for one that is set: `before` says before what.
+    Raises UsageError if `cancel` is no flag, and RequestAbortedError if it is set already: the error's message ends
+    with `before`, the step that it comes before.
     """
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise UsageError(f"cancel is a {type(cancel).__name__}; it is anything with is_set(), as threading.Event")
+        raise UsageError(f"cancel must have an is_set() method, got {type(cancel).__name__}. Pass a threading.Event.")
     outer = surrounding_cancel.get()
     flag: CancelFlag | None = cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
     if is_cancelled(flag):
@@ -47,7 +51,7 @@ def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
 
 
 def is_cancelled(cancel: CancelFlag | None) -> bool:
-    """Whether the caller's flag is set. Raises CallbackError if `is_set()` raises; on a loop, whatever that is."""
+    """Whether a flag is set. Raises CallbackError if is_set() raises; on a loop also for an exit or interrupt."""
     if cancel is None:
         return False
     with CallersCode("cancel.is_set()", passes=()):

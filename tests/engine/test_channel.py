@@ -207,7 +207,7 @@ def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventL
         # A first one of any size, then as many as there is room for.
         assert channel.try_send(1, 500)
         assert not channel.try_send(2, 0)
-        assert channel._poll() == 1
+        assert channel._pop() == 1
         channel._release()
         assert channel.try_send(3, 60)
         assert not channel.try_send(4, 41)

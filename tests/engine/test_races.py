@@ -211,7 +211,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     transport = Steps([big] * 50, stays_open=True)
     stream = ask(transport, max_buffered_bytes=3000)
     channel = stream._cursor.channel
-    until(lambda: channel.buffered > 1500 and channel._is_held_back())
+    until(lambda: channel.buffered > 1500 and channel.is_producer_waiting)
     loop_stands = Meeting()
     stream._cursor.subscription.loop.call_soon_threadsafe(loop_stands)
     assert loop_stands.reached.wait(10)

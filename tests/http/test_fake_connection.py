@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge._http.connection import BODY_EXTENSION, BodyStream, ConnectionClosed, ReusedConnectionClosed
+from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
+from sseqbridge._http.errors import ConnectionClosed, ReusedConnectionClosed
 from sseqbridge._http.transport import Transport
 
 from .answers import no_plain, no_tls

@@ -47,7 +47,7 @@ def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
 
 def is_held_back(reader: EventStream[Any]) -> bool:
     """Whether the upstream waits for this reader."""
-    return reader._cursor.channel._is_held_back()
+    return reader._cursor.channel.is_producer_waiting
 
 
 def test_each_reader_gets_everything() -> None:
