@@ -16,7 +16,6 @@ from sseqbridge._exceptions import SSEError, TruncatedStreamError, UsageError
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES, is_cut
 from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
-from sseqbridge._runtime import sockets
 from sseqbridge._runtime.callbacks import CallersCode, original
 
 from .batches import EVENT_OVERHEAD, Batch, BatchReader, Item
@@ -271,11 +270,6 @@ class Exchange:
     def shut_down(self) -> None:
         """Shut the connection down at once, whatever the reading waits for."""
         self._sender.shut_down()
-
-    def detach_after_fork(self) -> None:
-        """In a forked child, leave the connection to the parent."""
-        if self.network_stream is not None:
-            sockets.detach_connection_after_fork(self.network_stream)
 
     def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
         """Return False: no other connection follows this one."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
 
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._runtime import fork, threads
@@ -32,9 +31,6 @@ logger = logging.getLogger("sseqbridge")
 
 # A set cancel flag aborts within 50 ms: half of that leaves room for a busy loop.
 _CANCEL_INTERVAL = 0.025
-
-# Every state of this process and of its parents, for the fork hook.
-_states: WeakSet[LoopState] = WeakSet()
 
 
 class Cancellable(Protocol):
@@ -71,7 +67,7 @@ class LoopState:
         self._has_ended = False
         # Whether the loop ends with the process, which is no error for a consumer.
         self.ends_quietly = False
-        _states.add(self)
+        fork.detach_in_children(self)
 
     def add(self, stream_task: StreamTask) -> None:
         """Register a stream that starts."""
@@ -145,6 +141,12 @@ class LoopState:
         self._has_ended = True
         while self._end_callbacks:
             self._run_end_callback()
+
+    def detach_after_fork(self) -> None:
+        """In a forked child, leave the streams to the parent. Consumers' loops that run at the fork end there."""
+        fork.pin(self)
+        for stream_task in self.stream_tasks:
+            stream_task.channel.closed = True
 
     def call_at_end(self, callback: Callable[[], object]) -> None:
         """Call `callback` once: on the loop thread when the loop ends, or at once if it has ended. Thread-safe."""
@@ -228,16 +230,3 @@ class LoopTask:
         self._finished.notify(partial(post, loop, settle, ended))
         if not self._finished.is_set and not self.loop.is_closed():
             await asyncio.wait({ended}, timeout=timeout)
-
-
-def _detach_after_fork() -> None:
-    for state in tuple(_states):
-        fork.pin(state)
-        state.clients.detach_after_fork()
-        for stream_task in state.stream_tasks:
-            stream_task.exchange.detach_after_fork()
-            # A consumer's loop that was running at the fork ends at its next step in the child.
-            stream_task.channel.closed = True
-
-
-fork.after_fork(_detach_after_fork)

@@ -159,10 +159,6 @@ class ReconnectingExchange:
         """See Exchange.drain()."""
         self._attempts.exchange.drain()
 
-    def detach_after_fork(self) -> None:
-        """In a forked child, leave the connection to the parent."""
-        self._attempts.exchange.detach_after_fork()
-
     def shut_down(self) -> None:
         """Shut the connection down at once, whatever the reading waits for."""
         self._attempts.exchange.shut_down()

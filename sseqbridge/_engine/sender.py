@@ -9,11 +9,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._exceptions import RedirectError, SSEError, UsageError
+from sseqbridge._http.connection import BODY_EXTENSION
 from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
 from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
 from sseqbridge._http.request import build_request
 from sseqbridge._http.urls import describe, origin_key
-from sseqbridge._runtime import loops, sockets
+from sseqbridge._runtime import fork, loops, sockets
 from sseqbridge._runtime.callbacks import CallersCode, original
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class RequestSender:
             raise
         self._send_options = options.send
         self._response: Any = None
+        # Whether this object is registered for the detaching of its connection in forked children.
+        self._is_detachable = False
 
     @property
     def is_direct(self) -> bool:
@@ -97,6 +100,10 @@ class RequestSender:
             raise self.translate(error, has_head=False) from error
         self._clients.learn(self._origin, response.http_version)
         self.network_stream = response.extensions.get("network_stream")
+        # Connections of the library's own transport register themselves.
+        self._is_detachable = self.network_stream is not None and BODY_EXTENSION not in response.extensions
+        if self._is_detachable:
+            fork.detach_in_children(self)
         if logger.isEnabledFor(logging.DEBUG):
             line = self._request.method, self.target, response.status_code, response.http_version
             logger.debug("%s %s: %d, %s", *line)
@@ -157,10 +164,17 @@ class RequestSender:
         except SSEError as exc:
             logger.debug("%s: shutting the connection down failed", self.target, exc_info=exc)
 
+    def detach_after_fork(self) -> None:
+        """In a forked child, leave the connection to the parent."""
+        sockets.detach_connection_after_fork(self.network_stream)
+
     async def close_response(self) -> None:
         """Return the connection to its pool if the answer was read to its end, else close it."""
         # From here on the connection may serve another request, and must not be shut down.
         self.network_stream = None
+        if self._is_detachable:
+            self._is_detachable = False
+            fork.stop_detaching(self)
         if self._response is not None:
             await close_quietly(self._response, "the response", self.target)
 

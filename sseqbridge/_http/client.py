@@ -97,9 +97,6 @@ class Client:
         transports = [getattr(self.http, "_transport", None), *getattr(self.http, "_mounts", {}).values()]
         return sum(map(count_connections, transports))
 
-    def detach_after_fork(self) -> None:
-        """In a forked child, leave the connections that no stream uses to the parent."""
-
     def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
         """Return a request, with the client's defaults added."""
         return self.http.build_request(method, url, headers=headers, **options)
@@ -151,9 +148,6 @@ class _OwnClient(Client):
         timeout = httpx.Timeout(options.pop("timeout")).as_dict()
         extensions = {"timeout": timeout, **options.pop("extensions")}
         return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
-
-    def detach_after_fork(self) -> None:
-        self._transport.detach_after_fork()
 
     def is_direct(self, request: httpx.Request) -> bool:
         return is_direct(request)
@@ -241,11 +235,6 @@ class ClientPool:
     def connections(self) -> int:
         """The number of open connections, in use or idle. Thread-safe."""
         return sum(client.connections for client in tuple(self._made_clients))
-
-    def detach_after_fork(self) -> None:
-        """In a forked child, leave the connections that no stream uses to the parent."""
-        for client in self._made_clients:
-            client.detach_after_fork()
 
     @property
     def has_factory(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from sseqbridge._runtime import sockets
+from sseqbridge._runtime import fork, sockets
 
 from .errors import ConnectionClosed, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
@@ -108,9 +108,11 @@ class HTTP11Connection(NetworkStream):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._pool.connections.add(self)
+        fork.detach_in_children(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.connections.discard(self)
+        fork.stop_detaching(self)
         super().connection_lost(exc)
 
     def bytes_received(self, data: bytes) -> None:
@@ -331,8 +333,13 @@ class HTTP11Connection(NetworkStream):
         """Close the connection at once. Idempotent."""
         # Here too: if the loop has not called connection_made() yet, it may never call connection_lost().
         self._pool.connections.discard(self)
+        fork.stop_detaching(self)
         self.state = ConnectionState.CLOSED
         self.abort_transport()
+
+    def detach_after_fork(self) -> None:
+        """In a forked child, leave the connection to the parent."""
+        sockets.detach_connection_after_fork(self)
 
 
 class BodyStream(httpx.AsyncByteStream):

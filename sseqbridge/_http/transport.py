@@ -22,8 +22,6 @@ from collections.abc import Awaitable, Callable
 import anyio
 import httpx
 
-from sseqbridge._runtime import sockets
-
 from .connection import HTTP11Connection
 from .dial import Dial, dial
 from .errors import ReusedConnectionClosed
@@ -107,11 +105,6 @@ class Transport(httpx.AsyncBaseTransport):
     def connection_count(self) -> int:
         """The number of open connections, in use or idle. Thread-safe."""
         return len(self.connections) + count_connections(self._plain)
-
-    def detach_after_fork(self) -> None:
-        """In a forked child, leave the connections to the parent."""
-        for connection in tuple(self.connections):
-            sockets.detach_connection_after_fork(connection)
 
     # The pool.
 

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from .patching import original
 
 __all__ = [
+    "Detachable",
     "ForkSafeLock",
-    "after_fork",
+    "detach_in_children",
     "pin",
     "process_token",
+    "stop_detaching",
 ]
 
 _allocate_rlock = original("_thread", "RLock")
 # The number of forks between the first process and this one for which Python's hooks ran.
 _forks = 0
-_after_fork: list[Callable[[], object]] = []
+_detachables: WeakSet[Detachable] = WeakSet()
 # Objects of the parent process, kept alive.
 _pinned: list[object] = []
 
@@ -41,9 +43,24 @@ def process_token() -> tuple[int, int]:
     return _forks, os.getpid()
 
 
-def after_fork(callback: Callable[[], object]) -> None:
-    """Call `callback` in each forked child, before other code, if Python's fork hooks run there."""
-    _after_fork.append(callback)
+class Detachable(Protocol):
+    """An object that a forked child must not use as it is: it would take part in its parent's streams."""
+
+    def detach_after_fork(self) -> None: ...
+
+
+def detach_in_children(inherited: Detachable) -> None:
+    """Call `inherited.detach_after_fork()` in each forked child, before other code runs there. Thread-safe.
+
+    Does not keep the object alive. Nothing is called in a child that was forked without Python's hooks (uWSGI):
+    there only the process token protects the parent's streams.
+    """
+    _detachables.add(inherited)
+
+
+def stop_detaching(inherited: Detachable) -> None:
+    """Undo detach_in_children(): the object has released what it shared with children. Thread-safe."""
+    _detachables.discard(inherited)
 
 
 def pin(*objects: object) -> None:
@@ -51,11 +68,11 @@ def pin(*objects: object) -> None:
     _pinned.extend(objects)
 
 
-def _run_callbacks() -> None:
+def _detach_all() -> None:
     global _forks
     _forks += 1
-    for callback in _after_fork:
-        callback()
+    for inherited in tuple(_detachables):
+        inherited.detach_after_fork()
 
 
 class ForkSafeLock:
@@ -81,4 +98,4 @@ class ForkSafeLock:
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_run_callbacks)
+    os.register_at_fork(after_in_child=_detach_all)

@@ -21,12 +21,12 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
-from sseqbridge._engine import caller_loops, loop_state
+from sseqbridge._engine import caller_loops
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import fork
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
-from tests.support import python, started, until
+from tests.support import python, started
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -506,19 +506,13 @@ def test_fork_hooks_close_the_parents_streams(
 ) -> None:
     kept = len(fork._pinned)
     monkeypatch.setattr(fork, "_forks", 0)
+    others = set(fork._detachables)
     before = fork.process_token()
     with Bridge() as bridge:
-        # A stream that has released its connection has none to detach.
-        over = request_sse(upstream.url, bridge=bridge, done=lambda event: event.data == "1").events
-        assert over.collect() == [0, 1]
-        until(lambda: over._cursor.subscription.finished)
-        assert isinstance(over._cursor.subscription, StreamTask)
-        over._cursor.subscription.exchange.detach_after_fork()
         stream = request_sse(upstream.url, bridge=bridge, reconnect=reconnect).events
         assert next(stream) == 0
-        assert isinstance(stream._cursor.subscription, StreamTask)
-        monkeypatch.setattr(loop_state, "_states", WeakSet([stream._cursor.subscription.state]))
-        fork._run_callbacks()
+        monkeypatch.setattr(fork, "_detachables", WeakSet(set(fork._detachables) - others))
+        fork._detach_all()
         assert fork.process_token() != before
         with pytest.raises(UsageError, match="before a fork"):
             next(stream)
