@@ -24,10 +24,9 @@ from hypothesis import settings
 
 from sseqbridge import Bridge
 from sseqbridge._engine import bridge as _bridge
-from tests import leaks
+from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.doors import Door
-from tests.support import HAS_OWN_TRANSPORT
 
 # The same examples on every run and machine, and none remembered.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
@@ -61,7 +60,7 @@ def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address
 
 sys.addaudithook(_stay_on_loopback)
 leaks.install()
-
+tiers.watch()
 
 _has_failed = pytest.StashKey[bool]()
 
@@ -96,6 +95,8 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
     # nginx runs as another user, below it.
     os.chmod(directory, 0o711)
     with pytest.MonkeyPatch.context() as patch:
+        # Measures this process, and none of those that the tests start.
+        patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
         leaks.start_shared()
@@ -164,10 +165,17 @@ def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not HAS_OWN_TRANSPORT:
-        others = [item for item in items if item.get_closest_marker("own_transport")]
-        items[:] = [item for item in items if item not in others]
-        config.hook.pytest_deselected(items=others)
+    tiers.deselect(config, items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    tiers.skip_without_program(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with tiers.running(item):
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

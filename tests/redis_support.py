@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from tests.support import until
 
 __all__ = ["Proxy", "RedisServer", "needs_redis", "redis_server"]
 
-needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+# Tests with this marker are skipped where redis-server is not installed: tiers.py.
+needs_redis = pytest.mark.redis
 
 
 def free_port() -> int:

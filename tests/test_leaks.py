@@ -69,10 +69,14 @@ def test_bridge(server):
 
 
 def test_task():
+    begun = threading.Event()
+
     async def never_ends():
+        begun.set()
         await asyncio.Event().wait()
 
     kept.append(asyncio.run_coroutine_threadsafe(never_ends(), _bridge.default_bridge().started().loop))
+    begun.wait()
 
 
 def test_thread():

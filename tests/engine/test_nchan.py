@@ -20,6 +20,8 @@ from tests.proxy import CuttingProxy
 from tests.servers import NCHAN, NGINX, Server, Servers
 from tests.support import in_thread
 
+pytestmark = pytest.mark.nginx
+
 POLICY = ReconnectionPolicy(delay=0.001, jitter=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 from .soak import more_than_before, soak
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
 def test_streams_that_open_and_close_all_the_time_leave_nothing_behind() -> None:
     samples = soak(0, 1, streams=40, round_streams=200)

@@ -15,10 +15,10 @@ import pytest
 
 from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
 from tests.browser_support import Program, Puppet, reserved_port, running
-from tests.redis_support import RedisServer, needs_redis, redis_server
+from tests.redis_support import RedisServer, redis_server
 
 # The programs take their time on a machine that is busy.
-pytestmark = [needs_redis, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
 
 WORKER = ["-m", "celery", "-A", "examples.celery_worker.tasks", "worker", "--loglevel", "INFO", "--concurrency", "1"]
 # What workers tell each other takes seconds at the start, and there is but one.

@@ -30,6 +30,8 @@ from sseqbridge.testing import SSEServer, raw, respond
 from tests.browser_support import FLASK_CHAT, Program, Puppet, reserved_port, running
 from tests.support import ROOT, until
 
+pytestmark = pytest.mark.server
+
 FLASK_APP = "examples.flask_chat.app:create_app()"
 DJANGO = "examples.django_chat"
 LISTENS = r"http://127\.0\.0\.1:\d+"
@@ -325,6 +327,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
             yield url, application
 
 
+@pytest.mark.nginx
 def test_nginx_streams_and_ends_with_the_reader(nginx: tuple[str, int], puppet: Puppet, tmp_path: Path) -> None:
     puppet.reset()
     url, application = nginx

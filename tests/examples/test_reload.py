@@ -28,11 +28,11 @@ from tests.browser_support import (
     reserved_port,
     running,
 )
-from tests.redis_support import RedisServer, needs_redis, redis_server
+from tests.redis_support import RedisServer, redis_server
 from tests.support import until
 
 # The browser and the workers take their time on a machine that is busy.
-pytestmark = [needs_redis, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
 
 WAYS = ["npm", "stand-in", "eventsource"]
 WORDS = [f"{number} " for number in range(1, 201)]

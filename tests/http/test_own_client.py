@@ -182,7 +182,7 @@ def test_events_between_close_and_abort_are_dropped(ask_anew: Door) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), send(3), silence()]) as server, ask_anew(server.url) as answer:
         assert answer.next() == 1
-        answer.events._channel.close()
+        answer.events._cursor.channel.close()
         go.set()
         ask_anew.meanwhile(until, lambda: answer.events.stats.events == 3)
         assert answer.items() == []

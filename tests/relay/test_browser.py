@@ -27,6 +27,8 @@ from sseqbridge.testing import SSEServer, comment, raw, respond, send, silence
 from tests.browser_support import FLASK_CHAT, Page, Puppet, chromium, npm_directory, reserved_port, running
 from tests.support import until
 
+pytestmark = [pytest.mark.browser, pytest.mark.server]
+
 WAYS = ["npm", "stand-in", "eventsource"]
 
 

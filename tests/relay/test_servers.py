@@ -22,6 +22,8 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, resp
 from tests.servers import NGINX, UWSGI, Reader, Server, Servers, reading
 from tests.support import together, until
 
+pytestmark = pytest.mark.server
+
 
 class Place(NamedTuple):
     """A view on a server."""
@@ -374,6 +376,7 @@ def through_nginx(servers: Servers) -> Callable[[str], str]:
 BEHIND_NGINX = at(place for place in EVERYWHERE if place.server != "runserver")
 
 
+@pytest.mark.nginx
 @at(EVERYWHERE)
 def test_behind_nginx_each_event_comes_before_the_next_is_sent(
     address: Address, through_nginx: Callable[[str], str]
@@ -386,6 +389,7 @@ def test_behind_nginx_each_event_comes_before_the_next_is_sent(
         assert [event.data for event in reader.events()] == ["[DONE]"]
 
 
+@pytest.mark.nginx
 @BEHIND_NGINX
 def test_behind_nginx_a_reader_that_leaves_in_silence_is_missed(
     address: Address, place: Place, through_nginx: Callable[[str], str]

@@ -532,6 +532,7 @@ def test_a_forked_child_has_readers_of_its_own(server: RedisServer) -> None:
         assert stream.collect() == []
 
 
+@pytest.mark.gevent
 def test_it_works_under_gevent(server: RedisServer) -> None:
     program = """
         from gevent import monkey; monkey.patch_all()

@@ -85,6 +85,7 @@ print("both", flush=True)
     assert len(silent.requests) == 2
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("framework", ["flask", "django"])
 def test_reloader_of_a_development_server_aborts_open_streams(
     silent: SSEServer, framework: str, tmp_path: Path

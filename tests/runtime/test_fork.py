@@ -526,6 +526,8 @@ def test_fork_hooks_close_the_parents_streams(
 PRELOADING = ["gunicorn sync, preload", "gunicorn gthread, preload", "gunicorn gevent, preload", "uwsgi, preload"]
 
 
+@pytest.mark.server
+@pytest.mark.configurations("default", "plain")
 @pytest.mark.parametrize("name", PRELOADING)
 def test_preloaded_application_reads_after_the_fork(name: str) -> None:
     if name.startswith("uwsgi") and UWSGI is None:

@@ -24,6 +24,9 @@ from gevent.event import Event
 from sseqbridge import relay, request_sse
 """
 
+# gevent replaces the sockets of asyncio's loop, not those of uvloop's.
+pytestmark = [pytest.mark.gevent, pytest.mark.configurations("default", "plain")]
+
 both_orders = pytest.mark.parametrize("order", ["imported first", "patched first"])
 
 

@@ -241,9 +241,9 @@ def collector_off() -> Iterator[None]:
     gc.enable()
 
 
-no_tracer = pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer is set already: coverage's, a debugger's")
 pytestmark = [
-    no_tracer,
+    # They set a tracer of their own, which is slow, and cannot stand beside coverage's.
+    pytest.mark.heavy,
     pytest.mark.usefixtures("collector_off"),
     # Those that are left open after an interrupt, which have no connection.
     pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),

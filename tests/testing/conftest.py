@@ -1,4 +1,4 @@
-"""TLS contexts for the tests of SSEServer."""
+"""TLS contexts for the tests of SSEServer. The tests run once, since SSEServer is the same in each configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import ssl
 
 import pytest
 import trustme
+
+from tests import tiers
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    tiers.set_defaults(item, "default")
 
 
 @pytest.fixture(scope="module")

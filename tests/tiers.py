@@ -1,0 +1,132 @@
+"""Which tests a run selects: by the programs that a test needs, its cost, and the configurations that it is about.
+
+setup.cfg describes the markers of needs and cost; addopts there deselects all tests that have one, unless the command
+line has an -m of its own.
+A test without the marker `configurations` runs in each configuration, unless the conftest.py of its folder names other
+defaults, or the test needs a program or is heavy: such tests run in the default configuration only.
+
+An audit hook keeps the markers complete: a test that starts a program without the program's marker fails.
+All functions run in the main thread; the hook runs in every thread, and reads one attribute.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from sseqbridge import _accelerators
+from tests.support import HAS_OWN_TRANSPORT
+
+__all__ = ["CONFIGURATION", "deselect", "needs_of_command", "running", "set_defaults", "skip_without_program", "watch"]
+
+CONFIGURATIONS = ("default", "plain", "httpx_transport")
+CONFIGURATION = (
+    "httpx_transport" if not HAS_OWN_TRANSPORT else "default" if _accelerators.is_wanted("uvloop") else "plain"
+)
+
+# Tests with these markers run in the default configuration, unless their own `configurations` name others.
+_DEFAULT_ONLY = {"redis", "browser", "nginx", "server", "gevent", "sdk", "cluster", "heavy"}
+
+# The last part of a program's path, or a module after -m, and the marker of tests that start the program.
+_MARKERS = {
+    "redis-server": "redis",
+    "chromedriver": "browser",
+    "nginx": "nginx",
+    "celery": "server",
+    "examples.django_chat": "server",
+    "examples.flask_chat": "server",
+    "tests.apps.django_app": "server",
+    "daphne": "server",
+    "flask": "server",
+    "gunicorn": "server",
+    "hypercorn": "server",
+    "runserver": "server",
+    "uvicorn": "server",
+    "uwsgi": "server",
+    "uwsgi-core": "server",
+    "monkey.patch_all": "gevent",
+}
+
+
+def set_defaults(item: pytest.Item, *configurations: str) -> None:
+    """Let a test run in these configurations, unless its file names others. For `pytest_itemcollected` of a folder."""
+    if item.get_closest_marker("configurations") is None:
+        item.add_marker(pytest.mark.configurations(*configurations))
+
+
+def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Remove the tests that are not about the present configuration."""
+    others = [item for item in items if not _runs_here(item)]
+    if others:
+        deselected = set(others)
+        items[:] = [item for item in items if item not in deselected]
+        config.hook.pytest_deselected(items=others)
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    # Once, since there are thousands of tests; the closest marker of a name comes first.
+    markers: dict[str, pytest.Mark] = {}
+    for marker in item.iter_markers():
+        markers.setdefault(marker.name, marker)
+    if "own_transport" in markers and not HAS_OWN_TRANSPORT:
+        return False
+    if "configurations" not in markers:
+        return CONFIGURATION == "default" or not markers.keys() & _DEFAULT_ONLY
+    names = markers["configurations"].args
+    if unknown := sorted(set(names) - set(CONFIGURATIONS)):
+        known = ", ".join(CONFIGURATIONS)
+        raise pytest.UsageError(f"{item.nodeid}: `configurations` must be among {known}, got {', '.join(unknown)}")
+    return CONFIGURATION in names
+
+
+def skip_without_program(item: pytest.Item) -> None:
+    """Skip a test of Redis where there is none. Other programs are looked for by the fixtures that start them."""
+    if item.get_closest_marker("redis") and shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+
+
+# --- Programs without markers ---
+
+_running: pytest.Item | None = None
+
+
+@contextmanager
+def running(item: pytest.Item) -> Iterator[None]:
+    """In the block, hold `item` responsible for the programs that are started."""
+    global _running
+    _running = item
+    try:
+        yield
+    finally:
+        _running = None
+
+
+def watch() -> None:
+    """Fail tests that start a program without its marker, from now on."""
+    sys.addaudithook(_check_command)
+
+
+def _check_command(event: str, args: tuple[Any, ...]) -> None:
+    item = _running
+    if event != "subprocess.Popen" or item is None:
+        return
+    for name in needs_of_command([args[0], *args[1]]):
+        if item.get_closest_marker(name) is None:
+            raise RuntimeError(f"{item.nodeid} must have the marker {name}, since it starts {args[1]!r}. Mark it.")
+
+
+def needs_of_command(command: Iterable[str | bytes | os.PathLike[str]]) -> set[str]:
+    """Return the markers of tests that run such a command."""
+    words = [os.fsdecode(word) for word in command]
+    names = {os.path.basename(word) for word in words}
+    return {marker for word, marker in _MARKERS.items() if word in names or _patches(word, words)}
+
+
+def _patches(word: str, words: Iterable[str]) -> bool:
+    return "." in word and any(word in argument for argument in words)
