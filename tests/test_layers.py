@@ -104,7 +104,9 @@ def private_reads(path: Path) -> Iterator[str]:
     tree = parsed(path)
     known = defined_names(tree) | FOREIGN.keys()
     for node in ast.walk(tree):
-        name = attribute_name(node) if isinstance(node, ast.expr) else ""
+        if not isinstance(node, ast.expr):
+            continue
+        name = attribute_name(node)
         if is_private(name) and name not in known:
             yield f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
 

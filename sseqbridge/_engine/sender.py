@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import RedirectError, SSEError, UsageError
+from sseqbridge._exceptions import CallbackError, RedirectError, SSEError, UsageError
 from sseqbridge._http.connection import BODY_EXTENSION
 from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
 from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
@@ -92,6 +92,10 @@ class RequestSender:
         try:
             with CallersCode(CLIENT_CODE, passes=Exception):
                 response = await self._client.send(self._request, **self._send_options)
+        except CallbackError as exc:
+            # httpcore raises an error of the request's body once more, "from None".
+            exc.__cause__ = exc.__cause__ or original(exc.__context__ or exc)
+            raise
         except SSEError:
             raise
         except Exception as exc:

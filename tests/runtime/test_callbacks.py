@@ -32,6 +32,9 @@ KINDS: list[type[BaseException]] = [
 ]
 
 
+GENERATOR_EXIT_OF_A_BODY = ("generator as body", GeneratorExit)
+
+
 class Fault:
     """Raises its exception while it is armed."""
 
@@ -249,8 +252,15 @@ def is_open(stream: Any) -> bool:
     return bool(stream.poll() == [] and stream.outcome is None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        # A coroutine of httpcore's yields after it: Python raises RuntimeError in place of any exception.
+        pytest.param(name, kind, marks=[pytest.mark.own_transport] if (name, kind) == GENERATOR_EXIT_OF_A_BODY else [])
+        for name in FAILING
+        for kind in KINDS
+    ],
+)
 def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: str, kind: type[BaseException]) -> None:
     request = FAILING[name](Fault(kind))
     other = world.ask(Request({}))
