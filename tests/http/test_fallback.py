@@ -106,6 +106,7 @@ def test_replaced_pool_of_httpcore_is_used(ask_anew: Door, monkeypatch: pytest.M
         assert ask_anew(server.url).items() == [1]
 
 
+@pytest.mark.own_transport
 def test_httpcore_may_be_partially_imported(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), DONE]) as server:
         monkeypatch.setitem(sys.modules, "httpcore", ModuleType("httpcore"))

@@ -436,6 +436,8 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
     upstream.requests[0].wait_aborted(30)
 
 
+# A task that is cancelled closes its connection on httpx's transport, which has no support for forks.
+@pytest.mark.own_transport
 def test_async_stream_of_another_process_is_refused(
     upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
