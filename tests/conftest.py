@@ -164,6 +164,18 @@ def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Itera
     assert _left_loopback == []
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run all tests in several processes, unless the command line names files, or has options of its own for that."""
+    options = config.option
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
+    if is_whole and not IS_MEASURED and not options.usepdb and config.pluginmanager.hasplugin("xdist"):
+        # One more than there are cores, since tests wait too; each takes some seconds to collect the tests.
+        workers = (os.cpu_count() or 1) + 1
+        if options.numprocesses is None and options.dist == "no":
+            options.numprocesses, options.dist = workers, "worksteal"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.deselect(config, items)
 

@@ -8,35 +8,42 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nox
 
 ROOT = Path(__file__).parents[1]
-# Tests wait more than they compute.
-WORKERS = 2 * (os.cpu_count() or 1)
+CORES = os.cpu_count() or 1
+# One more than there are cores, since tests wait too; each takes some seconds to collect the tests.
+WORKERS = CORES + 1
+# Tests with programs wait more than they compute.
+WORKERS_WITH_PROGRAMS = 2 * CORES
 
 PROGRAMS = "redis or browser or nginx or server or gevent"
 ELSEWHERE = "sdk or cluster"
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
+os.chdir(ROOT)
 
 
 def python(session: nox.Session, *args: str, with_status: tuple[int, ...] = (0,), **env: str) -> None:
     """Run a module with the shared environment's interpreter, from the top of the checkout."""
     # Tests start hundreds of interpreters, which would compile the same modules again and again.
     variables = {"PYTHONDONTWRITEBYTECODE": None, **env}
-    with session.chdir(ROOT):
-        session.run(sys.executable, "-m", *args, external=True, success_codes=with_status, env=variables)
+    session.run(sys.executable, "-m", *args, external=True, success_codes=with_status, env=variables)
 
 
-def pytest(session: nox.Session, expression: str, *, measured: bool = False, **env: str) -> None:
+def pytest(
+    session: nox.Session, expression: str, *, measured: bool = False, workers: int = WORKERS, **env: str
+) -> None:
     """Run the tests that `expression` selects by their markers, in several processes."""
     if measured:
         # The workers are measured from their start, before pytest imports the package as a plugin.
         env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
-    options = ["--quiet", "-m", expression, "-n", str(WORKERS), "--dist", "worksteal"]
+    options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
     # 5: none of the tests that were asked for is in this session.
     with_status = (0, 5) if session.posargs else (0,)
     python(session, "pytest", *options, *session.posargs, with_status=with_status, **env)
@@ -46,18 +53,21 @@ def pytest(session: nox.Session, expression: str, *, measured: bool = False, **e
 def lint(session: nox.Session) -> None:
     """ruff, and the layers that setup.cfg names."""
     python(session, "ruff", "check", "--quiet", ".")
-    with session.chdir(ROOT):
-        session.run(str(Path(sys.executable).with_name("lint-imports")), "--no-cache", external=True, silent=True)
+    session.run(str(Path(sys.executable).with_name("lint-imports")), "--no-cache", external=True, silent=True)
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict: everything for this Python, the package for each version that it supports."""
     own = "{}.{}".format(*sys.version_info)
-    python(session, "mypy", "--strict", "--no-error-summary")
-    for version in ("3.10", "3.11", "3.12", "3.13", "3.14"):
-        if version != own:
-            python(session, "mypy", "--strict", "--no-error-summary", "--python-version", version, "sseqbridge")
+    others = [version for version in ("3.10", "3.11", "3.12", "3.13", "3.14") if version != own]
+    mypy = partial(python, session, "mypy", "--strict", "--no-error-summary")
+    # Each version has a cache of its own.
+    with ThreadPoolExecutor(CORES) as pool:
+        checks = [pool.submit(mypy)]
+        checks += [pool.submit(mypy, "--python-version", version, "sseqbridge") for version in others]
+    for check in checks:
+        check.result()
 
 
 @nox.session
@@ -72,7 +82,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def programs(session: nox.Session) -> None:
     """Tests with Redis, a browser, nginx, web servers and gevent, with coverage."""
-    pytest(session, f"({PROGRAMS}) and not (heavy or {ELSEWHERE})", measured=not session.posargs)
+    expression = f"({PROGRAMS}) and not (heavy or {ELSEWHERE})"
+    pytest(session, expression, measured=not session.posargs, workers=WORKERS_WITH_PROGRAMS)
 
 
 @nox.session
@@ -89,8 +100,9 @@ def httpx_transport(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """A minute of the fuzzer on the parser."""
-    python(session, "tests.fuzz", "1000000000", "--target", "parser", "--seconds", "60")
+    """A minute of CPU time of the fuzzer on the parser, on all cores."""
+    options = ["--target", "parser", "--jobs", str(CORES), "--seconds", str(60 // CORES)]
+    python(session, "tests.fuzz", "1000000000", *options)
 
 
 @nox.session
