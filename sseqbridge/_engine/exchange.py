@@ -18,18 +18,16 @@ from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
 from sseqbridge._runtime.callbacks import CallersCode, original
 
-from .batches import EVENT_OVERHEAD, Batch, BatchReader, Item
+from .batches import Batch, BatchReader
 from .responses import (
     Body,
     Head,
     PulledBody,
     content_type_error,
     is_event_stream,
-    made_head,
     open_body,
     read_within_bounds,
     response_headers,
-    status_error,
 )
 from .sender import Redirects, RequestSender, close_quietly
 
@@ -39,19 +37,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
 
-# The names of batches.py and responses.py, and MAX_BODY_BYTES: for callers that do not import them from there yet.
-__all__ = [
-    "EVENT_OVERHEAD",
-    "MAX_BODY_BYTES",
-    "Batch",
-    "Body",
-    "Exchange",
-    "Head",
-    "Item",
-    "Resumption",
-    "made_head",
-    "status_error",
-]
+__all__ = ["Exchange", "Resumption"]
 
 # How much of the body is read after the stream's last event: at its end the connection can be reused.
 _DRAIN_BYTES = 64 * 1024

@@ -165,9 +165,6 @@ class LoopState:
             return  # Another thread took it first.
         callback()
 
-    # Former names, for callers that are not adapted yet.
-    counted = totals
-    give_up = release_consumers
 
 
 class LoopTask:

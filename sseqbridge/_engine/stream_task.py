@@ -27,10 +27,12 @@ from sseqbridge._exceptions import (
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
 
+from .batches import Batch
 from .channel import CLOSED, Channel, End, post
-from .exchange import Batch, Body, Exchange, Head
-from .loop_state import Cancellable, LoopState, LoopTask
+from .exchange import Exchange
+from .loop_state import LoopState, LoopTask
 from .reconnecting import Reconnecting, ReconnectingExchange
+from .responses import Body, Head
 from .scope import is_cancelled
 from .stats import StreamStats
 
@@ -39,8 +41,7 @@ if TYPE_CHECKING:
     from sseqbridge._runtime.loop_watch import LoopWatch
     from sseqbridge._sse.events import ServerSentEvent
 
-# LoopState, LoopTask and Cancellable: for callers that do not import them from loop_state yet.
-__all__ = ["Cancellable", "Entry", "LoopState", "LoopTask", "StreamTask"]
+__all__ = ["Entry", "StreamTask"]
 
 Entry = Head | Batch | Body | Reconnecting
 
@@ -141,23 +142,6 @@ class StreamTask(LoopTask):
         self.check_process()
         self.exchange.check_asked()
         post(self.loop, self.reconnect_on_loop)
-
-    # Former names, for callers that are not adapted yet.
-
-    @property
-    def last_event_id(self) -> str:
-        """Use initial_event_id."""
-        return self.initial_event_id
-
-    def request_abort(self) -> None:
-        """Use abort(), which closes the channel as well."""
-        post(self.loop, self.abort_on_loop, None)
-
-    def request_reconnect(self) -> None:
-        """Use reconnect(), which checks as well."""
-        post(self.loop, self.reconnect_on_loop)
-
-    request_drain = drain
 
     # On the loop thread.
 

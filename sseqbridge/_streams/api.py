@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.exchange import Head
 from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.responses import Head
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError, UsageError
 

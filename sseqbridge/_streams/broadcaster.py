@@ -21,9 +21,10 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
-from sseqbridge._engine.exchange import Batch, Body
 from sseqbridge._engine.reconnecting import Reconnecting
+from sseqbridge._engine.responses import Body
 from sseqbridge._exceptions import EventsLostError, UsageError
 from sseqbridge._runtime import threads
 

@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
-    from sseqbridge._engine.exchange import Head
     from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.responses import Head
     from sseqbridge._engine.stream_task import Entry
 
     from .decoding import Decoder

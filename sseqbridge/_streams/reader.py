@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
-from sseqbridge._engine.exchange import Body
+from sseqbridge._engine.responses import Body
 from sseqbridge._exceptions import SSEError, StatusError, UsageError
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
@@ -34,8 +34,9 @@ from .claims import Claim, Claims
 from .cursor import Cursor
 
 if TYPE_CHECKING:
-    from sseqbridge._engine.exchange import Batch, Head
+    from sseqbridge._engine.batches import Batch
     from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.responses import Head
 
     from .decoding import Decoder
     from .subscription import Subscription

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sseqbridge._engine.exchange import MAX_BODY_BYTES
 from sseqbridge._exceptions import StatusError, UsageError
+from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES
 from sseqbridge._http.header_syntax import TOKEN, VALUE
 from sseqbridge._streams.stream import reader_of
 from sseqbridge._streams.sync import EventStream

@@ -20,7 +20,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from sseqbridge import _exceptions
-from sseqbridge._engine.exchange import Body, Head, made_head
+from sseqbridge._engine.responses import Body, Head, made_head
 from sseqbridge._exceptions import (
     BufferLimitError,
     EventError,

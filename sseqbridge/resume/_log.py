@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, overl
 from sseqbridge._checks import check_limits, check_seconds
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.exchange import Head
+from sseqbridge._engine.responses import Head
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 from sseqbridge._runtime import fork, loops

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sseqbridge._engine.exchange import EVENT_OVERHEAD
+from sseqbridge._engine.batches import EVENT_OVERHEAD
 from sseqbridge._exceptions import LogError
 from sseqbridge._sse.events import ServerSentEvent
 

@@ -15,9 +15,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
+from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import Channel, End, post, settle
-from sseqbridge._engine.exchange import EVENT_OVERHEAD, Batch, made_head, status_error
 from sseqbridge._engine.loop_state import LoopTask
+from sseqbridge._engine.responses import made_head, status_error
 from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
@@ -41,7 +42,7 @@ from ._store import Token
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
-    from sseqbridge._engine.exchange import Item
+    from sseqbridge._engine.batches import Item
     from sseqbridge._runtime.loop_watch import LoopWatch
 
     from ._hub import Hub, Topic

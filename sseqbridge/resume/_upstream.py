@@ -9,16 +9,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
-from sseqbridge._engine.exchange import Batch, Body, status_error
 from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
 from ._entries import event_fields
 
 if TYPE_CHECKING:
-    from sseqbridge._engine.exchange import Head
+    from sseqbridge._engine.responses import Head
     from sseqbridge._exceptions import SSEError, StatusError
     from sseqbridge._streams.reader import Detached, ItemReader
 

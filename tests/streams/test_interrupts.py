@@ -37,8 +37,9 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
-from sseqbridge._engine.exchange import Batch, Body, Head
+from sseqbridge._engine.responses import Body, Head
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._streams import claims as _claims
 from sseqbridge._streams.cursor import Cursor
