@@ -1,11 +1,11 @@
-"""A clock that tests move: a test of a time limit advances it instead of waiting.
+"""A fake clock: a test of a time limit advances it instead of waiting.
 
-`FakeClock` is the real clock plus what the test added. Time still passes by itself, so that nothing
-hangs that the test does not know of; `advance(30)` makes every deadline within the next 30 s due at
-once, on every asyncio loop and for every thread that waits for an item. See the `clock` fixture.
+`FakeClock` is the real clock plus an offset. Time still passes, so that unrelated timers work; `advance(30)`
+makes every deadline within the next 30 s due at once, on every asyncio loop and for every waiting thread.
+See the `clock` fixture. Thread-safe.
 
-A test of one limit turns the other limits off and makes this one long (30 s). Then a busy machine does
-not reach it before the test advances, and nothing else can have ended the wait.
+A test of one limit turns the other limits off and makes this one long (30 s): a busy machine does not reach
+it before the test advances the clock, and no other limit can have ended the wait.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import contextvars
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import pytest
 
-from sseqbridge import _accelerators as _fast
-from sseqbridge._engine import bridge as _bridge
-from sseqbridge._runtime import loop_watch as _loop_watch
-from sseqbridge._runtime import loops, threads
+from sseqbridge import _accelerators
+from sseqbridge._engine import bridge
+from sseqbridge._runtime import loop_watch, loops, threads
 from sseqbridge._runtime.clock import clock
 from tests.support import in_thread
 
@@ -32,60 +32,60 @@ __all__ = ["FakeClock", "fake_clock"]
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.002
-# Real seconds after which a wait that no advance ends is a failure.
+# Real seconds after which a wait that no advance ends fails.
 _HANGS = 30.0
 
 
 class FakeClock:
-    """The real clock, and what tests have added to it. Thread-safe."""
+    """The real clock plus an offset that tests increase. Thread-safe."""
 
     def __init__(self) -> None:
         self._added = 0.0
-        # Guards what was added, and the sets.
+        # Guards the offset and the sets.
         self._lock = threading.Lock()
-        # The loops that ask for the time, and those that were made while this clock was in place.
+        # The loops that read this clock, and the loops created while it is installed.
         self._loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self.made: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 
     def monotonic(self) -> float:
         return time.monotonic() + self._added
 
-    def wait(self, lock: Any, timeout: float | None) -> bool:
-        """Acquire a lock, by this clock. Returns False when `timeout` seconds have elapsed first."""
+    def wait(self, wait_for: Callable[[float], bool], timeout: float | None) -> bool:
+        """Call `wait_for` with short timeouts until it returns True. Returns False after `timeout` seconds."""
         deadline = None if timeout is None else self.monotonic() + timeout
-        while not lock.acquire(timeout=_POLL_SECONDS):
+        while not wait_for(_POLL_SECONDS):
             if deadline is not None and self.monotonic() >= deadline:
                 return False
         return True
 
     def has_made(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Remember that a loop was made while this clock is in place."""
+        """Record that a loop was created while this clock is installed."""
         with self._lock:
             self.made.add(loop)
 
     def loop_time(self, loop: asyncio.AbstractEventLoop) -> float:
-        """Return what `loop.time()` is, and remember the loop. A loop asks in each of its iterations."""
+        """Return the time for `loop.time()`, and record the loop. Called in each iteration of the loop."""
         if loop not in self._loops:
             with self._lock:
                 self._loops.add(loop)
         return self.monotonic()
 
     def advance(self, seconds: float) -> None:
-        """Add to the time, and wake every loop, so that its timers that are due run."""
+        """Add to the time, and wake every loop, so that it runs its due timers."""
         with self._lock:
             self._added += seconds
-            loops = tuple(self._loops)
-        for loop in loops:
+            woken = tuple(self._loops)
+        for loop in woken:
             try:
                 loop.call_soon_threadsafe(getattr(loop, "run_due", _nothing))
             except RuntimeError:
                 pass  # The loop is closed.
 
     def advance_until_done(self, function: Callable[[], T], step: float = 1.0) -> T:
-        """Return what `function` returns, run in a thread; advance by `step` seconds until it has returned.
+        """Run `function` in a thread, advance by `step` seconds until it returns, and return its result.
 
-        For a function that waits for one time limit and nothing else: any number of steps may pass
-        while it does something else. Raises TimeoutError if it has not returned after 30 real seconds.
+        For a function that waits for one time limit only: any number of steps may pass while it does
+        something else. Raises TimeoutError after 30 real seconds.
         """
         future = in_thread(function)
         self.advance_until(future.done, step)
@@ -121,9 +121,9 @@ class FakeClock:
 
 
 class _OnFakeClock:
-    """The timers of a loop whose clock is not in Python, as uvloop's: what it is mixed with so that a test moves them.
+    """Mixin for a loop whose clock is not in Python, such as uvloop's: its timers follow the fake clock.
 
-    Each timer is one of the loop's own too, so that it also runs where nobody advances. Runs on the loop's thread.
+    Each timer is also a timer of the loop itself, so that it runs without an advance. Runs on the loop thread.
     """
 
     clock: FakeClock
@@ -145,14 +145,14 @@ class _OnFakeClock:
         return timer
 
     def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
-        """Called by a handle that is cancelled; `run_due` looks for itself."""
+        """Called by a cancelled handle; `run_due` checks for itself."""
 
     def _run_by_itself(self, timer: asyncio.TimerHandle) -> None:
         left = max(0.001, timer.when() - self.time())
 
         def run() -> None:
             self.run_due()
-            if timer in self._pending:  # Loops round their times, and this was early.
+            if timer in self._pending:  # The loop rounded, and called this early.
                 self._run_by_itself(timer)
 
         super().call_later(left, run)  # type: ignore[misc]
@@ -168,19 +168,19 @@ class _OnFakeClock:
 
 
 def _nothing() -> None:
-    """What a loop is woken with."""
+    """A callback that only wakes the loop."""
 
 
 def fake_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """Put a FakeClock in the place of the library's clock, and of each new asyncio loop's, for one test.
+    """Replace the library's clock, and that of each new asyncio loop, by a FakeClock for one test.
 
-    Loops that the library starts are asyncio's, since uvloop has a clock in C. The process's own bridge
-    is another one in the meantime. A loop that was there before, as of a server that other tests use too,
-    keeps its time: after the test it would wait for what had been added.
+    The library starts asyncio's loops, since uvloop's clock is in C, and a new default bridge. A loop from
+    before the test, such as that of a shared server, keeps the real time: after the test, its timers would
+    be late by the offset.
     """
     fake = FakeClock()
-    imported = _fast.imported
-    monkeypatch.setattr(_fast, "imported", lambda part: None if part == "uvloop" else imported(part))
+    imported = _accelerators.imported
+    monkeypatch.setattr(_accelerators, "imported", lambda part: None if part == "uvloop" else imported(part))
     monkeypatch.setattr(clock, "monotonic", fake.monotonic)
 
     make = asyncio.BaseEventLoop.__init__
@@ -192,14 +192,16 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     def loop_time(loop: asyncio.AbstractEventLoop) -> float:
         return fake.loop_time(loop) if loop in fake.made else time.monotonic()
 
+    real_wait = threads.ThreadWaiter.wait
+
     def wait(waiter: threads.ThreadWaiter, timeout: float | None) -> bool:
-        return fake.wait(waiter._lock, timeout)
+        return fake.wait(partial(real_wait, waiter), timeout)
 
     monkeypatch.setattr(threads.ThreadWaiter, "wait", wait)
     monkeypatch.setattr(asyncio.BaseEventLoop, "__init__", make_loop)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", loop_time)
-    monkeypatch.setattr(loops._OwnEventLoop, "time", loop_time)
-    monkeypatch.setattr(_bridge, "_default", None)
+    monkeypatch.setattr(loops.ClockedEventLoop, "time", loop_time)
+    monkeypatch.setattr(bridge, "_default", None)
     # A loop is not blocked because the test advances the clock.
-    monkeypatch.setattr(_loop_watch, "_BLOCKED_SECONDS", float("inf"))
+    monkeypatch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
     return fake

@@ -1,6 +1,6 @@
-"""The two doors, request_sse and arequest_sse, as one: what a test says of it holds for both.
+"""One interface to request_sse and arequest_sse, so that a test covers both.
 
-Rule: an asynchronous caller's loop runs only while something is waited for, in the thread of the test.
+The loop of an asynchronous caller runs on the test's thread, and only during a call.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _WIND_UP_SECONDS = 10.0
 
 
 class Caller:
-    """Calls functions, or has the coroutines of asynchronous ones run on a loop of its own, which goes on only then."""
+    """Calls functions, or runs coroutines on its own loop, which runs only during a call."""
 
     def __init__(self, *, is_async: bool) -> None:
         self.is_async = is_async
         self._loop = asyncio.new_event_loop() if is_async else None
 
     def run(self, result: Any) -> Any:
-        """Return a function's result, or what its coroutine gives."""
+        """Return a function's result, or that of a coroutine."""
         return result if self._loop is None else self._loop.run_until_complete(result)
 
     def meanwhile(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function that waits, while the streams go on."""
+        """Call a function that waits, while the streams run."""
         self.run(asyncio.to_thread(function, *args) if self.is_async else function(*args))
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Caller:
 
 
 class Door(Caller):
-    """Calls request_sse, or arequest_sse, always with `options` too."""
+    """Calls request_sse or arequest_sse with fixed `options`."""
 
     def __init__(self, *, is_async: bool, **options: Any) -> None:
         super().__init__(is_async=is_async)
@@ -64,7 +64,7 @@ class Door(Caller):
 
 
 class Reading:
-    """A stream, as either function opened it. `with` closes it."""
+    """A stream of either function. `with` closes it."""
 
     def __init__(self, caller: Caller, events: Any) -> None:
         self._caller = caller
@@ -83,11 +83,11 @@ class Reading:
         return self._caller.run(self.events.next(timeout))
 
     def items(self) -> list[Any]:
-        """Read the stream to its end, in a loop."""
+        """Read the stream to its end in a loop."""
         return list(self._caller.run(self._collect())) if self._caller.is_async else list(self.events)
 
     def fail(self) -> tuple[list[Any], SSEError]:
-        """Read the stream to its error; return the items before it, and the error."""
+        """Read the stream to its error. Returns the items before it, and the error."""
         items = []
         with pytest.raises(SSEError) as caught:
             while True:
@@ -95,7 +95,7 @@ class Reading:
         return items, caught.value
 
     def settle(self) -> None:
-        """Have the stream's loop run all callbacks that are due now, and those that they make due."""
+        """Let the stream's loop run all due callbacks, and the callbacks that they schedule."""
         for _ in range(5):
             if self._caller.is_async:
                 self._caller.run(asyncio.sleep(0))
@@ -110,7 +110,7 @@ class Reading:
 
 
 class Answer(Reading):
-    """What either function returned."""
+    """The response of either function."""
 
     def __init__(self, door: Door, response: Any) -> None:
         self.response = response

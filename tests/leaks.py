@@ -1,9 +1,9 @@
-"""Checks that a test leaves nothing behind: streams, event loops, tasks, threads, descriptors, children, files.
+"""Checks that a test leaks nothing: streams, event loops, tasks, threads, descriptors, children, files.
 
 `inventory()` lists the resources of the process. A fixture in conftest.py compares the inventory before a test with
 the inventory after it, waits for resources that end by themselves, and fails the test with the names of the rest.
-All functions run in the main thread, between tests; `install()` has other threads add to `_made`, whose additions
-are atomic under the GIL.
+All functions run on the main thread, between tests. After `install()` other threads add to `_made`, which is atomic
+under the GIL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from sseqbridge import request_sse
-from sseqbridge._engine import bridge as _bridge
+from sseqbridge._engine import bridge
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.transport import Transport
 from sseqbridge._streams.merge import AsyncMergedStreams, MergedStreams
@@ -43,10 +43,10 @@ __all__ = [
     "start_shared",
 ]
 
-# For how long a resource may go on after the test that made it.
+# How long a resource may outlive the test that made it.
 WAIT_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 0.05
-# Most of what is left a moment after a test ends by itself within the first of these; the collector comes then.
+# Most resources end by themselves within the first period. The garbage collector runs after it, and repeatedly.
 _COLLECT_AFTER_SECONDS = 0.02
 _COLLECT_AGAIN_SECONDS = 1.0
 
@@ -55,7 +55,7 @@ _POOL_THREADS = ("AnyIO worker thread", "asyncio_")
 _TESTS = Path(__file__).parent
 _DESCRIPTORS = Path("/proc/self/fd")
 
-# Where each stream and each event loop that is alive was made.
+# Where each living stream and event loop was created.
 _made: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
@@ -71,7 +71,7 @@ _shared: dict[str, set[Resource]] = {"class": set(), "module": set(), "package":
 
 
 def install() -> None:
-    """Record where streams and event loops are made from now on."""
+    """From now on, record where streams and event loops are created."""
     kinds: list[type] = [BaseStream, MergedStreams, AsyncMergedStreams, asyncio.BaseEventLoop]
     with contextlib.suppress(ImportError):
         import uvloop
@@ -115,18 +115,18 @@ def shared(scope: str = "module") -> Iterator[None]:
 
 
 def start_shared() -> None:
-    """Start what all tests share: the default bridge, with its thread, its loop and the descriptors of that."""
-    if _bridge.default_bridge()._state is None:
+    """Start the resources that all tests share: the default bridge, with its thread, loop and descriptors."""
+    if bridge.default_bridge()._state is None:
         # A request, since uvloop opens some descriptors with the first connection.
         with shared("session"), SSEServer([]) as server:
             assert list(request_sse(server.url).events) == []
 
 
 def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable[str] = ()) -> list[str]:
-    """Return descriptions of the resources that were made since `before` and are still there.
+    """Return descriptions of the resources that were made since `before` and have not ended.
 
-    Waits up to WAIT_SECONDS for them to end. `scope` is the scope that ends now: resources of wider scopes stay.
-    `but` are kinds that may stay.
+    Waits up to WAIT_SECONDS for them to end. `scope` is the scope that ends now: resources of wider scopes may stay,
+    and so may those of the kinds in `but`.
     """
     scopes = list(_shared)
     wider = scopes[scopes.index(scope) + 1 :] if scope in scopes else scopes
@@ -146,7 +146,7 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
     pause = 0.001
     while left := still_there():
         if time.monotonic() >= collect_at:
-            # Resources that only a reference cycle refers to warn of that here, in the test that made them.
+            # Resources in reference cycles raise their ResourceWarning here, in the test that made them.
             gc.collect()
             collect_at = time.monotonic() + _COLLECT_AGAIN_SECONDS
         elif time.monotonic() >= started_at + WAIT_SECONDS:
@@ -154,7 +154,7 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
         else:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    # Reported once: not again by the module.
+    # Report them only once, not again at the end of the module.
     _shared["session"] |= inventory() - known
     return sorted(map(describe, left))
 
@@ -164,7 +164,7 @@ def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
 
     Clients of such a server, in other processes, may keep idle connections. Tasks of the default bridge do not count.
     """
-    bridge_state = None if _bridge._default is None else _bridge._default._state
+    bridge_state = None if bridge._default is None else bridge._default._state
     bridge_loop = None if bridge_state is None else bridge_state.loop
     loops = {resource.key() for resource in known if resource.kind == "event loop"} - {bridge_loop}
     pairs = [_ports(resource.key) for resource in known if resource.kind == "descriptor"]
@@ -195,7 +195,7 @@ def close_streams(before: set[Resource]) -> None:
             stream.close()
 
 
-# What there is.
+# The inventory.
 
 
 def inventory() -> set[Resource]:
@@ -240,7 +240,7 @@ def _descriptors() -> Iterator[Resource]:
         try:
             target = os.readlink(f"{_DESCRIPTORS}/{number}")
         except FileNotFoundError:
-            continue  # Closed since: by another thread, or by the listing itself.
+            continue  # Closed in the meantime by another thread, or by the listing itself.
         yield Resource("descriptor", (int(number), target))
 
 
@@ -251,14 +251,14 @@ def _children() -> Iterator[Resource]:
         try:
             pids = path.read_text("ascii").split()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # The thread has ended since.
+            continue  # The thread has ended.
         for pid in pids:
             yield Resource("child process", int(pid))
 
 
 def _has_children() -> bool:
     try:
-        # WNOWAIT: a child that has ended stays for whoever waits for it.
+        # WNOWAIT: the exit status of an ended child stays available to its owner.
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
@@ -270,11 +270,11 @@ def _files() -> Iterator[Resource]:
         yield Resource("temporary file", name)
 
 
-# How it is named.
+# Descriptions.
 
 
 def describe(resource: Resource) -> str:
-    """Return what a resource is, and where it was made as far as that is known."""
+    """Return a description of a resource, with the place where it was made if it is known."""
     return f"{resource.kind} {_DESCRIPTIONS[resource.kind](resource.key)}"
 
 
@@ -304,7 +304,7 @@ def _describe_descriptor(key: tuple[int, str]) -> str:
 
 @contextlib.contextmanager
 def _duplicate(key: tuple[int, str]) -> Iterator[socket.socket | None]:
-    """Give a duplicate of a descriptor, None where it is no socket or has been closed since."""
+    """Yield a duplicate of a descriptor, None if it is not a socket or was closed."""
     number, target = key
     try:
         copy = os.dup(number) if target.startswith("socket:") else -1
@@ -344,7 +344,7 @@ def _describe_child(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return f"{pid}, which has ended since"
-    return f"{pid}: {' '.join(command.split())[:200] or 'ended, and nobody has waited for it'}"
+    return f"{pid}: {' '.join(command.split())[:200] or 'ended, and was not waited for'}"
 
 
 def _describe_file(name: str) -> str:
@@ -362,12 +362,12 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
 }
 
 
-# The default bridge's idle connections, which it keeps for 4 s.
+# The default bridge keeps idle connections for 4 s.
 
 
 def _close_idle_connections() -> None:
-    bridge = _bridge._default
-    state = None if bridge is None else bridge._state
+    default = bridge._default
+    state = None if default is None else default._state
     if state is not None:
         asyncio.run_coroutine_threadsafe(_close_idle(state.clients), state.loop).result(WAIT_SECONDS)
 

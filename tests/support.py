@@ -1,4 +1,4 @@
-"""What tests of threads and processes share: work in other threads, waits, other interpreters."""
+"""Helpers for tests of threads and processes: other threads, waits, other interpreters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sseqbridge import _accelerators as _fast
+from sseqbridge import _accelerators
 
 __all__ = [
     "EXITS",
@@ -37,27 +37,27 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 
-# Whether these tests run on the library's own transport, or on httpx's.
-HAS_OWN_TRANSPORT = _fast.is_wanted("transport")
+# Whether the tests run on the library's own transport rather than httpx's.
+HAS_OWN_TRANSPORT = _accelerators.is_wanted("transport")
 
-# What those tests run on that are about a loop of the caller's: where uvloop is not in use, asyncio's alone.
-LOOPS = ["asyncio", "uvloop"] if _fast.is_wanted("uvloop") else ["asyncio"]
+# The loops for tests with a loop of the caller's; without uvloop, only asyncio's.
+LOOPS = ["asyncio", "uvloop"] if _accelerators.is_wanted("uvloop") else ["asyncio"]
 
-# An interpreter's exit that nothing held up: its own 0.3 s, and room for a busy machine.
+# The most seconds for an interpreter's exit: 0.3 s of its own, and room for a busy machine.
 EXITS = 3.0
 
 
 def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
-    """Wait until `condition` holds. Raises TimeoutError where it does not come to."""
+    """Wait until `condition` holds. Raises TimeoutError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("what the test waits for did not come")
+            raise TimeoutError(f"the condition did not hold within {timeout:g} s")
         time.sleep(0.001)
 
 
 def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:
-    """Start `function` in a thread of its own, and return its future result."""
+    """Start `function` in a new thread and return its future result."""
     future: Future[T] = Future()
     running = threading.Event()
 
@@ -70,35 +70,35 @@ def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
-    # One after the other: two threads that a tracer (coverage's) is installed in at the same time
-    # can both fail, "Cannot install a trace function while another ... is being installed".
+    # Wait, since coverage cannot install its tracer in two threads at the same time
+    # ("Cannot install a trace function while another ... is being installed").
     running.wait()
     assert thread.ident is not None
     _idents[future] = thread.ident
     return future
 
 
-# Weak: a result that is an error refers to the frames that it passed, and to all that is in them.
+# Weak, since a result that is an error refers to its frames and their variables.
 _idents: weakref.WeakKeyDictionary[Future[Any], int] = weakref.WeakKeyDictionary()
 
 
 def is_waiting(future: Future[Any]) -> bool:
-    """Whether the thread behind `future` waits for an entry now."""
+    """Return whether the thread of `future` waits for an entry."""
     return thread_waits(_idents[future])
 
 
 def is_idle(future: Future[Any]) -> bool:
-    """Whether the thread behind `future` waits for an entry now, or its event loop for something to do."""
+    """Return whether the thread of `future` waits for an entry, or its event loop for I/O."""
     frame = sys._current_frames().get(_idents[future])
     is_selecting = frame is not None and Path(frame.f_code.co_filename).name == "selectors.py"
     return is_selecting or is_waiting(future)
 
 
 def thread_waits(ident: int) -> bool:
-    """Whether a thread waits for an entry now."""
+    """Return whether a thread waits for an entry."""
     frame = sys._current_frames().get(ident)
     if frame is not None and Path(frame.f_code.co_filename).name == "blockbuster.py":
-        # What stands around whatever may block.
+        # blockbuster wraps every call that may block.
         frame = frame.f_back
     if frame is None or frame.f_code.co_name != "wait":
         return False
@@ -106,10 +106,10 @@ def thread_waits(ident: int) -> bool:
 
 
 def until_blocked(ident: int) -> None:
-    """Wait until a thread sleeps in its wait for an entry, where it is to get a signal.
+    """Wait until a thread sleeps in its wait for an entry, so that a signal interrupts it.
 
-    Python looks for signals before it takes a lock, and then not until it has it: a signal between the two is not
-    seen. One that finds the thread in the system call interrupts that.
+    Python handles signals before it acquires a lock, and then not until it has it: a signal in between is
+    handled late. A signal during the system call interrupts the wait.
     """
     until(lambda: thread_waits(ident))
     [thread] = [thread for thread in threading.enumerate() if thread.ident == ident]
@@ -118,7 +118,7 @@ def until_blocked(ident: int) -> None:
 
 
 def until_asleep(native_id: int) -> None:
-    """Wait until a thread, by its native ID, sleeps in a system call for more than a moment.
+    """Wait until a thread, by its native ID, sleeps in a system call for 30 ms.
 
     A thread that waits for the GIL wakes up every 5 ms. A thread that waits for a processor is not asleep.
     """
@@ -127,18 +127,18 @@ def until_asleep(native_id: int) -> None:
         time.sleep(0.5)
         return
 
-    def looks() -> list[str]:
+    def state() -> list[str]:
         return [line for line in status.read_text("ascii").splitlines() if line.startswith(("State", "voluntary"))]
 
-    before = looks()
+    before = state()
     time.sleep(0.03)
-    while "sleeping" not in before[0] or looks() != before:
-        before = looks()
+    while "sleeping" not in before[0] or state() != before:
+        before = state()
         time.sleep(0.03)
 
 
 def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run the functions at the same time, each in a thread of its own, and return their results."""
+    """Run the functions at the same time, each in its own thread, and return their results."""
     barrier = threading.Barrier(len(functions))
 
     def run(function: Callable[[], Any]) -> Any:
@@ -151,7 +151,7 @@ def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
 
 @contextmanager
 def started(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program in an interpreter of its own, which is killed where it outlives the block."""
+    """Run a program in an interpreter of its own, which is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-c", program, *args],
         cwd=ROOT,
@@ -168,16 +168,16 @@ def started(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def peak_rss() -> int:
-    """Return the most memory that this process has had so far, in bytes."""
+    """Return the peak memory of this process so far, in bytes."""
     if sys.platform == "linux":
-        # Not getrusage(): of a new program that says what the one had which started it.
+        # Not getrusage(), which in a new program includes the peak of its parent before exec.
         status = Path("/proc/self/status").read_text("ascii")
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def python(program: str, *args: str, timeout: float = 60.0) -> tuple[int, str, str]:
-    """Run a program to its end, and return its exit status, output and errors."""
+    """Run a program to its end. Returns its exit status, output and errors."""
     with started(program, *args) as process:
         out, err = process.communicate(timeout=timeout)
         return process.returncode, out, err

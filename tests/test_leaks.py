@@ -1,4 +1,4 @@
-"""The check that a test leaves nothing behind: it finds and names each kind of resource, and raises no false alarm."""
+"""The leak check: it finds and names each kind of resource, and reports nothing else."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 from tests.support import ROOT
 
-# Tests that a pytest of its own runs. `kept` keeps what they leave; nothing else ends before the interpreter does.
+# Tests for another pytest process. `kept` keeps their resources alive until the interpreter exits.
 LEAKING = """
 import asyncio, os, socket, subprocess, sys, tempfile, threading
 
 import pytest
 
-from sseqbridge._engine import bridge as _bridge
-from sseqbridge import Bridge, arequest_sse, merge, request_sse
+from sseqbridge import Bridge, merge, request_sse
+from sseqbridge._engine.bridge import default_bridge
 from sseqbridge.testing import SSEServer, send, silence
 from tests import leaks
 
@@ -75,7 +75,7 @@ def test_task():
         begun.set()
         await asyncio.Event().wait()
 
-    kept.append(asyncio.run_coroutine_threadsafe(never_ends(), _bridge.default_bridge().started().loop))
+    kept.append(asyncio.run_coroutine_threadsafe(never_ends(), default_bridge().started().loop))
     begun.wait()
 
 
@@ -108,7 +108,7 @@ def test_child():
     kept.append(subprocess.Popen([sys.executable, "-c", "input()", "a child"], stdin=subprocess.PIPE))
 
 
-def test_child_that_nobody_waits_for():
+def test_child_without_wait():
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})
 
 
@@ -122,12 +122,12 @@ def test_temporary_file_of_a_child():
 
 
 @pytest.fixture
-def nothing_but_a_name():
+def leaking_fixture():
     yield
     kept.append(os.pipe())
 
 
-def test_fixture(nothing_but_a_name):
+def test_fixture(leaking_fixture):
     pass
 
 
@@ -168,7 +168,7 @@ def test_thread_that_ends_by_itself():
 
 
 @pytest.fixture(scope="module")
-def asked_for_late():
+def late_fixture():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield
@@ -176,26 +176,26 @@ def asked_for_late():
 
 def test_fixture_of_the_module(request):
     leaks.WAIT_SECONDS = 60
-    request.getfixturevalue("asked_for_late")
+    request.getfixturevalue("late_fixture")
 
 
 @pytest.fixture(scope="module")
-def of_the_module_and_left():
+def leaking_module_fixture():
     kept.append(os.pipe())
 
 
-def test_last(of_the_module_and_left):
+def test_last(leaking_module_fixture):
     leaks.WAIT_SECONDS = 0.5
 """
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest prints of these tests."""
+    """The output of pytest for these tests."""
     path = tmp_path_factory.mktemp("leaking") / "test_leaking.py"
     path.write_text(LEAKING)
     options = ["-c", str(ROOT / "setup.cfg"), f"--rootdir={path.parent}", "-p", "tests.conftest", "-p", "no:randomly"]
-    run = subprocess.run(  # noqa: PLW1510 (it fails, of course)
+    run = subprocess.run(  # noqa: PLW1510 (its tests fail)
         [sys.executable, "-m", "pytest", *options, "-v", "-rA", path],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(path.parent)},
@@ -231,7 +231,7 @@ def errors_of(name: str, output: str) -> str:
         "test_file": r"descriptor \d+: /.*/left open",
         "test_pipe": r"descriptor \d+: pipe:",
         "test_child": r"child process \d+: .*python.* -c input\(\) a child",
-        "test_child_that_nobody_waits_for": r"child process \d+: ended, and nobody has waited for it",
+        "test_child_without_wait": r"child process \d+: ended, and was not waited for",
         "test_temporary_file": r"temporary file /.*/left-",
         "test_temporary_file_of_a_child": r"temporary file /.*/left-",
         "test_fixture": r"descriptor \d+: pipe:",

@@ -127,13 +127,13 @@ def test_functions_import_only_their_dependencies() -> None:
 
 
 def documented() -> Iterator[Any]:
-    """Every public object, and the public members that its own classes define."""
+    """Yield every public object, and the public members of classes."""
     yield from (sseqbridge, sseqbridge.testing)
     for module in (sseqbridge, sseqbridge.testing):
         for name in module.__all__:
             value = getattr(module, name)
             if get_origin(value) is not None or not (inspect.isclass(value) or inspect.isfunction(value)):
-                continue  # A type's alias.
+                continue  # A type alias.
             yield value
             if inspect.isclass(value):
                 yield from members(value)

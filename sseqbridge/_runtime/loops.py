@@ -25,6 +25,7 @@ else:
     from asyncio import SelectorEventLoop as StandardEventLoop
 
 __all__ = [
+    "ClockedEventLoop",
     "in_coroutine",
     "in_notebook",
     "new_event_loop",
@@ -145,7 +146,7 @@ def _check_descriptors(count: int) -> None:
             os.close(fd)
 
 
-class _OwnEventLoop(_DaemonLookups, StandardEventLoop):
+class ClockedEventLoop(_DaemonLookups, StandardEventLoop):
     """asyncio's event loop on the library's clock. (uvloop always uses libuv's clock.)"""
 
     def time(self) -> float:
@@ -158,7 +159,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     with standard_descriptors:
         if uvloop is None:
             _check_descriptors(_DESCRIPTORS)
-            return _OwnEventLoop()
+            return ClockedEventLoop()
         # uvloop aborts the process if it cannot open its descriptors.
         _check_descriptors(_UVLOOP_DESCRIPTORS)
         kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})

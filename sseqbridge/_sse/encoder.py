@@ -32,7 +32,7 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
 
 
 class StreamEncoder:
-    """Encodes consecutive items of one stream: writes an ID only where it changes or is reset."""
+    """Encodes consecutive items of one stream: writes an ID only when it changes or is reset."""
 
     def __init__(self) -> None:
         self._last_id = ""

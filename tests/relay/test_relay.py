@@ -1043,7 +1043,7 @@ def test_asynchronous_iterable_need_not_be_a_generator() -> None:
 @pytest.mark.parametrize("name", ["heartbeat", "probe"])
 def test_seconds_that_are_none(name: str, seconds: Any) -> None:
     options: dict[str, Any] = {name: seconds}
-    with pytest.raises(UsageError, match=f"{name}=.* is a number of seconds above 0"):
+    with pytest.raises(UsageError, match=f"`{name}` must be a number of seconds above 0"):
         relay.frames([], **options)
 
 

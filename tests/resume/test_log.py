@@ -408,7 +408,7 @@ def test_an_expired_stream_is_lost_to_who_has_read_of_it(logs: Logs, face: Face)
 def test_who_cannot_begin_waits_for_somebody(log: Log, face: Face) -> None:
     with pytest.raises(StreamNotFoundError, match="start="):
         face.open(log, "k", wait=0)
-    with pytest.raises(StreamNotFoundError, match="wait="):
+    with pytest.raises(StreamNotFoundError, match="`wait` must be"):
         face.open(log, "k", wait=0.1)
     with SSEServer([send(1), DONE]) as upstream:
         waiting = in_thread(lambda: log.open("k", wait=30).collect())
@@ -1543,9 +1543,9 @@ def test_keys_of_all_other_kinds(log: Log, face: Face) -> None:
         ({"takeover": True}, "takeover=True calls start"),
         ({"replay": "some"}, "replay="),
         ({"last_event_id": b"1-1"}, "last_event_id is a bytes"),
-        ({"wait": -1}, "wait="),
-        ({"wait": "1"}, "wait="),
-        ({"decode": "xml"}, "decode="),
+        ({"wait": -1}, "`wait` must be"),
+        ({"wait": "1"}, "`wait` must be"),
+        ({"decode": "xml"}, "`decode` must be"),
         ({"cancel": 7}, "cancel is a int"),
         ({"max_buffered_bytes": 0}, "max_buffered_bytes"),
     ],
@@ -1559,10 +1559,10 @@ def test_arguments_that_cannot_work(log: Log, face: Face, options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lease": 0}, "lease="),
-        ({"ttl": -1}, "ttl="),
-        ({"outage": True}, "outage="),
-        ({"abandon_after": -1}, "abandon_after="),
+        ({"lease": 0}, "`lease` must be"),
+        ({"ttl": -1}, "`ttl` must be"),
+        ({"outage": True}, "`outage` must be"),
+        ({"abandon_after": -1}, "`abandon_after` must be"),
         ({"max_events": 0}, "max_events"),
         ({"bridge": 7}, "bridge is a int"),
     ],

@@ -275,7 +275,7 @@ PIECES = [
 ]
 shreds = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=60)
 
-# What servers send: blocks in which now and then a line is odd.
+# Blocks as servers send them, with an odd line now and then.
 NAMES = [b"data", b"event", b"id", b"retry", b"", b"data ", b" id", b"Event", b"comment"]
 SEPARATORS = [b": ", b":", b"", b":  ", b" : ", b"::", b":\t"]
 VALUES = [

@@ -518,8 +518,8 @@ def test_repr_tells_how_many_readers_there_are() -> None:
         ({"n": 0}, "`n` must be a number of readers, 1 or more, got 0"),
         ({"n": True}, "got True"),
         ({"slow": "drop"}, "`slow` must be .*, got 'drop'"),
-        ({"max_buffered_bytes": 0}, "max_buffered_bytes=0"),
-        ({"max_history_bytes": -1}, "max_history_bytes=-1"),
+        ({"max_buffered_bytes": 0}, "`max_buffered_bytes` must be"),
+        ({"max_history_bytes": -1}, "`max_history_bytes` must be"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: Any, match: str) -> None:

@@ -1,4 +1,4 @@
-"""chat_completions(): what the OpenAI SDK reads, and the exact format."""
+"""chat_completions(): read by the OpenAI SDK, and compared with the exact format."""
 
 from __future__ import annotations
 
