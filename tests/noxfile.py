@@ -26,14 +26,20 @@ ELSEWHERE = "sdk or cluster"
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
-os.chdir(ROOT)
+
+
+def run(session: nox.Session, *command: str, with_status: tuple[int, ...] = (0,), **env: str) -> None:
+    """Run a command from the top of the checkout. Threads may call it."""
+    # nox itself starts in the folder of this file.
+    os.chdir(ROOT)
+    # Tests start hundreds of interpreters, which would compile the same modules again and again.
+    variables = {"PYTHONDONTWRITEBYTECODE": None, **env}
+    session.run(*command, external=True, success_codes=with_status, env=variables)
 
 
 def python(session: nox.Session, *args: str, with_status: tuple[int, ...] = (0,), **env: str) -> None:
-    """Run a module with the shared environment's interpreter, from the top of the checkout."""
-    # Tests start hundreds of interpreters, which would compile the same modules again and again.
-    variables = {"PYTHONDONTWRITEBYTECODE": None, **env}
-    session.run(sys.executable, "-m", *args, external=True, success_codes=with_status, env=variables)
+    """Run a module with the shared environment's interpreter."""
+    run(session, sys.executable, "-m", *args, with_status=with_status, **env)
 
 
 def pytest(
@@ -53,7 +59,7 @@ def pytest(
 def lint(session: nox.Session) -> None:
     """ruff, and the layers that setup.cfg names."""
     python(session, "ruff", "check", "--quiet", ".")
-    session.run(str(Path(sys.executable).with_name("lint-imports")), "--no-cache", external=True, silent=True)
+    run(session, str(Path(sys.executable).with_name("lint-imports")), "--no-cache")
 
 
 @nox.session
