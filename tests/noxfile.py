@@ -59,7 +59,7 @@ def pytest(
 def lint(session: nox.Session) -> None:
     """ruff, and the layers that setup.cfg names."""
     python(session, "ruff", "check", "--quiet", ".")
-    run(session, str(Path(sys.executable).with_name("lint-imports")), "--no-cache")
+    run(session, str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo")
 
 
 @nox.session
