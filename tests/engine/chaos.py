@@ -1,7 +1,7 @@
-"""Consumers of streams at random faults, in many threads, and what may become of what they read.
+"""Consumers of streams with random faults, in many threads, and the results that are allowed.
 
-What happens to a stream is in faults.py. Rule: nothing here is lenient where a fault leaves no doubt: what has come in
-is given, what is said to be complete is, and what is not a fault's own end is none.
+The faults are in faults.py. Invariant: received events are delivered, a stream that ends as complete is complete, and
+a stream fails only in ways that its fault allows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .faults import DONE, Plan, plan_of, signed
 __all__ = ["Left", "Run", "proxied", "run"]
 
 THREADS = (1, 4, 16, 64, 128, 200)
-# How long a stream takes at most, and after how much silence it has waited long enough.
+# The limits of a stream: in total, and of silence.
 STUCK_SECONDS = 30.0
 PATIENCE = 0.15
 AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0)
@@ -56,7 +56,7 @@ AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0)
 
 @contextmanager
 def proxied(seed: int) -> Iterator[tuple[str, Callable[[], int]]]:
-    """The upstream behind its proxy, in a process of its own: a URL, and how many connections are open."""
+    """The upstream and its proxy in a process of their own: URL, and number of open connections."""
     command = [sys.executable, "-m", "tests.engine.faults", str(seed)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         asked, answers = process.stdin, process.stdout
@@ -74,14 +74,14 @@ def proxied(seed: int) -> Iterator[tuple[str, Callable[[], int]]]:
             process.kill()
 
 
-# The ways to read a stream. Each adds what it gets to `items`.
+# The ways to read a stream. Each appends to `items`.
 
 Elsewhere = Callable[[Callable[[], object]], object]
 Behaviour = Callable[[Plan, EventStream[Any], list[Any], Elsewhere], None]
 
 
 class LeftError(Exception):
-    """What a consumer's own code raises."""
+    """An exception of a consumer's own code."""
 
 
 def read(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
@@ -105,7 +105,7 @@ def poll(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Else
 
 
 def wait_for_next(plan: Plan, events: EventStream[Any], items: list[Any]) -> bool:
-    """Wait for an item, no longer than the plan says; return whether there may be more."""
+    """Wait for an item within the limit of the plan; return whether more may follow."""
     try:
         items.append(events.next(plan.seconds))
     except TimeoutError:
@@ -180,7 +180,7 @@ def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere:
 
 
 def is_down(events: EventStream[Any], closed_at: float) -> bool:
-    """Whether nothing of a stream is under way since it was closed: that is waited for, for a second at most."""
+    """Whether a closed stream has finished, after a second at most."""
     return events.outcome != "closed" or events._cursor.subscription.finished or time.monotonic() > closed_at + 1
 
 
@@ -209,7 +209,7 @@ READERS = {"read", "collect", "next", "poll", "nested", "keep open", "stall", "r
 
 @dataclass
 class Result:
-    """What a consumer got."""
+    """The items and the end of one stream."""
 
     plan: Plan
     items: list[Any]
@@ -218,7 +218,7 @@ class Result:
 
     @property
     def is_lost_at_once(self) -> bool:
-        """Whether it was lost before its answer began, as where another stream has left a connection that is dead."""
+        """Whether the stream failed before its answer, as on a dead kept-alive connection."""
         return isinstance(self.error, TransportError) and self.outcome is None
 
     def __str__(self) -> str:
@@ -226,14 +226,14 @@ class Result:
 
 
 class Elsewheres:
-    """Other threads, which do things to streams a moment later."""
+    """Threads that act on streams a moment later."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self._executor = executor
         self.errors: list[BaseException] = []
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Have `function` called after so many seconds."""
+        """Call `function` after `seconds`."""
         self._executor.submit(self._run, seconds, function)
 
     def _run(self, seconds: float, function: Callable[[], object]) -> None:
@@ -245,7 +245,7 @@ class Elsewheres:
 
 
 def consume(plan: Plan, url: str, bridge: Bridge, elsewheres: Elsewheres, patience: float) -> Result:
-    """Ask for a stream, and read it as its plan says."""
+    """Open a stream, and read it by its plan."""
     ask: Any = request_sse
     result = Result(plan, [])
     later = functools.partial(elsewheres.later, plan.seconds)
@@ -271,7 +271,7 @@ def consume(plan: Plan, url: str, bridge: Bridge, elsewheres: Elsewheres, patien
         finally:
             result.outcome = events.outcome
     except SSEError as exc:
-        # Without the frames, which hold the stream.
+        # Without the traceback, whose frames reference the stream.
         result.error = exc.with_traceback(None)
     return result
 
@@ -291,16 +291,16 @@ def timeout_of(plan: Plan, patience: float) -> Timeout:
     )
 
 
-# What may become of them.
+# The allowed results.
 
 
 def check(result: Result) -> None:
-    """Raise AssertionError where a stream came to what no stream may come to."""
+    """Raise AssertionError for a result that is not allowed."""
     plan = result.plan
     try:
         _check(result)
     except AssertionError:
-        # A GET on a connection that was kept, and that ends before a byte of the answer, is sent once more.
+        # A GET is sent again if a kept-alive connection closes before the first byte of the answer.
         first = plan.fault(0)
         if plan.has_body or plan.reconnects or first.at or first.ending not in ("cut", "reset"):
             raise
@@ -311,7 +311,7 @@ def _check(result: Result) -> None:
     plan, items, error = result.plan, [decoded(item) for item in result.items], result.error
     if plan.fault(0).ending == "corrupt":
         if plan.is_compressed:
-            # What is changed in it can mean anything: that the last event comes again.
+            # Changed bytes can mean anything, such as a second last event.
             return
         numbers = [item[0] for item in items if is_signed(item)]
         assert numbers == sorted(set(numbers)), f"repeated, or out of order: {numbers}"
@@ -330,11 +330,11 @@ def _check(result: Result) -> None:
 
 
 def check_end(plan: Plan, outcome: str, count: int) -> None:
-    """Check a stream that has come to a clean end."""
+    """Check a stream with a clean end."""
     fault, answer = plan.fault(0), plan.answer
     expected, whole = "eof" if plan.done == "none" else "done", len(plan.items)
     if fault.ending == "cut" and plan.framing == "close" and not plan.reconnects:
-        # Nothing but its last event tells whether this is all of it; or that it was compressed, but for
+        # Only the last event shows whether the stream is complete; or the end of a compressed body, but for
         # a body of no byte at all.
         arrived = answer.arrived(fault.at)
         if arrived < len(answer.ends) and (fault.at == answer.head or not plan.is_compressed):
@@ -345,19 +345,19 @@ def check_end(plan: Plan, outcome: str, count: int) -> None:
 
 
 def check_error(plan: Plan, error: SSEError, count: int) -> None:
-    """Check a stream that came to an error, or to nothing else."""
+    """Check a stream with an error, or without an end."""
     fault, answer = plan.fault(0), plan.answer
     if isinstance(error, RequestAbortedError):
         assert plan.behaviour == "cancel"
         return
     assert isinstance(error, (ReadError, TruncatedStreamError, StreamTimeoutError)), "not what a fault makes"
     if plan.reconnects:
-        # It may have been taken, and be at work.
+        # The server may have handled the request.
         assert plan.has_body, "a GET that was not asked for again"
         assert count == 0, "an answer that was not asked for again"
         return
     assert fault.ending in ("cut", "reset", "silence")
-    # A RST may overtake what was sent before it.
+    # A RST may overtake bytes that were sent before it.
     is_complete = fault.at == len(answer.data) and fault.ending == "cut" and plan.framing != "close"
     assert not is_complete, "the answer was complete"
     arrived = answer.arrived(fault.at)
@@ -366,13 +366,13 @@ def check_error(plan: Plan, error: SSEError, count: int) -> None:
         assert isinstance(error, StreamTimeoutError)
     elif fault.ending == "cut":
         assert isinstance(error, ReadError if fault.at < answer.head else TruncatedStreamError)
-        # What has come before an error is given before it, though not by collect().
+        # Items received before an error come first, except from collect().
         if plan.behaviour != "collect":
             assert count >= min(arrived, len(plan.items)), f"{count} of {arrived} items"
 
 
 def spoils(plan: Plan) -> bool:
-    """Whether a stream may leave a connection that takes no further request, and does not show it."""
+    """Whether a stream may leave a connection that is dead without showing it."""
     return any(
         fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.answer.data))
         for fault in plan.faults
@@ -395,7 +395,7 @@ def is_signed(item: Any) -> bool:
 
 
 class Run:
-    """A run of streams, and what came of them. Each answer takes `lasts` seconds, or no time."""
+    """A run of streams and their results. Each answer takes `lasts` seconds, or no time."""
 
     def __init__(self, url: str, bridge: Bridge, seed: int, lasts: float = 0.0) -> None:
         self._url = url
@@ -403,16 +403,16 @@ class Run:
         self._seed = seed
         self._lasts = lasts
         self._asked = itertools.count()
-        # What each thread is at, and since when.
+        # The current stream of each thread, and its start.
         self._under_way: dict[int, tuple[int, float]] = {}
-        # Of what is below.
+        # Guards the fields below.
         self._lock = threading.Lock()
         self.ends: collections.Counter[tuple[str, str]] = collections.Counter()
         self.failures: list[str] = []
         self.victims = self.spoilers = self.items = 0
 
     def read(self, numbers: Iterable[int], threads: int) -> None:
-        """Read these streams, and wait until nothing is left of them but idle connections."""
+        """Read these streams, and wait until only idle connections are left."""
         left = iter(numbers)
         with ThreadPoolExecutor(16) as executor:
             elsewheres = Elsewheres(executor)
@@ -429,7 +429,7 @@ class Run:
         until(self._is_idle)
 
     def check(self) -> None:
-        """Raise AssertionError where a stream came to what no stream may come to."""
+        """Raise AssertionError for a result that is not allowed."""
         for failure in self.failures[:10]:
             print(failure, file=sys.stderr)
         assert not self.failures, f"{len(self.failures)} streams came to what no stream may come to"
@@ -447,7 +447,7 @@ class Run:
                 raise AssertionError(f"a consumer waits for ever: {plan_of(self._seed, number)}")
 
     def _work(self, numbers: Iterator[int], elsewheres: Elsewheres) -> None:
-        # next() of a range's iterator is one step, which no other thread comes into.
+        # next() of a range's iterator is atomic.
         for number in numbers:
             self._under_way[threading.get_ident()] = number, time.monotonic()
             plan = plan_of(self._seed, number)
@@ -455,7 +455,7 @@ class Run:
             try:
                 self._judge(consume(plan, url, self._bridge, elsewheres, PATIENCE + self._lasts))
             except Exception as exc:
-                # Whatever is raised is at fault.
+                # Every other exception is a fault.
                 self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.answer.data)} bytes")
             finally:
                 del self._under_way[threading.get_ident()]
@@ -476,7 +476,7 @@ class Run:
 
 
 class Left(NamedTuple):
-    """What there is in the process that streams can leave behind."""
+    """Threads, descriptors and tasks of the process that streams can leak."""
 
     threads: int
     descriptors: int
@@ -485,19 +485,19 @@ class Left(NamedTuple):
     @classmethod
     def now(cls) -> Left:
         """Count."""
-        # What libuv opens with the first loop of a process stays.
+        # libuv keeps the descriptors of its first loop.
         loops.new_event_loop().close()
         gc.collect()
         objects = sum(isinstance(thing, (EventStream, StreamTask)) for thing in gc.get_objects())
         return cls(threading.active_count(), len(os.listdir("/dev/fd")), objects)
 
     def is_more_than(self, before: Left) -> bool:
-        """Whether there is more of anything."""
+        """Whether any count is larger."""
         return any(count > earlier for count, earlier in zip(self, before, strict=True))
 
 
-def run(streams: int | Sequence[int], seed: int, told: Callable[[int], object] = lambda number: None) -> Run:
-    """Read so many streams, or these, and check what became of them, and that nothing is left."""
+def run(streams: int | Sequence[int], seed: int, report: Callable[[int], object] = lambda number: None) -> Run:
+    """Read this many streams, or these, and check their results and leaks."""
     before = Left.now()
     with proxied(seed) as (url, open_connections):
         with Bridge() as bridge:
@@ -505,7 +505,7 @@ def run(streams: int | Sequence[int], seed: int, told: Callable[[int], object] =
             if isinstance(streams, int):
                 for numbers, threads in parts(streams, seed):
                     done.read(numbers, threads)
-                    told(numbers.stop)
+                    report(numbers.stop)
             else:
                 done.read(streams, 1)
             until(functools.partial(is_counted_alike, bridge, open_connections))
@@ -518,12 +518,12 @@ def run(streams: int | Sequence[int], seed: int, told: Callable[[int], object] =
 
 
 def is_counted_alike(bridge: Bridge, open_connections: Callable[[], int]) -> bool:
-    """Whether both sides have the same number of connections: those that are kept."""
+    """Whether both sides have the same number of kept-alive connections."""
     return bridge.stats().connections == open_connections()
 
 
 def parts(streams: int, seed: int) -> Iterator[tuple[range, int]]:
-    """Give the numbers of so many streams in parts, and how many threads read each."""
+    """Yield ranges of stream numbers, and the number of threads for each."""
     chance, begin = random.Random(seed), 0
     while begin < streams:
         threads = chance.choice(THREADS)

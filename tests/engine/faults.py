@@ -1,7 +1,7 @@
-"""Streams whose connections are disturbed by chance: what becomes of each, and the upstream and proxy that see to it.
+"""Streams with random faults: the plan of each, and an upstream and a proxy that follow the plans.
 
-`python -m tests.engine.faults SEED` is their process. Rule: all that is left to chance is in a stream's `Plan`, which
-the seed and its number decide; consumer, upstream and proxy each make it for themselves, and share nothing else.
+`python -m tests.engine.faults SEED` is their process. Invariant: every random choice is in a stream's `Plan`, which
+follows from the seed and the stream's number; consumer, upstream and proxy each compute it, and share nothing else.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ Behaviour: TypeAlias = Literal[
     "break", "close", "close elsewhere", "cancel", "drop", "raise", "reconnect",
 ]  # fmt: skip
 
-# With characters of one to four bytes, which a cut may come into.
+# Characters of one to four bytes, so that cuts hit the middle of characters.
 _TEXT = "The quick brown fox jumps over the lazy dog. Zwölf Boxkämpfer; 春眠不觉晓 🦊 "
 _READ_BYTES = 1 << 20
-# Into how many pieces an answer is cut at most, and into how many where there is a pause after each.
+# The most pieces of an answer, and the most if a pause follows each.
 _PIECES, _STEPS = 24, 8
 _NO_PAUSES = itertools.repeat(0.0)
 
 
 class Fault(NamedTuple):
-    """What becomes of one answer between upstream and client.
+    """The fault of one answer between upstream and client.
 
-    `pace` says how its bytes go on, with pauses of `seconds`; `ending` what happens once `at` bytes of it have gone:
-    a FIN, a RST, no further byte, or `noise` in the place of what comes next.
+    `pace` is the speed of its bytes, with pauses of `seconds`; `ending` is the event after `at` bytes: a FIN, a RST, no
+    further byte, or `noise` in place of the next bytes.
     """
 
     pace: Pace = "plain"
@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer's bytes, how many of them are its head, and by which one each of its events is complete.
+    """An answer's bytes, the length of its head, and the offsets at which its events are complete.
 
     In a compressed body an event may be complete somewhat sooner.
     """
@@ -71,16 +71,16 @@ class Answer(NamedTuple):
     ends: list[int]
 
     def arrived(self, at: int) -> int:
-        """Return how many events are complete in the first `at` bytes, the last event `[DONE]` included."""
+        """Return how many events are complete in the first `at` bytes, including `[DONE]`."""
         return sum(end <= at for end in self.ends)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One stream: what its upstream sends, what happens on the way, and what its consumer does.
+    """One stream: the answer of its upstream, the faults on the way, and its consumer.
 
-    `faults` are those of its connections, one after the other; later ones have none. The consumer takes `take` items
-    before it does what `behaviour` names; where it waits, it does so for `seconds`.
+    `faults` has one fault for each of the first connections; later connections have none. The consumer takes `take`
+    items, then follows `behaviour`; a wait lasts `seconds`.
     """
 
     number: int
@@ -109,7 +109,7 @@ class Plan:
         return self.answer_from(0)
 
     def answer_from(self, start: int) -> Answer:
-        """Return the answer to a request for what comes from the item of this number on."""
+        """Return the answer to a request that resumes at this item."""
         if start and start >= len(self.items) and self.done != "data":
             head = b"HTTP/1.1 204 No Content\r\n\r\n"
             return Answer(head, len(head), [])
@@ -132,12 +132,12 @@ class Plan:
         return self.line_end.join(lines)
 
     def fault(self, attempt: int) -> Fault:
-        """Return what becomes of the answer on the stream's connection of this number, from 0."""
+        """Return the fault of the answer on the stream's nth connection, from 0."""
         return self.faults[attempt] if attempt < len(self.faults) else Fault()
 
 
 def signed(number: int, text: str) -> list[Any]:
-    """Return an item, whose last part shows whether the others have been changed."""
+    """Return an item with a checksum as its last part."""
     return [number, text, zlib.crc32(f"{number}{text}".encode())]
 
 
@@ -151,7 +151,7 @@ def _joined(frames: list[bytes], line_end: bytes) -> tuple[bytes, list[int]]:
     ends, length = [], 0
     for frame in frames:
         length += len(frame)
-        # With the CR of the blank line: nothing is to wait for the LF.
+        # The CR of the blank line completes the event, without the LF.
         ends.append(length - (line_end == b"\r\n"))
     return b"".join(frames), ends
 
@@ -176,7 +176,7 @@ def _chunked(body: bytes, ends: list[int], size: int) -> tuple[bytes, list[int]]
     return bytes(wire) + b"0\r\n\r\n", on_wire
 
 
-# With how often each comes.
+# With weights.
 _ENDINGS: dict[Ending, int] = {"whole": 9, "cut": 4, "reset": 4, "corrupt": 3, "silence": 1}
 _PACES: dict[Pace, int] = {"plain": 3, "delay": 1, "merge": 1, "throttle": 1, "split": 2}
 _READERS: list[Behaviour] = ["read", "read", "read", "collect", "next", "poll", "nested", "keep open", "stall"]
@@ -184,7 +184,7 @@ _LEAVERS: list[Behaviour] = ["break", "close", "close elsewhere", "cancel", "dro
 
 
 def plan_of(seed: int, number: int) -> Plan:
-    """Return what is to become of a stream."""
+    """Return a random plan for a stream."""
     chance = random.Random(f"{seed} {number}")
     count, size = chance.choice((0, 1, 1, 2, 3, 5, 8, 20)), chance.choice((0, 10, 100, 1000))
     if chance.random() < 0.03:
@@ -193,7 +193,7 @@ def plan_of(seed: int, number: int) -> Plan:
     framing: Framing = chance.choice(("chunked", "chunked", "chunked", "length", "close"))
     done: Literal["data", "function", "none"] = chance.choice(("data", "data", "data", "function", "none"))
     if reconnects or done == "function":
-        # Of nothing, no id says that there is no more.
+        # An empty stream has no ID that marks its end.
         count = max(count, 1)
     has_body = chance.random() < 0.5
     if reconnects and has_body and framing == "close":
@@ -231,14 +231,14 @@ def plan_of(seed: int, number: int) -> Plan:
 def _fault(chance: random.Random, plan: Plan) -> Fault:
     ending = _chosen(chance, _ENDINGS)
     if plan.reconnects and ending == "corrupt":
-        # What a changed id resumes is another stream.
+        # A changed ID would resume another stream.
         ending = "cut"
     data, head, _ = plan.answer
     at = chance.choice((chance.randint(0, head), chance.randint(0, len(data)), chance.randint(head, len(data))))
     if chance.random() < 0.1:
         at = len(data)
     if ending == "silence":
-        # After a complete answer, also one to a request for the rest, it would be another stream's.
+        # After a complete answer, the fault would hit another stream's.
         starts = range(len(plan.items) + 1) if plan.reconnects else [0]
         whole = {len(plan.answer_from(start).data) for start in starts}
         while at in whole:
@@ -263,12 +263,12 @@ class _Request(NamedTuple):
 
     @property
     def lasts(self) -> float:
-        """How long its answer is to take, in seconds; 0 for as long as it does."""
+        """The duration of the answer in seconds; 0 for no minimum."""
         return int(self.path.split(b"/")[3]) / 1000
 
 
 async def _received(reader: asyncio.StreamReader) -> _Request | None:
-    """Return the next request, None where no more come."""
+    """Return the next request, None at the end."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
@@ -279,7 +279,7 @@ async def _received(reader: asyncio.StreamReader) -> _Request | None:
 
 
 class _Upstream:
-    """Answers each request as its stream's plan says."""
+    """Answers each request by its stream's plan."""
 
     def __init__(self, seed: int) -> None:
         self.plan_of = functools.lru_cache(maxsize=256)(functools.partial(plan_of, seed))
@@ -289,7 +289,7 @@ class _Upstream:
             while (request := await _received(reader)) is not None:
                 plan = self.plan_of(request.number)
                 answer = plan.answer_from(request.start) if request.start else plan.answer
-                # (What is to last gets its pauses from the proxy.)
+                # (The proxy makes the pauses of long answers.)
                 in_pieces = plan.is_written_in_pieces and not request.lasts
                 await _write(writer, answer.data, len(answer.data) // _PIECES + 1 if in_pieces else _READ_BYTES)
                 if plan.closes:
@@ -297,7 +297,7 @@ class _Upstream:
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes, size: int, pauses: Iterator[float] = _NO_PAUSES) -> None:
-    """Write, in pieces of this size, with a turn of the loop or a pause after each."""
+    """Write pieces of this size, with an iteration of the event loop or a pause after each."""
     for begin in range(0, len(data), size):
         writer.write(data[begin : begin + size])
         await writer.drain()
@@ -306,22 +306,22 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, size: int, pauses: I
 
 
 class _Link:
-    """One connection through the proxy: the fault of the answer under way, and how much of it has gone."""
+    """One connection through the proxy: the fault of the current answer, and its progress."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self.begin(Fault(), 0)
 
     def begin(self, fault: Fault, lasts: float) -> None:
-        """Have the next answer come to this, or go on no faster than that."""
+        """Set the fault, and the least duration, of the next answer."""
         if lasts:
             fault = fault._replace(pace="throttle", seconds=lasts / _STEPS)
         self._fault, self._passed = fault, 0
-        # However much there is, and in however many parts it comes.
+        # However many bytes there are, in however many parts.
         self._pauses = itertools.chain([fault.seconds] * _STEPS, _NO_PAUSES)
 
     async def pass_on(self, reader: asyncio.StreamReader) -> bool:
-        """Pass on what comes next; return False where nothing does any more."""
+        """Forward the next bytes; return False at the end."""
         if self._fault.pace == "merge":
             await asyncio.sleep(self._fault.seconds)
         data = await reader.read(_READ_BYTES)
@@ -335,7 +335,7 @@ class _Link:
         ends = fault.ending in ("cut", "reset", "silence") and (at <= len(data))
         await self._pace(data[:at] if ends else data)
         if ends and fault.ending == "reset":
-            # uvloop writes at the end of its turn.
+            # uvloop writes at the end of its iteration.
             await asyncio.sleep(0)
             linger = struct.pack("ii", 1, 0)
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -354,7 +354,7 @@ class _Link:
 
 
 class _Proxy:
-    """Passes connections on to the upstream, and its answers back as faults have it. `open` counts them."""
+    """Forwards connections to the upstream, and its answers with their faults. `open` counts connections."""
 
     def __init__(self, upstream: _Upstream, port: int) -> None:
         self._plan_of = upstream.plan_of
@@ -370,7 +370,7 @@ class _Proxy:
             asyncio.create_task(self._ask(link, reader, upstream)),
             asyncio.create_task(self._answer(link, upstream_reader)),
         }
-        # Either of both leaves.
+        # One of the two sides has closed.
         _, others = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in others:
             way.cancel()
@@ -387,7 +387,7 @@ class _Proxy:
             upstream.write(request.data)
 
     async def _answer(self, link: _Link, reader: asyncio.StreamReader) -> None:
-        # (uvloop has a RuntimeError for what is written to a connection that has gone.)
+        # (uvloop raises RuntimeError for a write to a lost connection.)
         with contextlib.suppress(OSError, RuntimeError):
             while await link.pass_on(reader):
                 pass
@@ -419,7 +419,7 @@ def _uvloop() -> ModuleType | None:
 
 
 def main() -> None:
-    """Print the proxy's port, and for each line of standard input how many connections are open, to its end."""
+    """Print the proxy's port, then the number of open connections for each line of standard input."""
     parser = argparse.ArgumentParser(prog="python -m tests.engine.faults", description=__doc__)
     parser.add_argument("seed", type=int)
     seed = parser.parse_args().seed

@@ -1,8 +1,7 @@
-"""Two hundred streams that open and close all the time: nothing of them is to pile up, however long that goes on.
+"""Two hundred streams that open and close all the time must not leak.
 
-`python -m tests.engine.soak MINUTES` shows what the process holds, round after round, and fails where that is not flat.
-A round is some seconds of streams at random faults (chaos.py). Between two rounds, when all streams have ended, it
-measures what the process holds: growth from round to round is what the streams have left behind.
+`python -m tests.engine.soak MINUTES` prints memory, descriptors and threads of the process after each round, and fails
+if they grow. A round is some seconds of streams with random faults (chaos.py); it is measured after all have ended.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ __all__ = ["Sample", "more_than_before", "soak"]
 
 STREAMS = 200
 ROUND_SECONDS = 10.0
-# How long an answer takes, so that as many streams are open as there are threads.
+# The duration of an answer: as many streams as threads are open at a time.
 LASTS = 0.4
 
 # What memory may grow by with each stream, in bytes. Python's objects: less than one for ten streams.
-# The process: more than that, since the allocator gives back what it likes.
+# The process: more than that, since the allocator keeps freed memory.
 MOST_TRACED, MOST_RESIDENT = 5.0, 100.0
-# The part of the rounds that is not looked at.
+# The share of rounds that is ignored, as warm-up.
 WARM_UP = 0.3
 
 # From malloc.h.
 M_ARENA_MAX = -8
 
-Told = Callable[[str], object]
+Report = Callable[[str], object]
 
 
 class Sample(NamedTuple):
-    """What there is after so many streams: memory in bytes, and descriptors besides those of idle connections."""
+    """Memory in bytes after some streams, and descriptors without those of idle connections."""
 
     seconds: float
     streams: int
@@ -69,12 +68,12 @@ HEADING = "seconds   streams   RSS MB  traced kB  threads  descriptors  objects 
 def soak(
     minutes: float,
     seed: int,
-    told: Told = lambda line: None,
+    report: Report = lambda line: None,
     *,
     streams: int = STREAMS,
     round_streams: int | None = None,
 ) -> list[Sample]:
-    """Read `streams` streams at a time for so many minutes, in rounds; return what there was after each.
+    """Read `streams` streams at a time for `minutes`, in rounds; return a sample after each.
 
     A round takes ROUND_SECONDS, or `round_streams` streams. There are two rounds at least.
     """
@@ -82,7 +81,7 @@ def soak(
     asked, begun = itertools.count(), time.monotonic()
     with proxied(seed) as (url, open_connections), Bridge() as bridge:
         run = Run(url, bridge, seed, LASTS)
-        told(HEADING)
+        report(HEADING)
         while len(samples) < 2 or time.monotonic() < begun + 60 * minutes:
             numbers = until_then(asked, time.monotonic() + ROUND_SECONDS)
             run.read(numbers if round_streams is None else itertools.islice(asked, round_streams), streams)
@@ -98,30 +97,30 @@ def soak(
                 idle=idle,
             )
             samples.append(sample)
-            told(str(sample))
+            report(str(sample))
         run.check()
     return samples
 
 
 def tell_allocator(function: str, *arguments: int) -> None:
-    """Call a function of glibc's, where that is what the process has."""
+    """Call a function of glibc, if the process uses glibc."""
     if hasattr(libc := ctypes.CDLL(None), function):
         getattr(libc, function)(*arguments)
 
 
 def resident_bytes() -> int:
-    """Return how much memory the process has, without what the allocator only keeps for later."""
+    """Return the memory of the process, without freed memory that the allocator keeps."""
     tell_allocator("malloc_trim", 0)
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
 
 
 def until_then(numbers: Iterator[int], at: float) -> Iterator[int]:
-    """Give numbers until it is time to stop, to any thread."""
+    """Yield numbers until the deadline. Thread-safe."""
     return iter(lambda: next(numbers) if time.monotonic() < at else -1, -1)
 
 
 def settled(count: Callable[[], int]) -> int:
-    """Return what `count` comes to: the other side takes note of an end a little later."""
+    """Return `count()` once it is stable: the other side notices an end a little later."""
     counts = [-1]
 
     def is_settled() -> bool:
@@ -134,18 +133,18 @@ def settled(count: Callable[[], int]) -> int:
 
 
 def warm(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Return those after the warm-up."""
+    """Return the samples after the warm-up."""
     return samples[int(len(samples) * WARM_UP) :]
 
 
 def growth_of(name: str, samples: Sequence[Sample]) -> float:
-    """Return by how many bytes a memory grows with each stream: the slope of a line through all samples."""
+    """Return the growth of memory in bytes a stream: the slope of a line through all samples."""
     streams, sizes = zip(*((sample.streams, getattr(sample, name)) for sample in samples), strict=True)
     return statistics.linear_regression(streams, sizes).slope
 
 
 def more_than_before(samples: Sequence[Sample]) -> list[str]:
-    """Return of what there was more than after the first of these rounds."""
+    """Return which counts are larger than after the first of these rounds."""
     return [
         f"{name}: {getattr(sample, name)} after {sample.seconds:.0f} s, {getattr(samples[0], name)} before"
         for sample in samples
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument("seed", type=int, nargs="?", default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore", ResourceWarning)
-    # One for all threads: how much of each lies idle would be all that shows.
+    # One arena for all threads: otherwise the figures show mostly idle memory of arenas.
     tell_allocator("mallopt", M_ARENA_MAX, 1)
     before = Left.now()
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The bridge: its one thread, how it starts, how it ends, and what it carries over to requests."""
+"""The bridge: its thread, its start, its end, and the context of its requests."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_process_has_one_bridge_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert len({id(bridge) for bridge in together([_bridge.default_bridge] * 30)}) == 1
 
 
-def test_a_thread_that_cannot_be_started_is_a_typed_error_and_a_later_try_works(
+def test_thread_that_cannot_start_is_a_typed_error(
     monkeypatch: pytest.MonkeyPatch, answers: SSEServer
 ) -> None:
     def fail(*args: object) -> None:
@@ -87,13 +87,13 @@ def test_a_thread_that_cannot_be_started_is_a_typed_error_and_a_later_try_works(
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
             patch.setattr(threads, "DaemonThread", fail)
-            with pytest.raises(BridgeClosedError, match="can't start new thread") as told:
+            with pytest.raises(BridgeClosedError, match="can't start new thread") as caught:
                 request_sse(answers.url, bridge=bridge)
-            assert isinstance(told.value.__cause__, RuntimeError)
+            assert isinstance(caught.value.__cause__, RuntimeError)
         assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
 
 
-def test_a_loop_that_cannot_be_made_is_a_typed_error_and_a_later_try_works(
+def test_loop_that_cannot_be_made_is_a_typed_error(
     monkeypatch: pytest.MonkeyPatch, answers: SSEServer
 ) -> None:
     def fail() -> None:
@@ -102,13 +102,13 @@ def test_a_loop_that_cannot_be_made_is_a_typed_error_and_a_later_try_works(
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
             patch.setattr(loops, "new_event_loop", fail)
-            with pytest.raises(BridgeClosedError, match="Too many open files") as told:
+            with pytest.raises(BridgeClosedError, match="Too many open files") as caught:
                 request_sse(answers.url, bridge=bridge)
-            assert isinstance(told.value.__cause__, OSError)
+            assert isinstance(caught.value.__cause__, OSError)
         assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
 
 
-def test_a_client_that_is_no_function_is_misuse() -> None:
+def test_client_must_be_a_function() -> None:
     client: Any = httpx.AsyncClient()
     with pytest.raises(UsageError, match="a function that returns"):
         Bridge(client=client)
@@ -130,7 +130,7 @@ def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer)
         reading.result(5)
     with pytest.raises(BridgeClosedError):
         next(streams[1])
-    # What was received before is given first.
+    # Items received before come first.
     assert next(streams[2]) == {"n": 1}
     with pytest.raises(BridgeClosedError):
         next(streams[2])
@@ -151,7 +151,7 @@ def test_closing_a_bridge_ends_the_wait_for_headers() -> None:
         request.wait_aborted()
 
 
-def test_a_closed_bridge_takes_no_request(answers: SSEServer) -> None:
+def test_closed_bridge_refuses_requests(answers: SSEServer) -> None:
     with Bridge() as bridge:
         pass
     with pytest.raises(UsageError, match="closed"):
@@ -186,8 +186,8 @@ def test_close_against_requests(answers: SSEServer) -> None:
             assert result in ([{"n": 1}], BridgeClosedError, UsageError, None)
 
 
-def test_a_bridge_closed_while_a_request_is_made_takes_it_no_more(answers: SSEServer) -> None:
-    # The client's factory runs in the middle of making the request.
+def test_bridge_closed_while_a_request_is_made_refuses_it(answers: SSEServer) -> None:
+    # The client function runs while the request is made.
     def factory() -> httpx.AsyncClient:
         bridge.close()
         return httpx.AsyncClient()
@@ -197,7 +197,7 @@ def test_a_bridge_closed_while_a_request_is_made_takes_it_no_more(answers: SSESe
         request_sse(answers.url, bridge=bridge)
 
 
-def test_closing_from_the_bridges_own_thread_does_not_wait_for_itself(silent: SSEServer) -> None:
+def test_closing_on_the_loop_thread_does_not_deadlock(silent: SSEServer) -> None:
     armed = threading.Event()
 
     class Closing:
@@ -214,7 +214,7 @@ def test_closing_from_the_bridges_own_thread_does_not_wait_for_itself(silent: SS
         next(it)
 
 
-def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
+def test_open_streams_end_quietly_at_exit(
     monkeypatch: pytest.MonkeyPatch, silent: SSEServer
 ) -> None:
     bridge = Bridge()
@@ -234,7 +234,7 @@ def test_at_exit_every_bridge_is_closed_and_open_streams_end_quietly(
 
 @pytest.fixture
 def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """A function that has another one called by a signal handler, while the next loop is being made."""
+    """Return a function that makes a signal handler call another function during the start of the next loop."""
     make, main = loops.new_event_loop, threading.get_ident()
     before = signal.getsignal(signal.SIGUSR1)
 
@@ -262,7 +262,7 @@ unix = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as o
 
 
 @unix
-def test_bridge_that_a_signal_handler_closes_while_it_starts(
+def test_signal_handler_closes_a_bridge_while_it_starts(
     silent: SSEServer, interrupted_start: Callable[[Callable[[], object]], None]
 ) -> None:
     before, bridge = threads_of_bridges(), Bridge()
@@ -274,7 +274,7 @@ def test_bridge_that_a_signal_handler_closes_while_it_starts(
 
 
 @unix
-def test_bridge_whose_start_is_interrupted_starts_anew_and_leaves_no_thread(
+def test_interrupted_start_leaves_no_thread(
     silent: SSEServer, interrupted_start: Callable[[Callable[[], object]], None]
 ) -> None:
     def interrupt() -> None:
@@ -291,7 +291,7 @@ def test_bridge_whose_start_is_interrupted_starts_anew_and_leaves_no_thread(
     until(lambda: threads_of_bridges() == before)
 
 
-def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(
+def test_bridge_may_start_while_exit_closes_bridges(
     monkeypatch: pytest.MonkeyPatch, answers: SSEServer
 ) -> None:
     starting: list[Future[list[Any]]] = []
@@ -301,7 +301,7 @@ def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(
             for found in super().__iter__():
                 if not starting:
                     starting.append(in_thread(lambda: list(request_sse(answers.url, bridge=late).events)))
-                    # Started here, or held up until this is over.
+                    # Started now, or blocked until this is over.
                     with contextlib.suppress(TimeoutError):
                         until(starting[0].done, 0.5)
                 yield found
@@ -314,7 +314,7 @@ def test_bridge_that_starts_while_the_exit_looks_at_all_of_them(
         assert starting[0].result(5) == [{"n": 1}]
 
 
-def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
+def test_totals_are_consistent_while_garbage_collection_adds_streams() -> None:
     class Counted:
         exchange = SimpleNamespace(received=1, events=1)
 
@@ -338,7 +338,7 @@ def test_streams_are_counted_while_the_collector_lets_another_begin() -> None:
         loop.close()
 
 
-def test_the_repr_tells_the_state_and_nothing_else(silent: SSEServer) -> None:
+def test_repr_shows_the_state_and_no_secrets(silent: SSEServer) -> None:
     bridge = Bridge()
     assert repr(bridge) == "<Bridge not started>"
     with bridge:
@@ -349,7 +349,7 @@ def test_the_repr_tells_the_state_and_nothing_else(silent: SSEServer) -> None:
     assert repr(bridge) == "<Bridge closed>"
 
 
-def test_what_is_to_be_done_at_the_loops_end_is_done_once(silent: SSEServer) -> None:
+def test_callback_at_the_loops_end_runs_once(silent: SSEServer) -> None:
     done: list[str] = []
     with Bridge() as bridge, request_sse(silent.url, bridge=bridge):
         state = bridge._state
@@ -360,7 +360,7 @@ def test_what_is_to_be_done_at_the_loops_end_is_done_once(silent: SSEServer) -> 
         state.cancel_call_at_end(taken_back)
     until(state.loop.is_closed)
     state.call_at_end(partial(done.append, "after it"))
-    # Where another thread was first there is nothing left, and a stream that has ended does not end again.
+    # If another thread was first, no callback is left; and discarding a stream twice does nothing.
     state._run_end_callback()
     state.discard(object())  # type: ignore[arg-type]
     assert done == ["at the end", "after it"]
@@ -375,7 +375,7 @@ def test_closing_and_dropping_streams_of_a_closed_bridge(silent: SSEServer) -> N
         streams.clear()
 
 
-def test_a_client_that_cannot_be_closed_holds_up_nothing(silent: SSEServer) -> None:
+def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     class Failing(httpx.AsyncClient):
         async def aclose(self) -> None:
             await super().aclose()
@@ -391,17 +391,17 @@ def test_a_client_that_cannot_be_closed_holds_up_nothing(silent: SSEServer) -> N
     assert thread.has_ended
 
 
-# The thread is ended by what it runs.
+# Exits and exceptions on the loop thread.
 
 
 def stop_loop(bridge: Bridge) -> None:
-    """Stop the loop of a bridge as no code of the library does."""
+    """Stop the loop of a bridge from outside the library."""
     state = bridge._state
     assert state is not None
     state.loop.call_soon_threadsafe(state.loop.stop)
 
 
-def test_a_thread_that_is_ended_tells_its_consumers_and_the_next_request_starts_anew(
+def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
     silent: SSEServer, answers: SSEServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Bridge() as bridge:
@@ -412,9 +412,9 @@ def test_a_thread_that_is_ended_tells_its_consumers_and_the_next_request_starts_
         thread = bridge._thread
         assert thread is not None
         stop_loop(bridge)
-        with pytest.raises(BridgeClosedError, match="RuntimeError") as told:
+        with pytest.raises(BridgeClosedError, match="RuntimeError") as caught:
             reading.result(5)
-        assert isinstance(told.value.__cause__, RuntimeError)
+        assert isinstance(caught.value.__cause__, RuntimeError)
         with pytest.raises(BridgeClosedError):
             next(streams[0])
         thread.join(5)
@@ -427,15 +427,15 @@ def test_a_thread_that_is_ended_tells_its_consumers_and_the_next_request_starts_
     assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["sseqbridge"]
 
 
-def test_an_exit_in_a_transport_is_an_error_of_its_request() -> None:
+def test_exit_in_a_transport_fails_its_request_only() -> None:
     def leave(request: httpx.Request) -> httpx.Response:
         raise SystemExit(4)
 
     with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(leave))) as bridge:
         for _ in range(2):
-            with pytest.raises(SSEError, match="SystemExit") as told:
+            with pytest.raises(SSEError, match="SystemExit") as caught:
                 request_sse("http://127.0.0.1/", bridge=bridge)
-            assert isinstance(told.value.__cause__, SystemExit)
+            assert isinstance(caught.value.__cause__, SystemExit)
 
 
 def test_closing_a_bridge_whose_thread_was_ended(silent: SSEServer) -> None:
@@ -448,7 +448,7 @@ def test_closing_a_bridge_whose_thread_was_ended(silent: SSEServer) -> None:
 
 
 class Stubborn(httpx.AsyncBaseTransport):
-    """A transport that does `act` when its request is cancelled."""
+    """A transport that calls `act` when its request is cancelled."""
 
     def __init__(self, act: Callable[[], Any]) -> None:
         self._act = act
@@ -461,9 +461,9 @@ class Stubborn(httpx.AsyncBaseTransport):
                 await self._act()
 
 
-# anyio keeps a task that is in a cancel scope until it ends, and the loop of this one is closed.
+# anyio references a task in a cancel scope until it ends, and the loop of this task is closed.
 @pytest.mark.leaves("task")
-def test_a_task_that_will_not_end_holds_up_neither_its_consumer_nor_the_closing() -> None:
+def test_task_that_ignores_cancellation_delays_no_close() -> None:
     async def go_on() -> None:
         pass
 
@@ -492,32 +492,32 @@ def test_an_exit_in_a_transport_while_the_bridge_is_closed(caplog: pytest.LogCap
     gc.collect()
 
 
-def test_an_exception_out_of_a_transport_is_one_typed_error() -> None:
+def test_exception_of_a_transport_is_a_typed_error() -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise ZeroDivisionError
 
     with (
         Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(fail))) as bridge,
-        pytest.raises(SSEError) as told,
+        pytest.raises(SSEError) as caught,
     ):
         request_sse("http://127.0.0.1/", bridge=bridge)
-    assert isinstance(told.value.__cause__, ZeroDivisionError)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_fault_of_the_librarys_own_is_one_typed_error(monkeypatch: pytest.MonkeyPatch, silent: SSEServer) -> None:
+def test_internal_error_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, silent: SSEServer) -> None:
     async def fail(self: Exchange) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(Exchange, "open", fail)
-    with pytest.raises(SSEError, match="ZeroDivisionError") as told:
+    with pytest.raises(SSEError, match="ZeroDivisionError") as caught:
         request_sse(silent.url)
-    assert isinstance(told.value.__cause__, ZeroDivisionError)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-# Where it is called.
+# The calling thread.
 
 
-def test_a_request_in_the_loops_own_thread_is_misuse(silent: SSEServer) -> None:
+def test_request_on_the_loop_thread_is_refused(silent: SSEServer) -> None:
     class Asking:
         def is_set(self) -> bool:
             if threading.current_thread().name == "sseqbridge-loop":
@@ -526,27 +526,27 @@ def test_a_request_in_the_loops_own_thread_is_misuse(silent: SSEServer) -> None:
 
     it = request_sse(silent.url, cancel=Asking()).events
     assert next(it) == {"n": 1}
-    with pytest.raises(CallbackError) as told:
+    with pytest.raises(CallbackError) as caught:
         next(it)
-    assert isinstance(told.value.__cause__, UsageError)
-    assert "own thread" in str(told.value.__cause__)
+    assert isinstance(caught.value.__cause__, UsageError)
+    assert "own thread" in str(caught.value.__cause__)
 
 
-def test_a_request_in_a_body_that_the_loop_iterates_is_misuse(silent: SSEServer) -> None:
+def test_request_in_a_body_iterator_on_the_loop_is_refused(silent: SSEServer) -> None:
     async def body() -> AsyncIterator[bytes]:
         request_sse(silent.url)
         yield b""
 
-    with pytest.raises(SSEError) as told:
+    with pytest.raises(SSEError) as caught:
         request_sse(silent.url, content=body())
-    cause: BaseException | None = told.value
+    cause: BaseException | None = caught.value
     while cause is not None and not isinstance(cause, UsageError):
         cause = cause.__cause__
     assert isinstance(cause, UsageError)
 
 
 @pytest.mark.blocks_its_loop
-def test_a_request_in_a_coroutine_warns_at_the_callers_line_and_works(answers: SSEServer) -> None:
+def test_request_in_a_coroutine_warns_at_the_callers_line(answers: SSEServer) -> None:
     async def main() -> list[Any]:
         with pytest.warns(RuntimeWarning, match="arequest_sse") as caught:
             response = request_sse(answers.url)
@@ -566,12 +566,12 @@ def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, 
     assert asyncio.run(main()) == [{"n": 1}]
 
 
-# What goes along.
+# Context variables.
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 
 
-def test_the_callers_context_is_that_of_the_request(answers: SSEServer) -> None:
+def test_request_runs_in_the_callers_context(answers: SSEServer) -> None:
     seen = []
 
     async def note(request: httpx.Request) -> None:
@@ -588,7 +588,7 @@ def test_the_callers_context_is_that_of_the_request(answers: SSEServer) -> None:
     assert tenant.get() == "nobody"
 
 
-def test_the_callers_context_is_that_of_the_body(answers: SSEServer) -> None:
+def test_body_iterator_runs_in_the_callers_context(answers: SSEServer) -> None:
     seen = []
 
     def body() -> Iterator[bytes]:
@@ -603,7 +603,7 @@ def test_the_callers_context_is_that_of_the_body(answers: SSEServer) -> None:
     assert seen == ["a"]
 
 
-def test_streams_of_two_bridges_are_apart(silent: SSEServer) -> None:
+def test_two_bridges_share_no_connection(silent: SSEServer) -> None:
     with Bridge() as kept:
         it = request_sse(silent.url, bridge=kept).events
         with Bridge() as closed:

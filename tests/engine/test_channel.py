@@ -1,4 +1,4 @@
-"""The bounded channel: nothing lost, nothing repeated, order kept, memory bounded, nobody asleep."""
+"""The bounded channel: no loss, no repetition, order, bounded memory, no lost wakeup."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 def fast_switching() -> Iterator[None]:
-    """Let threads interrupt each other after almost every bytecode."""
+    """Switch threads after almost every bytecode."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -64,7 +64,7 @@ def take_all(channel: Channel[int]) -> list[int | End]:
     return taken
 
 
-# One thread and one loop: what each operation means.
+# Each operation, with one thread and one loop.
 
 
 def test_entries_come_in_order_and_the_end_is_the_last(loop: asyncio.AbstractEventLoop) -> None:
@@ -82,7 +82,7 @@ def test_entries_come_in_order_and_the_end_is_the_last(loop: asyncio.AbstractEve
     assert channel.buffered == 0
 
 
-def test_an_entry_counts_until_its_consumer_comes_back(loop: asyncio.AbstractEventLoop) -> None:
+def test_entry_is_charged_until_the_next_receive(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 100)
     in_loop(loop, channel.send(1, 30)).result(30)
     in_loop(loop, channel.send(2, 40)).result(30)
@@ -109,7 +109,7 @@ def test_the_producer_waits_for_room_until_half_is_free(loop: asyncio.AbstractEv
     assert channel.buffered == 60
 
 
-def test_one_entry_larger_than_the_bound_enters_an_empty_handoff(loop: asyncio.AbstractEventLoop) -> None:
+def test_oversized_entry_enters_an_empty_channel(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 100)
     in_loop(loop, channel.send(1, 5000)).result(30)
     waiting = in_loop(loop, channel.send(2, 5000))
@@ -119,7 +119,7 @@ def test_one_entry_larger_than_the_bound_enters_an_empty_handoff(loop: asyncio.A
     waiting.result(30)
 
 
-def test_a_producer_that_is_cancelled_while_it_waits_adds_nothing(loop: asyncio.AbstractEventLoop) -> None:
+def test_cancelled_send_adds_nothing(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 10)
     in_loop(loop, channel.send(1, 10)).result(30)
 
@@ -134,7 +134,7 @@ def test_a_producer_that_is_cancelled_while_it_waits_adds_nothing(loop: asyncio.
     assert take_all(channel) == [1, EOF]
 
 
-def test_take_waits_at_most_its_timeout(clock: FakeClock, loop: asyncio.AbstractEventLoop) -> None:
+def test_receive_waits_at_most_its_timeout(clock: FakeClock, loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 10)
     at = clock.monotonic()
     with pytest.raises(TimeoutError, match="still open"):
@@ -161,7 +161,7 @@ def test_close_wakes_the_consumer_and_lets_the_producer_go_on(loop: asyncio.Abst
     assert full.receive() is CLOSED
 
 
-def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_too(
+def test_deferred_send_wakes_after_the_rest_of_the_step(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     channel: Channel[int] = Channel(loop, 100)
@@ -178,7 +178,7 @@ def test_what_is_put_soon_wakes_the_consumer_once_the_rest_of_the_step_is_there_
     in_loop(loop, produce()).result(30)
 
 
-def test_what_is_put_soon_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+def test_deferred_send_wakes_a_waiting_consumer(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 100)
     taking = in_thread(channel.receive)
     until(lambda: is_waiting(taking))
@@ -200,11 +200,11 @@ def test_nothing_is_added_after_the_end_or_a_close(loop: asyncio.AbstractEventLo
         assert channel.buffered == 0
 
 
-def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventLoop) -> None:
+def test_try_send_refuses_entries_that_do_not_fit(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 100)
 
     async def produce() -> None:
-        # A first one of any size, then as many as there is room for.
+        # The first entry of any size, then as many as fit.
         assert channel.try_send(1, 500)
         assert not channel.try_send(2, 0)
         assert channel._pop() == 1
@@ -217,7 +217,7 @@ def test_an_offer_is_taken_where_that_needs_no_wait(loop: asyncio.AbstractEventL
     assert [channel.receive(), channel.receive()] == [3, 5]
 
 
-def test_an_offer_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop) -> None:
+def test_try_send_wakes_a_waiting_consumer(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 100)
     taking = in_thread(channel.receive)
     until(lambda: is_waiting(taking))
@@ -225,7 +225,7 @@ def test_an_offer_reaches_a_consumer_that_waits(loop: asyncio.AbstractEventLoop)
     assert taking.result(30) == 1
 
 
-def test_close_on_a_loop_that_is_closed_does_nothing_more() -> None:
+def test_close_works_after_the_loop_was_closed() -> None:
     with loop_in_a_thread() as loop:
         channel: Channel[int] = Channel(loop, 10)
         in_loop(loop, channel.send(1)).result(30)
@@ -233,7 +233,7 @@ def test_close_on_a_loop_that_is_closed_does_nothing_more() -> None:
     assert channel.receive() is CLOSED
 
 
-def test_a_coroutine_of_the_loop_may_be_the_consumer() -> None:
+def test_consumer_may_be_a_coroutine() -> None:
     async def main() -> None:
         channel: Channel[int] = Channel(asyncio.get_running_loop(), 10)
         taking = asyncio.create_task(channel.areceive())
@@ -255,7 +255,7 @@ def test_a_coroutine_of_the_loop_may_be_the_consumer() -> None:
 
 
 class Interrupted(deque[Any]):
-    """Waiters that are told something right when they have been added: `act` runs in between."""
+    """Waiters that run `act` right after a waiter was added."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Interrupted(deque[Any]):
 
 
 @pytest.mark.parametrize("wake", [True, False], ids=["waking", "not waking"])
-def test_what_comes_between_the_last_look_and_the_wait_is_seen(loop: asyncio.AbstractEventLoop, wake: bool) -> None:
+def test_entry_added_before_the_wait_is_no_lost_wakeup(loop: asyncio.AbstractEventLoop, wake: bool) -> None:
     def close() -> None:
         if wake:
             channel.close()
@@ -285,7 +285,7 @@ def test_what_comes_between_the_last_look_and_the_wait_is_seen(loop: asyncio.Abs
     assert not channel._waiters
 
 
-def test_what_is_taken_while_the_producer_gets_ready_to_wait_is_seen(
+def test_entry_taken_before_the_producers_wait_is_no_lost_wakeup(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel: Channel[int] = Channel(loop, 10)
@@ -293,7 +293,7 @@ def test_what_is_taken_while_the_producer_gets_ready_to_wait_is_seen(
     create_future = loop.create_future
 
     def take_first() -> asyncio.Future[Any]:
-        # The consumer finds nobody waiting yet, and goes to sleep with the channel empty.
+        # The consumer finds no waiting producer yet, and waits on an empty channel.
         assert channel.receive() == 1
         with pytest.raises(TimeoutError):
             channel.receive(0)
@@ -304,15 +304,15 @@ def test_what_is_taken_while_the_producer_gets_ready_to_wait_is_seen(
     assert channel.receive() == 2
 
 
-def test_close_is_told_before_anyone_is_woken_by_it(loop: asyncio.AbstractEventLoop) -> None:
+def test_closed_is_set_before_waiters_are_woken(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 10)
-    told = []
-    channel._waiters.append(lambda: told.append(channel.closed))
+    seen = []
+    channel._waiters.append(lambda: seen.append(channel.closed))
     channel.close()
-    assert told == [True]
+    assert seen == [True]
 
 
-# Many threads, at every pace.
+# Many threads, at any speed.
 
 
 @given(
@@ -320,7 +320,7 @@ def test_close_is_told_before_anyone_is_woken_by_it(loop: asyncio.AbstractEventL
     charges=st.lists(st.integers(0, 60), max_size=40),
     slow=st.sampled_from(["neither", "producer", "consumer"]),
 )
-def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: list[int], slow: str) -> None:
+def test_any_charges_pass_in_order_and_within_the_limit(limit: int, charges: list[int], slow: str) -> None:
     with loop_in_a_thread() as loop:
         channel: Channel[int] = Channel(loop, limit)
         most = 0
@@ -347,7 +347,7 @@ def test_any_charges_pass_in_order_and_within_the_bound(limit: int, charges: lis
 @pytest.mark.heavy
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 @pytest.mark.usefixtures("fast_switching")
-def test_a_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, limit: int) -> None:
+def test_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, limit: int) -> None:
     channel: Channel[int] = Channel(loop, limit)
     choose = random.Random(limit)
 
@@ -364,7 +364,7 @@ def test_a_long_run_loses_and_repeats_nothing(loop: asyncio.AbstractEventLoop, l
 
 
 @pytest.mark.usefixtures("fast_switching")
-def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.AbstractEventLoop) -> None:
+def test_timeouts_all_the_time_lose_nothing(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 3)
 
     async def produce() -> None:
@@ -385,7 +385,7 @@ def test_short_waits_that_elapse_all_the_time_lose_nothing(loop: asyncio.Abstrac
 
 
 @pytest.mark.usefixtures("fast_switching")
-def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocking_send_sees_room_made_before_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     channel: ThreadChannel[int] = ThreadChannel(10)
     make = threads.new_waiter
 
@@ -403,7 +403,7 @@ def test_producer_that_finds_room_as_it_begins_to_wait_goes_on(monkeypatch: pyte
     assert not channel.send_blocking(2, 10)
 
 
-def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
+def test_close_races_with_send_and_receive(loop: asyncio.AbstractEventLoop) -> None:
     for n in range(300):
         channel: Channel[int] = Channel(loop, 2)
 
@@ -414,7 +414,7 @@ def test_close_races_with_put_and_take(loop: asyncio.AbstractEventLoop) -> None:
         producing = in_loop(loop, produce())
 
         def close(channel: Channel[int] = channel, producing: Any = producing, least: int = n % 3) -> None:
-            # All may have been taken before this thread has come to look.
+            # The consumer may have taken all entries before this thread checks.
             until(lambda: channel.buffered >= least or producing.done())
             channel.close()
 
@@ -430,7 +430,7 @@ def test_many_closers_wake_the_consumer(loop: asyncio.AbstractEventLoop) -> None
         assert together([channel.receive, *[channel.close] * 20]) == [CLOSED, *[None] * 20]
 
 
-# Through the public door: backpressure on a real connection.
+# Through the public interface: backpressure on a real connection.
 
 
 def numbered(count: int, padding: int) -> Callable[[ReceivedRequest], Iterator[Step]]:
@@ -444,7 +444,7 @@ def numbered(count: int, padding: int) -> Callable[[ReceivedRequest], Iterator[S
 
 
 def watch_buffer(it: EventStream[Any], items: Iterator[Any]) -> tuple[int, list[int]]:
-    """Read to the end; return the most that was ever held, and the numbers read."""
+    """Read to the end; return the largest buffered size, and the numbers."""
     most, numbers = 0, []
     for number, _ in items:
         most = max(most, it.stats.buffered)
@@ -453,13 +453,13 @@ def watch_buffer(it: EventStream[Any], items: Iterator[Any]) -> tuple[int, list[
 
 
 @pytest.mark.parametrize("limit", [1, 4096, 100_000, 1024 * 1024])
-def test_a_slow_consumer_loses_nothing_and_holds_no_more_than_it_asked_for(limit: int) -> None:
+def test_slow_consumer_loses_nothing_within_its_limit(limit: int) -> None:
     with SSEServer(numbered(2000, 1000)) as server:
         it = request_sse(server.url, max_buffered_bytes=limit).events
         until(lambda: it.stats.buffered)
         most, numbers = watch_buffer(it, iter(it))
         assert numbers == list(range(2000))
-        # One event, larger than the bound, may enter an empty channel.
+        # One event that exceeds the limit may enter an empty channel.
         assert most <= max(limit, 2000)
         assert it.stats.events == 2000
 
@@ -474,7 +474,7 @@ def test_tiny_events_are_charged_for_what_they_cost() -> None:
         assert max(held) <= 50_000
 
 
-def test_what_little_data_inflates_to_is_bounded_too() -> None:
+def test_decompressed_data_is_bounded() -> None:
     bomb = gzip.compress(b"data: 1\n\n" * 2_000_000)
     with SSEServer([respond(headers={"Content-Encoding": "gzip"}), bomb, silence()]) as server:
         it = request_sse(server.url).events
@@ -493,8 +493,8 @@ def test_an_event_larger_than_the_buffer_passes() -> None:
 
 
 @pytest.mark.heavy
-def test_an_upstream_with_a_gigabyte_to_send_waits_for_its_reader() -> None:
-    # In an interpreter of its own, whose memory is then what the library holds.
+def test_backpressure_reaches_the_upstream() -> None:
+    # In a process of its own, whose memory is what the library holds.
     def gigabyte(request: ReceivedRequest) -> Iterator[Step]:
         text = "x" * 100_000
         for n in range(10_000):
@@ -533,7 +533,7 @@ print(json.dumps([held_back.buffered, held_back.bytes, peak_rss() - before, numb
         assert request.sent_bytes < 200_000_000
 
 
-def test_a_stream_that_is_held_back_holds_up_no_other() -> None:
+def test_backpressure_on_one_stream_delays_no_other() -> None:
     with SSEServer(numbered(100_000, 1000)) as server:
         held_back = request_sse(server.url, max_buffered_bytes=10_000).events
         until(lambda: held_back.stats.buffered)
@@ -543,7 +543,7 @@ def test_a_stream_that_is_held_back_holds_up_no_other() -> None:
         held_back.close()
 
 
-def test_a_buffered_stream_can_be_read_after_its_upstream_has_gone() -> None:
+def test_buffered_items_outlive_their_upstream() -> None:
     with SSEServer(numbered(2, 0)) as server:
         it = request_sse(server.url).events
         assert server.requests[0].finished.wait(30)

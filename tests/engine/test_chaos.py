@@ -1,6 +1,6 @@
-"""Streams at random faults, read in random ways by many threads: none is lost, none stays, nobody waits for ever.
+"""Streams with random faults, read in random ways by many threads: no loss, no leak, no hang.
 
-`python -m tests.engine.test_chaos STREAMS SEED` reads so many; `--stream N` reads one of them, again and again.
+`python -m tests.engine.test_chaos STREAMS SEED` reads many streams; `--stream N` reads one of them repeatedly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .chaos import run
 
 
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
-def test_no_event_no_thread_and_no_descriptor_is_lost_at_random_faults() -> None:
+def test_random_faults_lose_no_event_thread_or_descriptor() -> None:
     done = run(600, 1)
     assert sum(done.ends.values()) == 600
 

@@ -1,6 +1,6 @@
-"""Streams of a server that stores its messages and resumes: nginx's nchan, with connections cut by chance.
+"""Streams of a server that stores its messages and resumes: nginx's nchan, with random cuts.
 
-`python -m tests.engine.test_nchan CUTS SEED` cuts so many.
+`python -m tests.engine.test_nchan CUTS SEED` makes more cuts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def nchan() -> Iterator[Server]:
 
 
 def publish_until_cut(server: Server, channel: str, proxy: CuttingProxy, cuts: int) -> int:
-    """Publish numbers until the proxy has made so many cuts, then `end`; return how many numbers that were."""
+    """Publish numbers until the proxy has made `cuts` cuts, then `end`; return how many numbers."""
     with httpx.Client(timeout=30) as client:
         for number in itertools.count():
             is_last = proxy.cuts >= cuts
@@ -48,9 +48,9 @@ def publish_until_cut(server: Server, channel: str, proxy: CuttingProxy, cuts: i
 
 
 def survive(server: Server, ask: Door, *, cuts: int, seed: int) -> tuple[int, int]:
-    """Read a channel while the connection is cut so often, and check that every message came, once and in order."""
+    """Read a channel while its connection is cut, and check that every message came once, in order."""
     channel = uuid.uuid4().hex
-    # An answer's head has some 300 bytes, a message 40: cuts come in the one and the other.
+    # A head has about 300 bytes, a message 40: cuts hit both.
     with CuttingProxy(server.port, most=700, seed=seed) as proxy:
         published = in_thread(lambda: publish_until_cut(server, channel, proxy, cuts))
         url = f"http://127.0.0.1:{proxy.port}/subscribe?id={channel}"
@@ -64,7 +64,7 @@ def survive(server: Server, ask: Door, *, cuts: int, seed: int) -> tuple[int, in
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
-def test_no_message_is_lost_or_repeated_though_the_connection_is_cut_again_and_again(nchan: Server, ask: Door) -> None:
+def test_repeated_cuts_lose_and_repeat_no_message(nchan: Server, ask: Door) -> None:
     is_once_more = ask.is_async or "SSEQBRIDGE_WITHOUT" in os.environ
     survive(nchan, ask, cuts=100 if is_once_more else 300, seed=1)
 

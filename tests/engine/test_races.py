@@ -1,9 +1,9 @@
-"""Two things at once: each pair that can meet, met on purpose, and then all of them at random.
+"""Races: each pair of operations that can meet, in both orders, then all of them at random.
 
-    python -m tests.engine.test_races 10000 1      so many rounds of the stress, from a seed
+    python -m tests.engine.test_races 10000 1      rounds of the stress test, and their seed
 
-The transport here calls back at each of its steps, in the loop's thread, where a test lets the other side
-come first: there is no sleep that hopes.
+The transport calls back at each of its steps, on the loop thread, where a test runs the other operation first: no
+order depends on a sleep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Hook = Callable[[], object]
 
 
 class Meeting:
-    """Where the loop's thread waits until the test has done what is to come first."""
+    """A point at which the loop thread waits until the test has acted."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -42,7 +42,7 @@ class Meeting:
         assert self.go_on.wait(10)
 
     def during(self, function: Hook) -> None:
-        """Do something while the loop's thread stands still."""
+        """Act while the loop thread waits."""
         assert self.reached.wait(10)
         try:
             function()
@@ -58,7 +58,7 @@ class Body(httpx.AsyncByteStream):
         for number, chunk in enumerate(self.transport.chunks):
             self.transport.meet(f"read {number}")
             yield chunk
-            # As a network does, it lets others on.
+            # Yields to the loop, as a network does.
             await asyncio.sleep(0)
         self.transport.meet("end")
         if self.transport.stays_open:
@@ -91,7 +91,7 @@ CHUNKS = [b"data: %d\n\n" % n for n in range(3)]
 
 @pytest.fixture
 def ask() -> Iterator[Callable[..., EventStream[Any]]]:
-    """A function that asks a transport, each on a bridge of its own."""
+    """A function that opens a stream on a transport, with a bridge of its own."""
     bridges: list[Bridge] = []
 
     def asked(transport: Steps, **options: Any) -> EventStream[Any]:
@@ -108,15 +108,15 @@ Ask = Callable[..., EventStream[Any]]
 
 
 @pytest.mark.parametrize("step", ["read 1", "end"])
-@pytest.mark.parametrize("reads", [False, True], ids=["nobody reads", "a consumer waits"])
+@pytest.mark.parametrize("reads", [False, True], ids=["no consumer", "a consumer waits"])
 def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
-    """Closed just before something is in: the consumer ends quietly, with what it had, and the upstream is closed."""
+    """Close just before an arrival: the consumer ends quietly with its items, and the upstream is closed."""
     meeting = Meeting()
     transport = Steps(CHUNKS, {step: meeting}, stays_open=True)
     stream = ask(transport)
     reading: Future[list[Any]] | None = in_thread(partial(list, stream)) if reads else None
     assert meeting.reached.wait(10)
-    # In a thread of its own: it waits for the loop's thread, which stands still.
+    # In a thread of its own, since it waits for the loop thread.
     closing = in_thread(stream.close)
     until(lambda: stream._cursor.channel.closed)
     meeting.go_on.set()
@@ -128,7 +128,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
 
 
 def test_arrival_against_close(ask: Ask) -> None:
-    """In just before it is closed: what the consumer has not taken is not given any more."""
+    """An arrival just before close: the consumer gets no more items."""
     meeting = Meeting()
     stream = ask(Steps(CHUNKS, {"end": meeting}, stays_open=True))
     assert next(stream) == 0
@@ -149,7 +149,7 @@ def test_close_against_close(ask: Ask) -> None:
     assert transport.closed == 1
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["nobody reads", "a consumer waits"])
+@pytest.mark.parametrize("reads", [False, True], ids=["no consumer", "a consumer waits"])
 def test_close_against_the_end(ask: Ask, reads: bool) -> None:
     meeting = Meeting()
     transport = Steps(CHUNKS, {"end": meeting})
@@ -169,7 +169,7 @@ def test_close_against_the_end(ask: Ask, reads: bool) -> None:
 
 
 def test_the_end_against_close(ask: Ask) -> None:
-    """The end is in, and nobody has read it: closing aborts nothing and is quiet."""
+    """Close after an end that was not read: quiet, without an abort."""
     transport = Steps(CHUNKS)
     stream = ask(transport)
     until(lambda: stream._cursor.subscription.finished)
@@ -180,7 +180,7 @@ def test_the_end_against_close(ask: Ask) -> None:
 
 @pytest.mark.parametrize("cancel_by", ["flag", "bridge"])
 def test_cancel_against_connect(cancel_by: str) -> None:
-    """Cancelled while the connection is being made, which then stands: the call ends, and it is closed."""
+    """Cancel while connecting: the call ends, and the connection is closed."""
     meeting = Meeting()
     flag = threading.Event()
     transport = Steps(CHUNKS, {"connect": meeting}, stays_open=True)
@@ -193,7 +193,7 @@ def test_cancel_against_connect(cancel_by: str) -> None:
         except SSEError as error:
             assert isinstance(error, RequestAbortedError) == (cancel_by == "flag")
         else:
-            # The answer was in before the loop came to look.
+            # The answer came before the flag was checked.
             got: list[Any] = []
             try:
                 got.extend(stream)
@@ -206,7 +206,7 @@ def test_cancel_against_connect(cancel_by: str) -> None:
 
 @pytest.mark.parametrize("first", ["abort", "room"])
 def test_backpressure_against_abort(ask: Ask, first: str) -> None:
-    """Held back, then closed at the moment at which there is room again."""
+    """Close at the moment when a paused producer has room again."""
     big = b'data: "%s"\n\n' % (b"x" * 1000)
     transport = Steps([big] * 50, stays_open=True)
     stream = ask(transport, max_buffered_bytes=3000)
@@ -220,7 +220,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
         until(lambda: stream._cursor.channel.closed)
         assert list(stream) == []
     else:
-        # Taken until the producer has been told that there is room, which it has not seen yet.
+        # Read until the producer was woken, but has not run yet.
         for _ in range(2):
             next(stream)
         closing = in_thread(stream.close)
@@ -252,7 +252,7 @@ def ask():
 thread = threading.Thread(target=ask, daemon=True)
 thread.start()
 reached.wait(10)
-# Now a bridge is being started: its lock is held, its thread is under way.
+# A bridge is starting now: its lock is held, its thread is starting.
 if what == "fork":
     child = os.fork()
     if not child:
@@ -291,7 +291,7 @@ def test_fork_and_exit_against_start(what: str, printed: set[str]) -> None:
 
 
 class Round:
-    """One stream, read by one thread, while others do to it what they can."""
+    """One stream with one reader, while other threads disturb it."""
 
     def __init__(self, chance: random.Random, bridge: Bridge) -> None:
         self.flag = threading.Event()
@@ -330,7 +330,7 @@ class Round:
                 except BridgeClosedError:
                     return items, "closed"
                 except UsageError as error:
-                    # The other reader was first: it takes what is there, and is done.
+                    # The other reader was first: it takes the buffered items, and ends.
                     assert "one consumer at a time" in str(error)
                 else:
                     return items, self.stream.outcome
@@ -343,7 +343,7 @@ class Round:
         results = together([read, *(partial(act, one, chance.random() < 0.7) for one in chosen)])
         items, outcome = results[0]
         expected = list(range(len(transport.chunks)))
-        # What a second reader has taken, before the first began, is what comes first.
+        # Items that a second reader took before the first one began come first.
         items = self.taken + items
         assert items == expected[: len(items)]
         assert outcome in ("eof", "closed")
@@ -360,14 +360,14 @@ class Round:
             assert self.stream.stats.buffered >= 0
 
     def read_too(self) -> None:
-        """A second reader is told that it is one, unless the first has not begun or is done."""
+        """A second reader gets a UsageError, unless the first one has not begun or has ended."""
         if self.stream is not None:
             with contextlib.suppress(UsageError, BridgeClosedError):
                 self.taken += self.stream.poll()
 
 
 def stress(rounds: int, seed: int) -> None:
-    """Run rounds in threads that interrupt each other after almost every bytecode."""
+    """Run rounds in threads that switch after almost every bytecode."""
     chance = random.Random(seed)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -392,4 +392,4 @@ def test_stress() -> None:
 
 if __name__ == "__main__":
     stress(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    print(f"{sys.argv[1]} rounds: every stream gave what came, in order, and nobody waits")
+    print(f"{sys.argv[1]} rounds: every stream was delivered in order, and none hangs")

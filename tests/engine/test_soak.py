@@ -1,4 +1,4 @@
-"""A soak of a few seconds: threads, descriptors and streams. Its memory says something after minutes (soak.py)."""
+"""A soak of a few seconds: threads, descriptors and streams. Memory takes minutes (soak.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from .soak import more_than_before, soak
 
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
-def test_streams_that_open_and_close_all_the_time_leave_nothing_behind() -> None:
+def test_streams_leave_nothing_behind() -> None:
     samples = soak(0, 1, streams=40, round_streams=200)
     assert more_than_before(samples) == []
