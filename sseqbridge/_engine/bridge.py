@@ -2,8 +2,8 @@
 
 Fields of a Bridge are written under its lock: by callers' threads when it starts, by its own thread when that ends.
 `_counted` is written under the lock as one tuple, and read by any thread. The state of the loop is in LoopState,
-which the loop thread writes. Finalizers take no lock. A signal handler may close a bridge while the code that it
-interrupts holds the lock, which is re-entrant: so every step under the lock leaves a state that close() can handle.
+which the loop thread writes. Finalizers take no lock. A signal handler may close a bridge while the interrupted
+code holds the lock, which is re-entrant: so every step under the lock leaves a state that close() can handle.
 """
 
 from __future__ import annotations

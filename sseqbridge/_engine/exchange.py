@@ -29,7 +29,7 @@ from .responses import (
     read_within_bounds,
     response_headers,
 )
-from .sender import Redirects, RequestSender, close_quietly
+from .sender import Redirects, RequestSender
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -247,7 +247,7 @@ class Exchange:
         return body
 
     async def read_body(self) -> Body:
-        """Return the body of an answer that is no event stream: what comes within bounds of size and time."""
+        """Return the body of an answer that is no event stream, within bounds of size and time."""
         assert self._reader.decoder is not None
         return await read_within_bounds(self._next_chunk, self._reader.decoder)
 
@@ -271,7 +271,7 @@ class Exchange:
         self._put = None
         await self._sender.close_response()
         if isinstance(self._body, PulledBody):
-            await close_quietly(self._body, "the response's body", self.target)
+            await self._sender.close_quietly(self._body, "the response's body")
         await self._sender.release(is_read_to_end=self._is_read_to_end)
 
     def abandon(self) -> None:

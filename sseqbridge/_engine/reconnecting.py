@@ -370,7 +370,7 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
 
 def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
-    """Call the caller's function, if there is one: in the consumer's thread or coroutine. Raises what it raises."""
+    """Call the caller's function, if there is one, in the consumer's thread or coroutine. Its exceptions propagate."""
     if on_reconnect is not None:
         with CallersCode("on_reconnect", passes=Exception):
             on_reconnect(*entry)

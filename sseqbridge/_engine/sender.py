@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Redirects", "RequestSender", "close_quietly"]
+__all__ = ["Redirects", "RequestSender"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -180,11 +180,13 @@ class RequestSender:
             self._is_detachable = False
             fork.stop_detaching(self)
         if self._response is not None:
-            await close_quietly(self._response, "the response", self.target)
+            await self.close_quietly(self._response, "the response")
 
     async def release(self, *, is_read_to_end: bool) -> None:
         """Return the client to its pool, after the response was closed."""
-        await close_quietly(self._options.build.get("content"), "the request's body", self.target)
+        content = self._options.build.get("content")
+        if content is not None:
+            await self.close_quietly(content, "the request's body")
         if is_read_to_end or (self._response is not None and not self._is_http2()):
             await self._clients.give_back(self._client, self._origin)
         else:
@@ -195,17 +197,16 @@ class RequestSender:
         """Return the client, if the request was never sent."""
         self._clients.put_back(self._client)
 
+    async def close_quietly(self, closable: Any, name: str) -> None:
+        """Close an object, if it has aclose(). A failure is only logged, since the stream is over."""
+        close = getattr(closable, "aclose", None)
+        if close is None:
+            return
+        try:
+            with CallersCode(f"closing {name}", passes=Exception):
+                await close()
+        except Exception as exc:
+            logger.debug("%s: closing %s failed: %s", self.target, name, type(exc).__name__)
+
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")
-
-
-async def close_quietly(closable: Any, name: str, target: str) -> None:
-    """Close an object that has aclose(). A failure is only logged, since the stream is over."""
-    close = getattr(closable, "aclose", None)
-    if close is None:
-        return
-    try:
-        with CallersCode(f"closing {name}", passes=Exception):
-            await close()
-    except Exception as exc:
-        logger.debug("%s: closing %s failed: %s", target, name, type(exc).__name__)
