@@ -166,7 +166,6 @@ class LoopState:
         callback()
 
 
-
 class LoopTask:
     """A task on an event loop with a consumer elsewhere: its process, and whether it has ended."""
 

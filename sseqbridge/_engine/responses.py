@@ -126,9 +126,7 @@ async def _only(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-def open_body(
-    response: Any, headers: httpx.Headers, slice_bytes: int
-) -> tuple[BodyStream | PulledBody, BodyDecoder]:
+def open_body(response: Any, headers: httpx.Headers, slice_bytes: int) -> tuple[BodyStream | PulledBody, BodyDecoder]:
     """Return where a response's bytes are read from, and their decoder.
 
     Raises ProtocolError for a 200 with a Content-Encoding that is not supported. For another status, which matters

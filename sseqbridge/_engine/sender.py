@@ -36,9 +36,7 @@ class RequestSender:
     answer is closed. `is_unsendable` says that the HTTP client refused the request itself.
     """
 
-    def __init__(
-        self, clients: ClientPool, options: RequestOptions, last_event_id: str, redirects: Redirects
-    ) -> None:
+    def __init__(self, clients: ClientPool, options: RequestOptions, last_event_id: str, redirects: Redirects) -> None:
         """Lease a client and build the request. Raises UsageError if `options` make no valid request."""
         self.redirects = redirects
         self.network_stream: Any = None

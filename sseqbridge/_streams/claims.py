@@ -1,17 +1,21 @@
-"""Who reads a stream: one call, loop or coroutine at a time, and none once it has ended, however it did.
+"""Claims: which call, loop or coroutine is the one consumer of a stream.
 
-An interrupt (Ctrl-C, a signal handler that raises) can come between any two bytecodes, so also between the taking of a
-lock and the `try:` after it, or before its release: a lock would stay taken. A claim is instead an object that belongs
-to a call. It is released by its call; if its call has ended without that, the next one takes the stream over.
+A lock would not do. An interrupt (Ctrl-C, a signal handler that raises) can come between any two bytecodes, so also
+between the acquisition of a lock and the `try:` after it, or just before its release, and the lock would stay
+held. A claim is an object that belongs to a call instead. The call releases it; if the call has ended without
+doing so, the next call takes the stream over.
 
-    sys._getframe()                                of a call: its own frame
-    claim = Claim(); claim.held_by(generator)      of a loop or coroutine, which can be suspended
+    sys._getframe()                                the claim of a call: its own frame
+    claim = Claim(); claim.held_by(generator)      the claim of a loop or coroutine, which can be suspended
 
-Python tells of a frame whether it has ended, in whichever thread or greenlet; a traceback may keep it alive after that.
-A claim that was appended to an empty queue is the first one: only claims that are gone are removed by others.
+Python can tell for each frame whether its call has ended, in every thread and greenlet, even while a traceback keeps
+the frame alive.
 
-Thread-safe without a lock: a claim is put in, and the first one in the queue is who reads. Appending and removing are
-one step each, and removing one that somebody else has removed does nothing.
+Thread-safe without a lock: a claim is appended, and the first claim in the queue is the consumer's. Appending and
+removing are atomic, and removing a claim that is not in the queue does nothing.
+
+Invariant: a claim that is held is removed by its own call only; others remove claims whose calls have ended. So a
+claim that was appended to an empty queue is the first one.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ __all__ = ["Claim", "Claims"]
 
 
 class Claim:
-    """The claim of a generator or coroutine; for good, if `held_by` is not called."""
+    """The claim of a generator or coroutine; without `held_by` it is held forever."""
 
     __slots__ = ("_holder",)
 
@@ -35,12 +39,12 @@ class Claim:
         self._holder: weakref.ref[Any] | None = None
 
     def held_by(self, holder: Generator[Any, Any, Any] | Coroutine[Any, Any, Any]) -> None:
-        """Say whose claim it is, before that has begun."""
+        """Set the holder. Must be called before it starts to run."""
         self._holder = weakref.ref(holder)
 
     @property
     def is_gone(self) -> bool:
-        """Whether whoever holds it has ended."""
+        """Whether the holder has ended."""
         if self._holder is None:
             return False
         holder = self._holder()
@@ -49,19 +53,20 @@ class Claim:
 
 
 class Claims(deque[object]):
-    """The claims to one stream: the first has it."""
+    """The queue of claims to one stream. The first claim is the consumer's."""
 
     def is_held(self) -> bool:
-        """Whether somebody reads the stream."""
+        """Whether the stream has a consumer."""
         try:
             return not _is_gone(self[0])
         except IndexError:
             return False
 
     def contend(self, claim: object, lose: Callable[[], object]) -> bool:
-        """Take the stream over from claims that are gone. Returns False, and takes the claim back, if it is held.
+        """Make `claim`, which was appended, the first one by removing claims whose calls have ended.
 
-        `lose` is called for each claim that was gone, before it is taken out.
+        Returns False, and removes `claim`, if another claim is held. `lose` is called before each removal of a
+        claim whose call has ended.
         """
         while (first := self[0]) is not claim:
             if not _is_gone(first):
@@ -72,7 +77,7 @@ class Claims(deque[object]):
         return True
 
     def discard(self, claim: object) -> None:
-        """Take a claim out, if it is in."""
+        """Remove a claim, if it is in the queue."""
         with contextlib.suppress(ValueError):
             self.remove(claim)
 
@@ -82,7 +87,7 @@ def _is_gone(claim: object) -> bool:
         return claim.is_gone
     assert isinstance(claim, FrameType)
     try:
-        # Only one that has ended can be cleared.
+        # Raises RuntimeError while the frame is being executed, or is suspended.
         claim.clear()
     except RuntimeError:
         return False

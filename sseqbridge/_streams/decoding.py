@@ -1,7 +1,7 @@
-"""From an event to the item that the caller asked for, and which event is the last.
+"""Decoder: converts an event to the item that the caller's `decode` selects, and recognizes the last event.
 
-Rule: all of it runs in the consumer's thread, so that a slow decode, or a callback of the
-caller's, holds up no other stream. Nothing here reads or writes shared state.
+Runs in the consumer's thread, so that a slow `decode` or `done` function delays no other stream. A Decoder is
+immutable, and nothing here has state that threads share.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
-from sseqbridge import _accelerators as _fast
+from sseqbridge import _accelerators
 from sseqbridge._exceptions import DecodeError, UpstreamError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -21,16 +21,16 @@ Decode = Literal["json", "text", "event"] | Callable[[ServerSentEvent], Any]
 Done = str | Callable[[ServerSentEvent], bool] | None
 ErrorEvents = Literal["raise", "yield"]
 
-# An upstream's own words in our message: enough to be understood, not enough to flood a log.
+# How many characters of an upstream's error message are quoted in ours: it must not flood a log.
 _MAX_QUOTED = 200
 
 
 class Decoder:
     """Decodes the events of one stream: `item(event)`, `is_last(event)`, `body(bytes)`.
 
-    `gives_body` is True where an error answer's body is an item too, as in JSON mode.
-    `has_done_function` is False where no event can be the last by `is_last`, `is_function` True
-    where the items are what a function of the caller's makes.
+    `gives_body`: whether the body of an error answer is an item too, as in JSON mode.
+    `has_done_function`: whether `is_last` can return True.
+    `is_function`: whether `decode` is a function of the caller's.
     """
 
     __slots__ = ("_is_last", "gives_body", "has_done_function", "is_function", "item")
@@ -55,14 +55,14 @@ class Decoder:
             self.item = _text if decode == "text" else _whole
 
     def is_last(self, item: ServerSentEvent | Comment) -> bool:
-        """Whether the caller's `done` function accepts this event. Raises CallbackError."""
+        """Whether the caller's `done` function accepts the event. Raises CallbackError if the function fails."""
         if self._is_last is None or isinstance(item, Comment):
             return False
         with CallersCode("the done function", passes=()):
             return bool(self._is_last(item))
 
     def body(self, body: bytes) -> Any:
-        """Return an error answer's body: decoded JSON, or text where it is no JSON."""
+        """Return an error answer's body: decoded JSON, or text if it is not JSON."""
         text = body.decode("utf-8", "replace")
         try:
             return json.loads(text)
@@ -71,15 +71,15 @@ class Decoder:
 
 
 def _json(raises: bool) -> Callable[[ServerSentEvent], Any]:
-    quick = _fast.json_decode()
+    fast_decode = _accelerators.json_decode()
 
     def item(event: ServerSentEvent) -> Any:
         # Inlined: this runs for every event.
         text = event.data
         try:
-            value = quick(text)
+            value = fast_decode(text)
         except Exception:
-            pass  # Out of here, so that it is not the context of the next one.
+            pass  # Decoded again below, outside of this block: the exception must not become a __context__.
         else:
             may_be_error = (type(value) is dict and "error" in value) or event.event == "error"
             if may_be_error and raises:
@@ -104,7 +104,7 @@ def _check(event: ServerSentEvent, value: Any) -> None:
 def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, raises: bool) -> str:
     if event.event != "error":
         raise DecodeError(
-            f'the data of a "{event.event}" event is not JSON ({_where(exc)}); decode="text" gives it as it is',
+            f'the data of a "{event.event}" event is not JSON ({_where(exc)}). Pass decode="text" for undecoded data.',
             event,
         ) from exc
     if raises:
@@ -127,8 +127,8 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
                 return decode(event)
             except Exception as exc:
                 raise DecodeError(
-                    f'the decode function raised {type(exc).__name__} for a "{event.event}" event; '
-                    "it is called with a ServerSentEvent, whose text is event.data",
+                    f'the decode function raised {type(exc).__name__} for a "{event.event}" event. '
+                    "Its argument is a ServerSentEvent, whose text is event.data.",
                     event,
                 ) from exc
 
@@ -136,23 +136,23 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
 
 
 def _where(exc: ValueError | RecursionError) -> str:
-    # Of a JSONDecodeError the position, never the document.
+    # The position in the document, never the document itself: it may hold secrets.
     return f"{exc.msg} at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
 
 
 def _is_error(value: Any) -> bool:
-    # A JSON-RPC response has an "error" member of its own, which is an answer like any other.
+    # In JSON-RPC, "error" is a member of an ordinary response.
     return isinstance(value, dict) and isinstance(value.get("error"), (str, dict)) and "jsonrpc" not in value
 
 
 def _upstream_error(event: ServerSentEvent, payload: Any) -> UpstreamError:
-    told: Any = payload
-    if isinstance(told, dict) and isinstance(told.get("error"), (str, dict)):
-        told = told["error"]
-    if isinstance(told, dict):
-        told = told.get("message")
+    detail: Any = payload
+    if isinstance(detail, dict) and isinstance(detail.get("error"), (str, dict)):
+        detail = detail["error"]
+    if isinstance(detail, dict):
+        detail = detail.get("message")
     message = "the upstream sent an error; it is in .payload"
-    if isinstance(told, str) and told:
-        quoted = "".join(character if character.isprintable() else " " for character in told[:_MAX_QUOTED])
+    if isinstance(detail, str) and detail:
+        quoted = "".join(character if character.isprintable() else " " for character in detail[:_MAX_QUOTED])
         message = f"the upstream sent an error: {quoted}"
     return UpstreamError(message, event, payload)

@@ -257,9 +257,11 @@ class ItemReader(Generic[T]):
 
     def _next(self, timeout: float | None) -> T:
         cursor = self.cursor
+        channel = cursor.channel
         deadline = None if timeout is None else clock.monotonic() + timeout
         while True:
-            if not cursor.is_stopped():
+            # As cursor.is_stopped, inlined: this runs for every item.
+            if not (channel.closed or (cursor.has_cancel and cursor.is_stopped())):
                 for event in cursor.items:
                     return cursor.item(event)
             if not self._receive(None if deadline is None else max(0.0, deadline - clock.monotonic())):
@@ -401,9 +403,11 @@ class ItemReader(Generic[T]):
 
     async def _anext(self, timeout: float | None) -> T:
         cursor = self.cursor
+        channel = cursor.channel
         deadline = None if timeout is None else clock.monotonic() + timeout
         while True:
-            if not cursor.is_stopped():
+            # As cursor.is_stopped, inlined: this runs for every item.
+            if not (channel.closed or (cursor.has_cancel and cursor.is_stopped())):
                 for event in cursor.items:
                     return cursor.item(event)
             if not await self._areceive(None if deadline is None else max(0.0, deadline - clock.monotonic())):

@@ -1,11 +1,11 @@
-"""From a stream on to a reader: `frames` for any WSGI server, a function for each framework.
+"""Relays: a stream is forwarded to an HTTP client. `frames` works with any WSGI server, `aframes` with ASGI.
 
     from sseqbridge import relay, request_sse
 
     return relay.flask.stream_response(request_sse(url, headers, data))
 
-`relay.flask`, `relay.django` and `relay.starlette` are imported when they are first asked for, and
-each imports its framework; nothing else here does.
+`relay.flask`, `relay.django` and `relay.starlette` have a function for their framework. Each is imported on
+first access, and only it imports its framework.
 """
 
 from __future__ import annotations

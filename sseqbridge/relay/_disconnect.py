@@ -1,7 +1,9 @@
-"""Whether a reader is still there, asked of the socket that the web server hands out.
+"""Detecting the client's disconnect: a check of the socket that a WSGI server exposes.
 
-A WSGI server notices that a reader has left when it writes. Between writes the socket knows it,
-and says so without being read or written: it belongs to the server.
+A WSGI server notices a disconnect when it writes. Between writes the socket's state shows it. The socket
+belongs to the server: nothing here reads from it or writes to it.
+
+`ClientDisconnected.is_set` may be called by any thread. A race between two callers costs one more check.
 """
 
 from __future__ import annotations
@@ -14,75 +16,76 @@ from sseqbridge._checks import check_seconds
 from sseqbridge._runtime import sockets
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["Reader", "ReaderLeft", "reader_left", "reader_left_of", "reader_of"]
+__all__ = ["Client", "ClientDisconnected", "client_of", "disconnect_flag", "reader_left"]
 
 
-class Reader:
-    """The other end of a server's socket."""
+class Client:
+    """The peer of a web server's socket."""
 
     def __init__(self, fd: int, *, is_tls: bool) -> None:
         self._fd = fd
         self._is_tls = is_tls
 
-    def has_left(self) -> bool:
-        """Whether the reader has closed the connection, or the way to the server. Never waits."""
+    def has_disconnected(self) -> bool:
+        """Whether the client has closed the connection, or its sending half. Never waits."""
         return sockets.peer_has_left(self._fd, may_peek=not self._is_tls)
 
 
-class ReaderLeft:
-    """A flag that is set once the reader has left: for `request_sse(..., cancel=...)`, and for relays.
+class ClientDisconnected:
+    """A flag that is set once the client has disconnected: for relays, and for `request_sse(..., cancel=...)`.
 
-    Without a reader, and where `probe` is None, it is never set.
+    Without a client, and with `probe` None, the flag is never set.
     """
 
-    def __init__(self, reader: Reader | None, probe: float | None) -> None:
-        self._reader = reader
-        # Seconds from look to look, None where there is nothing to look at.
-        self.probe = None if reader is None else probe
-        self._look_at = 0.0
-        self._has_left = False
+    def __init__(self, client: Client | None, probe: float | None) -> None:
+        self._client = client
+        # Seconds between two checks; None if there is no socket to check.
+        self.probe = None if client is None else probe
+        self._next_check = 0.0
+        self._is_set = False
 
     def is_set(self) -> bool:
-        """Whether the reader has left, as of a look `probe` seconds ago at most."""
-        if self.probe is not None and self._reader is not None and not self._has_left:
+        """Whether the client has disconnected, as of a check at most `probe` seconds ago."""
+        if self.probe is not None and self._client is not None and not self._is_set:
             now = clock.monotonic()
-            if now >= self._look_at:
-                self._look_at = now + self.probe
-                self._has_left = self._reader.has_left()
-        return self._has_left
+            if now >= self._next_check:
+                self._next_check = now + self.probe
+                self._is_set = self._client.has_disconnected()
+        return self._is_set
 
 
-def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ReaderLeft:
-    """Return a flag for request_sse's `cancel` that is set once the reader of a WSGI request has left.
+def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ClientDisconnected:
+    """Return a flag for request_sse's `cancel` that is set once the client of a WSGI request has disconnected.
 
-    A relay looks after the reader once there is a stream; this does it while the view waits for the
-    upstream's headers, too: request_sse raises RequestAbortedError then. The socket is looked at every
-    `probe` seconds. Where the server hands out none the flag is never set. Raises UsageError for
-    seconds that are none.
+    A relay watches the client as soon as there is a stream; the flag does so also while the view waits for
+    the upstream's headers, where request_sse then raises RequestAbortedError. The socket is checked every
+    `probe` seconds. If the server does not expose it, the flag is never set.
+
+    Raises UsageError if `probe` is not a number of seconds above 0, or None.
     """
     check_seconds("probe", probe, never=True)
-    return reader_left_of(environ, probe)
+    return disconnect_flag(environ, probe)
 
 
-def reader_left_of(environ: Mapping[str, Any] | None, probe: float | None) -> ReaderLeft:
-    """Return the same for what has been checked; `environ` is None where there is none."""
-    return ReaderLeft(None if environ is None else reader_of(environ), probe)
+def disconnect_flag(environ: Mapping[str, Any] | None, probe: float | None) -> ClientDisconnected:
+    """Return the flag for arguments that have been checked; `environ` is None outside of a request."""
+    return ClientDisconnected(None if environ is None else client_of(environ), probe)
 
 
-def reader_of(environ: Mapping[str, Any]) -> Reader | None:
-    """Return the reader of a WSGI request, None where the server does not hand its socket out.
+def client_of(environ: Mapping[str, Any]) -> Client | None:
+    """Return the client of a WSGI request; None if the server does not expose its socket.
 
-    gunicorn, Werkzeug and uWSGI do. Call it in the thread that the server calls the application in.
+    gunicorn, Werkzeug and uWSGI do. Must be called in the thread in which the server called the application.
     """
     connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     if connection is not None:
-        # An SSLSocket, whichever: gevent has one of its own.
-        return _checked(connection.fileno(), is_tls=hasattr(connection, "cipher"))
+        # Recognizes every SSLSocket; gevent's is a class of its own.
+        return _client(connection.fileno(), is_tls=hasattr(connection, "cipher"))
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None and "uwsgi.version" in environ:
-        return _checked(uwsgi.connection_fd(), is_tls=environ.get("wsgi.url_scheme") == "https")
+        return _client(uwsgi.connection_fd(), is_tls=environ.get("wsgi.url_scheme") == "https")
     return None
 
 
-def _checked(fd: int, *, is_tls: bool) -> Reader | None:
-    return Reader(fd, is_tls=is_tls) if fd >= 0 else None
+def _client(fd: int, *, is_tls: bool) -> Client | None:
+    return Client(fd, is_tls=is_tls) if fd >= 0 else None

@@ -1,6 +1,7 @@
-"""The frames of a relay in time: what there is to send, else a heartbeat, and a look at the reader.
+"""Frames and AsyncFrames: a relay's bytes as an iterator, with heartbeats and a check for a disconnect.
 
-One reader's thread (or coroutine) at a time asks for the next; `close` comes from any thread.
+One thread (or coroutine) of the web server at a time asks for the next piece, and writes all fields;
+`close` may be called by any thread. Every piece is one or more whole frames.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from typing import Any
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import ServerSentEvent
-from sseqbridge._streams.sync import EventStream
 
-from ._disconnect import ReaderLeft, reader_left_of
-from ._source import AsyncSource, FailedError, Source, abort_on_error, async_source_of, source_of, stream_of
-from ._writer import HEARTBEAT, RelayOptions, Writer, error_frame
+from ._disconnect import ClientDisconnected, disconnect_flag
+from ._options import RelayOptions
+from ._source import ApplicationError, AsyncSource, Source, Upstream
+from ._writer import HEARTBEAT, Writer, error_frame
 
-__all__ = ["AsyncFrames", "Frames", "aframes", "arelayed", "frames", "relayed"]
+__all__ = ["AsyncFrames", "Frames", "aframes", "arelay", "frames", "relay"]
 
 logger = logging.getLogger("sseqbridge")
 
-# What is sent in one piece, where so much is there.
+# A piece is complete once it has this size.
 _PIECE_BYTES = 64 * 1024
-# Instead of "for ever".
+# Longest wait for a frame when no timeout is set.
 _LONG = 3600.0
-# How long what is there is collected: a `map` may take its time.
-_GATHER_SECONDS = 0.01
+# How long frames are collected for one piece: `map` may be slow.
+_COLLECT_SECONDS = 0.01
 
 
 def frames(
@@ -42,33 +43,29 @@ def frames(
 ) -> Frames:
     """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
 
-    `stream` is what request_sse returns, whose events go on as they came, with their names and
-    ids. It may also be any iterable: then it runs in a thread of its own, and is closed at its next
-    `yield` when the reader leaves; its items are str, dict or list (sent as JSON), ServerSentEvent,
-    Comment, or None for nothing.
+    `stream` is the result of request_sse, whose events are forwarded unchanged, with their names and ids. It
+    may also be any iterable, which runs in a thread of its own and is closed at its next `yield` when the
+    client disconnects. Its items are str, dict or list (sent as JSON), ServerSentEvent, Comment, or None for
+    nothing.
 
-    While there is nothing to send, a comment goes out every `heartbeat` seconds (None: never); the
-    first at once, so that the headers do. With `environ`, the request's WSGI environment, the reader
-    is looked at every `probe` seconds (None: never) while there is nothing to send, where the server
-    hands out its socket: gunicorn, Werkzeug and uWSGI do.
+    `heartbeat`, `probe`, `map` and `done` are the fields of RelayOptions, which describes them. `environ` is
+    the request's WSGI environment; without it there is no `probe`.
 
-    `map` is called with each item, in the reader's thread, and returns what goes out for it, as an
-    iterable's items do; what is no ServerSentEvent keeps the name and id of the event that it came
-    from. `done` is True to pass on the upstream's `[DONE]`, False or None to leave it out, or what is
-    sent at every clean end instead, a str or ServerSentEvent.
+    If the stream or `map` fails, the client gets an event named "error" whose data is a JSON object with `type`
+    and `message`; the details are logged.
 
-    When the stream breaks, or `map` fails, the reader gets an event named "error" whose data is a JSON
-    object with `type` and `message`, and the log the rest.
-
-    Raises UsageError for arguments that cannot be, and for a stream that was read to its end;
-    StatusError where the upstream's status is not 200.
+    Raises UsageError for arguments that cannot work, and for a stream that was read to its end; StatusError if
+    the upstream's status is not 200.
     """
-    with abort_on_error(stream):
+    with Upstream(stream) as upstream:
         options = RelayOptions(heartbeat, probe, map, done)
-        events = stream_of(stream)
-        if isinstance(events, EventStream):
-            events.raise_for_status()
-        return relayed(stream, options, environ)
+        upstream.check_synchronous()
+        refused = upstream.refused
+        if refused is not None and refused.cursor.is_refused:
+            error = refused.refusal()
+            assert error is not None
+            raise error
+        return relay(upstream, options, environ)
 
 
 def aframes(
@@ -78,31 +75,34 @@ def aframes(
     map: Callable[[Any], Any] | None = None,
     done: bool | str | ServerSentEvent | None = True,
 ) -> AsyncFrames:
-    """Return what `frames` does for an asynchronous server: an asynchronous iterator with `aclose()`.
+    """Return the same as `frames` for an asynchronous server: an asynchronous iterator with `aclose()`.
 
-    `map` is called in the loop (for an iterable in its thread), so let it not block. `stream` may also
-    be what arequest_sse returns, or an asynchronous iterable, which then runs in a task of its own,
-    and is closed where it stands.
+    `stream` may also be the result of arequest_sse, or an asynchronous iterable, which runs in a task of its
+    own, and is closed by cancelling the task. `map` is called on the event loop, except for an iterable.
     """
-    with abort_on_error(stream):
-        return arelayed(stream, RelayOptions(heartbeat, None, map, done))
+    with Upstream(stream) as upstream:
+        return arelay(upstream, RelayOptions(heartbeat, None, map, done))
 
 
-def relayed(stream: Any, options: RelayOptions, environ: Mapping[str, Any] | None) -> Frames:
-    """Return the frames of what is not refused, for a WSGI server."""
-    return Frames(source_of(stream, Writer(options)), options, reader_left_of(environ, options.probe))
+def relay(upstream: Upstream, options: RelayOptions, environ: Mapping[str, Any] | None) -> Frames:
+    """Return the frames of an upstream that has not refused, for a WSGI server."""
+    source = upstream.source(Writer(options), options.after_work)
+    return Frames(source, options.heartbeat, disconnect_flag(environ, options.probe))
 
 
-def arelayed(stream: Any, options: RelayOptions) -> AsyncFrames:
-    """Return the frames of what is not refused, for an ASGI server."""
-    return AsyncFrames(async_source_of(stream, Writer(options)), options)
+def arelay(upstream: Upstream, options: RelayOptions) -> AsyncFrames:
+    """Return the frames of an upstream that has not refused, for an ASGI server."""
+    return AsyncFrames(upstream.async_source(Writer(options), options.after_work), options.heartbeat)
 
 
-class _Frames:
-    def __init__(self, options: RelayOptions) -> None:
-        self._heartbeat = options.heartbeat
+class _BaseFrames:
+    """The state of Frames and AsyncFrames, and the time of the next heartbeat."""
+
+    def __init__(self, heartbeat: float | None) -> None:
+        self._heartbeat = heartbeat
         self._sent_at: float | None = None
         self._ended = False
+        # An error behind the frames of a piece; it is reported after them.
         self._failure: Exception | None = None
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class _Frames:
         return f"<{type(self).__name__} {state}>"
 
     def _wait(self) -> float:
-        """How long to wait for something to send; not at all before the first."""
+        """Return how many seconds to wait for a frame before a heartbeat is due."""
         if self._sent_at is None:
             return 0.0
         return _LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - clock.monotonic())
@@ -120,39 +120,39 @@ class _Frames:
         return piece
 
     def _fail(self, error: BaseException) -> bytes:
-        """Return what tells the reader, and tell the log."""
+        """End the relay and log the error. Returns the frame that reports it to the client."""
         self._ended = True
-        if isinstance(error, FailedError):
+        if isinstance(error, ApplicationError):
             error = error.error
         if isinstance(error, SSEError):
-            # In the application's own functions it is of use to know where.
-            where = error if isinstance(error, (CallbackError, DecodeError)) else None
-            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=where)
+            # The traceback helps where the application's own function failed.
+            traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None
+            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=traceback_of)
         else:
-            logger.error("making a relayed stream failed", exc_info=error)
+            logger.error("the application's code failed in a relay", exc_info=error)
         return error_frame(error)
 
 
-class Frames(_Frames):
-    """An iterator of bytes, each at least one whole frame; see `frames`."""
+class Frames(_BaseFrames):
+    """An iterator of bytes, each one or more whole frames; see `frames`."""
 
-    def __init__(self, source: Source, options: RelayOptions, reader_left: ReaderLeft) -> None:
-        super().__init__(options)
+    def __init__(self, source: Source, heartbeat: float | None, disconnected: ClientDisconnected) -> None:
+        super().__init__(heartbeat)
         self._source = source
-        self._reader_left = reader_left
-        self._probe = _LONG if reader_left.probe is None else reader_left.probe
+        self._disconnected = disconnected
+        self._probe = _LONG if disconnected.probe is None else disconnected.probe
 
     def __iter__(self) -> Frames:
         return self
 
     def __next__(self) -> bytes:
         while not self._ended:
-            # Looked at also while all that comes is left out.
-            if self._reader_left.is_set():
+            # Checked here, not only on timeout: `map` may leave out every event.
+            if self._disconnected.is_set():
                 self.close()
                 break
             try:
-                piece = self._gathered(min(self._wait(), self._probe))
+                piece = self._collect(min(self._wait(), self._probe))
             except TimeoutError:
                 piece = b""
             except StopIteration:
@@ -160,34 +160,33 @@ class Frames(_Frames):
                 if last := self._source.end():
                     return last
             except Exception as exc:
-                told = self._fail(exc)
+                report = self._fail(exc)
                 self._source.close()
-                return told
+                return report
             if self._ended:
                 break
             if piece or self._wait() <= 0:
                 return self._send(piece or HEARTBEAT)
         raise StopIteration
 
-    def _gathered(self, timeout: float) -> bytes:
-        """Return all that is there, as far as it makes one piece, waiting for the first of it."""
+    def _collect(self, timeout: float) -> bytes:
+        """Return the frames that have arrived, up to one piece, waiting for the first."""
         if self._failure is not None:
             raise self._failure
         frame = self._source.next(timeout)
-        gathered, size = [frame], len(frame)
-        until = clock.monotonic() + _GATHER_SECONDS
+        collected, size = [frame], len(frame)
+        until = clock.monotonic() + _COLLECT_SECONDS
         while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = self._source.next(0.0)
             except (TimeoutError, StopIteration):
                 break
             except Exception as exc:
-                # After what came before it.
                 self._failure = exc
                 break
-            gathered.append(frame)
+            collected.append(frame)
             size += len(frame)
-        return b"".join(gathered)
+        return b"".join(collected)
 
     def close(self) -> None:
         """Abort the upstream, or end the iterable; WSGI servers call it."""
@@ -195,11 +194,11 @@ class Frames(_Frames):
         self._source.close()
 
 
-class AsyncFrames(_Frames):
-    """An asynchronous iterator of bytes, each at least one whole frame; see `aframes`."""
+class AsyncFrames(_BaseFrames):
+    """An asynchronous iterator of bytes, each one or more whole frames; see `aframes`."""
 
-    def __init__(self, source: AsyncSource, options: RelayOptions) -> None:
-        super().__init__(options)
+    def __init__(self, source: AsyncSource, heartbeat: float | None) -> None:
+        super().__init__(heartbeat)
         self._source = source
 
     def __aiter__(self) -> AsyncFrames:
@@ -209,7 +208,7 @@ class AsyncFrames(_Frames):
         try:
             while not self._ended:
                 try:
-                    piece = await self._gathered(self._wait())
+                    piece = await self._collect(self._wait())
                 except TimeoutError:
                     piece = b""
                 except StopAsyncIteration:
@@ -217,26 +216,27 @@ class AsyncFrames(_Frames):
                     if last := self._source.end():
                         return last
                 except Exception as exc:
-                    told = self._fail(exc)
+                    report = self._fail(exc)
                     self.close()
-                    return told
+                    return report
                 if self._ended:
                     break
                 if piece or self._wait() <= 0:
                     return self._send(piece or HEARTBEAT)
                 await asyncio.sleep(0)
         except BaseException:
-            # Cancelled: the server says in this way that the reader has left.
+            # A cancellation: the server cancels the task when the client disconnects.
             self.close()
             raise
         raise StopAsyncIteration
 
-    async def _gathered(self, timeout: float) -> bytes:
+    async def _collect(self, timeout: float) -> bytes:
+        """Return the frames that have arrived, up to one piece, waiting for the first."""
         if self._failure is not None:
             raise self._failure
         frame = await self._source.anext(timeout)
-        gathered, size = [frame], len(frame)
-        until = clock.monotonic() + _GATHER_SECONDS
+        collected, size = [frame], len(frame)
+        until = clock.monotonic() + _COLLECT_SECONDS
         while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = await self._source.anext(0.0)
@@ -245,9 +245,9 @@ class AsyncFrames(_Frames):
             except Exception as exc:
                 self._failure = exc
                 break
-            gathered.append(frame)
+            collected.append(frame)
             size += len(frame)
-        return b"".join(gathered)
+        return b"".join(collected)
 
     def close(self) -> None:
         """Abort the upstream, or cancel the iterable's task, without waiting for it."""

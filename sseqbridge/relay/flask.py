@@ -1,4 +1,4 @@
-"""Relays as Flask responses. Needs the extra `flask`."""
+"""Relays as Flask responses. Needs the extra `flask`. All code runs in the view's thread, without shared state."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import flask
 
 from sseqbridge._sse.events import ServerSentEvent
 
-from ._disconnect import reader_left_of
-from ._frames import relayed
-from ._response import event_stream_headers, is_refused, refusal_of
-from ._source import abort_on_error
-from ._writer import RelayOptions
+from ._disconnect import disconnect_flag
+from ._frames import relay
+from ._options import RelayOptions
+from ._response import event_stream_headers, read_refusal
+from ._source import Upstream
 
 __all__ = ["stream_response"]
 
@@ -27,20 +27,21 @@ def stream_response(
     done: bool | str | ServerSentEvent | None = True,
     headers: Mapping[str, str] | None = None,
 ) -> flask.Response:
-    """Return a response that streams to the reader; who leaves stops the upstream.
+    """Return a response that streams to the client; a disconnect aborts the upstream.
 
-    `stream`, `heartbeat`, `probe`, `map` and `done` are as `relay.frames` has them; `map`, and an
-    iterable, find the request's context. `headers` are added to those of an event stream.
+    `stream` and the options are those of `relay.frames`. `map`, and an iterable, run in the request's context.
+    `headers` are added to those of an event stream.
 
-    Where the upstream did not answer 200 the response has its status and body instead.
+    If the upstream's status is not 200, the response has its status and body instead.
 
-    Raises UsageError for arguments that cannot be.
+    Raises UsageError for arguments that cannot work.
     """
-    with abort_on_error(stream):
+    with Upstream(stream) as upstream:
         options = RelayOptions(heartbeat, probe, map, done)
         merged = event_stream_headers(headers)
         environ = flask.request.environ if flask.has_request_context() else None
-        if is_refused(stream):
-            refusal = refusal_of(stream, headers, reader_left_of(environ, probe))
+        upstream.check_synchronous()
+        if (refused := upstream.refused) is not None:
+            refusal = read_refusal(refused, headers, disconnect_flag(environ, probe))
             return flask.Response(refusal.body, refusal.status, refusal.headers)
-        return flask.Response(relayed(stream, options, environ), 200, merged)
+        return flask.Response(relay(upstream, options, environ), 200, merged)

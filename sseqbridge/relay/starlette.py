@@ -1,10 +1,13 @@
-"""Relays as Starlette responses, and so FastAPI's. Needs the extra `starlette`."""
+"""Relays as Starlette responses, and therefore FastAPI's. Needs the extra `starlette`.
+
+The responses run on the event loop. However a response ends, its upstream is aborted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.background import BackgroundTask
@@ -13,10 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from sseqbridge._sse.events import ServerSentEvent
 
-from ._frames import AsyncFrames, arelayed
-from ._response import Refusal, arefusal_of, event_stream_headers, is_refused
-from ._source import abort_on_error
-from ._writer import RelayOptions
+from ._frames import AsyncFrames, arelay
+from ._options import RelayOptions
+from ._response import Refusal, aread_refusal, event_stream_headers
+from ._source import Upstream
+
+if TYPE_CHECKING:
+    from sseqbridge._streams.reader import ItemReader
 
 __all__ = ["stream_response"]
 
@@ -30,29 +36,29 @@ def stream_response(
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
 ) -> Response:
-    """Return a response that streams to the reader; who leaves stops the upstream.
+    """Return a response that streams to the client; a disconnect aborts the upstream.
 
-    `stream` is what arequest_sse returns, or request_sse (in a function that is no coroutine), or
-    an iterable, or an asynchronous one; it and `heartbeat`, `map` and `done` are as `relay.frames`
-    has them. `headers` are added to those of an event stream. `background` runs when it has ended.
+    `stream` and the options are those of `relay.aframes`. A coroutine must not call request_sse: only a view
+    that is a plain function passes its result. `headers` are added to those of an event stream. `background`
+    runs after the response.
 
-    Where the upstream did not answer 200 the response has its status and body instead.
+    If the upstream's status is not 200, the response has its status and body instead.
 
-    Raises UsageError for arguments that cannot be.
+    Raises UsageError for arguments that cannot work.
     """
-    with abort_on_error(stream):
+    with Upstream(stream) as upstream:
         options = RelayOptions(heartbeat, None, map, done)
         merged = event_stream_headers(headers)
-        if is_refused(stream):
-            return _RefusalResponse(stream, headers, background)
-        return _FramesResponse(arelayed(stream, options), headers=merged, background=background)
+        if (refused := upstream.refused) is not None:
+            return _RefusalResponse(refused, headers, background)
+        return _FramesResponse(arelay(upstream, options), headers=merged, background=background)
 
 
 class _FramesResponse(StreamingResponse):
-    """Ends the stream however the response ends, and as soon as the reader has left.
+    """Closes the frames however the response ends, and as soon as the client disconnects.
 
-    Starlette's own watches for that only on servers that do not raise in `send`; while there is
-    nothing to send, those do not either.
+    Starlette's own response watches for a disconnect only on servers that do not raise in `send`; those that
+    do raise there notice it only when there is something to send.
     """
 
     def __init__(self, body: AsyncFrames, **options: Any) -> None:
@@ -61,47 +67,49 @@ class _FramesResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
-            # Servers read the body of such a response to its end, and leave it out.
+            # Servers read the body of a response to HEAD to its end, and discard it.
             self._frames.close()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._end_with_the_reader, receive)
+                tasks.start_soon(self._close_on_disconnect, receive)
                 try:
                     await self.stream_response(send)
                 except OSError:
-                    pass  # The reader has left: a server of ASGI 2.4 says so in this way.
+                    pass  # The client has disconnected: ASGI 2.4 has servers raise OSError then.
                 tasks.cancel_scope.cancel()
         finally:
             self._frames.close()
         if self.background is not None:
             await self.background()
 
-    async def _end_with_the_reader(self, receive: Receive) -> None:
-        await _reader_leaves(receive)
+    async def _close_on_disconnect(self, receive: Receive) -> None:
+        await _wait_disconnected(receive)
         self._frames.close()
 
 
 class _RefusalResponse(Response):
-    """An upstream's refusal, read when the response is sent."""
+    """An upstream's refusal, whose body is read when the response is sent."""
 
-    def __init__(self, stream: Any, headers: Mapping[str, str] | None, background: BackgroundTask | None) -> None:
+    def __init__(
+        self, reader: ItemReader[Any], headers: Mapping[str, str] | None, background: BackgroundTask | None
+    ) -> None:
         super().__init__(background=background)
-        self._stream = stream
+        self._reader = reader
         self._added = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reading = asyncio.ensure_future(arefusal_of(self._stream, self._added))
-        leaving = asyncio.ensure_future(_reader_leaves(receive))
+        reading = asyncio.ensure_future(aread_refusal(self._reader, self._added))
+        disconnecting = asyncio.ensure_future(_wait_disconnected(receive))
         try:
-            await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            # Middlewares want an answer though nobody reads it.
+            await asyncio.wait({reading, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
+            # Middlewares expect a response even after the client's disconnect.
             refusal = reading.result() if reading.done() else Refusal(502, {}, b"")
         finally:
             reading.cancel()
-            leaving.cancel()
+            disconnecting.cancel()
         await Response(refusal.body, refusal.status, refusal.headers, background=self.background)(scope, receive, send)
 
 
-async def _reader_leaves(receive: Receive) -> None:
+async def _wait_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -23,7 +23,6 @@ UNLIMITED = Timeout(connect=None, read=None)
 DONE = send("[DONE]")
 
 
-
 def ids_sent(server: SSEServer) -> list[str | None]:
     return [request.headers.get("last-event-id") for request in server.requests]
 

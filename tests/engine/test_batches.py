@@ -38,9 +38,7 @@ def options(**changes: Any) -> RequestOptions:
     return RequestOptions(**values | changes)
 
 
-def reader(
-    encoding: str = "", *, last_event_id: str = "", retry: float | None = None, **changes: Any
-) -> BatchReader:
+def reader(encoding: str = "", *, last_event_id: str = "", retry: float | None = None, **changes: Any) -> BatchReader:
     made = BatchReader(options(**changes), last_event_id, retry)
     made.decoder = body_decoder(encoding, made.slice_bytes)
     return made

@@ -78,9 +78,7 @@ def test_the_process_has_one_bridge_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert len({id(bridge) for bridge in together([_bridge.default_bridge] * 30)}) == 1
 
 
-def test_thread_that_cannot_start_is_a_typed_error(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
-) -> None:
+def test_thread_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -93,9 +91,7 @@ def test_thread_that_cannot_start_is_a_typed_error(
         assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
 
 
-def test_loop_that_cannot_be_made_is_a_typed_error(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
-) -> None:
+def test_loop_that_cannot_be_made_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
     def fail() -> None:
         raise OSError(24, "Too many open files")
 
@@ -214,9 +210,7 @@ def test_closing_on_the_loop_thread_does_not_deadlock(silent: SSEServer) -> None
         next(it)
 
 
-def test_open_streams_end_quietly_at_exit(
-    monkeypatch: pytest.MonkeyPatch, silent: SSEServer
-) -> None:
+def test_open_streams_end_quietly_at_exit(monkeypatch: pytest.MonkeyPatch, silent: SSEServer) -> None:
     bridge = Bridge()
     monkeypatch.setattr(_bridge, "_bridges", weakref.WeakSet([bridge]))
     monkeypatch.setattr(_bridge, "_exiting", False)
@@ -291,9 +285,7 @@ def test_interrupted_start_leaves_no_thread(
     until(lambda: threads_of_bridges() == before)
 
 
-def test_bridge_may_start_while_exit_closes_bridges(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
-) -> None:
+def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
     starting: list[Future[list[Any]]] = []
 
     class Interrupted(weakref.WeakSet[Bridge]):
@@ -518,14 +510,17 @@ def test_internal_error_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, silent
 
 
 def test_request_on_the_loop_thread_is_refused(silent: SSEServer) -> None:
+    is_armed = threading.Event()
+
     class Asking:
         def is_set(self) -> bool:
-            if threading.current_thread().name == "sseqbridge-loop":
+            if is_armed.is_set() and threading.current_thread().name == "sseqbridge-loop":
                 request_sse(silent.url)
             return False
 
     it = request_sse(silent.url, cancel=Asking()).events
     assert next(it) == {"n": 1}
+    is_armed.set()
     with pytest.raises(CallbackError) as caught:
         next(it)
     assert isinstance(caught.value.__cause__, UsageError)

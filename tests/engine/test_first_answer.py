@@ -161,9 +161,7 @@ def test_total_holds_across_connections(clock: FakeClock, ask: Door) -> None:
 
 
 @pytest.mark.parametrize("asked", ["policy", "retry", "Retry-After"])
-def test_total_ends_a_longer_wait(
-    clock: FakeClock, ask: Door, asked: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_total_ends_a_longer_wait(clock: FakeClock, ask: Door, asked: str, caplog: pytest.LogCaptureFixture) -> None:
     policy = LATE if asked == "policy" else ReconnectionPolicy(delay=0.01, max_delay=1e6, jitter=0)
     first = [send(1, retry=1e6 if asked == "retry" else None), cut()]
     with (

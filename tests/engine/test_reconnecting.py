@@ -29,6 +29,7 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
+from sseqbridge._engine.channel import post
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -279,9 +280,7 @@ def test_required_done_makes_a_clean_end_a_truncation(ask: Door) -> None:
 @pytest.mark.parametrize("way", [cut, reset], ids=["cut", "reset"])
 @pytest.mark.parametrize("is_later", [True, False], ids=["later", "at once"])
 @pytest.mark.parametrize("data", [None, {}], ids=["GET", "POST"])
-def test_no_reconnection_after_the_last_event(
-    ask: Door, way: Callable[[], Step], is_later: bool, data: Any
-) -> None:
+def test_no_reconnection_after_the_last_event(ask: Door, way: Callable[[], Step], is_later: bool, data: Any) -> None:
     notes = Notes()
     is_read = threading.Event()
     # A reset may discard bytes that were not read yet, also the last event.
@@ -340,7 +339,9 @@ def test_reconnect_call_sends_no_prompt_twice(ask: Door) -> None:
     with SSEServer([send(1), silence()]) as server:
         answer = ask(server.url, data={}, reconnect=AT_ONCE)
         assert answer.next() == 1
-        answer.events._cursor.subscription.reconnect()
+        task = answer.events._cursor.subscription
+        # Without the check of reconnect(), which has seen no event yet.
+        post(task.loop, task.reconnect_on_loop)
         items, error = answer.fail()
         assert items == []
         assert isinstance(error, ReconnectionError)

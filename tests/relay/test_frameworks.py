@@ -32,8 +32,9 @@ from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import UsageError, arequest_sse, relay, request_sse
-from sseqbridge.relay import _disconnect as _reader
-from sseqbridge.relay import _response
+from sseqbridge._streams.stream import reader_of
+from sseqbridge.relay._disconnect import Client, ClientDisconnected
+from sseqbridge.relay._response import read_refusal
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 from tests.support import in_thread, until
 
@@ -50,14 +51,14 @@ FOLDER = tempfile.TemporaryDirectory()
 if not settings.configured:
     settings.configure(
         ALLOWED_HOSTS=["*"],
-        # A file: Django does not close a database in memory.
+        # A file: Django does not close an in-memory database.
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER.name + "/database"}},
         ROOT_URLCONF=__name__,
         SECRET_KEY="tests",
     )
     django.setup()
 
-# What the views ask; set by each test.
+# The URL that the views relay; set by each test.
 upstream: list[str] = []
 
 
@@ -65,7 +66,7 @@ def options() -> dict[str, Any]:
     return {"heartbeat": 0.1, "headers": {"X-Mine": "1"}}
 
 
-# The same two views in each framework: what the upstream says, and what the application makes.
+# The same two views in each framework: a relay of the upstream, and a relay of an iterable.
 
 
 def numbers() -> Iterator[dict[str, int]]:
@@ -183,7 +184,7 @@ def origin(request: pytest.FixtureRequest) -> Iterator[str]:
     params=["flask /", "django-wsgi /", "django-asgi /", "django-asgi /async", "starlette /", "starlette /async"]
 )
 def view(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a view that relays the upstream, a synchronous one or an asynchronous."""
+    """The URL of a synchronous or asynchronous view that relays the upstream."""
     server, _, path = request.param.partition(" ")
     with SERVERS[server]() as url:
         yield url + path
@@ -206,7 +207,7 @@ def without_heartbeats(text: str) -> str:
     return re.sub("(?m)^:\n", "", text)
 
 
-def test_events_go_on_with_the_headers_of_a_stream(origin: str) -> None:
+def test_events_are_sent_with_the_headers_of_an_event_stream(origin: str) -> None:
     with script(send(1, id="5", event="tick"), DONE):
         response = httpx.get(origin)
     assert (response.status_code, without_heartbeats(response.text)) == (
@@ -217,18 +218,18 @@ def test_events_go_on_with_the_headers_of_a_stream(origin: str) -> None:
     assert response.headers["x-mine"] == "1"
 
 
-def test_asynchronous_stream_goes_on(asynchronous: str) -> None:
+def test_asynchronous_stream_is_forwarded(asynchronous: str) -> None:
     with script(send(1), DONE):
         assert without_heartbeats(httpx.get(f"{asynchronous}/async").text) == "data: 1\n\ndata: [DONE]\n\n"
 
 
-def test_what_the_view_makes_goes_on(origin: str) -> None:
+def test_items_of_the_view_are_sent(origin: str) -> None:
     response = httpx.get(f"{origin}/made")
     assert without_heartbeats(response.text) == 'data: {"path":"/made"}\n\n'
     assert response.headers["content-type"] == EVENT_STREAM["content-type"]
 
 
-def test_headers_and_heartbeats_come_while_the_upstream_is_silent(origin: str) -> None:
+def test_headers_and_heartbeats_are_sent_while_the_upstream_is_silent(origin: str) -> None:
     go = threading.Event()
     with script(respond(), hold(go), send(1), DONE), httpx.stream("GET", origin) as response:
         read = ""
@@ -239,7 +240,7 @@ def test_headers_and_heartbeats_come_while_the_upstream_is_silent(origin: str) -
         assert without_heartbeats(read) == "data: 1\n\ndata: [DONE]\n\n"
 
 
-def test_reader_who_leaves_stops_the_upstream(view: str) -> None:
+def test_disconnect_aborts_the_upstream(view: str) -> None:
     with script(send(1), silence()) as server:
         with httpx.stream("GET", view) as response:
             for text in response.iter_text():
@@ -248,7 +249,7 @@ def test_reader_who_leaves_stops_the_upstream(view: str) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_refusal_comes_through(view: str) -> None:
+def test_refusal_is_forwarded_without_its_other_headers(view: str) -> None:
     refusal = respond(429, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
     with script(refusal, b'{"error": "busy"}'):
         response = httpx.get(view)
@@ -268,7 +269,7 @@ def test_refusal_comes_through(view: str) -> None:
     ],
     ids=["flask", "django-wsgi", "django-asgi", "django-asgi async", "starlette", "starlette async"],
 )
-def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
+def test_disconnect_during_an_endless_refusal_aborts_the_upstream(
     serving: Callable[[], Any], path: str, pause: float | None
 ) -> None:
     def drag(request: ReceivedRequest) -> Iterator[Step]:
@@ -279,83 +280,82 @@ def test_reader_who_leaves_a_refusal_that_does_not_end_stops_the_upstream(
 
     with serving() as origin, SSEServer(drag) as server:
         upstream[:] = [server.url]
-        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
-            reader.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as client:
+            client.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
             server.wait_for_request()
             until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
         server.requests[0].wait_aborted()
 
 
-def test_reader_of_a_refusal_is_looked_after_while_that_drags_on() -> None:
-    class Reader(_reader.Reader):
-        looks = 0
+def test_client_is_checked_while_the_body_of_a_refusal_arrives() -> None:
+    class CountingClient(Client):
+        checks = 0
 
-        def has_left(self) -> bool:
-            self.looks += 1
-            return self.looks == 3
+        def has_disconnected(self) -> bool:
+            self.checks += 1
+            return self.checks == 3
 
-    reader = Reader(-1, is_tls=False)
+    client = CountingClient(-1, is_tls=False)
     with SSEServer([respond(503, content_type="text/plain"), b"x", silence()]) as server:
-        refusal = _response.refusal_of(request_sse(server.url), None, _reader.ReaderLeft(reader, 0.01))
-        assert (refusal.status, refusal.body, reader.looks) == (503, b"", 3)
+        reader = reader_of(request_sse(server.url).events)
+        refusal = read_refusal(reader, None, ClientDisconnected(client, 0.01))
+        assert (refusal.status, refusal.body, client.checks) == (503, b"", 3)
         server.requests[0].wait_aborted()
 
 
-def test_refusal_has_the_callers_headers_but_those_of_its_body(view: str) -> None:
+def test_refusal_has_the_callers_headers_except_the_content_type(view: str) -> None:
     with script(respond(429, content_type="application/json"), b"{}"):
         response = httpx.get(view)
     assert (response.status_code, response.headers["x-mine"]) == (429, "1")
     assert response.headers["content-type"] == "application/json"
 
 
-def test_refusal_without_a_type_is_not_taken_for_a_page(view: str) -> None:
+def test_refusal_without_a_content_type_is_not_called_html(view: str) -> None:
     with script(respond(500, content_type=None), b"<script>"):
         response = httpx.get(view)
     assert (response.status_code, response.content) == (500, b"<script>")
     assert response.headers["content-type"].startswith("application/octet-stream")
 
 
-def test_refusal_with_a_status_that_there_is_not(view: str) -> None:
+def test_refusal_with_an_undefined_status_becomes_502(view: str) -> None:
     with script(respond(999, content_type="text/plain"), b"odd"):
         response = httpx.get(view)
     assert (response.status_code, response.content) == (502, b"odd")
 
 
 @pytest.mark.parametrize("rest", [[b"{", cut()], [bytes(1024 * 1024 + 1)]], ids=["cut", "long"])
-def test_refusal_that_is_not_whole_is_told_to_the_log(
-    view: str, caplog: pytest.LogCaptureFixture, rest: list[Step]
-) -> None:
+def test_incomplete_body_of_a_refusal_is_logged(view: str, caplog: pytest.LogCaptureFixture, rest: list[Step]) -> None:
     with script(respond(500, content_type="text/plain"), *rest):
         assert httpx.get(view).status_code == 500
-    assert "not all of it" in caplog.text
+    assert "incompletely" in caplog.text
 
 
-def test_refusal_whose_reader_leaves_behind_a_middleware(caplog: pytest.LogCaptureFixture) -> None:
-    """It wants an answer, though there is nobody to read it."""
+def test_refusal_after_a_disconnect_is_a_response_to_middlewares(caplog: pytest.LogCaptureFixture) -> None:
+    """BaseHTTPMiddleware raises an error if there is no response."""
     app = starlette_app()
     app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
     with under_uvicorn(app) as origin, script(respond(503), b"x", silence()) as server:
-        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as reader:
-            reader.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             server.wait_for_request()
         server.requests[0].wait_aborted()
     assert "No response returned" not in caplog.text
 
 
-def test_refusal_of_a_type_that_no_server_could_send(origin: str) -> None:
+def test_header_of_a_refusal_that_is_not_ascii_is_dropped(origin: str) -> None:
     with script(respond(503, headers={"Retry-After": "\u00e4"}, content_type="text/plain"), b"busy"):
         response = httpx.get(origin)
     assert (response.status_code, response.content) == (503, b"busy")
 
 
-def test_no_content_comes_through(origin: str) -> None:
-    """An EventSource reconnects no more then."""
+def test_no_content_is_forwarded(origin: str) -> None:
+    """A 204 ends the reconnecting of an EventSource."""
     with script(respond(204)):
         response = httpx.get(origin)
     assert (response.status_code, response.content) == (204, b"")
 
 
-def test_arguments_are_checked_though_the_upstream_refuses() -> None:
+def test_arguments_are_checked_also_for_a_refusal() -> None:
     request = RequestFactory().get("/")
     for stream_response in (
         relay.flask.stream_response,
@@ -366,7 +366,7 @@ def test_arguments_are_checked_though_the_upstream_refuses() -> None:
             stream_response(request_sse(upstream[0]), heartbeat=0)
 
 
-def test_database_connections_of_an_iterables_thread_end_with_it() -> None:
+def test_database_connections_of_an_iterables_thread_are_closed() -> None:
     opened: list[Any] = []
 
     def rows() -> Iterator[list[int]]:
@@ -382,7 +382,7 @@ def test_database_connections_of_an_iterables_thread_end_with_it() -> None:
         opened[0].execute("SELECT 1")
 
 
-def test_what_tidies_up_after_an_iterable_may_fail(
+def test_failure_to_close_database_connections_is_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -394,7 +394,7 @@ def test_what_tidies_up_after_an_iterable_may_fail(
     assert "no database" in caplog.text
 
 
-def test_background_task_runs_when_the_stream_has_ended() -> None:
+def test_background_task_runs_after_the_response() -> None:
     ended.clear()
     with under_uvicorn(starlette_app()) as origin, script(send(1), DONE):
         httpx.get(origin)
@@ -405,8 +405,8 @@ def test_background_task_runs_when_the_stream_has_ended() -> None:
         assert ended.wait(30)
 
 
-def test_server_that_says_in_send_that_the_reader_has_left() -> None:
-    """As ASGI 2.4 has it."""
+def test_os_error_in_send_aborts_the_upstream() -> None:
+    """A server reports a disconnect in this way since ASGI 2.4."""
 
     async def main() -> None:
         async def receive() -> Any:
@@ -424,25 +424,25 @@ def test_server_that_says_in_send_that_the_reader_has_left() -> None:
         asyncio.run(main())
 
 
-def test_asynchronous_view_under_wsgi_takes_a_synchronous_stream() -> None:
+def test_asynchronous_stream_under_wsgi_is_an_error_and_aborted() -> None:
     with under_wsgiref(WSGIHandler()) as origin, script(send(1), silence()) as server:
         assert httpx.get(f"{origin}/async").status_code == 500
         server.requests[0].wait_aborted()
 
 
-def test_refusal_of_an_asynchronous_stream_needs_an_asynchronous_server() -> None:
+def test_refusal_of_an_asynchronous_stream_under_wsgi_is_an_error() -> None:
     with under_wsgiref(WSGIHandler()) as origin, script(respond(503)):
         assert httpx.get(f"{origin}/async").status_code == 500
 
 
-def test_head_has_no_body_and_stops_the_upstream(view: str) -> None:
+def test_head_request_aborts_the_upstream(view: str) -> None:
     with script(send(1), silence()) as server:
         response = httpx.head(view)
         assert (response.status_code, response.content) == (200, b"")
         server.requests[0].wait_aborted()
 
 
-def test_request_of_rest_framework_holds_djangos() -> None:
+def test_request_of_django_rest_framework_is_accepted() -> None:
     class Request:
         _request = RequestFactory().get("/")
 
@@ -451,11 +451,11 @@ def test_request_of_rest_framework_holds_djangos() -> None:
     response.close()
 
 
-def test_request_that_is_none() -> None:
-    with pytest.raises(UsageError, match="it is the view's first argument"):
+def test_request_must_be_an_http_request() -> None:
+    with pytest.raises(UsageError, match="`request` must be an HttpRequest, got list_iterator"):
         relay.django.stream_response(iter(["a"]), None)
 
 
-def test_flask_response_outside_a_request() -> None:
+def test_flask_response_outside_of_a_request() -> None:
     response = relay.flask.stream_response(iter(["a"]))
     assert response.get_data().replace(b":\n", b"", 1) == b"data: a\n\n"

@@ -186,8 +186,8 @@ def test_function_that_raises_is_an_error_with_event_and_cause() -> None:
     assert raised.value.event is event
     assert isinstance(raised.value.__cause__, KeyError)
     assert str(raised.value) == (
-        'the decode function raised KeyError for a "tick" event; '
-        "it is called with a ServerSentEvent, whose text is event.data"
+        'the decode function raised KeyError for a "tick" event. '
+        "Its argument is a ServerSentEvent, whose text is event.data."
     )
 
 
@@ -266,17 +266,17 @@ def test_body_is_an_item_in_json_mode_alone() -> None:
 
 @pytest.mark.parametrize("decode", ["JSON", "", None, 7, ["json"], b"json"])
 def test_unknown_decode_is_misuse(decode: Any) -> None:
-    with pytest.raises(UsageError, match=r'`decode` must be "json", "text", "event" or a function'):
+    with pytest.raises(UsageError, match=r'`decode` must be "json", "text", "event" or a function of the event, got'):
         decoder(decode)
 
 
 @pytest.mark.parametrize("done", [7, True, b"[DONE]", ["[DONE]"]])
 def test_unknown_done_is_misuse(done: Any) -> None:
-    with pytest.raises(UsageError, match=r"`done` must be a str, a function of the event, or None"):
+    with pytest.raises(UsageError, match=r"`done` must be a str, a function of the event, or None, got"):
         decoder(done=done)
 
 
 @pytest.mark.parametrize("error_events", ["ignore", None, True, ["raise"]])
 def test_unknown_error_events_is_misuse(error_events: Any) -> None:
-    with pytest.raises(UsageError, match=r'`error_events` must be "raise" or "yield"'):
+    with pytest.raises(UsageError, match=r'`error_events` must be "raise" or "yield", got'):
         decoder(error_events=error_events)

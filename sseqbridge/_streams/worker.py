@@ -1,0 +1,173 @@
+"""IterableWorker: an iterable that runs in a worker thread, behind a bounded channel.
+
+The worker thread alone iterates, converts the items and sends to the channel. One consumer at a time, a thread
+or a coroutine, receives from it. `close` may be called by any thread: it closes the channel, and the worker
+thread closes the iterable at its next `yield`.
+
+Invariant: no object that the worker thread refers to refers to the IterableWorker. So an IterableWorker that is
+dropped is finalized while its thread runs, and its finalizer ends the thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sseqbridge._engine.channel import Channel, End, ThreadChannel
+from sseqbridge._engine.scope import surrounding_cancel
+from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime import fork, threads
+
+__all__ = ["IterableWorker"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("sseqbridge")
+
+
+class IterableWorker(Generic[T]):
+    """Runs `items` in a thread of its own, which the first call of `receive` or `areceive` starts.
+
+    `convert` is called in the worker thread with each item. It returns the channel's entry and the entry's
+    charge, or None to leave the item out. The channel holds at most `max_buffered` of charge (backpressure).
+
+    The iterable runs in a copy of `context`. In it `surrounding_cancel` is set to a flag that is set once the
+    worker is closed, so that a stream which the iterable waits for is aborted.
+
+    `on_end`, if there is one, is called in the worker thread after the iterable was closed.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any],
+        convert: Callable[[Any], tuple[T, int] | None],
+        *,
+        max_buffered: int,
+        context: contextvars.Context,
+        on_end: Callable[[], object] | None = None,
+    ) -> None:
+        self._channel: ThreadChannel[T] = ThreadChannel(max_buffered)
+        # None once it was started, or closed.
+        self._job: _Job[T] | None = _Job(items, convert, self._channel, on_end)
+        self._context = context
+        self._process = fork.process_token()
+        # The entry that ended the channel, once the consumer has received it.
+        self.end: End | None = None
+
+    def __del__(self) -> None:
+        # The attribute is missing if __init__ raised.
+        if hasattr(self, "_channel"):
+            self._channel.close()
+
+    def receive(self, timeout: float | None) -> T | End:
+        """Return the next entry, waiting at most `timeout` seconds; at the end, and after it, return the End.
+
+        Raises TimeoutError, and UsageError in a forked child.
+        """
+        self._start()
+        return self.end or self._received(self._channel.receive(timeout))
+
+    async def areceive(self, timeout: float | None) -> T | End:
+        """Do the same as receive(), in a coroutine of any loop."""
+        self._start()
+        return self.end or self._received(await self._channel.areceive(timeout))
+
+    def _received(self, entry: T | End) -> T | End:
+        if isinstance(entry, End):
+            self.end = entry
+        return entry
+
+    def _start(self) -> None:
+        if self._process != fork.process_token():
+            # Fork does not copy the worker thread.
+            raise UsageError("an iterable's worker was made before a fork. Make a new one in the child process.")
+        job, self._job = self._job, None
+        if job is not None:
+            context = self._context.copy()
+            context.run(surrounding_cancel.set, _ChannelClosed(self._channel))
+            threads.start_worker(context.run, _work, job)
+
+    def close(self) -> None:
+        """End the iteration at its next `yield`, without waiting for it. Thread-safe and idempotent.
+
+        If the worker thread was not started, the iterable is closed in the calling thread.
+        """
+        self._channel.close()
+        job, self._job = self._job, None
+        if job is not None:
+            _close(job.items)
+
+
+@dataclass
+class _Job(Generic[T]):
+    """The worker thread's share of an IterableWorker."""
+
+    items: Iterable[Any]
+    convert: Callable[[Any], tuple[T, int] | None]
+    channel: ThreadChannel[T]
+    on_end: Callable[[], object] | None
+
+
+class _ChannelClosed:
+    """A cancel flag that is set once a channel is closed."""
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
+
+    def is_set(self) -> bool:
+        """Whether the channel is closed."""
+        return self._channel.closed
+
+
+def _work(job: _Job[Any]) -> None:
+    channel, convert = job.channel, job.convert
+    end = End("eof")
+    iterator: Any = job.items
+    try:
+        iterator = iter(job.items)
+        for item in iterator:
+            converted = convert(item)
+            if not (channel.send_blocking(*converted) if converted is not None else not channel.closed):
+                break
+    except BaseException as exc:
+        # SystemExit too: it would end this thread alone, and leave the consumer waiting.
+        end = End("error", exc)
+        if channel.closed:
+            logger.exception("an iterable failed after its consumer had closed it")
+    finally:
+        end = _closed(iterator, job, end)
+        # Drop the iterable before `on_end` runs and the consumer sees the end.
+        del iterator
+        job.items = ()
+        _call_on_end(job.on_end)
+        channel.end(end)
+
+
+def _closed(iterator: Any, job: _Job[Any], end: End) -> End:
+    """Close the iterator and its iterable. Return the end of the channel."""
+    try:
+        _close(iterator)
+        if iterator is not job.items:
+            _close(job.items)
+    except BaseException as exc:
+        if end.error is None and not job.channel.closed:
+            return End("error", exc)
+        logger.exception("an iterable failed while it was being closed")
+    return end
+
+
+def _call_on_end(on_end: Callable[[], object] | None) -> None:
+    if on_end is not None:
+        try:
+            on_end()
+        except Exception:
+            logger.exception("%r failed after the end of an iterable", on_end)
+
+
+def _close(iterator: Any) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,36 @@
+"""The checks of a relay's options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    ServerSentEvent,
+    UsageError,
+    relay,
+)
+
+
+@pytest.mark.parametrize("done", [ServerSentEvent("a\nb"), "\ud800"])
+def test_done_event_must_be_encodable(done: Any) -> None:
+    with pytest.raises(UsageError):
+        relay.frames([], done=done)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", True])
+@pytest.mark.parametrize("name", ["heartbeat", "probe"])
+def test_seconds_must_be_above_zero(name: str, seconds: Any) -> None:
+    options: dict[str, Any] = {name: seconds}
+    with pytest.raises(UsageError, match=f"{name}=.* is a number of seconds above 0"):
+        relay.frames([], **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"map": "x"}, "`map` must be .*, got str"), ({"done": 1.5}, "`done` must be .*, got float")],
+)
+def test_type_of_map_and_done_is_checked(option: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        relay.frames([], **option)

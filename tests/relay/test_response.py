@@ -1,0 +1,48 @@
+"""The headers of a relay's response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    UsageError,
+)
+from sseqbridge.relay._response import event_stream_headers
+
+
+def test_event_stream_headers_include_the_callers() -> None:
+    assert event_stream_headers({"X-Mine": "1", "cache-control": "private"}) == {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "X-Accel-Buffering": "no",
+        "Content-Encoding": "identity",
+        "X-Mine": "1",
+        "cache-control": "private",
+    }
+
+
+@pytest.mark.parametrize("name", ["Connection", "transfer-encoding", "Content-Length", "Keep-Alive"])
+def test_hop_by_hop_headers_raise_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the header {name} must be set by the web server"):
+        event_stream_headers({name: "x"})
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\0", "\u20ac", 5, ["a"]])
+def test_value_of_a_header_must_be_latin_1_text(value: Any) -> None:
+    with pytest.raises(UsageError, match="the value of the header X-A must be"):
+        event_stream_headers({"X-A": value})
+
+
+@pytest.mark.parametrize("name", ["X-A: 1\r\nSet-Cookie", "", "X A", "X\u00fc", "X-A:", 5])
+def test_name_of_a_header_must_be_valid(name: Any) -> None:
+    with pytest.raises(UsageError, match="must have valid names"):
+        event_stream_headers({name: "x"})
+
+
+def test_headers_must_be_a_mapping_and_the_last_counts() -> None:
+    with pytest.raises(UsageError, match="mapping"):
+        event_stream_headers([("X-A", "1")])  # type: ignore[arg-type]
+    merged = event_stream_headers({"x-a": "1", "X-A": "2", "cache-control": "private", "CACHE-CONTROL": "no-store"})
+    assert merged["X-A"] == "2"
+    assert [name for name in merged if name.lower() in ("x-a", "cache-control")] == ["X-A", "CACHE-CONTROL"]
