@@ -23,7 +23,7 @@ def test_done_event_must_be_encodable(done: Any) -> None:
 @pytest.mark.parametrize("name", ["heartbeat", "probe"])
 def test_seconds_must_be_above_zero(name: str, seconds: Any) -> None:
     options: dict[str, Any] = {name: seconds}
-    with pytest.raises(UsageError, match=f"{name}=.* is a number of seconds above 0"):
+    with pytest.raises(UsageError, match=f"`{name}` must be a number of seconds above 0"):
         relay.frames([], **options)
 
 

@@ -60,7 +60,7 @@ def is_refused(ask: Door, url: Any, match: str, *args: Any, **options: Any) -> N
     ],
 )
 def test_a_url_that_is_no_http_url(ask: Door, url: Any) -> None:
-    is_refused(ask, url, "url is no .*http:// or https:// URL")
+    is_refused(ask, url, "url must be .*http:// or https:// URL")
 
 
 @pytest.mark.parametrize("url", [None, 80, b"http://127.0.0.1/", ("http", "host"), ["http://127.0.0.1/"], object()])
