@@ -1,1 +1,4 @@
-"""One event loop, and what crosses from it to a consumer: channels, exchanges, reconnecting, the bridge."""
+"""One event loop, and the path of a stream's batches from it to a consumer.
+
+Lowest first: batches, responses, sender, exchange, attempts, reconnecting; channel; loop_state, stream_task, bridge.
+"""

@@ -2,7 +2,7 @@
 
 A LoopState belongs to one event loop of one process. Its fields are written on the loop thread alone, except
 for the callbacks at the loop's end, which any thread may add. Callers' threads only read, or post to the loop.
-In a forked child the state stays the parent's: `process` is the token that tells them apart.
+In a forked child the state stays the parent's: its `process` token differs from the child's.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class StreamTask(LoopTask):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. A closed loop has closed
-    # its connections, and ignores what is posted.
+    # its connections, and ignores posted callbacks.
 
     @property
     def target(self) -> str:
