@@ -63,6 +63,14 @@ def command(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT as in a foreground process: a shell lets background processes, and their children, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # The output.
 
 
