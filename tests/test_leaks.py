@@ -76,7 +76,7 @@ def test_task():
         await asyncio.Event().wait()
 
     kept.append(asyncio.run_coroutine_threadsafe(never_ends(), default_bridge().started().loop))
-    begun.wait()
+    assert begun.wait(30)
 
 
 def test_thread():
