@@ -475,9 +475,13 @@ def test_exit_in_an_abandoned_relay_keeps_the_loop_running() -> None:
 
 def test_exit_in_a_teed_stream_ends_only_its_readers() -> None:
     with SSEServer([send(1), silence()]) as server:
-        flag = Flag(Fault(SystemExit))
+        fault = Fault(SystemExit)
+        # A check while the head is still awaited would end request_sse itself.
+        fault.is_armed = False
+        flag = Flag(fault)
         other = request_sse(server.url).events
         first, second = tee(request_sse(server.url, cancel=flag))
+        fault.is_armed = True
         for reader in (first, second):
             with pytest.raises(CallbackError):
                 reader.collect()
