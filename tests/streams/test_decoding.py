@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import _accelerators as _fast
+from sseqbridge import _accelerators
 from sseqbridge._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._streams.decoding import Decode, Decoder, Done, ErrorEvents
@@ -21,7 +21,7 @@ TOO_LONG = "9" * 5000
 def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever decodes JSON in this process, and in a second run of the test the standard library."""
     if request.param == "plain":
-        monkeypatch.setattr(_fast, "json_decode", lambda: json.loads)
+        monkeypatch.setattr(_accelerators, "json_decode", lambda: json.loads)
 
 
 def decoder(decode: Decode = "json", done: Done = "[DONE]", error_events: ErrorEvents = "raise") -> Decoder:
@@ -69,7 +69,7 @@ def test_what_only_the_standard_library_takes_is_decoded_too() -> None:
 
 
 def test_text_and_events_do_not_need_what_decodes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(_fast, "json_decode")
+    monkeypatch.delattr(_accelerators, "json_decode")
     assert decoder("text").item(ServerSentEvent(data="1")) == "1"
 
 

@@ -41,7 +41,7 @@ from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Body, Head
 from sseqbridge._engine.stats import StreamStats
-from sseqbridge._streams import claims as _claims
+from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.decoding import Decoder
 from sseqbridge._streams.reader import ItemReader
@@ -366,7 +366,7 @@ def test_claims_that_were_left_are_passed_over_by_one_alone() -> None:
     def left() -> FrameType:
         return sys._getframe()
 
-    def read(claims: _claims.Claims, barrier: threading.Barrier) -> bool:
+    def read(claims: Claims, barrier: threading.Barrier) -> bool:
         claim = sys._getframe()
         barrier.wait()
         claims.append(claim)
@@ -376,14 +376,14 @@ def test_claims_that_were_left_are_passed_over_by_one_alone() -> None:
         return mine
 
     for _ in range(50):
-        claims, barrier = _claims.Claims([left(), left(), left()]), threading.Barrier(8)
+        claims, barrier = Claims([left(), left(), left()]), threading.Barrier(8)
         reading = [in_thread(partial(read, claims, barrier)) for _ in range(8)]
         assert sum(future.result(10) for future in reading) == 1
         assert not claims.is_held()
 
 
 def test_no_claim_is_none() -> None:
-    assert not _claims.Claims().is_held()
+    assert not Claims().is_held()
 
 
 def test_error_of_a_signal_handler_is_not_taken_for_the_streams() -> None:

@@ -1,11 +1,10 @@
-"""Many streams read in one loop, and many requests gathered."""
+"""merge and amerge: many streams read in one loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import pytest
 from sseqbridge import (
     AsyncMergedStreams,
     ConnectError,
-    DecodeError,
     ReconnectionPolicy,
     StatusError,
     TruncatedStreamError,
@@ -34,6 +32,8 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, resp
 from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
 
 DONE = send("[DONE]")
+
+
 # What an event is charged besides its text. (Events are counted as received before they can be had.)
 CHARGE = 256
 
@@ -594,219 +594,3 @@ def test_arguments_that_cannot_work(merging: Merging) -> None:
             merging.items([merging.call(server, unknown=1)])
         for request in server.requests:
             request.wait_aborted()
-
-
-# gather.
-
-
-def numbered(turns: list[threading.Event]) -> Callable[[ReceivedRequest], Iterator[Step]]:
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        number = int(request.path.strip("/"))
-        yield hold(turns[number])
-        yield send({"n": number})
-        yield send({"n": -number})
-        yield DONE
-
-    return script
-
-
-def test_results_come_in_the_order_of_the_calls() -> None:
-    turns = [threading.Event() for _ in range(8)]
-    with SSEServer(numbered(turns)) as server:
-        gathering = in_thread(lambda: list(gather([call(server, f"/{n}") for n in range(8)], limit=8)))
-        for n in reversed(range(8)):
-            turns[n].set()
-            # The later it is asked for, the sooner it is complete.
-            until(lambda: sum(request.finished.is_set() for request in server.requests) == 8 - n)  # noqa: B023
-        results = gathering.result(30)
-    assert results == [(n, [{"n": n}, {"n": -n}]) for n in range(8)]
-
-
-def test_results_come_as_they_are_complete() -> None:
-    turns = [threading.Event() for _ in range(5)]
-    names = []
-    with SSEServer(numbered(turns)) as server:
-        turns[4].set()
-        for name, _ in gather({n: call(server, f"/{n}") for n in range(5)}, in_order=False, limit=8):
-            names.append(name)
-            turns[name - 1].set()
-    assert names == [4, 3, 2, 1, 0]
-
-
-@pytest.mark.parametrize("in_order", [True, False])
-def test_so_many_at_a_time(in_order: bool) -> None:
-    under_way = most = 0
-
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        yield wait(0.01)
-        yield send(1)
-        # The client may begin the next request as soon as it has this.
-        under_way -= 1
-        yield DONE
-
-    read: list[int] = []
-
-    def calls() -> Iterator[partial[Any]]:
-        for n in range(30):
-            read.append(n)
-            yield call(server, f"/{n}")
-
-    with SSEServer(script) as server:
-        results = gather(calls(), limit=4, in_order=in_order)
-        assert read == []
-        next(results)
-        # The calls are read as they are needed.
-        assert len(read) <= 8
-        assert len(list(results)) == 29
-    assert most <= 4
-
-
-def test_error_ends_all_of_them_or_is_a_result() -> None:
-    has_asked = threading.Event()
-
-    def script(request: ReceivedRequest) -> list[Step]:
-        if request.path == "/2":
-            has_asked.set()
-        return {"/0": [send(1), DONE], "/1": [hold(has_asked), respond(503)], "/2": [silence()]}[request.path]
-
-    with SSEServer(script) as server:
-        with pytest.raises(StatusError) as caught:
-            list(gather({name: call(server, f"/{name}") for name in "012"}))
-        assert caught.value.stream_name == "1"
-        next(request for request in server.requests if request.path == "/2").wait_aborted()
-        results = gather({name: call(server, f"/{name}") for name in "01"}, errors="yield")
-        assert next(results) == ("0", [1])
-        assert isinstance(next(results)[1], StatusError)
-        assert list(results) == []
-
-
-def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
-    has_asked = threading.Event()
-
-    def script(request: ReceivedRequest) -> list[Step]:
-        if request.path == "/1":
-            has_asked.set()
-        return {"/0": [send(1), hold(has_asked), DONE], "/1": [silence()]}[request.path]
-
-    with SSEServer(script) as server:
-        for _ in gather([call(server, f"/{n}") for n in range(2)]):
-            break
-        gc.collect()
-        next(request for request in server.requests if request.path == "/1").wait_aborted()
-
-
-def test_streams_that_were_closed_just_now_give_nothing() -> None:
-    merged = merge()
-    merger = merged._merger
-    assert merger.delivered(merger._step(1)) == []
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1.5, True, None])
-def test_limit_that_is_none(limit: Any) -> None:
-    with pytest.raises(UsageError, match="limit"):
-        gather([], limit=limit)
-
-
-def test_bar_shows_how_many_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[Any] = []
-    module: Any = pytest.importorskip("tqdm")
-    make = module.tqdm
-
-    def noting(*args: Any, **options: Any) -> Any:
-        bars.append(make(*args, **options))
-        return bars[-1]
-
-    monkeypatch.setattr(module, "tqdm", noting)
-    # No thread that looks after bars for the rest of the process.
-    monkeypatch.setattr(make, "monitor_interval", 0)
-    with SSEServer([send(1), DONE]) as server:
-        assert len(list(gather([call(server)] * 5, progress=True))) == 5
-        assert len(list(gather((call(server) for _ in range(3)), progress=True))) == 3
-    assert [(bar.n, bar.total) for bar in bars] == [(5, 5), (3, None)]
-
-
-def test_bar_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match="pip install tqdm"):
-        gather([], progress=True)
-
-
-# One stream, without waiting, or whole.
-
-
-def test_poll_returns_what_is_there() -> None:
-    go = threading.Event()
-    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
-        stream = request_sse(server.url).events
-        until(lambda: stream.stats.buffered > 2 * CHARGE)
-        assert stream.poll() == [1, 2]
-        assert stream.poll() == []
-        assert stream.outcome is None
-        go.set()
-        items: list[Any] = []
-
-        def is_over() -> bool:
-            items.extend(stream.poll())
-            return stream.outcome == "done"
-
-        until(is_over)
-        assert items == [3]
-        assert stream.poll() == []
-
-
-def test_poll_gives_what_came_before_an_error_first() -> None:
-    with SSEServer([send(1), b"data: {\n\n", silence()]) as server:
-        stream = request_sse(server.url).events
-        until(lambda: stream.stats.buffered > 2 * CHARGE)
-        assert stream.poll() == [1]
-        for _ in range(2):
-            with pytest.raises(DecodeError, match="not JSON"):
-                stream.poll()
-    with SSEServer([send(1), cut()]) as server:
-        stream = request_sse(server.url).events
-        until(lambda: stream._cursor.subscription.finished)
-        assert stream.poll() == [1]
-        for _ in range(2):
-            with pytest.raises(TruncatedStreamError):
-                stream.poll()
-
-
-def test_poll_of_a_stream_that_never_pauses_returns() -> None:
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        while True:
-            yield send("x" * 100)
-
-    with SSEServer(script) as server, request_sse(server.url, decode="text", max_buffered_bytes=100_000) as (_, _, it):
-        until(lambda: it.stats.buffered > 50_000)
-        assert 0 < len(it.poll()) < 100_000
-
-
-def test_poll_after_close_is_empty() -> None:
-    with SSEServer([send(1), silence()]) as server:
-        stream = request_sse(server.url).events
-        until(lambda: stream.stats.events == 1)
-        stream.close()
-        assert stream.poll() == []
-        assert stream.outcome == "closed"
-
-
-def test_collect_reads_to_the_end() -> None:
-    async def main() -> list[Any]:
-        response = await arequest_sse(server.url)
-        while response.events.stats.events < 2:
-            await asyncio.sleep(0.001)
-        assert response.events.poll() == [1, 2]
-        go.set()
-        return await response.events.collect()
-
-    go = threading.Event()
-    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
-        stream = request_sse(server.url).events
-        assert next(stream) == 1
-        go.set()
-        assert stream.collect() == [2, 3]
-        go.clear()
-        assert asyncio.run(main()) == [3]

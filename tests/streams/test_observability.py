@@ -36,8 +36,7 @@ from sseqbridge import (
     request_sse,
     tee,
 )
-from sseqbridge._runtime import fork
-from sseqbridge._runtime import loop_watch as _loop_watch
+from sseqbridge._runtime import fork, loop_watch
 from sseqbridge.testing import SSEServer, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread, until
@@ -189,7 +188,7 @@ def warnings(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Callable[[], list[str]]:
     # Longer than a busy machine holds a loop up.
-    monkeypatch.setattr(_loop_watch, "_BLOCKED_SECONDS", 60)
+    monkeypatch.setattr(loop_watch, "_BLOCKED_SECONDS", 60)
     caplog.set_level(logging.WARNING, "sseqbridge")
     return lambda: [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
 
@@ -260,7 +259,7 @@ def test_what_blocks_the_loop_is_not_known(
     part: float,
     told: str,
 ) -> None:
-    monkeypatch.setattr(_loop_watch, "_MIN_SHARE", part)
+    monkeypatch.setattr(loop_watch, "_MIN_SHARE", part)
 
     def block() -> None:
         sum(range(numbers))
@@ -287,7 +286,7 @@ def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
 def test_it_is_not_told_again_and_again(
     clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_loop_watch, "_QUIET_SECONDS", 100_000)
+    monkeypatch.setattr(loop_watch, "_QUIET_SECONDS", 100_000)
     with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
         state = bridge._state
         assert state is not None
@@ -315,7 +314,7 @@ def test_steps_are_passed_on_as_they_come() -> None:
         finally:
             seen.append("closed")
 
-    watch = _loop_watch.LoopWatch(asyncio.new_event_loop())
+    watch = loop_watch.LoopWatch(asyncio.new_event_loop())
     steps: Any = watch.steps_of(coroutine(), lambda: "x").__await__()
     assert next(steps) == "pause"
     assert steps.throw(ValueError()) == "pause"

@@ -1,0 +1,42 @@
+"""What the tests of arequest_sse share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sseqbridge.testing import (
+    ReceivedRequest,
+    SSEServer,
+    Step,
+    send,
+)
+
+T = TypeVar("T")
+
+
+Main = Callable[[], Awaitable[Any]]
+
+
+Run = Callable[[Main], Any]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does; the test's own time limit is the limit."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def aborted(request: ReceivedRequest) -> bool:
+    await until(request.aborted.is_set)
+    return True
+
+
+def numbers(count: int) -> list[Step]:
+    return [send({"n": n}) for n in range(count)]
+
+
+def unused_url() -> str:
+    with SSEServer() as server:
+        return server.url
