@@ -92,7 +92,7 @@ def text_of(event: ServerSentEvent) -> str:
     return text
 
 
-def test_an_answer_is_streamed_and_any_reader_gets_the_rest(site: Site, puppet: Puppet) -> None:
+def test_answer_is_streamed_to_every_reader(site: Site, puppet: Puppet) -> None:
     url = site.ask("Count")
     events = events_at(url)
     answer = puppet.answer()
@@ -114,7 +114,7 @@ def test_an_answer_is_streamed_and_any_reader_gets_the_rest(site: Site, puppet: 
     assert puppet.asked == 1
 
 
-def test_nobody_has_to_read(site: Site, puppet: Puppet) -> None:
+def test_answer_is_produced_without_a_reader(site: Site, puppet: Puppet) -> None:
     url = site.ask("Count")
     answer = puppet.answer()
     answer.say("one", "two")
@@ -145,7 +145,7 @@ def test_the_upstreams_error_reaches_the_reader(site: Site, puppet: Puppet) -> N
     assert (event.event, event.json()["type"]) == ("error", "TruncatedStreamError")
 
 
-def test_a_web_worker_that_is_killed_costs_its_readers_nothing(site: Site, puppet: Puppet) -> None:
+def test_killed_web_worker_loses_no_event(site: Site, puppet: Puppet) -> None:
     url = site.ask("Count")
     events = events_at(url, reconnect=ReconnectionPolicy(delay=0.05))
     answer = puppet.answer()
@@ -164,9 +164,7 @@ def test_a_web_worker_that_is_killed_costs_its_readers_nothing(site: Site, puppe
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_a_worker_that_is_killed_ends_its_readers(
-    pool: str, redis: RedisServer, puppet: Puppet, tmp_path: Path
-) -> None:
+def test_killed_celery_worker_ends_its_readers(pool: str, redis: RedisServer, puppet: Puppet, tmp_path: Path) -> None:
     # A database of its own: other workers take no task of its.
     number = ["prefork", "solo"].index(pool) + 1
     with serving(f"{redis.url}/{number}", puppet.base_url, tmp_path, pool) as site:
@@ -180,14 +178,14 @@ def test_a_worker_that_is_killed_ends_its_readers(
         assert (list(events), puppet.asked) == ([], 1)
 
 
-def test_no_account_is_needed(redis: RedisServer, tmp_path: Path) -> None:
+def test_example_runs_without_an_account(redis: RedisServer, tmp_path: Path) -> None:
     with serving(f"{redis.url}/3", "", tmp_path) as site:
         events = events_at(site.ask("Hello, you"))
         assert "".join(map(text_of, events)).startswith("You said: \N{LEFT DOUBLE QUOTATION MARK}Hello, you")
         assert events.outcome == "done"
 
 
-def test_what_cannot_be_read_has_a_fitting_status(site: Site, puppet: Puppet) -> None:
+def test_unreadable_stream_has_a_fitting_status(site: Site, puppet: Puppet) -> None:
     answers = f"{site.url}/answers"
     assert httpx.get(f"{answers}/%7B", timeout=60).status_code == 400
     assert httpx.delete(f"{answers}/%7B", timeout=60).status_code == 400

@@ -164,7 +164,7 @@ def test_a_post_streams(site: Site, puppet: Puppet) -> None:
     assert events.headers["x-accel-buffering"] == "no"
 
 
-def test_a_reader_who_leaves_aborts_the_silent_upstream(site: Site, puppet: Puppet) -> None:
+def test_disconnect_aborts_the_silent_upstream(site: Site, puppet: Puppet) -> None:
     counts = site.counts()
     # The program may not have missed an earlier test's reader yet.
     before = next(each for each in counts if each["open"] == 0)
@@ -185,7 +185,7 @@ def test_a_reader_who_leaves_aborts_the_silent_upstream(site: Site, puppet: Pupp
     assert counts.next(30) == before | {"stopped": before["stopped"] + 1}
 
 
-def test_a_get_goes_on_after_the_last_event(site: Site, puppet: Puppet) -> None:
+def test_get_continues_after_the_last_event_id(site: Site, puppet: Puppet) -> None:
     events = site.get("count", "3")
     answer = puppet.answer()
     assert answer.request.headers["last-event-id"] == "3"
@@ -194,7 +194,7 @@ def test_a_get_goes_on_after_the_last_event(site: Site, puppet: Puppet) -> None:
     assert events.last_event == ServerSentEvent(data='{"text":"four"}', id="4", retry=0.05)
 
 
-def test_errors_are_told(site: Site, puppet: Puppet) -> None:
+def test_errors_are_reported_to_the_client(site: Site, puppet: Puppet) -> None:
     events = site.ask("break")
     puppet.answer().say("So f")
     puppet.answer().cut()
@@ -209,7 +209,7 @@ def test_errors_are_told(site: Site, puppet: Puppet) -> None:
     assert list(refused) == [json.loads(refusal)]
 
 
-def test_what_no_page_sends_is_refused(site: Site, puppet: Puppet) -> None:
+def test_malformed_requests_are_refused(site: Site, puppet: Puppet) -> None:
     chat, headers = f"{site.url}/chat", site.headers()
     bodies: list[Any] = [[], {}, {"messages": []}, {"messages": ["hi"]}, {"messages": [{"role": "user", "content": 1}]}]
     for body in bodies:
@@ -226,7 +226,7 @@ def test_what_no_page_sends_is_refused(site: Site, puppet: Puppet) -> None:
 
 
 @pytest.mark.parametrize("name", ["flask", "django uvicorn"])
-def test_an_upstream_that_is_not_there_is_a_bad_gateway(name: str, closed_port: int, tmp_path: Path) -> None:
+def test_unreachable_upstream_is_a_bad_gateway(name: str, closed_port: int, tmp_path: Path) -> None:
     variables = {"OPENAI_BASE_URL": f"http://127.0.0.1:{closed_port}/v1"}
     with reserved_port() as port, serving(name, port, tmp_path, **variables) as (site, program):
         response = site.client.get(f"{site.url}/chat", params={"prompt": "hello"})
@@ -239,7 +239,7 @@ def test_an_upstream_that_is_not_there_is_a_bad_gateway(name: str, closed_port: 
         assert "Traceback" not in program.printed
 
 
-def test_flask_chat_says_where_it_is_and_ends_quietly(puppet: Puppet) -> None:
+def test_flask_chat_prints_its_url_and_ends_quietly(puppet: Puppet) -> None:
     puppet.reset()
     variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": puppet.base_url, "OPENAI_MODEL": "a-model"}
     with running([*FLASK_CHAT, "0"], ROOT, PYTHONWARNINGS="error", **variables) as program:
@@ -259,7 +259,7 @@ def test_flask_chat_says_where_it_is_and_ends_quietly(puppet: Puppet) -> None:
         events.close()
 
 
-def test_flask_chat_asks_an_upstream_of_its_own() -> None:
+def test_flask_chat_starts_its_own_upstream() -> None:
     with running([*FLASK_CHAT, "0"], PYTHONWARNINGS="error") as program:
         url = program.prints(LISTENS)[0]
         program.prints(r"It asks a scripted upstream inside this program\.")
@@ -293,7 +293,7 @@ def test_the_scripted_upstream_shows_every_state(monkeypatch: pytest.MonkeyPatch
         assert refused.value.status == 429
 
 
-def test_the_scripted_upstream_goes_on_after_any_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripted_upstream_continues_after_any_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("examples.flask_chat.scripted._PACE", 0)
     prompt = PROMPTS[0]["prompt"]
     with SSEServer(answers) as server:
@@ -329,7 +329,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.nginx
-def test_nginx_streams_and_ends_with_the_reader(nginx: tuple[str, int], puppet: Puppet, tmp_path: Path) -> None:
+def test_nginx_streams_and_forwards_the_disconnect(nginx: tuple[str, int], puppet: Puppet, tmp_path: Path) -> None:
     puppet.reset()
     url, application = nginx
     with (

@@ -25,7 +25,7 @@ def quickstart(**variables: str) -> str:
     return ran.stdout
 
 
-def test_it_asks_an_upstream_of_its_own() -> None:
+def test_quickstart_runs_against_its_own_upstream() -> None:
     out = quickstart()
     first, second = out.split("> ")[1:]
     assert first.startswith("What are Server-Sent Events?\n")
@@ -36,7 +36,7 @@ def test_it_asks_an_upstream_of_its_own() -> None:
     assert -100 < float(left[1]) < 2000
 
 
-def test_with_a_key_it_asks_the_endpoint_of_the_environment() -> None:
+def test_quickstart_with_a_key_uses_the_configured_endpoint() -> None:
     words = [f"word{n} " for n in range(400)]
     with SSEServer(chat_completions(words, delay=0.001)) as server:
         out = quickstart(OPENAI_API_KEY="a-key", OPENAI_BASE_URL=f"{server.url}/v1", OPENAI_MODEL="a-model")

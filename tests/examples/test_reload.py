@@ -137,7 +137,7 @@ def page(chrome: webdriver.Chrome, site: Site, way: str, puppet: Puppet) -> Iter
     chrome.switch_to.window(first)
 
 
-def test_a_reload_reads_on_and_so_does_another_worker_when_one_is_killed(
+def test_reload_and_a_killed_worker_lose_no_event(
     page: Page, site: Site, puppet: Puppet, chrome: webdriver.Chrome
 ) -> None:
     page.ask("Count")
@@ -167,7 +167,7 @@ def test_a_reload_reads_on_and_so_does_another_worker_when_one_is_killed(
     assert puppet.asked == 2
 
 
-def test_a_page_whose_own_worker_is_killed_reconnects(
+def test_page_reconnects_when_its_worker_is_killed(
     chrome: webdriver.Chrome, redis: RedisServer, puppet: Puppet, way: str, tmp_path: Path
 ) -> None:
     with serving(npm_directory() if way == "npm" else tmp_path, puppet, redis, workers=1) as site:
@@ -185,9 +185,7 @@ def test_a_page_whose_own_worker_is_killed_reconnects(
         chrome.get("about:blank")
 
 
-def test_a_reload_before_the_upstream_has_begun_asks_it_no_second_time(
-    page: Page, puppet: Puppet, chrome: webdriver.Chrome
-) -> None:
+def test_early_reload_sends_no_second_upstream_request(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     begin = threading.Event()
     puppet.script = [hold(begin), respond(), send({"choices": [{"delta": {"content": "At last"}}]}), send("[DONE]")]
     page.ask("Think")
@@ -224,9 +222,7 @@ def test_an_answer_that_is_complete_is_not_read_again(page: Page, puppet: Puppet
     assert (page.answer, puppet.asked) == ("", 1)
 
 
-def test_stop_aborts_the_upstream_at_once_after_a_reload_too(
-    page: Page, puppet: Puppet, chrome: webdriver.Chrome
-) -> None:
+def test_stop_aborts_the_upstream_after_a_reload(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     for number in (1, 2):
         page.ask("Think")
         answer = puppet.answer(number)
@@ -244,9 +240,7 @@ def test_stop_aborts_the_upstream_at_once_after_a_reload_too(
     assert (page.answer, puppet.asked) == ("", 2)
 
 
-def test_a_reload_shows_the_conversation_and_goes_on_with_it(
-    page: Page, puppet: Puppet, chrome: webdriver.Chrome, way: str
-) -> None:
+def test_reload_restores_the_conversation(page: Page, puppet: Puppet, chrome: webdriver.Chrome, way: str) -> None:
     page.ask("My name is Ada")
     puppet.answer().say("Hello!")
     puppet.answer().end()
@@ -268,7 +262,7 @@ def test_a_reload_shows_the_conversation_and_goes_on_with_it(
 
 
 @pytest.mark.parametrize("way", ["npm", "stand-in"])
-def test_an_answer_that_nobody_comes_back_to_in_time_is_aborted(
+def test_abandoned_answer_is_aborted(
     chrome: webdriver.Chrome, redis: RedisServer, puppet: Puppet, way: str, tmp_path: Path
 ) -> None:
     directory = npm_directory() if way == "npm" else tmp_path
@@ -293,7 +287,7 @@ def asked(site: Site, key: str, last_event_id: str = "") -> EventStream[Any]:
 
 
 @pytest.mark.parametrize("way", ["stand-in"])
-def test_what_is_not_kept_is_refused(site: Site, puppet: Puppet) -> None:
+def test_unknown_answer_is_refused(site: Site, puppet: Puppet) -> None:
     assert asked(site, "a key of a page's", "1-1").status == 410
     for key in ("", "{", "x" * 513):
         assert asked(site, key).status == 400
@@ -302,7 +296,7 @@ def test_what_is_not_kept_is_refused(site: Site, puppet: Puppet) -> None:
     assert puppet.asked == 0
 
 
-def test_a_page_begins_its_keys_with_what_no_other_can_guess(page: Page, puppet: Puppet) -> None:
+def test_keys_of_a_page_are_unguessable(page: Page, puppet: Puppet) -> None:
     page.ask("Count")
     puppet.answer().say("one")
     page.shows("one", "streaming")

@@ -84,7 +84,7 @@ def one_page(chrome: webdriver.Chrome, puppet: Puppet, urls: dict[str, str]) -> 
     chrome.get("about:blank")
 
 
-def test_an_answer_shows_piece_by_piece(page: Page, puppet: Puppet) -> None:
+def test_answer_is_shown_incrementally(page: Page, puppet: Puppet) -> None:
     page.ask("Count")
     page.shows("", "waiting")
     answer = puppet.answer()
@@ -163,7 +163,7 @@ def test_closing_the_tab_aborts_the_upstream(page: Page, puppet: Puppet, chrome:
     assert puppet.asked == 1
 
 
-def test_an_answer_goes_on_while_the_tab_is_hidden(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_answer_continues_while_the_tab_is_hidden(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     page.ask("Count")
     answer = puppet.answer()
     answer.say("one ")
@@ -196,7 +196,7 @@ def test_leaving_the_page_for_another_aborts_the_upstream(
     assert (one_page.answer, one_page.state) == ("Hm", "stopped")
 
 
-def test_the_panel_counts_what_is_open_and_how_it_ended(one_page: Page, puppet: Puppet) -> None:
+def test_panel_counts_open_and_ended_streams(one_page: Page, puppet: Puppet) -> None:
     page = one_page
     answered, stopped, failed = (page.count(name) or 0 for name in ("answered", "stopped", "failed"))
     page.ask("one")
@@ -215,7 +215,7 @@ def test_the_panel_counts_what_is_open_and_how_it_ended(one_page: Page, puppet: 
     assert (page.count("open"), page.count("answered"), page.count("stopped")) == (0, answered + 1, stopped + 1)
 
 
-def test_the_keyboard_is_enough(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_page_is_usable_by_keyboard(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     page = one_page
     prompt = page.find("#prompt")
     assert chrome.switch_to.active_element == prompt
@@ -231,7 +231,7 @@ def test_the_keyboard_is_enough(one_page: Page, puppet: Puppet, chrome: webdrive
     assert prompt.get_attribute("value") == ""
 
 
-def test_a_post_takes_the_whole_conversation_along(one_page: Page, puppet: Puppet) -> None:
+def test_post_contains_the_whole_conversation(one_page: Page, puppet: Puppet) -> None:
     for number, (question, reply) in enumerate([("My name is Ada", "Hello!"), ("What is it?", "Ada")], 1):
         one_page.ask(question)
         puppet.answer(number).say(reply)
@@ -244,7 +244,7 @@ def test_a_post_takes_the_whole_conversation_along(one_page: Page, puppet: Puppe
     ]
 
 
-def test_all_of_the_page_has_names_and_fits(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_elements_have_accessible_names_and_fit(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     page = one_page
     page.ask("wide" * 40)
     answer = puppet.answer()
@@ -267,7 +267,7 @@ def is_named(element: WebElement) -> object:
     )
 
 
-def test_the_page_asks_nobody_else_and_logs_no_error(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_page_loads_nothing_foreign_and_logs_no_error(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
     chrome.get_log("browser")  # type: ignore[no-untyped-call]
     chrome.refresh()
     page = Page(chrome, one_page.url)
@@ -282,7 +282,7 @@ def test_the_page_asks_nobody_else_and_logs_no_error(one_page: Page, puppet: Pup
     assert chrome.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
-def test_django_gets_the_token_that_it_wants_in_a_header(chrome: webdriver.Chrome, puppet: Puppet) -> None:
+def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, puppet: Puppet) -> None:
     with reserved_port() as port:
         command = [sys.executable, "-m", "uvicorn", "--port", str(port), "examples.django_chat:asgi"]
         with running(command, npm_directory(), OPENAI_BASE_URL=puppet.base_url) as program:
@@ -317,9 +317,7 @@ def test_a_prompt_is_not_posted_twice_when_the_server_dies(chrome: webdriver.Chr
     chrome.get("about:blank")
 
 
-def test_eventsource_goes_on_where_it_was_after_the_server_is_restarted(
-    chrome: webdriver.Chrome, puppet: Puppet
-) -> None:
+def test_eventsource_resumes_after_a_server_restart(chrome: webdriver.Chrome, puppet: Puppet) -> None:
     with reserved_port() as port:
         command = [*FLASK_CHAT, str(port)]
         with running(command, OPENAI_BASE_URL=puppet.base_url) as program:
@@ -346,7 +344,7 @@ def test_eventsource_goes_on_where_it_was_after_the_server_is_restarted(
             chrome.get("about:blank")
 
 
-def test_eventsource_without_ids_does_not_ask_again(chrome: webdriver.Chrome, puppet: Puppet) -> None:
+def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, puppet: Puppet) -> None:
     with running([*FLASK_CHAT, "0"], OPENAI_BASE_URL=puppet.base_url) as program:
         page = Page(chrome, program.prints(r"http://\S+:\d+/")[0], "eventsource")
         page.ask("Count")
@@ -375,7 +373,7 @@ return [...outcomes];
 """
 
 
-def test_the_stand_in_parses_as_the_standard_has_it(chrome: webdriver.Chrome, urls: dict[str, str]) -> None:
+def test_stand_in_parses_as_the_standard_requires(chrome: webdriver.Chrome, urls: dict[str, str]) -> None:
     chrome.get(urls["stand-in"])
     comment_and_line_ends = "\ufeffdata: a\r\n\r\n: c\n\nid: 1\rdata\rdata:b \N{SNOWMAN}\r\r"
     fields = "event: x\ndata:  c: d\n\nid\ndata:\n\ndata: lost\n"

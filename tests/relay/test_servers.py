@@ -116,7 +116,7 @@ ONE_THEN_SILENCE = [send({"n": 1}), silence()]
 
 
 @at(EVERYWHERE)
-def test_the_head_and_each_event_come_through_before_the_next_is_sent(address: Address) -> None:
+def test_head_and_each_event_are_forwarded_at_once(address: Address) -> None:
     flags, steps = one_by_one(3)
     with SSEServer(steps) as upstream, reading(address(upstream)) as reader:
         assert reader.status == 200
@@ -128,7 +128,7 @@ def test_the_head_and_each_event_come_through_before_the_next_is_sent(address: A
 
 
 @at(EVERYWHERE)
-def test_names_ids_and_lines_come_through(address: Address) -> None:
+def test_names_ids_and_lines_are_forwarded(address: Address) -> None:
     steps = [
         send({"n": 1}, event="count", id="a"),
         send('{\n"n": "ü"}', id="b", retry=1.5),
@@ -145,7 +145,7 @@ def test_names_ids_and_lines_come_through(address: Address) -> None:
 
 
 @at(EVERYWHERE)
-def test_a_refusal_comes_through(address: Address) -> None:
+def test_refusal_is_forwarded(address: Address) -> None:
     refusal = respond(429, {"Retry-After": "7"}, framing="length", content_type="application/json")
     with SSEServer([refusal, b'{"error": "slow down"}']) as upstream, reading(address(upstream)) as reader:
         assert reader.status == 429
@@ -155,7 +155,7 @@ def test_a_refusal_comes_through(address: Address) -> None:
 
 
 @at(EVERYWHERE)
-def test_an_upstream_that_breaks_is_told_as_an_event_and_the_answer_ends_cleanly(address: Address) -> None:
+def test_broken_upstream_becomes_an_error_event(address: Address) -> None:
     with SSEServer([send({"n": 1}), cut()]) as upstream, reading(address(upstream)) as reader:
         first, error = reader.events()
         assert first.json() == {"n": 1}
@@ -164,7 +164,7 @@ def test_an_upstream_that_breaks_is_told_as_an_event_and_the_answer_ends_cleanly
 
 
 @at(EVERYWHERE)
-def test_heartbeats_come_while_the_upstream_is_silent(address: Address) -> None:
+def test_heartbeats_are_sent_while_the_upstream_is_silent(address: Address) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream, heartbeat=0.05)) as reader:
         assert reader.event().json() == {"n": 1}
         assert [reader.item() for _ in range(3)] == [Comment()] * 3
@@ -174,7 +174,7 @@ COMPRESSING = [place for place in EVERYWHERE if not place.server.startswith("sta
 
 
 @at(COMPRESSING)
-def test_a_middleware_that_compresses_holds_nothing_back(server: Server, address: Address) -> None:
+def test_compressing_middleware_delays_no_event(server: Server, address: Address) -> None:
     accept = {"Accept-Encoding": "gzip"}
     with reading(f"{server.url}/plain", headers=accept) as reader:
         assert reader.headers["content-encoding"] == "gzip"
@@ -200,7 +200,7 @@ HOW = pytest.mark.parametrize("how", ["close", "reset"])
 
 @HOW
 @at(EVERYWHERE)
-def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address, how: str) -> None:
+def test_disconnect_between_events_aborts_the_upstream(address: Address, how: str) -> None:
     with SSEServer(without_end) as upstream, reading(address(upstream)) as reader:
         assert [reader.event().json() for _ in range(3)] == [{"n": 1}] * 3
         leave(reader, how)
@@ -209,7 +209,7 @@ def test_a_reader_that_leaves_between_events_ends_the_upstream(address: Address,
 
 @HOW
 @at(SOCKET + OVER_TLS)
-def test_a_reader_that_leaves_in_silence_is_missed_by_the_probe(address: Address, how: str) -> None:
+def test_probe_detects_a_disconnect_in_silence(address: Address, how: str) -> None:
     with (
         SSEServer(ONE_THEN_SILENCE) as upstream,
         reading(address(upstream, heartbeat="never", probe=0.2)) as reader,
@@ -221,7 +221,7 @@ def test_a_reader_that_leaves_in_silence_is_missed_by_the_probe(address: Address
 
 @HOW
 @at(SOCKET + WRITE)
-def test_a_reader_that_leaves_in_silence_is_missed_by_heartbeats(address: Address, how: str) -> None:
+def test_heartbeats_detect_a_disconnect_in_silence(address: Address, how: str) -> None:
     with (
         SSEServer(ONE_THEN_SILENCE) as upstream,
         reading(address(upstream, heartbeat=0.2, probe="never")) as reader,
@@ -234,7 +234,7 @@ def test_a_reader_that_leaves_in_silence_is_missed_by_heartbeats(address: Addres
 
 @HOW
 @at(ASGI)
-def test_a_reader_that_leaves_in_silence_is_missed_at_once_by_asgi_servers(address: Address, how: str) -> None:
+def test_asgi_servers_detect_a_disconnect_in_silence_at_once(address: Address, how: str) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream, heartbeat="never")) as reader:
         assert reader.event().json() == {"n": 1}
         leave(reader, how)
@@ -246,7 +246,7 @@ CANCELLED = [Place("django uvicorn", "/arelay"), Place("django daphne", "/arelay
 
 
 @at(WATCHED + CANCELLED)
-def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(address: Address) -> None:
+def test_disconnect_before_the_upstreams_headers_aborts_the_request(address: Address) -> None:
     with SSEServer([silence()]) as upstream, reading(address(upstream, probe=0.1)) as reader:
         request = upstream.wait_for_request(timeout=30)
         reader.leave()
@@ -255,7 +255,7 @@ def test_a_reader_that_leaves_before_the_upstream_s_headers_ends_the_request(add
 
 @pytest.mark.parametrize("sent_ahead", [b"", b"GET /plain HTTP/1.1\r\n"], ids=["nothing", "half a request"])
 @at(SOCKET + OVER_TLS)
-def test_a_reader_that_stays_is_not_ended_by_the_probe(address: Address, sent_ahead: bytes) -> None:
+def test_probe_does_not_end_a_connected_client(address: Address, sent_ahead: bytes) -> None:
     """The upstream is silent for twenty probes and more."""
     steps = [send({"n": 1}), wait(0.25), send({"n": 2})]
     with SSEServer(steps) as upstream, reading(address(upstream, heartbeat="never", probe=0.01)) as reader:
@@ -265,7 +265,7 @@ def test_a_reader_that_stays_is_not_ended_by_the_probe(address: Address, sent_ah
 
 
 @at(place for place in EVERYWHERE if "fastapi" not in place.view)
-def test_a_head_request_ends_the_upstream_while_the_reader_stays(address: Address) -> None:
+def test_head_request_aborts_the_upstream(address: Address) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream, reading(address(upstream), method="HEAD") as reader:
         assert reader.status == 200
         assert reader.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -320,7 +320,7 @@ AHEAD = [Place(place.server, place.view.replace("counting", "endless")) for plac
 
 
 @at(GENERATORS + COROUTINES)
-def test_heartbeats_come_while_a_generator_computes(address: Address, server: Server) -> None:
+def test_heartbeats_are_sent_while_a_generator_computes(address: Address, server: Server) -> None:
     flags = [threading.Event() for _ in range(2)]
     with Desk(*flags) as desk, reading(address(desk.url, count=2, heartbeat=0.05)) as reader:
         for n, flag in enumerate(flags):
@@ -333,7 +333,7 @@ def test_heartbeats_come_while_a_generator_computes(address: Address, server: Se
 
 
 @at(GENERATORS + COROUTINES)
-def test_a_generator_is_closed_at_its_next_yield_when_the_reader_leaves(address: Address, server: Server) -> None:
+def test_disconnect_closes_a_generator_at_its_next_yield(address: Address, server: Server) -> None:
     with Desk() as desk, reading(address(desk.url, count=1_000_000)) as reader:
         assert [reader.event().json()["n"] for _ in range(3)] == [0, 1, 2]
         reader.leave()
@@ -341,9 +341,7 @@ def test_a_generator_is_closed_at_its_next_yield_when_the_reader_leaves(address:
 
 
 @at(COROUTINES)
-def test_an_asynchronous_generator_is_closed_where_it_waits_when_the_reader_leaves(
-    address: Address, server: Server
-) -> None:
+def test_disconnect_closes_a_waiting_asynchronous_generator(address: Address, server: Server) -> None:
     never = threading.Event()
     with Desk(never) as desk, reading(address(desk.url, count=1)) as reader:
         assert reader.item() == Comment()
@@ -352,9 +350,7 @@ def test_an_asynchronous_generator_is_closed_where_it_waits_when_the_reader_leav
 
 
 @at(AHEAD)
-def test_a_generator_that_is_ahead_of_the_reader_is_closed_when_the_reader_leaves(
-    address: Address, server: Server
-) -> None:
+def test_disconnect_closes_a_generator_under_backpressure(address: Address, server: Server) -> None:
     with Desk() as desk, reading(address(desk.url), buffer=4096) as reader:
         assert reader.event().json() == {"padding": "x" * 1000}
         reader.leave()
@@ -378,9 +374,7 @@ BEHIND_NGINX = at(place for place in EVERYWHERE if place.server != "runserver")
 
 @pytest.mark.nginx
 @at(EVERYWHERE)
-def test_behind_nginx_each_event_comes_before_the_next_is_sent(
-    address: Address, through_nginx: Callable[[str], str]
-) -> None:
+def test_nginx_forwards_each_event_at_once(address: Address, through_nginx: Callable[[str], str]) -> None:
     flags, steps = one_by_one(3)
     with SSEServer(steps) as upstream, reading(through_nginx(address(upstream))) as reader:
         for n, flag in enumerate(flags):
@@ -391,7 +385,7 @@ def test_behind_nginx_each_event_comes_before_the_next_is_sent(
 
 @pytest.mark.nginx
 @BEHIND_NGINX
-def test_behind_nginx_a_reader_that_leaves_in_silence_is_missed(
+def test_disconnect_in_silence_is_detected_behind_nginx(
     address: Address, place: Place, through_nginx: Callable[[str], str]
 ) -> None:
     options = {"heartbeat": "never"} if place in ASGI else {"heartbeat": "never", "probe": 0.2}
@@ -406,7 +400,7 @@ def test_behind_nginx_a_reader_that_leaves_in_silence_is_missed(
 
 @at([Place("flask run", "/relay"), Place("gunicorn gevent", "/relay"), Place("django daphne", "/arelay")])
 @pytest.mark.parametrize("path", ["sse-starlette", "fastapi"])
-def test_upstreams_of_others_come_through_and_see_the_reader_leave(
+def test_third_party_upstreams_are_relayed_and_see_the_disconnect(
     servers: Servers, address: Address, path: str
 ) -> None:
     upstream = servers["upstreams"].url
@@ -446,9 +440,7 @@ MANY = [
 
 
 @pytest.mark.parametrize(("place", "count"), MANY, ids=[f"{place} {count}" for place, count in MANY])
-def test_many_readers_get_every_event_and_a_plain_view_answers_meanwhile(
-    server: Server, address: Address, count: int
-) -> None:
+def test_many_clients_leave_room_for_a_plain_view(server: Server, address: Address, count: int) -> None:
     go, end = threading.Event(), threading.Event()
     steps = [send({"n": 0}), hold(go), *(send({"n": n}) for n in range(1, 20)), hold(end), send("[DONE]")]
     with SSEServer(steps) as upstream:
@@ -487,9 +479,7 @@ STALLING = [place for place in EVERYWHERE if place.server in ("gunicorn gthread"
 
 
 @at(STALLING)
-def test_a_reader_that_stalls_holds_up_nobody_else_and_the_upstream_waits_for_it(
-    server: Server, address: Address
-) -> None:
+def test_stalled_client_gets_backpressure_and_delays_no_other(server: Server, address: Address) -> None:
     flags, steps = one_by_one(3)
     with SSEServer(flood) as flooding, SSEServer(steps) as upstream, reading(address(flooding), buffer=4096) as stalled:
         # What the sockets on the way hold, each up to 6 MB, and a megabyte of the relay's.
@@ -508,7 +498,7 @@ def test_a_reader_that_stalls_holds_up_nobody_else_and_the_upstream_waits_for_it
 
 
 @pytest.mark.parametrize(("server_name", "view"), [("gunicorn gevent", "/loop"), ("django gevent", "/orm")])
-def test_a_view_under_gevent_finds_no_loop_running(servers: Servers, server_name: str, view: str) -> None:
+def test_view_under_gevent_sees_no_running_loop(servers: Servers, server_name: str, view: str) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream, SSEServer(ONE_THEN_SILENCE) as other:
         server = servers[server_name]
         with reading(_address(server, "/relay", other)) as streaming:
@@ -519,7 +509,7 @@ def test_a_view_under_gevent_finds_no_loop_running(servers: Servers, server_name
         assert found["loop"] is None
 
 
-def test_two_hundred_streams_in_one_gevent_worker_leave_it_free(servers: Servers) -> None:
+def test_two_hundred_streams_leave_a_gevent_worker_responsive(servers: Servers) -> None:
     server = servers["gunicorn gevent"]
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), send("[DONE]")]) as upstream, contextlib.ExitStack() as stack:
@@ -535,7 +525,7 @@ def test_two_hundred_streams_in_one_gevent_worker_leave_it_free(servers: Servers
             assert [event.data for event in reader.events()] == ["2", "[DONE]"]
 
 
-def test_django_s_orm_works_under_gevent_while_streams_are_open(servers: Servers) -> None:
+def test_django_orm_works_under_gevent_during_streams(servers: Servers) -> None:
     server = servers["django gevent"]
     with SSEServer(ONE_THEN_SILENCE) as upstream:
 

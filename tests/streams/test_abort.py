@@ -143,7 +143,7 @@ def test_leaving_aborts_a_silent_stream(ask: Ask, leave: Callable[[EventStream[A
 
 
 @pytest.mark.parametrize("leave", WAYS)
-def test_leaving_aborts_a_stream_that_is_held_back(ask: Ask, leave: Callable[[EventStream[Any]], None]) -> None:
+def test_leaving_aborts_a_stream_under_backpressure(ask: Ask, leave: Callable[[EventStream[Any]], None]) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
     hold_back(request)
     leave(events)
@@ -158,7 +158,7 @@ def test_dropping_a_stream_aborts_it_with_a_warning(ask: Ask) -> None:
     request.wait_aborted()
 
 
-def test_dropping_a_stream_that_is_held_back_aborts_it(ask: Ask) -> None:
+def test_dropping_a_stream_under_backpressure_aborts_it(ask: Ask) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
     next(events)
     hold_back(request)
@@ -167,14 +167,14 @@ def test_dropping_a_stream_that_is_held_back_aborts_it(ask: Ask) -> None:
     request.wait_aborted()
 
 
-def test_dropping_an_answer_that_was_never_unpacked_aborts_it(serve: Serve) -> None:
+def test_dropping_a_response_aborts_it(serve: Serve) -> None:
     server, bridge = serve(ONE_THEN_SILENCE)
     with pytest.warns(ResourceWarning):
         request_sse(server.url, bridge=bridge)
     server.wait_for_request().wait_aborted()
 
 
-def test_a_stream_in_a_reference_cycle_is_aborted_by_the_collector(ask: Ask) -> None:
+def test_garbage_collector_aborts_a_stream_in_a_cycle(ask: Ask) -> None:
     events, request = ask(ONE_THEN_SILENCE)
     cycle: list[Any] = [events]
     cycle.append(cycle)
@@ -190,7 +190,7 @@ def test_dropping_an_error_answer_closes_it_without_a_warning(ask: Ask) -> None:
     request.wait_aborted()
 
 
-def test_a_set_flag_aborts_while_nobody_reads(ask: Ask) -> None:
+def test_a_set_flag_aborts_without_a_consumer(ask: Ask) -> None:
     cancel = threading.Event()
     events, request = ask(ONE_THEN_SILENCE, cancel=cancel)
     at = time.monotonic()
@@ -200,7 +200,7 @@ def test_a_set_flag_aborts_while_nobody_reads(ask: Ask) -> None:
     assert events.outcome == "closed"
 
 
-def test_a_set_flag_aborts_a_stream_that_is_held_back(ask: Ask) -> None:
+def test_a_set_flag_aborts_a_stream_under_backpressure(ask: Ask) -> None:
     cancel = threading.Event()
     events, request = ask(flood, cancel=cancel, max_buffered_bytes=100_000)
     hold_back(request)
@@ -291,7 +291,7 @@ def test_an_exception_aborts_while_its_traceback_is_alive(silent: SSEServer) -> 
     assert told.traceback
 
 
-def test_break_out_of_the_middle_of_a_batch_gives_nothing_more(silent: SSEServer) -> None:
+def test_break_within_a_batch_delivers_no_further_item(silent: SSEServer) -> None:
     burst = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([burst, silence()]) as server:
         it = request_sse(server.url).events
@@ -303,7 +303,7 @@ def test_break_out_of_the_middle_of_a_batch_gives_nothing_more(silent: SSEServer
             next(it)
 
 
-def test_a_consumer_blocked_in_next_ends_quietly_when_another_thread_closes(silent: SSEServer) -> None:
+def test_close_in_another_thread_ends_a_blocked_next(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     assert next(it) == {"n": 1}
     reading = in_thread(lambda: next(it, "ended"))
@@ -313,7 +313,7 @@ def test_a_consumer_blocked_in_next_ends_quietly_when_another_thread_closes(sile
     assert silent.wait_for_request().aborted.wait(5)
 
 
-def test_a_consumer_blocked_in_a_loop_ends_quietly_when_another_thread_closes(silent: SSEServer) -> None:
+def test_close_in_another_thread_ends_a_blocked_loop(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     assert next(it) == {"n": 1}
     reading = in_thread(lambda: list(it))
@@ -322,14 +322,14 @@ def test_a_consumer_blocked_in_a_loop_ends_quietly_when_another_thread_closes(si
     assert reading.result(5) == []
 
 
-def test_close_waits_until_the_upstream_has_seen_it(silent: SSEServer) -> None:
+def test_close_waits_until_the_socket_is_closed(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     it.close()
     assert it._cursor.subscription.finished
     assert it.outcome == "closed"
 
 
-def test_close_against_a_consumer_that_is_about_to_wait(silent: SSEServer) -> None:
+def test_close_races_with_a_consumer_about_to_wait(silent: SSEServer) -> None:
     for n in range(100):
         it = request_sse(silent.url).events
         assert next(it) == {"n": 1}
@@ -337,7 +337,7 @@ def test_close_against_a_consumer_that_is_about_to_wait(silent: SSEServer) -> No
         silent.wait_for_request(n + 1).wait_aborted()
 
 
-def test_close_against_arrival_loses_nothing_that_was_given(talkative: SSEServer) -> None:
+def test_close_races_with_arrival_without_gaps(talkative: SSEServer) -> None:
     for n in range(50):
         it = request_sse(talkative.url).events
         given: list[int] = []
@@ -355,7 +355,7 @@ def test_close_against_arrival_loses_nothing_that_was_given(talkative: SSEServer
         talkative.wait_for_request(n + 1).wait_aborted()
 
 
-def test_closing_twice_does_nothing_more(silent: SSEServer) -> None:
+def test_close_is_idempotent(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     it.close()
     it.close()
@@ -396,7 +396,7 @@ def test_closing_in_the_loops_body_ends_the_loop(talkative: SSEServer) -> None:
 
 
 @pytest.mark.parametrize("use", [next, iter, list, EventStream.keep_open, EventStream.next])
-def test_any_use_after_break_says_how_to_go_on(silent: SSEServer, use: Callable[[Any], object]) -> None:
+def test_use_after_break_raises_usage_error_with_advice(silent: SSEServer, use: Callable[[Any], object]) -> None:
     it = request_sse(silent.url).events
     break_off(it)
     with pytest.raises(UsageError) as told:
@@ -424,7 +424,7 @@ def use_unpacking(it: EventStream[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("take", [use_islice, use_zip, use_in, use_unpacking])
-def test_what_leaves_a_loop_unseen_says_so_at_the_second_use(
+def test_second_loop_over_a_left_stream_raises_usage_error(
     talkative: SSEServer, take: Callable[[EventStream[Any]], list[Any]]
 ) -> None:
     it = request_sse(talkative.url).events
@@ -449,7 +449,7 @@ def test_keep_open_can_be_left_and_read_on(talkative: SSEServer) -> None:
     talkative.wait_for_request().wait_aborted()
 
 
-def test_next_goes_on_where_the_last_one_was(talkative: SSEServer) -> None:
+def test_next_continues_at_the_current_position(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
     assert [next(it)["n"] for _ in range(50)] == list(range(1, 51))
     assert it.next(timeout=5) == {"n": 51}
@@ -463,7 +463,7 @@ def test_next_in_the_loops_body_takes_the_next_item() -> None:
         assert [(item, next(it)) for item in it] == [(0, 1), (2, 3), (4, 5)] * 2
 
 
-def test_next_in_the_loops_body_may_cross_into_the_next_batch(talkative: SSEServer) -> None:
+def test_next_in_the_loops_body_may_take_the_next_batch(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
     seen = []
     for item in it:
@@ -487,7 +487,7 @@ def test_two_loops_one_after_the_other_find_the_end_twice() -> None:
         assert next(it, "ended") == "ended"
 
 
-def test_a_nested_loop_over_the_same_stream_is_misuse(talkative: SSEServer) -> None:
+def test_nested_loop_over_the_same_stream_raises_usage_error(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
 
     def loop() -> None:
@@ -528,7 +528,7 @@ def test_a_loop_may_move_from_thread_to_thread(talkative: SSEServer) -> None:
     talkative.wait_for_request().wait_aborted()
 
 
-def test_next_that_times_out_leaves_the_stream_alive() -> None:
+def test_next_that_times_out_leaves_the_stream_open() -> None:
     more = threading.Event()
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -597,7 +597,7 @@ def test_a_flag_that_raises_aborts_and_reaches_a_waiting_consumer(silent: SSESer
         next(it)
 
 
-def test_a_flag_that_raises_in_the_consumers_own_look_is_told_the_same_way(talkative: SSEServer) -> None:
+def test_a_flag_that_raises_in_the_consumers_thread_aborts(talkative: SSEServer) -> None:
     flag = Flag()
     it = request_sse(talkative.url, cancel=flag).events
     flag.value = KeyError("flag")
@@ -647,7 +647,7 @@ def test_a_flag_that_closes_the_stream_itself(silent: SSEServer) -> None:
     assert reading.result(5) == []
 
 
-def test_a_flag_set_after_everything_is_in_ends_the_loop() -> None:
+def test_a_flag_set_after_all_events_arrived_ends_the_loop() -> None:
     cancel = threading.Event()
     burst = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([burst, send("[DONE]")]) as server:

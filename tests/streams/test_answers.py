@@ -38,7 +38,7 @@ NOT_JSON_MODES: list[Any] = ["text", "event", lambda event: event.data]
 # The call.
 
 
-def test_the_call_gives_status_headers_and_items(ask: Door) -> None:
+def test_the_call_returns_status_headers_and_items(ask: Door) -> None:
     with (
         SSEServer([respond(headers={"X-Request-Id": "7"}), send({"n": 1}), send({"n": 2}), DONE]) as server,
         ask(server.url, {"X-One": "1"}, {"stream": True}) as answer,
@@ -56,7 +56,7 @@ def test_the_call_gives_status_headers_and_items(ask: Door) -> None:
         assert answer.events.http_version == "HTTP/1.1"
 
 
-def test_the_call_as_it_was_from_the_start() -> None:
+def test_the_call_takes_url_headers_and_data() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2}), DONE]) as server:
         status, headers, it = request_sse(server.url, {"Authorization": "Bearer x"}, {"stream": True})
         assert (status, headers["Content-Type"]) == (200, "text/event-stream")
@@ -69,7 +69,7 @@ def test_the_call_as_it_was_from_the_start() -> None:
         )
 
 
-def test_the_call_returns_as_soon_as_the_headers_are_in(ask: Door) -> None:
+def test_the_call_returns_when_the_headers_arrive(ask: Door) -> None:
     flag = threading.Event()
     with SSEServer([respond(), hold(flag), send(1), DONE]) as server, ask(server.url) as answer:
         assert (answer.status, answer.events.stats.events) == (200, 0)
@@ -77,7 +77,7 @@ def test_the_call_returns_as_soon_as_the_headers_are_in(ask: Door) -> None:
         assert answer.items() == [1]
 
 
-def test_the_end_without_done(ask: Door) -> None:
+def test_stream_can_end_without_done(ask: Door) -> None:
     with SSEServer([send(1)]) as server, ask(server.url) as answer:
         assert answer.items() == [1]
         assert answer.events.outcome == "eof"
@@ -90,7 +90,7 @@ def test_a_stream_without_events(ask: Door, steps: list[Step]) -> None:
         assert (answer.events.outcome, answer.events.last_event) == ("eof", None)
 
 
-def test_repr_shows_status_and_state_and_no_header(ask: Door) -> None:
+def test_repr_shows_status_and_state_but_no_header(ask: Door) -> None:
     with (
         SSEServer([respond(headers={"X-Secret": "secret"}), send("secret"), DONE]) as server,
         ask(f"{server.url}/?key=secret", {"X-Key": "secret"}, {"p": "secret"}, decode="text") as answer,
@@ -120,7 +120,7 @@ def test_repr_shows_status_and_state_and_no_header(ask: Door) -> None:
     ],
 )
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
-def test_another_status_gives_the_body_once(
+def test_body_of_an_error_answer_is_the_only_item(
     ask: Door, status: int, content_type: str | None, body: bytes, item: Any, framing: Any
 ) -> None:
     with (
@@ -134,13 +134,13 @@ def test_another_status_gives_the_body_once(
 
 
 @pytest.mark.parametrize("status", [204, 400, 502])
-def test_another_status_with_an_empty_body_gives_nothing(ask: Door, status: int) -> None:
+def test_error_answer_with_an_empty_body_has_no_item(ask: Door, status: int) -> None:
     with SSEServer([respond(status, framing="length", content_type=None)]) as server, ask(server.url) as answer:
         assert (answer.status, answer.items(), answer.events.outcome) == (status, [], "eof")
 
 
 @pytest.mark.parametrize("decode", NOT_JSON_MODES)
-def test_another_status_is_an_error_where_no_json_is_asked_for(ask: Door, decode: Any) -> None:
+def test_error_answer_raises_status_error_in_text_mode(ask: Door, decode: Any) -> None:
     steps = [respond(503, {"Retry-After": "3"}, content_type="text/plain"), raw(b"try "), raw("später".encode())]
     with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
         assert (answer.status, answer.headers["retry-after"]) == (503, "3")
@@ -155,13 +155,13 @@ def test_another_status_is_an_error_where_no_json_is_asked_for(ask: Door, decode
 
 
 @pytest.mark.parametrize("decode", NOT_JSON_MODES)
-def test_204_gives_nothing_in_every_mode(ask: Door, decode: Any) -> None:
+def test_204_has_no_items_in_every_mode(ask: Door, decode: Any) -> None:
     with SSEServer([respond(204)]) as server, ask(server.url, decode=decode) as answer:
         assert answer.items() == []
         answer.raise_for_status()
 
 
-def test_a_status_without_a_name(ask: Door) -> None:
+def test_undefined_status_is_reported_without_a_name(ask: Door) -> None:
     with SSEServer([respond(599, content_type=None), raw(b"?")]) as server, ask(server.url, decode="text") as answer:
         _, error = answer.fail()
         assert str(error) == f"{server.url}/ answered 599; the answer is in .body"
@@ -191,7 +191,7 @@ def test_raise_for_status_leaves_the_body_to_be_read(ask: Door) -> None:
         assert caught.value.body == b'{"a": 1}'
 
 
-def test_raise_for_status_returns_what_it_was_called_on(ask: Door) -> None:
+def test_raise_for_status_returns_its_object(ask: Door) -> None:
     with SSEServer([send(1), DONE]) as server, ask(server.url) as answer:
         assert answer.raise_for_status() is answer.response
         assert answer.raise_for_status(answer.events) is answer.events
@@ -201,7 +201,7 @@ def test_raise_for_status_returns_what_it_was_called_on(ask: Door) -> None:
 
 @pytest.mark.parametrize("leave", [cut, reset])
 @pytest.mark.parametrize("decode", ["json", "text"])
-def test_an_error_body_that_is_cut_off(ask: Door, leave: Callable[[], Step], decode: Any) -> None:
+def test_cut_off_error_body_is_kept_in_part(ask: Door, leave: Callable[[], Step], decode: Any) -> None:
     is_asked_for = threading.Event()
     steps = [respond(500, content_type=JSON), raw(b'{"a": '), hold(is_asked_for), leave()]
     with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
@@ -236,7 +236,7 @@ def test_at_most_a_mebibyte_of_an_error_body_is_kept(ask: Door) -> None:
     "content_type",
     ["text/event-stream", "Text/Event-Stream; charset=x", "text/event-stream;charset=utf-8", " text/event-stream ; a"],
 )
-def test_an_event_stream_by_any_of_its_names(ask: Door, content_type: str) -> None:
+def test_content_type_is_compared_case_insensitively_without_parameters(ask: Door, content_type: str) -> None:
     with SSEServer([respond(content_type=content_type), send(1), DONE]) as server, ask(server.url) as answer:
         assert answer.items() == [1]
 
@@ -245,7 +245,7 @@ def test_an_event_stream_by_any_of_its_names(ask: Door, content_type: str) -> No
     "content_type", ["text/event-streamish", "text/event", JSON, "text/html; text/event-stream", "", None]
 )
 @pytest.mark.parametrize("decode", ["json", "text"])
-def test_another_content_type_is_an_error_of_the_call(ask: Door, content_type: str | None, decode: Any) -> None:
+def test_wrong_content_type_raises_content_type_error(ask: Door, content_type: str | None, decode: Any) -> None:
     steps = [respond(headers={"X-One": "1"}, content_type=content_type), raw(b'{"ok": '), raw(b"true}")]
     with SSEServer(steps) as server:
         with pytest.raises(ContentTypeError, match="check_content_type=False") as caught:
@@ -261,7 +261,7 @@ def test_another_content_type_is_an_error_of_the_call(ask: Door, content_type: s
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", None])
-def test_any_content_type_is_read_where_the_caller_says_so(ask: Door, content_type: str | None) -> None:
+def test_check_content_type_false_accepts_any_content_type(ask: Door, content_type: str | None) -> None:
     with (
         SSEServer([respond(content_type=content_type), send(1), DONE]) as server,
         ask(server.url, check_content_type=False) as answer,
@@ -303,7 +303,7 @@ FIRST, SECOND = ServerSentEvent("m", '{"a": 1}', "7"), ServerSentEvent("message"
         ({"done": "", "decode": "text"}, ['{"a": 1}', "2", "[DONE]"]),
     ],
 )
-def test_items_are_what_was_asked_for(ask: Door, options: dict[str, Any], expected: list[Any]) -> None:
+def test_items_are_decoded_as_requested(ask: Door, options: dict[str, Any], expected: list[Any]) -> None:
     with SSEServer(EVENTS) as server, ask(server.url, **options) as answer:
         assert answer.items() == expected
         assert answer.events.outcome == ("eof" if "[DONE]" in expected else "done")
@@ -320,7 +320,7 @@ def test_done_is_the_exact_data_of_an_event(ask: Door, done: str) -> None:
         assert answer.events.outcome == "done"
 
 
-def test_nothing_comes_after_the_last_event_of_one_read(ask: Door) -> None:
+def test_events_after_done_in_one_read_are_dropped(ask: Door) -> None:
     with SSEServer([raw(b"data: 1\n\ndata: 2\n\ndata: 3\n\n")]) as server:
         for options, expected in (({"done": "2"}, [1]), ({"done": lambda event: event.data == "2"}, [1, 2])):
             with ask(server.url, **options) as answer:
@@ -337,7 +337,7 @@ def test_an_end_without_the_required_done_is_an_error(ask: Door, done: Any) -> N
         assert answer.events.outcome == "error"
 
 
-def test_an_accepted_last_event_is_the_required_done_though_the_connection_ends_with_it(ask: Door) -> None:
+def test_accepted_last_event_satisfies_require_done_when_the_connection_ends(ask: Door) -> None:
     """The loop sees the end of the body before the consumer has looked at its last event."""
     with (
         SSEServer([respond(framing="close"), raw(b"data: 1\n\ndata: 2\n\n")]) as server,
@@ -366,7 +366,7 @@ def test_an_error_answer_needs_no_done(ask: Door) -> None:
         (send("[1]", event="error"), [1], 0),
     ],
 )
-def test_an_error_of_the_upstream_is_raised(ask: Door, step: Step, payload: Any, told: int) -> None:
+def test_error_event_raises_upstream_error(ask: Door, step: Step, payload: Any, told: int) -> None:
     with SSEServer([send(1), step, send(2), DONE]) as server:
         with ask(server.url) as answer:
             items, error = answer.fail()
@@ -379,13 +379,13 @@ def test_an_error_of_the_upstream_is_raised(ask: Door, step: Step, payload: Any,
         assert server.requests[0].finished.wait(30)
 
 
-def test_an_error_of_the_upstream_is_passed_on_where_the_caller_says_so(ask: Door) -> None:
+def test_error_events_yield_delivers_error_events(ask: Door) -> None:
     steps = [send({"error": "a"}), send("b", event="error"), send({"c": 1}, event="error"), DONE]
     with SSEServer(steps) as server, ask(server.url, error_events="yield") as answer:
         assert answer.items() == [{"error": "a"}, "b", {"c": 1}]
 
 
-def test_what_is_no_error_of_the_upstream(ask: Door) -> None:
+def test_items_that_resemble_errors_are_delivered(ask: Door) -> None:
     items = [
         {"error": None},
         {"error": False},
@@ -404,13 +404,13 @@ def test_what_is_no_error_of_the_upstream(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("decode", NOT_JSON_MODES)
-def test_errors_of_the_upstream_are_items_where_no_json_is_asked_for(ask: Door, decode: Any) -> None:
+def test_error_events_are_items_in_other_modes(ask: Door, decode: Any) -> None:
     with SSEServer([send({"error": "x"}, event="error"), DONE]) as server, ask(server.url, decode=decode) as answer:
         assert len(answer.items()) == 1
 
 
 @pytest.mark.parametrize("data", ["hello", "{", " ", "{'a': 1}", "[DONE] ", "NaN1", "[" * 100_000])
-def test_data_that_does_not_decode_is_the_same_error_again(ask: Door, data: str) -> None:
+def test_decode_error_is_raised_by_every_later_read(ask: Door, data: str) -> None:
     with SSEServer([send(1), send(data, event="m"), send(2), DONE]) as server, ask(server.url) as answer:
         items, error = answer.fail()
         assert items == [1]
@@ -422,7 +422,7 @@ def test_data_that_does_not_decode_is_the_same_error_again(ask: Door, data: str)
         assert answer.events.outcome == "error"
 
 
-def test_a_decode_function_that_raises_is_the_same_error_again(ask: Door) -> None:
+def test_failure_of_decode_is_raised_by_every_later_read(ask: Door) -> None:
     def decode(event: ServerSentEvent) -> float:
         return 1 / int(event.data)
 
@@ -460,7 +460,7 @@ def test_callbacks_run_in_the_consumers_thread() -> None:
 # What the stream knows.
 
 
-def test_last_event_and_its_id_are_those_of_the_last_item(ask: Door) -> None:
+def test_last_event_belongs_to_the_last_item(ask: Door) -> None:
     body = b"data: 1\n\nid: a\nevent: m\ndata: 2\n\nid: b\n\ndata: 3\n\nid\ndata: 4\n\nid: z\n\n"
     with SSEServer([raw(body)]) as server, ask(server.url) as answer:
         events = answer.events
@@ -476,7 +476,7 @@ def test_last_event_and_its_id_are_those_of_the_last_item(ask: Door) -> None:
         assert (events.last_event, events.last_event_id) == (ServerSentEvent("message", "4", ""), "z")
 
 
-def test_a_block_with_an_id_alone_moves_the_last_event_id(ask: Door) -> None:
+def test_block_with_only_an_id_moves_last_event_id(ask: Door) -> None:
     with (
         SSEServer([send(1, id="a"), raw(b"id: b\n\n"), comment("ping"), raw(b"id: c\ndata: cut off")]) as server,
         ask(server.url) as answer,
@@ -486,7 +486,7 @@ def test_a_block_with_an_id_alone_moves_the_last_event_id(ask: Door) -> None:
         assert answer.events.last_event_id == "b"
 
 
-def test_a_comment_is_no_last_event(ask: Door) -> None:
+def test_comment_does_not_set_last_event(ask: Door) -> None:
     with (
         SSEServer([send(1, id="a"), comment("x"), DONE]) as server,
         ask(server.url, decode="event", comments=True) as answer,
@@ -512,7 +512,7 @@ def test_retry_is_in_seconds(ask: Door) -> None:
         assert answer.events.retry == 1.5
 
 
-def test_stats_count_what_came(ask: Door) -> None:
+def test_stats_count_events_and_bytes(ask: Door) -> None:
     flag = threading.Event()
     frame = b"data: 1\n\n"
     with (
@@ -554,7 +554,9 @@ def test_stats_count_what_came(ask: Door) -> None:
     ids=lambda value: repr(value)[:24],
 )
 @pytest.mark.parametrize("size", [1 << 20, 7])
-def test_payloads(ask: Door, body: bytes, expected: list[Any], size: int) -> None:
+def test_payloads_are_decoded_whatever_the_size_of_reads(
+    ask: Door, body: bytes, expected: list[Any], size: int
+) -> None:
     size = max(size, len(body) // 1000)
     pieces = [raw(body[start : start + size]) for start in range(0, len(body), size)]
     with SSEServer([respond(), *pieces]) as server, ask(server.url) as answer:
@@ -591,14 +593,14 @@ def test_a_comment_is_delivered_as_its_line_ends(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
-def test_an_old_server_that_ends_the_body_by_closing(ask: Door, version: bytes) -> None:
+def test_body_can_end_with_the_connection(ask: Door, version: bytes) -> None:
     head = version + b" 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     with SSEServer([wire(head), wire(b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
         assert answer.items() == [1]
         assert (answer.events.http_version, answer.events.outcome) == (version.decode(), "eof")
 
 
-def test_early_hints_before_the_answer(ask: Door) -> None:
+def test_early_hints_are_skipped(ask: Door) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n"
     with SSEServer([wire(hints + head + b"data: 1\n\n")]) as server, ask(server.url) as answer:
@@ -668,7 +670,7 @@ def test_an_unknown_content_encoding_is_a_protocol_error(ask: Door, encoding: st
 
 
 @pytest.mark.parametrize("decode", ["json", "text"])
-def test_an_error_answer_in_an_unknown_encoding_tells_its_status(ask: Door, decode: Any) -> None:
+def test_error_answer_in_an_unknown_encoding_keeps_its_status(ask: Door, decode: Any) -> None:
     steps = [respond(503, {"Content-Encoding": "br"}), raw(b"??")]
     with SSEServer(steps) as server, ask(server.url, decode=decode) as answer:
         assert (answer.status, answer.headers["content-encoding"]) == (503, "br")

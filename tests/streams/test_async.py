@@ -54,7 +54,7 @@ def test_no_object_is_both_iterable_and_async_iterable() -> None:
     assert hasattr(AsyncSSEResponse, "__iter__"), "a tuple, so that it can be unpacked"
 
 
-def test_the_call_gives_status_headers_and_items(run: Run) -> None:
+def test_the_call_returns_status_headers_and_items(run: Run) -> None:
     async def main() -> None:
         with SSEServer([*numbers(3), send("[DONE]")]) as server:
             response = await arequest_sse(server.url, {"X-Mine": "yes"}, {"stream": True})
@@ -88,7 +88,7 @@ def test_the_call_gives_status_headers_and_items(run: Run) -> None:
         ({"done": None, "decode": "text"}, ['{"a": 1}', "2", "[DONE]"]),
     ],
 )
-def test_items_are_decoded_as_asked(run: Run, options: dict[str, Any], expected: list[Any]) -> None:
+def test_items_are_decoded_as_requested(run: Run, options: dict[str, Any], expected: list[Any]) -> None:
     async def main() -> None:
         with SSEServer([send({"a": 1}, event="m", id="7"), comment("ping"), send("2"), send("[DONE]")]) as server:
             async with await arequest_sse(server.url, **options) as (_, _, items):
@@ -116,7 +116,7 @@ def test_fifty_streams_run_side_by_side(run: Run) -> None:
     run(main)
 
 
-def test_a_loop_that_is_held_up_at_the_end_loses_no_item(run: Run) -> None:
+def test_blocked_loop_at_the_end_loses_no_item(run: Run) -> None:
     """uvloop runs timers that are due before the callbacks that were posted first, asyncio after them."""
 
     async def body() -> AsyncIterator[bytes]:
@@ -135,7 +135,7 @@ def test_a_loop_that_is_held_up_at_the_end_loses_no_item(run: Run) -> None:
     run(main)
 
 
-def test_a_hundred_asks_open_one_connection(run: Run) -> None:
+def test_a_hundred_requests_open_one_connection(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:
             for _ in range(100):
@@ -146,7 +146,7 @@ def test_a_hundred_asks_open_one_connection(run: Run) -> None:
     run(main)
 
 
-def test_context_variables_are_the_callers(run: Run) -> None:
+def test_callbacks_run_in_the_callers_context(run: Run) -> None:
     trace: contextvars.ContextVar[str] = contextvars.ContextVar("trace")
     seen: list[str] = []
 
@@ -166,7 +166,7 @@ def test_context_variables_are_the_callers(run: Run) -> None:
     assert seen == ["caller"]
 
 
-def test_next_times_out_and_the_stream_lives_on(run: Run) -> None:
+def test_next_times_out_and_the_stream_stays_open(run: Run) -> None:
     async def main() -> None:
         go_on = threading.Event()
         with SSEServer([send(1), hold(go_on), send(2), send("[DONE]")]) as server:
@@ -187,7 +187,7 @@ def test_next_times_out_and_the_stream_lives_on(run: Run) -> None:
     run(main)
 
 
-def test_next_takes_what_is_there_without_waiting(run: Run) -> None:
+def test_next_takes_arrived_items_without_waiting(run: Run) -> None:
     async def main() -> None:
         with SSEServer([raw(b"data: 1\n\ndata: 2\n\ndata: 3\n\n"), silence()]) as server:
             async with await arequest_sse(server.url) as (_, _, items):
@@ -227,9 +227,7 @@ def test_a_cancelled_wait_loses_no_item(run: Run, take: Callable[[AsyncEventStre
 
 
 @pytest.mark.parametrize("limit", [lambda waiting: asyncio.wait_for(waiting, 0.001), lambda waiting: waiting])
-def test_waits_that_time_out_all_the_time_lose_no_item(
-    run: Run, limit: Callable[[Awaitable[Any]], Awaitable[Any]]
-) -> None:
+def test_repeated_timeouts_lose_no_item(run: Run, limit: Callable[[Awaitable[Any]], Awaitable[Any]]) -> None:
     async def main() -> None:
         seen: list[int] = []
         with SSEServer([*numbers(200), send("[DONE]")]) as server:

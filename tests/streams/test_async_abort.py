@@ -56,7 +56,7 @@ def test_an_exception_in_the_with_block_aborts(run: Run) -> None:
     run(main)
 
 
-def test_aclose_ends_the_stream_for_good_and_can_be_repeated(run: Run) -> None:
+def test_aclose_ends_the_stream_and_is_idempotent(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), send(2), silence()]) as server:
             _, _, items = await arequest_sse(server.url)
@@ -84,7 +84,7 @@ def test_aclose_after_the_end_changes_nothing(run: Run) -> None:
     run(main)
 
 
-def test_closing_twice_at_once_leaves_nothing_open(run: Run) -> None:
+def test_concurrent_aclose_calls_leave_nothing_open(run: Run) -> None:
     """A second cancellation must not cut short the closing that the first one started."""
 
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_closing_twice_at_once_leaves_nothing_open(run: Run) -> None:
     run(main)
 
 
-def test_close_from_another_task_ends_the_reader_quietly(run: Run) -> None:
+def test_aclose_in_another_task_ends_the_consumer_quietly(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), silence()]) as server:
             _, _, items = await arequest_sse(server.url)
@@ -118,7 +118,7 @@ def test_close_from_another_task_ends_the_reader_quietly(run: Run) -> None:
     run(main)
 
 
-def test_a_stream_dropped_while_it_is_open_is_aborted_with_a_warning(run: Run) -> None:
+def test_dropped_open_stream_is_aborted_with_a_warning(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), silence()]) as server:
             held = [await arequest_sse(server.url)]
@@ -158,7 +158,7 @@ def test_a_request_cancelled_at_any_step_leaves_nothing_open(run: Run) -> None:
 
 
 @pytest.mark.parametrize("read_first", [True, False])
-def test_a_set_cancel_flag_aborts(run: Run, read_first: bool) -> None:
+def test_a_set_cancel_flag_aborts_the_stream(run: Run, read_first: bool) -> None:
     async def main() -> None:
         cancel = threading.Event()
         with SSEServer([send(1), silence()]) as server:
@@ -229,7 +229,7 @@ async def held_back(items: AsyncEventStream[Any], request: ReceivedRequest) -> N
 
 
 @pytest.mark.heavy
-def test_a_consumer_that_does_not_read_holds_the_upstream_back(run: Run, upstream: Callable[..., SSEServer]) -> None:
+def test_a_consumer_that_does_not_read_causes_backpressure(run: Run, upstream: Callable[..., SSEServer]) -> None:
     async def main() -> None:
         with upstream([_EVENT] * _EVENTS) as server:
             async with await arequest_sse(server.url, decode="text", max_buffered_bytes=_LIMIT) as (_, _, items):
@@ -248,7 +248,7 @@ def test_a_consumer_that_does_not_read_holds_the_upstream_back(run: Run, upstrea
     run(main)
 
 
-def test_abort_while_the_stream_is_held_back(run: Run, upstream: Callable[..., SSEServer]) -> None:
+def test_abort_during_backpressure(run: Run, upstream: Callable[..., SSEServer]) -> None:
     async def main() -> None:
         with upstream([_EVENT] * _EVENTS) as server:
             async with await arequest_sse(server.url, decode="text", max_buffered_bytes=_LIMIT) as (_, _, items):

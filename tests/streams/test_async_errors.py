@@ -89,7 +89,7 @@ def test_time_limits_hold_before_the_headers(clock: FakeClock, run: Run) -> None
         ([respond(307, {"Location": "http://127.0.0.2:1/"})], RedirectError),
     ],
 )
-def test_errors_before_the_stream_come_from_the_call(run: Run, steps: list[Step], kind: type[SSEError]) -> None:
+def test_errors_before_the_headers_are_raised_by_the_call(run: Run, steps: list[Step], kind: type[SSEError]) -> None:
     async def main() -> None:
         with SSEServer(steps) as server:
             with pytest.raises(SSEError) as caught:
@@ -122,7 +122,7 @@ def test_a_refused_connection_is_a_connect_error(run: Run) -> None:
         ([send(2), silence()], {"decode": lambda event: 1 // (2 - int(event.data))}, DecodeError),
     ],
 )
-def test_errors_in_the_stream_come_after_what_came_before(
+def test_errors_in_the_stream_are_raised_after_earlier_items(
     run: Run, steps: list[Step], options: dict[str, Any], kind: type[SSEError]
 ) -> None:
     async def main() -> None:
@@ -144,7 +144,7 @@ def test_errors_in_the_stream_come_after_what_came_before(
     run(main)
 
 
-def test_wrong_use_is_an_error_of_the_call(run: Run) -> None:
+def test_wrong_arguments_raise_usage_error(run: Run) -> None:
     async def main() -> None:
         with SSEServer() as server:
             url: Any
@@ -165,7 +165,7 @@ def test_wrong_use_is_an_error_of_the_call(run: Run) -> None:
     run(main)
 
 
-def test_another_status_gives_the_body_once(run: Run) -> None:
+def test_body_of_an_error_answer_is_the_only_item(run: Run) -> None:
     async def main() -> None:
         for body, expected in ((b'{"code": 7}', [{"code": 7}]), (b"<p>no", ["<p>no"]), (b"", [])):
             with SSEServer([respond(502, content_type=None), raw(body)]) as server:
@@ -192,7 +192,7 @@ def test_raise_for_status_is_awaited(run: Run, decode: Any, on_stream: bool) -> 
     run(main)
 
 
-def test_raise_for_status_returns_what_it_was_called_on(run: Run) -> None:
+def test_raise_for_status_returns_its_object(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:
             response = await (await arequest_sse(server.url)).raise_for_status()
@@ -206,7 +206,7 @@ def test_raise_for_status_returns_what_it_was_called_on(run: Run) -> None:
     run(main)
 
 
-def test_without_json_another_status_is_an_error_at_the_first_item(run: Run) -> None:
+def test_text_mode_raises_status_error_at_the_first_item(run: Run) -> None:
     async def main() -> None:
         with SSEServer([respond(404, content_type="text/plain"), raw(b"gone")]) as server:
             status, _, items = await arequest_sse(server.url, decode="text")

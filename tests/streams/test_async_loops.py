@@ -49,7 +49,7 @@ class _Starts:
         monkeypatch.setattr(threading.Thread, "start", noted)
 
 
-def test_no_thread_is_started_once_the_tls_context_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_is_started_once_the_tls_context_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask(url: str) -> None:
         async with await arequest_sse(url, None, {}) as (_, _, items):
             assert [item async for item in items] == [1]
@@ -94,7 +94,7 @@ def package(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_a_client_of_the_callers_stays_the_callers(run: Run, package: Any) -> None:
+def test_the_callers_client_keeps_its_cookies_and_stays_open(run: Run, package: Any) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         cookie = request.headers.get("cookie", "none")
         return [respond(headers={"Set-Cookie": "s=1"}), send(cookie, id="x"), send("[DONE]")]
@@ -115,7 +115,7 @@ def test_a_client_of_the_callers_stays_the_callers(run: Run, package: Any) -> No
     run(main)
 
 
-def test_a_client_of_the_callers_outlives_an_abort(run: Run, package: Any) -> None:
+def test_the_callers_client_outlives_an_abort(run: Run, package: Any) -> None:
     async def main() -> None:
         with SSEServer([send(1), silence()]) as server:
             async with package.AsyncClient() as client:
@@ -128,7 +128,7 @@ def test_a_client_of_the_callers_outlives_an_abort(run: Run, package: Any) -> No
     run(main)
 
 
-def test_errors_of_either_package_become_ours(clock: FakeClock, run: Run, package: Any) -> None:
+def test_errors_of_httpx_and_httpx2_are_mapped(clock: FakeClock, run: Run, package: Any) -> None:
     async def main() -> None:
         async with package.AsyncClient() as client:
             with pytest.raises(ConnectError) as refused:
@@ -200,7 +200,7 @@ def test_a_loop_that_ends_aborts_its_streams(run: Run) -> None:
         run(look)
 
 
-def test_a_loop_closed_without_ceremony_is_forgotten_with_the_next_request(run: Run) -> None:
+def test_next_request_drops_the_state_of_a_closed_loop(run: Run) -> None:
     """Whoever runs a loop by hand may leave out shutdown_asyncgens()."""
 
     async def ask(url: str) -> None:

@@ -44,7 +44,7 @@ def test_json_decodes_the_data_of_an_event(value: object) -> None:
     "data", ["", "[DONE]", "{", "secret", '{"secret": 1} secret', TOO_LONG, TOO_DEEP], ids=lambda data: data[:22]
 )
 @pytest.mark.parametrize("error_events", ["raise", "yield"])
-def test_data_that_is_not_json_raises_an_error_with_event_and_cause(data: str, error_events: ErrorEvents) -> None:
+def test_invalid_json_raises_decode_error_with_event_and_cause(data: str, error_events: ErrorEvents) -> None:
     event = ServerSentEvent("tick", data, "7")
     with pytest.raises(DecodeError) as raised:
         decoder(error_events=error_events).item(event)
@@ -57,23 +57,23 @@ def test_data_that_is_not_json_raises_an_error_with_event_and_cause(data: str, e
     assert "99" not in told
 
 
-def test_place_of_the_fault_is_told() -> None:
+def test_decode_error_has_the_position_of_the_fault() -> None:
     with pytest.raises(DecodeError, match=r"\(Expecting value at character 6\)"):
         decoder().item(ServerSentEvent(data='{"a": oops}'))
 
 
-def test_what_only_the_standard_library_takes_is_decoded_too() -> None:
+def test_json_that_only_the_standard_library_accepts_is_decoded() -> None:
     decoded = decoder().item(ServerSentEvent(data='[1e400, -Infinity, "\\ud800", {"a": NaN}]'))
     assert decoded[:3] == [float("inf"), float("-inf"), "\ud800"]
     assert decoded[3]["a"] != decoded[3]["a"]
 
 
-def test_text_and_events_do_not_need_what_decodes_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_and_event_modes_need_no_json_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_accelerators, "json_decode")
     assert decoder("text").item(ServerSentEvent(data="1")) == "1"
 
 
-def test_fault_without_a_place_is_told_by_its_name() -> None:
+def test_fault_without_a_position_is_reported_by_type() -> None:
     with pytest.raises(DecodeError, match=r"\(ValueError\)"):
         decoder().item(ServerSentEvent(data=TOO_LONG))
     with pytest.raises(DecodeError, match=r"\(RecursionError\)"):
@@ -136,28 +136,28 @@ def test_error_of_the_upstream_is_raised_with_its_payload(
         JSONRPC_ERROR,
     ],
 )
-def test_what_only_looks_like_an_error_is_an_item(value: object) -> None:
+def test_value_that_resembles_an_error_is_an_item(value: object) -> None:
     assert decoder().item(ServerSentEvent(data=json.dumps(value))) == value
 
 
 @pytest.mark.parametrize("name", ["message", "error"])
-def test_error_of_the_upstream_is_passed_on_where_that_is_asked_for(name: str) -> None:
+def test_error_events_yield_returns_the_error(name: str) -> None:
     event = ServerSentEvent(name, '{"error": "busy"}')
     assert decoder(error_events="yield").item(event) == {"error": "busy"}
 
 
-def test_error_event_that_is_passed_on_and_no_json_is_its_text() -> None:
+def test_yielded_error_event_that_is_not_json_is_text() -> None:
     assert decoder(error_events="yield").item(ServerSentEvent("error", "busy, not JSON")) == "busy, not JSON"
 
 
-def test_upstreams_words_cannot_forge_a_line_of_a_log() -> None:
+def test_message_of_the_upstream_cannot_forge_a_log_line() -> None:
     with pytest.raises(UpstreamError) as caught:
         decoder().item(ServerSentEvent("error", "busy\n2026-01-01 all is well\x1b[2J"))
     assert str(caught.value) == "the upstream sent an error: busy 2026-01-01 all is well [2J"
 
 
 @pytest.mark.parametrize("data", ["busy", '{"error": "busy"}'])
-def test_other_modes_know_no_error_events(data: str) -> None:
+def test_other_modes_ignore_error_events(data: str) -> None:
     event = ServerSentEvent("error", data)
     assert decoder("text").item(event) == data
     assert decoder("event").item(event) is event
@@ -166,20 +166,20 @@ def test_other_modes_know_no_error_events(data: str) -> None:
 # --- the other modes ---
 
 
-def test_text_is_the_data_as_it_is() -> None:
+def test_text_mode_returns_the_data() -> None:
     assert decoder("text").item(ServerSentEvent(data=" {not json}\n")) == " {not json}\n"
 
 
 @pytest.mark.parametrize("item", [ServerSentEvent("tick", "1"), Comment("ping")], ids=repr)
-def test_event_is_the_item_as_it_is(item: ServerSentEvent | Comment) -> None:
+def test_event_mode_returns_the_event(item: ServerSentEvent | Comment) -> None:
     assert decoder("event").item(item) is item
 
 
-def test_function_is_given_the_event() -> None:
+def test_decode_function_is_called_with_the_event() -> None:
     assert decoder(lambda event: (event.event, event.data)).item(ServerSentEvent("tick", "1")) == ("tick", "1")
 
 
-def test_function_that_raises_is_an_error_with_event_and_cause() -> None:
+def test_failing_decode_function_raises_decode_error_with_event_and_cause() -> None:
     event = ServerSentEvent("tick", "secret")
     with pytest.raises(DecodeError) as raised:
         decoder(refuse).item(event)
@@ -191,7 +191,7 @@ def test_function_that_raises_is_an_error_with_event_and_cause() -> None:
     )
 
 
-def test_function_that_is_interrupted_is_no_error_of_the_event() -> None:
+def test_interrupt_in_a_decode_function_is_not_wrapped() -> None:
     def interrupted(event: ServerSentEvent) -> Any:
         raise KeyboardInterrupt
 
@@ -203,19 +203,19 @@ def test_function_that_is_interrupted_is_no_error_of_the_event() -> None:
 
 
 @pytest.mark.parametrize("done", ["[DONE]", None])
-def test_without_a_function_no_event_is_known_here_as_the_last(done: Done) -> None:
+def test_is_last_is_false_without_a_done_function(done: Done) -> None:
     assert not decoder(done=done).has_done_function
     assert decoder(done=done).is_last(ServerSentEvent(data="[DONE]")) is False
 
 
-def test_function_says_which_event_is_the_last() -> None:
+def test_done_function_recognizes_the_last_event() -> None:
     last = decoder(done=lambda event: event.event == "end")
     assert last.has_done_function
     assert last.is_last(ServerSentEvent("tick")) is False
     assert last.is_last(ServerSentEvent("end")) is True
 
 
-def test_truth_of_what_the_function_returns_is_what_counts() -> None:
+def test_truth_value_of_the_done_function_counts() -> None:
     def any_data(event: ServerSentEvent) -> Any:
         return event.data
 
@@ -227,7 +227,7 @@ def test_comment_is_never_the_last() -> None:
     assert decoder("event", done=refuse).is_last(Comment("end")) is False
 
 
-def test_done_function_that_raises_is_a_callback_error_with_its_cause() -> None:
+def test_failing_done_function_raises_callback_error_with_cause() -> None:
     with pytest.raises(CallbackError) as raised:
         decoder(done=refuse).is_last(ServerSentEvent(data="secret"))
     assert isinstance(raised.value.__cause__, KeyError)
@@ -254,7 +254,7 @@ def test_body_is_json_or_text(body: bytes, value: object) -> None:
     assert decoder().body(body) == value
 
 
-def test_body_is_an_item_in_json_mode_alone() -> None:
+def test_body_is_an_item_only_in_json_mode() -> None:
     assert decoder("json").gives_body
     assert not decoder("text").gives_body
     assert not decoder("event").gives_body
@@ -265,18 +265,18 @@ def test_body_is_an_item_in_json_mode_alone() -> None:
 
 
 @pytest.mark.parametrize("decode", ["JSON", "", None, 7, ["json"], b"json"])
-def test_unknown_decode_is_misuse(decode: Any) -> None:
+def test_unknown_decode_raises_usage_error(decode: Any) -> None:
     with pytest.raises(UsageError, match=r'`decode` must be "json", "text", "event" or a function of the event, got'):
         decoder(decode)
 
 
 @pytest.mark.parametrize("done", [7, True, b"[DONE]", ["[DONE]"]])
-def test_unknown_done_is_misuse(done: Any) -> None:
+def test_unknown_done_raises_usage_error(done: Any) -> None:
     with pytest.raises(UsageError, match=r"`done` must be a str, a function of the event, or None, got"):
         decoder(done=done)
 
 
 @pytest.mark.parametrize("error_events", ["ignore", None, True, ["raise"]])
-def test_unknown_error_events_is_misuse(error_events: Any) -> None:
+def test_unknown_error_events_raises_usage_error(error_events: Any) -> None:
     with pytest.raises(UsageError, match=r'`error_events` must be "raise" or "yield", got'):
         decoder(error_events=error_events)

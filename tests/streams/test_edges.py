@@ -49,14 +49,14 @@ def three() -> Iterator[EventStream[int]]:
         yield events
 
 
-def test_last_event_id_after_close_is_that_of_the_last_item(three: EventStream[int]) -> None:
+def test_last_event_id_after_close_is_the_last_items(three: EventStream[int]) -> None:
     assert next(three) == 1
     three.close()
     assert list(three) == []
     assert three.last_event_id == "1"
 
 
-def test_last_event_id_after_close_in_the_loop_is_that_of_the_last_item(three: EventStream[int]) -> None:
+def test_last_event_id_after_close_in_the_loop_is_unchanged(three: EventStream[int]) -> None:
     for _ in three:
         three.close()
     assert three.last_event_id == "1"
@@ -69,7 +69,7 @@ def test_last_event_id_after_the_accepted_event_is_its_own() -> None:
         assert events.last_event_id == "2"
 
 
-def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStream[int]) -> None:
+def test_last_event_id_after_an_error_is_the_last_items(three: EventStream[int]) -> None:
     with SSEServer([raw(b"id: 1\ndata: 1\n\nid: 2\ndata: no JSON\n\nid: 3\ndata: 3\n\n")]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
@@ -79,7 +79,7 @@ def test_last_event_id_after_an_error_is_that_of_the_last_item(three: EventStrea
         assert events.last_event_id == "1"
 
 
-def test_last_event_id_that_is_read_while_the_consumer_goes_on_is_a_str() -> None:
+def test_last_event_id_read_by_another_thread_is_a_str() -> None:
     with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
 
         class Passing(Cursor[Any]):
@@ -98,7 +98,7 @@ def test_last_event_id_that_is_read_while_the_consumer_goes_on_is_a_str() -> Non
         assert events.last_event_id == "1"
 
 
-def test_last_event_id_after_done_is_not_of_what_came_behind() -> None:
+def test_last_event_id_after_done_excludes_later_events() -> None:
     with SSEServer([raw(b"id: 1\ndata: 1\n\ndata: [DONE]\n\nid: 9\ndata: 9\n\n")]) as server:
         events = request_sse(server.url).events
         assert list(events) == [1]
@@ -108,12 +108,12 @@ def test_last_event_id_after_done_is_not_of_what_came_behind() -> None:
 # Items and errors.
 
 
-def test_event_without_data_is_no_json_and_passed_over(ask: Door) -> None:
+def test_event_without_data_is_skipped_in_json_mode(ask: Door) -> None:
     with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as answer:
         assert answer.items() == [1]
 
 
-def test_event_without_data_is_an_event_all_the_same(ask: Door) -> None:
+def test_event_without_data_is_delivered_in_event_mode(ask: Door) -> None:
     script = [raw(b"event: ping\ndata:\n\n"), send("[DONE]")]
     with SSEServer(script) as server, ask(server.url, decode="event") as answer:
         assert answer.items() == [ServerSentEvent("ping")]
@@ -140,7 +140,7 @@ def test_error_raised_again_does_not_grow() -> None:
         assert depths[1] == depths[-1]
 
 
-def test_servers_words_cannot_forge_a_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_of_the_server_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         if request.path == "/":
             yield respond(307, {"Location": "/x%0aERROR%20root%20forged%1b[31m"})
@@ -172,7 +172,7 @@ def test_burst_of_first_requests_leaves_one_client_open() -> None:
     assert all(http.is_closed for http in made)
 
 
-def test_slow_client_function_holds_up_no_other_stream() -> None:
+def test_slow_client_function_delays_no_other_stream() -> None:
     is_made = threading.Event()
     is_called = threading.Event()
 
@@ -196,7 +196,7 @@ def test_slow_client_function_holds_up_no_other_stream() -> None:
 # Interrupts.
 
 
-def test_what_interrupts_a_wait_may_not_read() -> None:
+def test_signal_handler_during_a_wait_cannot_read() -> None:
     go = threading.Event()
     told: list[str] = []
 
@@ -228,7 +228,7 @@ def test_what_interrupts_a_wait_may_not_read() -> None:
     assert len(told) == 1
 
 
-def test_stream_dropped_between_the_two_steps_of_an_abort_is_aborted() -> None:
+def test_stream_dropped_within_an_abort_is_aborted() -> None:
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
@@ -291,7 +291,7 @@ def test_transport_without_a_socket_whose_answer_cannot_be_closed(caplog: pytest
         until(lambda: any("closing the response failed: ValueError" in r.getMessage() for r in caplog.records))
 
 
-def test_error_of_ours_from_a_transport_stays_as_it_is() -> None:
+def test_sse_error_raised_by_a_transport_is_not_wrapped() -> None:
     error = ReadError("the cable was cut")
 
     def fail(request: httpx.Request) -> httpx.Response:
@@ -303,7 +303,7 @@ def test_error_of_ours_from_a_transport_stays_as_it_is() -> None:
         assert caught.value is error
 
 
-def test_loop_that_ends_with_a_stream_open_tells_its_consumer() -> None:
+def test_ending_loop_ends_an_open_stream_with_an_error() -> None:
     loop = asyncio.new_event_loop()
     with SSEServer([send(1), silence()]) as server:
         events = loop.run_until_complete(arequest_sse(server.url)).events

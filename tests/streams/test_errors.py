@@ -65,7 +65,7 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
 # Before the answer.
 
 
-def test_a_refused_connection(ask: Door, closed_port: int) -> None:
+def test_refused_connection_raises_connect_error(ask: Door, closed_port: int) -> None:
     with pytest.raises(ConnectError) as caught:
         ask(f"http://127.0.0.1:{closed_port}/v1?key=secret", data={})
     assert f"no connection to http://127.0.0.1:{closed_port}/v1: " in str(caught.value)
@@ -73,7 +73,7 @@ def test_a_refused_connection(ask: Door, closed_port: int) -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_a_refused_connection_to_every_address_of_a_name(
+def test_refusal_by_every_address_raises_connect_error(
     ask: Door, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def resolve(*args: Any, **kwargs: Any) -> list[Any]:
@@ -84,7 +84,7 @@ def test_a_refused_connection_to_every_address_of_a_name(
         ask(f"http://upstream.test:{closed_port}/")
 
 
-def test_a_name_that_is_not_found(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_host_raises_connect_error(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*args: Any, **kwargs: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -93,7 +93,7 @@ def test_a_name_that_is_not_found(ask: Door, monkeypatch: pytest.MonkeyPatch) ->
         ask("http://upstream.test/?key=secret")
 
 
-def test_a_certificate_that_is_not_trusted(ask: Door, server_tls: ssl.SSLContext) -> None:
+def test_untrusted_certificate_raises_connect_error(ask: Door, server_tls: ssl.SSLContext) -> None:
     with SSEServer([DONE], ssl_context=server_tls) as server:
         with pytest.raises(ConnectError, match="certificate verify failed") as caught:
             ask(server.url, {"Authorization": "secret"}, {"p": "secret"})
@@ -149,14 +149,14 @@ def test_a_server_that_closes_each_connection_at_once(ask: Door) -> None:
     ],
     ids=lambda garbage: repr(garbage[:20]),
 )
-def test_an_answer_that_is_no_http(ask: Door, garbage: bytes) -> None:
+def test_answer_that_is_not_http_raises_protocol_error(ask: Door, garbage: bytes) -> None:
     with SSEServer([wire(garbage), silence()]) as server:
         with pytest.raises(ProtocolError, match="not valid HTTP"):
             ask(server.url, timeout=60)
         assert server.requests[0].wait_aborted(30)
 
 
-def test_the_server_behind_a_redirect_is_the_one_that_is_named(ask: Door, closed_port: int) -> None:
+def test_error_after_a_redirect_names_the_final_server(ask: Door, closed_port: int) -> None:
     location = f"http://127.0.0.1:{closed_port}/there?key=secret"
     with (
         SSEServer([respond(302, {"Location": location}, content_type=None)]) as server,
@@ -184,7 +184,7 @@ def ends_after_one(ask: Door, *steps: Step, head: Step | None = None, **options:
         return error
 
 
-def test_a_reset_in_mid_stream(ask: Door) -> None:
+def test_reset_within_the_stream_raises_read_error(ask: Door) -> None:
     error = ends_after_one(ask, reset())
     assert type(error) is ReadError
     assert error.__cause__ is not None
@@ -292,12 +292,12 @@ def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: fl
 
 
 @pytest.mark.parametrize("timeout", [30, {"connect": 30}, Timeout(connect=30)])
-def test_a_connection_that_is_not_made_in_time(clock: FakeClock, ask: Door, timeout: Any) -> None:
+def test_connect_timeout(clock: FakeClock, ask: Door, timeout: Any) -> None:
     with full_listener() as url:
         times_out(clock, lambda: ask(url, timeout=timeout), "connect", 30)
 
 
-def test_a_tls_handshake_that_is_not_made_in_time(clock: FakeClock, ask: Door) -> None:
+def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Door) -> None:
     is_over = threading.Event()
 
     def never_shake_hands(connection: socket.socket) -> None:
@@ -311,7 +311,7 @@ def test_a_tls_handshake_that_is_not_made_in_time(clock: FakeClock, ask: Door) -
 
 
 @pytest.mark.parametrize("timeout", [30, {"read": 30}, Timeout(read=30)])
-def test_headers_that_do_not_come_in_time(clock: FakeClock, ask: Door, timeout: Any) -> None:
+def test_read_timeout_before_the_headers(clock: FakeClock, ask: Door, timeout: Any) -> None:
     with SSEServer([silence()]) as server:
         asking = in_thread(lambda: ask(server.url, timeout=timeout))
         request = server.wait_for_request(timeout=30)
@@ -319,7 +319,7 @@ def test_headers_that_do_not_come_in_time(clock: FakeClock, ask: Door, timeout: 
         assert request.wait_aborted(30)
 
 
-def test_a_request_that_is_not_taken_in_time(clock: FakeClock, ask: Door) -> None:
+def test_write_timeout(clock: FakeClock, ask: Door) -> None:
     is_over = threading.Event()
 
     def never_read(connection: socket.socket) -> None:
@@ -341,7 +341,7 @@ def test_a_request_that_is_not_taken_in_time(clock: FakeClock, ask: Door) -> Non
 @pytest.mark.parametrize(
     ("timeout", "which"), [(30, "read"), ({"read": 30}, "read"), (Timeout(idle=30), "idle"), ({"total": 30}, "total")]
 )
-def test_silence_that_lasts_too_long(clock: FakeClock, ask: Door, timeout: Any, which: str) -> None:
+def test_read_timeout_within_the_stream(clock: FakeClock, ask: Door, timeout: Any, which: str) -> None:
     with SSEServer([send(1), silence()]) as server:
         with ask(server.url, timeout=timeout) as answer:
             assert answer.next() == 1
@@ -358,7 +358,9 @@ def test_silence_that_lasts_too_long(clock: FakeClock, ask: Door, timeout: Any, 
     "step", [comment("ping"), raw(b"event: ping\n\n"), raw(b"id: 3\n\n"), raw(b"retry: 9\n\n"), raw(b"\n")]
 )
 @pytest.mark.parametrize("options", [{}, {"decode": "event", "comments": True}])
-def test_heartbeats_are_no_events(clock: FakeClock, ask: Door, step: Step, options: dict[str, Any]) -> None:
+def test_heartbeats_do_not_reset_the_idle_timeout(
+    clock: FakeClock, ask: Door, step: Step, options: dict[str, Any]
+) -> None:
     # Far more of them than the limit is long, so that the stream's end is not the first to come.
     with SSEServer([send(1), *[step, wait(1)] * 20_000]) as server:
         with ask(server.url, timeout={**UNLIMITED, "idle": 30}, **options) as answer:
@@ -368,7 +370,7 @@ def test_heartbeats_are_no_events(clock: FakeClock, ask: Door, step: Step, optio
         assert server.requests[0].wait_aborted(30)
 
 
-def test_heartbeats_are_bytes(clock: FakeClock, ask: Door) -> None:
+def test_heartbeats_reset_the_read_timeout(clock: FakeClock, ask: Door) -> None:
     flags = [threading.Event() for _ in range(5)]
     heartbeats = [step for flag in flags for step in (hold(flag), comment("ping"))]
     with (
@@ -391,9 +393,7 @@ def is_held_back(answer: Answer) -> bool:
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])
-def test_the_clock_stands_still_while_the_consumer_holds_the_stream_back(
-    clock: FakeClock, ask: Door, which: str
-) -> None:
+def test_timeouts_pause_during_backpressure(clock: FakeClock, ask: Door, which: str) -> None:
     with (
         SSEServer([*[send("x" * 100)] * 100, DONE]) as server,
         ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 300}) as answer,
@@ -406,7 +406,7 @@ def test_the_clock_stands_still_while_the_consumer_holds_the_stream_back(
         assert answer.events.outcome == "done"
 
 
-def test_the_whole_stream_takes_too_long(clock: FakeClock, ask: Door) -> None:
+def test_total_timeout(clock: FakeClock, ask: Door) -> None:
     with SSEServer([send(1), wait(1)] * 20_000) as server:
         with ask(server.url, timeout={**UNLIMITED, "total": 300}) as answer:
             assert answer.next() == 1
@@ -417,7 +417,7 @@ def test_the_whole_stream_takes_too_long(clock: FakeClock, ask: Door) -> None:
         assert server.requests[0].wait_aborted(30)
 
 
-def test_total_that_ends_before_the_last_events_have_room_is_no_clean_end(clock: FakeClock, ask: Door) -> None:
+def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask: Door) -> None:
     """All of the stream is in, its last event too, and the consumer has not made room for it in time."""
     body = b"".join(b"data: %d\n\n" % n for n in range(1000)) + b"data: [DONE]\n\n"
     with (
@@ -447,7 +447,7 @@ def test_total_counts_from_the_call(clock: FakeClock, ask: Door) -> None:
         times_out(clock, lambda: ask(url, timeout=timeout), "total", 300)
 
 
-def test_no_limit_at_all(ask: Door) -> None:
+def test_timeout_none_never_elapses(ask: Door) -> None:
     flag = threading.Event()
     with SSEServer([send(1), hold(flag), DONE]) as server, ask(server.url, timeout=None) as answer:
         assert answer.next() == 1
@@ -536,7 +536,7 @@ def asks(**options: Any) -> Failing:
     ],
     ids=["", "cookies, auth", "params", "content"],
 )
-def test_no_failed_answer_tells_a_secret(
+def test_errors_of_answers_contain_no_secret(
     ask: Door, steps: list[Step], options: dict[str, Any], no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer(steps) as server:
@@ -550,7 +550,7 @@ def test_no_failed_answer_tells_a_secret(
             no_secret(error)
 
 
-def test_no_failed_connection_tells_a_secret(
+def test_errors_of_connections_contain_no_secret(
     ask: Door, closed_port: int, server_tls: ssl.SSLContext, no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer(ssl_context=server_tls) as tls, full_listener() as full:
@@ -560,7 +560,7 @@ def test_no_failed_connection_tells_a_secret(
             no_secret(caught.value)
 
 
-def test_no_failed_proxy_tells_a_secret(
+def test_errors_of_proxies_contain_no_secret(
     ask_anew: Door, closed_port: int, monkeypatch: pytest.MonkeyPatch, no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer([respond(407, content_type=None)]) as proxy:
@@ -620,7 +620,7 @@ class Secretive:
     ],
     ids=range(37),
 )
-def test_no_wrong_use_tells_a_secret(
+def test_usage_errors_contain_no_secret(
     ask: Door, url: Any, options: dict[str, Any], no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer([DONE]) as server:

@@ -62,7 +62,7 @@ def documented_tree() -> dict[str, str]:
     return tree
 
 
-def test_tree_matches_the_docstring() -> None:
+def test_class_tree_matches_the_docstring() -> None:
     classes = {name: getattr(_exceptions, name).__bases__ for name in _exceptions.__all__}
     assert {name: (parent,) for name, parent in documented_tree().items()} == {
         name: tuple(base.__name__ for base in bases) for name, bases in classes.items()
@@ -136,15 +136,15 @@ def test_text_of_a_response_is_utf8() -> None:
         ("total", "the stream is not at its end after 1.5 s; timeout=Timeout(total=...) sets this limit"),
     ],
 )
-def test_timeout_message_names_the_wait_and_the_option(which: str, message: str) -> None:
+def test_timeout_message_names_the_wait_and_its_option(which: str, message: str) -> None:
     assert str(StreamTimeoutError(which, 1.5)) == message
 
 
-def test_timeout_of_unknown_length_has_no_number() -> None:
+def test_timeout_message_without_a_known_limit() -> None:
     assert str(StreamTimeoutError("read", None)).startswith("not a byte from the upstream; ")
 
 
-def test_buffer_limit_message_names_the_option() -> None:
+def test_limit_error_names_the_option_to_raise() -> None:
     assert str(BufferLimitError(1024)) == "an event is larger than max_event_bytes=1024; raise it to read this stream"
 
 

@@ -39,7 +39,7 @@ def numbered(turns: list[threading.Event]) -> Callable[[ReceivedRequest], Iterat
     return script
 
 
-def test_results_come_in_the_order_of_the_calls() -> None:
+def test_results_have_the_order_of_the_calls() -> None:
     turns = [threading.Event() for _ in range(8)]
     with SSEServer(numbered(turns)) as server:
         gathering = in_thread(lambda: list(gather([call(server, f"/{n}") for n in range(8)], limit=8)))
@@ -51,7 +51,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
     assert results == [(n, [{"n": n}, {"n": -n}]) for n in range(8)]
 
 
-def test_results_come_as_they_are_complete() -> None:
+def test_results_can_have_the_order_of_completion() -> None:
     turns = [threading.Event() for _ in range(5)]
     names = []
     with SSEServer(numbered(turns)) as server:
@@ -63,7 +63,7 @@ def test_results_come_as_they_are_complete() -> None:
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-def test_so_many_at_a_time(in_order: bool) -> None:
+def test_limit_bounds_the_concurrent_requests(in_order: bool) -> None:
     under_way = most = 0
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -93,7 +93,7 @@ def test_so_many_at_a_time(in_order: bool) -> None:
     assert most <= 4
 
 
-def test_error_ends_all_of_them_or_is_a_result() -> None:
+def test_error_ends_all_requests_or_is_a_result() -> None:
     has_asked = threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -112,7 +112,7 @@ def test_error_ends_all_of_them_or_is_a_result() -> None:
         assert list(results) == []
 
 
-def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
+def test_leaving_the_results_early_aborts_the_rest() -> None:
     has_asked = threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -127,19 +127,19 @@ def test_results_that_are_not_read_to_their_end_abort_the_rest() -> None:
         next(request for request in server.requests if request.path == "/1").wait_aborted()
 
 
-def test_streams_that_were_closed_just_now_give_nothing() -> None:
+def test_streams_that_were_just_closed_have_no_result() -> None:
     merged = merge()
     merger = merged._merger
     assert merger.delivered(merger._step(1)) == []
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, None])
-def test_limit_that_is_none(limit: Any) -> None:
+def test_limit_must_be_a_positive_int(limit: Any) -> None:
     with pytest.raises(UsageError, match="limit"):
         gather([], limit=limit)
 
 
-def test_bar_shows_how_many_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_counts_completed_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
     module: Any = pytest.importorskip("tqdm")
     make = module.tqdm
@@ -157,7 +157,7 @@ def test_bar_shows_how_many_are_complete(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [(bar.n, bar.total) for bar in bars] == [(5, 5), (3, None)]
 
 
-def test_bar_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
         gather([], progress=True)

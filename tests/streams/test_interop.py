@@ -210,7 +210,7 @@ def test_numbers_and_objects(url: str, sep: str) -> None:
     assert items.outcome == "done"
 
 
-def test_text_is_no_json(url: str) -> None:
+def test_text_that_is_not_json_raises_decode_error(url: str) -> None:
     _, _, items = request_sse(f"{url}/characters")
     with pytest.raises(DecodeError, match='decode="text"') as caught:
         next(items)
@@ -244,7 +244,7 @@ def test_pings_do_not_disturb(url: str) -> None:
     assert list(items) == [1, 2]
 
 
-def test_pings_are_no_events_to_the_idle_limit(url: str, clock: FakeClock) -> None:
+def test_pings_do_not_reset_the_idle_timeout(url: str, clock: FakeClock) -> None:
     limits = Timeout(read=None, idle=60)
     _, _, items = request_sse(f"{url}/endless?name=idle&silent=true&ping=0.02", timeout=limits)
     assert next(items) == 1
@@ -254,7 +254,7 @@ def test_pings_are_no_events_to_the_idle_limit(url: str, clock: FakeClock) -> No
     assert seen("idle").wait(30)
 
 
-def test_pings_can_be_had(url: str) -> None:
+def test_pings_are_delivered_as_comments(url: str) -> None:
     flags["shown pinged"], flags["shown goes on"] = threading.Event(), threading.Event()
     _, _, items = request_sse(f"{url}/pinged", params={"name": "shown"}, decode="event", comments=True)
     assert [next(items), next(items)] == [ServerSentEvent(data="1"), Comment("ping")]
@@ -297,7 +297,7 @@ def test_fastapi_notices_the_break(url: str) -> None:
         ("torn", {}, [1]),
     ],
 )
-def test_what_fastapi_streams(url: str, kind: str, options: dict[str, Any], expected: list[Any]) -> None:
+def test_fastapi_streams_are_read(url: str, kind: str, options: dict[str, Any], expected: list[Any]) -> None:
     assert list(request_sse(f"{url}/plain/{kind}", **options).events) == expected
 
 

@@ -330,7 +330,7 @@ def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
 # Who reads, and who does not any more.
 
 
-def test_call_that_is_under_way_is_not_taken_over() -> None:
+def test_running_call_is_not_taken_over() -> None:
     with SSEServer([send("1"), silence()]) as server:
         stream = request_sse(server.url, decode="text").events
         assert stream.next() == "1"
@@ -343,7 +343,7 @@ def test_call_that_is_under_way_is_not_taken_over() -> None:
         assert reading.result(10) == []
 
 
-def test_call_in_a_greenlet_that_is_suspended_is_not_taken_over() -> None:
+def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
     """As where its decode function lets another greenlet run."""
     main = greenlet.getcurrent()
 
@@ -360,7 +360,7 @@ def test_call_in_a_greenlet_that_is_suspended_is_not_taken_over() -> None:
         assert items.poll() == []
 
 
-def test_claims_that_were_left_are_passed_over_by_one_alone() -> None:
+def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
     """Many threads find the same claims left: one of them reads."""
 
     def left() -> FrameType:
@@ -382,11 +382,11 @@ def test_claims_that_were_left_are_passed_over_by_one_alone() -> None:
         assert not claims.is_held()
 
 
-def test_no_claim_is_none() -> None:
+def test_empty_queue_of_claims_is_not_held() -> None:
     assert not Claims().is_held()
 
 
-def test_error_of_a_signal_handler_is_not_taken_for_the_streams() -> None:
+def test_exception_of_a_signal_handler_is_not_the_streams() -> None:
     """An Exception that comes while some events were polled is not kept back."""
     calls = 0
 
@@ -438,7 +438,7 @@ def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("read", [EventStream.next, EventStream.poll, EventStream.collect])
-def test_stream_that_was_read_is_finalized_without_the_collector(read: Callable[[Any], object]) -> None:
+def test_stream_is_finalized_without_the_garbage_collector(read: Callable[[Any], object]) -> None:
     stream = numbers(end=End("eof"))
     read(stream)
     finalized = weakref.ref(stream)

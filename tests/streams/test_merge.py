@@ -109,7 +109,7 @@ def merging(request: pytest.FixtureRequest) -> Merging:
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["sent together", "opened before"])
-def test_items_come_by_name_in_the_order_in_which_they_arrive(merging: Merging, opened: bool) -> None:
+def test_items_have_their_streams_name_in_order_of_arrival(merging: Merging, opened: bool) -> None:
     # Each is sent once the one before it has come.
     came = {item: threading.Event() for item in ("a1", "b1", "a2", "b2")}
     scripts = {
@@ -131,7 +131,7 @@ def test_names_of_an_iterable_are_numbers(merging: Merging) -> None:
         assert sorted(merging.items(merging.call(server) for _ in range(3))) == [(0, 1), (1, 1), (2, 1)]
 
 
-def test_nothing_merged_is_nothing(merging: Merging) -> None:
+def test_merge_of_no_streams_is_empty(merging: Merging) -> None:
     assert merging.items([]) == []
 
 
@@ -157,7 +157,7 @@ def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
     assert own in ([], ["sseqbridge-loop"])
 
 
-def test_error_is_raised_with_the_streams_name_and_the_others_are_aborted(merging: Merging) -> None:
+def test_error_names_its_stream_and_aborts_the_others(merging: Merging) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         if request.path == "/good":
             good_came.set()
@@ -172,7 +172,7 @@ def test_error_is_raised_with_the_streams_name_and_the_others_are_aborted(mergin
         next(request for request in server.requests if request.path == "/good").wait_aborted()
 
 
-def test_error_as_an_item_and_the_others_go_on(merging: Merging) -> None:
+def test_error_can_be_an_item_while_the_others_continue(merging: Merging) -> None:
     errors_came = threading.Event()
     scripts = {
         "/good": [send(1), hold(errors_came), send(2), DONE],
@@ -208,25 +208,25 @@ def test_error_as_an_item_and_the_others_go_on(merging: Merging) -> None:
     )
 
 
-def test_refusal_of_a_stream_that_was_open_is_an_item_as_ever(merging: Merging) -> None:
+def test_refusal_of_an_open_stream_is_an_item(merging: Merging) -> None:
     with SSEServer([respond(503, content_type="text/plain"), b"busy"]) as server:
         assert merging.items({"a": merging.call(server)}, opened=True) == [("a", "busy")]
 
 
-def test_refusal_whose_body_takes_its_time(merging: Merging) -> None:
+def test_refusal_with_a_slow_body_has_the_whole_body(merging: Merging) -> None:
     with SSEServer([respond(503, content_type="text/plain"), b"bu", wait(0.05), b"sy"]) as server:
         [(_, error)] = merging.items({"a": merging.call(server)}, errors="yield")
     assert isinstance(error, StatusError)
     assert error.body == b"busy"
 
 
-def test_refusal_whose_body_never_comes_whole(merging: Merging) -> None:
+def test_refusal_with_an_incomplete_body_has_its_status(merging: Merging) -> None:
     with SSEServer([respond(503, content_type="text/plain"), b"bu", cut()]) as server:
         [(_, error)] = merging.items({"a": merging.call(server)}, errors="yield")
     assert isinstance(error, StatusError)
 
 
-def test_leaving_the_loop_aborts_all_that_are_left(merging: Merging) -> None:
+def test_leaving_the_loop_aborts_all_open_streams(merging: Merging) -> None:
     scripts = {"/a": [send(1), silence()], "/b": [respond(), silence()], "/c": [silence()]}
     with SSEServer(by_path(scripts)) as server:
         assert merging.items({name: merging.call(server, f"/{name}") for name in "abc"}, most=1) == [("a", 1)]
@@ -234,7 +234,7 @@ def test_leaving_the_loop_aborts_all_that_are_left(merging: Merging) -> None:
             request.wait_aborted()
 
 
-def test_chatty_stream_starves_nobody_and_is_held_back_alone(merging: Merging) -> None:
+def test_fast_stream_starves_no_other_and_gets_backpressure(merging: Merging) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         if request.path == "/quiet":
             for _ in range(20):
@@ -255,21 +255,21 @@ def test_chatty_stream_starves_nobody_and_is_held_back_alone(merging: Merging) -
         server.requests[0].wait_aborted()
 
 
-def test_items_in_hand_come_first() -> None:
+def test_items_of_a_partly_read_batch_come_first() -> None:
     with SSEServer([b"".join(b"data: %d\n\n" % n for n in range(5)), wait(0.1), send(5), DONE]) as server:
         stream = request_sse(server.url).events
         assert next(stream) == 0
         assert [item for _, item in merge([stream])] == [1, 2, 3, 4, 5]
 
 
-def test_stream_that_has_ended_is_at_its_end() -> None:
+def test_stream_that_has_ended_adds_no_item() -> None:
     with SSEServer([send(1), DONE]) as server:
         stream = request_sse(server.url)
         assert list(stream.events) == [1]
         assert list(merge([stream])) == []
 
 
-def test_streams_that_reconnect_are_merged_too(merging: Merging) -> None:
+def test_streams_that_reconnect_are_merged(merging: Merging) -> None:
     told: list[int] = []
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -282,20 +282,20 @@ def test_streams_that_reconnect_are_merged_too(merging: Merging) -> None:
     assert told == [1]
 
 
-def test_call_that_is_tried_again_before_its_answer(merging: Merging) -> None:
+def test_request_that_is_retried_before_its_answer_is_merged(merging: Merging) -> None:
     answers = iter([[respond(503)], [send(1), DONE]])
     with SSEServer(lambda request: next(answers)) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0)
         assert merging.items({"a": merging.call(server, reconnect=policy)}) == [("a", 1)]
 
 
-def test_function_that_says_which_event_is_the_last(merging: Merging) -> None:
+def test_done_function_ends_its_stream(merging: Merging) -> None:
     with SSEServer([send(1), send(2), send(3), silence()]) as server:
         call = merging.call(server, done=lambda event: event.data == "2")
         assert merging.items({"a": call}) == [("a", 1), ("a", 2)]
 
 
-def test_decode_function_that_fails_is_the_streams_error(merging: Merging) -> None:
+def test_failure_of_a_decode_function_is_its_streams_error(merging: Merging) -> None:
     with SSEServer([send(1), send(2), silence()]) as server:
         call = merging.call(server, decode=lambda event: [0, 10][int(event.data)])
         [first, (name, error)] = merging.items({"a": call}, errors="yield")
@@ -362,7 +362,7 @@ def test_close_from_another_thread_ends_the_loop() -> None:
             request.wait_aborted()
 
 
-def test_close_in_the_midst_of_a_batch(merging: Merging) -> None:
+def test_close_within_a_batch_delivers_no_further_item(merging: Merging) -> None:
     async def ato_the_end() -> list[Any]:
         items = []
         async with amerge([partial(arequest_sse, server.url)]) as merged:
@@ -396,7 +396,7 @@ def test_close_while_a_coroutine_waits() -> None:
         assert asyncio.run(main()) == [(0, 1)]
 
 
-def test_streams_that_are_left_are_aborted() -> None:
+def test_close_aborts_unread_streams() -> None:
     with SSEServer([send(1), silence()]) as server:
         for _ in merge([call(server)] * 2):
             break
@@ -431,7 +431,7 @@ def test_requests_that_are_dropped_unread_are_aborted(how: str, steps: list[Step
             request.wait_aborted()
 
 
-def test_streams_of_the_callers_outlive_a_merge_that_is_dropped() -> None:
+def test_dropped_merge_leaves_the_callers_streams_open() -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url).events
         merge([stream])
@@ -440,7 +440,7 @@ def test_streams_of_the_callers_outlive_a_merge_that_is_dropped() -> None:
         stream.close()
 
 
-def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_in_a_forked_child_raises_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([silence()]) as server:
         merged = merge([call(server)])
         gathered = gather([call(server)])
@@ -461,7 +461,7 @@ def test_merged_streams_of_another_process(monkeypatch: pytest.MonkeyPatch) -> N
         assert server.connections == 1
 
 
-def test_coroutines_merge_of_another_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amerge_in_a_forked_child_sends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(url: str) -> None:
         merged = amerge()
         monkeypatch.setattr(fork, "_forks", -1)
@@ -473,7 +473,7 @@ def test_coroutines_merge_of_another_process_sends_nothing(monkeypatch: pytest.M
         assert server.connections == 0
 
 
-def test_closing_from_many_threads_at_once() -> None:
+def test_close_from_many_threads_at_once() -> None:
     with SSEServer([send(1), silence()]) as server:
         merged = merge([call(server) for _ in range(50)])
         assert next(iter(merged)) is not None
@@ -483,9 +483,7 @@ def test_closing_from_many_threads_at_once() -> None:
 
 
 @pytest.mark.parametrize("steps", [[silence()], [respond(503)]])
-def test_close_just_as_something_is_taken_ends_the_loop_quietly(
-    monkeypatch: pytest.MonkeyPatch, steps: list[Step]
-) -> None:
+def test_close_while_an_item_is_taken_ends_the_loop_quietly(monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> None:
     take = Member.take
 
     def closed_before(member: Any) -> Any:
@@ -521,7 +519,7 @@ def test_one_consumer_at_a_time() -> None:
         assert list(whole) == []
 
 
-def test_stream_that_cannot_be_merged() -> None:
+def test_stream_with_another_consumer_cannot_be_merged() -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url).events
         with pytest.raises(UsageError, match="'b' is a stream that is merged already"):
@@ -534,7 +532,7 @@ def test_stream_that_cannot_be_merged() -> None:
                 use()
 
 
-def test_wait_that_is_cancelled_loses_nothing() -> None:
+def test_cancelled_wait_loses_no_item() -> None:
     async def main() -> list[Any]:
         async with amerge([partial(arequest_sse, server.url)] * 2) as merged:
             found: list[Any] = []
@@ -566,12 +564,12 @@ def test_poll_in_the_loops_body() -> None:
         ([partial(print)], "partial"),
     ],
 )
-def test_what_is_no_stream(merging: Merging, streams: Any, words: str) -> None:
+def test_type_of_the_streams_is_checked(merging: Merging, streams: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         merging.items(streams)
 
 
-def test_one_stream_is_not_many() -> None:
+def test_one_stream_instead_of_many_raises_usage_error() -> None:
     with SSEServer([send(1), DONE]) as server, request_sse(server.url) as response:
         with pytest.raises(UsageError, match=r"expected a mapping .*, got SSEResponse"):
             merge(response)
@@ -583,7 +581,7 @@ async def _read_all(merged: AsyncMergedStreams) -> list[Any]:
     return [named async for named in merged]
 
 
-def test_arguments_that_cannot_work(merging: Merging) -> None:
+def test_wrong_arguments_raise_usage_error(merging: Merging) -> None:
     with pytest.raises(UsageError, match="errors"):
         merging.items([], errors="ignore")
     with SSEServer([send(1), silence()]) as server:

@@ -53,11 +53,11 @@ def bridge() -> Iterator[Bridge]:
 # Counters.
 
 
-def test_stats_of_a_bridge_that_did_nothing(bridge: Bridge) -> None:
+def test_stats_of_an_unused_bridge_are_zero(bridge: Bridge) -> None:
     assert bridge.stats() == BridgeStats(0, 0, 0, 0, 0, 0.0)
 
 
-def test_stats_count_what_goes_on_and_what_was(bridge: Bridge) -> None:
+def test_stats_count_open_and_ended_streams(bridge: Bridge) -> None:
     with SSEServer(lambda request: [send("ab"), *([silence()] if request.path == "/open" else [DONE])]) as server:
         for _ in range(3):
             assert len(request_sse(server.url, decode="text", bridge=bridge).events.collect()) == 1
@@ -79,7 +79,7 @@ def test_stats_count_what_goes_on_and_what_was(bridge: Bridge) -> None:
         assert bridge.stats() == BridgeStats(0, 0, 5, stats.bytes, 0, bridge.stats().longest_wait)
 
 
-def test_stats_go_on_where_the_thread_begins_anew(bridge: Bridge) -> None:
+def test_stats_continue_after_the_thread_is_restarted(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         until(lambda: bridge.stats().open_streams == 0)
@@ -94,7 +94,7 @@ def test_stats_go_on_where_the_thread_begins_anew(bridge: Bridge) -> None:
         assert bridge.stats().events == 2
 
 
-def test_stats_are_whole_whenever_they_are_asked_for(bridge: Bridge) -> None:
+def test_stats_are_consistent_at_any_time(bridge: Bridge) -> None:
     """While streams end, no event is counted twice or not at all."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -119,7 +119,7 @@ def test_stats_are_whole_whenever_they_are_asked_for(bridge: Bridge) -> None:
         sys.setswitchinterval(interval)
 
 
-def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
+def test_stats_wait_for_a_write_in_progress(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         request_sse(server.url, bridge=bridge).events.collect()
         state = bridge._state
@@ -141,7 +141,7 @@ def test_stats_wait_for_what_is_being_written(bridge: Bridge) -> None:
         assert asking.result(30).events == 1
 
 
-def test_the_processs_own_bridge_can_be_asked() -> None:
+def test_default_bridge_has_stats() -> None:
     assert Bridge.default() is Bridge.default()
     before = Bridge.default().stats().events
     with SSEServer([send(1), DONE]) as server:
@@ -159,7 +159,7 @@ def test_connections_of_a_callers_client(http2: bool) -> None:
         until(lambda: bridge.stats().connections == 0)
 
 
-def test_connections_of_a_client_that_does_not_tell() -> None:
+def test_connections_of_an_opaque_client_count_as_zero() -> None:
     class Silent(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b"data: 1\n\n")
@@ -224,7 +224,7 @@ class SlowAuth(httpx.Auth):
         ({"auth": SlowAuth}, "what the HTTP client, its transport, hooks or auth did for"),
     ],
 )
-def test_what_blocks_the_loop_is_named(
+def test_warning_names_the_code_that_blocks_the_loop(
     clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], told: str
 ) -> None:
     made = {name: make(clock) for name, make in options.items()}
@@ -250,7 +250,7 @@ def test_what_blocks_the_loop_is_named(
     ],
     ids=["waits", "computes"],
 )
-def test_what_blocks_the_loop_is_not_known(
+def test_warning_without_the_blocking_code_is_logged(
     clock: FakeClock,
     warnings: Callable[[], list[str]],
     bridge: Bridge,
@@ -273,7 +273,7 @@ def test_what_blocks_the_loop_is_not_known(
         assert told in warnings()[0]
 
 
-def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
+def test_loop_without_a_stream_is_not_watched(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         request_sse(server.url, bridge=bridge).events.collect()
         state = bridge._state
@@ -283,7 +283,7 @@ def test_loop_that_has_no_stream_is_not_watched(bridge: Bridge) -> None:
         until(lambda: watch._timer is None)
 
 
-def test_it_is_not_told_again_and_again(
+def test_warning_is_not_repeated(
     clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_watch, "_QUIET_SECONDS", 100_000)
@@ -296,7 +296,7 @@ def test_it_is_not_told_again_and_again(
         assert len(warnings()) == 1
 
 
-def test_steps_are_passed_on_as_they_come() -> None:
+def test_coroutine_wrapper_forwards_every_step() -> None:
     """What is thrown in, and what closes it, reaches the coroutine."""
     seen: list[object] = []
 
@@ -326,7 +326,7 @@ def test_steps_are_passed_on_as_they_come() -> None:
 # What objects tell of themselves.
 
 
-def test_every_public_object_tells_its_state() -> None:
+def test_repr_of_every_public_object_shows_its_state() -> None:
     steps = {True: [send(1), silence()], False: [send(1), DONE]}
     with SSEServer(lambda request: steps["/open" in request.path]) as server:
         with Bridge() as bridge:
@@ -378,7 +378,7 @@ def public() -> set[type]:
     return {value for value in values if isinstance(value, type)}
 
 
-def test_asynchronous_objects_tell_their_state() -> None:
+def test_repr_of_asynchronous_objects_shows_their_state() -> None:
     async def main() -> None:
         with SSEServer([send(1), silence()]) as server:
             async with await arequest_sse(server.url) as response:
@@ -404,7 +404,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-def test_spans_stand_under_the_callers(spans: Any) -> None:
+def test_spans_are_children_of_the_callers_span(spans: Any) -> None:
     with SSEServer([send(1), DONE]) as server, Bridge() as bridge:
         with spans.tracer.start_as_current_span("a view") as parent:
             assert request_sse(f"{server.url}/chat", bridge=bridge).events.collect() == [1]
@@ -428,7 +428,7 @@ def test_spans_stand_under_the_callers(spans: Any) -> None:
     assert {span.parent.span_id for span in by_name["GET"][1:]} == {other}
 
 
-def test_spans_of_the_asynchronous_door(spans: Any) -> None:
+def test_spans_of_arequest_sse_are_children_of_the_callers(spans: Any) -> None:
     async def main(url: str) -> None:
         with spans.tracer.start_as_current_span("a view"):
             assert await (await arequest_sse(url)).events.collect() == [1]

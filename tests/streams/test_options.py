@@ -59,17 +59,17 @@ def is_refused(ask: Door, url: Any, match: str, *args: Any, **options: Any) -> N
         httpx.URL("ftp://127.0.0.1/"),
     ],
 )
-def test_a_url_that_is_no_http_url(ask: Door, url: Any) -> None:
+def test_url_must_be_an_http_url(ask: Door, url: Any) -> None:
     is_refused(ask, url, "url must be .*http:// or https:// URL")
 
 
 @pytest.mark.parametrize("url", [None, 80, b"http://127.0.0.1/", ("http", "host"), ["http://127.0.0.1/"], object()])
-def test_a_url_of_another_type(ask: Door, url: Any) -> None:
+def test_type_of_the_url_is_checked(ask: Door, url: Any) -> None:
     is_refused(ask, url, f"`url` must be a str .*, got {type(url).__name__}")
 
 
 @pytest.mark.parametrize("method", ["", "GET POST", "GET\n", "GÉT", b"GET", 1, "G/T"])
-def test_a_method_that_is_none(ask: Door, server: SSEServer, method: Any) -> None:
+def test_method_must_be_a_token(ask: Door, server: SSEServer, method: Any) -> None:
     is_refused(ask, server.url, "name of an HTTP method", method=method)
 
 
@@ -98,13 +98,13 @@ for _ in range(200_000):
         (1j, "complex"),
     ],
 )
-def test_data_that_json_cannot_hold(ask: Door, server: SSEServer, data: Any, reason: str) -> None:
+def test_data_must_be_json_serializable(ask: Door, server: SSEServer, data: Any, reason: str) -> None:
     is_refused(ask, server.url, f"data must be something that JSON can represent, got .*{reason}", None, data)
     is_refused(ask, server.url, f"data must be something that JSON can represent, got .*{reason}", json=data)
 
 
 @pytest.mark.parametrize("data", ["text", '{"a": 1}', "", b"bytes", b"", bytearray(b"a"), memoryview(b"a")])
-def test_data_that_is_encoded_already(ask: Door, server: SSEServer, data: Any) -> None:
+def test_data_must_not_be_encoded_already(ask: Door, server: SSEServer, data: Any) -> None:
     is_refused(ask, server.url, f"data must be the object.*got {type(data).__name__}.*content=", None, data)
     is_refused(ask, server.url, "content=", json=data)
 
@@ -120,16 +120,16 @@ def test_data_that_is_encoded_already(ask: Door, server: SSEServer, data: Any) -
         {"data": {}, "json": {}, "content": b"", "files": {}},
     ],
 )
-def test_more_bodies_than_one(ask: Door, server: SSEServer, bodies: dict[str, Any]) -> None:
+def test_only_one_body_is_allowed(ask: Door, server: SSEServer, bodies: dict[str, Any]) -> None:
     is_refused(ask, server.url, "pass", **bodies)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, 1, object(), True])
-def test_content_that_is_no_bytes(ask: Door, server: SSEServer, content: Any) -> None:
+def test_content_must_be_bytes(ask: Door, server: SSEServer, content: Any) -> None:
     is_refused(ask, server.url, f"`content` must be .*, got {type(content).__name__}.*`data`", content=content)
 
 
-def test_content_that_is_text_in_a_file(ask: Door, server: SSEServer) -> None:
+def test_content_must_not_be_a_text_file(ask: Door, server: SSEServer) -> None:
     is_refused(ask, server.url, "binary", content=io.StringIO("text"))
 
 
@@ -163,7 +163,7 @@ def test_content_that_is_text_in_a_file(ask: Door, server: SSEServer) -> None:
         (1, "must be a mapping or a list"),
     ],
 )
-def test_headers_that_cannot_be_sent(ask: Door, server: SSEServer, headers: Any, told: str) -> None:
+def test_headers_must_be_sendable(ask: Door, server: SSEServer, headers: Any, told: str) -> None:
     with pytest.raises(UsageError, match=r"^headers") as caught:
         ask(server.url, headers)
     assert told in str(caught.value)
@@ -173,7 +173,7 @@ def test_headers_that_cannot_be_sent(ask: Door, server: SSEServer, headers: Any,
 @pytest.mark.parametrize(
     "auth", ["user:pass", ["user", "pass"], 1, ("user",), ("user", None), ("a", "b", "c"), (), (1, 2), {"user": "pass"}]
 )
-def test_auth_that_is_none(ask: Door, server: SSEServer, auth: Any) -> None:
+def test_auth_must_be_one_of_httpxs_forms(ask: Door, server: SSEServer, auth: Any) -> None:
     is_refused(ask, server.url, f"`auth` must be .*, got {type(auth).__name__}", auth=auth)
 
 
@@ -192,7 +192,7 @@ def test_auth_that_is_none(ask: Door, server: SSEServer, auth: Any) -> None:
     ],
     ids=repr,
 )
-def test_what_httpx_cannot_make_a_request_of(ask: Door, server: SSEServer, options: dict[str, Any]) -> None:
+def test_arguments_that_httpx_refuses_raise_usage_error(ask: Door, server: SSEServer, options: dict[str, Any]) -> None:
     is_refused(ask, server.url, "^headers|^`extensions`|no request can be built", **options)
 
 
@@ -200,26 +200,26 @@ def test_what_httpx_cannot_make_a_request_of(ask: Door, server: SSEServer, optio
 
 
 @pytest.mark.parametrize("decode", ["xml", "JSON", "", None, 1, b"json", ["json"]])
-def test_a_decode_that_is_none(ask: Door, server: SSEServer, decode: Any) -> None:
+def test_decode_is_checked(ask: Door, server: SSEServer, decode: Any) -> None:
     is_refused(ask, server.url, '`decode` must be "json", "text", "event" or a function', decode=decode)
 
 
 @pytest.mark.parametrize("done", [1, b"[DONE]", ["[DONE]"], True])
-def test_a_done_that_is_none(ask: Door, server: SSEServer, done: Any) -> None:
+def test_done_is_checked(ask: Door, server: SSEServer, done: Any) -> None:
     is_refused(ask, server.url, "`done` must be", done=done)
 
 
 @pytest.mark.parametrize("error_events", ["ignore", None, True, ""])
-def test_an_error_events_that_is_none(ask: Door, server: SSEServer, error_events: Any) -> None:
+def test_error_events_is_checked(ask: Door, server: SSEServer, error_events: Any) -> None:
     is_refused(ask, server.url, '`error_events` must be "raise" or "yield"', error_events=error_events)
 
 
 @pytest.mark.parametrize("decode", ["json", "text", lambda event: event])
-def test_comments_where_no_events_are_asked_for(ask: Door, server: SSEServer, decode: Any) -> None:
+def test_comments_need_event_mode(ask: Door, server: SSEServer, decode: Any) -> None:
     is_refused(ask, server.url, 'comments=True .*decode="event"', decode=decode, comments=True)
 
 
-def test_a_done_that_is_required_and_turned_off(ask: Door, server: SSEServer) -> None:
+def test_require_done_needs_done(ask: Door, server: SSEServer) -> None:
     is_refused(ask, server.url, "require_done=True needs an end marker", done=None, require_done=True)
 
 
@@ -229,7 +229,7 @@ NO_SECONDS = [0, -1, 0.0, -0.5, True, False, "1", float("nan"), [1], 1j]
 
 
 @pytest.mark.parametrize("seconds", NO_SECONDS)
-def test_a_time_limit_that_is_none(ask: Door, server: SSEServer, seconds: Any) -> None:
+def test_time_limits_must_be_above_zero(ask: Door, server: SSEServer, seconds: Any) -> None:
     is_refused(ask, server.url, "^`timeout", timeout=seconds)
     for which in ("connect", "read", "idle", "total"):
         is_refused(ask, server.url, f"^`timeout.{which}` must be", timeout={which: seconds})
@@ -238,22 +238,22 @@ def test_a_time_limit_that_is_none(ask: Door, server: SSEServer, seconds: Any) -
 
 
 @pytest.mark.parametrize("timeout", [{"conect": 1}, {"read": 1, "write": 1}, {1: 1}, {None: None}])
-def test_a_time_limit_that_is_not_known(ask: Door, server: SSEServer, timeout: Any) -> None:
+def test_unknown_time_limit_raises_usage_error(ask: Door, server: SSEServer, timeout: Any) -> None:
     is_refused(ask, server.url, "keys of `timeout` must be connect, read, idle or total", timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [(1, 2), httpx.Timeout(5), object()])
-def test_a_timeout_of_another_kind(ask: Door, server: SSEServer, timeout: Any) -> None:
+def test_type_of_timeout_is_checked(ask: Door, server: SSEServer, timeout: Any) -> None:
     is_refused(ask, server.url, f"`timeout` must be .*{type(timeout).__name__}", timeout=timeout)
 
 
 @pytest.mark.parametrize("name", ["max_event_bytes", "max_buffered_bytes"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("inf")])
-def test_a_limit_in_bytes_that_is_none(ask: Door, server: SSEServer, name: str, value: Any) -> None:
+def test_limits_in_bytes_must_be_positive(ask: Door, server: SSEServer, name: str, value: Any) -> None:
     is_refused(ask, server.url, f"`{name}` must be", **{name: value})
 
 
-def test_timeouts_say_what_they_are() -> None:
+def test_repr_of_timeout_shows_its_limits() -> None:
     assert Timeout() == Timeout(connect=10.0, read=600.0, idle=None, total=None)
     assert repr(Timeout(connect=1, read=2, idle=3, total=4)) == "Timeout(connect=1, read=2, idle=3, total=4)"
 
@@ -272,13 +272,13 @@ def test_timeouts_say_what_they_are() -> None:
         Timeout(connect=None, read=None, idle=None, total=None),
     ],
 )
-def test_time_limits_of_every_form(ask: Door, timeout: Any) -> None:
+def test_timeout_accepts_every_form(ask: Door, timeout: Any) -> None:
     with SSEServer([send(1), DONE]) as server, ask(server.url, timeout=timeout) as answer:
         assert answer.items() == [1]
 
 
 @pytest.mark.parametrize("limits", [{"max_event_bytes": 1}, {"max_buffered_bytes": 1}])
-def test_the_smallest_limits(ask: Door, limits: dict[str, Any]) -> None:
+def test_smallest_limits_are_accepted(ask: Door, limits: dict[str, Any]) -> None:
     with SSEServer([send(n) for n in range(9)]) as server:
         if "max_event_bytes" in limits:
             with ask(server.url, **limits) as answer:
@@ -296,12 +296,12 @@ class NotCallable:
 
 
 @pytest.mark.parametrize("cancel", [True, False, "event", object(), NotCallable(), threading.Lock()])
-def test_a_cancel_that_cannot_be_looked_at(ask: Door, server: SSEServer, cancel: Any) -> None:
+def test_cancel_must_have_is_set(ask: Door, server: SSEServer, cancel: Any) -> None:
     is_refused(ask, server.url, f"must have an is_set\\(\\) method, got {type(cancel).__name__}", cancel=cancel)
 
 
 @pytest.mark.parametrize("kind", [threading.Event, asyncio.Event])
-def test_a_cancel_that_is_set_already(ask: Door, server: SSEServer, kind: Any) -> None:
+def test_cancel_that_is_set_already_sends_nothing(ask: Door, server: SSEServer, kind: Any) -> None:
     cancel = kind()
     cancel.set()
     with pytest.raises(RequestAbortedError, match="before the request was sent"):
@@ -309,12 +309,12 @@ def test_a_cancel_that_is_set_already(ask: Door, server: SSEServer, kind: Any) -
 
 
 @pytest.mark.parametrize("bridge", ["bridge", Bridge, object(), 0])
-def test_a_bridge_that_is_none(server: SSEServer, bridge: Any) -> None:
+def test_type_of_bridge_is_checked(server: SSEServer, bridge: Any) -> None:
     with pytest.raises(UsageError, match=f"`bridge` must be .*, got {type(bridge).__name__}"):
         request_sse(server.url, bridge=bridge)
 
 
-def test_a_bridge_that_is_closed(server: SSEServer) -> None:
+def test_closed_bridge_raises_usage_error(server: SSEServer) -> None:
     bridge = Bridge()
     bridge.close()
     with pytest.raises(UsageError, match="closed"):
@@ -322,18 +322,18 @@ def test_a_bridge_that_is_closed(server: SSEServer) -> None:
 
 
 @pytest.mark.parametrize("client", ["client", object(), httpx.AsyncClient])
-def test_a_client_that_is_none(server: SSEServer, client: Any) -> None:
+def test_type_of_client_is_checked(server: SSEServer, client: Any) -> None:
     door = Door(is_async=True)
     is_refused(door, server.url, "the client must be", client=client)
     door.close()
 
 
-def test_an_argument_that_is_not_known(ask: Door, server: SSEServer) -> None:
+def test_unknown_argument_raises_type_error(ask: Door, server: SSEServer) -> None:
     with pytest.raises(TypeError, match="stream"):
         ask(server.url, stream=True)
 
 
-def test_wrong_use_leaves_nothing_behind(ask: Door) -> None:
+def test_wrong_arguments_start_nothing(ask: Door) -> None:
     """The next request is as any other, and no warning comes of what was never sent."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -346,7 +346,7 @@ def test_wrong_use_leaves_nothing_behind(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
-def test_headers_of_an_earlier_response(ask: Door, server: SSEServer, name: str) -> None:
+def test_headers_of_an_earlier_response_are_refused(ask: Door, server: SSEServer, name: str) -> None:
     is_refused(ask, server.url, "are these the headers of an earlier response", {name: "7"}, {})
 
 

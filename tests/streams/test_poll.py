@@ -25,7 +25,7 @@ DONE = send("[DONE]")
 CHARGE = 256
 
 
-def test_poll_returns_what_is_there() -> None:
+def test_poll_returns_arrived_items() -> None:
     go = threading.Event()
     with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
         stream = request_sse(server.url).events
@@ -45,7 +45,7 @@ def test_poll_returns_what_is_there() -> None:
         assert stream.poll() == []
 
 
-def test_poll_gives_what_came_before_an_error_first() -> None:
+def test_poll_returns_the_items_before_an_error_first() -> None:
     with SSEServer([send(1), b"data: {\n\n", silence()]) as server:
         stream = request_sse(server.url).events
         until(lambda: stream.stats.buffered > 2 * CHARGE)

@@ -81,7 +81,7 @@ def test_data_is_sent_as_json_in_utf8(sent: Sent) -> None:
     assert "ä".encode() in request.body
 
 
-def test_content_goes_on_after_a_chunk_that_is_none(sent: Sent) -> None:
+def test_none_among_the_chunks_is_skipped(sent: Sent) -> None:
     assert sent(content=[b"one ", None, b"two"]).body == b"one two"
 
 
@@ -124,7 +124,7 @@ def test_content_from_a_file_on_disk(sent: Sent, tmp_path: Path) -> None:
         assert sent({"Content-Type": "audio/wav"}, content=file).body == path.read_bytes()
 
 
-def test_content_that_takes_its_time_holds_up_no_other_stream(server: SSEServer) -> None:
+def test_slow_content_delays_no_other_stream(server: SSEServer) -> None:
     other_is_done = threading.Event()
 
     def slow() -> Iterator[bytes]:
@@ -151,7 +151,7 @@ def test_content_that_raises_is_a_typed_error(ask: Door, server: SSEServer) -> N
 
 
 @pytest.mark.parametrize("content", [["text"], [b"one", 1]])
-def test_content_of_chunks_that_are_no_bytes_never_hangs(ask: Door, server: SSEServer, content: Any) -> None:
+def test_content_chunks_must_be_bytes(ask: Door, server: SSEServer, content: Any) -> None:
     with pytest.raises(TransportError):
         ask(server.url, content=content)
 
@@ -166,7 +166,7 @@ def test_a_text_file_is_no_body(ask: Door, server: SSEServer, tmp_path: Path) ->
     assert server.requests == []
 
 
-def test_content_waits_for_nobody_to_be_read_while_the_answer_comes(ask: Door) -> None:
+def test_content_is_read_while_the_answer_arrives(ask: Door) -> None:
     """An upstream may answer while it is still being told."""
     flag = threading.Event()
 
@@ -204,7 +204,7 @@ def test_url_and_params(ask: Door, server: SSEServer, kind: Callable[[str], Any]
     ]
 
 
-def test_headers_that_are_sent_unless_the_caller_says_otherwise(sent: Sent) -> None:
+def test_default_headers_can_be_overridden(sent: Sent) -> None:
     headers = sent().headers
     assert headers["accept"] == "text/event-stream"
     assert headers["cache-control"] == "no-cache"
@@ -232,7 +232,7 @@ def test_the_callers_content_type_wins(sent: Sent) -> None:
     ],
     ids=["dict", "list", "tuple", "bytes", "httpx.Headers"],
 )
-def test_headers_in_whatever_form(sent: Sent, headers: Any) -> None:
+def test_headers_accept_every_form_of_httpx(sent: Sent, headers: Any) -> None:
     got = sent(headers).headers
     assert (got["x-one"], got["x-two"]) == ("1", "2")
 
@@ -295,7 +295,7 @@ def test_extensions_are_httpxs(sent: Sent) -> None:
     assert "http11.send_request_headers.started" in seen
 
 
-def test_what_the_caller_passed_in_is_never_changed(ask: Door, server: SSEServer) -> None:
+def test_arguments_of_the_caller_are_never_changed(ask: Door, server: SSEServer) -> None:
     given: dict[str, Any] = {
         "headers": {"X-One": "1"},
         "data": {"messages": [{"role": "user"}]},
@@ -463,7 +463,7 @@ def test_a_body_follows_no_other_redirect(ask: Door, status: int, location: str)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])
-def test_a_body_that_is_told_to_follow_becomes_a_get(ask: Door, status: int) -> None:
+def test_follow_redirects_turns_a_body_into_a_get(ask: Door, status: int) -> None:
     with Redirecting(status, "/end") as servers:
         with ask(servers.url, {"X-Api-Key": "k"}, {"a": 1}, follow_redirects=True) as answer:
             assert answer.items() == []
@@ -473,7 +473,7 @@ def test_a_body_that_is_told_to_follow_becomes_a_get(ask: Door, status: int) -> 
 
 
 @pytest.mark.parametrize("status", [307, 308])
-def test_a_body_that_is_told_to_follow_goes_to_another_origin_alone(ask: Door, status: int) -> None:
+def test_followed_body_loses_its_headers_at_another_origin(ask: Door, status: int) -> None:
     with Redirecting(status, "{other}/end") as servers:
         with ask(servers.url, {"X-Api-Key": "k"}, {"a": 1}, auth=("a", "b"), follow_redirects=True) as answer:
             assert answer.items() == []
@@ -482,7 +482,7 @@ def test_a_body_that_is_told_to_follow_goes_to_another_origin_alone(ask: Door, s
         assert set(request.headers) == NEUTRAL | {"content-type", "content-length"}
 
 
-def test_a_put_that_is_told_to_follow_keeps_its_body(ask: Door) -> None:
+def test_followed_put_keeps_its_body(ask: Door) -> None:
     with Redirecting(302, "/end") as servers:
         with ask(servers.url, data={"a": 1}, method="PUT", follow_redirects=True) as answer:
             assert answer.items() == []
@@ -505,7 +505,7 @@ def test_other_methods_keep_their_name(ask: Door, method: str) -> None:
 
 
 @pytest.mark.parametrize("data", [None, {"a": 1}])
-def test_no_redirect_is_followed_where_the_caller_says_so(ask: Door, data: Any) -> None:
+def test_follow_redirects_false_follows_none(ask: Door, data: Any) -> None:
     with Redirecting(307, "/end") as servers:
         with ask(servers.url, data=data, follow_redirects=False) as answer:
             assert (answer.status, answer.headers["location"]) == (307, "/end")
@@ -514,7 +514,7 @@ def test_no_redirect_is_followed_where_the_caller_says_so(ask: Door, data: Any) 
 
 
 @pytest.mark.parametrize("status", [300, 304, 305])
-def test_what_is_no_redirect_is_an_answer(ask: Door, status: int) -> None:
+def test_statuses_that_are_no_redirects_are_answers(ask: Door, status: int) -> None:
     with Redirecting(status, "/end") as servers:
         with ask(servers.url) as answer:
             assert (answer.status, answer.items()) == (status, [])
@@ -569,7 +569,7 @@ def test_a_location_may_leave_out_the_scheme(ask: Door) -> None:
         assert servers.other.requests[0].path == "/end"
 
 
-def test_the_redirects_query_goes_along_and_the_first_ones_does_not(ask: Door) -> None:
+def test_query_of_the_redirect_replaces_the_first_one(ask: Door) -> None:
     with Redirecting(302, "/end?b=2") as servers:
         servers.locations["/start?key=secret"] = "/end?b=2"
         with ask(f"{servers.url}?key=secret") as answer:
@@ -617,7 +617,7 @@ def test_a_proxy_of_the_environment_is_used(
 
 
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*"])
-def test_what_no_proxy_names_is_asked_directly(
+def test_hosts_in_no_proxy_are_connected_directly(
     ask_anew: Door, server: SSEServer, monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
     with SSEServer([DONE]) as proxy:
@@ -628,7 +628,7 @@ def test_what_no_proxy_names_is_asked_directly(
         assert (len(server.requests), len(proxy.requests)) == (1, 0)
 
 
-def test_a_proxy_for_https_is_asked_for_a_tunnel(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_https_proxy_gets_a_connect_request(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([respond(407, content_type=None)]) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(ConnectError):
@@ -638,7 +638,7 @@ def test_a_proxy_for_https_is_asked_for_a_tunnel(ask_anew: Door, monkeypatch: py
         assert "authorization" not in request.headers
 
 
-def test_a_proxy_that_is_not_there_is_a_connect_error(
+def test_unreachable_proxy_raises_connect_error(
     ask_anew: Door, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{closed_port}")

@@ -58,7 +58,7 @@ def test_each_reader_gets_everything() -> None:
         assert len(server.requests) == 1
 
 
-def test_items_are_each_readers_own() -> None:
+def test_each_reader_decodes_its_own_items() -> None:
     with SSEServer([send({"n": 1}), DONE]) as server:
         one, other = tee(request_sse(server.url))
         next(one)["n"] = 2
@@ -67,7 +67,7 @@ def test_items_are_each_readers_own() -> None:
             pass
 
 
-def test_readers_are_at_their_own_places() -> None:
+def test_readers_have_their_own_positions() -> None:
     steps = [send("a", id="1"), send("b", id="2", retry=0.5), send("c", id="3"), DONE]
     with SSEServer(steps) as server:
         one, other = tee(request_sse(server.url, decode="text").events)
@@ -81,7 +81,7 @@ def test_readers_are_at_their_own_places() -> None:
         assert one.stats.time_to_first_event is not None
 
 
-def test_reader_waits_for_what_has_not_come() -> None:
+def test_reader_waits_for_the_next_event() -> None:
     go = threading.Event()
     with SSEServer([respond(), comment(), hold(go), send(1), DONE]) as server:
         one, other = tee(request_sse(server.url))
@@ -94,7 +94,7 @@ def test_reader_waits_for_what_has_not_come() -> None:
         assert list(other) == []
 
 
-def test_what_was_read_before_is_no_readers() -> None:
+def test_items_read_before_tee_are_not_repeated() -> None:
     with SSEServer([b"data: 1\n\ndata: 2\n\ndata: 3\n\n", DONE]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
@@ -102,7 +102,7 @@ def test_what_was_read_before_is_no_readers() -> None:
         assert in_threads(one, other) == [[2, 3], [2, 3]]
 
 
-def test_stream_that_was_teed_is_read_by_its_readers_alone() -> None:
+def test_teed_stream_cannot_be_read_itself() -> None:
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         readers = tee(events)
@@ -139,7 +139,7 @@ def test_upstream_is_aborted_when_the_last_reader_leaves(leave: str) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_readers_end_is_its_own() -> None:
+def test_closing_one_reader_ends_no_other() -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as server:
         one, other = tee(request_sse(server.url))
@@ -174,7 +174,7 @@ def test_the_callers_cancel_ends_all_readers() -> None:
 BIG = "x" * 10_000
 
 
-def test_slowest_reader_holds_up_the_upstream_within_its_bound() -> None:
+def test_slowest_reader_causes_backpressure_within_its_bound() -> None:
     limit = 200_000
     with SSEServer([*(send(BIG) for _ in range(2_000)), DONE]) as server:
         events = request_sse(server.url, decode="text", max_buffered_bytes=limit).events
@@ -190,7 +190,7 @@ def test_slowest_reader_holds_up_the_upstream_within_its_bound() -> None:
         assert len(reading.result(30)) == 2_000
 
 
-def test_reader_that_waits_for_a_slower_one_goes_on_when_that_leaves() -> None:
+def test_reader_goes_on_when_a_slower_one_is_closed() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), max_buffered_bytes=100_000)
         reading = in_thread(partial(read, fast))
@@ -199,7 +199,7 @@ def test_reader_that_waits_for_a_slower_one_goes_on_when_that_leaves() -> None:
         assert len(reading.result(30)) == 1_000
 
 
-def test_slow_reader_may_be_left_behind() -> None:
+def test_slow_end_ends_a_slow_reader_with_events_lost_error() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow, slower = tee(request_sse(server.url, decode="text"), 3, slow="end", max_buffered_bytes=100_000)
         assert next(slow) == BIG
@@ -213,7 +213,7 @@ def test_slow_reader_may_be_left_behind() -> None:
             assert reader.outcome == "error"
 
 
-def test_fastest_reader_is_waited_for_however_slow_it_is() -> None:
+def test_slow_end_waits_for_the_fastest_reader() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), slow="end", max_buffered_bytes=100_000)
         until(lambda: is_held_back(fast))
@@ -224,7 +224,7 @@ def test_fastest_reader_is_waited_for_however_slow_it_is() -> None:
         assert len(list(fast)) == 500
 
 
-def test_late_reader_gets_what_is_still_to_come() -> None:
+def test_added_reader_gets_the_events_from_then_on() -> None:
     go = threading.Event()
     with SSEServer([send("a", id="1"), send("b", id="2"), hold(go), send("c", id="3"), DONE]) as server:
         readers = tee(request_sse(server.url, decode="text"), 1)
@@ -238,7 +238,7 @@ def test_late_reader_gets_what_is_still_to_come() -> None:
         assert list(readers.add()) == []
 
 
-def test_late_reader_may_ask_for_what_was_so_far() -> None:
+def test_added_reader_with_replay_gets_earlier_events() -> None:
     go = threading.Event()
     with SSEServer([*(send(n) for n in range(100)), hold(go), send(100), DONE]) as server:
         readers = tee(request_sse(server.url), 1)
@@ -252,7 +252,7 @@ def test_late_reader_may_ask_for_what_was_so_far() -> None:
         assert list(readers.add(replay=True)) == list(range(101))
 
 
-def test_late_readers_while_events_come() -> None:
+def test_readers_can_be_added_while_events_arrive() -> None:
     """Whenever a reader is added, nothing is missing, nothing comes twice."""
     with SSEServer([*(step for n in range(300) for step in (send(n), wait(0.0005))), DONE]) as server:
         readers = tee(request_sse(server.url), 1)
@@ -264,7 +264,7 @@ def test_late_readers_while_events_come() -> None:
         assert [each.result(30) for each in late] == [list(range(300))] * 20
 
 
-def test_reader_that_comes_after_all_have_left() -> None:
+def test_add_after_all_readers_left_raises_usage_error() -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
         for reader in readers:
@@ -286,7 +286,7 @@ def test_history_is_bounded() -> None:
         none_kept.close()
 
 
-def test_error_comes_to_each_reader_after_what_came_before() -> None:
+def test_each_reader_gets_the_error_after_earlier_events() -> None:
     with SSEServer([send(1), cut()]) as server:
         readers = tee(request_sse(server.url))
         errors = []
@@ -304,7 +304,7 @@ def test_error_comes_to_each_reader_after_what_came_before() -> None:
             list(readers.add(replay=True))
 
 
-def test_error_of_one_readers_own_is_no_other_readers() -> None:
+def test_decode_error_of_one_reader_ends_no_other() -> None:
     with SSEServer([b"data: {\n\n", send(1), DONE]) as server:
         one, other = tee(request_sse(server.url, decode=lambda event: seen(event.data)))
         first = threading.get_ident()
@@ -319,7 +319,7 @@ def test_error_of_one_readers_own_is_no_other_readers() -> None:
         assert in_threads(other) == [["{", "1"]]
 
 
-def test_error_event_is_each_readers() -> None:
+def test_each_reader_gets_the_error_event() -> None:
     with SSEServer([send({"error": {"message": "busy"}}), silence()]) as server:
         for reader in tee(request_sse(server.url)):
             with pytest.raises(UpstreamError, match="busy"):
@@ -327,7 +327,7 @@ def test_error_event_is_each_readers() -> None:
         server.requests[0].wait_aborted()
 
 
-def test_refusal_is_each_readers() -> None:
+def test_each_reader_gets_the_refusal() -> None:
     refusal: list[Step] = [respond(503, content_type="application/json", framing="length"), b'{"error": "busy"}']
     with SSEServer(refusal) as server:
         for reader in tee(request_sse(server.url)):
@@ -344,14 +344,14 @@ def test_refusal_is_each_readers() -> None:
         assert [list(reader) for reader in tee(seen)] == [[{"error": "busy"}]] * 2
 
 
-def test_stream_that_is_over_gives_its_end() -> None:
+def test_readers_of_an_ended_stream_get_its_end() -> None:
     with SSEServer([send(1), DONE]) as server:
         events = request_sse(server.url).events
         assert list(events) == [1]
         assert [list(reader) for reader in tee(events)] == [[], []]
 
 
-def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
+def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         bridge = Bridge()
         events = request_sse(server.url, decode="text", bridge=bridge).events
@@ -362,7 +362,7 @@ def test_stream_whose_bridge_has_ended_gives_what_is_left() -> None:
         assert len(list(one)) == len(list(other)) == 30
 
 
-def test_stream_whose_upstream_has_ended_gives_what_is_left() -> None:
+def test_readers_get_the_rest_after_the_upstream_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         events = request_sse(server.url, decode="text").events
         until(lambda: events._cursor.subscription.finished)
@@ -373,13 +373,13 @@ def test_stream_whose_upstream_has_ended_gives_what_is_left() -> None:
         assert [len(items) for items in in_threads(one, other)] == [30, 30]
 
 
-def test_comments_and_whole_events() -> None:
+def test_comments_and_whole_events_are_delivered() -> None:
     with SSEServer([comment("hi"), send("a", event="x"), DONE]) as server:
         for reader in tee(request_sse(server.url, decode="event", comments=True)):
             assert list(reader) == [Comment("hi"), ServerSentEvent("x", "a")]
 
 
-def test_function_that_says_which_event_is_the_last() -> None:
+def test_done_function_ends_each_reader() -> None:
     with SSEServer([send("a"), send("end"), silence()]) as server:
         readers = tee(request_sse(server.url, decode="text", done=lambda event: event.data == "end"))
         assert list(readers[0]) == ["a", "end"]
@@ -389,7 +389,7 @@ def test_function_that_says_which_event_is_the_last() -> None:
         server.requests[0].wait_aborted()
 
 
-def test_reader_that_an_asynchronous_server_reads() -> None:
+def test_reader_can_be_relayed_by_an_asynchronous_server() -> None:
     async def main(reader: EventStream[str]) -> list[str]:
         items = [await reader._reader.anext(30), await reader._reader.anext(30)]
         with pytest.raises(StopAsyncIteration):
@@ -401,7 +401,7 @@ def test_reader_that_an_asynchronous_server_reads() -> None:
             assert asyncio.run(main(reader)) == ["a", "end"]
 
 
-def test_readers_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_in_a_forked_child_raise_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
         with monkeypatch.context() as patch:
@@ -418,7 +418,7 @@ def test_readers_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
         readers.close()
 
 
-def test_reconnections_are_told_once() -> None:
+def test_on_reconnect_is_called_once() -> None:
     told: list[int] = []
     scripts = iter([[send(1, id="1"), cut()], [send(2), DONE]])
     with SSEServer(lambda request: next(scripts)) as server:
@@ -430,7 +430,7 @@ def test_reconnections_are_told_once() -> None:
         assert readers[0].stats.reconnections == 1
 
 
-def test_readers_can_have_the_connection_dropped() -> None:
+def test_each_reader_can_reconnect() -> None:
     scripts = iter([[send(1, id="1"), silence()], [send(2), DONE]])
     with SSEServer(lambda request: next(scripts)) as server:
         one, other = tee(request_sse(server.url, reconnect=ReconnectionPolicy(delay=0.01)))
@@ -454,7 +454,7 @@ def test_bridge_that_is_closed_ends_all_readers() -> None:
             list(slow)
 
 
-def test_task_that_does_not_end_keeps_no_reader_waiting() -> None:
+def test_stuck_task_does_not_block_the_readers() -> None:
     with SSEServer([*(send(BIG) for _ in range(100)), silence()]) as server:
         bridge = Bridge()
         fast, slow = tee(request_sse(server.url, decode="text", bridge=bridge), max_buffered_bytes=50_000)
@@ -482,7 +482,7 @@ def test_tee_of_a_tee() -> None:
         server.requests[0].wait_aborted()
 
 
-def test_what_leads_back_while_something_is_moved_comes_after_it() -> None:
+def test_reentrant_call_while_entries_move_runs_afterwards() -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
         broadcaster = readers._broadcaster
@@ -502,7 +502,7 @@ def test_readers_can_be_merged() -> None:
         assert [n for name, n in found if name == "other"] == list(range(100))
 
 
-def test_repr_tells_how_many_readers_there_are() -> None:
+def test_repr_shows_the_number_of_readers() -> None:
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url))
         assert repr(readers) == "<Tee of <EventStream [200] open> readers=2>"
@@ -522,7 +522,7 @@ def test_repr_tells_how_many_readers_there_are() -> None:
         ({"max_history_bytes": -1}, "`max_history_bytes` must be"),
     ],
 )
-def test_arguments_that_cannot_work(arguments: Any, match: str) -> None:
+def test_wrong_arguments_raise_usage_error(arguments: Any, match: str) -> None:
     with SSEServer([send(1), DONE]) as server:
         events = request_sse(server.url).events
         with pytest.raises(UsageError, match=match):
@@ -530,7 +530,7 @@ def test_arguments_that_cannot_work(arguments: Any, match: str) -> None:
         assert list(events) == [1]
 
 
-def test_interrupt_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_during_tee_aborts_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(broadcaster: object) -> None:
         raise KeyboardInterrupt
 
@@ -543,14 +543,14 @@ def test_interrupt_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_what_is_no_stream() -> None:
+def test_type_of_the_stream_is_checked() -> None:
     wrong: Callable[..., Any] = tee
     with pytest.raises(UsageError, match="`stream` must be what request_sse returns, got list"):
         wrong([1])
 
 
 @pytest.mark.heavy
-def test_stress() -> None:
+def test_remaining_readers_get_every_event_while_others_leave() -> None:
     """Readers come, read, stall and leave at random: those who stay get everything."""
     with SSEServer([*(send(n) for n in range(3_000)), DONE]) as server:
         for _ in range(5):

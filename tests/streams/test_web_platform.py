@@ -114,7 +114,7 @@ def test_eventsource_reconnect(ask: Door) -> None:
     assert delays == [0.15]
 
 
-def test_eventsource_reconnect_that_fails(ask: Door) -> None:
+def test_eventsource_reconnect_fails(ask: Door) -> None:
     """eventsource-reconnect.js, with resources/reconnect-fail.py: 200, 200 and then 204, which is the end."""
     answers = iter([[send("opened")], [send("reconnected")], [respond(204)], [send("too much")]])
     with SSEServer(lambda request: next(answers)) as server:
