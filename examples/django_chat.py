@@ -4,10 +4,11 @@
     gunicorn --worker-class gthread --threads 100 examples.django_chat:wsgi
     uvicorn examples.django_chat:asgi
 
-What it asks is as there: an upstream of its own, or what OPENAI_API_KEY and OPENAI_BASE_URL name.
+Like that example it sends its requests to an upstream of its own, or to the endpoint that OPENAI_API_KEY and
+OPENAI_BASE_URL name.
 
-A reader who leaves a silent stream is missed at once under ASGI and within a second by gunicorn, but by runserver,
-which does not hand its sockets out, only when a heartbeat does not come through.
+A disconnect during a silent stream is detected at once under ASGI, and within a second by gunicorn. runserver does not
+expose its sockets: there a heartbeat that cannot be sent shows the disconnect.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ settings.configure(
     SECRET_KEY=secrets.token_urlsafe(),
     ALLOWED_HOSTS=["127.0.0.1", "localhost", "[::1]"],
     ROOT_URLCONF=__name__,
-    # The page's POST brings the token of this one in a header, which EventSource has no way to.
+    # The page's POST sends the CSRF token in a header. EventSource cannot set one.
     MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"],
 )
 
@@ -58,7 +59,7 @@ def page(request: HttpRequest) -> HttpResponseBase:
 
 
 def static(request: HttpRequest, name: str, directory: Path = STATIC) -> HttpResponseBase:
-    """Send a file of the page, whole: Django's own way sends files synchronously, and warns of that under ASGI."""
+    """Send a file of the page as a whole. FileResponse is synchronous, and warns about that under ASGI."""
     file = directory / name
     if not file.is_file():
         raise Http404(name)
@@ -66,7 +67,7 @@ def static(request: HttpRequest, name: str, directory: Path = STATIC) -> HttpRes
 
 
 def chat(request: HttpRequest) -> HttpResponseBase:
-    """Answer a conversation, by POST, or one question, by EventSource, which can go on after a broken connection."""
+    """Answer a conversation (POST), or one question (EventSource, which can resume a broken connection)."""
     if request.method == "POST":
         messages = conversation_of(request)
         return refusal("send an object with a list of messages", 400) if messages is None else answer(request, messages)
@@ -81,7 +82,7 @@ def panel(request: HttpRequest) -> HttpResponseBase:
 
 
 def fetch_event_source_module(request: HttpRequest, name: str) -> HttpResponseBase:
-    # npm's modules import each other without a suffix, as bundlers have it.
+    # The modules from npm import each other without a suffix, as bundlers expect.
     directory = FROM_NPM if FROM_NPM.is_dir() else STATIC / "fetch-event-source"
     return static(request, f"{name.removesuffix('.js')}.js", directory)
 
@@ -94,13 +95,13 @@ def conversation_of(request: HttpRequest) -> list[Message] | None:
 
 
 def answer(request: HttpRequest, messages: list[Message], last_event_id: str = "") -> HttpResponseBase:
-    """Relay the upstream's answer. Under ASGI this view waits for its headers in a thread, then needs none."""
-    # For as long as the upstream has not begun to answer; after that the relay looks itself.
-    left = relay.reader_left(request.META)
+    """Relay the upstream's answer. Under ASGI a thread is used only until the upstream's headers arrive."""
+    # Detects a disconnect before the upstream's headers; later the relay does so itself.
+    disconnected = relay.reader_left(request.META)
     try:
-        return relay.django.stream_response(request, upstream.ask(messages, last_event_id, left), map=piece_of)
+        return relay.django.stream_response(request, upstream.ask(messages, last_event_id, disconnected), map=piece_of)
     except SSEError as error:
-        # No answer at all. (An error within one is the relay's to tell.)
+        # There is no answer yet. (The relay reports an error within an answer itself.)
         logger.warning("%s: %s", type(error).__name__, error)
         return refusal("The upstream cannot be reached.", 502)
 

@@ -1,9 +1,9 @@
-"""Ask an OpenAI-style endpoint, print the answer as it arrives, then ask again and leave early.
+"""Send a prompt to an OpenAI-style endpoint, print the answer as it arrives, then ask again and leave early.
 
     python examples/quickstart.py
 
-Without OPENAI_API_KEY in the environment it asks an upstream of its own on a loopback port. With
-it, it asks OPENAI_BASE_URL (https://api.openai.com/v1 where that is not set) for OPENAI_MODEL.
+Without OPENAI_API_KEY in the environment it starts an upstream of its own on a loopback port. With the
+key it sends requests to OPENAI_BASE_URL (default: https://api.openai.com/v1) for OPENAI_MODEL.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def ask(url: str, headers: dict[str, str], prompt: str) -> Iterator[str]:
 
 
 def token_of(chunk: Any) -> str:
-    """Return the text of one chunk; the first and the last have none."""
+    """Return the text of one chunk; "" for the first and the last."""
     choices = chunk["choices"]
     return (choices[0]["delta"].get("content") or "") if choices else ""
 
 
 def talk(url: str, headers: dict[str, str]) -> float:
-    """Print one answer whole and the beginning of a second; return when the second was left."""
+    """Print one answer and the beginning of a second. Returns the time at which the second loop was left."""
     print("> What are Server-Sent Events?")
     for token in ask(url, headers, "What are Server-Sent Events?"):
         print(token, end="", flush=True)
@@ -58,7 +58,7 @@ def talk(url: str, headers: dict[str, str]) -> float:
 
 
 def main() -> None:
-    """Talk to the endpoint from the environment, or to an upstream of our own."""
+    """Use the endpoint from the environment, or an upstream of our own."""
     key = os.environ.get("OPENAI_API_KEY")
     if key:
         talk(os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"), {"Authorization": f"Bearer {key}"})

@@ -45,7 +45,7 @@ logger = logging.getLogger("sseqbridge")
 
 # How many bytes of frames an iterable may be ahead of the client.
 _MAX_AHEAD = 64 * 1024
-# What a frame is charged besides its bytes.
+# A frame's charge in addition to its bytes.
 _OVERHEAD = 256
 
 

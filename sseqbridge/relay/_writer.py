@@ -3,7 +3,7 @@
 Runs in the thread, or the task, that produces the items; nothing here is shared between threads.
 
 Invariant: every frame parses back to the event that it was made from; an item for which that is impossible
-is refused. The client is told an error's type and a fixed text, never the error's message, which names hosts.
+is refused. The client gets an error's type and a fixed text, never the error's message, which names hosts.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def stream_response(
 class _FramesResponse(StreamingResponse):
     """Closes the frames however the response ends, and as soon as the client disconnects.
 
-    Starlette's own response watches for a disconnect only on servers that do not raise in `send`; those that
-    do raise there notice it only when there is something to send.
+    Starlette's own response watches for a disconnect only on servers that do not raise in `send`. A server
+    that raises there notices the disconnect only when there is something to send.
     """
 
     def __init__(self, body: AsyncFrames, **options: Any) -> None:

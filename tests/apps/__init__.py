@@ -1,4 +1,4 @@
-"""The applications that the tests run on real web servers: each relays what the request's query names.
+"""The applications that the tests run on real web servers: each relays the stream that the request's query names.
 
 `upstream` is the address to read from; `heartbeat` and `probe` are in seconds, or "never".
 """
@@ -14,18 +14,18 @@ import httpx
 
 __all__ = ["GENERATORS", "LARGE", "relay_options", "running_loop"]
 
-# What every middleware that compresses finds worth it.
+# Long enough for every compressing middleware.
 LARGE = "plain text " * 1000
 
 
 def relay_options(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the query says of heartbeats and probes, as arguments of stream_response."""
+    """Return the query's `heartbeat` and `probe` as arguments of stream_response."""
     given = {name: query[name] for name in ("heartbeat", "probe") if name in query}
     return {name: None if value == "never" else float(value) for name, value in given.items()}
 
 
 def counting(query: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Give `count` items, each once the test lets its computing end, and tell the test when this is closed."""
+    """Yield `count` items, each when the upstream answers, and report the generator's end to the upstream."""
     upstream = query["upstream"]
     try:
         for n in range(int(query["count"])):
@@ -36,7 +36,7 @@ def counting(query: Mapping[str, str]) -> Iterator[dict[str, int]]:
 
 
 def endless(query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Give items as fast as they are wanted, and tell the test when this is closed."""
+    """Yield items without a pause, and report the generator's end to the upstream."""
     try:
         while True:
             yield {"padding": "x" * 1000}
@@ -50,7 +50,7 @@ def _ask(url: str) -> None:
 
 
 async def acounting(query: Mapping[str, str]) -> AsyncIterator[dict[str, int]]:
-    """The same as `counting`, in a coroutine."""
+    """Do the same as `counting`, asynchronously."""
     upstream = query["upstream"]
     async with httpx.AsyncClient(timeout=10) as client:
         try:
@@ -62,7 +62,7 @@ async def acounting(query: Mapping[str, str]) -> AsyncIterator[dict[str, int]]:
 
 
 async def aendless(query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
-    """The same as `endless`, in a coroutine."""
+    """Do the same as `endless`, asynchronously."""
     async with httpx.AsyncClient(timeout=10) as client:
         try:
             while True:
@@ -71,7 +71,7 @@ async def aendless(query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
             await client.get(f"{query['upstream']}/closed")
 
 
-# Called with a request's query.
+# Functions of a request's query, by name.
 GENERATORS: dict[str, Callable[[Mapping[str, str]], Any]] = {
     "counting": counting,
     "endless": endless,
@@ -81,7 +81,7 @@ GENERATORS: dict[str, Callable[[Mapping[str, str]], Any]] = {
 
 
 def running_loop() -> str | None:
-    """Return the type of the asyncio loop that a view finds running, None where it finds none."""
+    """Return the type of the event loop that runs in the view's thread; None if there is none."""
     try:
         return type(asyncio.get_running_loop()).__name__
     except RuntimeError:

@@ -25,7 +25,7 @@ if not settings.configured:
         DATABASES={
             "default": {
                 "ENGINE": "django.db.backends.sqlite3",
-                # In the server's own directory, which goes with the server.
+                # A directory of the server's own.
                 "NAME": Path(tempfile.mkdtemp()) / "database",
             }
         },

@@ -1,4 +1,4 @@
-"""Relays in Flask, with Flask-Compress told to compress event streams too."""
+"""Relays in Flask, with Flask-Compress configured to compress event streams too."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def stream() -> flask.Response:
 
 @app.get("/watched")
 def watched() -> flask.Response:
-    """Look after the reader while the upstream's headers have not come."""
+    """Watch the client until the upstream's headers arrive."""
     query = flask.request.args
-    left = relay.reader_left(flask.request.environ, probe=float(query["probe"]))
+    disconnected = relay.reader_left(flask.request.environ, probe=float(query["probe"]))
     try:
-        opened = request_sse(query["upstream"], cancel=left)
+        opened = request_sse(query["upstream"], cancel=disconnected)
     except RequestAbortedError:
         return flask.Response(status=204)
     return relay.flask.stream_response(opened)

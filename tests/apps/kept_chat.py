@@ -1,7 +1,7 @@
-"""The chat example, whose leases last as long as the machine is slow: a test has one run out when it wants that.
+"""The chat example with leases that outlast a slow machine; a test ends one explicitly.
 
-An answer is abandoned after ABANDON_AFTER seconds. Each worker tells the upstream its process id as its key, so that a
-test knows whom to kill.
+An answer is abandoned after ABANDON_AFTER seconds. Each worker sends its process id to the upstream as its
+key, so that a test can kill it.
 """
 
 from __future__ import annotations

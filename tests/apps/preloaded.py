@@ -15,7 +15,7 @@ AT_IMPORT = list(request_sse(UPSTREAM).events)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
-    """Answer what a stream gives here, and what one gave at the import; /plain nothing."""
+    """Answer /read with the items of a stream read now and of one read at import, /plain with nothing."""
     found: dict[str, Any] = {}
     if environ["PATH_INFO"] == "/read":
         items = list(request_sse(UPSTREAM).events)

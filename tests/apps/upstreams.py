@@ -1,4 +1,4 @@
-"""Upstreams as others write them: sse-starlette's EventSourceResponse and FastAPI's StreamingResponse."""
+"""Third-party upstreams: sse-starlette's EventSourceResponse and FastAPI's StreamingResponse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sse_starlette.sse import EventSourceResponse
 
 app = fastapi.FastAPI()
 
-# When each stream's client left, on the clock of time.monotonic(), by the name that it gave.
+# The time.monotonic() of each stream's disconnect, by the name in its query.
 _left: dict[str, float] = {}
 
 

@@ -21,7 +21,7 @@ from tests.redis_support import RedisServer, redis_server
 pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
 
 WORKER = ["-m", "celery", "-A", "examples.celery_worker.tasks", "worker", "--loglevel", "INFO", "--concurrency", "1"]
-# What workers tell each other takes seconds at the start, and there is but one.
+# The workers' gossip takes seconds at the start, and there is only one worker.
 ALONE = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 WEB = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "examples.celery_worker.app:create_app()"]
 

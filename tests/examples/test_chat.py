@@ -57,7 +57,7 @@ class Site:
         self._streams: list[EventStream[Any]] = []
 
     def headers(self) -> dict[str, str]:
-        """Return those that a POST needs: Django's wants its cookie's value back."""
+        """Return the headers of a POST: Django requires the value of its CSRF cookie."""
         self.client.get(self.url).raise_for_status()
         token = self.client.cookies.get("csrftoken")
         return {"X-CSRFToken": token, "Cookie": f"csrftoken={token}"} if token else {}
@@ -80,7 +80,7 @@ class Site:
         return self._streams[-1]
 
     def forget(self) -> None:
-        """Leave whatever is open, and be somebody else."""
+        """Close all connections, and drop the cookies."""
         for events in self._streams:
             events.close()
         self._streams.clear()

@@ -14,7 +14,7 @@ _VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL")
 
 
 def quickstart(**variables: str) -> str:
-    """Run it with these variables and return what it printed."""
+    """Run the quickstart with environment variables. Returns its output."""
     environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", **variables}
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The page of examples/flask_chat where answers are kept: reloaded in Chromium, its workers killed meanwhile."""
+"""The page of examples/flask_chat with kept answers: reloaded in Chromium while its workers are killed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Site:
             leases = {key: client.get(key) for key in client.scan_iter("*:lease")}
             os.kill(pid, signal.SIGKILL)
             until(lambda: pid not in self._workers(), 30)
-            # What it had sent by then, Redis has done once it answers a second time.
+            # By its second reply Redis has executed the killed worker's last commands.
             assert client.ping()
             assert client.ping()
             for key, token in leases.items():
@@ -157,7 +157,7 @@ def test_reload_and_a_killed_worker_lose_no_event(
     assert rest.request.headers["authorization"] != f"Bearer {killed}"
     assert rest.request.json()["messages"] == [{"role": "user", "content": "Count"}]
     rest.say(*WORDS[:20])
-    # What came from the worker that is gone is void.
+    # The text from the killed worker is discarded.
     page.shows("".join(WORDS[:20]), "streaming")
     chrome.refresh()
     rest.say(*WORDS[20:])

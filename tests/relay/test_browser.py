@@ -73,13 +73,13 @@ def page(
     """The page, new, once for each way in."""
     page = Page(chrome, urls[request.param], "eventsource" if request.param == "eventsource" else "fetch")
     yield page
-    # What is open is aborted, and no test sees another one's.
+    # Open requests are aborted, so that no test sees those of another.
     chrome.get("about:blank")
 
 
 @pytest.fixture
 def one_page(chrome: webdriver.Chrome, puppet: Puppet, urls: dict[str, str]) -> Iterator[Page]:
-    """The page, for what is the same whichever way is chosen."""
+    """The page, for tests that are independent of the transport."""
     yield Page(chrome, urls["npm"])
     chrome.get("about:blank")
 
@@ -138,7 +138,7 @@ def test_a_refusal_shows_as_an_error(page: Page, puppet: Puppet, request: pytest
     page.ask("Refuse")
     page.shows("", "failed")
     by_eventsource = "eventsource" in request.node.name
-    # EventSource does not tell what the answer was.
+    # EventSource hides the answer's status.
     assert page.error == ("The server refused to answer." if by_eventsource else "Slow down, please.")
     puppet.script = None
     page.find(".error button").click()
@@ -356,7 +356,7 @@ def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, pu
     chrome.get("about:blank")
 
 
-# Each way of cutting a body in two, and what comes of it.
+# Each split of a body in two pieces, and the expected result.
 CUT_IN_TWO = """
 const { fetchEventSource } = await import("./fetch-event-source/index.js");
 const bytes = new TextEncoder().encode(arguments[0]);
@@ -384,7 +384,7 @@ def test_stand_in_parses_as_the_standard_requires(chrome: webdriver.Chrome, urls
 
 
 class Relay:
-    """A web server in this process that relays one upstream, and what it was asked."""
+    """A web server in this process that relays one upstream, and its requests."""
 
     def __init__(self, upstream: SSEServer) -> None:
         self.asked: list[tuple[dict[str, str], Any]] = []

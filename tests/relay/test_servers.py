@@ -35,7 +35,7 @@ class Place(NamedTuple):
         return f"{self.server} {self.view}"
 
 
-# By what tells the relay that the reader has left: the server's socket, a write, or the server itself.
+# Grouped by how the relay detects a disconnect: the server's socket, a write, or the server itself.
 SOCKET = [
     Place("flask run", "/relay"),
     Place("gunicorn sync", "/relay"),
@@ -112,7 +112,7 @@ def without_end(request: ReceivedRequest) -> Iterator[Step]:
 ONE_THEN_SILENCE = [send({"n": 1}), silence()]
 
 
-# What comes through, and when.
+# Forwarding.
 
 
 @at(EVERYWHERE)
@@ -228,7 +228,7 @@ def test_heartbeats_detect_a_disconnect_in_silence(address: Address, how: str) -
     ):
         assert reader.event().json() == {"n": 1}
         leave(reader, how)
-        # The first heartbeat after that is what the reader's machine refuses, the second what the server's does.
+        # The client's machine refuses the first heartbeat after the disconnect, the server's machine the second.
         upstream.requests[0].wait_aborted(30)
 
 
@@ -273,11 +273,11 @@ def test_head_request_aborts_the_upstream(address: Address) -> None:
         upstream.requests[0].wait_aborted(30)
 
 
-# What the application makes.
+# Iterables of the application.
 
 
 class Desk:
-    """The upstream of a generator: lets it compute, as long as it is told to or for a moment, and sees it closed."""
+    """The upstream of a generator: delays its items until the test allows them, and sees it closed."""
 
     def __init__(self, *flags: threading.Event) -> None:
         self._flags = flags
@@ -299,7 +299,7 @@ class Desk:
 
     @property
     def asked(self) -> list[str]:
-        """What the generator has asked for so far."""
+        """The requests of the generator so far."""
         return [request.path for request in self._server.requests]
 
     def until_closed(self, server: Server) -> None:
@@ -463,7 +463,7 @@ def flood(request: ReceivedRequest) -> Iterator[Step]:
 
 
 def until_held_back(request: ReceivedRequest) -> int:
-    """Wait until the upstream can send no more, and return what it has sent."""
+    """Wait until backpressure stops the upstream. Returns the number of bytes that it has sent."""
     last = [-1, time.monotonic()]
 
     def stands_still() -> bool:
@@ -482,7 +482,7 @@ STALLING = [place for place in EVERYWHERE if place.server in ("gunicorn gthread"
 def test_stalled_client_gets_backpressure_and_delays_no_other(server: Server, address: Address) -> None:
     flags, steps = one_by_one(3)
     with SSEServer(flood) as flooding, SSEServer(steps) as upstream, reading(address(flooding), buffer=4096) as stalled:
-        # What the sockets on the way hold, each up to 6 MB, and a megabyte of the relay's.
+        # The buffers of the sockets, up to 6 MB each, and a megabyte for the relay.
         assert until_held_back(flooding.wait_for_request(timeout=30)) < 32_000_000
         with reading(address(upstream)) as reader:
             for n, flag in enumerate(flags):

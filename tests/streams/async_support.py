@@ -1,4 +1,4 @@
-"""What the tests of arequest_sse share."""
+"""Types, waits and steps that the tests of arequest_sse share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[Main], Any]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the test's own time limit is the limit."""
+    """Wait for a condition that another thread makes true; the test's own time limit ends the wait."""
     while not condition():
         await asyncio.sleep(0.001)
 

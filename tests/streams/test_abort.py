@@ -35,7 +35,7 @@ def flood(request: ReceivedRequest) -> Iterator[Step]:
 
 class Ask(Protocol):
     def __call__(self, script: Script | tuple[Step, ...], **options: Any) -> tuple[EventStream[Any], ReceivedRequest]:
-        """Ask an upstream that plays `script`; return the stream and what the upstream received."""
+        """Return a stream of an upstream that plays `script`, and the request that the upstream received."""
 
 
 class Serve(Protocol):
@@ -243,7 +243,7 @@ def test_closing_the_bridge_aborts_while_the_headers_are_awaited(serve: Serve, c
 
 
 def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> None:
-    # As by a forked child: closing our own descriptor would tell the upstream nothing.
+    # As by a forked child: closing our own descriptor would not close the connection.
     events, request = ask(flood, max_buffered_bytes=100_000)
     hold_back(request)
     subscription: Any = events._cursor.subscription
@@ -256,7 +256,7 @@ def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> Non
         os.close(inherited)
 
 
-# Without TLS from here on: what is left is about threads.
+# Without TLS from here on: the other tests are about threads.
 
 
 @pytest.fixture
@@ -285,10 +285,10 @@ def test_an_exception_aborts_while_its_traceback_is_alive(silent: SSEServer) -> 
         for _ in request_sse(silent.url).events:
             raise LookupError
 
-    with pytest.raises(LookupError) as told:
+    with pytest.raises(LookupError) as caught:
         loop()
     silent.wait_for_request().wait_aborted()
-    assert told.traceback
+    assert caught.traceback
 
 
 def test_break_within_a_batch_delivers_no_further_item(silent: SSEServer) -> None:
@@ -399,10 +399,10 @@ def test_closing_in_the_loops_body_ends_the_loop(talkative: SSEServer) -> None:
 def test_use_after_break_raises_usage_error_with_advice(silent: SSEServer, use: Callable[[Any], object]) -> None:
     it = request_sse(silent.url).events
     break_off(it)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         use(it)
-    assert "next(it)" in str(told.value)
-    assert "keep_open" in str(told.value)
+    assert "next(it)" in str(caught.value)
+    assert "keep_open" in str(caught.value)
 
 
 def use_islice(it: EventStream[Any]) -> list[Any]:
@@ -589,9 +589,9 @@ def test_a_flag_that_raises_aborts_and_reaches_a_waiting_consumer(silent: SSESer
     reading = in_thread(lambda: list(it))
     until(lambda: is_waiting(reading))
     flag.value = KeyError("flag")
-    with pytest.raises(CallbackError, match=r"is_set\(\) raised KeyError") as told:
+    with pytest.raises(CallbackError, match=r"is_set\(\) raised KeyError") as caught:
         reading.result(5)
-    assert told.value.__cause__ is flag.value
+    assert caught.value.__cause__ is flag.value
     silent.wait_for_request().wait_aborted()
     with pytest.raises(CallbackError):
         next(it)
@@ -601,9 +601,9 @@ def test_a_flag_that_raises_in_the_consumers_thread_aborts(talkative: SSEServer)
     flag = Flag()
     it = request_sse(talkative.url, cancel=flag).events
     flag.value = KeyError("flag")
-    with pytest.raises(CallbackError) as told:
+    with pytest.raises(CallbackError) as caught:
         list(it)
-    assert told.value.__cause__ is flag.value
+    assert caught.value.__cause__ is flag.value
     talkative.wait_for_request().wait_aborted()
     with pytest.raises(CallbackError):
         next(it)
@@ -612,9 +612,9 @@ def test_a_flag_that_raises_in_the_consumers_thread_aborts(talkative: SSEServer)
 def test_a_flag_that_raises_before_the_call_sends_nothing(silent: SSEServer) -> None:
     flag = Flag()
     flag.value = KeyError("flag")
-    with pytest.raises(CallbackError) as told:
+    with pytest.raises(CallbackError) as caught:
         request_sse(silent.url, cancel=flag)
-    assert told.value.__cause__ is flag.value
+    assert caught.value.__cause__ is flag.value
     assert silent.requests == []
 
 

@@ -1,4 +1,4 @@
-"""What comes back: status, headers, items, error answers, payloads, compression. Through both doors."""
+"""Answers: status, headers, items, error answers, payloads, compression; by request_sse and arequest_sse."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_cut_off_error_body_is_kept_in_part(ask: Door, leave: Callable[[], Step]
         items, error = answer.fail()
         assert (items, type(error)) == ([], StatusError)
         assert isinstance(error, StatusError)
-        # A reset may take with it what was not read yet.
+        # A reset may discard bytes that were not read yet.
         assert error.body in ((b'{"a": ',) if leave is cut else (b'{"a": ', b""))
         assert error.__cause__ is not None
         with pytest.raises(StatusError) as caught:
@@ -278,7 +278,7 @@ def test_a_charset_changes_nothing(ask: Door, charset: str) -> None:
         assert answer.items() == ["ä€"]
 
 
-# What is decoded, and how the stream ends.
+# Decoding, and the end of the stream.
 
 EVENTS = [send({"a": 1}, event="m", id="7"), comment("ping"), send("2", retry=1.5), DONE]
 FIRST, SECOND = ServerSentEvent("m", '{"a": 1}', "7"), ServerSentEvent("message", "2", "7", 1.5)
@@ -356,7 +356,7 @@ def test_an_error_answer_needs_no_done(ask: Door) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "payload", "told"),
+    ("step", "payload", "quoted"),
     [
         (send({"error": {"message": "overloaded", "type": "x"}}), {"error": {"message": "overloaded", "type": "x"}}, 1),
         (send({"error": "overloaded", "n": 1}), {"error": "overloaded", "n": 1}, 1),
@@ -366,14 +366,14 @@ def test_an_error_answer_needs_no_done(ask: Door) -> None:
         (send("[1]", event="error"), [1], 0),
     ],
 )
-def test_error_event_raises_upstream_error(ask: Door, step: Step, payload: Any, told: int) -> None:
+def test_error_event_raises_upstream_error(ask: Door, step: Step, payload: Any, quoted: int) -> None:
     with SSEServer([send(1), step, send(2), DONE]) as server:
         with ask(server.url) as answer:
             items, error = answer.fail()
             assert items == [1]
             assert isinstance(error, UpstreamError)
             assert error.payload == payload
-            assert ("overloaded" in str(error)) == bool(told)
+            assert ("overloaded" in str(error)) == bool(quoted)
             assert answer.fail() == ([], error)
             assert answer.events.outcome == "error"
         assert server.requests[0].finished.wait(30)
@@ -457,7 +457,7 @@ def test_callbacks_run_in_the_consumers_thread() -> None:
     assert set(threads) == {threading.current_thread()}
 
 
-# What the stream knows.
+# Properties of the stream.
 
 
 def test_last_event_belongs_to_the_last_item(ask: Door) -> None:
@@ -574,7 +574,7 @@ def test_each_event_is_delivered_as_it_arrives(ask: Door, framing: Any, ending: 
         steps += [raw(frame), hold(flag)]
     with SSEServer(steps) as server, ask(server.url) as answer:
         for n, flag in enumerate(flags):
-            # What comes next is sent only once this one has been seen.
+            # The next event is sent only after this one was received.
             assert answer.next() == n
             flag.set()
         assert answer.items() == []
@@ -655,9 +655,9 @@ def test_a_compressed_error_answer_is_decompressed(ask: Door) -> None:
                 answer.raise_for_status()
             assert caught.value.body == b'{"error": "busy"}'
         with SSEServer([respond(headers={"Content-Encoding": "gzip"}, content_type=JSON), raw(body)]) as other:
-            with pytest.raises(ContentTypeError) as told:
+            with pytest.raises(ContentTypeError) as refused:
                 ask(other.url)
-            assert told.value.body == b'{"error": "busy"}'
+            assert refused.value.body == b'{"error": "busy"}'
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "rot13"])
@@ -704,7 +704,7 @@ def test_a_compressed_body_that_ends_early_is_a_truncated_stream(ask: Door) -> N
 
 def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
     is_reading, may_go_on = threading.Barrier(2), threading.Event()
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def decode(event: ServerSentEvent) -> str:
         is_reading.wait()
@@ -715,7 +715,7 @@ def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
         try:
             use()
         except BaseException as exc:
-            told.append(exc)
+            errors.append(exc)
 
     with SSEServer([send("1"), DONE]) as server, request_sse(server.url, decode=decode) as (_, _, items):
         read: list[str] = []
@@ -727,5 +727,5 @@ def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
         may_go_on.set()
         reader.join()
         assert read == ["1"]
-    assert [type(error) for error in told] == [UsageError] * 4
-    assert "one consumer at a time" in str(told[0])
+    assert [type(error) for error in errors] == [UsageError] * 4
+    assert "one consumer at a time" in str(errors[0])

@@ -35,7 +35,7 @@ def test_leaving_the_with_block_aborts(run: Run) -> None:
                 async for item in items:
                     assert item == 1
                     break
-                assert items.outcome is None, "nothing tells an asynchronous iterator that it was left"
+                assert items.outcome is None, "Python does not notify an asynchronous iterator that its loop was left"
             assert items.outcome == "closed"
             assert await aborted(server.requests[0])
 

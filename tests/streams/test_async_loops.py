@@ -76,7 +76,7 @@ def test_the_tls_context_is_built_off_the_loop(
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:
             await ask_five_times(server.url)
-            assert not built_in or not HAS_OWN_TRANSPORT, "what no request needs"
+            assert not built_in or not HAS_OWN_TRANSPORT, "no request needs it"
         with SSEServer([send(1), send("[DONE]")], ssl_context=server_tls) as server:
             await ask_five_times(server.url)
 

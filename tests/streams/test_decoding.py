@@ -50,11 +50,11 @@ def test_invalid_json_raises_decode_error_with_event_and_cause(data: str, error_
         decoder(error_events=error_events).item(event)
     assert raised.value.event is event
     assert isinstance(raised.value.__cause__, (ValueError, RecursionError))
-    told = str(raised.value)
-    assert told.startswith('the data of a "tick" event is not JSON (')
-    assert 'decode="text"' in told
-    assert "secret" not in told
-    assert "99" not in told
+    message = str(raised.value)
+    assert message.startswith('the data of a "tick" event is not JSON (')
+    assert 'decode="text"' in message
+    assert "secret" not in message
+    assert "99" not in message
 
 
 def test_decode_error_has_the_position_of_the_fault() -> None:
@@ -87,7 +87,7 @@ JSONRPC_ERROR = {"jsonrpc": "2.0", "id": 1, "error": BUSY}
 
 
 @pytest.mark.parametrize(
-    ("event", "payload", "told"),
+    ("event", "payload", "quoted"),
     [
         (ServerSentEvent(data='{"error": "busy"}'), {"error": "busy"}, "busy"),
         (ServerSentEvent(data=json.dumps({"error": BUSY})), {"error": BUSY}, "busy"),
@@ -110,14 +110,15 @@ JSONRPC_ERROR = {"jsonrpc": "2.0", "id": 1, "error": BUSY}
     ],
 )
 def test_error_of_the_upstream_is_raised_with_its_payload(
-    event: ServerSentEvent, payload: object, told: str | None
+    event: ServerSentEvent, payload: object, quoted: str | None
 ) -> None:
     with pytest.raises(UpstreamError) as raised:
         decoder().item(event)
     assert raised.value.event is event
     assert raised.value.payload == payload
     assert raised.value.__cause__ is None
-    assert str(raised.value) == "the upstream sent an error" + ("; it is in .payload" if told is None else f": {told}")
+    detail = "; it is in .payload" if quoted is None else f": {quoted}"
+    assert str(raised.value) == f"the upstream sent an error{detail}"
 
 
 @pytest.mark.parametrize(

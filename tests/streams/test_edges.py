@@ -198,13 +198,13 @@ def test_slow_client_function_delays_no_other_stream() -> None:
 
 def test_signal_handler_during_a_wait_cannot_read() -> None:
     go = threading.Event()
-    told: list[str] = []
+    messages: list[str] = []
 
     def read(signum: int, frame: object) -> None:
         try:
             next(events)
         except UsageError as exc:
-            told.append(str(exc))
+            messages.append(str(exc))
         go.set()
 
     main = threading.get_ident()
@@ -225,7 +225,7 @@ def test_signal_handler_during_a_wait_cannot_read() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert got == [1, 2, 3]
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_stream_dropped_within_an_abort_is_aborted() -> None:

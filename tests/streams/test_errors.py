@@ -1,4 +1,4 @@
-"""What goes wrong on the way, as one typed error each; time limits; and that no error tells a secret."""
+"""Failures on the network, each a typed error; time limits; no error message contains a secret."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_an_event_that_is_too_large(ask: Door) -> None:
     ],
 )
 def test_events_before_an_error_are_delivered_first(ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
-    """Also where nobody reads before the error is there."""
+    """Also if no consumer reads before the error arrives."""
     with (
         SSEServer([raw(b"data: 1\n\ndata: 2\n\n"), send(3), *steps]) as server,
         ask(server.url, max_event_bytes=1000) as answer,
@@ -324,7 +324,7 @@ def test_write_timeout(clock: FakeClock, ask: Door) -> None:
 
     def never_read(connection: socket.socket) -> None:
         is_over.wait(30)
-        # What was not read: closing must not wait for it.
+        # Unread bytes are discarded, so that closing does not wait.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     with raw_server(never_read) as url:

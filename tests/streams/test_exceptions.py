@@ -1,4 +1,4 @@
-"""The error tree: it matches its docstring, survives pickling, and its messages help."""
+"""The error tree: it matches its module's docstring, can be pickled, and its messages give advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers and clients that nobody here wrote: sse-starlette and FastAPI under uvicorn, and openai."""
+"""Third-party servers and clients: sse-starlette and FastAPI under uvicorn, and openai."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support import in_thread, until
 
 TEXT = "Hello, world:  two spaces, äöü € 🙂, \t tab,\nnew lines\n\nand quotes\"'.\n "
 
-# What people send, and what decode="json" makes of it.
+# Payloads in use, and their items with decode="json".
 JSON = [
     (1, 1),
     (-2.5, -2.5),
@@ -48,7 +48,7 @@ JSON = [
 
 app = FastAPI()
 
-# What the applications see, for the tests: the routes' clients that left, and flags to go on.
+# Shared by applications and tests: the disconnects that each route has seen, and flags to continue.
 left: dict[str, threading.Event] = {}
 flags: dict[str, threading.Event] = {}
 
@@ -311,7 +311,7 @@ def test_fastapis_errors(url: str) -> None:
 
 
 def test_openai_and_request_sse_read_the_same(url: str) -> None:
-    """What the quickstart's upstream speaks is what real clients expect, to the chunk."""
+    """The official client reads the same chunks from the quickstart's upstream."""
     call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "say it"}]}
     with (
         SSEServer(chat_completions("Two words.")) as server,

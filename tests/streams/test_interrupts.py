@@ -52,7 +52,7 @@ from tests.support import in_thread
 greenlet: Any = import_module("greenlet")
 
 PACKAGE = str(Path(sseqbridge.__file__).parent)
-# Called by the application: what they return is its.
+# Called by the application, which owns their results.
 DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_aread"}
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
 COUNT = 4
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 class Alarm(BaseException):
-    """What a signal handler raises."""
+    """Raised by a signal handler."""
 
 
 class Loop:
@@ -217,7 +217,7 @@ def interruptions(make: Callable[[], T], read: Callable[[T], object]) -> Iterato
 
 
 def check(stream: EventStream[str], got: list[str]) -> None:
-    """See that a stream has ended, or goes on with what was not given yet."""
+    """Check that a stream has ended, or continues with the next undelivered item."""
     if stream.outcome is None:
         try:
             item = stream.next(timeout=0)
@@ -248,7 +248,7 @@ pytestmark = [
     pytest.mark.usefixtures("collector_off"),
     # Those that are left open after an interrupt, which have no connection.
     pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
-    # An interrupt in what is called by a finalizer goes no further.
+    # An exception in a finalizer does not propagate.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 

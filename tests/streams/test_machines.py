@@ -1,4 +1,4 @@
-"""Parser, encoder and channel, each beside a model of it, in whatever order what it can do is done."""
+"""Parser, encoder and channel, each compared with a model under operations in random order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 from tests.sse.reference_parser import parse
 
-# What a failure would be explained with takes minutes.
+# The explain phase of hypothesis takes minutes.
 PHASES = (Phase.generate, Phase.shrink)
 STEPS = settings(max_examples=60, stateful_step_count=30, phases=PHASES)
 
-# The parser: what it has given after each chunk is what the standard says of all bytes so far.
+# The parser: after each chunk its items are those that the standard defines for all bytes so far.
 
 ends = st.sampled_from([b"\n", b"\r", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n"])
 fields = st.sampled_from(
@@ -78,14 +78,14 @@ class ParserMachine(RuleBasedStateMachine):
         self.connect(self.parser.last_event_id)
 
     def is_what_the_standard_says(self) -> None:
-        told = parse(self.stream, self.options["max_event_bytes"], self.before)
-        items = [item for item in told.items if self.options["comments"] or isinstance(item, ServerSentEvent)]
+        expected = parse(self.stream, self.options["max_event_bytes"], self.before)
+        items = [item for item in expected.items if self.options["comments"] or isinstance(item, ServerSentEvent)]
         assert self.items == items
-        assert (self.parser.last_event_id, self.parser.retry) == (told.last_event_id, told.retry)
-        assert (self.parser.error is not None) == told.refused
+        assert (self.parser.last_event_id, self.parser.retry) == (expected.last_event_id, expected.retry)
+        assert (self.parser.error is not None) == expected.refused
 
 
-# The encoder: what was written is read as it was written, by a reader who comes in at any time.
+# The encoder: a parser that starts at any time reads the same events.
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
     ["", "\n", "a\r\nb\r", "\ufeff", ": ", "[DONE]"]
@@ -136,7 +136,7 @@ class EncoderMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.items)
     @rule()
     def relay(self) -> None:
-        """What was read is written anew, as a relay does it: it means the same."""
+        """Encode the parsed events again, as a relay does. Their meaning stays the same."""
         self.stream = b"".join(map(encode, self.read))
         self.reader = EventStreamParser(comments=True)
         self.read = list(self.reader.feed(self.stream))
@@ -154,7 +154,7 @@ charges = st.sampled_from([1, 2, 3]) | st.sampled_from([0, 5, 10, 11, 20, 100])
 
 
 class HandOffMachine(RuleBasedStateMachine):
-    """The model is a queue of numbers with their charges, who waits, and what the consumer has in hand."""
+    """The model: a queue of numbers with charges, the waiters, and the entry that the consumer holds."""
 
     @initialize(limit=st.sampled_from([1, 7, 10, 20]))
     def begin(self, limit: int) -> None:
@@ -202,7 +202,7 @@ class HandOffMachine(RuleBasedStateMachine):
         return entry
 
     def settle(self) -> None:
-        """Let the loop do what there is to do, and have the model say what that is."""
+        """Run the loop's pending callbacks, and update the model."""
         for _ in range(6):
             self.loop.run_until_complete(asyncio.sleep(0))
         if self.putting is not None:
@@ -323,10 +323,10 @@ class HandOffMachine(RuleBasedStateMachine):
         self.release()
         entry = self.taken()
         try:
-            told: Any = self.loop.run_until_complete(self.channel.areceive(0)) if is_async else self.channel.receive(0)
+            got: Any = self.loop.run_until_complete(self.channel.areceive(0)) if is_async else self.channel.receive(0)
         except TimeoutError:
-            told = None
-        assert told == entry
+            got = None
+        assert got == entry
         self.settle()
 
     @precondition(is_free)

@@ -65,7 +65,7 @@ class Merging:
         seen: Callable[[Any], object] = id,
         **options: Any,
     ) -> list[Any]:
-        """Read what the streams give, or the first of it; with `opened` they are opened one after another before.
+        """Return the items of the streams, or the first `most`. With `opened` the streams are opened before.
 
         `seen` is called with each item.
         """
@@ -270,16 +270,16 @@ def test_stream_that_has_ended_adds_no_item() -> None:
 
 
 def test_streams_that_reconnect_are_merged(merging: Merging) -> None:
-    told: list[int] = []
+    calls: list[int] = []
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [send(2), DONE] if "last-event-id" in request.headers else [send(1, id="a"), cut()]
 
     with SSEServer(script) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0)
-        call = merging.call(server, reconnect=policy, on_reconnect=lambda attempt, delay, cause: told.append(attempt))
+        call = merging.call(server, reconnect=policy, on_reconnect=lambda attempt, delay, cause: calls.append(attempt))
         assert merging.items({"a": call}) == [("a", 1), ("a", 2)]
-    assert told == [1]
+    assert calls == [1]
 
 
 def test_request_that_is_retried_before_its_answer_is_merged(merging: Merging) -> None:
@@ -457,7 +457,7 @@ def test_merge_in_a_forked_child_raises_usage_error(monkeypatch: pytest.MonkeyPa
         assert server.aborted_requests == 0
         merged.close()
         server.requests[0].wait_aborted()
-        # None was sent by what was refused.
+        # The refused calls sent no request.
         assert server.connections == 1
 
 
@@ -585,7 +585,7 @@ def test_wrong_arguments_raise_usage_error(merging: Merging) -> None:
     with pytest.raises(UsageError, match="errors"):
         merging.items([], errors="ignore")
     with SSEServer([send(1), silence()]) as server:
-        # What was begun already is aborted.
+        # Requests that were sent already are aborted.
         with pytest.raises(UsageError, match="url"):
             merging.items([merging.call(server), partial(merging.request, 5)])
         with pytest.raises(TypeError, match="unknown"):

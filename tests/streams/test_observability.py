@@ -1,4 +1,4 @@
-"""What a bridge tells of itself: its counters, its objects' state, a loop that is blocked, traces."""
+"""Observability: counters of a bridge, repr of objects, warnings about a blocked loop, traces."""
 
 from __future__ import annotations
 
@@ -218,14 +218,14 @@ class SlowAuth(httpx.Auth):
 
 @pytest.mark.blocks_its_loop
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "text"),
     [
         ({"cancel": SlowFlag}, "is_set() of the cancel flag, a tests.streams.test_observability.SlowFlag, of"),
         ({"auth": SlowAuth}, "what the HTTP client, its transport, hooks or auth did for"),
     ],
 )
 def test_warning_names_the_code_that_blocks_the_loop(
-    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], told: str
+    clock: FakeClock, warnings: Callable[[], list[str]], bridge: Bridge, options: dict[str, Any], text: str
 ) -> None:
     made = {name: make(clock) for name, make in options.items()}
     with SSEServer([send(1), silence()]) as server:
@@ -234,7 +234,7 @@ def test_warning_names_the_code_that_blocks_the_loop(
         with answer:
             until(lambda: len(warnings()) == 1)
         assert warnings()[0].startswith("the loop was blocked for 6")
-        assert f"every stream stood still: {told}" in warnings()[0]
+        assert f"every stream stood still: {text}" in warnings()[0]
         assert f"{server.url}/ took 6" in warnings()[0]
         assert "secret" not in warnings()[0]
         assert 649 <= bridge.stats().longest_wait < 700
@@ -242,7 +242,7 @@ def test_warning_names_the_code_that_blocks_the_loop(
 
 
 @pytest.mark.parametrize(
-    ("numbers", "part", "told"),
+    ("numbers", "part", "text"),
     [
         (0, 0.5, "the loop thread waited for an unknown cause"),
         # Some milliseconds, of 600 s.
@@ -257,7 +257,7 @@ def test_warning_without_the_blocking_code_is_logged(
     monkeypatch: pytest.MonkeyPatch,
     numbers: int,
     part: float,
-    told: str,
+    text: str,
 ) -> None:
     monkeypatch.setattr(loop_watch, "_MIN_SHARE", part)
 
@@ -270,7 +270,7 @@ def test_warning_without_the_blocking_code_is_logged(
         assert state is not None
         state.loop.call_soon_threadsafe(block)
         until(warnings)
-        assert told in warnings()[0]
+        assert text in warnings()[0]
 
 
 def test_loop_without_a_stream_is_not_watched(bridge: Bridge) -> None:
@@ -297,7 +297,7 @@ def test_warning_is_not_repeated(
 
 
 def test_coroutine_wrapper_forwards_every_step() -> None:
-    """What is thrown in, and what closes it, reaches the coroutine."""
+    """throw() and close() reach the coroutine."""
     seen: list[object] = []
 
     class Pause:
@@ -323,7 +323,7 @@ def test_coroutine_wrapper_forwards_every_step() -> None:
     watch._loop.close()
 
 
-# What objects tell of themselves.
+# The repr of objects.
 
 
 def test_repr_of_every_public_object_shows_its_state() -> None:
@@ -334,7 +334,7 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
             stream = response.events
             parser = EventStreamParser()
             parser.feed(b"id: 7\n\ndata: secret")
-            told = {
+            text = {
                 "SSEResponse": (response, "<SSEResponse <EventStream [200] open>>"),
                 "EventStream": (stream, "<EventStream [200] open>"),
                 "Bridge": (bridge, "<Bridge open streams=1>"),
@@ -348,16 +348,16 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
                 "BridgeStats": (bridge.stats(), None),
                 "ServerSentEvent": (ServerSentEvent(data="x"), None),
                 "Comment": (Comment("x"), "Comment(text='x')"),
-                "StatusError": (StatusError("told", 500, httpx.Headers({"x": "secret"}), b"secret"), None),
+                "StatusError": (StatusError("shown", 500, httpx.Headers({"x": "secret"}), b"secret"), None),
             }
-            for name, (it, whole) in told.items():
+            for name, (it, whole) in text.items():
                 assert name in repr(it)
                 assert whole is None or repr(it) == whole
                 assert " object at 0x" not in repr(it)
                 assert "secret" not in repr(it)
             stream.close()
             assert repr(stream) == "<EventStream [200] closed>"
-            told_classes = {type(it) for it, _ in told.values()} | {sseqbridge.Tee}
+            shown_classes = {type(it) for it, _ in text.values()} | {sseqbridge.Tee}
         assert repr(bridge) == "<Bridge closed>"
         readers = tee(request_sse(f"{server.url}/open"))
         assert repr(readers) == "<Tee of <EventStream [200] open> readers=2>"
@@ -370,7 +370,7 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
         assert repr(frames) == "<Frames ended>"
     async_ones = {sseqbridge.AsyncEventStream, sseqbridge.AsyncSSEResponse}
     errors = {value for value in public() if issubclass(value, Exception)}
-    assert public() - errors - async_ones <= told_classes
+    assert public() - errors - async_ones <= shown_classes
 
 
 def public() -> set[type]:

@@ -133,11 +133,11 @@ def test_content_must_not_be_a_text_file(ask: Door, server: SSEServer) -> None:
     is_refused(ask, server.url, "binary", content=io.StringIO("text"))
 
 
-# Headers, auth and what else goes to httpx.
+# Headers, auth, and other arguments for httpx.
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "message"),
     [
         ({"X-A": "secret\n"}, "'X-A'"),
         ({"X-A": "secret\r\nX-B: 1"}, "'X-A'"),
@@ -163,10 +163,10 @@ def test_content_must_not_be_a_text_file(ask: Door, server: SSEServer) -> None:
         (1, "must be a mapping or a list"),
     ],
 )
-def test_headers_must_be_sendable(ask: Door, server: SSEServer, headers: Any, told: str) -> None:
+def test_headers_must_be_sendable(ask: Door, server: SSEServer, headers: Any, message: str) -> None:
     with pytest.raises(UsageError, match=r"^headers") as caught:
         ask(server.url, headers)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in repr(caught.value)
 
 
@@ -334,7 +334,7 @@ def test_unknown_argument_raises_type_error(ask: Door, server: SSEServer) -> Non
 
 
 def test_wrong_arguments_start_nothing(ask: Door) -> None:
-    """The next request is as any other, and no warning comes of what was never sent."""
+    """The next request works, and the refused ones cause no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with SSEServer([send(1), DONE]) as server:

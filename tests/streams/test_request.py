@@ -1,4 +1,4 @@
-"""What is sent: method, body, headers, redirects, proxies. Through both doors, to real sockets."""
+"""Requests: method, body, headers, redirects, proxies; by request_sse and arequest_sse, to real sockets."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_text_file_is_no_body(ask: Door, server: SSEServer, tmp_path: Path) ->
 
 
 def test_content_is_read_while_the_answer_arrives(ask: Door) -> None:
-    """An upstream may answer while it is still being told."""
+    """An upstream may answer before it has received the whole body."""
     flag = threading.Event()
 
     def body() -> Iterator[bytes]:

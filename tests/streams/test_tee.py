@@ -41,7 +41,7 @@ def read(stream: EventStream[Any]) -> list[Any]:
 
 
 def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
-    """What the streams give, each read in a thread of its own."""
+    """Return the items of the streams, each read in a thread of its own."""
     return together([partial(read, stream) for stream in streams])
 
 
@@ -184,7 +184,7 @@ def test_slowest_reader_causes_backpressure_within_its_bound() -> None:
         assert limit // 2 < slow.stats.buffered <= limit
         held = slow.stats.events
         assert held < 2_000
-        # It stands until the slow one has read half of what there is.
+        # The fast reader waits until the slow one has read half of its buffer.
         assert not reading.done()
         assert len(list(slow)) == 2_000
         assert len(reading.result(30)) == 2_000
@@ -419,14 +419,14 @@ def test_readers_in_a_forked_child_raise_usage_error(monkeypatch: pytest.MonkeyP
 
 
 def test_on_reconnect_is_called_once() -> None:
-    told: list[int] = []
+    attempts: list[int] = []
     scripts = iter([[send(1, id="1"), cut()], [send(2), DONE]])
     with SSEServer(lambda request: next(scripts)) as server:
         policy = ReconnectionPolicy(delay=0.01)
-        events = request_sse(server.url, reconnect=policy, on_reconnect=lambda n, *_: told.append(n)).events
+        events = request_sse(server.url, reconnect=policy, on_reconnect=lambda n, *_: attempts.append(n)).events
         readers = tee(events)
         assert in_threads(*readers) == [[1, 2], [1, 2]]
-        assert told == [1]
+        assert attempts == [1]
         assert readers[0].stats.reconnections == 1
 
 
@@ -449,7 +449,7 @@ def test_bridge_that_is_closed_ends_all_readers() -> None:
         bridge.close()
         with pytest.raises(BridgeClosedError):
             reading.result(30)
-        # Though it stood in the way of the others, and nobody would have called again.
+        # Although it held the others back, and no further call would have come.
         with pytest.raises(BridgeClosedError):
             list(slow)
 

@@ -1,8 +1,8 @@
-"""What of the web-platform-tests' eventsource folder applies outside a browser, in words of our own.
+"""The web-platform-tests of EventSource that apply outside of a browser, written for this library.
 
-Each test names the file that it answers to. Those of the format (format-*) are the vectors of
-tests/data, which the parser's tests read. What is left out is about objects of a browser: their
-prototype, its URLs' syntax, workers, the back/forward cache, CORS and its preflight, credentials.
+Each test names the file that it corresponds to. Those of the format (format-*) are the vectors of
+tests/data, which the parser's tests read. Left out are tests of a browser's objects: their
+prototype, the syntax of URLs, workers, the back/forward cache, CORS and its preflight, credentials.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def test_request_status_error_for_now(ask: Door, status: int) -> None:
 
 
 def test_eventsource_reconnect(ask: Door) -> None:
-    """eventsource-reconnect.js: after each clean end, with what `retry` says between."""
+    """eventsource-reconnect.js: a reconnection after each clean end, after the delay of `retry`."""
     delays: list[float] = []
     with SSEServer(first_and_then([b"retry: 150\ndata: opened\n\n"], [b"data: reconnected\n\n", DONE])) as server:
         events = read(server, ask, on_reconnect=lambda attempt, delay, cause: delays.append(delay))
@@ -139,7 +139,7 @@ def test_eventsource_close(ask: Door) -> None:
 
 
 def test_eventsource_request_cancellation(ask: Door) -> None:
-    """eventsource-request-cancellation.any.js: what is given up, its server sees given up."""
+    """eventsource-request-cancellation.any.js: the server sees the abort of a request."""
     with SSEServer([respond(), silence()]) as server:
         with ask(server.url, reconnect=True):
             pass
@@ -153,7 +153,7 @@ def test_eventsource_onopen(ask: Door) -> None:
 
 
 def test_eventsource_url_without_a_fragment(ask: Door) -> None:
-    """eventsource-url.js: what is asked for is the URL as it was given, but for its fragment."""
+    """eventsource-url.js: the URL is sent unchanged except for its fragment."""
     with SSEServer([DONE]) as server:
         ask(f"{server.url}/a%20b/?x=%2F&y#part").items()
         assert server.requests[0].path == "/a%20b/?x=%2F&y"
@@ -167,7 +167,7 @@ def test_eventsource_constructor_empty_url(ask: Door, url: str) -> None:
 
 
 def last_event_ids(ask: Door, first: bytes) -> list[str | None]:
-    """What is sent as Last-Event-ID by the connections after one that gave `first`."""
+    """Return the Last-Event-ID of the connections after one that sent `first`."""
     with SSEServer(first_and_then([first, wait(0.05), cut()], [b"retry: 1\ndata: x\n\n", DONE])) as server:
         read(server, ask)
         sent = [request.headers.get("last-event-id") for request in server.requests]
@@ -202,7 +202,7 @@ def test_last_event_id(ask: Door, file: str, first: str, sent: str | None) -> No
     ],
 )
 def test_format_field_retry(ask: Door, file: str, field: str, delay: float) -> None:
-    """format-field-retry*.js: what the next connection waits for."""
+    """format-field-retry*.js: the delay before the next connection."""
     delays: list[float] = []
     first = [f"{field}\ndata: test\n\n".encode(), wait(0.05), cut()]
     with SSEServer(first_and_then(first, [DONE])) as server:
