@@ -15,6 +15,7 @@ from sseqbridge import (
     arequest_sse,
     relay,
     request_sse,
+    tee,
 )
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import (
@@ -34,14 +35,20 @@ from tests.relay.support import DONE, Relay, collect, error_of
 from tests.support import in_thread, is_idle, is_waiting, until
 
 
-def test_frames_that_have_arrived_are_sent_in_one_piece(relayed: Relay) -> None:
+def test_frames_that_have_arrived_are_sent_in_one_piece(clock: FakeClock, relayed: Relay) -> None:
     events = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([events, silence()]) as server:
-        stream = request_sse(server.url)
+        stream = request_sse(server.url, timeout=None)
         until(lambda: stream.events.stats.events == 100)
         reading = relayed(stream)
         assert reading.next_event() == events
         reading.close()
+
+
+def test_reader_of_a_tee_is_relayed_with_its_done_event(relayed: Relay) -> None:
+    with SSEServer([send(1), DONE]) as server:
+        for reader in tee(request_sse(server.url)):
+            assert relayed(reader).rest() == b"data: 1\n\ndata: [DONE]\n\n"
 
 
 def test_size_of_a_piece_is_bounded(relayed: Relay) -> None:

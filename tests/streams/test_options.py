@@ -196,7 +196,7 @@ def test_arguments_that_httpx_refuses_raise_usage_error(ask: Door, server: SSESe
     is_refused(ask, server.url, "^headers|^`extensions`|no request can be built", **options)
 
 
-# How the answer is read.
+# Options of decoding.
 
 
 @pytest.mark.parametrize("decode", ["xml", "JSON", "", None, 1, b"json", ["json"]])
@@ -206,12 +206,12 @@ def test_decode_is_checked(ask: Door, server: SSEServer, decode: Any) -> None:
 
 @pytest.mark.parametrize("done", [1, b"[DONE]", ["[DONE]"], True])
 def test_done_is_checked(ask: Door, server: SSEServer, done: Any) -> None:
-    is_refused(ask, server.url, "`done` must be", done=done)
+    is_refused(ask, server.url, "`done` must be a str, a function of the event, or None, got", done=done)
 
 
 @pytest.mark.parametrize("error_events", ["ignore", None, True, ""])
 def test_error_events_is_checked(ask: Door, server: SSEServer, error_events: Any) -> None:
-    is_refused(ask, server.url, '`error_events` must be "raise" or "yield"', error_events=error_events)
+    is_refused(ask, server.url, '`error_events` must be "raise" or "yield", got', error_events=error_events)
 
 
 @pytest.mark.parametrize("decode", ["json", "text", lambda event: event])
