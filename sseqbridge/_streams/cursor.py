@@ -18,6 +18,8 @@ from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
+from .subscription import Subscription
+
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
     from sseqbridge._engine.reconnecting import OnReconnect
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from sseqbridge._engine.stream_task import Entry
 
     from .decoding import Decoder
-    from .subscription import Subscription
 
 __all__ = ["Cursor"]
 

@@ -58,9 +58,7 @@ class IterableWorker(Generic[T]):
         self.end: End | None = None
 
     def __del__(self) -> None:
-        # The attribute is missing if __init__ raised.
-        if hasattr(self, "_channel"):
-            self._channel.close()
+        self._channel.close()
 
     def receive(self, timeout: float | None) -> T | End:
         """Return the next entry, waiting at most `timeout` seconds; at the end, and after it, return the End.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -230,3 +231,31 @@ def test_asynchronous_iterable_need_not_be_a_generator() -> None:
         assert b"".join(await collect(relay.aframes(Items()))) == b"data: a\n\n" * 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("place", ["__anext__", "aclose"])
+def test_ctrl_c_in_an_asynchronous_iterable_ends_the_loop(place: str) -> None:
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> str:
+            if place == "__anext__":
+                signal.raise_signal(signal.SIGINT)
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            if place == "aclose":
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = asyncio.new_event_loop()
+    try:
+        reading = loop.create_task(collect(relay.aframes(Items())))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(reading)
+        # Not an error of the application's: the client gets no error event.
+        assert loop.run_until_complete(reading) == []
+    finally:
+        loop.close()
+        signal.signal(signal.SIGINT, before)

@@ -35,10 +35,12 @@ from tests.relay.support import DONE, Relay, collect, error_of
 from tests.support import in_thread, is_idle, is_waiting, until
 
 
-def test_frames_that_have_arrived_are_sent_in_one_piece(clock: FakeClock, relayed: Relay) -> None:
+def test_frames_that_have_arrived_are_sent_in_one_piece(relayed: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the machine were infinitely fast.
+    monkeypatch.setattr("sseqbridge.relay._frames._COLLECT_SECONDS", 60.0)
     events = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([events, silence()]) as server:
-        stream = request_sse(server.url, timeout=None)
+        stream = request_sse(server.url)
         until(lambda: stream.events.stats.events == 100)
         reading = relayed(stream)
         assert reading.next_event() == events
@@ -225,6 +227,18 @@ def test_system_exit_in_map_ends_only_the_relay(relayed: Relay, caplog: pytest.L
         server.requests[0].wait_aborted()
     assert error_of(read)["type"] == "ServerError"
     assert "enough" in caplog.text
+
+
+def test_interrupt_in_map_is_raised_in_a_thread_without_a_loop() -> None:
+    def interrupted(item: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with SSEServer([send(1), silence()]) as server:
+        frames = relay.frames(request_sse(server.url), map=interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(frames)
+        frames.close()
+        server.requests[0].wait_aborted()
 
 
 def test_stream_read_elsewhere_before_the_first_piece_is_an_error(

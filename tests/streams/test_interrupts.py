@@ -8,10 +8,8 @@ item is handed over, and CPython looks for no signal any more.
 from __future__ import annotations
 
 import asyncio
-import copy
 import dis
 import gc
-import pickle
 import sys
 import threading
 import weakref
@@ -31,8 +29,6 @@ from sseqbridge import (
     EventStream,
     ServerSentEvent,
     UsageError,
-    amerge,
-    arequest_sse,
     merge,
     request_sse,
     tee,
@@ -410,31 +406,6 @@ def test_exception_of_a_signal_handler_is_not_the_streams() -> None:
     with pytest.raises(LookupError):
         stream.poll()
     assert stream.outcome == "closed"
-
-
-# Copies.
-
-
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
-    async def main(url: str) -> None:
-        async with await arequest_sse(url) as response:
-            for original in (response, response.events, amerge([response])):
-                with pytest.raises(TypeError, match="cannot be copied"):
-                    make(original)
-
-    with SSEServer([send(1), send("[DONE]")]) as server:
-        with request_sse(server.url) as response:
-            readers = tee(request_sse(server.url))
-            with merge([request_sse(server.url)]) as merged:
-                for original in (response, response.events, readers, readers[0], merged):
-                    with pytest.raises(TypeError, match="cannot be copied"):
-                        make(original)
-                assert [item for _, item in merged] == [1]
-            gc.collect()
-            assert response.events.collect() == [1]
-            assert [reader.collect() for reader in readers] == [[1], [1]]
-        asyncio.run(main(server.url))
 
 
 @pytest.mark.parametrize("read", [EventStream.next, EventStream.poll, EventStream.collect])

@@ -431,6 +431,10 @@ def test_requests_that_are_dropped_unread_are_aborted(how: str, steps: list[Step
             request.wait_aborted()
 
 
+def test_abort_of_a_member_without_a_request_does_nothing() -> None:
+    Member("a", None, None).abort()
+
+
 def test_dropped_merge_leaves_the_callers_streams_open() -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url).events
