@@ -39,8 +39,6 @@ LONG_CLASSES: set[str] = {
     "sseqbridge/_engine/stream_task.py StreamTask",
     "sseqbridge/_http/transport.py HTTP11Connection",
     "sseqbridge/_streams/sync.py _BaseStream",
-    "sseqbridge/resume/_log.py Log",
-    "sseqbridge/resume/_reader.py Reader",
 }
 
 MOST_LINES_OF_A_FUNCTION = 50
@@ -53,7 +51,6 @@ LONG_TEST_MODULES: set[str] = {
     "tests/engine/test_reconnecting.py",
     "tests/http/test_transport.py",
     "tests/relay/test_relay.py",
-    "tests/resume/test_log.py",
     "tests/runtime/test_lifecycle.py",
     "tests/streams/test_async.py",
     "tests/streams/test_merge.py",

@@ -54,7 +54,8 @@ async def run_in_daemon_thread(
 ) -> T:
     """Run a blocking function in a new daemon thread, in the caller's context, and return its result.
 
-    If the caller was cancelled in the meantime, `discard` is called with the result, on the loop.
+    If the caller was cancelled in the meantime, `discard` is called with the result: on the loop, or in the
+    thread if the loop is closed.
     asyncio's default executor does not fit: its threads are joined when the interpreter exits, and it
     starts none after the main thread has ended.
     """
@@ -80,7 +81,9 @@ async def run_in_daemon_thread(
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            pass  # The loop is closed, so that nothing awaits the result.
+            # The loop is closed, so that nothing awaits the result.
+            if error is None and discard is not None:
+                discard(cast("T", result))
 
     DaemonThread(run, name)
     return await future

@@ -1,11 +1,13 @@
-"""Streams that outlive their reader, their connection and their process: written once, read from any point.
+"""Logs of streams: one producer writes a stream once, and any number of readers read it from any point.
+
+A stream in a log outlives its readers, its connection and, in Redis, its process.
 
     from sseqbridge.resume import RedisLog
 
     log = RedisLog.from_url("redis://localhost")        # or MemoryLog(), for one process
     events = log.open(id, start=lambda: request_sse(url, headers, data), last_event_id=last_event_id)
 
-Each name is imported when it is first asked for.
+Each name is imported on first access, so that MemoryLog works without redis-py.
 """
 
 from __future__ import annotations

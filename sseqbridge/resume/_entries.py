@@ -1,38 +1,28 @@
-"""What a log holds: entries, each at a position, and how errors are told in one.
+"""The entries of a log's stream: their positions, their kinds, and the fields that each kind has.
 
-An entry's position is `(fence, number)`: the fencing token of who wrote it, and how many it has
-written before. So positions rise, none is left out, and a reader who finds a number left out knows
-that something is lost. As text, `fence-number`, it is the id of the event, in Redis and in a browser.
+Plain values: nothing here knows a store, a loop or a thread.
 
-Anybody who may write the store may have written an entry, a newer version of this library too. So
-every function that reads one checks all it takes from it, and raises a LogError that names the entry.
+A position is `(fence, number)`: the fencing token of the writer, and the number of entries that this
+writer wrote before. Positions rise without a gap, so a reader that misses a number knows that entries
+are lost. As text, `fence-number`, a position is an event's id, in Redis and in a browser.
 
-Rule: plain values. Nothing here knows a store, a loop or a thread.
+Every process with access to the store may have written an entry, a newer version of this library too.
+So every function that reads one checks all values, and raises a LogError that names the entry.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
-from sseqbridge import _exceptions
-from sseqbridge._engine.responses import Body, Head, made_head
-from sseqbridge._exceptions import (
-    BufferLimitError,
-    EventError,
-    LogError,
-    ReconnectionError,
-    RedirectError,
-    ResponseError,
-    SSEError,
-    StreamTimeoutError,
-    UpstreamError,
-)
+from sseqbridge._engine.responses import Body, Head
+from sseqbridge._exceptions import LogError, SSEError
 from sseqbridge._sse.events import ServerSentEvent
+
+from . import _payloads
 
 __all__ = [
     "BEGIN",
@@ -41,41 +31,38 @@ __all__ = [
     "ERROR",
     "REFUSED",
     "START",
+    "UNKNOWN",
     "UNREADABLE",
     "Entry",
     "Position",
-    "before",
     "end_fields",
     "error_fields",
     "event_fields",
     "failure_fields",
     "is_next",
-    "position_of",
+    "parse_position",
+    "position_before",
     "refusal_fields",
 ]
 
-# What entries are besides events, each a field of its own.
+# The kinds of entries besides events. Each is the name of a field.
 BEGIN, END, ERROR, CANCEL, REFUSED = "begin", "end", "error", "cancel", "refused"
 # The kind of an entry that the store could not decode, and of an event that cannot be read.
 UNREADABLE = "unreadable"
 # The kind of an entry that has none of the fields above.
 UNKNOWN = "unknown"
-# After which nothing comes.
-ENDS = frozenset({END, ERROR, CANCEL, REFUSED})
+# The kinds of a last entry.
+_ENDS = frozenset({END, ERROR, CANCEL, REFUSED})
 
 _ID = re.compile("([0-9]{1,15})-([0-9]{1,15})")
-# More than a producer ever writes.
-_MOST = 10**15 - 1
-# What of a refusal's headers is kept: what a relay gives on.
-_KEPT_HEADERS = ("content-type", "retry-after")
-# Numbers in entries are below this: none that was written by this library comes near it.
-_LARGEST = 2**53
+# Above every number that a producer writes.
+_MAX_NUMBER = 10**15 - 1
 
 T = TypeVar("T")
 
 
 class Position(NamedTuple):
-    """Where an entry stands."""
+    """The place of an entry in its stream."""
 
     fence: int
     number: int
@@ -88,27 +75,28 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
-def position_of(text: str) -> Position | None:
-    """Return the position that an event's id tells, None for what is no such id."""
+def parse_position(text: str) -> Position | None:
+    """Return the position that an event's id stands for; None for any other id."""
     match = _ID.fullmatch(text)
     return None if match is None else Position(int(match[1]), int(match[2]))
 
 
-def before(position: Position) -> Position:
-    """Return a position after which the one given is the next that there can be."""
-    return Position(position.fence, position.number - 1) if position.number else Position(position.fence - 1, _MOST)
+def position_before(position: Position) -> Position:
+    """Return the greatest position below this one."""
+    fence, number = position
+    return Position(fence, number - 1) if number else Position(fence - 1, _MAX_NUMBER)
 
 
 def is_next(position: Position, last: Position) -> bool:
-    """Whether an entry at `position` comes right after the one at `last`."""
+    """Whether no entry can be missing between `last` and `position`."""
     return position.number == (last.number + 1 if position.fence == last.fence else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry: an event if it has `data`, else what `kind` says.
+    """One entry: an event if it has the field `data`, else of another `kind`.
 
-    `fault` says why the store could not decode the entry; "" if it could.
+    `fault` is the reason why the store could not decode the entry; "" if it could.
     """
 
     position: Position
@@ -117,17 +105,17 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """ "event", or one of the others."""
+        """ "event", or one of the constants of this module."""
         if self.fault:
             return UNREADABLE
         if "data" in self.fields:
             return "event"
-        return next((kind for kind in (BEGIN, *ENDS) if kind in self.fields), UNKNOWN)
+        return next((kind for kind in (BEGIN, *_ENDS) if kind in self.fields), UNKNOWN)
 
     @property
     def is_end(self) -> bool:
-        """Whether nothing comes after it."""
-        return self.kind in ENDS
+        """Whether the entry is the last of its stream."""
+        return self.kind in _ENDS
 
     def event(self) -> ServerSentEvent:
         """Return the event, whose id is the entry's position. Raises LogError if it cannot be read."""
@@ -137,44 +125,43 @@ class Entry:
             fields.get("event", "message"),
             fields["data"],
             str(self.position),
-            None if retry is None else self._read(lambda: _seconds(float(retry))),
+            None if retry is None else self._checked(lambda: _payloads.seconds(float(retry))),
         )
 
     def done_event(self) -> ServerSentEvent | None:
-        """Return the event that ended the upstream's stream by its data, None where none did."""
+        """Return the event whose data ended the upstream's stream; None if none did."""
         done = self.fields.get("done")
         return None if done is None else ServerSentEvent(self.fields.get("event", "message"), done, str(self.position))
 
-    def error(self, why: str = "") -> LogError:
-        """Return the error of a reader that cannot read this entry."""
-        if not why and self.kind == UNKNOWN:
+    def error(self, reason: str = "") -> LogError:
+        """Return the error for a reader that cannot read this entry."""
+        if not reason and self.kind == UNKNOWN:
             names = ", ".join(map(repr, sorted(self.fields)))[:100]
-            why = f"its kind is unknown (fields: {names}); a newer version of sseqbridge may have written it"
-        return LogError(f"entry {self.position} of the log's stream cannot be read: {why or self.fault}")
+            reason = f"its kind is unknown (fields: {names}); a newer version of sseqbridge may have written it"
+        return LogError(f"entry {self.position} of the log's stream cannot be read: {reason or self.fault}")
 
-    def _read(self, read: Callable[[], T]) -> T:
-        """Return what `read` makes of the fields. Raises LogError for values that it does not take."""
+    def _checked(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        # (RecursionError: JSON may be nested at will.)
+        # RecursionError: JSON may be nested without limit.
         except (ValueError, TypeError, KeyError, RecursionError) as exc:
             raise self.error(f"a value is missing, or of a wrong type or size ({self.kind})") from exc
 
     def outcome(self) -> str:
-        """Return how the stream ended, for an entry of the kind "end"."""
-        return self._read(lambda: _one_of(self.fields[END], ("done", "eof")))
+        """Return the stream's outcome, for the kind END."""
+        return self._checked(lambda: _payloads.one_of(self.fields[END], ("done", "eof")))
 
     def sent_error(self) -> SSEError:
-        """Return the error that ended the stream, for an entry of the kind "error"."""
-        return self._read(lambda: _error_of(json.loads(self.fields[ERROR])))
+        """Return the error that ended the stream, for the kind ERROR."""
+        return self._checked(lambda: _payloads.load_error(json.loads(self.fields[ERROR])))
 
     def refusal(self) -> tuple[Head, Body] | SSEError:
-        """Return the answer of an upstream that refused, or why there was none, for an entry of the kind "refused"."""
-        return self._read(lambda: _refusal_of(json.loads(self.fields[REFUSED])))
+        """Return the upstream's error answer, or the error in place of an answer, for the kind REFUSED."""
+        return self._checked(lambda: _payloads.load_refusal(json.loads(self.fields[REFUSED])))
 
 
 def event_fields(event: ServerSentEvent) -> dict[str, str]:
-    """Return what stands in the entry of an upstream's event."""
+    """Return the fields of an event's entry."""
     fields = {"data": event.data}
     if event.event != "message":
         fields["event"] = event.event
@@ -184,7 +171,7 @@ def event_fields(event: ServerSentEvent) -> dict[str, str]:
 
 
 def end_fields(outcome: str, done: ServerSentEvent | None) -> dict[str, str]:
-    """Return what stands in the entry of an end that is none by an error."""
+    """Return the fields of the last entry of a stream that ends without an error."""
     if outcome not in ("done", "eof"):
         return {CANCEL: outcome}
     fields = {END: outcome}
@@ -196,154 +183,15 @@ def end_fields(outcome: str, done: ServerSentEvent | None) -> dict[str, str]:
 
 
 def error_fields(error: BaseException) -> dict[str, str]:
-    """Return what stands in the entry of an end by an error."""
-    return {ERROR: json.dumps(_told(error))}
+    """Return the fields of the last entry of a stream that ends with an error."""
+    return {ERROR: json.dumps(_payloads.dump_error(error))}
 
 
 def refusal_fields(head: Head, body: Body) -> dict[str, str]:
-    """Return what stands in the entry of an upstream that did not answer 200."""
-    told: dict[str, Any] = {
-        "status": head.status,
-        "headers": _kept(head.headers),
-        "body": base64.b64encode(body.content).decode(),
-    }
-    if body.error is not None:
-        told["error"] = _told(body.error)
-    return {REFUSED: json.dumps(told)}
+    """Return the fields of the entry for an upstream's answer with a status other than 200."""
+    return {REFUSED: json.dumps(_payloads.dump_refusal(head, body))}
 
 
 def failure_fields(error: SSEError) -> dict[str, str]:
-    """Return what stands in the entry of an upstream that gave no answer."""
-    return {REFUSED: json.dumps({"error": _told(error)})}
-
-
-def _refusal_of(told: Any) -> tuple[Head, Body] | SSEError:
-    error = _error_of(told["error"]) if "error" in told else None
-    if error is not None and "status" not in told:
-        return error
-    return made_head(_status(told["status"]), _mapping(told["headers"])), Body(_bytes(told["body"]), error)
-
-
-def _told(error: BaseException) -> dict[str, Any]:
-    """Return what can be told of an error in an entry: no traceback, and nothing of its cause."""
-    told: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    for name in _arguments_of(type(error)):
-        if name == "headers":
-            told[name] = _kept(error.headers)  # type: ignore[attr-defined]
-        elif name == "body":
-            told[name] = base64.b64encode(error.body).decode()  # type: ignore[attr-defined]
-        elif name == "event":
-            told[name] = astuple(error.event)  # type: ignore[attr-defined]
-        elif name != "message":
-            told[name] = getattr(error, name)
-    return told
-
-
-def _error_of(told: Any) -> SSEError:
-    """Return an error of the type that an entry names, if that type is this library's, else an SSEError."""
-    name, message = _text(told["type"]), _text(told["message"])
-    kind = getattr(_exceptions, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SSEError)):
-        return SSEError(f"the producer failed with {name}: {message}")
-    error = kind(*(_MADE[attribute](told[attribute]) for attribute in _arguments_of(kind)))
-    # Some make their text from what they hold, when it is first asked for.
-    _text(str(error))
-    return error
-
-
-def _arguments_of(kind: type) -> tuple[str, ...]:
-    """Return what an error is made of, by the names of its attributes."""
-    return next((names for base, names in _ARGUMENTS.items() if issubclass(kind, base)), ("message",))
-
-
-def _kept(headers: Any) -> dict[str, str]:
-    return {name: headers[name] for name in _KEPT_HEADERS if name in headers}
-
-
-# Readers of single values. Each raises TypeError or ValueError for a value that it does not take.
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"must be a str, got {type(value).__name__}")
-    # JSON can carry lone surrogates, which nobody can send on.
-    value.encode()
-    return value
-
-
-def _one_of(value: str, values: tuple[str, ...]) -> str:
-    if value not in values:
-        raise ValueError(f"must be one of {values}")
-    return value
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"must be a number, got {type(value).__name__}")
-    if not 0 <= value < _LARGEST:
-        raise ValueError("must be a finite number of seconds")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"must be an int, got {type(value).__name__}")
-    if not 0 <= value < _LARGEST:
-        raise ValueError("must not be negative or huge")
-    return value
-
-
-def _status(value: Any) -> int:
-    status = _count(value)
-    if not 100 <= status <= 999 or status == 200:
-        raise ValueError("must be a status of HTTP other than 200")
-    return status
-
-
-def _mapping(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"must be an object, got {type(value).__name__}")
-    return {_text(name): _text(text) for name, text in value.items()}
-
-
-def _bytes(value: Any) -> bytes:
-    return base64.b64decode(_text(value), validate=True)
-
-
-def _headers(value: Any) -> Any:
-    return made_head(0, _mapping(value)).headers
-
-
-def _event(value: Any) -> ServerSentEvent:
-    event, data, event_id, retry = value
-    return ServerSentEvent(_text(event), _text(data), _text(event_id), _seconds(retry))
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-_MADE: dict[str, Callable[[Any], Any]] = {
-    "message": _text,
-    "which": _text,
-    "seconds": _seconds,
-    "limit": _count,
-    "attempts": _count,
-    "status": _count,
-    "headers": _headers,
-    "body": _bytes,
-    "event": _event,
-    "payload": _same,
-}
-# (The more special ones first.)
-_ARGUMENTS: dict[type, tuple[str, ...]] = {
-    StreamTimeoutError: ("which", "seconds"),
-    BufferLimitError: ("limit",),
-    ReconnectionError: ("message", "attempts"),
-    RedirectError: ("message", "status"),
-    ResponseError: ("message", "status", "headers", "body"),
-    UpstreamError: ("message", "event", "payload"),
-    EventError: ("message", "event"),
-}
+    """Return the fields of the entry for a request without an answer."""
+    return {REFUSED: json.dumps({"error": _payloads.dump_error(error)})}

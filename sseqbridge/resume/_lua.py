@@ -1,16 +1,16 @@
-"""What a log does in Redis in one step: its scripts.
+"""The Lua scripts of a log in Redis: each runs atomically on the server.
 
-A stream has four keys, which share a hash tag and so a slot: `events` (a Redis stream whose ids are
-`fence-number`), `lease` (the producer's token, while it lives), `fence` (the token of whoever may
-write) and `readers` (a sorted set: processes that read, and until when they count).
+A stream has four keys, which share a hash tag and so a slot: `events` (a Redis stream with the ids
+`fence-number`), `lease` (the producer's token, with a TTL), `fence` (the newest token: only its owner may
+write) and `readers` (a sorted set of reading processes, scored by the end of their heartbeat's TTL).
 
-Rule: each may run twice, where the first answer was lost, and then does nothing the second time.
-Since ids rise and are chosen by the producer, Redis itself refuses to write an entry twice.
+Each script is idempotent: it may run again if its first reply was lost. The producer chooses the ids and
+these rise, so Redis itself refuses to write an entry twice.
 """
 
 from __future__ import annotations
 
-__all__ = ["CANCEL", "CLAIM", "DELETE", "RELEASE", "RENEW", "WATCH", "WRITE"]
+__all__ = ["CANCEL", "CLAIM", "DELETE", "HEARTBEAT", "RELEASE", "RENEW", "WRITE"]
 
 _COMMON = """
 local function last_of(events)
@@ -34,7 +34,7 @@ end
 local function is_stale(token, lease, fence, where)
   local writer = redis.call('GET', fence)
   if writer then return writer ~= token end
-  -- Evicted, or lost: what is there besides tells of whoever came later.
+  -- The fence was evicted or lost: the lease and the entries show whether there was a newer token.
   return math.max(fence_of(redis.call('GET', lease)), fence_of(where)) > fence_of(token)
 end
 local function is_end(kind)
@@ -45,7 +45,7 @@ local function next_fence(fence, where)
 end
 """
 
-# events, lease, fence; owner, held, kept, may begin, takeover
+# KEYS: events, lease, fence. ARGV: owner, lease TTL, retention, may begin, takeover.
 CLAIM = (
     _COMMON
     + """
@@ -74,8 +74,8 @@ return {'elected', fence, where}
 """
 )
 
-# events, lease, fence; token, held (0: give the lease back), kept, kept where it is all there is, most, number, then
-# for each entry how many arguments it has, and these
+# KEYS: events, lease, fence. ARGV: token, lease TTL (0: release the lease), retention, retention of a refusal,
+# max_events, number of the first entry; then for each entry the number of its arguments, and these.
 WRITE = (
     _COMMON
     + """
@@ -88,7 +88,7 @@ local written = -1
 local of, last = string.match(where, '^(%d+)-(%d+)$')
 if of == fence then written = tonumber(last) end
 local number, at = tonumber(ARGV[6]), 7
--- An end comes after all that there is, also where the writer left before it was told of its last entries.
+-- An end follows all entries, even if the writer was stopped before it got the reply for its last entries.
 if ARGV[2] == '0' and not is_end(kind) then number = math.max(number, written + 1) end
 while at <= #ARGV do
   local size = tonumber(ARGV[at])
@@ -113,13 +113,13 @@ return 1
 """
 )
 
-# events, lease, fence, readers; token, held, kept
+# KEYS: events, lease, fence, readers. ARGV: token, lease TTL, retention.
 RENEW = (
     _COMMON
     + """
 local where, kind = last_of(KEYS[1])
 if is_stale(ARGV[1], KEYS[2], KEYS[3], where) then return -1 end
--- One that was on its way as the end was written must not have the stream look as if it went on.
+-- A renewal that arrives after the end must not revive the lease.
 if not is_end(kind) then redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) end
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -127,13 +127,13 @@ return redis.call('ZCOUNT', KEYS[4], now(), '+inf')
 """
 )
 
-# lease; token
+# KEYS: lease. ARGV: token.
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 """
 
-# events, lease, fence; owner, kept
+# KEYS: events, lease, fence. ARGV: owner, retention.
 CANCEL = (
     _COMMON
     + """
@@ -150,18 +150,19 @@ return 1
 """
 )
 
-# events, lease, readers (the fence stays, so that an old producer finds that it is one)
+# KEYS: events, lease, readers. The fence stays, so that an old producer finds its token stale.
 DELETE = "return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])"
 
-# for each stream events, lease, readers; reader, how long it counts. Gives for each whether it is held, and its last
-WATCH = (
+# KEYS: for each stream events, lease, readers. ARGV: reader, heartbeat TTL. Returns for each stream whether its
+# lease is held, and its last id.
+HEARTBEAT = (
     _COMMON
     + """
 local time = now()
 local found = {}
 for i = 1, #KEYS, 3 do
   redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', time)
-  -- Where there is no memory left for that, reading goes on all the same.
+  -- pcall: without memory for the heartbeat, reading continues.
   redis.pcall('ZADD', KEYS[i + 2], time + tonumber(ARGV[2]), ARGV[1])
   redis.call('PEXPIRE', KEYS[i + 2], ARGV[2])
   local where = last_of(KEYS[i])

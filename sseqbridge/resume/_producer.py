@@ -1,8 +1,13 @@
-"""Writing a stream: a producer takes what its upstream's channel gives, and appends it, under a lease.
+"""The producer: writes the entries of one upstream to the log, under a lease.
 
-Everything here runs in the loop's thread but for `Producer.begin` and `refuse`, which belong to
-whoever called `start`. What is read of the upstream and not yet written is bounded: by its
-channel and what one append takes.
+Runs on the loop thread, except the methods under "In any thread", which only post to the loop. Backpressure
+bounds the data that is read from the upstream and not yet written: the upstream's channel, and one append.
+
+| field                    | written by      | guarded by                                            |
+|--------------------------|-----------------|-------------------------------------------------------|
+| `_stop_reason`           | the loop thread | nothing: any thread reads it, as the flag of `is_set` |
+| `_upstream`, the futures | the loop thread | no other thread reads them                            |
+| `result`                 | the loop thread | the channel is thread-safe                            |
 """
 
 from __future__ import annotations
@@ -10,75 +15,82 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import Channel, End, post
 from sseqbridge._engine.loop_state import LoopTask
-from sseqbridge._exceptions import BridgeClosedError, CallbackError, LogError, SSEError, UsageError
+from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError, UsageError
 from sseqbridge._streams.stream import reader_of
 
 from ._entries import BEGIN, Position, end_fields, error_fields, failure_fields, refusal_fields
-from ._hub import own_error
-from ._store import StaleError
+from ._errors import as_callback_error, copy_error
+from ._store import StaleTokenError
 from ._upstream import Upstream
 
 if TYPE_CHECKING:
     from sseqbridge._streams.stream import BaseStream
 
     from ._hub import Hub
-    from ._parts import Part
-    from ._store import Token
+    from ._segments import Segment
+    from ._store import FencingToken
 
-__all__ = ["Producer", "as_callback_error"]
+__all__ = ["Producer"]
 
 logger = logging.getLogger("sseqbridge")
 
 
-class Producer(LoopTask):
-    """What writes one stream, from the election to the end. A follower of its own stream, to see it cancelled.
+class _StopReason(Enum):
+    """The reason why a producer cancels its own task. The first one counts."""
 
-    `result` is given one End, once it is over.
+    # The caller was interrupted, or no caller is left: release the lease, as if the process had ended.
+    ABORTED = auto()
+    # Another producer was elected, or the stream was cancelled: write nothing.
+    STALE = auto()
+    # No process reads the stream: write its end.
+    ABANDONED = auto()
+    # The log failed: end this process's readers, and release the lease.
+    LOG_FAILED = auto()
+
+
+class Producer(LoopTask):
+    """Writes one stream, from the election to the end; it subscribes to its own topic to notice a cancel.
+
+    `call_start` calls `start` in a thread of its own. `result` receives one End when the producer has ended.
     """
 
     is_reader = False
 
     def __init__(
-        self, hub: Hub, token: Token, last: Position, take_over: Callable[[Producer], Coroutine[Any, Any, None]]
+        self,
+        hub: Hub,
+        token: FencingToken,
+        last: Position,
+        call_start: Callable[[Producer], Coroutine[Any, Any, None]],
     ) -> None:
         super().__init__(hub.state)
         self.position = last
         self.result: Channel[Any] = Channel(hub.loop, 1)
         self._hub = hub
         self._token = token
-        self._take_over = take_over
-        # Of the next entry.
+        self._call_start = call_start
+        # The number of the next entry.
         self._number = 0
         self._task: asyncio.Task[None] | None = None
-        # Settled with the upstream's stream, or with why there is none.
-        self._begun: asyncio.Future[Upstream] = hub.loop.create_future()
+        self._renewing: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[Upstream] = hub.loop.create_future()
         self._upstream: Upstream | None = None
-        # Whether the task was cancelled since somebody else writes, or nobody reads, and what to write then.
-        self._is_stale = self._is_abandoned = False
-        self._failure: LogError | None = None
-        self._is_over = self._has_stopped = False
+        self._stop_reason: _StopReason | None = None
+        self._log_error: LogError | None = None
+
+    # In any thread.
 
     def is_set(self) -> bool:
-        """Whether nothing is to be begun any more: the flag that ends a request of `start`'s which gets no answer."""
-        return self._has_stopped
+        """Whether the producer is to stop: the cancel flag of requests that `start` makes."""
+        return self._stop_reason is not None
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether the upstream's stream is there, or why there is none."""
-        return self._begun.done()
-
-    async def take_over(self) -> None:
-        """Have `start` called, for a reader that is under way."""
-        await self._take_over(self)
-
-    # By whoever calls `start`, in any thread.
-
-    def begin(self, stream: BaseStream[Any]) -> None:
-        """Write the upstream's stream, which nobody else can read from now on."""
+    def set_upstream(self, stream: BaseStream[Any]) -> None:
+        """Write this stream, which has no other consumer from now on. Raises UsageError if it has one."""
         reader = reader_of(stream)
         reader.check_usable()
         try:
@@ -86,171 +98,185 @@ class Producer(LoopTask):
         except UsageError:
             raise
         except BaseException:
-            # An interrupt: the stream has no other reader.
+            # An interrupt after the stream was detached: no other object would abort it.
             reader.abort()
             raise
 
-    def refuse(self, error: BaseException) -> None:
-        """There is no stream: tell the readers why, where it is the upstream's fault."""
+    def set_start_error(self, error: BaseException) -> None:
+        """End without an upstream, because `start` raised. Readers receive an SSEError."""
         post(self.loop, self._settle, None, error)
 
     def abort(self) -> None:
-        """End, as if the process had."""
-        post(self.loop, self._stop)
+        """Stop and release the lease, as if the process had ended."""
+        post(self.loop, self._stop, _StopReason.ABORTED)
 
-    # In the loop's thread.
+    # On the loop thread.
+
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` has returned or raised."""
+        return self._started.done()
 
     def start(self) -> None:
-        """Hold the lease, and wait for the upstream's stream."""
+        """Hold the lease, and wait for the upstream."""
         self._task = self._hub.spawn(self._run())
-        self._task.add_done_callback(self._done)
+        self._task.add_done_callback(self._on_done)
+
+    async def call_start(self) -> None:
+        """Call `start` in a thread of its own: the reader that elected this producer is busy reading."""
+        await self._call_start(self)
 
     def _settle(self, upstream: Upstream | None, error: BaseException | None) -> None:
         self._upstream = upstream
-        if self._begun.done() or self.finished:
-            # The producer was cancelled in the meantime.
+        if self._started.done() or self.finished:
+            # The producer was stopped while `start` ran.
             if upstream is not None:
                 upstream.abort()
         elif upstream is not None:
-            self._begun.set_result(upstream)
+            self._started.set_result(upstream)
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-            self._begun.set_exception(error)
+            self._started.set_exception(error)
         else:
-            # An interrupt, or an exit, is the caller's thread's: raised in a task it would end the loop of all streams.
-            self._stop()
+            # An interrupt or an exit belongs to the caller's thread: raised in a task, it would end the loop.
+            self._stop(_StopReason.ABORTED)
 
     async def _run(self) -> None:
         topic = self._hub.topic(self._token.key)
-        topic.enter(self)
-        topic.listen(self)
-        renewing = self._hub.spawn(self._keep_renewing())
+        topic.register(self)
+        topic.subscribe(self)
+        self._renewing = self._hub.spawn(self._keep_renewing())
         try:
-            await self._write()
+            await self._produce()
         finally:
-            renewing.cancel()
-            topic.leave(self)
+            self._renewing.cancel()
+            topic.unregister(self)
 
-    async def _write(self) -> None:
+    async def _produce(self) -> None:
         try:
             try:
-                upstream = await self._begun
+                upstream = await self._started
             except SSEError as error:
-                await self._end(failure_fields(error))
+                await self._write_end(failure_fields(error))
                 raise
-            await self._write_from(upstream)
-        except StaleError:
-            logger.info("the log's stream %r is not this producer's any more: its upstream is aborted", self._token.key)
+            await self._write_all(upstream)
+        except StaleTokenError:
+            logger.info("another writer took over the log's stream %r: its upstream is aborted", self._token.key)
         except asyncio.CancelledError:
-            await self._leave()
+            await self._clean_up()
             raise
         except LogError as error:
-            await self._break_off(error)
+            await self._fail_topic(error)
             raise
         except SSEError:
             raise
         except BaseException:
-            # What `start` raised, or a callback: others may have better luck.
+            # Raised by `start` or a callback: another process may begin the stream.
             await self._release()
             raise
 
-    async def _leave(self) -> None:
-        """The task was cancelled: for whatever reason, this is the end here."""
-        if self._failure is not None:
-            await self._break_off(self._failure)
-            raise self._failure
-        if self._is_abandoned:
+    async def _clean_up(self) -> None:
+        """Act on the reason of a cancellation. Without one the hub or the loop is closing."""
+        if self._log_error is not None:
+            await self._fail_topic(self._log_error)
+            raise self._log_error
+        if self._stop_reason is _StopReason.ABANDONED:
             try:
-                await self._end(end_fields("abandoned", None))
-            except StaleError:
+                await self._write_end(end_fields("abandoned", None))
+            except StaleTokenError:
                 pass
-        elif not self._is_stale:
+        elif self._stop_reason is not _StopReason.STALE:
             await self._release()
 
-    async def _break_off(self, error: LogError) -> None:
-        """The log fails. Readers elsewhere are told by the lease: given back, if that can be, or run out."""
-        self._is_over = True
+    async def _fail_topic(self, error: LogError) -> None:
+        """End this process's readers. Others notice the end of the lease, which is released or expires."""
+        if self._stop_reason is None:
+            # Else the topic's fail() would stop this producer again.
+            self._stop_reason = _StopReason.LOG_FAILED
         self._hub.topic(self._token.key).fail(error)
         await self._release()
 
-    async def _write_from(self, upstream: Upstream) -> None:
+    # Writing.
+
+    async def _write_all(self, upstream: Upstream) -> None:
         if upstream.head.status != 200:
             body = await upstream.body()
-            await self._end(refusal_fields(upstream.head, body))
+            await self._write_end(refusal_fields(upstream.head, body))
             raise upstream.status_error(body)
         await self._append([{BEGIN: "200"}])
         while True:
-            fields = await self._gathered(upstream)
-            if fields:
-                await self._append(fields)
+            entries = await self._gather(upstream)
+            if entries:
+                await self._append(entries)
             if upstream.end is not None:
                 await self._finish(upstream, upstream.end)
                 return
 
     @staticmethod
-    async def _gathered(upstream: Upstream) -> list[dict[str, str]]:
+    async def _gather(upstream: Upstream) -> list[dict[str, str]]:
         try:
             return await upstream.gather()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            # A function of the caller's has raised: `done` or `on_reconnect`. It must not end the loop.
+            # The caller's `done` or `on_reconnect` raised. Not even an exit must end the loop.
             upstream.fail(as_callback_error(error, "a function of the upstream's request"))
             return []
 
     async def _finish(self, upstream: Upstream, end: End) -> None:
         upstream.record_end(end)
         if isinstance(end.error, BridgeClosedError):
-            # The process ends, and not the stream.
+            # This process ends, and not the stream: another process may take it over.
             await self._release()
             raise end.error
         if end.error is not None:
-            await self._end(error_fields(end.error))
+            await self._write_end(error_fields(end.error))
             raise end.error
-        await self._end(end_fields(end.outcome, upstream.done_event))
+        await self._write_end(end_fields(end.outcome, upstream.done_event))
 
-    async def _append(self, fields: list[dict[str, str]]) -> None:
-        await self._hub.retry_while_unavailable(self._hub.store.append, self._token, self._number, fields)
-        self._number += len(fields)
+    async def _append(self, entries: list[dict[str, str]]) -> None:
+        await self._hub.retry_while_unavailable(self._hub.store.append, self._token, self._number, entries)
+        self._number += len(entries)
 
-    async def _end(self, fields: dict[str, str]) -> None:
+    async def _write_end(self, fields: dict[str, str]) -> None:
         await self._hub.retry_while_unavailable(self._hub.store.end, self._token, self._number, fields)
 
     async def _release(self) -> None:
+        assert self._renewing is not None
+        # A renewal after the release would take the lease again, until its TTL has elapsed.
+        self._renewing.cancel()
         await self._hub.release(self._token)
 
     async def _keep_renewing(self) -> None:
-        terms = self._hub.terms
-        patience = terms.abandon_after
-        every = terms.renewed_every if patience is None else min(terms.renewed_every, max(patience / 4, 0.02))
-        read_at = self.loop.time()
+        settings = self._hub.settings
+        patience = settings.abandon_after
+        interval = settings.renewal_interval
+        if patience is not None:
+            interval = min(interval, max(patience / 4, 0.02))
+        last_read_at = self.loop.time()
         while True:
             try:
                 readers = await self._hub.retry_while_unavailable(self._hub.store.renew, self._token)
-            except StaleError:
-                self._stop_stale()
+            except StaleTokenError:
+                self._stop(_StopReason.STALE)
                 return
             except LogError as error:
                 self.fail(error)
                 return
             now = self.loop.time()
-            if readers or self._hub.topic(self._token.key).is_read:
-                read_at = now
-            elif patience is not None and now - read_at >= patience:
-                self._is_abandoned = True
-                self._stop()
+            if readers or self._hub.topic(self._token.key).has_readers:
+                last_read_at = now
+            elif patience is not None and now - last_read_at >= patience:
+                self._stop(_StopReason.ABANDONED)
                 return
-            await asyncio.sleep(every)
+            await asyncio.sleep(interval)
 
-    def _stop(self) -> None:
-        self._has_stopped = True
+    def _stop(self, reason: _StopReason) -> None:
+        if self._stop_reason is None:
+            self._stop_reason = reason
         assert self._task is not None
         self._task.cancel()
 
-    def _stop_stale(self) -> None:
-        self._is_stale = True
-        self._stop()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         upstream = self._upstream
         if upstream is not None and not upstream.is_ended:
             upstream.abort()
@@ -259,31 +285,22 @@ class Producer(LoopTask):
         self.result.end(End("error" if error is not None else outcome, error))
         self.mark_finished()
 
-    # As a follower.
+    # As a subscriber.
 
     def fail(self, error: SSEError) -> None:
-        """The log fails: so does this."""
-        if not self._is_over and isinstance(error, LogError):
-            self._failure = own_error(error)
-            self._stop()
+        """Stop because the log failed."""
+        if self._stop_reason is None and isinstance(error, LogError):
+            self._log_error = copy_error(error)
+            self._stop(_StopReason.LOG_FAILED)
 
-    def deliver(self, parts: Iterable[Part]) -> bool:
-        """Look whether it was cancelled."""
-        for part in parts:
-            self.position = part.position
-            if part.position.fence > self._token.fence:
-                self._stop_stale()
+    def deliver(self, segments: Iterable[Segment]) -> bool:
+        """Stop if an entry of a newer fence arrives: of a cancel, or of another producer."""
+        for segment in segments:
+            self.position = segment.position
+            if segment.position.fence > self._token.fence:
+                self._stop(_StopReason.STALE)
                 return False
         return True
 
-    def lost(self) -> None:
-        """The lease has run out, or seems to: writing tells whether somebody else has it."""
-
-
-def as_callback_error(error: BaseException, function: str) -> SSEError:
-    """Return what the readers are told where a function of the caller's has raised."""
-    if isinstance(error, SSEError):
-        return error
-    told = CallbackError(f"{function} raised {type(error).__name__}")
-    told.__cause__ = error
-    return told
+    def on_lease_lost(self) -> None:
+        """Ignore it: the next write or renewal shows whether another producer holds the lease."""

@@ -1,10 +1,8 @@
-"""Which of the log's errors a Redis error is.
+"""Maps the errors of redis-py to the errors of the log, by the code of Redis's error reply.
 
-Redis begins an error reply with a code, such as READONLY. redis-py has a class for some codes, and then
-leaves the code out of the message; Redis 6.2 puts the code behind where in a script the error arose.
-`code_of` is the only function that knows of it; everything else goes by the code.
-
-Rule: plain values. Nothing here knows a connection.
+Plain functions of their arguments. Redis begins an error reply with a code, such as READONLY. redis-py has a
+class for some codes, and then leaves the code out of the message; Redis 6.2 puts the place in a script
+before the code. Only `code_of` reads error texts, for the code alone.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from ._store import OutageError
 
 __all__ = ["DemotedError", "UnknownScriptError", "code_of", "error_of"]
 
-# The codes that redis-py has a class for. (The more special classes first.)
+# The codes that redis-py has a class for. Subclasses come before their base classes.
 _CODES: dict[type[Exception], str] = {
     exceptions.ReadOnlyError: "READONLY",
     exceptions.BusyLoadingError: "LOADING",
@@ -39,23 +37,23 @@ _CODE = re.compile(
     r"(?:ERR )?(?:Error running script \(call to \w+\): ?)?(?:@?\w+: ?[0-9]+: ?)*-?([A-Z][A-Z0-9]+)(?: |$)"
 )
 
-# The server is a replica now: the connection leads to the wrong one.
+# The server has become a replica.
 _DEMOTED = frozenset({"READONLY", "UNBLOCKED", "MASTERDOWN"})
-# It refuses for a while: it starts, has no disk or no replica, runs a script, fails over, or moves slots.
-_FOR_A_WHILE = frozenset({"LOADING", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"})
+# The server starts, has no disk or no replica, runs a script, fails over, or moves slots.
+_TEMPORARY = frozenset({"LOADING", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"})
 _REFUSED = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
 
 
 class DemotedError(OutageError):
-    """The master has become a replica: connections have to be made anew, to find the new master."""
+    """The master has become a replica: new connections are needed to find the new master."""
 
 
 class UnknownScriptError(Exception):
-    """Redis does not know a script by its name."""
+    """Redis does not know a script by its hash."""
 
 
 def code_of(exc: Exception) -> str:
-    """Return the code of a Redis error reply, such as "READONLY"; "" if it has none, or was no reply."""
+    """Return the code of a Redis error reply, such as "READONLY"; "" without a code, and for other errors."""
     for kind, code in _CODES.items():
         if isinstance(exc, kind):
             return code
@@ -64,25 +62,25 @@ def code_of(exc: Exception) -> str:
 
 
 def error_of(exc: Exception) -> Exception:
-    """Return the log's error for one of redis-py's, or of the network's."""
+    """Return the log's error for an error of redis-py or of the network."""
     code = code_of(exc)
     text = f"{type(exc).__name__}: {exc}"
     if code in _DEMOTED:
         return DemotedError(text)
-    if code in _FOR_A_WHILE:
+    if code in _TEMPORARY:
         return OutageError(text)
     if code in _REFUSED:
-        return LogAccessError(f"Redis refuses the credentials, or what they may do ({text})")
+        return LogAccessError(f"Redis refuses the credentials, or lacks permissions for them ({text})")
     if code == "OOM":
-        return LogFullError(f"Redis has no memory left: raise maxmemory, or lower ttl or max_events ({text})")
+        return LogFullError(f"Redis has no memory left. Raise maxmemory, or lower ttl or max_events. ({text})")
     if code == "NOSCRIPT":
         return UnknownScriptError()
     if isinstance(exc, _NETWORK):
         return OutageError(text)
-    return LogError(f"Redis does not do what a log needs ({text})")
+    return LogError(f"Redis failed a command of the log ({text})")
 
 
-# No reply at all, or a Cluster of which no node can be found that has the slot.
+# No reply, or no node of a Cluster has the slot.
 _NETWORK = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,

@@ -1,25 +1,39 @@
-"""What a log is kept in: what a store does, and the terms that it does it on.
+"""The interface of a log's store, its values, and the settings of a log.
 
-Rule: all of a store's coroutines run in one loop, and each may be asked again where an answer did
-not come: what was done already is then not done twice.
+All coroutines of a store run on one event loop. Each call is idempotent: it may be repeated if its answer
+was lost, and has no second effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from sseqbridge._exceptions import LogError
 
 from ._entries import Entry, Position
 
-__all__ = ["Claim", "OutageError", "StaleError", "Store", "Tail", "Terms", "Token", "Watch"]
+__all__ = [
+    "Claim",
+    "ClaimState",
+    "FencingToken",
+    "Liveness",
+    "LogSettings",
+    "OutageError",
+    "StaleTokenError",
+    "Store",
+    "Tail",
+]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How a log is kept; times in seconds."""
+class LogSettings:
+    """The settings of a log, in seconds; see Log. Readers notice a dead producer within `lease`.
+
+    So the TTL of a lease plus the interval of the readers' checks stays below `lease`.
+    """
 
     lease: float
     ttl: float
@@ -27,38 +41,42 @@ class Terms:
     abandon_after: float | None
     outage: float
 
-    # A producer that dies is noticed by a look after its lease has run out: both within `lease`.
     @property
-    def held_for(self) -> float:
-        """For how long a lease is given."""
+    def lease_ttl(self) -> float:
+        """The TTL of a producer's lease."""
         return self.lease * 0.7
 
     @property
-    def renewed_every(self) -> float:
-        """How often a producer renews its own."""
+    def renewal_interval(self) -> float:
+        """The time between two renewals of a lease."""
         return self.lease * 0.2
 
     @property
-    def looked_every(self) -> float:
-        """How often readers look whether there is one."""
+    def liveness_interval(self) -> float:
+        """The time between two checks of the producers, which are heartbeats of the readers too."""
         return self.lease * 0.2
 
     @property
-    def present_for(self) -> float:
-        """For how long a process counts as a reader, once it has said so."""
-        return self.looked_every * 3
+    def reader_ttl(self) -> float:
+        """The time after which a process without a heartbeat no longer counts as a reader."""
+        return self.liveness_interval * 3
+
+    @property
+    def retention(self) -> float:
+        """The TTL of a stream that was just written."""
+        return max(self.ttl, self.lease)
 
 
 class OutageError(Exception):
-    """The store cannot be reached, or refuses work for a while. The cause is its own error."""
+    """The store is unreachable, or refuses work for a while. The cause is the store's own error."""
 
 
-class StaleError(Exception):
-    """The token is not the one any more: another producer, or a cancel, came after it."""
+class StaleTokenError(Exception):
+    """The fencing token is stale: another producer was elected, or the stream was cancelled."""
 
 
-class Token(NamedTuple):
-    """Who may write a stream."""
+class FencingToken(NamedTuple):
+    """The right to write one stream: a newer fence makes older tokens stale. `owner` identifies the claim."""
 
     key: str
     fence: int
@@ -68,23 +86,34 @@ class Token(NamedTuple):
         return f"{self.fence}:{self.owner}"
 
 
-class Claim(NamedTuple):
-    """What became of an attempt to be a stream's producer.
+class ClaimState(str, Enum):
+    """The result of a claim: elected, or the state of the stream."""
 
-    `state` is "elected" (with the fencing token), "none" (nothing there, and none was to begin),
-    "live", "ended", or "lost" (begun, not ended, and nobody writes it). `last` is where the last
-    entry stands.
+    ELECTED = "elected"
+    # There is no stream, and the claim was not allowed to begin one.
+    NONE = "none"
+    # Another producer holds the lease.
+    LIVE = "live"
+    ENDED = "ended"
+    # The stream has begun and not ended, and no producer holds the lease.
+    LOST = "lost"
+
+
+class Claim(NamedTuple):
+    """The result of an attempt to become a stream's producer.
+
+    `fence` is that of the new token if the claim was elected, else 0. `last` is the position of the last entry.
     """
 
-    state: str
+    state: ClaimState
     fence: int
     last: Position | None
 
 
-class Watch(NamedTuple):
-    """How a stream stands: whether somebody holds its lease, and where its last entry stands.
+class Liveness(NamedTuple):
+    """Whether a producer holds a stream's lease, and the position of the stream's last entry.
 
-    `error` is why the store could not look at this stream, None if it could.
+    `error` is the reason why the store could not check this stream; None if it could.
     """
 
     is_held: bool
@@ -93,57 +122,57 @@ class Watch(NamedTuple):
 
 
 class Tail(Protocol):
-    """Waits for what comes, for several streams at once."""
+    """Waits for new entries of several streams at once."""
 
     async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry] | LogError]]:
-        """Return what comes after the positions, waiting for it a while; nothing where it was woken.
+        """Return the entries after the positions, by key; wait for the first for a while, or until `wake`.
 
-        A stream that the store cannot read has an error in place of entries. Raises LogError if it
+        A stream that the store cannot read has an error in place of entries. Raises LogError if the store
         can read none.
         """
 
     def wake(self) -> None:
-        """End the wait of a `read` that is under way, or else the next one's."""
+        """End the wait of the current `read`, or of the next one."""
 
 
 class Store(Protocol):
-    """What keeps a log's streams."""
+    """Holds the streams of a log."""
 
     async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
-        """Try to become the producer. `owner` is this attempt's own."""
+        """Try to become the producer. `owner` is unique to this attempt."""
 
-    async def append(self, token: Token, number: int, entries: Sequence[Mapping[str, str]]) -> None:
-        """Write entries, of which the first has this number, and renew the lease. Raises StaleError."""
+    async def append(self, token: FencingToken, number: int, entries: Sequence[Mapping[str, str]]) -> None:
+        """Write entries, the first under `number`, and renew the lease. Raises StaleTokenError."""
 
-    async def end(self, token: Token, number: int, fields: Mapping[str, str]) -> None:
-        """Write the last entry, and give the lease back. Raises StaleError."""
+    async def end(self, token: FencingToken, number: int, fields: Mapping[str, str]) -> None:
+        """Write the last entry and release the lease. Raises StaleTokenError."""
 
-    async def renew(self, token: Token) -> int:
-        """Renew the lease, and return how many processes read. Raises StaleError."""
+    async def renew(self, token: FencingToken) -> int:
+        """Renew the lease, and return the number of processes that read. Raises StaleTokenError."""
 
-    async def release(self, token: Token) -> None:
-        """Give the lease back."""
+    async def release(self, token: FencingToken) -> None:
+        """Release the lease."""
 
     async def cancel(self, key: str, owner: str) -> bool:
-        """End a stream that has not ended; False where there is none. `owner` is this attempt's own."""
+        """End a stream that has not ended; False if there is none. `owner` is unique to this attempt."""
 
     async def delete(self, key: str) -> bool:
-        """Delete a stream; False where there is none."""
+        """Delete a stream; False if there is none."""
 
     async def read(self, key: str, after: Position, count: int) -> list[Entry]:
         """Return the first entries after a position, `count` at most."""
 
-    async def watch(self, keys: Sequence[str], reader: str) -> list[Watch]:
-        """Tell that the process `reader` reads these streams, and return how each stands."""
+    async def heartbeat(self, keys: Sequence[str], reader: str) -> list[Liveness]:
+        """Record that the process `reader` reads these streams, and return the liveness of each."""
 
-    async def leave(self, key: str, reader: str) -> None:
-        """Tell that it does not read this one any more."""
+    async def remove_reader(self, key: str, reader: str) -> None:
+        """Record that the process `reader` no longer reads this stream."""
 
     def group_of(self, key: str) -> str:
-        """Return what the streams have in common that one Tail can wait for."""
+        """Return the name of the group of streams that one Tail can wait for."""
 
     def new_tail(self) -> Tail:
-        """Return what waits for the streams of one group."""
+        """Return a Tail for the streams of one group."""
 
     async def aclose(self) -> None:
-        """Give back what the store holds."""
+        """Close the store's connections."""

@@ -1,7 +1,12 @@
 """A producer's upstream: entries of a detached stream become the fields of log entries.
 
-Runs on the loop's thread. The caller's functions (`done`, `on_reconnect`) run in threads of their own,
-since they may block.
+Runs on the loop thread, except the constructor, which runs in the thread that called `start`. The caller's
+functions (`done`, `on_reconnect`) may block, so they run in threads of their own, while `gather` awaits them.
+
+| field     | written by                                            | guarded by                         |
+|-----------|-------------------------------------------------------|------------------------------------|
+| `end`     | the loop thread; the thread of `done` during `gather` | the loop thread awaits that thread |
+| `_unread` | the loop thread                                       | no other thread reads it           |
 """
 
 from __future__ import annotations
@@ -25,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Upstream"]
 
-# The most that one append takes, in bytes of data: enough to catch up, not enough to delay other streams.
+# The limits of one append, in bytes of data and in events: enough to catch up, not enough to delay other streams.
 _APPEND_BYTES = 256 * 1024
 _APPEND_EVENTS = 1000
 
 
 class Upstream:
-    """A stream that nobody else reads any more. `end` is set once all of it was returned."""
+    """A detached stream. `end` is set once all of its entries were returned."""
 
     def __init__(self, reader: ItemReader[Any], detached: Detached) -> None:
         self._reader = reader
@@ -60,7 +65,7 @@ class Upstream:
         self._reader.abort()
 
     def record_end(self, end: End) -> None:
-        """Have the caller's stream object show how the stream ended."""
+        """Make the outcome visible on the caller's stream object."""
         self._reader.cursor.end = end
 
     @property

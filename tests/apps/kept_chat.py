@@ -1,7 +1,7 @@
-"""The chat example with leases that outlast a slow machine; a test ends one explicitly.
+"""The chat example with leases that outlast any test; a test ends a lease itself.
 
-An answer is abandoned after ABANDON_AFTER seconds. Each worker sends its process id to the upstream as its
-key, so that a test can kill it.
+An answer is abandoned after ABANDON_AFTER seconds. Each worker sends its process id to the upstream as its API key, so
+that a test knows which process to kill.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import flask
 from examples.flask_chat import app as chat
 from examples.flask_chat.upstream import Upstream
 from sseqbridge.resume import RedisLog
-from tests.resume.support import LEASE, look_often
+from tests.resume.support import LEASE, check_often
 
 __all__ = ["create_app"]
 
@@ -21,5 +21,5 @@ __all__ = ["create_app"]
 def create_app() -> flask.Flask:
     """Return the application, for one worker."""
     abandon_after = float(os.environ["ABANDON_AFTER"])
-    log = look_often(RedisLog.from_url(os.environ["REDIS_URL"], lease=LEASE, abandon_after=abandon_after))
+    log = check_often(RedisLog.from_url(os.environ["REDIS_URL"], lease=LEASE, abandon_after=abandon_after))
     return chat.create_app(Upstream(os.environ["OPENAI_BASE_URL"], "puppet", key=str(os.getpid())), log)

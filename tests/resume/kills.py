@@ -1,10 +1,8 @@
-"""Producers killed by chance, under readers that come and go: nothing hangs, is lost, repeated or out of order.
+"""A long run: randomly killed producers, and readers that leave and return; no event is lost, repeated or reordered.
 
-`python -m tests.resume.kills 1000 SEED` kills as many processes, with kill -9, while Redis itself is killed and
-started again every few seconds and a proxy cuts connections to it in the midst of messages. What each reader was given
-is compared with what Redis holds at the end, entry by entry.
-
-Rule: a reader's own findings are its list of ids and its end; nothing else of the library's is asked.
+`python -m tests.resume.kills 1000 SEED` kills 1000 producer processes with kill -9, while Redis itself is killed and
+restarted every few seconds and a proxy cuts connections to it in mid-message. At the end the ids that each reader
+received are compared with the entries in Redis.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ __all__ = ["Tally", "run"]
 
 _EVENTS = 30
 _LEASE = 0.6
-# In which everything has to come to its end, on a machine that is busy too.
+# An upper limit for each stream, also on a busy machine.
 _SECONDS = 120.0
 
 
 @dataclass
 class Tally:
-    """What was seen: how many of each, and how the readers ended."""
+    """The counts of a run, and how the readers ended."""
 
     kills: int = 0
     restarts: int = 0
@@ -51,7 +49,7 @@ class Tally:
 
 
 class CuttingProxy(Proxy):
-    """A way to a port that cuts connections after so many bytes, at random, in either direction."""
+    """Cuts connections to a port after a random number of bytes, in either direction."""
 
     def __init__(self, port: int, seed: int) -> None:
         self.cuts = 0
@@ -59,7 +57,7 @@ class CuttingProxy(Proxy):
         super().__init__(port)
 
     def _limit(self) -> int:
-        # Some live long: else nothing would come of anything.
+        # Half of the connections are never cut, so that the run makes progress.
         return int(self._chance.expovariate(1 / 60_000)) if self._chance.random() < 0.5 else sys.maxsize
 
     def _was_cut(self) -> None:
@@ -76,7 +74,7 @@ def _script(request: ReceivedRequest) -> Iterator[Step]:
 
 
 def _produce(redis_url: str, upstream: str, key: str) -> None:
-    """A process of its own, which is going to be killed."""
+    """The main function of a process that will be killed."""
     logging.disable()
     try:
         with RedisLog.from_url(redis_url, lease=_LEASE) as log:
@@ -86,7 +84,7 @@ def _produce(redis_url: str, upstream: str, key: str) -> None:
 
 
 class Round:
-    """One stream: killed producers, one after another, then one that may end; and readers all the while."""
+    """One stream: killed producers one after another, then one that ends it, and readers during all of that."""
 
     def __init__(self, number: int, seed: int, kills: int, logs: list[Log], redis_url: str, upstream: str) -> None:
         self.key = f"k{number}"
@@ -96,7 +94,7 @@ class Round:
         self._redis_url = redis_url
         self._upstream = upstream
         self.ends: collections.Counter[str] = collections.Counter()
-        self.given: list[tuple[list[str], str]] = []
+        self.received: list[tuple[list[str], str]] = []
 
     def run(self) -> None:
         deadline = time.monotonic() + _SECONDS
@@ -110,12 +108,12 @@ class Round:
                 process.join(self._chance.random() * 0.35)
                 process.kill()
                 process.join()
-                # The lease runs out.
+                # Usually the lease expires.
                 time.sleep(_LEASE if self._chance.random() < 0.7 else 0.05)
             else:
                 process.join(max(0.1, deadline - time.monotonic()))
                 assert not process.is_alive(), f"{self.key}: a producer hangs"
-        # Where that one came too early, somebody ends it now.
+        # The last producer may have found a live lease: end the stream now.
         self._end(deadline)
         for result in reading:
             result.result(max(0.1, deadline - time.monotonic()))
@@ -134,7 +132,7 @@ class Round:
         raise AssertionError(f"{self.key}: it does not end")
 
     def _read(self, chance: random.Random, deadline: float) -> None:
-        """Read to the end, coming back with the last id after each loss, and after leaving by chance."""
+        """Read to the end; resume after the last id after each loss, and after leaving at random."""
         ids: list[str] = []
         last_id: str | None = None
         while True:
@@ -149,7 +147,7 @@ class Round:
                 last_id = events.last_event_id or last_id
             self.ends[end.split(":")[0]] += 1
             if end in ("done", "eof"):
-                self.given.append((ids, end))
+                self.received.append((ids, end))
                 return
             if end.split(":")[0] not in ("left", "ProducerLostError", "StreamNotFoundError", "LogUnavailableError"):
                 raise AssertionError(f"{self.key}: a reader ended by {end}, which had come to {last_id} with {ids}")
@@ -167,12 +165,12 @@ class Round:
             return f"{type(error).__name__}: {error}"
 
     def check(self, entries: list[tuple[str, dict[str, str]]]) -> int:
-        """Compare what the readers were given with what the log holds; return how many events there are."""
+        """Compare the received ids with the log's entries; return the number of received events."""
         written = [entry_id for entry_id, fields in entries if "data" in fields]
-        # A stream that starts anew is told of by an event, and the first is not.
+        # Readers get an event for each start of the stream except the first.
         restarts = [entry_id for entry_id, fields in entries if "begin" in fields][1:]
         expected = [entry_id for entry_id, _ in entries if entry_id in {*written, *restarts}]
-        for ids, _ in self.given:
+        for ids, _ in self.received:
             assert ids == expected, f"{self.key}: {ids} and not {expected}"
         by_fence = collections.Counter(entry_id.partition("-")[0] for entry_id in written)
         numbers = [int(fields["data"].split('"number":')[1].rstrip("}")) for _, fields in entries if "data" in fields]
@@ -181,16 +179,16 @@ class Round:
             assert numbers[at : at + count] == list(range(count)), f"{self.key}: {numbers}"
             at += count
         assert numbers[-1] == _EVENTS - 1, f"{self.key} ends with {numbers[-1]}"
-        return len(expected) * len(self.given)
+        return len(expected) * len(self.received)
 
 
 def run(kills: int, seed: int, *, at_once: int = 16, disturbs: bool = True) -> Tally:
-    """Kill so many producers. Raises AssertionError for what must not be."""
+    """Kill `kills` producers. Raises AssertionError for a lost, repeated or reordered event, and for a hang."""
     tally = Tally()
     chance = random.Random(seed)
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "sseqbridge.resume.redis"])
     with shared("session"):
-        # It serves the process until its end.
+        # The fork server runs until the end of the session.
         forkserver.ensure_running()
     ended = threading.Event()
     with (
@@ -239,7 +237,7 @@ def run(kills: int, seed: int, *, at_once: int = 16, disturbs: bool = True) -> T
 
 
 def main() -> None:
-    """Run by hand."""
+    """Run from the command line, and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m tests.resume.kills", description=__doc__)
     parser.add_argument("kills", type=int, nargs="?", default=1000)
     parser.add_argument("seed", type=int, nargs="?", default=1)
@@ -249,7 +247,7 @@ def main() -> None:
     tally = run(options.kills, options.seed)
     print(
         f"{tally.kills} producers killed, Redis {tally.restarts} times, {tally.cuts} connections cut in "
-        f"{time.monotonic() - began:.0f} s; {tally.events} events came, each once and in order"
+        f"{time.monotonic() - began:.0f} s; {tally.events} events received, each once and in order"
     )
     for end, count in tally.ends.most_common():
         print(f"{end:>22} {count}")

@@ -1,4 +1,4 @@
-"""A Redis that fails over, or refuses work for a while: readers and producers wait, then go on."""
+"""A Redis that fails over or refuses work for a while: readers and producers wait, then continue."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from sseqbridge.testing import SSEServer, Step, hold, respond, send, silence
 from tests.redis_support import Proxy, RedisServer, free_port, needs_redis, redis_server
 from tests.support import in_thread, until
 
-# Servers that fail over, or start, take their time on a machine that is busy.
+from .support import DONE, hub_of, new_store
+
+# Servers are slow to fail over and to start on a busy machine.
 pytestmark = [needs_redis, pytest.mark.timeout(120)]
 
-DONE = send("[DONE]")
-# Nothing here waits for a lease to run out, or for an outage to be too long.
+# No test here waits for the end of a lease or of `outage`.
 PATIENT: dict[str, Any] = {"lease": 60.0, "outage": 60.0}
 
 
 @pytest.fixture
 def master() -> Iterator[RedisServer]:
-    # (By default it waits 5 s for more replicas to come.)
+    # By default the master waits 5 s for more replicas.
     with redis_server("--repl-diskless-sync-delay", "0") as running:
         yield running
 
@@ -45,9 +46,9 @@ def replica(master: RedisServer) -> Iterator[RedisServer]:
         yield running
 
 
-def command(server: RedisServer, *words: object) -> Any:
+def command(server: RedisServer, *arguments: object) -> Any:
     with server.client() as client:
-        return client.execute_command(*words)
+        return client.execute_command(*arguments)
 
 
 def role_of(server: RedisServer) -> str:
@@ -62,7 +63,7 @@ def is_in_step(master: RedisServer) -> bool:
 
 
 def fail_over(old: RedisServer, new: RedisServer) -> None:
-    """Make the replica the master, as Sentinel and operators do, and wait until it is."""
+    """Make the replica the master, as Sentinel and operators do, and wait for it."""
     until(lambda: is_in_step(old), 30)
     command(old, "FAILOVER", "TO", "127.0.0.1", new.port)
     until(lambda: (role_of(old), role_of(new)) == ("slave", "master"), 30)
@@ -70,14 +71,14 @@ def fail_over(old: RedisServer, new: RedisServer) -> None:
 
 def was_disturbed(log: RedisLog, since: float | None = None) -> Callable[[], bool]:
     def has_been() -> bool:
-        at = log._hub().disturbed_at
+        at = hub_of(log).disturbed_at
         return at is not None and (since is None or at > since)
 
     return has_been
 
 
 def stages(count: int, size: int) -> tuple[list[Step], list[threading.Event]]:
-    """Return an upstream that sends numbers in stages, and the events that begin each stage, and the end."""
+    """Return an upstream that sends numbers in stages, and the events that start each stage and the end."""
     gates = [threading.Event() for _ in range(count + 1)]
     steps: list[Step] = []
     for stage, gate in enumerate(gates[:-1]):
@@ -85,8 +86,8 @@ def stages(count: int, size: int) -> tuple[list[Step], list[threading.Event]]:
     return [respond(), *steps, hold(gates[-1]), DONE], gates
 
 
-def test_a_failover_loses_and_repeats_nothing(master: RedisServer, replica: RedisServer) -> None:
-    """The log's address leads to another server then, as a name, a proxy or a Sentinel has it."""
+def test_failover_loses_and_repeats_nothing(master: RedisServer, replica: RedisServer) -> None:
+    """The log's URL leads to the new master, as with a name, a proxy or a Sentinel."""
     steps, gates = stages(4, 50)
     with (
         SSEServer(steps) as upstream,
@@ -107,7 +108,7 @@ def test_a_failover_loses_and_repeats_nothing(master: RedisServer, replica: Redi
         gates[2].set()
         resumed = elsewhere.open("k", last_event_id=last_event_id)
         rest = [resumed.next(30) for _ in range(130)]
-        # All connections lead to the new master: the old one can go.
+        # No connection leads to the old master.
         master.kill()
         gates[3].set()
         gates[4].set()
@@ -118,15 +119,15 @@ def test_a_failover_loses_and_repeats_nothing(master: RedisServer, replica: Redi
         assert len(upstream.requests) == 1
 
 
-def test_a_failover_there_and_back(master: RedisServer, replica: RedisServer) -> None:
-    """The log's address is that of one server, which is a replica for a while."""
+def test_failover_and_back_loses_and_repeats_nothing(master: RedisServer, replica: RedisServer) -> None:
+    """The log's URL leads to one server, which is a replica for a while."""
     steps, gates = stages(3, 10)
     with SSEServer(steps) as upstream, RedisLog.from_url(master.url, **PATIENT) as log:
         reader = log.open("k", lambda: request_sse(upstream.url))
         gates[0].set()
         assert [reader.next(30) for _ in range(10)] == list(range(10))
         for gate in gates[1:3]:
-            since = log._hub().disturbed_at
+            since = hub_of(log).disturbed_at
             fail_over(master, replica)
             gate.set()
             until(was_disturbed(log, since), 30)
@@ -137,8 +138,8 @@ def test_a_failover_there_and_back(master: RedisServer, replica: RedisServer) ->
 
 
 @pytest.mark.parametrize("what", ["reader", "producer"])
-def test_a_master_that_becomes_a_replica_unblocks_readers_and_refuses_writes(master: RedisServer, what: str) -> None:
-    """Each alone: a process that reads only is told by the end of its XREAD, one that writes by READONLY."""
+def test_demoted_master_unblocks_readers_and_refuses_writes(master: RedisServer, what: str) -> None:
+    """A process that only reads notices by the end of its XREAD, a process that writes by READONLY."""
     go = threading.Event()
     with (
         SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
@@ -163,7 +164,7 @@ def test_a_master_that_becomes_a_replica_unblocks_readers_and_refuses_writes(mas
             assert list(reader) == [2]
 
 
-def test_a_failover_that_takes_too_long_is_an_outage(master: RedisServer) -> None:
+def test_long_failover_raises_log_unavailable_error(master: RedisServer) -> None:
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(master.url, lease=5, outage=0.1) as log:
         reader = log.open("k", lambda: request_sse(upstream.url))
         assert next(reader) == 1
@@ -213,7 +214,7 @@ REFUSALS = [without_replicas, without_master, busy]
 
 
 @pytest.mark.parametrize("refusing", REFUSALS, ids=lambda refusing: refusing.__name__)
-def test_a_redis_that_refuses_for_a_while_is_waited_for(
+def test_log_waits_for_a_redis_that_refuses_work(
     master: RedisServer, refusing: Callable[[RedisServer], AbstractContextManager[None]]
 ) -> None:
     go = threading.Event()
@@ -227,7 +228,7 @@ def test_a_redis_that_refuses_for_a_while_is_waited_for(
 
 
 class Refusing(redis.asyncio.Redis):
-    """A client whose scripts fail, while `error` is set, after they were run or without."""
+    """A client whose scripts fail while `error` is set; the server runs them if `runs_them` is True."""
 
     error: Exception | None = None
     runs_them = False
@@ -252,7 +253,7 @@ class Refusing(redis.asyncio.Redis):
         return pipeline
 
 
-# As Redis 6.2 has it, and others.
+# The forms of Redis 6.2 and of other versions.
 AT = "Error running script (call to f_0123456789abcdef0123456789abcdef01234567): "
 READONLY = "READONLY You can't write against a read only replica."
 WRAPPED = [
@@ -280,7 +281,7 @@ def refusing() -> Iterator[type[Refusing]]:
     [redis.ResponseError(WRAPPED[0]), redis.ConnectionError("Connection lost"), ConnectionResetError(104, "reset")],
     ids=["READONLY in a script", "lost", "reset"],
 )
-def test_a_script_whose_connection_fails_is_run_again(
+def test_script_is_run_again_after_a_connection_error(
     master: RedisServer, refusing: type[Refusing], error: Exception, runs_them: bool
 ) -> None:
     go = threading.Event()
@@ -300,7 +301,7 @@ def test_a_script_whose_connection_fails_is_run_again(
 
 
 @pytest.mark.parametrize("text", WRAPPED)
-def test_the_code_of_an_error_is_found_wherever_redis_puts_it(text: str) -> None:
+def test_error_code_is_found_in_every_form(text: str) -> None:
     assert code_of(redis.ResponseError(text)) == "READONLY"
     assert isinstance(error_of(redis.ResponseError(text)), DemotedError)
     assert code_of(redis.ResponseError(text.replace("READONLY", "MISCONF"))) == "MISCONF"
@@ -317,7 +318,7 @@ def test_the_code_of_an_error_is_found_wherever_redis_puts_it(text: str) -> None
         "",
     ],
 )
-def test_an_error_with_another_code_or_none_is_no_outage(text: str) -> None:
+def test_error_with_another_code_or_none_is_no_outage(text: str) -> None:
     assert type(error_of(redis.ResponseError(text))) is LogError
 
 
@@ -352,35 +353,35 @@ KINDS: list[tuple[Exception, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("error", "kind"), KINDS, ids=lambda value: getattr(value, "__name__", str(value)[:30]))
-def test_errors_of_redis_are_told_apart(error: Exception, kind: type[Exception]) -> None:
+def test_redis_errors_map_to_log_errors(error: Exception, kind: type[Exception]) -> None:
     assert type(error_of(error)) is kind
 
 
-def test_connections_that_cannot_be_dropped_are_an_outage_too(master: RedisServer) -> None:
-    """What waits for an answer gets one all the same."""
+def test_failure_to_drop_connections_is_an_outage(master: RedisServer) -> None:
+    """The waiting command still gets an answer."""
 
     async def main() -> None:
-        store: Any = RedisLog.from_url(master.url)._new_store()
+        store: Any = new_store(RedisLog.from_url(master.url))
 
         async def fail(**_: object) -> None:
             raise ConnectionResetError
 
         command(master, "REPLICAOF", "127.0.0.1", free_port())
-        store.client.connection_pool.disconnect = fail
+        store.client.client.connection_pool.disconnect = fail
         with pytest.raises(OutageError):
-            await asyncio.wait_for(store.leave("k", "reader"), 30)
-        del store.client.connection_pool.disconnect
+            await asyncio.wait_for(store.remove_reader("k", "reader"), 30)
+        del store.client.client.connection_pool.disconnect
         await store.aclose()
 
     asyncio.run(main())
 
 
-def test_a_clusters_client_finds_the_master_by_itself(master: RedisServer) -> None:
+def test_cluster_client_keeps_its_connections_on_failover(master: RedisServer) -> None:
     async def main() -> None:
-        store: Any = RedisLog.from_url(master.url, cluster=True)._new_store()
-        # It has no pool of its own that could be told.
-        assert not hasattr(store.client, "connection_pool")
-        await store.drop_connections()
+        store: Any = new_store(RedisLog.from_url(master.url, cluster=True))
+        # It has no pool whose connections could be closed.
+        assert not hasattr(store.client.client, "connection_pool")
+        await store.client.drop_connections()
         await store.aclose()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Streams of one process share what brings their entries; a fault of one stream ends that stream's readers alone."""
+"""Streams share connections and tasks, but no faults: a fault of one stream ends its own readers alone."""
 
 from __future__ import annotations
 
@@ -19,54 +19,32 @@ from sseqbridge.resume import Log, RedisLog
 from sseqbridge.resume._entries import START, Entry, Position
 from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._memory import MemoryStore
-from sseqbridge.resume._parts import parts_of
-from sseqbridge.resume._store import Terms, Token, Watch
+from sseqbridge.resume._segments import segments_of
+from sseqbridge.resume._store import FencingToken, Liveness, LogSettings
 from sseqbridge.testing import SSEServer, hold, send, silence
-from tests.redis_support import RedisServer, needs_redis, redis_server
+from tests.redis_support import RedisServer, needs_redis
 from tests.support import until
 
-from .support import LEASE, Face, LogReading, Logs
+from .support import DONE, LEASE, Face, LogReading, hub_of
 
-# The machine may be busy.
+# The machine may be busy, and many streams take part.
 pytestmark = pytest.mark.timeout(90)
 
 T = TypeVar("T")
 
-DONE = send("[DONE]")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
-def log(request: pytest.FixtureRequest) -> Iterator[Log]:
-    kind = request.param
-    with Logs(kind, request.getfixturevalue("server") if kind == "redis" else None) as made:
-        yield made.new(lease=LEASE)
-
-
-@pytest.fixture(params=["sync", "async"])
-def face(request: pytest.FixtureRequest) -> Iterator[Face]:
-    made = Face(is_async=request.param == "async")
-    yield made
-    made.close()
-
 
 def in_loop(log: Log, coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run_coroutine_threadsafe(coroutine, log._hub().loop).result(30)
+    return asyncio.run_coroutine_threadsafe(coroutine, hub_of(log).loop).result(30)
 
 
 class Writer:
-    """A producer that writes entries of the test's choice."""
+    """Writes chosen entries under the token of a producer."""
 
     def __init__(self, log: Log, key: str) -> None:
         self._log = log
-        self._store = log._hub().store
+        self._store = hub_of(log).store
         claim = in_loop(log, self._store.claim(key, "writer", may_begin=True, takeover=False))
-        self.token = Token(key, claim.fence, "writer")
+        self.token = FencingToken(key, claim.fence, "writer")
         self._number = 0
 
     def write(self, *entries: dict[str, str]) -> None:
@@ -75,11 +53,11 @@ class Writer:
 
 
 def until_tailed(log: Log, *keys: str) -> None:
-    """Wait until readers of these streams wait for what comes."""
+    """Wait until readers of these streams are subscribed to new entries."""
 
     def is_tailed(key: str) -> bool:
-        topic = log._hub()._topics.get(key)
-        return topic is not None and any(follower.is_reader for follower in topic._joined)
+        topic = hub_of(log).topics.get(key)
+        return topic is not None and any(subscriber.is_reader for subscriber in topic.subscribers)
 
     until(lambda: all(is_tailed(key) for key in keys), 30)
 
@@ -88,7 +66,7 @@ def until_tailed(log: Log, *keys: str) -> None:
 
 
 def failed(**fields: Any) -> dict[str, str]:
-    return {"error": json.dumps({"message": "words", **fields})}
+    return {"error": json.dumps({"message": "reason", **fields})}
 
 
 def refused(**fields: Any) -> dict[str, str]:
@@ -99,18 +77,18 @@ ENCODED = base64.b64encode(b"body").decode()
 
 UNREADABLE: dict[str, dict[str, str]] = {
     "of an unknown kind": {"checkpoint": "1", "of": "a newer version"},
-    "retry of words": {"data": "x", "retry": "soon"},
-    "retry of nothing": {"data": "x", "retry": ""},
+    "retry that is text": {"data": "x", "retry": "soon"},
+    "retry that is empty": {"data": "x", "retry": ""},
     "retry nan": {"data": "x", "retry": "nan"},
     "retry inf": {"data": "x", "retry": "inf"},
     "retry huge": {"data": "x", "retry": "1e400"},
     "retry below zero": {"data": "x", "retry": "-1"},
     "end of another kind": {"end": "paused"},
-    "error that is no JSON": {"error": "words"},
+    "error that is no JSON": {"error": "text"},
     "error cut off": {"error": '{"type": "SSEError", "mess'},
     "error that is a list": {"error": "[]"},
     "error that is a number": {"error": "7"},
-    "error that is a text": {"error": '"words"'},
+    "error that is a string": {"error": '"text"'},
     "error that is null": {"error": "null"},
     "error without fields": {"error": "{}"},
     "error nested deeply": {"error": "[" * 100_000},
@@ -121,46 +99,46 @@ UNREADABLE: dict[str, dict[str, str]] = {
     "error whose message is a list": failed(type="SSEError", message=[]),
     "error with a lone surrogate": {"error": '{"type": "SSEError", "message": "\\ud800"}'},
     "timeout without fields": failed(type="StreamTimeoutError"),
-    "timeout of another kind": failed(type="StreamTimeoutError", which="later", seconds=1),
-    "timeout of words": failed(type="StreamTimeoutError", which="idle", seconds="1"),
+    "timeout with an unknown kind": failed(type="StreamTimeoutError", which="later", seconds=1),
+    "timeout with text for seconds": failed(type="StreamTimeoutError", which="idle", seconds="1"),
     "timeout huge": failed(type="StreamTimeoutError", which="idle", seconds=10**400),
-    "timeout of truth": failed(type="StreamTimeoutError", which="idle", seconds=True),
-    "limit of half": failed(type="BufferLimitError", limit=1.5),
+    "timeout with a bool for seconds": failed(type="StreamTimeoutError", which="idle", seconds=True),
+    "limit with a fraction": failed(type="BufferLimitError", limit=1.5),
     "limit below zero": failed(type="BufferLimitError", limit=-1),
-    "attempts of words": failed(type="ReconnectionError", attempts="3"),
+    "attempts that are text": failed(type="ReconnectionError", attempts="3"),
     "status without the rest": failed(type="StatusError", status=500),
-    "status with headers of a list": failed(type="StatusError", status=500, headers=[], body=""),
-    "status with headers of numbers": failed(type="StatusError", status=500, headers={"a": 1}, body=""),
-    "status with a body of text": failed(type="StatusError", status=500, headers={}, body="ü"),
+    "status with a list for headers": failed(type="StatusError", status=500, headers=[], body=""),
+    "status with numbers as headers": failed(type="StatusError", status=500, headers={"a": 1}, body=""),
+    "status with a body that is not ASCII": failed(type="StatusError", status=500, headers={}, body="ü"),
     "status with a body that is no base64": failed(type="StatusError", status=500, headers={}, body="*"),
-    "event of a number": failed(type="DecodeError", event=7),
-    "event of three": failed(type="DecodeError", event=["message", "x", ""]),
-    "event of numbers": failed(type="UpstreamError", event=[1, 2, 3, 4], payload={}),
+    "event that is a number": failed(type="DecodeError", event=7),
+    "event with three fields": failed(type="DecodeError", event=["message", "x", ""]),
+    "event with numbers for fields": failed(type="UpstreamError", event=[1, 2, 3, 4], payload={}),
     "event without a payload": failed(type="UpstreamError", event=["message", "x", "", None]),
-    "refusal that is no JSON": {"refused": "words"},
+    "refusal that is no JSON": {"refused": "text"},
     "refusal that is a list": {"refused": "[]"},
     "refusal without fields": {"refused": "{}"},
-    "refusal with an error of words": {"refused": '{"error": "words"}'},
+    "refusal with text for an error": {"refused": '{"error": "text"}'},
     "refusal with 200": refused(status=200),
-    "refusal with a status below all": refused(status=7),
+    "refusal with a status below 100": refused(status=7),
     "refusal with a status huge": refused(status=10**30),
-    "refusal with a status of truth": refused(status=True),
-    "refusal with a status of words": refused(status="500"),
-    "refusal with headers of null": refused(headers=None),
-    "refusal with a body of null": refused(body=None),
-    "refusal with an error besides": refused(body=ENCODED, error={"type": "StreamTimeoutError", "message": ""}),
+    "refusal with a bool for a status": refused(status=True),
+    "refusal with text for a status": refused(status="500"),
+    "refusal with null for headers": refused(headers=None),
+    "refusal with null for a body": refused(body=None),
+    "refusal with a body and a wrong error": refused(body=ENCODED, error={"type": "StreamTimeoutError", "message": ""}),
 }
 
 
 def cannot_be_read(reading: LogReading, items: list[Any]) -> str:
-    """Check that a reading gives these items, then ends with an error of the log; return its message."""
+    """Check that a reading returns these items, then raises a LogError; return its message."""
     seen, error = reading.fail()
     assert (seen, type(error), reading.outcome) == (items, LogError, "error")
     assert "cannot be read" in str(error)
     return str(error)
 
 
-def test_an_entry_that_cannot_be_read_ends_readers_of_its_stream_alone(log: Log, face: Face) -> None:
+def test_unreadable_entry_ends_readers_of_its_stream_alone(log: Log, face: Face) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
         good = face.open(log, "good", face.start(upstream.url))
@@ -176,13 +154,13 @@ def test_an_entry_that_cannot_be_read_ends_readers_of_its_stream_alone(log: Log,
             writers[name].write({"data": "2"}, fields, {"data": "3"})
             text = cannot_be_read(readings[name], [2])
             assert f"entry {writers[name].token.fence}-3 " in text, name
-            # A reader that comes later reads by itself.
+            # A later reader catches up by itself.
             cannot_be_read(face.open(log, name), [1, 2])
         go.set()
         assert (good.items(), good.outcome) == ([2], "done")
 
 
-def test_an_unknown_kind_of_entry_is_named(log: Log) -> None:
+def test_unknown_kind_of_entry_is_named(log: Log) -> None:
     writer = Writer(log, "k")
     writer.write({"begin": "200"}, {"checkpoint": "1"})
     with pytest.raises(LogError, match=r"kind is unknown.*'checkpoint'.*newer version"):
@@ -190,11 +168,11 @@ def test_an_unknown_kind_of_entry_is_named(log: Log) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ended", "lost"])
-def test_a_reader_that_resumes_at_an_entry_that_cannot_be_read(log: Log, face: Face, kind: str) -> None:
+def test_resuming_at_an_unreadable_entry_raises_log_error(log: Log, face: Face, kind: str) -> None:
     fields = {"ended": {"end": "paused"}, "lost": {"checkpoint": "1"}}[kind]
     writer = Writer(log, "k")
     writer.write({"begin": "200"}, {"data": "1"}, fields)
-    in_loop(log, log._hub().store.release(writer.token))
+    in_loop(log, hub_of(log).store.release(writer.token))
     for number, items in ((0, [1]), (1, [])):
         cannot_be_read(face.open(log, "k", last_event_id=f"{writer.token.fence}-{number}"), items)
     if kind == "ended":
@@ -202,18 +180,18 @@ def test_a_reader_that_resumes_at_an_entry_that_cannot_be_read(log: Log, face: F
             face.open(log, "k", last_event_id=f"{writer.token.fence}-2").next()
 
 
-def test_an_error_of_a_type_that_is_unknown_is_named(log: Log, face: Face) -> None:
+def test_error_of_an_unknown_type_is_named(log: Log, face: Face) -> None:
     writer = Writer(log, "k")
     writer.write({"begin": "200"}, failed(type="QuotaError", besides=7))
     error = face.open(log, "k").fail()[1]
-    assert (type(error), str(error)) == (SSEError, "the producer failed with QuotaError: words")
+    assert (type(error), str(error)) == (SSEError, "the producer failed with QuotaError: reason")
 
 
-def test_each_reader_gets_an_error_of_its_own(log: Log) -> None:
+def test_each_reader_gets_its_own_copy_of_an_error(log: Log) -> None:
     writer = Writer(log, "k")
     writer.write({"begin": "200"})
     readers = [log.open("k") for _ in range(3)]
-    until(lambda: len(log._hub()._topics["k"]._joined) == 3, 30)
+    until(lambda: len(hub_of(log).topics["k"].subscribers) == 3, 30)
     writer.write({"checkpoint": "1"})
     errors = []
     for reader in readers:
@@ -223,15 +201,15 @@ def test_each_reader_gets_an_error_of_its_own(log: Log) -> None:
     assert len({id(error) for error in errors}) == 3
 
 
-# Functions of a caller's.
+# Functions of callers.
 
 
-def test_a_cancel_flag_that_raises_ends_its_reader_alone(log: Log, face: Face) -> None:
+def test_raising_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None:
     class Flag:
         error: BaseException | None = None
 
         def is_set(self) -> bool:
-            # (The consumer looks, too: what is raised there is its own.)
+            # The consumer in the main thread checks the flag too.
             if self.error is not None and threading.current_thread() is not threading.main_thread():
                 raise self.error
             return False
@@ -252,25 +230,25 @@ def test_a_cancel_flag_that_raises_ends_its_reader_alone(log: Log, face: Face) -
         assert (good.items(), good.outcome) == ([2], "done")
 
 
-def test_a_follower_that_raises_is_failed_alone() -> None:
-    class Follower:
+def test_raising_subscriber_fails_alone() -> None:
+    class FakeSubscriber:
         is_reader = False
         position = START
 
         def __init__(self, error: Exception | None = None) -> None:
             self._error = error
-            self.given: list[Any] = []
+            self.received: list[Any] = []
             self.failed = asyncio.Event()
-            self.was_given = asyncio.Event()
+            self.has_received = asyncio.Event()
 
         def deliver(self, parts: Any) -> bool:
             if self._error is not None:
                 raise self._error
-            self.given += parts
-            self.was_given.set()
+            self.received += parts
+            self.has_received.set()
             return True
 
-        def lost(self) -> None:
+        def on_lease_lost(self) -> None:
             raise AssertionError
 
         def fail(self, error: SSEError) -> None:
@@ -278,29 +256,29 @@ def test_a_follower_that_raises_is_failed_alone() -> None:
             self.failed.set()
 
     async def main() -> None:
-        terms = Terms(LEASE, LEASE, None, None, 1)
-        store = MemoryStore(terms)
-        hub = Hub(LoopState(asyncio.get_running_loop(), ClientPool()), store, terms)
-        broken, good = Follower(ZeroDivisionError()), Follower()
-        for follower in (broken, good):
-            hub.topic("k").enter(follower)
-            assert hub.topic("k").join(follower)
+        settings = LogSettings(LEASE, LEASE, None, None, 1)
+        store = MemoryStore(settings)
+        hub = Hub(LoopState(asyncio.get_running_loop(), ClientPool()), store, settings)
+        broken, good = FakeSubscriber(ZeroDivisionError()), FakeSubscriber()
+        for subscriber in (broken, good):
+            hub.topic("k").register(subscriber)
+            assert hub.topic("k").try_subscribe(subscriber)
         claim = await store.claim("k", "me", may_begin=True, takeover=False)
-        await store.append(Token("k", claim.fence, "me"), 0, [{"data": "x"}])
+        await store.append(FencingToken("k", claim.fence, "me"), 0, [{"data": "x"}])
         await asyncio.wait_for(broken.failed.wait(), 30)
-        await asyncio.wait_for(good.was_given.wait(), 30)
+        await asyncio.wait_for(good.has_received.wait(), 30)
         assert not good.failed.is_set()
-        # A lease that is missing right after an outage may be renewed still: nobody is told.
+        # A lease that is missing right after an outage may still be renewed.
         hub.disturbed_at = hub.loop.time()
-        hub.topic("k").seen(Watch(False, None))
+        hub.topic("k").update_liveness(Liveness(False, None))
         await hub.aclose()
 
     asyncio.run(main())
 
 
-def test_parts_end_at_an_entry_that_the_store_could_not_decode() -> None:
+def test_segments_end_at_an_undecodable_entry() -> None:
     entries = [Entry(Position(1, 0), {"data": "a"}), Entry(Position(1, 1), {}, "why"), Entry(Position(1, 2), {})]
-    good, bad = parts_of(entries, START)
+    good, bad = segments_of(entries, START)
     assert ([item.data for item in good.items], good.error) == (["a"], None)
     assert (bad.kind, bad.position) == ("unreadable", Position(1, 1))
     assert str(bad.error) == "entry 1-1 of the log's stream cannot be read: why"
@@ -311,7 +289,7 @@ def test_parts_end_at_an_entry_that_the_store_could_not_decode() -> None:
 
 @pytest.fixture(params=["plain", "decoding", "RESP2", "RESP3"])
 def redis_log(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[RedisLog]:
-    """A log whose client is configured in one of the ways that programs do."""
+    """A log whose client has one of the usual configurations."""
     ways: dict[str, dict[str, Any]] = {
         "plain": {},
         "decoding": {"decode_responses": True},
@@ -326,7 +304,7 @@ def redis_log(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[R
 
 
 @needs_redis
-def test_bytes_that_are_not_utf8_end_readers_of_their_stream_alone(redis_log: RedisLog, server: RedisServer) -> None:
+def test_invalid_utf8_ends_readers_of_its_stream_alone(redis_log: RedisLog, server: RedisServer) -> None:
     go = threading.Event()
     face = Face(is_async=False)
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, server.client() as client:
@@ -347,7 +325,7 @@ def test_bytes_that_are_not_utf8_end_readers_of_their_stream_alone(redis_log: Re
 
 @needs_redis
 @pytest.mark.parametrize("entry_id", ["1000000000000000-0", "18446744073709551615-18446744073709551615"])
-def test_ids_that_no_log_writes_end_readers_of_their_stream_alone(
+def test_foreign_entry_ids_end_readers_of_their_stream_alone(
     redis_log: RedisLog, server: RedisServer, entry_id: str
 ) -> None:
     go = threading.Event()
@@ -368,8 +346,8 @@ def test_ids_that_no_log_writes_end_readers_of_their_stream_alone(
 
 @needs_redis
 @pytest.mark.parametrize("what", ["events", "readers"])
-def test_a_key_of_a_wrong_type_ends_readers_of_its_stream_alone(server: RedisServer, what: str) -> None:
-    """While an XREAD, or the script that looks at leases, takes the keys of all streams at a time."""
+def test_wrong_key_type_ends_readers_of_its_stream_alone(server: RedisServer, what: str) -> None:
+    """Although one XREAD, and one heartbeat script, use the keys of all streams."""
     go = threading.Event()
     face = Face(is_async=False)
     with (
@@ -384,12 +362,12 @@ def test_a_key_of_a_wrong_type_ends_readers_of_its_stream_alone(server: RedisSer
             assert reading.next() == 1
         until_tailed(log, "good0", "good1", "good2", "bad0", "bad1")
         for n in range(2):
-            # In one step, as the type of a key can be changed by RENAME and others.
+            # Changes the type of the key in one step.
             client.set("other", "x")
             client.rename("other", f"wrong-{what}:{{bad{n}}}:{what}")
             if what == "readers":
-                hub = log._hub()
-                in_loop(log, hub._look_at(list(hub._topics.values())))
+                hub = hub_of(log)
+                in_loop(log, hub.lease_watch.check(list(hub.topics.values())))
             items, error = bad[n].fail()
             assert (items, type(error)) == ([], LogError)
             assert "WRONGTYPE" in str(error)
@@ -401,8 +379,8 @@ def test_a_key_of_a_wrong_type_ends_readers_of_its_stream_alone(server: RedisSer
 
 
 @needs_redis
-def test_an_error_of_all_streams_ends_all(server: RedisServer) -> None:
-    """No key alone is at fault, or every one."""
+def test_permission_error_ends_readers_of_all_streams(server: RedisServer) -> None:
+    """The fault is in the permissions, not in the key of one stream."""
     face = Face(is_async=False)
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "poor", "on", ">p", "~*", "+@all")
@@ -417,7 +395,7 @@ def test_an_error_of_all_streams_ends_all(server: RedisServer) -> None:
             assert reading.next() == 1
         until_tailed(log, "k0", "k1", "k2")
         client.execute_command("ACL", "SETUSER", "poor", "-xread")
-        # Ends the XREAD that waits.
+        # Ends the current XREAD.
         client.xadd("refused:{k0}:events", {"data": "2"}, id=f"{readings[0].last_event_id.split('-')[0]}-2")
         assert readings[0].next() == 2
         for reading in readings:
@@ -425,8 +403,8 @@ def test_an_error_of_all_streams_ends_all(server: RedisServer) -> None:
 
 
 @needs_redis
-def test_an_error_of_no_stream_alone_ends_all(server: RedisServer) -> None:
-    """As of the key by which a process wakes its own XREAD."""
+def test_broken_wake_key_ends_readers_of_all_streams(server: RedisServer) -> None:
+    """The fault is in the key that wakes the XREAD of the process."""
     face = Face(is_async=False)
     with (
         SSEServer([send(1), silence()]) as upstream,
@@ -437,7 +415,7 @@ def test_an_error_of_no_stream_alone_ends_all(server: RedisServer) -> None:
         for reading in readings:
             assert reading.next() == 1
         until_tailed(log, "k0", "k1", "k2")
-        tail: Any = log._hub()._groups[""].tail
-        client.set(tail._wake_key, "x")
+        tail: Any = hub_of(log).groups[""].tail
+        client.set(tail.wake_key, "x")
         for reading in readings:
             assert "WRONGTYPE" in str(reading.fail()[1])

@@ -1,4 +1,4 @@
-"""What is Redis's alone of a log: its keys and connections, its failures, several processes, and a Cluster."""
+"""RedisLog alone: keys and connections, failures of Redis, several processes, and a Cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._streams.stream import reader_of
-from sseqbridge.resume import RedisLog, _lua
+from sseqbridge.resume import RedisLog, _lua, _redis_store
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
@@ -40,12 +40,10 @@ from tests.redis_support import RedisServer, free_port, needs_redis, redis_serve
 from tests.resume import kills as resume_kills
 from tests.support import ROOT, until
 
-from .support import LEASE, look_often
+from .support import DONE, LEASE, check_often, hub_of, new_store
 
-# Most tests have processes wait for one another: all of that may take its time.
+# Most tests have several processes wait for each other.
 pytestmark = [needs_redis, pytest.mark.timeout(90)]
-
-DONE = send("[DONE]")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def server(shared: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def own() -> Iterator[RedisServer]:
-    """One that the test may kill."""
+    """A server that the test may kill."""
     with redis_server() as running:
         yield running
 
@@ -90,7 +88,7 @@ def test_keys_of_a_stream_have_one_hash_tag(server: RedisServer) -> None:
         assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"cancel": "cancelled"}
 
 
-def test_prefixes_are_apart(server: RedisServer) -> None:
+def test_prefixes_separate_logs(server: RedisServer) -> None:
     with (
         SSEServer([send(1), DONE]) as upstream,
         RedisLog.from_url(server.url, prefix="a") as one,
@@ -104,21 +102,21 @@ def test_prefixes_are_apart(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "a{", "}", "a\n", 7])
-def test_prefixes_that_cannot_be(prefix: Any) -> None:
+def test_invalid_prefixes_are_rejected(prefix: Any) -> None:
     with pytest.raises(UsageError, match="prefix"):
         RedisLog.from_url("redis://127.0.0.1", prefix=prefix)
 
 
 @pytest.mark.parametrize("url", ["", "localhost", "http://localhost", None, "redis://127.0.0.1:x"])
-def test_urls_that_cannot_be(url: Any) -> None:
+def test_invalid_urls_are_rejected(url: Any) -> None:
     with pytest.raises(UsageError, match="redis://"):
         RedisLog.from_url(url)
 
 
-def test_a_client_is_made_by_a_function(server: RedisServer) -> None:
+def test_client_must_be_a_function_and_may_have_any_configuration(server: RedisServer) -> None:
     with pytest.raises(UsageError, match="function"):
         RedisLog(redis.asyncio.Redis(port=server.port))  # type: ignore[arg-type]
-    # As a program may have configured it.
+    # The usual configurations of clients.
     for options in ({}, {"decode_responses": True}, {"protocol": 2}, {"protocol": 3, "legacy_responses": False}):
         with (
             SSEServer([send(1), send("ü"), DONE]) as upstream,
@@ -139,16 +137,16 @@ def test_two_connections_serve_all_readers_and_producers(server: RedisServer) ->
         streams = [stack.enter_context(log.open(f"k{n % 20}", lambda: request_sse(upstream.url))) for n in range(200)]
         assert [next(stream) for stream in streams] == [1] * 200
         with server.client() as client:
-            # (Redis may not have noticed yet that connections of an earlier test are closed.)
+            # Redis may not have noticed yet that connections of an earlier test are closed.
             until(lambda: len([each for each in client.client_list() if each["cmd"] != "client|list"]) == 2, 30)
         go.set()
         assert [stream.collect() for stream in streams] == [[2]] * 200
         assert len(upstream.requests) == 20
 
 
-def test_a_new_reader_wakes_the_wait_of_the_others(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Longer than anybody here waits.
-    monkeypatch.setattr(redis_log, "_BLOCK_MILLISECONDS", 300_000)
+def test_new_reader_ends_the_blocking_xread(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Longer than the test waits.
+    monkeypatch.setattr(_redis_store, "_BLOCK_MILLISECONDS", 300_000)
     options = {"socket_timeout": None}
     with (
         SSEServer([send(1), silence()]) as upstream,
@@ -160,7 +158,7 @@ def test_a_new_reader_wakes_the_wait_of_the_others(server: RedisServer, monkeypa
             assert stream.next(30) == 1
 
 
-def test_scripts_that_redis_has_forgotten_are_sent_anew(server: RedisServer) -> None:
+def test_flushed_scripts_are_sent_again(server: RedisServer) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, RedisLog.from_url(server.url) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
@@ -171,7 +169,7 @@ def test_scripts_that_redis_has_forgotten_are_sent_anew(server: RedisServer) -> 
         assert stream.collect() == [2]
 
 
-def test_a_stream_of_somebody_elses_is_no_logs(server: RedisServer) -> None:
+def test_foreign_redis_keys_raise_log_error(server: RedisServer) -> None:
     with RedisLog.from_url(server.url) as log, server.client() as client:
         client.xadd("sseqbridge:{k}:events", {"data": "x"}, id="99999999999999999-1")
         with pytest.raises(LogError, match="no log has written it"):
@@ -182,8 +180,8 @@ def test_a_stream_of_somebody_elses_is_no_logs(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("at", ["message", "done"])
-def test_who_has_had_the_end_is_told_it_under_a_lease_that_is_left(server: RedisServer, at: str) -> None:
-    with SSEServer([send(1), DONE]) as upstream, look_often(RedisLog.from_url(server.url, lease=LEASE)) as log:
+def test_resuming_at_the_end_ends_under_a_leftover_lease(server: RedisServer, at: str) -> None:
+    with SSEServer([send(1), DONE]) as upstream, check_often(RedisLog.from_url(server.url, lease=LEASE)) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert stream.collect() == [1]
         with server.client() as client:
@@ -203,7 +201,7 @@ def keys_and_token(client: redis.Redis) -> tuple[list[str], str]:
     return [f"sseqbridge:{{k}}:{what}" for what in ("events", "lease", "fence", "readers")], str(token)
 
 
-def test_what_a_producer_has_sent_before_its_end_takes_no_lease_after_it(server: RedisServer) -> None:
+def test_delayed_renewals_and_writes_do_not_revive_the_lease(server: RedisServer) -> None:
     with SSEServer([send(1), DONE]) as upstream, RedisLog.from_url(server.url) as log, server.client() as client:
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1]
         keys, token = keys_and_token(client)
@@ -212,7 +210,7 @@ def test_what_a_producer_has_sent_before_its_end_takes_no_lease_after_it(server:
         assert not client.exists("sseqbridge:{k}:lease")
 
 
-def test_an_end_comes_after_entries_whose_writer_was_not_told_of_them(server: RedisServer) -> None:
+def test_end_follows_entries_with_a_lost_reply(server: RedisServer) -> None:
     with server.client() as client:
         keys, _ = keys_and_token(client)
         entries = [2, "data", "1", 2, "data", "2"]
@@ -224,7 +222,7 @@ def test_an_end_comes_after_entries_whose_writer_was_not_told_of_them(server: Re
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-def test_a_fence_that_was_evicted_lets_no_old_producer_in(server: RedisServer, is_written: bool) -> None:
+def test_evicted_fence_still_rejects_stale_tokens(server: RedisServer, is_written: bool) -> None:
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log, server.client() as client:
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert next(stream) == 1
@@ -240,17 +238,17 @@ def test_a_fence_that_was_evicted_lets_no_old_producer_in(server: RedisServer, i
 # Failures of Redis.
 
 
-def test_a_restart_is_ridden_out(own: RedisServer) -> None:
+def test_restart_of_redis_loses_nothing(own: RedisServer) -> None:
     steps: list[Step] = []
     for n in range(60):
         steps += [send(n), wait(0.02)]
-    with SSEServer([*steps, DONE]) as upstream, look_often(RedisLog.from_url(own.url, lease=LEASE)) as log:
+    with SSEServer([*steps, DONE]) as upstream, check_often(RedisLog.from_url(own.url, lease=LEASE)) as log:
         streams = [log.open("k", lambda: request_sse(upstream.url)) for _ in range(3)]
         assert [next(stream) for stream in streams] == [0, 0, 0]
         for _ in range(2):
-            since = log._hub().disturbed_at
+            since = hub_of(log).disturbed_at
             own.kill()
-            until(lambda: log._hub().disturbed_at != since)  # noqa: B023
+            until(lambda: hub_of(log).disturbed_at != since)  # noqa: B023
             own.start()
             assert streams[0].next(30) > 0
         late = log.open("k")
@@ -260,16 +258,16 @@ def test_a_restart_is_ridden_out(own: RedisServer) -> None:
         assert streams[0].collect()[-1] == 59
 
 
-def test_a_restart_longer_than_the_lease_is_ridden_out(own: RedisServer) -> None:
+def test_restart_longer_than_the_lease_loses_nothing(own: RedisServer) -> None:
     go = threading.Event()
     with (
         SSEServer([send(0), hold(go), send(1), DONE]) as upstream,
-        look_often(RedisLog.from_url(own.url, lease=LEASE)) as log,
+        check_often(RedisLog.from_url(own.url, lease=LEASE)) as log,
         own.client() as client,
     ):
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert next(stream) == 0
-        # As if it had run out meanwhile. (Nobody gets a word in between the two commands.)
+        # As if the lease expired during the restart. No other command runs between these two.
         pipeline = client.pipeline(transaction=False)
         pipeline.delete("sseqbridge:{k}:lease")
         pipeline.execute_command("SHUTDOWN", "NOSAVE")
@@ -277,12 +275,12 @@ def test_a_restart_longer_than_the_lease_is_ridden_out(own: RedisServer) -> None
             pipeline.execute()
         own.kill()
         go.set()
-        until(lambda: log._hub().disturbed_at is not None)
+        until(lambda: hub_of(log).disturbed_at is not None)
         own.start()
         assert stream.collect() == [1]
 
 
-def test_redis_that_does_not_come_back_is_told(own: RedisServer) -> None:
+def test_lasting_outage_raises_log_unavailable_error(own: RedisServer) -> None:
     with SSEServer([send(0), silence()]) as upstream, RedisLog.from_url(own.url, outage=0.5) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert next(stream) == 0
@@ -295,7 +293,7 @@ def test_redis_that_does_not_come_back_is_told(own: RedisServer) -> None:
             log.open("other", lambda: request_sse(upstream.url))
 
 
-def test_what_redis_has_lost_is_no_silent_gap(own: RedisServer) -> None:
+def test_entries_lost_by_redis_raise_events_lost_error(own: RedisServer) -> None:
     go = threading.Event()
     with SSEServer([send(0), send(1), hold(go), send(2), DONE]) as upstream, RedisLog.from_url(own.url) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
@@ -303,13 +301,13 @@ def test_what_redis_has_lost_is_no_silent_gap(own: RedisServer) -> None:
         with own.client() as client:
             client.flushall()
         go.set()
-        # Who has had all of it goes on; who comes later is told.
+        # A reader that has all lost entries continues; a later reader gets the error.
         assert stream.collect() == [2]
         with pytest.raises(EventsLostError):
             log.open("k")
 
 
-def test_wrong_credentials_are_told_as_such() -> None:
+def test_wrong_credentials_raise_log_access_error() -> None:
     with redis_server("--requirepass", "secret-7") as server:
         for url in (server.url, f"redis://:wrong-9@127.0.0.1:{server.port}"):
             with RedisLog.from_url(url) as log:
@@ -328,7 +326,7 @@ def test_wrong_credentials_are_told_as_such() -> None:
                 poor.open("k")
 
 
-def test_a_full_memory_is_told_as_such() -> None:
+def test_full_memory_raises_log_full_error() -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         while True:
             yield send("x" * 10_000)
@@ -336,8 +334,8 @@ def test_a_full_memory_is_told_as_such() -> None:
     with (
         redis_server("--maxmemory", "4mb") as server,
         SSEServer(script) as upstream,
-        look_often(RedisLog.from_url(server.url, lease=LEASE)) as log,
-        look_often(RedisLog.from_url(server.url, lease=LEASE)) as elsewhere,
+        check_often(RedisLog.from_url(server.url, lease=LEASE)) as log,
+        check_often(RedisLog.from_url(server.url, lease=LEASE)) as elsewhere,
     ):
         stream = log.open("k", lambda: request_sse(upstream.url, decode="text"), decode="text")
         other = elsewhere.open("k", decode="text")
@@ -345,7 +343,7 @@ def test_a_full_memory_is_told_as_such() -> None:
             while True:
                 next(stream)
         upstream.requests[0].wait_aborted(30)
-        # What was written can still be read, and the readers elsewhere are told.
+        # The written entries can still be read, and readers of other processes get an error.
         with pytest.raises(ProducerLostError):
             while True:
                 other.next(30)
@@ -353,7 +351,7 @@ def test_a_full_memory_is_told_as_such() -> None:
             log.produce("another", lambda: request_sse(upstream.url))
 
 
-def test_a_redis_that_hangs_is_an_outage(own: RedisServer) -> None:
+def test_hanging_redis_is_an_outage(own: RedisServer) -> None:
     go = threading.Event()
     options = {"socket_timeout": 2.5}
     with (
@@ -362,34 +360,30 @@ def test_a_redis_that_hangs_is_an_outage(own: RedisServer) -> None:
     ):
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert next(stream) == 0
-        assert own._process is not None
-        own._process.send_signal(signal.SIGSTOP)
-        try:
+        with own.stopped():
             go.set()
-            until(lambda: log._hub().disturbed_at is not None, 30)
-        finally:
-            own._process.send_signal(signal.SIGCONT)
+            until(lambda: hub_of(log).disturbed_at is not None, 30)
         assert stream.collect() == [1]
 
 
-def test_a_store_that_was_closed_says_so(server: RedisServer) -> None:
+def test_closed_store_raises_log_error(server: RedisServer) -> None:
     async def main() -> None:
-        store: Any = RedisLog.from_url(server.url)._new_store()
+        store: Any = new_store(RedisLog.from_url(server.url))
         await store.read("k", START, 1)
         tail = store.new_tail()
         await store.aclose()
         with pytest.raises(LogError, match="closed"):
             await store.read("k", START, 1)
-        # A wake-up on the way is for nobody any more.
-        tail._is_reading = True
+        # A wake-up after the end of the store is ignored.
+        tail.is_reading = True
         tail.wake()
-        await asyncio.gather(*tail._waking)
+        await asyncio.gather(*tail.wake_tasks)
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("missing", ["redis", "redis.driver_info"])
-def test_without_redis_py(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_missing_redis_py_raises_import_error(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     spec = importlib.util.spec_from_file_location("sseqbridge.resume.tried", str(redis_log.__file__))
     assert spec is not None
@@ -437,7 +431,7 @@ def lines(running: subprocess.Popen[str], count: int) -> list[str]:
     return [running.stdout.readline().strip() for _ in range(count)]
 
 
-def test_processes_read_what_another_writes(server: RedisServer) -> None:
+def test_processes_read_a_stream_of_another(server: RedisServer) -> None:
     go = threading.Event()
     with (
         SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
@@ -455,11 +449,11 @@ def test_processes_read_what_another_writes(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_process_that_dies_ends_its_readers_or_is_taken_over(server: RedisServer, number: signal.Signals) -> None:
+def test_dead_process_ends_its_readers_and_can_be_replaced(server: RedisServer, number: signal.Signals) -> None:
     with (
         SSEServer([send(1), send(2), silence()]) as upstream,
         SSEServer([send(7), DONE]) as later,
-        # Runs out by Redis's clock, and not before a busy machine lets the process renew it.
+        # Expires by Redis's clock; long enough for a renewal on a busy machine.
         process(server.url, upstream.url, "produce", lease=5) as producer,
         RedisLog.from_url(server.url, lease=5) as log,
     ):
@@ -471,14 +465,14 @@ def test_a_process_that_dies_ends_its_readers_or_is_taken_over(server: RedisServ
         heir = log.open("k", lambda: request_sse(later.url), takeover=True)
         assert heir.collect() == [1, 2, {"restart": True}, 7]
         if number == signal.SIGSTOP:
-            # It wakes up, and may not write any more.
+            # The stopped producer continues with a stale token.
             producer.send_signal(signal.SIGCONT)
             assert lines(producer, 1) == ["closed"]
             upstream.requests[0].wait_aborted(30)
             assert log.open("k", replay="all").collect() == [1, 2, {"restart": True}, 7]
 
 
-def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
+def test_ending_process_releases_its_lease(server: RedisServer) -> None:
     with (
         SSEServer([send(1), silence()]) as upstream,
         process(server.url, upstream.url, "produce") as producer,
@@ -493,7 +487,7 @@ def test_a_process_that_ends_gives_its_lease_back(server: RedisServer) -> None:
         reader.close()
 
 
-def test_a_reader_anywhere_keeps_it_from_being_abandoned(server: RedisServer) -> None:
+def test_reader_in_another_process_prevents_abandonment(server: RedisServer) -> None:
     with (
         SSEServer([send(1), silence()]) as upstream,
         process(server.url, upstream.url, "read") as elsewhere,
@@ -506,13 +500,13 @@ def test_a_reader_anywhere_keeps_it_from_being_abandoned(server: RedisServer) ->
             upstream.requests[0].wait_aborted(1)
         elsewhere.kill()
         elsewhere.wait(30)
-        # As if its time had run out, in which it would have said again that it reads.
+        # As if its last heartbeat had expired.
         client.delete("sseqbridge:{k}:readers")
         upstream.requests[0].wait_aborted(30)
         assert log.open("k").collect() == [1]
 
 
-def test_a_forked_child_has_readers_of_its_own(server: RedisServer) -> None:
+def test_forked_child_opens_its_own_readers(server: RedisServer) -> None:
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(server.url) as log:
         stream = log.open("k", lambda: request_sse(upstream.url))
         assert next(stream) == 1
@@ -533,7 +527,7 @@ def test_a_forked_child_has_readers_of_its_own(server: RedisServer) -> None:
 
 
 @pytest.mark.gevent
-def test_it_works_under_gevent(server: RedisServer) -> None:
+def test_redis_log_works_under_gevent(server: RedisServer) -> None:
     program = """
         from gevent import monkey; monkey.patch_all()
         import sys, gevent
@@ -551,7 +545,7 @@ def test_it_works_under_gevent(server: RedisServer) -> None:
         assert len(upstream.requests) == 5
 
 
-def test_a_relay_of_a_log_resumes_where_its_reader_was(server: RedisServer) -> None:
+def test_relay_of_a_log_resumes_after_the_last_event_id(server: RedisServer) -> None:
     import flask
 
     app = flask.Flask(__name__)
@@ -576,7 +570,7 @@ def test_a_relay_of_a_log_resumes_where_its_reader_was(server: RedisServer) -> N
 
 
 @pytest.mark.timeout(600)
-def test_producers_killed_by_chance() -> None:
+def test_randomly_killed_producers_lose_and_repeat_nothing() -> None:
     tally = resume_kills.run(12, 7, at_once=4)
     assert (tally.kills, tally.ends["done"]) == (12, 24)
     assert tally.events > 0
@@ -593,7 +587,7 @@ def cluster() -> Iterator[list[int]]:
         for _ in range(3):
             port = free_port()
             while port > 50_000:
-                port = free_port()  # The nodes' bus is 10,000 above it.
+                port = free_port()  # The port of the node's bus is 10,000 higher.
             directory = stack.enter_context(tempfile.TemporaryDirectory())
             command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
             command += ["--cluster-enabled", "yes", "--save", "", "--loglevel", "warning"]
@@ -626,7 +620,7 @@ def cluster() -> Iterator[list[int]]:
         yield ports
 
 
-def test_streams_of_a_cluster_are_on_all_its_nodes(cluster: list[int]) -> None:
+def test_cluster_distributes_streams_over_its_nodes(cluster: list[int]) -> None:
     go = threading.Event()
     url = f"redis://127.0.0.1:{cluster[0]}"
     with (

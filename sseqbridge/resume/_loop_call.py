@@ -1,7 +1,10 @@
-"""What a caller has done once in the loop, and waits for.
+"""A call: a coroutine function that runs once on the loop thread, for a caller in a thread or another loop.
 
-Which thread writes what: `belong_to` is called before anybody else knows the call; `_task` is
-set in the loop's thread. The result goes through a channel.
+| field      | written by                           | guarded by                 |
+|------------|--------------------------------------|----------------------------|
+| `result`   | the loop thread; any thread closes it | the channel is thread-safe |
+| `_task`    | the loop thread                      | no other thread reads it   |
+| all others | the constructor                      | not written later          |
 """
 
 from __future__ import annotations
@@ -22,29 +25,29 @@ T = TypeVar("T")
 
 
 class LoopCall(Generic[T]):
-    """Something to be done once in the loop, whose result somebody else waits for."""
+    """Runs `action(hub)` on the hub's loop. `result` receives its value in a tuple, or an End with its error.
 
-    def __init__(self, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
+    The call ends with the hub's tasks unless `is_of_hub` is False, as for the call that closes the hub.
+    """
+
+    def __init__(self, hub: Hub, action: Callable[[Hub], Coroutine[Any, Any, T]], *, is_of_hub: bool = True) -> None:
+        self._hub = hub
         self._action = action
-        # Whether it ends with the hub's other tasks.
         self._is_of_hub = is_of_hub
         self._task: asyncio.Task[None] | None = None
-
-    def belong_to(self, hub: Hub) -> None:
-        """Say where it is done."""
-        self._hub = hub
+        self.state = hub.state
         self.result: Channel[Any] = Channel(hub.loop, 1)
 
     def start(self) -> None:
-        """Do it. In the loop's thread."""
+        """Start the action. Must be called on the loop thread."""
         if self._is_of_hub and self._hub.is_closing:
-            # By another thread, meanwhile.
+            # Closed between the caller's check and this callback.
             self._end_closed()
             return
         spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
-        self._task = spawn(self._do())
+        self._task = spawn(self._run())
 
-    async def _do(self) -> None:
+    async def _run(self) -> None:
         try:
             value = await self._action(self._hub)
         except asyncio.CancelledError:
@@ -54,19 +57,19 @@ class LoopCall(Generic[T]):
             self.result.end(End("error", exc))
             return
         if self.result.closed and isinstance(value, Producer):
-            # Nobody is there to begin.
+            # No caller is left to call `start`.
             value.abort()
         self.result.send_nowait((value,))
 
     def _end_closed(self) -> None:
-        self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed meanwhile")))
+        self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed during the call")))
 
     def value(self, entry: Any) -> T:
-        """Return the result, or raise what came instead."""
+        """Return the value in an entry of `result`, or raise the error."""
         if isinstance(entry, tuple) and not isinstance(entry, End):
             return entry[0]  # type: ignore[no-any-return]
         raise entry.error
 
     def abort(self) -> None:
-        """Nobody waits any more."""
+        """Discard the result. Thread-safe."""
         self.result.close()

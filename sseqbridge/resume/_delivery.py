@@ -1,0 +1,149 @@
+"""The delivery side of a reader: segments of a log's stream become entries of the reader's channel.
+
+Runs on the loop thread, the only writer of every field. `Reader.stats` reads the counters from any thread;
+each is one reference, and may be older than another.
+
+Invariants: the channel receives the head before all events and an End last, and `position` never passes an
+event that the channel has not received.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
+from sseqbridge._engine.channel import Channel, End
+from sseqbridge._engine.responses import made_head, status_error
+from sseqbridge._exceptions import EventsLostError, LogError, RequestAbortedError, SSEError
+from sseqbridge._runtime.clock import clock
+from sseqbridge._sse.events import RestartEvent, ServerSentEvent
+
+from ._entries import BEGIN, CANCEL, END, ERROR, START, Entry
+from ._errors import copy_error
+from ._segments import MISSING, Segment, charge_of, split_segment
+
+if TYPE_CHECKING:
+    from sseqbridge._engine.batches import Item
+
+__all__ = ["Delivery"]
+
+_HEADERS = {"content-type": "text/event-stream"}
+
+
+class Delivery:
+    """Fills one reader's channel, within `max_bytes`.
+
+    `from_any` accepts the first entry at any position. `skip_empty` drops events without data.
+    """
+
+    def __init__(self, channel: Channel[Any], target: str, max_bytes: int, *, skip_empty: bool) -> None:
+        self.position = START
+        self.from_any = False
+        self.has_head = False
+        self.has_ended = False
+        self.done_event: ServerSentEvent | None = None
+        self.events = self.received = 0
+        self.first_event_at: float | None = None
+        self._channel = channel
+        self._target = target
+        self._max_bytes = max_bytes
+        self._skip_empty = skip_empty
+        self._retry: float | None = None
+
+    def try_put(self, segment: Segment) -> bool:
+        """Put a segment into the channel; False if the channel has no room for it."""
+        if segment.kind == "event":
+            self.send_head()
+            batch = self._batch(segment)
+            # A segment above the limit never fits whole: put() splits it.
+            if batch.charge > self._max_bytes or not self._channel.try_send(batch, batch.charge):
+                return False
+        elif segment.kind == MISSING:
+            message = (
+                'events were trimmed away (max_events=), or the log has lost them. Read the rest with replay="kept".'
+            )
+            self.finish(End("error", EventsLostError(message)))
+            return True
+        elif segment.error is not None:
+            self.fail(segment.error)
+        else:
+            assert segment.entry is not None
+            try:
+                self._put_entry(segment.entry)
+            except LogError as error:
+                self.finish(End("error", error))
+        self._advance(segment)
+        return True
+
+    async def put(self, segment: Segment) -> None:
+        """Put a segment of events into the channel, in parts if it is large; wait for room."""
+        for part in split_segment(segment, self._max_bytes):
+            batch = self._batch(part)
+            await self._channel.send(batch, batch.charge)
+            self._advance(part)
+
+    def _batch(self, segment: Segment) -> Batch:
+        items = segment.items
+        if self._skip_empty and not all(item.data for item in items):
+            items = [item for item in items if item.data or item.event == "error"]
+        self._retry = next((item.retry for item in reversed(items) if item.retry is not None), self._retry)
+        charge = charge_of(segment.size, len(items))
+        # The items are shared with other readers, and never written to.
+        return Batch(cast("list[Item]", items), len(items), charge, str(segment.position), self._retry)
+
+    def _advance(self, segment: Segment) -> None:
+        self.position = segment.position
+        self.from_any = False
+        self.events += len(segment.items)
+        self.received += segment.size
+        if self.first_event_at is None and segment.items:
+            self.first_event_at = clock.monotonic()
+
+    def _put_entry(self, entry: Entry) -> None:
+        if entry.kind == BEGIN:
+            if self.has_head and self.position.fence != entry.position.fence:
+                restart = RestartEvent("restart", '{"restart":true}', str(entry.position))
+                self._channel.send_nowait(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
+            self.send_head()
+        elif entry.kind == END:
+            self.done_event = entry.done_event()
+            self.send_head()
+            self.finish(End(entry.outcome()))
+        elif entry.kind == CANCEL:
+            self.send_head()
+            self.finish(End("closed"))
+        elif entry.kind == ERROR:
+            self.send_head()
+            self.finish(End("error", entry.sent_error()))
+        else:
+            self._put_refusal(entry)
+
+    def _put_refusal(self, entry: Entry) -> None:
+        refusal = entry.refusal()
+        if isinstance(refusal, SSEError):
+            self.finish(End("error", refusal))
+        elif self.has_head:
+            self.finish(End("error", status_error(self._target, *refusal)))
+        else:
+            head, body = refusal
+            self.has_head = True
+            self._channel.send_nowait(head)
+            self._channel.send_nowait(body)
+            self.finish(End("eof"))
+
+    def send_head(self, status: int = 200) -> None:
+        """Send the head, unless it was sent."""
+        if not self.has_head:
+            self.has_head = True
+            self._channel.send_nowait(made_head(status, _HEADERS if status == 200 else {}))
+
+    def finish(self, end: End) -> None:
+        """End the channel. The channel ignores later calls."""
+        self.has_ended = True
+        if end.outcome == "closed" and not self.has_head:
+            end = End("error", RequestAbortedError("the stream was cancelled before it had begun"))
+        self._channel.end(end)
+
+    def fail(self, error: SSEError) -> None:
+        """End the channel with a copy of an error that other readers receive too."""
+        self.finish(End("error", copy_error(error)))

@@ -1,0 +1,117 @@
+"""The operations of a log, each for threads and for coroutines.
+
+A reader that was elected finds its producer in its channel before the head, and has its caller call `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sseqbridge._engine.channel import End
+from sseqbridge._engine.responses import Head
+from sseqbridge._exceptions import RequestAbortedError
+from sseqbridge._streams.aio import AsyncEventStream
+from sseqbridge._streams.cursor import Cursor
+from sseqbridge._streams.reader import ItemReader
+from sseqbridge._streams.sync import EventStream
+
+from ._arguments import OpenArguments, PreparedOpen, check_key, prepare_open
+from ._producer import Producer
+from ._reader import Reader
+from ._start import acall_start, call_start, check_start, claim_producer, new_producer
+
+if TYPE_CHECKING:
+    from ._hub import Hub
+    from ._log_core import LogCore
+
+__all__ = ["aopen_stream", "aproduce", "cancel_stream", "delete_stream", "open_stream", "produce"]
+
+
+def open_stream(core: LogCore, arguments: OpenArguments) -> EventStream[Any]:
+    """Return a stream of the log after its head has arrived; see Log.open."""
+    prepared = prepare_open(arguments)
+    reader = _start_reader(core, prepared, core.hub(), None)
+    try:
+        while not isinstance(entry := reader.channel.receive(), Head):
+            call_start(_producer_in(entry), prepared.start)
+    except BaseException:
+        reader.abort()
+        raise
+    return EventStream(_item_reader(reader, entry, prepared))
+
+
+async def aopen_stream(core: LogCore, arguments: OpenArguments) -> AsyncEventStream[Any]:
+    """Do the same in a coroutine."""
+    prepared = prepare_open(arguments)
+    reader = _start_reader(core, prepared, await core.ahub(), asyncio.get_running_loop())
+    try:
+        while not isinstance(entry := await reader.channel.areceive(), Head):
+            await acall_start(_producer_in(entry), prepared.start)
+    except BaseException:
+        reader.abort()
+        raise
+    return AsyncEventStream(_item_reader(reader, entry, prepared))
+
+
+def _start_reader(core: LogCore, prepared: PreparedOpen, hub: Hub, loop: asyncio.AbstractEventLoop | None) -> Reader:
+    reader = Reader(hub, prepared.options, partial(new_producer, hub, prepared.start, loop))
+    core.start_reader(reader)
+    return reader
+
+
+def _producer_in(entry: object) -> Producer:
+    """Return the producer that a reader elected. Raises the error of an End."""
+    if isinstance(entry, Producer):
+        return entry
+    assert isinstance(entry, End)
+    raise entry.error or RequestAbortedError("the stream was closed before it had begun")
+
+
+def _item_reader(reader: Reader, head: Head, prepared: PreparedOpen) -> ItemReader[Any]:
+    return ItemReader(Cursor(reader, head, prepared.decoder, prepared.options.cancel, None))
+
+
+def produce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
+    """Write a stream to its end, and return its outcome; None if another process began it."""
+    producer = core.run(partial(claim_producer, check_key(key), check_start(start), takeover))
+    if producer is None:
+        return None
+    try:
+        call_start(producer, start)
+        return _outcome(producer.result.receive())
+    except BaseException:
+        producer.abort()
+        raise
+
+
+async def aproduce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
+    """Do the same in a coroutine."""
+    producer = await core.arun(partial(claim_producer, check_key(key), check_start(start), takeover))
+    if producer is None:
+        return None
+    try:
+        await acall_start(producer, start)
+        return _outcome(await producer.result.areceive())
+    except BaseException:
+        producer.abort()
+        raise
+
+
+def _outcome(end: End) -> str:
+    if end.error is not None:
+        raise end.error
+    return end.outcome
+
+
+async def cancel_stream(key: str, hub: Hub) -> bool:
+    """Cancel a stream; False if there is none that has not ended. On the loop thread."""
+    return await hub.retry_while_unavailable(hub.store.cancel, key, uuid.uuid4().hex)
+
+
+async def delete_stream(key: str, hub: Hub) -> bool:
+    """Cancel and delete a stream; False if there is none. On the loop thread."""
+    await cancel_stream(key, hub)
+    return await hub.retry_while_unavailable(hub.store.delete, key)

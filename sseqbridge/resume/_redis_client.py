@@ -1,0 +1,158 @@
+"""A Redis client for a log's store: batches commands, and raises the log's errors.
+
+Runs on the loop thread, except the constructor. Commands that are sent during one round trip go out in one
+pipeline with the next, so that a process needs one connection for them; a second one serves the blocking
+XREAD. On a Cluster the client sends each command by itself, for it knows the nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import redis.asyncio
+from redis import exceptions
+from redis.client import NEVER_DECODE
+
+from sseqbridge._exceptions import LogError
+from sseqbridge._runtime.callbacks import CallersCode
+
+from ._redis_errors import DemotedError, UnknownScriptError, error_of
+
+__all__ = ["Client", "ClientFactory", "RedisClient", "Script"]
+
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+ClientFactory = Callable[[], Client]
+
+# Replies arrive as bytes, however the caller's client is configured: one entry that is not UTF-8 must not make
+# a whole reply unreadable.
+_AS_BYTES = {NEVER_DECODE: True}
+
+
+class Script:
+    """A Lua script, and the hash that Redis knows it by."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisClient:
+    """Sends commands. `demotions` counts how often a master turned out to have become a replica."""
+
+    def __init__(self, factory: ClientFactory) -> None:
+        # Made in a caller's thread: redis-py reads its own version from disk.
+        self.client: Any = factory()
+        self.is_cluster = isinstance(self.client, redis.asyncio.RedisCluster)
+        self.demotions = 0
+        self._is_closed = False
+        # Commands for the next pipeline.
+        self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
+        """Run a script. Raises like execute()."""
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self.execute("EVALSHA", script.sha, *rest)
+        except UnknownScriptError:
+            return await self.execute("EVAL", script.text, *rest)
+
+    async def execute(self, *command: Any) -> Any:
+        """Send a command in the next pipeline. Raises OutageError, or a LogError for a lasting failure."""
+        if self._is_closed:
+            raise LogError("the log was closed")
+        if self.is_cluster:
+            return await _reply(self.client.execute_command(*command, **_AS_BYTES))
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append((command, future))
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send())
+        return await future
+
+    async def execute_alone(self, *command: Any, key: bytes) -> Any:
+        """Send a command that blocks, on a connection of its own, on a Cluster to the node that has the key."""
+        options = dict(_AS_BYTES)
+        if self.is_cluster:
+            # Else the client would ask the server for the places of the keys among the arguments.
+            options["target_nodes"] = self.client.get_node_from_key(key)
+        return await _reply(self.client.execute_command(*command, **options))
+
+    async def _send(self) -> None:
+        sent: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        try:
+            while self._queue:
+                sent, self._queue = self._queue, []
+                try:
+                    results = [_result(reply) for reply in await _reply(self._pipeline(sent))]
+                    if any(isinstance(result, DemotedError) for result in results):
+                        await self.drop_connections()
+                except Exception as exc:
+                    results = [exc] * len(sent)
+                for (_, future), result in zip(sent, results, strict=True):
+                    _settle(future, result)
+        finally:
+            self._sending = None
+            unsent = sent
+            if self._is_closed:
+                unsent = sent + self._queue
+                self._queue = []
+            for _, future in unsent:
+                future.cancel()
+            if self._queue:
+                # This task was cancelled, but others release their leases before they end.
+                self._sending = asyncio.get_running_loop().create_task(self._send())
+
+    async def _pipeline(self, sent: Sequence[tuple[tuple[Any, ...], Any]]) -> list[Any]:
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for command, _ in sent:
+                pipeline.execute_command(*command, **_AS_BYTES)
+            return await pipeline.execute(raise_on_error=False)  # type: ignore[no-any-return]
+
+    async def drop_connections(self) -> None:
+        """Close idle connections after a failover: a new one finds the master through the name, proxy or Sentinel."""
+        self.demotions += 1
+        await self.close_idle()
+
+    async def close_idle(self) -> None:
+        """Close the connections that are not in use. A Cluster's client finds the master by itself."""
+        if not self.is_cluster:
+            await _reply(self.client.connection_pool.disconnect(inuse_connections=False))
+
+    async def aclose(self) -> None:
+        """Cancel the waiting commands, and close all connections."""
+        self._is_closed = True
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
+        await self.client.aclose()
+
+
+async def _reply(reply: Awaitable[Any]) -> Any:
+    """Await a client's reply. Raises the log's error for one of the client's."""
+    try:
+        # Retries, credential providers and connection classes are the caller's code.
+        with CallersCode("the log's Redis client", passes=Exception):
+            return await reply
+    except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as exc:
+        raise error_of(exc) from exc
+
+
+def _result(reply: Any) -> Any:
+    """Return a pipeline's reply, an error reply as the log's error."""
+    if not isinstance(reply, exceptions.RedisError):
+        return reply
+    error = error_of(reply)
+    error.__cause__ = reply
+    return error
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

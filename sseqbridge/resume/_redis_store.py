@@ -1,0 +1,288 @@
+"""The store in Redis: a Redis stream for each stream of the log, changed by the scripts of _lua.py.
+
+Runs on the loop thread, except the constructor, which runs in a caller's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sseqbridge._exceptions import LogError
+
+from . import _lua
+from ._entries import START, Entry, Position, parse_position
+from ._redis_client import ClientFactory, RedisClient, Script
+from ._redis_errors import DemotedError
+from ._store import Claim, ClaimState, FencingToken, Liveness, LogSettings, OutageError, StaleTokenError
+
+__all__ = ["RedisStore", "RedisTail"]
+
+logger = logging.getLogger("sseqbridge")
+
+# How long one XREAD blocks: less than the time after which a client abandons a silent connection.
+_BLOCK_MILLISECONDS = 2000
+# The limits of one reply: entries of each stream, and bytes of one stream, as far as these can be estimated.
+_READ_COUNT = 1000
+_READ_BYTES = 256 * 1024
+# How many streams one heartbeat script checks: a script blocks the server.
+_HEARTBEAT_STREAMS = 100
+# The TTL of the stream that wakes a process's XREAD.
+_WAKE_MILLISECONDS = 60_000
+
+_CLAIM, _WRITE, _RENEW = Script(_lua.CLAIM), Script(_lua.WRITE), Script(_lua.RENEW)
+_RELEASE, _CANCEL, _DELETE, _HEARTBEAT = map(Script, (_lua.RELEASE, _lua.CANCEL, _lua.DELETE, _lua.HEARTBEAT))
+
+
+class RedisStore:
+    """The streams of one log in Redis; see Store."""
+
+    def __init__(self, factory: ClientFactory, prefix: str, settings: LogSettings) -> None:
+        self.client = RedisClient(factory)
+        self._prefix = prefix
+        self._settings = settings
+        # The estimated size of an entry: a reply can be limited by its number of entries only. High at first.
+        self._entry_bytes = 32_768.0
+
+    def key_of(self, key: str, part: str) -> str:
+        """Return the Redis key of a part of a stream: "events", "lease", "fence" or "readers"."""
+        return f"{self._prefix}:{{{key}}}:{part}"
+
+    def wake_key(self, name: str) -> str:
+        """Return the Redis key of the stream that wakes a tail."""
+        return f"{self._prefix}:wake:{name}"
+
+    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
+        state, fence, last = await self.client.run(
+            _CLAIM,
+            self._keys(key, "events", "lease", "fence"),
+            (owner, self._lease_ms, self._retention_ms, int(may_begin), int(takeover)),
+        )
+        return Claim(ClaimState(_text(state)), int(fence), _position(last))
+
+    async def append(self, token: FencingToken, number: int, entries: Sequence[Mapping[str, str]]) -> None:
+        await self._write(token, number, entries, self._lease_ms)
+
+    async def end(self, token: FencingToken, number: int, fields: Mapping[str, str]) -> None:
+        await self._write(token, number, [fields], 0)
+
+    async def _write(
+        self, token: FencingToken, number: int, entries: Sequence[Mapping[str, str]], lease_ms: int
+    ) -> None:
+        arguments: list[Any] = []
+        for fields in entries:
+            arguments.append(2 * len(fields))
+            for pair in fields.items():
+                arguments.extend(pair)
+        retention, refusal_retention = self._retention_ms, _milliseconds(self._settings.lease)
+        is_written = await self.client.run(
+            _WRITE,
+            self._keys(token.key, "events", "lease", "fence"),
+            (str(token), lease_ms, retention, refusal_retention, self._settings.max_events or 0, number, *arguments),
+        )
+        if not is_written:
+            raise StaleTokenError
+
+    async def renew(self, token: FencingToken) -> int:
+        keys = self._keys(token.key, "events", "lease", "fence", "readers")
+        readers: int = await self.client.run(_RENEW, keys, (str(token), self._lease_ms, self._retention_ms))
+        if readers < 0:
+            raise StaleTokenError
+        return readers
+
+    async def release(self, token: FencingToken) -> None:
+        await self.client.run(_RELEASE, self._keys(token.key, "lease"), [str(token)])
+
+    async def cancel(self, key: str, owner: str) -> bool:
+        keys = self._keys(key, "events", "lease", "fence")
+        return bool(await self.client.run(_CANCEL, keys, (owner, _milliseconds(self._settings.ttl))))
+
+    async def delete(self, key: str) -> bool:
+        return bool(await self.client.run(_DELETE, self._keys(key, "events", "lease", "readers"), ()))
+
+    async def read(self, key: str, after: Position, count: int) -> list[Entry]:
+        begin = "-" if after == START else f"({after}"
+        command = ("XRANGE", self.key_of(key, "events"), begin, "+", "COUNT", min(count, self.count()))
+        return self.entries(await self.client.execute(*command))
+
+    def count(self) -> int:
+        """Return how many entries to request at a time."""
+        return max(1, min(_READ_COUNT, int(_READ_BYTES / self._entry_bytes)))
+
+    def entries(self, reply: Iterable[tuple[Any, Any]] | None) -> list[Entry]:
+        """Return the entries of a reply."""
+        entries = [_entry(entry_id, fields) for entry_id, fields in reply or ()]
+        if entries:
+            size = sum(len(value) for entry in entries for value in entry.fields.values())
+            self._entry_bytes = max(1.0, size / len(entries), 0.8 * self._entry_bytes)
+        return entries
+
+    async def heartbeat(self, keys: Sequence[str], reader: str) -> list[Liveness]:
+        arguments = (reader, _milliseconds(self._settings.reader_ttl))
+        names = [name for key in keys for name in self._keys(key, "events", "lease", "readers")]
+        # On a Cluster a script may use the keys of one slot only.
+        size = 3 if self.client.is_cluster else 3 * _HEARTBEAT_STREAMS
+        found = await asyncio.gather(*(self._heartbeat(part, arguments) for part in _split(names, size)))
+        return [liveness for part in found for liveness in part]
+
+    async def _heartbeat(self, names: Sequence[str], arguments: Iterable[Any]) -> list[Liveness]:
+        """Run the script for streams with three Redis keys each."""
+        try:
+            found = await self.client.run(_HEARTBEAT, names, arguments)
+        except LogError as error:
+            if len(names) == 3:
+                return [Liveness(False, None, error)]
+            # One stream's key may have failed the whole script: run it for each stream alone.
+            alone = await asyncio.gather(*(self._heartbeat(part, arguments) for part in _split(names, 3)))
+            return [liveness for part in alone for liveness in part]
+        return [Liveness(bool(is_held), _position(last)) for is_held, last in found]
+
+    async def remove_reader(self, key: str, reader: str) -> None:
+        await self.client.execute("ZREM", self.key_of(key, "readers"), reader)
+
+    def group_of(self, key: str) -> str:
+        return key if self.client.is_cluster else ""
+
+    def new_tail(self) -> RedisTail:
+        return RedisTail(self)
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+    def _keys(self, key: str, *parts: str) -> list[str]:
+        return [self.key_of(key, part) for part in parts]
+
+    @property
+    def _lease_ms(self) -> int:
+        return _milliseconds(self._settings.lease_ttl)
+
+    @property
+    def _retention_ms(self) -> int:
+        return _milliseconds(self._settings.retention)
+
+
+class RedisTail:
+    """Waits for new entries with one XREAD; see Tail."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self.wake_key = store.wake_key(uuid.uuid4().hex).encode()
+        self.is_reading = False
+        self.wake_tasks: set[asyncio.Task[None]] = set()
+        self._store = store
+        self._client = store.client
+        self._wakes = self._seen_wakes = 0
+        # The client's count when the connection of the XREAD was made.
+        self._demotions = 0
+        # The Redis keys of the streams of the last XREAD, and back.
+        self._names: dict[str, bytes] = {}
+        self._keys: dict[str, str] = {}
+
+    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry] | LogError]]:
+        try:
+            return await self._read(positions)
+        except DemotedError:
+            await self._client.drop_connections()
+            raise
+        except LogError as error:
+            # One stream's key may have failed the whole XREAD.
+            errors = await self._errors(positions) if len(positions) > 1 else [(key, error) for key in positions]
+            if not errors:
+                raise
+            return errors
+
+    async def _errors(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, LogError]]:
+        """Return the errors of the streams that cannot be read alone either."""
+        results = await asyncio.gather(*(self._error(key, position) for key, position in positions.items()))
+        return [(key, error) for key, error in zip(positions, results, strict=True) if error is not None]
+
+    async def _error(self, key: str, position: Position) -> LogError | None:
+        name = self._store.key_of(key, "events")
+        try:
+            await self._client.execute("XREAD", "COUNT", 1, "STREAMS", name, str(position))
+        except LogError as error:
+            return error
+        return None
+
+    async def _read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
+        keys = self._keys_by_name(positions)
+        # As bytes: redis-py would encode the name of every stream for every event.
+        names = [self._names[key] for key in positions]
+        ids = [b"%d-%d" % position for position in positions.values()]
+        if not self._client.is_cluster:
+            names.append(self.wake_key)
+            ids.append(b"%d-0" % self._seen_wakes)
+        # From here on wake() ends the XREAD, even one that is not sent yet.
+        self.is_reading = True
+        try:
+            if self._demotions != self._client.demotions:
+                # Else the XREAD would continue on the replica, which may never get new entries.
+                self._demotions = self._client.demotions
+                await self._client.close_idle()
+            command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
+            reply = await self._client.execute_alone(*command, key=names[0])
+        finally:
+            self.is_reading = False
+        found = []
+        for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
+            key = keys.get(_text(name))
+            if key is None:
+                self._seen_wakes = self._wakes
+            else:
+                # With RESP3 some versions of redis-py put one more list around the entries.
+                nested = entries and isinstance(entries[0][0], (list, tuple))
+                found.append((key, self._store.entries(entries[0] if nested else entries)))
+        return found
+
+    def _keys_by_name(self, positions: Mapping[str, Position]) -> dict[str, str]:
+        if positions.keys() != self._names.keys():
+            self._keys = {self._store.key_of(key, "events"): key for key in positions}
+            self._names = {key: name.encode() for name, key in self._keys.items()}
+        return self._keys
+
+    def wake(self) -> None:
+        if self.is_reading and not self._client.is_cluster:
+            self._wakes += 1
+            task = asyncio.get_running_loop().create_task(self._send_wake(f"{self._wakes}-0"))
+            self.wake_tasks.add(task)
+            task.add_done_callback(self.wake_tasks.discard)
+
+    async def _send_wake(self, entry_id: str) -> None:
+        try:
+            await asyncio.gather(
+                self._client.execute("XADD", self.wake_key, "MAXLEN", 1, entry_id, "wake", "1"),
+                self._client.execute("PEXPIRE", self.wake_key, _WAKE_MILLISECONDS),
+            )
+        except (OutageError, LogError) as exc:
+            logger.debug("an XREAD was not woken, and ends by itself: %s", exc)
+
+
+def _split(names: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value, "utf-8")
+
+
+def _position(value: Any) -> Position | None:
+    return parse_position(_text(value)) if value else None
+
+
+def _entry(entry_id: Any, fields: Any) -> Entry:
+    text = _text(entry_id)
+    position = parse_position(text)
+    if position is None:
+        fence, _, number = text.partition("-")
+        return Entry(Position(int(fence), int(number)), {}, "its ID is too large, no log has written it")
+    pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+    try:
+        return Entry(position, {_text(name): _text(value) for name, value in pairs})
+    except UnicodeDecodeError:
+        return Entry(position, {}, "it holds bytes that are not UTF-8")

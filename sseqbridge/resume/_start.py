@@ -1,0 +1,146 @@
+"""Calling `start`: the elected process begins the stream, and hands the upstream to its producer.
+
+`start` runs in the thread that calls `open` or `produce`, in a thread of its own for `aopen` and `aproduce`,
+or in one for a reader that takes a stream over. The functions at the end run on the loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+from sseqbridge._engine.scope import surrounding_cancel
+from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime import loops
+from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
+from sseqbridge._streams.stream import reader_of
+from sseqbridge._streams.sync import EventStream, SSEResponse
+
+from ._entries import START, Position
+from ._errors import as_callback_error
+from ._hub import Hub
+from ._producer import Producer
+from ._store import ClaimState, FencingToken
+
+__all__ = ["acall_start", "call_start", "check_start", "claim_producer", "new_producer"]
+
+logger = logging.getLogger("sseqbridge")
+
+T = TypeVar("T")
+
+_THREAD_NAME = "sseqbridge-start"
+
+
+def check_start(start: Any) -> Any:
+    """Return `start`. Raises UsageError if it is not callable."""
+    if not callable(start):
+        raise UsageError(
+            f"`start` must be a function, got {type(start).__name__}. Pass one that returns a response of "
+            "request_sse: start=lambda: request_sse(url, headers, data)"
+        )
+    return start
+
+
+def call_start(producer: Producer, start: Any) -> None:
+    """Call `start` in this thread, and pass its stream or its error to the producer. Raises the error too."""
+    try:
+        producer.set_upstream(_events_of(_call(producer, start)))
+    except BaseException as error:
+        producer.set_start_error(error)
+        raise
+
+
+async def acall_start(producer: Producer, start: Any) -> None:
+    """Call `start` in a thread of its own, and await an awaitable that it returns here; else like call_start().
+
+    An exit that `start` raises becomes a CallbackError: raised here, it would end the caller's event loop.
+    """
+    try:
+        with CallersCode("start", passes=Exception):
+            stream = await loops.run_in_daemon_thread(_THREAD_NAME, _call, producer, start, discard=_discard)
+        if inspect.isawaitable(stream):
+            stream = await _awaited(producer, stream)
+        producer.set_upstream(_events_of(stream))
+    except BaseException as error:
+        producer.set_start_error(error)
+        raise
+
+
+def _call(producer: Producer, start: Callable[[], T]) -> T:
+    with _cancelled_by(producer):
+        return start()
+
+
+@contextlib.contextmanager
+def _cancelled_by(producer: Producer) -> Iterator[None]:
+    """Let the producer cancel the requests that are made in this context, not a relay that surrounds them."""
+    token = surrounding_cancel.set(producer)
+    try:
+        yield
+    finally:
+        surrounding_cancel.reset(token)
+
+
+def _discard(stream: Any) -> None:
+    """Close a result of `start` that arrives after its caller was cancelled."""
+    if inspect.iscoroutine(stream):
+        stream.close()
+    elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
+        reader_of(stream.events).abort()
+
+
+def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:
+    events = stream.events if isinstance(stream, (SSEResponse, AsyncSSEResponse)) else stream
+    if not isinstance(events, (EventStream, AsyncEventStream)):
+        raise UsageError(
+            f"`start` must return a response of request_sse or its stream, got {type(stream).__name__}. "
+            "Return the result of request_sse(...)."
+        )
+    return events
+
+
+async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
+    with _cancelled_by(producer), CallersCode("start", passes=Exception):
+        return await awaitable
+
+
+# On the loop thread.
+
+
+def new_producer(
+    hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token: FencingToken, last: Position
+) -> Producer:
+    """Return a started producer for a reader. An awaitable that `start` returns is awaited on `loop`."""
+    producer = Producer(hub, token, last, partial(_call_start_in_thread, start, loop))
+    producer.start()
+    return producer
+
+
+async def claim_producer(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
+    """Return the stream's new producer; None if another process began the stream."""
+    claim, token = await hub.claim(key, may_begin=True, takeover=takeover)
+    return new_producer(hub, start, None, token, claim.last or START) if claim.state is ClaimState.ELECTED else None
+
+
+async def _call_start_in_thread(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
+    await loops.run_in_daemon_thread(_THREAD_NAME, _call_start_for_takeover, start, loop, producer)
+
+
+def _call_start_for_takeover(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
+    try:
+        stream = _call(producer, start)
+        if inspect.isawaitable(stream):
+            assert loop is not None
+            stream = asyncio.run_coroutine_threadsafe(_awaited(producer, stream), loop).result()
+        producer.set_upstream(_events_of(stream))
+    except BaseException as error:
+        # No caller waits in this thread. Even an exit is only logged here: it must not end the loop.
+        logger.warning("taking over a stream failed: %s", type(error).__name__)
+        # Any error is written to the log, else each reader would elect itself and fail in the same way.
+        producer.set_start_error(as_callback_error(error, "start"))

@@ -1,0 +1,296 @@
+"""Opening a stream: arguments, the first position, and waiting for a producer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sseqbridge import (
+    EventsLostError,
+    StreamNotFoundError,
+    UsageError,
+    arequest_sse,
+    request_sse,
+    resume,
+)
+from sseqbridge.resume import Log, MemoryLog
+from sseqbridge.testing import SSEServer, hold, send, silence, wait
+from tests.support import in_thread, until
+
+from .support import (
+    DONE,
+    Face,
+    Logs,
+    hub_of,
+)
+
+# Most tests have several threads or processes wait for each other.
+pytestmark = pytest.mark.timeout(90)
+
+
+def test_one_of_many_concurrent_openers_begins(log: Log) -> None:
+    barrier = threading.Barrier(16)
+
+    def read() -> list[Any]:
+        barrier.wait()
+        return log.open("k", lambda: request_sse(upstream.url)).collect()
+
+    with SSEServer([wait(0.05), *map(send, range(50)), DONE]) as upstream:
+        results = [in_thread(read) for _ in range(16)]
+        assert [result.result(30) for result in results] == [list(range(50))] * 16
+        assert len(upstream.requests) == 1
+
+
+def test_replay_selects_the_first_event(log: Log, face: Face) -> None:
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as upstream:
+        first = face.open(log, "k", face.start(upstream.url))
+        assert [first.next(), first.next()] == [1, 2]
+        new, kept = face.open(log, "k", replay="none"), face.open(log, "k", replay="kept")
+        go.set()
+        assert (new.items(), kept.items(), first.items()) == ([3], [1, 2, 3], [3])
+    assert face.open(log, "k", replay="none").items() == []
+
+
+def test_trimmed_events_raise_events_lost_error(logs: Logs, face: Face) -> None:
+    log = logs.new(max_events=5)
+    with SSEServer([*map(send, range(10)), DONE]) as upstream:
+        assert face.produce(log, "k", face.start(upstream.url)) == "done"
+    kept = face.open(log, "k", replay="kept", decode="event").items()
+    assert [event.data for event in kept] == ["6", "7", "8", "9"]
+    with pytest.raises(EventsLostError, match="max_events"):
+        face.open(log, "k", last_event_id="1-1")
+    fence = kept[0].id.split("-")[0]
+    assert face.open(log, "k", last_event_id=f"{fence}-6").items() == [6, 7, 8, 9]
+    with pytest.raises(EventsLostError, match="max_events"):
+        face.open(log, "k", last_event_id=f"{fence}-5")
+    with pytest.raises(EventsLostError, match='replay="kept"'):
+        face.open(log, "k")
+
+
+@pytest.mark.parametrize("event_id", ["", "7", "x", "1-", "99999999999999-3", "1-1\n", "-1-1", "1-1-1"])
+def test_foreign_last_event_ids_never_begin_a_stream(log: Log, face: Face, event_id: str) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        if event_id:
+            for _ in range(2):
+                with pytest.raises(EventsLostError, match="last event ID"):
+                    face.open(log, "k", face.start(upstream.url), last_event_id=event_id)
+                face.open(log, "k", face.start(upstream.url)).items()
+        else:
+            assert face.open(log, "k", face.start(upstream.url), last_event_id=event_id).items() == [1]
+        assert len(upstream.requests) == 1
+
+
+def test_resuming_an_expired_stream_raises_events_lost_error(logs: Logs, face: Face) -> None:
+    log = logs.new()
+    with SSEServer([send(1), DONE]) as upstream:
+        reading = face.open(log, "k", face.start(upstream.url))
+        assert reading.items() == [1]
+        logs.expire_stream(log, "k")
+        with pytest.raises(StreamNotFoundError):
+            face.open(log, "k", wait=0)
+        assert face.open(log, "other", face.start(upstream.url)).items() == [1]
+        with pytest.raises(EventsLostError, match="expired"):
+            face.open(log, "k", face.start(upstream.url), last_event_id=reading.last_event_id)
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert len(upstream.requests) == 3
+        with pytest.raises(EventsLostError):
+            face.open(log, "k", last_event_id=reading.last_event_id)
+
+
+def test_reader_without_start_waits_for_a_producer(log: Log, face: Face) -> None:
+    with pytest.raises(StreamNotFoundError, match="start="):
+        face.open(log, "k", wait=0)
+    with pytest.raises(StreamNotFoundError, match="wait="):
+        face.open(log, "k", wait=0.1)
+    with SSEServer([send(1), DONE]) as upstream:
+        waiting = in_thread(lambda: log.open("k", wait=30).collect())
+        until(lambda: hub_of(log).topics)
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert waiting.result(30) == [1]
+
+
+def test_failed_start_lets_another_opener_begin(log: Log, face: Face) -> None:
+    def fail() -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        face.open(log, "k", fail)
+    with pytest.raises(UsageError, match="must return a response of request_sse"):
+        face.open(log, "k", lambda: [1, 2])
+    with SSEServer([send(1), DONE]) as upstream:
+        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, StopIteration])
+def test_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseException]) -> None:
+    go = threading.Event()
+
+    def fail() -> Any:
+        raise kind
+
+    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
+        other = request_sse(upstream.url).events
+        assert next(other) == 1
+        with pytest.raises(kind):
+            log.open("k", fail)
+        with pytest.raises(kind):
+            log.produce("other", fail)
+        go.set()
+        assert other.collect() == [2]
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1, 2]
+
+
+@pytest.mark.parametrize("is_loop_closed", [False, True], ids=["running loop", "closed loop"])
+def test_late_result_of_start_is_discarded(log: Log, is_loop_closed: bool) -> None:
+    called, go = threading.Event(), threading.Event()
+
+    async def cancel_opening(result: Any, is_discarded: Callable[[], bool]) -> None:
+        called.clear()
+        go.clear()
+
+        def start() -> Any:
+            called.set()
+            assert go.wait(30)
+            return result
+
+        opening = asyncio.create_task(log.aopen("k", start))
+        assert await asyncio.to_thread(called.wait, 30)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        if not is_loop_closed:
+            go.set()
+            await asyncio.to_thread(until, is_discarded)
+
+    def open_and_cancel(result: Any, is_discarded: Callable[[], bool]) -> None:
+        asyncio.run(cancel_opening(result, is_discarded))
+        go.set()
+        until(is_discarded)
+
+    with SSEServer([send(0), silence()]) as upstream:
+        coroutine: Any = arequest_sse(upstream.url)
+        open_and_cancel(coroutine, lambda: inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED)
+        # With a response that has arrived before.
+        answered = request_sse(upstream.url)
+        open_and_cancel(answered, upstream.requests[0].aborted.is_set)
+        open_and_cancel(7, lambda: True)
+    with SSEServer([send(0), DONE]) as upstream:
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+
+
+def test_late_election_is_released(logs: Logs) -> None:
+    log, store = logs.killable()
+    store.kill_at = ("claim", 0, False)
+
+    async def main() -> None:
+        producing = asyncio.create_task(log.aproduce("k", lambda: request_sse("http://127.0.0.1:1/")))
+        assert await asyncio.to_thread(store.killed.wait, 30)
+        producing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await producing
+
+    asyncio.run(main())
+    store.revive()
+    with SSEServer([send(0), DONE]) as upstream:
+        until(lambda: store.claims >= 1)
+        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+
+
+def test_package_exports_its_names_lazily() -> None:
+    assert {"Log", "MemoryLog", "RedisLog"} <= set(dir(resume))
+    assert resume.RedisLog.__name__ == "RedisLog"
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        _ = resume.other
+
+
+@pytest.mark.parametrize("key", ["", "a" * 513, "ü" * 300, "a{b", "a}b", "a\nb", "a\0b", "a\x7f", "\ud800", 7, None])
+def test_invalid_keys_are_rejected(log: Log, face: Face, key: Any) -> None:
+    for call in (face.open, face.cancel, face.delete):
+        with pytest.raises(UsageError, match="key"):
+            call(log, key)
+    with pytest.raises(UsageError, match="key"):
+        face.produce(log, key, lambda: None)
+
+
+def test_unusual_keys_are_accepted(log: Log, face: Face) -> None:
+    with SSEServer([send(1), DONE]) as upstream:
+        for key in ("a b", "ü" * 256, "a:events", "*", "../x", "[a]", "a" * 512):
+            assert face.open(log, key, face.start(upstream.url)).items() == [1]
+        assert len(upstream.requests) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 7}, "`start` must be a function, got int"),
+        ({"takeover": True}, "`takeover=True` must come with `start`"),
+        ({"replay": "some"}, "`replay` must be .* got 'some'"),
+        ({"last_event_id": b"1-1"}, "`last_event_id` must be a str or None, got bytes"),
+        ({"wait": -1}, "`wait` must be"),
+        ({"wait": "1"}, "`wait` must be"),
+        ({"decode": "xml"}, "`decode` must be"),
+        ({"cancel": 7}, "cancel"),
+        ({"max_buffered_bytes": 0}, "max_buffered_bytes"),
+    ],
+    ids=str,
+)
+def test_invalid_arguments_of_open_are_rejected(log: Log, face: Face, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        face.open(log, "k", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lease": 0}, "`lease` must be"),
+        ({"ttl": -1}, "`ttl` must be"),
+        ({"outage": True}, "`outage` must be"),
+        ({"abandon_after": -1}, "`abandon_after` must be"),
+        ({"max_events": 0}, "max_events"),
+        ({"bridge": 7}, "`bridge` must be a sseqbridge.Bridge, got int"),
+    ],
+    ids=str,
+)
+def test_invalid_arguments_of_a_log_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MemoryLog(**options)
+
+
+@pytest.mark.blocks_its_loop
+@pytest.mark.parametrize("method", ["open", "produce", "cancel", "delete"])
+def test_blocking_methods_warn_in_a_coroutine_at_the_call(log: Log, method: str) -> None:
+    arguments: dict[str, dict[str, Any]] = {"open": {"wait": 0}, "produce": {"start": lambda: None}}
+
+    async def main() -> None:
+        warns = pytest.warns(RuntimeWarning, match=f"Log.{method} blocks .* await a{method}")
+        with warns as caught, contextlib.suppress(StreamNotFoundError, UsageError):
+            getattr(log, method)("k", **arguments.get(method, {}))
+        assert [warning.filename for warning in caught] == [__file__]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["open", "aopen"])
+def test_signature_of_open_shows_every_option(name: str) -> None:
+    parameters = inspect.signature(getattr(MemoryLog(), name)).parameters
+    assert list(parameters) == [
+        "key",
+        "start",
+        "last_event_id",
+        "replay",
+        "takeover",
+        "wait",
+        "decode",
+        "error_events",
+        "cancel",
+        "max_buffered_bytes",
+    ]
+    assert parameters["start"].annotation == ("Start | None" if name == "open" else "AsyncStart | None")
+    assert parameters["wait"].default == 10.0
