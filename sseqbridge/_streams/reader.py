@@ -1,5 +1,7 @@
 """ItemReader: all ways of reading a stream's items, one consumer at a time.
 
+Its base class StreamOwner has what concerns the whole stream: abort, close, detach, and the claims.
+
 The public streams wrap an ItemReader; merge, gather and relay read one; tee and a log's producer detach
 its subscription and read the entries themselves.
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from .decoding import Decoder
     from .subscription import Subscription
 
-__all__ = ["Detached", "ItemReader"]
+__all__ = ["Detached", "ItemReader", "StreamOwner"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,8 +71,8 @@ class Detached:
     end: End | None
 
 
-class ItemReader(Generic[T]):
-    """Reads the items of one subscription."""
+class StreamOwner(Generic[T]):
+    """Owns a request, and admits one consumer at a time to its cursor."""
 
     def __init__(self, cursor: Cursor[T]) -> None:
         self.cursor = cursor
@@ -130,10 +132,6 @@ class ItemReader(Generic[T]):
             cursor.body,
             cursor.end,
         )
-
-    def fork(self, subscription: Subscription) -> ItemReader[T]:
-        """Return a reader of another subscription that decodes in the same way."""
-        return ItemReader(self.cursor.fork(subscription))
 
     def abort(self) -> None:
         """Abort the request and end the stream. Safe between any two bytecodes: no lock, no wait."""
@@ -233,6 +231,14 @@ class ItemReader(Generic[T]):
         # Nothing was taken.
         self._may_lose = False
         raise TimeoutError(ELAPSED)
+
+
+class ItemReader(StreamOwner[T]):
+    """Reads the items of one subscription."""
+
+    def fork(self, subscription: Subscription) -> ItemReader[T]:
+        """Return a reader of another subscription that decodes in the same way."""
+        return ItemReader(self.cursor.fork(subscription))
 
     # In a thread.
 
