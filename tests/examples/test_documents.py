@@ -213,3 +213,34 @@ def test_attributes_of_errors_in_the_readme_exist() -> None:
         error = getattr(sseqbridge, name)
         known = {*dir(error), *inspect.signature(error.__init__).parameters}
         assert set(re.findall(r"`(\w+)`", attributes)) <= known, name
+
+
+# --- Names of files, sessions and markers ---
+
+
+def test_architecture_names_files_that_exist() -> None:
+    code = _CODE.findall(prose(ROOT / "sseqbridge/README.md"))
+    names = {name for text in code for name in re.findall(r"^`([\w/]+\.py)`$", text)}
+    assert len(names) > 30
+    existing = [path.as_posix() for path in (*ROOT.glob("sseqbridge/**/*.py"), *ROOT.glob("tests/**/*.py"))]
+    assert [name for name in sorted(names) if not any(path.endswith(f"/{name}") for path in existing)] == []
+
+
+def _rows(heading: str) -> list[str]:
+    """Return the names in the first cells of a table of tests/README.md."""
+    sections = re.split(r"^#+ ", (ROOT / "tests/README.md").read_text("utf-8"), flags=re.M)
+    [text] = [text for text in sections if text.startswith(f"{heading}\n")]
+    rows = re.findall(r"^\|(.*?)\|", text, re.M)[2:]
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def test_sessions_in_the_table_are_those_of_nox() -> None:
+    tree = ast.parse((ROOT / "tests/noxfile.py").read_text("utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    sessions = [function.name for function in functions if function.decorator_list]
+    assert sorted(_rows("Sessions")) == sorted(sessions)
+
+
+def test_markers_in_the_table_are_declared(pytestconfig: pytest.Config) -> None:
+    declared = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
+    assert set(_rows("Markers")) <= declared
