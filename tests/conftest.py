@@ -167,6 +167,9 @@ def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run all tests in several processes, unless the command line names files, or has options of its own for that."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # A worker has processes of its own neither for itself nor for a pytest that a test starts.
+        return
     options = config.option
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
     if is_whole and not IS_MEASURED and not options.usepdb and config.pluginmanager.hasplugin("xdist"):

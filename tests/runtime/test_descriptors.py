@@ -18,7 +18,7 @@ from tests.support import LOOPS, ROOT, python
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix descriptors")
 
 PROGRAM = """
-import os, resource, sys
+import asyncio, os, resource, sys
 import httpx
 from sseqbridge import Bridge, BridgeClosedError, SSEError, request_sse
 from sseqbridge.testing import SSEServer
@@ -64,7 +64,10 @@ for free in range(21):
         print("start", free, outcome(bridge, free), read(bridge))
 with Bridge(client=make) as bridge:
     read(bridge)
+    loop = bridge.started().loop
     for free in range(6):
+        # asyncio closes the descriptor of an aborted connection one iteration of the loop after its socket is shut down.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)
         # Needs a new connection, since the previous one was aborted.
         print("later", free, outcome(bridge, free), read(bridge))
 """
