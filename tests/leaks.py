@@ -77,6 +77,8 @@ def install() -> None:
         import uvloop
 
         kinds.append(uvloop.Loop)
+        # libuv's pipe for signals, which belongs to the process, comes with the first loop.
+        uvloop.new_event_loop().close()
     for kind in kinds:
         kind.__init__ = _recording(kind.__init__)  # type: ignore[misc]
 

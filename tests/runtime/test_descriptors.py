@@ -66,7 +66,7 @@ with Bridge(client=make) as bridge:
     read(bridge)
     loop = bridge.started().loop
     for free in range(6):
-        # asyncio closes the descriptor of an aborted connection one iteration of the loop after its socket is shut down.
+        # asyncio closes an aborted connection one iteration of the loop after its socket is shut down.
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)
         # Needs a new connection, since the previous one was aborted.
         print("later", free, outcome(bridge, free), read(bridge))
