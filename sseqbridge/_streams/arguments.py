@@ -78,6 +78,10 @@ class RequestArguments:
     max_buffered_bytes: int = _DEFAULT_MAX_BUFFERED_BYTES
 
 
+# The name in the TypeError of an unknown or missing argument.
+RequestArguments.__init__.__qualname__ = "request_sse"
+
+
 class PreparedRequest(NamedTuple):
     """A checked request: its options, and how its events are decoded."""
 

@@ -82,6 +82,10 @@ class OpenArguments:
     max_buffered_bytes: int = 1024 * 1024
 
 
+# The name in the TypeError of an unknown or missing argument.
+OpenArguments.__init__.__qualname__ = "Log.open"
+
+
 class PreparedOpen(NamedTuple):
     """Checked arguments of `open`: the reader's options, and how its items are decoded."""
 
