@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from .batches import Batch
 
-__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "call_on_reconnect", "tell"]
+__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "call_on_reconnect"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -374,7 +374,3 @@ def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> 
     if on_reconnect is not None:
         with CallersCode("on_reconnect", passes=Exception):
             on_reconnect(*entry)
-
-
-# The former name, for callers that are not adapted yet.
-tell = call_on_reconnect

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError, UsageError
@@ -257,7 +257,7 @@ class PendingResponse(NamedTuple):
         """Return the head if the entry is one, None for an entry before it. Raises the stream's error."""
         self.subscription.check_process()
         if isinstance(entry, Reconnecting):
-            tell(self.prepared.on_reconnect, entry)
+            call_on_reconnect(self.prepared.on_reconnect, entry)
             return None
         if isinstance(entry, Head):
             return entry

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
@@ -217,7 +217,7 @@ class Cursor(Generic[T]):
             self._batch, self.items = entry, iter(entry.items)
         elif isinstance(entry, Reconnecting):
             try:
-                tell(self._on_reconnect, entry)
+                call_on_reconnect(self._on_reconnect, entry)
             except Exception as exc:
                 self.fail(exc)
                 raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
-from sseqbridge._engine.reconnecting import Reconnecting, tell
+from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -92,7 +92,9 @@ class Upstream:
             elif isinstance(entry, End):
                 self.end = End("closed") if entry is CLOSED else entry
             elif isinstance(entry, Reconnecting) and self._detached.on_reconnect is not None:
-                await run_in_daemon_thread("sseqbridge-callback", partial(tell, self._detached.on_reconnect, entry))
+                await run_in_daemon_thread(
+                    "sseqbridge-callback", partial(call_on_reconnect, self._detached.on_reconnect, entry)
+                )
         return fields
 
     async def _next_entry(self, *, may_wait: bool) -> Any:
