@@ -120,9 +120,9 @@ def bench_quick(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """All lines and branches of the package are covered by `tests` and `programs`, which must have run before."""
+    """The package is covered by `tests` and `programs`, at least 99 %. They must have run before."""
     python(session, "coverage", "combine", "--quiet")
-    python(session, "coverage", "report", "--fail-under=100")
+    python(session, "coverage", "report", "--fail-under=99")
 
 
 @nox.session(default=False)
