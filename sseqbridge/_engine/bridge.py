@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Bridge", "Startable", "default_bridge"]
+__all__ = ["Bridge", "Startable", "check_bridge", "default_bridge"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -325,6 +325,12 @@ _default: Bridge | None = None
 _bridges_lock = fork.ForkSafeLock()
 _bridges: WeakSet[Bridge] = WeakSet()
 _exiting = False
+
+
+def check_bridge(bridge: object) -> None:
+    """Raise UsageError if `bridge` is neither a Bridge nor None."""
+    if bridge is not None and not isinstance(bridge, Bridge):
+        raise UsageError(f"`bridge` must be a sseqbridge.Bridge, got {type(bridge).__name__}")
 
 
 def default_bridge() -> Bridge:

@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
-from sseqbridge._engine.bridge import Bridge, default_bridge
+from sseqbridge._engine.bridge import Bridge, check_bridge, default_bridge
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.stream_task import StreamTask
-from sseqbridge._exceptions import RequestAbortedError, UsageError
+from sseqbridge._exceptions import RequestAbortedError
 
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .arguments import Headers, PreparedRequest, RequestArguments, prepare
@@ -292,8 +292,7 @@ async def apending(call: functools.partial[Any]) -> PendingResponse:
 
 def _send(arguments: RequestArguments, bridge: Bridge | None) -> PendingResponse:
     prepared = prepare(arguments)
-    if bridge is not None and not isinstance(bridge, Bridge):
-        raise UsageError(f"`bridge` must be a sseqbridge.Bridge, got {type(bridge).__name__}")
+    check_bridge(bridge)
     return PendingResponse((bridge or default_bridge()).submit(prepared.options), prepared)
 
 

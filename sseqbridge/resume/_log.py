@@ -12,8 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sseqbridge._checks import check_limits, check_seconds
-from sseqbridge._engine.bridge import Bridge
-from sseqbridge._exceptions import UsageError
+from sseqbridge._engine.bridge import Bridge, check_bridge
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
 from sseqbridge._streams.sync import EventStream
@@ -60,8 +59,7 @@ class Log(abc.ABC):
         check_seconds("abandon_after", abandon_after, zero=True, never=True)
         if max_events is not None:
             check_limits("max_events", max_events)
-        if bridge is not None and not isinstance(bridge, Bridge):
-            raise UsageError(f"`bridge` must be a sseqbridge.Bridge, got {type(bridge).__name__}")
+        check_bridge(bridge)
         settings = LogSettings(lease, ttl, max_events, abandon_after, outage)
         self._core = LogCore(type(self).__name__, settings, bridge, self._store_factory())
 

@@ -12,6 +12,7 @@ from dataclasses import astuple
 from typing import Any
 
 from sseqbridge import _exceptions
+from sseqbridge._checks import is_number
 from sseqbridge._engine.responses import Body, Head, made_head
 from sseqbridge._exceptions import (
     BufferLimitError,
@@ -103,7 +104,7 @@ def seconds(value: Any) -> float | None:
     """Return a number of seconds, or None. Raises TypeError or ValueError for any other value."""
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise TypeError(f"must be a number, got {type(value).__name__}")
     if not 0 <= value < _NUMBER_LIMIT:
         raise ValueError("must be a finite number of seconds")

@@ -1,0 +1,41 @@
+"""Running a test's coroutines on a new event loop of a given kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+
+@contextlib.contextmanager
+def coroutine_runner(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[Callable[[Callable[[], Awaitable[Any]]], Any]]:
+    """A function that runs a coroutine function on a new loop of the kind `request.param`.
+
+    The loop uses the fixture `clock`, if the test has it. Fails if a loop logged a warning.
+    """
+    options: dict[str, Any] = {"debug": True, "use_uvloop": request.param == "uvloop"}
+    if "clock" in request.fixturenames:
+        options["loop_factory"] = partial(request.getfixturevalue("clock").new_loop, request.param)
+
+    def run_on_new_loop(main: Callable[[], Awaitable[Any]]) -> Any:
+        async def patient() -> Any:
+            # In debug mode, asyncio warns of slow callbacks, which a busy machine has.
+            asyncio.get_running_loop().slow_callback_duration = 60.0
+            return await main()
+
+        return anyio.run(patient, backend_options=options)
+
+    with caplog.at_level(logging.WARNING, logger="asyncio"):
+        yield run_on_new_loop
+    # An unclosed socket or transport warns when it is collected, and warnings are errors.
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
