@@ -95,7 +95,7 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
     # nginx runs as another user, below it.
     os.chmod(directory, 0o711)
     with pytest.MonkeyPatch.context() as patch:
-        # Measures this process, and none of those that the tests start.
+        # Measures this process alone, not those that tests start.
         patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)

@@ -45,7 +45,7 @@ class Caller:
     @staticmethod
     async def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
         await loop.shutdown_asyncgens()
-        # Tasks that were cancelled may need longer, on a busy machine, than whoever cancelled them has waited.
+        # On a busy machine, cancelled tasks may end after the call that cancelled them has returned.
         if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(tasks, timeout=_WIND_UP_SECONDS)
         await loop.shutdown_default_executor()

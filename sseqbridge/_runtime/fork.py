@@ -59,7 +59,7 @@ def detach_in_children(inherited: Detachable) -> None:
 
 
 def stop_detaching(inherited: Detachable) -> None:
-    """Undo detach_in_children(): the object has released what it shared with children. Thread-safe."""
+    """Undo detach_in_children(), once the object holds nothing that a child would share. Thread-safe."""
     _detachables.discard(inherited)
 
 

@@ -103,7 +103,7 @@ class Cursor(Generic[T]):
 
     @property
     def last_event_id(self) -> str:
-        """The last event ID of what was consumed; "" if there was none."""
+        """The last event ID that the consumer has reached; "" if there is none."""
         # Each field is read once, since the consumer's thread may be writing them.
         committed_id = self.committed_id
         if committed_id is not None:

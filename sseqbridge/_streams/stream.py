@@ -70,7 +70,7 @@ class BaseStream(NotCopyable, Generic[T]):
 
     @property
     def last_event_id(self) -> str:
-        """The stream's last event ID as of what was consumed; "" if the server sent none."""
+        """The last event ID that the consumer has reached; "" if the server sent none."""
         return self._cursor.last_event_id
 
     @property

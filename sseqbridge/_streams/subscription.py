@@ -37,7 +37,7 @@ class Subscription(Protocol):
 
     @property
     def target(self) -> str:
-        """What is read, for messages: a URL without query string and credentials, or a log's stream."""
+        """The name of the source in messages: a URL without query string and credentials, or a log's stream."""
 
     @property
     def initial_event_id(self) -> str:
