@@ -87,7 +87,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def check_limits(name: str, value: object) -> int:
-    """Return `value`, a limit of bytes or events. Raises UsageError if it is not an int of at least 1."""
+    """Return `value`, a number of bytes or objects. Raises UsageError if it is not an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"`{name}` must be an integer of at least 1, got {value!r}")
     return value

@@ -24,6 +24,7 @@ from hypothesis import settings
 
 from sseqbridge import Bridge
 from sseqbridge._engine import bridge as _bridge
+from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.doors import Door
@@ -31,6 +32,10 @@ from tests.doors import Door
 # The same examples on every run and machine, and none remembered.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
 settings.load_profile("sseqbridge")
+
+# A user's test waits for a request for 5 s by default. This suite also passes on a machine that is ten times slower.
+SSEServer.wait_for_request.__defaults__ = (1, 30.0)
+ReceivedRequest.wait_aborted.__defaults__ = (30.0,)
 
 # Whether coverage is.
 IS_MEASURED = coverage.Coverage.current() is not None

@@ -30,7 +30,6 @@ from .stats import BridgeStats
 from .stream_task import StreamTask
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     from sseqbridge._http.request import RequestOptions
 
@@ -88,7 +87,7 @@ class Bridge:
     def __init__(self, *, client: ClientFactory | None = None) -> None:
         if client is not None and not callable(client):
             raise UsageError(
-                f"client must be a function that returns a new httpx.AsyncClient, got {type(client).__name__}. "
+                f"`client` must be a function that returns a new httpx.AsyncClient, got {type(client).__name__}. "
                 "Pass for example Bridge(client=lambda: httpx.AsyncClient(http2=True))."
             )
         self._factory = client
@@ -112,9 +111,7 @@ class Bridge:
     def __enter__(self) -> Bridge:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     @classmethod

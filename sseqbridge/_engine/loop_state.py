@@ -184,7 +184,9 @@ class LoopTask:
     def check_process(self) -> None:
         """Raise UsageError in a forked child."""
         if self.is_inherited:
-            raise UsageError("this stream was opened before a fork, and is the parent's to read: open one in the child")
+            raise UsageError(
+                "this stream was opened before a fork and belongs to the parent process. Open a new one in the child."
+            )
 
     def in_loop_thread(self) -> bool:
         """Whether the caller runs on the loop thread, which must not wait."""

@@ -42,7 +42,7 @@ def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
     with `before`, the step that it comes before.
     """
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise UsageError(f"cancel must have an is_set() method, got {type(cancel).__name__}. Pass a threading.Event.")
+        raise UsageError(f"`cancel` must have an is_set() method, got {type(cancel).__name__}. Pass a threading.Event.")
     outer = surrounding_cancel.get()
     flag: CancelFlag | None = cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
     if is_cancelled(flag):

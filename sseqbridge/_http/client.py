@@ -166,8 +166,8 @@ def _package_of(http: Any) -> Any:
         if kind.__name__ == "AsyncClient" and hasattr(package, "HTTPError"):
             return package
     raise UsageError(
-        f"the client must be an httpx.AsyncClient or httpx2.AsyncClient, got {type(http).__name__}. "
-        "Pass Bridge(client=...) a function that returns a new one."
+        f"`client` must be, or return, an httpx.AsyncClient or httpx2.AsyncClient, got {type(http).__name__}. "
+        "Bridge(client=...) takes a function that returns a new one."
     )
 
 

@@ -7,6 +7,8 @@ brings. Pure: it only looks at exceptions.
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,11 +162,12 @@ def _reason(exc: BaseException) -> str:
     """Return the operating system's message from a chain of causes, or the error's type."""
     reason = type(exc).__name__
     for link in _chain(exc):
-        if isinstance(link, OSError) and link.strerror:
-            reason = link.strerror
-            if link.errno is not None and reason.startswith("Connect call failed"):
-                # asyncio replaces the system's message by one without the reason.
-                reason = os.strerror(link.errno)
+        if isinstance(link, (socket.gaierror, ssl.SSLError)):
+            # Their numbers are not the system's.
+            reason = link.strerror or reason
+        elif isinstance(link, OSError) and link.errno is not None:
+            # Not its text, which asyncio replaces by the address.
+            reason = os.strerror(link.errno)
         elif isinstance(link, UnicodeError):
             reason = "the host is not a valid name"
     return reason

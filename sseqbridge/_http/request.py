@@ -87,7 +87,7 @@ def encode_json(data: object) -> bytes:
     """Return `data` as JSON, in UTF-8. Raises UsageError, which never shows a value, if JSON cannot represent it."""
     if isinstance(data, (str, bytes, bytearray, memoryview)):
         raise UsageError(
-            f"data must be the object to encode as JSON, got {type(data).__name__}. "
+            f"`data` must be the object to encode as JSON, got {type(data).__name__}. "
             "Pass content= for a body that is encoded already."
         )
     try:
@@ -103,7 +103,7 @@ def encode_json(data: object) -> bytes:
     except ValueError:
         reason = _value_reason(data)
     # Outside of the handlers, so that the error has no context: json's own errors may quote the body.
-    raise UsageError(f"data must be something that JSON can represent, got {reason}")
+    raise UsageError(f"`data` must be something that JSON can represent, got {reason}")
 
 
 class _UnsupportedTypeError(Exception):
@@ -143,7 +143,9 @@ def header_list(headers: object) -> list[tuple[str, str]]:
         else:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise UsageError("headers must be a mapping or a list of (name, value) pairs") from None
+        raise UsageError(
+            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}"
+        ) from None
     return [_header(name, value) for name, value in pairs]
 
 
@@ -159,28 +161,28 @@ def _header(name: object, value: object) -> tuple[str, str]:
     if isinstance(name, bytes):
         name = name.decode("latin-1")
     if not isinstance(name, str):
-        raise UsageError(f"headers: a name must be a str, got {type(name).__name__}")
+        raise UsageError(f"`headers`: a name must be a str, got {type(name).__name__}")
     if not TOKEN.fullmatch(name):
         # Only the valid part: in "Authorization: Bearer ..." as a name, the value follows.
         begin = TOKEN.match(name)
         got = begin[0] if begin else ""
-        raise UsageError(f"headers: a name must be letters, digits and hyphens, got one that begins with {got!r}")
+        raise UsageError(f"`headers`: a name must be letters, digits and hyphens, got one that begins with {got!r}")
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
         raise UsageError(
-            f"headers: the value of {name!r} must be a str, got {type(value).__name__}. "
-            "Pass a JSON body as the third argument, data."
+            f"`headers`: the value of {name!r} must be a str, got {type(value).__name__}. "
+            "Pass a JSON body as the third argument, `data`."
         )
     if name.lower() == "last-event-id":
         if _FORBIDDEN_IN_ID.search(value):
-            raise UsageError(f"headers: the value of {name!r} must not contain NUL, CR or LF: no event ID does")
+            raise UsageError(f"`headers`: the value of {name!r} must not contain NUL, CR or LF: no event ID does")
     elif FORBIDDEN_IN_VALUE.search(value):
         raise UsageError(
-            f"headers: the value of {name!r} must not contain control characters, or begin or end with a space"
+            f"`headers`: the value of {name!r} must not contain control characters, or begin or end with a space"
         )
     if not value.isascii() and not _is_latin1(value):
-        raise UsageError(f"headers: the value of {name!r} must be latin-1 text")
+        raise UsageError(f"`headers`: the value of {name!r} must be latin-1 text")
     return name, value
 
 
@@ -197,13 +199,13 @@ def check_last_event_id(value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UsageError(f"last_event_id must be a str, such as the `id` of an event, got {type(value).__name__}")
+        raise UsageError(f"`last_event_id` must be a str, such as the `id` of an event, got {type(value).__name__}")
     if _FORBIDDEN_IN_ID.search(value):
-        raise UsageError("last_event_id must not contain NUL, CR or LF: no event ID does")
+        raise UsageError("`last_event_id` must not contain NUL, CR or LF, which no event ID does")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UsageError("last_event_id must not contain a lone surrogate: no server sends one") from None
+        raise UsageError("`last_event_id` must not contain a lone surrogate: no server sends one") from None
     return value
 
 
@@ -236,13 +238,13 @@ def build_request(client: Client, options: RequestOptions, last_event_id: str) -
         fault = type(exc)
     # Raised here, without a cause: the cause's message may hold the URL or the body.
     if fault is client.package.InvalidURL:
-        raise UsageError("url must be a valid http:// or https:// URL")
+        raise UsageError("`url` must be a valid http:// or https:// URL")
     if fault is not None:
-        raise UsageError(f"no request can be built of these arguments: {fault.__name__}")
+        raise UsageError(f"the HTTP client must be able to build a request from the arguments, got {fault.__name__}")
     # Again: the request's headers include cookies, and what the client adds.
     check_raw_headers(request.headers.raw)
     if request.url.scheme not in ("http", "https") or not request.url.host:
-        raise UsageError("url must be an http:// or https:// URL with a host. Begin it with one of these schemes.")
+        raise UsageError("`url` must be an http:// or https:// URL with a host. Begin it with one of these schemes.")
     if (request.url.port or 0) > 65535:
-        raise UsageError("url must be an http:// or https:// URL with a port up to 65535")
+        raise UsageError(f"`url` must have a port from 0 to 65535, got {request.url.port}")
     return request

@@ -1,4 +1,4 @@
-"""Threads, locks and waiting: the only code of the library that starts a thread, makes a lock or waits.
+"""Threads, locks and waiting: other modules start threads, make locks and wait with these functions and classes.
 
 In a process that gevent has patched, the event loop still runs in an OS thread, and the library's locks
 exclude OS threads: none is held across a call that switches greenlets. Only the greenlet that waits for an

@@ -49,11 +49,11 @@ def _fields(event: ServerSentEvent) -> list[str]:
     lines = []
     if event.event != "message":
         if not event.event or not _is_one_line(event.event):
-            raise UsageError("`event` must be one non-empty line without NUL")
+            raise UsageError(f"`event` must be one non-empty line without NUL, got {event.event!r}")
         lines.append(f"event: {event.event}")
     if event.id:
         if not _is_one_line(event.id):
-            raise UsageError("`id` must be one line without NUL")
+            raise UsageError(f"`id` must be one line without NUL, got {event.id!r}")
         lines.append(f"id: {event.id}")
     if event.retry is not None:
         if not 0 <= event.retry * 1000 < float("inf"):

@@ -87,13 +87,13 @@ def _parse_lines(path: Path, lines: Iterable[str]) -> list[Recorded]:
 
 def _parse_entry(members: Any, last_id: str) -> Recorded:
     if not isinstance(members, dict):
-        raise TypeError("a line must be a JSON object")
+        raise TypeError(f"a line must be a JSON object, got {type(members).__name__}")
     time = members.pop("time")
     if not is_number(time) or not 0 <= time < float("inf"):
-        raise ValueError("`time` must be a number of seconds, at least 0")
+        raise ValueError(f"`time` must be a number of seconds, at least 0, got {time!r}")
     item = _pop_item(members, last_id)
     if members:
-        raise ValueError(f"unknown: {', '.join(sorted(members))}")
+        raise ValueError(f"the members must be those of a recording, got {', '.join(sorted(members))}")
     return Recorded(float(time), item)
 
 
@@ -101,13 +101,13 @@ def _pop_item(members: dict[str, Any], last_id: str) -> ServerSentEvent | Commen
     if "end" in members:
         end = members.pop("end")
         if end not in (EOF, CUT):
-            raise ValueError('`end` must be "eof" or "cut"')
+            raise ValueError(f'`end` must be "eof" or "cut", got {end!r}')
         return str(end)
     if "comment" in members:
         return Comment(_as_text(members.pop("comment")))
     retry = members.pop("retry", None)
     if retry is not None and not is_number(retry):
-        raise TypeError("`retry` must be a number of seconds")
+        raise TypeError(f"`retry` must be a number of seconds, got {retry!r}")
     event = _as_text(members.pop("event", "message"))
     data = _as_text(members.pop("data"))
     return ServerSentEvent(event, data, _as_text(members.pop("id", last_id)), retry)
@@ -115,5 +115,5 @@ def _pop_item(members: dict[str, Any], last_id: str) -> ServerSentEvent | Commen
 
 def _as_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("`event`, `data`, `id` and `comment` must be text")
+        raise TypeError(f"`event`, `data`, `id` and `comment` must be text, got {type(value).__name__}")
     return value

@@ -58,7 +58,7 @@ class AsyncEventStream(BaseStream[T]):
     async def aclose(self) -> None:
         """Abort the request and end the stream; a consumer's loop ends quietly.
 
-        Waits until the upstream's socket is closed, at most a second. Raises UsageError in a forked child.
+        Waits until the upstream's socket is shut down, at most a second. Raises UsageError in a forked child.
         """
         await self._reader.aclose()
 

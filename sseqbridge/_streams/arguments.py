@@ -136,14 +136,14 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
 
 def _check_combinations(arguments: RequestArguments) -> None:
     if arguments.comments and arguments.decode != "event":
-        raise UsageError('comments=True yields Comment items, and needs decode="event"')
+        raise UsageError('`comments=True` must come with decode="event", which yields Comment items')
     if arguments.require_done and arguments.done is None:
-        raise UsageError("require_done=True needs an end marker: pass `done`, got None")
+        raise UsageError("`require_done=True` must come with an end marker, got done=None. Pass `done`.")
     if arguments.data is not None and arguments.json is not None:
-        raise UsageError("data and json are two names for the JSON body; pass one of them")
+        raise UsageError("`data` and `json` are two names for the JSON body, got both. Pass one of them.")
     body = arguments.data if arguments.data is not None else arguments.json
     if sum(part is not None for part in (body, arguments.content, arguments.files)) > 1:
-        raise UsageError("a request has one body: pass data (or json), content or files")
+        raise UsageError("a request must have one body, got several. Pass `data` (or `json`), `content` or `files`.")
     if not _is_auth(arguments.auth):
         raise UsageError(f"`auth` must be (user, password) or an httpx.Auth, got {type(arguments.auth).__name__}")
     extensions: object = arguments.extensions
@@ -160,11 +160,13 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
             )
         policy = ReconnectionPolicy() if reconnect is True else reconnect
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
-        raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and needs reconnect=True")
+        raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and come with reconnect=True")
     if inspect.iscoroutinefunction(on_reconnect):
         raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
     if policy is not None and not replayable:
-        raise UsageError("reconnect sends the body again, but this body can be read only once: pass it as bytes")
+        raise UsageError(
+            "`content` must be readable again for `reconnect`, got a body that can be read only once. Pass bytes."
+        )
     return policy
 
 
@@ -174,7 +176,9 @@ def _without_last_event_id(headers: list[tuple[str, str]], given: str) -> tuple[
     if not sent:
         return headers, given
     if given or len(sent) > 1:
-        raise UsageError("Last-Event-ID is given more than once: pass last_event_id, or one header")
+        raise UsageError(
+            "the last event ID must be given once, got several. Pass `last_event_id` or one Last-Event-ID header."
+        )
     # As web frameworks pass a header on: each byte as one character.
     given = sent[0].encode("latin-1").decode("utf-8", "replace")
     return [pair for pair in headers if pair[0].lower() != "last-event-id"], check_last_event_id(given)
@@ -191,7 +195,8 @@ def _check_framing(headers: list[tuple[str, str]], *, own_length: bool) -> None:
     for name, _ in headers:
         if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
             raise UsageError(
-                f"headers: {name!r} is for the HTTP client to set; are these the headers of an earlier response?"
+                f"`headers` must not contain {name!r}, which the HTTP client sets. "
+                "Pass the headers of a request, not of a response."
             )
 
 

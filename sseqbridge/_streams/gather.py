@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sized
 from importlib import import_module
 from typing import Any
 
-from sseqbridge._exceptions import UsageError
+from sseqbridge._checks import check_limits
 
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
 
@@ -33,8 +33,7 @@ def gather(
 
     Raises UsageError for arguments that cannot work, ImportError if tqdm is not installed.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise UsageError(f"`limit` must be a number of streams, 1 or more, got {limit!r}")
+    check_limits("limit", limit)
     merger = Merger(errors)
     bar = _progress_bar(calls) if progress else None
     return _results(merger, named_streams(calls), limit, in_order, bar)

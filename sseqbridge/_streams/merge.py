@@ -101,7 +101,7 @@ class MergedStreams(_BaseMerged):
         """
         self._merger.check_process()
         if self._was_left:
-            raise UsageError("the loop over these streams was left, and they were aborted: merge others")
+            raise UsageError("these merged streams were aborted when their loop was left. Merge new ones.")
         claim = Claim()
         loop = self._loop(claim)
         claim.held_by(loop)

@@ -37,7 +37,9 @@ NamedStreams = Mapping[Any, Any] | Iterable[Any]
 def named_streams(streams: NamedStreams) -> Iterator[tuple[Any, Any]]:
     """Return the names and streams of a mapping, or an iterable, whose names are 0, 1, 2..."""
     if isinstance(streams, (str, bytes, EventStream, SSEResponse)) or not isinstance(streams, Iterable):
-        raise UsageError(f"expected a mapping of names to streams, or an iterable of streams, got {_kind(streams)}")
+        raise UsageError(
+            f"`streams` must be a mapping of names to streams, or an iterable of streams, got {_kind(streams)}"
+        )
     return iter(streams.items()) if isinstance(streams, Mapping) else iter(enumerate(streams))
 
 
@@ -132,7 +134,9 @@ class Merger:
     def check_process(self) -> None:
         """Raise UsageError in a forked child."""
         if self.is_inherited:
-            raise UsageError("these streams were merged before a fork, and are the parent's to read: merge others")
+            raise UsageError(
+                "these streams were merged before a fork and belong to the parent process. Merge new ones in the child."
+            )
 
     def add(self, member: Member) -> int:
         """Add a stream, from any thread, and return its number. Raises UsageError once closed."""
@@ -144,7 +148,7 @@ class Merger:
         if self._ready.closed:
             # Checked after the insertion: close() may have run in another thread in between.
             self._abort_all()
-            raise UsageError("these streams were merged and are over: merge others")
+            raise UsageError("these merged streams have ended. Merge new ones.")
         self._await(number, member)
         return number
 

@@ -48,7 +48,7 @@ __all__ = ["Detached", "ItemReader", "StreamOwner"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How long close() waits until the upstream's socket is closed.
+# How long close() waits until the upstream's socket is shut down.
 _CLOSE_SECONDS = 1.0
 # How long the end of a stream waits for the rest of the body, after the caller's `done` function accepted
 # an event: long enough for the connection to be reused, short enough not to be noticed.
@@ -138,7 +138,7 @@ class StreamOwner(Generic[T]):
         self.cursor.abort()
 
     def close(self) -> None:
-        """Abort the request, and wait until the upstream's socket is closed, at most a second."""
+        """Abort the request, and wait until the upstream's socket is shut down, at most a second."""
         subscription = self.cursor.subscription
         subscription.check_process()
         if self._abort_unless_ended() and not subscription.in_loop_thread() and threads.may_wait():

@@ -79,7 +79,7 @@ class EventStream(BaseStream[T]):
     def close(self) -> None:
         """Abort the request and end the stream; a consumer's loop ends quietly.
 
-        Waits until the upstream's socket is closed, at most a second. Does nothing after the stream's
+        Waits until the upstream's socket is shut down, at most a second. Does nothing after the stream's
         natural end. Thread-safe; may be called more than once. Raises UsageError in a forked child.
         """
         self._reader.close()

@@ -50,8 +50,7 @@ def tee(
         stream = stream.events
     if not isinstance(stream, EventStream):
         raise UsageError(f"`stream` must be what request_sse returns, got {type(stream).__name__}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UsageError(f"`n` must be a number of readers, 1 or more, got {n!r}")
+    check_limits("n", n)
     if slow not in ("wait", "end"):
         raise UsageError(f'`slow` must be "wait" or "end", got {slow!r}')
     check_limits("max_buffered_bytes", max_buffered_bytes)

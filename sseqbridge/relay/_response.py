@@ -84,9 +84,11 @@ def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[s
                 "no character, or a name that is not a str"
             )
         if name.lower() in _SERVER_HEADERS:
-            raise UsageError(f"the header {name} must be set by the web server. Leave it out of `headers`.")
+            raise UsageError(f"`headers` must not contain {name!r}, which the web server sets. Leave it out.")
         if not isinstance(value, str) or not VALUE.fullmatch(value):
-            raise UsageError(f"the value of the header {name} must be one line of latin-1 text")
+            raise UsageError(
+                f"`headers`: the value of {name!r} must be one line of latin-1 text without control characters"
+            )
         merged.pop(names.get(name.lower(), ""), None)
         names[name.lower()] = name
         merged[name] = value

@@ -24,7 +24,6 @@ from ._operations import aopen_stream, aproduce, cancel_stream, delete_stream, o
 from ._store import LogSettings, Store
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
@@ -73,9 +72,7 @@ class Log(abc.ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     @overload

@@ -97,7 +97,7 @@ class RedisLog(Log):
         except (ValueError, TypeError, AttributeError):
             # Without the URL, which may hold a password.
             raise UsageError(
-                "`url` must be the URL of a Redis, got another value. Pass one like redis://user:password@host:6379/0"
+                "`url` must be a Redis URL. Pass one like redis://user:password@host:6379/0"
             ) from None
         own = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **_DRIVER}
         all_options = {**own, **(client_options or {})}

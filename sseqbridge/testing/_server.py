@@ -150,7 +150,7 @@ class SSEServer:
         """Replace the script: play the first of `scripts` for the next request, and so on; then repeat the last."""
         self._script = in_turn(*scripts)
 
-    def wait_for_request(self, n: int = 1, timeout: float = 30.0) -> ReceivedRequest:
+    def wait_for_request(self, n: int = 1, timeout: float = 5.0) -> ReceivedRequest:
         """Return the `n`-th request, counted from 1, when its body is complete.
 
         Raises TimeoutError after `timeout` seconds.

@@ -275,7 +275,7 @@ class ReceivedRequest:
         """Return the body decoded as JSON. Raises json.JSONDecodeError (a ValueError)."""
         return json.loads(self.body)
 
-    def wait_aborted(self, timeout: float = 30.0) -> float:
+    def wait_aborted(self, timeout: float = 5.0) -> float:
         """Wait until the client has left, and return `aborted_at`. Raises TimeoutError after `timeout` seconds."""
         if not self.aborted.wait(timeout) or self.aborted_at is None:
             raise TimeoutError(f"the client did not leave {self!r} within {timeout:g} s")

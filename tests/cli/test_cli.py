@@ -680,7 +680,7 @@ def test_port_in_use_exits_with_1(recorded: Path, capsys: Capture) -> None:
         ('{"time": true, "data": "x"}', "at least 0"),
         ('{"time": 1, "data": 1}', "text"),
         ('{"time": 1}', "data"),
-        ('{"time": 1, "data": "x", "dta": 1, "a": 2}', "unknown: a, dta"),
+        ('{"time": 1, "data": "x", "dta": 1, "a": 2}', "got a, dta"),
         ('{"time": 1, "end": "soon"}', "eof"),
         ('{"time": 1, "data": "x", "retry": "1"}', "seconds"),
         ('{"time": 1, "data": "x", "id": "a\\nb"}', "one line"),

@@ -280,8 +280,8 @@ def test_reconnect_is_refused_if_the_stream_cannot(ask: Door) -> None:
         ({"last_event_id": 5}, "a str"),
         ({"last_event_id": "a\nb"}, "NUL, CR or LF"),
         ({"last_event_id": "\ud800"}, "surrogate"),
-        ({"last_event_id": "a", "headers": {"Last-Event-ID": "b"}}, "more than once"),
-        ({"headers": [("Last-Event-ID", "a"), ("last-event-id", "b")]}, "more than once"),
+        ({"last_event_id": "a", "headers": {"Last-Event-ID": "b"}}, "must be given once"),
+        ({"headers": [("Last-Event-ID", "a"), ("last-event-id", "b")]}, "must be given once"),
     ],
 )
 def test_invalid_arguments_are_refused(ask: Door, options: dict[str, Any], words: str) -> None:

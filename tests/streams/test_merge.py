@@ -313,7 +313,7 @@ def test_streams_are_added_while_it_runs() -> None:
             if len(names) < 4:
                 merged.add(f"after {name}", call(server))
         assert names == ["first", "after first", "after after first", "after after after first"]
-        with pytest.raises(UsageError, match="over"):
+        with pytest.raises(UsageError, match="have ended"):
             merged.add("late", call(server))
         assert server.requests[-1].finished.wait(30)
 
@@ -339,7 +339,7 @@ def test_streams_are_added_in_a_coroutine() -> None:
                 items.append((name, item))
                 if len(items) == 1:
                     await merged.add("b", await arequest_sse(server.url))
-        with pytest.raises(UsageError, match="over"):
+        with pytest.raises(UsageError, match="have ended"):
             await merged.add("c", partial(arequest_sse, server.url))
         return items
 
@@ -561,8 +561,8 @@ def test_poll_in_the_loops_body() -> None:
 @pytest.mark.parametrize(
     ("streams", "words"),
     [
-        (5, "expected a mapping of names to streams, .*, got int"),
-        ("text", "expected .*, got str"),
+        (5, "`streams` must be a mapping of names to streams, .*, got int"),
+        ("text", "`streams` must be .*, got str"),
         ([5], "stream 0 must be .*, got int"),
         ({"a": lambda: None}, "'a' must be .*, got function"),
         ([partial(print)], "partial"),
@@ -575,7 +575,7 @@ def test_type_of_the_streams_is_checked(merging: Merging, streams: Any, words: s
 
 def test_one_stream_instead_of_many_raises_usage_error() -> None:
     with SSEServer([send(1), DONE]) as server, request_sse(server.url) as response:
-        with pytest.raises(UsageError, match=r"expected a mapping .*, got SSEResponse"):
+        with pytest.raises(UsageError, match=r"`streams` must be a mapping .*, got SSEResponse"):
             merge(response)
         with pytest.raises(UsageError, match=r"'a' must be .*, got SSEResponse"):
             asyncio.run(_read_all(amerge({"a": response})))

@@ -515,7 +515,7 @@ def test_repr_shows_the_number_of_readers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"n": 0}, "`n` must be a number of readers, 1 or more, got 0"),
+        ({"n": 0}, "`n` must be an integer of at least 1, got 0"),
         ({"n": True}, "got True"),
         ({"slow": "drop"}, "`slow` must be .*, got 'drop'"),
         ({"max_buffered_bytes": 0}, "`max_buffered_bytes` must be"),
