@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from ._checks import Timeout
     from ._engine.bridge import Bridge
+    from ._engine.scope import CancelScope, cancel_on
     from ._engine.stats import BridgeStats, StreamStats
     from ._exceptions import (
         BridgeClosedError,
         BufferLimitError,
         CallbackError,
+        Cancelled,
         ConnectError,
         ContentTypeError,
         DecodeError,
@@ -69,6 +71,8 @@ __all__ = [
     "BridgeStats",
     "BufferLimitError",
     "CallbackError",
+    "CancelScope",
+    "Cancelled",
     "Comment",
     "ConnectError",
     "ContentTypeError",
@@ -105,6 +109,7 @@ __all__ = [
     "UsageError",
     "amerge",
     "arequest_sse",
+    "cancel_on",
     "gather",
     "merge",
     "request_sse",
@@ -116,6 +121,8 @@ _MODULES = {
     "request_sse": "_streams.api",
     "Bridge": "_engine.bridge",
     "BridgeStats": "_engine.stats",
+    "CancelScope": "_engine.scope",
+    "cancel_on": "_engine.scope",
     "StreamStats": "_engine.stats",
     "AsyncMergedStreams": "_streams.merge",
     "MergedStreams": "_streams.merge",

@@ -28,6 +28,7 @@
     +- BridgeClosedError          the bridge was closed, or its loop thread ended
 
     UsageError (a RuntimeError)   the call cannot work, whatever the network does
+    Cancelled (a BaseException)   the surrounding scope was cancelled: see cancel_on
 
 Messages never hold headers, request bodies, query strings or credentials. A message says what to do
 where the caller can do something, and every fact in it is an attribute as well.
@@ -46,6 +47,7 @@ __all__ = [
     "BridgeClosedError",
     "BufferLimitError",
     "CallbackError",
+    "Cancelled",
     "ConnectError",
     "ContentTypeError",
     "DecodeError",
@@ -276,3 +278,11 @@ class StreamNotFoundError(LogError):
 
 class BridgeClosedError(SSEError):
     """Raised if the bridge of the stream was closed, or its loop thread ended."""
+
+
+class Cancelled(BaseException):
+    """Raised in code whose scope was cancelled: a block of `cancel_on`, a relay's iterable, the `start` of a log.
+
+    Not an Exception, like asyncio.CancelledError: code that handles or retries after errors must not handle it.
+    Let it pass; the scope swallows it.
+    """

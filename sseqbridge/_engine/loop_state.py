@@ -18,6 +18,7 @@ from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._runtime import fork, threads
 
 from .channel import post, settle
+from .scope import Ownership
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -167,14 +168,19 @@ class LoopState:
 
 
 class LoopTask:
-    """A task on an event loop with a consumer elsewhere: its process, and whether it has ended."""
+    """A task on an event loop with a consumer elsewhere: its process, its scope, and whether it has ended."""
 
     def __init__(self, state: LoopState) -> None:
         self.state = state
         self.loop = state.loop
         self._finished = threads.OneShotEvent()
+        self.ownership = Ownership(self)
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
+
+    def abort(self) -> None:
+        """Close the channel and abort the task."""
+        raise NotImplementedError
 
     @property
     def is_inherited(self) -> bool:
@@ -197,9 +203,18 @@ class LoopTask:
         """Whether the task has ended, and its connection is closed or back in the pool."""
         return self._finished.is_set
 
+    @property
+    def is_running(self) -> bool:
+        """Whether entries may still arrive."""
+        return not self._finished.is_set
+
     def mark_finished(self) -> None:
         """Wake everything that waits for the task's end."""
         self._finished.set()
+
+    def watch(self, cancellable: Cancellable) -> None:
+        """Let the loop check `cancellable` every 25 ms until it is finished."""
+        post(self.loop, self.state.watch, cancellable)
 
     def notify_finished(self, callback: Callable[[], object]) -> None:
         """Call `callback` once: on the loop thread when the task ends, or at once if it has ended."""

@@ -1,53 +1,230 @@
-"""Cancellation scopes: cancel flags, and the flag that surrounds code which opens streams.
+"""Cancellation scopes: blocks of code that a flag cancels, the streams that belong to them, and cancel flags.
 
-A flag is checked on the loop thread (every 25 ms, one timer for all streams) and by the consumer between items.
-`surrounding_cancel` is a context variable: each thread and task has its own value. Nothing else is shared.
+The current scope is a context variable: each thread and task has its own value. A stream belongs to the scope in
+which it was read last, or was opened. Once the scope's flag is set, the stream is aborted, and its consumer gets
+Cancelled. A flag is checked on the loop thread (every 25 ms, one timer for all streams of a loop) and by the consumer
+where it takes a batch.
+
+| object      | field         | written by                   | guarded by                                |
+|-------------|---------------|------------------------------|-------------------------------------------|
+| CancelScope | `_is_set`     | any thread                   | turns True once                           |
+| CancelScope | all others    | the thread or task of the block | one writer                             |
+| Ownership   | all fields    | the stream's consumer        | its claim                                 |
+| _Adoption   | `is_current`  | the stream's consumer        | turns False once; the loop reads it       |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._checks import CancelFlag
-from sseqbridge._exceptions import RequestAbortedError, UsageError
+from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from sseqbridge._runtime.loop_watch import LoopWatch
+
+    from .loop_state import Cancellable
+
 __all__ = [
+    "CancelScope",
+    "Ownership",
     "cancel_flag",
+    "cancel_on",
+    "check_scope",
+    "current_scope",
     "is_cancelled",
-    "surrounding_cancel",
 ]
 
-# Set while code runs on behalf of a consumer that may leave: streams opened there end with the consumer, besides
-# their own flag.
-surrounding_cancel: ContextVar[CancelFlag | None] = ContextVar("sseqbridge-cancel", default=None)
+
+class CancelScope:
+    """A block of code that ends with Cancelled once its flag is set; see `cancel_on`."""
+
+    def __init__(self, flag: CancelFlag, *, is_outermost: bool = False) -> None:
+        """Make a scope that `flag` cancels. `is_outermost`: scopes around it do not cancel it."""
+        self._flag = flag
+        self._is_outermost = is_outermost
+        # The scope that was current before, and the one that cancels this scope too.
+        self._before: CancelScope | None = None
+        self._outer: CancelScope | None = None
+        self._is_set = False
+        self._was_entered = False
+        self._has_ended = False
+
+    def __enter__(self) -> Self:
+        if self._was_entered:
+            raise UsageError("a scope must be entered once. Make a new one with cancel_on().")
+        self._was_entered = True
+        self._before = _current.get()
+        self._outer = None if self._is_outermost else self._before
+        _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        # Not by a token: a generator may be closed in another context than the one in which it entered the scope.
+        if _current.get() is self:
+            _current.set(self._before)
+        is_cancelled_by_itself = self._look()
+        self._has_ended = True
+        is_outer_cancelled = self._outer is not None and self._outer.cancelled
+        return isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this scope or one around it is cancelled; after the block, whether it was at the block's end.
+
+        Raises CallbackError if the flag's is_set() raises.
+        """
+        return self._look() or (self._outer is not None and self._outer.cancelled)
+
+    def check(self) -> None:
+        """Raise Cancelled if the scope is cancelled."""
+        if self.cancelled:
+            raise Cancelled("the scope is cancelled: its flag is set, or the client of its relay has disconnected")
+
+    def _look(self) -> bool:
+        # The first True is kept: an aborted stream must not look complete because the flag was cleared.
+        if not self._is_set and not self._has_ended and is_cancelled(self._flag):
+            self._is_set = True
+        return self._is_set
 
 
-class _EitherFlag:
-    """Set if one of two flags is set."""
+_current: ContextVar[CancelScope | None] = ContextVar("sseqbridge-scope", default=None)
 
-    def __init__(self, one: CancelFlag, other: CancelFlag) -> None:
-        self._flags = one, other
 
-    def is_set(self) -> bool:
-        one, other = self._flags
-        return bool(one.is_set()) or bool(other.is_set())
+def current_scope() -> CancelScope | None:
+    """Return the scope that surrounds the caller, None if there is none."""
+    return _current.get()
+
+
+def check_scope() -> None:
+    """Raise Cancelled if the scope that surrounds the caller is cancelled."""
+    scope = _current.get()
+    if scope is not None:
+        scope.check()
+
+
+def cancel_on(flag: CancelFlag) -> CancelScope:
+    """Return a context manager whose block ends once `flag` is set.
+
+    `flag` is an object with `is_set()`, such as a threading.Event. Once it is set, Cancelled is raised, within about
+    50 ms, in every wait of the block: where the block reads a stream, waits for the headers of a response, or reads
+    merged streams, a tee or a log. The streams that it read last are aborted. The context manager swallows the
+    exception, and `cancelled` says whether the scope was cancelled:
+
+        with cancel_on(stop) as scope:
+            for item in request_sse(url).events:
+                print(item)
+        if scope.cancelled:
+            print("stopped")
+
+    Cancelled is a BaseException, so that code which retries after every Exception does not retry after it. Scopes may
+    be nested. A thread that the block starts belongs to no scope, unless it runs in a copy of the context
+    (`contextvars.copy_context().run`). Works in coroutines too.
+
+    Raises UsageError if `flag` has no is_set().
+    """
+    return CancelScope(_checked(flag, "flag"))
+
+
+class Owned(Protocol):
+    """A subscription, as a scope uses it."""
+
+    @property
+    def is_running(self) -> bool: ...
+    def abort(self) -> None: ...
+    @property
+    def watch(self) -> Callable[[Cancellable], None]: ...
+
+
+class Ownership:
+    """Which scope a subscription belongs to: the one in which it was opened or read last, or none."""
+
+    __slots__ = ("_adoption", "_scope", "_subscription")
+
+    def __init__(self, subscription: Owned) -> None:
+        self._subscription = subscription
+        self._scope: CancelScope | None = None
+        self._adoption: _Adoption | None = None
+
+    @property
+    def scope(self) -> CancelScope | None:
+        """The scope that the subscription belongs to, None if it belongs to none."""
+        return self._scope
+
+    def enter(self, scope: CancelScope | None) -> None:
+        """Let the subscription belong to `scope`. Aborts it, and raises Cancelled, if the scope is cancelled."""
+        if scope is not self._scope:
+            self.move_to(scope)
+        if scope is not None:
+            try:
+                scope.check()
+            except BaseException:
+                self._subscription.abort()
+                raise
+
+    def move_to(self, scope: CancelScope | None) -> None:
+        """Let the subscription belong to `scope` alone."""
+        if self._adoption is not None:
+            self._adoption.is_current = False
+        self._scope = scope
+        self._adoption = None
+        if scope is not None:
+            self._adoption = _Adoption(scope, self._subscription)
+            self._subscription.watch(self._adoption)
+
+
+class _Adoption:
+    """Aborts a subscription once its scope is cancelled. The loop checks it every 25 ms."""
+
+    def __init__(self, scope: CancelScope, subscription: Owned) -> None:
+        self._scope = scope
+        self._subscription = subscription
+        self.is_current = True
+
+    @property
+    def finished(self) -> bool:
+        return not (self.is_current and self._subscription.is_running)
+
+    def check_cancel(self, watch: LoopWatch | None) -> None:
+        try:
+            is_over = self._scope.cancelled
+        except CallbackError:
+            # The consumer, which the abort wakes, gets the error from the flag itself.
+            is_over = True
+        if is_over and self.is_current:
+            self.is_current = False
+            self._subscription.abort()
 
 
 def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
-    """Return the flag for a stream that is opened with `cancel` in the current scope, None if there is none.
+    """Return the flag of a stream that is opened with `cancel`, None if there is none.
 
     Raises UsageError if `cancel` is no flag, and RequestAbortedError if it is set already: the error's message ends
-    with `before`, the step that it comes before.
+    with `before`, the step that it comes before. Raises Cancelled if the current scope is cancelled.
     """
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise UsageError(f"`cancel` must have an is_set() method, got {type(cancel).__name__}. Pass a threading.Event.")
-    outer = surrounding_cancel.get()
-    flag: CancelFlag | None = cancel if outer is None else outer if cancel is None else _EitherFlag(outer, cancel)
+    check_scope()
+    if cancel is None:
+        return None
+    flag = _checked(cancel, "cancel")
     if is_cancelled(flag):
         raise RequestAbortedError(f"cancel was set before {before}")
     return flag
+
+
+def _checked(flag: Any, name: str) -> CancelFlag:
+    if not callable(getattr(flag, "is_set", None)):
+        raise UsageError(f"`{name}` must have an is_set() method, got {type(flag).__name__}. Pass a threading.Event.")
+    checked: CancelFlag = flag
+    return checked
 
 
 def is_cancelled(cancel: CancelFlag | None) -> bool:

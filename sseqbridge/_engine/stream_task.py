@@ -33,7 +33,7 @@ from .exchange import Exchange
 from .loop_state import LoopState, LoopTask
 from .reconnecting import Reconnecting, ReconnectingExchange
 from .responses import Body, Head
-from .scope import is_cancelled
+from .scope import current_scope, is_cancelled
 from .stats import StreamStats
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ class StreamTask(LoopTask):
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
+        self.ownership.move_to(current_scope())
 
     async def _run(self) -> None:
         error = None

@@ -12,6 +12,7 @@ from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Head
+from sseqbridge._engine.scope import check_scope
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError
 
@@ -262,6 +263,8 @@ class PendingResponse(NamedTuple):
         if isinstance(entry, Head):
             return entry
         assert isinstance(entry, End)
+        if entry.error is None:
+            check_scope()
         raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
 
     def reader(self, head: Head) -> ItemReader[Any]:

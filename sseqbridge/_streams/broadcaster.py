@@ -25,6 +25,7 @@ from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._engine.responses import Body
+from sseqbridge._engine.scope import Ownership
 from sseqbridge._exceptions import EventsLostError, UsageError
 from sseqbridge._runtime import threads
 
@@ -239,6 +240,8 @@ class TeeReader:
         self.in_loop_thread = upstream.in_loop_thread
         self.reconnect = upstream.reconnect
         self.drain = broadcaster.finish
+        self.watch = upstream.watch
+        self.ownership = Ownership(self)
         self.notify_finished = upstream.notify_finished
         self.call_at_loop_end = upstream.call_at_loop_end
         self.cancel_call_at_loop_end = upstream.cancel_call_at_loop_end
@@ -280,6 +283,10 @@ class TeeReader:
     def finished(self) -> bool:
         # While other readers are open, the upstream does not end when this reader leaves.
         return self._upstream.finished or self._broadcaster.open_readers > 0
+
+    @property
+    def is_running(self) -> bool:
+        return not (self.channel.closed or self._upstream.finished)
 
     def wait_finished(self, timeout: float) -> None:
         if not self.finished:

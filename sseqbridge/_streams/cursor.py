@@ -14,7 +14,7 @@ from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
-from sseqbridge._engine.scope import is_cancelled
+from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
@@ -185,8 +185,13 @@ class Cursor(Generic[T]):
         self.end = End("error", exc)
         self.abort()
 
+    def enter_scope(self) -> None:
+        """Let the stream belong to the consumer's scope. Raises Cancelled if that is cancelled."""
+        self.subscription.ownership.enter(current_scope())
+
     def leave_batch(self) -> bool:
         """Commit the current batch, which was consumed whole. Returns False if no entry can follow."""
+        self.enter_scope()
         self.subscription.check_process()
         if self._batch is not None:
             if self.is_open:

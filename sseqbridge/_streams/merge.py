@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import UsageError
+from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 
 from .claims import Claim, Claims
@@ -163,7 +163,7 @@ class AsyncMergedStreams(_BaseMerged):
             while not self._items:
                 if not await self._receive():
                     raise StopAsyncIteration
-        except Exception:
+        except (Exception, Cancelled):
             self.close()
             raise
         return self._items.popleft()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from sseqbridge._engine.channel import End, ThreadChannel
+from sseqbridge._engine.scope import CancelScope, Ownership, check_scope, current_scope
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
 
@@ -58,6 +59,14 @@ class Member:
         self.reader = reader
         # Whether the request was sent for the merger, so that there is no other reference to it.
         self.is_own = pending is not None
+
+    @property
+    def ownership(self) -> Ownership:
+        """The scope that the stream belongs to."""
+        if self.reader is not None:
+            return self.reader.cursor.subscription.ownership
+        assert self.pending is not None
+        return self.pending.subscription.ownership
 
     def notify(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, as soon as take() has something to return."""
@@ -117,6 +126,9 @@ class Merger:
         self._numbers = itertools.count()
         self._process = fork.process_token()
         self._members: dict[int, Member] = {}
+        # The scope in which the consumer read last. `_has_new` is set by add(), cleared by the consumer.
+        self._scope: CancelScope | None = None
+        self._has_new = False
 
     def __len__(self) -> int:
         return len(self._members)
@@ -145,6 +157,7 @@ class Merger:
             raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
         number = next(self._numbers)
         self._members[number] = member
+        self._has_new = True
         if self._ready.closed:
             # Checked after the insertion: close() may have run in another thread in between.
             self._abort_all()
@@ -156,15 +169,33 @@ class Merger:
         member.notify(functools.partial(self._ready.send_nowait, number))
 
     def receive(self) -> Step:
-        """Wait for the next step; CLOSED after close()."""
+        """Wait for the next step; CLOSED after close(). Raises Cancelled if the consumer's scope is cancelled."""
         self.check_process()
-        number = self._ready.receive()
-        return CLOSED if isinstance(number, End) else self._step(number)
+        self._enter_scope()
+        return self._received(self._ready.receive())
 
     async def areceive(self) -> Step:
-        """Wait for the next step, in a coroutine."""
-        number = await self._ready.areceive()
-        return CLOSED if isinstance(number, End) else self._step(number)
+        """Do the same in a coroutine."""
+        self._enter_scope()
+        return self._received(await self._ready.areceive())
+
+    def _received(self, number: int | End) -> Step:
+        step = CLOSED if isinstance(number, End) else self._step(number)
+        if step.has_ended or step is CLOSED:
+            # By the scope, which raises, or for other reasons.
+            check_scope()
+        return step
+
+    def _enter_scope(self) -> None:
+        """Let the streams belong to the consumer's scope: also those that never have anything to read."""
+        scope = current_scope()
+        if scope is not self._scope or self._has_new:
+            self._scope, self._has_new = scope, False
+            for member in tuple(self._members.values()):
+                if member.ownership.scope is not scope:
+                    member.ownership.move_to(scope)
+        if scope is not None:
+            scope.check()
 
     def _step(self, number: int) -> Step:
         member = self._members.get(number)

@@ -123,6 +123,7 @@ class StreamOwner(Generic[T]):
         self._check_claim(claim)
         self.is_detached = True
         cursor = self.cursor
+        cursor.subscription.ownership.move_to(None)
         return Detached(
             cursor.subscription,
             cursor.head,
@@ -285,6 +286,8 @@ class ItemReader(StreamOwner[T]):
         if entry is None:
             self._raise_timeout()
         if entry is CLOSED:
+            # By its scope, which raises, or by close().
+            cursor.enter_scope()
             return False
         cursor.accept(entry)
         return cursor.end is None
@@ -430,6 +433,8 @@ class ItemReader(StreamOwner[T]):
         if entry is None:
             self._raise_timeout()
         if entry is CLOSED:
+            # By its scope, which raises, or by close().
+            cursor.enter_scope()
             return False
         cursor.accept(entry)
         return cursor.end is None

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from sseqbridge._engine.channel import Channel
+    from sseqbridge._engine.loop_state import Cancellable
+    from sseqbridge._engine.scope import Ownership
     from sseqbridge._engine.stats import StreamStats
     from sseqbridge._engine.stream_task import Entry
     from sseqbridge._sse.events import ServerSentEvent
@@ -48,6 +50,10 @@ class Subscription(Protocol):
         """The event whose data ended the stream; None if none did."""
 
     @property
+    def ownership(self) -> Ownership:
+        """The scope that the subscription belongs to."""
+
+    @property
     def is_inherited(self) -> bool:
         """Whether this process is a forked child, and the subscription its parent's."""
 
@@ -72,6 +78,9 @@ class Subscription(Protocol):
 
     def reconnect(self) -> None:
         """Drop the connection for a new one. Raises UsageError if the stream does not reconnect."""
+
+    def watch(self, cancellable: Cancellable) -> None:
+        """Let the loop check `cancellable` every 25 ms until it is finished."""
 
     def notify_finished(self, callback: Callable[[], object]) -> None:
         """Call `callback` once `finished` is True, on the loop's thread, or now."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sseqbridge._engine.channel import Channel, End, ThreadChannel
-from sseqbridge._engine.scope import surrounding_cancel
-from sseqbridge._exceptions import UsageError
+from sseqbridge._engine.scope import CancelScope
+from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime import fork, threads
 
-__all__ = ["IterableWorker"]
+__all__ = ["ChannelClosed", "IterableWorker"]
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ class IterableWorker(Generic[T]):
     `convert` is called in the worker thread with each item. It returns the channel's entry and the entry's
     charge, or None to leave the item out. The channel holds at most `max_buffered` of charge (backpressure).
 
-    The iterable runs in a copy of `context`. In it `surrounding_cancel` is set to a flag that is set once the
-    worker is closed, so that a stream which the iterable waits for is aborted.
+    The iterable runs in a copy of `context`, and in a scope that is cancelled once the worker is closed: the
+    streams that it read last are aborted, and a wait in it raises Cancelled.
 
     `on_end`, if there is one, is called in the worker thread after the iterable was closed.
     """
@@ -85,7 +85,6 @@ class IterableWorker(Generic[T]):
         job, self._job = self._job, None
         if job is not None:
             context = self._context.copy()
-            context.run(surrounding_cancel.set, _ChannelClosed(self._channel))
             threads.start_worker(context.run, _work, job)
 
     def close(self) -> None:
@@ -109,7 +108,7 @@ class _Job(Generic[T]):
     on_end: Callable[[], object] | None
 
 
-class _ChannelClosed:
+class ChannelClosed:
     """A cancel flag that is set once a channel is closed."""
 
     def __init__(self, channel: Channel[Any]) -> None:
@@ -121,6 +120,11 @@ class _ChannelClosed:
 
 
 def _work(job: _Job[Any]) -> None:
+    with CancelScope(ChannelClosed(job.channel)):
+        _iterate(job)
+
+
+def _iterate(job: _Job[Any]) -> None:
     channel, convert = job.channel, job.convert
     end = End("eof")
     iterator: Any = job.items
@@ -133,7 +137,7 @@ def _work(job: _Job[Any]) -> None:
     except BaseException as exc:
         # SystemExit too: it would end this thread alone, and leave the consumer waiting.
         end = End("error", exc)
-        if channel.closed:
+        if channel.closed and not isinstance(exc, Cancelled):
             logger.exception("an iterable failed after its consumer had closed it")
     finally:
         end = _closed(iterator, job, end)

@@ -21,14 +21,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
-from sseqbridge._exceptions import UsageError
+from sseqbridge._engine.scope import CancelScope
+from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._sse.events import Comment, RestartEvent
 from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
-from sseqbridge._streams.worker import IterableWorker
+from sseqbridge._streams.worker import ChannelClosed, IterableWorker
 
 from ._writer import Writer
 
@@ -288,6 +289,11 @@ def _cancel(task: asyncio.Task[None], channel: Channel[bytes]) -> None:
 
 
 async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
+    with CancelScope(ChannelClosed(channel)):
+        await _aiterate(items, writer, channel)
+
+
+async def _aiterate(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
     end = CLOSED
     iterator: Any = items
     task = asyncio.current_task()
@@ -312,7 +318,7 @@ async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[byt
             raise
         # SystemExit too: it would end the server's event loop.
         end = End("error", exc)
-        if channel.closed:
+        if channel.closed and not isinstance(exc, Cancelled):
             logger.exception("an asynchronous iterable failed after the client had disconnected")
     finally:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.responses import Head
+from sseqbridge._engine.scope import check_scope
 from sseqbridge._exceptions import RequestAbortedError
 from sseqbridge._streams.aio import AsyncEventStream
 from sseqbridge._streams.cursor import Cursor
@@ -67,6 +68,8 @@ def _producer_in(entry: object) -> Producer:
     if isinstance(entry, Producer):
         return entry
     assert isinstance(entry, End)
+    if entry.error is None:
+        check_scope()
     raise entry.error or RequestAbortedError("the stream was closed before it had begun")
 
 

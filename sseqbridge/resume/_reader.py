@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.loop_state import LoopTask
-from sseqbridge._engine.scope import is_cancelled
+from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
     BridgeClosedError,
@@ -124,6 +124,7 @@ class Reader(LoopTask):
         self._task.add_done_callback(self._on_done)
         if self._options.cancel is not None:
             self._hub.state.watch(self)
+        self.ownership.move_to(current_scope())
 
     async def _run(self) -> None:
         assert self._topic is not None

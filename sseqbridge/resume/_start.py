@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from sseqbridge._engine.scope import surrounding_cancel
-from sseqbridge._exceptions import UsageError
+from sseqbridge._engine.scope import CancelScope
+from sseqbridge._exceptions import RequestAbortedError, UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
@@ -79,12 +79,14 @@ def _call(producer: Producer, start: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _cancelled_by(producer: Producer) -> Iterator[None]:
-    """Let the producer cancel the requests that are made in this context, not a relay that surrounds them."""
-    token = surrounding_cancel.set(producer)
-    try:
+    """Let the producer cancel the requests that are made in this context, not a relay that surrounds them.
+
+    Raises RequestAbortedError if the producer was cancelled.
+    """
+    with CancelScope(producer, is_outermost=True):
         yield
-    finally:
-        surrounding_cancel.reset(token)
+        return
+    raise RequestAbortedError("the log's stream was cancelled before its upstream was opened")
 
 
 def _discard(stream: Any) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from sseqbridge import (
     Comment,
+    EventStream,
     RequestAbortedError,
     ServerSentEvent,
     UsageError,
     arequest_sse,
+    merge,
     relay,
     request_sse,
+    tee,
 )
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import (
@@ -380,3 +384,67 @@ def test_stream_is_aborted_if_the_relay_cannot_be_made(relayed: Relay) -> None:
             relayed(stream, heartbeat=0)
         server.requests[0].wait_aborted()
         assert stream.events.outcome == "closed"
+
+
+def opened(server: SSEServer) -> EventStream[Any]:
+    return request_sse(server.url).raise_for_status().events
+
+
+def delegated(events: EventStream[Any]) -> Iterator[Any]:
+    with events:
+        yield from events
+
+
+def stepped(events: EventStream[Any]) -> Iterator[Any]:
+    while True:
+        yield events.next()
+
+
+SHAPES: dict[str, Callable[[SSEServer], Iterable[Any]]] = {
+    "generator": lambda server: (item for item in opened(server)),
+    "nested": lambda server: (item for item in (item for item in opened(server))),
+    "with": lambda server: delegated(opened(server)),
+    "next": lambda server: stepped(opened(server)),
+    "map": lambda server: map(dict, opened(server)),
+    "iter": lambda server: iter(opened(server)),
+    "islice": lambda server: itertools.islice(opened(server), 5),
+    "chain": lambda server: itertools.chain([{"n": 0}], opened(server)),
+    "keep_open": lambda server: opened(server).keep_open(),
+    "merge": lambda server: (item for _, item in merge({"a": opened(server)})),
+    "tee": lambda server: (item for item in tee(opened(server), 1)[0]),
+    "enumerate": lambda server: ({"n": n} for n, _ in enumerate(opened(server))),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_closing_stops_the_upstream_of_every_shape(shape: str) -> None:
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        frames = relay.frames(SHAPES[shape](server), heartbeat=None)
+        while b"data" not in next(frames):
+            pass
+        # The iterable waits for its stream's second event.
+        frames.close()
+        server.wait_for_request().wait_aborted()
+
+
+def test_iterable_that_retries_after_errors_ends_with_its_reader(caplog: pytest.LogCaptureFixture) -> None:
+    opened_streams = 0
+
+    def items() -> Iterator[Any]:
+        nonlocal opened_streams
+        while True:
+            opened_streams += 1
+            try:
+                yield from request_sse(server.url).events
+            except Exception:
+                continue
+
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        frames = relay.frames(items(), heartbeat=None)
+        while b"data" not in next(frames):
+            pass
+        frames.close()
+        server.wait_for_request().wait_aborted()
+        until(lambda: not [thread for thread in threading.enumerate() if "worker" in thread.name])
+    assert opened_streams == 1
+    assert not caplog.records
