@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._runtime.clock import clock
-from sseqbridge._sse.events import ServerSentEvent
 
 from ._disconnect import ClientDisconnected, disconnect_flag
-from ._options import RelayOptions
+from ._options import ASYNC_WITHOUT, RelayOptions, describe, relay_options
 from ._source import ApplicationError, AsyncSource, Source, Upstream
-from ._writer import HEARTBEAT, Writer, error_frame
+from ._writer import HEARTBEAT, Writer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import AsyncRelayKeywords, RelayKeywords
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "arelay", "frames", "relay"]
 
@@ -32,15 +36,7 @@ _LONG = 3600.0
 _COLLECT_SECONDS = 0.01
 
 
-def frames(
-    stream: Any,
-    *,
-    heartbeat: float | None = 15.0,
-    probe: float | None = 1.0,
-    map: Callable[[Any], Any] | None = None,
-    done: bool | str | ServerSentEvent | None = True,
-    environ: Mapping[str, Any] | None = None,
-) -> Frames:
+def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[RelayKeywords]) -> Frames:
     """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
 
     `stream` is the result of request_sse, whose events are forwarded unchanged, with their names and ids. It
@@ -48,58 +44,69 @@ def frames(
     client disconnects. Its items are str, dict or list (sent as JSON), ServerSentEvent, Comment, or None for
     nothing.
 
-    `heartbeat`, `probe`, `map` and `done` are the fields of RelayOptions, which describes them. `environ` is
-    the request's WSGI environment; without it there is no `probe`.
+    `environ` is the request's WSGI environment; without it there is no `probe`. The other options are the
+    fields of RelayOptions, which describes them; `refusal` has no meaning here.
 
-    If the stream or `map` fails, the client gets an event named "error" whose data is a JSON object with `type`
-    and `message`; the details are logged.
+    If the stream or `map` fails, the client gets an event named "error" (see `error`); the details are logged.
 
     Raises UsageError for arguments that cannot work, and for a stream that was read to its end; StatusError if
     the upstream's status is not 200.
     """
     with Upstream(stream) as upstream:
-        options = RelayOptions(heartbeat, probe, map, done)
+        checked = relay_options("frames", options)
         upstream.check_synchronous()
         refused = upstream.refused
         if refused is not None and refused.cursor.is_refused:
             error = refused.refusal()
             assert error is not None
             raise error
-        return relay(upstream, options, environ)
+        return relay(upstream, checked, environ)
 
 
-def aframes(
-    stream: Any,
-    *,
-    heartbeat: float | None = 15.0,
-    map: Callable[[Any], Any] | None = None,
-    done: bool | str | ServerSentEvent | None = True,
-) -> AsyncFrames:
+def aframes(stream: Any, **options: Unpack[AsyncRelayKeywords]) -> AsyncFrames:
     """Return the same as `frames` for an asynchronous server: an asynchronous iterator with `aclose()`.
 
     `stream` may also be the result of arequest_sse, or an asynchronous iterable, which runs in a task of its
     own, and is closed by cancelling the task. `map` is called on the event loop, except for an iterable.
     """
     with Upstream(stream) as upstream:
-        return arelay(upstream, RelayOptions(heartbeat, None, map, done))
+        return arelay(upstream, relay_options("aframes", options, without=ASYNC_WITHOUT))
 
 
-def relay(upstream: Upstream, options: RelayOptions, environ: Mapping[str, Any] | None) -> Frames:
-    """Return the frames of an upstream that has not refused, for a WSGI server."""
-    source = upstream.source(Writer(options), options.after_work)
-    return Frames(source, options.heartbeat, disconnect_flag(environ, options.probe))
+describe(frames, without=("refusal",))
+describe(aframes, without=(*ASYNC_WITHOUT, "refusal"))
 
 
-def arelay(upstream: Upstream, options: RelayOptions) -> AsyncFrames:
+def relay(
+    upstream: Upstream,
+    options: RelayOptions,
+    environ: Mapping[str, Any] | None,
+    after_work: Callable[[], object] | None = None,
+) -> Frames:
+    """Return the frames of an upstream that has not refused, for a WSGI server.
+
+    `after_work` is called in the worker thread of an iterable after its end.
+    """
+    writer = Writer(options)
+    source = upstream.source(writer, after_work)
+    return Frames(source, options.heartbeat, disconnect_flag(environ, options.probe), writer.error)
+
+
+def arelay(
+    upstream: Upstream, options: RelayOptions, after_work: Callable[[], object] | None = None
+) -> AsyncFrames:
     """Return the frames of an upstream that has not refused, for an ASGI server."""
-    return AsyncFrames(upstream.async_source(Writer(options), options.after_work), options.heartbeat)
+    writer = Writer(options)
+    return AsyncFrames(upstream.async_source(writer, after_work), options.heartbeat, writer.error)
 
 
 class _BaseFrames:
     """The state of Frames and AsyncFrames, and the time of the next heartbeat."""
 
-    def __init__(self, heartbeat: float | None) -> None:
+    def __init__(self, heartbeat: float | None, report: Callable[[BaseException], bytes]) -> None:
         self._heartbeat = heartbeat
+        # Returns the frame that reports an error, or raises an error that breaks the connection off.
+        self._report = report
         self._sent_at: float | None = None
         self._ended = False
         # An error behind the frames of a piece; it is reported after them.
@@ -130,14 +137,20 @@ class _BaseFrames:
             logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=traceback_of)
         else:
             logger.error("the application's code failed in a relay", exc_info=error)
-        return error_frame(error)
+        return self._report(error)
 
 
 class Frames(_BaseFrames):
     """An iterator of bytes, each one or more whole frames; see `frames`."""
 
-    def __init__(self, source: Source, heartbeat: float | None, disconnected: ClientDisconnected) -> None:
-        super().__init__(heartbeat)
+    def __init__(
+        self,
+        source: Source,
+        heartbeat: float | None,
+        disconnected: ClientDisconnected,
+        report: Callable[[BaseException], bytes],
+    ) -> None:
+        super().__init__(heartbeat, report)
         self._source = source
         self._disconnected = disconnected
         self._probe = _LONG if disconnected.probe is None else disconnected.probe
@@ -160,9 +173,12 @@ class Frames(_BaseFrames):
                 if last := self._source.end():
                     return last
             except Exception as exc:
-                report = self._fail(exc)
-                self._source.close()
-                return report
+                try:
+                    report = self._fail(exc)
+                finally:
+                    self._source.close()
+                if report:
+                    return report
             if self._ended:
                 break
             if piece or self._wait() <= 0:
@@ -197,8 +213,10 @@ class Frames(_BaseFrames):
 class AsyncFrames(_BaseFrames):
     """An asynchronous iterator of bytes, each one or more whole frames; see `aframes`."""
 
-    def __init__(self, source: AsyncSource, heartbeat: float | None) -> None:
-        super().__init__(heartbeat)
+    def __init__(
+        self, source: AsyncSource, heartbeat: float | None, report: Callable[[BaseException], bytes]
+    ) -> None:
+        super().__init__(heartbeat, report)
         self._source = source
 
     def __aiter__(self) -> AsyncFrames:
@@ -216,9 +234,12 @@ class AsyncFrames(_BaseFrames):
                     if last := self._source.end():
                         return last
                 except Exception as exc:
-                    report = self._fail(exc)
-                    self.close()
-                    return report
+                    try:
+                        report = self._fail(exc)
+                    finally:
+                        self.close()
+                    if report:
+                        return report
                 if self._ended:
                     break
                 if piece or self._wait() <= 0:

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sseqbridge._checks import check_seconds
-from sseqbridge._exceptions import UsageError
+from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
 
-__all__ = ["RelayOptions"]
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class AsyncRelayKeywords(TypedDict, total=False):
+        """The keyword arguments of relays for asynchronous servers, for type checkers; see RelayOptions."""
+
+        heartbeat: float | None
+        map: Callable[[Any], Any] | None
+        done: bool | str | ServerSentEvent | None
+        error: Callable[[BaseException], Any] | None
+        refusal: RefusalOption
+
+    class RelayKeywords(AsyncRelayKeywords, total=False):
+        """The keyword arguments of relays for synchronous servers, for type checkers; see RelayOptions."""
+
+        probe: float | None
 
 
-@dataclass(frozen=True)
+__all__ = ["ASYNC_WITHOUT", "RelayOptions", "describe", "relay_options"]
+
+# The options that have no meaning for an asynchronous server.
+ASYNC_WITHOUT = ("probe",)
+
+RefusalFunction = Callable[[StatusError], tuple[int, Any]]
+RefusalOption = Literal["error", "pass"] | RefusalFunction
+
+
+@dataclass(frozen=True, kw_only=True)
 class RelayOptions:
     """How a stream is relayed.
 
@@ -32,6 +57,18 @@ class RelayOptions:
     `done`: True to forward the upstream's `[DONE]`, False or None to leave it out, or a str or ServerSentEvent
     to send at every clean end instead.
 
+    `error`: a function that is called with the error that ended the stream, where `map` is called, and returns
+    what is sent for it: a str, a dict or list (the data of an event named "error"), a ServerSentEvent, or None
+    to send nothing. If it raises, the connection to the client is broken off, if the web server can do that.
+    None: an event named "error" which the SDKs of providers recognize as an error, with the type of the error
+    and a text that names no host.
+
+    `refusal`: the response if the upstream's status is not 200. "error": 502, or the upstream's own 429 or 503
+    with its Retry-After, and a JSON object `{"error": {"type": "upstream_error", "status": ..., "message":
+    ...}}`. "pass": the upstream's status and body, as JSON or plain text. A function: it is called with the
+    StatusError, and returns the status, and the body as a dict or list (sent as JSON), or a str. In each form
+    a 204 remains a 204.
+
     Raises UsageError for an argument of the wrong type, seconds that are not above 0, or a `done` that cannot
     be encoded.
     """
@@ -40,14 +77,14 @@ class RelayOptions:
     probe: float | None = 1.0
     map: Callable[[Any], Any] | None = None
     done: bool | str | ServerSentEvent | None = True
-    # Called in the worker thread of an iterable after its end; set by relays of frameworks.
-    after_work: Callable[[], object] | None = None
+    error: Callable[[BaseException], Any] | None = None
+    refusal: RefusalOption = "error"
 
     def __post_init__(self) -> None:
         check_seconds("heartbeat", self.heartbeat, never=True)
         check_seconds("probe", self.probe, never=True)
-        if self.map is not None and not callable(self.map):
-            raise UsageError(f"`map` must be a function of the item, or None, got {type(self.map).__name__}")
+        _check_function("map", self.map, "the item")
+        _check_function("error", self.error, "the error")
         if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
             raise UsageError(
                 f"`done` must be a bool, a str, a ServerSentEvent or None, got {type(self.done).__name__}. "
@@ -56,6 +93,10 @@ class RelayOptions:
         if self.done_event is not None:
             # An event that cannot be encoded is refused now, not at the end of the stream.
             encode(self.done_event)
+        if not (callable(self.refusal) or self.refusal in ("error", "pass")):
+            raise UsageError(
+                f'`refusal` must be "error", "pass" or a function of the StatusError, got {self.refusal!r}'
+            )
 
     @property
     def done_event(self) -> ServerSentEvent | None:
@@ -63,3 +104,33 @@ class RelayOptions:
         if isinstance(self.done, str):
             return ServerSentEvent(data=self.done)
         return self.done if isinstance(self.done, ServerSentEvent) else None
+
+
+def _check_function(name: str, function: object, argument: str) -> None:
+    if function is not None and not callable(function):
+        raise UsageError(f"`{name}` must be a function of {argument}, or None, got {type(function).__name__}")
+    if inspect.iscoroutinefunction(function):
+        raise UsageError(f"`{name}` must be a plain function, got a coroutine function, which is never awaited")
+
+
+def describe(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> None:
+    """Give a function that takes relay options as `**options` a signature that lists them."""
+    signature = inspect.signature(function)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, one in inspect.signature(RelayOptions).parameters.items()
+        if name not in without
+    ]
+    first = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    last = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    function.__signature__ = signature.replace(parameters=[*first, *shared, *last])  # type: ignore[attr-defined]
+
+
+def relay_options(name: str, options: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> RelayOptions:
+    """Return the options of the function `name`. Raises TypeError, as a call does, for one that it does not have."""
+    known = inspect.signature(RelayOptions).parameters
+    for option in options:
+        if option not in known or option in without:
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+    return RelayOptions(**options)

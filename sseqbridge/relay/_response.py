@@ -1,22 +1,28 @@
-"""The status and headers of a relay's response, and the upstream's refusal as a response.
+"""The status and headers of a relay's response, and the response for an upstream's refusal.
 
 Called once for each response, in the view's thread or in the coroutine that sends the response.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES
 from sseqbridge._http.header_syntax import TOKEN, VALUE
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._sse.parser import EventStreamParser
 
 from ._disconnect import ClientDisconnected
 
 if TYPE_CHECKING:
     from sseqbridge._streams.reader import ItemReader
+
+    from ._options import RefusalOption
 
 __all__ = ["Refusal", "aread_refusal", "event_stream_headers", "read_refusal", "refusal_head"]
 
@@ -51,12 +57,17 @@ _SERVER_HEADERS = {
 # Headers that describe the body.
 _BODY_HEADERS = ("content-type", "content-encoding")
 
-# The headers of an upstream's refusal that are forwarded.
-_FORWARDED = ("content-type", "retry-after")
+# The statuses of a refusal that the client can act on, and that reveal nothing about the application's own key.
+_FORWARDED_STATUSES = (429, 503)
+
+# The types of a body that no browser runs.
+_PASSIVE_TYPES = frozenset({"application/json", "application/problem+json", "text/plain"})
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Refusal(NamedTuple):
-    """An upstream's answer whose status is not 200, as the client gets it."""
+    """The response to the client if the upstream's status is not 200."""
 
     status: int
     headers: dict[str, str]
@@ -96,47 +107,120 @@ def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[s
 
 
 def read_refusal(
-    reader: ItemReader[Any], headers: Mapping[str, str] | None, disconnected: ClientDisconnected
+    reader: ItemReader[Any],
+    option: RefusalOption,
+    headers: Mapping[str, str] | None,
+    disconnected: ClientDisconnected,
 ) -> Refusal:
-    """Return an upstream's refusal; the wait for its body ends if the client disconnects. Not in a coroutine."""
-    body = b""
+    """Return the response for an upstream's refusal; see RelayOptions. Not in a coroutine.
+
+    Reads the upstream's body if the response needs it; the wait ends if the client disconnects.
+    """
     try:
-        while not disconnected.is_set():
-            error = reader.refusal(disconnected.probe)
-            if error is not None:
-                body = _body_of(error) if reader.cursor.is_refused else b""
-                break
+        error: StatusError | None = None
+        if reads_body(reader, option):
+            while error is None and not disconnected.is_set():
+                error = reader.refusal(disconnected.probe)
+        return refusal_of(error or reader.cursor.status_error(), option, headers)
     finally:
         reader.close()
-    return Refusal(*refusal_head(reader, headers), body)
 
 
-async def aread_refusal(reader: ItemReader[Any], headers: Mapping[str, str] | None) -> Refusal:
-    """Return an upstream's refusal, in a coroutine."""
+async def aread_refusal(
+    reader: ItemReader[Any], option: RefusalOption, headers: Mapping[str, str] | None
+) -> Refusal:
+    """Do the same in a coroutine."""
     try:
-        body = _body_of(await reader.arefusal()) if reader.cursor.is_refused else b""
+        error = await reader.arefusal() if reads_body(reader, option) else reader.cursor.status_error()
+        return refusal_of(error, option, headers)
     finally:
         reader.abort()
-    return Refusal(*refusal_head(reader, headers), body)
 
 
-def _body_of(error: StatusError) -> bytes:
+def reads_body(reader: ItemReader[Any], option: RefusalOption) -> bool:
+    """Whether the response for a refusal needs the upstream's body."""
+    return option != "error" and reader.cursor.is_refused
+
+
+def refusal_of(error: StatusError, option: RefusalOption, headers: Mapping[str, str] | None) -> Refusal:
+    """Return the response for an upstream's refusal, with the caller's headers."""
+    if error.status == 204:
+        return Refusal(204, _refusal_headers(error, None, headers), b"")
+    if option == "error":
+        return _own_refusal(error, headers)
     if error.__cause__ is not None or len(error.body) >= MAX_BODY_BYTES:
-        logger.warning("the body of an upstream's refusal was forwarded incompletely: %s", error)
-    return error.body
+        logger.warning("the body of an upstream's refusal was not received completely: %s", error)
+    if option == "pass":
+        content_type, body = _passive_body(error)
+        return Refusal(_status(error.status), _refusal_headers(error, content_type, headers), body)
+    status, content = option(error)
+    content_type, body = _encoded(content)
+    return Refusal(_status(status), _refusal_headers(error, content_type, headers), body)
 
 
-def refusal_head(reader: ItemReader[Any], headers: Mapping[str, str] | None) -> tuple[int, dict[str, str]]:
-    """Return the status of an upstream's refusal, and its headers with the caller's."""
-    head = reader.cursor.head
-    # Without a type, frameworks would call the body HTML. A 204 has no body.
-    own = {} if head.status == 204 else {"Content-Type": "application/octet-stream"}
-    for name in _FORWARDED:
-        value = head.headers.get(name, "")
-        # Some servers cannot send a value that is not ASCII.
-        if value and value.isascii() and value.isprintable():
-            own[name.title()] = value
+def refusal_head(
+    reader: ItemReader[Any], option: Literal["error", "pass"], headers: Mapping[str, str] | None
+) -> tuple[int, dict[str, str]]:
+    """Return the status and headers of the response for a refusal before its body is read."""
+    refusal = refusal_of(reader.cursor.status_error(), option, headers)
+    return refusal.status, refusal.headers
+
+
+def _own_refusal(error: StatusError, headers: Mapping[str, str] | None) -> Refusal:
+    status = error.status if error.status in _FORWARDED_STATUSES else 502
+    phrase = _PHRASES.get(error.status, "")
+    message = f"the upstream refused the request: {error.status} {phrase}".rstrip()
+    content = {"error": {"type": "upstream_error", "status": error.status, "message": message}}
+    content_type, body = _encoded(content)
+    return Refusal(status, _refusal_headers(error, content_type, headers), body)
+
+
+def _status(status: object) -> int:
+    """Return a status that a relay can send with a body: 502 for all others."""
+    is_valid = isinstance(status, int) and 200 <= status <= 599 and status not in (204, 205, 304)
+    return int(status) if is_valid else 502  # type: ignore[call-overload]
+
+
+def _passive_body(error: StatusError) -> tuple[str, bytes]:
+    """Return the type and body of an answer, as a type that no browser runs."""
+    content_type = error.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "text/event-stream":
+        return "application/json", _event_data(error.body)
+    return (content_type if content_type in _PASSIVE_TYPES else "text/plain; charset=utf-8"), error.body
+
+
+def _event_data(body: bytes) -> bytes:
+    """Return the data of the first event of a refusal that is framed as an event stream, as JSON."""
+    events = EventStreamParser().feed(body + b"\n\n")
+    text = next((event.data for event in events if isinstance(event, ServerSentEvent)), "")
+    try:
+        json.loads(text)
+    except ValueError:
+        text = json.dumps({"error": {"message": text}})
+    return text.encode("utf-8", "replace")
+
+
+def _encoded(content: object) -> tuple[str, bytes]:
+    if isinstance(content, (dict, list)):
+        return "application/json", json.dumps(content, separators=(",", ":")).encode()
+    if isinstance(content, str):
+        return "text/plain; charset=utf-8", content.encode("utf-8", "replace")
+    raise UsageError(
+        f"`refusal` must return a status, and a body that is a dict, list or str, got {type(content).__name__}"
+    )
+
+
+def _refusal_headers(
+    error: StatusError, content_type: str | None, headers: Mapping[str, str] | None
+) -> dict[str, str]:
+    # nosniff: a browser must not run the upstream's text as a page of this origin.
+    own = {"X-Content-Type-Options": "nosniff"}
+    if content_type is not None:
+        own["Content-Type"] = content_type
+    retry_after = error.headers.get("retry-after", "")
+    # Some servers cannot send a value that is not ASCII.
+    if retry_after and retry_after.isascii() and retry_after.isprintable():
+        own["Retry-After"] = retry_after
     # The caller's description of the body is that of an event stream.
     added = {name: value for name, value in (headers or {}).items() if name.lower() not in _BODY_HEADERS}
-    # Some servers cannot send a status that HTTP does not define.
-    return head.status if head.status < 600 else 502, _merged(own, added)
+    return _merged(own, added)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextvars
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
@@ -18,13 +20,15 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 
 from ._options import RelayOptions
 
-__all__ = ["HEARTBEAT", "Writer", "error_frame"]
+__all__ = ["HEARTBEAT", "Writer"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
 
 # How many characters of an upstream's error message are forwarded.
 _MAX_QUOTED = 200
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _MESSAGES = {
     "ConnectError": "no connection to the upstream",
@@ -53,6 +57,7 @@ class Writer:
 
     def __init__(self, options: RelayOptions) -> None:
         self._map = options.map
+        self._error = options.error
         self._done_event = options.done_event
         self._forwards_done = options.done is True
         # The context of the view that made the relay; `map` and iterables run in it.
@@ -84,15 +89,24 @@ class Writer:
             item = self.context.run(self._map, item)
         if item is None:
             return b""
-        if isinstance(item, Comment):
-            return encode(item)
-        if isinstance(item, ServerSentEvent):
+        if isinstance(item, (Comment, ServerSentEvent)):
             # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
-            return encode(item)
+            return _encoded(item)
         text = _text(item, "a result of `map`" if self._map is not None else "an item of the stream")
         if source is None:
             return encode(ServerSentEvent(data=text))
         return self.event(ServerSentEvent(source.event, text, source.id, source.retry))
+
+    def error(self, error: BaseException) -> bytes:
+        """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
+        if self._error is None:
+            return encode(_error_event(error))
+        report = self.context.run(self._error, error)
+        if report is None:
+            return b""
+        if isinstance(report, (ServerSentEvent, Comment)):
+            return _encoded(report)
+        return encode(ServerSentEvent("error", _text(report, "a result of `error`")))
 
     def end(self, outcome: str | None, last: ServerSentEvent | None, done: ServerSentEvent | None) -> bytes:
         """Return the frame that follows the last item.
@@ -111,9 +125,20 @@ class Writer:
         return encode(ServerSentEvent(done.event, done.data, "", done.retry))
 
 
+def _encoded(item: ServerSentEvent | Comment) -> bytes:
+    if isinstance(item, Comment):
+        return encode(Comment(_without_surrogates(item.text)))
+    return encode(replace(item, data=_without_surrogates(item.data)))
+
+
+def _without_surrogates(text: str) -> str:
+    """Return text that UTF-8 can encode: a lone surrogate, such as one half of an emoji, becomes U+FFFD."""
+    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _text(item: Any, name: str) -> str:
     if isinstance(item, str):
-        return item
+        return _without_surrogates(item)
     if not isinstance(item, (dict, list)):
         raise UsageError(
             f"{name} must be a str, a dict or list (sent as JSON), a ServerSentEvent, a Comment, or None to send "
@@ -131,8 +156,11 @@ def _text(item: Any, name: str) -> str:
     return text
 
 
-def error_frame(error: BaseException) -> bytes:
-    """Return the event that reports the failure of a stream to the client: JSON with `type` and `message`."""
+def _error_event(error: BaseException) -> ServerSentEvent:
+    """Return the event that reports the failure of a stream to the client.
+
+    Its form is one that the SDKs of OpenAI, Anthropic and others, and Vercel's, recognize as an error.
+    """
     if isinstance(error, SSEError):
         kind = type(error).__name__
         message = _MESSAGES.get(kind, "the stream failed")
@@ -140,7 +168,13 @@ def error_frame(error: BaseException) -> bytes:
         kind, message = "ServerError", "the server failed while it made the stream"
     if isinstance(error, UpstreamError):
         message = _upstream_message(error.payload) or message
-    return encode(ServerSentEvent("error", json.dumps({"type": kind, "message": message}, separators=(",", ":"))))
+    data = {
+        "type": "error",
+        "message": message,
+        "errorText": message,
+        "error": {"type": kind, "message": message},
+    }
+    return ServerSentEvent("error", json.dumps(data, separators=(",", ":")))
 
 
 def _upstream_message(payload: Any) -> str | None:

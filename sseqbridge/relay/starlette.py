@@ -6,7 +6,7 @@ The responses run on the event loop. However a response ends, its upstream is ab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,15 +14,17 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sseqbridge._sse.events import ServerSentEvent
-
 from ._frames import AsyncFrames, arelay
-from ._options import RelayOptions
+from ._options import ASYNC_WITHOUT, describe, relay_options
 from ._response import Refusal, aread_refusal, event_stream_headers
 from ._source import Upstream
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from sseqbridge._streams.reader import ItemReader
+
+    from ._options import AsyncRelayKeywords, RefusalOption
 
 __all__ = ["stream_response"]
 
@@ -30,28 +32,27 @@ __all__ = ["stream_response"]
 def stream_response(
     stream: Any,
     *,
-    heartbeat: float | None = 15.0,
-    map: Callable[[Any], Any] | None = None,
-    done: bool | str | ServerSentEvent | None = True,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
+    **options: Unpack[AsyncRelayKeywords],
 ) -> Response:
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
     `stream` and the options are those of `relay.aframes`. A coroutine must not call request_sse: only a view
     that is a plain function passes its result. `headers` are added to those of an event stream. `background`
-    runs after the response.
-
-    If the upstream's status is not 200, the response has its status and body instead.
+    runs after the response. If the upstream's status is not 200, the response is that of the option `refusal`.
 
     Raises UsageError for arguments that cannot work.
     """
     with Upstream(stream) as upstream:
-        options = RelayOptions(heartbeat, None, map, done)
+        checked = relay_options("stream_response", options, without=ASYNC_WITHOUT)
         merged = event_stream_headers(headers)
         if (refused := upstream.refused) is not None:
-            return _RefusalResponse(refused, headers, background)
-        return _FramesResponse(arelay(upstream, options), headers=merged, background=background)
+            return _RefusalResponse(refused, checked.refusal, headers, background)
+        return _FramesResponse(arelay(upstream, checked), headers=merged, background=background)
+
+
+describe(stream_response, without=ASYNC_WITHOUT)
 
 
 class _FramesResponse(StreamingResponse):
@@ -91,14 +92,19 @@ class _RefusalResponse(Response):
     """An upstream's refusal, whose body is read when the response is sent."""
 
     def __init__(
-        self, reader: ItemReader[Any], headers: Mapping[str, str] | None, background: BackgroundTask | None
+        self,
+        reader: ItemReader[Any],
+        option: RefusalOption,
+        headers: Mapping[str, str] | None,
+        background: BackgroundTask | None,
     ) -> None:
         super().__init__(background=background)
         self._reader = reader
+        self._option = option
         self._added = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reading = asyncio.ensure_future(aread_refusal(self._reader, self._added))
+        reading = asyncio.ensure_future(aread_refusal(self._reader, self._option, self._added))
         disconnecting = asyncio.ensure_future(_wait_disconnected(receive))
         try:
             await asyncio.wait({reading, disconnecting}, return_when=asyncio.FIRST_COMPLETED)

@@ -142,7 +142,7 @@ def test_the_upstreams_error_reaches_the_reader(site: Site, puppet: Puppet) -> N
     answer.cut()
     assert text_of(events.next(60)) == "So far"
     (event,) = events
-    assert (event.event, event.json()["type"]) == ("error", "TruncatedStreamError")
+    assert (event.event, event.json()["error"]["type"]) == ("error", "TruncatedStreamError")
 
 
 def test_killed_web_worker_loses_no_event(site: Site, puppet: Puppet) -> None:
@@ -174,7 +174,7 @@ def test_killed_celery_worker_ends_its_readers(pool: str, redis: RedisServer, pu
         assert text_of(events.next(60)) == "I will"
         site.worker.kill()
         event = events.next(60)
-        assert (event.event, event.json()["type"]) == ("error", "ProducerLostError")
+        assert (event.event, event.json()["error"]["type"]) == ("error", "ProducerLostError")
         assert (list(events), puppet.asked) == ([], 1)
 
 

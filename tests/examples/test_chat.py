@@ -206,13 +206,19 @@ def test_errors_are_reported_to_the_client(site: Site, puppet: Puppet) -> None:
     puppet.answer().cut()
     assert list(events) == [
         {"text": "So f"},
-        {"type": "TruncatedStreamError", "message": "the upstream's stream was cut off"},
+        {
+            "type": "error",
+            "message": "the upstream's stream was cut off",
+            "errorText": "the upstream's stream was cut off",
+            "error": {"type": "TruncatedStreamError", "message": "the upstream's stream was cut off"},
+        },
     ]
     refusal = b'{"error": {"message": "Slow down."}}'
     puppet.script = [respond(429, {"Retry-After": "20"}, "length", "application/json"), raw(refusal)]
     refused = site.ask("refuse")
     assert (refused.status, refused.headers["retry-after"]) == (429, "20")
-    assert list(refused) == [json.loads(refusal)]
+    message = "the upstream refused the request: 429 Too Many Requests"
+    assert list(refused) == [{"error": {"type": "upstream_error", "status": 429, "message": message}}]
 
 
 def test_malformed_requests_are_refused(site: Site, puppet: Puppet) -> None:

@@ -207,6 +207,23 @@ def test_stop_from_another_thread(upstream: SSEServer) -> None:
     upstream.requests[0].wait_aborted(30)
 
 
+@example("examples/stopping.md", "Stop a block of code")
+def test_stop_a_block_of_code(upstream: SSEServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python("examples/stopping.md", "Stop a block of code")
+    upstream.play([send(1), silence()])
+    stop = threading.Event()
+    saved: list[Any] = []
+
+    def save(item: Any) -> None:
+        saved.append(item)
+        stop.set()
+
+    Session(upstream.url, stop=stop, save=save, cancel_on=sseqbridge.cancel_on).run(code)
+    assert saved == [1]
+    assert capsys.readouterr().out == "stopped\n"
+    upstream.requests[0].wait_aborted()
+
+
 # The example shows two alternatives, and drops the stream of the first.
 drops_a_stream = pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning")
 

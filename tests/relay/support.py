@@ -61,8 +61,10 @@ def error_of(read: bytes) -> dict[str, str]:
     [*_, event] = EventStreamParser().feed(read)
     assert isinstance(event, ServerSentEvent)
     assert event.event == "error"
-    error = event.json()
+    report = event.json()
+    error = report["error"]
     assert error.keys() == {"type", "message"}
+    assert report == {"type": "error", "message": error["message"], "errorText": error["message"], "error": error}
     return error  # type: ignore[no-any-return]
 
 

@@ -139,7 +139,8 @@ def test_a_refusal_shows_as_an_error(page: Page, puppet: Puppet, request: pytest
     page.shows("", "failed")
     by_eventsource = "eventsource" in request.node.name
     # EventSource hides the answer's status.
-    assert page.error == ("The server refused to answer." if by_eventsource else "Slow down, please.")
+    message = "the upstream refused the request: 429 Too Many Requests"
+    assert page.error == ("The server refused to answer." if by_eventsource else message)
     puppet.script = None
     page.find(".error button").click()
     answer = puppet.answer(2)

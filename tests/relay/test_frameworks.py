@@ -23,7 +23,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
-from django.test import RequestFactory
+from django.test import AsyncRequestFactory, RequestFactory
 from django.urls import path as route
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -31,10 +31,10 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 from werkzeug.serving import make_server as make_werkzeug_server
 
-from sseqbridge import UsageError, arequest_sse, relay, request_sse
+from sseqbridge import StatusError, UsageError, arequest_sse, relay, request_sse
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.relay._disconnect import Client, ClientDisconnected
-from sseqbridge.relay._response import read_refusal
+from sseqbridge.relay._response import read_refusal, refusal_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 from tests.support import in_thread, until
 
@@ -62,8 +62,20 @@ if not settings.configured:
 upstream: list[str] = []
 
 
+# The views' option `refusal`; a test of another value sets it.
+refusal: list[Any] = ["error"]
+
+
 def options() -> dict[str, Any]:
-    return {"heartbeat": 0.1, "headers": {"X-Mine": "1"}}
+    return {"heartbeat": 0.1, "headers": {"X-Mine": "1"}, "refusal": refusal[0]}
+
+
+@pytest.fixture
+def passes() -> Iterator[None]:
+    """Let the views pass refusals on."""
+    refusal[:] = ["pass"]
+    yield
+    refusal[:] = ["error"]
 
 
 # The same two views in each framework: a relay of the upstream, and a relay of an iterable.
@@ -249,14 +261,103 @@ def test_disconnect_aborts_the_upstream(view: str) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_refusal_is_forwarded_without_its_other_headers(view: str) -> None:
-    refusal = respond(429, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
-    with script(refusal, b'{"error": "busy"}'):
-        response = httpx.get(view)
-    assert (response.status_code, response.json()) == (429, {"error": "busy"})
+@pytest.mark.parametrize(
+    ("upstreams", "status"), [(401, 502), (403, 502), (404, 502), (500, 502), (201, 502), (429, 429), (503, 503)]
+)
+def test_refusal_reveals_nothing_of_the_upstreams_answer(origin: str, upstreams: int, status: int) -> None:
+    head = respond(upstreams, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="text/html")
+    with script(head, b"<script>alert(1)</script> invalid key sk-1"):
+        response = httpx.get(origin)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error.keys() == {"type", "status", "message"}
+    assert (error["type"], error["status"]) == ("upstream_error", upstreams)
+    assert str(upstreams) in error["message"]
     assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["retry-after"] == "7"
+    assert response.headers["x-mine"] == "1"
+    assert "x-secret" not in response.headers
+
+
+def test_refusal_is_passed_without_its_other_headers(view: str, passes: None) -> None:
+    head = respond(402, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="application/json")
+    with script(head, b'{"error": "busy"}'):
+        response = httpx.get(view)
+    assert (response.status_code, response.json()) == (402, {"error": "busy"})
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["retry-after"] == "7"
     assert "x-secret" not in response.headers
+
+
+@pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "", None, "a/b; c"])
+def test_refusal_of_an_active_type_is_passed_as_text(view: str, passes: None, kind: str | None) -> None:
+    with script(respond(500, content_type=kind), b"<script>"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (500, b"<script>")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_problem_json_is_passed(view: str, passes: None) -> None:
+    with script(respond(422, content_type="application/problem+json; charset=utf-8"), b"{}"):
+        response = httpx.get(view)
+    assert (response.status_code, response.content) == (422, b"{}")
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [
+        (b'event: error\ndata: {"error": {"message": "no"}}\n\n', {"error": {"message": "no"}}),
+        (b'data: {"error": 1}', {"error": 1}),
+        (b"data: overloaded\n\n", {"error": {"message": "overloaded"}}),
+        (b"", {"error": {"message": ""}}),
+    ],
+)
+def test_refusal_that_is_an_event_stream_is_passed_as_json(view: str, passes: None, body: bytes, content: Any) -> None:
+    with script(respond(500, content_type="text/event-stream"), body):
+        response = httpx.get(view)
+    assert (response.status_code, response.json()) == (500, content)
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["flask", "django-wsgi", "django-asgi", "starlette"])
+def test_refusal_is_what_the_applications_function_returns(path: str) -> None:
+    def translated(error: StatusError) -> tuple[int, Any]:
+        return 409, {"said": error.body.decode(), "status": error.status}
+
+    refusal[:] = [translated]
+    try:
+        with SERVERS[path]() as url, script(respond(400, content_type="text/plain"), b"no"):
+            response = httpx.get(url)
+    finally:
+        refusal[:] = ["error"]
+    assert (response.status_code, response.json()) == (409, {"said": "no", "status": 400})
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("status", [100, 199, 204, 205, 304, 600, "400", None])
+def test_status_of_the_applications_function_becomes_502(status: Any) -> None:
+    error = StatusError("refused", 400, httpx.Headers(), b"")
+    assert refusal_of(error, lambda error: (status, "no"), None).status == 502
+
+
+@pytest.mark.parametrize("body", [b"no", None, 5])
+def test_body_of_the_applications_function_is_checked(body: Any) -> None:
+    error = StatusError("refused", 400, httpx.Headers(), b"")
+    with pytest.raises(UsageError, match=f"`refusal` must return .*got {type(body).__name__}"):
+        refusal_of(error, lambda error: (400, body), None)
+
+
+def test_a_function_is_refused_in_an_asynchronous_view_of_django() -> None:
+    async def main() -> None:
+        request = AsyncRequestFactory().get("/")
+        with pytest.raises(UsageError, match='`refusal` must be "error" or "pass"'):
+            relay.django.stream_response(request, anumbers(), refusal=lambda error: (400, ""))
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("pause", [0.01, None], ids=["drags on", "stalls"])
@@ -270,7 +371,7 @@ def test_refusal_is_forwarded_without_its_other_headers(view: str) -> None:
     ids=["flask", "django-wsgi", "django-asgi", "django-asgi async", "starlette", "starlette async"],
 )
 def test_disconnect_during_an_endless_refusal_aborts_the_upstream(
-    serving: Callable[[], Any], path: str, pause: float | None
+    serving: Callable[[], Any], path: str, pause: float | None, passes: None
 ) -> None:
     def drag(request: ReceivedRequest) -> Iterator[Step]:
         yield respond(503, content_type="text/plain")
@@ -298,39 +399,29 @@ def test_client_is_checked_while_the_body_of_a_refusal_arrives() -> None:
     client = CountingClient(-1, is_tls=False)
     with SSEServer([respond(503, content_type="text/plain"), b"x", silence()]) as server:
         reader = reader_of(request_sse(server.url).events)
-        refusal = read_refusal(reader, None, ClientDisconnected(client, 0.01))
-        assert (refusal.status, refusal.body, client.checks) == (503, b"", 3)
+        response = read_refusal(reader, "pass", None, ClientDisconnected(client, 0.01))
+        assert (response.status, response.body, client.checks) == (503, b"", 3)
         server.requests[0].wait_aborted()
 
 
-def test_refusal_has_the_callers_headers_except_the_content_type(view: str) -> None:
-    with script(respond(429, content_type="application/json"), b"{}"):
-        response = httpx.get(view)
-    assert (response.status_code, response.headers["x-mine"]) == (429, "1")
-    assert response.headers["content-type"] == "application/json"
-
-
-def test_refusal_without_a_content_type_is_not_called_html(view: str) -> None:
-    with script(respond(500, content_type=None), b"<script>"):
-        response = httpx.get(view)
-    assert (response.status_code, response.content) == (500, b"<script>")
-    assert response.headers["content-type"].startswith("application/octet-stream")
-
-
-def test_refusal_with_an_undefined_status_becomes_502(view: str) -> None:
+def test_refusal_with_an_undefined_status_becomes_502(view: str, passes: None) -> None:
     with script(respond(999, content_type="text/plain"), b"odd"):
         response = httpx.get(view)
     assert (response.status_code, response.content) == (502, b"odd")
 
 
 @pytest.mark.parametrize("rest", [[b"{", cut()], [bytes(1024 * 1024 + 1)]], ids=["cut", "long"])
-def test_incomplete_body_of_a_refusal_is_logged(view: str, caplog: pytest.LogCaptureFixture, rest: list[Step]) -> None:
+def test_incomplete_body_of_a_refusal_is_logged(
+    view: str, passes: None, caplog: pytest.LogCaptureFixture, rest: list[Step]
+) -> None:
     with script(respond(500, content_type="text/plain"), *rest):
         assert httpx.get(view).status_code == 500
-    assert "incompletely" in caplog.text
+    assert "not received completely" in caplog.text
 
 
-def test_refusal_after_a_disconnect_is_a_response_to_middlewares(caplog: pytest.LogCaptureFixture) -> None:
+def test_refusal_after_a_disconnect_is_a_response_to_middlewares(
+    passes: None, caplog: pytest.LogCaptureFixture
+) -> None:
     """BaseHTTPMiddleware raises an error if there is no response."""
     app = starlette_app()
     app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
@@ -342,7 +433,7 @@ def test_refusal_after_a_disconnect_is_a_response_to_middlewares(caplog: pytest.
     assert "No response returned" not in caplog.text
 
 
-def test_header_of_a_refusal_that_is_not_ascii_is_dropped(origin: str) -> None:
+def test_header_of_a_refusal_that_is_not_ascii_is_dropped(origin: str, passes: None) -> None:
     with script(respond(503, headers={"Retry-After": "\u00e4"}, content_type="text/plain"), b"busy"):
         response = httpx.get(origin)
     assert (response.status_code, response.content) == (503, b"busy")
@@ -401,7 +492,7 @@ def test_background_task_runs_after_the_response() -> None:
         assert ended.wait(30)
         ended.clear()
         with script(respond(500)):
-            assert httpx.get(origin).status_code == 500
+            assert httpx.get(origin).status_code == 502
         assert ended.wait(30)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +17,15 @@ from sseqbridge import (
     ServerSentEvent,
     TruncatedStreamError,
     UpstreamError,
+    UsageError,
     request_sse,
 )
 from sseqbridge.relay._options import RelayOptions
-from sseqbridge.relay._writer import Writer, error_frame
+from sseqbridge.relay._writer import Writer
 from sseqbridge.testing import (
     SSEServer,
     comment,
+    cut,
     send,
     silence,
 )
@@ -187,11 +190,11 @@ def test_error_event_of_the_upstream_is_forwarded_with_its_message(relayed: Rela
     ],
 )
 def test_message_of_an_upstream_error(payload: Any, message: str) -> None:
-    frame = error_frame(UpstreamError("secret", ServerSentEvent(), payload))
+    frame = Writer(RelayOptions()).error(UpstreamError("secret", ServerSentEvent(), payload))
     assert error_of(frame) == {"type": "UpstreamError", "message": message}
 
 
-@pytest.mark.parametrize("made", [5, True, b"bytes", object(), {"a": float("nan")}, {"a": object()}, "\ud800"])
+@pytest.mark.parametrize("made", [5, True, b"bytes", object(), {"a": float("nan")}, {"a": object()}])
 def test_result_of_map_that_cannot_be_sent_ends_the_relay(
     relayed: Relay, caplog: pytest.LogCaptureFixture, made: Any
 ) -> None:
@@ -216,7 +219,65 @@ def test_ids_that_map_sets_are_not_reset(relayed: Relay) -> None:
 
 
 def test_error_frame_is_compact_json() -> None:
-    assert json.loads(error_frame(TruncatedStreamError("secret")).split(b"data: ")[1]) == {
-        "type": "TruncatedStreamError",
-        "message": "the upstream's stream was cut off",
+    frame = Writer(RelayOptions()).error(TruncatedStreamError("secret"))
+    message = "the upstream's stream was cut off"
+    assert json.loads(frame.split(b"data: ")[1]) == {
+        "type": "error",
+        "message": message,
+        "errorText": message,
+        "error": {"type": "TruncatedStreamError", "message": message},
     }
+
+
+def report_of(error: Callable[[BaseException], Any]) -> bytes:
+    return Writer(RelayOptions(error=error)).error(TruncatedStreamError("secret"))
+
+
+@pytest.mark.parametrize(
+    ("report", "frame"),
+    [
+        ("sorry", b"event: error\ndata: sorry\n\n"),
+        ({"sorry": 1}, b'event: error\ndata: {"sorry":1}\n\n'),
+        (ServerSentEvent("failed", "sorry"), b"event: failed\ndata: sorry\n\n"),
+        (None, b""),
+    ],
+)
+def test_error_event_is_what_the_applications_function_returns(report: Any, frame: bytes) -> None:
+    assert report_of(lambda error: report) == frame
+
+
+def test_result_of_the_applications_error_function_is_checked() -> None:
+    with pytest.raises(UsageError, match="a result of `error` must be"):
+        report_of(lambda error: 5)
+
+
+def test_error_function_that_raises_breaks_the_connection_off(relayed: Relay) -> None:
+    def refuse(error: BaseException) -> Any:
+        assert isinstance(error, TruncatedStreamError)
+        raise ConnectionAbortedError("no more")
+
+    with SSEServer([send(1), cut()]) as server:
+        reading = relayed(request_sse(server.url), error=refuse)
+        assert reading.next_event() == b"data: 1\n\n"
+        with pytest.raises(ConnectionAbortedError):
+            reading.rest()
+        assert reading.rest() == b""
+
+
+def test_error_function_that_returns_nothing_ends_quietly(relayed: Relay) -> None:
+    with SSEServer([send(1), cut()]) as server:
+        assert relayed(request_sse(server.url), error=lambda error: None).rest() == b"data: 1\n\n"
+
+
+@pytest.mark.parametrize(
+    "item", ["\ud83d", ServerSentEvent(data="\ud83d"), Comment("\ud83d")], ids=["text", "event", "comment"]
+)
+def test_lone_surrogate_is_replaced(item: Any) -> None:
+    assert "\N{REPLACEMENT CHARACTER}" in Writer(RelayOptions()).item(item).decode()
+
+
+def test_halves_of_an_emoji_do_not_end_the_stream(relayed: Relay) -> None:
+    with SSEServer([send({"t": "\ud83d"}), send({"t": "\ude00"}), send({"t": "the rest"}), DONE]) as server:
+        read = relayed(request_sse(server.url), map=lambda chunk: chunk["t"]).rest().decode()
+    assert read.endswith("data: the rest\n\ndata: [DONE]\n\n")
+    assert read.count("\N{REPLACEMENT CHARACTER}") == 2

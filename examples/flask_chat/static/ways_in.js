@@ -105,7 +105,7 @@ function take(event, data, id, { onText, onRestart }) {
   return false;
 }
 
-/** What the relay says of a stream that failed: {"type": ..., "message": ...}. */
+/** The message of the event with which the relay reports that the stream failed. */
 function wordsIn(data) {
   const { message } = JSON.parse(data);
   return `${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
