@@ -20,6 +20,8 @@ from typing import Any
 
 from sseqbridge._runtime import sockets
 
+from .errors import ConnectionFailedError
+
 __all__ = ["Dial", "attempt", "dial", "interleaved"]
 
 # Seconds until the next address is tried in parallel (RFC 8305, section 5).
@@ -76,7 +78,7 @@ def interleaved(found: list[Any]) -> collections.deque[Any]:
     Raises OSError if there is no address.
     """
     if not found:
-        raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        raise ConnectionFailedError(errno.EADDRNOTAVAIL, "the name has no address")
     families: dict[Any, list[Any]] = {}
     for address in found:
         families.setdefault(address[0], []).append(address)

@@ -31,6 +31,7 @@ from sseqbridge._exceptions import (
 __all__ = [
     "CLIENT_CODE",
     "ConnectionClosed",
+    "ConnectionFailedError",
     "FailedRequest",
     "ReusedConnectionClosed",
     "is_closed_by_peer",
@@ -42,6 +43,10 @@ __all__ = [
 CLIENT_CODE = "the HTTP client, its transport, hooks or auth"
 
 _HTTPCORE = frozenset({"httpcore", "httpcore2"})
+
+
+class ConnectionFailedError(ConnectionError):
+    """A connection failed for a reason that the error's own text gives, rather than its number."""
 
 
 class ConnectionClosed(httpx.RemoteProtocolError):
@@ -162,8 +167,8 @@ def _reason(exc: BaseException) -> str:
     """Return the operating system's message from a chain of causes, or the error's type."""
     reason = type(exc).__name__
     for link in _chain(exc):
-        if isinstance(link, (socket.gaierror, ssl.SSLError)):
-            # Their numbers are not the system's.
+        if isinstance(link, (ConnectionFailedError, socket.gaierror, ssl.SSLError)):
+            # Their numbers are not the system's, or say less.
             reason = link.strerror or reason
         elif isinstance(link, OSError) and link.errno is not None:
             # Not its text, which asyncio replaces by the address.

@@ -18,6 +18,7 @@ import httpx
 
 from sseqbridge._runtime import sockets
 
+from .errors import ConnectionFailedError
 from .tls import TlsSession
 
 __all__ = ["READ_BYTES", "InputState", "NetworkStream"]
@@ -150,7 +151,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
             self._end_input(InputState.ENDED, tls.error)
         elif answer and self.transport.get_write_buffer_size() > _MAX_UNSENT_TLS_BYTES:
             error = "the server requests TLS answers and does not read them"
-            self._end_input(InputState.ENDED, ConnectionAbortedError(errno.ECONNABORTED, error))
+            self._end_input(InputState.ENDED, ConnectionFailedError(errno.ECONNABORTED, error))
             self.abort_transport()
         elif not was_established:
             self.wake()
@@ -209,7 +210,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
                 raise tls.error
             if self.input is not InputState.OPEN:
                 error = "the server closed the connection during the TLS handshake"
-                raise ConnectionResetError(errno.ECONNRESET, error) from self.error
+                raise ConnectionFailedError(errno.ECONNRESET, error) from self.error
             await self.wait()
 
     async def write(self, data: bytes, timeout: float | None) -> bool:
