@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakSet
 
 from sseqbridge import _accelerators as _fast
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._http.client import ClientFactory, ClientPool
 from sseqbridge._runtime import fork, loops, patching, threads
@@ -72,7 +73,7 @@ class Startable(Protocol):
     def abort(self) -> None: ...
 
 
-class Bridge:
+class Bridge(NotCopyable):
     """A loop thread, and the HTTP client that its streams share.
 
     Most programs never make one: request_sse uses one for the whole process. `client` is a function that returns a

@@ -65,6 +65,9 @@ class _Phase(enum.Enum):
 class StreamTask(LoopTask):
     """Runs one request on the loop. Made in the caller's thread, started on the loop thread."""
 
+    # See Subscription.
+    shares_events = False
+
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         super().__init__(state)
         self.exchange: Exchange | ReconnectingExchange

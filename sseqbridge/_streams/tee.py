@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from sseqbridge._checks import check_limits
+from sseqbridge._checks import NotCopyable, check_limits
 from sseqbridge._exceptions import UsageError
 
 from .broadcaster import Broadcaster
-from .stream import NotCopyable, reader_of
+from .stream import reader_of
 from .sync import EventStream, SSEResponse
 
 if TYPE_CHECKING:

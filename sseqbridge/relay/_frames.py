@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import ServerSentEvent
@@ -95,7 +96,7 @@ def arelay(upstream: Upstream, options: RelayOptions) -> AsyncFrames:
     return AsyncFrames(upstream.async_source(Writer(options), options.after_work), options.heartbeat)
 
 
-class _BaseFrames:
+class _BaseFrames(NotCopyable):
     """The state of Frames and AsyncFrames, and the time of the next heartbeat."""
 
     def __init__(self, heartbeat: float | None) -> None:

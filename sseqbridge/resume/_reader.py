@@ -88,6 +88,8 @@ class Reader(LoopTask):
     """
 
     is_reader = True
+    # With the other readers of the stream in this process.
+    shares_events = True
 
     def __init__(
         self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Position], ElectedProducer]

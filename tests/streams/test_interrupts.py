@@ -72,6 +72,7 @@ class InMemory:
     initial_event_id = ""
     done_event = None
     is_inherited = False
+    shares_events = False
     finished = True
     # The loop's thread is the test's.
     loop: Any = Loop()
