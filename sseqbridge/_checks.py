@@ -1,7 +1,8 @@
 """Argument checks and types that every layer uses: `Timeout`, `CancelFlag`, numbers of bytes and seconds.
 
-`NotCopyable` is the base class of the public objects that own requests, connections or threads. A wrong argument raises UsageError at the call, before anything is sent. Messages have the form
-"`name` must be X, got Y. Do Z." All functions are pure and thread-safe.
+A wrong argument raises UsageError at the call, before anything is sent. Messages have the form
+"`name` must be X, got Y. Do Z." All functions are pure and thread-safe. `NotCopyable` is the base class of the public
+objects that own requests, connections or threads.
 """
 
 from __future__ import annotations

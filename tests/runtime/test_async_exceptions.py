@@ -1,4 +1,4 @@
-"""PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop a thread, reaches a thread that waits in silence."""
+"""PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop threads, reaches a thread that waits in silence."""
 
 from __future__ import annotations
 
