@@ -315,6 +315,10 @@ class Reader(LoopTask):
         self._delivery.finish(End("error", error))
         self.mark_finished()
 
+    def release_consumer(self) -> None:
+        """End because the loop ended before it started this reader."""
+        self.end_with_loop(is_quiet=False)
+
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """End if the caller's cancel flag is set, or raises."""
         began = clock.monotonic()
