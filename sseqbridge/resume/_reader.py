@@ -117,7 +117,7 @@ class Reader(LoopTask):
         """Start to read."""
         if self._hub.is_closing:
             # Closed between the caller's check and this callback.
-            self.end_with_loop(is_quiet=False)
+            self.end_with_loop()
             return
         self._topic = self._hub.topic(self._options.key)
         self._topic.register(self)
@@ -307,7 +307,7 @@ class Reader(LoopTask):
         self._delivery.fail(error)
         self._leave_topic()
 
-    def end_with_loop(self, *, is_quiet: bool) -> None:
+    def end_with_loop(self, *, is_quiet: bool = False) -> None:
         """End because the loop, or the log, is closing."""
         if is_quiet and self._delivery.has_head:
             self.channel.close()
@@ -315,9 +315,7 @@ class Reader(LoopTask):
         self._delivery.finish(End("error", error))
         self.mark_finished()
 
-    def release_consumer(self) -> None:
-        """End because the loop ended before it started this reader."""
-        self.end_with_loop(is_quiet=False)
+    release_consumer = end_with_loop
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """End if the caller's cancel flag is set, or raises."""
