@@ -27,6 +27,7 @@ from sseqbridge._runtime.loop_watch import LoopWatch
 
 from .channel import post, settle
 from .loop_state import LoopState, Startable
+from .memory import memory
 from .stats import BridgeStats
 from .stream_task import StreamTask
 
@@ -61,7 +62,7 @@ def _add(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
         connections=state.clients.connections if is_open else 0,
         events=past.events + events,
         bytes=past.bytes + received,
-        buffered=sum(stream_task.channel.buffered for stream_task in stream_tasks),
+        buffered=memory.buffered(state.loop) if is_open else 0,
         longest_wait=max(past.longest_wait, 0.0 if watch is None else watch.longest),
     )
 

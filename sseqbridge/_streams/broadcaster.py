@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
+from sseqbridge._engine.memory import limit_of, memory
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._engine.responses import Body
 from sseqbridge._engine.scope import Ownership
@@ -102,6 +103,7 @@ class Broadcaster(Generic[T]):
             if self._is_over():
                 raise UsageError(_ALL_HAVE_LEFT)
             reader = TeeReader(self, self._max_buffered, self._first_id if replay else self._last_id)
+            memory.enter(reader.channel, reader.loop)
             for entry in history:
                 reader.put(entry)
             if self._end is not None:
@@ -187,7 +189,7 @@ class Broadcaster(Generic[T]):
         full = [reader for reader in self._readers if not reader.channel.fits(charge)]
         if self._ends_slow and len(full) < self.open_readers:
             for reader in full:
-                reader.fall_behind(self._max_buffered)
+                reader.fall_behind(limit_of(self._max_buffered).bytes)
                 self._remove(reader)
             return False
         self._full = [reader for reader in full if reader.channel.notify_when_drained(self._wake, charge)]

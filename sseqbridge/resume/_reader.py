@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.loop_state import LoopTask
+from sseqbridge._engine.memory import memory
 from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
@@ -87,9 +88,7 @@ class Reader(LoopTask):
     the producer before the head, and its consumer calls `start`.
     """
 
-    is_reader = True
-    # With the other readers of the stream in this process.
-    shares_events = True
+    is_reader = shares_events = True
 
     def __init__(
         self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Position], ElectedProducer]
@@ -119,6 +118,7 @@ class Reader(LoopTask):
             # Closed between the caller's check and this callback.
             self.end_with_loop()
             return
+        memory.enter(self.channel, self.loop)
         self._topic = self._hub.topic(self._options.key)
         self._topic.register(self)
         self._hub.readers.add(self)

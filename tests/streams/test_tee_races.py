@@ -5,11 +5,9 @@ Both calls run in threads of their own, stopped at each line of the broadcaster.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import httpx
@@ -20,12 +18,12 @@ from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.stats import StreamStats
-from sseqbridge._streams import broadcaster as stepped_module
+from sseqbridge._streams import broadcaster as stepped
 from sseqbridge._streams.broadcaster import Broadcaster
 from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.decoding import Decoder
 from sseqbridge._streams.reader import ItemReader
-from tests.support import in_thread
+from tests.stepping import Stepped
 
 # More than the lines of either call.
 MOST_LINES = 40
@@ -83,42 +81,6 @@ class Upstream:
         self.loop.run()
 
 
-class Stepped:
-    """A call in a thread of its own, which stops after a number of lines of the broadcaster."""
-
-    def __init__(self, call: Callable[[], Any], lines: int) -> None:
-        self._lines = lines
-        self._stopped = threading.Event()
-        self._go_on = threading.Event()
-        self.reached_its_stop = False
-
-        def run() -> Any:
-            sys.settrace(self._trace)
-            try:
-                return call()
-            finally:
-                sys.settrace(None)
-                self._stopped.set()
-
-        self.result = in_thread(run)
-        assert self._stopped.wait(30)
-
-    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != stepped_module.__file__:
-            return None
-        if event == "line":
-            self._lines -= 1
-            if self._lines == 0:
-                self.reached_its_stop = True
-                self._stopped.set()
-                assert self._go_on.wait(30)
-        return self._trace
-
-    def finish(self) -> Any:
-        self._go_on.set()
-        return self.result.result(30)
-
-
 def added(broadcaster: Broadcaster[str]) -> ItemReader[str] | None:
     try:
         return broadcaster.add(replay=False)
@@ -135,11 +97,11 @@ def race(first_lines: int, other_lines: int, *, close_first: bool) -> tuple[bool
     last = broadcaster.add(replay=False)
     broadcaster.start()
     calls: list[Callable[[], Any]] = [last.abort, lambda: added(broadcaster)]
-    stepped = [
-        Stepped(call, lines)
+    both = [
+        Stepped(call, lines, stepped)
         for call, lines in zip(calls if close_first else calls[::-1], (first_lines, other_lines), strict=True)
     ]
-    results = [call.finish() for call in stepped]
+    results = [call.finish() for call in both]
     reader = results[1 if close_first else 0]
     upstream.loop.run()
     if reader is None:
@@ -151,7 +113,7 @@ def race(first_lines: int, other_lines: int, *, close_first: bool) -> tuple[bool
         reader.abort()
         assert upstream.aborted.is_set()
         upstream.loop.run()
-    return stepped[0].reached_its_stop, stepped[1].reached_its_stop
+    return both[0].reached_its_stop, both[1].reached_its_stop
 
 
 @pytest.mark.heavy
