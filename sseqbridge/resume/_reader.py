@@ -115,8 +115,7 @@ class Reader(LoopTask):
     def start(self) -> None:
         """Start to read."""
         if self._hub.is_closing:
-            # Closed between the caller's check and this callback.
-            self.end_with_loop()
+            self.end_with_loop()  # Closed between the caller's check and this callback.
             return
         memory.enter(self.channel, self.loop)
         self._topic = self._hub.topic(self._options.key)

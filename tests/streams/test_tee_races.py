@@ -17,6 +17,7 @@ from sseqbridge import ServerSentEvent, UsageError
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Head
+from sseqbridge._engine.scope import Ownership
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._streams import broadcaster as stepped
 from sseqbridge._streams.broadcaster import Broadcaster
@@ -53,15 +54,17 @@ class Upstream:
     is_inherited = False
     shares_events = False
     finished = True
+    is_running = True
 
     def __init__(self) -> None:
         self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
         self.loop: Any = Loop()
         self.aborted = threading.Event()
+        self.ownership = Ownership(self)
 
     def nothing(self, *_: Any) -> None: ...
 
-    check_process = drain = reconnect = notify_finished = nothing
+    check_process = drain = reconnect = notify_finished = watch = nothing
     call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
 
     async def await_finished(self, timeout: float) -> None: ...
