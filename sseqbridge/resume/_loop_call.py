@@ -44,10 +44,18 @@ class LoopCall(Generic[T]):
             # Closed between the caller's check and this callback.
             self.release_consumer()
             return
+        # If the loop cannot even run to its end, the task never gets to its own.
+        self.state.call_at_end(self.release_consumer)
         spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
         self._task = spawn(self._run())
 
     async def _run(self) -> None:
+        try:
+            await self._act()
+        finally:
+            self.state.cancel_call_at_end(self.release_consumer)
+
+    async def _act(self) -> None:
         try:
             value = await self._action(self._hub)
         except asyncio.CancelledError:

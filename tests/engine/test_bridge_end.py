@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import Bridge, BridgeClosedError, UsageError, arequest_sse, request_sse
+from sseqbridge import Bridge, BridgeClosedError, UsageError, arequest_sse, merge, request_sse
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._runtime import loops
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
-from tests.support import in_thread, python, together, until
+from tests.support import in_thread, is_waiting, python, together, until
 
 ANSWER = (send({"n": 1}), send("[DONE]"))
 
@@ -185,6 +185,72 @@ def test_request_whose_start_fails_ends_with_a_typed_error(
                 request_sse(answers.url, bridge=bridge)
         assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
     assert [record.exc_info is not None for record in caplog.records if record.name == "asyncio"] == [True]
+
+
+class BreakingLoop(asyncio.SelectorEventLoop):
+    """A loop that cannot run any more once it is broken."""
+
+    is_broken = False
+
+    def _run_once(self) -> None:
+        if self.is_broken:
+            raise OSError(9, "Bad file descriptor")
+        super()._run_once()  # type: ignore[misc]
+
+    def break_down(self) -> None:
+        self.is_broken = True
+
+
+async def hangs(*args: object, **options: object) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+# The tasks stay where they were when their loop broke.
+@pytest.mark.leaves("task")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("call", ["next", "request_sse", "merge", "open", "follow", "cancel", "produce"])
+def test_no_call_waits_for_a_loop_that_broke(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "new_event_loop", BreakingLoop)
+    with SSEServer([send(1), silence()]) as server, SSEServer([silence()]) as mute:
+        bridge = Bridge()
+        log = MemoryLog(bridge=bridge)
+        opened = request_sse(server.url, bridge=bridge).events
+        assert next(opened) == 1
+        loop = opened._cursor.subscription.loop
+        followed = log.open("followed", partial(request_sse, server.url, bridge=bridge))
+        assert next(followed) == 1
+        if call == "cancel":
+            store = log._core.hub().store
+            monkeypatch.setattr(store, "cancel", hangs)
+        merged = merge([opened])
+        calls: dict[str, Callable[[], Any]] = {
+            "next": lambda: next(opened),
+            "request_sse": lambda: request_sse(mute.url, bridge=bridge),
+            "merge": lambda: next(iter(merged)),
+            "open": lambda: log.open("other", partial(request_sse, mute.url, bridge=bridge)),
+            "follow": lambda: next(followed),
+            "cancel": lambda: log.cancel("key"),
+            "produce": lambda: log.produce("produced", partial(request_sse, server.url, bridge=bridge)),
+        }
+        waiting = in_thread(calls[call])
+        until(lambda: is_waiting(waiting))
+        if call in ("request_sse", "open"):
+            mute.wait_for_request(1)
+        elif call == "produce":
+            server.wait_for_request(3)
+            until(lambda: is_waiting(waiting))
+        loop.call_soon_threadsafe(loop.break_down)  # type: ignore[attr-defined]
+        with pytest.raises(BridgeClosedError):
+            waiting.result(30)
+        # The next request starts another loop.
+        monkeypatch.undo()
+        with request_sse(server.url, bridge=bridge) as response:
+            assert next(response.events) == 1
+        merged.close()
+        opened.close()
+        followed.close()
+        log.close()
+        bridge.close()
 
 
 # The process's own bridge.
