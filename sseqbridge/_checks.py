@@ -1,7 +1,8 @@
 """Argument checks and types that every layer uses: `Timeout`, `CancelFlag`, numbers of bytes and seconds.
 
 A wrong argument raises UsageError at the call, before anything is sent. Messages have the form
-"`name` must be X, got Y. Do Z." All functions are pure and thread-safe.
+"`name` must be X, got Y. Do Z." All functions are pure and thread-safe. `NotCopyable` is the base class of the public
+objects that own requests, connections or threads.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeGuard
+from typing import NoReturn, Protocol, SupportsIndex, TypeGuard
 
 from ._exceptions import UsageError
 
 __all__ = [
     "CancelFlag",
+    "NotCopyable",
     "Timeout",
     "as_timeout",
     "check_limits",
@@ -30,6 +32,19 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> object:
         """Return whether to abort the request. Called on the loop thread; must not block."""
+
+
+class NotCopyable:
+    """Base of objects with resources. A copy would be a second owner, whose end would end the first one's work."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Called by copy.copy(), copy.deepcopy() and pickle.
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: its requests, connections and threads have one owner. "
+            "Pass on the object itself, or its items."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

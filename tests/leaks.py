@@ -375,7 +375,7 @@ def _close_idle_connections() -> None:
 
 
 async def _close_idle(clients: ClientPool) -> None:
-    for client in clients._made_clients:
+    for client in clients._made_clients.copy():
         for transport in (client.http._transport, *client.http._mounts.values()):
             if isinstance(transport, Transport):
                 _close_idle_connections_of(transport)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 
+from .memory import limit_of
+
 if TYPE_CHECKING:
     from sseqbridge._http.content_encoding import BodyDecoder
     from sseqbridge._http.request import RequestOptions
@@ -65,9 +67,7 @@ class BatchReader:
         self.decoder: BodyDecoder | None = None
         self.events = 0
         self.done_event: ServerSentEvent | None = None
-        # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
-        self.slice_bytes = min(max(options.max_buffered_bytes // 16, 512), 64 * 1024)
-        self._batch_items = max(options.max_buffered_bytes // (4 * EVENT_OVERHEAD), 1)
+        self._limit = limit_of(options.max_buffered_bytes)
         self._options = options
         self._parser = EventStreamParser(
             max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
@@ -80,6 +80,17 @@ class BatchReader:
         self._failure: Exception | None = None
         # Bytes that no batch has been charged for yet.
         self._uncharged = 0
+
+    # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
+
+    @property
+    def slice_bytes(self) -> int:
+        """The size of a slice of the body."""
+        return min(max(self._limit.bytes // 16, 512), 64 * 1024)
+
+    @property
+    def _batch_items(self) -> int:
+        return max(self._limit.bytes // (4 * EVENT_OVERHEAD), 1)
 
     @property
     def last_event_id(self) -> str:
@@ -163,6 +174,8 @@ class BatchReader:
         assert self.decoder is not None
         parser, options = self._parser, self._options
         last_event_id, retry = parser.last_event_id, parser.retry
+        # The limit may have changed since the last chunk.
+        self.decoder.size, most_items = self.slice_bytes, self._batch_items
         for piece in self.decoder.slices(chunk):
             self._uncharged += len(piece)
             items: list[Any] = parser.feed(piece)
@@ -178,8 +191,8 @@ class BatchReader:
                     del items[texts.index(options.done) :]
                 if options.skip_empty and "" in texts:
                     items = [item for item in items if not _is_empty(item)]
-            while len(items) > self._batch_items:
-                part, items = items[: self._batch_items], items[self._batch_items :]
+            while len(items) > most_items:
+                part, items = items[:most_items], items[most_items:]
                 last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
                 yield self._batch(part, last_event_id, retry)
             if last is not None:

@@ -15,17 +15,19 @@ import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from sseqbridge import _accelerators as _fast
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._http.client import ClientFactory, ClientPool
 from sseqbridge._runtime import fork, loops, patching, threads
 from sseqbridge._runtime.loop_watch import LoopWatch
 
 from .channel import post, settle
-from .loop_state import LoopState
+from .loop_state import LoopState, Startable
+from .memory import memory
 from .stats import BridgeStats
 from .stream_task import StreamTask
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Bridge", "Startable", "check_bridge", "default_bridge"]
+__all__ = ["Bridge", "check_bridge", "default_bridge"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -60,19 +62,12 @@ def _add(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
         connections=state.clients.connections if is_open else 0,
         events=past.events + events,
         bytes=past.bytes + received,
-        buffered=sum(stream_task.channel.buffered for stream_task in stream_tasks),
+        buffered=memory.buffered(state.loop) if is_open else 0,
         longest_wait=max(past.longest_wait, 0.0 if watch is None else watch.longest),
     )
 
 
-class Startable(Protocol):
-    """A task that a bridge starts on its loop."""
-
-    def start(self) -> None: ...
-    def abort(self) -> None: ...
-
-
-class Bridge:
+class Bridge(NotCopyable):
     """A loop thread, and the HTTP client that its streams share.
 
     Most programs never make one: request_sse uses one for the whole process. `client` is a function that returns a
@@ -116,7 +111,7 @@ class Bridge:
 
     @classmethod
     def default(cls) -> Bridge:
-        """Return the process's own bridge, which serves requests without `bridge=`."""
+        """Return the process's own bridge, which serves requests without `bridge=`; a new one if it was closed."""
         return default_bridge()
 
     def stats(self) -> BridgeStats:
@@ -152,7 +147,7 @@ class Bridge:
             if self._state is not state:
                 raise BridgeClosedError("the bridge was closed while the request was made")
             try:
-                state.loop.call_soon_threadsafe(stream.start, context=context)
+                state.post_start(stream, context)
             except BaseException:
                 # An interrupt, perhaps after the call was posted.
                 stream.abort()
@@ -189,10 +184,11 @@ class Bridge:
             )
         # Not a greenlet's wait, during which another greenlet could enter the lock that is held here.
         ready = threads.ThreadWaiter()
-        made: list[_Loop | Exception] = []
+        made: list[_Loop | BaseException] = []
         try:
             thread = self._new_thread(made, ready)
-            ready.wait(None)
+            while not ready.wait(1.0) and not thread.has_ended:
+                pass
         except BridgeClosedError:
             raise
         except BaseException:
@@ -201,7 +197,9 @@ class Bridge:
             for loop in [loop for loop in made if isinstance(loop, _Loop)]:
                 post(loop.state.loop, settle, loop.stop)
             raise
-        if isinstance(made[0], Exception):
+        if not made:
+            raise BridgeClosedError("the loop thread has ended before its event loop ran")
+        if isinstance(made[0], BaseException):
             raise BridgeClosedError(_loop_failure(made[0])) from made[0]
         self._thread = thread
         self._state, self._stop = made[0]
@@ -209,7 +207,7 @@ class Bridge:
         with _bridges_lock.native:
             _bridges.add(self)
 
-    def _new_thread(self, made: list[_Loop | Exception], ready: threads.ThreadWaiter) -> threads.DaemonThread:
+    def _new_thread(self, made: list[_Loop | BaseException], ready: threads.ThreadWaiter) -> threads.DaemonThread:
         try:
             return threads.DaemonThread(self._main, "sseqbridge-loop", made, ready)
         except RuntimeError as exc:
@@ -221,43 +219,57 @@ class Bridge:
         if counts is ended:
             self._counted = past if ended is None else _add(past, ended, is_open=False), current
 
-    def _main(self, made: list[_Loop | Exception], ready: threads.ThreadWaiter) -> None:
-        try:
-            loop = loops.new_event_loop()
-        except Exception as exc:
-            made.append(exc)
+    def _main(self, made: list[_Loop | BaseException], ready: threads.ThreadWaiter) -> None:
+        def announce() -> None:
+            made.append(_Loop(state, stop))
             ready.wake()
-            return
-        _fast.log_in_use()
-        state = LoopState(loop, ClientPool(self._factory), LoopWatch(loop))
-        stop = loop.create_future()
-        made.append(_Loop(state, stop))
-        ready.wake()
+
+        loop = None
         cause = None
         try:
+            loop = loops.new_event_loop()
+            _fast.log_in_use()
+            state = LoopState(loop, ClientPool(self._factory), LoopWatch(loop))
+            stop = loop.create_future()
+            # Only once the loop runs: in an interpreter of its own (mod_wsgi), a thread may be unable to run one.
+            loop.call_soon(announce)
             _run_until(loop, stop)
         except BaseException as exc:
+            if not made:
+                if loop is not None:
+                    loop.close()
+                made.append(exc)
+                ready.wake()
+                return
             logger.exception("an exception has ended the loop thread; its streams are aborted")
             cause = exc
+        assert loop is not None
+        self._end_loop(state, cause)
+
+    def _end_loop(self, state: LoopState, cause: BaseException | None) -> None:
         with self._lock.native:
             # From here on nothing is posted to the loop: the next request starts another one.
             if self._state is state:
                 self._state = None
         reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
+        winding_up = _wind_up(state, reason)
         try:
-            _run_until(loop, loop.create_task(_wind_up(state, reason)))
+            _run_until(state.loop, state.loop.create_task(winding_up))
         except BaseException:
             logger.exception("closing the loop thread's streams failed")
+            # If the loop did not even start it.
+            winding_up.close()
         finally:
             state.release_consumers()
-            loop.close()
+            state.loop.close()
             with self._lock.native:
                 self._count_past(state, None)
 
     def close(self) -> None:
         """Abort every stream and end the thread, in about a second at most.
 
-        Thread-safe; safe to call from a signal handler.
+        A request on a closed bridge raises UsageError; after the process's own bridge was closed, the next request
+        without `bridge=` starts a new one. Thread-safe; safe to call from a signal handler.
         """
         thread = self._request_stop()
         if thread is not None and thread.ident != threads.thread_id() and threads.may_wait():
@@ -273,8 +285,8 @@ class Bridge:
             return self._thread
 
 
-def _loop_failure(reason: Exception) -> str:
-    message = f"the event loop could not be made: {reason}"
+def _loop_failure(reason: BaseException) -> str:
+    message = f"the loop thread could not make or run its event loop: {reason}"
     if isinstance(reason, OSError) and reason.errno in (errno.EMFILE, errno.ENFILE):
         message += ". Close files and connections, or raise the limit (ulimit -n); the next request tries again"
     return message
@@ -331,10 +343,11 @@ def check_bridge(bridge: object) -> None:
 
 
 def default_bridge() -> Bridge:
-    """Return the process's own bridge. Thread-safe."""
+    """Return the process's own bridge, a new one if it was closed. Thread-safe."""
     global _default
     with _default_lock.native:
-        if _default is None:
+        # At the exit of the process it stays closed.
+        if _default is None or (_default._closed and not _exiting):
             _default = Bridge()
         return _default
 

@@ -28,6 +28,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 
+from .memory import limit_of, memory
+
 __all__ = ["CLOSED", "ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
 
 T = TypeVar("T")
@@ -61,7 +63,7 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args
 
 
 class Channel(Generic[T]):
-    """Carries entries from the loop thread to one consumer, holding at most `max_bytes` of charge.
+    """Carries entries from the loop thread to one consumer, holding at most `max_bytes` of charge; see memory.py.
 
     An entry with a larger charge enters if no other entry is held. An entry is held until the consumer asks for the
     next one.
@@ -69,7 +71,7 @@ class Channel(Generic[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
         self._loop = loop
-        self._max = max_bytes
+        self._limit = limit_of(max_bytes)
         self._queue: deque[tuple[int, T | End]] = deque()
         self._waiters: deque[Callable[[], None]] = deque()
         self._produced = 0
@@ -91,7 +93,7 @@ class Channel(Generic[T]):
         """Add an entry, waiting until it fits. A closed channel drops entries."""
         if not self.fits(charge):
             self._wanted = charge
-            while not self._is_drained():
+            while not self.fits(charge):
                 self._resume = self._loop.create_future()
                 try:
                     # The second check, after the future was published: the consumer may have taken the last entry
@@ -105,15 +107,15 @@ class Channel(Generic[T]):
     def fits(self, charge: int) -> bool:
         """Whether an entry of this charge can be added without waiting."""
         held = self._produced - self._consumed
-        return not held or held + charge <= self._max or self.closed
+        return not held or self.closed or self._limit.allows(held, charge)
 
     def has_room(self, charge: int) -> bool:
         """Whether this much more charge stays within the limit."""
-        return self._produced - self._consumed + charge <= self._max or self.closed
+        return self.closed or self._limit.allows(self._produced - self._consumed, charge)
 
     def _is_drained(self) -> bool:
         # Down to half, so that a slow consumer does not wake the loop for every entry.
-        return self.fits(self._wanted) and (self.closed or self.buffered <= self._max // 2)
+        return self.fits(self._wanted) and (self.closed or self.buffered <= self._limit.bytes // 2)
 
     def send_nowait(self, entry: T | End, charge: int = 0) -> None:
         """Add an entry without waiting, whether or not it fits."""
@@ -123,7 +125,7 @@ class Channel(Generic[T]):
     def try_send(self, entry: T, charge: int) -> bool:
         """Add an entry if it fits. Returns False if it does not, and if the channel is closed or has ended."""
         held = self._produced - self._consumed
-        if (held and held + charge > self._max) or self.closed or self._ended:
+        if self.closed or self._ended or (held and not self._limit.allows(held, charge)):
             return False
         self._produced += charge
         self._queue.append((charge, entry))
@@ -253,6 +255,8 @@ class Channel(Generic[T]):
         if not self._queue:
             return None
         self._in_hand, entry = self._queue.popleft()
+        if type(entry) is End:
+            memory.leave(self)
         return entry
 
     def _release(self) -> None:
@@ -277,6 +281,16 @@ class Channel(Generic[T]):
         self.closed = True
         self._wake()
         self._resume_producer()
+        memory.leave(self)
+
+    def limit_has_grown(self) -> None:
+        """Let a waiting producer go on if its entry fits now, although the consumer has taken none."""
+        if self._resume is not None:
+            post(self._loop, self._resume_if_it_fits)
+
+    def _resume_if_it_fits(self) -> None:
+        if self._resume is not None and self.fits(self._wanted):
+            settle(self._resume)
 
     def _wake(self) -> None:
         # The newest waiter: a signal handler that reads may have interrupted a wait of the same thread.
@@ -320,6 +334,8 @@ class ThreadChannel(Channel[T]):
 
     def _resume_producer(self) -> None:
         _call_one(self._paused)
+
+    limit_has_grown = _resume_producer
 
 
 def _withdraw(waiting: deque[Callable[[], None]], wake: Callable[[], None]) -> bool:

@@ -8,6 +8,7 @@ In a forked child the state stays the parent's: its `process` token differs from
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -26,12 +27,23 @@ if TYPE_CHECKING:
 
     from .stream_task import StreamTask
 
-__all__ = ["Cancellable", "LoopState", "LoopTask"]
+__all__ = ["Cancellable", "LoopState", "LoopTask", "Startable"]
 
 logger = logging.getLogger("sseqbridge")
 
 # A set cancel flag aborts within 50 ms: half of that leaves room for a busy loop.
 _CANCEL_INTERVAL = 0.025
+
+
+class Startable(Protocol):
+    """A task that is started on the loop.
+
+    `release_consumer` ends its consumer's wait with a BridgeClosedError if the task was not started, or does not end.
+    """
+
+    def start(self) -> None: ...
+    def abort(self) -> None: ...
+    def release_consumer(self) -> None: ...
 
 
 class Cancellable(Protocol):
@@ -63,12 +75,32 @@ class LoopState:
         self._timer: asyncio.TimerHandle | None = None
         # Keeps the asynchronous generator alive that the loop closes at its end.
         self.at_loop_end: AsyncGenerator[None, None] | None = None
-        # Set operations are atomic: the thread that pops a callback is the only one to call it.
+        # Tasks whose start was posted and has not run. Set operations are atomic.
+        self._posted: set[Startable] = set()
+        # The thread that pops a callback is the only one to call it.
         self._end_callbacks: set[Callable[[], object]] = set()
         self._has_ended = False
         # Whether the loop ends with the process, which is no error for a consumer.
         self.ends_quietly = False
         fork.detach_in_children(self)
+
+    def post_start(self, stream: Startable, context: contextvars.Context) -> None:
+        """Have the loop start a task. Thread-safe. If the loop ends before it does, the consumer's wait ends."""
+        self._posted.add(stream)
+        try:
+            self.loop.call_soon_threadsafe(self._start, stream, context=context)
+        except BaseException:
+            self._posted.discard(stream)
+            raise
+
+    def _start(self, stream: Startable) -> None:
+        try:
+            stream.start()
+        except BaseException:
+            stream.release_consumer()
+            raise
+        finally:
+            self._posted.discard(stream)
 
     def add(self, stream_task: StreamTask) -> None:
         """Register a stream that starts."""
@@ -136,9 +168,9 @@ class LoopState:
             logger.debug("closing the HTTP clients failed: %s", type(exc).__name__)
 
     def release_consumers(self) -> None:
-        """End the channels of streams whose tasks did not end, and run the callbacks at the loop's end."""
-        for stream_task in tuple(self.stream_tasks):
-            stream_task.release_consumer()
+        """End the waits for tasks that did not start or end, and run the callbacks at the loop's end."""
+        for stream in (*self._posted.copy(), *self.stream_tasks):
+            stream.release_consumer()
         self._has_ended = True
         while self._end_callbacks:
             self._run_end_callback()

@@ -29,9 +29,9 @@ class BridgeStats:
 
     `open_streams` are running, on `connections` (open ones, idle ones included, as far as the HTTP client
     reports them). `events` and `bytes` of body were received since the bridge was made; `buffered` bytes
-    wait for their consumers (each event is charged 256 bytes besides). Entries that a tee has forwarded
-    count in the stats of its readers instead. `longest_wait` is the longest delay of the event loop, in
-    seconds, while streams were open: blocking code on the loop delays every stream.
+    wait for consumers: those of requests, and readers of tees and logs (each event is charged 256 bytes
+    besides). `longest_wait` is the longest delay of the event loop, in seconds, while streams were open:
+    blocking code on the loop delays every stream.
     """
 
     open_streams: int

@@ -31,6 +31,7 @@ from .batches import Batch
 from .channel import CLOSED, Channel, End, post
 from .exchange import Exchange
 from .loop_state import LoopState, LoopTask
+from .memory import memory
 from .reconnecting import Reconnecting, ReconnectingExchange
 from .responses import Body, Head
 from .scope import current_scope, is_cancelled
@@ -64,6 +65,9 @@ class _Phase(enum.Enum):
 
 class StreamTask(LoopTask):
     """Runs one request on the loop. Made in the caller's thread, started on the loop thread."""
+
+    # See Subscription.
+    shares_events = False
 
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         super().__init__(state)
@@ -148,6 +152,7 @@ class StreamTask(LoopTask):
     def start(self) -> None:
         """Start the task, in the context of the caller."""
         self.state.add(self)
+        memory.enter(self.channel, self.loop)
         self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
         self.task.add_done_callback(self._done)
         if not self.exchange.bounds_its_opening:

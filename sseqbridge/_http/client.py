@@ -7,6 +7,7 @@ and `Client.shared` are written under its lock. Clients run on the event loop's 
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import functools
 import logging
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from sseqbridge import _accelerators
-from sseqbridge._exceptions import SSEError, UsageError
+from sseqbridge._exceptions import BridgeClosedError, UsageError
 from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
 
@@ -41,6 +42,9 @@ RawHeaders = list[tuple[bytes, bytes]]
 # Shorter than the 5 s after which uvicorn, Node and others close an idle connection: a POST fails if the server
 # closes the connection just as the request is written to it.
 _KEEPALIVE_EXPIRY = 4.0
+
+# How long a request waits until a client is closed that was made for it after the pool was closed.
+_CLOSE_SECONDS = 1.0
 
 # The most idle clients that are kept for later HTTP/2 requests.
 _MAX_IDLE = 8
@@ -218,8 +222,9 @@ class ClientPool:
         self._lock = threads.new_lock()
         self._shared: Client | None = None
         self._idle: list[Client] = []
-        # The clients that are not closed. append() and remove() are atomic, and need no lock.
-        self._made_clients: list[Client] = []
+        # The clients that are not closed, leased ones included. copy(), add() and discard() are atomic.
+        self._made_clients: set[Client] = set()
+        self._is_closed = False
         self._http11_origins: set[str] = set()
 
     @classmethod
@@ -234,7 +239,7 @@ class ClientPool:
     @property
     def connections(self) -> int:
         """The number of open connections, in use or idle. Thread-safe."""
-        return sum(client.connections for client in tuple(self._made_clients))
+        return sum(client.connections for client in self._made_clients.copy())
 
     @property
     def has_factory(self) -> bool:
@@ -244,7 +249,8 @@ class ClientPool:
     def lease(self, origin: str) -> Client:
         """Return a client for a request to `origin`. May block: do not call it on the loop's thread.
 
-        Raises UsageError if the factory returns no client, CallbackError if it raises.
+        Raises UsageError if the factory returns no client, CallbackError if it raises, BridgeClosedError if the pool
+        is closed.
         """
         client = self._existing(origin)
         if client is not None:
@@ -257,7 +263,7 @@ class ClientPool:
             client.bound_hooks()
         # Streams of different users share a client: no cookie of an answer may reach another request.
         client.http.cookies.jar.set_policy(_StoreNoCookies())
-        self._made_clients.append(client)
+        self._admit(client)
         if not self._may_share(origin):
             return client
         self.put_back(client)
@@ -266,6 +272,18 @@ class ClientPool:
 
     def _may_share(self, origin: str) -> bool:
         return self._factory is None or origin in self._http11_origins
+
+    def _admit(self, client: Client) -> None:
+        """Add a new client, which aclose() will close. Raises BridgeClosedError if that was called already."""
+        with self._lock:
+            is_closed = self._is_closed
+            if not is_closed:
+                self._made_clients.add(client)
+        if is_closed:
+            if self._factory is not None:
+                # The pool's own loop has ended, or is about to.
+                threads.DaemonThread(_close_on_a_new_loop, "sseqbridge-close", client).join(_CLOSE_SECONDS)
+            raise BridgeClosedError("the bridge was closed while the request was made")
 
     def _existing(self, origin: str) -> Client | None:
         """Return a client that has been made before and may be leased now, None if there is none."""
@@ -284,9 +302,9 @@ class ClientPool:
                 self._http11_origins.add(origin)
 
     def put_back(self, client: Client) -> None:
-        """Return a leased client to the pool, for the next request."""
-        if not client.shared:
-            with self._lock:
+        """Return a leased client to the pool, for the next request. Does nothing if the pool is closed."""
+        with self._lock:
+            if not client.shared and not self._is_closed:
                 self._idle.append(client)
 
     async def give_back(self, client: Client, origin: str) -> None:
@@ -302,18 +320,28 @@ class ClientPool:
     async def discard(self, client: Client) -> None:
         """Close a leased client and its connections, unless it is shared."""
         if not client.shared:
-            self._made_clients.remove(client)
+            self._made_clients.discard(client)
             await client.aclose()
 
     async def aclose(self) -> None:
-        """Close every client that is not leased."""
+        """Close every client, leased ones included: no stream outlives the pool's loop."""
         with self._lock:
-            clients, self._idle = self._idle, []
-            if self._shared is not None:
-                clients.append(self._shared)
-                self._shared = None
-        for client in clients:
-            try:
-                await client.aclose()
-            except SSEError as exc:
-                logger.debug("%s", exc, exc_info=exc)
+            self._is_closed = True
+            clients = tuple(self._made_clients)
+            self._made_clients.clear()
+            self._idle.clear()
+            self._shared = None
+        # At the same time: one that hangs must not keep the others open.
+        for error in await asyncio.gather(*(client.aclose() for client in clients), return_exceptions=True):
+            if error is not None:
+                logger.debug("closing an HTTP client failed", exc_info=error)
+
+
+def _close_on_a_new_loop(client: Client) -> None:
+    loop = loops.new_event_loop()
+    try:
+        loop.run_until_complete(client.aclose())
+    except Exception as exc:
+        logger.debug("closing an HTTP client failed", exc_info=exc)
+    finally:
+        loop.close()

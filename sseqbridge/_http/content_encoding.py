@@ -19,13 +19,13 @@ class BodyDecoder:
     """A body that is not compressed: its chunks are cut into slices of at most `size` bytes."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
 
     def slices(self, chunk: bytes) -> Iterator[bytes]:
         """Yield the decompressed content of `chunk` in slices. Raises ProtocolError if the body is corrupt."""
-        if 0 < len(chunk) <= self._size:
+        if 0 < len(chunk) <= self.size:
             return iter((chunk,))
-        return (chunk[start : start + self._size] for start in range(0, len(chunk), self._size))
+        return (chunk[start : start + self.size] for start in range(0, len(chunk), self.size))
 
     def finish(self) -> None:
         """End the body. Raises TruncatedStreamError if the compressed body is incomplete."""
@@ -52,12 +52,12 @@ class _Inflater(BodyDecoder):
             if piece:
                 yield piece
             # After a full slice, zlib may hold more output although no input is left.
-            full = len(piece) == self._size and not self._zlib.eof
+            full = len(piece) == self.size and not self._zlib.eof
             chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
 
     def _inflate(self, chunk: bytes) -> bytes:
         try:
-            piece = self._zlib.decompress(chunk, self._size)
+            piece = self._zlib.decompress(chunk, self.size)
         except zlib.error as exc:
             if self._bits == zlib.MAX_WBITS and len(self._header) < 2:
                 # Servers send "deflate" with and without the zlib header.

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sseqbridge._runtime import sockets
+from sseqbridge._runtime import loops, sockets
 
 from .errors import ConnectionFailedError
 
@@ -45,7 +45,7 @@ async def dial(protocol: asyncio.BufferedProtocol, host: str, port: int) -> None
 
 
 async def _connected_socket(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
-    found = sockets.literal_address(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = sockets.literal_address(host, port) or await loops.resolve(host, port)
     addresses = interleaved(found)
     if len(addresses) == 1:
         return await attempt(loop, addresses[0])

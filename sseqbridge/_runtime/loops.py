@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, cast
 from sseqbridge import _accelerators
 
 from .clock import clock
-from .patching import original
+from .lookups import look_up
 from .sockets import literal_address, standard_descriptors
 from .threads import DaemonThread
 
@@ -29,6 +30,7 @@ __all__ = [
     "in_coroutine",
     "in_notebook",
     "new_event_loop",
+    "resolve",
     "run_in_daemon_thread",
 ]
 
@@ -99,43 +101,35 @@ def _as_future_error(error: BaseException) -> BaseException:
 
 
 class _DaemonLookups(asyncio.AbstractEventLoop):
-    """Mixin of a loop that looks names up in daemon threads.
-
-    Concurrent lookups of one name share a thread, so that there are at most as many threads as names.
-    (Process exit waits for uvloop's own lookup threads, as it does for those of an executor.)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lookups: dict[Any, asyncio.Task[Any]] = {}
+    """Mixin of a loop that looks names up in daemon threads; see lookups.py."""
 
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
         # uvloop also looks up hosts that are addresses.
         found = literal_address(host, port) if isinstance(host, str) and isinstance(port, int) else []
-        if found:
-            return found
-        key = (host, port, family, type, proto, flags)
-        lookup = self._lookups.get(key)
-        if lookup is None:
-            look_up = original("socket", "getaddrinfo")
-            lookup = self.create_task(run_in_daemon_thread("sseqbridge-resolver", look_up, *key))
-            self._lookups[key] = lookup
-            lookup.add_done_callback(lambda task: self._looked_up(key, task))
-        # asyncio.wait does not cancel the lookup if this request is aborted; other requests may wait for it.
-        # (asyncio.shield would log the lookup's failure after that, on Python 3.14.)
-        await asyncio.wait({lookup})
-        return lookup.result()
+        return found or await look_up(host, port, family=family, type=type, proto=proto, flags=flags)
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         with standard_descriptors:
             return await super().create_connection(*args, **options)
 
-    def _looked_up(self, key: Any, task: asyncio.Task[Any]) -> None:
-        del self._lookups[key]
-        if not task.cancelled():
-            task.exception()  # Marks it as retrieved, so that asyncio does not log it after all requests were aborted.
+
+async def resolve(host: str, port: int) -> Any:
+    """Return the addresses of a name for stream sockets, as getaddrinfo() does. Raises OSError.
+
+    The threads of an asyncio or uvloop loop are few, shared with the application, and may hang; those of lookups.py
+    are used instead. A loop with a resolver of its own keeps it. (httpx's transport always uses that of its loop.)
+    """
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, _DaemonLookups) and _has_own_resolver(type(loop)):
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await look_up(host, port, type=socket.SOCK_STREAM)
+
+
+def _has_own_resolver(kind: type[asyncio.AbstractEventLoop]) -> bool:
+    defined_in = next(base for base in kind.__mro__ if "getaddrinfo" in vars(base)).__module__
+    return defined_in.partition(".")[0] not in ("asyncio", "uvloop")
 
 
 def _check_descriptors(count: int) -> None:

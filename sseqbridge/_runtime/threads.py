@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .clock import clock
 from .patching import is_gevent, original
 
 __all__ = [
@@ -28,6 +29,11 @@ __all__ = [
     "start_worker",
     "thread_id",
 ]
+
+# How long a thread waits without running a bytecode. PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop
+# threads, raises its exception between two bytecodes of the thread, and does not wake it. A thousand threads that wake
+# once a second need 2 % of a core.
+_WAIT_SECONDS = 1.0
 
 # The unpatched functions, even if the library is imported after the process was patched.
 _allocate_lock = original("_thread", "allocate_lock")
@@ -59,9 +65,18 @@ class ThreadWaiter:
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when woken, False after `timeout` seconds. None waits indefinitely."""
-        return self._lock.acquire(  # type: ignore[no-any-return]
-            timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-        )
+        acquire = self._lock.acquire
+        if timeout is None:
+            while not acquire(timeout=_WAIT_SECONDS):
+                pass
+            return True
+        if timeout <= _WAIT_SECONDS:
+            return acquire(timeout=max(timeout, 0.0))  # type: ignore[no-any-return]
+        deadline = clock.monotonic() + timeout
+        while not acquire(timeout=min(max(deadline - clock.monotonic(), 0.0), _WAIT_SECONDS)):
+            if clock.monotonic() >= deadline:
+                return False
+        return True
 
     def wake(self) -> None:
         self._lock.release()

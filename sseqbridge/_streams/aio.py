@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .stream import BaseStream, NotCopyable
+from sseqbridge._checks import NotCopyable
+
+from .stream import BaseStream
 
 if TYPE_CHECKING:
     import httpx

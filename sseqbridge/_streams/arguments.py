@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseqbridge._checks import CancelFlag, Timeout, as_timeout, check_limits
+from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import (
@@ -40,7 +41,6 @@ __all__ = ["Headers", "PreparedRequest", "RequestArguments", "prepare"]
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
 _DEFAULT_TIMEOUT = Timeout()
-_DEFAULT_MAX_BUFFERED_BYTES = 1024 * 1024
 _READ_BYTES = 64 * 1024
 # A sentinel other than None: a caller's iterator that yields None is an error, not the end of the body.
 _NO_CHUNK: Any = object()
@@ -75,7 +75,7 @@ class RequestArguments:
     follow_redirects: bool | None = None
     check_content_type: bool = True
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
-    max_buffered_bytes: int = _DEFAULT_MAX_BUFFERED_BYTES
+    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES
 
 
 # The name in the TypeError of an unknown or missing argument.

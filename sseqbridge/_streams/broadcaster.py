@@ -9,20 +9,24 @@ for the last time, whether or not there is room.
     _entry, _full, _is_moving,
     _must_move, _is_last_time                the loop's thread
     _readers                                 any thread, under `_lock`
+    _leaving                                 any thread; atomic, published before `_readers` is read
     _history, _history_bytes, _last_id, _end the loop's thread, under `_lock`
 
 If the loop has ended before `start`, its thread is the caller's. No call under `_lock` waits or re-enters
-this module. A reader that leaves, perhaps in a finalizer, takes no lock.
+this module. A reader that leaves, perhaps in a finalizer, takes no lock: `add` publishes its reader and then looks
+for a last reader that is leaving, `leave` does the reverse. So at least one of the two notices the other.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
+from sseqbridge._engine.memory import limit_of, memory
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._engine.responses import Body
 from sseqbridge._engine.scope import Ownership
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Broadcaster", "TeeReader"]
 
 T = TypeVar("T")
+
+_ALL_HAVE_LEFT = "all readers of this tee have left, and the upstream was aborted: open a new stream"
 
 
 class Broadcaster(Generic[T]):
@@ -62,6 +68,8 @@ class Broadcaster(Generic[T]):
         self._is_moving = self._must_move = False
         self._is_last_time = False
         self._readers: tuple[TeeReader, ...] = ()
+        # One entry for each reader that may be the last one, and is about to abort the upstream.
+        self._leaving: deque[object] = deque()
         # None once it was longer than `max_history`.
         self._history: list[Batch | Body] | None = []
         self._history_bytes = 0
@@ -93,13 +101,19 @@ class Broadcaster(Generic[T]):
             if history is None:
                 raise EventsLostError(f"the history is longer than max_history_bytes={self._max_history}, and not kept")
             if self._is_over():
-                raise UsageError("all readers of this tee have left, and the upstream was aborted: open a new stream")
+                raise UsageError(_ALL_HAVE_LEFT)
             reader = TeeReader(self, self._max_buffered, self._first_id if replay else self._last_id)
+            memory.enter(reader.channel, reader.loop)
             for entry in history:
                 reader.put(entry)
             if self._end is not None:
                 reader.put(self._end)
             self._readers += (reader,)
+        if self._is_left():
+            self._remove(reader)
+            # Aborts the upstream if the other side noticed this reader, and did not.
+            reader.abort()
+            raise UsageError(_ALL_HAVE_LEFT)
         return self._reader.fork(reader)
 
     def close(self) -> None:
@@ -113,6 +127,14 @@ class Broadcaster(Generic[T]):
         if self._end is not None:
             return self._end.outcome == "closed"
         return bool(self._readers) and not self.open_readers
+
+    def _is_left(self) -> bool:
+        """Whether the upstream was aborted, or is about to be, since the last reader has left."""
+        # In this order: leave() closes the channel before it removes its entry from `_leaving`, and the loop
+        # records the end before it closes the channel.
+        if not self._leaving and not self.subscription.channel.closed:
+            return False
+        return self._end is None or self._end.outcome == "closed"
 
     # On the loop's thread.
 
@@ -167,7 +189,7 @@ class Broadcaster(Generic[T]):
         full = [reader for reader in self._readers if not reader.channel.fits(charge)]
         if self._ends_slow and len(full) < self.open_readers:
             for reader in full:
-                reader.fall_behind(self._max_buffered)
+                reader.fall_behind(limit_of(self._max_buffered).bytes)
                 self._remove(reader)
             return False
         self._full = [reader for reader in full if reader.channel.notify_when_drained(self._wake, charge)]
@@ -212,8 +234,14 @@ class Broadcaster(Generic[T]):
 
     def leave(self) -> None:
         """Abort the upstream if the last reader has left."""
+        if self.open_readers:
+            return
+        entry = object()
+        self._leaving.append(entry)
+        # Checked again, now that add() can see the entry: it may have added a reader after the first check.
         if not self.open_readers:
             self.subscription.abort()
+        self._leaving.remove(entry)
 
     def finish(self) -> None:
         """End all readers as "done", since the `done` function of one accepted an event."""
@@ -229,6 +257,8 @@ def _charge(entry: Entry | End) -> int:
 
 class TeeReader:
     """The subscription of one reader."""
+
+    shares_events = True
 
     def __init__(self, broadcaster: Broadcaster[Any], max_buffered: int, initial_event_id: str) -> None:
         self.channel: ThreadChannel[Entry] = ThreadChannel(max_buffered)

@@ -16,7 +16,7 @@ from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
-from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.events import Comment, ServerSentEvent, copied
 
 from .subscription import Subscription
 
@@ -219,7 +219,9 @@ class Cursor(Generic[T]):
     def accept(self, entry: Entry | End) -> None:
         """Make an entry the current one. Raises the stream's error if the entry is one."""
         if isinstance(entry, Batch):
-            self._batch, self.items = entry, iter(entry.items)
+            # Other readers must not notice if the consumer changes an event.
+            items = [copied(item) for item in entry.items] if self.subscription.shares_events else entry.items
+            self._batch, self.items = entry, iter(items)
         elif isinstance(entry, Reconnecting):
             try:
                 call_on_reconnect(self._on_reconnect, entry)

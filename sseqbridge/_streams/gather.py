@@ -27,7 +27,8 @@ def gather(
 
     `calls` is a mapping of names to functools.partial(request_sse, ...), or an iterable of them, which is
     read as far as needed. The results have the order of the calls (a stream that completes early is kept
-    until its turn); with `in_order=False` they have the order in which the streams complete. An error of
+    until its turn; at most twice `limit` calls are started and not yet yielded); with `in_order=False` they
+    have the order in which the streams complete. An error of
     one stream is raised at once and ends the others; with `errors="yield"` it takes the place of the
     stream's items. `progress=True` shows a progress bar, with tqdm.
 
@@ -48,7 +49,8 @@ def _results(
     order: deque[int] = deque()
     try:
         while True:
-            for name, call in itertools.islice(calls, limit - len(items)):
+            # `order` has the calls that were started and not yet yielded.
+            for name, call in itertools.islice(calls, min(limit - len(items), 2 * limit - len(order))):
                 # Before the request is sent.
                 merger.check_process()
                 number = merger.add(member_of(name, call))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 
 from .claims import Claim, Claims
 from .merger import Errors, Merger, NamedStreams, Step, amember_of, member_of, named_streams
-from .stream import NotCopyable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["AsyncMergedStreams", "MergedStreams", "amerge", "merge"]
+
+_IS_READ = "merged streams have one consumer at a time, and are being read already"
 
 
 def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams:
@@ -48,7 +50,8 @@ def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMerg
     """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.
 
     Requests that functools.partial(arequest_sse, ...) stands for are sent when the iteration begins. Use
-    `async with` if the loop may be left early. A wait that is cancelled loses no item.
+    `async with` if the loop may be left early. A wait that is cancelled loses no item. Raises UsageError
+    for a second consumer at a time.
     """
     return AsyncMergedStreams(named_streams(streams), errors)
 
@@ -56,6 +59,7 @@ def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMerg
 class _BaseMerged(NotCopyable):
     def __init__(self, errors: Errors) -> None:
         self._merger = Merger(errors)
+        self._claims = Claims()
 
     def __repr__(self) -> str:
         state = "closed" if self._merger.is_closed else "open"
@@ -78,10 +82,6 @@ class MergedStreams(_BaseMerged):
     """Many streams, read as one by one thread; see `merge`."""
 
     _was_left = False
-
-    def __init__(self, errors: Errors) -> None:
-        super().__init__(errors)
-        self._claims = Claims()
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +111,7 @@ class MergedStreams(_BaseMerged):
         merger = self._merger
         self._claims.append(claim)
         if not self._claims.contend(claim, self.close):
-            raise UsageError("merged streams have one consumer at a time, and are being read already")
+            raise UsageError(_IS_READ)
         try:
             while len(merger):
                 step = merger.receive()
@@ -156,17 +156,30 @@ class AsyncMergedStreams(_BaseMerged):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> tuple[Any, Any]:
+    def __anext__(self) -> Coroutine[Any, Any, tuple[Any, Any]]:
+        claim = Claim()
+        coroutine = self._next(claim)
+        claim.held_by(coroutine)
+        return coroutine
+
+    async def _next(self, claim: Claim) -> tuple[Any, Any]:
         self._merger.check_process()
+        self._claims.append(claim)
+        # A call that has ended without releasing its claim has left its step to the next call.
+        if not self._claims.contend(claim, lambda: None):
+            raise UsageError(_IS_READ)
         try:
-            await self._open_all()
-            while not self._items:
-                if not await self._receive():
-                    raise StopAsyncIteration
-        except (Exception, Cancelled):
-            self.close()
-            raise
-        return self._items.popleft()
+            try:
+                await self._open_all()
+                while not self._items:
+                    if not await self._receive():
+                        raise StopAsyncIteration
+            except (Exception, Cancelled):
+                self.close()
+                raise
+            return self._items.popleft()
+        finally:
+            self._claims.discard(claim)
 
     async def _open_all(self) -> None:
         while (named := self._opening or self._next_named()) is not None:

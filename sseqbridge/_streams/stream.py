@@ -5,7 +5,9 @@ A stream has no state of its own besides its reader. The properties may be read 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sseqbridge._checks import NotCopyable
 
 if TYPE_CHECKING:
     import httpx
@@ -16,21 +18,9 @@ if TYPE_CHECKING:
     from .cursor import Cursor
     from .reader import ItemReader
 
-__all__ = ["BaseStream", "NotCopyable", "reader_of"]
+__all__ = ["BaseStream", "reader_of"]
 
 T = TypeVar("T")
-
-
-class NotCopyable:
-    """Base of open requests: a copy would be a second owner, whose end aborts the first owner's request."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        # Called by copy.copy(), copy.deepcopy() and pickle.
-        raise TypeError(
-            f"{type(self).__name__} is an open request, which cannot be copied or pickled; pass its items on"
-        )
 
 
 class BaseStream(NotCopyable, Generic[T]):

@@ -30,6 +30,10 @@ class Subscription(Protocol):
     """
 
     @property
+    def shares_events(self) -> bool:
+        """Whether the channel's events are also in other readers' channels: a consumer must not change them."""
+
+    @property
     def channel(self) -> Channel[Entry]:
         """The channel that the entries arrive in; `channel.closed` once the consumer wants no more."""
 

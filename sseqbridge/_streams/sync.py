@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from .stream import BaseStream, NotCopyable
+from sseqbridge._checks import NotCopyable
+
+from .stream import BaseStream
 
 if TYPE_CHECKING:
     import httpx

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from sseqbridge._checks import check_limits
+from sseqbridge._checks import NotCopyable, check_limits
+from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._exceptions import UsageError
 
 from .broadcaster import Broadcaster
-from .stream import NotCopyable, reader_of
+from .stream import reader_of
 from .sync import EventStream, SSEResponse
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["Tee", "tee"]
 
 T = TypeVar("T")
 
-_DEFAULT_MAX_BYTES = 1024 * 1024
+_MAX_HISTORY_BYTES = 1024 * 1024
 
 Slow = Literal["wait", "end"]
 
@@ -29,8 +30,8 @@ def tee(
     n: int = 2,
     *,
     slow: Slow = "wait",
-    max_buffered_bytes: int = _DEFAULT_MAX_BYTES,
-    max_history_bytes: int = _DEFAULT_MAX_BYTES,
+    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES,
+    max_history_bytes: int = _MAX_HISTORY_BYTES,
 ) -> Tee[T]:
     """Return a tuple of `n` streams that each deliver all of the rest of one stream, to `n` threads.
 

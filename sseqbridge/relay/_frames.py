@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
 from sseqbridge._runtime.clock import clock
 
@@ -100,7 +101,7 @@ def arelay(
     return AsyncFrames(upstream.async_source(writer, after_work), options.heartbeat, writer.error)
 
 
-class _BaseFrames:
+class _BaseFrames(NotCopyable):
     """The state of Frames and AsyncFrames, and the time of the next heartbeat."""
 
     def __init__(self, heartbeat: float | None, report: Callable[[BaseException], bytes]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Union
 
 from sseqbridge._checks import CancelFlag, check_limits, check_seconds
 from sseqbridge._engine.bridge import Bridge
+from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import UsageError
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
@@ -79,7 +80,7 @@ class OpenArguments:
     decode: Decode = "json"
     error_events: ErrorEvents = "raise"
     cancel: CancelFlag | None = None
-    max_buffered_bytes: int = 1024 * 1024
+    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES
 
 
 # The name in the TypeError of an unknown or missing argument.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import Channel, End
+from sseqbridge._engine.memory import limit_of
 from sseqbridge._engine.responses import made_head, status_error
 from sseqbridge._exceptions import EventsLostError, LogError, RequestAbortedError, SSEError
 from sseqbridge._runtime.clock import clock
@@ -46,7 +47,7 @@ class Delivery:
         self.first_event_at: float | None = None
         self._channel = channel
         self._target = target
-        self._max_bytes = max_bytes
+        self._limit = limit_of(max_bytes)
         self._skip_empty = skip_empty
         self._retry: float | None = None
 
@@ -56,7 +57,7 @@ class Delivery:
             self.send_head()
             batch = self._batch(segment)
             # A segment above the limit never fits whole: put() splits it.
-            if batch.charge > self._max_bytes or not self._channel.try_send(batch, batch.charge):
+            if batch.charge > self._limit.bytes or not self._channel.try_send(batch, batch.charge):
                 return False
         elif segment.kind == MISSING:
             message = (
@@ -77,7 +78,7 @@ class Delivery:
 
     async def put(self, segment: Segment) -> None:
         """Put a segment of events into the channel, in parts if it is large; wait for room."""
-        for part in split_segment(segment, self._max_bytes):
+        for part in split_segment(segment, self._limit.bytes):
             batch = self._batch(part)
             await self._channel.send(batch, batch.charge)
             self._advance(part)

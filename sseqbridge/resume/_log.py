@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import check_limits, check_seconds
+from sseqbridge._checks import NotCopyable, check_limits, check_seconds
 from sseqbridge._engine.bridge import Bridge, check_bridge
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
@@ -32,7 +32,7 @@ __all__ = ["Log", "LogOptions", "MemoryLog", "Replay", "Start"]
 T = TypeVar("T")
 
 
-class Log(abc.ABC):
+class Log(NotCopyable, abc.ABC):
     """Streams that one producer each writes, and any number of readers read; see MemoryLog and RedisLog.
 
     Times are in seconds. Readers notice a dead producer within `lease`, which a live producer renews. A stream

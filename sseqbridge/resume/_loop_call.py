@@ -42,16 +42,24 @@ class LoopCall(Generic[T]):
         """Start the action. Must be called on the loop thread."""
         if self._is_of_hub and self._hub.is_closing:
             # Closed between the caller's check and this callback.
-            self._end_closed()
+            self.release_consumer()
             return
+        # If the loop cannot even run to its end, the task never gets to its own.
+        self.state.call_at_end(self.release_consumer)
         spawn = self._hub.spawn if self._is_of_hub else self._hub.loop.create_task
         self._task = spawn(self._run())
 
     async def _run(self) -> None:
         try:
+            await self._act()
+        finally:
+            self.state.cancel_call_at_end(self.release_consumer)
+
+    async def _act(self) -> None:
+        try:
             value = await self._action(self._hub)
         except asyncio.CancelledError:
-            self._end_closed()
+            self.release_consumer()
             raise
         except BaseException as exc:
             self.result.end(End("error", exc))
@@ -61,7 +69,8 @@ class LoopCall(Generic[T]):
             value.abort()
         self.result.send_nowait((value,))
 
-    def _end_closed(self) -> None:
+    def release_consumer(self) -> None:
+        """End the caller's wait, since the loop ended before the call did."""
         self.result.end(End("error", BridgeClosedError("the bridge, or the log, was closed during the call")))
 
     def value(self, entry: Any) -> T:

@@ -119,6 +119,8 @@ class Producer(LoopTask):
 
     def start(self) -> None:
         """Hold the lease, and wait for the upstream."""
+        # If the loop cannot even run to its end, the task never gets to its own.
+        self.call_at_loop_end(self._end_with_loop)
         self._task = self._hub.spawn(self._run())
         self._task.add_done_callback(self._on_done)
 
@@ -276,7 +278,12 @@ class Producer(LoopTask):
         assert self._task is not None
         self._task.cancel()
 
+    def _end_with_loop(self) -> None:
+        self.result.end(End("error", BridgeClosedError("the bridge that the producer ran on was closed")))
+        self.mark_finished()
+
     def _on_done(self, task: asyncio.Task[None]) -> None:
+        self.cancel_call_at_loop_end(self._end_with_loop)
         upstream = self._upstream
         if upstream is not None and not upstream.is_ended:
             upstream.abort()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.loop_state import LoopTask
+from sseqbridge._engine.memory import memory
 from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
@@ -87,7 +88,7 @@ class Reader(LoopTask):
     the producer before the head, and its consumer calls `start`.
     """
 
-    is_reader = True
+    is_reader = shares_events = True
 
     def __init__(
         self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Position], ElectedProducer]
@@ -114,9 +115,9 @@ class Reader(LoopTask):
     def start(self) -> None:
         """Start to read."""
         if self._hub.is_closing:
-            # Closed between the caller's check and this callback.
-            self.end_with_loop(is_quiet=False)
+            self.end_with_loop()  # Closed between the caller's check and this callback.
             return
+        memory.enter(self.channel, self.loop)
         self._topic = self._hub.topic(self._options.key)
         self._topic.register(self)
         self._hub.readers.add(self)
@@ -305,13 +306,15 @@ class Reader(LoopTask):
         self._delivery.fail(error)
         self._leave_topic()
 
-    def end_with_loop(self, *, is_quiet: bool) -> None:
+    def end_with_loop(self, *, is_quiet: bool = False) -> None:
         """End because the loop, or the log, is closing."""
         if is_quiet and self._delivery.has_head:
             self.channel.close()
         error = BridgeClosedError("the bridge, or the log, that this stream was read on was closed")
         self._delivery.finish(End("error", error))
         self.mark_finished()
+
+    release_consumer = end_with_loop
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """End if the caller's cancel flag is set, or raises."""

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.clock import clock
 
@@ -32,7 +33,7 @@ _JOIN_SECONDS = 5.0
 _SEND_BUFFER_BYTES = 65_536
 
 
-class SSEServer:
+class SSEServer(NotCopyable):
     """An HTTP/1.1 server that plays a script for each request.
 
         with SSEServer([send({"n": 1}), send("[DONE]")]) as server:

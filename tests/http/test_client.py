@@ -40,7 +40,7 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
-from sseqbridge._http.client import Client, ClientPool
+from sseqbridge._http.client import Client
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, raw, reset, respond, send, silence, wire
 from tests.clock import FakeClock
 from tests.support import in_thread, until
@@ -666,116 +666,7 @@ def test_http2_server_that_ends_the_connection_is_an_error(
         served.result(30)
 
 
-# The pool of clients.
-
-_A, _B = "https://a.test:443", "https://b.test:443"
-
-
-class Made:
-    """A pool whose factory records its clients; the fixture closes them."""
-
-    def __init__(self) -> None:
-        self.clients: list[httpx.AsyncClient] = []
-        self.pool = ClientPool(self._make)
-
-    def _make(self) -> httpx.AsyncClient:
-        self.clients.append(httpx.AsyncClient(verify=_CONTEXT))
-        return self.clients[-1]
-
-
-_CONTEXT = ssl.create_default_context()
-
-
-@pytest.fixture
-def made() -> Iterator[Made]:
-    made = Made()
-    yield made
-    for client in made.clients:
-        asyncio.run(client.aclose())
-
-
-def test_pool_without_a_factory_has_one_client() -> None:
-    pool = ClientPool()
-    clients = {id(pool.lease(origin)) for origin in (_A, _B, _A)}
-    assert len(clients) == 1
-    client = pool.lease(_A)
-    pool.learn(_A, "HTTP/1.1")
-    pool.put_back(client)
-    assert pool.lease(_B) is client
-    asyncio.run(pool.aclose())
-    assert client.http.is_closed
-
-
-def test_unknown_origin_gets_an_exclusive_client(made: Made) -> None:
-    first, second = made.pool.lease(_A), made.pool.lease(_A)
-    assert first.http is not second.http
-    made.pool.put_back(first)
-    assert made.pool.lease(_B) is first
-    assert len(made.clients) == 2
-
-
-def test_http1_origin_shares_a_client(made: Made) -> None:
-    leased = made.pool.lease(_A)
-    made.pool.learn(_A, "HTTP/1.1")
-    shared = made.pool.lease(_A)
-    assert made.pool.lease(_A) is shared
-    assert shared.http is not leased.http
-    assert made.pool.lease(_B) is not shared
-    made.pool.put_back(shared)
-    assert made.pool.lease(_A) is shared
-
-
-def test_idle_client_becomes_the_shared_client(made: Made) -> None:
-    """It has an open connection that the next request can reuse."""
-    leased = made.pool.lease(_A)
-    made.pool.learn(_A, "HTTP/1.0")
-    made.pool.put_back(leased)
-    assert made.pool.lease(_A).http is leased.http
-    assert len(made.clients) == 1
-
-
-def test_http2_origin_never_shares_a_client(made: Made) -> None:
-    made.pool.learn(_A, "HTTP/2")
-    assert made.pool.lease(_A) is not made.pool.lease(_A)
-
-
-def test_discarded_client_is_closed_and_removed(made: Made) -> None:
-    async def main() -> None:
-        leased = made.pool.lease(_A)
-        await made.pool.discard(leased)
-        assert leased.http.is_closed
-        assert made.pool.lease(_A) is not leased
-        made.pool.learn(_A, "HTTP/1.1")
-        shared = made.pool.lease(_A)
-        await made.pool.discard(shared)
-        assert not shared.http.is_closed
-
-    asyncio.run(main())
-
-
-def test_closing_the_pool_closes_clients_that_are_not_leased(made: Made) -> None:
-    async def main() -> None:
-        in_use, idle = made.pool.lease(_A), made.pool.lease(_A)
-        made.pool.learn(_B, "HTTP/1.1")
-        shared = made.pool.lease(_B)
-        made.pool.put_back(idle)
-        await made.pool.aclose()
-        assert [client.http.is_closed for client in (in_use, idle, shared)] == [False, True, True]
-        assert made.pool.lease(_A).http not in (idle.http, shared.http)
-
-    asyncio.run(main())
-
-
-def test_pool_of_a_callers_client_keeps_its_cookies() -> None:
-    async def main() -> None:
-        async with httpx.AsyncClient() as http:
-            pool = ClientPool.of(http)
-            assert pool.lease(_A).http is pool.lease(_B).http is http
-            request = httpx.Request("GET", "http://a.test/")
-            http.cookies.extract_cookies(httpx.Response(200, headers={"Set-Cookie": "a=1"}, request=request))
-            assert dict(http.cookies) == {"a": "1"}
-
-    asyncio.run(main())
+# The package of a client.
 
 
 def test_package_of_a_client_is_found() -> None:

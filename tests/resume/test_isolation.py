@@ -419,3 +419,14 @@ def test_broken_wake_key_ends_readers_of_all_streams(server: RedisServer) -> Non
         client.set(tail.wake_key, "x")
         for reading in readings:
             assert "WRONGTYPE" in str(reading.fail()[1])
+
+
+def test_reader_that_changes_its_events_changes_no_other(log: Log, face: Face) -> None:
+    go = threading.Event()
+    with SSEServer([send("a"), hold(go), send("b"), DONE]) as server:
+        readers = [face.open(log, "k", face.start(server.url), decode="event") for _ in range(2)]
+        until(lambda: "k" in hub_of(log).topics and len(hub_of(log).topics["k"].subscribers) == 3)
+        go.set()
+        for event in readers[0].items():
+            event.data = event.id = "changed"
+        assert [event.data for event in readers[1].items()] == ["a", "b"]

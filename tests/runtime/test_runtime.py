@@ -1,18 +1,16 @@
-"""Waiting, daemon threads, sockets, and the loop's name lookups."""
+"""Waiting, daemon threads, and sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import errno
-import logging
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -200,118 +198,3 @@ def test_result_after_the_loops_end_is_dropped() -> None:
     asyncio.run(main())
     go.set()
     until(lambda: not any(thread.name == "worker" for thread in threading.enumerate()))
-
-
-# Name lookups of the loop.
-
-
-class Resolver:
-    """Replaces getaddrinfo: a lookup blocks until `go` is set."""
-
-    def __init__(self) -> None:
-        self.begun: list[tuple[Any, ...]] = []
-        self.threads: list[str] = []
-        self.go = threading.Event()
-        self.error: Exception | None = None
-
-    def __call__(self, *args: Any) -> list[Any]:
-        self.begun.append(args)
-        self.threads.append(threading.current_thread().name)
-        self.go.wait(10)
-        if self.error is not None:
-            raise self.error
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", args[1]))]
-
-
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    replacement = Resolver()
-    monkeypatch.setattr(socket, "getaddrinfo", replacement)
-    yield replacement
-    replacement.go.set()
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = loops.new_event_loop()
-    yield loop
-    loop.close()
-
-
-async def begun(resolver: Resolver, count: int) -> None:
-    while len(resolver.begun) < count:
-        await asyncio.sleep(0.001)
-
-
-def test_concurrent_lookups_of_one_name_share_a_thread(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
-    async def main() -> None:
-        same = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(10)]
-        other = asyncio.create_task(loop.getaddrinfo("two.test", 80))
-        await begun(resolver, 2)
-        resolver.go.set()
-        for answer in await asyncio.gather(*same):
-            assert answer[0][4] == ("127.0.0.1", 80)
-        await other
-        assert [args[0] for args in resolver.begun] == ["one.test", "two.test"]
-        assert set(resolver.threads) == {"sseqbridge-resolver"}
-        # Results are not cached.
-        await loop.getaddrinfo("one.test", 80)
-        assert len(resolver.begun) == 3
-
-    loop.run_until_complete(main())
-
-
-def test_aborted_request_does_not_cancel_a_shared_lookup(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
-    async def main() -> None:
-        first, second = (asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(2))
-        await begun(resolver, 1)
-        first.cancel()
-        await asyncio.wait({first})
-        assert first.cancelled()
-        resolver.go.set()
-        assert await second
-        assert len(resolver.begun) == 1
-
-    loop.run_until_complete(main())
-
-
-def test_failed_lookup_raises_in_every_waiter(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
-    async def main() -> None:
-        waiting = [asyncio.create_task(loop.getaddrinfo("one.test", 80)) for _ in range(3)]
-        await begun(resolver, 1)
-        resolver.error = socket.gaierror(socket.EAI_NONAME, "unknown")
-        resolver.go.set()
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert results == [resolver.error] * 3
-
-    loop.run_until_complete(main())
-
-
-def test_failed_lookup_without_waiters_is_not_logged(
-    resolver: Resolver, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        waiting = asyncio.create_task(loop.getaddrinfo("one.test", 80))
-        await begun(resolver, 1)
-        waiting.cancel()
-        await asyncio.wait({waiting})
-        resolver.error = socket.gaierror(socket.EAI_NONAME, "unknown")
-        resolver.go.set()
-        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
-
-    with caplog.at_level(logging.DEBUG, logger="asyncio"):
-        loop.run_until_complete(main())
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-
-def test_loop_can_end_during_a_lookup(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
-    async def main() -> None:
-        waiting = asyncio.create_task(loop.getaddrinfo("one.test", 80))
-        await begun(resolver, 1)
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        assert waiting.cancelled()
-
-    loop.run_until_complete(main())

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 
-from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.events import Comment, RestartEvent, ServerSentEvent, copied
 
 
 def test_event_has_the_defaults_of_the_standard() -> None:
@@ -43,6 +43,14 @@ def test_items_are_small_and_survive_copying(item: ServerSentEvent | Comment) ->
     assert copy.copy(item) == item
     assert copy.deepcopy(item) == item
     assert pickle.loads(pickle.dumps(item)) == item
+
+
+@pytest.mark.parametrize("item", [ServerSentEvent("a", "b", "c", 1.5), RestartEvent("restart"), Comment("a")], ids=repr)
+def test_copied_item_is_another_object_of_the_same_kind(item: ServerSentEvent | Comment) -> None:
+    copy_of_item = copied(item)
+    assert copy_of_item is not item
+    assert type(copy_of_item) is type(item)
+    assert copy_of_item == item
 
 
 def test_items_have_a_repr() -> None:

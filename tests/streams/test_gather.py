@@ -19,7 +19,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence, wait
-from tests.support import in_thread, until
+from tests.support import in_thread, is_waiting, until
 
 DONE = send("[DONE]")
 
@@ -91,6 +91,38 @@ def test_limit_bounds_the_concurrent_requests(in_order: bool) -> None:
         assert len(read) <= 8
         assert len(list(results)) == 29
     assert most <= 4
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_at_most_twice_the_limit_are_started_and_not_yielded(limit: int) -> None:
+    first = threading.Event()
+    started: list[int] = []
+
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        if request.path == "/0":
+            yield hold(first)
+        yield send(request.path)
+        yield DONE
+
+    def calls() -> Iterator[partial[Any]]:
+        for n in range(40):
+            started.append(n)
+            yield call(server, f"/{n}", decode="text")
+
+    with SSEServer(script) as server:
+        results = gather(calls(), limit=limit)
+        gathering = in_thread(lambda: next(results))
+        # With one call at a time, the others wait for the first.
+        other_calls = 2 * limit - 1 if limit > 1 else 0
+        until(lambda: sum(request.finished.is_set() for request in server.requests) == other_calls)
+        until(lambda: is_waiting(gathering))
+        assert len(started) == other_calls + 1
+        first.set()
+        yielded = [gathering.result(30)]
+        for result in results:
+            assert len(started) - len(yielded) <= 2 * limit
+            yielded.append(result)
+    assert yielded == [(n, [f"/{n}"]) for n in range(40)]
 
 
 def test_error_ends_all_requests_or_is_a_result() -> None:

@@ -36,6 +36,7 @@ from sseqbridge import (
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Body, Head
+from sseqbridge._engine.scope import Ownership
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
@@ -72,13 +73,16 @@ class InMemory:
     initial_event_id = ""
     done_event = None
     is_inherited = False
+    shares_events = False
     finished = True
+    is_running = True
     # The loop's thread is the test's.
     loop: Any = Loop()
 
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
         self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
         self.status = status
+        self.ownership = Ownership(self)
         if status != 200:
             self.channel.send_nowait(Body(b"no"))
         for items in batches:
@@ -88,7 +92,7 @@ class InMemory:
 
     def nothing(self, *_: Any) -> None: ...
 
-    check_process = drain = reconnect = notify_finished = nothing
+    check_process = drain = reconnect = notify_finished = watch = nothing
     call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
 
     def abort(self) -> None:

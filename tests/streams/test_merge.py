@@ -523,6 +523,28 @@ def test_one_consumer_at_a_time() -> None:
         assert list(whole) == []
 
 
+def test_two_tasks_cannot_read_merged_streams() -> None:
+    go = threading.Event()
+
+    async def main() -> list[Any]:
+        async with amerge([partial(arequest_sse, server.url)]) as merged:
+            waiting = asyncio.ensure_future(merged.__anext__())
+            while not len(merged._merger):
+                await asyncio.sleep(0)
+            with pytest.raises(UsageError, match="one consumer at a time"):
+                await merged.__anext__()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            # A cancelled wait makes room for another task.
+            waiting = asyncio.ensure_future(merged.__anext__())
+            go.set()
+            return [await waiting, *[named async for named in merged]]
+
+    with SSEServer([respond(), hold(go), send(1), send(2), DONE]) as server:
+        assert asyncio.run(main()) == [(0, 1), (0, 2)]
+
+
 def test_stream_with_another_consumer_cannot_be_merged() -> None:
     with SSEServer([send(1), silence()]) as server:
         stream = request_sse(server.url).events

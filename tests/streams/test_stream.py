@@ -1,4 +1,4 @@
-"""Streams, tees and merges are open requests, which cannot be copied or pickled."""
+"""Objects with requests, connections or threads cannot be copied or pickled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import amerge, arequest_sse, merge, request_sse, tee
+from sseqbridge import Bridge, amerge, arequest_sse, merge, request_sse, tee
+from sseqbridge.relay import aframes, frames
+from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send
 
+MAKERS = pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
 
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+
+@MAKERS
 def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
     async def main(url: str) -> None:
         async with await arequest_sse(url) as response:
@@ -35,3 +39,27 @@ def test_streams_cannot_be_copied(make: Callable[[Any], Any]) -> None:
             assert response.events.collect() == [1]
             assert [reader.collect() for reader in readers] == [[1], [1]]
         asyncio.run(main(server.url))
+
+
+@MAKERS
+def test_iterators_of_a_stream_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    with SSEServer([send(1), send(2), send("[DONE]")]) as server, request_sse(server.url) as (_, _, events):
+        iterator = events.keep_open()
+        assert next(iterator) == 1
+        with pytest.raises(TypeError):
+            make(iterator)
+        gc.collect()
+        assert list(iterator) == [2]
+
+
+@MAKERS
+def test_owners_of_threads_and_connections_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    with SSEServer([send(1), send("[DONE]")]) as server, Bridge() as bridge, MemoryLog(bridge=bridge) as log:
+        piece = frames(iter(["a"]), heartbeat=None)
+        for original in (server, bridge, log, piece, aframes(iter(["a"]), heartbeat=None)):
+            with pytest.raises(TypeError, match=f"{type(original).__name__} cannot be copied or pickled"):
+                make(original)
+        gc.collect()
+        assert log.open("key", lambda: request_sse(server.url)).collect() == [1]
+        assert request_sse(server.url, bridge=bridge).events.collect() == [1]
+        assert b"".join(piece).startswith(b"data: a")

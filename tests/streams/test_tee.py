@@ -67,6 +67,25 @@ def test_each_reader_decodes_its_own_items() -> None:
             pass
 
 
+@pytest.mark.parametrize("decode", ["event", "json", lambda event: event])
+def test_reader_that_changes_its_events_changes_no_other(decode: Any) -> None:
+    steps = [send("1", id="1"), comment("c"), send("2", id="2"), DONE]
+    with SSEServer(steps) as server:
+        comments = decode == "event"
+        first, other = readers = tee(request_sse(server.url, decode=decode, comments=comments).events)
+        for item in first:
+            changed = [first.last_event, item] if isinstance(item, (ServerSentEvent, Comment)) else [first.last_event]
+            for each in changed:
+                if isinstance(each, Comment):
+                    each.text = "changed"
+                elif each is not None:
+                    each.data, each.id, each.event, each.retry = "changed", "changed", "changed", 7.0
+        for reader in (other, readers.add(replay=True)):
+            seen = [(item, reader.last_event) for item in reader]
+            assert "changed" not in repr(seen)
+            assert [event.id for _, event in seen if event is not None][-1] == "2"
+
+
 def test_readers_have_their_own_positions() -> None:
     steps = [send("a", id="1"), send("b", id="2", retry=0.5), send("c", id="3"), DONE]
     with SSEServer(steps) as server:
