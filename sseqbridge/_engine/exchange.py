@@ -28,6 +28,7 @@ from .responses import (
     open_body,
     read_within_bounds,
     response_headers,
+    seconds_for_other_type,
 )
 from .sender import Redirects, RequestSender
 
@@ -58,7 +59,7 @@ class Resumption(NamedTuple):
 class Exchange:
     """One request, from sending it to the last byte of its answer.
 
-    `open()` sends it. Iterating returns Batches, or one Body if the status is not 200. `outcome` is "done" or "eof"
+    `open()` sends it. Iterating returns Batches, or one Body if the answer is no stream. `outcome` is "done" or "eof"
     once the stream has ended; `received` counts the bytes of the body.
     """
 
@@ -73,7 +74,7 @@ class Exchange:
         self._options = options
         self._sender = RequestSender(clients, options, resumption.last_event_id, resumption.redirects)
         self._reader = BatchReader(options, resumption.last_event_id, resumption.retry)
-        self._status = 0
+        self._head: Head | None = None
         self._body: BodyStream | PulledBody | None = None
         self._put: Callable[[Batch], bool] | None = None
         # How many bytes may still be read after the last event; None before.
@@ -130,19 +131,21 @@ class Exchange:
         Raises ContentTypeError for a 200 of another type than text/event-stream, and what RequestSender.send() does.
         """
         response = await self._sender.send()
-        self._status = response.status_code
         headers = response_headers(response)
-        self._body, self._reader.decoder = open_body(response, headers, self._reader.slice_bytes)
-        if response.status_code == 200:
+        head = self._head = Head(response.status_code, headers, response.http_version)
+        self._body, self._reader.decoder = open_body(response, head, self._reader.slice_bytes)
+        if head.is_stream:
             if self._options.check_content_type and not is_event_stream(headers):
-                body = await self.read_body()
+                body = await read_within_bounds(
+                    self._next_chunk, self._reader.decoder, seconds_for_other_type(headers)
+                )
                 raise content_type_error(self.target, headers, body)
             if is_cut(response):
                 raise SSEError(
                     f"{self.target}: an event hook or auth of the HTTP client must not read the body of an event "
                     f"stream; it has read this one, of which it gets {MAX_BODY_BYTES} bytes at most"
                 )
-        return Head(response.status_code, headers, response.http_version)
+        return head
 
     # Reading.
 
@@ -161,7 +164,8 @@ class Exchange:
         """Return the next batch. Raises StopAsyncIteration once `outcome` is set."""
         if self.outcome is not None and self._drain_left is None:
             raise StopAsyncIteration
-        if self._status != 200:
+        assert self._head is not None
+        if not self._head.is_stream:
             return await self._refusal()
         reader = self._reader
         while (batch := reader.next_batch()) is None:
@@ -239,7 +243,8 @@ class Exchange:
         self.outcome = "eof"
 
     async def _refusal(self) -> Body:
-        if self._status == 204:
+        assert self._head is not None
+        if self._head.status == 204:
             self.outcome = "eof"
             raise StopAsyncIteration
         body = await self.read_body()

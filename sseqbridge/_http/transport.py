@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
+import itertools
 import ssl
 import sys
 import types
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import httpx
@@ -57,6 +59,8 @@ class Transport(httpx.AsyncBaseTransport):
         self._plain: httpx.AsyncBaseTransport | None = None
         # Last in, first out, so that surplus connections expire. The first of each deque is the oldest.
         self._idle: dict[Origin, collections.deque[HTTP11Connection]] = {}
+        # Connections in the middle of an authentication, which only the task of their call may use.
+        self._reserved: dict[tuple[asyncio.Task[Any] | None, Origin], HTTP11Connection] = {}
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._closed = False
         # The open connections: written on the loop's thread, copied by any thread.
@@ -92,10 +96,10 @@ class Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed when they are released."""
         self._closed = True
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
+        for connection in [*itertools.chain.from_iterable(self._idle.values()), *self._reserved.values()]:
+            connection.abort()
         self._idle.clear()
+        self._reserved.clear()
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
         if self._plain is not None:
@@ -109,6 +113,12 @@ class Transport(httpx.AsyncBaseTransport):
     # The pool.
 
     def _idle_connection(self, origin: Origin) -> HTTP11Connection | None:
+        if self._reserved:
+            reserved = self._reserved.pop((asyncio.current_task(), origin), None)
+            if reserved is not None:
+                if reserved.is_fresh(self._keepalive_expiry):
+                    return reserved
+                reserved.abort()
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
@@ -126,6 +136,21 @@ class Transport(httpx.AsyncBaseTransport):
         if self._expiry_timer is None:
             loop = connection.loop
             self._expiry_timer = loop.call_later(self._keepalive_expiry, self._close_expired, loop)
+
+    def reserve(self, connection: HTTP11Connection) -> None:
+        """Keep an idle connection for the next request of the current task, or close it when it has expired."""
+        if self._closed:
+            connection.abort()
+            return
+        key = asyncio.current_task(), connection.origin
+        self._drop_reserved(key, self._reserved.get(key))
+        self._reserved[key] = connection
+        connection.loop.call_later(self._keepalive_expiry, self._drop_reserved, key, connection)
+
+    def _drop_reserved(self, key: Any, connection: HTTP11Connection | None) -> None:
+        if connection is not None and self._reserved.get(key) is connection:
+            del self._reserved[key]
+            connection.abort()
 
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
         self._expiry_timer = None

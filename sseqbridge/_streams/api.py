@@ -134,7 +134,8 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     sends as an event raises UpstreamError, unless `error_events="yield"`.
 
     A status other than 200 is returned, not raised. In JSON mode the stream then yields the body once; in
-    the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes.
+    the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes. (Another
+    2xx of type text/event-stream is read as a stream, too.)
 
     Limits. `timeout` is in seconds: a number (for connect and read), a mapping, a Timeout, or None.
     `cancel` is an object with `is_set()`, such as a threading.Event; once it is set, the request is aborted
