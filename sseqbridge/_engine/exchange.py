@@ -8,7 +8,7 @@ batches.py parses the body.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -30,7 +30,7 @@ from .responses import (
     response_headers,
     seconds_for_other_type,
 )
-from .sender import Redirects, RequestSender
+from .sender import RequestSender, Resumption
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -38,22 +38,10 @@ if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
 
-__all__ = ["Exchange", "Resumption"]
+__all__ = ["Exchange"]
 
 # How much of the body is read after the stream's last event: at its end the connection can be reused.
 _DRAIN_BYTES = 64 * 1024
-
-
-class Resumption(NamedTuple):
-    """A stream's position, for the connection after this one.
-
-    `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
-    `redirects` are the permanent ones so far, as (status, URL).
-    """
-
-    last_event_id: str = ""
-    retry: float | None = None
-    redirects: Redirects = ()
 
 
 class Exchange:
@@ -72,7 +60,7 @@ class Exchange:
         """Build the request. Raises UsageError if `options` make no valid request."""
         resumption = resumption or Resumption(options.last_event_id)
         self._options = options
-        self._sender = RequestSender(clients, options, resumption.last_event_id, resumption.redirects)
+        self._sender = RequestSender(clients, options, resumption)
         self._reader = BatchReader(options, resumption.last_event_id, resumption.retry)
         self._head: Head | None = None
         self._body: BodyStream | PulledBody | None = None
@@ -123,7 +111,8 @@ class Exchange:
     @property
     def resumption(self) -> Resumption:
         """The stream's position now."""
-        return Resumption(self._reader.last_event_id, self._reader.retry, self._sender.redirects)
+        sender = self._sender
+        return Resumption(self._reader.last_event_id, self._reader.retry, sender.redirects, sender.cookies)
 
     async def open(self) -> Head:
         """Send the request, follow redirects, and return the head of the answer.

@@ -6,10 +6,11 @@ A RequestSender is made in the caller's thread, and belongs to the loop thread f
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseqbridge._exceptions import CallbackError, RedirectError, SSEError, UsageError
 from sseqbridge._http.connection import BODY_EXTENSION
+from sseqbridge._http.cookies import CallCookies
 from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
 from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
 from sseqbridge._http.request import build_request
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Redirects", "RequestSender"]
+__all__ = ["RequestSender", "Resumption"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -29,16 +30,32 @@ logger = logging.getLogger("sseqbridge")
 Redirects = tuple[tuple[int, Any], ...]
 
 
+class Resumption(NamedTuple):
+    """A stream's position, for the connection after this one.
+
+    `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
+    `redirects` are the permanent ones so far, `cookies` those that the answers so far have set.
+    """
+
+    last_event_id: str = ""
+    retry: float | None = None
+    redirects: Redirects = ()
+    cookies: CallCookies | None = None
+
+
 class RequestSender:
     """Sends a request with a leased client, and owns the connection of its answer.
 
-    `redirects` are the permanent redirects so far. `network_stream` is the connection of the answer, until the
-    answer is closed. `is_unsendable` says that the HTTP client refused the request itself.
+    `redirects` are the permanent redirects so far, `cookies` those that the answers of the call have set.
+    `network_stream` is the connection of the answer, until the answer is closed. `is_unsendable` says that the HTTP
+    client refused the request itself.
     """
 
-    def __init__(self, clients: ClientPool, options: RequestOptions, last_event_id: str, redirects: Redirects) -> None:
+    def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption) -> None:
         """Lease a client and build the request. Raises UsageError if `options` make no valid request."""
-        self.redirects = redirects
+        self.redirects = resumption.redirects
+        # Of the answers of this call.
+        self.cookies = resumption.cookies or CallCookies()
         self.network_stream: Any = None
         self.is_unsendable = False
         self._clients = clients
@@ -47,10 +64,11 @@ class RequestSender:
         self._origin = origin_key(options.url)
         self._client = clients.lease(self._origin)
         try:
-            self._request = build_request(self._client, options, last_event_id)
+            self._request = build_request(self._client, options, resumption.last_event_id)
         except UsageError:
             clients.put_back(self._client)
             raise
+        self.cookies.add_to(self._request)
         self._send_options = options.send
         self._response: Any = None
         # Whether this object is registered for the detaching of its connection in forked children.
@@ -77,6 +95,10 @@ class RequestSender:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._response = await self._send_once()
             status = response.status_code
+            if self._options.reconnect is not None or status in REDIRECT_STATUSES:
+                # Those of an auth flow first.
+                for answer in (*response.history, response):
+                    self.cookies.store(answer)
             if status not in REDIRECT_STATUSES or self._options.follow_redirects is False:
                 return response
             url = redirect_url(self._request, status, response.headers.get("location"))
@@ -113,14 +135,17 @@ class RequestSender:
 
     async def _follow(self, status: int, url: Any) -> None:
         """Replace the request by the one that follows a redirect, and close the redirect's own answer."""
-        request, is_cross_origin = redirect(self._request, status, url, self._options, self._client.package)
-        if is_cross_origin:
+        request, is_trusted = redirect(self._request, status, url, self._options, self._client.package)
+        if not is_trusted:
             # For good: a redirect back to the first origin does not restore the auth.
             self._send_options = {"auth": None}
         await self.close_response()
+        self.cookies.add_to(request)
+        origin = origin_key(request.url)
+        is_cross_origin = origin != origin_key(self._request.url)
         self._request, self._response = request, None
         if is_cross_origin and self._clients.has_factory:
-            await self._change_client(origin_key(request.url))
+            await self._change_client(origin)
 
     async def _change_client(self, origin: str) -> None:
         # The new origin may speak another version of HTTP. A factory of the caller's may block, so not on the loop.
