@@ -263,7 +263,7 @@ class Exchange:
         """Return the connection to its pool if the answer was read to its end, else close it."""
         # A bound method of the stream's task, which would make a reference cycle.
         self._put = None
-        await self._sender.close_response()
+        await self._sender.close_response(is_read_to_end=self._is_read_to_end)
         if isinstance(self._body, PulledBody):
             await self._sender.close_quietly(self._body, "the response's body")
         await self._sender.release(is_read_to_end=self._is_read_to_end)

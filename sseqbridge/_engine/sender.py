@@ -5,11 +5,15 @@ A RequestSender is made in the caller's thread, and belongs to the loop thread f
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sseqbridge._exceptions import CallbackError, RedirectError, SSEError, UsageError
+from sseqbridge._exceptions import CallbackError, ProtocolError, RedirectError, SSEError, UsageError
+from sseqbridge._http import http2
 from sseqbridge._http.connection import BODY_EXTENSION
+from sseqbridge._http.connection_auth import authenticates_connection
 from sseqbridge._http.cookies import CallCookies
 from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
 from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
@@ -95,6 +99,8 @@ class RequestSender:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._response = await self._send_once()
             status = response.status_code
+            if status == 101 and "upgrade" not in response.request.headers:
+                raise ProtocolError(f"{self.target}: the server switched protocols, and the request did not ask for it")
             if self._options.reconnect is not None or status in REDIRECT_STATUSES:
                 # Those of an auth flow first.
                 for answer in (*response.history, response):
@@ -116,7 +122,11 @@ class RequestSender:
             # httpcore raises an error of the request's body once more, "from None".
             exc.__cause__ = exc.__cause__ or original(exc.__context__ or exc)
             raise
-        except SSEError:
+        except (SSEError, UsageError):
+            raise
+        except asyncio.CancelledError as exc:
+            if self._client.shared:
+                await http2.abort_unanswered(exc, self._request)
             raise
         except Exception as exc:
             error = original(exc)
@@ -128,6 +138,7 @@ class RequestSender:
         self._is_detachable = self.network_stream is not None and BODY_EXTENSION not in response.extensions
         if self._is_detachable:
             fork.detach_in_children(self)
+            self._call_stream(sockets.keep_connection_alive)
         if logger.isEnabledFor(logging.DEBUG):
             line = self._request.method, self.target, response.status_code, response.http_version
             logger.debug("%s %s: %d, %s", *line)
@@ -184,19 +195,29 @@ class RequestSender:
         """
         if self.network_stream is None or (self._is_http2() and self._client.shared):
             return
+        self._call_stream(sockets.shut_down_connection)
+
+    def _call_stream(self, function: Callable[[Any], None]) -> None:
+        """Call a function of the network stream. A failure is only logged."""
         try:
             # The stream of a caller's transport is code of the caller's.
             with CallersCode(CLIENT_CODE):
-                sockets.shut_down_connection(self.network_stream)
+                function(self.network_stream)
         except SSEError as exc:
-            logger.debug("%s: shutting the connection down failed", self.target, exc_info=exc)
+            logger.debug("%s: %s failed", self.target, function.__name__, exc_info=exc)
 
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
         sockets.detach_connection_after_fork(self.network_stream)
 
-    async def close_response(self) -> None:
+    async def close_response(self, *, is_read_to_end: bool = False) -> None:
         """Return the connection to its pool if the answer was read to its end, else close it."""
+        response = self._response
+        if response is not None and self._is_http2():
+            if self._client.shared and not is_read_to_end:
+                await self._reset_stream(response)
+        elif self._is_detachable and response is not None and _ends_connection(response):
+            self._call_stream(sockets.shut_down_connection)
         # From here on the connection may serve another request, and must not be shut down.
         self.network_stream = None
         if self._is_detachable:
@@ -204,6 +225,17 @@ class RequestSender:
             fork.stop_detaching(self)
         if self._response is not None:
             await self.close_quietly(self._response, "the response")
+
+    async def _reset_stream(self, response: Any) -> None:
+        try:
+            # The response of a caller's transport is code of the caller's.
+            with CallersCode(CLIENT_CODE):
+                is_reset = await http2.reset_stream(response)
+        except SSEError as exc:
+            logger.debug("%s: resetting the HTTP/2 stream failed", self.target, exc_info=exc)
+            is_reset = False
+        if not is_reset:
+            logger.warning("%s: the client's transport offers no way to close one HTTP/2 stream", self.target)
 
     async def release(self, *, is_read_to_end: bool) -> None:
         """Return the client to its pool, after the response was closed."""
@@ -233,3 +265,14 @@ class RequestSender:
 
     def _is_http2(self) -> bool:
         return bool(self._response.http_version == "HTTP/2")
+
+
+def _ends_connection(response: Any) -> bool:
+    """Whether no other request may use the connection of an HTTP/1.1 response, although its pool would keep it.
+
+    The connection has the identity of this call, or an intermediary may have found another end of the body (RFC 9112,
+    section 6.3).
+    """
+    headers = response.headers
+    has_both = "content-length" in headers and "transfer-encoding" in headers
+    return has_both or authenticates_connection(response.request.headers.raw)

@@ -219,7 +219,8 @@ async def arequest_sse(
     The arguments are those of request_sse except `bridge`. `client` is an httpx.AsyncClient (or an
     httpx2.AsyncClient) of the caller's to send the request with; by default the library keeps one for each
     event loop and closes it with the loop. The caller's client is neither closed nor changed, and keeps
-    its cookie jar. If it speaks HTTP/2, its streams share a connection, which stays open after an abort.
+    its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own stream alone,
+    or logs a warning if the client's transport offers no way to do so.
     """
     response = await _asend(RequestArguments(url, headers, data, **_without(options, "client")), options.get("client"))
     try:

@@ -386,13 +386,6 @@ def test_early_refusal_of_an_upload_is_an_answer(ask: Door, makes_parts: bool) -
         released.set()
 
 
-@own_transport
-def test_body_longer_than_content_length_is_a_typed_error(ask: Door) -> None:
-    with SSEServer([send(1)]) as server, pytest.raises(TransportError) as caught:
-        ask(server.url, {"Content-Length": "4"}, content=b"hello")
-    assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
-
-
 @pytest.mark.parametrize("header", [("Transfer-Encoding", "gzip"), ("Content-Length", "x")])
 def test_request_with_invalid_framing_headers_is_refused(run: Run, header: tuple[str, str]) -> None:
     async def main() -> None:
