@@ -91,7 +91,12 @@ class TransportError(SSEError):
 
 
 class ConnectError(TransportError):
-    """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed."""
+    """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed.
+
+    `proxy_status` is the status with which a proxy refused to connect, an int, if that is the reason.
+    """
+
+    proxy_status: int | None = None
 
 
 class ReadError(TransportError):

@@ -27,6 +27,7 @@ FOREIGN = {
     "_pool": "httpx: the connections of its transport",
     "_replace": "NamedTuple: public in spite of its name",
     "_request": "Django REST framework: the request that its own wraps",
+    "_transport_for_url": "httpx: whether other code has replaced it, as pook does",
     "_write_outgoing_data": "httpcore: sends what the state of an HTTP/2 connection has to send",
     "_send_single_request": "httpx: whether other code has replaced it, as pytest-httpx and RESPX do",
 }

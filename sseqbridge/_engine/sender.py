@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sseqbridge._exceptions import CallbackError, ProtocolError, RedirectError, SSEError, UsageError
+from sseqbridge._exceptions import CallbackError, ConnectError, ProtocolError, RedirectError, SSEError, UsageError
 from sseqbridge._http import http2
 from sseqbridge._http.connection import BODY_EXTENSION
 from sseqbridge._http.connection_auth import authenticates_connection
@@ -73,6 +73,11 @@ class RequestSender:
             clients.put_back(self._client)
             raise
         self.cookies.add_to(self._request)
+        try:
+            self._client.check(self._request)
+        except UsageError:
+            clients.put_back(self._client)
+            raise
         self._send_options = options.send
         self._response: Any = None
         # Whether this object is registered for the detaching of its connection in forked children.
@@ -122,7 +127,9 @@ class RequestSender:
             # httpcore raises an error of the request's body once more, "from None".
             exc.__cause__ = exc.__cause__ or original(exc.__context__ or exc)
             raise
-        except (SSEError, UsageError):
+        except (SSEError, UsageError) as exc:
+            # The transport itself raises ConnectError only for settings of the environment.
+            self.is_unsendable = isinstance(exc, ConnectError)
             raise
         except asyncio.CancelledError as exc:
             if self._client.shared:
@@ -157,6 +164,11 @@ class RequestSender:
         self._request, self._response = request, None
         if is_cross_origin and self._clients.has_factory:
             await self._change_client(origin)
+        try:
+            self._client.check(request)
+        except UsageError as exc:
+            self.is_unsendable = True
+            raise ConnectError(f"no connection to {self.target}: {exc}") from exc
 
     async def _change_client(self, origin: str) -> None:
         # The new origin may speak another version of HTTP. A factory of the caller's may block, so not on the loop.
