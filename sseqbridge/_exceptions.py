@@ -11,7 +11,7 @@
     +- ReconnectionError          the stream was lost and is not (or no longer) reconnected
     +- RedirectError              the upstream sent a redirect that is not followed
     +- ResponseError              the response is not an event stream; it has `status`, `headers`, `body`
-    |  +- StatusError             its status is not 200
+    |  +- StatusError             its status is not 200, nor a 2xx of an event stream
     |  +- ContentTypeError        its status is 200, its type is not text/event-stream
     +- BufferLimitError           an event is larger than `max_event_bytes`
     +- EventError                 one event is at fault: `event`
@@ -93,7 +93,12 @@ class TransportError(SSEError):
 
 
 class ConnectError(TransportError):
-    """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed."""
+    """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed.
+
+    `proxy_status` is the status with which a proxy refused to connect, an int, if that is the reason.
+    """
+
+    proxy_status: int | None = None
 
 
 class ReadError(TransportError):
@@ -191,7 +196,7 @@ class ResponseError(SSEError):
 
 
 class StatusError(ResponseError):
-    """Raised if the status of the response is not 200."""
+    """Raised if the status of the response is not 200, nor another 2xx whose type is text/event-stream."""
 
 
 class ContentTypeError(ResponseError):

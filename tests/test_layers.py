@@ -22,10 +22,13 @@ TEST_MODULES = sorted((ROOT / "tests").rglob("test_*.py"))
 FOREIGN = {
     "_get_running_loop": "asyncio: the running loop or None; get_running_loop() raises, which costs ten times as much",
     "_getframe": "sys: the caller's line, for a warning",
+    "_h2_state": "httpcore: the state of an HTTP/2 connection, to close one of its streams",
     "_mounts": "httpx: whether a client of the caller's has transports of its own",
     "_pool": "httpx: the connections of its transport",
     "_replace": "NamedTuple: public in spite of its name",
     "_request": "Django REST framework: the request that its own wraps",
+    "_transport_for_url": "httpx: whether other code has replaced it, as pook does",
+    "_write_outgoing_data": "httpcore: sends what the state of an HTTP/2 connection has to send",
     "_send_single_request": "httpx: whether other code has replaced it, as pytest-httpx and RESPX do",
 }
 

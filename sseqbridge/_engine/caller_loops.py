@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sseqbridge._exceptions import BridgeClosedError
-from sseqbridge._http.client import ClientPool, prepare
+from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import fork
 
 from .loop_state import LoopState
@@ -37,12 +37,9 @@ async def running_loop_state() -> LoopState:
         for other in _states.copy():
             if other.is_closed():
                 _states.pop(other, None)
-        await prepare()
-        # Another request may have made the state during the wait.
-        if loop not in _states:
-            state = _states[loop] = LoopState(loop, ClientPool())
-            state.at_loop_end = _close_with_loop(state)
-            await state.at_loop_end.__anext__()
+        state = _states[loop] = LoopState(loop, ClientPool())
+        state.at_loop_end = _close_with_loop(state)
+        await state.at_loop_end.__anext__()
     return _states[loop]
 
 

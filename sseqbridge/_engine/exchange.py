@@ -8,7 +8,7 @@ batches.py parses the body.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -28,8 +28,9 @@ from .responses import (
     open_body,
     read_within_bounds,
     response_headers,
+    seconds_for_other_type,
 )
-from .sender import Redirects, RequestSender
+from .sender import RequestSender, Resumption
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -37,28 +38,16 @@ if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
 
-__all__ = ["Exchange", "Resumption"]
+__all__ = ["Exchange"]
 
 # How much of the body is read after the stream's last event: at its end the connection can be reused.
 _DRAIN_BYTES = 64 * 1024
 
 
-class Resumption(NamedTuple):
-    """A stream's position, for the connection after this one.
-
-    `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
-    `redirects` are the permanent ones so far, as (status, URL).
-    """
-
-    last_event_id: str = ""
-    retry: float | None = None
-    redirects: Redirects = ()
-
-
 class Exchange:
     """One request, from sending it to the last byte of its answer.
 
-    `open()` sends it. Iterating returns Batches, or one Body if the status is not 200. `outcome` is "done" or "eof"
+    `open()` sends it. Iterating returns Batches, or one Body if the answer is no stream. `outcome` is "done" or "eof"
     once the stream has ended; `received` counts the bytes of the body.
     """
 
@@ -71,9 +60,9 @@ class Exchange:
         """Build the request. Raises UsageError if `options` make no valid request."""
         resumption = resumption or Resumption(options.last_event_id)
         self._options = options
-        self._sender = RequestSender(clients, options, resumption.last_event_id, resumption.redirects)
+        self._sender = RequestSender(clients, options, resumption)
         self._reader = BatchReader(options, resumption.last_event_id, resumption.retry)
-        self._status = 0
+        self._head: Head | None = None
         self._body: BodyStream | PulledBody | None = None
         self._put: Callable[[Batch], bool] | None = None
         # How many bytes may still be read after the last event; None before.
@@ -122,7 +111,8 @@ class Exchange:
     @property
     def resumption(self) -> Resumption:
         """The stream's position now."""
-        return Resumption(self._reader.last_event_id, self._reader.retry, self._sender.redirects)
+        sender = self._sender
+        return Resumption(self._reader.last_event_id, self._reader.retry, sender.redirects, sender.cookies)
 
     async def open(self) -> Head:
         """Send the request, follow redirects, and return the head of the answer.
@@ -130,19 +120,21 @@ class Exchange:
         Raises ContentTypeError for a 200 of another type than text/event-stream, and what RequestSender.send() does.
         """
         response = await self._sender.send()
-        self._status = response.status_code
         headers = response_headers(response)
-        self._body, self._reader.decoder = open_body(response, headers, self._reader.slice_bytes)
-        if response.status_code == 200:
+        head = self._head = Head(response.status_code, headers, response.http_version)
+        self._body, self._reader.decoder = open_body(response, head, self._reader.slice_bytes)
+        if head.is_stream:
             if self._options.check_content_type and not is_event_stream(headers):
-                body = await self.read_body()
+                body = await read_within_bounds(
+                    self._next_chunk, self._reader.decoder, seconds_for_other_type(headers)
+                )
                 raise content_type_error(self.target, headers, body)
             if is_cut(response):
                 raise SSEError(
                     f"{self.target}: an event hook or auth of the HTTP client must not read the body of an event "
                     f"stream; it has read this one, of which it gets {MAX_BODY_BYTES} bytes at most"
                 )
-        return Head(response.status_code, headers, response.http_version)
+        return head
 
     # Reading.
 
@@ -161,7 +153,8 @@ class Exchange:
         """Return the next batch. Raises StopAsyncIteration once `outcome` is set."""
         if self.outcome is not None and self._drain_left is None:
             raise StopAsyncIteration
-        if self._status != 200:
+        assert self._head is not None
+        if not self._head.is_stream:
             return await self._refusal()
         reader = self._reader
         while (batch := reader.next_batch()) is None:
@@ -239,7 +232,8 @@ class Exchange:
         self.outcome = "eof"
 
     async def _refusal(self) -> Body:
-        if self._status == 204:
+        assert self._head is not None
+        if self._head.status == 204:
             self.outcome = "eof"
             raise StopAsyncIteration
         body = await self.read_body()
@@ -269,7 +263,7 @@ class Exchange:
         """Return the connection to its pool if the answer was read to its end, else close it."""
         # A bound method of the stream's task, which would make a reference cycle.
         self._put = None
-        await self._sender.close_response()
+        await self._sender.close_response(is_read_to_end=self._is_read_to_end)
         if isinstance(self._body, PulledBody):
             await self._sender.close_quietly(self._body, "the response's body")
         await self._sender.release(is_read_to_end=self._is_read_to_end)

@@ -206,7 +206,7 @@ class ReconnectingExchange:
             raise
         except SSEError as exc:
             return await self._after_failure(exc, deadline)
-        if head.status in (200, 204):
+        if head.is_stream or head.status == 204:
             return self._accept(head)
         # The policy needs the status alone: the body is read only if the request is sent again.
         decision = self._policy.after(self._describe_drop(status_error(self.target, head, Body(b""))))
@@ -237,7 +237,7 @@ class ReconnectingExchange:
     def _accept(self, head: Head) -> Head:
         self._retry = None
         self._is_answered = True
-        self._stage = _Stage.CONTINUES if head.status == 200 else _Stage.LAST
+        self._stage = _Stage.CONTINUES if head.is_stream else _Stage.LAST
         self._attempts.mark_open()
         return head
 
@@ -310,7 +310,7 @@ class ReconnectingExchange:
             self._attempts.take_drop_request()
         attempt, self._retry = self._retry.attempt, None
         head = await self._attempts.send_again(attempt)
-        if head.status == 200:
+        if head.is_stream:
             self.reconnections += 1
             self._attempts.mark_open()
             return

@@ -16,6 +16,7 @@ from sseqbridge._exceptions import ContentTypeError, ProtocolError, SSEError, St
 from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, unbounded_stream
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+from sseqbridge._http.media_types import media_type
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
@@ -30,8 +31,12 @@ __all__ = [
     "open_body",
     "read_within_bounds",
     "response_headers",
+    "seconds_for_other_type",
     "status_error",
 ]
+
+# How long the beginning of a body that may have no end is read: head and body of an answer usually come together.
+_PROMPT_SECONDS = 0.5
 
 
 class Head(NamedTuple):
@@ -40,6 +45,17 @@ class Head(NamedTuple):
     status: int
     headers: httpx.Headers
     http_version: str
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body is read as an event stream.
+
+        A 200 is one, since another type has been refused or accepted before. So is every other 2xx with a body of
+        type text/event-stream: frameworks answer 201 to a POST.
+        """
+        if self.status == 200:
+            return True
+        return 200 <= self.status < 300 and self.status != 204 and is_event_stream(self.headers)
 
 
 def made_head(status: int, headers: Mapping[str, str]) -> Head:
@@ -76,23 +92,20 @@ def response_headers(response: Any) -> httpx.Headers:
 
 def is_event_stream(headers: httpx.Headers) -> bool:
     """Whether the Content-Type is text/event-stream."""
-    return _media_type(headers) == "text/event-stream"
+    return media_type(headers.get("content-type", "")) == "text/event-stream"
 
 
 def content_type_error(target: str, headers: httpx.Headers, body: Body) -> ContentTypeError:
     """Return the error for a 200 that is no event stream."""
-    media_type = _media_type(headers)
-    found = f"as {media_type}" if media_type else "without a Content-Type"
+    if found := media_type(headers.get("content-type", "")):
+        found = f"as {found}"
+    else:
+        found = "without a valid Content-Type" if "content-type" in headers else "without a Content-Type"
     message = (
         f"{target} answered 200 {found}, not as text/event-stream; the answer is in .body. "
         "Pass check_content_type=False to read it as an event stream."
     )
     return ContentTypeError(message, 200, headers, body.content)
-
-
-def _media_type(headers: httpx.Headers) -> str:
-    value: str = headers.get("content-type", "")
-    return value.partition(";")[0].strip().lower()
 
 
 class PulledBody:
@@ -126,28 +139,38 @@ async def _only(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-def open_body(response: Any, headers: httpx.Headers, slice_bytes: int) -> tuple[BodyStream | PulledBody, BodyDecoder]:
+def open_body(response: Any, head: Head, slice_bytes: int) -> tuple[BodyStream | PulledBody, BodyDecoder]:
     """Return where a response's bytes are read from, and their decoder.
 
-    Raises ProtocolError for a 200 with a Content-Encoding that is not supported. For another status, which matters
-    more, reading the body raises it.
+    Raises ProtocolError for a stream with a Content-Encoding that is not supported. For a refusal, whose status
+    matters more, reading the body raises it.
     """
     if response.is_stream_consumed:
         # By an event hook or auth of the client's: httpx has decompressed the body.
         return PulledBody(_only(response.content)), BodyDecoder(slice_bytes)
     try:
-        decoder = body_decoder(headers.get("content-encoding", ""), slice_bytes)
+        decoder = body_decoder(head.headers.get("content-encoding", ""), slice_bytes)
     except ProtocolError as error:
-        if response.status_code == 200:
+        if head.is_stream:
             raise
         return PulledBody(_raising(error)), BodyDecoder(slice_bytes)
     return response.extensions.get(BODY_EXTENSION) or PulledBody(unbounded_stream(response)), decoder
 
 
-async def read_within_bounds(next_chunk: Callable[[], Awaitable[bytes | None]], decoder: BodyDecoder) -> Body:
-    """Return a body of MAX_BODY_BYTES at most, as far as it comes in BODY_SECONDS."""
+def seconds_for_other_type(headers: httpx.Headers) -> float:
+    """Return how long to read the body of a 200 that is no event stream, for the error that it becomes.
+
+    A body of unknown length may be another kind of stream, without an end: its error must not wait for it.
+    """
+    return BODY_SECONDS if "content-length" in headers and "transfer-encoding" not in headers else _PROMPT_SECONDS
+
+
+async def read_within_bounds(
+    next_chunk: Callable[[], Awaitable[bytes | None]], decoder: BodyDecoder, seconds: float = BODY_SECONDS
+) -> Body:
+    """Return a body of MAX_BODY_BYTES at most, as far as it comes in `seconds`."""
     content, error = bytearray(), None
-    with anyio.move_on_after(BODY_SECONDS):
+    with anyio.move_on_after(seconds):
         try:
             while len(content) <= MAX_BODY_BYTES and (chunk := await next_chunk()) is not None:
                 for piece in decoder.slices(chunk):

@@ -23,6 +23,7 @@ from sseqbridge._exceptions import (
     RequestAbortedError,
     SSEError,
     StreamTimeoutError,
+    UsageError,
 )
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
@@ -343,7 +344,7 @@ class StreamTask(LoopTask):
             return End("error", self._reason)
         if error is None:
             return CLOSED
-        if isinstance(error, SSEError):
+        if isinstance(error, (SSEError, UsageError)):
             return End("error", error)
         wrapped = SSEError(f"{self.target}: {type(error).__name__} in the stream's task")
         wrapped.__cause__ = error

@@ -17,6 +17,7 @@ import anyio
 from sseqbridge._exceptions import CallbackError, ProtocolError
 
 from .content_encoding import BodyDecoder, body_decoder
+from .media_types import media_type
 
 __all__ = [
     "BODY_SECONDS",
@@ -173,6 +174,5 @@ def _with_base(kind: type, base: type) -> Any:
 
 
 def _is_event_stream(response: Any) -> bool:
-    media_type: str = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_success: bool = 200 <= response.status_code < 300
-    return is_success and media_type == "text/event-stream"
+    return is_success and media_type(response.headers.get("content-type", "")) == "text/event-stream"

@@ -1,4 +1,4 @@
-"""HTTP clients: TLS context, cookies, proxies, and the choice of the client that sends a request.
+"""HTTP clients: TLS context, cookies, and the choice of the client that sends a request.
 
 Clients of httpx2, the maintained continuation of httpx, work as well: names are looked up in the package that
 defines the client's class. `ClientPool` is thread-safe: callers' threads and the event loop use it, and its fields
@@ -11,8 +11,9 @@ import asyncio
 import codecs
 import functools
 import logging
+import os
+import ssl
 import sys
-import urllib.request
 from collections.abc import Callable
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from sseqbridge import _accelerators
-from sseqbridge._exceptions import BridgeClosedError, UsageError
-from sseqbridge._runtime import fork, loops, threads
+from sseqbridge._exceptions import BridgeClosedError, ConnectError, SSEError, UsageError
+from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode
 
 from .bounded_bodies import BoundingHook, bounded_auth
-from .transport import Transport, count_connections, is_client_replaced, is_direct
+from .proxies import ProxySettings
+from .transport import Transport, count_connections, is_client_replaced
 
 if TYPE_CHECKING:
-    import ssl
     from urllib.request import Request
 
-__all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url", "prepare"]
+__all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -59,10 +60,32 @@ def _built_tls_context() -> ssl.SSLContext:
         if _tls_context is None:
             # ssl encodes host names with this codec. Its first use imports it, which would block the loop.
             codecs.lookup("idna")
-            context = httpx.create_ssl_context()
+            context = _context_of_environment()
             context.set_alpn_protocols(["http/1.1"])
             _tls_context = context
         return _tls_context
+
+
+def _context_of_environment() -> ssl.SSLContext:
+    """Return a new context. Raises ConnectError, which names the variable, if its certificates cannot be read."""
+    # The names that httpx reads, in this order.
+    file, directory = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as exc:
+        if not file:
+            raise
+        reason = "one without certificates" if isinstance(exc, ssl.SSLError) else f"{file!r}: {exc.strerror}"
+        raise ConnectError(
+            f"the environment variable `SSL_CERT_FILE` must name a file of CA certificates, got {reason}. "
+            "Correct it or unset it."
+        ) from exc
+    if directory and not file and not os.path.isdir(directory):
+        raise ConnectError(
+            "the environment variable `SSL_CERT_DIR` must name a directory of CA certificates, "
+            f"got {directory!r}, which is none. Correct it or unset it."
+        )
+    return context
 
 
 async def _tls() -> ssl.SSLContext:
@@ -109,6 +132,9 @@ class Client:
         """Whether the library's own transport sends the request, and no code of httpx or the caller is involved."""
         return False
 
+    def check(self, request: Any) -> None:
+        """Raise UsageError if the environment names a proxy for the request that cannot be used."""
+
     async def aclose(self) -> None:
         """Close the client. Raises CallbackError if it cannot be closed."""
         with CallersCode("closing the HTTP client"):
@@ -139,10 +165,17 @@ class _OwnClient(Client):
     is measurable where streams are short.
     """
 
-    __slots__ = ("_defaults", "_transport")
+    __slots__ = ("_defaults", "_proxies", "_transport")
 
     def __init__(self) -> None:
-        self._transport = Transport(keepalive_expiry=_KEEPALIVE_EXPIRY, tls_context=_tls, plain=_plain_transport)
+        self._proxies = ProxySettings.of_environment()
+        self._transport = Transport(
+            keepalive_expiry=_KEEPALIVE_EXPIRY,
+            tls_context=_tls,
+            plain=_plain_transport,
+            proxy_for=self._proxies.proxy_for,
+            sends_itself=_accelerators.is_wanted("transport"),
+        )
         super().__init__(httpx.AsyncClient(transport=self._transport))
         self._defaults = [(name.lower(), name, value) for name, value in self.http.headers.raw]
 
@@ -154,7 +187,10 @@ class _OwnClient(Client):
         return httpx.Request(method, parsed_url(url), headers=merged, extensions=extensions, **options)
 
     def is_direct(self, request: httpx.Request) -> bool:
-        return is_direct(request)
+        return self._transport.is_direct(request) and not is_client_replaced()
+
+    def check(self, request: httpx.Request) -> None:
+        self._proxies.proxy_for(request.url)
 
     async def send(self, request: Any, **options: Any) -> Any:
         if options.get("auth") is not None or request.url.userinfo or is_client_replaced():
@@ -185,25 +221,15 @@ def _called(factory: ClientFactory) -> Any:
 _NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY)
 
 
-async def _plain_transport() -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(verify=await _tls(), limits=_NO_LIMITS)
-
-
-def _is_plain() -> bool:
-    # httpx ignores the proxies of the environment if a transport is passed to the client.
-    return bool(urllib.request.getproxies()) or not _accelerators.is_wanted("transport")
-
-
-async def prepare() -> None:
-    """Build the TLS context in a thread if the library's own client would build it on the loop."""
-    if _is_plain():
-        await _tls()
-
-
-def _default_client() -> Client:
-    if _is_plain():
-        return Client(httpx.AsyncClient(verify=_built_tls_context(), limits=_NO_LIMITS))
-    return _OwnClient()
+async def _plain_transport(scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
+    """Return a transport of httpx for requests of one scheme through one proxy, or without."""
+    needs_tls = scheme == "https" or (proxy is not None and proxy.startswith("https:"))
+    # For http alone a context that trusts nobody, so that the certificates need not be readable.
+    context = await _tls() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    options: dict[str, Any] = {"verify": context, "limits": _NO_LIMITS, "socket_options": sockets.TCP_OPTIONS}
+    if proxy is not None:
+        options["proxy"] = httpx.Proxy(proxy, ssl_context=context if proxy.startswith("https:") else None)
+    return httpx.AsyncHTTPTransport(**options)
 
 
 class ClientPool:
@@ -257,7 +283,7 @@ class ClientPool:
             return client
         # Not under the lock, which the loop takes too: a factory may be slow.
         if self._factory is None:
-            client = _default_client()
+            client = _OwnClient()
         else:
             client = Client(_called(self._factory))
             client.bound_hooks()

@@ -18,9 +18,10 @@ from sseqbridge._runtime import fork, sockets
 
 from .errors import ConnectionClosed, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
-from .h1_heads import AnswerHead, HeadError, HeadReader, framing_of, write_head
+from .h1_heads import AnswerHead, HeadError, HeadReader
 from .network_stream import InputState, NetworkStream
 from .origin import Origin
+from .outgoing import OutgoingRequest
 
 __all__ = [
     "BODY_EXTENSION",
@@ -36,9 +37,6 @@ BODY_EXTENSION = "sseqbridge_body"
 
 # The most that is read ahead of the consumer.
 _MAX_UNREAD_BYTES = 64 * 1024
-
-# The longest head and body that leave in one write.
-_MAX_JOINED_BYTES = 64 * 1024
 
 # The most interim answers (1xx): a server sends one or two.
 _MAX_INTERIM_ANSWERS = 100
@@ -69,6 +67,9 @@ class ConnectionPool(Protocol):
     def release(self, connection: HTTP11Connection) -> None:
         """Take back an idle connection for the next request to its origin."""
 
+    def reserve(self, connection: HTTP11Connection) -> None:
+        """Take back an idle connection for the next request of the current task to its origin."""
+
 
 class HTTP11Connection(NetworkStream):
     """A connection that exchanges one request and one answer at a time, read by one coroutine.
@@ -96,6 +97,10 @@ class HTTP11Connection(NetworkStream):
         self._pool = pool
         # Whether request and head of the current exchange allow another one on the connection.
         self._keeps_alive = False
+        # Whether only the current call may use the connection after the exchange.
+        self._is_reserved = False
+        # The request of the current exchange.
+        self._outgoing: OutgoingRequest | None = None
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._sink: Sink | None = None
@@ -162,7 +167,7 @@ class HTTP11Connection(NetworkStream):
 
     def input_ended(self) -> None:
         if self.error is None and self.body is not None:
-            self.body.end()
+            self.body.end(abruptly=self.ended_abruptly)
         if self.state is ConnectionState.IDLE:
             self.abort()
 
@@ -178,11 +183,18 @@ class HTTP11Connection(NetworkStream):
         self.state = ConnectionState.AWAITING_ANSWER
         self._is_sink_full = False
         try:
-            is_sent = await self._send(request, timeouts.get("write"))
-            head, rest = await self._read_head(timeouts.get("read"))
+            outgoing = self._outgoing = OutgoingRequest(self, request, timeouts.get("write"))
+            outgoing.start(request.stream)
+            head, rest = await self._read_head(timeouts.get("read"), outgoing)
             if head.status == 101 and "upgrade" not in request.headers:
                 raise httpx.RemoteProtocolError("the server switched protocols, and the request did not ask for it")
-            self._keeps_alive = is_sent and head.framing.keeps_alive and head.status != 101
+            if head.status >= 300:
+                # The server needs no more of the request, and may read no more of it. (It may need it for a 2xx.)
+                outgoing.stop()
+            self._keeps_alive = outgoing.keeps_alive and head.framing.keeps_alive and head.status != 101
+            # The handshake takes several requests of one call; after it, the connection has the call's identity.
+            self._is_reserved = outgoing.authenticates_connection and head.status in (401, 407)
+            self._keeps_alive = self._keeps_alive and self._is_reserved == outgoing.authenticates_connection
             self._begin_body(request.method, head, rest)
             body = BodyStream(self, timeouts.get("read"))
             return httpx.Response(
@@ -199,64 +211,32 @@ class HTTP11Connection(NetworkStream):
         except BaseException as exc:
             was_unanswered = self._has_ended_unanswered()
             self.abort()
+            await self.stop_sending()
             if is_reused and was_unanswered and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
                 raise ReusedConnectionClosed("the server closed a connection kept from an earlier request") from exc
             raise
 
+    async def stop_sending(self) -> None:
+        """Stop the sending of the request, and wait until its body is not used any more. Idempotent."""
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            await outgoing.wait_stopped()
+
     def _has_ended_unanswered(self) -> bool:
         return self.state is ConnectionState.AWAITING_ANSWER and self.input is not InputState.OPEN
 
-    async def _send(self, request: httpx.Request, timeout: float | None) -> bool:
-        """Write the request, or as much as the peer takes before it closes: it may have answered already.
+    async def _read_head(self, timeout: float | None, outgoing: OutgoingRequest) -> tuple[AnswerHead, bytes]:
+        """Return the head of the final answer, and the bytes after it. Interim answers are skipped.
 
-        Return whether the connection can be reused, as far as the request decides.
+        The time limit begins when the request is sent. Raises the error of the sending if there is no answer yet.
         """
-        headers = request.headers.raw
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        try:
-            framing = framing_of(headers)
-            data = write_head(request.method.encode("ascii", "replace"), request.url.raw_path, headers)
-        except HeadError as exc:
-            raise httpx.LocalProtocolError(str(exc)) from exc
-        left = 0 if framing.length is None else framing.length
-        if not isinstance(request.stream, httpx.ByteStream):
-            # The parts are written as they are produced, and the head before the first of them.
-            if not await self.write(data, timeout):
-                return False
-            data = b""
-        async for part in request.stream:
-            if framing.is_chunked:
-                # An empty chunk would end the body.
-                chunk = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
-            else:
-                chunk = part
-                left -= len(part)
-                if left < 0:
-                    break
-            # A body in memory leaves with its head, unless it is longer than one write.
-            if data and len(data) + len(chunk) <= _MAX_JOINED_BYTES:
-                data += chunk
-                continue
-            for piece in (data, chunk):
-                if piece and not await self.write(piece, timeout):
-                    return False
-            data = b""
-        if left:
-            got = "a longer one" if left < 0 else "a shorter one"
-            raise httpx.LocalProtocolError(f"the body must be as long as its Content-Length, got {got}")
-        if framing.is_chunked:
-            data += b"0\r\n\r\n"
-        return (not data or await self.write(data, timeout)) and framing.keeps_alive
-
-    async def _read_head(self, timeout: float | None) -> tuple[AnswerHead, bytes]:
-        """Return the head of the final answer, and the bytes after it. Interim answers are skipped."""
         reader = HeadReader()
         data, interim = b"", 0
         try:
             while interim <= _MAX_INTERIM_ANSWERS:
                 head = reader.feed(data)
                 if head is None:
-                    data = await self._next_bytes(timeout)
+                    data = await self._next_bytes(timeout, outgoing)
                 elif head.status >= 200 or head.status == 101:
                     return head, reader.rest
                 else:
@@ -265,13 +245,15 @@ class HTTP11Connection(NetworkStream):
             raise httpx.RemoteProtocolError(str(exc)) from exc
         raise httpx.RemoteProtocolError(f"the server sent more than {_MAX_INTERIM_ANSWERS} interim answers")
 
-    async def _next_bytes(self, timeout: float | None) -> bytes:
+    async def _next_bytes(self, timeout: float | None, outgoing: OutgoingRequest) -> bytes:
         while not self._unread:
             if self.error is not None:
                 raise self.error
+            if outgoing.error is not None:
+                raise outgoing.error
             if self.input is not InputState.OPEN:
                 raise ConnectionClosed("Server disconnected without sending a response.")
-            await self.wait(timeout)
+            await self.wait(None if outgoing.is_under_way else timeout)
         return self._take_unread()
 
     def _begin_body(self, method: str, head: AnswerHead, rest: bytes) -> None:
@@ -280,7 +262,7 @@ class HTTP11Connection(NetworkStream):
         if rest:
             self.bytes_received(rest)
         if self.input is not InputState.OPEN and self.error is None:
-            self.body.end()
+            self.body.end(abruptly=self.ended_abruptly)
 
     async def read(self, timeout: float | None, sink: Sink | None) -> bytes | None:
         """Return the next bytes of the body, b"" at its end; see BodyStream.read."""
@@ -299,6 +281,8 @@ class HTTP11Connection(NetworkStream):
                 raise ConnectionClosed(body.error) if body.is_cut_off else httpx.RemoteProtocolError(body.error)
             if self.error is not None:
                 raise self.error
+            if self._outgoing is not None and (failure := self._outgoing.failure()) is not None:
+                raise failure
             self._sink = sink
             try:
                 await self.wait(timeout)
@@ -311,14 +295,17 @@ class HTTP11Connection(NetworkStream):
 
     def finish(self) -> None:
         """End the exchange: release the connection to the pool if the answer is complete, else close it."""
-        body = self.body
-        if not (self._keeps_alive and body and body.complete and not body.rest) or self.is_down():
+        body, is_sent = self.body, self._outgoing is not None and self._outgoing.is_complete
+        if not (self._keeps_alive and is_sent and body and body.complete and not body.rest) or self.is_down():
             self.abort()
             return
         self.state, self.body, self._idle_since = ConnectionState.IDLE, None, self.loop.time()
         # Drops the rest of a body that was received and not read.
         self._take_unread()
-        self._pool.release(self)
+        if self._is_reserved:
+            self._pool.reserve(self)
+        else:
+            self._pool.release(self)
 
     def is_fresh(self, expiry: float) -> bool:
         """Whether an idle connection can be reused: it is open, and not idle for more than `expiry` seconds."""
@@ -374,3 +361,5 @@ class BodyStream(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.finish()
+            # An early answer may be closed while the body of the request is still being produced.
+            await connection.stop_sending()

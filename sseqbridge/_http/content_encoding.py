@@ -5,6 +5,7 @@ Invariant: no slice is longer than the requested size, however well the body was
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator
 
@@ -12,7 +13,16 @@ from sseqbridge._exceptions import ProtocolError, TruncatedStreamError
 
 __all__ = ["BodyDecoder", "body_decoder"]
 
+logger = logging.getLogger("sseqbridge")
+
 _GZIP = 16 + zlib.MAX_WBITS
+
+_WINDOW_BITS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+
+# The other registered codings: https://www.iana.org/assignments/http-parameters#content-coding
+_UNSUPPORTED = frozenset(
+    {"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"}
+)
 
 
 class BodyDecoder:
@@ -32,7 +42,10 @@ class BodyDecoder:
 
 
 class _Inflater(BodyDecoder):
-    """gzip (of one or more members) and deflate (with or without the zlib header)."""
+    """gzip (of one or more members) and deflate (with or without the zlib header).
+
+    Zeros after the end of a member are padding, as in the gzip tool: some servers compress in blocks of fixed size.
+    """
 
     def __init__(self, size: int, window_bits: int) -> None:
         super().__init__(size)
@@ -46,6 +59,9 @@ class _Inflater(BodyDecoder):
         full = False
         while chunk or full:
             if self._zlib.eof:
+                chunk = chunk.lstrip(b"\0")
+                if not chunk:
+                    return
                 self._zlib = zlib.decompressobj(self._bits)
             piece = self._inflate(chunk)
             self._started = True
@@ -77,16 +93,21 @@ class _Inflater(BodyDecoder):
 def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
     """Return the decoder for a Content-Encoding header's value.
 
-    Raises ProtocolError if the encoding is not identity, gzip or deflate.
+    A name that is no registered coding, such as "none" or "utf-8", counts as identity, as in browsers.
+    Raises ProtocolError if the coding is a registered one other than identity, gzip and deflate, or if there are
+    several.
     """
     name = content_encoding.strip().lower()
     if name in ("", "identity"):
         return BodyDecoder(size)
-    if name in ("gzip", "x-gzip"):
-        return _Inflater(size, _GZIP)
-    if name == "deflate":
-        return _Inflater(size, zlib.MAX_WBITS)
-    raise ProtocolError(
-        f"the answer's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
-        'Ask for one of them with headers={"Accept-Encoding": "identity"}.'
-    )
+    names = [part.strip() for part in name.split(",")]
+    codings = [part for part in names if part in _WINDOW_BITS or part in _UNSUPPORTED]
+    if len(codings) == 1 and codings[0] in _WINDOW_BITS:
+        return _Inflater(size, _WINDOW_BITS[codings[0]])
+    if codings:
+        raise ProtocolError(
+            f"the answer's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
+            'Ask for one of them with headers={"Accept-Encoding": "identity"}.'
+        )
+    logger.debug("Content-Encoding %r is no registered coding: the body is read as it is", name)
+    return BodyDecoder(size)

@@ -94,6 +94,7 @@ async def attempt(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socke
     connection = sockets.above_standard_descriptors(socket.socket(family, kind, protocol))
     try:
         connection.setblocking(False)
+        sockets.keep_alive(connection)
         await loop.sock_connect(connection, socket_address)
     except BaseException:
         connection.close()

@@ -12,6 +12,7 @@ import ssl
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -87,6 +88,10 @@ def translate(exc: BaseException, request: FailedRequest) -> SSEError:
         return StreamTimeoutError("read", timeout.read)
     if isinstance(exc, package.WriteTimeout):
         return StreamTimeoutError("write", timeout.read)
+    if isinstance(exc, package.ProxyError) and (status := _proxy_status(exc)) is not None:
+        error = ConnectError(f"no connection to {target}: the proxy answered {_described(status)}")
+        error.proxy_status = status
+        return error
     if isinstance(exc, (package.ConnectError, package.ProxyError)):
         return ConnectError(f"no connection to {target}: {_reason(exc)}")
     if isinstance(exc, package.InvalidURL):
@@ -98,6 +103,29 @@ def translate(exc: BaseException, request: FailedRequest) -> SSEError:
     if request.runs_callers_code and not isinstance(exc, package.HTTPError):
         return CallbackError(f"{target}: {CLIENT_CODE} raised {type(exc).__name__}")
     return TransportError(f"{target}: the transport failed: {type(exc).__name__}")
+
+
+def _described(status: int) -> str:
+    """Return a status with its standard phrase, and not with the one that was sent."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _proxy_status(exc: BaseException) -> int | None:
+    """Return the status with which a proxy has refused a CONNECT.
+
+    httpcore has it in the text of its error only. The traceback leads to the proxy's response.
+    """
+    error = exc.__cause__
+    if error is None or _package(error) not in _HTTPCORE:
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        status = getattr(frame.f_locals.get("connect_response"), "status", None)
+        if isinstance(status, int):
+            return status
+    return None
 
 
 def _translated_protocol_error(exc: BaseException, request: FailedRequest) -> SSEError:
@@ -152,11 +180,16 @@ def _saw_end_of_connection(error: BaseException) -> bool:
 
 
 def is_unsendable(exc: BaseException, package: Any) -> bool:
-    """Whether the HTTP client refuses the request itself, and would refuse it again.
+    """Whether the HTTP client refuses the request itself, or fails for a reason other than the network.
 
-    An error of h2 does not count: httpx raises the same type if the server breaks the rules of HTTP/2.
+    Sending it again would fail in the same way. An error of h2 does not count: httpx raises the same type if the
+    server breaks the rules of HTTP/2.
     """
-    return isinstance(exc, package.LocalProtocolError) and all(_package(link) != "h2" for link in _chain(exc))
+    if isinstance(exc, package.LocalProtocolError):
+        return all(_package(link) != "h2" for link in _chain(exc))
+    # A programming error, such as an ImportError, or an unsupported scheme.
+    is_fault_of_network = isinstance(exc, (package.HTTPError, package.InvalidURL, OSError))
+    return isinstance(exc, package.UnsupportedProtocol) or not is_fault_of_network
 
 
 def _package(exc: BaseException) -> str:

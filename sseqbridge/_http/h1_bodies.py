@@ -49,8 +49,8 @@ class BodyReader:
         """Return the part of `data` that belongs to the body."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """Record that the connection has ended."""
+    def end(self, *, abruptly: bool = False) -> None:
+        """Record that the connection has ended; `abruptly` if TLS did not end before it."""
         if not self.complete and self.error is None:
             self.error = "peer closed connection without sending complete message body"
             self.is_cut_off = True
@@ -63,9 +63,15 @@ class UnboundedBody(BodyReader):
         """Return `data`."""
         return data
 
-    def end(self) -> None:
-        """Record that the connection, and with it the body, has ended."""
-        self.complete = True
+    def end(self, *, abruptly: bool = False) -> None:
+        """Record that the connection, and with it the body, has ended.
+
+        Without the end of TLS, an attacker or a fault may have cut the body off (RFC 9112, section 9.8).
+        """
+        if abruptly:
+            super().end()
+        else:
+            self.complete = True
 
 
 class SizedBody(BodyReader):

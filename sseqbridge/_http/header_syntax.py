@@ -25,8 +25,8 @@ TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
 # A value in latin-1 without control characters, except tabs.
 VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
-# Control characters except tabs, and whitespace at either end.
-FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^\s|\s$")
+# Control characters except tabs, and a space or tab at either end. (Not \s, to which the byte A0 is a space.)
+FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
 FORBIDDEN_IN_VALUE_BYTES = re.compile(FORBIDDEN_IN_VALUE.pattern.encode())
 
 # What the Fetch standard excludes from a header value: https://fetch.spec.whatwg.org/#header-value

@@ -1,7 +1,8 @@
 """A TCP connection on an asyncio transport, optionally with TLS: the byte layer below HTTP/1.1.
 
 Runs on the event loop's thread. Invariants: received bytes reach `bytes_received` in order and before the end
-of the connection does; reading and writing both have backpressure; at most one coroutine waits at a time.
+of the connection does; reading and writing both have backpressure; at most one coroutine waits for received bytes,
+and one for room to write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from sseqbridge._runtime import sockets
 from .errors import ConnectionFailedError
 from .tls import TlsSession
 
-__all__ = ["READ_BYTES", "InputState", "NetworkStream"]
+__all__ = ["READ_BYTES", "Bytes", "InputState", "NetworkStream"]
+
+Bytes = bytes | memoryview
 
 # The most that one read takes.
 READ_BYTES = 64 * 1024 if sys.platform == "win32" else 256 * 1024
@@ -63,7 +66,9 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         self._tls: TlsSession | None = None
         # Write flow control: whether the transport's buffer has room.
         self._can_write = True
-        # The one coroutine that waits, and its time limit.
+        # The coroutine that waits for room in the transport's buffer.
+        self._writer: asyncio.Future[None] | None = None
+        # The coroutine that waits for received bytes, and its time limit.
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_received_at = 0.0
@@ -107,7 +112,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     def resume_writing(self) -> None:
         self._can_write = True
-        self.wake()
+        self._wake_writer()
 
     # Reading.
 
@@ -165,6 +170,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
                 self.error.__cause__ = exc
             self.input_ended()
         self.wake()
+        self._wake_writer()
 
     # Waiting.
 
@@ -213,34 +219,46 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
                 raise ConnectionFailedError(errno.ECONNRESET, error) from self.error
             await self.wait()
 
-    async def write(self, data: bytes, timeout: float | None) -> bool:
+    def write_at_once(self, data: Bytes) -> Bytes:
+        """Write as much of `data` as there is room for, and return the rest. Raises httpx.WriteError."""
+        rest = data if len(data) <= _WRITE_BYTES else memoryview(data)
+        while rest and self._can_write and self.input is InputState.OPEN:
+            self._write_part(rest[:_WRITE_BYTES])
+            rest = rest[_WRITE_BYTES:]
+        return rest
+
+    async def write(self, data: Bytes, timeout: float | None) -> bool:
         """Write `data`, waiting while the transport's buffer is full. Return False if the input has ended.
 
         The peer may have answered before it closed the connection, so its end is no error here. Raises
         httpx.WriteTimeout after `timeout` seconds in which the peer took no bytes, httpx.WriteError if TLS
         cannot send.
         """
-        for start in range(0, len(data), _WRITE_BYTES):
-            if self.input is not InputState.OPEN:
-                return False
-            part = data[start : start + _WRITE_BYTES]
-            try:
-                self.transport.write(part if self._tls is None else self._tls.encrypt(part))
-            except ssl.SSLError as exc:
-                # For example if a server of TLS 1.2 renegotiates while the request is being sent.
-                raise httpx.WriteError(f"TLS cannot send: {exc}") from exc
-            if not self._can_write:
-                await self._wait_for_room(timeout)
+        rest = data
+        while self.input is InputState.OPEN:
+            rest = self.write_at_once(rest)
+            if self._can_write:
+                break
+            await self._wait_for_room(timeout)
         return self.input is InputState.OPEN
+
+    def _write_part(self, part: Bytes) -> None:
+        try:
+            self.transport.write(part if self._tls is None else self._tls.encrypt(part))
+        except ssl.SSLError as exc:
+            # For example if a server of TLS 1.2 renegotiates while the request is being sent.
+            raise httpx.WriteError(f"TLS cannot send: {exc}") from exc
 
     async def _wait_for_room(self, timeout: float | None) -> None:
         unsent, taken_at = self.transport.get_write_buffer_size(), self.loop.time()
         while not self._can_write and self.input is InputState.OPEN:
-            # Received bytes wake this coroutine as well, so progress is measured by the write buffer alone.
-            timer = None if timeout is None else self.loop.call_later(timeout / 4, self.wake)
+            # Whether the peer takes bytes is measured by the write buffer alone.
+            timer = None if timeout is None else self.loop.call_later(timeout / 4, self._wake_writer)
+            self._writer = self.loop.create_future()
             try:
-                await self.wait()
+                await self._writer
             finally:
+                self._writer = None
                 if timer is not None:
                     timer.cancel()
             left = self.transport.get_write_buffer_size()
@@ -249,7 +267,16 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
             elif timeout is not None and self.loop.time() - taken_at >= timeout:
                 raise httpx.WriteTimeout(f"the server took no bytes for {timeout:g} s")
 
+    def _wake_writer(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
     # Closing.
+
+    @property
+    def ended_abruptly(self) -> bool:
+        """Whether the connection has ended without the close-notify of TLS: it may have been cut off."""
+        return self.input is not InputState.OPEN and self._tls is not None and not self._tls.ended
 
     def is_down(self) -> bool:
         """Whether the connection has ended, or is about to be closed."""

@@ -2,7 +2,8 @@
 
 httpx follows redirects too, but sends custom credentials (such as X-Api-Key) on to other origins, and turns a
 POST into a GET without asking. Here a request with a body only follows redirects that keep it and its origin,
-unless `follow_redirects` is True, and another origin gets none of the caller's headers but a few.
+unless `follow_redirects` is True, and another origin gets none of the caller's headers but a few. The same host over
+https, on the default ports, gets them all.
 Sources: RFC 9110, section 15.4; https://fetch.spec.whatwg.org/#http-redirect-fetch
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sseqbridge._exceptions import RedirectError
 
 from .request import DEFAULT_HEADERS
-from .urls import describe, is_requestable, origin_key
+from .urls import describe, is_https_upgrade, is_requestable, origin_key
 
 if TYPE_CHECKING:
     from .request import RequestOptions
@@ -28,14 +29,14 @@ _BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type
 # The caller's headers that another origin gets: none of them can hold a credential.
 _CROSS_ORIGIN_HEADERS = _BODY_HEADERS | {"accept", "last-event-id"}
 # The new request gets its own.
-_RENEWED_HEADERS = frozenset({"host", "content-length", "transfer-encoding"})
+_RENEWED_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
 
 class Redirect(NamedTuple):
-    """The request that follows a redirect. `is_cross_origin`: the caller's auth must not be used from here on."""
+    """The request that follows a redirect. `is_trusted`: it may carry the caller's headers and auth."""
 
     request: Any
-    is_cross_origin: bool
+    is_trusted: bool
 
 
 def redirect_url(request: Any, status: int, location: str | None) -> Any:
@@ -56,6 +57,7 @@ def redirect(request: Any, status: int, url: Any, options: RequestOptions, packa
     Raises RedirectError if `options` do not allow to follow it, and if it needs a body that was read already.
     """
     method, same_origin = request.method, origin_key(url) == origin_key(request.url)
+    is_trusted = same_origin or is_https_upgrade(request.url, url)
     becomes_get = (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST")
     keeps_body = options.has_body and method == options.method and not becomes_get
     where = f"{describe(request.url)}: {status} to {describe(url)}"
@@ -71,16 +73,17 @@ def redirect(request: Any, status: int, url: Any, options: RequestOptions, packa
     headers = [
         (name, value)
         for name, value in request.headers.raw
-        if (key := name.decode("ascii").lower()) not in dropped and (same_origin or key in _CROSS_ORIGIN_HEADERS)
+        if (key := name.decode("ascii").lower()) not in dropped and (is_trusted or key in _CROSS_ORIGIN_HEADERS)
     ]
     extensions = request.extensions
-    if not same_origin:
+    # The Host that the caller gave belongs to the credentials: another virtual host must not get them.
+    if not is_trusted:
         headers += _neutral_headers(package)
         extensions = {"timeout": extensions["timeout"]}
     content = options.build["content"] if keeps_body else None
     method = "GET" if becomes_get else method
     request = type(request)(method, url, headers=headers, extensions=extensions, content=content)
-    return Redirect(request, not same_origin)
+    return Redirect(request, is_trusted)
 
 
 def _neutral_headers(package: Any) -> list[tuple[bytes, bytes]]:

@@ -6,8 +6,10 @@ or a query string, since they may hold credentials.
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,8 @@ DEFAULT_HEADERS = (
 # An event ID is sent as it was received, so that its header only has to satisfy the Fetch standard. The parser
 # ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
 _FORBIDDEN_IN_ID = FORBIDDEN_IN_FETCH_VALUE
+_LENGTH = re.compile("[0-9]{1,18}")
+
 _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 
@@ -209,6 +213,52 @@ def check_last_event_id(value: object) -> str:
     return value
 
 
+def _checked_content(headers: list[tuple[str, str]], content: Any) -> Any:
+    """Return the body, checked against the caller's Host and Content-Length headers.
+
+    Raises UsageError for a header that is given twice, and for a length that is not that of the body. The returned
+    body raises it while it is sent if its length was not known before.
+    """
+    names = [name.lower() for name, _ in headers]
+    if names.count("host") > 1:
+        raise UsageError("headers: 'Host' must be given once at most, got several")
+    if "content-length" not in names:
+        return content
+    value = headers[names.index("content-length")][1]
+    if names.count("content-length") > 1 or not _LENGTH.fullmatch(value):
+        raise UsageError("headers: 'Content-Length' must be one number of bytes. Leave it out: it is added.")
+    if isinstance(content, str):
+        content = content.encode()
+    if not isinstance(content, AsyncIterable):
+        _check_length(int(value), 0 if content is None else len(content), is_over=True)
+        return content
+    measured = _MeasuredContent(content, int(value))
+    # httpx refuses to send a generator twice, and detects it by its type.
+    return aiter(measured) if inspect.isasyncgen(content) else measured
+
+
+def _check_length(length: int, sent: int, *, is_over: bool) -> None:
+    if sent > length or (is_over and sent < length):
+        got = f"{length} for a body of {'at least ' if not is_over else ''}{sent} bytes"
+        raise UsageError(f"headers: 'Content-Length' must be the length of the body, got {got}. Leave it out.")
+
+
+class _MeasuredContent:
+    """A body that raises UsageError while it is read if it is not `length` bytes long."""
+
+    def __init__(self, content: AsyncIterable[bytes], length: int) -> None:
+        self._content = content
+        self._length = length
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        sent = 0
+        async for part in self._content:
+            sent += len(part)
+            _check_length(self._length, sent, is_over=False)
+            yield part
+        _check_length(self._length, sent, is_over=True)
+
+
 def is_replayable(content: object) -> bool:
     """Whether a body can be read twice: bytes and text can, iterators and files cannot."""
     return content is None or isinstance(content, (str, bytes, bytearray, memoryview))
@@ -220,6 +270,7 @@ def build_request(client: Client, options: RequestOptions, last_event_id: str) -
     Raises UsageError if no request can be built of the options, and if it would not be valid HTTP.
     """
     timeout = options.timeout
+    build = {**options.build, "content": _checked_content(options.headers, options.build["content"])}
     # As bytes: httpx encodes text as ASCII only.
     headers = [(name.encode(), value.encode("latin-1")) for name, value in options.headers]
     if last_event_id:
@@ -232,7 +283,7 @@ def build_request(client: Client, options: RequestOptions, last_event_id: str) -
             options.url,
             headers,
             timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
-            **options.build,
+            **build,
         )
     except Exception as exc:
         fault = type(exc)

@@ -71,7 +71,7 @@ class TlsSession:
             # Without its traceback, whose frames would make a reference cycle.
             self.error = exc.with_traceback(None)
 
-    def encrypt(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes | memoryview) -> bytes:
         """Return `data` encrypted. Raises ssl.SSLError if TLS cannot send (any more)."""
         self.ssl_object.write(data)
         return self.to_send()

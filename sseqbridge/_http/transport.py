@@ -14,21 +14,26 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
+import itertools
 import ssl
 import sys
 import types
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import httpx
+
+from sseqbridge._runtime import patching
 
 from .connection import HTTP11Connection
 from .dial import Dial, dial
 from .errors import ReusedConnectionClosed
 from .network_stream import READ_BYTES
 from .origin import Origin, origin_of
+from .threaded import ThreadedTransport
 
-__all__ = ["Transport", "count_connections", "is_client_replaced", "is_direct"]
+__all__ = ["Transport", "count_connections", "is_client_replaced"]
 
 # Safe methods: a request that is sent twice has the effect of one (RFC 9110, sections 9.2.1 and 9.2.2).
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -38,8 +43,9 @@ class Transport(httpx.AsyncBaseTransport):
     """Sends each request on a connection of its own, and keeps the connection for later requests.
 
     The number of connections is not limited. A connection is closed after `keepalive_expiry` idle seconds.
-    `tls_context` returns the context for https, `plain` makes the transport for the requests that this one cannot
-    send. `dial` opens connections.
+    `tls_context` returns the context for https. `plain` makes the transport for the requests that this one cannot
+    send, of one scheme, through one proxy or None; `proxy_for` returns the proxy for a URL. Without `sends_itself` this
+    transport sends none. `dial` opens connections.
     """
 
     def __init__(
@@ -47,16 +53,23 @@ class Transport(httpx.AsyncBaseTransport):
         *,
         keepalive_expiry: float,
         tls_context: Callable[[], Awaitable[ssl.SSLContext]],
-        plain: Callable[[], Awaitable[httpx.AsyncBaseTransport]],
+        plain: Callable[[str, str | None], Awaitable[httpx.AsyncBaseTransport]],
+        proxy_for: Callable[[httpx.URL], str | None] = lambda url: None,
+        sends_itself: bool = True,
         dial: Dial = dial,
     ) -> None:
         self._keepalive_expiry = keepalive_expiry
         self._tls_context = tls_context
         self._dial = dial
         self._make_plain = plain
-        self._plain: httpx.AsyncBaseTransport | None = None
+        self._proxy_for = proxy_for
+        self._sends_itself = sends_itself
+        # By scheme and proxy.
+        self._plain: dict[tuple[str, str | None], httpx.AsyncBaseTransport] = {}
         # Last in, first out, so that surplus connections expire. The first of each deque is the oldest.
         self._idle: dict[Origin, collections.deque[HTTP11Connection]] = {}
+        # Connections in the middle of an authentication, which only the task of their call may use.
+        self._reserved: dict[tuple[asyncio.Task[Any] | None, Origin], HTTP11Connection] = {}
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._closed = False
         # The open connections: written on the loop's thread, copied by any thread.
@@ -66,7 +79,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return its answer as soon as the head has been received."""
-        if not is_direct(request):
+        if not self.is_direct(request):
             return await self._send_plainly(request)
         origin, timeouts = origin_of(request.url), request.extensions.get("timeout", {})
         connection = self._idle_connection(origin)
@@ -81,34 +94,49 @@ class Transport(httpx.AsyncBaseTransport):
         connection = await self._connect(origin, timeouts.get("connect"))
         return await connection.exchange(request, timeouts)
 
+    def is_direct(self, request: httpx.Request) -> bool:
+        """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
+        is_simple = request.extensions.keys() <= {"timeout"} and self._sends_itself
+        is_original = not _is_replaced() and not patching.is_socket_replaced()
+        return is_simple and is_original and self._proxy_for(request.url) is None
+
     async def _send_plainly(self, request: httpx.Request) -> httpx.Response:
-        if self._plain is None:
-            made = await self._make_plain()
+        proxy = self._proxy_for(request.url)
+        if patching.is_socket_replaced() and not _is_replaced():
+            return await ThreadedTransport().handle_async_request(request)
+        key = request.url.scheme, proxy
+        if key not in self._plain:
+            made = await self._make_plain(*key)
             # A concurrent request may have made one in the meantime. An unused transport has nothing to close.
-            if self._plain is None:
-                self._plain = made
-        return await self._plain.handle_async_request(request)
+            self._plain.setdefault(key, made)
+        return await self._plain[key].handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed when they are released."""
         self._closed = True
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
+        for connection in [*itertools.chain.from_iterable(self._idle.values()), *self._reserved.values()]:
+            connection.abort()
         self._idle.clear()
+        self._reserved.clear()
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
-        if self._plain is not None:
-            await self._plain.aclose()
+        for plain in tuple(self._plain.values()):
+            await plain.aclose()
 
     @property
     def connection_count(self) -> int:
         """The number of open connections, in use or idle. Thread-safe."""
-        return len(self.connections) + count_connections(self._plain)
+        return len(self.connections) + sum(map(count_connections, tuple(self._plain.values())))
 
     # The pool.
 
     def _idle_connection(self, origin: Origin) -> HTTP11Connection | None:
+        if self._reserved:
+            reserved = self._reserved.pop((asyncio.current_task(), origin), None)
+            if reserved is not None:
+                if reserved.is_fresh(self._keepalive_expiry):
+                    return reserved
+                reserved.abort()
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
@@ -126,6 +154,21 @@ class Transport(httpx.AsyncBaseTransport):
         if self._expiry_timer is None:
             loop = connection.loop
             self._expiry_timer = loop.call_later(self._keepalive_expiry, self._close_expired, loop)
+
+    def reserve(self, connection: HTTP11Connection) -> None:
+        """Keep an idle connection for the next request of the current task, or close it when it has expired."""
+        if self._closed:
+            connection.abort()
+            return
+        key = asyncio.current_task(), connection.origin
+        self._drop_reserved(key, self._reserved.get(key))
+        self._reserved[key] = connection
+        connection.loop.call_later(self._keepalive_expiry, self._drop_reserved, key, connection)
+
+    def _drop_reserved(self, key: Any, connection: HTTP11Connection | None) -> None:
+        if connection is not None and self._reserved.get(key) is connection:
+            del self._reserved[key]
+            connection.abort()
 
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
         self._expiry_timer = None
@@ -170,16 +213,12 @@ def _is_repeatable(request: httpx.Request) -> bool:
     return request.method in _SAFE_METHODS and isinstance(request.stream, httpx.ByteStream)
 
 
-def is_direct(request: httpx.Request) -> bool:
-    """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
-    return request.extensions.keys() <= {"timeout"} and not _is_replaced()
-
-
 def is_client_replaced() -> bool:
-    """Whether the methods of httpx's client have been replaced, as by Sentry and VCR.py."""
+    """Whether the methods of httpx's client have been replaced, as by Sentry, VCR.py and pook."""
     send = httpx.AsyncClient.send
-    inner = getattr(httpx.AsyncClient, "_send_single_request", send)
-    return not (_is_original(send, "httpx") and _is_original(inner, "httpx"))
+    single = getattr(httpx.AsyncClient, "_send_single_request", send)
+    choose = getattr(httpx.AsyncClient, "_transport_for_url", send)
+    return not (_is_original(send, "httpx") and _is_original(single, "httpx") and _is_original(choose, "httpx"))
 
 
 def _is_replaced() -> bool:

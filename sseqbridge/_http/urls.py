@@ -8,7 +8,7 @@ import httpx
 
 from .client import parsed_url
 
-__all__ = ["describe", "is_requestable", "origin_key"]
+__all__ = ["describe", "is_https_upgrade", "is_requestable", "origin_key"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -29,6 +29,13 @@ def origin_key(url: Any) -> str:
         return f"{url.scheme}://{url.host}:{port}"
     except (httpx.InvalidURL, ValueError):
         return ""
+
+
+def is_https_upgrade(url: Any, target: Any) -> bool:
+    """Whether `target` is the same host over https, where `url` is http, both on their default ports."""
+    begin, end = origin_key(url), origin_key(target)
+    host = begin.removeprefix("http://").removesuffix(":80")
+    return begin == f"http://{host}:80" and end == f"https://{host}:443"
 
 
 def is_requestable(url: Any) -> bool:

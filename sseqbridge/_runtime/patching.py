@@ -1,4 +1,4 @@
-"""Detects gevent's and eventlet's monkey patches, and returns the functions that they replaced.
+"""Detects the monkey patches of gevent, eventlet and mocket, and returns the functions that gevent replaced.
 
 Checked at each call, since the application may patch the process after it imported the library.
 Thread-safe.
@@ -6,10 +6,11 @@ Thread-safe.
 
 from __future__ import annotations
 
+import _socket
 import sys
 from typing import Any
 
-__all__ = ["is_eventlet", "is_gevent", "original"]
+__all__ = ["is_eventlet", "is_gevent", "is_socket_replaced", "original"]
 
 
 def is_gevent() -> bool:
@@ -31,3 +32,8 @@ def original(module: str, name: str) -> Any:
 
         return gevent.original(module, name)
     return getattr(sys.modules[module], name)
+
+
+def is_socket_replaced() -> bool:
+    """Return whether sockets are objects that no event loop can wait for, as those of mocket are."""
+    return not issubclass(original("socket", "socket"), _socket.socket)

@@ -20,9 +20,12 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "TCP_OPTIONS",
     "above_standard_descriptors",
     "detach_connection_after_fork",
     "is_readable",
+    "keep_alive",
+    "keep_connection_alive",
     "literal_address",
     "peer_has_left",
     "reader_has_left",
@@ -30,6 +33,47 @@ __all__ = [
     "shut_down_socket",
     "standard_descriptors",
 ]
+
+
+# A peer that is gone without a trace, behind a NAT or after a crash, is noticed after six minutes of silence.
+_KEEP_ALIVE_SECONDS = 60
+_KEEP_ALIVE_PROBES = 5
+
+
+def _tcp_options() -> list[tuple[int, int, int]]:
+    """Return the options of TCP connections as arguments of setsockopt(): those that the platform has."""
+    # macOS has another name for the idle time.
+    idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+    values = {
+        idle: _KEEP_ALIVE_SECONDS,
+        "TCP_KEEPINTVL": _KEEP_ALIVE_SECONDS,
+        "TCP_KEEPCNT": _KEEP_ALIVE_PROBES,
+        "TCP_NODELAY": 1,
+    }
+    named = [(getattr(socket, name, None), value) for name, value in values.items()]
+    tcp = [(socket.IPPROTO_TCP, option, value) for option, value in named if option is not None]
+    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *tcp]
+
+
+TCP_OPTIONS = _tcp_options()
+
+
+def keep_alive(connection: Any) -> None:
+    """Turn on TCP keep-alive, and turn off Nagle's algorithm, for a TCP socket."""
+    for option in TCP_OPTIONS:
+        try:
+            connection.setsockopt(*option)
+        except OSError:
+            pass  # Some sandboxes have not all of them.
+
+
+def keep_connection_alive(transport: Any) -> None:
+    """Do the same for the connection of one of httpx's network streams, unless its owner has turned keep-alive on."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.fileno() < 0 or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        keep_alive(connection)
 
 
 def shut_down_socket(fd: int) -> None:

@@ -135,7 +135,8 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     sends as an event raises UpstreamError, unless `error_events="yield"`.
 
     A status other than 200 is returned, not raised. In JSON mode the stream then yields the body once; in
-    the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes.
+    the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes. (Another
+    2xx of type text/event-stream is read as a stream, too.)
 
     Limits. `timeout` is in seconds: a number (for connect and read), a mapping, a Timeout, or None.
     `cancel` is an object with `is_set()`, such as a threading.Event; once it is set, the request is aborted
@@ -219,7 +220,8 @@ async def arequest_sse(
     The arguments are those of request_sse except `bridge`. `client` is an httpx.AsyncClient (or an
     httpx2.AsyncClient) of the caller's to send the request with; by default the library keeps one for each
     event loop and closes it with the loop. The caller's client is neither closed nor changed, and keeps
-    its cookie jar. If it speaks HTTP/2, its streams share a connection, which stays open after an abort.
+    its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own stream alone,
+    or logs a warning if the client's transport offers no way to do so.
     """
     response = await _asend(RequestArguments(url, headers, data, **_without(options, "client")), options.get("client"))
     try:

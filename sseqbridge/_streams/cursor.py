@@ -125,8 +125,8 @@ class Cursor(Generic[T]):
 
     @property
     def is_refused(self) -> bool:
-        """Whether the answer is neither 200 nor 204."""
-        return self.head.status not in (200, 204)
+        """Whether the answer is neither an event stream nor a 204."""
+        return not self.head.is_stream and self.head.status != 204
 
     @property
     def lacks_body(self) -> bool:

@@ -95,7 +95,7 @@ class StreamOwner(Generic[T]):
         was_open = cursor.is_open
         # Also if it was closed: an interrupt may have come between the two steps of an abort.
         cursor.abort()
-        if was_open and cursor.head.status == 200:
+        if was_open and cursor.head.is_stream:
             message = f"a stream of {cursor.subscription.target} was dropped while it was open: close it, or use `with`"
             _warn(message, ResourceWarning, source=self)
 

@@ -84,9 +84,9 @@ class Upstream:
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        """The reader of an upstream's answer whose status is not 200; None for all others."""
+        """The reader of an upstream's answer that is no event stream; None for all others."""
         reader = self._reader
-        return reader if reader is not None and reader.cursor.head.status != 200 else None
+        return reader if reader is not None and not reader.cursor.head.is_stream else None
 
     def check_synchronous(self) -> None:
         """Raise UsageError if only an asynchronous server can relay the stream."""

@@ -200,7 +200,7 @@ class Producer(LoopTask):
     # Writing.
 
     async def _write_all(self, upstream: Upstream) -> None:
-        if upstream.head.status != 200:
+        if not upstream.head.is_stream:
             body = await upstream.body()
             await self._write_end(refusal_fields(upstream.head, body))
             raise upstream.status_error(body)

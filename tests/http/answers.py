@@ -218,5 +218,5 @@ async def no_tls() -> ssl.SSLContext:
     raise AssertionError("no request here is for https")
 
 
-async def no_plain() -> Any:
+async def no_plain(scheme: str, proxy: str | None) -> Any:
     raise AssertionError("no request here is left to httpx's transport")

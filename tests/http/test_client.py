@@ -6,12 +6,10 @@ import asyncio
 import base64
 import contextlib
 import gzip
-import queue
 import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ import h2.connection
 import h2.events
 import httpx
 import httpx2
-import hypercorn.asyncio
-import hypercorn.config
 import pytest
 import trustme
 
@@ -44,6 +40,8 @@ from sseqbridge._http.client import Client
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, raw, reset, respond, send, silence, wire
 from tests.clock import FakeClock
 from tests.support import in_thread, until
+
+from .http2_server import Http2Server
 
 _EVENT_STREAM = {"Content-Type": "text/event-stream"}
 
@@ -461,67 +459,6 @@ def test_errors_before_the_headers_become_typed_errors(
 
 
 # HTTP/2.
-
-
-class Http2Server:
-    """hypercorn, serving HTTP/2 over TLS; `peers` and `left` record connections and disconnects."""
-
-    def __init__(self, certificate: Path) -> None:
-        self.peers: list[tuple[str, int]] = []
-        self.left: queue.Queue[str] = queue.Queue()
-        self._certificate = str(certificate)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def __enter__(self) -> Http2Server:
-        self._served = in_thread(lambda: asyncio.run(self._serve()), "hypercorn")
-        self._loop, self._closing = self._ready.result(30)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._closing.set)
-        self._served.result(30)
-
-    async def _serve(self) -> None:
-        config = hypercorn.config.Config()
-        config.bind = [f"fd://{self._socket.detach()}"]
-        config.certfile = config.keyfile = self._certificate
-        config.graceful_timeout = 1.0
-        config.loglevel = "WARNING"
-        closing = asyncio.Event()
-        self._ready.set_result((asyncio.get_running_loop(), closing))
-        await hypercorn.asyncio.serve(self._answer, config, shutdown_trigger=closing.wait)
-
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            while (await receive())["type"] != "lifespan.shutdown":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        assert scope["http_version"] == "2"
-        self.peers.append(scope["client"])
-        while (await receive()).get("more_body"):
-            pass
-        if scope["path"] == "/mute":
-            assert (await receive())["type"] == "http.disconnect"
-            self.left.put(scope["path"])
-            return
-        headers = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
-        if scope["path"] == "/silent":
-            assert (await receive())["type"] == "http.disconnect"
-            self.left.put(scope["path"])
-        else:
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-
-
-@pytest.fixture(scope="module")
-def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
-    return path
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from sseqbridge._http.tls import TlsSession
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
 from tests.doors import Door
+from tests.support import in_thread
 
 from .upstream import DONE, SHORT, Run, asking, new_client, own_transport, parts, until_read, upstream
 
@@ -180,11 +182,208 @@ def test_body_that_contradicts_content_length_is_refused(run: Run, body: list[by
     run(main)
 
 
+BODIES = ["bytes", "iterator", "chunked", "blocked iterator"]
+
+
+class Uploaded:
+    """A body of 10 MB that the server does not read, as one of BODIES.
+
+    `closed` is set when an iterator that waits for its next part ends. (Others are their owner's to close.)
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.closed = asyncio.Event()
+        self.size = 10_000_000
+        self.headers = {} if kind == "chunked" else {"Content-Length": str(self.size)}
+        self.content: Any = bytes(self.size) if kind == "bytes" else self._parts(is_blocked=kind.startswith("blocked"))
+        if not kind.startswith("blocked"):
+            self.closed.set()
+
+    async def _parts(self, *, is_blocked: bool) -> AsyncIterator[bytes]:
+        try:
+            yield bytes(1000)
+            if is_blocked:
+                await asyncio.Event().wait()
+            for _ in range(self.size // 1000 - 1):
+                yield bytes(1000)
+        finally:
+            self.closed.set()
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("status", [b"413 Too Large", b"401 No", b"307 Elsewhere"])
+def test_early_refusal_is_returned_at_once_and_ends_the_sending(run: Run, kind: str, status: bytes) -> None:
+    async def main() -> None:
+        body = Uploaded(kind)
+        async with (
+            upstream() as server,
+            new_client(timeout=None) as client,
+            asking(client, server.url, "POST", content=body.content, headers=body.headers) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive()
+            # Interim answers change nothing. The server neither reads on nor closes the connection.
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\n\r\n")
+            await peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 5\r\n\r\nhello")
+            response = await answer
+            assert response.status_code == int(status[:3])
+            assert await response.aread() == b"hello"
+            await response.aclose()
+            await body.closed.wait()
+            assert await peer.client_has_left()
+            assert server.connections == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_early_success_is_returned_at_once(run: Run, kind: str) -> None:
+    """The server may stream its answer while it reads the request, or without reading it."""
+
+    async def main() -> None:
+        body = Uploaded(kind)
+        async with (
+            upstream() as server,
+            new_client(timeout=None) as client,
+            asking(client, server.url, "POST", content=body.content, headers=body.headers) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive()
+            await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
+            response = await answer
+            chunks = response.aiter_raw()
+            assert await anext(chunks) == b"one"
+            await peer.send(b"two")
+            assert await anext(chunks) == b"two"
+            await response.aclose()
+            await body.closed.wait()
+            assert await peer.client_has_left()
+
+    run(main)
+
+
+def test_request_is_sent_on_after_an_early_success(run: Run) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"one"
+            await go.wait()
+            yield b"two"
+
+        async with (
+            upstream() as server,
+            new_client() as client,
+            asking(client, server.url, "POST", content=body()) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive(b"one\r\n")
+            await peer.send(SHORT)
+            response = await answer
+            go.set()
+            await peer.receive(b"3\r\ntwo\r\n0\r\n\r\n")
+            assert await response.aread() == b"hello"
+            # The request is complete, and so is its answer: the connection is used again.
+            async with asking(client, server.url) as other:
+                await peer.answer(SHORT)
+                assert await (await other).aread() == b"hello"
+
+    run(main)
+
+
+def test_body_that_fails_after_an_early_success_is_an_error(run: Run) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"one"
+            await go.wait()
+            raise ZeroDivisionError
+
+        async with (
+            upstream() as server,
+            new_client(timeout=None) as client,
+            asking(client, server.url, "POST", content=body()) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive(b"one\r\n")
+            await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
+            chunks = (await answer).aiter_raw()
+            assert await anext(chunks) == b"one"
+            go.set()
+            with pytest.raises(ZeroDivisionError):
+                await anext(chunks)
+
+    run(main)
+
+
+def test_server_that_stops_reading_after_an_early_success_is_no_error(clock: FakeClock, run: Run) -> None:
+    async def main() -> None:
+        body = Uploaded("bytes")
+        async with (
+            upstream() as server,
+            new_client(timeout=httpx.Timeout(None, write=60)) as client,
+            asking(client, server.url, "POST", content=body.content) as answer,
+        ):
+            peer = await server.accept()
+            await peer.receive()
+            await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
+            chunks = (await answer).aiter_raw()
+            assert await anext(chunks) == b"one"
+            for _ in range(10):
+                clock.advance(60)
+                await asyncio.sleep(0)
+            await peer.send(b"two")
+            assert await anext(chunks) == b"two"
+
+    run(main)
+
+
+def test_abort_during_the_sending_closes_the_body(run: Run) -> None:
+    async def main() -> None:
+        body = Uploaded("blocked iterator")
+        async with upstream() as server, new_client(timeout=None) as client:
+            async with asking(client, server.url, "POST", content=body.content, headers=body.headers):
+                peer = await server.accept()
+                await peer.receive()
+            # The end of the block cancels the request.
+            assert body.closed.is_set()
+            assert await peer.client_has_left()
+
+    run(main)
+
+
 @own_transport
-def test_body_longer_than_content_length_is_a_typed_error(ask: Door) -> None:
-    with SSEServer([send(1)]) as server, pytest.raises(TransportError) as caught:
-        ask(server.url, {"Content-Length": "4"}, content=b"hello")
-    assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
+@pytest.mark.parametrize("makes_parts", [False, True])
+def test_early_refusal_of_an_upload_is_an_answer(ask: Door, makes_parts: bool) -> None:
+    released = threading.Event()
+
+    def parts_of_it() -> Iterator[bytes]:
+        yield bytes(1000)
+        released.wait(30)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> bytes:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nhello")
+                received = b"x"
+                with contextlib.suppress(ConnectionResetError):
+                    while received:
+                        answered.wait(30)
+                        received = connection.recv(65_536)
+            return received
+
+        answered = threading.Event()
+        serving = in_thread(serve)
+        content: Any = parts_of_it() if makes_parts else bytes(20_000_000)
+        with ask(f"http://127.0.0.1:{listener.getsockname()[1]}/", content=content, timeout=60) as answer:
+            assert (answer.status, answer.items()) == (413, ["hello"])
+        answered.set()
+        serving.result(30)
+        released.set()
 
 
 @pytest.mark.parametrize("header", [("Transfer-Encoding", "gzip"), ("Content-Length", "x")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import random
 import zlib
 from collections.abc import Callable
@@ -205,7 +206,37 @@ def test_empty_body_is_no_truncated_stream(kind: str) -> None:
     body.finish()
 
 
-@pytest.mark.parametrize("header", ["br", "zstd", "gzip, br", "nonsense"])
+@pytest.mark.parametrize("header", ["none", "utf-8", "UTF8", "8bit", "nonsense", "none, identity", ","])
+def test_name_that_is_no_coding_counts_as_identity(caplog: pytest.LogCaptureFixture, header: str) -> None:
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    assert read(body_decoder(header, SIZE), BODY) == BODY
+    assert repr(header.lower()) in caplog.text
+
+
+@pytest.mark.parametrize("header", ["utf-8, gzip", "gzip, none", "gzip,"])
+def test_name_that_is_no_coding_does_not_hide_a_coding(header: str) -> None:
+    assert read(body_decoder(header, SIZE), gzip.compress(BODY)) == BODY
+
+
+@compressed
+@pytest.mark.parametrize("padding", [1, SIZE, 1000])
+def test_zeros_after_the_end_are_padding(kind: str, padding: int) -> None:
+    data = compress(kind) + bytes(padding)
+    for chunks in ([data], [data[at : at + 1] for at in range(len(data))]):
+        body = decoder(kind)
+        assert read(body, *chunks) == BODY
+        body.finish()
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_zeros_between_gzip_members_are_padding(size: int) -> None:
+    data = gzip.compress(BODY[:100]) + bytes(512) + gzip.compress(BODY[100:]) + bytes(3)
+    body = decoder("gzip")
+    assert read(body, *(data[at : at + size] for at in range(0, len(data), size))) == BODY
+    body.finish()
+
+
+@pytest.mark.parametrize("header", ["br", "zstd", "gzip, br", "none, br", "gzip, gzip", "deflate, gzip", "compress"])
 def test_unsupported_encoding_is_a_protocol_error_with_advice(header: str) -> None:
     with pytest.raises(ProtocolError, match=r"Accept-Encoding.*identity") as raised:
         body_decoder(header, SIZE)

@@ -28,8 +28,8 @@ def sent_by_httpx(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     seen: list[httpx.URL] = []
     make = http_client._plain_transport
 
-    async def noting() -> httpx.AsyncHTTPTransport:
-        transport = await make()
+    async def noting(scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
+        transport = await make(scheme, proxy)
         handle = transport.handle_async_request
 
         async def handle_and_note(request: httpx.Request) -> httpx.Response:
@@ -142,7 +142,7 @@ def test_proxy_of_the_environment_is_used(
 
 def test_concurrent_requests_share_one_transport_of_httpx(run: Run) -> None:
     async def main() -> None:
-        async def plain() -> httpx.AsyncBaseTransport:
+        async def plain(scheme: str, proxy: str | None) -> httpx.AsyncBaseTransport:
             waiting.append(1)
             await all_wait.wait()
             made.append(httpx.AsyncHTTPTransport())
@@ -164,7 +164,7 @@ def test_concurrent_requests_share_one_transport_of_httpx(run: Run) -> None:
             assert (await client.get(server.url, extensions={"target": b"/b"})).content == b"data: 1\n\n"
             assert len(made) == 3
         # The transports that lost the race were never used, and the winner is closed.
-        assert transport._plain is made[0]
+        assert transport._plain == {("http", None): made[0]}
         assert made[0]._pool.connections == []
 
     with SSEServer([send(1)]) as server:

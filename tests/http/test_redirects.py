@@ -95,12 +95,16 @@ def test_a_body_that_was_read_is_not_sent_again() -> None:
         followed(request("POST", content=b"{}"), 307, "/y", has_body=True, replayable=False)
 
 
-@pytest.mark.parametrize("to", ["http://b.test/x", "https://a.test/x", "http://a.test:81/x"])
+# Another host, another port, and https on a port from which it is no upgrade.
+OTHERS = ["http://b.test/x", "https://b.test/x", "http://a.test:81/x", "https://a.test:444/x"]
+
+
+@pytest.mark.parametrize("to", OTHERS)
 def test_another_origin_gets_no_credentials(to: str) -> None:
-    sent = request()
+    sent = request(headers={"Host": "tenant.test"})
     url = redirect_url(sent, 302, to)
-    made, is_cross_origin = redirect(sent, 302, url, options(build={"content": None}), httpx)
-    assert is_cross_origin
+    made, is_trusted = redirect(sent, 302, url, options(build={"content": None}), httpx)
+    assert not is_trusted
     assert "secret" not in str(made.headers.raw)
     assert "x-trace" not in made.headers
     assert (made.headers["accept"], made.headers["last-event-id"]) == ("text/event-stream", "7")
@@ -112,4 +116,41 @@ def test_another_origin_gets_no_credentials(to: str) -> None:
 def test_the_default_port_is_the_same_origin() -> None:
     sent = request()
     url = redirect_url(sent, 302, "http://a.test:80/y")
-    assert not redirect(sent, 302, url, options(build={"content": None}), httpx).is_cross_origin
+    assert redirect(sent, 302, url, options(build={"content": None}), httpx).is_trusted
+
+
+@pytest.mark.parametrize("to", ["https://a.test/y", "https://a.test:443/y", "//a.test/y", "https://A.test/y"])
+@pytest.mark.parametrize("url", ["http://a.test/x", "http://a.test:80/x"])
+def test_https_on_the_same_host_gets_the_credentials(url: str, to: str) -> None:
+    sent = request(url=url, headers={"Host": "tenant.test"})
+    made, is_trusted = redirect(sent, 301, redirect_url(sent, 301, to), options(build={"content": None}), httpx)
+    assert is_trusted
+    assert {name: made.headers[name] for name in SECRETS} == SECRETS
+    assert made.headers["host"] == "tenant.test"
+    assert made.extensions == sent.extensions
+
+
+@pytest.mark.parametrize(
+    ("url", "to"),
+    [
+        ("https://a.test/x", "http://a.test/x"),
+        ("http://a.test:8080/x", "https://a.test/x"),
+        ("http://a.test:8080/x", "https://a.test:8080/x"),
+        ("http://a.test/x", "https://a.test:8443/x"),
+        ("http://a.test/x", "https://www.a.test/x"),
+        ("http://a.test/x", "https://a.test./x"),
+    ],
+)
+def test_other_changes_of_the_scheme_are_no_upgrade(url: str, to: str) -> None:
+    sent = request(url=url)
+    made, is_trusted = redirect(sent, 301, redirect_url(sent, 301, to), options(build={"content": None}), httpx)
+    assert not is_trusted
+    assert "secret" not in str(made.headers.raw)
+
+
+def test_host_of_the_caller_stays_within_the_origin() -> None:
+    made = followed(request(headers={"Host": "tenant.test"}), 307, "/y")
+    assert made.headers.get_list("host") == ["tenant.test"]
+    # Without one, the target's own is sent.
+    assert followed(request(), 307, "/y").headers["host"] == "a.test"
+    assert followed(request(), 307, "https://a.test/y").headers["host"] == "a.test"

@@ -660,8 +660,8 @@ def test_a_compressed_error_answer_is_decompressed(ask: Door) -> None:
             assert refused.value.body == b'{"error": "busy"}'
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "rot13"])
-def test_an_unknown_content_encoding_is_a_protocol_error(ask: Door, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress"])
+def test_an_unsupported_content_encoding_is_a_protocol_error(ask: Door, encoding: str) -> None:
     with (
         SSEServer([respond(headers={"Content-Encoding": encoding}), raw(b"??")]) as server,
         pytest.raises(ProtocolError, match="Accept-Encoding"),

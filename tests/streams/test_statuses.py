@@ -1,0 +1,100 @@
+"""Successful answers: which statuses, media types and encodings are read as an event stream."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from sseqbridge import ContentTypeError, ReconnectionPolicy, StatusError
+from sseqbridge.testing import SSEServer, cut, hold, in_turn, raw, respond, send, silence
+from tests.clock import FakeClock
+from tests.doors import Door
+
+DONE = send("[DONE]")
+
+LISTED = [("Content-Type", "text/event-stream; charset=utf-8"), ("Content-Type", "text/event-stream")]
+
+
+@pytest.mark.parametrize("status", [201, 202, 203, 205, 206, 226, 299])
+def test_every_2xx_of_the_type_is_a_stream(ask: Door, status: int) -> None:
+    seen = threading.Event()
+    with SSEServer([respond(status), send(1), hold(seen), send(2), DONE]) as server:
+        answer = ask(server.url, data={})
+        # Each item comes when it arrives, and not with the end of the body.
+        assert (answer.status, answer.next()) == (status, 1)
+        seen.set()
+        assert answer.items() == [2]
+        assert answer.events.outcome == "done"
+        assert answer.raise_for_status() is not None
+
+
+def test_cut_201_raises_an_error(ask: Door) -> None:
+    with SSEServer([respond(201), send(1), cut()]) as server:
+        items, error = ask(server.url).fail()
+    assert items == [1]
+    assert "closed in mid-stream" in str(error)
+
+
+def test_201_of_another_type_is_a_refusal(ask: Door) -> None:
+    with SSEServer([respond(201, content_type="application/json"), raw(b'{"id": 7}')]) as server:
+        answer = ask(server.url, data={})
+        assert answer.items() == [{"id": 7}]
+        with pytest.raises(StatusError):
+            answer.raise_for_status()
+
+
+def test_201_counts_as_a_reconnection(ask: Door) -> None:
+    script = in_turn([respond(201), send(1, id="1"), cut()], [respond(202), send(2), DONE])
+    with SSEServer(script) as server:
+        with ask(server.url, reconnect=ReconnectionPolicy(delay=0.01)) as answer:
+            assert answer.items() == [1, 2]
+            assert answer.events.stats.reconnections == 1
+        assert server.requests[1].headers["last-event-id"] == "1"
+
+
+@pytest.mark.parametrize("headers", [LISTED, [("Content-Type", "text/html, text/event-stream")]])
+def test_list_of_media_types_is_accepted(ask: Door, headers: list[tuple[str, str]]) -> None:
+    with SSEServer([respond(200, headers, content_type=None), send(1), DONE]) as server:
+        assert ask(server.url).items() == [1]
+
+
+@pytest.mark.parametrize("coding", ["none", "utf-8", "", "identity, none", "8BIT"])
+def test_content_encoding_that_is_no_coding_is_ignored(
+    ask: Door, caplog: pytest.LogCaptureFixture, coding: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    with SSEServer([respond(200, {"Content-Encoding": coding}), send(1), DONE]) as server:
+        assert ask(server.url).items() == [1]
+    assert ("no registered coding" in caplog.text) is bool(coding)
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_endless_stream_of_another_type_is_an_error_at_once(ask: Door, clock: FakeClock, has_data: bool) -> None:
+    head = respond(200, content_type="application/x-ndjson")
+    with SSEServer([head, *[raw(b'{"a": 1}\n')] * has_data, silence()]) as server:
+        began = clock.monotonic()
+
+        def fail() -> ContentTypeError:
+            with pytest.raises(ContentTypeError) as caught:
+                ask(server.url)
+            return caught.value
+
+        error = clock.advance_until_done(fail, step=0.05) if not ask.is_async else fail()
+        assert error.text == '{"a": 1}\n' * has_data
+        # Real time passes too, on a busy machine.
+        assert clock.monotonic() - began < 8
+        assert server.requests[0].wait_aborted()
+
+
+def test_body_of_known_length_of_another_type_is_read_whole(ask: Door, clock: FakeClock) -> None:
+    go = threading.Event()
+    head = respond(200, {"Content-Length": "8"}, content_type="application/json", framing="none")
+    with SSEServer([head, raw(b'{"a"'), hold(go), raw(b": 1}")]) as server:
+        opened = threading.Timer(1.0, go.set)
+        opened.start()
+        with pytest.raises(ContentTypeError) as caught:
+            ask(server.url)
+        opened.join()
+        assert caught.value.text == '{"a": 1}'
