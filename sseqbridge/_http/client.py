@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from sseqbridge import _accelerators
-from sseqbridge._exceptions import BridgeClosedError, ConnectError, SSEError, UsageError
+from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
 from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode
 

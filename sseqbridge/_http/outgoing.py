@@ -11,6 +11,8 @@ from collections.abc import AsyncIterable
 
 import httpx
 
+from sseqbridge._runtime.callbacks import CallersCode
+
 from .connection_auth import authenticates_connection
 from .h1_heads import HeadError, framing_of, write_head
 from .network_stream import Bytes, InputState, NetworkStream
@@ -95,7 +97,10 @@ class OutgoingRequest:
 
     async def _send(self, unwritten: list[Bytes], parts: AsyncIterable[bytes] | None) -> None:
         try:
-            self.is_complete = await self._send_all(unwritten, parts)
+            # A GeneratorExit that the iterator raises in a thread arrives here, past the guard of the body itself:
+            # Python closes the coroutines that wait for it instead of raising it in them.
+            with CallersCode("the request's body, an iterator,", passes=Exception):
+                self.is_complete = await self._send_all(unwritten, parts)
         except Exception as exc:
             self.error = exc
         finally:
