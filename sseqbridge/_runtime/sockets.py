@@ -23,6 +23,7 @@ __all__ = [
     "TCP_OPTIONS",
     "above_standard_descriptors",
     "detach_connection_after_fork",
+    "identity",
     "is_readable",
     "keep_alive",
     "keep_connection_alive",
@@ -126,6 +127,15 @@ def is_readable(fd: int) -> bool:
     poll = original("select", "poll")()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def identity(fd: int) -> tuple[int, int] | None:
+    """Return what distinguishes the file behind a descriptor from a later one; None if the descriptor is closed."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def peer_has_left(fd: int, *, may_peek: bool) -> bool:

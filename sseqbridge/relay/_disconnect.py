@@ -9,7 +9,7 @@ belongs to the server: nothing here reads from it or writes to it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from sseqbridge._checks import check_seconds
@@ -19,25 +19,40 @@ from sseqbridge._runtime.clock import clock
 __all__ = ["Client", "ClientDisconnected", "client_of", "disconnect_flag", "reader_left"]
 
 
+# The key of a WSGI environment under which the flags of its request are kept.
+_FLAGS = "sseqbridge.disconnect_flags"
+
+
 class Client:
     """The peer of a web server's socket."""
 
     def __init__(self, fd: int, *, is_tls: bool) -> None:
         self._fd = fd
         self._is_tls = is_tls
+        self._identity = sockets.identity(fd)
 
     def has_disconnected(self) -> bool:
-        """Whether the client has closed the connection, or its sending half. Never waits."""
+        """Whether the client has closed the connection, or its sending half. Never waits.
+
+        False once the server has closed its socket: the descriptor may belong to another client by then.
+        """
+        if self._identity is None or sockets.identity(self._fd) != self._identity:
+            return False
         return sockets.peer_has_left(self._fd, may_peek=not self._is_tls)
 
 
 class ClientDisconnected:
     """A flag that is set once the client has disconnected: for relays, and for `request_sse(..., cancel=...)`.
 
-    Without a client, and with `probe` None, the flag is never set.
+    Without a client, and with `probe` None, the flag is never set. `flags_of_request` is a list of all flags of one
+    request; they keep their state once its response is closed.
     """
 
-    def __init__(self, client: Client | None, probe: float | None) -> None:
+    def __init__(
+        self, client: Client | None, probe: float | None, flags_of_request: list[ClientDisconnected] | None = None
+    ) -> None:
+        self._flags_of_request = [] if flags_of_request is None else flags_of_request
+        self._flags_of_request.append(self)
         self._client = client
         # Seconds between two checks; None if there is no socket to check.
         self.probe = None if client is None else probe
@@ -53,13 +68,19 @@ class ClientDisconnected:
                 self._is_set = self._client.has_disconnected()
         return self._is_set
 
+    def end_request(self) -> None:
+        """Let all flags of the request keep their state: its response is closed, and its connection has other uses."""
+        while self._flags_of_request:
+            self._flags_of_request.pop().probe = None
+
 
 def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ClientDisconnected:
     """Return a flag for request_sse's `cancel` that is set once the client of a WSGI request has disconnected.
 
     A relay watches the client as soon as there is a stream; the flag does so also while the view waits for
     the upstream's headers, where request_sse then raises RequestAbortedError. The socket is checked every
-    `probe` seconds. If the server does not expose it, the flag is never set.
+    `probe` seconds. If the server does not expose it, the flag is never set. Once the response is closed, the flag
+    keeps its state.
 
     Raises UsageError if `probe` is not a number of seconds above 0, or None.
     """
@@ -69,7 +90,10 @@ def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ClientDisc
 
 def disconnect_flag(environ: Mapping[str, Any] | None, probe: float | None) -> ClientDisconnected:
     """Return the flag for arguments that have been checked; `environ` is None outside of a request."""
-    return ClientDisconnected(None if environ is None else client_of(environ), probe)
+    if environ is None:
+        return ClientDisconnected(None, probe)
+    flags = environ.setdefault(_FLAGS, []) if isinstance(environ, MutableMapping) else environ.get(_FLAGS)
+    return ClientDisconnected(client_of(environ), probe, flags)
 
 
 def client_of(environ: Mapping[str, Any]) -> Client | None:

@@ -208,6 +208,7 @@ class Frames(_BaseFrames):
     def close(self) -> None:
         """Abort the upstream, or end the iterable; WSGI servers call it."""
         self._ended = True
+        self._disconnected.end_request()
         self._source.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -167,3 +168,37 @@ def test_probe_of_reader_left_must_be_above_zero() -> None:
 
 def test_flag_is_never_set_without_a_socket() -> None:
     assert not relay.reader_left({}).is_set()
+
+
+def test_flag_does_not_watch_the_next_client_of_its_descriptor(pair: Pair) -> None:
+    server, _ = pair
+    flag = relay.reader_left({"gunicorn.socket": server}, probe=1e-9)
+    assert not flag.is_set()
+    number = server.fileno()
+    other_server, other_client = socket.socketpair()
+    with other_server, other_client:
+        # As if the web server had closed the socket, and accepted another client.
+        os.dup2(other_server.fileno(), number)
+        other_client.close()
+        assert sockets.peer_has_left(number, may_peek=True)
+        assert not flag.is_set()
+
+
+def test_flag_of_a_closed_socket_is_not_set(pair: Pair) -> None:
+    server, _ = pair
+    flag = relay.reader_left({"gunicorn.socket": server}, probe=1e-9)
+    server.close()
+    assert not flag.is_set()
+
+
+def test_flags_of_a_request_keep_their_state_once_its_response_is_closed(pair: Pair) -> None:
+    server, connection = pair
+    environ = {"gunicorn.socket": server}
+    flag, other = (relay.reader_left(environ, probe=1e-9) for _ in range(2))
+    frames = relay.frames(iter(["a"]), environ=environ)
+    assert not flag.is_set()
+    frames.close()
+    # The connection served a later request, and is closed now.
+    connection.close()
+    assert not flag.is_set()
+    assert not other.is_set()
