@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         UpstreamError,
         UsageError,
     )
+    from ._sse.dialects import Dialect
     from ._sse.events import Comment, ServerSentEvent
     from ._sse.parser import EventStreamParser
     from ._sse.retry_policy import ReconnectionPolicy
@@ -77,6 +78,7 @@ __all__ = [
     "ConnectError",
     "ContentTypeError",
     "DecodeError",
+    "Dialect",
     "EventError",
     "EventStream",
     "EventStreamParser",
@@ -130,6 +132,7 @@ _MODULES = {
     "gather": "_streams.gather",
     "merge": "_streams.merge",
     "Comment": "_sse.events",
+    "Dialect": "_sse.dialects",
     "ServerSentEvent": "_sse.events",
     "Timeout": "_checks",
     "EventStreamParser": "_sse.parser",

@@ -4,7 +4,8 @@
     +- TransportError             the network, or the transport in its place, failed
     |  +- ConnectError            no connection: refused, name not found, TLS handshake, proxy
     |  +- ReadError               the connection broke: reset, aborted
-    |  +- ProtocolError           the response is not valid HTTP, or has an encoding that was not requested
+    |  +- ProtocolError           the response is not valid HTTP, has an encoding that was not requested, or a body
+    |  |                          that is no event stream
     |  +- TruncatedStreamError    the stream ended early
     +- StreamTimeoutError         a time limit elapsed; `which` names it
     +- RequestAbortedError        cancelled before the response's headers arrived
@@ -16,7 +17,7 @@
     +- BufferLimitError           an event is larger than `max_event_bytes`
     +- EventError                 one event is at fault: `event`
     |  +- DecodeError             `decode` cannot decode the event's data
-    |  +- UpstreamError           the upstream sent an error as an event
+    |  +- UpstreamError           the upstream sent an error as an event, or in place of events
     +- EventsLostError            events that the reader has not received are no longer stored
     +- ProducerLostError          the process that wrote a log's stream died before the end of the stream
     +- LogError                   the log that stores streams failed
@@ -31,11 +32,13 @@
     Cancelled (a BaseException)   the surrounding scope was cancelled: see cancel_on
 
 Messages never hold headers, request bodies, query strings or credentials. A message says what to do
-where the caller can do something, and every fact in it is an attribute as well.
+where the caller can do something, and every fact in it is an attribute as well. Where a message quotes
+text that the upstream sent, control characters are replaced.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -106,7 +109,10 @@ class ReadError(TransportError):
 
 
 class ProtocolError(TransportError):
-    """Raised if the response is not valid HTTP, or has a content encoding that was not requested."""
+    """Raised if the response is not valid HTTP, or has a content encoding that was not requested.
+
+    Also if the body of an event stream has none of the format's fields, and no comment. The message quotes its begin.
+    """
 
 
 class TruncatedStreamError(TransportError):
@@ -194,9 +200,16 @@ class ResponseError(SSEError):
         """`body` as UTF-8 text, with U+FFFD for invalid bytes."""
         return self.body.decode("utf-8", "replace")
 
+    def json(self) -> Any:
+        """Return `body` decoded as JSON. Raises ValueError (such as json.JSONDecodeError) if it is not JSON."""
+        return json.loads(self.body)
+
 
 class StatusError(ResponseError):
-    """Raised if the status of the response is not 200, nor another 2xx whose type is text/event-stream."""
+    """Raised if the status of the response is not 200, nor another 2xx whose type is text/event-stream.
+
+    The message quotes the provider's, if the body has one.
+    """
 
 
 class ContentTypeError(ResponseError):
@@ -215,9 +228,14 @@ class BufferLimitError(SSEError):
 
 
 class EventError(SSEError):
-    """Base class of errors that concern one event: `event`, a ServerSentEvent."""
+    """Base class of errors that concern one event: `event`, a ServerSentEvent.
 
-    def __init__(self, message: str, event: ServerSentEvent) -> None:
+    For an UpstreamError it is None if the error came in place of events.
+    """
+
+    event: ServerSentEvent | None
+
+    def __init__(self, message: str, event: ServerSentEvent | None) -> None:
         super().__init__(message, event)
         self.event = event
 
@@ -228,14 +246,17 @@ class EventError(SSEError):
 class DecodeError(EventError):
     """Raised if `decode` cannot decode an event's data. The cause is chained."""
 
+    event: ServerSentEvent
+
 
 class UpstreamError(EventError):
-    """Raised if the upstream sent an error as an event.
+    """Raised if the upstream sent an error as an event, or in place of events.
 
-    `payload` is the event's data, decoded as JSON, or as text if it is not JSON.
+    `payload` is the event's data, decoded as JSON, or as text if it is not JSON. In place of events, the body of the
+    response is a JSON error object: then that is `payload`, and `event` is None.
     """
 
-    def __init__(self, message: str, event: ServerSentEvent, payload: Any) -> None:
+    def __init__(self, message: str, event: ServerSentEvent | None, payload: Any) -> None:
         super().__init__(message, event)
         self.payload = payload
 

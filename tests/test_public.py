@@ -30,6 +30,7 @@ NAMES = [
     "ConnectError",
     "ContentTypeError",
     "DecodeError",
+    "Dialect",
     "EventError",
     "EventStream",
     "EventStreamParser",
@@ -117,7 +118,7 @@ def test_importing_the_package_is_light() -> None:
     assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl", "threading", "sseqbridge._streams.api"})
 
 
-@pytest.mark.parametrize("name", ["ServerSentEvent", "EventStreamParser", "SSEError"])
+@pytest.mark.parametrize("name", ["ServerSentEvent", "EventStreamParser", "SSEError", "Dialect"])
 def test_modules_without_network_import_no_network(name: str) -> None:
     modules = modules_after(f"from sseqbridge import {name}")
     assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl"})

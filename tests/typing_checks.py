@@ -13,6 +13,7 @@ from sseqbridge import (
     AsyncSSEResponse,
     Bridge,
     Comment,
+    Dialect,
     EventStream,
     ServerSentEvent,
     SSEResponse,
@@ -55,6 +56,9 @@ def check_request_sse(url: str, flag: bool) -> None:
     with response as entered, events as same:
         assert_type(entered, SSEResponse[str])
         assert_type(same, EventStream[str])
+    request_sse(url, dialect="anthropic")
+    request_sse(url, dialect=Dialect(end_data=None, end_events=["end"], heartbeat_events={"ping"}))
+    request_sse(url, dialect="other")  # type: ignore[call-overload]
     request_sse(url, methd="GET")  # type: ignore[call-overload]
     request_sse(url, decode="xml")  # type: ignore[call-overload]
     request_sse(url, client=httpx.AsyncClient())  # type: ignore[call-overload]

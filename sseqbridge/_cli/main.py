@@ -25,6 +25,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UsageError,
 )
+from sseqbridge._sse.provider_errors import quoted
 
 from .output import print_message
 from .print_command import print_stream
@@ -71,7 +72,7 @@ def _describe(error: Exception) -> str:
     """Return an error as text that names options of the command line instead of arguments of request_sse."""
     if isinstance(error, ContentTypeError):
         content_type = error.headers.get("content-type", "no Content-Type")
-        return f"the answer is {content_type}, not text/event-stream; --any-content-type reads it anyway"
+        return f"the answer is {quoted(content_type)}, not text/event-stream; --any-content-type reads it anyway"
     if isinstance(error, ResponseError):
         return f"the upstream answered {error.status} {http.client.responses.get(error.status, '')}".rstrip()
     if isinstance(error, StreamTimeoutError):
@@ -79,7 +80,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, DecodeError):
         cause = error.__cause__
         where = f" ({cause.msg} at character {cause.pos})" if isinstance(cause, json.JSONDecodeError) else ""
-        return f'the data of a "{error.event.event}" event is not JSON{where}; --text prints it unchanged'
+        return f'the data of a "{quoted(error.event.event)}" event is not JSON{where}; --text prints it unchanged'
     return str(error)
 
 

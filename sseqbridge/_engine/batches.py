@@ -1,4 +1,4 @@
-"""Body bytes to batches of events: decompression, parsing, the end marker, and the charge of each batch. Sans-IO.
+"""Body bytes to batches of events: decompression, parsing, the end, heartbeats, and the charge of each batch. Sans-IO.
 
 Runs wherever its exchange runs, on the loop thread. Work is done in slices of bounded size, so that a body that
 decompresses to a thousand times its size neither blocks the loop nor makes a batch larger than the buffer.
@@ -6,12 +6,14 @@ decompresses to a thousand times its size neither blocks the loop nor makes a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
+from sseqbridge._sse.provider_errors import unframed_body_error
 
 from .memory import limit_of
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.content_encoding import BodyDecoder
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["EVENT_OVERHEAD", "Batch", "BatchReader", "Item"]
+__all__ = ["EVENT_OVERHEAD", "Batch", "BatchReader", "Item", "Retries", "is_complete_json"]
 
 # The charge of an event besides its text: the object, its strings' headers, its place in a list.
 EVENT_OVERHEAD = 256
@@ -29,16 +31,27 @@ EVENT_OVERHEAD = 256
 _SLICES_AT_A_TIME = 8
 _SLICES_OF_A_READ = 32
 
+_BOM = b"\xef\xbb\xbf"
+
+# How much of a body is read before it is decided that it is no event stream.
+_UNFRAMED_BYTES = 64 * 1024
+
 _EXHAUSTED: Any = object()
 
 Item = ServerSentEvent | Comment
+
+
+# The times that a stream's `retry` fields set: each with the number of the batch's items before it, in seconds.
+Retries = Sequence[tuple[int, float]]
 
 
 @dataclass(slots=True)
 class Batch:
     """Consecutive items of a stream, and the stream's position after them.
 
-    `events` counts the items that are events, `charge` is what the batch counts for in a bounded channel.
+    `events` counts the items that are neither comments nor heartbeats, `charge` is what the batch counts for in a
+    bounded channel. `incomplete` is the event of a last block without its blank line: the standard drops it, unless
+    the caller's `done` function accepts it as the last event. The batch then has no items.
     """
 
     items: list[Item]
@@ -46,29 +59,52 @@ class Batch:
     charge: int
     last_event_id: str
     retry: float | None
+    retries: Retries = ()
+    incomplete: ServerSentEvent | None = None
 
     def absorb(self, later: Batch) -> None:
-        """Append the batch that follows this one directly."""
+        """Append the batch that follows this one directly, and has items alone."""
+        if later.retries:
+            before = len(self.items)
+            self.retries = [*self.retries, *((before + index, seconds) for index, seconds in later.retries)]
         self.items += later.items
         self.events += later.events
         self.charge += later.charge
         self.last_event_id, self.retry = later.last_event_id, later.retry
 
+    def retry_at(self, event: ServerSentEvent | None, before: float | None) -> float | None:
+        """Return the stream's reconnection time when an event of the batch was consumed last, or none of its events.
+
+        `before` is that before the batch.
+        """
+        if not self.retries:
+            return self.retry
+        count = next((number for number, item in enumerate(self.items, 1) if item is event), 0)
+        return next((seconds for index, seconds in reversed(self.retries) if index < count), before)
+
+    def rest(self, items: list[Item]) -> Batch:
+        """Return a batch of the last items of this one."""
+        skipped = len(self.items) - len(items)
+        retries = [(max(index - skipped, 0), seconds) for index, seconds in self.retries]
+        return Batch(items, len(items), self.charge, self.last_event_id, self.retry, retries)
+
 
 class BatchReader:
     """Parses the body of one response.
 
-    `decoder` must be set before the first chunk. `events` counts the events so far. `done_event` is the event whose
-    data ended the stream: nothing after it is parsed.
+    `decoder` must be set before the first chunk. `events` counts the events so far, without heartbeats. `is_done` says
+    that an event has ended the stream: nothing after it is parsed. `done_event` is that event if it is no item.
     """
 
     def __init__(self, options: RequestOptions, last_event_id: str, retry: float | None) -> None:
         """Continue a stream at `last_event_id` and `retry`."""
         self.decoder: BodyDecoder | None = None
         self.events = 0
+        self.is_done = False
         self.done_event: ServerSentEvent | None = None
         self._limit = limit_of(options.max_buffered_bytes)
-        self._options = options
+        self._rules = options.rules
+        self._has_comments = options.comments
         self._parser = EventStreamParser(
             max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
         )
@@ -80,6 +116,8 @@ class BatchReader:
         self._failure: Exception | None = None
         # Bytes that no batch has been charged for yet.
         self._uncharged = 0
+        # The body so far, as long as it has no field of the format; None from then on.
+        self._unframed: bytearray | None = bytearray()
 
     # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
 
@@ -121,7 +159,7 @@ class BatchReader:
         left = _SLICES_OF_A_READ
         try:
             for batch in parsing:
-                if batch is not None and (self.done_event is not None or not put(batch)):
+                if batch is not None and (self.is_done or not put(batch)):
                     self._pending = batch
                     return False
                 left -= 1
@@ -136,7 +174,8 @@ class BatchReader:
     def next_batch(self) -> Batch | None:
         """Return the next batch of the bytes so far, or None if there is none, or none after some slices.
 
-        Raises BufferLimitError for an event that is too long, ProtocolError for a corrupt compressed body.
+        Raises BufferLimitError for an event that is too long, ProtocolError for a corrupt compressed body, and the
+        errors of unframed_body_error().
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -165,57 +204,146 @@ class BatchReader:
         self._parsing = None
 
     def finish(self) -> None:
-        """Mark the end of the body. Raises TruncatedStreamError if a compressed body is incomplete."""
+        """Mark the end of the body.
+
+        Raises TruncatedStreamError if a compressed body is incomplete, and the errors of unframed_body_error().
+        """
         assert self.decoder is not None
         self.decoder.finish()
+        if self._unframed is not None and not self._parser.has_fields:
+            body = bytes(self._unframed)
+            if body.removeprefix(_BOM).strip():
+                raise unframed_body_error(body)
+
+    def take_incomplete(self) -> tuple[ServerSentEvent, bool] | None:
+        """Return the event of a last block without its blank line, and whether its last line is complete.
+
+        None if there is none, or the stream has ended before it. Raises BufferLimitError.
+        """
+        return None if self.is_done else self._parser.take_incomplete()
+
+    def end_at(self, event: ServerSentEvent) -> bool:
+        """End the stream if the event is its end marker, or of a type that ends it; return whether it did."""
+        if not self._rules.is_end(event):
+            return False
+        self.is_done = True
+        self.done_event = None if self._rules.is_last_item(event) else event
+        return True
+
+    def last_batch(self, event: ServerSentEvent, *, is_incomplete: bool = False) -> Batch:
+        """Return a batch for what take_incomplete() returned; the stream's position stays where it is."""
+        items: list[Item] = [] if is_incomplete else [event]
+        batch = self._batch(items, len(items), self.last_event_id, self.retry)
+        batch.incomplete = event if is_incomplete else None
+        return batch
 
     def _parse(self, chunk: bytes) -> Iterator[Batch | None]:
         """Yield a batch for each slice, None for a slice that changes nothing a consumer could notice."""
         assert self.decoder is not None
-        parser, options = self._parser, self._options
+        parser, rules = self._parser, self._rules
         last_event_id, retry = parser.last_event_id, parser.retry
         # The limit may have changed since the last chunk.
         self.decoder.size, most_items = self.slice_bytes, self._batch_items
         for piece in self.decoder.slices(chunk):
             self._uncharged += len(piece)
             items: list[Any] = parser.feed(piece)
-            last = None
+            if self._unframed is not None:
+                self._check_framing(piece)
+            retries: Retries = parser.retries
+            last, is_plain = None, not self._has_comments
             if items:
-                # `in` on a list of texts is faster than a loop over the events. Comments have no data.
-                if options.comments:
-                    texts = [getattr(item, "data", None) for item in items]
-                else:
-                    texts = [item.data for item in items]
-                if options.done is not None and options.done in texts:
-                    last = items[texts.index(options.done)]
-                    del items[texts.index(options.done) :]
-                if options.skip_empty and "" in texts:
-                    items = [item for item in items if not _is_empty(item)]
+                events = items if is_plain else [item for item in items if type(item) is not Comment]
+                if not rules.are_plain(events, have_types=parser.has_types):
+                    is_plain = False
+                    items, last, retries = self._sort(items, retries)
             while len(items) > most_items:
                 part, items = items[:most_items], items[most_items:]
                 last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
-                yield self._batch(part, last_event_id, retry)
+                passed, retries = _split(retries, len(part))
+                retry = passed[-1][1] if passed else retry
+                count = len(part) if is_plain else self._count(part)
+                yield self._batch(part, count, last_event_id, retry, passed)
             if last is not None:
                 break
             is_new = bool(items) or parser.last_event_id != last_event_id or parser.retry != retry
             last_event_id, retry = parser.last_event_id, parser.retry
-            yield self._batch(items, last_event_id, retry) if is_new else None
+            count = len(items) if is_plain else self._count(items)
+            yield self._batch(items, count, last_event_id, retry, retries) if is_new else None
         else:
             if parser.error is not None:
                 raise parser.error
             return
-        self.done_event = last
+        # Not before: an owner who sees `is_done` drops what is left.
+        self.end_at(last)
         self._parsing = None
         # The position at the last event, whatever else came in the same chunk.
-        yield self._batch(items, last.id, parser.retry)
+        retry = retries[-1][1] if retries else retry
+        yield self._batch(items, self._count(items), last.id, retry, retries)
 
-    def _batch(self, items: list[Item], last_event_id: str, retry: float | None) -> Batch:
+    def _check_framing(self, piece: bytes) -> None:
+        """Raise the error for a body that is no event stream, once enough of it was received."""
+        assert self._unframed is not None
+        if self._parser.has_fields:
+            self._unframed = None
+        # Empty lines alone are a heartbeat.
+        elif self._unframed or not piece.isspace():
+            self._unframed += piece
+            if len(self._unframed) > _UNFRAMED_BYTES:
+                raise unframed_body_error(bytes(self._unframed))
+
+    def _sort(self, items: list[Any], retries: Retries) -> tuple[list[Any], ServerSentEvent | None, Retries]:
+        """Return the items up to the event that ends the stream, that event or None, and the retries up to it.
+
+        In JSON mode heartbeats are left out.
+        """
+        rules = self._rules
+        kept: list[Any] = []
+        # The index in `kept` for each item.
+        indices: list[int] = []
+        last = None
+        for item in items:
+            indices.append(len(kept))
+            if type(item) is Comment:
+                kept.append(item)
+            elif rules.is_end(item):
+                last = item
+                if rules.is_last_item(item):
+                    kept.append(item)
+                break
+            elif not rules.is_json or not rules.is_heartbeat(item):
+                kept.append(item)
+        moved = [(indices[index], seconds) for index, seconds in retries if index < len(indices)]
+        if last is None:
+            moved += [(len(kept), seconds) for index, seconds in retries if index >= len(indices)]
+        return kept, last, moved
+
+    def _count(self, items: list[Any]) -> int:
+        return sum(map(self._rules.counts, items))
+
+    def _batch(
+        self, items: list[Item], events: int, last_event_id: str, retry: float | None, retries: Retries = ()
+    ) -> Batch:
         charge = self._uncharged + EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
-        events = sum(type(item) is not Comment for item in items) if self._options.comments else len(items)
         self.events += events
-        return Batch(items, events, charge, last_event_id, retry)
+        return Batch(items, events, charge, last_event_id, retry, retries)
 
 
-def _is_empty(event: ServerSentEvent) -> bool:
-    return not event.data and event.event != "error"
+def _split(retries: Retries, count: int) -> tuple[Retries, Retries]:
+    """Return the retries of the first `count` items, and those of the items after them."""
+    if not retries:
+        return (), ()
+    passed = [(index, seconds) for index, seconds in retries if index < count]
+    return passed, [(index - count, seconds) for index, seconds in retries if index >= count]
+
+
+def is_complete_json(data: str) -> bool:
+    """Whether data is a whole JSON object or array."""
+    text = data.strip()
+    if text[:1] + text[-1:] not in ("{}", "[]"):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -7,18 +7,21 @@ batches.py parses the body.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sseqbridge._exceptions import SSEError, TruncatedStreamError, UsageError
+from sseqbridge._exceptions import SSEError, TransportError, TruncatedStreamError, UsageError
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES, is_cut
 from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode, original
+from sseqbridge._sse.provider_errors import quoted
 
-from .batches import Batch, BatchReader
+from .batches import Batch, BatchReader, is_complete_json
 from .responses import (
     Body,
     Head,
@@ -38,10 +41,14 @@ if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "warn_of_dropped_event"]
+
+logger = logging.getLogger("sseqbridge")
 
 # How much of the body is read after the stream's last event: at its end the connection can be reused.
 _DRAIN_BYTES = 64 * 1024
+# Up to this size, data is decoded on the loop's thread.
+_SMALL_JSON = 64 * 1024
 
 
 class Exchange:
@@ -68,6 +75,8 @@ class Exchange:
         # How many bytes may still be read after the last event; None before.
         self._drain_left: int | None = None
         self._is_read_to_end = False
+        # The error after the batch that the end of the body has brought.
+        self._end_error: SSEError | None = None
         self.outcome: str | None = None
         # Whether the body ended as HTTP says, with or without a last event.
         self.ended_cleanly = False
@@ -80,7 +89,7 @@ class Exchange:
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream, if there was one."""
+        """The event that ended the stream and is no item, if there was one."""
         return self._reader.done_event
 
     @property
@@ -153,6 +162,8 @@ class Exchange:
         """Return the next batch. Raises StopAsyncIteration once `outcome` is set."""
         if self.outcome is not None and self._drain_left is None:
             raise StopAsyncIteration
+        if self._end_error is not None:
+            raise self._end_error
         assert self._head is not None
         if not self._head.is_stream:
             return await self._refusal()
@@ -162,15 +173,31 @@ class Exchange:
                 # A compressed body can expand to gigabytes without an event: yield to the loop.
                 await anyio.sleep(0)
                 continue
-            chunk = await self._next_chunk(None if self._put is None else self._take_in)
+            chunk = await self._next_chunk_or_end()
+            if isinstance(chunk, Batch):
+                return chunk
             if chunk is None:
-                self._end()
                 raise StopAsyncIteration
             if chunk:
                 reader.feed(chunk)
-        if reader.done_event is not None and self._drain_left is None:
+        if reader.is_done and self._drain_left is None:
             self.drain()
         return batch
+
+    async def _next_chunk_or_end(self) -> bytes | Batch | None:
+        """Return the next bytes, or at the end of the body its last batch, None if that has none."""
+        try:
+            chunk = await self._next_chunk(None if self._put is None else self._take_in)
+            return await self._end() if chunk is None else chunk
+        except TransportError:
+            if self.outcome is not None:
+                raise
+            # An end marker counts, however the connection ends behind it.
+            last = await self._last_block(is_broken=True)
+            if not self._reader.is_done:
+                raise
+            self.outcome = "done"
+            return last
 
     def _take_in(self, chunk: bytes) -> bool:
         """Take what the transport has just read. Returns False if __anext__ has to continue."""
@@ -181,7 +208,7 @@ class Exchange:
             return self._drain_left >= 0
         if self._reader.feed_to(chunk, self._put):
             return True
-        if self._reader.done_event is not None:
+        if self._reader.is_done:
             self.drain()
         return False
 
@@ -220,16 +247,50 @@ class Exchange:
         """Return the next batch of the bytes that were read already; None if there is none."""
         return self._reader.rest()
 
-    def _end(self) -> None:
+    async def _end(self) -> Batch | None:
+        """End the stream with its body. Returns the batch of a last block without its blank line, if there is one."""
         if self.outcome is not None:
-            return
+            return None
         self._reader.finish()
+        last = await self._last_block()
         self.ended_cleanly = True
-        if self._options.require_done:
-            raise TruncatedStreamError(
-                f"{self.target}: the stream ended without {self._options.done or 'its last event'!r}"
+        if self._reader.is_done:
+            self.outcome = "done"
+        elif self._options.require_done:
+            marker = self._options.rules.end_data
+            self._end_error = TruncatedStreamError(
+                f"{self.target}: the stream ended without {'its last event' if marker is None else repr(marker)}"
             )
-        self.outcome = "eof"
+            if last is None:
+                raise self._end_error
+        else:
+            self.outcome = "eof"
+        return last
+
+    async def _last_block(self, *, is_broken: bool = False) -> Batch | None:
+        """Decide about a last block without its blank line, which the standard drops.
+
+        The end marker counts. In JSON mode a whole object or array is an item, unless the stream reconnects, since the
+        event may come again. A `done` function is asked by the consumer, unless the connection is broken.
+        """
+        reader, rules = self._reader, self._options.rules
+        taken = reader.take_incomplete()
+        if taken is None:
+            return None
+        event, is_line_complete = taken
+        is_json = await _is_json(event.data)
+        is_half_json = not is_json and rules.is_json and event.data.lstrip()[:1] in ("{", "[")
+        is_whole = is_json or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
+        if is_whole and reader.end_at(event):
+            return reader.last_batch(event) if reader.done_event is None else None
+        if is_broken or rules.is_heartbeat(event):
+            return None
+        if is_json and rules.is_json and self._options.reconnect is None:
+            return reader.last_batch(event)
+        if rules.asks_consumer:
+            return reader.last_batch(event, is_incomplete=True)
+        warn_of_dropped_event(self.target, event)
+        return None
 
     async def _refusal(self) -> Body:
         assert self._head is not None
@@ -271,3 +332,21 @@ class Exchange:
     def abandon(self) -> None:
         """Return the client, if the request was never sent."""
         self._sender.abandon()
+
+
+async def _is_json(data: str) -> bool:
+    """Whether data is a whole JSON object or array."""
+    if len(data) <= _SMALL_JSON:
+        return is_complete_json(data)
+    return await loops.run_in_daemon_thread("sseqbridge-json", is_complete_json, data)
+
+
+def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:
+    """Log that the event of a last block without its blank line is dropped."""
+    logger.warning(
+        '%s: the stream ended within an event (type "%s", %d characters of data so far), which is dropped, '
+        "as the event stream format requires",
+        target,
+        quoted(event.event),
+        len(event.data),
+    )

@@ -133,7 +133,7 @@ class ReconnectingExchange:
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream, if there was one."""
+        """The event that ended the stream and is no item, if there was one."""
         return self._attempts.exchange.done_event
 
     @property

@@ -5,6 +5,7 @@ Used on the loop thread; Head and Body are immutable, and cross to consumers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, unboun
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 from sseqbridge._http.media_types import media_type
+from sseqbridge._sse.provider_errors import message_of, quoted
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
@@ -37,6 +39,10 @@ __all__ = [
 
 # How long the beginning of a body that may have no end is read: head and body of an answer usually come together.
 _PROMPT_SECONDS = 0.5
+
+
+# A larger body is not searched for the provider's message: decoding it would block the event loop.
+_MAX_ERROR_OBJECT = 64 * 1024
 
 
 class Head(NamedTuple):
@@ -71,16 +77,26 @@ class Body(NamedTuple):
 
 
 def status_error(target: str, head: Head, body: Body) -> StatusError:
-    """Return the error for a response whose status is not 200."""
+    """Return the error for a response whose status is not 200. It quotes the provider's message if the body has one."""
     try:
         phrase = f" {HTTPStatus(head.status).phrase}"
     except ValueError:
         phrase = ""
-    error = StatusError(
-        f"{target} answered {head.status}{phrase}; the answer is in .body", head.status, head.headers, body.content
-    )
+    message = _message_in(body.content)
+    detail = "; the answer is in .body" if message is None else f": {quoted(message.strip())}"
+    error = StatusError(f"{target} answered {head.status}{phrase}{detail}", head.status, head.headers, body.content)
     error.__cause__ = body.error
     return error
+
+
+def _message_in(content: bytes) -> str | None:
+    """Return the message in a JSON body, None if there is none, or the body is too large for an error object."""
+    if len(content) > _MAX_ERROR_OBJECT:
+        return None
+    try:
+        return message_of(json.loads(content))
+    except (ValueError, RecursionError):
+        return None
 
 
 def response_headers(response: Any) -> httpx.Headers:
@@ -98,7 +114,7 @@ def is_event_stream(headers: httpx.Headers) -> bool:
 def content_type_error(target: str, headers: httpx.Headers, body: Body) -> ContentTypeError:
     """Return the error for a 200 that is no event stream."""
     if found := media_type(headers.get("content-type", "")):
-        found = f"as {found}"
+        found = f"as {quoted(found)}"
     else:
         found = "without a valid Content-Type" if "content-type" in headers else "without a Content-Type"
     message = (

@@ -11,8 +11,8 @@ __all__ = ["BridgeStats", "StreamStats"]
 class StreamStats:
     """Counters of one stream.
 
-    `bytes` of body and `events` were received; `buffered` bytes were received and are not consumed yet
-    (each event is charged 256 bytes besides). `reconnections` counts connections after the first, and
+    `bytes` of body and `events`, without heartbeats, were received; `buffered` bytes were received and are not
+    consumed yet (each event is charged 256 bytes besides). `reconnections` counts connections after the first, and
     `time_to_first_event` is in seconds from the call, None before the first event.
     """
 

@@ -103,7 +103,7 @@ class StreamTask(LoopTask):
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream, if there was one."""
+        """The event that ended the stream and is no item, if there was one."""
         return self.exchange.done_event
 
     @property
@@ -390,6 +390,11 @@ class EntryWriter:
             return
         if isinstance(entry, Body):
             self._channel.send_nowait(entry)
+            return
+        if entry.incomplete is not None:
+            # The consumer decides about it after the items before it.
+            self.flush()
+            await self._channel.send(entry, entry.charge)
             return
         self._note(entry)
         if self._channel.closed:

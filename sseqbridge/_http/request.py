@@ -26,6 +26,7 @@ from .header_syntax import (
 )
 
 if TYPE_CHECKING:
+    from sseqbridge._sse.dialects import EventRules
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
     from .client import Client
@@ -77,11 +78,10 @@ class RequestOptions:
     timeout: Timeout
     follow_redirects: bool | None
     check_content_type: bool
-    done: str | None
+    # Which events end the stream, are heartbeats, or report errors.
+    rules: EventRules
     require_done: bool
     comments: bool
-    # Whether events without data are skipped: they are keep-alives, and no JSON.
-    skip_empty: bool
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None

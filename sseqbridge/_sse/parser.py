@@ -53,6 +53,9 @@ class EventStreamParser:
 
     For the next connection, keep `last_event_id`, as of the last complete block, and `retry`, the
     server's latest reconnection time in seconds, None if it sent none.
+
+    `retries` has an entry for each `retry` field of the last chunk: how many items of that chunk came before
+    it, and its value in seconds. `has_types` says whether any event so far had an `event` field.
     """
 
     __slots__ = (
@@ -60,13 +63,16 @@ class EventStreamParser:
         "_comments",
         "_data",
         "_event",
+        "_has_fields",
         "_id",
         "_max",
         "_retry",
         "_skip_lf",
         "_tail",
         "error",
+        "has_types",
         "last_event_id",
+        "retries",
         "retry",
     )
 
@@ -89,7 +95,10 @@ class EventStreamParser:
         self._retry: float | None = None
         self.last_event_id = last_event_id
         self.retry: float | None = None
+        self.retries: list[tuple[int, float]] = []
+        self.has_types = False
         self.error: BufferLimitError | None = None
+        self._has_fields = False
 
     def __repr__(self) -> str:
         held = len(self._tail) + len(self._data or b"")
@@ -112,6 +121,8 @@ class EventStreamParser:
                 chunk = chunk[1:]
         # bytes.splitlines splits at CR, LF and CRLF only; str.splitlines splits at other characters too.
         lines = chunk.splitlines()
+        if self.retries:
+            self.retries = []
         if not lines:
             return []
         items: list[ServerSentEvent | Comment] = []
@@ -126,6 +137,8 @@ class EventStreamParser:
             if lines:
                 if self._tail:
                     lines[0] = self._with_tail(lines[0])
+                if not self._has_fields:
+                    self._has_fields = any(line and line.partition(b":")[0] in _NAMES for line in lines)
                 # A chunk within the limit cannot contain a line beyond it.
                 self._take_lines(lines if len(chunk) <= self._max else self._checked(lines), items)
             if tail:
@@ -137,6 +150,32 @@ class EventStreamParser:
             if not items:
                 raise
         return items
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether any line so far, the incomplete one included, is a field of the format or a comment."""
+        if self._has_fields:
+            return True
+        name, colon, _ = bytes(self._tail[:8]).partition(b":")
+        return bool(colon) and name in _NAMES
+
+    def take_incomplete(self) -> tuple[ServerSentEvent, bool] | None:
+        """Return the event of the last block, which the end of the stream left without its blank line.
+
+        None if the block has no data. The standard drops this event. Its `id` is that of the last complete block.
+        The second value says whether the event's last line is complete. Raises BufferLimitError.
+        """
+        line = bytes(self._tail)
+        self._tail.clear()
+        # Half an `id` or `retry` must not become the stream's position.
+        is_torn = line.partition(b":")[0] in (b"data", b"event")
+        if is_torn:
+            self._take_lines([line], [])
+        data, self._data = self._data, None
+        if data is None:
+            return None
+        text = data.decode("utf-8", "replace")
+        return ServerSentEvent(self._event, text, self.last_event_id, self._retry), not is_torn
 
     def _without_bom(self, chunk: bytes) -> bytes:
         """Return the chunk without a leading byte order mark. `_tail` collects a mark that arrives in pieces."""
@@ -192,6 +231,7 @@ class EventStreamParser:
             if name == b"data":
                 data = value if data is None else self._joined(data, value)
             elif name == b"event":
+                self.has_types = True
                 self._event = value.decode("utf-8", "replace") or "message"
             elif name == b"id":
                 if _NUL not in value:
@@ -201,6 +241,7 @@ class EventStreamParser:
                 if value.isdigit():
                     seconds = float(value) / 1000
                     self.retry = self._retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
+                    self.retries.append((len(items), self.retry))
             elif not name and self._comments:
                 items.append(Comment(value.decode("utf-8", "replace")))
         self._data = data

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from sseqbridge._checks import CancelFlag, Timeout
     from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._sse.dialects import Dialect, DialectName, Done
     from sseqbridge._sse.events import Comment, ServerSentEvent
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
-    from .decoding import Done, ErrorEvents
+    from .decoding import ErrorEvents
 
     class RequestKeywords(TypedDict, total=False):
         """The keyword arguments of both functions, except `decode` and `comments`, for type checkers."""
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         cookies: Any
         files: Any
         extensions: Mapping[str, Any] | None
+        dialect: Dialect | DialectName
         done: Done
         require_done: bool
         error_events: ErrorEvents
@@ -129,10 +131,18 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     within its origin; `follow_redirects=True` follows all redirects, False none.
 
     Items. `decode` is "json" (the data of each event, decoded), "text" (the data), "event" (the whole
-    ServerSentEvent; with `comments=True` also Comment items), or a function of the event. `done` is the
-    data that ends the stream, a function that returns True for the last event, or None. With
-    `require_done` an end without it raises TruncatedStreamError. In JSON mode an error that the server
-    sends as an event raises UpstreamError, unless `error_events="yield"`.
+    ServerSentEvent; with `comments=True` also Comment items), or a function of the event.
+
+    `dialect` says which events end the stream, are heartbeats, or report an error: "openai", "anthropic",
+    "mcp", "events" (no end marker, no heartbeats but comments), or a Dialect. Heartbeats do not reset the `idle`
+    limit, and are no items in JSON mode. `done` overrides the dialect's end: the data that ends the stream, a
+    function that returns True for the last event, or None. With `require_done` an end without the last event
+    raises TruncatedStreamError. In JSON mode an error that the server sends as an event raises UpstreamError,
+    unless `error_events="yield"`.
+
+    A body that has no field of the format and no comment raises UpstreamError if it is a JSON error object, else
+    ProtocolError. The event of a last block without its blank line is dropped with a WARNING, unless it ends the
+    stream, or is a whole JSON object or array in JSON mode and the stream does not reconnect.
 
     A status other than 200 is returned, not raised. In JSON mode the stream then yields the body once; in
     the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes. (Another

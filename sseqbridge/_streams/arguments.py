@@ -26,10 +26,11 @@ from sseqbridge._http.request import (
 )
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import guarded_body
+from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
 from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
-from .decoding import Decode, Decoder, Done, ErrorEvents
+from .decoding import Decode, Decoder, ErrorEvents
 
 if TYPE_CHECKING:
     import httpx
@@ -63,7 +64,8 @@ class RequestArguments:
     files: Any = None
     extensions: Mapping[str, Any] | None = None
     decode: Decode = "json"
-    done: Done = "[DONE]"
+    dialect: Dialect | DialectName = "openai"
+    done: Done = DEFAULT_DONE
     require_done: bool = False
     error_events: ErrorEvents = "raise"
     comments: bool = False
@@ -92,11 +94,9 @@ class PreparedRequest(NamedTuple):
 
 def prepare(arguments: RequestArguments) -> PreparedRequest:
     """Check the arguments. Raises UsageError for arguments that cannot work."""
-    decoder = Decoder(arguments.decode, arguments.done, arguments.error_events)
     _check_combinations(arguments)
     body = arguments.data if arguments.data is not None else arguments.json
     content = arguments.content
-    cancel = cancel_flag(arguments.cancel, "the request was sent")
     replayable = arguments.files is None and is_replayable(content)
     policy = _policy(arguments.reconnect, arguments.on_reconnect, replayable)
     own_headers, own_id = _without_last_event_id(
@@ -104,6 +104,10 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
     )
     _check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
+    # A stream that is resumed by GET is still the answer to one request.
+    rules = _rules(arguments, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
+    decoder = Decoder(arguments.decode, arguments.done, arguments.error_events, rules)
+    cancel = cancel_flag(arguments.cancel, "the request was sent")
     options = RequestOptions(
         method=_method(arguments.method, has_body),
         url=_url(arguments.url),
@@ -123,10 +127,9 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
         timeout=as_timeout(arguments.timeout),
         follow_redirects=arguments.follow_redirects,
         check_content_type=arguments.check_content_type,
-        done=arguments.done if isinstance(arguments.done, str) else None,
+        rules=rules,
         require_done=arguments.require_done,
         comments=arguments.comments,
-        skip_empty=arguments.decode == "json",
         max_event_bytes=check_limits("max_event_bytes", arguments.max_event_bytes),
         max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
         cancel=cancel,
@@ -137,8 +140,6 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
 def _check_combinations(arguments: RequestArguments) -> None:
     if arguments.comments and arguments.decode != "event":
         raise UsageError('`comments=True` must come with decode="event", which yields Comment items')
-    if arguments.require_done and arguments.done is None:
-        raise UsageError("`require_done=True` must come with an end marker, got done=None. Pass `done`.")
     if arguments.data is not None and arguments.json is not None:
         raise UsageError("`data` and `json` are two names for the JSON body, got both. Pass one of them.")
     body = arguments.data if arguments.data is not None else arguments.json
@@ -149,6 +150,22 @@ def _check_combinations(arguments: RequestArguments) -> None:
     extensions: object = arguments.extensions
     if extensions is not None and not isinstance(extensions, Mapping):
         raise UsageError(f"`extensions` must be a mapping, as httpx has it, got {type(extensions).__name__}")
+
+
+def _rules(arguments: RequestArguments, *, is_request: bool) -> EventRules:
+    rules = event_rules(arguments.dialect, arguments.done, is_json=arguments.decode == "json", is_request=is_request)
+    if arguments.require_done and not rules.has_end:
+        got = "done=None" if arguments.done is None else f"dialect={arguments.dialect!r}, which has none here"
+        raise UsageError(f"`require_done=True` must come with an end marker, got {got}. Pass `done`.")
+    return rules
+
+
+def _is_batch(body: object, content: Any) -> bool:
+    """Whether a JSON body holds several JSON-RPC requests, each of which gets a response."""
+    if isinstance(content, str):
+        return content.lstrip()[:1] == "["
+    is_bytes = isinstance(content, (bytes, bytearray, memoryview))
+    return isinstance(body, list) or (is_bytes and bytes(content[:64]).lstrip()[:1] == b"[")
 
 
 def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> ReconnectionPolicy | None:

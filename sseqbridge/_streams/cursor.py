@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End
+from sseqbridge._engine.exchange import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled
@@ -39,10 +40,12 @@ class Cursor(Generic[T]):
     """The current batch, the position behind it, and how the stream ended."""
 
     __slots__ = (
+        "_accepted",
         "_batch",
         "_body",
         "_cancel",
         "_on_reconnect",
+        "_retry",
         "channel",
         "committed_id",
         "decoder",
@@ -52,7 +55,6 @@ class Cursor(Generic[T]):
         "is_draining",
         "items",
         "last_event",
-        "retry",
         "subscription",
     )
 
@@ -78,7 +80,10 @@ class Cursor(Generic[T]):
         self.last_event: ServerSentEvent | None = None
         # The last event ID behind the last batch that was consumed whole; None within a batch.
         self.committed_id: str | None = subscription.initial_event_id
-        self.retry: float | None = None
+        # The reconnection time before the current batch.
+        self._retry: float | None = None
+        # The event of a last block without its blank line that the caller's `done` function has accepted.
+        self._accepted: ServerSentEvent | None = None
         self.end: End | None = None
         # Whether the caller's `done` function ended the stream, and the rest of the body is being read.
         self.is_draining = False
@@ -112,8 +117,16 @@ class Cursor(Generic[T]):
         return "" if event is None else event.id
 
     @property
+    def retry(self) -> float | None:
+        """The reconnection time that the server has asked for up to the last item, in seconds; None if it has not."""
+        batch = self._batch
+        if batch is None:
+            return self._retry
+        return batch.retry_at(self.last_event, self._retry)
+
+    @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream; None if none did."""
+        """The event that ended the stream and is no item; None if there is none."""
         return self.subscription.done_event
 
     def abort(self) -> None:
@@ -154,7 +167,7 @@ class Cursor(Generic[T]):
         if not items or isinstance(items[0], Body):
             return items
         assert self._batch is not None
-        return [replace(self._batch, items=items, events=len(items))]
+        return [self._batch.rest(items)]
 
     def item(self, event: Any) -> T:
         """Return the item for an event, a comment, or an error answer's body."""
@@ -166,7 +179,7 @@ class Cursor(Generic[T]):
             if type(event) is not Comment:
                 self.last_event = event
                 self.committed_id = None
-                if decoder.has_done_function and decoder.is_last(event):
+                if decoder.has_done_function and (event is self._accepted or decoder.is_last(event, item)):
                     self._finish()
         except Exception as exc:
             self.fail(exc)
@@ -195,8 +208,10 @@ class Cursor(Generic[T]):
         self.subscription.check_process()
         if self._batch is not None:
             if self.is_open:
-                self.committed_id, self.retry = self._batch.last_event_id, self._batch.retry
-            # Else it was not consumed whole: the last event is the position.
+                self.committed_id, self._retry = self._batch.last_event_id, self._batch.retry
+            else:
+                # It was not consumed whole: the last event is the position.
+                self._retry = self.retry
             self._batch = None
         if self.end is not None:
             if self.end.error is not None:
@@ -219,9 +234,12 @@ class Cursor(Generic[T]):
     def accept(self, entry: Entry | End) -> None:
         """Make an entry the current one. Raises the stream's error if the entry is one."""
         if isinstance(entry, Batch):
-            # Other readers must not notice if the consumer changes an event.
-            items = [copied(item) for item in entry.items] if self.subscription.shares_events else entry.items
-            self._batch, self.items = entry, iter(items)
+            if self.subscription.shares_events:
+                # Other readers must not notice if the consumer changes an event.
+                entry = replace(entry, items=[copied(item) for item in entry.items])
+            self._batch, self.items = entry, iter(entry.items)
+            if entry.incomplete is not None:
+                self._accept_incomplete(entry.incomplete)
         elif isinstance(entry, Reconnecting):
             try:
                 call_on_reconnect(self._on_reconnect, entry)
@@ -239,3 +257,17 @@ class Cursor(Generic[T]):
             self.end = entry
         if self.end is not None and self.end.error is not None:
             raise self.end.error
+
+    def _accept_incomplete(self, event: ServerSentEvent) -> None:
+        """Make the event of a last block without its blank line an item, if it is the stream's last event."""
+        try:
+            is_last = self.decoder.is_last(event)
+        except Exception as exc:
+            self.fail(exc)
+            raise
+        if is_last:
+            own: Any = copied(event) if self.subscription.shares_events else event
+            self._accepted = own
+            self.items = iter((own,))
+        else:
+            warn_of_dropped_event(self.subscription.target, event)

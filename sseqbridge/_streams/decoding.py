@@ -8,55 +8,70 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sseqbridge import _accelerators
-from sseqbridge._exceptions import DecodeError, UpstreamError, UsageError
+from sseqbridge._exceptions import DecodeError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._sse.dialects import Done, event_rules
 from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.provider_errors import is_error, quoted, upstream_error
 
-__all__ = ["Decode", "Decoder", "Done", "ErrorEvents"]
+if TYPE_CHECKING:
+    from sseqbridge._sse.dialects import EventRules
+
+__all__ = ["Decode", "Decoder", "ErrorEvents"]
 
 Decode = Literal["json", "text", "event"] | Callable[[ServerSentEvent], Any]
-Done = str | Callable[[ServerSentEvent], bool] | None
 ErrorEvents = Literal["raise", "yield"]
 
-# How many characters of an upstream's error message are quoted in ours: it must not flood a log.
-_MAX_QUOTED = 200
+# The item of an event that is not decoded yet.
+_UNDECODED: Any = object()
 
 
 class Decoder:
     """Decodes the events of one stream: `item(event)`, `is_last(event)`, `body(bytes)`.
 
+    `rules`: which events are end markers, heartbeats and errors.
     `gives_body`: whether the body of an error answer is an item too, as in JSON mode.
     `has_done_function`: whether `is_last` can return True.
     `is_function`: whether `decode` is a function of the caller's.
     """
 
-    __slots__ = ("_is_last", "gives_body", "has_done_function", "is_function", "item")
+    __slots__ = ("_is_last", "gives_body", "has_done_function", "is_function", "item", "rules")
 
-    def __init__(self, decode: Decode, done: Done, error_events: ErrorEvents) -> None:
+    def __init__(
+        self, decode: Decode, done: Done, error_events: ErrorEvents, rules: EventRules | None = None
+    ) -> None:
+        """Raise UsageError for an argument of a wrong type. The default of `rules` is that of request_sse."""
         if not callable(decode) and decode not in ("json", "text", "event"):
             raise UsageError(f'`decode` must be "json", "text", "event" or a function of the event, got {decode!r}')
-        if not (done is None or isinstance(done, str) or callable(done)):
-            raise UsageError(f"`done` must be a str, a function of the event, or None, got {done!r}")
         if error_events not in ("raise", "yield"):
             raise UsageError(f'`error_events` must be "raise" or "yield", got {error_events!r}')
+        self.rules = rules or event_rules("openai", done, is_json=decode == "json")
         self._is_last = done if callable(done) else None
-        self.has_done_function = self._is_last is not None
+        self.has_done_function = self.rules.asks_consumer
         self.gives_body = decode == "json"
         self.is_function = callable(decode)
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)
         elif decode == "json":
-            self.item = _json(error_events == "raise")
+            self.item = _json(self.rules, raises=error_events == "raise")
         else:
             self.item = _text if decode == "text" else _whole
 
-    def is_last(self, item: ServerSentEvent | Comment) -> bool:
-        """Whether the caller's `done` function accepts the event. Raises CallbackError if the function fails."""
-        if self._is_last is None or isinstance(item, Comment):
+    def is_last(self, item: ServerSentEvent | Comment, decoded: Any = _UNDECODED) -> bool:
+        """Whether the caller's `done` function accepts the event, or the event is the response that ends the stream.
+
+        `decoded` is what `item` made of the event. Raises CallbackError if the function fails.
+        """
+        if isinstance(item, Comment):
+            return False
+        if self.rules.ends_at_response:
+            is_decoded = self.rules.is_json and decoded is not _UNDECODED
+            return _is_response(decoded if is_decoded else _loaded(item.data))
+        if self._is_last is None:
             return False
         with CallersCode("the done function", passes=()):
             return bool(self._is_last(item))
@@ -64,14 +79,31 @@ class Decoder:
     def body(self, body: bytes) -> Any:
         """Return an error answer's body: decoded JSON, or text if it is not JSON."""
         text = body.decode("utf-8", "replace")
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
+        value = _loaded(text)
+        return text if value is _UNDECODED else value
 
 
-def _json(raises: bool) -> Callable[[ServerSentEvent], Any]:
+def _loaded(text: str) -> Any:
+    """Return decoded JSON, `_UNDECODED` if the text is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _UNDECODED
+
+
+def _is_response(value: object) -> bool:
+    """Whether a value is a JSON-RPC response, rather than a request or notification of the server's."""
+    return (
+        isinstance(value, dict)
+        and "jsonrpc" in value
+        and "method" not in value
+        and ("result" in value or "error" in value)
+    )
+
+
+def _json(rules: EventRules, *, raises: bool) -> Callable[[ServerSentEvent], Any]:
     fast_decode = _accelerators.json_decode()
+    error_types = rules.error_types
 
     def item(event: ServerSentEvent) -> Any:
         # Inlined: this runs for every event.
@@ -81,34 +113,35 @@ def _json(raises: bool) -> Callable[[ServerSentEvent], Any]:
         except Exception:
             pass  # Decoded again below, outside of this block: the exception must not become a __context__.
         else:
-            may_be_error = (type(value) is dict and "error" in value) or event.event == "error"
+            may_be_error = (type(value) is dict and "error" in value) or event.event in error_types
             if may_be_error and raises:
-                _check(event, value)
+                _check(event, value, rules)
             return value
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as exc:
-            return _not_json(event, exc, raises)
+            return _not_json(event, exc, rules, raises=raises)
         if raises:
-            _check(event, value)
+            _check(event, value, rules)
         return value
 
     return item
 
 
-def _check(event: ServerSentEvent, value: Any) -> None:
-    if event.event == "error" or _is_error(value):
-        raise _upstream_error(event, value)
+def _check(event: ServerSentEvent, value: Any, rules: EventRules) -> None:
+    if event.event in rules.error_types or is_error(value):
+        raise upstream_error(value, event)
 
 
-def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, raises: bool) -> str:
-    if event.event != "error":
+def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, rules: EventRules, *, raises: bool) -> str:
+    if event.event not in rules.error_types:
         raise DecodeError(
-            f'the data of a "{event.event}" event is not JSON ({_where(exc)}). Pass decode="text" for undecoded data.',
+            f'the data of a "{quoted(event.event)}" event is not JSON ({_where(exc)}). '
+            'Pass decode="text" for undecoded data.',
             event,
         ) from exc
     if raises:
-        raise _upstream_error(event, event.data) from None
+        raise upstream_error(event.data, event) from None
     return event.data
 
 
@@ -127,7 +160,7 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
                 return decode(event)
             except Exception as exc:
                 raise DecodeError(
-                    f'the decode function raised {type(exc).__name__} for a "{event.event}" event. '
+                    f'the decode function raised {type(exc).__name__} for a "{quoted(event.event)}" event. '
                     "Its argument is a ServerSentEvent, whose text is event.data.",
                     event,
                 ) from exc
@@ -138,21 +171,3 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
 def _where(exc: ValueError | RecursionError) -> str:
     # The position in the document, never the document itself: it may hold secrets.
     return f"{exc.msg} at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
-
-
-def _is_error(value: Any) -> bool:
-    # In JSON-RPC, "error" is a member of an ordinary response.
-    return isinstance(value, dict) and isinstance(value.get("error"), (str, dict)) and "jsonrpc" not in value
-
-
-def _upstream_error(event: ServerSentEvent, payload: Any) -> UpstreamError:
-    detail: Any = payload
-    if isinstance(detail, dict) and isinstance(detail.get("error"), (str, dict)):
-        detail = detail["error"]
-    if isinstance(detail, dict):
-        detail = detail.get("message")
-    message = "the upstream sent an error; it is in .payload"
-    if isinstance(detail, str) and detail:
-        quoted = "".join(character if character.isprintable() else " " for character in detail[:_MAX_QUOTED])
-        message = f"the upstream sent an error: {quoted}"
-    return UpstreamError(message, event, payload)

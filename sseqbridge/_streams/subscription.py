@@ -51,7 +51,7 @@ class Subscription(Protocol):
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream; None if none did."""
+        """The event that ended the stream and is no item; None if there is none."""
 
     @property
     def ownership(self) -> Ownership:

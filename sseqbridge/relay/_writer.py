@@ -17,6 +17,7 @@ from typing import Any
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.provider_errors import message_of, quoted
 
 from ._options import RelayOptions
 
@@ -24,9 +25,6 @@ __all__ = ["HEARTBEAT", "Writer"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
-
-# How many characters of an upstream's error message are forwarded.
-_MAX_QUOTED = 200
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -167,7 +165,8 @@ def _error_event(error: BaseException) -> ServerSentEvent:
     else:
         kind, message = "ServerError", "the server failed while it made the stream"
     if isinstance(error, UpstreamError):
-        message = _upstream_message(error.payload) or message
+        reported = message_of(error.payload)
+        message = message if reported is None else quoted(reported)
     data = {
         "type": "error",
         "message": message,
@@ -175,9 +174,3 @@ def _error_event(error: BaseException) -> ServerSentEvent:
         "error": {"type": kind, "message": message},
     }
     return ServerSentEvent("error", json.dumps(data, separators=(",", ":")))
-
-
-def _upstream_message(payload: Any) -> str | None:
-    error = payload.get("error", payload) if isinstance(payload, dict) else payload
-    message = error.get("message") if isinstance(error, dict) else error
-    return message[:_MAX_QUOTED] if isinstance(message, str) else None

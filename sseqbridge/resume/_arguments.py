@@ -14,6 +14,7 @@ from sseqbridge._engine.bridge import Bridge
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import UsageError
+from sseqbridge._sse.dialects import Dialect, DialectName, event_rules
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 
 from ._reader import ReaderOptions
@@ -61,6 +62,7 @@ class OpenOptions(TypedDict, total=False):
     replay: Replay
     takeover: bool
     wait: float
+    dialect: Dialect | DialectName
     error_events: ErrorEvents
     cancel: CancelFlag | None
     max_buffered_bytes: int
@@ -78,6 +80,7 @@ class OpenArguments:
     takeover: bool = False
     wait: float = 10.0
     decode: Decode = "json"
+    dialect: Dialect | DialectName = "openai"
     error_events: ErrorEvents = "raise"
     cancel: CancelFlag | None = None
     max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES
@@ -105,7 +108,9 @@ def prepare_open(arguments: OpenArguments) -> PreparedOpen:
     if arguments.takeover and start is None:
         raise UsageError("`takeover=True` must come with `start`, got none. Pass the function that begins the stream.")
     check_seconds("wait", arguments.wait, zero=True)
-    decoder = Decoder(arguments.decode, None, arguments.error_events)
+    # The producer's dialect has ended the stream; the reader's own says what its events are.
+    rules = event_rules(arguments.dialect, None, is_json=arguments.decode == "json")
+    decoder = Decoder(arguments.decode, None, arguments.error_events, rules)
     # The body of an error answer is part of the StatusError, and no item.
     decoder.gives_body = False
     if start is not None:
@@ -118,7 +123,7 @@ def prepare_open(arguments: OpenArguments) -> PreparedOpen:
         may_begin=start is not None,
         takeover=arguments.takeover,
         wait=arguments.wait,
-        skip_empty=arguments.decode == "json",
+        rules=rules,
         max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
         cancel=cancel,
     )

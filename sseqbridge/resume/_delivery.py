@@ -25,6 +25,7 @@ from ._segments import MISSING, Segment, charge_of, split_segment
 
 if TYPE_CHECKING:
     from sseqbridge._engine.batches import Item
+    from sseqbridge._sse.dialects import EventRules
 
 __all__ = ["Delivery"]
 
@@ -34,10 +35,10 @@ _HEADERS = {"content-type": "text/event-stream"}
 class Delivery:
     """Fills one reader's channel, within `max_bytes`.
 
-    `from_any` accepts the first entry at any position. `skip_empty` drops events without data.
+    `from_any` accepts the first entry at any position. `rules` say which events are no items.
     """
 
-    def __init__(self, channel: Channel[Any], target: str, max_bytes: int, *, skip_empty: bool) -> None:
+    def __init__(self, channel: Channel[Any], target: str, max_bytes: int, rules: EventRules) -> None:
         self.position = START
         self.from_any = False
         self.has_head = False
@@ -48,7 +49,7 @@ class Delivery:
         self._channel = channel
         self._target = target
         self._limit = limit_of(max_bytes)
-        self._skip_empty = skip_empty
+        self._rules = rules
         self._retry: float | None = None
 
     def try_put(self, segment: Segment) -> bool:
@@ -84,13 +85,13 @@ class Delivery:
             self._advance(part)
 
     def _batch(self, segment: Segment) -> Batch:
-        items = segment.items
-        if self._skip_empty and not all(item.data for item in items):
-            items = [item for item in items if item.data or item.event == "error"]
-        self._retry = next((item.retry for item in reversed(items) if item.retry is not None), self._retry)
+        items = self._rules.without_heartbeats(segment.items)
+        retries = [(index, item.retry) for index, item in enumerate(items) if item.retry is not None]
+        if retries:
+            self._retry = retries[-1][1]
         charge = charge_of(segment.size, len(items))
         # The items are shared with other readers, and never written to.
-        return Batch(cast("list[Item]", items), len(items), charge, str(segment.position), self._retry)
+        return Batch(cast("list[Item]", items), len(items), charge, str(segment.position), self._retry, retries)
 
     def _advance(self, segment: Segment) -> None:
         self.position = segment.position

@@ -43,7 +43,8 @@ def dump_error(error: BaseException) -> dict[str, Any]:
         elif name == "body":
             fields[name] = base64.b64encode(error.body).decode()  # type: ignore[attr-defined]
         elif name == "event":
-            fields[name] = astuple(error.event)  # type: ignore[attr-defined]
+            event = error.event  # type: ignore[attr-defined]
+            fields[name] = None if event is None else astuple(event)
         elif name != "message":
             fields[name] = getattr(error, name)
     return fields
@@ -56,6 +57,8 @@ def load_error(fields: Any) -> SSEError:
     if not (isinstance(kind, type) and issubclass(kind, SSEError)):
         return SSEError(f"the producer failed with {name}: {message}")
     error = kind(*(_LOADERS[attribute](fields[attribute]) for attribute in _arguments_of(kind)))
+    if isinstance(error, EventError) and error.event is None and not isinstance(error, UpstreamError):
+        raise TypeError("must have an event")
     # Some errors make their text from their attributes: a wrong attribute must fail here.
     _text(str(error))
     return error
@@ -148,7 +151,10 @@ def _headers(value: Any) -> Any:
     return made_head(0, _mapping(value)).headers
 
 
-def _event(value: Any) -> ServerSentEvent:
+def _event(value: Any) -> ServerSentEvent | None:
+    if value is None:
+        # An error that came in place of events.
+        return None
     event, data, event_id, retry = value
     return ServerSentEvent(_text(event), _text(data), _text(event_id), seconds(retry))
 

@@ -46,6 +46,7 @@ from ._store import ClaimState, FencingToken
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
     from sseqbridge._runtime.loop_watch import LoopWatch
+    from sseqbridge._sse.dialects import EventRules
     from sseqbridge._sse.events import ServerSentEvent
 
     from ._hub import Hub
@@ -76,7 +77,7 @@ class ReaderOptions(NamedTuple):
     may_begin: bool
     takeover: bool
     wait: float
-    skip_empty: bool
+    rules: EventRules
     max_buffered_bytes: int
     cancel: CancelFlag | None
 
@@ -99,7 +100,7 @@ class Reader(LoopTask):
         self._hub = hub
         self._options = options
         self._new_producer = new_producer
-        self._delivery = Delivery(self.channel, self.target, options.max_buffered_bytes, skip_empty=options.skip_empty)
+        self._delivery = Delivery(self.channel, self.target, options.max_buffered_bytes, options.rules)
         self._topic: Topic | None = None
         self._producer: ElectedProducer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -367,7 +368,7 @@ class Reader(LoopTask):
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream; None if none did."""
+        """The event that ended the stream and is no item; None if there is none."""
         return self._delivery.done_event
 
     def stats(self) -> StreamStats:

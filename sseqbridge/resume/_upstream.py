@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
+from sseqbridge._engine.exchange import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._runtime.loops import run_in_daemon_thread
@@ -52,7 +53,7 @@ class Upstream:
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event whose data ended the stream; None if none did."""
+        """The event that ended the stream and is no item; None if there is none."""
         return self._detached.subscription.done_event
 
     @property
@@ -89,6 +90,8 @@ class Upstream:
             if isinstance(entry, Batch):
                 size += entry.charge
                 await self._add(entry.items, fields)
+                if entry.incomplete is not None:
+                    await self._add_incomplete(entry.incomplete, fields)
             elif isinstance(entry, End):
                 self.end = End("closed") if entry is CLOSED else entry
             elif isinstance(entry, Reconnecting) and self._detached.on_reconnect is not None:
@@ -107,6 +110,14 @@ class Upstream:
         if events and self._detached.decoder.has_done_function:
             events = await run_in_daemon_thread("sseqbridge-done", self._up_to_last, events)
         fields.extend(map(event_fields, events))
+
+    async def _add_incomplete(self, event: ServerSentEvent, fields: list[dict[str, str]]) -> None:
+        """Add the event of a last block without its blank line, if the `done` function accepts it."""
+        if await run_in_daemon_thread("sseqbridge-done", self._detached.decoder.is_last, event):
+            self.end = End("done")
+            fields.append(event_fields(event))
+        else:
+            warn_of_dropped_event(self._detached.subscription.target, event)
 
     def _up_to_last(self, events: list[Any]) -> list[Any]:
         for count, event in enumerate(events, 1):

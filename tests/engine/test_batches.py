@@ -11,6 +11,7 @@ from sseqbridge import BufferLimitError, Comment, ProtocolError, ServerSentEvent
 from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch, BatchReader
 from sseqbridge._http.content_encoding import body_decoder
 from sseqbridge._http.request import RequestOptions
+from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules
 
 
 def options(**changes: Any) -> RequestOptions:
@@ -27,10 +28,9 @@ def options(**changes: Any) -> RequestOptions:
         "timeout": Timeout(),
         "follow_redirects": None,
         "check_content_type": True,
-        "done": "[DONE]",
+        "rules": event_rules("openai", changes.pop("done", DEFAULT_DONE), is_json=changes.pop("is_json", False)),
         "require_done": False,
         "comments": False,
-        "skip_empty": False,
         "max_event_bytes": 1 << 20,
         "max_buffered_bytes": 1 << 20,
         "cancel": None,
@@ -142,12 +142,79 @@ def test_without_an_end_marker_every_event_is_an_item() -> None:
 
 
 def test_empty_events_are_skipped_but_errors_are_not() -> None:
-    source = reader(skip_empty=True)
+    source = reader(is_json=True)
     (batch,) = fed(source, b"data:\n\nevent: error\ndata:\n\n" + event(1))
     assert [(item.event, item.data) for item in batch.items if isinstance(item, ServerSentEvent)] == [
         ("error", ""),
         ("message", "1"),
     ]
+
+
+def test_heartbeats_are_not_counted() -> None:
+    chunk = b"event: ping\ndata: now\n\n" + event(1) + b"id: a\nevent: ping\ndata:\n\n"
+    (batch,) = fed(reader(), chunk)
+    assert (len(batch.items), batch.events, batch.last_event_id) == (3, 1, "a")
+    (batch,) = fed(reader(comments=True), b": ping\n" + chunk)
+    assert (len(batch.items), batch.events) == (4, 1)
+    (batch,) = fed(reader(is_json=True), chunk)
+    assert (len(batch.items), batch.events, batch.last_event_id) == (1, 1, "a")
+    assert fed(reader(is_json=True), b"event: ping\ndata: now\n\n") == []
+
+
+def test_an_end_event_is_the_last_item() -> None:
+    source = reader()
+    (batch,) = fed(source, event(1) + b"event: response.completed\ndata: {}\n\n" + event(2))
+    assert data_of([batch]) == [["1", "{}"]]
+    assert (source.is_done, source.done_event) == (True, None)
+
+
+def test_a_small_buffer_gets_all_events_before_the_end() -> None:
+    """The reader is not done before its last batch."""
+    source = reader(max_buffered_bytes=1)
+    source.feed(event(1) + event(2) + event(3) + b"data: [DONE]\n\n")
+    seen = []
+    while not source.is_done and (batch := source.next_batch()) is not None:
+        seen.append((data_of([batch])[0], source.is_done))
+    assert seen == [(["1"], False), (["2"], False), (["3"], True)]
+
+
+RETRIES = b"".join(
+    [
+        b"retry: 1000\n\n" + event(1),
+        event(2) + b"event: ping\nretry: 2000\ndata: now\n\n",
+        event(3) + b"retry: 3000\n\n",
+    ]
+)
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_the_reconnection_time_is_known_for_each_item(is_json: bool) -> None:
+    expected = [5.0, 1.0, 1.0, 2.0] if is_json else [5.0, 1.0, 1.0, 2.0, 2.0]
+    (batch,) = fed(reader(retry=5.0, is_json=is_json), RETRIES)
+    assert times_in(batch) == expected
+    assert batch.retry == 3.0
+    assert times_in(batch.rest(batch.items[1:]))[1:] == expected[2:]
+    (later,) = fed(reader(retry=5.0, is_json=is_json), RETRIES)
+    batch.absorb(later)
+    assert times_in(batch) == [*expected, *expected[1:]]
+
+
+def times_in(batch: Batch) -> list[float | None]:
+    """Return the reconnection time before the batch, and at each of its events."""
+    return [batch.retry_at(event, 5.0) for event in (None, *batch.items)]  # type: ignore[arg-type]
+
+
+def test_the_reconnection_time_is_known_in_bounded_batches() -> None:
+    batches = fed(reader(retry=5.0, max_buffered_bytes=1), RETRIES)
+    assert [times_in(batch)[-1] for batch in batches] == [1.0, 1.0, 2.0, 5.0]
+    assert [batch.retry for batch in batches] == [1.0, 1.0, 2.0, 3.0]
+
+
+def test_the_reconnection_time_at_the_end_is_that_of_the_last_event() -> None:
+    source = reader()
+    (batch,) = fed(source, b"retry: 1000\n" + event(1) + b"data: [DONE]\nretry: 2000\n\nretry: 3000\n\n")
+    assert batch.retry == 2.0
+    assert times_in(batch) == [5.0, 1.0]
 
 
 def test_a_large_chunk_makes_batches_of_bounded_size() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import sseqbridge
-from sseqbridge import ReconnectionPolicy, Timeout, request_sse, tee
+from sseqbridge import Dialect, ReconnectionPolicy, Timeout, request_sse, tee
 from sseqbridge.relay import flask
 from sseqbridge.resume import MemoryLog
 from tests.examples.test_readme import GUIDES
@@ -137,6 +137,7 @@ TABLES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("README.md", "Options"): (request_sse, {"url", "headers"}),
     ("examples/errors.md", "Detect a stream that stalls or is cut off"): (Timeout, set()),
     ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried"}),
+    ("examples/dialects.md", "Fields of a Dialect"): (Dialect, set()),
     ("examples/tee.md", "tee"): (tee, {"stream"}),
     ("examples/relay.md", "Views"): (flask.stream_response, {"stream"}),
     ("examples/resume.md", "Logs"): (MemoryLog, set()),

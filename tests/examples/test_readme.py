@@ -251,6 +251,27 @@ def test_stream_that_is_cut_off(upstream: SSEServer) -> None:
         next(it)
 
 
+@example("examples/dialects.md", "Describe another provider")
+def test_dialects_of_other_providers(upstream: SSEServer) -> None:
+    [code] = python("examples/dialects.md", "Describe another provider")
+    beat = send("null", event="heartbeat")
+    upstream.play([send([1], event="generating"), beat, send([2], event="complete"), send("not read")])
+    names = Session(upstream.url).run(code)
+    assert list(names["it"]) == [[1], [2]]
+    queue = [send('{"msg":"heartbeat"}'), send({"n": 1}), send('{"msg":"close_stream"}'), send("not read")]
+    graph = [comment("heartbeat"), send({"n": 1}, event="values"), send("null", event="end"), send("not read")]
+    home = [send("ping"), send({"n": 1}), send("ping")]
+    for name, outcome, steps in (
+        ("GRADIO_QUEUE", "done", queue),
+        ("LANGGRAPH", "done", graph),
+        ("HOME_ASSISTANT", "eof", home),
+        ("GEMINI", "eof", [send({"n": 1})]),
+    ):
+        upstream.play(steps)
+        it = sseqbridge.request_sse(upstream.url, dialect=names[name]).events
+        assert (list(it), it.outcome) == ([{"n": 1}], outcome)
+
+
 @example("examples/reading.md", "Read text, events or your own type")
 def test_text_events_and_own_types(upstream: SSEServer) -> None:
     class Delta:

@@ -44,6 +44,7 @@ ERRORS: list[SSEError] = [
     ContentTypeError("no", 200, httpx.Headers({"Content-Type": "text/html"}), b""),
     DecodeError("no JSON", ServerSentEvent("a", "b", "c", 1.5)),
     UpstreamError("no", ServerSentEvent(data="{}"), {"error": {"message": "ü"}}),
+    UpstreamError("no", None, {"error": "in place of events"}),
     *(kind("reason") for kind in (TruncatedStreamError, ConnectError, CallbackError, EventsLostError, LogError)),
 ]
 

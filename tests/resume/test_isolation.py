@@ -97,6 +97,7 @@ UNREADABLE: dict[str, dict[str, str]] = {
     "error whose type is a list": failed(type=["SSEError"]),
     "error without a message": {"error": '{"type": "SSEError"}'},
     "error whose message is a list": failed(type="SSEError", message=[]),
+    "error without its event": {"error": '{"type": "DecodeError", "message": "", "event": null}'},
     "error with a lone surrogate": {"error": '{"type": "SSEError", "message": "\\ud800"}'},
     "timeout without fields": failed(type="StreamTimeoutError"),
     "timeout with an unknown kind": failed(type="StreamTimeoutError", which="later", seconds=1),

@@ -288,6 +288,7 @@ def test_signature_of_open_shows_every_option(name: str) -> None:
         "takeover",
         "wait",
         "decode",
+        "dialect",
         "error_events",
         "cancel",
         "max_buffered_bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 
@@ -144,6 +145,98 @@ def test_initial_last_event_id_holds_until_another_arrives() -> None:
         ServerSentEvent(data="a", id="7"),
         ServerSentEvent(data="b", id="8"),
     ]
+
+
+# --- What the end of a stream, and retry fields, leave to the caller ---
+
+
+def incomplete(stream: bytes) -> tuple[str, str, str, float | None, bool] | None:
+    """Return the incomplete event and whether its last line is complete, the same for all chunks."""
+    found = set()
+    for chunks in chunkings(stream):
+        parser = EventStreamParser(last_event_id="old")
+        feed(parser, chunks)
+        taken = parser.take_incomplete()
+        found.add(None if taken is None else (*dataclasses.astuple(taken[0]), taken[1]))
+        assert parser.take_incomplete() is None
+    (only,) = found
+    return only
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (b"data: 1\n", ("message", "1", "old", None, True)),
+        (b"data: 1\r", ("message", "1", "old", None, True)),
+        (b"data: 1", ("message", "1", "old", None, False)),
+        (b"data", ("message", "", "old", None, False)),
+        (b"data: 1\ndata: 2", ("message", "1\n2", "old", None, False)),
+        (b"event: m\nid: new\nretry: 1500\ndata: 1\n", ("m", "1", "old", 1.5, True)),
+        (b"id: a\ndata: 0\n\nid: b\ndata: 1\n", ("message", "1", "a", None, True)),
+        (b"data: 1\nid: ne", ("message", "1", "old", None, True)),
+        (b"data: 1\nretry: 15", ("message", "1", "old", None, True)),
+        (b"data: 1\nevent: m", ("m", "1", "old", None, False)),
+        (b"data: 1\n: comment", ("message", "1", "old", None, True)),
+        (b"data: \xff\n", ("message", "\ufffd", "old", None, True)),
+        (b"data: 1\n\n", None),
+        (b"event: m\nid: 1\n", None),
+        (b"dat", None),
+        (b"\xef\xbb", None),
+        (b"", None),
+    ],
+)
+def test_incomplete_event_is_taken_at_the_end(
+    stream: bytes, expected: tuple[str, str, str, float | None, bool] | None
+) -> None:
+    assert incomplete(stream) == expected
+
+
+def test_half_a_position_is_not_taken_at_the_end() -> None:
+    for stream in (b"data: 1\nid: ne", b"data: 1\nretry: 15"):
+        parser = EventStreamParser(last_event_id="old")
+        parser.feed(stream)
+        parser.take_incomplete()
+        assert (parser.last_event_id, parser.retry) == ("old", None)
+
+
+def test_incomplete_event_over_the_limit_is_refused() -> None:
+    parser = EventStreamParser(max_event_bytes=8)
+    assert parser.feed(b"data: 1\ndata: 2\ndata: 3\ndata: 4\nda") == []
+    parser.feed(b"ta: 5")
+    with pytest.raises(BufferLimitError):
+        parser.take_incomplete()
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        *[(b"data: 1\n", True), (b"data", False), (b"data:", True), (b"data\n", True), (b": ping", True), (b":", True)],
+        *[(b"id: 1", True), (b"retry: x\n", True), (b"event\r", True), (b"\xef\xbb\xbfdata: 1", True)],
+        *[(b"", False), (b"\n\r\n\n", False), (b'{"data": 1}\n', False), (b"dataset: 1\n", False)],
+        *[(b"Data: 1\n", False), (b" data: 1\n", False), (b"data :1\n", False), (b"error: 1\n\n: late", True)],
+    ],
+)
+def test_parser_knows_whether_any_line_is_of_the_format(stream: bytes, expected: bool) -> None:
+    for chunks in chunkings(stream):
+        parser = EventStreamParser()
+        feed(parser, chunks)
+        assert parser.has_fields is expected
+
+
+def test_types_of_events_are_noticed() -> None:
+    parser = EventStreamParser()
+    parser.feed(b"data: 1\n\n")
+    assert not parser.has_types
+    parser.feed(b"event: m\n")
+    assert parser.has_types
+
+
+def test_retries_of_a_chunk_have_their_places() -> None:
+    parser = EventStreamParser()
+    parser.feed(b"retry: 1000\n\ndata: 1\n\nretry: x\nretry: 2000\ndata: 2\n\ndata: 3\n\nretry: 3000\n")
+    assert parser.retries == [(0, 1.0), (1, 2.0), (3, 3.0)]
+    parser.feed(b"data: 4\n\n")
+    assert (parser.retries, parser.retry) == ([], 3.0)
 
 
 def test_reconnection_time_may_have_any_length() -> None:

@@ -360,7 +360,8 @@ def test_an_error_answer_needs_no_done(ask: Door) -> None:
     [
         (send({"error": {"message": "overloaded", "type": "x"}}), {"error": {"message": "overloaded", "type": "x"}}, 1),
         (send({"error": "overloaded", "n": 1}), {"error": "overloaded", "n": 1}, 1),
-        (send({"error": {}}), {"error": {}}, 0),
+        (send({"error": {"code": 7}}), {"error": {"code": 7}}, 0),
+        (send({}, event="error"), {}, 0),
         (send({"message": "overloaded"}, event="error"), {"message": "overloaded"}, 1),
         (send("overloaded", event="error"), "overloaded", 1),
         (send("[1]", event="error"), [1], 0),
@@ -389,6 +390,8 @@ def test_items_that_resemble_errors_are_delivered(ask: Door) -> None:
     items = [
         {"error": None},
         {"error": False},
+        {"error": ""},
+        {"error": {}},
         {"error": 3},
         {"error": []},
         {"errors": "x"},
@@ -409,7 +412,7 @@ def test_error_events_are_items_in_other_modes(ask: Door, decode: Any) -> None:
         assert len(answer.items()) == 1
 
 
-@pytest.mark.parametrize("data", ["hello", "{", " ", "{'a': 1}", "[DONE] ", "NaN1", "[" * 100_000])
+@pytest.mark.parametrize("data", ["hello", "{", "{'a': 1}", "[DONE", "[DONE] 1", "NaN1", "[" * 100_000])
 def test_decode_error_is_raised_by_every_later_read(ask: Door, data: str) -> None:
     with SSEServer([send(1), send(data, event="m"), send(2), DONE]) as server, ask(server.url) as answer:
         items, error = answer.fail()
@@ -510,6 +513,26 @@ def test_retry_is_in_seconds(ask: Door) -> None:
         flag.set()
         assert answer.items() == [2]
         assert answer.events.retry == 1.5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_retry_is_up_to_date_with_the_item_in_hand(ask: Door, steps: int) -> None:
+    parts = [b"data: 1\n\nretry: 1000\n\ndata: 2\n\n", b"data: 3\nretry: 2000\n\ndata: 4\n\n", b"retry: 3000\n\n"]
+    body = [b"".join(parts)] if steps == 1 else [b"".join(parts[:2]), parts[2]] if steps == 2 else parts
+    with SSEServer([raw(part) for part in body]) as server, ask(server.url) as answer:
+        events = answer.events
+        assert [(answer.next(), events.retry) for _ in range(4)] == [(1, None), (2, 1.0), (3, 2.0), (4, 2.0)]
+        assert answer.items() == []
+        assert events.retry == 3.0
+
+
+def test_retry_of_a_stream_that_was_left_is_that_of_its_last_item(ask: Door) -> None:
+    with (
+        SSEServer([raw(b"retry: 1000\ndata: 1\n\nretry: 2000\ndata: 2\n\n")]) as server,
+        ask(server.url, done=lambda event: event.data == "1") as answer,
+    ):
+        assert answer.items() == [1]
+        assert answer.events.retry == 1.0
 
 
 def test_stats_count_events_and_bytes(ask: Door) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from sseqbridge import _accelerators
 from sseqbridge._exceptions import CallbackError, DecodeError, UpstreamError, UsageError
+from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, Done, event_rules
 from sseqbridge._sse.events import Comment, ServerSentEvent
-from sseqbridge._streams.decoding import Decode, Decoder, Done, ErrorEvents
+from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 
 # More nesting than json.loads takes, and an integer with more digits than int() does.
 TOO_DEEP = "[" * 100_000
@@ -100,8 +101,10 @@ JSONRPC_ERROR = {"jsonrpc": "2.0", "id": 1, "error": BUSY}
         (ServerSentEvent(data=json.dumps({"error": "x" * 1000})), {"error": "x" * 1000}, "x" * 200),
         (ServerSentEvent(data='{"error": {"code": 7}}'), {"error": {"code": 7}}, None),
         (ServerSentEvent(data='{"error": {"message": ["busy"]}}'), {"error": {"message": ["busy"]}}, None),
-        (ServerSentEvent(data='{"error": {}}'), {"error": {}}, None),
-        (ServerSentEvent(data='{"error": ""}'), {"error": ""}, None),
+        (ServerSentEvent(data='{"error": {"message": {"code": 7}}}'), {"error": {"message": {"code": 7}}}, None),
+        (ServerSentEvent(data='{"error": {"error": {"msg": "busy"}}}'), {"error": {"error": {"msg": "busy"}}}, "busy"),
+        (ServerSentEvent("error", '{"error": {}}'), {"error": {}}, None),
+        (ServerSentEvent("error", '{"detail": [{"msg": "busy"}]}'), {"detail": [{"msg": "busy"}]}, "busy"),
         (ServerSentEvent("error", '{"error": 7}'), {"error": 7}, None),
         (ServerSentEvent("error", "7"), 7, None),
         (ServerSentEvent("error", "null"), None, None),
@@ -126,6 +129,11 @@ def test_error_of_the_upstream_is_raised_with_its_payload(
     [
         {"error": None},
         {"error": False},
+        {"error": ""},
+        {"error": " "},
+        {"error": {}},
+        {"error": {"message": None, "code": 0}},
+        {"error": []},
         {"error": 7},
         {"error": ["busy"]},
         {"errors": "busy"},
@@ -155,6 +163,25 @@ def test_message_of_the_upstream_cannot_forge_a_log_line() -> None:
     with pytest.raises(UpstreamError) as caught:
         decoder().item(ServerSentEvent("error", "busy\n2026-01-01 all is well\x1b[2J"))
     assert str(caught.value) == "the upstream sent an error: busy 2026-01-01 all is well [2J"
+
+
+def test_type_of_an_event_cannot_forge_a_log_line() -> None:
+    modes: list[Decode] = ["json", refuse]
+    for decode in modes:
+        with pytest.raises(DecodeError) as caught:
+            decoder(decode).item(ServerSentEvent("tick\x1b[2J", "{"))
+        assert '"tick [2J" event' in str(caught.value)
+
+
+def test_dialect_names_further_types_of_errors() -> None:
+    rules = event_rules(Dialect(error_events=("failure",)), None, is_json=True)
+    failing = Decoder("json", None, "raise", rules)
+    for name, data, payload in (("failure", '{"a": 1}', {"a": 1}), ("failure", "busy", "busy"), ("error", "[]", [])):
+        with pytest.raises(UpstreamError) as raised:
+            failing.item(ServerSentEvent(name, data))
+        assert raised.value.payload == payload
+    yielding = Decoder("json", None, "yield", rules)
+    assert yielding.item(ServerSentEvent("failure", "busy")) == "busy"
 
 
 @pytest.mark.parametrize("data", ["busy", '{"error": "busy"}'])
@@ -233,6 +260,33 @@ def test_failing_done_function_raises_callback_error_with_cause() -> None:
         decoder(done=refuse).is_last(ServerSentEvent(data="secret"))
     assert isinstance(raised.value.__cause__, KeyError)
     assert str(raised.value) == "the done function raised KeyError"
+
+
+RESPONSES = [
+    {"jsonrpc": "2.0", "id": 1, "result": {}},
+    {"jsonrpc": "2.0", "id": 1, "error": {"code": -32600}},
+    {"jsonrpc": "2.0", "id": None, "error": {"code": -32700}},
+]
+NO_RESPONSES: list[Any] = [
+    {"jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage", "params": {"result": 1}},
+    {"jsonrpc": "2.0", "method": "notifications/progress"},
+    {"id": 1, "result": {}},
+    [{"jsonrpc": "2.0", "id": 1, "result": {}}],
+    "result",
+]
+
+
+@pytest.mark.parametrize("decode", ["json", "text", "event"])
+def test_json_rpc_response_is_the_last_event_of_a_request(decode: Decode) -> None:
+    rules = event_rules("mcp", DEFAULT_DONE, is_json=decode == "json", is_request=True)
+    decoding = Decoder(decode, DEFAULT_DONE, "raise", rules)
+    assert decoding.has_done_function
+    for values, is_last in ((RESPONSES, True), (NO_RESPONSES, False)):
+        for value in values:
+            event = ServerSentEvent(data=json.dumps(value))
+            assert decoding.is_last(event) is is_last
+            assert decoding.is_last(event, decoding.item(event)) is is_last
+    assert decoding.is_last(ServerSentEvent(data="no JSON")) is False
 
 
 # --- the body of an error answer ---

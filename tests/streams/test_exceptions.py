@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +27,8 @@ from sseqbridge._exceptions import (
     UsageError,
 )
 from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge.testing import SSEServer, raw, respond
+from tests.doors import Door
 
 HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
 EVENT = ServerSentEvent("error", "secret", "7", 1.0)
@@ -151,3 +155,34 @@ def test_limit_error_names_the_option_to_raise() -> None:
 @pytest.mark.parametrize("error", WITH_ATTRIBUTES, ids=lambda error: type(error).__name__)
 def test_message_shows_no_header_body_or_data(error: Exception) -> None:
     assert not re.search(r"secret|set-cookie|a=1|body", str(error))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "message"),
+    [
+        ("application/json", {"error": {"message": "no key \x1b[31m\nFAKE", "type": "x"}}, "no key  [31m FAKE"),
+        ("application/json", {"error": "no key"}, "no key"),
+        ("application/json", {"detail": "no key"}, "no key"),
+        ("application/problem+json", {"title": "Forbidden", "detail": "no key"}, "no key"),
+        ("application/json", {"message": "x" * 1000}, "x" * 200),
+        ("application/json", {"error": {"code": 7}}, None),
+        ("text/html", "<html>no key</html>", None),
+        ("application/json", {"error": "x" * 100_000}, None),
+    ],
+    ids=range(8),
+)
+def test_status_error_quotes_the_providers_message(
+    ask: Door, content_type: str, body: Any, message: str | None
+) -> None:
+    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    steps = [respond(401, content_type=content_type), raw(content)]
+    with SSEServer(steps) as server, ask(server.url, decode="text") as answer:
+        _, error = answer.fail()
+        detail = "; the answer is in .body" if message is None else f": {message}"
+        assert str(error) == f"{server.url}/ answered 401 Unauthorized{detail}"
+        assert isinstance(error, StatusError)
+        if isinstance(body, str):
+            with pytest.raises(ValueError, match="Expecting value"):
+                error.json()
+        else:
+            assert error.json() == body
