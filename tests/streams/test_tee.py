@@ -30,7 +30,7 @@ from sseqbridge import (
 )
 from sseqbridge._runtime import fork
 from sseqbridge._streams.broadcaster import Broadcaster
-from sseqbridge.testing import SSEServer, Step, comment, cut, hold, respond, send, silence, wait
+from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, together, until
 
 DONE = send("[DONE]")
@@ -587,3 +587,10 @@ def test_remaining_readers_get_every_event_while_others_leave() -> None:
             ]
             assert [each.result(30) for each in leaving] == [500, 1_000]
             assert [each.result(30) for each in staying] == [list(range(3_000))] * 2
+
+
+def test_retry_of_a_reader_is_up_to_date_with_its_item() -> None:
+    body = raw(b"data: 1\n\nretry: 1000\ndata: 2\n\nretry: 2000\n\ndata: 3\n\n")
+    with SSEServer([body, DONE]) as server, tee(request_sse(server.url)) as readers:
+        for reader in readers:
+            assert [(next(reader), reader.retry) for _ in range(3)] == [(1, None), (2, 1.0), (3, 2.0)]
