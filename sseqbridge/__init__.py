@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from ._sse.retry_policy import ReconnectionPolicy
     from ._streams.aio import AsyncEventStream, AsyncSSEResponse
     from ._streams.api import arequest_sse, request_sse
+    from ._streams.bridge_transport import BridgeTransport
     from ._streams.gather import gather
     from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, merge
     from ._streams.sync import EventStream, SSEResponse
@@ -70,6 +71,7 @@ __all__ = [
     "Bridge",
     "BridgeClosedError",
     "BridgeStats",
+    "BridgeTransport",
     "BufferLimitError",
     "CallbackError",
     "CancelScope",
@@ -125,6 +127,7 @@ _MODULES = {
     "BridgeStats": "_engine.stats",
     "CancelScope": "_engine.scope",
     "cancel_on": "_engine.scope",
+    "BridgeTransport": "_streams.bridge_transport",
     "StreamStats": "_engine.stats",
     "AsyncMergedStreams": "_streams.merge",
     "MergedStreams": "_streams.merge",

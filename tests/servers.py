@@ -90,6 +90,7 @@ def _uwsgi_server(port: int, *options: str, application: str = "tests.apps.flask
     ]
 
 
+_SDK_FLASK, _SDK_DJANGO = "examples.sdk_chat.flask_app:app", "examples.sdk_chat.django_app"
 _FLASK, _DJANGO, _PRELOADED = "tests.apps.flask_app:app", "tests.apps.django_app", "tests.apps.preloaded:app"
 
 # The commands of the servers that run an application, by name; ", TLS" may follow it for flask run and gunicorn.
@@ -112,6 +113,11 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "uwsgi, preload": lambda port: _uwsgi_server(
         port, "--enable-threads", "--master", "--processes=2", application=_PRELOADED
     ),
+    "sdk flask run": lambda port: _python("flask", "--app", _SDK_FLASK, "run", "--port", str(port)),
+    "sdk gunicorn gthread": lambda port: _gunicorn(port, _SDK_FLASK, "gthread", "--threads", "8"),
+    "sdk gunicorn gevent": lambda port: _gunicorn(port, _SDK_FLASK, "gevent"),
+    "sdk django gunicorn": lambda port: _gunicorn(port, f"{_SDK_DJANGO}:wsgi", "gthread", "--threads", "8"),
+    "sdk django uvicorn": lambda port: _uvicorn(port, f"{_SDK_DJANGO}:asgi"),
     "upstreams": lambda port: _uvicorn(port, "tests.apps.upstreams:app"),
 }
 

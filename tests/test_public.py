@@ -22,6 +22,7 @@ NAMES = [
     "Bridge",
     "BridgeClosedError",
     "BridgeStats",
+    "BridgeTransport",
     "BufferLimitError",
     "CallbackError",
     "CancelScope",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Bridge", "check_bridge", "default_bridge"]
+__all__ = ["Bridge", "check_bridge", "default_bridge", "has_clients_of_callers"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -59,7 +59,7 @@ def _add(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
         stream_tasks = ()
     return BridgeStats(
         open_streams=len(stream_tasks),
-        connections=state.clients.connections if is_open else 0,
+        connections=state.connections if is_open else 0,
         events=past.events + events,
         bytes=past.bytes + received,
         buffered=memory.buffered(state.loop) if is_open else 0,
@@ -340,6 +340,11 @@ def check_bridge(bridge: object) -> None:
     """Raise UsageError if `bridge` is neither a Bridge nor None."""
     if bridge is not None and not isinstance(bridge, Bridge):
         raise UsageError(f"`bridge` must be a sseqbridge.Bridge, got {type(bridge).__name__}")
+
+
+def has_clients_of_callers(bridge: Bridge) -> bool:
+    """Whether the bridge was made with `client=`."""
+    return bridge._factory is not None
 
 
 def default_bridge() -> Bridge:

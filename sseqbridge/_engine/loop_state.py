@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
 from sseqbridge._runtime import fork, threads
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._runtime.loop_watch import LoopWatch
 
-    from .stream_task import StreamTask
+    from .channel import Channel
 
 __all__ = ["Cancellable", "LoopState", "LoopTask", "Startable"]
 
@@ -54,6 +54,22 @@ class Cancellable(Protocol):
     def check_cancel(self, watch: LoopWatch | None) -> None: ...
 
 
+class Stream(Startable, Protocol):
+    """A stream or request of a loop, as its state counts and ends it."""
+
+    task: asyncio.Task[None] | None
+
+    @property
+    def channel(self) -> Channel[Any]: ...
+    @property
+    def opened(self) -> bool: ...
+    @property
+    def received(self) -> int: ...
+    @property
+    def events(self) -> int: ...
+    def abort_on_loop(self, reason: BaseException | None) -> None: ...
+
+
 class LoopState:
     """The clients, streams, cancel watch and counters of one event loop.
 
@@ -65,12 +81,16 @@ class LoopState:
         self.clients = clients
         self.loop_watch = watch
         self.process = fork.process_token()
-        self.stream_tasks: set[StreamTask] = set()
+        # Further clients, by their owner: see clients_of(). Any thread changes it, in single, atomic steps.
+        self._owned_clients: dict[object, ClientPool] = {}
+        self.stream_tasks: set[Stream] = set()
         # An odd version marks a change of the counters under way: a seqlock. Readers take no lock, which a
         # signal handler could find taken.
         self._version = 0
         self._past_bytes = 0
         self._past_events = 0
+        # The loop itself refers to its tasks weakly.
+        self._closing: set[asyncio.Task[None]] = set()
         self._watched: set[Cancellable] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Keeps the asynchronous generator alive that the loop closes at its end.
@@ -102,32 +122,53 @@ class LoopState:
         finally:
             self._posted.discard(stream)
 
-    def add(self, stream_task: StreamTask) -> None:
+    @property
+    def connections(self) -> int:
+        """The number of open connections, in use or idle. Thread-safe."""
+        return self.clients.connections + sum(pool.connections for pool in self._owned_clients.copy().values())
+
+    def clients_of(self, owner: object, make: Callable[[], ClientPool]) -> ClientPool:
+        """Return the clients that belong to `owner` on this loop, made by its first call. Thread-safe."""
+        clients = self._owned_clients.get(owner)
+        return self._owned_clients.setdefault(owner, make()) if clients is None else clients
+
+    def close_clients_of(self, owner: object) -> None:
+        """Close the idle connections of an owner's clients, without waiting. Thread-safe; safe in finalizers."""
+        clients = self._owned_clients.pop(owner, None)
+        if clients is not None and self.process == fork.process_token():
+            post(self.loop, self._close_clients, clients)
+
+    def _close_clients(self, clients: ClientPool) -> None:
+        task = self.loop.create_task(clients.aclose(), name="sseqbridge-close")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def add(self, stream_task: Stream) -> None:
         """Register a stream that starts."""
         self.stream_tasks.add(stream_task)
         if self.loop_watch is not None:
             self.loop_watch.start()
 
-    def discard(self, stream_task: StreamTask) -> None:
+    def discard(self, stream_task: Stream) -> None:
         """Remove a stream that has ended, and keep its counters."""
         if stream_task not in self.stream_tasks:
             return
         self._version += 1
-        self._past_bytes += stream_task.exchange.received
-        self._past_events += stream_task.exchange.events
+        self._past_bytes += stream_task.received
+        self._past_events += stream_task.events
         self.stream_tasks.discard(stream_task)
         self._version += 1
         if self.loop_watch is not None and not self.stream_tasks:
             self.loop_watch.stop()
 
-    def totals(self) -> tuple[tuple[StreamTask, ...], int, int]:
+    def totals(self) -> tuple[tuple[Stream, ...], int, int]:
         """Return the open streams, and the bytes and events of all streams so far. Thread-safe."""
         while True:
             version = self._version
             # set.copy() is one step: neither another thread nor the garbage collector interrupts it.
             stream_tasks = tuple(self.stream_tasks.copy())
-            received = self._past_bytes + sum(stream_task.exchange.received for stream_task in stream_tasks)
-            events = self._past_events + sum(stream_task.exchange.events for stream_task in stream_tasks)
+            received = self._past_bytes + sum(stream_task.received for stream_task in stream_tasks)
+            events = self._past_events + sum(stream_task.events for stream_task in stream_tasks)
             if not version % 2 and version == self._version:
                 return stream_tasks, received, events
             # The loop thread was preempted during discard(): let it run.
@@ -162,10 +203,11 @@ class LoopState:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
         self.release_consumers()
-        try:
-            await asyncio.wait_for(self.clients.aclose(), seconds)
-        except (Exception, asyncio.CancelledError) as exc:
-            logger.debug("closing the HTTP clients failed: %s", type(exc).__name__)
+        for clients in (self.clients, *self._owned_clients.copy().values()):
+            try:
+                await asyncio.wait_for(clients.aclose(), seconds)
+            except (Exception, asyncio.CancelledError) as exc:
+                logger.debug("closing the HTTP clients failed: %s", type(exc).__name__)
 
     def release_consumers(self) -> None:
         """End the waits for tasks that did not start or end, and run the callbacks at the loop's end."""

@@ -111,6 +111,16 @@ class StreamTask(LoopTask):
         """Whether the response's head is in the channel."""
         return self._phase is not _Phase.OPENING
 
+    @property
+    def received(self) -> int:
+        """The number of bytes of bodies so far."""
+        return self.exchange.received
+
+    @property
+    def events(self) -> int:
+        """The number of events so far."""
+        return self.exchange.events
+
     def stats(self) -> StreamStats:
         """Return a snapshot of the stream's counters."""
         exchange = self.exchange

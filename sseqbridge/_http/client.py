@@ -32,6 +32,8 @@ from .transport import Transport, count_connections, is_client_replaced
 if TYPE_CHECKING:
     from urllib.request import Request
 
+    from .forwarded import ForwardedRequest
+
 __all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url"]
 
 logger = logging.getLogger("sseqbridge")
@@ -88,8 +90,12 @@ def _context_of_environment() -> ssl.SSLContext:
     return context
 
 
-async def _tls() -> ssl.SSLContext:
-    """Return the process's TLS context. It is built on first use, in a thread: that takes 20 ms."""
+async def _tls(own: ssl.SSLContext | None = None) -> ssl.SSLContext:
+    """Return `own`, or the process's TLS context. That is built on first use, in a thread: that takes 20 ms."""
+    if own is not None:
+        # Each time: httpx sets the protocols of a context that it shares before each connection, too.
+        own.set_alpn_protocols(["http/1.1"])
+        return own
     if _tls_context is not None:
         return _tls_context
     return await loops.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
@@ -150,6 +156,13 @@ class Client:
             options["auth"] = bounded_auth(self.package, auth)
         return await self.http.send(request, stream=True, follow_redirects=False, **options)
 
+    async def forward(self, request: ForwardedRequest) -> Any:
+        """Send a request that another client built, and return the answer as soon as its head has been received.
+
+        This client's transports and event hooks are used, none of its other settings.
+        """
+        return await self.http.send(request.rebuilt(self.package), stream=True, follow_redirects=False, auth=None)
+
     def bound_hooks(self) -> None:
         """Bound the bodies that the client's event hooks read. Idempotent."""
         hooks = self.http.event_hooks
@@ -167,12 +180,12 @@ class _OwnClient(Client):
 
     __slots__ = ("_defaults", "_proxies", "_transport")
 
-    def __init__(self) -> None:
+    def __init__(self, tls_context: ssl.SSLContext | None) -> None:
         self._proxies = ProxySettings.of_environment()
         self._transport = Transport(
             keepalive_expiry=_KEEPALIVE_EXPIRY,
-            tls_context=_tls,
-            plain=_plain_transport,
+            tls_context=functools.partial(_tls, tls_context),
+            plain=functools.partial(_plain_transport, tls_context),
             proxy_for=self._proxies.proxy_for,
             sends_itself=_accelerators.is_wanted("transport"),
         )
@@ -199,6 +212,9 @@ class _OwnClient(Client):
         response.request = request
         return response
 
+    async def forward(self, request: ForwardedRequest) -> Any:
+        return await self._transport.handle_async_request(request)  # type: ignore[arg-type]
+
 
 def _package_of(http: Any) -> Any:
     for kind in type(http).__mro__:
@@ -221,11 +237,13 @@ def _called(factory: ClientFactory) -> Any:
 _NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_EXPIRY)
 
 
-async def _plain_transport(scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
+async def _plain_transport(
+    tls_context: ssl.SSLContext | None, scheme: str, proxy: str | None
+) -> httpx.AsyncHTTPTransport:
     """Return a transport of httpx for requests of one scheme through one proxy, or without."""
     needs_tls = scheme == "https" or (proxy is not None and proxy.startswith("https:"))
     # For http alone a context that trusts nobody, so that the certificates need not be readable.
-    context = await _tls() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = await _tls(tls_context) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     options: dict[str, Any] = {"verify": context, "limits": _NO_LIMITS, "socket_options": sockets.TCP_OPTIONS}
     if proxy is not None:
         options["proxy"] = httpx.Proxy(proxy, ssl_context=context if proxy.startswith("https:") else None)
@@ -240,8 +258,10 @@ class ClientPool:
     time until the origin has answered in HTTP/1.1, and `factory` is called again if more clients are needed.
     """
 
-    def __init__(self, factory: ClientFactory | None = None) -> None:
+    def __init__(self, factory: ClientFactory | None = None, *, tls_context: ssl.SSLContext | None = None) -> None:
+        """`tls_context` is for the library's own client; None means the process's."""
         self._factory = factory
+        self._tls_context = tls_context
         # Whether the clients may run transports and event hooks of the caller.
         self.has_callers_code = factory is not None
         # Not fork-safe, like the event loop that the pool belongs to.
@@ -283,7 +303,7 @@ class ClientPool:
             return client
         # Not under the lock, which the loop takes too: a factory may be slow.
         if self._factory is None:
-            client = _OwnClient()
+            client = _OwnClient(self._tls_context)
         else:
             client = Client(_called(self._factory))
             client.bound_hooks()

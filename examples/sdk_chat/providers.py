@@ -1,0 +1,65 @@
+"""The SDKs' clients on a BridgeTransport, and the two providers' streams as text. Knows no web framework."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import anthropic
+import openai
+
+from sseqbridge import BridgeTransport
+
+__all__ = ["ERRORS", "PROVIDERS", "Provider"]
+
+# What the SDKs raise before the answer begins; a relay reports later errors itself.
+ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
+
+# One connection pool for both SDKs. `idle` ends a stream that says nothing for so long, heartbeats or not.
+_transport = BridgeTransport(idle=60)
+
+
+class Provider(NamedTuple):
+    """`ask` sends a prompt and returns the SDK's stream; `text` returns an item's text, None if it has none."""
+
+    ask: Callable[[str], Any]
+    text: Callable[[Any], str | None]
+
+
+@functools.cache
+def _openai() -> openai.OpenAI:
+    return openai.OpenAI(http_client=openai.DefaultHttpxClient(transport=_transport))
+
+
+@functools.cache
+def _anthropic() -> anthropic.Anthropic:
+    return anthropic.Anthropic(http_client=anthropic.DefaultHttpxClient(transport=_transport))
+
+
+def _ask_openai(prompt: str) -> Any:
+    model = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")
+    return _openai().chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}], stream=True)
+
+
+def _openai_text(chunk: Any) -> str | None:
+    text: str | None = chunk.choices[0].delta.content if chunk.choices else None
+    return text or None
+
+
+def _ask_anthropic(prompt: str) -> Any:
+    model = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-4-5")
+    messages: Any = [{"role": "user", "content": prompt}]
+    return _anthropic().messages.create(model=model, max_tokens=1024, messages=messages, stream=True)
+
+
+def _anthropic_text(event: Any) -> str | None:
+    is_text = event.type == "content_block_delta" and event.delta.type == "text_delta"
+    return event.delta.text if is_text else None
+
+
+PROVIDERS = {
+    "openai": Provider(_ask_openai, _openai_text),
+    "anthropic": Provider(_ask_anthropic, _anthropic_text),
+}

@@ -1,0 +1,69 @@
+"""Which bytes of an answer show that its upstream is alive: in an event stream, only those that complete an event.
+
+Sans-IO: bytes in, a boolean out. The answer's bytes are passed on as they came; this module only looks at them, and
+only if the time without an event is limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import httpx
+
+from sseqbridge._exceptions import BufferLimitError, ProtocolError
+from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._sse.parser import EventStreamParser
+
+from .responses import is_event_stream
+
+__all__ = ["EventDetector", "event_detector", "is_heartbeat"]
+
+# The most that is decompressed at a time.
+_SLICE_BYTES = 64 * 1024
+
+
+def is_heartbeat(event: ServerSentEvent) -> bool:
+    """Whether an event only keeps the connection alive."""
+    return False
+
+
+class EventDetector:
+    """Detects the events of one event stream. Comments and heartbeats are no events."""
+
+    def __init__(self, decoder: BodyDecoder) -> None:
+        self._decoder = decoder
+        self._parser = EventStreamParser()
+        # Whether the bytes can still be understood; otherwise all of them count.
+        self._is_readable = True
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes of the body, as they were sent. Return whether they complete an event."""
+        if not self._is_readable:
+            return True
+        found = False
+        try:
+            for piece in self._decoder.slices(data):
+                found = self._has_event(self._parser.feed(piece)) or found
+        except (ProtocolError, BufferLimitError):
+            # The client that decodes the body reports what is wrong with it.
+            self._is_readable = False
+            return True
+        return found
+
+    @staticmethod
+    def _has_event(items: Iterable[object]) -> bool:
+        return any(isinstance(item, ServerSentEvent) and not is_heartbeat(item) for item in items)
+
+
+def event_detector(headers: httpx.Headers) -> EventDetector | None:
+    """Return the detector for an answer with these headers; None if all of its bytes count.
+
+    Those are the answers that are no event streams, and event streams in an encoding other than gzip and deflate.
+    """
+    if not is_event_stream(headers):
+        return None
+    try:
+        return EventDetector(body_decoder(headers.get("content-encoding", ""), _SLICE_BYTES))
+    except ProtocolError:
+        return None

@@ -1,0 +1,410 @@
+"""One request of an HTTP client, and its answer's bytes as they came: sent on the loop, read in another thread.
+
+The task of a RawExchange sends the request, puts the head into a channel, then bytes of the body, then an End. Body
+bytes go from the transport's callback into the channel; the task resumes only for the head, the end, an error, and a
+full channel (backpressure). Everything runs on the loop thread, except for the methods that are marked thread-safe.
+
+The channel's consumer gets an End of outcome "eof" only if the whole body was received.
+Neither a RawExchange nor anything that it references may reference the response that the user holds, which aborts
+the request when it is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+
+from sseqbridge._exceptions import BridgeClosedError, SSEError
+from sseqbridge._http import http2
+from sseqbridge._http.bounded_bodies import unbounded_stream
+from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
+from sseqbridge._http.errors import CLIENT_CODE
+from sseqbridge._http.forwarded import ForwardedRequest, error_of, package_of
+from sseqbridge._http.urls import describe, origin_key
+from sseqbridge._runtime.callbacks import CallersCode, original
+
+from .channel import CLOSED, Channel, End, ThreadChannel, post
+from .client_lease import ClientLease
+from .idle_clock import EventDetector, event_detector
+from .last_event import ends_stream
+from .loop_state import LoopState, LoopTask
+from .memory import DEFAULT_MAX_BUFFERED_BYTES, memory
+from .responses import PulledBody, response_headers
+
+if TYPE_CHECKING:
+    from sseqbridge._http.client import ClientPool
+
+__all__ = ["RawExchange", "RawHead"]
+
+logger = logging.getLogger("sseqbridge")
+
+# How many bytes of a request's body may be ahead of the connection.
+_MAX_UPLOAD_BYTES = 256 * 1024
+
+# After an event stream's last event: for how long, and how much of, the rest of the body is read in the background.
+# The connection can be reused if the rest comes in that time.
+_DRAIN_SECONDS = 1.0
+_DRAIN_BYTES = 64 * 1024
+
+
+class RawHead(NamedTuple):
+    """The head of an answer. `extensions` are those of httpx's responses."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    extensions: dict[str, Any]
+
+
+class _Sender(ClientLease):
+    """Sends a request as it is."""
+
+    def __init__(self, clients: ClientPool, request: ForwardedRequest) -> None:
+        super().__init__(clients, origin_key(request.url) if clients.has_factory else "")
+        self._request = request
+        self.is_direct = self._client.is_direct(request)
+
+    @property
+    def target(self) -> str:
+        """The request's URL, as messages may show it."""
+        return describe(self._request.url)
+
+    async def send(self) -> Any:
+        """Send the request and return its answer."""
+        try:
+            response = await self._client.forward(self._request)
+        except asyncio.CancelledError as exc:
+            if self._client.shared and not self.is_direct:
+                await http2.abort_unanswered(exc, self._request)
+            raise
+        self._received(response)
+        return response
+
+    async def finish(self, *, is_read_to_end: bool) -> None:
+        """Close the answer and return the client."""
+        await self.close_response(is_read_to_end=is_read_to_end)
+        if not self._client.shared:
+            await self.release(is_read_to_end=is_read_to_end)
+
+
+class Upload:
+    """The body of a request, produced by the caller's thread and consumed by the loop."""
+
+    def __init__(self) -> None:
+        self._channel: ThreadChannel[bytes] = ThreadChannel(_MAX_UPLOAD_BYTES)
+
+    # The caller's thread.
+
+    def send(self, part: bytes) -> bool:
+        """Pass on one part, blocking while too many wait. Returns False if no more is wanted."""
+        return self._channel.send_blocking(part, len(part))
+
+    def end(self) -> None:
+        """End the body."""
+        self._channel.end(End("eof"))
+
+    # The loop.
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yield the parts."""
+        while not isinstance(part := await self._channel.areceive(), End):
+            yield part
+
+    def close(self) -> None:
+        """Want no more parts. Thread-safe."""
+        self._channel.close()
+
+
+class RawExchange(LoopTask):
+    """Sends one request on the loop. Made in the caller's thread, started on the loop thread.
+
+    `idle` limits the seconds without a byte, or in an event stream without an event, from the head on. Errors in the
+    channel are those of the request's package, httpx or httpx2.
+    """
+
+    # At the interpreter's exit, too, its consumer gets an error: an answer that was cut off has not ended.
+    opened = False
+    events = 0
+
+    def __init__(self, state: LoopState, clients: ClientPool, request: Any, idle: float | None) -> None:
+        """Lease a client. Raises UsageError if `request` is of neither package, CallbackError if no client is made."""
+        super().__init__(state)
+        self._package = package_of(request)
+        in_memory = ForwardedRequest.has_body_in_memory(request, self._package)
+        # The body that the caller's thread has to produce; None if it is in memory.
+        self.upload = None if in_memory else Upload()
+        self._sender = _Sender(clients, ForwardedRequest(request, self._package, self.upload))
+        self.channel: Channel[RawHead | bytes] = Channel(state.loop, DEFAULT_MAX_BUFFERED_BYTES)
+        self.task: asyncio.Task[None] | None = None
+        self.received = 0
+        self._idle = idle
+        # When the last byte or event came, on the loop's clock; None while the consumer holds the answer back.
+        self._idle_since: float | None = None
+        self._detector: EventDetector | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # Bytes that the channel had no room for.
+        self._pending = b""
+        # The last two reads: they show whether an event stream has come to its last event.
+        self._newest = self._previous = b""
+        self._body: BodyStream | PulledBody | None = None
+        # How many bytes may still be read after the consumer has closed an ended stream; None before.
+        self._drain_left: int | None = None
+        self._is_aborted = False
+        self._reason: BaseException | None = None
+        # Cancels _transfer while it runs.
+        self._cancel_transfer: Callable[[], object] | None = None
+
+    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
+
+    @property
+    def target(self) -> str:
+        """The request's URL, as messages may show it."""
+        return self._sender.target
+
+    def abort(self) -> None:
+        """Abort the request. Its consumer gets closed_error(). Does nothing in a forked child."""
+        if not self.is_inherited and not self.finished:
+            post(self.loop, self.abort_on_loop, None)
+
+    def close(self) -> bool:
+        """Close the channel and abort the request. Does nothing in a forked child.
+
+        Returns False if there is nothing to wait for: if the request had ended, or if an event stream has come to its
+        last event. Then the rest of the body is read in the background, so that the connection can be reused.
+        """
+        if self.finished or self.is_inherited:
+            # The end is in the channel, or about to be.
+            return False
+        self.channel.close()
+        is_at_end = ends_stream(self._previous, self._newest)
+        post(self.loop, self._drain_on_loop if is_at_end else self.abort_on_loop, None)
+        return not is_at_end
+
+    def closed_error(self) -> BaseException:
+        """Return the error for a consumer whose response was closed while it waited."""
+        error: BaseException = self._package.ReadError("the response was closed while it was being read")
+        return error
+
+    # On the loop thread.
+
+    def start(self) -> None:
+        """Start the task, in the context of the caller."""
+        self.state.add(self)
+        memory.enter(self.channel, self.loop)
+        self.task = self.loop.create_task(self._run(), name="sseqbridge-request")
+        self.task.add_done_callback(self._done)
+
+    async def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            # An abort can be posted before the task has taken its first step.
+            if not self._is_aborted:
+                await self._transfer_cancellably()
+        except asyncio.CancelledError:
+            if not self._is_aborted:
+                raise
+        except Exception as exc:
+            error = original(exc)
+        finally:
+            self._cancel_transfer = None
+            # A forked child that unwinds its parent's tasks must not close the parent's connection.
+            if not self.is_inherited and not self.finished:
+                await self._close(is_read_to_end=False)
+        if not self.finished:
+            self._finish(error)
+        error = None  # Its traceback references this frame.
+
+    async def _transfer_cancellably(self) -> None:
+        if self._sender.is_direct:
+            assert self.task is not None
+            self._cancel_transfer = self.task.cancel
+            await self._transfer()
+            return
+        # Not the task's own cancel(): it passes through the shields under which httpcore closes connections.
+        watch = self.state.loop_watch
+        with anyio.CancelScope() as scope:
+            self._cancel_transfer = scope.cancel
+            # The client may run code of the caller's, which could end or block the loop.
+            with CallersCode(CLIENT_CODE, passes=Exception):
+                await (self._transfer() if watch is None else watch.steps_of(self._transfer(), self._describe_client))
+
+    def _describe_client(self) -> str:
+        return f"what the HTTP client, its transport, hooks or auth did for {self.target}"
+
+    async def _transfer(self) -> None:
+        response = await self._sender.send()
+        if self.upload is not None:
+            # An answer ends the sending of the request.
+            self.upload.close()
+        head, self._body = self._opened(response)
+        # Wakes the consumer in the next iteration of the loop, or with the end of the body if that is here already.
+        self.channel.send_deferred(head)
+        if self._idle is not None:
+            self._watch_idle(response)
+        while data := await self._read():
+            await self._send(data)
+        await self._close(is_read_to_end=True)
+        self._finish(None, is_complete=True)
+
+    def _opened(self, response: Any) -> tuple[RawHead, BodyStream | PulledBody]:
+        extensions = {**response.extensions, "network_stream": ConnectionInfo(self._sender.network_stream)}
+        headers = response.headers.raw
+        body: BodyStream | PulledBody | None = extensions.pop(BODY_EXTENSION, None)
+        if body is None and response.is_stream_consumed:
+            # By an event hook of the client's: httpx has decompressed the body.
+            headers = [(name, value) for name, value in headers if name.lower() != b"content-encoding"]
+            body = PulledBody(_only(response.content))
+        elif body is None:
+            body = PulledBody(unbounded_stream(response))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s: %d, %s", self.target, response.status_code, response.http_version)
+        return RawHead(response.status_code, headers, extensions), body
+
+    async def _read(self) -> bytes:
+        """Return bytes that are to be sent to the consumer, b"" at the end of the body."""
+        assert self._body is not None
+        while True:
+            data = await self._body.read(self._take)
+            if data is None:
+                data, self._pending = self._pending, b""
+                return data
+            if not data:
+                return b""
+            self._note(data)
+            if self._drain_left is None:
+                return data
+            self._drain_left -= len(data)
+            if self._drain_left < 0:
+                self.abort_on_loop(None)
+
+    def _take(self, data: bytes) -> bool:
+        """Take what the transport has just read. Returns False if the task has to go on."""
+        self._note(data)
+        if self._drain_left is not None:
+            self._drain_left -= len(data)
+            if self._drain_left < 0:
+                self.abort_on_loop(None)
+            return True
+        if self.channel.try_send(data, len(data)):
+            return True
+        self._pending = data
+        return False
+
+    def _note(self, data: bytes) -> None:
+        self.received += len(data)
+        self._previous, self._newest = self._newest, data
+        if self._idle is not None and (self._detector is None or self._detector.feed(data)):
+            self._idle_since = self.loop.time()
+
+    async def _send(self, data: bytes) -> None:
+        if self.channel.try_send(data, len(data)):
+            return
+        if self.channel.closed:
+            # The consumer has left. Yield to the loop, so that the abort runs however much can be read at once.
+            await asyncio.sleep(0)
+            return
+        # The idle clock stops while the consumer holds the answer back.
+        since, held_at = self._idle_since, self.loop.time()
+        self._idle_since = None
+        await self.channel.send(data, len(data))
+        if since is not None:
+            self._idle_since = since + self.loop.time() - held_at
+
+    def _watch_idle(self, response: Any) -> None:
+        self._detector = event_detector(response_headers(response))
+        self._idle_since = self.loop.time()
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        # One timer an answer, set again when it fires: a read only costs a look at the clock.
+        assert self._idle is not None
+        now = self.loop.time()
+        since = now if self._idle_since is None else self._idle_since
+        if now - since >= self._idle:
+            what = "no byte" if self._detector is None else "no event (comments and heartbeats do not count)"
+            self.abort_on_loop(self._package.ReadTimeout(f"{what} came for {self._idle:g} s, the limit `idle`"))
+        else:
+            self._timer = self.loop.call_at(since + self._idle, self._check_idle)
+
+    def _drain_on_loop(self, reason: None) -> None:
+        if not self.finished and self._drain_left is None:
+            self._drain_left = _DRAIN_BYTES
+            self._set_timer(_DRAIN_SECONDS)
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.abort_on_loop, None)
+
+    def abort_on_loop(self, reason: BaseException | None) -> None:
+        """Shut the connection down and end the task. The consumer gets `reason`, or that the response was closed."""
+        if self.finished or self.task is None or self.is_inherited:
+            return
+        if self._reason is None:
+            self._reason = reason
+        # The socket first: a task that waits for something else could take its time.
+        self._sender.shut_down()
+        self._is_aborted = True
+        if self.upload is not None:
+            self.upload.close()
+        if self._cancel_transfer is not None:
+            self._cancel_transfer()
+
+    def release_consumer(self) -> None:
+        """End the channel, although the task has not ended."""
+        self._finish(BridgeClosedError("the request's task did not end in time"))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        # If _run did not get to its end: it was cancelled, or closing the connection raised an exit.
+        if not self.finished:
+            cancelled = BridgeClosedError("the event loop that the request ran on is ending")
+            self._finish(cancelled if task.cancelled() else task.exception())
+
+    async def _close(self, *, is_read_to_end: bool) -> None:
+        body, self._body = self._body, None
+        await self._sender.finish(is_read_to_end=is_read_to_end)
+        if isinstance(body, PulledBody):
+            await self._sender.close_quietly(body, "the response's body")
+
+    def _finish(self, error: BaseException | None, *, is_complete: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.upload is not None:
+            self.upload.close()
+        self.state.discard(self)
+        end = End("eof") if is_complete else self._end_of(error)
+        # First: a consumer that has got the end has nothing to abort.
+        self.mark_finished()
+        self.channel.end(end)
+
+    def _end_of(self, error: BaseException | None) -> End:
+        if self._reason is not None:
+            error = self._reason
+        if error is None:
+            return CLOSED
+        if isinstance(error, BridgeClosedError):
+            own: BaseException = self._package.ReadError(str(error))
+            own.__cause__ = error
+            return End("error", own)
+        return End("error", error if isinstance(error, SSEError) else error_of(self._package, error))
+
+
+async def _only(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+class ConnectionInfo:
+    """The connection of a response, as far as other threads may use it: facts, but neither bytes nor TLS.
+
+    It takes the place of httpx's network stream in the extensions of a response.
+    """
+
+    def __init__(self, network_stream: Any) -> None:
+        self._network_stream = network_stream
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return "socket", "ssl_object", "server_addr" or "client_addr"; None if it is not known."""
+        return None if self._network_stream is None else self._network_stream.get_extra_info(info)

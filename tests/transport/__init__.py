@@ -1,0 +1,1 @@
+"""Tests of BridgeTransport, with the clients of httpx and httpx2."""
