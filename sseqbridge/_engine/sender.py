@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseqbridge._exceptions import CallbackError, ConnectError, ProtocolError, RedirectError, SSEError, UsageError

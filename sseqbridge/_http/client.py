@@ -213,7 +213,10 @@ class _OwnClient(Client):
         return response
 
     async def forward(self, request: ForwardedRequest) -> Any:
-        return await self._transport.handle_async_request(request)  # type: ignore[arg-type]
+        sent: Any = request
+        response = await self._transport.handle_async_request(sent)
+        response.request = sent
+        return response
 
 
 def _package_of(http: Any) -> Any:
