@@ -14,7 +14,6 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -308,7 +307,7 @@ def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPa
 
 def test_totals_are_consistent_while_garbage_collection_adds_streams() -> None:
     class Counted:
-        exchange = SimpleNamespace(received=1, events=1)
+        received = events = 1
 
     def begin(phase: str, info: dict[str, int]) -> None:
         stream_tasks.add(Counted())
