@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 # How long a thread waits without running a bytecode. PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop
-# threads, raises its exception between two bytecodes of the thread, and does not wake it. A thousand silent threads that
-# wake once a second use 3.5 % of a core, on a busy machine; a wait that ends within a second costs what it cost without.
+# threads, raises its exception between two bytecodes of the thread, and does not wake it. A thousand silent threads
+# that wake once a second use 3.5 % of a core on a busy machine. A wait that ends within a second costs no more.
 _WAIT_SECONDS = 1.0
 
 # The unpatched functions, even if the library is imported after the process was patched.
