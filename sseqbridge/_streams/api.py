@@ -150,8 +150,9 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
 
     Limits. `timeout` is in seconds: a number (for connect and read), a mapping, a Timeout, or None.
     `cancel` is an object with `is_set()`, such as a threading.Event; once it is set, the request is aborted
-    within 50 ms. At most `max_buffered_bytes` bytes are held for a slow consumer (backpressure), and an
-    event has at most `max_event_bytes` bytes.
+    within 50 ms. At most `max_buffered_bytes` bytes are held for a slow consumer (backpressure), by default
+    1 MiB, or less if more than 64 streams are open: a share of 64 MiB. An event has at most
+    `max_event_bytes` bytes.
 
     Reconnecting. With `reconnect=True`, or a ReconnectionPolicy, the stream outlives its connection: the
     request is sent again with the ID of the last event. `on_reconnect(attempt, delay, cause)` is called in

@@ -175,6 +175,22 @@ def test_request_that_was_not_started_ends_with_its_bridge(
                 waiting.result(30)
 
 
+def test_request_that_cannot_be_posted_is_not_kept(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+    with Bridge() as bridge:
+        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+        state = bridge.started()
+
+        def interrupted(*args: object, **options: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(state.loop), "call_soon_threadsafe", interrupted, raising=False)
+            with pytest.raises(KeyboardInterrupt):
+                request_sse(answers.url, bridge=bridge)
+        assert state._posted == set()
+        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+
+
 def test_request_whose_start_fails_ends_with_a_typed_error(
     monkeypatch: pytest.MonkeyPatch, answers: SSEServer, caplog: pytest.LogCaptureFixture
 ) -> None:
