@@ -36,10 +36,10 @@ def tee(
     """Return a tuple of `n` streams that each deliver all of the rest of one stream, to `n` threads.
 
     Each is an EventStream that decodes its own items. At most `max_buffered_bytes` are held for each
-    reader (by default its share, as in request_sse), or what one read of the network delivered. With `slow="wait"` the slowest reader holds the
-    upstream back (backpressure); with `slow="end"` the fastest does, and a reader that has no room when
-    the fastest goes on is ended, after its backlog, by an EventsLostError. The upstream is aborted when
-    the last reader has left.
+    reader (by default its share, as in request_sse), or what one read of the network delivered. With
+    `slow="wait"` the slowest reader holds the upstream back (backpressure); with `slow="end"` the fastest
+    does, and a reader that has no room when the fastest goes on is ended, after its backlog, by an
+    EventsLostError. The upstream is aborted when the last reader has left.
 
     `add(replay=True)` on the tuple returns one more reader, which begins with the events so far, unless
     they were more than `max_history_bytes`. `stream` itself cannot be read any more; closing it ends all
