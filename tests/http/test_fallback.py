@@ -28,8 +28,8 @@ def sent_by_httpx(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     seen: list[httpx.URL] = []
     make = http_client._plain_transport
 
-    async def noting(scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
-        transport = await make(scheme, proxy)
+    async def noting(context: ssl.SSLContext | None, scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
+        transport = await make(context, scheme, proxy)
         handle = transport.handle_async_request
 
         async def handle_and_note(request: httpx.Request) -> httpx.Response:
