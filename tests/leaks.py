@@ -379,10 +379,10 @@ async def _close_idle(clients: ClientPool) -> None:
         for transport in (client.http._transport, *client.http._mounts.values()):
             if isinstance(transport, Transport):
                 _close_idle_connections_of(transport)
-            plain = transport._plain if isinstance(transport, Transport) else transport
-            for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
-                if connection.is_idle():
-                    await connection.aclose()
+            for plain in transport._plain.values() if isinstance(transport, Transport) else [transport]:
+                for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
+                    if connection.is_idle():
+                        await connection.aclose()
 
 
 def _close_idle_connections_of(transport: Transport) -> None:

@@ -6,26 +6,23 @@ only if the time without an event is limited.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import httpx
 
 from sseqbridge._exceptions import BufferLimitError, ProtocolError
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
-from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules
 from sseqbridge._sse.parser import EventStreamParser
 
 from .responses import is_event_stream
 
-__all__ = ["EventDetector", "event_detector", "is_heartbeat"]
+__all__ = ["EventDetector", "event_detector"]
 
 # The most that is decompressed at a time.
 _SLICE_BYTES = 64 * 1024
 
 
-def is_heartbeat(event: ServerSentEvent) -> bool:
-    """Whether an event only keeps the connection alive."""
-    return False
+# The heartbeats that servers in the field send, whatever API they serve.
+_RULES = event_rules("openai", DEFAULT_DONE, is_json=True)
 
 
 class EventDetector:
@@ -44,16 +41,12 @@ class EventDetector:
         found = False
         try:
             for piece in self._decoder.slices(data):
-                found = self._has_event(self._parser.feed(piece)) or found
+                found = any(map(_RULES.counts, self._parser.feed(piece))) or found
         except (ProtocolError, BufferLimitError):
             # The client that decodes the body reports what is wrong with it.
             self._is_readable = False
             return True
         return found
-
-    @staticmethod
-    def _has_event(items: Iterable[object]) -> bool:
-        return any(isinstance(item, ServerSentEvent) and not is_heartbeat(item) for item in items)
 
 
 def event_detector(headers: httpx.Headers) -> EventDetector | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
+from sseqbridge._sse.dialects import dialect_of
+
 __all__ = ["ends_stream"]
 
 _LINE_END = rb"(?:\r\n|\n|\r)"
 # A complete event `[DONE]` at the end of the bytes, as OpenAI and most others send it.
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][ \t]*%b{2}\Z" % _LINE_END)
+_TYPES = [name for dialect in ("openai", "anthropic") for name in dialect_of(dialect).end_events]
 # The type of the last event, where its data can be of any size.
-_LAST_TYPES = re.compile(rb"event: ?(?:message_stop|response\.(?:completed|failed|incomplete))[\r\n]")
+_LAST_TYPES = re.compile(rb"event: ?(?:%b)[\r\n]" % b"|".join(re.escape(name.encode()) for name in _TYPES))
 _BLANK_LINE = re.compile(rb"%b{2}\Z" % _LINE_END)
 
 # The longest match of _DONE.

@@ -72,8 +72,9 @@ def test_a_pool_limit_is_accepted_and_never_elapses(package: Any, new_client: Ne
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
-def test_comments_do_not_reset_the_idle_limit(
-    clock: FakeClock, package: Any, new_client: NewClient, encoding: str
+@pytest.mark.parametrize("heartbeat", [comment("keep-alive"), send("{}", "ping"), send(": keepalive")])
+def test_heartbeats_do_not_reset_the_idle_limit(
+    clock: FakeClock, package: Any, new_client: NewClient, encoding: str, heartbeat: Any
 ) -> None:
     client = new_client(idle=30)
     more = threading.Event()
@@ -87,7 +88,7 @@ def test_comments_do_not_reset_the_idle_limit(
         yield respond(headers={"Content-Encoding": encoding} if encoding else {})
         yield encoded(send("1"))
         while True:
-            yield encoded(comment("keep-alive"))
+            yield encoded(heartbeat)
             yield hold(more)
             more.clear()
 
