@@ -248,7 +248,7 @@ class LoopTask:
         self.state = state
         self.loop = state.loop
         self._finished = threads.OneShotEvent()
-        self.ownership = Ownership(self)
+        self.ownership = Ownership()
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 

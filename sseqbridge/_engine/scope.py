@@ -10,7 +10,7 @@ where it takes a batch.
 | CancelScope | `_is_set`     | any thread                   | turns True once                           |
 | CancelScope | all others    | the thread or task of the block | one writer                             |
 | Ownership   | all fields    | the stream's consumer        | its claim                                 |
-| _Adoption   | `is_current`  | the stream's consumer        | turns False once; the loop reads it       |
+| _Turn       | `is_over`     | the stream's consumer; the loop | turns True once                        |
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class CancelScope:
         self._has_ended = True
         is_outer_cancelled = self._outer is not None and self._outer.cancelled
         return isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self._is_set else "ended" if self._has_ended else "open" if self._was_entered else "new"
+        return f"<{type(self).__name__} {state}>"
 
     @property
     def cancelled(self) -> bool:
@@ -146,62 +150,67 @@ class Owned(Protocol):
 
 
 class Ownership:
-    """Which scope a subscription belongs to: the one in which it was opened or read last, or none."""
+    """Which scope a subscription belongs to: the one in which it was opened or read last, or none.
 
-    __slots__ = ("_adoption", "_scope", "_subscription")
+    Refers neither to the subscription, whose field it is, nor to what the loop checks: there is no reference cycle.
+    """
 
-    def __init__(self, subscription: Owned) -> None:
-        self._subscription = subscription
-        self._scope: CancelScope | None = None
-        self._adoption: _Adoption | None = None
+    __slots__ = ("_turn", "scope")
 
-    @property
-    def scope(self) -> CancelScope | None:
-        """The scope that the subscription belongs to, None if it belongs to none."""
-        return self._scope
+    def __init__(self) -> None:
+        # The scope that the subscription belongs to, None if it belongs to none.
+        self.scope: CancelScope | None = None
+        self._turn = _Turn()
 
-    def enter(self, scope: CancelScope | None) -> None:
+    def enter(self, subscription: Owned, scope: CancelScope | None) -> None:
         """Let the subscription belong to `scope`. Aborts it, and raises Cancelled, if the scope is cancelled."""
-        if scope is not self._scope:
-            self.move_to(scope)
+        if scope is not self.scope:
+            self.move(subscription, scope)
         if scope is not None:
             try:
                 scope.check()
             except BaseException:
-                self._subscription.abort()
+                subscription.abort()
                 raise
 
-    def move_to(self, scope: CancelScope | None) -> None:
+    def move(self, subscription: Owned, scope: CancelScope | None) -> None:
         """Let the subscription belong to `scope` alone."""
-        if self._adoption is not None:
-            self._adoption.is_current = False
-        self._scope = scope
-        self._adoption = None
+        self._turn.is_over = True
+        self.scope = scope
         if scope is not None:
-            self._adoption = _Adoption(scope, self._subscription)
-            self._subscription.watch(self._adoption)
+            self._turn = _Turn()
+            subscription.watch(_Adoption(scope, subscription, self._turn))
+
+
+class _Turn:
+    """The time during which a subscription belongs to one scope."""
+
+    __slots__ = ("is_over",)
+
+    def __init__(self) -> None:
+        self.is_over = False
 
 
 class _Adoption:
     """Aborts a subscription once its scope is cancelled. The loop checks it every 25 ms."""
 
-    def __init__(self, scope: CancelScope, subscription: Owned) -> None:
+    def __init__(self, scope: CancelScope, subscription: Owned, turn: _Turn) -> None:
         self._scope = scope
         self._subscription = subscription
-        self.is_current = True
+        self._turn = turn
 
     @property
     def finished(self) -> bool:
-        return not (self.is_current and self._subscription.is_running)
+        return self._turn.is_over or not self._subscription.is_running
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         try:
-            is_over = self._scope.cancelled
+            is_cancelled = self._scope.cancelled
         except CallbackError:
             # The consumer, which the abort wakes, gets the error from the flag itself.
-            is_over = True
-        if is_over and self.is_current:
-            self.is_current = False
+            is_cancelled = True
+        if is_cancelled and not self._turn.is_over:
+            self._turn.is_over = True
             self._subscription.abort()
 
 

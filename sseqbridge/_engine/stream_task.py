@@ -170,7 +170,7 @@ class StreamTask(LoopTask):
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
-        self.ownership.move_to(current_scope())
+        self.ownership.move(self, current_scope())
 
     async def _run(self) -> None:
         error = None

@@ -171,14 +171,14 @@ def _upload(exchange: RawExchange, body: Any) -> None:
 def _received(exchange: RawExchange) -> RawHead | bytes | None:
     """Return the next entry of an answer, None after its end. Raises its error, and Cancelled in a cancelled scope."""
     ownership = exchange.ownership
-    ownership.enter(current_scope())
+    ownership.enter(exchange, current_scope())
     entry = exchange.channel.receive()
     if not isinstance(entry, End):
         return entry
     if entry.outcome == "eof":
         return None
     # If the scope was cancelled during the wait, it has aborted the request.
-    ownership.enter(current_scope())
+    ownership.enter(exchange, current_scope())
     raise exchange.closed_error() if entry.error is None else entry.error
 
 

@@ -271,7 +271,7 @@ class TeeReader:
         self.reconnect = upstream.reconnect
         self.drain = broadcaster.finish
         self.watch = upstream.watch
-        self.ownership = Ownership(self)
+        self.ownership = Ownership()
         self.notify_finished = upstream.notify_finished
         self.call_at_loop_end = upstream.call_at_loop_end
         self.cancel_call_at_loop_end = upstream.cancel_call_at_loop_end

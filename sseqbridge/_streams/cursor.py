@@ -200,7 +200,7 @@ class Cursor(Generic[T]):
 
     def enter_scope(self) -> None:
         """Let the stream belong to the consumer's scope. Raises Cancelled if that is cancelled."""
-        self.subscription.ownership.enter(current_scope())
+        self.subscription.ownership.enter(self.subscription, current_scope())
 
     def leave_batch(self) -> bool:
         """Commit the current batch, which was consumed whole. Returns False if no entry can follow."""

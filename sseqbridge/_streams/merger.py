@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from sseqbridge._engine.channel import End, ThreadChannel
-from sseqbridge._engine.scope import CancelScope, Ownership, check_scope, current_scope
+from sseqbridge._engine.scope import CancelScope, check_scope, current_scope
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
 
@@ -27,6 +27,7 @@ from .aio import AsyncEventStream, AsyncSSEResponse
 from .api import PendingResponse, apending, arequest_sse, pending, request_sse
 from .reader import ItemReader
 from .stream import reader_of
+from .subscription import Subscription
 from .sync import EventStream, SSEResponse
 
 __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
@@ -60,13 +61,15 @@ class Member:
         # Whether the request was sent for the merger, so that there is no other reference to it.
         self.is_own = pending is not None
 
-    @property
-    def ownership(self) -> Ownership:
-        """The scope that the stream belongs to."""
+    def move(self, scope: CancelScope | None) -> None:
+        """Let the stream belong to `scope`."""
         if self.reader is not None:
-            return self.reader.cursor.subscription.ownership
-        assert self.pending is not None
-        return self.pending.subscription.ownership
+            subscription: Subscription = self.reader.cursor.subscription
+        else:
+            assert self.pending is not None
+            subscription = self.pending.subscription
+        if subscription.ownership.scope is not scope:
+            subscription.ownership.move(subscription, scope)
 
     def notify(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, as soon as take() has something to return."""
@@ -192,8 +195,7 @@ class Merger:
         if scope is not self._scope or self._has_new:
             self._scope, self._has_new = scope, False
             for member in tuple(self._members.values()):
-                if member.ownership.scope is not scope:
-                    member.ownership.move_to(scope)
+                member.move(scope)
         if scope is not None:
             scope.check()
 

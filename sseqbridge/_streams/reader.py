@@ -123,7 +123,7 @@ class StreamOwner(Generic[T]):
         self._check_claim(claim)
         self.is_detached = True
         cursor = self.cursor
-        cursor.subscription.ownership.move_to(None)
+        cursor.subscription.ownership.move(cursor.subscription, None)
         return Detached(
             cursor.subscription,
             cursor.head,

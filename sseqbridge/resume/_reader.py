@@ -126,7 +126,7 @@ class Reader(LoopTask):
         self._task.add_done_callback(self._on_done)
         if self._options.cancel is not None:
             self._hub.state.watch(self)
-        self.ownership.move_to(current_scope())
+        self.ownership.move(self, current_scope())
 
     async def _run(self) -> None:
         assert self._topic is not None

@@ -82,7 +82,7 @@ class InMemory:
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
         self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
         self.status = status
-        self.ownership = Ownership(self)
+        self.ownership = Ownership()
         if status != 200:
             self.channel.send_nowait(Body(b"no"))
         for items in batches:

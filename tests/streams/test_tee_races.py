@@ -60,7 +60,7 @@ class Upstream:
         self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
         self.loop: Any = Loop()
         self.aborted = threading.Event()
-        self.ownership = Ownership(self)
+        self.ownership = Ownership()
 
     def nothing(self, *_: Any) -> None: ...
 
