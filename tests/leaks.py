@@ -389,3 +389,5 @@ def _close_idle_connections_of(transport: Transport) -> None:
     for connections in transport._idle.values():
         while connections:
             connections.pop().abort()
+    while transport._reserved:
+        transport._reserved.popitem()[1].abort()
