@@ -135,3 +135,53 @@ def test_transport_that_cannot_close_a_stream_is_logged(run: Run, caplog: pytest
     with caplog.at_level(logging.WARNING, "sseqbridge"):
         run(main)
     assert "no way to close one HTTP/2 stream" in caplog.text
+
+
+def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(httpx.AsyncByteStream):
+        """The body of an answer, whose own stream cannot be looked at."""
+
+        def __init__(self) -> None:
+            self._stream = self
+
+        @property
+        def _connection(self) -> Any:
+            raise ZeroDivisionError
+
+        async def __aiter__(self) -> Any:
+            yield b"data: 1\n\n"
+            await asyncio.Event().wait()
+
+    class Connection:
+        """As httpcore's, but its stream is closed already."""
+
+        def __init__(self) -> None:
+            self._h2_state = self
+
+        def reset_stream(self, stream_id: int, error_code: int) -> None:
+            raise RuntimeError("closed")
+
+        async def _write_outgoing_data(self, request: Any) -> None:
+            raise AssertionError
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        head = {"Content-Type": "text/event-stream"}
+        body: Any = Raising()
+        if request.url.path == "/closed":
+            body.__dict__["_stream"] = Connection()
+        extensions = {"http_version": b"HTTP/2", "stream_id": 1}
+        return httpx.Response(200, headers=head, stream=body, extensions=extensions)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            for path in ("/", "/closed"):
+                stream = await arequest_sse(f"http://mock.test{path}", client=client)
+                assert await anext(stream.events) == 1
+                await stream.events.aclose()
+
+    with caplog.at_level(logging.WARNING, "sseqbridge"):
+        run(main)
+    # A stream that the server has closed needs no warning.
+    assert [record.getMessage() for record in caplog.records] == [
+        "http://mock.test/: the client's transport offers no way to close one HTTP/2 stream"
+    ]

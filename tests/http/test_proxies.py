@@ -149,6 +149,18 @@ def test_unusable_proxy_names_its_variable(
     assert "secret" not in str(caught.value)
 
 
+def test_proxy_that_httpx_does_not_support_names_its_variable(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of httpx support different schemes."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError("Unknown scheme for proxy URL")
+
+    monkeypatch.setattr(httpx, "Proxy", refuse)
+    monkeypatch.setenv("HTTP_PROXY", PROXY)
+    with pytest.raises(UsageError, match=r"`HTTP_PROXY` must be a proxy that httpx .* supports, got the scheme 'http'"):
+        ask_anew("http://upstream.test/")
+
+
 @pytest.mark.parametrize(
     "environment",
     [
