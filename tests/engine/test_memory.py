@@ -382,6 +382,7 @@ def test_merged_and_gathered_streams_count(small: None) -> None:
         assert len(list(gather([partial(request_sse, server.url, decode="text")] * 30))) == 30
 
 
+@own_transport
 @pytest.mark.parametrize("steps", [[send("a"), DONE], [send("a")], [send("a"), cut()]], ids=["done", "eof", "error"])
 def test_stream_counts_until_its_end_was_received(ask: Door, steps: list[Any]) -> None:
     with SSEServer(steps) as server:
