@@ -366,6 +366,7 @@ def test_readers_of_tees_and_logs_count(small: None, flooding: Flooding) -> None
         close(*logged)
 
 
+@own_transport
 def test_merged_and_gathered_streams_count(small: None) -> None:
     async def main() -> None:
         async with amerge([partial(arequest_sse, server.url, decode="text")] * 3) as merged:
