@@ -65,6 +65,10 @@ class Subscription(Protocol):
     def finished(self) -> bool:
         """Whether the producer has ended, and its connection is closed or back in the pool."""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether entries may still arrive."""
+
     def stats(self) -> StreamStats:
         """Return a snapshot of the counters."""
 
