@@ -111,7 +111,7 @@ def race(first_lines: int, other_lines: int, *, close_first: bool) -> tuple[bool
         assert upstream.aborted.is_set(), "an upstream without a reader is aborted"
     else:
         upstream.send("after the race")
-        assert reader.poll() == ["after the race"]
+        assert EventStream(reader).poll() == ["after the race"]
         assert not upstream.aborted.is_set()
         reader.abort()
         assert upstream.aborted.is_set()
