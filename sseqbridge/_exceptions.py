@@ -39,7 +39,7 @@ text that the upstream sent, control characters are replaced.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import httpx
@@ -76,6 +76,8 @@ __all__ = [
     "UpstreamError",
     "UsageError",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class UsageError(RuntimeError):
@@ -312,3 +314,19 @@ class Cancelled(BaseException):
     Not an Exception, like asyncio.CancelledError: code that handles or retries after errors must not handle it.
     Let it pass; the scope swallows it.
     """
+
+
+def copy_error(error: E) -> E:
+    """Return a copy for one of several readers: raising an error changes its traceback and context.
+
+    Also of a subclass whose constructor has other parameters, which copy.copy() cannot copy. An error that cannot
+    be copied at all is returned itself.
+    """
+    kind = type(error)
+    try:
+        own = kind.__new__(kind, *error.args)
+        own.__dict__.update(error.__dict__)
+    except Exception:
+        return error
+    own.__cause__ = error.__cause__
+    return own

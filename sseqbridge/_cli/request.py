@@ -122,6 +122,7 @@ def send_request(
     )
     response = pending(call)
     try:
+        response.send()
         while True:
             try:
                 entry = response.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)

@@ -119,39 +119,35 @@ class Bridge(NotCopyable):
         past, state = self._counted if self._process == fork.process_token() else (_NOTHING, None)
         return past if state is None else _add(past, state, is_open=self._state is state)
 
-    def submit(self, options: RequestOptions) -> StreamTask:
-        """Start a request and return its task. For use within the package.
+    def new_task(self, options: RequestOptions) -> StreamTask:
+        """Return the task of a request, for `start`. For use within the package.
 
         Raises UsageError if `options` make no valid request, if the bridge is closed, and on the loop thread, which
         must not wait.
         """
         state = self.started()
         self.check_may_wait("request_sse", "arequest_sse", stacklevel=5)
-        stream_task = StreamTask(state, options)
-        self.start(state, stream_task)
-        return stream_task
+        return StreamTask(state, options)
 
     def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
-        """Raise UsageError on the loop thread, which must not wait; warn in a coroutine of another loop."""
-        if self._thread is not None and self._thread.ident == threads.thread_id():
+        """Raise UsageError on a bridge's own thread, which must not wait; warn in a coroutine of another loop."""
+        if loops.in_own_loop() or (self._thread is not None and self._thread.ident == threads.thread_id()):
             raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
         if loops.in_coroutine() and not loops.in_notebook():
             message = f"{name} blocks the event loop that runs in this thread; await {async_name} instead"
             warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
     def start(self, state: LoopState, stream: Startable) -> None:
-        """Start a stream on the loop, in the caller's context. Raises BridgeClosedError if the loop has ended."""
+        """Start a stream on the loop, in the caller's context. Raises BridgeClosedError if the loop has ended.
+
+        If an interrupt ends the call, the stream may have been started: the caller aborts it.
+        """
         context = contextvars.copy_context()
         with self._lock.native:
             # Under the lock, so that a loop that is ending runs this before its end, or does not get it.
             if self._state is not state:
                 raise BridgeClosedError("the bridge was closed while the request was made")
-            try:
-                state.post_start(stream, context)
-            except BaseException:
-                # An interrupt, perhaps after the call was posted.
-                stream.abort()
-                raise
+            state.post_start(stream, context)
 
     def started(self) -> LoopState:
         """Return the state of the loop, starting it if there is none. Raises UsageError if the bridge is closed."""
@@ -160,6 +156,8 @@ class Bridge(NotCopyable):
             if self._closed:
                 raise UsageError("this Bridge is closed. Make a new one, or omit bridge= to use the process's own.")
             if self._state is None:
+                # A start waits.
+                loops.check_may_wait()
                 self._start()
             assert self._state is not None
             if self._closed:
@@ -185,27 +183,31 @@ class Bridge(NotCopyable):
         # Not a greenlet's wait, during which another greenlet could enter the lock that is held here.
         ready = threads.ThreadWaiter()
         made: list[_Loop | BaseException] = []
+        with _bridges_lock.native:
+            _bridges.add(self)
         try:
             thread = self._new_thread(made, ready)
             while not ready.wait(1.0) and not thread.has_ended:
                 pass
+            if not made:
+                raise BridgeClosedError("the loop thread has ended before its event loop ran")
+            if isinstance(made[0], BaseException):
+                raise BridgeClosedError(_loop_failure(made[0])) from made[0]
+            self._thread = thread
+            self._stop = made[0].stop
+            self._count_past(self._counted[1], made[0].state)
+            # Last: from here on the bridge has started.
+            self._state = made[0].state
         except BridgeClosedError:
             raise
         except BaseException:
-            # An interrupt: no other reference to the thread exists, if it was started.
-            ready.wait(_EXIT_SECONDS)
-            for loop in [loop for loop in made if isinstance(loop, _Loop)]:
-                post(loop.state.loop, settle, loop.stop)
+            # An interrupt. If the thread was started, this is the only reference to its loop.
+            if self._state is None:
+                if not made:
+                    ready.wait(_EXIT_SECONDS)
+                for loop in [loop for loop in made if isinstance(loop, _Loop)]:
+                    post(loop.state.loop, settle, loop.stop)
             raise
-        if not made:
-            raise BridgeClosedError("the loop thread has ended before its event loop ran")
-        if isinstance(made[0], BaseException):
-            raise BridgeClosedError(_loop_failure(made[0])) from made[0]
-        self._thread = thread
-        self._state, self._stop = made[0]
-        self._count_past(self._counted[1], made[0].state)
-        with _bridges_lock.native:
-            _bridges.add(self)
 
     def _new_thread(self, made: list[_Loop | BaseException], ready: threads.ThreadWaiter) -> threads.DaemonThread:
         try:
@@ -272,7 +274,7 @@ class Bridge(NotCopyable):
         without `bridge=` starts a new one. Thread-safe; safe to call from a signal handler.
         """
         thread = self._request_stop()
-        if thread is not None and thread.ident != threads.thread_id() and threads.may_wait():
+        if thread is not None and thread.ident != threads.thread_id() and loops.may_wait():
             thread.join(_EXIT_SECONDS)
 
     def _request_stop(self) -> threads.DaemonThread | None:

@@ -13,8 +13,11 @@ So there is no lock: each field has one writing side, and the order of writes an
     _resume      the producer   published before the producer reads the size again
     _ended       the producer
     _waiters     both           published before the waiting side reads the queue again; deque.pop hands each
-                                wake-up to exactly one caller
+                                wake-up to exactly one caller, except that close() calls all of them
     closed       anyone         set once, to True, before the waiters are woken
+
+An interrupt (Ctrl-C) can come between any two bytecodes of the consumer. The consumer's side therefore takes no wake-up
+of another thread away before it calls it: wake-ups are idempotent, and the waiting side withdraws its own.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sseqbridge._runtime import threads
+from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.clock import clock
 
 from .memory import limit_of, memory
@@ -203,6 +206,7 @@ class Channel(Generic[T]):
         return entry
 
     def _wait(self, timeout: float | None) -> None:
+        loops.check_may_wait()
         waiter = threads.new_waiter()
         wake = waiter.wake
         self._waiters.append(wake)
@@ -211,8 +215,8 @@ class Channel(Generic[T]):
             if not self._queue and not self.closed:
                 woken = waiter.wait(timeout)
         finally:
-            # The side that woke it has popped it.
-            if not woken:
+            # The side that woke it has popped it, except close().
+            if not woken or self.closed:
                 _withdraw(self._waiters, wake)
 
     async def areceive(self, timeout: float | None = None) -> T | End:
@@ -279,7 +283,8 @@ class Channel(Generic[T]):
     def close(self) -> None:
         """End the consumer's wait, drop the entries that are held, and let the producer go on."""
         self.closed = True
-        self._wake()
+        for wake in tuple(self._waiters):
+            wake()
         self._resume_producer()
         memory.leave(self)
 
@@ -294,7 +299,11 @@ class Channel(Generic[T]):
 
     def _wake(self) -> None:
         # The newest waiter: a signal handler that reads may have interrupted a wait of the same thread.
-        _call_one(self._waiters)
+        try:
+            wake = self._waiters.pop()
+        except IndexError:
+            return
+        wake()
 
 
 class ThreadChannel(Channel[T]):
@@ -303,37 +312,46 @@ class ThreadChannel(Channel[T]):
     def __init__(self, max_bytes: int) -> None:
         # Without a loop: each method that uses one is overridden here, or is for producers on a loop.
         super().__init__(None, max_bytes)  # type: ignore[arg-type]
-        # Wake-ups of the producer, as _waiters has those of the consumer.
+        # Wake-ups of the producer, which it publishes and withdraws itself.
         self._paused: deque[Callable[[], None]] = deque()
 
     def send_blocking(self, entry: T, charge: int = 0) -> bool:
         """Add an entry, blocking until it fits. Returns False if the channel is closed."""
         while not self.fits(charge):
             waiter = threads.new_waiter()
-            if self.notify_when_drained(waiter.wake, charge):
+            wake = waiter.wake
+            if self.notify_when_drained(wake, charge):
                 waiter.wait(None)
+                self.cancel_notify(wake)
         self.send_nowait(entry, charge)
         return not self.closed
 
     def notify_when_drained(self, wake: Callable[[], None], charge: int) -> bool:
-        """Call `wake` once, in the consumer's thread, as soon as `charge` fits. Returns False if it fits now."""
+        """Call `wake` in the consumer's thread as soon as `charge` fits, perhaps several times until cancel_notify().
+
+        Returns False if `charge` fits now.
+        """
         if self.fits(charge):
             return False
         self._wanted = charge
         self._paused.append(wake)
-        # The second check, after the wake-up was published. If the consumer has popped it by now, it calls it.
-        return not (self._is_drained() and self.cancel_notify(wake))
+        # The second check, after the wake-up was published: the consumer may have found none to call.
+        if not self._is_drained():
+            return True
+        self.cancel_notify(wake)
+        return False
 
-    def cancel_notify(self, wake: Callable[[], None]) -> bool:
-        """Withdraw a wake-up of notify_when_drained(). Returns False if it was called, or is about to be."""
-        return _withdraw(self._paused, wake)
+    def cancel_notify(self, wake: Callable[[], None]) -> None:
+        """Withdraw a wake-up of notify_when_drained()."""
+        _withdraw(self._paused, wake)
 
     @property
     def is_producer_waiting(self) -> bool:
         return bool(self._paused)
 
     def _resume_producer(self) -> None:
-        _call_one(self._paused)
+        for wake in tuple(self._paused):
+            wake()
 
     limit_has_grown = _resume_producer
 
@@ -345,11 +363,3 @@ def _withdraw(waiting: deque[Callable[[], None]], wake: Callable[[], None]) -> b
     except ValueError:
         return False
     return True
-
-
-def _call_one(waiting: deque[Callable[[], None]]) -> None:
-    try:
-        wake = waiting.pop()
-    except IndexError:
-        return
-    wake()

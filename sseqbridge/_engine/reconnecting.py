@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 
 from sseqbridge._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersFunction
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.retry_policy import (
     PAYS_TWICE,
@@ -372,5 +372,5 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
     """Call the caller's function, if there is one, in the consumer's thread or coroutine. Its exceptions propagate."""
     if on_reconnect is not None:
-        with CallersCode("on_reconnect", passes=Exception):
+        with CallersFunction("on_reconnect", passes=Exception):
             on_reconnect(*entry)

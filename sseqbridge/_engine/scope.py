@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._checks import CancelFlag
 from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersFunction
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -63,19 +63,29 @@ class CancelScope:
         self._was_entered = True
         self._before = _current.get()
         self._outer = None if self._is_outermost else self._before
-        _current.set(self)
-        return self
+        try:
+            _current.set(self)
+            return self
+        except BaseException:
+            # An interrupt: the block does not begin, so that nothing would leave the scope.
+            self._leave()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        try:
+            is_cancelled_by_itself = self._look()
+            self._has_ended = True
+            is_outer_cancelled = self._outer is not None and self._outer.cancelled
+            return isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         # Not by a token: a generator may be closed in another context than the one in which it entered the scope.
         if _current.get() is self:
             _current.set(self._before)
-        is_cancelled_by_itself = self._look()
-        self._has_ended = True
-        is_outer_cancelled = self._outer is not None and self._outer.cancelled
-        return isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
 
     def __repr__(self) -> str:
         state = "cancelled" if self._is_set else "ended" if self._has_ended else "open" if self._was_entered else "new"
@@ -240,5 +250,5 @@ def is_cancelled(cancel: CancelFlag | None) -> bool:
     """Whether a flag is set. Raises CallbackError if is_set() raises; on a loop also for an exit or interrupt."""
     if cancel is None:
         return False
-    with CallersCode("cancel.is_set()", passes=()):
+    with CallersFunction("cancel.is_set()", passes=()):
         return bool(cancel.is_set())

@@ -64,13 +64,9 @@ class RequestSender(ClientLease):
         self._options = options
         try:
             self._request = build_request(self._client, options, resumption.last_event_id)
-        except UsageError:
-            self.abandon()
-            raise
-        self.cookies.add_to(self._request)
-        try:
+            self.cookies.add_to(self._request)
             self._client.check(self._request)
-        except UsageError:
+        except BaseException:
             self.abandon()
             raise
         self._send_options = options.send

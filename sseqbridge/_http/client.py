@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import copy
 import functools
 import logging
 import os
@@ -23,7 +24,7 @@ import httpx
 from sseqbridge import _accelerators
 from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
 from sseqbridge._runtime import fork, loops, sockets, threads
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .bounded_bodies import BoundingHook, bounded_auth
 from .proxies import ProxySettings
@@ -154,7 +155,11 @@ class Client:
         auth = options.get("auth", self.http.auth)
         if hasattr(auth, "async_auth_flow"):
             options["auth"] = bounded_auth(self.package, auth)
-        return await self.http.send(request, stream=True, follow_redirects=False, **options)
+        return await self._with_bounded_hooks().send(request, stream=True, follow_redirects=False, **options)
+
+    def _with_bounded_hooks(self) -> Any:
+        """Return the client, whose event hooks bound_hooks() has bounded."""
+        return self.http
 
     async def forward(self, request: ForwardedRequest) -> Any:
         """Send a request that another client built, and return the answer as soon as its head has been received.
@@ -165,10 +170,28 @@ class Client:
 
     def bound_hooks(self) -> None:
         """Bound the bodies that the client's event hooks read. Idempotent."""
-        hooks = self.http.event_hooks
         # A factory may return the same client twice.
-        if not any(isinstance(hook, BoundingHook) for hook in hooks["response"]):
-            self.http.event_hooks = {**hooks, "response": [BoundingHook(self.package), *hooks["response"]]}
+        if not any(isinstance(hook, BoundingHook) for hook in self.http.event_hooks["response"]):
+            _bound_hooks(self.http, self.package)
+
+
+def _bound_hooks(http: Any, package: Any) -> None:
+    hooks = http.event_hooks
+    http.event_hooks = {**hooks, "response": [BoundingHook(package), *hooks["response"]]}
+
+
+class _BorrowedClient(Client):
+    """A client of the caller's, which is not changed: its requests go through a copy whose event hooks are bounded."""
+
+    __slots__ = ()
+
+    def _with_bounded_hooks(self) -> Any:
+        if not self.http.event_hooks["response"]:
+            return self.http
+        # A new copy for each request, since the caller may change the hooks. It shares the transports and cookies.
+        bounded = copy.copy(self.http)
+        _bound_hooks(bounded, self.package)
+        return bounded
 
 
 class _OwnClient(Client):
@@ -231,7 +254,7 @@ def _package_of(http: Any) -> Any:
 
 
 def _called(factory: ClientFactory) -> Any:
-    with CallersCode("the bridge's client function", passes=()):
+    with CallersFunction("the bridge's client function", passes=()):
         return factory()
 
 
@@ -280,7 +303,7 @@ class ClientPool:
     def of(cls, http: Any) -> ClientPool:
         """Return a pool of one client that the caller owns: it keeps its cookies, and is never closed here."""
         pool = cls()
-        pool._shared = Client(http)
+        pool._shared = _BorrowedClient(http)
         pool._shared.shared = True
         pool.has_callers_code = True
         return pool

@@ -10,11 +10,13 @@ import inspect
 import json
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import CancelFlag, Timeout
-from sseqbridge._exceptions import UsageError
+from sseqbridge._exceptions import CallbackError, UsageError
+from sseqbridge._runtime.callbacks import CallersFunction
 
 from .header_syntax import (
     FORBIDDEN_IN_FETCH_VALUE,
@@ -278,13 +280,18 @@ def build_request(client: Client, options: RequestOptions, last_event_id: str) -
         headers.append((b"Last-Event-ID", last_event_id.encode().strip(b" \t")))
     fault: type[Exception] | None = None
     try:
-        request = client.build(
-            options.method,
-            options.url,
-            headers,
-            timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
-            **build,
-        )
+        # httpx reads the names and sizes of the caller's files.
+        has_files = options.build["files"] is not None
+        with CallersFunction("a file of the request", passes=Exception) if has_files else nullcontext():
+            request = client.build(
+                options.method,
+                options.url,
+                headers,
+                timeout=(timeout.connect, timeout.read, timeout.read, timeout.connect),
+                **build,
+            )
+    except CallbackError:
+        raise
     except Exception as exc:
         fault = type(exc)
     # Raised here, without a cause: the cause's message may hold the URL or the body.

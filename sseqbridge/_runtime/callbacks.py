@@ -1,14 +1,15 @@
 """Guards around the caller's code on an event loop: its exceptions end its own stream, and nothing else.
 
 In asyncio, a SystemExit or KeyboardInterrupt from a task or callback ends the loop, and a CancelledError counts as a
-cancellation of the task. Therefore every call of the caller's code on a loop happens inside `CallersCode`, which raises
-CallbackError instead. In a thread without a running loop, which is the consumer's own, an exit or interrupt passes
-through. Thread-safe: no shared state.
+cancellation of the task. Therefore every call of the caller's code on a loop happens inside `CallersCode`, or inside
+`CallersFunction` if it is a plain function. They raise CallbackError instead. In a thread without a running loop,
+which is the consumer's own, an exit or interrupt passes through. Thread-safe: no shared state.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import opcode
@@ -21,7 +22,15 @@ from sseqbridge._exceptions import CallbackError, SSEError
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["CallersCode", "guarded_body", "is_from_outside", "original"]
+__all__ = [
+    "CallersCode",
+    "CallersFunction",
+    "guarded_body",
+    "is_exit_of_callers_function",
+    "is_from_outside",
+    "is_reportable",
+    "original",
+]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -32,8 +41,12 @@ _RAISE = opcode.opmap["RAISE_VARARGS"]
 _READ_BYTES = 64 * 1024
 
 
+# The attribute that marks an exit or interrupt of a function of the caller's.
+_MARK = "_sseqbridge_is_of_callers_function"
+
+
 class CallersCode:
-    """Context manager around a call, or an await, of the caller's code, which `what` names in the message.
+    """Context manager around an await of the caller's code, which `what` names in the message.
 
     On a thread with a running loop, replaces every exception by a CallbackError, with the exception as its cause.
     On other threads, exceptions that are not an Exception (SystemExit) pass through. Everywhere, exceptions of the
@@ -54,15 +67,52 @@ class CallersCode:
     ) -> None:
         if error is None:
             return
+        error = original(error)
         if not _ends_iterations(error):
             if isinstance(error, self._passes):
                 return
-            if not isinstance(error, Exception) and (
-                asyncio._get_running_loop() is None or is_from_outside(error, self._task)
-            ):
+            if not isinstance(error, Exception) and self._passes_through(error):
                 return
-        error = original(error)
         raise CallbackError(f"{self._what} raised {type(error).__name__}") from error
+
+    def _passes_through(self, error: BaseException) -> bool:
+        return asyncio._get_running_loop() is None or is_from_outside(error, self._task)
+
+
+class CallersFunction(CallersCode):
+    """A CallersCode around a call of a plain function.
+
+    Neither a cancellation nor the closing of a coroutine interrupts a plain function, so that a CancelledError or
+    GeneratorExit is its own. An exit or interrupt that passes through is marked for `is_exit_of_callers_function`.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def _passes_through(self, error: BaseException) -> bool:
+        if asyncio._get_running_loop() is None:
+            with contextlib.suppress(AttributeError):
+                setattr(error, _MARK, True)
+            return True
+        return _is_ctrl_c(error)
+
+
+def is_reportable(error: BaseException) -> bool:
+    """Return whether an exception of a plain function of the caller's may be reported instead of raised.
+
+    Not so an interrupt that may be its thread's: Ctrl-C, or outside of an event loop an exception such as
+    gevent.Timeout.
+    """
+    if isinstance(error, (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)):
+        return True
+    return asyncio._get_running_loop() is not None and not _is_ctrl_c(error)
+
+
+def is_exit_of_callers_function(error: BaseException) -> bool:
+    """Return whether a function of the caller's raised the exit or interrupt, outside of an event loop."""
+    return hasattr(error, _MARK) and is_reportable(error)
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -75,14 +125,14 @@ def _ends_iterations(error: BaseException) -> bool:
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the StopIteration that Python replaced by a RuntimeError (PEP 479), else the error itself."""
+    """Return the StopIteration that was replaced by a RuntimeError (PEP 479), or the GeneratorExit, else the error."""
     # "raise ... from None" clears the cause, but not the context.
     cause = error.__cause__ or error.__context__
     if type(error) is not RuntimeError or cause is None:
         return error
     # Each generator or coroutine on its way added one RuntimeError.
     found = original(cause)
-    return found if _ends_iterations(found) else error
+    return found if _ends_iterations(found) or isinstance(found, GeneratorExit) else error
 
 
 def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
@@ -99,9 +149,13 @@ def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> boo
     if isinstance(error, GeneratorExit):
         # The owner closes a coroutine, outside the steps of its own task.
         return task is not _current_task()
-    if isinstance(error, KeyboardInterrupt):
-        return threading.current_thread() is threading.main_thread() and not _was_raised(error)
-    return False
+    return _is_ctrl_c(error)
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    return threading.current_thread() is threading.main_thread() and not _was_raised(error)
 
 
 def _was_raised(error: BaseException) -> bool:

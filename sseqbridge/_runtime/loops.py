@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from sseqbridge import _accelerators
+from sseqbridge._exceptions import UsageError
 
+from . import threads
 from .clock import clock
 from .lookups import look_up
 from .sockets import literal_address, standard_descriptors
@@ -27,8 +29,11 @@ else:
 
 __all__ = [
     "ClockedEventLoop",
+    "check_may_wait",
     "in_coroutine",
     "in_notebook",
+    "in_own_loop",
+    "may_wait",
     "new_event_loop",
     "resolve",
     "run_in_daemon_thread",
@@ -49,6 +54,22 @@ def in_coroutine() -> bool:
 def in_notebook() -> bool:
     """Return whether this is a Jupyter kernel, which runs every cell inside a loop."""
     return "ipykernel" in sys.modules
+
+
+def in_own_loop() -> bool:
+    """Return whether the loop of a bridge runs in this thread. Its streams stand still while it waits."""
+    return isinstance(asyncio._get_running_loop(), _DaemonLookups)
+
+
+def may_wait() -> bool:
+    """Return whether the caller may wait: False on a bridge's own thread, and in gevent's hub."""
+    return not in_own_loop() and threads.may_wait()
+
+
+def check_may_wait() -> None:
+    """Raise UsageError on a bridge's own thread."""
+    if in_own_loop():
+        raise UsageError("this call waits, and was made in a bridge's own thread, which must not wait")
 
 
 async def run_in_daemon_thread(
@@ -92,10 +113,11 @@ async def run_in_daemon_thread(
 
 
 def _as_future_error(error: BaseException) -> BaseException:
-    if not isinstance(error, StopIteration):
+    if not isinstance(error, (StopIteration, GeneratorExit)):
         return error
-    # Futures refuse a StopIteration. Replace it as PEP 479 does for generators.
-    replaced = RuntimeError("a function raised StopIteration")
+    # Replaced as PEP 479 does for generators: futures refuse a StopIteration, and a GeneratorExit that is thrown into
+    # the task would close the coroutines that wait for the function.
+    replaced = RuntimeError(f"a function raised {type(error).__name__}")
     replaced.__cause__ = error
     return replaced
 

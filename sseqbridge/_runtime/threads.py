@@ -54,7 +54,7 @@ class ThreadWaiter:
     """One thread waiting for one wake-up, which may come from any thread or from a signal handler.
 
     A raw lock: threading.Event and Condition have an inner lock, on which a signal handler that interrupts
-    the waiting thread would deadlock. Call `wake` at most once, before or during `wait`.
+    the waiting thread would deadlock. `wake` is idempotent, and may also come before or after the wait.
     """
 
     __slots__ = ("_lock",)
@@ -79,7 +79,10 @@ class ThreadWaiter:
         return True
 
     def wake(self) -> None:
-        self._lock.release()
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # Woken already.
 
 
 class Waiter(Protocol):
@@ -135,7 +138,12 @@ class OneShotEvent:
         """Call `wake` once: in the thread that calls `set`, or here if the event is set already."""
         self._waiters.append(wake)
         if self.is_set:
-            self.set()
+            # Not set(), which calls the waiters of other threads too: an interrupt here must not lose those.
+            try:
+                self._waiters.remove(wake)
+            except ValueError:
+                return
+            wake()
 
     def wait(self, timeout: float | None) -> bool:
         """Return True when the event is set, False after `timeout` seconds. None waits indefinitely."""

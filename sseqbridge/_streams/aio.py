@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
+from sseqbridge._exceptions import SSEError, UsageError
 
 from .stream import BaseStream
 
@@ -48,8 +49,19 @@ class AsyncEventStream(BaseStream[T]):
         return await self._reader.anext(timeout)
 
     async def collect(self) -> list[T]:
-        """Read to the end, and return all items that are left. Raises the stream's error if it ends with one."""
-        return [item async for item in self]
+        """Read to the end, and return all items that are left. Raises the stream's error if it ends with one.
+
+        A cancellation, or an interrupt, ends the stream: the items that were read are lost.
+        """
+        cursor = self._cursor
+        position = cursor.position
+        try:
+            return [item async for item in self]
+        except (SSEError, UsageError):
+            raise
+        except BaseException:
+            cursor.lose(position)
+            raise
 
     async def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, unless the status is 200 or 204."""

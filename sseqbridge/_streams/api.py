@@ -166,8 +166,10 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     TransportErrors, RedirectError, ContentTypeError for a 200 that is not text/event-stream,
     RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought an answer.
     """
-    response = _send(RequestArguments(url, headers, data, **_without(options, "bridge")), options.get("bridge"))
+    response = _pending(RequestArguments(url, headers, data, **_without(options, "bridge")), options.get("bridge"))
     try:
+        # Sent inside of the block: an interrupt leaves no request running.
+        response.send()
         while (head := response.head_of(response.subscription.channel.receive())) is None:
             pass
         return response.response(head)
@@ -234,8 +236,10 @@ async def arequest_sse(
     its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own stream alone,
     or logs a warning if the client's transport offers no way to do so.
     """
-    response = await _asend(RequestArguments(url, headers, data, **_without(options, "client")), options.get("client"))
+    arguments = RequestArguments(url, headers, data, **_without(options, "client"))
+    response = await _apending(arguments, options.get("client"))
     try:
+        response.send()
         while (head := response.head_of(await response.subscription.channel.areceive())) is None:
             pass
         return response.aresponse(head)
@@ -261,11 +265,19 @@ _describe(arequest_sse, "client", "Any", "AsyncSSEResponse[Any]")
 
 
 class PendingResponse(NamedTuple):
-    """A request that was sent, and whose answer's head has not arrived."""
+    """A request whose answer's head has not arrived. It is not sent before `send`."""
 
     subscription: StreamTask
     prepared: PreparedRequest
-    is_synchronous: bool = True
+    # None for a request on the caller's own loop.
+    bridge: Bridge | None
+
+    def send(self) -> None:
+        """Send the request. If the call fails, the caller aborts it."""
+        if self.bridge is None:
+            self.subscription.start()
+        else:
+            self.bridge.start(self.subscription.state, self.subscription)
 
     def head_of(self, entry: object) -> Head | None:
         """Return the head if the entry is one, None for an entry before it. Raises the stream's error."""
@@ -295,26 +307,25 @@ class PendingResponse(NamedTuple):
 
 
 def pending(call: functools.partial[Any]) -> PendingResponse:
-    """Send the request of functools.partial(request_sse, ...), without waiting for its answer."""
+    """Return the request of functools.partial(request_sse, ...), which was not sent yet."""
     options = call.keywords
-    return _send(RequestArguments(*call.args, **_without(options, "bridge")), options.get("bridge"))
+    return _pending(RequestArguments(*call.args, **_without(options, "bridge")), options.get("bridge"))
 
 
 async def apending(call: functools.partial[Any]) -> PendingResponse:
-    """Send the request of functools.partial(arequest_sse, ...), without waiting for its answer."""
+    """Return the request of functools.partial(arequest_sse, ...), which was not sent yet."""
     options = call.keywords
-    return await _asend(RequestArguments(*call.args, **_without(options, "client")), options.get("client"))
+    return await _apending(RequestArguments(*call.args, **_without(options, "client")), options.get("client"))
 
 
-def _send(arguments: RequestArguments, bridge: Bridge | None) -> PendingResponse:
+def _pending(arguments: RequestArguments, bridge: Bridge | None) -> PendingResponse:
     prepared = prepare(arguments)
     check_bridge(bridge)
-    return PendingResponse((bridge or default_bridge()).submit(prepared.options), prepared)
+    bridge = bridge or default_bridge()
+    return PendingResponse(bridge.new_task(prepared.options), prepared, bridge)
 
 
-async def _asend(arguments: RequestArguments, client: Any) -> PendingResponse:
+async def _apending(arguments: RequestArguments, client: Any) -> PendingResponse:
     prepared = prepare(arguments)
     state = await running_loop_state() if client is None else state_of_client(client)
-    subscription = StreamTask(state, prepared.options)
-    subscription.start()
-    return PendingResponse(subscription, prepared, is_synchronous=False)
+    return PendingResponse(StreamTask(state, prepared.options), prepared, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ from sseqbridge._http.request import (
     is_replayable,
 )
 from sseqbridge._runtime import loops
-from sseqbridge._runtime.callbacks import guarded_body
+from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
 from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
 from sseqbridge._sse.retry_policy import ReconnectionPolicy
@@ -253,7 +253,17 @@ def _content(content: Any) -> Any:
     if isinstance(content, io.TextIOBase):
         raise UsageError("`content` must be a binary file, got a text file: open it in mode 'rb'")
     read = getattr(content, "read", None)
-    return guarded_body(_async_chunks(iter(lambda: read(_READ_BYTES), b"") if read is not None else iter(content)))
+    if read is not None:
+        return guarded_body(_file_chunks(read))
+    with CallersFunction("the request's body, an iterable,"):
+        chunks = iter(content)
+    return guarded_body(_async_chunks(chunks))
+
+
+async def _file_chunks(read: Callable[[int], bytes]) -> AsyncIterator[bytes]:
+    # In a thread, as in _async_chunks.
+    while chunk := await loops.run_in_daemon_thread("sseqbridge-body", read, _READ_BYTES):
+        yield chunk
 
 
 async def _async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -19,7 +19,6 @@ for a last reader that is leaving, `leave` does the reverse. So at least one of 
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,7 +29,7 @@ from sseqbridge._engine.memory import limit_of, memory
 from sseqbridge._engine.reconnecting import Reconnecting
 from sseqbridge._engine.responses import Body
 from sseqbridge._engine.scope import Ownership
-from sseqbridge._exceptions import EventsLostError, UsageError
+from sseqbridge._exceptions import EventsLostError, UsageError, copy_error
 from sseqbridge._runtime import threads
 
 from .reader import ItemReader
@@ -96,25 +95,31 @@ class Broadcaster(Generic[T]):
     def add(self, *, replay: bool) -> ItemReader[T]:
         """Return another reader; see Tee.add."""
         self.subscription.check_process()
-        with self._lock:
-            history: list[Batch | Body] | None = self._history if replay else []
-            if history is None:
-                raise EventsLostError(f"the history is longer than max_history_bytes={self._max_history}, and not kept")
-            if self._is_over():
+        reader: TeeReader | None = None
+        try:
+            with self._lock:
+                history: list[Batch | Body] | None = self._history if replay else []
+                if history is None:
+                    message = f"the history is longer than max_history_bytes={self._max_history}, and not kept"
+                    raise EventsLostError(message)
+                if self._is_over():
+                    raise UsageError(_ALL_HAVE_LEFT)
+                reader = TeeReader(self, self._max_buffered, self._first_id if replay else self._last_id)
+                memory.enter(reader.channel, reader.loop)
+                for entry in history:
+                    reader.put(entry)
+                if self._end is not None:
+                    reader.put(self._end)
+                self._readers += (reader,)
+            if self._is_left():
+                self._remove(reader)
                 raise UsageError(_ALL_HAVE_LEFT)
-            reader = TeeReader(self, self._max_buffered, self._first_id if replay else self._last_id)
-            memory.enter(reader.channel, reader.loop)
-            for entry in history:
-                reader.put(entry)
-            if self._end is not None:
-                reader.put(self._end)
-            self._readers += (reader,)
-        if self._is_left():
-            self._remove(reader)
-            # Aborts the upstream if the other side noticed this reader, and did not.
-            reader.abort()
-            raise UsageError(_ALL_HAVE_LEFT)
-        return self._reader.fork(reader)
+            return self._reader.fork(reader)
+        except BaseException:
+            # Nobody reads it. This aborts the upstream if the other side noticed this reader, and did not.
+            if reader is not None:
+                reader.abort()
+            raise
 
     def close(self) -> None:
         """End all readers, and abort the upstream."""
@@ -280,9 +285,7 @@ class TeeReader:
         """Add an entry, whether or not there is room."""
         if isinstance(entry, End) and entry.error is not None:
             # A copy: each reader raises it in its own thread.
-            error = copy.copy(entry.error)
-            error.__cause__ = entry.error.__cause__
-            entry = End(entry.outcome, error)
+            entry = End(entry.outcome, copy_error(entry.error))
         self.channel.send_nowait(entry, _charge(entry))
 
     def fall_behind(self, limit: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
-from sseqbridge._engine.channel import End
+from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.exchange import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Cursor"]
 
 T = TypeVar("T")
+
+# An event, and the ID behind the batch if the event is the last one of its batch.
+Position = tuple[ServerSentEvent | None, str | None]
 
 _NO_ITEMS: Iterator[Any] = iter(())
 
@@ -169,6 +172,11 @@ class Cursor(Generic[T]):
         assert self._batch is not None
         return [self._batch.rest(items)]
 
+    @property
+    def position(self) -> Position:
+        """The last event that was reached, and `committed_id`."""
+        return self.last_event, self.committed_id
+
     def item(self, event: Any) -> T:
         """Return the item for an event, a comment, or an error answer's body."""
         decoder = self.decoder
@@ -176,14 +184,19 @@ class Cursor(Generic[T]):
             if type(event) is Body:
                 return decoder.body(event.content)  # type: ignore[no-any-return]
             item: T = decoder.item(event)
-            if type(event) is not Comment:
-                self.last_event = event
-                self.committed_id = None
-                if decoder.has_done_function and (event is self._accepted or decoder.is_last(event, item)):
-                    self._finish()
+            is_last = (
+                decoder.has_done_function
+                and type(event) is not Comment
+                and (event is self._accepted or decoder.is_last(event, item))
+            )
         except Exception as exc:
             self.fail(exc)
             raise
+        if type(event) is not Comment:
+            self.last_event = event
+            self.committed_id = None
+            if is_last:
+                self._finish()
         return item
 
     def _finish(self) -> None:
@@ -192,6 +205,23 @@ class Cursor(Generic[T]):
         self.is_draining = True
         self.channel.close()
         self.subscription.drain()
+
+    def lose(self, position: Position | None = None) -> None:
+        """End the stream as "closed", since an interrupted call may have taken items.
+
+        `position` is that of the last item that was delivered, if the stream's own may be ahead of it. A stream that
+        has ended has lost an item only if its position is ahead.
+        """
+        is_ahead = position is not None and self.last_event is not position[0]
+        if not self.is_open and not is_ahead:
+            return
+        if self.end is not None:
+            if self.end.error is not None:
+                return
+            self.end = CLOSED
+        if position is not None:
+            self.last_event, self.committed_id = position
+        self.abort()
 
     def fail(self, exc: Exception) -> None:
         """End the stream with an error, which every later read raises again."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sseqbridge import _accelerators
 from sseqbridge._exceptions import DecodeError, UsageError
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersFunction
 from sseqbridge._sse.dialects import Done, event_rules
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import is_error, quoted, upstream_error
@@ -73,7 +73,7 @@ class Decoder:
             return _is_response(decoded if is_decoded else _loaded(item.data))
         if self._is_last is None:
             return False
-        with CallersCode("the done function", passes=()):
+        with CallersFunction("the done function", passes=()):
             return bool(self._is_last(item))
 
     def body(self, body: bytes) -> Any:
@@ -155,7 +155,7 @@ def _whole(event: ServerSentEvent | Comment) -> ServerSentEvent | Comment:
 
 def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEvent], Any]:
     def item(event: ServerSentEvent) -> Any:
-        with CallersCode("the decode function", passes=Exception):
+        with CallersFunction("the decode function", passes=Exception):
             try:
                 return decode(event)
             except Exception as exc:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import Cancelled, UsageError
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersFunction
 
 from .claims import Claim, Claims
 from .merger import Errors, Merger, NamedStreams, Step, amember_of, member_of, named_streams
@@ -40,10 +40,10 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
     try:
         for name, stream in named_streams(streams):
             merged.add(name, stream)
+        return merged
     except BaseException:
         merged.close()
         raise
-    return merged
 
 
 def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams:
@@ -188,7 +188,7 @@ class AsyncMergedStreams(_BaseMerged):
             self._opening = None
 
     def _next_named(self) -> tuple[Any, Any] | None:
-        with CallersCode("the iterable of streams", passes=Exception):
+        with CallersFunction("the iterable of streams", passes=Exception):
             return next(self._streams, None)
 
     async def _receive(self) -> bool:

@@ -71,6 +71,11 @@ class Member:
         if subscription.ownership.scope is not scope:
             subscription.ownership.move(subscription, scope)
 
+    def send(self) -> None:
+        """Send the request, if it was not sent."""
+        if self.pending is not None:
+            self.pending.send()
+
     def notify(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, as soon as take() has something to return."""
         if self.reader is not None:
@@ -159,14 +164,27 @@ class Merger:
         if any(member.reader is not None and member.reader is other.reader for other in tuple(self._members.values())):
             raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
         number = next(self._numbers)
-        self._members[number] = member
-        self._has_new = True
-        if self._ready.closed:
-            # Checked after the insertion: close() may have run in another thread in between.
-            self._abort_all()
-            raise UsageError("these merged streams have ended. Merge new ones.")
-        self._await(number, member)
-        return number
+        try:
+            # The consumer, or close(), can abort the request from here on.
+            self._members[number] = member
+            self._has_new = True
+            if self._ready.closed:
+                # Checked after the insertion: close() may have run in another thread in between.
+                self._abort_all()
+                raise UsageError("these merged streams have ended. Merge new ones.")
+            member.send()
+            self._await(number, member)
+            return number
+        except BaseException:
+            self._remove(number, member)
+            raise
+
+    def _remove(self, number: int, member: Member) -> None:
+        """Undo add(): abort the request if it is the merger's own, and tell the consumer."""
+        self._members.pop(number, None)
+        if member.is_own:
+            member.abort()
+        self._ready.send_nowait(number)
 
     def _await(self, number: int, member: Member) -> None:
         member.notify(functools.partial(self._ready.send_nowait, number))
@@ -202,8 +220,8 @@ class Merger:
     def _step(self, number: int) -> Step:
         member = self._members.get(number)
         if member is None:
-            # Closed in another thread.
-            return CLOSED
+            # Removed, or closed in another thread.
+            return CLOSED if self._ready.closed else Step(number, None, [], True)
         try:
             items, has_ended = member.take()
         except Exception as exc:

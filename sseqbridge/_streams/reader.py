@@ -9,9 +9,24 @@ The reader owns the request: when the last reference to an open reader is droppe
 A loop's generator refers to the reader, so that `for item in request_sse(...).events` keeps it.
 
 A claim says who the consumer is (see claims.py): the frame of a call, or a suspended loop or coroutine.
-A claim whose call has ended is taken over by the next call. A call that is interrupted (Ctrl-C, a signal
-handler that raises) after it may have taken an item ends the stream, so that no item is lost unnoticed.
-Fields written by the consumer are written under the claim alone; `abort` needs none.
+A claim whose call has ended is taken over by the next call. Fields written by the consumer are written under the
+claim alone; `abort` needs none.
+
+Interrupts (Ctrl-C, a signal handler that raises, gevent.Timeout) can come between any two bytecodes. After one, the
+stream has ended, or continues with the very next event. A call that reads therefore has this form, in the function
+that the application calls:
+
+    release = reader.enter(sys._getframe())
+    try:
+        item = reader.take(timeout)
+        release()
+        return item
+    except BaseException:
+        reader.fail(sys._getframe())
+        raise
+
+Once `release` has returned, only the return itself is left, and the item is the caller's. Before that, `fail` ends the
+stream as "closed", unless nothing can have been taken, and takes the position back to the last item that was returned.
 """
 
 from __future__ import annotations
@@ -28,7 +43,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
 from sseqbridge._engine.responses import Body
 from sseqbridge._exceptions import SSEError, StatusError, UsageError
-from sseqbridge._runtime import threads
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import Comment
 
@@ -36,6 +51,8 @@ from .claims import Claim, Claims
 from .cursor import Cursor
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from sseqbridge._engine.batches import Batch
     from sseqbridge._engine.reconnecting import OnReconnect
     from sseqbridge._engine.responses import Head
@@ -47,6 +64,11 @@ __all__ = ["Detached", "ItemReader", "StreamOwner"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def _nothing() -> None:
+    pass
+
 
 # How long close() waits until the upstream's socket is shut down.
 _CLOSE_SECONDS = 1.0
@@ -77,8 +99,9 @@ class StreamOwner(Generic[T]):
     def __init__(self, cursor: Cursor[T]) -> None:
         self.cursor = cursor
         self._claims = Claims()
-        # Whether an interrupted call may have taken an item.
+        # Whether a call that is interrupted may have taken an item, and the position before it.
         self._may_lose = False
+        self._position = cursor.position
         # The thread of a for loop that is under way: the loop's body may call next() and poll().
         self._loop_thread: int | None = None
         # Whether a for loop was left, which aborted the request.
@@ -142,8 +165,13 @@ class StreamOwner(Generic[T]):
         """Abort the request, and wait until the upstream's socket is shut down, at most a second."""
         subscription = self.cursor.subscription
         subscription.check_process()
-        if self._abort_unless_ended() and not subscription.in_loop_thread() and threads.may_wait():
-            subscription.wait_finished(_CLOSE_SECONDS)
+        try:
+            if self._abort_unless_ended() and not subscription.in_loop_thread() and loops.may_wait():
+                subscription.wait_finished(_CLOSE_SECONDS)
+        except BaseException:
+            # An interrupt between the two steps of an abort.
+            self._abort_unless_ended()
+            raise
 
     async def aclose(self) -> None:
         """Do the same as close(), in a coroutine."""
@@ -170,8 +198,39 @@ class StreamOwner(Generic[T]):
 
     def _end_if_lossy(self) -> None:
         """End the stream if a call that was interrupted, or failed, may have taken an item."""
-        if self._may_lose and self.cursor.is_open:
-            self.abort()
+        if self._may_lose:
+            self.cursor.lose()
+
+    def enter(self, call: FrameType) -> Callable[[], object]:
+        """Make a call, given by its frame, the only consumer. Returns a function that releases the claim.
+
+        A call in the body of a for loop reads under the loop's claim. Raises UsageError if another call reads.
+        """
+        # No caller keeps its frame in a local variable: a frame that refers to itself is left to the garbage collector.
+        if self._loop_thread is not None and self._is_in_loop_body():
+            release: Callable[[], object] = _nothing
+        else:
+            claims = self._claims
+            claims.append(call)
+            if len(claims) > 1:
+                self._check_claim(call)
+            release = claims.popleft
+        cursor = self.cursor
+        # As cursor.position, inlined: this runs for every item.
+        self._position = cursor.last_event, cursor.committed_id
+        self._may_lose = True
+        return release
+
+    def fail(self, call: FrameType) -> None:
+        """After an exception in a call that has entered: release its claim, and end the stream if it may have lost."""
+        if self._may_lose:
+            self.cursor.lose(self._position)
+        self._claims.discard(call)
+
+    @property
+    def took_nothing(self) -> bool:
+        """Whether the last call returned, or failed, because its timeout had elapsed."""
+        return not self._may_lose
 
     def _is_in_loop_body(self) -> bool:
         return self._loop_thread == threading.get_ident() and self._claims.is_held()
@@ -179,28 +238,13 @@ class StreamOwner(Generic[T]):
     def _claimed(self, read: Callable[..., R], *arguments: Any) -> R:
         """Call a method that reads, as the only consumer."""
         self.cursor.subscription.check_process()
-        claims = self._claims
-        # The frame is in no local variable: a frame that refers to itself is left to the garbage collector.
-        claims.append(sys._getframe())
-        if len(claims) > 1:
-            self._check_claim(sys._getframe())
+        release = self.enter(sys._getframe())
         try:
-            self._may_lose = True
             result = read(*arguments)
-            claims.popleft()
+            release()
             return result
         except BaseException:
-            self._end_if_lossy()
-            claims.discard(sys._getframe())
-            raise
-
-    def _nested(self, read: Callable[..., R], *arguments: Any) -> R:
-        """Call a method that reads, in the body of a for loop, which has the claim."""
-        self._may_lose = True
-        try:
-            return read(*arguments)
-        except BaseException:
-            self._end_if_lossy()
+            self.fail(sys._getframe())
             raise
 
     def _aclaimed(self, read: Callable[..., Awaitable[R]], *arguments: Any) -> Coroutine[Any, Any, R]:
@@ -216,6 +260,7 @@ class StreamOwner(Generic[T]):
         claims.append(claim)
         if claims[0] is not claim:
             self._check_claim(claim)
+        position = self.cursor.position
         try:
             self._may_lose = True
             result = await read(*arguments)
@@ -223,8 +268,8 @@ class StreamOwner(Generic[T]):
             return result
         except BaseException as exc:
             # A wait that is cancelled, or whose coroutine is closed, has taken nothing.
-            if not isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
-                self._end_if_lossy()
+            if self._may_lose and not isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
+                self.cursor.lose(position)
             claims.discard(claim)
             raise
 
@@ -245,24 +290,10 @@ class ItemReader(StreamOwner[T]):
 
     def next(self, timeout: float | None = None) -> T:
         """Return the next item, waiting at most `timeout` seconds; see EventStream.next."""
-        if self._loop_thread is not None and self._is_in_loop_body():
-            return self._nested(self._next, timeout)
-        # As _claimed, inlined: this runs for every item.
-        claims = self._claims
-        claims.append(sys._getframe())
-        if len(claims) > 1:
-            self._check_claim(sys._getframe())
-        try:
-            self._may_lose = True
-            item = self._next(timeout)
-            claims.popleft()
-            return item
-        except BaseException:
-            self._end_if_lossy()
-            claims.discard(sys._getframe())
-            raise
+        return self._claimed(self.take, timeout)
 
-    def _next(self, timeout: float | None) -> T:
+    def take(self, timeout: float | None) -> T:
+        """Return the next item. For a call that has entered."""
         cursor = self.cursor
         channel = cursor.channel
         deadline = None if timeout is None else clock.monotonic() + timeout
@@ -279,10 +310,16 @@ class ItemReader(StreamOwner[T]):
         cursor = self.cursor
         if cursor.is_draining:
             cursor.is_draining = False
-            cursor.subscription.wait_finished(_END_SECONDS)
+            if not cursor.subscription.in_loop_thread():
+                cursor.subscription.wait_finished(_END_SECONDS)
         if not cursor.leave_batch():
             return False
-        entry = cursor.channel.take_within(timeout)
+        try:
+            entry = cursor.channel.take_within(timeout)
+        except UsageError:
+            # A wait on the loop's thread was refused.
+            self._may_lose = False
+            raise
         if entry is None:
             self._raise_timeout()
         if entry is CLOSED:
@@ -307,12 +344,16 @@ class ItemReader(StreamOwner[T]):
         channel, has_cancel = cursor.channel, cursor.has_cancel
         this_thread = threading.get_ident
         decode = None if cursor.decoder.has_done_function else cursor.decoder.item
+        last_event, committed_id = cursor.position
+        is_undelivered = False
         try:
             while True:
                 items = cursor.items
                 for event in items:
                     if channel.closed or (has_cancel and cursor.is_stopped()):
                         break
+                    last_event, committed_id = cursor.last_event, cursor.committed_id
+                    is_undelivered = True
                     if decode is not None and type(event) is not Comment and type(event) is not Body:
                         # As cursor.item, inlined: this runs for every event.
                         item = decode(event)
@@ -323,17 +364,21 @@ class ItemReader(StreamOwner[T]):
                     # Set in the loop's body alone: a signal handler that interrupts a wait must not read.
                     self._loop_thread = this_thread()
                     yield item
+                    is_undelivered = False
                     self._loop_thread = None
                 # The loop's body may have called next(), which took the next batch.
                 if cursor.items is items and not self._receive(None):
                     return
         except BaseException as exc:
-            was_left = isinstance(exc, GeneratorExit)
-            if cursor.is_open and (abort_when_left or not was_left):
-                if isinstance(exc, SSEError):
+            # Not a GeneratorExit that `decode` raised.
+            was_left = isinstance(exc, GeneratorExit) and self._loop_thread is not None
+            if not was_left:
+                if isinstance(exc, SSEError) and cursor.is_open:
                     # Raised by `decode`.
                     cursor.fail(exc)
-                self.is_abandoned = was_left
+                cursor.lose((last_event, committed_id) if is_undelivered else None)
+            elif abort_when_left and cursor.is_open:
+                self.is_abandoned = True
                 self.abort()
             raise
         finally:
@@ -353,11 +398,10 @@ class ItemReader(StreamOwner[T]):
 
     # Without waiting.
 
-    def poll(self) -> list[T]:
-        """Return the items that have arrived; see EventStream.poll."""
-        claimed = self._nested if self._is_in_loop_body() else self._claimed
+    def take_available(self) -> list[T]:
+        """Return the items that have arrived; see EventStream.poll. For a call that has entered."""
         # Items that arrive during this call are left to the next one: there could be no end of them.
-        return claimed(self._poll, self.cursor.channel.pending + 1)
+        return self._poll(self.cursor.channel.pending + 1)
 
     def poll_batch(self) -> tuple[list[T], bool]:
         """Return the items of at most one batch, and whether the stream has ended."""

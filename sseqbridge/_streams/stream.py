@@ -5,6 +5,7 @@ A stream has no state of its own besides its reader. The properties may be read 
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
@@ -77,10 +78,20 @@ class BaseStream(NotCopyable, Generic[T]):
         """Return the items that have arrived, without waiting; an empty list if there are none.
 
         At the end of the stream (see `outcome`) the list is empty. If the stream ended with an error,
-        the error is raised once all items before it were returned.
+        the error is raised once all items before it were returned. An exception that interrupts the call
+        has the effect that it has on `next`.
         """
-        self._reader.check_usable()
-        return self._reader.poll()
+        # The form of a call that reads: see reader.py.
+        reader = self._reader
+        reader.check_usable()
+        release = reader.enter(sys._getframe())
+        try:
+            items = reader.take_available()
+            release()
+            return items
+        except BaseException:
+            reader.fail(sys._getframe())
+            raise
 
     def reconnect(self) -> None:
         """Drop the connection now and go on with a new one, from any thread; the consumer sees no error.

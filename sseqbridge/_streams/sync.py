@@ -6,10 +6,12 @@ would drain an asynchronous stream synchronously.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
+from sseqbridge._exceptions import SSEError, UsageError
 
 from .stream import BaseStream
 
@@ -53,22 +55,43 @@ class EventStream(BaseStream[T]):
         self._reader.check_usable()
         return self._reader.iterate(abort_when_left=False)
 
-    def __next__(self) -> T:
-        return self.next()
-
     def next(self, timeout: float | None = None) -> T:
         """Return the next item, waiting for it.
 
         `timeout` is in seconds, None waits indefinitely. Raises TimeoutError when it elapses (the
         stream stays open), StopIteration at the end, and the stream's error if it ended with one.
-        An exception that a signal handler raises during the call ends the stream.
+
+        An exception that interrupts the call (Ctrl-C, a signal handler that raises, gevent.Timeout) ends the
+        stream as "closed", or leaves it to continue with the very next event. `last_event_id` is then that of the
+        last item that was returned.
         """
-        self._reader.check_usable()
-        return self._reader.next(timeout)
+        # The form of a call that reads: see reader.py.
+        reader = self._reader
+        reader.check_usable()
+        release = reader.enter(sys._getframe())
+        try:
+            item = reader.take(timeout)
+            release()
+            return item
+        except BaseException:
+            reader.fail(sys._getframe())
+            raise
+
+    # No function between the item and the caller, where an interrupt would lose it.
+    __next__ = next  # noqa: A003 (the method, not the builtin)
 
     def collect(self) -> list[T]:
         """Read to the end, and return all items that are left. Raises the stream's error if it ends with one."""
-        return list(self)
+        cursor = self._cursor
+        position = cursor.position
+        try:
+            return list(self)
+        except (SSEError, UsageError):
+            raise
+        except BaseException:
+            # An interrupt: not even a stream that was read to its end has delivered its items.
+            cursor.lose(position)
+            raise
 
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, unless the status is 200 or 204."""

@@ -105,7 +105,14 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
         Raises EventsLostError if those were more than `max_history_bytes`, and UsageError once all readers
         have left.
         """
-        return EventStream(self._broadcaster.add(replay=replay))
+        reader = None
+        try:
+            reader = self._broadcaster.add(replay=replay)
+            return EventStream(reader)
+        except BaseException:
+            if reader is not None:
+                reader.abort()
+            raise
 
     def close(self) -> None:
         """Abort the upstream and end all readers, at once. Thread-safe."""

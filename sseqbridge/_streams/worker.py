@@ -60,20 +60,20 @@ class IterableWorker(Generic[T]):
     def __del__(self) -> None:
         self._channel.close()
 
-    def receive(self, timeout: float | None) -> T | End:
-        """Return the next entry, waiting at most `timeout` seconds; at the end, and after it, return the End.
+    def receive(self, timeout: float | None) -> T | End | None:
+        """Return the next entry, None if `timeout` seconds elapse first; at the end, and after it, return the End.
 
-        Raises TimeoutError, and UsageError in a forked child.
+        Raises UsageError in a forked child, and in the iterable itself.
         """
         self._start()
-        return self.end or self._received(self._channel.receive(timeout))
+        return self.end or self._received(self._channel.take_within(timeout))
 
-    async def areceive(self, timeout: float | None) -> T | End:
+    async def areceive(self, timeout: float | None) -> T | End | None:
         """Do the same as receive(), in a coroutine of any loop."""
         self._start()
-        return self.end or self._received(await self._channel.areceive(timeout))
+        return self.end or self._received(await self._channel.atake_within(timeout))
 
-    def _received(self, entry: T | End) -> T | End:
+    def _received(self, entry: T | End | None) -> T | End | None:
         if isinstance(entry, End):
             self.end = entry
         return entry
@@ -82,6 +82,8 @@ class IterableWorker(Generic[T]):
         if self._process != fork.process_token():
             # Fork does not copy the worker thread.
             raise UsageError("an iterable's worker was made before a fork. Make a new one in the child process.")
+        if _running.get() is self._channel:
+            raise UsageError("an iterable must not read the relay that runs it: the relay would wait for itself")
         job, self._job = self._job, None
         if job is not None:
             context = self._context.copy()
@@ -119,7 +121,12 @@ class ChannelClosed:
         return self._channel.closed
 
 
+# The channel of the iterable that runs in this context.
+_running: contextvars.ContextVar[Channel[Any] | None] = contextvars.ContextVar("sseqbridge-worker", default=None)
+
+
 def _work(job: _Job[Any]) -> None:
+    _running.set(job.channel)
     with CancelScope(ChannelClosed(job.channel)):
         _iterate(job)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import NotCopyable
-from sseqbridge._exceptions import CallbackError, DecodeError, SSEError
+from sseqbridge._exceptions import CallbackError, DecodeError, SSEError, UsageError
 from sseqbridge._runtime.clock import clock
 
 from ._disconnect import ClientDisconnected, disconnect_flag
@@ -112,10 +112,17 @@ class _BaseFrames(NotCopyable):
         self._ended = False
         # An error behind the frames of a piece; it is reported after them.
         self._failure: Exception | None = None
+        # During a call that reads.
+        self._is_being_read = False
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "not begun" if self._sent_at is None else "open"
         return f"<{type(self).__name__} {state}>"
+
+    def _check_not_being_read(self) -> None:
+        # An interrupt may leave the flag set where the relay has ended.
+        if self._is_being_read and not self._ended:
+            raise UsageError("a relay is read by one call at a time, and `map` or `decode` must not read it either")
 
     def _wait(self) -> float:
         """Return how many seconds to wait for a frame before a heartbeat is due."""
@@ -160,6 +167,23 @@ class Frames(_BaseFrames):
         return self
 
     def __next__(self) -> bytes:
+        self._check_not_being_read()
+        try:
+            self._is_being_read = True
+            piece = self._next_piece()
+            self._is_being_read = False
+            return piece
+        except StopIteration:
+            self._is_being_read = False
+            raise
+        except BaseException:
+            # An interrupt: the frames that were taken are lost, so that none may follow.
+            self._ended = True
+            self._is_being_read = False
+            self._source.abandon()
+            raise
+
+    def _next_piece(self) -> bytes:
         while not self._ended:
             # Checked here, not only on timeout: `map` may leave out every event.
             if self._disconnected.is_set():
@@ -167,8 +191,6 @@ class Frames(_BaseFrames):
                 break
             try:
                 piece = self._collect(min(self._wait(), self._probe))
-            except TimeoutError:
-                piece = b""
             except StopIteration:
                 self._ended = True
                 if last := self._source.end():
@@ -187,19 +209,23 @@ class Frames(_BaseFrames):
         raise StopIteration
 
     def _collect(self, timeout: float) -> bytes:
-        """Return the frames that have arrived, up to one piece, waiting for the first."""
+        """Return the frames that have arrived, up to one piece, waiting for the first; b"" if `timeout` elapses."""
         if self._failure is not None:
             raise self._failure
         frame = self._source.next(timeout)
+        if frame is None:
+            return b""
         collected, size = [frame], len(frame)
         until = clock.monotonic() + _COLLECT_SECONDS
         while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = self._source.next(0.0)
-            except (TimeoutError, StopIteration):
+            except StopIteration:
                 break
             except Exception as exc:
                 self._failure = exc
+                break
+            if frame is None:
                 break
             collected.append(frame)
             size += len(frame)
@@ -225,48 +251,61 @@ class AsyncFrames(_BaseFrames):
         return self
 
     async def __anext__(self) -> bytes:
+        self._check_not_being_read()
         try:
-            while not self._ended:
-                try:
-                    piece = await self._collect(self._wait())
-                except TimeoutError:
-                    piece = b""
-                except StopAsyncIteration:
-                    self._ended = True
-                    if last := self._source.end():
-                        return last
-                except Exception as exc:
-                    try:
-                        report = self._fail(exc)
-                    finally:
-                        self.close()
-                    if report:
-                        return report
-                if self._ended:
-                    break
-                if piece or self._wait() <= 0:
-                    return self._send(piece or HEARTBEAT)
-                await asyncio.sleep(0)
+            self._is_being_read = True
+            piece = await self._next_piece()
+            self._is_being_read = False
+            return piece
+        except StopAsyncIteration:
+            self._is_being_read = False
+            raise
         except BaseException:
             # A cancellation: the server cancels the task when the client disconnects.
+            self._is_being_read = False
             self.close()
             raise
+
+    async def _next_piece(self) -> bytes:
+        while not self._ended:
+            try:
+                piece = await self._collect(self._wait())
+            except StopAsyncIteration:
+                self._ended = True
+                if last := self._source.end():
+                    return last
+            except Exception as exc:
+                try:
+                    report = self._fail(exc)
+                finally:
+                    self.close()
+                if report:
+                    return report
+            if self._ended:
+                break
+            if piece or self._wait() <= 0:
+                return self._send(piece or HEARTBEAT)
+            await asyncio.sleep(0)
         raise StopAsyncIteration
 
     async def _collect(self, timeout: float) -> bytes:
-        """Return the frames that have arrived, up to one piece, waiting for the first."""
+        """Return the frames that have arrived, up to one piece, waiting for the first; b"" if `timeout` elapses."""
         if self._failure is not None:
             raise self._failure
         frame = await self._source.anext(timeout)
+        if frame is None:
+            return b""
         collected, size = [frame], len(frame)
         until = clock.monotonic() + _COLLECT_SECONDS
         while size < _PIECE_BYTES and clock.monotonic() < until:
             try:
                 frame = await self._source.anext(0.0)
-            except (TimeoutError, StopAsyncIteration):
+            except StopAsyncIteration:
                 break
             except Exception as exc:
                 self._failure = exc
+                break
+            if frame is None:
                 break
             collected.append(frame)
             size += len(frame)

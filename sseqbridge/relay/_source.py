@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import Cancelled, UsageError
-from sseqbridge._runtime import loops
-from sseqbridge._runtime.callbacks import is_from_outside
+from sseqbridge._runtime.callbacks import is_exit_of_callers_function, is_from_outside, is_reportable
 from sseqbridge._sse.events import Comment, RestartEvent
 from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
 from sseqbridge._streams.stream import BaseStream, reader_of
@@ -136,19 +135,37 @@ class StreamSource:
         self._writer = writer
         self._is_read = False
 
-    def next(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
+    def next(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the stream's error."""
         self._begin()
         self._reader.check_usable()
-        return self._frame(self._reader.next(timeout))
+        try:
+            item = self._reader.next(timeout)
+        except TimeoutError:
+            # A signal handler may raise it too.
+            if self._reader.took_nothing:
+                return None
+            raise
+        except BaseException as exc:
+            if is_exit_of_callers_function(exc):
+                # Not the exit of the server's worker.
+                raise ApplicationError(exc) from None
+            raise
+        return self._frame(item)
 
-    async def anext(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
+    async def anext(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and the stream's error."""
         self._begin()
         if self._cursor.is_refused:
             # The reader would deliver the body as an item.
             raise await self._reader.arefusal()
-        return self._frame(await self._reader.anext(timeout))
+        try:
+            item = await self._reader.anext(timeout)
+        except TimeoutError:
+            if self._reader.took_nothing:
+                return None
+            raise
+        return self._frame(item)
 
     def _begin(self) -> None:
         """Raise UsageError if another consumer read the stream to its end before the relay began."""
@@ -159,14 +176,11 @@ class StreamSource:
     def _frame(self, item: Any) -> bytes:
         try:
             return self._written(item)
-        except (Exception, SystemExit) as exc:
-            # SystemExit too: it would end the server's worker, and the client would get no error.
-            raise ApplicationError(exc) from None
         except BaseException as exc:
-            # An asynchronous server calls `map` on its event loop, which must not end because of it.
-            if not loops.in_coroutine() or is_from_outside(exc, asyncio.current_task()):
-                raise
-            raise ApplicationError(exc) from None
+            # SystemExit too: it would end the server's worker or event loop, and the client would get no error.
+            if is_reportable(exc):
+                raise ApplicationError(exc) from None
+            raise
 
     def _written(self, item: Any) -> bytes:
         cursor, writer = self._cursor, self._writer
@@ -201,9 +215,9 @@ def _charged_frame(writer: Writer, item: Any) -> tuple[bytes, int] | None:
     return (frame, len(frame) + _OVERHEAD) if frame else None
 
 
-def _frame_of(entry: bytes | End, stop: type[Exception]) -> bytes:
-    """Return a channel's entry if it is a frame. Raises `stop` or ApplicationError for the end."""
-    if isinstance(entry, bytes):
+def _frame_of(entry: bytes | End | None, stop: type[Exception]) -> bytes | None:
+    """Return a channel's entry if it is a frame, or None. Raises `stop` or ApplicationError for the end."""
+    if entry is None or isinstance(entry, bytes):
         return entry
     raise stop if entry.error is None else ApplicationError(entry.error)
 
@@ -221,12 +235,12 @@ class WorkerSource:
             on_end=after_work,
         )
 
-    def next(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopIteration, and ApplicationError."""
+    def next(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopIteration, and ApplicationError."""
         return _frame_of(self._worker.receive(timeout), StopIteration)
 
-    async def anext(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and ApplicationError."""
+    async def anext(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and ApplicationError."""
         return _frame_of(await self._worker.areceive(timeout), StopAsyncIteration)
 
     def end(self) -> bytes:
@@ -254,15 +268,15 @@ class TaskSource:
     def __del__(self) -> None:
         self.abandon()
 
-    async def anext(self, timeout: float) -> bytes:
-        """Return the next frame. Raises TimeoutError, StopAsyncIteration, and ApplicationError."""
+    async def anext(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and ApplicationError."""
         if self._channel is None:
             loop = asyncio.get_running_loop()
             self._channel = Channel(loop, _MAX_AHEAD)
             # In the view's context: the current one may be that of the server's task.
             task = self._writer.context.copy().run(loop.create_task, _atask(self._items, self._writer, self._channel))
             self._task = task
-        entry = self._end or await self._channel.areceive(timeout)
+        entry = self._end or await self._channel.atake_within(timeout)
         if isinstance(entry, End):
             self._end = entry
         return _frame_of(entry, StopAsyncIteration)

@@ -15,12 +15,11 @@ from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import Channel, End
 from sseqbridge._engine.memory import limit_of
 from sseqbridge._engine.responses import made_head, status_error
-from sseqbridge._exceptions import EventsLostError, LogError, RequestAbortedError, SSEError
+from sseqbridge._exceptions import EventsLostError, LogError, RequestAbortedError, SSEError, copy_error
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import RestartEvent, ServerSentEvent
 
 from ._entries import BEGIN, CANCEL, END, ERROR, START, Entry
-from ._errors import copy_error
 from ._segments import MISSING, Segment, charge_of, split_segment
 
 if TYPE_CHECKING:

@@ -5,18 +5,14 @@ Thread-safe: plain functions of their arguments.
 
 from __future__ import annotations
 
-import copy
 import logging
-from typing import TypeVar
 
 from sseqbridge._exceptions import CallbackError, LogError, SSEError
+from sseqbridge._runtime.callbacks import original
 
-__all__ = ["as_callback_error", "as_log_error", "copy_error"]
+__all__ = ["as_callback_error", "as_log_error"]
 
 logger = logging.getLogger("sseqbridge")
-
-E = TypeVar("E", bound=SSEError)
-
 
 def as_log_error(exc: Exception) -> SSEError:
     """Return the error for a reader, also for an exception that has none, so that no reader waits forever."""
@@ -30,15 +26,9 @@ def as_log_error(exc: Exception) -> SSEError:
 
 def as_callback_error(error: BaseException, function: str) -> SSEError:
     """Return the error for readers after a function of the caller's raised."""
+    error = original(error)
     if isinstance(error, SSEError):
         return error
     callback_error = CallbackError(f"{function} raised {type(error).__name__}")
     callback_error.__cause__ = error
     return callback_error
-
-
-def copy_error(error: E) -> E:
-    """Return a copy for one of several readers: raising an error changes its traceback and context."""
-    own = copy.copy(error)
-    own.__cause__ = error.__cause__
-    return own

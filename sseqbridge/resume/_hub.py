@@ -197,12 +197,14 @@ class Hub:
             reader.end_with_loop(is_quiet=self.state.ends_quietly)
 
     async def aclose(self) -> None:
-        """End all readers and tasks, release all leases, and close the store."""
-        self.is_closing = True
+        """End all readers and tasks, release all leases, and close the store. Idempotent."""
+        was_closing, self.is_closing = self.is_closing, True
         self.state.cancel_call_at_end(self._end_readers)
         for reader in tuple(self.readers):
             reader.channel.close()
         self._release_seconds = _CLOSE_SECONDS
         if self._keeper is not None:
-            self._keeper.cancel()
+            if not was_closing:
+                # A second cancellation would cut the release of the leases short.
+                self._keeper.cancel()
             await asyncio.wait({self._keeper})

@@ -83,11 +83,16 @@ class LogCore:
 
     def run(self, action: Callable[[Hub], Coroutine[Any, Any, T]]) -> T:
         """Run an action on the loop, and wait for its value. Raises the action's error, or BridgeClosedError."""
-        return self._run(LoopCall(self.hub(), action))
+        return self.value_of(LoopCall(self.hub(), action))
 
-    def _run(self, call: LoopCall[T]) -> T:
-        self._current_bridge().start(call.state, call)
+    def call(self, hub: Hub, action: Callable[[Hub], Coroutine[Any, Any, T]]) -> LoopCall[T]:
+        """Return a call for value_of() or avalue_of(), which was not started."""
+        return LoopCall(hub, action)
+
+    def value_of(self, call: LoopCall[T]) -> T:
+        """Start a call, and wait for its value. Raises the action's error, or BridgeClosedError."""
         try:
+            self._current_bridge().start(call.state, call)
             return call.value(call.result.receive())
         except BaseException:
             call.abort()
@@ -95,22 +100,34 @@ class LogCore:
 
     async def arun(self, action: Callable[[Hub], Coroutine[Any, Any, T]]) -> T:
         """Do the same in a coroutine."""
-        call = LoopCall(await self.ahub(), action)
-        self._current_bridge().start(call.state, call)
+        return await self.avalue_of(LoopCall(await self.ahub(), action))
+
+    async def avalue_of(self, call: LoopCall[T]) -> T:
+        """Do the same in a coroutine."""
         try:
+            self._current_bridge().start(call.state, call)
             return call.value(await call.result.areceive())
         except BaseException:
             call.abort()
             raise
 
     def close(self) -> None:
-        """Close the hub, and wait for it."""
+        """Close the hub, and wait for it, except on a bridge's own thread. Idempotent."""
         self.is_closed = True
+        # Under the lock, after which no hub is made.
         with self._lock.native:
-            hubs, self._hubs = self._hubs, {}
+            hubs = tuple(self._hubs.values())
         this = fork.process_token()
-        for hub in hubs.values():
+        for hub in hubs:
             if hub.state.process == this and not hub.loop.is_closed():
                 # The end of the bridge closes the hub too.
                 with contextlib.suppress(BridgeClosedError):
-                    self._run(LoopCall(hub, Hub.aclose, is_of_hub=False))
+                    self._close(LoopCall(hub, Hub.aclose, is_of_hub=False))
+        # Last: after an interrupt, close() can be called again.
+        self._hubs = {}
+
+    def _close(self, closing: LoopCall[None]) -> None:
+        if loops.in_own_loop():
+            self._current_bridge().start(closing.state, closing)
+        else:
+            self.value_of(closing)

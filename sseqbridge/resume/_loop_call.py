@@ -3,7 +3,7 @@
 | field      | written by                           | guarded by                 |
 |------------|--------------------------------------|----------------------------|
 | `result`   | the loop thread; any thread closes it | the channel is thread-safe |
-| `_task`    | the loop thread                      | no other thread reads it   |
+| `_task`, `_producer` | the loop thread            | no other thread reads them |
 | all others | the constructor                      | not written later          |
 """
 
@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from sseqbridge._engine.channel import Channel, End
+from sseqbridge._engine.channel import Channel, End, post
 from sseqbridge._exceptions import BridgeClosedError
 
 from ._hub import Hub
@@ -35,6 +35,8 @@ class LoopCall(Generic[T]):
         self._action = action
         self._is_of_hub = is_of_hub
         self._task: asyncio.Task[None] | None = None
+        # The call's value, if it is a producer.
+        self._producer: Producer | None = None
         self.state = hub.state
         self.result: Channel[Any] = Channel(hub.loop, 1)
 
@@ -64,10 +66,16 @@ class LoopCall(Generic[T]):
         except BaseException as exc:
             self.result.end(End("error", exc))
             return
-        if self.result.closed and isinstance(value, Producer):
-            # No caller is left to call `start`.
-            value.abort()
+        if isinstance(value, Producer):
+            self._producer = value
+            if self.result.closed:
+                self._abort_producer()
         self.result.send_nowait((value,))
+
+    def _abort_producer(self) -> None:
+        # No caller is left to call `start`.
+        if self._producer is not None:
+            self._producer.abort()
 
     def release_consumer(self) -> None:
         """End the caller's wait, since the loop ended before the call did."""
@@ -80,5 +88,6 @@ class LoopCall(Generic[T]):
         raise entry.error
 
     def abort(self) -> None:
-        """Discard the result. Thread-safe."""
+        """Discard the result; abort it if it is a producer. Thread-safe."""
         self.result.close()
+        post(self._hub.loop, self._abort_producer)

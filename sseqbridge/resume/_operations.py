@@ -34,33 +34,34 @@ __all__ = ["aopen_stream", "aproduce", "cancel_stream", "delete_stream", "open_s
 def open_stream(core: LogCore, arguments: OpenArguments) -> EventStream[Any]:
     """Return a stream of the log after its head has arrived; see Log.open."""
     prepared = prepare_open(arguments)
-    reader = _start_reader(core, prepared, core.hub(), None)
+    reader = _new_reader(prepared, core.hub(), None)
     try:
+        # Started inside of the block: an interrupt leaves no reader running.
+        core.start_reader(reader)
         while not isinstance(entry := reader.channel.receive(), Head):
             call_start(_producer_in(entry), prepared.start)
+        return EventStream(_item_reader(reader, entry, prepared))
     except BaseException:
         reader.abort()
         raise
-    return EventStream(_item_reader(reader, entry, prepared))
 
 
 async def aopen_stream(core: LogCore, arguments: OpenArguments) -> AsyncEventStream[Any]:
     """Do the same in a coroutine."""
     prepared = prepare_open(arguments)
-    reader = _start_reader(core, prepared, await core.ahub(), asyncio.get_running_loop())
+    reader = _new_reader(prepared, await core.ahub(), asyncio.get_running_loop())
     try:
+        core.start_reader(reader)
         while not isinstance(entry := await reader.channel.areceive(), Head):
             await acall_start(_producer_in(entry), prepared.start)
+        return AsyncEventStream(_item_reader(reader, entry, prepared))
     except BaseException:
         reader.abort()
         raise
-    return AsyncEventStream(_item_reader(reader, entry, prepared))
 
 
-def _start_reader(core: LogCore, prepared: PreparedOpen, hub: Hub, loop: asyncio.AbstractEventLoop | None) -> Reader:
-    reader = Reader(hub, prepared.options, partial(new_producer, hub, prepared.start, loop))
-    core.start_reader(reader)
-    return reader
+def _new_reader(prepared: PreparedOpen, hub: Hub, loop: asyncio.AbstractEventLoop | None) -> Reader:
+    return Reader(hub, prepared.options, partial(new_producer, hub, prepared.start, loop))
 
 
 def _producer_in(entry: object) -> Producer:
@@ -79,27 +80,32 @@ def _item_reader(reader: Reader, head: Head, prepared: PreparedOpen) -> ItemRead
 
 def produce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
     """Write a stream to its end, and return its outcome; None if another process began it."""
-    producer = core.run(partial(claim_producer, check_key(key), check_start(start), takeover))
-    if producer is None:
-        return None
+    claim = partial(claim_producer, check_key(key), check_start(start), takeover)
+    call = core.call(core.hub(), claim)
     try:
+        producer = core.value_of(call)
+        if producer is None:
+            return None
         call_start(producer, start)
         return _outcome(producer.result.receive())
     except BaseException:
-        producer.abort()
+        # Aborts the producer too, also if an interrupt came before it was received.
+        call.abort()
         raise
 
 
 async def aproduce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
     """Do the same in a coroutine."""
-    producer = await core.arun(partial(claim_producer, check_key(key), check_start(start), takeover))
-    if producer is None:
-        return None
+    claim = partial(claim_producer, check_key(key), check_start(start), takeover)
+    call = core.call(await core.ahub(), claim)
     try:
+        producer = await core.avalue_of(call)
+        if producer is None:
+            return None
         await acall_start(producer, start)
         return _outcome(await producer.result.areceive())
     except BaseException:
-        producer.abort()
+        call.abort()
         raise
 
 

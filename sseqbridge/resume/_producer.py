@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import Channel, End, post
 from sseqbridge._engine.loop_state import LoopTask
-from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError, UsageError
+from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError, UsageError, copy_error
+from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._streams.stream import reader_of
 
 from ._entries import BEGIN, Position, end_fields, error_fields, failure_fields, refusal_fields
-from ._errors import as_callback_error, copy_error
+from ._errors import as_callback_error
 from ._store import StaleTokenError
 from ._upstream import Upstream
 
@@ -129,12 +130,13 @@ class Producer(LoopTask):
         await self._call_start(self)
 
     def _settle(self, upstream: Upstream | None, error: BaseException | None) -> None:
-        self._upstream = upstream
         if self._started.done() or self.finished:
-            # The producer was stopped while `start` ran.
+            # The producer was stopped while `start` ran, or an interrupt came after the upstream was posted.
             if upstream is not None:
                 upstream.abort()
-        elif upstream is not None:
+            return
+        self._upstream = upstream
+        if upstream is not None:
             self._started.set_result(upstream)
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             self._started.set_exception(error)
@@ -217,9 +219,9 @@ class Producer(LoopTask):
     async def _gather(upstream: Upstream) -> list[dict[str, str]]:
         try:
             return await upstream.gather()
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            if not isinstance(error, Exception) and is_from_outside(error, asyncio.current_task()):
+                raise
             # The caller's `done` or `on_reconnect` raised. Not even an exit must end the loop.
             upstream.fail(as_callback_error(error, "a function of the upstream's request"))
             return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -49,10 +50,15 @@ def check_start(start: Any) -> Any:
 
 def call_start(producer: Producer, start: Any) -> None:
     """Call `start` in this thread, and pass its stream or its error to the producer. Raises the error too."""
+    stream: Any = None
     try:
-        producer.set_upstream(_events_of(_call(producer, start)))
+        stream = _call(producer, start)
+        producer.set_upstream(_events_of(stream))
     except BaseException as error:
         producer.set_start_error(error)
+        if not isinstance(error, UsageError):
+            # An interrupt between the two steps: the request has no other owner.
+            _abort_unused(stream)
         raise
 
 
@@ -73,6 +79,11 @@ async def acall_start(producer: Producer, start: Any) -> None:
 
 
 def _call(producer: Producer, start: Callable[[], T]) -> T:
+    # In a copy of the context, in which an interrupt can leave no scope behind.
+    return contextvars.copy_context().run(_call_in_scope, producer, start)
+
+
+def _call_in_scope(producer: Producer, start: Callable[[], T]) -> T:
     with _cancelled_by(producer):
         return start()
 
@@ -95,6 +106,13 @@ def _discard(stream: Any) -> None:
         stream.close()
     elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
         reader_of(stream.events).abort()
+
+
+def _abort_unused(stream: Any) -> None:
+    """Abort a result of `start` that no producer reads."""
+    events = stream.events if isinstance(stream, SSEResponse) else stream
+    if isinstance(events, EventStream) and not reader_of(events).is_detached:
+        reader_of(events).abort()
 
 
 def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:

@@ -1,12 +1,15 @@
-"""The caller's code on an event loop: any exception ends its own stream and no other."""
+"""The caller's code on an event loop: any exception ends its own stream and no other.
+
+test_callback_matrix.py has every callback with every kind of exception; here are the special cases.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -17,183 +20,7 @@ from sseqbridge.testing import SSEServer, send, silence
 from tests.doors import Caller
 from tests.support import in_thread, python
 
-EVENT_STREAM = {"content-type": "text/event-stream"}
-
-KINDS: list[type[BaseException]] = [
-    ZeroDivisionError,
-    SystemExit,
-    KeyboardInterrupt,
-    GeneratorExit,
-    asyncio.CancelledError,
-    StopIteration,
-    StopAsyncIteration,
-    MemoryError,
-    RecursionError,
-]
-
-
-GENERATOR_EXIT_OF_A_BODY = ("generator as body", GeneratorExit)
-
-
-class Fault:
-    """Raises its exception while it is armed."""
-
-    def __init__(self, kind: type[BaseException]) -> None:
-        self.kind = kind
-        self.is_armed = True
-
-    def __call__(self, *_: Any) -> Any:
-        if self.is_armed:
-            # A new instance each time.
-            raise self.kind
-
-    async def aio(self, *_: Any) -> None:
-        self()
-
-
-class Request(NamedTuple):
-    """The arguments of request_sse or arequest_sse."""
-
-    options: dict[str, Any]
-    # Arguments of an httpx.AsyncClient; None for the library's own client.
-    client: dict[str, Any] | None = None
-    # Whether the failure happens after the headers.
-    is_late: bool = False
-
-
-class Flag:
-    """Raises on a loop, but not on a consumer's thread, and not at the first check, inside the call."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self.looks = 0
-
-    def is_set(self) -> bool:
-        self.looks += 1
-        if self.looks > 1 and asyncio._get_running_loop() is not None:
-            self.fault()
-        return False
-
-
-class Auth(httpx.Auth):
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        self.fault()
-        yield request
-
-
-class Transport(httpx.AsyncBaseTransport):
-    """Raises when a request is sent, when the response is read, or when either is closed."""
-
-    def __init__(self, fault: Fault, where: str) -> None:
-        self.fault = fault
-        self.where = where
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self.where == "request":
-            self.fault()
-        return httpx.Response(200, headers=EVENT_STREAM, stream=Answer(self), extensions=self.extensions())
-
-    def extensions(self) -> dict[str, Any]:
-        return {"network_stream": self} if self.where == "network stream" else {}
-
-    def get_extra_info(self, name: str) -> None:
-        self.fault()
-
-    async def aclose(self) -> None:
-        if self.where == "closing the client":
-            self.fault()
-
-
-class Answer(httpx.AsyncByteStream):
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            yield b"data: 1\n\n"
-            if self.transport.where == "read":
-                self.transport.fault()
-            if self.transport.where == "read, after a wait":
-                await asyncio.sleep(0)
-                self.transport.fault()
-            await asyncio.get_running_loop().create_future()
-        finally:
-            if self.transport.where == "closing the generator":
-                self.transport.fault()
-
-    async def aclose(self) -> None:
-        if self.transport.where == "closing the answer":
-            self.transport.fault()
-
-
-def sync_body(fault: Fault) -> Iterator[bytes]:
-    yield b"part"
-    fault()
-
-
-async def async_body(fault: Fault) -> AsyncIterator[bytes]:
-    yield b"part"
-    fault()
-
-
-class IteratorBody:
-    """Not a generator, in which Python would replace a StopIteration."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-    def __aiter__(self) -> IteratorBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        self.fault()
-        raise AssertionError("the fault must be armed")
-
-
-class NotIterableBody:
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self.fault()
-        raise AssertionError("the fault must be armed")
-
-
-class AsyncFile:
-    """Like the files of anyio and aiofiles."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        raise AssertionError("read by aread()")
-
-    async def aread(self, size: int) -> bytes:
-        self.fault()
-        return b""
-
-
-FAILING: dict[str, Callable[[Fault], Request]] = {
-    "cancel flag": lambda fault: Request({"cancel": Flag(fault)}, is_late=True),
-    "generator as body": lambda fault: Request({"content": sync_body(fault)}),
-    "asynchronous generator as body": lambda fault: Request({"content": async_body(fault)}),
-    "asynchronous iterator as body": lambda fault: Request({"content": IteratorBody(fault)}),
-    "body that cannot be iterated over": lambda fault: Request({"content": NotIterableBody(fault)}),
-    "asynchronous file as body": lambda fault: Request({"content": AsyncFile(fault)}),
-    "auth": lambda fault: Request({"auth": Auth(fault)}),
-    "function as auth": lambda fault: Request({"auth": fault}),
-    "trace": lambda fault: Request({"extensions": {"trace": fault.aio}}),
-    "request hook": lambda fault: Request({}, {"event_hooks": {"request": [fault.aio]}}),
-    "response hook": lambda fault: Request({}, {"event_hooks": {"response": [fault.aio]}}),
-    "transport": lambda fault: Request({}, {"transport": Transport(fault, "request")}),
-    "answer": lambda fault: Request({}, {"transport": Transport(fault, "read")}, is_late=True),
-    "answer, after a wait": lambda fault: Request({}, {"transport": Transport(fault, "read, after a wait")}, True),
-}
-# Combinations that equal the normal end of an asynchronous iterator.
-ENDS = {("asynchronous iterator as body", StopAsyncIteration)}
+from .callers_code import EVENT_STREAM, KINDS, Auth, Fault, Flag, Request, Transport
 
 
 class World(Caller):
@@ -250,47 +77,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 def is_open(stream: Any) -> bool:
     """Return whether a stream without a consumer is open."""
     return bool(stream.poll() == [] and stream.outcome is None)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        # A coroutine of httpcore's yields after it: Python raises RuntimeError in place of any exception.
-        pytest.param(name, kind, marks=[pytest.mark.own_transport] if (name, kind) == GENERATOR_EXIT_OF_A_BODY else [])
-        for name in FAILING
-        for kind in KINDS
-    ],
-)
-def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: str, kind: type[BaseException]) -> None:
-    request = FAILING[name](Fault(kind))
-    other = world.ask(Request({}))
-    assert world.next(other) == "1"
-    # Another stream with a client of its own.
-    beside = world.ask(Request({}, {})) if world.is_async else None
-    stream = None
-    if (name, kind) in ENDS:
-        world.end(world.ask(request))
-    else:
-        with pytest.raises(CallbackError) as caught:
-            stream = world.ask(request)
-            assert request.is_late
-            while True:
-                world.next(stream, 10)
-        assert type(caught.value.__cause__) is kind
-        assert kind.__name__ in str(caught.value)
-        if stream is not None:
-            assert stream.outcome == "error"
-    if world.bridges:
-        # Its loop serves other requests.
-        assert is_open(other)
-        with pytest.raises(CallbackError):
-            request_sse(world.server.url, bridge=world.bridges[0], cancel=Flag(Fault(SystemExit))).events.collect()
-    assert is_open(other)
-    world.check_flags()
-    assert is_open(other)
-    world.end(other)
-    if beside is not None:
-        world.end(beside)
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])

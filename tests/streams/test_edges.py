@@ -82,15 +82,20 @@ def test_last_event_id_after_an_error_is_the_last_items(three: EventStream[int])
 def test_last_event_id_read_by_another_thread_is_a_str() -> None:
     with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
 
+        is_consumer = False
+
         class Passing(Cursor[Any]):
             """As seen by another thread that reads each field between two of the consumer's steps."""
 
             __slots__ = ()
 
             def __getattribute__(self, name: str) -> Any:
+                nonlocal is_consumer
                 value = super().__getattribute__(name)
-                if name == "committed_id" and value is not None:
+                if name == "committed_id" and value is not None and not is_consumer:
+                    is_consumer = True
                     next(events)
+                    is_consumer = False
                 return value
 
         events._cursor.__class__ = Passing

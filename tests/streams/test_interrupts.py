@@ -1,161 +1,65 @@
-"""An interrupt at any bytecode of a call that reads: the stream has ended then, or gives the very next event.
+"""An interrupt at any bytecode of a call that reads: the stream has ended then, or continues with the very next event.
 
-Signals come where they like, so these tests send none: a tracer raises in front of the first bytecode of the package,
-then of the second, and so on. Not in front of a `return` in the function that the application has called: there the
-item is handed over, and CPython looks for no signal any more.
+The tests of relays and logs are in tests/relay/test_interrupts.py and tests/resume/test_interrupts.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dis
-import gc
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import pytest
 
 import sseqbridge
 from sseqbridge import (
     AsyncEventStream,
+    Bridge,
     EventStream,
-    ServerSentEvent,
     UsageError,
+    arequest_sse,
+    gather,
     merge,
     request_sse,
     tee,
 )
-from sseqbridge._engine.batches import Batch
-from sseqbridge._engine.channel import End, ThreadChannel
-from sseqbridge._engine.responses import Body, Head
-from sseqbridge._engine.scope import Ownership
-from sseqbridge._engine.stats import StreamStats
+from sseqbridge._engine.caller_loops import running_loop_state
+from sseqbridge._engine.channel import End
 from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
-from sseqbridge._streams.decoding import Decoder
-from sseqbridge._streams.reader import ItemReader
 from sseqbridge.testing import SSEServer, send, silence
-from tests.support import in_thread
+from tests.interrupts import ALL, COUNT, MARKS, InMemory, interruptions, numbers
+from tests.support import in_thread, until
 
 # Has no type hints.
 greenlet: Any = import_module("greenlet")
 
-PACKAGE = str(Path(sseqbridge.__file__).parent)
-# Called by the application, which owns their results.
-DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_aread"}
-RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
-COUNT = 4
+pytestmark = MARKS
 
-T = TypeVar("T")
-
-
-class Alarm(BaseException):
-    """Raised by a signal handler."""
-
-
-class Loop:
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
-        callback(*args)
-
-
-class InMemory:
-    """A subscription whose entries are all there."""
-
-    target = "http://upstream/"
-    initial_event_id = ""
-    done_event = None
-    is_inherited = False
-    shares_events = False
-    finished = True
-    is_running = True
-    # The loop's thread is the test's.
-    loop: Any = Loop()
-
-    def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
-        self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
-        self.status = status
-        self.ownership = Ownership()
-        if status != 200:
-            self.channel.send_nowait(Body(b"no"))
-        for items in batches:
-            self.channel.send_nowait(Batch([ServerSentEvent(data=item) for item in items], len(items), 1, "", None))
-        if end is not None:
-            self.channel.end(end)
-
-    def nothing(self, *_: Any) -> None: ...
-
-    check_process = drain = reconnect = notify_finished = watch = nothing
-    call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
-
-    def abort(self) -> None:
-        self.channel.close()
-
-    def stats(self) -> StreamStats:
-        return StreamStats(0, 0, self.channel.buffered, 0, None)
-
-    def in_loop_thread(self) -> bool:
-        return False
-
-    async def await_finished(self, timeout: float) -> None: ...
-
-    def stream(self, kind: Any = EventStream) -> Any:
-        head = Head(self.status, httpx.Headers(), "HTTP/1.1")
-        return kind(ItemReader(Cursor(self, head, Decoder("text", None, "raise"), None, None)))
-
-
-def numbers(kind: Any = EventStream, *, end: End | None = None) -> Any:
-    """A stream of "0", "1" and so on, in batches."""
-    texts = [str(number) for number in range(COUNT)]
-    return InMemory([texts[:2], texts[2:3], texts[3:]], end).stream(kind)
-
-
-class Interrupt:
-    """Raises Alarm in front of one bytecode of the package."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-        self.frames: list[str] = []
-
-    def __enter__(self) -> None:
-        sys.settrace(self.trace)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(None)
-
-    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self.step
-
-    def step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        code = frame.f_code
-        if event != "opcode" or (code.co_name in DELIVERING and code.co_code[frame.f_lasti] in RETURNS):
-            return self.step
-        self.left -= 1
-        if not self.left:
-            sys.settrace(None)
-            raise Alarm
-        return self.step
+Reading = Callable[[EventStream[str], list[str]], None]
 
 
 def read_by_next(stream: EventStream[str], got: list[str]) -> None:
     got.append(stream.next())
 
 
+def read_by_builtin_next(stream: EventStream[str], got: list[str]) -> None:
+    for item in iter(partial(next, stream), None):
+        got.append(item)
+        if len(got) == COUNT:
+            break
+
+
 def read_by_next_in_time(stream: EventStream[str], got: list[str]) -> None:
-    """With a wait that elapses."""
+    """With a wait that elapses, or with an end."""
     got += stream.poll()
-    with pytest.raises(TimeoutError):
+    with pytest.raises((TimeoutError, StopIteration)):
         stream.next(timeout=0)
 
 
@@ -173,7 +77,11 @@ def read_in_a_loop(stream: EventStream[str], got: list[str]) -> None:
 def read_and_keep_open(stream: EventStream[str], got: list[str]) -> None:
     for item in stream.keep_open():
         got.append(item)
-        if len(got) == 4:
+        if len(got) == 2:
+            break
+    for item in stream.keep_open():
+        got.append(item)
+        if len(got) == COUNT:
             break
 
 
@@ -189,8 +97,9 @@ def collect(stream: EventStream[str], got: list[str]) -> None:
     got += stream.collect()
 
 
-READERS: list[Callable[[EventStream[str], list[str]], None]] = [
+READERS: list[Reading] = [
     read_by_next,
+    read_by_builtin_next,
     read_by_next_in_time,
     read_by_poll,
     read_in_a_loop,
@@ -199,83 +108,80 @@ READERS: list[Callable[[EventStream[str], list[str]], None]] = [
     read_in_the_body_of_a_loop,
 ]
 
-
-def interruptions(make: Callable[[], T], read: Callable[[T], object]) -> Iterator[tuple[T, BaseException]]:
-    """Have `read` interrupted at each bytecode in turn, with an object of its own; yield that, and the exception."""
-    number = 0
-    while True:
-        number += 1
-        made = make()
-        try:
-            with Interrupt(number):
-                read(made)
-        except Alarm as alarm:
-            yield made, alarm
-        else:
-            break
-    assert number > 50
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    "no function": {},
+    "decode": {"decode": lambda event: str(event.data)},
+    "done": {"done": lambda event: event.data == ALL[-1]},
+    "cancel": {"cancel": threading.Event()},
+}
 
 
 def check(stream: EventStream[str], got: list[str]) -> None:
     """Check that a stream has ended, or continues with the next undelivered item."""
-    if stream.outcome is None:
+    if stream.outcome is not None:
+        # An end that is not "closed" says that all events before it were delivered.
+        assert stream.outcome == "closed" or got == ALL
+        assert stream.poll() == []
+    else:
         try:
             item = stream.next(timeout=0)
         except TimeoutError:
-            assert len(got) == COUNT
+            assert got == ALL
         except StopIteration:
-            assert stream.outcome == "closed"
+            assert stream.outcome == "closed" or got == ALL
         else:
-            assert item == str(len(got))
-            rest = stream.poll()
-            assert [*got, item, *rest] == [str(number) for number in range(COUNT)]
-    else:
-        assert stream.outcome in ("closed", "eof")
-        assert stream.poll() == [] or stream.outcome == "eof"
+            assert [*got, item, *stream.poll()] == ALL
+            return
+    # Whoever resumes the stream after this ID misses no event. An interrupt of a loop that comes just after it was
+    # resumed takes the position behind the item that was delivered before.
+    assert stream.last_event_id in ("".join(got[-1:]), "".join(got[-2:-1]))
 
 
-@pytest.fixture
-def collector_off() -> Iterator[None]:
-    """So that nothing of the package runs by chance."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-pytestmark = [
-    # They set a tracer of their own, which is slow, and cannot stand beside coverage's.
-    pytest.mark.heavy,
-    pytest.mark.usefixtures("collector_off"),
-    # Those that are left open after an interrupt, which have no connection.
-    pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
-    # An exception in a finalizer does not propagate.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-ALL = [str(number) for number in range(COUNT)]
+def open_requests(bridge: Bridge) -> int:
+    return bridge.stats().open_streams
 
 
 @pytest.mark.parametrize(
-    ("read", "elsewhere"),
-    # The last has a loop that is not over, which is its thread's.
-    [*((read, False) for read in READERS), *((read, True) for read in READERS[:-1])],
+    ("read", "functions", "elsewhere"),
+    [
+        *((read, functions, False) for read in READERS for functions in FUNCTIONS),
+        # The last has a loop that is not over, which is its thread's.
+        *((read, "no function", True) for read in READERS[:-1]),
+    ],
 )
-def test_interrupt_at_any_bytecode_leaves_no_stream_locked(
-    read: Callable[[EventStream[str], list[str]], None], elsewhere: bool
-) -> None:
+def test_interrupt_at_any_bytecode_leaves_no_gap_and_no_lock(read: Reading, functions: str, elsewhere: bool) -> None:
     end = End("eof") if read is collect else None
 
     def make() -> tuple[EventStream[str], list[str]]:
-        return numbers(end=end), []
+        return numbers(end=end, **FUNCTIONS[functions]), []
 
-    for (stream, got), alarm in interruptions(make, lambda made: read(*made)):
-        # The exception, and so all of its frames, are alive in the meantime.
-        assert alarm.__traceback__ is not None
+    for (stream, got), _ in interruptions(make, lambda made: read(*made)):
         if elsewhere:
             in_thread(partial(check, stream, got)).result(10)
         else:
             check(stream, got)
+
+
+@pytest.mark.parametrize("kind", [AssertionError, SystemExit, KeyboardInterrupt, GeneratorExit, TimeoutError])
+@pytest.mark.parametrize("read", READERS)
+def test_exception_during_decode_leaves_no_gap(read: Reading, kind: type[BaseException]) -> None:
+    """As of a signal handler that raises there, or of gevent.Timeout."""
+    for number in range(COUNT):
+
+        def decode(event: Any, number: int = number) -> str:
+            if event.data == str(number):
+                raise kind
+            return str(event.data)
+
+        stream, got = numbers(end=End("eof"), decode=decode), list[str]()
+        with pytest.raises((kind, sseqbridge.DecodeError, pytest.fail.Exception)):
+            for _ in range(COUNT):
+                read(stream, got)
+        if isinstance(kind(), Exception):
+            assert stream.outcome == "error"
+        else:
+            check(stream, got)
+            assert stream.outcome == "closed"
 
 
 def test_interrupt_at_any_bytecode_of_an_asynchronous_stream() -> None:
@@ -299,14 +205,143 @@ def test_interrupt_at_any_bytecode_of_an_asynchronous_stream() -> None:
     loop.close()
 
 
+def test_cancelled_asynchronous_collect_ends_the_stream() -> None:
+    async def main() -> str | None:
+        stream = numbers(AsyncEventStream)
+        collecting = asyncio.create_task(stream.collect())
+        await asyncio.sleep(0)
+        collecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await collecting
+        outcome: str | None = stream.outcome
+        return outcome
+
+    assert asyncio.run(main()) == "closed"
+
+
+# Many streams.
+
+
 def test_interrupt_at_any_bytecode_of_merged_streams() -> None:
-    for merged, _ in interruptions(lambda: merge({"a": numbers(end=End("eof"))}), list):
+    def make() -> tuple[Any, dict[str, Any], list[str]]:
+        streams = {"a": numbers(end=End("eof")), "b": numbers(end=End("eof"))}
+        return merge(streams), streams, []
+
+    def read(made: tuple[Any, dict[str, Any], list[str]]) -> None:
+        merged, _, got = made
+        for name, item in merged:
+            got.append(name + item)
+
+    for (merged, streams, got), _ in interruptions(make, read):
+        for name, stream in streams.items():
+            mine = [item[1:] for item in got if item.startswith(name)]
+            assert mine == ALL[: len(mine)]
+            assert stream.outcome == "closed" or mine == ALL or not got
         try:
-            got = [item for _, item in merged]
+            later = [name + item for name, item in merged]
         except UsageError as error:
             assert "left" in str(error)
         else:
-            assert got in ([], ALL)
+            # Either the loop had not begun, or the streams were closed.
+            assert not later or (not got and len(later) == 2 * COUNT)
+
+
+def test_interrupt_at_any_bytecode_of_adding_to_merged_streams() -> None:
+    """The stream is merged, or can be read by its owner; the streams beside it continue."""
+
+    def make() -> tuple[Any, Any]:
+        return merge({"a": numbers(end=End("eof"))}), numbers(end=End("eof"))
+
+    def add(made: tuple[Any, Any]) -> None:
+        merged, stream = made
+        merged.add("b", stream)
+
+    for (merged, stream), _ in interruptions(make, add, least=20):
+        got = list(merged)
+        assert [item for name, item in got if name == "a"] == ALL
+        mine = [item for name, item in got if name == "b"]
+        assert mine == ALL or [*mine, *stream] == ALL
+
+
+@pytest.fixture
+def numbered() -> Iterator[tuple[SSEServer, Bridge]]:
+    """A server whose streams stay open."""
+    with SSEServer([*map(send, ALL), silence()]) as server, Bridge() as bridge:
+        yield server, bridge
+
+
+def call_of(numbered: tuple[SSEServer, Bridge]) -> partial[Any]:
+    server, bridge = numbered
+    return partial(request_sse, server.url, decode="text", bridge=bridge)
+
+
+def test_interrupt_at_any_bytecode_of_merge_leaves_no_request_running(numbered: tuple[SSEServer, Bridge]) -> None:
+    call = call_of(numbered)
+
+    def read(made: list[Any]) -> None:
+        made.append(merge({"a": call}))
+        assert next(iter(made[0])) == ("a", "0")
+
+    for made, _ in interruptions(list, read, is_prepared=True):
+        for merged in made:
+            # The loop may not have begun.
+            merged.close()
+        until(lambda: not open_requests(numbered[1]))
+
+
+def test_interrupt_at_any_bytecode_of_gather_leaves_no_request_running() -> None:
+    with SSEServer([send("0"), send("[DONE]")]) as server, Bridge() as bridge:
+        call = call_of((server, bridge))
+
+        def read(results: list[Any]) -> None:
+            results.extend(gather({"a": call}))
+
+        for results, _ in interruptions(list, read, is_prepared=True):
+            assert not results
+            until(lambda: not open_requests(bridge))
+
+
+@pytest.mark.parametrize("way", ["next", "poll", "loop"])
+def test_interrupt_of_one_reader_of_a_tee_leaves_the_other_alone(
+    numbered: tuple[SSEServer, Bridge], way: str
+) -> None:
+    """Also if the reader is the one that the others wait for."""
+    call = call_of(numbered)
+
+    def make() -> tuple[Any, list[str]]:
+        # There is room for one event.
+        return tee(call().events, max_buffered_bytes=1), []
+
+    def read(made: tuple[Any, list[str]]) -> None:
+        (first, _), got = made
+        while len(got) < COUNT:
+            if way == "poll":
+                got += first.poll()
+            elif way == "next":
+                got.append(first.next(10))
+            else:
+                for item in first:
+                    got.append(item)
+                    if len(got) == COUNT:
+                        break
+
+    def read_other(stream: EventStream[str]) -> list[str]:
+        return [stream.next(30) for _ in range(COUNT)]
+
+    others = []
+
+    def make_and_read_other() -> tuple[Any, list[str]]:
+        made = make()
+        others.append(in_thread(partial(read_other, made[0][1])))
+        return made
+
+    for (readers, got), _ in interruptions(make_and_read_other, read):
+        while len(got) < COUNT and (item := next(readers[0], None)) is not None:
+            got.append(item)
+        assert got == (ALL if readers[0].outcome is None else ALL[: len(got)])
+        assert others.pop().result(60) == ALL
+        readers.close()
+    others.pop().result(60)
 
 
 def test_interrupt_at_any_bytecode_of_tee() -> None:
@@ -318,6 +353,18 @@ def test_interrupt_at_any_bytecode_of_tee() -> None:
             assert stream.collect() == ALL
 
 
+def test_interrupt_at_any_bytecode_of_adding_to_a_tee(numbered: tuple[SSEServer, Bridge]) -> None:
+    """A reader that nobody holds would hold the others back."""
+    call = call_of(numbered)
+
+    def make() -> Any:
+        return tee(call().events, 1, max_buffered_bytes=1)
+
+    for readers, _ in interruptions(make, lambda readers: readers.add(replay=True), least=20):
+        assert [readers[0].next(30) for _ in range(COUNT)] == ALL
+        readers.close()
+
+
 def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
     def read(stream: EventStream[str]) -> None:
         with pytest.raises(sseqbridge.StatusError):
@@ -325,6 +372,144 @@ def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
 
     for stream, _ in interruptions(lambda: InMemory([], status=500).stream(), read):
         read(stream)
+
+
+# Requests.
+
+
+def test_interrupt_at_any_bytecode_of_request_sse_leaves_no_request_running(
+    numbered: tuple[SSEServer, Bridge],
+) -> None:
+    call = call_of(numbered)
+    opened: list[Any] = []
+    interrupted = interruptions(lambda: None, lambda _: opened.append(call()), is_prepared=True, least=200)
+    for number, _ in enumerate(interrupted):
+        assert not opened
+        until(lambda: not open_requests(numbered[1]))
+        if number % 100 == 0:
+            # The bridge still works, from every thread.
+            with in_thread(call).result(30) as (_, _, items):
+                assert next(items) == "0"
+            until(lambda: not open_requests(numbered[1]))
+    opened[0].events.close()
+
+
+def test_interrupt_of_all_code_that_request_sse_calls_leaves_no_request_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also of the standard library's, with asyncio's own event loop."""
+    monkeypatch.setattr("sseqbridge._accelerators.imported", lambda name: None)
+    with SSEServer([*map(send, ALL), silence()]) as server, Bridge() as bridge:
+        call = call_of((server, bridge))
+        bridge.started()
+        opened: list[Any] = []
+
+        def ask(_: object) -> None:
+            opened.append(call())
+
+        for _ in interruptions(lambda: None, ask, is_deep=True, is_prepared=True, least=400):
+            assert not opened
+            until(lambda: not open_requests(bridge))
+        opened[0].events.close()
+
+
+def test_interrupt_at_any_bytecode_of_the_first_request_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    with SSEServer([send("0"), silence()]) as server:
+
+        def started() -> set[threading.Thread]:
+            return {each for each in threading.enumerate() if each.name == "sseqbridge-loop"} - before
+
+        bridges: list[Bridge] = []
+
+        def make() -> Bridge:
+            bridges.append(Bridge())
+            return bridges[-1]
+
+        for made, _ in interruptions(make, lambda bridge: bridge.started()):
+            made.close()
+            until(lambda: not started())
+        bridges[-1].close()
+        with Bridge() as bridge:
+            assert next(request_sse(server.url, bridge=bridge).events) == 0
+
+
+@pytest.mark.parametrize("way", ["close", "with", "raise_for_status", "reconnect", "stats"])
+def test_interrupt_of_other_calls_leaves_the_stream_ended_or_usable(
+    numbered: tuple[SSEServer, Bridge], way: str
+) -> None:
+    call = call_of(numbered)
+
+    def use(stream: Any) -> None:
+        if way == "with":
+            with stream:
+                pass
+        elif way == "stats":
+            assert stream.stats
+        else:
+            getattr(stream, way)()
+
+    def make() -> Any:
+        return call(reconnect=True).events
+
+    for stream, _ in interruptions(make, use, least=5):
+        if stream.outcome is None and way != "reconnect":
+            assert stream.next(30) == "0"
+        stream.close()
+        until(lambda: not open_requests(numbered[1]))
+
+
+def test_interrupt_of_close_wakes_a_reader_in_another_thread(numbered: tuple[SSEServer, Bridge]) -> None:
+    call = call_of(numbered)
+    readers = []
+
+    def make() -> Any:
+        stream = call().events
+        readers.append(in_thread(lambda: list(stream)))
+        return stream
+
+    for stream, _ in interruptions(make, lambda stream: stream.close(), least=5):
+        if stream.outcome is None:
+            stream.close()
+        assert readers.pop().result(30) is not None
+    readers.pop().result(30)
+
+
+def test_interrupt_of_a_bridges_close_can_be_repeated(numbered: tuple[SSEServer, Bridge]) -> None:
+    server, _ = numbered
+
+    def make() -> tuple[Bridge, Any]:
+        bridge = Bridge()
+        return bridge, request_sse(server.url, bridge=bridge).events
+
+    for (bridge, stream), _ in interruptions(make, lambda made: made[0].close(), least=5):
+        bridge.close()
+        with pytest.raises(sseqbridge.BridgeClosedError):
+            stream.collect()
+
+
+def test_interrupted_asynchronous_request_is_aborted() -> None:
+    loop = asyncio.new_event_loop()
+    with SSEServer([send("0"), silence()]) as server:
+
+        async def ask() -> None:
+            response = await arequest_sse(server.url)
+            await response.events.aclose()
+
+        async def settle() -> int:
+            state = await running_loop_state()
+            while state.stream_tasks:
+                await asyncio.sleep(0.001)
+            return len(state.stream_tasks)
+
+        loop.run_until_complete(ask())
+        for _ in interruptions(lambda: None, lambda _: loop.run_until_complete(ask()), is_prepared=True):
+            for task in asyncio.all_tasks(loop):
+                if "ask" in repr(task):
+                    task.cancel()
+            assert loop.run_until_complete(settle()) == 0
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 # Who reads, and who does not any more.

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import ServerSentEvent, UsageError
+from sseqbridge import EventStream, ServerSentEvent, UsageError
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Head
@@ -111,7 +111,7 @@ def race(first_lines: int, other_lines: int, *, close_first: bool) -> tuple[bool
         assert upstream.aborted.is_set(), "an upstream without a reader is aborted"
     else:
         upstream.send("after the race")
-        assert reader.poll() == ["after the race"]
+        assert EventStream(reader).poll() == ["after the race"]
         assert not upstream.aborted.is_set()
         reader.abort()
         assert upstream.aborted.is_set()
@@ -147,5 +147,5 @@ def test_reader_of_the_history_is_added_after_all_have_left(outcome: str) -> Non
     upstream.channel.end(End(outcome))
     upstream.loop.run()
     last.abort()
-    late = broadcaster.add(replay=True)
-    assert (late.poll(), late.cursor.outcome) == (["a"], outcome)
+    late = EventStream(broadcaster.add(replay=True))
+    assert (late.poll(), late.outcome) == (["a"], outcome)

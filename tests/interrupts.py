@@ -1,0 +1,238 @@
+"""Interrupts at each bytecode: a tracer raises before the first bytecode of the package, then before the second...
+
+Signals arrive at no chosen point, so the tests send none. An interrupt is not raised where CPython looks for none:
+
+- before the return of the function that the application has called, since the item is the application's then
+- before the return of a coroutine to the coroutine that awaits it
+- between the body of a `with` block and the `__exit__` of its lock (CPython looks for signals after calls and
+  backward jumps; a call at the end of the body still belongs to the body)
+
+`numbers()` makes a stream without a connection.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+import sseqbridge
+from sseqbridge import EventStream, ServerSentEvent
+from sseqbridge._engine.batches import Batch
+from sseqbridge._engine.channel import End, ThreadChannel
+from sseqbridge._engine.responses import Body, Head
+from sseqbridge._engine.scope import Ownership
+from sseqbridge._engine.stats import StreamStats
+from sseqbridge._streams.cursor import Cursor
+from sseqbridge._streams.decoding import Decoder
+from sseqbridge._streams.reader import ItemReader
+
+__all__ = ["ALL", "COUNT", "MARKS", "Alarm", "InMemory", "Interrupt", "interruptions", "numbers"]
+
+PACKAGE = str(Path(sseqbridge.__file__).parent)
+PREPARING = tuple(f"{PACKAGE}/{module}" for module in ("_streams/arguments", "_http", "_checks"))
+RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+
+COUNT = 4
+ALL = [str(number) for number in range(COUNT)]
+
+T = TypeVar("T")
+
+MARKS = [
+    # They set a tracer of their own, which is slow, and cannot be combined with coverage's.
+    pytest.mark.heavy,
+    pytest.mark.timeout(900),
+    # Streams that are left open after an interrupt.
+    pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*was dropped with requests under way:ResourceWarning"),
+    # An exception in a finalizer does not propagate.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Alarm(BaseException):
+    """Raised by a signal handler."""
+
+
+class Interrupt:
+    """Raises an Alarm before one bytecode of the package; with `is_deep` also of the standard library that it calls.
+
+    Leaves out the modules that only check arguments and build a request, if `is_prepared`.
+    """
+
+    def __init__(self, number: int, *, is_deep: bool = False, is_prepared: bool = False) -> None:
+        self.left = number
+        self._is_deep = is_deep
+        self._left_out = PREPARING if is_prepared else ()
+        # Where it was raised, for the message of a failed test.
+        self.place = ""
+
+    def __repr__(self) -> str:
+        return f"<Interrupt at {self.place}>"
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if self._left_out and _is_in(frame, self._left_out):
+            return None
+        is_inner = _is_called_by_package(frame) if self._is_deep or _is_in_package(frame) else False
+        if is_inner and not _is_in_package(frame) and "site-packages" in frame.f_code.co_filename:
+            return None
+        if not (_is_in_package(frame) or (self._is_deep and is_inner)):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return partial(self._step, _uninterrupted(frame.f_code, is_inner))
+
+    def _step(self, uninterrupted: frozenset[int], frame: FrameType, event: str, argument: Any) -> None:
+        if event == "opcode" and frame.f_lasti not in uninterrupted:
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name} +{frame.f_lasti}"
+                raise Alarm(self.place)
+
+
+def _is_in_package(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def _is_in(frame: FrameType, modules: tuple[str, ...]) -> bool:
+    """Return whether one of the modules runs, or has called this function."""
+    while _is_in_package(frame):
+        if frame.f_code.co_filename.startswith(modules):
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
+
+
+def _is_called_by_package(frame: FrameType) -> bool:
+    caller = frame.f_back
+    while caller is not None:
+        if _is_in_package(caller):
+            return True
+        caller = caller.f_back
+    return False
+
+
+@cache
+def _uninterrupted(code: CodeType, is_inner: bool) -> frozenset[int]:
+    """Return the offsets of the instructions before which no interrupt comes."""
+    everything = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
+    instructions = [each for each in everything if each.opname != "NOP"]
+    # The item of an outermost function is the application's.
+    returns = not is_inner or code.co_flags & inspect.CO_COROUTINE
+    offsets = {each.offset for each in instructions if each.opcode in RETURNS} if returns else set()
+    offsets |= {each.offset for each in everything if each.opname == "NOP"}
+    # The calls of __exit__(None, None, None).
+    for at, first in enumerate(instructions):
+        window = instructions[at : at + 5]
+        pushes = [each for each in window[:3] if each.opname in ("LOAD_CONST", "DUP_TOP") and each.argval is None]
+        calls = [each for each in window[3:] if each.opname in ("CALL", "PRECALL", "CALL_FUNCTION")]
+        if first.opname == "LOAD_CONST" and len(pushes) == 3 and calls and calls[0] is window[3]:
+            # A `return` in the block keeps its value below the arguments.
+            swaps = [each for each in instructions[max(0, at - 1) : at] if each.opname in ("SWAP", "ROT_TWO")]
+            offsets.update(each.offset for each in (*swaps, *pushes, *calls))
+    return frozenset(offsets)
+
+
+def interruptions(
+    make: Callable[[], T], read: Callable[[T], object], *, least: int = 50, **options: bool
+) -> Iterator[tuple[T, BaseException]]:
+    """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception.
+
+    `least` is the least number of bytecodes that are expected, `options` are those of Interrupt.
+    """
+    number = 0
+    while True:
+        number += 1
+        made = make()
+        interrupt = Interrupt(number, **options)
+        # Nothing of the package runs by chance.
+        gc.disable()
+        try:
+            with interrupt:
+                read(made)
+        except Alarm as alarm:
+            # The exception, and so all of its frames, are alive during the check.
+            assert alarm.__traceback__ is not None
+            yield made, alarm
+        else:
+            if interrupt.left > 0:
+                break
+            # The interrupt was raised in a finalizer, which swallows it.
+        finally:
+            gc.enable()
+    assert number > least
+
+
+class Loop:
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        callback(*args)
+
+
+class InMemory:
+    """A subscription whose entries are all there."""
+
+    target = "http://upstream/"
+    initial_event_id = ""
+    done_event = None
+    is_inherited = False
+    shares_events = False
+    finished = True
+    is_running = True
+    # The loop's thread is the test's.
+    loop: Any = Loop()
+
+    def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
+        self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
+        self.status = status
+        self.ownership = Ownership()
+        if status != 200:
+            self.channel.send_nowait(Body(b"no"))
+        for items in batches:
+            # The ID of each event is its data.
+            events: list[Any] = [ServerSentEvent("message", item, item) for item in items]
+            self.channel.send_nowait(Batch(events, len(items), 1, items[-1], None))
+        if end is not None:
+            self.channel.end(end)
+
+    def nothing(self, *_: Any) -> None: ...
+
+    check_process = drain = reconnect = notify_finished = watch = nothing
+    call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
+
+    def abort(self) -> None:
+        self.channel.close()
+
+    def stats(self) -> StreamStats:
+        return StreamStats(0, 0, self.channel.buffered, 0, None)
+
+    def in_loop_thread(self) -> bool:
+        return False
+
+    async def await_finished(self, timeout: float) -> None: ...
+
+    def stream(self, kind: Any = EventStream, decode: Any = "text", done: Any = None, cancel: Any = None) -> Any:
+        head = Head(self.status, httpx.Headers(), "HTTP/1.1")
+        return kind(ItemReader(Cursor(self, head, Decoder(decode, done, "raise"), cancel, None)))
+
+
+def numbers(kind: Any = EventStream, *, end: End | None = None, **options: Any) -> Any:
+    """Return a stream of "0", "1" and so on, in batches. The ID of each event is its data."""
+    return InMemory([ALL[:2], ALL[2:3], ALL[3:]], end).stream(kind, **options)
