@@ -255,6 +255,17 @@ def _charge(entry: Entry | End) -> int:
     return entry.charge if isinstance(entry, (Batch, Reconnecting)) else 0
 
 
+def _copy_of(error: BaseException) -> BaseException:
+    """Return a copy of an error, since each reader raises it in its own thread."""
+    try:
+        copied = copy.copy(error)
+    except Exception:
+        # An exception of the application whose constructor does not take its `args`.
+        return error
+    copied.__cause__ = error.__cause__
+    return copied.with_traceback(error.__traceback__)
+
+
 class TeeReader:
     """The subscription of one reader."""
 
@@ -279,10 +290,7 @@ class TeeReader:
     def put(self, entry: Entry | End) -> None:
         """Add an entry, whether or not there is room."""
         if isinstance(entry, End) and entry.error is not None:
-            # A copy: each reader raises it in its own thread.
-            error = copy.copy(entry.error)
-            error.__cause__ = entry.error.__cause__
-            entry = End(entry.outcome, error)
+            entry = End(entry.outcome, _copy_of(entry.error))
         self.channel.send_nowait(entry, _charge(entry))
 
     def fall_behind(self, limit: int) -> None:

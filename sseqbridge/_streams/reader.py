@@ -306,7 +306,7 @@ class ItemReader(StreamOwner[T]):
         self._check_claim(claim)
         channel, has_cancel = cursor.channel, cursor.has_cancel
         this_thread = threading.get_ident
-        decode = None if cursor.decoder.has_done_function else cursor.decoder.item
+        decode = cursor.inline_decode
         try:
             while True:
                 items = cursor.items

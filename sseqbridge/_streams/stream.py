@@ -1,4 +1,4 @@
-"""What EventStream and AsyncEventStream share: a face over an ItemReader.
+"""What all streams share, and what event streams share: faces over an ItemReader.
 
 A stream has no state of its own besides its reader. The properties may be read in any thread.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .cursor import Cursor
     from .reader import ItemReader
 
-__all__ = ["BaseStream", "reader_of"]
+__all__ = ["BaseEventStream", "BaseStream", "reader_of"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,29 @@ class BaseStream(NotCopyable, Generic[T]):
     def __init__(self, reader: ItemReader[T]) -> None:
         self._reader = reader
         self._cursor: Cursor[T] = reader.cursor
+
+    @property
+    def outcome(self) -> str | None:
+        """None while the stream is open, then "done", "eof", "closed" or "error"."""
+        return self._cursor.outcome
+
+    @property
+    def stats(self) -> StreamStats:
+        """A snapshot of the stream's counters."""
+        return self._cursor.subscription.stats()
+
+    def poll(self) -> list[T]:
+        """Return the items that have arrived, without waiting; an empty list if there are none.
+
+        At the end of the stream (see `outcome`) the list is empty. If the stream ended with an error,
+        the error is raised once all items before it were returned.
+        """
+        self._reader.check_usable()
+        return self._reader.poll()
+
+
+class BaseEventStream(BaseStream[T]):
+    """The parts of an event stream that do not wait."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} [{self.status}] {self.outcome or 'open'}>"
@@ -49,11 +72,6 @@ class BaseStream(NotCopyable, Generic[T]):
         return self._cursor.head.http_version
 
     @property
-    def outcome(self) -> str | None:
-        """None while the stream is open, then "done", "eof", "closed" or "error"."""
-        return self._cursor.outcome
-
-    @property
     def last_event(self) -> ServerSentEvent | None:
         """The event behind the last item, whatever `decode` made of it; None before the first."""
         return self._cursor.last_event
@@ -67,20 +85,6 @@ class BaseStream(NotCopyable, Generic[T]):
     def retry(self) -> float | None:
         """The reconnection time that the server asked for, in seconds; None if it did not."""
         return self._cursor.retry
-
-    @property
-    def stats(self) -> StreamStats:
-        """A snapshot of the stream's counters."""
-        return self._cursor.subscription.stats()
-
-    def poll(self) -> list[T]:
-        """Return the items that have arrived, without waiting; an empty list if there are none.
-
-        At the end of the stream (see `outcome`) the list is empty. If the stream ended with an error,
-        the error is raised once all items before it were returned.
-        """
-        self._reader.check_usable()
-        return self._reader.poll()
 
     def reconnect(self) -> None:
         """Drop the connection now and go on with a new one, from any thread; the consumer sees no error.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.scope import CancelScope
-from sseqbridge._exceptions import Cancelled, UsageError
+from sseqbridge._exceptions import Cancelled, SSEError, UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._sse.events import Comment, RestartEvent
@@ -140,7 +140,13 @@ class StreamSource:
         """Return the next frame. Raises TimeoutError, StopIteration, and the stream's error."""
         self._begin()
         self._reader.check_usable()
-        return self._frame(self._reader.next(timeout))
+        try:
+            item = self._reader.next(timeout)
+        except BaseException as exc:
+            if self._is_of_an_iterable(exc):
+                raise ApplicationError(exc) from None
+            raise
+        return self._frame(item)
 
     async def anext(self, timeout: float) -> bytes:
         """Return the next frame. Raises TimeoutError, StopAsyncIteration, and the stream's error."""
@@ -148,7 +154,18 @@ class StreamSource:
         if self._cursor.is_refused:
             # The reader would deliver the body as an item.
             raise await self._reader.arefusal()
-        return self._frame(await self._reader.anext(timeout))
+        try:
+            item = await self._reader.anext(timeout)
+        except BaseException as exc:
+            if self._is_of_an_iterable(exc):
+                raise ApplicationError(exc) from None
+            raise
+        return self._frame(item)
+
+    def _is_of_an_iterable(self, error: BaseException) -> bool:
+        """Whether the asynchronous iterable of iterate() raised the error."""
+        end = self._cursor.end
+        return end is not None and end.error is error and not isinstance(error, SSEError)
 
     def _begin(self) -> None:
         """Raise UsageError if another consumer read the stream to its end before the relay began."""
@@ -173,9 +190,11 @@ class StreamSource:
         if type(item) is Comment:
             return writer.item(item)
         last = cursor.last_event
+        if last is None:
+            # An item of iterate(), which no event stands behind.
+            return writer.item(item)
         # A RestartEvent is a log's own: `map` is not called with it.
         if type(last) is RestartEvent or (writer.is_verbatim and not cursor.decoder.is_function):
-            assert last is not None
             return writer.event(last)
         return writer.item(item, last)
 
