@@ -189,7 +189,7 @@ def test_bridge_closed_while_a_request_is_made_refuses_it(answers: SSEServer) ->
         return httpx.AsyncClient()
 
     bridge = Bridge(client=factory)
-    with pytest.raises(BridgeClosedError, match="during the call"):
+    with pytest.raises(BridgeClosedError, match="while the request was made"):
         request_sse(answers.url, bridge=bridge)
 
 
