@@ -25,7 +25,6 @@ __all__ = ["HEARTBEAT", "Writer"]
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
 
-
 _MESSAGES = {
     "ConnectError": "no connection to the upstream",
     "ReadError": "the connection to the upstream broke",

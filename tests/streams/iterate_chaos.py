@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from sseqbridge import Bridge, RequestAbortedError, Stream, cancel_on, merge, tee
+from sseqbridge import Bridge, RequestAbortedError, Stream, UsageError, cancel_on, merge, tee
 
 __all__ = ["Chaos", "run"]
 
@@ -106,7 +106,13 @@ def by_merge(chaos: Chaos, stream: Stream[int], choose: random.Random) -> Iterat
 
 
 def by_tee(chaos: Chaos, stream: Stream[int], choose: random.Random) -> Iterator[int]:
-    with tee(stream, 2) as (one, other):
+    try:
+        readers = tee(stream, 2)
+    except UsageError:
+        # It was closed in the meantime.
+        assert stream.outcome is not None
+        return
+    with readers as (one, other):
         other.close()
         yield from one
 
