@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sseqbridge._runtime.loop_watch import LoopWatch
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]  # of anyio
 
 __all__ = ["AsyncWork", "forget_cancellations", "is_cancellation", "name_of"]
 
