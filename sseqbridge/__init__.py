@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     __version__: str
 
     from ._checks import Timeout
-    from ._engine.bridge import Bridge
     from ._engine.scope import CancelScope, cancel_on
     from ._engine.stats import BridgeStats, StreamStats
     from ._exceptions import (
@@ -58,10 +57,12 @@ if TYPE_CHECKING:
     from ._sse.retry_policy import ReconnectionPolicy
     from ._streams.aio import AsyncEventStream, AsyncSSEResponse
     from ._streams.api import arequest_sse, request_sse
+    from ._streams.bridge import Bridge
     from ._streams.bridge_transport import BridgeTransport
+    from ._streams.calls import enter, iterate, run
     from ._streams.gather import gather
     from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, merge
-    from ._streams.sync import EventStream, SSEResponse
+    from ._streams.sync import EventStream, SSEResponse, Stream
     from ._streams.tee import Tee, tee
 
 __all__ = [
@@ -102,6 +103,7 @@ __all__ = [
     "SSEResponse",
     "ServerSentEvent",
     "StatusError",
+    "Stream",
     "StreamNotFoundError",
     "StreamStats",
     "StreamTimeoutError",
@@ -114,16 +116,22 @@ __all__ = [
     "amerge",
     "arequest_sse",
     "cancel_on",
+    "enter",
     "gather",
+    "iterate",
     "merge",
     "request_sse",
+    "run",
     "tee",
 ]
 
 _MODULES = {
     "arequest_sse": "_streams.api",
     "request_sse": "_streams.api",
-    "Bridge": "_engine.bridge",
+    "Bridge": "_streams.bridge",
+    "enter": "_streams.calls",
+    "iterate": "_streams.calls",
+    "run": "_streams.calls",
     "BridgeStats": "_engine.stats",
     "CancelScope": "_engine.scope",
     "cancel_on": "_engine.scope",
@@ -144,6 +152,7 @@ _MODULES = {
     "AsyncSSEResponse": "_streams.aio",
     "EventStream": "_streams.sync",
     "SSEResponse": "_streams.sync",
+    "Stream": "_streams.sync",
     "Tee": "_streams.tee",
     "tee": "_streams.tee",
 }

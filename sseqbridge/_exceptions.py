@@ -329,4 +329,4 @@ def copy_error(error: E) -> E:
     except Exception:
         return error
     own.__cause__ = error.__cause__
-    return own
+    return own.with_traceback(error.__traceback__)

@@ -22,9 +22,9 @@ from weakref import WeakSet
 import pytest
 
 from sseqbridge import _accelerators
-from sseqbridge._engine import bridge
 from sseqbridge._runtime import loop_watch, loops, threads
 from sseqbridge._runtime.clock import clock
+from sseqbridge._streams import bridge
 from tests.support import in_thread
 
 __all__ = ["FakeClock", "fake_clock"]
@@ -202,6 +202,7 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", loop_time)
     monkeypatch.setattr(loops.ClockedEventLoop, "time", loop_time)
     monkeypatch.setattr(bridge, "_default", None)
+    monkeypatch.setattr(bridge, "_async", None)
     # A loop is not blocked because the test advances the clock.
     monkeypatch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
     return fake

@@ -23,7 +23,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from sseqbridge import Bridge
-from sseqbridge._engine import bridge as _bridge
+from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
@@ -253,8 +253,9 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
     """A clock that the test moves; ask for it before `ask`."""
     yield fake_clock(monkeypatch)
-    if _bridge._default is not None:
-        _bridge._default.close()
+    for each in (_bridge._default, _bridge._async):
+        if each is not None:
+            each.close()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -19,14 +19,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sseqbridge import request_sse
-from sseqbridge._engine import bridge
+from sseqbridge import arequest_sse, request_sse, run
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.transport import Transport
+from sseqbridge._streams import bridge
 from sseqbridge._streams.merge import AsyncMergedStreams, MergedStreams
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge.testing import SSEServer
@@ -117,11 +118,17 @@ def shared(scope: str = "module") -> Iterator[None]:
 
 
 def start_shared() -> None:
-    """Start the resources that all tests share: the default bridge, with its thread, loop and descriptors."""
-    if bridge.default_bridge()._state is None:
-        # A request, since uvloop opens some descriptors with the first connection.
+    """Start the resources that all tests share: the process's bridges, with their threads, loops and descriptors."""
+    if bridge.default_bridge()._state is None or bridge.async_bridge()._state is None:
+        # Requests, since uvloop opens some descriptors with the first connection.
         with shared("session"), SSEServer([]) as server:
             assert list(request_sse(server.url).events) == []
+            assert run(partial(_read_asynchronously, server.url)) == []
+
+
+async def _read_asynchronously(url: str) -> list[Any]:
+    response = await arequest_sse(url)
+    return await response.events.collect()
 
 
 def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable[str] = ()) -> list[str]:
@@ -164,11 +171,12 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
 def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
     """Return whether a resource is a connection, a task or a thread of a server that outlives the test.
 
-    Clients of such a server, in other processes, may keep idle connections. Tasks of the default bridge do not count.
+    Clients of such a server, in other processes, may keep idle connections. Tasks of the process's bridges are not
+    shared.
     """
-    bridge_state = None if bridge._default is None else bridge._default._state
-    bridge_loop = None if bridge_state is None else bridge_state.loop
-    loops = {resource.key() for resource in known if resource.kind == "event loop"} - {bridge_loop}
+    states = [each._state for each in (bridge._default, bridge._async) if each is not None]
+    bridge_loops = {state.loop for state in states if state is not None}
+    loops = {resource.key() for resource in known if resource.kind == "event loop"} - bridge_loops
     pairs = [_ports(resource.key) for resource in known if resource.kind == "descriptor"]
     ports = {own for own, peer in pairs if own and not peer}
 

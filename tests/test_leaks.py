@@ -20,7 +20,7 @@ import asyncio, os, socket, subprocess, sys, tempfile, threading
 import pytest
 
 from sseqbridge import Bridge, merge, request_sse
-from sseqbridge._engine.bridge import default_bridge
+from sseqbridge._streams.bridge import default_bridge
 from sseqbridge.testing import SSEServer, send, silence
 from tests import leaks
 

@@ -53,6 +53,7 @@ NAMES = [
     "SSEResponse",
     "ServerSentEvent",
     "StatusError",
+    "Stream",
     "StreamNotFoundError",
     "StreamStats",
     "StreamTimeoutError",
@@ -65,9 +66,12 @@ NAMES = [
     "amerge",
     "arequest_sse",
     "cancel_on",
+    "enter",
     "gather",
+    "iterate",
     "merge",
     "request_sse",
+    "run",
     "tee",
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,12 +19,17 @@ from sseqbridge import (
     EventStream,
     ServerSentEvent,
     SSEResponse,
+    Stream,
     Timeout,
     arequest_sse,
+    enter,
+    iterate,
     request_sse,
+    run,
+    tee,
 )
 
-__all__ = ["check_arequest_sse", "check_request_sse"]
+__all__ = ["check_arequest_sse", "check_async_code", "check_request_sse"]
 
 
 def size(event: ServerSentEvent) -> int:
@@ -93,3 +100,43 @@ async def check_arequest_sse(url: str, flag: bool) -> None:
         assert_type(same, AsyncEventStream[str])
     await arequest_sse(url, decode="xml")  # type: ignore[call-overload]
     await arequest_sse(url, bridge=Bridge())  # type: ignore[call-overload]
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+async def number() -> int:
+    return 1
+
+
+async def opened() -> AsyncIterator[int]:
+    return numbers()
+
+
+@asynccontextmanager
+async def session() -> AsyncIterator[str]:
+    yield "open"
+
+
+def check_async_code(bridge: Bridge, url: str) -> None:
+    assert_type(iterate(numbers()), Stream[int])
+    assert_type(iterate(numbers), Stream[int])
+    assert_type(iterate(opened), Stream[int])
+    assert_type(iterate(opened, cancel=None, max_buffered=1), Stream[int])
+    assert_type(bridge.iterate(numbers()), Stream[int])
+    assert_type(next(iterate(numbers())), int)
+    assert_type(list(iterate(numbers())), list[int])
+    assert_type(run(number()), int)
+    assert_type(run(number, timeout=1), int)
+    assert_type(run(partial(len, "x")), int)
+    assert_type(bridge.run(number()), int)
+    with enter(session()) as entered, enter(session) as made, bridge.enter(session) as on_bridge:
+        assert_type(entered, str)
+        assert_type(made, str)
+        assert_type(on_bridge, str)
+    assert_type(tee(iterate(numbers()))[0], Stream[int])
+    assert_type(tee(request_sse(url, decode="text"))[0], EventStream[str])
+    iterate([1])  # type: ignore[call-overload]
+    run(1)  # type: ignore[call-overload]
+    enter(1)  # type: ignore[call-overload]

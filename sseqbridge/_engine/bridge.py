@@ -1,6 +1,6 @@
-"""The bridge: one daemon thread whose event loop does the network work of every stream.
+"""The bridge: one daemon thread whose event loop does the work of every stream on it.
 
-Fields of a Bridge are written under its lock: by callers' threads when it starts, by its own thread when that ends.
+Fields of a BaseBridge are written under its lock: by callers' threads when it starts, by its own thread when that ends.
 `_counted` is written under the lock as one tuple, and read by any thread. The state of the loop is in LoopState,
 which the loop thread writes. Finalizers take no lock. A signal handler may close a bridge while the interrupted
 code holds the lock, which is re-entrant: so every step under the lock leaves a state that close() can handle.
@@ -32,10 +32,11 @@ from .stats import BridgeStats
 from .stream_task import StreamTask
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["Bridge", "check_bridge", "default_bridge", "has_clients_of_callers"]
+__all__ = ["BaseBridge", "has_clients_of_callers", "is_exiting"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -67,17 +68,10 @@ def _add(past: BridgeStats, state: LoopState, *, is_open: bool) -> BridgeStats:
     )
 
 
-class Bridge(NotCopyable):
-    """A loop thread, and the HTTP client that its streams share.
+class BaseBridge(NotCopyable):
+    """A loop thread and its HTTP clients: what a Bridge is without the ways to call asynchronous code."""
 
-    Most programs never make one: request_sse uses one for the whole process. `client` is a function that returns a
-    new httpx.AsyncClient (or httpx2.AsyncClient), for a proxy, certificates, HTTP/2 or a transport of your own. It
-    is called in the threads that make requests, and again if a client must not be shared (HTTP/2): let its clients
-    share costly objects, such as an ssl.SSLContext. The clients keep no cookie that a server sets.
-
-    The thread starts with the first request. Closing the bridge, or leaving its `with` block, aborts every stream on
-    it; their consumers get a BridgeClosedError.
-    """
+    thread_name = "sseqbridge-loop"
 
     def __init__(self, *, client: ClientFactory | None = None) -> None:
         if client is not None and not callable(client):
@@ -103,16 +97,16 @@ class Bridge(NotCopyable):
         state = self._state
         return "<Bridge not started>" if state is None else f"<Bridge open streams={len(state.stream_tasks)}>"
 
-    def __enter__(self) -> Bridge:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    @classmethod
-    def default(cls) -> Bridge:
-        """Return the process's own bridge, which serves requests without `bridge=`; a new one if it was closed."""
-        return default_bridge()
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
 
     def stats(self) -> BridgeStats:
         """Return a snapshot of the counters. Thread-safe; safe to call from a signal handler."""
@@ -146,8 +140,13 @@ class Bridge(NotCopyable):
         with self._lock.native:
             # Under the lock, so that a loop that is ending runs this before its end, or does not get it.
             if self._state is not state:
-                raise BridgeClosedError("the bridge was closed while the request was made")
-            state.post_start(stream, context)
+                raise BridgeClosedError("the bridge was closed during the call")
+            try:
+                state.post_start(stream, context)
+            except BaseException:
+                # An interrupt, perhaps after the call was posted.
+                stream.abort()
+                raise
 
     def started(self) -> LoopState:
         """Return the state of the loop, starting it if there is none. Raises UsageError if the bridge is closed."""
@@ -211,7 +210,7 @@ class Bridge(NotCopyable):
 
     def _new_thread(self, made: list[_Loop | BaseException], ready: threads.ThreadWaiter) -> threads.DaemonThread:
         try:
-            return threads.DaemonThread(self._main, "sseqbridge-loop", made, ready)
+            return threads.DaemonThread(self._main, self.thread_name, made, ready)
         except RuntimeError as exc:
             raise BridgeClosedError(f"the loop thread could not be started: {exc}") from exc
 
@@ -331,32 +330,19 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
         await asyncio.sleep(0)
 
 
-_default_lock = fork.ForkSafeLock()
-_default: Bridge | None = None
 _bridges_lock = fork.ForkSafeLock()
-_bridges: WeakSet[Bridge] = WeakSet()
+_bridges: WeakSet[BaseBridge] = WeakSet()
 _exiting = False
 
 
-def check_bridge(bridge: object) -> None:
-    """Raise UsageError if `bridge` is neither a Bridge nor None."""
-    if bridge is not None and not isinstance(bridge, Bridge):
-        raise UsageError(f"`bridge` must be a sseqbridge.Bridge, got {type(bridge).__name__}")
-
-
-def has_clients_of_callers(bridge: Bridge) -> bool:
+def has_clients_of_callers(bridge: BaseBridge) -> bool:
     """Whether the bridge was made with `client=`."""
     return bridge._factory is not None
 
 
-def default_bridge() -> Bridge:
-    """Return the process's own bridge, a new one if it was closed. Thread-safe."""
-    global _default
-    with _default_lock.native:
-        # At the exit of the process it stays closed.
-        if _default is None or (_default._closed and not _exiting):
-            _default = Bridge()
-        return _default
+def is_exiting() -> bool:
+    """Whether the interpreter is exiting: it has closed all bridges."""
+    return _exiting
 
 
 def _close_all() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .channel import Channel
 
-__all__ = ["Cancellable", "LoopState", "LoopTask", "Startable"]
+__all__ = ["Cancellable", "LoopState", "LoopTask", "Startable", "Stream"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -211,7 +211,8 @@ class LoopState:
 
     def release_consumers(self) -> None:
         """End the waits for tasks that did not start or end, and run the callbacks at the loop's end."""
-        for stream in (*self._posted.copy(), *self.stream_tasks):
+        waited_for: list[Startable] = [*self._posted.copy(), *self.stream_tasks]
+        for stream in waited_for:
             stream.release_consumer()
         self._has_ended = True
         while self._end_callbacks:

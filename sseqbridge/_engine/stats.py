@@ -12,7 +12,8 @@ class StreamStats:
     """Counters of one stream.
 
     `bytes` of body and `events`, without heartbeats, were received; `buffered` bytes were received and are not
-    consumed yet (each event is charged 256 bytes besides). `reconnections` counts connections after the first, and
+    consumed yet (each event is charged 256 bytes besides). For a stream of iterate(), `events` and `buffered` count
+    items, and `bytes` is 0. `reconnections` counts connections after the first, and
     `time_to_first_event` is in seconds from the call, None before the first event.
     """
 
@@ -27,10 +28,10 @@ class StreamStats:
 class BridgeStats:
     """Counters of a bridge, summed over its streams.
 
-    `open_streams` are running, on `connections` (open ones, idle ones included, as far as the HTTP client
-    reports them). `events` and `bytes` of body were received since the bridge was made; `buffered` bytes
-    wait for consumers: those of requests, and readers of tees and logs (each event is charged 256 bytes
-    besides). `longest_wait` is the longest delay of the event loop, in seconds, while streams were open:
+    `open_streams` are running, calls of run and enter included, on `connections` (open ones, idle ones included, as
+    far as the HTTP client reports them). `events` and `bytes` of body were received since the bridge was made;
+    `buffered` bytes wait for consumers: those of requests, and readers of tees and logs (each event is charged 256
+    bytes besides). `longest_wait` is the longest delay of the event loop, in seconds, while streams were open:
     blocking code on the loop delays every stream.
     """
 

@@ -38,6 +38,7 @@ class LoopWatch:
         self.longest = 0.0
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._is_stopped = True
         self._beat_at = 0.0
         self._cpu_seconds = 0.0
         self._slowest_step = (0.0, "")
@@ -45,14 +46,14 @@ class LoopWatch:
 
     def start(self) -> None:
         """Start watching. Idempotent."""
+        self._is_stopped = False
         if self._timer is None:
             self._schedule_beat()
 
     def stop(self) -> None:
-        """Stop watching; `start` resumes."""
-        assert self._timer is not None
-        self._timer.cancel()
-        self._timer = None
+        """Stop watching with the next beat; `start` resumes."""
+        # The timer stays, since short calls start and stop the watch thousands of times a second.
+        self._is_stopped = True
 
     def ran(self, seconds: float, describe: Callable[[], str]) -> None:
         """Record the duration of a step that ran code of the application. `describe` returns its name."""
@@ -70,6 +71,9 @@ class LoopWatch:
         self._timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
 
     def _beat(self) -> None:
+        if self._is_stopped:
+            self._timer = None
+            return
         now = clock.monotonic()
         late = now - self._beat_at - _BEAT_SECONDS
         self.longest = max(self.longest, late)

@@ -6,16 +6,19 @@ kind of line break in data, so CR and CRLF parse back as LF.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from typing import Any
 
 from sseqbridge._exceptions import UsageError
 
 from .events import Comment, ServerSentEvent
 
-__all__ = ["StreamEncoder", "encode"]
+__all__ = ["StreamEncoder", "encode", "item_text", "without_surrogates"]
 
 _LINE_END = re.compile("\r\n|\r|\n")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encode(item: ServerSentEvent | Comment) -> bytes:
@@ -29,6 +32,35 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
         return ("\n".join(lines) + "\n\n").encode()
     except UnicodeEncodeError:
         raise UsageError("the text of an event must be encodable as UTF-8, got a lone surrogate") from None
+
+
+def without_surrogates(text: str) -> str:
+    """Return text that UTF-8 can encode: a lone surrogate, such as one half of an emoji, becomes U+FFFD."""
+    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def item_text(item: Any, name: str) -> str:
+    """Return the data of the event that an item is sent as: a str as it is, a dict or list as JSON.
+
+    Raises UsageError for another item, which `name` describes.
+    """
+    if isinstance(item, str):
+        return without_surrogates(item)
+    if not isinstance(item, (dict, list)):
+        raise UsageError(
+            f"{name} must be a str, a dict or list (sent as JSON), a ServerSentEvent, a Comment, or None to send "
+            f"nothing, got {type(item).__name__}"
+        )
+    # NaN is not JSON: JSON.parse in a browser refuses it.
+    text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate; an upstream may send the other half of the pair in its next event.
+        text = json.dumps(item, allow_nan=False, separators=(",", ":"))
+    return text
 
 
 class StreamEncoder:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
-from .stream import BaseStream
+from .stream import BaseEventStream
 
 if TYPE_CHECKING:
     import httpx
@@ -20,7 +20,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class AsyncEventStream(BaseStream[T]):
+class AsyncEventStream(BaseEventStream[T]):
     """An event stream on the caller's own asyncio loop: `async for item in stream`.
 
     Use `async with`, or contextlib.aclosing, if the loop may be left early: Python does not notify an

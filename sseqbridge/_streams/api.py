@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
-from sseqbridge._engine.bridge import Bridge, check_bridge, default_bridge
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
@@ -18,6 +17,7 @@ from sseqbridge._exceptions import RequestAbortedError
 
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .arguments import Headers, PreparedRequest, RequestArguments, prepare
+from .bridge import Bridge, check_bridge, default_bridge
 from .cursor import Cursor
 from .reader import ItemReader
 from .sync import EventStream, SSEResponse

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import check_seconds
-from sseqbridge._engine.bridge import Bridge, check_bridge, default_bridge, has_clients_of_callers
+from sseqbridge._engine.bridge import has_clients_of_callers
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.raw_exchange import RawExchange, RawHead
 from sseqbridge._engine.scope import check_scope, current_scope
@@ -22,6 +22,8 @@ from sseqbridge._exceptions import BridgeClosedError, UsageError
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.forwarded import package_of, with_base
 from sseqbridge._runtime import threads
+
+from .bridge import Bridge, check_bridge, default_bridge
 
 if TYPE_CHECKING:
     import httpx

@@ -6,7 +6,7 @@ Any thread may read `outcome`, `last_event`, `last_event_id`, `retry`, and call 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -176,6 +176,11 @@ class Cursor(Generic[T]):
     def position(self) -> Position:
         """The last event that was reached, and `committed_id`."""
         return self.last_event, self.committed_id
+
+    @property
+    def inline_decode(self) -> Callable[[Any], Any] | None:
+        """The function that makes the item of an event, for loops that do the rest of item(); None: call item()."""
+        return None if self.decoder.has_done_function else self.decoder.item
 
     def item(self, event: Any) -> T:
         """Return the item for an event, a comment, or an error answer's body."""

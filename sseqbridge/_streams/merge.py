@@ -26,8 +26,8 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
 
     `streams` is a mapping of names to streams, or an iterable of streams, whose names are 0, 1, 2...
-    A stream is what request_sse returns, its third element, or functools.partial(request_sse, ...): such
-    requests are sent at the same time, and one that is refused raises StatusError.
+    A stream is what request_sse or iterate returns, or functools.partial(request_sse, ...): such requests are
+    sent at the same time, and one that is refused raises StatusError.
 
     An error of one stream is raised, with the stream's name in its attribute `stream_name`, and ends the
     other streams; with `errors="yield"` it is an item, and the others go on. Leaving the loop aborts all

@@ -25,10 +25,12 @@ from sseqbridge._runtime import fork
 
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .api import PendingResponse, apending, arequest_sse, pending, request_sse
+from .bridge import Bridge
+from .calls import iterate
 from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
-from .sync import EventStream, SSEResponse
+from .sync import SSEResponse, Stream
 
 __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
 
@@ -38,7 +40,7 @@ NamedStreams = Mapping[Any, Any] | Iterable[Any]
 
 def named_streams(streams: NamedStreams) -> Iterator[tuple[Any, Any]]:
     """Return the names and streams of a mapping, or an iterable, whose names are 0, 1, 2..."""
-    if isinstance(streams, (str, bytes, EventStream, SSEResponse)) or not isinstance(streams, Iterable):
+    if isinstance(streams, (str, bytes, Stream, SSEResponse)) or not isinstance(streams, Iterable):
         raise UsageError(
             f"`streams` must be a mapping of names to streams, or an iterable of streams, got {_kind(streams)}"
         )
@@ -54,12 +56,14 @@ class Member:
 
     __slots__ = ("is_own", "name", "pending", "reader")
 
-    def __init__(self, name: Any, pending: PendingResponse | None, reader: ItemReader[Any] | None) -> None:
+    def __init__(
+        self, name: Any, pending: PendingResponse | None, reader: ItemReader[Any] | None, *, is_own: bool = False
+    ) -> None:
         self.name = name
         self.pending = pending
         self.reader = reader
-        # Whether the request was sent for the merger, so that there is no other reference to it.
-        self.is_own = pending is not None
+        # Whether the stream was opened for the merger, so that there is no other reference to it.
+        self.is_own = is_own or pending is not None
 
     def move(self, scope: CancelScope | None) -> None:
         """Let the stream belong to `scope`."""
@@ -277,15 +281,18 @@ def member_of(name: Any, stream: Any) -> Member:
     """Return a member for what a caller passed to merge or gather. Raises UsageError."""
     if isinstance(stream, SSEResponse):
         stream = stream.events
-    if isinstance(stream, EventStream):
+    if isinstance(stream, Stream):
         reader = reader_of(stream)
         reader.check_usable()
         return Member(name, None, reader)
-    if isinstance(stream, functools.partial) and stream.func is request_sse:
-        return Member(name, pending(stream), None)
+    if isinstance(stream, functools.partial):
+        if stream.func is request_sse:
+            return Member(name, pending(stream), None)
+        if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
+            return Member(name, None, reader_of(stream()), is_own=True)
     raise UsageError(
-        f"the stream {name!r} must be what request_sse returns, or functools.partial(request_sse, url, ...), "
-        f"got {_kind(stream)}"
+        f"the stream {name!r} must be what request_sse or iterate returns, or functools.partial of one of them, "
+        f"as in functools.partial(request_sse, url), got {_kind(stream)}"
     )
 
 

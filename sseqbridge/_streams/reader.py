@@ -343,7 +343,7 @@ class ItemReader(StreamOwner[T]):
         self._check_claim(claim)
         channel, has_cancel = cursor.channel, cursor.has_cancel
         this_thread = threading.get_ident
-        decode = None if cursor.decoder.has_done_function else cursor.decoder.item
+        decode = cursor.inline_decode
         last_event, committed_id = cursor.position
         is_undelivered = False
         try:

@@ -1,4 +1,4 @@
-"""What EventStream and AsyncEventStream share: a face over an ItemReader.
+"""What all streams share, and what event streams share: faces over an ItemReader.
 
 A stream has no state of its own besides its reader. The properties may be read in any thread.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .cursor import Cursor
     from .reader import ItemReader
 
-__all__ = ["BaseStream", "reader_of"]
+__all__ = ["BaseEventStream", "BaseStream", "reader_of"]
 
 T = TypeVar("T")
 
@@ -31,43 +31,10 @@ class BaseStream(NotCopyable, Generic[T]):
         self._reader = reader
         self._cursor: Cursor[T] = reader.cursor
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} [{self.status}] {self.outcome or 'open'}>"
-
-    @property
-    def status(self) -> int:
-        """The answer's status, an int."""
-        return self._cursor.head.status
-
-    @property
-    def headers(self) -> httpx.Headers:
-        """The answer's headers."""
-        return self._cursor.head.headers
-
-    @property
-    def http_version(self) -> str:
-        """The HTTP version of the answer: "HTTP/1.1", "HTTP/2"."""
-        return self._cursor.head.http_version
-
     @property
     def outcome(self) -> str | None:
         """None while the stream is open, then "done", "eof", "closed" or "error"."""
         return self._cursor.outcome
-
-    @property
-    def last_event(self) -> ServerSentEvent | None:
-        """The event behind the last item, whatever `decode` made of it; None before the first."""
-        return self._cursor.last_event
-
-    @property
-    def last_event_id(self) -> str:
-        """The last event ID that the consumer has reached; "" if the server sent none."""
-        return self._cursor.last_event_id
-
-    @property
-    def retry(self) -> float | None:
-        """The reconnection time that the server asked for, in seconds; None if it did not."""
-        return self._cursor.retry
 
     @property
     def stats(self) -> StreamStats:
@@ -92,6 +59,43 @@ class BaseStream(NotCopyable, Generic[T]):
         except BaseException:
             reader.fail(sys._getframe())
             raise
+
+
+class BaseEventStream(BaseStream[T]):
+    """The parts of an event stream that do not wait."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self.status}] {self.outcome or 'open'}>"
+
+    @property
+    def status(self) -> int:
+        """The answer's status, an int."""
+        return self._cursor.head.status
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The answer's headers."""
+        return self._cursor.head.headers
+
+    @property
+    def http_version(self) -> str:
+        """The HTTP version of the answer: "HTTP/1.1", "HTTP/2"."""
+        return self._cursor.head.http_version
+
+    @property
+    def last_event(self) -> ServerSentEvent | None:
+        """The event behind the last item, whatever `decode` made of it; None before the first."""
+        return self._cursor.last_event
+
+    @property
+    def last_event_id(self) -> str:
+        """The last event ID that the consumer has reached; "" if the server sent none."""
+        return self._cursor.last_event_id
+
+    @property
+    def retry(self) -> float | None:
+        """The reconnection time that the server asked for, in seconds; None if it did not."""
+        return self._cursor.retry
 
     def reconnect(self) -> None:
         """Drop the connection now and go on with a new one, from any thread; the consumer sees no error.

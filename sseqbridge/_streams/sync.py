@@ -1,6 +1,6 @@
-"""What request_sse returns: EventStream, and the response tuple.
+"""What synchronous code reads: Stream, what request_sse returns (EventStream), and the response tuple.
 
-The class has no `__aiter__`, and AsyncEventStream no `__iter__`: a server that tries `iter()` first
+A Stream has no `__aiter__`, and AsyncEventStream no `__iter__`: a server that tries `iter()` first
 would drain an asynchronous stream synchronously.
 """
 
@@ -13,26 +13,29 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
-from .stream import BaseStream
+from .stream import BaseEventStream, BaseStream
 
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
 
-__all__ = ["EventStream", "SSEResponse"]
+__all__ = ["EventStream", "SSEResponse", "Stream"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class EventStream(BaseStream[T]):
-    """An event stream, read by one thread at a time: `for item in stream`.
+class Stream(BaseStream[T]):
+    """Items that arrive one after another, read by one thread at a time: `for item in stream`.
 
-    Leaving the for loop, by break, return or an exception, aborts the request at once; so does
-    close(), from any thread, even while another thread waits for the next item. To take a few items
-    and go on later, use `next(stream)`, `stream.next(timeout=...)` or `stream.keep_open()`.
+    Leaving the for loop, by break, return or an exception, ends the source at once: it aborts a request, and closes
+    an asynchronous generator. So does close(), from any thread, even while another thread waits for the next item.
+    To take a few items and go on later, use `next(stream)`, `stream.next(timeout=...)` or `stream.keep_open()`.
     A stream is its own context manager: `with` closes it.
     """
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._cursor.subscription.target} {self.outcome or 'open'}>"
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +46,7 @@ class EventStream(BaseStream[T]):
             self.close()
 
     def __iter__(self) -> Iterator[T]:
-        """Return a new iterator whose end, however it comes, aborts the request.
+        """Return a new iterator whose end, however it comes, ends the source.
 
         Raises UsageError after an earlier loop was left.
         """
@@ -93,6 +96,22 @@ class EventStream(BaseStream[T]):
             cursor.lose(position)
             raise
 
+    def close(self) -> None:
+        """End the source and the stream; a consumer's loop ends quietly.
+
+        Waits until the upstream's socket is shut down, or the asynchronous generator closed, at most a second.
+        Does nothing after the stream's natural end. Thread-safe; may be called more than once. Raises UsageError in
+        a forked child.
+        """
+        self._reader.close()
+
+
+class EventStream(BaseEventStream[T], Stream[T]):
+    """The events of a response, read by one thread at a time: `for item in stream`.
+
+    A Stream whose source is a request: leaving the loop, or close(), aborts the request.
+    """
+
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, unless the status is 200 or 204."""
         if self._cursor.is_refused:
@@ -100,14 +119,6 @@ class EventStream(BaseStream[T]):
             assert error is not None
             raise error
         return self
-
-    def close(self) -> None:
-        """Abort the request and end the stream; a consumer's loop ends quietly.
-
-        Waits until the upstream's socket is shut down, at most a second. Does nothing after the stream's
-        natural end. Thread-safe; may be called more than once. Raises UsageError in a forked child.
-        """
-        self._reader.close()
 
 
 class SSEResponse(NotCopyable, tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):

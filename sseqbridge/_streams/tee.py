@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from sseqbridge._checks import NotCopyable, check_limits
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
@@ -11,35 +11,57 @@ from sseqbridge._exceptions import UsageError
 
 from .broadcaster import Broadcaster
 from .stream import reader_of
-from .sync import EventStream, SSEResponse
+from .sync import EventStream, SSEResponse, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Tee", "tee"]
+    from .reader import ItemReader
+
+__all__ = ["PlainTee", "Tee", "tee"]
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 _MAX_HISTORY_BYTES = 1024 * 1024
 
 Slow = Literal["wait", "end"]
 
 
-def tee(
+@overload
+def tee(  # type: ignore[overload-overlap]  # an EventStream is a Stream
     stream: EventStream[T] | SSEResponse[T],
     n: int = 2,
     *,
     slow: Slow = "wait",
     max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES,
     max_history_bytes: int = _MAX_HISTORY_BYTES,
-) -> Tee[T]:
+) -> Tee[T]: ...
+@overload
+def tee(
+    stream: Stream[T],
+    n: int = 2,
+    *,
+    slow: Slow = "wait",
+    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES,
+    max_history_bytes: int = _MAX_HISTORY_BYTES,
+) -> PlainTee[T]: ...
+def tee(
+    stream: Stream[T] | SSEResponse[T],
+    n: int = 2,
+    *,
+    slow: Slow = "wait",
+    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES,
+    max_history_bytes: int = _MAX_HISTORY_BYTES,
+) -> Tee[T] | PlainTee[T]:
     """Return a tuple of `n` streams that each deliver all of the rest of one stream, to `n` threads.
 
-    Each is an EventStream that decodes its own items. At most `max_buffered_bytes` are held for each
-    reader (by default its share, as in request_sse), or what one read of the network delivered. With
-    `slow="wait"` the slowest reader holds the upstream back (backpressure); with `slow="end"` the fastest
-    does, and a reader that has no room when the fastest goes on is ended, after its backlog, by an
-    EventsLostError. The upstream is aborted when the last reader has left.
+    Each is a stream of the same kind; an EventStream decodes its own items. At most `max_buffered_bytes` are held
+    for each reader (by default its share, as in request_sse), or what one read of the network delivered; an item of
+    iterate() counts 256 bytes, plus its length if it is text or bytes. With `slow="wait"` the slowest reader holds
+    the upstream back (backpressure); with `slow="end"` the fastest does, and a reader that has no room when the
+    fastest goes on is ended, after its backlog, by an EventsLostError. The upstream is aborted when the last reader
+    has left.
 
     `add(replay=True)` on the tuple returns one more reader, which begins with the events so far, unless
     they were more than `max_history_bytes`. `stream` itself cannot be read any more; closing it ends all
@@ -49,8 +71,8 @@ def tee(
     """
     if isinstance(stream, SSEResponse):
         stream = stream.events
-    if not isinstance(stream, EventStream):
-        raise UsageError(f"`stream` must be what request_sse returns, got {type(stream).__name__}")
+    if not isinstance(stream, Stream):
+        raise UsageError(f"`stream` must be what request_sse or iterate returns, got {type(stream).__name__}")
     check_limits("n", n)
     if slow not in ("wait", "end"):
         raise UsageError(f'`slow` must be "wait" or "end", got {slow!r}')
@@ -65,9 +87,11 @@ def tee(
             max_buffered=max_buffered_bytes,
             max_history=max_history_bytes,
         )
-        readers = [EventStream(broadcaster.add(replay=False)) for _ in range(n)]
+        kind: type[BaseTee[Any, T]] = Tee if isinstance(stream, EventStream) else PlainTee
+        readers = [kind.stream_of(broadcaster.add(replay=False)) for _ in range(n)]
         broadcaster.start()
-        return Tee(broadcaster, stream, readers)
+        made: Tee[T] | PlainTee[T] = kind(broadcaster, stream, readers)  # type: ignore[assignment]
+        return made
     except UsageError:
         raise
     except BaseException:
@@ -76,13 +100,15 @@ def tee(
         raise
 
 
-class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)
+class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)
     """The readers that `tee` made, a tuple, to which others can be added."""
 
+    # The class of the readers.
+    stream_of: Callable[[ItemReader[Any]], Any]
     _broadcaster: Broadcaster[T]
-    _source: EventStream[T]
+    _source: Stream[T]
 
-    def __new__(cls, broadcaster: Broadcaster[T], source: EventStream[T], readers: Iterable[EventStream[T]]) -> Self:
+    def __new__(cls, broadcaster: Broadcaster[T], source: Stream[T], readers: Iterable[S]) -> Self:
         made = super().__new__(cls, readers)
         made._broadcaster = broadcaster
         made._source = source
@@ -99,7 +125,7 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
         if not self._broadcaster.subscription.is_inherited:
             self.close()
 
-    def add(self, *, replay: bool = False) -> EventStream[T]:
+    def add(self, *, replay: bool = False) -> S:
         """Return one more reader, of what follows from now on; with `replay`, also of the events so far.
 
         Raises EventsLostError if those were more than `max_history_bytes`, and UsageError once all readers
@@ -108,7 +134,8 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
         reader = None
         try:
             reader = self._broadcaster.add(replay=replay)
-            return EventStream(reader)
+            stream: S = type(self).stream_of(reader)
+            return stream
         except BaseException:
             if reader is not None:
                 reader.abort()
@@ -117,3 +144,15 @@ class Tee(NotCopyable, tuple[EventStream[T], ...], Generic[T]):  # noqa: SLOT001
     def close(self) -> None:
         """Abort the upstream and end all readers, at once. Thread-safe."""
         self._broadcaster.close()
+
+
+class Tee(BaseTee[EventStream[T], T], Generic[T]):
+    """The readers of one event stream that `tee` made, a tuple, to which others can be added."""
+
+    stream_of = EventStream
+
+
+class PlainTee(BaseTee[Stream[T], T], Generic[T]):
+    """The readers of one stream of iterate() that `tee` made, a tuple, to which others can be added."""
+
+    stream_of = Stream

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.scope import CancelScope
-from sseqbridge._exceptions import Cancelled, UsageError
+from sseqbridge._exceptions import Cancelled, SSEError, UsageError
 from sseqbridge._runtime.callbacks import is_exit_of_callers_function, is_from_outside, is_reportable
 from sseqbridge._sse.events import Comment, RestartEvent
 from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
@@ -141,13 +141,15 @@ class StreamSource:
         self._reader.check_usable()
         try:
             item = self._reader.next(timeout)
-        except TimeoutError:
-            # A signal handler may raise it too.
+        except TimeoutError as exc:
+            # A signal handler, and an iterable of iterate(), may raise it too.
             if self._reader.took_nothing:
                 return None
+            if self._is_of_an_iterable(exc):
+                raise ApplicationError(exc) from None
             raise
         except BaseException as exc:
-            if is_exit_of_callers_function(exc):
+            if is_exit_of_callers_function(exc) or self._is_of_an_iterable(exc):
                 # Not the exit of the server's worker.
                 raise ApplicationError(exc) from None
             raise
@@ -161,11 +163,22 @@ class StreamSource:
             raise await self._reader.arefusal()
         try:
             item = await self._reader.anext(timeout)
-        except TimeoutError:
+        except TimeoutError as exc:
             if self._reader.took_nothing:
                 return None
+            if self._is_of_an_iterable(exc):
+                raise ApplicationError(exc) from None
+            raise
+        except BaseException as exc:
+            if self._is_of_an_iterable(exc):
+                raise ApplicationError(exc) from None
             raise
         return self._frame(item)
+
+    def _is_of_an_iterable(self, error: BaseException) -> bool:
+        """Whether the asynchronous iterable of iterate() raised the error."""
+        end = self._cursor.end
+        return end is not None and end.error is error and not isinstance(error, SSEError)
 
     def _begin(self) -> None:
         """Raise UsageError if another consumer read the stream to its end before the relay began."""
@@ -187,9 +200,11 @@ class StreamSource:
         if type(item) is Comment:
             return writer.item(item)
         last = cursor.last_event
+        if last is None:
+            # An item of iterate(), which no event stands behind.
+            return writer.item(item)
         # A RestartEvent is a log's own: `map` is not called with it.
         if type(last) is RestartEvent or (writer.is_verbatim and not cursor.decoder.is_function):
-            assert last is not None
             return writer.event(last)
         return writer.item(item, last)
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextvars
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
-from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
-from sseqbridge._sse.encoder import encode
+from sseqbridge._exceptions import SSEError, UpstreamError
+from sseqbridge._sse.encoder import encode, item_text, without_surrogates
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
 
@@ -25,8 +24,6 @@ __all__ = ["HEARTBEAT", "Writer"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _MESSAGES = {
     "ConnectError": "no connection to the upstream",
@@ -90,7 +87,7 @@ class Writer:
         if isinstance(item, (Comment, ServerSentEvent)):
             # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
             return _encoded(item)
-        text = _text(item, "a result of `map`" if self._map is not None else "an item of the stream")
+        text = item_text(item, "a result of `map`" if self._map is not None else "an item of the stream")
         if source is None:
             return encode(ServerSentEvent(data=text))
         return self.event(ServerSentEvent(source.event, text, source.id, source.retry))
@@ -104,7 +101,7 @@ class Writer:
             return b""
         if isinstance(report, (ServerSentEvent, Comment)):
             return _encoded(report)
-        return encode(ServerSentEvent("error", _text(report, "a result of `error`")))
+        return encode(ServerSentEvent("error", item_text(report, "a result of `error`")))
 
     def end(self, outcome: str | None, last: ServerSentEvent | None, done: ServerSentEvent | None) -> bytes:
         """Return the frame that follows the last item.
@@ -125,33 +122,8 @@ class Writer:
 
 def _encoded(item: ServerSentEvent | Comment) -> bytes:
     if isinstance(item, Comment):
-        return encode(Comment(_without_surrogates(item.text)))
-    return encode(replace(item, data=_without_surrogates(item.data)))
-
-
-def _without_surrogates(text: str) -> str:
-    """Return text that UTF-8 can encode: a lone surrogate, such as one half of an emoji, becomes U+FFFD."""
-    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def _text(item: Any, name: str) -> str:
-    if isinstance(item, str):
-        return _without_surrogates(item)
-    if not isinstance(item, (dict, list)):
-        raise UsageError(
-            f"{name} must be a str, a dict or list (sent as JSON), a ServerSentEvent, a Comment, or None to send "
-            f"nothing, got {type(item).__name__}"
-        )
-    # NaN is not JSON: JSON.parse in a browser refuses it.
-    text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # A lone surrogate; an upstream may send the other half of the pair in its next event.
-        text = json.dumps(item, allow_nan=False, separators=(",", ":"))
-    return text
+        return encode(Comment(without_surrogates(item.text)))
+    return encode(replace(item, data=without_surrogates(item.data)))
 
 
 def _error_event(error: BaseException) -> ServerSentEvent:

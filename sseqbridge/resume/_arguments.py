@@ -10,11 +10,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Union
 
 from sseqbridge._checks import CancelFlag, check_limits, check_seconds
-from sseqbridge._engine.bridge import Bridge
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import UsageError
 from sseqbridge._sse.dialects import Dialect, DialectName, event_rules
+from sseqbridge._streams.bridge import Bridge
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 
 from ._reader import ReaderOptions
@@ -22,7 +22,7 @@ from ._start import check_start
 
 if TYPE_CHECKING:
     from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
-    from sseqbridge._streams.sync import EventStream, SSEResponse
+    from sseqbridge._streams.sync import SSEResponse, Stream
 
 __all__ = [
     "AsyncStart",
@@ -36,9 +36,9 @@ __all__ = [
     "prepare_open",
 ]
 
-Stream = Union["SSEResponse[Any]", "EventStream[Any]", "AsyncSSEResponse[Any]", "AsyncEventStream[Any]"]
-Start = Callable[[], Stream]
-AsyncStart = Callable[[], Stream | Awaitable[Stream]]
+AnyStream = Union["SSEResponse[Any]", "Stream[Any]", "AsyncSSEResponse[Any]", "AsyncEventStream[Any]"]
+Start = Callable[[], AnyStream]
+AsyncStart = Callable[[], AnyStream | Awaitable[AnyStream]]
 Replay = Literal["all", "kept", "none"]
 
 _MAX_KEY_BYTES = 512

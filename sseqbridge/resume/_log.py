@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sseqbridge._checks import NotCopyable, check_limits, check_seconds
-from sseqbridge._engine.bridge import Bridge, check_bridge
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
+from sseqbridge._streams.bridge import Bridge, check_bridge
 from sseqbridge._streams.sync import EventStream
 
 from ._arguments import AsyncStart, LogOptions, OpenArguments, OpenOptions, Replay, Start, check_key

@@ -16,9 +16,9 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sseqbridge._engine.bridge import Bridge, default_bridge
 from sseqbridge._exceptions import BridgeClosedError, UsageError
 from sseqbridge._runtime import fork, loops
+from sseqbridge._streams.bridge import Bridge, default_bridge
 
 from ._hub import Hub
 from ._loop_call import LoopCall

@@ -19,9 +19,9 @@ from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import RequestAbortedError, UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
-from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
-from sseqbridge._streams.stream import reader_of
-from sseqbridge._streams.sync import EventStream, SSEResponse
+from sseqbridge._streams.aio import AsyncSSEResponse
+from sseqbridge._streams.stream import BaseStream, reader_of
+from sseqbridge._streams.sync import SSEResponse
 
 from ._entries import START, Position
 from ._errors import as_callback_error
@@ -106,21 +106,23 @@ def _discard(stream: Any) -> None:
         stream.close()
     elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
         reader_of(stream.events).abort()
+    elif isinstance(stream, BaseStream):
+        reader_of(stream).abort()
 
 
 def _abort_unused(stream: Any) -> None:
     """Abort a result of `start` that no producer reads."""
     events = stream.events if isinstance(stream, SSEResponse) else stream
-    if isinstance(events, EventStream) and not reader_of(events).is_detached:
+    if isinstance(events, BaseStream) and not reader_of(events).is_detached:
         reader_of(events).abort()
 
 
-def _events_of(stream: Any) -> EventStream[Any] | AsyncEventStream[Any]:
+def _events_of(stream: Any) -> BaseStream[Any]:
     events = stream.events if isinstance(stream, (SSEResponse, AsyncSSEResponse)) else stream
-    if not isinstance(events, (EventStream, AsyncEventStream)):
+    if not isinstance(events, BaseStream):
         raise UsageError(
-            f"`start` must return a response of request_sse or its stream, got {type(stream).__name__}. "
-            "Return the result of request_sse(...)."
+            f"`start` must return a response of request_sse, or a stream, got {type(stream).__name__}. "
+            "Return the result of request_sse(...) or iterate(...)."
         )
     return events
 

@@ -19,10 +19,13 @@ from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.exchange import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
+from sseqbridge._exceptions import CallbackError, UsageError
 from sseqbridge._runtime.loops import run_in_daemon_thread
+from sseqbridge._sse.encoder import item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 
 from ._entries import event_fields
+from ._errors import as_callback_error
 
 if TYPE_CHECKING:
     from sseqbridge._engine.responses import Head
@@ -93,7 +96,7 @@ class Upstream:
                 if entry.incomplete is not None:
                     await self._add_incomplete(entry.incomplete, fields)
             elif isinstance(entry, End):
-                self.end = End("closed") if entry is CLOSED else entry
+                self.end = _sse_end(End("closed") if entry is CLOSED else entry)
             elif isinstance(entry, Reconnecting) and self._detached.on_reconnect is not None:
                 await run_in_daemon_thread(
                     "sseqbridge-callback", partial(call_on_reconnect, self._detached.on_reconnect, entry)
@@ -106,7 +109,7 @@ class Upstream:
         return await self._channel.areceive() if may_wait else self._channel.poll()
 
     async def _add(self, items: list[Any], fields: list[dict[str, str]]) -> None:
-        events = [item for item in items if type(item) is not Comment]
+        events = [event for item in items if (event := _event_of(item)) is not None]
         if events and self._detached.decoder.has_done_function:
             events = await run_in_daemon_thread("sseqbridge-done", self._up_to_last, events)
         fields.extend(map(event_fields, events))
@@ -137,3 +140,21 @@ class Upstream:
     def status_error(self, body: Body) -> StatusError:
         """Return the error for the answer's status."""
         return status_error(self._detached.subscription.target, self.head, body)
+
+
+def _event_of(item: Any) -> ServerSentEvent | None:
+    """Return the event that is written for an item, None if none is. Raises CallbackError for an unfit item."""
+    if isinstance(item, ServerSentEvent):
+        return item
+    if item is None or isinstance(item, Comment):
+        return None
+    try:
+        return ServerSentEvent(data=item_text(item, "an item of the stream of `start`"))
+    except (UsageError, TypeError, ValueError, RecursionError) as exc:
+        raise CallbackError(f"an item cannot be written to a log: {exc}") from exc
+
+
+def _sse_end(end: End) -> End:
+    """Return the end of an upstream, with an SSEError for an error of the asynchronous iterable of iterate()."""
+    error = end.error
+    return end if error is None else End(end.outcome, as_callback_error(error, "the stream of `start`"))

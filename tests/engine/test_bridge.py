@@ -26,6 +26,7 @@ from sseqbridge._engine.exchange import Exchange
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import loops, threads
+from sseqbridge._streams import bridge as _public
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, together, until
 
@@ -73,8 +74,8 @@ def test_many_first_requests_at_once_start_one_thread(answers: SSEServer) -> Non
 
 
 def test_the_process_has_one_bridge_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bridge, "_default", None)
-    assert len({id(bridge) for bridge in together([_bridge.default_bridge] * 30)}) == 1
+    monkeypatch.setattr(_public, "_default", None)
+    assert len({id(bridge) for bridge in together([_public.default_bridge] * 30)}) == 1
 
 
 def test_thread_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:

@@ -15,6 +15,7 @@ from sseqbridge import Bridge, BridgeClosedError, UsageError, arequest_sse, merg
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._runtime import loops
+from sseqbridge._streams import bridge as _public
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, python, together, until
@@ -273,7 +274,7 @@ def test_no_call_waits_for_a_loop_that_broke(call: str, monkeypatch: pytest.Monk
 
 
 def test_default_bridge_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
-    monkeypatch.setattr(_bridge, "_default", None)
+    monkeypatch.setattr(_public, "_default", None)
     with MemoryLog() as log:
         for number in range(3):
             closed = Bridge.default()
@@ -289,7 +290,7 @@ def test_default_bridge_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPa
 
 
 def test_many_threads_use_one_new_default_bridge(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
-    monkeypatch.setattr(_bridge, "_default", None)
+    monkeypatch.setattr(_public, "_default", None)
     Bridge.default().close()
     assert len({id(bridge) for bridge in together([Bridge.default] * 30)}) == 1
     assert together([partial(first_item, answers.url)] * 10) == [{"n": 1}] * 10
@@ -297,7 +298,7 @@ def test_many_threads_use_one_new_default_bridge(monkeypatch: pytest.MonkeyPatch
 
 
 def test_default_bridge_stays_closed_at_the_exit(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
-    monkeypatch.setattr(_bridge, "_default", None)
+    monkeypatch.setattr(_public, "_default", None)
     monkeypatch.setattr(_bridge, "_exiting", True)
     Bridge.default().close()
     with pytest.raises(UsageError, match="this Bridge is closed"):

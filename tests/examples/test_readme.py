@@ -406,6 +406,44 @@ def test_coroutines(upstream: SSEServer) -> None:
     assert Session(upstream.url).run(code)["item"] == {"n": 4}
 
 
+def use_openai_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+
+# The SDK reads files, and has the loop's executor look at the platform, when it is first used.
+@pytest.mark.blocks_its_loop
+@pytest.mark.leaves("thread")
+@example("examples/async-libraries.md", "A stream: AsyncOpenAI in a script")
+@example("examples/async-libraries.md", "Combine it with other streams")
+def test_async_openai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    [streaming] = python("examples/async-libraries.md", "A stream: AsyncOpenAI in a script")
+    [combining] = python("examples/async-libraries.md", "Combine it with other streams")
+    app = Flask("example")
+    with SSEServer(chat_completions()) as server, SSEServer([send({"n": 1}), DONE]) as other:
+        use_openai_at(server.url, monkeypatch)
+        session = Session(other.url, app=app)
+        session.run(streaming)
+        assert capsys.readouterr().out == "Hello!"
+        session.run(combining)
+        lines = capsys.readouterr().out.splitlines()
+        assert "other {'n': 1}" in lines
+        assert lines[-2:] == ["Hello! Hello!", "Goodbye! Goodbye!"]
+        assert "data: Hello!\n\n" in app.test_client().get("/chat").text
+
+
+@pytest.mark.sdk
+@pytest.mark.blocks_its_loop
+@example("examples/async-libraries.md", "A session: an MCP client in a Flask view")
+def test_mcp_client_in_a_flask_view() -> None:
+    from tests.async_libraries.test_mcp import served
+
+    [code] = python("examples/async-libraries.md", "A session: an MCP client in a Flask view")
+    with served() as url:
+        names = Session(url).run(code.replace("http://localhost:8000/mcp", url))
+        assert names["app"].test_client().post("/tools/add", json={"a": 1, "b": 2}).json == {"result": 3}
+
+
 @example("examples/command-line.md", "Print a stream")
 @example("examples/command-line.md", "Record and replay")
 def test_command_line(tmp_path: Path) -> None:

@@ -303,8 +303,8 @@ succeeded(child)
 def test_locks_held_at_the_fork_are_free_in_the_child(upstream: SSEServer) -> None:
     run(
         """
-from sseqbridge._engine import bridge
 from sseqbridge._http import client
+from sseqbridge._streams import bridge
 first_three()
 held, go = threading.Barrier(2), threading.Event()
 def hold():

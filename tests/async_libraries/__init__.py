@@ -1,0 +1,1 @@
+"""Asynchronous libraries under iterate, run and enter."""
