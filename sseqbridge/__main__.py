@@ -5,6 +5,7 @@ The slow imports happen inside `run`, so that Ctrl-C during them ends the progra
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["run"]
@@ -16,8 +17,9 @@ def run() -> int:
         from sseqbridge._cli.main import main
 
         return main()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        # SIGINT, unless it is the command line's own exception for another signal.
+        return 128 + getattr(interrupt, "number", signal.SIGINT)
 
 
 if __name__ == "__main__":

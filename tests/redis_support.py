@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,16 +13,29 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from typing_extensions import Self
 
 from tests.support import until
 
-__all__ = ["Proxy", "RedisServer", "needs_redis", "redis_server"]
+__all__ = [
+    "PROGRAMS",
+    "Proxy",
+    "RedisSentinel",
+    "RedisServer",
+    "needs_redis",
+    "redis_cluster",
+    "redis_server",
+    "sentinel_of",
+]
 
 # Tests with this marker are skipped where redis-server is not installed: tiers.py.
 needs_redis = pytest.mark.redis
+# The servers for tests that depend on the server's version: Redis, and Valkey where it is installed.
+PROGRAMS = ["redis-server", *filter(shutil.which, ["valkey-server"])]
 
 
 def free_port() -> int:
@@ -32,21 +46,25 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One server, with what it has written in a directory of its own."""
+    """One server, with what it has written in a directory of its own. `program` may be one that is compatible."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, directory: Path, *options: str, program: str = "redis-server", port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._directory = directory
         self._options = options
+        self.program = program
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
-        self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
         until(self.answers, 30)
+
+    def _command(self) -> list[str]:
+        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
+        return [*command, *self._options]
 
     def answers(self) -> bool:
         """Whether it does."""
@@ -77,7 +95,7 @@ class RedisServer:
         finally:
             self._process.send_signal(signal.SIGCONT)
 
-    def __enter__(self) -> RedisServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -85,11 +103,74 @@ class RedisServer:
         self.kill()
 
 
+class RedisSentinel(RedisServer):
+    """A Sentinel that watches one master, under the name "mymaster"."""
+
+    def __init__(self, directory: Path, master: RedisServer) -> None:
+        super().__init__(directory)
+        self._config = directory / "sentinel.conf"
+        # It begins a failover after 500 ms without an answer, and without the consent of others.
+        self._config.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 20000\n"
+        )
+
+    def _command(self) -> list[str]:
+        return ["redis-server", str(self._config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
+
+
 @contextlib.contextmanager
-def redis_server(*options: str) -> Iterator[RedisServer]:
+def redis_server(*options: str, program: str = "redis-server") -> Iterator[RedisServer]:
     """Run one, with these options of the command line."""
-    with tempfile.TemporaryDirectory() as directory, RedisServer(Path(directory), *options) as server:
+    with tempfile.TemporaryDirectory() as directory, RedisServer(Path(directory), *options, program=program) as server:
         yield server
+
+
+@contextlib.contextmanager
+def sentinel_of(master: RedisServer) -> Iterator[RedisSentinel]:
+    """Run a Sentinel that watches a master."""
+    with tempfile.TemporaryDirectory() as directory, RedisSentinel(Path(directory), master) as sentinel:
+        yield sentinel
+
+
+@contextlib.contextmanager
+def redis_cluster(replicas: int = 0, program: str = "redis-server") -> Iterator[list[RedisServer]]:
+    """Run a Cluster: three masters, then replicas of the first one."""
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "15000", "--repl-diskless-sync-delay", "0"]
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for _ in range(3 + replicas):
+            port = free_port()
+            while port > 50_000:
+                port = free_port()  # The port of the node's bus is 10,000 higher.
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            nodes.append(stack.enter_context(RedisServer(directory, *options, program=program, port=port)))
+        clients: list[Any] = [stack.enter_context(node.client()) for node in nodes]
+        for index, client in enumerate(clients[:3]):
+            begin, end = index * 5461, 16_384 if index == 2 else (index + 1) * 5461
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
+        for node in nodes[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+
+        def is_whole() -> bool:
+            return all(
+                "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+                and f"cluster_known_nodes:{len(nodes)}" in str(client.execute_command("CLUSTER", "INFO"))
+                for client in clients
+            )
+
+        until(is_whole, 60)
+        first = clients[0].execute_command("CLUSTER", "MYID")
+        for client in clients[3:]:
+            client.execute_command("CLUSTER", "REPLICATE", first)
+        until(lambda: all("master_link_status:up" in _replication(client) for client in clients[3:]), 60)
+        yield nodes
+
+
+def _replication(client: Any) -> str:
+    found = client.execute_command("INFO", "replication")
+    return "\n".join(f"{name}:{value}" for name, value in found.items()) if isinstance(found, dict) else str(found)
 
 
 class Proxy:
@@ -109,6 +190,9 @@ class Proxy:
     def _was_cut(self) -> None:
         """A connection came to its limit."""
 
+    def _wait_to_carry(self) -> None:
+        """Wait before each piece of data: a partition."""
+
     def _accept(self) -> None:
         while True:
             try:
@@ -127,6 +211,7 @@ class Proxy:
                 ways = {inner: outer, outer: inner}
                 while True:
                     for source in select.select(list(ways), (), ())[0]:
+                        self._wait_to_carry()
                         try:
                             data = source.recv(65_536)
                             ways[source].sendall(data[:left])

@@ -14,6 +14,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 # Programs that tests start.
 DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light redis-server uwsgi-core uwsgi-plugin-python3)
+# Debian has it from version 13 on.
+apt-cache show valkey-server >/dev/null 2>&1 && DEBIAN_PACKAGES+=(valkey-server)
 command -v npm >/dev/null || DEBIAN_PACKAGES+=(nodejs npm)
 # Debian's own Python comes without the module that venv needs.
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)

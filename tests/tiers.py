@@ -36,6 +36,7 @@ _DEFAULT_ONLY = {"redis", "browser", "nginx", "server", "gevent", "sdk", "cluste
 # The last part of a program's path, or a module after -m, and the marker of tests that start the program.
 _MARKERS = {
     "redis-server": "redis",
+    "valkey-server": "redis",
     "chromedriver": "browser",
     "nginx": "nginx",
     "celery": "server",

@@ -4,58 +4,60 @@
     sseqbridge record URL FILE    store a stream with its timing
     sseqbridge serve FILE         serve a stored stream
 
-Invariant: standard output receives items of the stream only; messages go to standard error. The exit status is 0,
-1 if the stream or the response failed, 2 for wrong arguments, 130 after Ctrl-C. If the reader of a pipe closes it,
-the command ends silently with 0. Everything runs on the main thread.
+Invariant: standard output receives items of the stream only (and its head, with --include); messages go to standard
+error. The exit status is 0, 1 if the stream or the response failed, 2 for wrong arguments, 130 after Ctrl-C, 143
+after SIGTERM, 129 after SIGHUP. If the reader of a pipe closes it, the command ends silently with 0. Everything runs
+on the main thread.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
-from sseqbridge._exceptions import (
-    ContentTypeError,
-    DecodeError,
-    ResponseError,
-    SSEError,
-    StreamTimeoutError,
-    UsageError,
-)
-from sseqbridge._sse.provider_errors import quoted
+from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 
-from .output import print_message
+from .errors import CommandError, body_text, describe
+from .output import drop_output, print_error, print_message
 from .print_command import print_stream
 from .record_command import record_stream
 from .serve_command import serve_recording
+from .signals import ending_signals_raised, exit_status
 
 __all__ = ["main"]
 
-_OK, _FAILED, _WRONG_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130
+_OK, _FAILED, _WRONG_ARGUMENTS = 0, 1, 2
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {"record": record_stream, "serve": serve_recording}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default with sys.argv, and return its exit status."""
+    _occupy_standard_descriptors()
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+        with ending_signals_raised():
+            status = _status_of(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as interrupt:
+        status = exit_status(interrupt)
+    _drop_unwritable_output(sys.stdout)
+    _drop_unwritable_output(sys.stderr)
+    return status
+
+
+def _status_of(arguments: list[str]) -> int:
+    try:
+        _run(arguments)
     except BrokenPipeError:
-        # The interpreter flushes standard output at exit, which would fail again.
-        with open(os.devnull, "wb") as devnull:
-            os.dup2(devnull.fileno(), sys.stdout.fileno())
+        return _OK
     except UsageError as exc:
         print_message(str(exc))
         return _WRONG_ARGUMENTS
-    except (SSEError, OSError) as exc:
-        if isinstance(exc, ResponseError):
-            _print_body(exc)
-        print_message(_describe(exc))
+    except (SSEError, OSError, CommandError) as exc:
+        if isinstance(exc, ResponseError) and (text := body_text(exc)):
+            print_error(text if text.endswith("\n") else f"{text}\n")
+        print_message(describe(exc))
         return _FAILED
     return _OK
 
@@ -68,22 +70,21 @@ def _run(arguments: list[str]) -> None:
         command(arguments[1:])
 
 
-def _describe(error: Exception) -> str:
-    """Return an error as text that names options of the command line instead of arguments of request_sse."""
-    if isinstance(error, ContentTypeError):
-        content_type = error.headers.get("content-type", "no Content-Type")
-        return f"the answer is {quoted(content_type)}, not text/event-stream; --any-content-type reads it anyway"
-    if isinstance(error, ResponseError):
-        return f"the upstream answered {error.status} {http.client.responses.get(error.status, '')}".rstrip()
-    if isinstance(error, StreamTimeoutError):
-        return f"{error.description}; --timeout sets this limit"
-    if isinstance(error, DecodeError):
-        cause = error.__cause__
-        where = f" ({cause.msg} at character {cause.pos})" if isinstance(cause, json.JSONDecodeError) else ""
-        return f'the data of a "{quoted(error.event.event)}" event is not JSON{where}; --text prints it unchanged'
-    return str(error)
+def _occupy_standard_descriptors() -> None:
+    """Open /dev/null in place of closed standard streams, so that no file or connection gets their descriptors."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free descriptor, which is `fd`.
+            os.open(os.devnull, os.O_RDWR)
 
 
-def _print_body(error: ResponseError) -> None:
-    if error.text:
-        print(error.text, end="" if error.text.endswith("\n") else "\n", file=sys.stderr, flush=True)
+def _drop_unwritable_output(stream: TextIO | None) -> None:
+    """Flush a standard stream; if that fails, drop the output, which the interpreter would flush again at exit."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        assert stream is not None
+        drop_output(stream)

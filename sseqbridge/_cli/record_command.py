@@ -1,87 +1,107 @@
 """`sseqbridge record URL FILE`: stores a stream with its timing. Runs on the main thread.
 
-Invariant: an existing file is replaced only if at least one line was recorded.
+Invariant: every line that was recorded is in a file with a visible name when the command ends, unless it is killed:
+after an error, a full disk or a signal too (recording_file.py, signals.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
+import argparse
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from sseqbridge._exceptions import TransportError, UsageError
+from sseqbridge._exceptions import TransportError
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.recording import CUT, EOF, Recorded, format_line
 from sseqbridge._streams.sync import EventStream
 
 from .output import StatusLine, print_message
+from .recording_file import NewFile, OpenFile, is_replaceable
 from .request import add_request_arguments, batches, new_parser, read_body, send_request
+from .signals import HeldSignals
+from .terminal import standard_error
 
 __all__ = ["record_stream"]
 
+_USAGE = "sseqbridge record URL FILE [options]"
 _DESCRIPTION = """\
-Write an event stream with its timing to FILE, for `sseqbridge serve` and sseqbridge.testing.recording:
-JSON lines, one event per line. FILE contains nothing of the request and no response headers.
+Store a stream in FILE, with the time of each event. `sseqbridge serve FILE` plays it back, and so does
+sseqbridge.testing.recording in tests. FILE has one JSON object per line, and holds no part of the request
+and no response headers.
+
+  sseqbridge record https://example.com/events events.jsonl --max-events 100
+
+If the stream breaks, the disk is full, or the command is ended by Ctrl-C, SIGTERM or SIGHUP, the events that
+have arrived are kept.
 """
 
 
 def record_stream(given: list[str]) -> None:
     """Run the command with its arguments."""
-    parser = new_parser("record", _DESCRIPTION)
+    parser = new_parser("record", _USAGE, _DESCRIPTION)
     add_request_arguments(parser)
-    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_argument("file", metavar="FILE", type=Path, help="the file to create")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     arguments = parser.parse_args(given)
     body = read_body(arguments.data)
-    file: Path = arguments.file
-    if file.exists() and not arguments.overwrite:
-        raise UsageError(f"{file} must not exist yet. Pass --overwrite to replace it.")
-    status = StatusLine(sys.stderr)
-    options = {"decode": "event", "comments": True, "done": _is_done}
-    with _replacing(file) as output, send_request(arguments, body, status, **options) as response:
-        _write_items(response.raise_for_status().events, output, status, arguments.max_events)
-    print_message(f"{status.events} events in {file}")
+    if arguments.overwrite and not is_replaceable(arguments.file):
+        _record(arguments, body, OpenFile(arguments.file))
+    else:
+        with HeldSignals() as signals:
+            _record(arguments, body, NewFile(arguments.file, overwrite=arguments.overwrite), signals)
 
 
-@contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[TextIO]:
-    """Open a temporary file beside `file` that replaces it at the end, unless nothing was written.
-
-    A pipe or device is written directly.
-    """
-    part = file.with_name(f".{file.name}.part") if file.is_file() or not file.exists() else file
+def _record(
+    arguments: argparse.Namespace, body: bytes | None, output: NewFile | OpenFile, signals: HeldSignals | None = None
+) -> None:
+    """Record into `output` and finish it. With `signals`, they interrupt only the recording."""
+    status = StatusLine(standard_error())
     try:
-        output = part.open("w", encoding="utf-8")
-    except OSError as exc:
-        raise UsageError(str(exc)) from exc
-    try:
-        with output:
-            yield output
+        if signals is None:
+            _record_events(arguments, body, output, status)
+        else:
+            with signals.raised():
+                _record_events(arguments, body, output, status)
     finally:
-        if part != file and part.stat().st_size:
-            part.replace(file)
-        elif part != file:
-            part.unlink()
+        status.clear()
+        kept = output.finish()
+        if kept is not None:
+            print_message(_summary(arguments.file, kept, None if output.error else status.events))
+    if output.error is not None:
+        raise output.error
+    if kept is not None and kept != arguments.file:
+        raise FileExistsError(f"another process created {arguments.file} in the meantime")
+
+
+def _summary(file: Path, kept: Path, count: int | None) -> str:
+    """Return a message about the recording in `kept`. `count` is None after a write error."""
+    events = "the events that could be written are" if count is None else f"{count} events"
+    return f"{events} in {kept}" if kept == file else f"{file} is unchanged; {events} in {kept}"
+
+
+def _record_events(
+    arguments: argparse.Namespace, body: bytes | None, output: NewFile | OpenFile, status: StatusLine
+) -> None:
+    options: dict[str, Any] = {"decode": "event", "comments": True, "done": _is_done}
+    with send_request(arguments, body, status, **options) as response:
+        _write_items(response.raise_for_status().events, output, status, arguments.max_events)
 
 
 def _is_done(event: ServerSentEvent) -> bool:
     return event.data == "[DONE]"
 
 
-def _write_items(events: EventStream[Any], file: TextIO, status: StatusLine, limit: int | None) -> None:
+def _write_items(events: EventStream[Any], output: NewFile | OpenFile, status: StatusLine, limit: int | None) -> None:
     last_id = ""
     try:
         for items in batches(events, status, limit):
+            lines = []
             for item in items:
-                file.write(format_line(Recorded(status.seconds, item), last_id))
+                lines.append(format_line(Recorded(status.seconds, item), last_id))
                 last_id = last_id if isinstance(item, Comment) else item.id
-            file.flush()
+            output.write("".join(lines))
     except TransportError:
-        file.write(format_line(Recorded(status.seconds, CUT)))
+        output.write(format_line(Recorded(status.seconds, CUT)))
         raise
-    finally:
-        status.clear()
     if events.outcome in ("done", "eof"):
-        file.write(format_line(Recorded(status.seconds, EOF)))
+        output.write(format_line(Recorded(status.seconds, EOF)))

@@ -6,20 +6,27 @@ Runs on the main thread, which waits in short steps if there is a status line to
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sseqbridge._checks import Timeout
-from sseqbridge._exceptions import SSEError, UsageError
+from sseqbridge._engine.bridge import Bridge
+from sseqbridge._engine.responses import Head, made_head
+from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
-from sseqbridge._streams.api import pending, request_sse
+from sseqbridge._streams.api import PendingResponse, pending, request_sse
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
-from .output import StatusLine, print_message
+from .output import StatusLine
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["add_request_arguments", "batches", "new_parser", "read_body", "send_request"]
 
@@ -28,12 +35,22 @@ _TICK_SECONDS = 0.2
 
 _LIMITS = ("connect", "read", "idle", "total")
 
+# Also "https:/host", which is a typing error and no host named "https".
+_HAS_SCHEME = re.compile("[a-z][a-z0-9+.-]*://|https?:(?![0-9])|$", re.IGNORECASE)
 
-def new_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return the argument parser of a command."""
+_EPILOG = """\
+Exit status: 0; 1 if the stream or the response failed; 2 for wrong arguments; 130, 143 or 129 after Ctrl-C, SIGTERM
+or SIGHUP. Errors and messages go to standard error.
+"""
+
+
+def new_parser(command: str, usage: str, description: str) -> argparse.ArgumentParser:
+    """Return the argument parser of a command. `usage` has a line for each form of it."""
     return argparse.ArgumentParser(
         prog=f"sseqbridge {command}".strip(),
+        usage=usage,
         description=description,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -42,19 +59,38 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a command that sends a request."""
     group = parser.add_argument_group("the request")
-    group.add_argument("url", metavar="URL", help="the address of the stream")
-    group.add_argument("-X", "--request", metavar="METHOD", help="default: POST with a body, else GET")
-    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", type=_header, action="append", default=[])
-    group.add_argument("-d", "--data", metavar="JSON|@FILE|-", help="the body: JSON, a file, or standard input")
-    group.add_argument("--reconnect", action="store_true", help="reconnect as an EventSource does")
-    group.add_argument(
-        "--timeout",
-        metavar="SECONDS|LIMIT=SECONDS,...",
-        type=_timeout,
-        help="a number sets connect and read; limits are connect, read, idle, total",
+    add = group.add_argument
+    add("url", metavar="URL", type=_url, help="the address of the stream; without http:// or https://, http is used")
+    add("-X", "--request", metavar="METHOD", help="HTTP method (default: POST with --data, else GET)")
+    add(
+        "-H",
+        "--header",
+        metavar="'NAME: VALUE'",
+        type=_header,
+        action="append",
+        default=[],
+        help="send this header; may be repeated",
     )
-    group.add_argument("--max-events", metavar="N", type=_count, help="end after N events")
-    group.add_argument("--any-content-type", action="store_true", help="accept types other than text/event-stream")
+    add("-d", "--data", metavar="JSON", help="send this JSON; @FILE reads it from a file, - from standard input")
+    add("-k", "--insecure", action="store_true", help="accept any TLS certificate of the server")
+    add("--last-event-id", metavar="ID", help="resume after the event with this ID")
+    add("--reconnect", action="store_true", help="if the connection is lost, reconnect and resume, as browsers do")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=_timeout,
+        help="fail if no connection is made, or no byte arrives, for SECONDS; or set single limits, as in "
+        "connect=5,read=60,idle=30,total=300 (idle: without an event, total: the whole stream)",
+    )
+    add("--max-events", metavar="N", type=_count, help="stop after N events")
+    add("--any-content-type", action="store_true", help="read the response even if its type is not text/event-stream")
+
+
+def _url(text: str) -> str:
+    """Return a URL with a scheme: curl and browsers accept addresses without one too."""
+    if _HAS_SCHEME.match(text):
+        return text
+    return f"http:{text}" if text.startswith("//") else f"http://{text}"
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -88,7 +124,7 @@ def read_body(data: str | None) -> bytes | None:
         return None
     try:
         if data == "-":
-            body = sys.stdin.buffer.read()
+            body = _standard_input()
         else:
             body = Path(data[1:]).read_bytes() if data.startswith("@") else data.encode("utf-8", "surrogateescape")
     except OSError as exc:
@@ -101,47 +137,84 @@ def read_body(data: str | None) -> bytes | None:
     return body
 
 
+def _standard_input() -> bytes:
+    # None if it was closed, which the type stubs leave out.
+    stream: TextIO | None = sys.stdin
+    if stream is None:
+        raise UsageError("standard input must be open for --data -, got a closed one. Pass --data @FILE.")
+    return stream.buffer.read()
+
+
+@contextlib.contextmanager
 def send_request(
-    arguments: argparse.Namespace, body: bytes | None, status: StatusLine, **options: Any
-) -> SSEResponse[Any]:
-    """Send the request and return its response. Aborts the request if an error or interrupt ends the wait."""
+    arguments: argparse.Namespace,
+    body: bytes | None,
+    status: StatusLine,
+    *,
+    on_head: Callable[[Head], None] | None = None,
+    **options: Any,
+) -> Iterator[SSEResponse[Any]]:
+    """Send the request and yield its response; abort it at the end of the block.
+
+    `on_head` is called with the head of the response, also if the response is refused.
+    """
     headers = arguments.header
     if body is not None and all(name.lower() != "content-type" for name, _ in headers):
         headers = [*headers, ("Content-Type", "application/json")]
-    call = partial(
-        request_sse,
-        arguments.url,
-        headers,
-        content=body,
-        method=arguments.request,
-        timeout=Timeout() if arguments.timeout is None else arguments.timeout,
-        reconnect=arguments.reconnect,
-        on_reconnect=partial(_report_reconnect, status) if arguments.reconnect else None,
-        check_content_type=not arguments.any_content_type,
-        **options,
-    )
-    response = pending(call)
-    try:
-        response.send()
-        while True:
-            try:
-                entry = response.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)
-            except TimeoutError:
-                status.show("waiting for the response")
-                continue
-            head = response.head_of(entry)
-            if head is not None:
-                status.clear()
-                return response.response(head)
-    except BaseException:
-        response.subscription.abort()
-        raise
+    with contextlib.ExitStack() as stack:
+        # Without a certificate check the client is httpx's own.
+        insecure = stack.enter_context(Bridge(client=_insecure_client)) if arguments.insecure else None
+        call = partial(
+            request_sse,
+            arguments.url,
+            headers,
+            content=body,
+            method=arguments.request,
+            timeout=Timeout() if arguments.timeout is None else arguments.timeout,
+            reconnect=arguments.reconnect,
+            on_reconnect=partial(_report_reconnect, status) if arguments.reconnect else None,
+            last_event_id=arguments.last_event_id,
+            check_content_type=not arguments.any_content_type,
+            bridge=insecure,
+            **options,
+        )
+        response = pending(call)
+        try:
+            response.send()
+            head = _wait_for_head(response, status)
+        except BaseException as exc:
+            response.subscription.abort()
+            if on_head is not None and isinstance(exc, ResponseError):
+                on_head(made_head(exc.status, exc.headers))
+            raise
+        with response.response(head) as answer:
+            status.clear()
+            if on_head is not None:
+                on_head(head)
+            yield answer
+
+
+def _wait_for_head(response: PendingResponse, status: StatusLine) -> Head:
+    while True:
+        try:
+            entry = response.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)
+        except TimeoutError:
+            status.show("waiting for the response")
+            continue
+        head = response.head_of(entry)
+        if head is not None:
+            return head
+
+
+def _insecure_client() -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(verify=False)
 
 
 def _report_reconnect(status: StatusLine, attempt: int, delay: float, cause: SSEError | None) -> None:
-    status.clear()
     reason = "the stream ended" if cause is None else str(cause)
-    print_message(f"{reason}; reconnecting in {delay:.1f} s (attempt {attempt})")
+    status.print_message(f"{reason}; reconnecting in {delay:.1f} s (attempt {attempt})")
 
 
 def batches(events: EventStream[Any], status: StatusLine, limit: int | None) -> Iterator[list[Any]]:

@@ -6,7 +6,6 @@ The main thread waits for Ctrl-C. The scripts run on the server's thread.
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_recording", "wait_for_interrupt"]
 
+_USAGE = "sseqbridge serve FILE [options]"
 _DESCRIPTION = """\
-Serve a recorded stream with its timing, at every path and for every method: for building and testing a user
-interface without the upstream. A request with a Last-Event-ID receives the events after it.
+Play a stored stream, with its timing, to every client that connects: to develop and test a user interface
+without the upstream. All paths and methods get the same stream. A request with a Last-Event-ID gets the
+events after it. Ctrl-C ends the server.
+
+  sseqbridge serve events.jsonl --port 8000 --cors
 """
 
 _CORS = {
@@ -36,12 +39,14 @@ _CORS = {
 
 def serve_recording(given: list[str]) -> None:
     """Run the command with its arguments, until Ctrl-C."""
-    parser = new_parser("serve", _DESCRIPTION)
-    parser.add_argument("file", metavar="FILE", type=Path)
-    parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, help="0 selects a free one (default: %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, help="2 is twice as fast, inf without waits")
-    parser.add_argument("--cors", action="store_true", help="allow pages of other origins to read the stream")
+    parser = new_parser("serve", _USAGE, _DESCRIPTION)
+    parser.add_argument("file", metavar="FILE", type=Path, help="a file that `sseqbridge record` wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="the port to listen on, 0 for a free one (default: %(default)s)"
+    )
+    parser.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast, inf without waits")
+    parser.add_argument("--cors", action="store_true", help="let web pages of other origins read the stream")
     arguments = parser.parse_args(given)
     # Imported late: the other commands need no HTTP server.
     from sseqbridge.testing import SSEServer, recording
@@ -73,8 +78,7 @@ def _with_log(script: Script) -> Script:
     """Return the script with a message for each request."""
 
     def logged(request: ReceivedRequest) -> Iterator[Step]:
-        with contextlib.suppress(OSError):  # standard error may be closed
-            print_message(f"{request.method} {request.path.partition('?')[0]}")
+        print_message(f"{request.method} {request.path.partition('?')[0]}")
         yield from script(request)
 
     return logged

@@ -25,6 +25,7 @@ __all__ = [
     "detach_connection_after_fork",
     "identity",
     "is_readable",
+    "is_writable",
     "keep_alive",
     "keep_connection_alive",
     "literal_address",
@@ -167,6 +168,15 @@ def reader_has_left(fd: int) -> bool:
         return False
     poll = original("select", "poll")()
     poll.register(fd, 0)
+    return bool(poll.poll(0))
+
+
+def is_writable(fd: int) -> bool:
+    """Return whether a write to a pipe, terminal or file would not block. A closed reading end counts as writable."""
+    if sys.platform == "win32":
+        return True
+    poll = original("select", "poll")()
+    poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
 
 

@@ -15,6 +15,7 @@ from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import Channel, End
 from sseqbridge._engine.memory import limit_of
 from sseqbridge._engine.responses import made_head, status_error
+from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import EventsLostError, LogError, RequestAbortedError, SSEError, copy_error
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.events import RestartEvent, ServerSentEvent
@@ -101,7 +102,10 @@ class Delivery:
             self.first_event_at = clock.monotonic()
 
     def _put_entry(self, entry: Entry) -> None:
-        if entry.kind == BEGIN:
+        if entry.kind == BEGIN and self.has_head and entry.begins_stream:
+            # The reader's own stream was deleted, and this is the next one under its key.
+            self.finish(End("closed"))
+        elif entry.kind == BEGIN:
             if self.has_head and self.position.fence != entry.position.fence:
                 restart = RestartEvent("restart", '{"restart":true}', str(entry.position))
                 self._channel.send_nowait(Batch([restart], 1, EVENT_OVERHEAD, restart.id, self._retry), EVENT_OVERHEAD)
@@ -148,3 +152,14 @@ class Delivery:
     def fail(self, error: SSEError) -> None:
         """End the channel with a copy of an error that other readers receive too."""
         self.finish(End("error", copy_error(error)))
+
+    def stats(self, opened_at: float) -> StreamStats:
+        """Return a snapshot of the counters of a reader that was opened at this time. Thread-safe."""
+        first_event_at = self.first_event_at
+        return StreamStats(
+            bytes=self.received,
+            events=self.events,
+            buffered=self._channel.buffered,
+            reconnections=0,
+            time_to_first_event=None if first_event_at is None else first_event_at - opened_at,
+        )

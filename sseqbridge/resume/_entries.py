@@ -2,6 +2,9 @@
 
 Plain values: nothing here knows a store, a loop or a thread.
 
+The format has a version, which is the field `v` of an entry; an entry without it has version 1, and so has an event.
+Version 2 marks the beginning of a stream and its deletion. A reader refuses entries of later versions.
+
 A position is `(fence, number)`: the fencing token of the writer, and the number of entries that this
 writer wrote before. Positions rise without a gap, so a reader that misses a number knows that entries
 are lost. As text, `fence-number`, a position is an event's id, in Redis and in a browser.
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from sseqbridge._engine.responses import Body, Head
-from sseqbridge._exceptions import LogError, SSEError
+from sseqbridge._exceptions import LogError, RequestAbortedError, SSEError
 from sseqbridge._sse.events import ServerSentEvent
 
 from . import _payloads
@@ -29,12 +32,16 @@ __all__ = [
     "CANCEL",
     "END",
     "ERROR",
+    "FORMAT",
     "REFUSED",
     "START",
     "UNKNOWN",
     "UNREADABLE",
     "Entry",
     "Position",
+    "begin_fields",
+    "cancel_fields",
+    "deleted_fields",
     "end_fields",
     "error_fields",
     "event_fields",
@@ -47,12 +54,21 @@ __all__ = [
 
 # The kinds of entries besides events. Each is the name of a field.
 BEGIN, END, ERROR, CANCEL, REFUSED = "begin", "end", "error", "cancel", "refused"
+# The version of the format, and its field.
+FORMAT, _VERSION = 2, "v"
+_SUPPORTED = frozenset(map(str, range(1, FORMAT + 1)))
+# The field of a BEGIN entry that begins a stream, and does not take it over.
+_NEW = "new"
+# The value of the CANCEL entry that is left of a deleted stream.
+_DELETED = "deleted"
 # The kind of an entry that the store could not decode, and of an event that cannot be read.
 UNREADABLE = "unreadable"
 # The kind of an entry that has none of the fields above.
 UNKNOWN = "unknown"
 # The kinds of a last entry.
 _ENDS = frozenset({END, ERROR, CANCEL, REFUSED})
+# In the order in which they are looked for: the entry of a deleted stream has two of these fields.
+_KINDS = (BEGIN, END, ERROR, CANCEL, REFUSED)
 
 _ID = re.compile("([0-9]{1,15})-([0-9]{1,15})")
 # Above every number that a producer writes.
@@ -106,16 +122,32 @@ class Entry:
     @property
     def kind(self) -> str:
         """ "event", or one of the constants of this module."""
-        if self.fault:
+        fields = self.fields
+        if self.fault or (_VERSION in fields and not self._is_supported):
             return UNREADABLE
-        if "data" in self.fields:
+        if "data" in fields:
             return "event"
-        return next((kind for kind in (BEGIN, *_ENDS) if kind in self.fields), UNKNOWN)
+        return next((kind for kind in _KINDS if kind in fields), UNKNOWN)
+
+    @property
+    def _is_supported(self) -> bool:
+        """Whether this version of the library can read the entry's format."""
+        return self.fields.get(_VERSION, "1") in _SUPPORTED
 
     @property
     def is_end(self) -> bool:
         """Whether the entry is the last of its stream."""
         return self.kind in _ENDS
+
+    @property
+    def begins_stream(self) -> bool:
+        """Whether the entry is the first of a new stream, for the kind BEGIN."""
+        return _NEW in self.fields
+
+    @property
+    def is_deletion(self) -> bool:
+        """Whether the entry is what is left of a deleted stream, for the kind CANCEL."""
+        return self.fields.get(CANCEL) == _DELETED
 
     def event(self) -> ServerSentEvent:
         """Return the event, whose id is the entry's position. Raises LogError if it cannot be read."""
@@ -138,6 +170,9 @@ class Entry:
         if not reason and self.kind == UNKNOWN:
             names = ", ".join(map(repr, sorted(self.fields)))[:100]
             reason = f"its kind is unknown (fields: {names}); a newer version of sseqbridge may have written it"
+        elif not reason and not self.fault:
+            version = self.fields[_VERSION][:20]
+            reason = f"its format is {version!r}, and this version of sseqbridge reads up to {FORMAT}. Upgrade it."
         return LogError(f"entry {self.position} of the log's stream cannot be read: {reason or self.fault}")
 
     def _checked(self, read: Callable[[], T]) -> T:
@@ -170,11 +205,34 @@ def event_fields(event: ServerSentEvent) -> dict[str, str]:
     return fields
 
 
+def begin_fields(*, begins_stream: bool) -> dict[str, str]:
+    """Return the fields of a producer's first entry."""
+    return _versioned({BEGIN: "200", _NEW: "1"} if begins_stream else {BEGIN: "200"})
+
+
+def cancel_fields() -> dict[str, str]:
+    """Return the fields of the last entry of a stream that was cancelled."""
+    return _versioned({CANCEL: "cancelled"})
+
+
+def deleted_fields() -> dict[str, str]:
+    """Return the fields of the entry that is left of a deleted stream.
+
+    The second field is for processes with version 1: there a stream that was only refused may begin again.
+    """
+    refused = failure_fields(RequestAbortedError("the stream was deleted"))
+    return {CANCEL: _DELETED, **refused}
+
+
+def _versioned(fields: dict[str, str]) -> dict[str, str]:
+    return {_VERSION: str(FORMAT), **fields}
+
+
 def end_fields(outcome: str, done: ServerSentEvent | None) -> dict[str, str]:
     """Return the fields of the last entry of a stream that ends without an error."""
     if outcome not in ("done", "eof"):
-        return {CANCEL: outcome}
-    fields = {END: outcome}
+        return _versioned({CANCEL: outcome})
+    fields = _versioned({END: outcome})
     if done is not None:
         fields["done"] = done.data
         if done.event != "message":
@@ -184,14 +242,14 @@ def end_fields(outcome: str, done: ServerSentEvent | None) -> dict[str, str]:
 
 def error_fields(error: BaseException) -> dict[str, str]:
     """Return the fields of the last entry of a stream that ends with an error."""
-    return {ERROR: json.dumps(_payloads.dump_error(error))}
+    return _versioned({ERROR: json.dumps(_payloads.dump_error(error))})
 
 
 def refusal_fields(head: Head, body: Body) -> dict[str, str]:
     """Return the fields of the entry for an upstream's answer with a status other than 200."""
-    return {REFUSED: json.dumps(_payloads.dump_refusal(head, body))}
+    return _versioned({REFUSED: json.dumps(_payloads.dump_refusal(head, body))})
 
 
 def failure_fields(error: SSEError) -> dict[str, str]:
     """Return the fields of the entry for a request without an answer."""
-    return {REFUSED: json.dumps({"error": _payloads.dump_error(error)})}
+    return _versioned({REFUSED: json.dumps({"error": _payloads.dump_error(error)})})

@@ -95,8 +95,17 @@ class Hub:
                 await asyncio.wait({*tasks, *self._releases}, timeout=self._release_seconds)
             await self.store.aclose()
 
-    async def retry_while_unavailable(self, function: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-        """Call the store, and repeat the call during an outage. Raises LogUnavailableError after `outage` seconds."""
+    async def retry_while_unavailable(
+        self,
+        function: Callable[..., Awaitable[T]],
+        *args: Any,
+        retry_now: asyncio.Event | None = None,
+        **options: Any,
+    ) -> T:
+        """Call the store, and repeat the call during an outage. Raises LogUnavailableError after `outage` seconds.
+
+        `retry_now` ends the delay before the next attempt, which clears it.
+        """
         deadline = None
         delay = _FIRST_DELAY
         while True:
@@ -115,16 +124,20 @@ class Hub:
                         f"the log's store was out for {self.settings.outage:g} s (outage= sets this limit): {outage}"
                     )
                     raise LogUnavailableError(message) from outage.__cause__
-            await asyncio.sleep(delay)
+            await _sleep(delay, retry_now)
             delay = min(2 * delay, _MAX_DELAY)
 
     # Leases.
 
-    async def claim(self, key: str, *, may_begin: bool, takeover: bool) -> tuple[Claim, FencingToken]:
+    async def claim(
+        self, key: str, *, may_begin: bool, takeover: bool, longest_ttl: int | None
+    ) -> tuple[Claim, FencingToken]:
         """Try to become a stream's producer. The token is valid if elected; a cancellation releases it."""
         owner = uuid.uuid4().hex
         claiming = self.spawn(
-            self.retry_while_unavailable(self.store.claim, key, owner, may_begin=may_begin, takeover=takeover),
+            self.retry_while_unavailable(
+                self.store.claim, key, owner, may_begin=may_begin, takeover=takeover, longest_ttl=longest_ttl
+            )
         )
         try:
             claim = await asyncio.shield(claiming)
@@ -156,7 +169,7 @@ class Hub:
     # Topics.
 
     def topic(self, key: str) -> Topic:
-        """Return the stream's topic. The caller registers a subscriber before it awaits."""
+        """Return the stream's topic, a new one if there is none. The caller registers a subscriber before it awaits."""
         topic = self.topics.get(key)
         if topic is None:
             topic = self.topics[key] = Topic(self, key)
@@ -172,7 +185,7 @@ class Hub:
             self.spawn(group.run())
         else:
             group.topics[topic.key] = topic
-            group.tail.wake()
+            group.wake()
 
     def remove_group(self, name: str) -> None:
         """Forget a group that has ended."""
@@ -188,7 +201,7 @@ class Hub:
         if group is not None and group.topics.get(topic.key) is topic:
             del group.topics[topic.key]
             if not group.topics:
-                group.tail.wake()
+                group.wake()
 
     # The end.
 
@@ -208,3 +221,16 @@ class Hub:
                 # A second cancellation would cut the release of the leases short.
                 self._keeper.cancel()
             await asyncio.wait({self._keeper})
+
+
+async def _sleep(seconds: float, wake: asyncio.Event | None) -> None:
+    """Sleep for some seconds, or until `wake` is set, and clear that."""
+    if wake is None:
+        await asyncio.sleep(seconds)
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, wake.set)
+    try:
+        await wake.wait()
+    finally:
+        timer.cancel()
+        wake.clear()

@@ -24,8 +24,16 @@ __all__ = ["LeaseWatch"]
 logger = logging.getLogger("sseqbridge")
 
 
+def _is_due(topic: Topic, now: float) -> bool:
+    """Whether a topic's lease was missing for so long that it may count as lost."""
+    return topic.recheck_at is not None and topic.recheck_at <= now
+
+
 class LeaseWatch:
-    """Sends the heartbeats of one hub's readers, every `liveness_interval` seconds and for each new topic at once."""
+    """Sends the heartbeats of one hub's readers, every `liveness_interval` seconds and for each new topic at once.
+
+    A topic whose lease is missing is checked again when the lease counts as lost.
+    """
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -61,17 +69,23 @@ class LeaseWatch:
         try:
             while topics := [topic for topic in self._hub.topics.values() if topic.has_readers]:
                 self._wake.clear()
-                if loop.time() < due:
-                    topics = [topic for topic in topics if topic in self._unchecked]
+                now = loop.time()
+                if now < due:
+                    topics = [topic for topic in topics if topic in self._unchecked or _is_due(topic, now)]
                 else:
-                    due = loop.time() + self._hub.settings.liveness_interval
+                    due = now + self._hub.settings.liveness_interval
                 self._unchecked.clear()
                 await self.check(topics)
-                timer = loop.call_at(due, self._wake.set)
+                timer = loop.call_at(self._next_check(loop.time(), due), self._wake.set)
                 await self._wake.wait()
                 timer.cancel()
         finally:
             self._task = None
+
+    def _next_check(self, now: float, due: float) -> float:
+        """Return the time of the next regular check, or of an earlier one of a topic whose lease is missing."""
+        rechecks = (topic.recheck_at for topic in self._hub.topics.values())
+        return min([due, *(at for at in rechecks if at is not None and at > now)])
 
     async def check(self, topics: list[Topic]) -> None:
         """Send a heartbeat for the topics, and pass the liveness of each on."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["CANCEL", "CLAIM", "DELETE", "HEARTBEAT", "RELEASE", "RENEW", "WRITE"]
 
+# The last entry's kind is "event", or the name of a field that ends a stream, or "deleted".
 _COMMON = """
 local function last_of(events)
   local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
@@ -20,6 +21,7 @@ local function last_of(events)
   for i = 1, #last[2], 2 do
     local name = last[2][i]
     if name == 'data' then return last[1], 'event' end
+    if name == 'cancel' and last[2][i + 1] == 'deleted' then return last[1], 'deleted' end
     if name == 'end' or name == 'error' or name == 'cancel' or name == 'refused' then kind = name end
   end
   return last[1], kind
@@ -40,12 +42,17 @@ end
 local function is_end(kind)
   return kind and kind ~= 'event'
 end
+local function owner_of(text)
+  return string.match(text or '', ':(.*)$')
+end
 local function next_fence(fence, where)
   return string.format('%.0f', math.max(now(), fence_of(redis.call('GET', fence)) + 1, fence_of(where) + 1))
 end
 """
 
-# KEYS: events, lease, fence. ARGV: owner, lease TTL, retention, may begin, takeover.
+# KEYS: events, lease, fence. ARGV: owner, lease TTL, retention, may begin, takeover, longest TTL of the fence or "".
+# Returns the state, the fence, the last id, a remark ("begins", "certain", or the id of what is left of a deleted
+# stream), and the TTL of the fence.
 CLAIM = (
     _COMMON
     + """
@@ -53,24 +60,37 @@ local where, kind = last_of(KEYS[1])
 local lease = redis.call('GET', KEYS[2])
 if lease then
   local fence, owner = string.match(lease, '^(%d+):(.*)$')
-  if owner == ARGV[1] then return {'elected', fence, where} end
-  return {'live', '0', where}
+  if owner == ARGV[1] then return {'elected', fence, where, kind and '' or 'begins', -1} end
+  return {'live', '0', where, '', -1}
 end
+local ttl = math.max(-1, redis.call('PTTL', KEYS[3]))
+local is_lost = owner_of(redis.call('GET', KEYS[3])) == 'released'
+is_lost = is_lost or (ARGV[6] ~= '' and (ttl < 0 or ttl <= tonumber(ARGV[6])))
+local remark = is_lost and 'certain' or ''
 local alone = kind == 'refused' and redis.call('XLEN', KEYS[1]) == 1
-if not kind or alone then
-  if ARGV[4] == '0' then return {kind and 'ended' or 'none', '0', where} end
-  if alone then redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
-elseif ARGV[5] == '0' or (kind ~= 'event' and kind ~= 'refused') then
-  return {kind == 'event' and 'lost' or 'ended', '0', where}
+if not kind or alone or kind == 'deleted' then
+  if ARGV[4] == '0' then
+    if kind == 'deleted' then return {'none', '0', '', where, ttl} end
+    return {kind and 'ended' or 'none', '0', where, '', ttl}
+  end
+  if kind then redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
+  remark = 'begins'
+elseif kind ~= 'event' and (kind ~= 'refused' or ARGV[5] == '0') then
+  return {'ended', '0', where, '', ttl}
 elseif kind == 'refused' then
   redis.call('XDEL', KEYS[1], where)
+  remark = ''
+elseif ARGV[5] == '0' or not is_lost then
+  return {'lost', '0', where, remark, ttl}
+else
+  remark = ''
 end
 local fence = next_fence(KEYS[3], where)
 local token = fence .. ':' .. ARGV[1]
 redis.call('SET', KEYS[2], token, 'PX', ARGV[2])
 redis.call('SET', KEYS[3], token, 'PX', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {'elected', fence, where}
+return {'elected', fence, remark == 'begins' and '' or where, remark, ttl}
 """
 )
 
@@ -127,46 +147,67 @@ return redis.call('ZCOUNT', KEYS[4], now(), '+inf')
 """
 )
 
-# KEYS: lease. ARGV: token.
+# KEYS: lease, fence. ARGV: token. The fence records the release, for otherwise readers would wait for a renewal.
 RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if redis.call('GET', KEYS[2]) == ARGV[1] then
+  -- pcall: without memory, readers wait for a renewal.
+  redis.pcall('SET', KEYS[2], string.match(ARGV[1], '^%d+') .. ':released', 'KEEPTTL')
+end
+return 1
 """
 
-# KEYS: events, lease, fence. ARGV: owner, retention.
+# KEYS: events, lease, fence. ARGV: owner, retention, then the fields of the entry.
 CANCEL = (
     _COMMON
     + """
 local where, kind = last_of(KEYS[1])
-if kind == 'cancel' and string.match(redis.call('GET', KEYS[3]) or '', ':(.*)$') == ARGV[1] then return 1 end
+if kind == 'cancel' and owner_of(redis.call('GET', KEYS[3])) == ARGV[1] then return 1 end
 if kind and kind ~= 'event' then return 0 end
 if not kind and redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 local fence = next_fence(KEYS[3], where)
-redis.call('XADD', KEYS[1], fence .. '-0', 'cancel', 'cancelled')
-redis.call('SET', KEYS[3], fence .. ':' .. ARGV[1], 'PX', ARGV[2])
+-- DEL first: a script that has written is not refused for lack of memory.
 redis.call('DEL', KEYS[2])
+redis.call('XADD', KEYS[1], fence .. '-0', unpack(ARGV, 3))
+redis.call('SET', KEYS[3], fence .. ':' .. ARGV[1], 'PX', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 )
 
-# KEYS: events, lease, readers. The fence stays, so that an old producer finds its token stale.
-DELETE = "return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])"
+# KEYS: events, lease, fence, readers. ARGV: owner, retention, then the fields of the entry that is left.
+DELETE = (
+    _COMMON
+    + """
+local where, kind = last_of(KEYS[1])
+if kind == 'deleted' then return owner_of(redis.call('GET', KEYS[3])) == ARGV[1] and 1 or 0 end
+if not kind and redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+local fence = next_fence(KEYS[3], where)
+-- DEL first: a script that has written is not refused for lack of memory.
+redis.call('DEL', KEYS[2], KEYS[4])
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, fence .. '-0', unpack(ARGV, 3))
+redis.call('SET', KEYS[3], fence .. ':' .. ARGV[1], 'PX', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+)
 
-# KEYS: for each stream events, lease, readers. ARGV: reader, heartbeat TTL. Returns for each stream whether its
-# lease is held, and its last id.
+# KEYS: for each stream events, lease, readers, fence. ARGV: reader, heartbeat TTL. Returns for each stream whether its
+# lease is held, its last id, whether its producer has released the lease, and the TTL of its fence.
 HEARTBEAT = (
     _COMMON
     + """
 local time = now()
 local found = {}
-for i = 1, #KEYS, 3 do
+for i = 1, #KEYS, 4 do
   redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', time)
   -- pcall: without memory for the heartbeat, reading continues.
   redis.pcall('ZADD', KEYS[i + 2], time + tonumber(ARGV[2]), ARGV[1])
   redis.call('PEXPIRE', KEYS[i + 2], ARGV[2])
   local where = last_of(KEYS[i])
-  found[#found + 1] = {redis.call('EXISTS', KEYS[i + 1]), where}
+  local is_released = owner_of(redis.call('GET', KEYS[i + 3])) == 'released'
+  local ttl = math.max(-1, redis.call('PTTL', KEYS[i + 3]))
+  found[#found + 1] = {redis.call('EXISTS', KEYS[i + 1]), where, is_released and 1 or 0, ttl}
 end
 return found
 """

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from sseqbridge._runtime import fork
 from sseqbridge._runtime.clock import clock
 
-from ._entries import CANCEL, REFUSED, Entry, Position
-from ._store import Claim, ClaimState, FencingToken, Liveness, LogSettings, StaleTokenError
+from ._entries import CANCEL, REFUSED, Entry, Position, cancel_fields, deleted_fields
+from ._store import ANY_TTL, Claim, ClaimState, FencingToken, Liveness, LogSettings, StaleTokenError
 
 __all__ = ["MemoryStore", "MemoryStores"]
 
@@ -53,6 +53,10 @@ class _Stream:
         return self.entries[-1] if self.entries else None
 
     @property
+    def is_deleted(self) -> bool:
+        return self.last is not None and self.last.kind == CANCEL and self.last.is_deletion
+
+    @property
     def is_held(self) -> bool:
         return self.lease_expires_at > clock.monotonic()
 
@@ -74,7 +78,10 @@ class MemoryStore:
         self._settings = settings
         self._fence = 0
 
-    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
+    async def claim(
+        self, key: str, owner: str, *, may_begin: bool, takeover: bool, longest_ttl: int | None = ANY_TTL
+    ) -> Claim:
+        # Nothing evicts a lease from memory: without one the producer is lost.
         self._remove_expired()
         stream = self.streams.get(key)
         if stream is None:
@@ -86,21 +93,27 @@ class MemoryStore:
         if stream.is_held:
             assert stream.token is not None
             if stream.token.owner == owner:
-                return Claim(ClaimState.ELECTED, stream.token.fence, position)
+                return Claim(ClaimState.ELECTED, stream.token.fence, position, begins=last is None)
             return Claim(ClaimState.LIVE, 0, position)
         is_refused = last is not None and last.kind == REFUSED and len(stream.entries) == 1
-        if last is None or is_refused:
+        begins = last is None or is_refused or stream.is_deleted
+        if begins:
             if not may_begin:
+                if stream.is_deleted:
+                    return Claim(ClaimState.NONE, 0, None, deleted=position)
                 return Claim(ClaimState.NONE if last is None else ClaimState.ENDED, 0, position)
             stream.entries.clear()
-        elif not (takeover and (not last.is_end or last.kind == REFUSED)):
-            return Claim(ClaimState.ENDED if last.is_end else ClaimState.LOST, 0, position)
-        elif last.is_end:
+            position = None
+        elif last is not None and last.is_end:
+            if not (takeover and last.kind == REFUSED):
+                return Claim(ClaimState.ENDED, 0, position)
             stream.entries.pop()
+        elif not takeover:
+            return Claim(ClaimState.LOST, 0, position, is_certain=True)
         self._fence = max(self._fence + 1, time.time_ns() // 1_000_000)
         stream.token = FencingToken(key, self._fence, owner)
         self._renew(stream)
-        return Claim(ClaimState.ELECTED, self._fence, position)
+        return Claim(ClaimState.ELECTED, self._fence, position, begins=begins)
 
     async def append(self, token: FencingToken, number: int, entries: Sequence[Mapping[str, str]]) -> None:
         stream = self._written_by(token)
@@ -133,15 +146,26 @@ class MemoryStore:
             return stream.last.kind == CANCEL and stream.token is not None and stream.token.owner == owner
         if stream.last is None and not stream.is_held:
             return False
-        self._fence += 1
-        stream.token = FencingToken(key, self._fence, owner)
-        self._add(stream, stream.token, 0, [{CANCEL: "cancelled"}])
-        stream.lease_expires_at = 0.0
-        stream.expires_at = clock.monotonic() + self._settings.ttl
+        self._end(stream, FencingToken(key, self._fence + 1, owner), cancel_fields())
         return True
 
-    async def delete(self, key: str) -> bool:
-        return self._unexpired(key) is not None and bool(self.streams.pop(key))
+    async def delete(self, key: str, owner: str = "") -> bool:
+        stream = self._unexpired(key)
+        if stream is None or (stream.last is None and not stream.is_held):
+            return False
+        if stream.is_deleted:
+            return stream.token is not None and stream.token.owner == owner
+        self._end(stream, FencingToken(key, self._fence + 1, owner), deleted_fields())
+        stream.entries = deque([stream.entries[-1]])
+        stream.readers.clear()
+        return True
+
+    def _end(self, stream: _Stream, token: FencingToken, fields: Mapping[str, str]) -> None:
+        self._fence = token.fence
+        stream.token = token
+        self._add(stream, token, 0, [fields])
+        stream.lease_expires_at = 0.0
+        stream.expires_at = clock.monotonic() + self._settings.ttl
 
     async def read(self, key: str, after: Position, count: int) -> list[Entry]:
         stream = self._unexpired(key)
@@ -155,7 +179,8 @@ class MemoryStore:
         if stream is None:
             return Liveness(False, None)
         stream.readers[reader] = clock.monotonic() + self._settings.reader_ttl
-        return Liveness(stream.is_held, stream.last.position if stream.last else None)
+        last = None if stream.last is None else stream.last.position
+        return Liveness(stream.is_held, last, is_certain=not stream.is_held)
 
     async def remove_reader(self, key: str, reader: str) -> None:
         stream = self.streams.get(key)

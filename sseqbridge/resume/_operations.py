@@ -121,6 +121,5 @@ async def cancel_stream(key: str, hub: Hub) -> bool:
 
 
 async def delete_stream(key: str, hub: Hub) -> bool:
-    """Cancel and delete a stream; False if there is none. On the loop thread."""
-    await cancel_stream(key, hub)
-    return await hub.retry_while_unavailable(hub.store.delete, key)
+    """Delete a stream, and end its readers and its producer; False if there is none. On the loop thread."""
+    return await hub.retry_while_unavailable(hub.store.delete, key, uuid.uuid4().hex)

@@ -20,12 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.channel import Channel, End, post
 from sseqbridge._engine.loop_state import LoopTask
-from sseqbridge._exceptions import BridgeClosedError, LogError, SSEError, UsageError, copy_error
+from sseqbridge._exceptions import (
+    BridgeClosedError,
+    LogError,
+    RequestAbortedError,
+    SSEError,
+    UsageError,
+    copy_error,
+)
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._streams.stream import reader_of
 
-from ._entries import BEGIN, Position, end_fields, error_fields, failure_fields, refusal_fields
-from ._errors import as_callback_error
+from ._entries import START, begin_fields, end_fields, error_fields, failure_fields, refusal_fields
+from ._errors import as_callback_error, as_log_error
 from ._store import StaleTokenError
 from ._upstream import Upstream
 
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
 
     from ._hub import Hub
     from ._segments import Segment
-    from ._store import FencingToken
+    from ._store import Claim, FencingToken
 
 __all__ = ["Producer"]
 
@@ -42,7 +49,7 @@ logger = logging.getLogger("sseqbridge")
 
 
 class _StopReason(Enum):
-    """The reason why a producer cancels its own task. The first one counts."""
+    """The reason why a producer's task is cancelled. The first one counts."""
 
     # The caller was interrupted, or no caller is left: release the lease, as if the process had ended.
     ABORTED = auto()
@@ -52,6 +59,8 @@ class _StopReason(Enum):
     ABANDONED = auto()
     # The log failed: end this process's readers, and release the lease.
     LOG_FAILED = auto()
+    # The log, or the event loop, is closing: release the lease.
+    CLOSED = auto()
 
 
 class Producer(LoopTask):
@@ -66,11 +75,12 @@ class Producer(LoopTask):
         self,
         hub: Hub,
         token: FencingToken,
-        last: Position,
+        claim: Claim,
         call_start: Callable[[Producer], Coroutine[Any, Any, None]],
     ) -> None:
         super().__init__(hub.state)
-        self.position = last
+        self.position = claim.last or START
+        self._begins_stream = claim.begins
         self.result: Channel[Any] = Channel(hub.loop, 1)
         self._hub = hub
         self._token = token
@@ -89,6 +99,19 @@ class Producer(LoopTask):
     def is_set(self) -> bool:
         """Whether the producer is to stop: the cancel flag of requests that `start` makes."""
         return self._stop_reason is not None
+
+    def error_for_start(self, error: BaseException) -> BaseException:
+        """Return the error for the caller of `start`, which raised `error`.
+
+        If the producer has aborted the request of `start`, the error is the reason for that.
+        """
+        if not isinstance(error, RequestAbortedError):
+            return error
+        if self._stop_reason is _StopReason.CLOSED:
+            return BridgeClosedError("the log, or its bridge, was closed before the stream had begun")
+        if self._stop_reason is _StopReason.STALE:
+            return RequestAbortedError("the stream was cancelled before it had begun")
+        return error if self._log_error is None else copy_error(self._log_error)
 
     def set_upstream(self, stream: BaseStream[Any]) -> None:
         """Write this stream, which has no other consumer from now on. Raises UsageError if it has one."""
@@ -189,6 +212,7 @@ class Producer(LoopTask):
             except StaleTokenError:
                 pass
         elif self._stop_reason is not _StopReason.STALE:
+            self._stop_reason = self._stop_reason or _StopReason.CLOSED
             await self._release()
 
     async def _fail_topic(self, error: LogError) -> None:
@@ -196,7 +220,9 @@ class Producer(LoopTask):
         if self._stop_reason is None:
             # Else the topic's fail() would stop this producer again.
             self._stop_reason = _StopReason.LOG_FAILED
-        self._hub.topic(self._token.key).fail(error)
+        topic = self._hub.topics.get(self._token.key)
+        if topic is not None:
+            topic.fail(error)
         await self._release()
 
     # Writing.
@@ -206,7 +232,7 @@ class Producer(LoopTask):
             body = await upstream.body()
             await self._write_end(refusal_fields(upstream.head, body))
             raise upstream.status_error(body)
-        await self._append([{BEGIN: "200"}])
+        await self._append([begin_fields(begins_stream=self._begins_stream)])
         while True:
             entries = await self._gather(upstream)
             if entries:
@@ -263,11 +289,12 @@ class Producer(LoopTask):
             except StaleTokenError:
                 self._stop(_StopReason.STALE)
                 return
-            except LogError as error:
-                self.fail(error)
+            except Exception as exc:
+                self.fail(as_log_error(exc))
                 return
             now = self.loop.time()
-            if readers or self._hub.topic(self._token.key).has_readers:
+            topic = self._hub.topics.get(self._token.key)
+            if readers or (topic is not None and topic.has_readers):
                 last_read_at = now
             elif patience is not None and now - last_read_at >= patience:
                 self._stop(_StopReason.ABANDONED)
@@ -286,6 +313,9 @@ class Producer(LoopTask):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self.cancel_call_at_loop_end(self._end_with_loop)
+        if task.cancelled():
+            # Also before its first step.
+            self._stop_reason = self._stop_reason or _StopReason.CLOSED
         upstream = self._upstream
         if upstream is not None and not upstream.is_ended:
             upstream.abort()

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sseqbridge._engine.channel import Channel, End, post, settle
 from sseqbridge._engine.loop_state import LoopTask
 from sseqbridge._engine.memory import memory
 from sseqbridge._engine.scope import current_scope, is_cancelled
-from sseqbridge._engine.stats import StreamStats
 from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
@@ -41,10 +40,11 @@ from ._delivery import Delivery
 from ._entries import CANCEL, END, START, Position, is_next, parse_position, position_before
 from ._errors import as_log_error
 from ._segments import Segment, segments_of
-from ._store import ClaimState, FencingToken
+from ._store import ClaimState, FencingToken, MissingLease
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
+    from sseqbridge._engine.stats import StreamStats
     from sseqbridge._runtime.loop_watch import LoopWatch
     from sseqbridge._sse.dialects import EventRules
     from sseqbridge._sse.events import ServerSentEvent
@@ -92,7 +92,7 @@ class Reader(LoopTask):
     is_reader = shares_events = True
 
     def __init__(
-        self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Position], ElectedProducer]
+        self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Claim], ElectedProducer]
     ) -> None:
         super().__init__(hub.state)
         self.channel: Channel[Any] = Channel(hub.loop, options.max_buffered_bytes)
@@ -104,7 +104,9 @@ class Reader(LoopTask):
         self._topic: Topic | None = None
         self._producer: ElectedProducer | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_lease_lost = False
+        # Whether to look for a producer, and when the lease was seen missing, if that is long enough ago.
+        self._must_look = False
+        self._missing_lease: MissingLease | None = None
         # The topic's position when it was last ahead of the entries that the store returned.
         self._ahead: Position | None = None
         # Ends the wait in the topic.
@@ -155,7 +157,7 @@ class Reader(LoopTask):
         options, delivery = self._options, self._delivery
         claim = await self._claim(may_begin=options.may_begin and not options.last_event_id)
         if options.last_event_id:
-            delivery.position = await self._resume_position(claim)
+            delivery.position = await _resume_position(self._hub, options, claim)
         elif options.replay == "none" and claim.last is not None:
             delivery.position = claim.last
         elif options.replay == "kept":
@@ -165,8 +167,14 @@ class Reader(LoopTask):
                 await self._end_if_no_event_is_left(is_last=delivery.position == claim.last)
             delivery.send_head()
         if claim.state is ClaimState.NONE and options.wait <= 0:
-            self._raise_not_found()
-        self._is_lease_lost = claim.state is ClaimState.LOST
+            raise _not_found()
+        self._skip_deleted(claim)
+        self._must_look = claim.state is ClaimState.LOST
+
+    def _skip_deleted(self, claim: Claim) -> None:
+        """Wait for the next stream of this key, if a deleted one has left an entry."""
+        if claim.deleted is not None and not self._delivery.has_head:
+            self._delivery.position = claim.deleted
 
     async def _end_if_no_event_is_left(self, *, is_last: bool) -> None:
         """Answer 204 if only the stream's end is left: an EventSource does not reconnect after a 204."""
@@ -183,29 +191,18 @@ class Reader(LoopTask):
                 self._delivery.try_put(segment)
 
     async def _claim(self, *, may_begin: bool) -> Claim:
-        options = self._options
-        claim, token = await self._hub.claim(options.key, may_begin=may_begin, takeover=options.takeover)
+        options, missing, self._missing_lease = self._options, self._missing_lease, None
+        ttl = None if missing is None else missing.longest_ttl(self.loop.time(), self._hub.settings)
+        claim, token = await self._hub.claim(
+            options.key, may_begin=may_begin, takeover=options.takeover, longest_ttl=ttl
+        )
         if claim.state is ClaimState.ELECTED:
-            producer = self._producer = self._new_producer(token, claim.last or START)
+            producer = self._producer = self._new_producer(token, claim)
             if self._delivery.has_head:
                 self._hub.spawn(producer.call_start())
             else:
                 self.channel.send_nowait(producer)
         return claim
-
-    async def _resume_position(self, claim: Claim) -> Position:
-        position = parse_position(self._options.last_event_id)
-        if position is None or claim.last is None or position > claim.last:
-            raise EventsLostError(
-                "the last event ID is none of this stream, which may have expired. Read the stream from its start."
-            )
-        kept = await self._hub.retry_while_unavailable(self._hub.store.read, self._options.key, START, 1)
-        first = kept[0].position if kept else START
-        if position.fence < first.fence or (position < first and not is_next(first, position)):
-            raise EventsLostError(
-                "events after the last event ID were trimmed away (max_events=). Read the stream from its start."
-            )
-        return position
 
     # Catching up, then following.
 
@@ -219,7 +216,7 @@ class Reader(LoopTask):
             for segment in segments_of(entries, delivery.position, from_any=delivery.from_any):
                 if not delivery.try_put(segment):
                     await delivery.put(segment)
-        elif self._is_lease_lost:
+        elif self._must_look:
             await self._find_producer()
         else:
             await self._follow(topic)
@@ -239,11 +236,14 @@ class Reader(LoopTask):
                 topic.unsubscribe(self)
 
     async def _wait_in_topic(self) -> None:
+        if self._delivery.has_ended:
+            # The topic failed during the last read, and will not do so again.
+            return
         self._left_topic = left_topic = self.loop.create_future()
         timer = None
         remaining = self._options.wait - (clock.monotonic() - self._opened_at)
         if not self._delivery.has_head and not self._options.may_begin and remaining > 0:
-            timer = self.loop.call_later(remaining, self.on_lease_lost)
+            timer = self.loop.call_later(remaining, self._look_for_producer)
         try:
             await left_topic
         finally:
@@ -253,12 +253,21 @@ class Reader(LoopTask):
 
     async def _find_producer(self) -> None:
         """Become the producer, or find another one. Raises ProducerLostError or StreamNotFoundError."""
-        self._is_lease_lost = False
+        self._must_look = False
         has_head = self._delivery.has_head
         claim = await self._claim(may_begin=self._options.may_begin and not has_head)
         if claim.state is ClaimState.NONE and not has_head:
             if clock.monotonic() - self._opened_at >= self._options.wait:
-                self._raise_not_found()
+                raise _not_found()
+            self._skip_deleted(claim)
+        elif claim.state is ClaimState.NONE and claim.deleted is not None:
+            # Deleted since the last read.
+            self._delivery.finish(End("closed"))
+        elif claim.state is ClaimState.LOST and not claim.is_certain:
+            missing = MissingLease(self.loop.time(), claim.fence_ttl)
+            # A live producer renews its lease within this time if the store has evicted it.
+            await asyncio.sleep(self._hub.settings.grace)
+            self._must_look, self._missing_lease = True, missing
         elif claim.state in (ClaimState.NONE, ClaimState.LOST):
             raise ProducerLostError(
                 "the process that wrote this stream ended before the stream did. "
@@ -267,12 +276,6 @@ class Reader(LoopTask):
         elif claim.state is ClaimState.ENDED and self._delivery.position == claim.last:
             # The reader resumed after the end itself, before the lease was released.
             await self._end_if_no_event_is_left(is_last=True)
-
-    def _raise_not_found(self) -> NoReturn:
-        raise StreamNotFoundError(
-            "there is no such stream, and no process began one within `wait` seconds. "
-            "Pass start= to begin it, or a longer wait= for another process."
-        )
 
     # On the loop thread: as a subscriber of the topic, and a reader of the hub.
 
@@ -298,8 +301,13 @@ class Reader(LoopTask):
             settle(self._left_topic)
 
     def on_lease_lost(self) -> None:
-        """Look for a producer."""
-        self._is_lease_lost = True
+        """Look for a producer, and take the stream over if that is wanted."""
+        assert self._topic is not None
+        self._missing_lease = self._topic.missing_lease
+        self._look_for_producer()
+
+    def _look_for_producer(self) -> None:
+        self._must_look = True
         self._leave_topic()
 
     def fail(self, error: SSEError) -> None:
@@ -373,12 +381,27 @@ class Reader(LoopTask):
 
     def stats(self) -> StreamStats:
         """Return a snapshot of the counters."""
-        delivery = self._delivery
-        first_event_at = delivery.first_event_at
-        return StreamStats(
-            bytes=delivery.received,
-            events=delivery.events,
-            buffered=self.channel.buffered,
-            reconnections=0,
-            time_to_first_event=None if first_event_at is None else first_event_at - self._opened_at,
+        return self._delivery.stats(self._opened_at)
+
+
+async def _resume_position(hub: Hub, options: ReaderOptions, claim: Claim) -> Position:
+    """Return the position of the event that the reader has. Raises EventsLostError."""
+    position = parse_position(options.last_event_id)
+    if position is None or claim.last is None or position > claim.last:
+        raise EventsLostError(
+            "the last event ID is none of this stream, which may have expired. Read the stream from its start."
         )
+    kept = await hub.retry_while_unavailable(hub.store.read, options.key, START, 1)
+    first = kept[0].position if kept else START
+    if position.fence < first.fence or (position < first and not is_next(first, position)):
+        raise EventsLostError(
+            "events after the last event ID were trimmed away (max_events=). Read the stream from its start."
+        )
+    return position
+
+
+def _not_found() -> StreamNotFoundError:
+    return StreamNotFoundError(
+        "there is no such stream, and no process began one within `wait` seconds. "
+        "Pass start= to begin it, or a longer wait= for another process."
+    )

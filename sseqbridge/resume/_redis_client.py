@@ -9,26 +9,49 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+import anyio
+import redis
 import redis.asyncio
 from redis import exceptions
 from redis.client import NEVER_DECODE
 
-from sseqbridge._exceptions import LogError
+from sseqbridge._exceptions import LogError, SSEError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 
-from ._redis_errors import DemotedError, UnknownScriptError, error_of
+from ._redis_errors import DemotedError, UnknownScriptError, code_of, error_of
+from ._store import OutageError
 
-__all__ = ["Client", "ClientFactory", "RedisClient", "Script"]
+__all__ = [
+    "CLUSTER_ADVICE",
+    "SENTINEL_ADVICE",
+    "SYNCHRONOUS",
+    "Client",
+    "ClientFactory",
+    "RedisClient",
+    "Script",
+    "check_max_connections",
+]
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 ClientFactory = Callable[[], Client]
+SYNCHRONOUS = (redis.Redis, redis.RedisCluster)
+
+SENTINEL_ADVICE = (
+    "Pass a function: RedisLog(lambda: redis.asyncio.sentinel.Sentinel([(host, 26379), ...], socket_timeout=10)"
+    '.master_for("mymaster"))'
+)
+CLUSTER_ADVICE = "Pass the URL of any node with cluster=True: RedisLog.from_url(url, cluster=True)"
 
 # Replies arrive as bytes, however the caller's client is configured: one entry that is not UTF-8 must not make
 # a whole reply unreadable.
 _AS_BYTES = {NEVER_DECODE: True}
+
+# The limit of one command to a Cluster, with its redirections and new connections: far above that of a reply.
+_CLUSTER_SECONDS = 60.0
 
 
 class Script:
@@ -43,8 +66,9 @@ class RedisClient:
     """Sends commands. `demotions` counts how often a master turned out to have become a replica."""
 
     def __init__(self, factory: ClientFactory) -> None:
+        """Make the client. Raises UsageError if a log cannot use it."""
         # Made in a caller's thread: redis-py reads its own version from disk.
-        self.client: Any = factory()
+        self.client: Any = _checked(factory())
         self.is_cluster = isinstance(self.client, redis.asyncio.RedisCluster)
         self.demotions = 0
         self._is_closed = False
@@ -56,16 +80,32 @@ class RedisClient:
         """Run a script. Raises like execute()."""
         rest = (len(keys), *keys, *arguments)
         try:
-            return await self.execute("EVALSHA", script.sha, *rest)
-        except UnknownScriptError:
-            return await self.execute("EVAL", script.text, *rest)
+            try:
+                return await self.execute("EVALSHA", script.sha, *rest)
+            except UnknownScriptError:
+                return await self.execute("EVAL", script.text, *rest)
+        except LogError as error:
+            if type(error) is LogError and not code_of(error.__cause__):
+                await self._check_role(error)
+            raise
+
+    async def _check_role(self, error: LogError) -> None:
+        """Raise a LogError that says so if the server is a Sentinel, which knows no scripts."""
+        if self.is_cluster:
+            return
+        try:
+            role = await self.execute("ROLE")
+        except (OutageError, LogError):
+            return
+        if role and role[0] in (b"sentinel", "sentinel"):
+            raise LogError(f"the server is a Sentinel. {SENTINEL_ADVICE}") from error
 
     async def execute(self, *command: Any) -> Any:
         """Send a command in the next pipeline. Raises OutageError, or a LogError for a lasting failure."""
         if self._is_closed:
             raise LogError("the log was closed")
         if self.is_cluster:
-            return await _reply(self.client.execute_command(*command, **_AS_BYTES))
+            return await _cluster_reply(self.client.execute_command(*command, **_AS_BYTES))
         future = asyncio.get_running_loop().create_future()
         self._queue.append((command, future))
         if self._sending is None:
@@ -76,8 +116,11 @@ class RedisClient:
         """Send a command that blocks, on a connection of its own, on a Cluster to the node that has the key."""
         options = dict(_AS_BYTES)
         if self.is_cluster:
+            # After a failover, so that the node is none that the client forgets before it sends the command.
+            await _cluster_reply(self.client.initialize())
             # Else the client would ask the server for the places of the keys among the arguments.
             options["target_nodes"] = self.client.get_node_from_key(key)
+            return await _cluster_reply(self.client.execute_command(*command, **options))
         return await _reply(self.client.execute_command(*command, **options))
 
     async def _send(self) -> None:
@@ -86,7 +129,7 @@ class RedisClient:
             while self._queue:
                 sent, self._queue = self._queue, []
                 try:
-                    results = [_result(reply) for reply in await _reply(self._pipeline(sent))]
+                    results = [self._result(reply) for reply in await _reply(self._pipeline(sent))]
                     if any(isinstance(result, DemotedError) for result in results):
                         await self.drop_connections()
                 except Exception as exc:
@@ -104,6 +147,18 @@ class RedisClient:
             if self._queue:
                 # This task was cancelled, but others release their leases before they end.
                 self._sending = asyncio.get_running_loop().create_task(self._send())
+
+    def _result(self, reply: Any) -> Any:
+        """Return a pipeline's reply, an error reply as the log's error."""
+        if not isinstance(reply, exceptions.RedisError):
+            return reply
+        if code_of(reply) == "MOVED":
+            # Not an outage: only the client of a Cluster goes to the other node.
+            error: Exception = LogError(f"the server is a node of a Redis Cluster. {CLUSTER_ADVICE}")
+        else:
+            error = error_of(reply)
+        error.__cause__ = reply
+        return error
 
     async def _pipeline(self, sent: Sequence[tuple[tuple[Any, ...], Any]]) -> list[Any]:
         async with self.client.pipeline(transaction=False) as pipeline:
@@ -128,6 +183,25 @@ class RedisClient:
             self._sending.cancel()
             await asyncio.wait({self._sending})
         await self.client.aclose()
+        # A client of a Sentinel's master does not close its connections to the Sentinels.
+        manager = None if self.is_cluster else getattr(self.client.connection_pool, "sentinel_manager", None)
+        for sentinel in () if manager is None else manager.sentinels:
+            await sentinel.aclose()
+
+
+async def _cluster_reply(reply: Awaitable[Any]) -> Any:
+    """Await a reply of a Cluster's client, for a limited time.
+
+    After a lost connection redis-py closes all connections to the Cluster, also those that other tasks are using,
+    which then fail with an AttributeError or the like.
+    """
+    try:
+        with anyio.fail_after(_CLUSTER_SECONDS):
+            return await _reply(reply)
+    except (OutageError, SSEError, UnknownScriptError):
+        raise
+    except Exception as exc:
+        raise OutageError(f"{type(exc).__name__}: {exc}") from exc
 
 
 async def _reply(reply: Awaitable[Any]) -> Any:
@@ -140,13 +214,30 @@ async def _reply(reply: Awaitable[Any]) -> Any:
         raise error_of(exc) from exc
 
 
-def _result(reply: Any) -> Any:
-    """Return a pipeline's reply, an error reply as the log's error."""
-    if not isinstance(reply, exceptions.RedisError):
-        return reply
-    error = error_of(reply)
-    error.__cause__ = reply
-    return error
+def _checked(client: Any) -> Any:
+    """Return a client. Raises UsageError if it is of another kind, or may have only one connection."""
+    if not isinstance(client, (redis.asyncio.Redis, redis.asyncio.RedisCluster)):
+        if inspect.iscoroutine(client):
+            client.close()
+        advice = "Return one of redis.asyncio" + (", not of redis." if isinstance(client, SYNCHRONOUS) else ".")
+        raise UsageError(
+            f"`client` must return a redis.asyncio.Redis or RedisCluster, got {type(client).__module__}."
+            f"{type(client).__qualname__}. {advice}"
+        )
+    if isinstance(client, redis.asyncio.RedisCluster):
+        check_max_connections(client.connection_kwargs.get("max_connections"))
+    else:
+        check_max_connections(client.connection_pool.max_connections)
+    return client
+
+
+def check_max_connections(value: int | None) -> None:
+    """Raise UsageError if a client may have only one connection."""
+    if value is not None and value < 2:
+        raise UsageError(
+            f"`max_connections` of the client must be at least 2, got {value}. "
+            "One connection waits for new entries, another one carries all other commands."
+        )
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:

@@ -2,7 +2,7 @@
 
 Plain functions of their arguments. Redis begins an error reply with a code, such as READONLY. redis-py has a
 class for some codes, and then leaves the code out of the message; Redis 6.2 puts the place in a script
-before the code. Only `code_of` reads error texts, for the code alone.
+before the code, and has no code for a permission that a script lacks. Only `code_of` reads error texts.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ _CODES: dict[type[Exception], str] = {
     exceptions.AuthenticationError: "WRONGPASS",
     exceptions.AuthorizationError: "NOPERM",
 }
-# READONLY ..., ERR Error running script (call to f_<sha>): @user_script:3: -READONLY ..., user_script:3: READONLY ...
-_CODE = re.compile(
-    r"(?:ERR )?(?:Error running script \(call to \w+\): ?)?(?:@?\w+: ?[0-9]+: ?)*-?([A-Z][A-Z0-9]+)(?: |$)"
-)
+# The place in a script before the code: READONLY ..., user_script:3: READONLY ...,
+# ERR Error running script (call to f_<sha>): @user_script:3: -READONLY ...
+_PLACE = r"(?:ERR )?(?:Error running script \(call to \w+\): ?)?(?:@?\w+: ?[0-9]+: ?)*-?"
+_CODE = re.compile(_PLACE + r"([A-Z][A-Z0-9]+)(?: |$)")
+# A command or key in a script that the user has no permission for: Redis up to 7.0, and later versions and Valkey.
+_NOPERM = re.compile(_PLACE + "(?:ERR )?(?:The user executing the script can't |ACL failure in script)")
 
 # The server has become a replica.
 _DEMOTED = frozenset({"READONLY", "UNBLOCKED", "MASTERDOWN"})
@@ -52,12 +54,16 @@ class UnknownScriptError(Exception):
     """Redis does not know a script by its hash."""
 
 
-def code_of(exc: Exception) -> str:
+def code_of(exc: BaseException | None) -> str:
     """Return the code of a Redis error reply, such as "READONLY"; "" without a code, and for other errors."""
     for kind, code in _CODES.items():
         if isinstance(exc, kind):
             return code
-    match = _CODE.match(str(exc)) if isinstance(exc, exceptions.ResponseError) else None
+    if not isinstance(exc, exceptions.ResponseError):
+        return ""
+    if _NOPERM.match(str(exc)):
+        return "NOPERM"
+    match = _CODE.match(str(exc))
     return "" if match is None else match[1]
 
 

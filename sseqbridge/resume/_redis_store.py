@@ -14,10 +14,10 @@ from typing import Any
 from sseqbridge._exceptions import LogError
 
 from . import _lua
-from ._entries import START, Entry, Position, parse_position
+from ._entries import START, Entry, Position, cancel_fields, deleted_fields, parse_position
 from ._redis_client import ClientFactory, RedisClient, Script
 from ._redis_errors import DemotedError
-from ._store import Claim, ClaimState, FencingToken, Liveness, LogSettings, OutageError, StaleTokenError
+from ._store import ANY_TTL, Claim, ClaimState, FencingToken, Liveness, LogSettings, OutageError, StaleTokenError
 
 __all__ = ["RedisStore", "RedisTail"]
 
@@ -30,6 +30,7 @@ _READ_COUNT = 1000
 _READ_BYTES = 256 * 1024
 # How many streams one heartbeat script checks: a script blocks the server.
 _HEARTBEAT_STREAMS = 100
+_HEARTBEAT_KEYS = ("events", "lease", "readers", "fence")
 # The TTL of the stream that wakes a process's XREAD.
 _WAKE_MILLISECONDS = 60_000
 
@@ -55,13 +56,25 @@ class RedisStore:
         """Return the Redis key of the stream that wakes a tail."""
         return f"{self._prefix}:wake:{name}"
 
-    async def claim(self, key: str, owner: str, *, may_begin: bool, takeover: bool) -> Claim:
-        state, fence, last = await self.client.run(
+    async def claim(
+        self, key: str, owner: str, *, may_begin: bool, takeover: bool, longest_ttl: int | None = ANY_TTL
+    ) -> Claim:
+        ttl = "" if longest_ttl is None else longest_ttl
+        state, fence, last, remark, fence_ttl = await self.client.run(
             _CLAIM,
             self._keys(key, "events", "lease", "fence"),
-            (owner, self._lease_ms, self._retention_ms, int(may_begin), int(takeover)),
+            (owner, self._lease_ms, self._retention_ms, int(may_begin), int(takeover), ttl),
         )
-        return Claim(ClaimState(_text(state)), int(fence), _position(last))
+        remark = _text(remark)
+        return Claim(
+            ClaimState(_text(state)),
+            int(fence),
+            _position(last),
+            begins=remark == "begins",
+            is_certain=remark == "certain",
+            fence_ttl=int(fence_ttl),
+            deleted=_position(remark),
+        )
 
     async def append(self, token: FencingToken, number: int, entries: Sequence[Mapping[str, str]]) -> None:
         await self._write(token, number, entries, self._lease_ms)
@@ -75,8 +88,7 @@ class RedisStore:
         arguments: list[Any] = []
         for fields in entries:
             arguments.append(2 * len(fields))
-            for pair in fields.items():
-                arguments.extend(pair)
+            arguments.extend(_pairs(fields))
         retention, refusal_retention = self._retention_ms, _milliseconds(self._settings.lease)
         is_written = await self.client.run(
             _WRITE,
@@ -94,14 +106,17 @@ class RedisStore:
         return readers
 
     async def release(self, token: FencingToken) -> None:
-        await self.client.run(_RELEASE, self._keys(token.key, "lease"), [str(token)])
+        await self.client.run(_RELEASE, self._keys(token.key, "lease", "fence"), [str(token)])
 
     async def cancel(self, key: str, owner: str) -> bool:
         keys = self._keys(key, "events", "lease", "fence")
-        return bool(await self.client.run(_CANCEL, keys, (owner, _milliseconds(self._settings.ttl))))
+        arguments = (owner, _milliseconds(self._settings.ttl), *_pairs(cancel_fields()))
+        return bool(await self.client.run(_CANCEL, keys, arguments))
 
-    async def delete(self, key: str) -> bool:
-        return bool(await self.client.run(_DELETE, self._keys(key, "events", "lease", "readers"), ()))
+    async def delete(self, key: str, owner: str = "") -> bool:
+        keys = self._keys(key, "events", "lease", "fence", "readers")
+        arguments = (owner, _milliseconds(self._settings.ttl), *_pairs(deleted_fields()))
+        return bool(await self.client.run(_DELETE, keys, arguments))
 
     async def read(self, key: str, after: Position, count: int) -> list[Entry]:
         begin = "-" if after == START else f"({after}"
@@ -122,23 +137,29 @@ class RedisStore:
 
     async def heartbeat(self, keys: Sequence[str], reader: str) -> list[Liveness]:
         arguments = (reader, _milliseconds(self._settings.reader_ttl))
-        names = [name for key in keys for name in self._keys(key, "events", "lease", "readers")]
+        names = [name for key in keys for name in self._keys(key, *_HEARTBEAT_KEYS)]
         # On a Cluster a script may use the keys of one slot only.
-        size = 3 if self.client.is_cluster else 3 * _HEARTBEAT_STREAMS
+        size = len(_HEARTBEAT_KEYS) * (1 if self.client.is_cluster else _HEARTBEAT_STREAMS)
         found = await asyncio.gather(*(self._heartbeat(part, arguments) for part in _split(names, size)))
         return [liveness for part in found for liveness in part]
 
     async def _heartbeat(self, names: Sequence[str], arguments: Iterable[Any]) -> list[Liveness]:
-        """Run the script for streams with three Redis keys each."""
+        """Run the script for streams with the same number of Redis keys each."""
         try:
             found = await self.client.run(_HEARTBEAT, names, arguments)
         except LogError as error:
-            if len(names) == 3:
+            if len(names) == len(_HEARTBEAT_KEYS):
                 return [Liveness(False, None, error)]
             # One stream's key may have failed the whole script: run it for each stream alone.
-            alone = await asyncio.gather(*(self._heartbeat(part, arguments) for part in _split(names, 3)))
+            parts = _split(names, len(_HEARTBEAT_KEYS))
+            alone = await asyncio.gather(*(self._heartbeat(part, arguments) for part in parts))
             return [liveness for part in alone for liveness in part]
-        return [Liveness(bool(is_held), _position(last)) for is_held, last in found]
+        return [
+            Liveness(True, _position(last))
+            if is_held
+            else Liveness(False, _position(last), is_certain=bool(is_released), fence_ttl=int(fence_ttl))
+            for is_held, last, is_released, fence_ttl in found
+        ]
 
     async def remove_reader(self, key: str, reader: str) -> None:
         await self.client.execute("ZREM", self.key_of(key, "readers"), reader)
@@ -261,6 +282,10 @@ class RedisTail:
 
 def _split(names: Sequence[str], size: int) -> list[Sequence[str]]:
     return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+def _pairs(fields: Mapping[str, str]) -> list[str]:
+    return [part for pair in fields.items() for part in pair]
 
 
 def _milliseconds(seconds: float) -> int:

@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import RequestAbortedError, UsageError
@@ -23,11 +23,10 @@ from sseqbridge._streams.aio import AsyncSSEResponse
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
 
-from ._entries import START, Position
 from ._errors import as_callback_error
 from ._hub import Hub
 from ._producer import Producer
-from ._store import ClaimState, FencingToken
+from ._store import Claim, ClaimState, FencingToken, MissingLease
 
 __all__ = ["acall_start", "call_start", "check_start", "claim_producer", "new_producer"]
 
@@ -59,7 +58,7 @@ def call_start(producer: Producer, start: Any) -> None:
         if not isinstance(error, UsageError):
             # An interrupt between the two steps: the request has no other owner.
             _abort_unused(stream)
-        raise
+        _raise_for_start(producer, error)
 
 
 async def acall_start(producer: Producer, start: Any) -> None:
@@ -75,7 +74,14 @@ async def acall_start(producer: Producer, start: Any) -> None:
         producer.set_upstream(_events_of(stream))
     except BaseException as error:
         producer.set_start_error(error)
-        raise
+        _raise_for_start(producer, error)
+
+
+def _raise_for_start(producer: Producer, error: BaseException) -> NoReturn:
+    own = producer.error_for_start(error)
+    if own is error:
+        raise error
+    raise own from error
 
 
 def _call(producer: Producer, start: Callable[[], T]) -> T:
@@ -128,7 +134,8 @@ def _events_of(stream: Any) -> BaseStream[Any]:
 
 
 async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
-    with _cancelled_by(producer), CallersCode("start", passes=Exception):
+    # The scope is the inner one: it swallows Cancelled, which is no error of the caller's code.
+    with CallersCode("start", passes=Exception), _cancelled_by(producer):
         return await awaitable
 
 
@@ -136,18 +143,24 @@ async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
 
 
 def new_producer(
-    hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token: FencingToken, last: Position
+    hub: Hub, start: Any, loop: asyncio.AbstractEventLoop | None, token: FencingToken, claim: Claim
 ) -> Producer:
-    """Return a started producer for a reader. An awaitable that `start` returns is awaited on `loop`."""
-    producer = Producer(hub, token, last, partial(_call_start_in_thread, start, loop))
+    """Return a started producer for an elected reader. An awaitable that `start` returns is awaited on `loop`."""
+    producer = Producer(hub, token, claim, partial(_call_start_in_thread, start, loop))
     producer.start()
     return producer
 
 
 async def claim_producer(key: str, start: Any, takeover: bool, hub: Hub) -> Producer | None:
     """Return the stream's new producer; None if another process began the stream."""
-    claim, token = await hub.claim(key, may_begin=True, takeover=takeover)
-    return new_producer(hub, start, None, token, claim.last or START) if claim.state is ClaimState.ELECTED else None
+    claim, token = await hub.claim(key, may_begin=True, takeover=takeover, longest_ttl=None)
+    while takeover and claim.state is ClaimState.LOST:
+        missing = MissingLease(hub.loop.time(), claim.fence_ttl)
+        # A live producer renews its lease within this time if the store has evicted it.
+        await asyncio.sleep(hub.settings.grace)
+        ttl = missing.longest_ttl(hub.loop.time(), hub.settings)
+        claim, token = await hub.claim(key, may_begin=True, takeover=True, longest_ttl=ttl)
+    return new_producer(hub, start, None, token, claim) if claim.state is ClaimState.ELECTED else None
 
 
 async def _call_start_in_thread(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:

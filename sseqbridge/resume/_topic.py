@@ -14,6 +14,7 @@ from sseqbridge._exceptions import SSEError
 from ._entries import START, Entry, Position
 from ._errors import as_log_error
 from ._segments import Segment, segments_of
+from ._store import MissingLease
 
 if TYPE_CHECKING:
     from ._hub import Hub
@@ -53,6 +54,8 @@ class Topic:
         self.position = START
         self.registered: set[Subscriber] = set()
         self.subscribers: set[Subscriber] = set()
+        # None while the lease is held, or was not looked for.
+        self.missing_lease: MissingLease | None = None
         self._hub = hub
         self._readers = 0
         self._is_tailed = False
@@ -126,15 +129,30 @@ class Topic:
         at = subscriber.position
         return shared if at == previous else segments_of([entry for entry in entries if entry.position > at], at)
 
+    @property
+    def recheck_at(self) -> float | None:
+        """When a missing lease counts as lost unless it is renewed, in the loop's time; None if it is not missing."""
+        return None if self.missing_lease is None else self.missing_lease.since + self._hub.settings.grace
+
     def update_liveness(self, liveness: Liveness) -> None:
         """Notify the subscribers if no producer holds the lease and all entries were broadcast.
 
-        Not within one lease after an outage, in which a live producer may not have renewed its lease yet.
+        A lease that the store has evicted is renewed within one renewal interval, so that long it must be missing. Not
+        within one lease after an outage, in which a live producer may not have renewed its lease yet.
         """
-        if liveness.is_held or (liveness.last is not None and liveness.last > self.position):
+        now = self._hub.loop.time()
+        if liveness.is_held:
+            self.missing_lease = None
+            return
+        missing = self.missing_lease
+        if missing is None or missing.was_renewed(liveness.fence_ttl, now, self._hub.settings):
+            missing = self.missing_lease = MissingLease(now, liveness.fence_ttl)
+        if liveness.last is not None and liveness.last > self.position:
             return
         disturbed_at = self._hub.disturbed_at
-        if disturbed_at is None or self._hub.loop.time() - disturbed_at > self._hub.settings.lease:
+        is_disturbed = disturbed_at is not None and now - disturbed_at <= self._hub.settings.lease
+        is_lost = liveness.is_certain or now - missing.since >= self._hub.settings.grace
+        if is_lost and not is_disturbed:
             for subscriber in tuple(self.subscribers):
                 subscriber.on_lease_lost()
 

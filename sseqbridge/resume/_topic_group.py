@@ -7,9 +7,10 @@ a later subscriber gets a new one.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from sseqbridge._exceptions import SSEError
+from sseqbridge._exceptions import LogError, SSEError
 
 from ._errors import as_log_error
 
@@ -29,7 +30,13 @@ class TopicGroup:
         self._hub = hub
         self._name = name
         self.tail = tail
+        self._retry_now = asyncio.Event()
         self.topics: dict[str, Topic] = {}
+
+    def wake(self) -> None:
+        """Begin to wait for the present topics at once, also during an outage: others may have ended it."""
+        self._retry_now.set()
+        self.tail.wake()
 
     async def run(self) -> None:
         """Broadcast new entries until the group has no topic."""
@@ -50,12 +57,20 @@ class TopicGroup:
                 self._hub.remove_topic(topic)
 
     async def _read(self) -> None:
-        topics = dict(self.topics)
-        positions = {key: topic.position for key, topic in topics.items()}
-        for key, found in await self._hub.retry_while_unavailable(self.tail.read, positions):
+        found_by_topic = await self._hub.retry_while_unavailable(self._read_once, retry_now=self._retry_now)
+        for topic, found in found_by_topic:
             # During the read another topic with a later position may have replaced this one.
-            if self.topics.get(key) is topics[key]:
-                self._broadcast(topics[key], found)
+            if self.topics.get(topic.key) is topic:
+                self._broadcast(topic, found)
+
+    async def _read_once(self) -> list[tuple[Topic, list[Entry] | LogError]]:
+        """Wait for entries of the topics at the time of the call, which each attempt is: readers come and go."""
+        topics = dict(self.topics)
+        self._retry_now.clear()
+        if not topics:
+            return []
+        positions = {key: topic.position for key, topic in topics.items()}
+        return [(topics[key], found) for key, found in await self.tail.read(positions)]
 
     def _broadcast(self, topic: Topic, found: list[Entry] | SSEError) -> None:
         try:

@@ -23,6 +23,7 @@ try:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
+    from ._redis_client import CLUSTER_ADVICE, SENTINEL_ADVICE, SYNCHRONOUS, check_max_connections
     from ._redis_store import RedisStore
 except ImportError as exc:
     raise ImportError("RedisLog needs redis-py: pip install 'sseqbridge[redis]'") from exc
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["RedisLog"]
 
 _SOCKET_SECONDS = 10.0
+_NO_LIMIT = 2**31
+# Schemes that other clients have for these, and the advice.
+_ADVICE = {"sentinel": SENTINEL_ADVICE, "cluster": CLUSTER_ADVICE}
 
 
 class RedisLog(Log):
@@ -54,7 +58,9 @@ class RedisLog(Log):
         log = RedisLog.from_url("redis://localhost")
 
     `client` is a function that returns a new redis.asyncio.Redis or RedisCluster; the threads that open
-    streams call it. Its `socket_timeout` must be above 2 seconds. It should not retry: the log does.
+    streams call it. Its `socket_timeout` must be above 2 seconds, its `max_connections` above 1. It should not
+    retry: the log does. With Sentinels: `lambda: Sentinel([...], socket_timeout=10).master_for("mymaster")`, with
+    redis.asyncio.sentinel.Sentinel.
     All keys in Redis begin with `prefix`: `{prefix}:{key}:...`, with the key in braces, as its hash tag.
     See Log for the other arguments.
     """
@@ -66,9 +72,9 @@ class RedisLog(Log):
         prefix: str = "sseqbridge",
         **options: Unpack[LogOptions],
     ) -> None:
-        if not callable(client):
+        if not _may_make_clients(client):
             raise UsageError(
-                f"`client` must be a function that returns a new redis.asyncio.Redis, got {type(client).__name__}. "
+                f"`client` must be a function that returns a new redis.asyncio.Redis, got {_name_of(client)}. "
                 'Pass one: RedisLog(lambda: redis.asyncio.Redis(host="..."))'
             )
         if not isinstance(prefix, str) or not prefix.isprintable() or not prefix or "{" in prefix or "}" in prefix:
@@ -89,18 +95,17 @@ class RedisLog(Log):
     ) -> Self:
         """Return a log in the Redis at a URL of redis-py's form: `redis://`, `rediss://`, `unix://`.
 
-        `cluster=True` is for a Redis Cluster, with the URL of any node. redis-py's client takes `client_options`.
+        `cluster=True` is for a Redis Cluster, with the URL of any node. With Sentinels, pass a function that calls
+        `Sentinel.master_for` to RedisLog instead. redis-py's client takes `client_options`.
         Raises UsageError for a wrong URL. Does not connect yet.
         """
-        try:
-            parse_url(url)
-        except (ValueError, TypeError, AttributeError):
-            # Without the URL, which may hold a password.
-            raise UsageError(
-                "`url` must be a Redis URL. Pass one like redis://user:password@host:6379/0"
-            ) from None
         own = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **_DRIVER}
+        if cluster:
+            # Each stream has a connection for its XREAD.
+            own["max_connections"] = _NO_LIMIT
         all_options = {**own, **(client_options or {})}
+        # redis-py lets the options in the URL override the others.
+        check_max_connections({**all_options, **_parsed(url)}.get("max_connections"))
 
         def client() -> Client:
             if cluster:
@@ -112,3 +117,30 @@ class RedisLog(Log):
 
     def _store_factory(self) -> Callable[[LogSettings], Store]:
         return partial(RedisStore, self._client, self._prefix)
+
+
+def _may_make_clients(client: object) -> bool:
+    """Whether `client` can be called, and is not a class of synchronous clients."""
+    return callable(client) and not (isinstance(client, type) and issubclass(client, SYNCHRONOUS))
+
+
+def _name_of(client: object) -> str:
+    kind = client if isinstance(client, type) else type(client)
+    return f"{'the class ' if isinstance(client, type) else ''}{kind.__module__}.{kind.__qualname__}"
+
+
+def _parsed(url: str) -> Mapping[str, Any]:
+    """Return the options in a URL. Raises UsageError, without the URL, which may hold a password."""
+    scheme, _, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    for kind, advice in _ADVICE.items():
+        if kind in scheme.lower():
+            raise UsageError(f"`url` must be a Redis URL of one server, got one for a {kind.title()}. {advice}")
+    if "," in rest.partition("/")[0].rpartition("@")[2]:
+        raise UsageError(
+            f"`url` must be a Redis URL of one server, got several hosts. For a Cluster: {CLUSTER_ADVICE}. "
+            f"For Sentinels: {SENTINEL_ADVICE}"
+        )
+    try:
+        return parse_url(url)
+    except (ValueError, TypeError, AttributeError):
+        raise UsageError("`url` must be a Redis URL. Pass one like redis://user:password@host:6379/0") from None

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 from tests import tiers
 
+from .support import PseudoTerminal, pseudo_terminal
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     tiers.set_defaults(item, "default")
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT as in a foreground process: a shell lets background processes, and their children, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def terminal() -> Iterator[PseudoTerminal]:
+    """A terminal: the descriptor to write to, and a function that returns the text written so far."""
+    with pseudo_terminal() as made:
+        yield made

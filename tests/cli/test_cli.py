@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +37,15 @@ from sseqbridge.testing import (
     respond,
     send,
     silence,
-    wait,
 )
 from sseqbridge.testing._steps import Wait
 from tests.clock import FakeClock
 from tests.support import ROOT, in_thread, until, until_blocked
 
+from .support import Capture, PseudoTerminal, Terminal, command
+
 DONE = send("[DONE]")
 CHAT = {"messages": [{"role": "user", "content": "Good day to you."}], "stream": True}
-
-Capture = pytest.CaptureFixture[str]
-
-
-@contextlib.contextmanager
-def command(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run the command line in a process of its own, which is killed at the end of the block."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    process = subprocess.Popen([sys.executable, "-m", "sseqbridge", *arguments], cwd=ROOT, text=True, **pipes)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Handle SIGINT as in a foreground process: a shell lets background processes, and their children, ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
 
 # The output.
 
@@ -252,7 +228,9 @@ def test_broken_stream_exits_with_1(capsys: Capture) -> None:
     ("arguments", "message"),
     [
         ([], "URL"),
-        (["localhost:8000"], "http://"),
+        (["ftp://localhost"], "http://"),
+        (["https:/localhost"], "http://"),
+        ([""], "http://"),
         (["http://localhost", "-H", "Bearer sk-secret"], "a header must have the form 'Name: value'"),
         (["http://localhost", "-H", "a b: sk-secret"], "a name must be"),
         (["http://localhost", "-d", "{sk-secret"], "must be JSON"),
@@ -351,26 +329,8 @@ def test_events_are_printed_at_once() -> None:
         assert process.stdout.readline() == "1\n"
 
 
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
-    """A terminal: the descriptor to write to, and a function that returns the text written so far."""
-    ours, theirs = os.openpty()
-    os.set_blocking(ours, False)
-    written = bytearray()
-
-    def seen() -> str:
-        with contextlib.suppress(BlockingIOError, OSError):
-            while data := os.read(ours, 65_536):
-                written.extend(data)
-        return written.decode()
-
-    yield theirs, seen
-    os.close(ours)
-    os.close(theirs)
-
-
 @pytest.mark.parametrize("steps", [[], [respond(), comment()], [send("a")]], ids=["answer", "first event", "another"])
-def test_terminal_shows_the_current_wait(terminal: tuple[int, Callable[[], str]], steps: list[Step]) -> None:
+def test_terminal_shows_the_current_wait(terminal: PseudoTerminal, steps: list[Step]) -> None:
     theirs, seen = terminal
     go = threading.Event()
     message = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
@@ -387,22 +347,22 @@ def test_terminal_shows_the_current_wait(terminal: tuple[int, Callable[[], str]]
         assert ("1 events so far" in seen()) == (len(steps) == 1)
 
 
-def test_terminal_shows_no_wait_after_the_first_token(terminal: tuple[int, Callable[[], str]]) -> None:
+def test_terminal_shows_a_stall_below_the_unfinished_line(terminal: PseudoTerminal) -> None:
     theirs, seen = terminal
-    go = threading.Event()
-    # The wait after the first token is long enough for a status line, which must not appear.
-    with SSEServer([hold(go), send({"n": "a"}), wait(0.8), send({"n": "b"}), DONE]) as server:
-        how = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
+    first, second = threading.Event(), threading.Event()
+    with SSEServer([hold(first), send({"n": "a"}), hold(second), send({"n": "b"}), DONE]) as server:
+        how: dict[str, Any] = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
         with command(server.url, "--path", "n", **how) as process:
             until(lambda: "waiting for the response" in seen())
-            go.set()
+            first.set()
+            until(lambda: "waiting, 1 s, 1 events so far" in seen())
+            second.set()
             process.wait(60)
-    assert seen().endswith("\r\x1b[Kab\r\n")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+    # The cursor goes down, and back to its place after "a".
+    text = seen()[seen().index("\r\x1b[Ka") :]
+    below = r"\x1b7\x1b\[B\r\x1b\[K%s\x1b8"
+    shown = r"\x1bD\x1b\[A" + below % r"waiting, \d+ s, 1 events so far"
+    assert re.fullmatch(rf"\r\x1b\[Ka({shown})+{below % ''}b\r\n", text)
 
 
 def test_status_line_shows_the_current_wait_in_process(
@@ -428,14 +388,6 @@ def test_status_line_shows_the_current_wait_in_process(
     assert capsys.readouterr().out == "1\n2\n"
 
 
-def test_first_token_ends_the_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    line = StatusLine(Terminal(), until_first=True)
-    assert line.is_shown
-    line.add(1)
-    assert not line.is_shown
-
-
 def test_dumb_terminal_has_no_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert not StatusLine(Terminal()).is_shown
@@ -445,7 +397,7 @@ def test_dumb_terminal_has_no_status_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_record_and_play(clock: FakeClock, capsys: Capture, tmp_path: Path) -> None:
-    file, part = tmp_path / "stream.jsonl", tmp_path / ".stream.jsonl.part"
+    file = tmp_path / "stream.jsonl"
     go = threading.Event()
     steps = [comment("hi"), send("ü", event="x", id="1", retry=0.5), hold(go), send({"n": 2}), DONE]
     with SSEServer([expect(headers={"authorization": "sk-secret"}), *steps]) as server:
@@ -458,7 +410,7 @@ def test_record_and_play(clock: FakeClock, capsys: Capture, tmp_path: Path) -> N
         assert "--overwrite" in capsys.readouterr().err
         go.clear()
         recorded = in_thread(lambda: main(["record", *arguments, "--overwrite"]))
-        until(lambda: part.exists() and "retry" in part.read_text("utf-8"))
+        until(lambda: any("retry" in part.read_text("utf-8") for part in tmp_path.glob(".stream.jsonl.*.part")))
         clock.advance(300)
         go.set()
         assert recorded.result(30) == 0

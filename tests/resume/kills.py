@@ -1,33 +1,35 @@
 """A long run: randomly killed producers, and readers that leave and return; no event is lost, repeated or reordered.
 
-`python -m tests.resume.kills 1000 SEED` kills 1000 producer processes with kill -9, while Redis itself is killed and
-restarted every few seconds and a proxy cuts connections to it in mid-message. At the end the ids that each reader
-received are compared with the entries in Redis.
+`python -m tests.resume.kills 1000 SEED` kills 1000 producer processes with kill -9, while a proxy cuts connections to
+Redis in mid-message. Every few seconds Redis is disturbed: it is killed and restarted, fails over to its replica, is
+partitioned from its clients, closes their connections (CLIENT KILL), or loses leases as by eviction. At the end the ids
+that each reader received are compared with the entries in Redis.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import logging
 import multiprocessing
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 from sseqbridge import Bridge, EventStream, LogError, ProducerLostError, SSEError, request_sse
 from sseqbridge.resume import Log, RedisLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.leaks import shared
-from tests.redis_support import Proxy, RedisServer
+from tests.redis_support import Proxy, RedisServer, redis_server
+
+from .failovers import command, fail_over
 
 __all__ = ["Tally", "run"]
 
@@ -42,7 +44,7 @@ class Tally:
     """The counts of a run, and how the readers ended."""
 
     kills: int = 0
-    restarts: int = 0
+    disturbances: collections.Counter[str] = field(default_factory=collections.Counter)
     cuts: int = 0
     events: int = 0
     ends: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -53,6 +55,9 @@ class CuttingProxy(Proxy):
 
     def __init__(self, port: int, seed: int) -> None:
         self.cuts = 0
+        # Cleared during a partition.
+        self.carries = threading.Event()
+        self.carries.set()
         self._chance = random.Random(seed)
         super().__init__(port)
 
@@ -62,6 +67,76 @@ class CuttingProxy(Proxy):
 
     def _was_cut(self) -> None:
         self.cuts += 1
+
+    def _wait_to_carry(self) -> None:
+        self.carries.wait()
+
+
+class Disturber:
+    """Disturbs a Redis and its replica, in a thread, until the end of a `with` block."""
+
+    def __init__(self, nodes: list[RedisServer], proxy: CuttingProxy, chance: random.Random) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        # The master is the first.
+        self._nodes = nodes
+        self._proxy = proxy
+        self._chance = chance
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Disturber:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._has_ended.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def master(self) -> RedisServer:
+        return self._nodes[0]
+
+    def _run(self) -> None:
+        ways = [self._restart, self._fail_over, self._part, self._close_connections, self._evict]
+        try:
+            while not self._has_ended.wait(0.5 + 1.5 * self._chance.random()):
+                way = self._chance.choice(ways)
+                way()
+                self.counts[way.__name__.strip("_").replace("_", " ")] += 1
+        except BaseException as error:
+            self._error = error
+
+    def _restart(self) -> None:
+        self.master.kill()
+        self._has_ended.wait(0.2 * self._chance.random())
+        self.master.start()
+        # It may have begun as the replica.
+        command(self.master, "REPLICAOF", "NO", "ONE")
+
+    def _fail_over(self) -> None:
+        """Fail over in order, as an operator does: a failover that loses entries is an EventsLostError for readers."""
+        old, new = self._nodes
+        command(new, "REPLICAOF", "127.0.0.1", old.port)
+        fail_over(old, new)
+        self._nodes.reverse()
+        self._proxy.target = new.port
+
+    def _part(self) -> None:
+        self._proxy.carries.clear()
+        self._has_ended.wait(0.5 * self._chance.random())
+        self._proxy.carries.set()
+
+    def _close_connections(self) -> None:
+        with self.master.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+    def _evict(self) -> None:
+        with self.master.client() as client:
+            for key in client.scan_iter("*:lease", count=1000):
+                client.delete(key)
 
 
 def _script(request: ReceivedRequest) -> Iterator[Step]:
@@ -190,48 +265,35 @@ def run(kills: int, seed: int, *, at_once: int = 16, disturbs: bool = True) -> T
     with shared("session"):
         # The fork server runs until the end of the session.
         forkserver.ensure_running()
-    ended = threading.Event()
     with (
-        tempfile.TemporaryDirectory() as directory,
-        RedisServer(Path(directory)) as redis_server,
+        redis_server("--repl-diskless-sync-delay", "0") as master,
+        redis_server("--replicaof", "127.0.0.1", str(master.port)) as replica,
         SSEServer(_script) as upstream,
         Bridge() as one,
         Bridge() as other,
     ):
-        proxy = CuttingProxy(redis_server.port, seed)
-        url = f"redis://127.0.0.1:{proxy.port}" if disturbs else redis_server.url
-
-        def restart() -> None:
-            while disturbs and not ended.wait(2 + 3 * chance.random()):
-                redis_server.kill()
-                ended.wait(0.2 * chance.random())
-                redis_server.start()
-                tally.restarts += 1
-
-        restarting = threading.Thread(target=restart)
-        restarting.start()
+        proxy = CuttingProxy(master.port, seed)
+        disturber = Disturber([master, replica], proxy, chance)
+        url = f"redis://127.0.0.1:{proxy.port}" if disturbs else master.url
         rounds: list[Round] = []
-        try:
-            with (
-                RedisLog.from_url(url, lease=_LEASE, bridge=one) as log,
-                RedisLog.from_url(url, lease=_LEASE, bridge=other) as another,
-                ThreadPoolExecutor(at_once) as pool,
-            ):
-                while tally.kills < kills:
-                    times = min(kills - tally.kills, 1 + len(rounds) % 3)
-                    rounds.append(Round(len(rounds), seed, times, [log, another], url, upstream.url))
-                    tally.kills += times
-                for result in [pool.submit(each.run) for each in rounds]:
-                    result.result()
-        finally:
-            ended.set()
-            restarting.join()
-        with redis_server.client() as client:
+        with (
+            disturber if disturbs else contextlib.nullcontext(),
+            RedisLog.from_url(url, lease=_LEASE, bridge=one) as log,
+            RedisLog.from_url(url, lease=_LEASE, bridge=other) as another,
+            ThreadPoolExecutor(at_once) as pool,
+        ):
+            while tally.kills < kills:
+                times = min(kills - tally.kills, 1 + len(rounds) % 3)
+                rounds.append(Round(len(rounds), seed, times, [log, another], url, upstream.url))
+                tally.kills += times
+            for result in [pool.submit(each.run) for each in rounds]:
+                result.result()
+        with disturber.master.client() as client:
             for each in rounds:
                 entries: Any = client.xrange(f"sseqbridge:{{{each.key}}}:events")
                 tally.events += each.check(entries)
                 tally.ends += each.ends
-        tally.cuts = proxy.cuts
+        tally.cuts, tally.disturbances = proxy.cuts, disturber.counts
         proxy.close()
     return tally
 
@@ -246,9 +308,11 @@ def main() -> None:
     began = time.monotonic()
     tally = run(options.kills, options.seed)
     print(
-        f"{tally.kills} producers killed, Redis {tally.restarts} times, {tally.cuts} connections cut in "
-        f"{time.monotonic() - began:.0f} s; {tally.events} events received, each once and in order"
+        f"{tally.kills} producers killed, {tally.cuts} connections cut in {time.monotonic() - began:.0f} s; "
+        f"{tally.events} events received, each once and in order"
     )
+    for name, count in tally.disturbances.most_common():
+        print(f"{name:>22} {count}")
     for end, count in tally.ends.most_common():
         print(f"{end:>22} {count}")
 

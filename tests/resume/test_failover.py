@@ -19,71 +19,28 @@ from sseqbridge._exceptions import LogAccessError, LogFullError
 from sseqbridge.resume import RedisLog
 from sseqbridge.resume._redis_errors import DemotedError, UnknownScriptError, code_of, error_of
 from sseqbridge.resume._store import OutageError
-from sseqbridge.testing import SSEServer, Step, hold, respond, send, silence
-from tests.redis_support import Proxy, RedisServer, free_port, needs_redis, redis_server
+from sseqbridge.testing import SSEServer, hold, send, silence
+from tests.redis_support import PROGRAMS, Proxy, RedisServer, free_port, needs_redis, redis_server
 from tests.support import in_thread, until
 
+from .failovers import PATIENT, command, fail_over, is_in_step, role_of, stages, was_disturbed
 from .support import DONE, hub_of, new_store
 
 # Servers are slow to fail over and to start on a busy machine.
 pytestmark = [needs_redis, pytest.mark.timeout(120)]
 
-# No test here waits for the end of a lease or of `outage`.
-PATIENT: dict[str, Any] = {"lease": 60.0, "outage": 60.0}
-
-
-@pytest.fixture
-def master() -> Iterator[RedisServer]:
+@pytest.fixture(params=PROGRAMS)
+def master(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     # By default the master waits 5 s for more replicas.
-    with redis_server("--repl-diskless-sync-delay", "0") as running:
+    with redis_server("--repl-diskless-sync-delay", "0", program=request.param) as running:
         yield running
 
 
 @pytest.fixture
 def replica(master: RedisServer) -> Iterator[RedisServer]:
-    with redis_server("--replicaof", "127.0.0.1", str(master.port)) as running:
+    with redis_server("--replicaof", "127.0.0.1", str(master.port), program=master.program) as running:
         until(lambda: role_of(running) == "slave" and is_in_step(master), 30)
         yield running
-
-
-def command(server: RedisServer, *arguments: object) -> Any:
-    with server.client() as client:
-        return client.execute_command(*arguments)
-
-
-def role_of(server: RedisServer) -> str:
-    return str(command(server, "ROLE")[0])
-
-
-def is_in_step(master: RedisServer) -> bool:
-    with master.client() as client:
-        return "state=online" in str(client.execute_command("INFO", "replication")) or any(
-            isinstance(value, dict) and value.get("state") == "online" for value in client.info("replication").values()
-        )
-
-
-def fail_over(old: RedisServer, new: RedisServer) -> None:
-    """Make the replica the master, as Sentinel and operators do, and wait for it."""
-    until(lambda: is_in_step(old), 30)
-    command(old, "FAILOVER", "TO", "127.0.0.1", new.port)
-    until(lambda: (role_of(old), role_of(new)) == ("slave", "master"), 30)
-
-
-def was_disturbed(log: RedisLog, since: float | None = None) -> Callable[[], bool]:
-    def has_been() -> bool:
-        at = hub_of(log).disturbed_at
-        return at is not None and (since is None or at > since)
-
-    return has_been
-
-
-def stages(count: int, size: int) -> tuple[list[Step], list[threading.Event]]:
-    """Return an upstream that sends numbers in stages, and the events that start each stage and the end."""
-    gates = [threading.Event() for _ in range(count + 1)]
-    steps: list[Step] = []
-    for stage, gate in enumerate(gates[:-1]):
-        steps += [hold(gate), *map(send, range(stage * size, (stage + 1) * size))]
-    return [respond(), *steps, hold(gates[-1]), DONE], gates
 
 
 def test_failover_loses_and_repeats_nothing(master: RedisServer, replica: RedisServer) -> None:

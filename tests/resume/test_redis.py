@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from sseqbridge.resume import RedisLog, _lua, _redis_store
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
-from tests.redis_support import RedisServer, free_port, needs_redis, redis_server
+from tests.redis_support import RedisServer, needs_redis, redis_server
 from tests.resume import kills as resume_kills
 from tests.support import ROOT, until
 
@@ -85,7 +84,7 @@ def test_keys_of_a_stream_have_one_hash_tag(server: RedisServer) -> None:
                 assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"data": "1"}
         assert log.cancel("chat 7")
     with server.client() as client:
-        assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"cancel": "cancelled"}
+        assert client.xrange("app:1:{chat 7}:events")[-1][1] == {"v": "2", "cancel": "cancelled"}
 
 
 def test_prefixes_separate_logs(server: RedisServer) -> None:
@@ -574,81 +573,3 @@ def test_randomly_killed_producers_lose_and_repeat_nothing() -> None:
     tally = resume_kills.run(12, 7, at_once=4)
     assert (tally.kills, tally.ends["done"]) == (12, 24)
     assert tally.events > 0
-
-
-# A Cluster.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[list[int]]:
-    """The ports of three nodes."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(3):
-            port = free_port()
-            while port > 50_000:
-                port = free_port()  # The port of the node's bus is 10,000 higher.
-            directory = stack.enter_context(tempfile.TemporaryDirectory())
-            command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
-            command += ["--cluster-enabled", "yes", "--save", "", "--loglevel", "warning"]
-            node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            stack.callback(node.wait)
-            stack.callback(node.kill)
-            ports.append(port)
-        clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
-
-        def answers() -> bool:
-            try:
-                return all(client.ping() for client in clients)
-            except redis.ConnectionError:
-                return False
-
-        until(answers, 30)
-        for index, client in enumerate(clients):
-            begin, end = index * 5461, 16_384 if index == 2 else (index + 1) * 5461
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[index])
-
-        def is_whole() -> bool:
-            return all(
-                "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
-                and len(client.execute_command("CLUSTER", "SLOTS")) == 3
-                for client in clients
-            )
-
-        until(is_whole, 60)
-        yield ports
-
-
-def test_cluster_distributes_streams_over_its_nodes(cluster: list[int]) -> None:
-    go = threading.Event()
-    url = f"redis://127.0.0.1:{cluster[0]}"
-    with (
-        SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
-        RedisLog.from_url(url, cluster=True) as log,
-        RedisLog.from_url(url, cluster=True) as other,
-        contextlib.ExitStack() as stack,
-    ):
-        streams = [stack.enter_context(log.open(f"k{n}", lambda: request_sse(upstream.url))) for n in range(12)]
-        streams += [stack.enter_context(other.open(f"k{n}")) for n in range(12)]
-        assert [next(stream) for stream in streams] == [1] * 24
-        where = []
-        for port in cluster:
-            with redis.Redis(port=port, decode_responses=True) as client:
-                where.append({str(key) for key in client.scan_iter()})
-        for n in range(12):
-            holders = [keys for keys in where if any(f"{{k{n}}}" in key for key in keys)]
-            assert len(holders) == 1
-            assert {key for key in holders[0] if f"{{k{n}}}" in key} == {
-                f"sseqbridge:{{k{n}}}:{what}" for what in ("events", "lease", "fence", "readers")
-            }
-        assert all(where)
-        go.set()
-        assert [stream.collect() for stream in streams] == [[2]] * 24
-        assert other.open("k3").collect() == [1, 2]
-    with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(url, cluster=True) as log:
-        stream = log.open("cancelled", lambda: request_sse(upstream.url))
-        assert next(stream) == 1
-        assert log.cancel("cancelled")
-        assert (stream.collect(), stream.outcome) == ([], "closed")
-        assert log.delete("cancelled")

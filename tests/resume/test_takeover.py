@@ -100,9 +100,9 @@ def test_dead_producer_is_noticed_within_the_lease(clock: FakeClock) -> None:
             next(reading)
 
 
-def test_lease_ttl_and_check_interval_fit_into_the_lease() -> None:
+def test_lease_ttl_check_interval_and_grace_fit_into_the_lease() -> None:
     settings = LogSettings(10, 3600, None, None, 30)
-    assert settings.lease_ttl + settings.liveness_interval <= settings.lease
+    assert settings.lease_ttl + settings.liveness_interval + settings.grace <= settings.lease
     # There is time for two more renewals if one is late or fails.
     assert 3 * settings.renewal_interval <= settings.lease_ttl
 
