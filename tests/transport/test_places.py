@@ -62,7 +62,7 @@ def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
             pid = os.fork()
             if not pid:
                 try:
-                    next(lines)
+                    list(lines)
                 except UsageError:
                     print("refused", flush=True)
                 response.close()
