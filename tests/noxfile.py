@@ -142,6 +142,7 @@ def long(session: nox.Session) -> None:
     """Long runs, of which other sessions have short forms: chaos, a soak, nchan, forks, kills, fuzzing."""
     python(session, "tests.engine.test_chaos", "10000")
     python(session, "tests.streams.test_iterate_chaos", "10000")
+    python(session, "tests.transport.test_chaos", "10000")
     python(session, "tests.engine.soak", "10")
     python(session, "tests.engine.test_nchan", "1000")
     python(session, "tests.runtime.test_fork", "1000")

@@ -57,10 +57,10 @@ make_environment() {
         .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --editable '.[dev]'
         printf '%s\n' "$made_from" >.venv/made-from
     fi
-    # A module that pages read event streams with; the tests in a browser serve it.
+    # A module that pages read event streams with, which the tests in a browser serve, and a mock of providers' APIs.
     [ -d .venv/npm/node_modules ] ||
         npm install --prefix .venv/npm --no-save --no-audit --no-fund --ignore-scripts --silent \
-            @microsoft/fetch-event-source@2.0.1 || echo "npm could not install it; tests that need it are skipped" >&2
+            @microsoft/fetch-event-source@2.0.1 @copilotkit/aimock@1 || echo "npm could not install it; tests that need it are skipped" >&2
 }
 
 burners=()

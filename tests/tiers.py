@@ -51,6 +51,7 @@ _MARKERS = {
     "uvicorn": "server",
     "uwsgi": "server",
     "uwsgi-core": "server",
+    "llmock": "sdk",
     "monkey.patch_all": "gevent",
 }
 

@@ -49,7 +49,7 @@ def _openai_text(chunk: Any) -> str | None:
 
 
 def _ask_anthropic(prompt: str) -> Any:
-    model = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-4-5")
+    model = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-5")
     messages: Any = [{"role": "user", "content": prompt}]
     return _anthropic().messages.create(model=model, max_tokens=1024, messages=messages, stream=True)
 

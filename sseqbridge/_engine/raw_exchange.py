@@ -175,8 +175,12 @@ class RawExchange(LoopTask):
         Returns False if there is nothing to wait for: if the request had ended, or if an event stream has come to its
         last event. Then the rest of the body is read in the background, so that the connection can be reused.
         """
-        if self.finished or self.is_inherited:
-            # The end is in the channel, or about to be.
+        if self.is_inherited:
+            return False
+        if self.finished:
+            # The end is in the channel, or about to be. Only what was not read is released.
+            if self.channel.pending:
+                self.channel.close()
             return False
         self.channel.close()
         is_at_end = ends_stream(self._previous, self._newest)

@@ -171,7 +171,10 @@ def _upload(exchange: RawExchange, body: Any) -> None:
 
 
 def _received(exchange: RawExchange) -> RawHead | bytes | None:
-    """Return the next entry of an answer, None after its end. Raises its error, and Cancelled in a cancelled scope."""
+    """Return the next entry of an answer, None after its end.
+
+    Raises the answer's error, Cancelled in a cancelled scope, and UsageError in a forked child.
+    """
     ownership = exchange.ownership
     ownership.enter(exchange, current_scope())
     entry = exchange.channel.receive()
@@ -179,6 +182,7 @@ def _received(exchange: RawExchange) -> RawHead | bytes | None:
         return entry
     if entry.outcome == "eof":
         return None
+    exchange.check_process()
     # If the scope was cancelled during the wait, it has aborted the request.
     ownership.enter(exchange, current_scope())
     raise exchange.closed_error() if entry.error is None else entry.error
@@ -192,7 +196,6 @@ class _ResponseStream:
 
     def __iter__(self) -> Iterator[bytes]:
         exchange = self._exchange
-        exchange.check_process()
         try:
             while (data := _received(exchange)) is not None:
                 assert isinstance(data, bytes)

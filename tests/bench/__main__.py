@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import abort, burst, calls, imports, linearity, many, paced, parse, short
+from tests.bench import abort, burst, calls, imports, linearity, many, paced, parse, sdk, short
 
 from .charts import draw
 from .results import machine
@@ -20,7 +20,7 @@ from .table import print_table, verdicts
 
 __all__ = ["main"]
 
-MODULES = (burst, paced, short, many, parse, linearity, abort, calls, imports)
+MODULES = (burst, paced, short, many, parse, linearity, abort, calls, imports, sdk)
 WORKLOADS: dict[str, Workload] = {module.WORKLOAD.name: module.WORKLOAD for module in MODULES}
 
 

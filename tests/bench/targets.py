@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import abort, linearity, parse
+from tests.bench import abort, linearity, parse, sdk
 
 from .results import Results
 from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
@@ -98,5 +98,11 @@ TARGETS = (
             Target("abort", f"{way}, {scheme}", one.name, "median_ms", "<", 5),
             Target("abort", f"{way}, {scheme}", one.name, "worst_ms", "<", 50),
         )
+    ),
+    *(
+        Target("sdk", case, sdk.names(package)[0], "per_s", ">=", bound, sdk.names(package)[1])
+        for package in sdk.PACKAGES
+        for case, bound in zip(sdk.CASES, (0.9, 1.5, 5, 5, 1.1), strict=True)
+        if package == "httpx2" or case != "openai"
     ),
 )

@@ -108,6 +108,7 @@ class Upstream:
         self._held: dict[str, Held] = {}
         self._pacer = Pacer()
         self._routes: dict[str, Callable[[socket.socket, Parameters], None]] = {
+            "/json": self._json,
             "/stream": self._stream,
             "/paced": self._paced,
             "/join": self._join,
@@ -144,6 +145,9 @@ class Upstream:
                     self._routes[target.path](client, dict(parse_qsl(target.query)))
         except OSError:  # the client left
             client.close()
+
+    def _json(self, client: socket.socket, parameters: Parameters) -> None:
+        _answer_json(client, {"id": "1", "choices": [{"message": {"role": "assistant", "content": "x" * 300}}]})
 
     def _stream(self, client: socket.socket, parameters: Parameters) -> None:
         client.sendall(burst(int(parameters["events"]), int(parameters["batch"])))

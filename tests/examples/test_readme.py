@@ -328,6 +328,44 @@ def test_view_without_relay(upstream: SSEServer) -> None:
 RELAYED = [f"id: {n}\ndata: {json.dumps({'n': n})}\n\n" for n in range(5)] + ["data: [DONE]\n\n"]
 
 
+@pytest.mark.sdk
+@example("examples/sdks.md", "Clients")
+@example("examples/sdks.md", "Views")
+@example("examples/sdks.md", "Stop a stream elsewhere")
+def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
+        monkeypatch.setenv(f"{name}_BASE_URL", upstream.url)
+    [clients] = python("examples/sdks.md", "Clients")
+    in_flask, in_django = python("examples/sdks.md", "Views")
+    closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
+    app = Flask("example")
+    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[])
+    session.run(clients)
+
+    chunk = {"choices": [{"index": 0, "delta": {"content": "Hi"}}]}
+    upstream.play([send(chunk), DONE])
+    session.run(in_flask)
+    assert app.test_client().get("/chat?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
+
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
+    upstream.play([send(delta, "content_block_delta"), send({"type": "message_stop"}, "message_stop")])
+    if not settings.configured:
+        settings.configure(ALLOWED_HOSTS=["*"])
+    view = session.run(in_django)["answer"]
+    response = view(RequestFactory().get("/chat", {"prompt": "Hello"}))
+    assert b"".join(response.streaming_content).endswith(b"data: Hi\n\ndata: [DONE]\n\n")
+    response.close()
+
+    upstream.play([send(chunk), silence()])
+    session.run(closed)
+    assert capsys.readouterr().out == "Hi\nclosed\n"
+    session.run(left)
+    for received in upstream.requests[2:]:
+        received.wait_aborted(30)
+    session.names["transport"].close()
+
+
 @example("examples/relay.md", "Views")
 @example("examples/relay.md", "Relay your own events")
 def test_relay(upstream: SSEServer) -> None:

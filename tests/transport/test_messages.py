@@ -98,6 +98,7 @@ def test_an_iterator_of_known_length_is_sent_with_its_length(client: Any) -> Non
         assert "transfer-encoding" not in server.requests[0].headers
 
 
+@pytest.mark.own_transport
 def test_a_body_of_another_length_than_announced_is_refused(package: Any, client: Any) -> None:
     with SSEServer(JSON) as server, pytest.raises(package.LocalProtocolError):
         client.post(server.url, content=iter([b"abc"]), headers={"Content-Length": "6"})
@@ -249,6 +250,7 @@ def test_bytes_before_a_cut_arrive(package: Any, client: Any) -> None:
         assert received == b"data: 1\n\ndata: 2\n\n"
 
 
+@pytest.mark.own_transport
 def test_a_get_on_a_connection_that_the_server_has_closed_is_repeated(client: Any) -> None:
     with SSEServer(in_turn(JSON, [cut()], JSON)) as server:
         for _ in range(2):
