@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sseqbridge._checks import Timeout
-from sseqbridge._streams.bridge import Bridge
 from sseqbridge._engine.responses import Head, made_head
 from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
 from sseqbridge._streams.api import PendingResponse, pending, request_sse
+from sseqbridge._streams.bridge import Bridge
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from .output import StatusLine
