@@ -1,4 +1,4 @@
-"""A real redis-server for tests, on a free port of loopback, which can be killed and started again."""
+"""A redis-server on a free port of loopback, which tests can kill and restart, and a proxy in front of it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support import until
 
 __all__ = ["Proxy", "RedisServer", "needs_redis", "redis_server"]
 
-# Tests with this marker are skipped where redis-server is not installed: tiers.py.
+# tiers.py skips tests with this marker if redis-server is not installed.
 needs_redis = pytest.mark.redis
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 class RedisServer:
-    """One server, with what it has written in a directory of its own."""
+    """A server, with its data in `directory`."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.port = free_port()
@@ -42,14 +42,14 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it is ready."""
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
-        until(self.answers, 30)
+        until(self.is_ready, 30)
 
-    def answers(self) -> bool:
-        """Whether it does."""
+    def is_ready(self) -> bool:
+        """Whether the server responds to PING."""
         try:
             with self.client() as client:
                 return bool(client.ping())
@@ -57,11 +57,11 @@ class RedisServer:
             return isinstance(exc, redis.AuthenticationError)
 
     def client(self) -> redis.Redis:
-        """Return a client of redis-py's, synchronous."""
+        """Return a synchronous client of redis-py."""
         return redis.Redis(port=self.port, decode_responses=True)
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kill the server with SIGKILL. Its data stays."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -69,7 +69,7 @@ class RedisServer:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the process with SIGSTOP for the block: the server accepts connections and answers nothing."""
+        """Stop the process with SIGSTOP for the block: the server accepts connections and does not respond."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -87,13 +87,13 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """Run one, with these options of the command line."""
+    """Run a server with these command line options."""
     with tempfile.TemporaryDirectory() as directory, RedisServer(Path(directory), *options) as server:
         yield server
 
 
 class Proxy:
-    """An address that leads to the port `target` of loopback; a connection stays where it led when it was made."""
+    """A port that forwards to the port `target` of loopback. A change of `target` concerns new connections only."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -103,43 +103,43 @@ class Proxy:
         self._thread.start()
 
     def _limit(self) -> int:
-        """Return after how many bytes a new connection is cut."""
+        """Return the number of bytes after which a new connection is cut."""
         return sys.maxsize
 
     def _was_cut(self) -> None:
-        """A connection came to its limit."""
+        """Called when a connection has reached its limit."""
 
     def _accept(self) -> None:
         while True:
             try:
-                inner, _ = self._listener.accept()
+                client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._carry, args=(inner, self._limit()), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client, self._limit()), daemon=True).start()
 
-    def _carry(self, inner: socket.socket, left: int) -> None:
-        with inner:
+    def _forward(self, client: socket.socket, remaining: int) -> None:
+        with client:
             try:
-                outer = socket.create_connection(("127.0.0.1", self.target))
+                server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 return
-            with outer:
-                ways = {inner: outer, outer: inner}
+            with server:
+                peers = {client: server, server: client}
                 while True:
-                    for source in select.select(list(ways), (), ())[0]:
+                    for source in select.select(list(peers), (), ())[0]:
                         try:
                             data = source.recv(65_536)
-                            ways[source].sendall(data[:left])
+                            peers[source].sendall(data[:remaining])
                         except OSError:
                             return
-                        left -= len(data)
-                        if left <= 0:
+                        remaining -= len(data)
+                        if remaining <= 0:
                             self._was_cut()
-                        if not data or left <= 0:
+                        if not data or remaining <= 0:
                             return
 
     def close(self) -> None:
-        # Unlike close(), this ends an accept() that waits.
+        # Unlike close(), this unblocks a waiting accept().
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
