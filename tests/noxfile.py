@@ -47,7 +47,7 @@ def pytest(
 ) -> None:
     """Run the tests that `expression` selects by their markers, in several processes."""
     if with_coverage:
-        # The workers are with_coverage from their start, before pytest imports the package as a plugin.
+        # Coverage starts with the workers, before pytest imports the package as a plugin.
         env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
     options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
     # 5: the arguments select no test of this session.

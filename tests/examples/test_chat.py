@@ -252,7 +252,7 @@ def test_flask_chat_prints_its_url_and_ends_quietly(upstream: ControlledUpstream
     variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": upstream.base_url, "OPENAI_MODEL": "a-model"}
     with running([*FLASK_CHAT, "0"], ROOT, PYTHONWARNINGS="error", **variables) as program:
         url = program.wait_for_output(rf"The page is at ({LISTENS})/\n")[1]
-        program.wait_for_output(rf"It asks a-model at {upstream.base_url}\. Ctrl\+C ends it\.\n")
+        program.wait_for_output(rf"Requests go to a-model at {upstream.base_url}\. Ctrl\+C ends it\.\n")
         events = request_sse(f"{url}/chat", params={"prompt": "hello"}).events
         response = upstream.response()
         assert response.request.headers["authorization"] == "Bearer a-key"
@@ -270,7 +270,7 @@ def test_flask_chat_prints_its_url_and_ends_quietly(upstream: ControlledUpstream
 def test_flask_chat_starts_its_own_upstream() -> None:
     with running([*FLASK_CHAT, "0"], PYTHONWARNINGS="error") as program:
         url = program.wait_for_output(LISTENS)[0]
-        program.wait_for_output(r"It asks a scripted upstream inside this program\.")
+        program.wait_for_output(r"Requests go to a scripted upstream inside this program\.")
         words = [item["text"] for item in request_sse(f"{url}/chat", params={"prompt": "Hello, you"}).events]
         assert "".join(words).startswith("You said: \N{LEFT DOUBLE QUOTATION MARK}Hello, you")
         assert "Traceback" not in program.output

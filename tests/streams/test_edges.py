@@ -1,4 +1,4 @@
-"""Edges that were found by attacking the library, each of which once went wrong."""
+"""Regression tests of edge cases."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_header_of_an_answer_need_not_be_ascii(ask: Door, value: bytes) -> None:
         assert answer.headers["x-name"].startswith("caf")
 
 
-# Where a stream stands is where its consumer stands.
+# The position of a stream is that of its consumer.
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_last_event_id_after_an_error_is_the_last_items(three: EventStream[int])
 def test_last_event_id_read_by_another_thread_is_a_str() -> None:
     with SSEServer([THREE, silence()]) as server, request_sse(server.url).events as events:
 
-        class Passing(Cursor[Any]):
-            """As seen by another thread that reads each field between two of the consumer's steps."""
+        class ReadsInBetween(Cursor[Any]):
+            """Reads an item between two reads of fields, as another thread could."""
 
             __slots__ = ()
 
@@ -93,7 +93,7 @@ def test_last_event_id_read_by_another_thread_is_a_str() -> None:
                     next(events)
                 return value
 
-        events._cursor.__class__ = Passing
+        events._cursor.__class__ = ReadsInBetween
         assert events.last_event_id == ""
         assert events.last_event_id == "1"
 
@@ -154,7 +154,7 @@ def test_text_of_the_server_cannot_forge_a_log_line(caplog: pytest.LogCaptureFix
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
-# Clients of the caller's.
+# The caller's HTTP clients.
 
 
 def test_burst_of_first_requests_leaves_one_client_open() -> None:
@@ -256,11 +256,11 @@ def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.Monke
         until(lambda: not state.stream_tasks)
 
 
-# Transports of the caller's, and loops.
+# The caller's transports, and loops.
 
 
 class _Endless(httpx.AsyncByteStream):
-    """A body that goes on until it is cancelled, and cannot be closed."""
+    """A body that is endless until it is cancelled, and that cannot be closed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"
@@ -271,7 +271,7 @@ class _Endless(httpx.AsyncByteStream):
 
 
 class _NoSocket:
-    """A network stream of a transport that has no socket to show."""
+    """A network stream without a socket."""
 
     def get_extra_info(self, info: str) -> None:
         return None

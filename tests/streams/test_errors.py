@@ -34,13 +34,13 @@ from tests.support import in_thread, until
 
 DONE = send("[DONE]")
 
-# For machines that are busy: a wait for an event takes up to 30 s before it fails.
+# On a busy machine a wait for an event takes up to 30 s before it fails.
 pytestmark = pytest.mark.timeout(120)
 
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Give a server's URL; each of its connections is served by a function, in one thread."""
+    """A server whose connections are passed to `serve`, one after another in one thread. Yields its URL."""
 
     def run() -> None:
         while True:
@@ -169,7 +169,7 @@ def test_error_after_a_redirect_names_the_final_server(ask: Door, closed_port: i
 
 
 def ends_after_one(ask: Door, *steps: Step, head: Step | None = None, **options: Any) -> SSEError:
-    """Read an event of an answer, then have the server take `steps`; return the error that came."""
+    """Read an event, then let the server play `steps`; return the error of the stream."""
     is_read = threading.Event()
     with (
         SSEServer([head or respond(), send(1), hold(is_read), *steps]) as server,
@@ -259,7 +259,7 @@ def test_an_error_ends_a_for_loop(ask: Door) -> None:
 
 @contextmanager
 def full_listener() -> Iterator[str]:
-    """Give the URL of a port whose backlog is full: connecting to it never comes to an end."""
+    """The URL of a port whose backlog is full, so that connecting to it never ends."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -276,12 +276,12 @@ def full_listener() -> Iterator[str]:
                 client.close()
 
 
-# For a test that advances the clock while connections are made: only the limit that it is about may elapse.
+# For tests that advance the clock while connecting: only the limit under test may elapse.
 UNLIMITED: dict[str, float | None] = {"connect": None, "read": None}
 
 
 def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: float) -> None:
-    """Advance the clock until a call fails, which must be with this limit, and not before it has passed."""
+    """Advance the clock until a call fails. It must fail by this limit, and not before the limit has elapsed."""
     began = clock.monotonic()
     with pytest.raises(StreamTimeoutError) as caught:
         clock.advance_until_done(call)
@@ -300,10 +300,10 @@ def test_connect_timeout(clock: FakeClock, ask: Door, timeout: Any) -> None:
 def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Door) -> None:
     is_over = threading.Event()
 
-    def never_shake_hands(connection: socket.socket) -> None:
+    def ignore_handshake(connection: socket.socket) -> None:
         is_over.wait(30)
 
-    with raw_server(never_shake_hands) as url:
+    with raw_server(ignore_handshake) as url:
         try:
             times_out(clock, lambda: ask(url.replace("http:", "https:"), timeout=30), "connect", 30)
         finally:
@@ -361,7 +361,7 @@ def test_read_timeout_within_the_stream(clock: FakeClock, ask: Door, timeout: An
 def test_heartbeats_do_not_reset_the_idle_timeout(
     clock: FakeClock, ask: Door, step: Step, options: dict[str, Any]
 ) -> None:
-    # Far more of them than the limit is long, so that the stream's end is not the first to come.
+    # Many more heartbeats than the limit allows, so that the stream does not end first.
     with SSEServer([send(1), *[step, wait(1)] * 20_000]) as server:
         with ask(server.url, timeout={**UNLIMITED, "idle": 30}, **options) as answer:
             _, error = clock.advance_until_done(answer.fail)
@@ -387,8 +387,8 @@ def test_heartbeats_reset_the_read_timeout(clock: FakeClock, ask: Door) -> None:
         assert reading.result(30) == [2]
 
 
-def is_held_back(answer: Answer) -> bool:
-    """Whether the stream waits for its consumer to make room."""
+def is_under_backpressure(answer: Answer) -> bool:
+    """Whether the stream is under backpressure."""
     return answer.events.stats.buffered > 0 and answer.events._cursor.subscription.writer.idle_since is None
 
 
@@ -399,7 +399,7 @@ def test_timeouts_pause_during_backpressure(clock: FakeClock, ask: Door, which: 
         ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 300}) as answer,
     ):
         assert answer.next() == "x" * 100
-        ask.meanwhile(until, lambda: is_held_back(answer))
+        ask.meanwhile(until, lambda: is_under_backpressure(answer))
         clock.advance(1000)
         answer.settle()
         assert len(answer.items()) == 99
@@ -418,14 +418,14 @@ def test_total_timeout(clock: FakeClock, ask: Door) -> None:
 
 
 def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask: Door) -> None:
-    """All of the stream is in, its last event too, and the consumer has not made room for it in time."""
+    """The whole stream has arrived, but the consumer has not made room for it in time."""
     body = b"".join(b"data: %d\n\n" % n for n in range(1000)) + b"data: [DONE]\n\n"
     with (
         SSEServer([respond(headers={"Content-Length": str(len(body))}), body]) as server,
         ask(server.url, timeout={"total": 300}, max_buffered_bytes=100_000) as answer,
     ):
         until(lambda: server.requests[0].sent_bytes >= len(body))
-        ask.meanwhile(until, lambda: is_held_back(answer))
+        ask.meanwhile(until, lambda: is_under_backpressure(answer))
         clock.advance(301)
         answer.settle()
         items, error = answer.fail()
@@ -464,12 +464,12 @@ QUERY = f"?key={SECRET}"
 Failing = Callable[[Door, str], Answer]
 
 
-def is_told(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     return SECRET in text or base64.b64encode(f"user:{SECRET}".encode()).decode() in text
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Give an exception and all that are behind it, also where `from None` hides them from a traceback."""
+    """Yield an exception with its causes and contexts, also contexts that `from None` hides in a traceback."""
     if error is not None:
         yield error
         yield from chain(error.__cause__)
@@ -479,24 +479,24 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @pytest.fixture
 def no_secret(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[BaseException], None]]:
-    """A function that looks for the secret in an error; in the end the log is looked through too."""
+    """A function that fails if an error contains the secret. After the test, the log is checked too."""
 
-    def look(error: BaseException) -> None:
+    def check(error: BaseException) -> None:
         for link in chain(error):
-            assert not is_told(str(link)), type(link)
-            assert not is_told(repr(link)), type(link)
+            assert not contains_secret(str(link)), type(link)
+            assert not contains_secret(repr(link)), type(link)
 
     with caplog.at_level(logging.DEBUG, logger="sseqbridge"):
-        yield look
+        yield check
     for record in caplog.records:
         if record.name.startswith("sseqbridge"):
-            assert not is_told(logging.Formatter().format(record) + repr(record.args))
+            assert not contains_secret(logging.Formatter().format(record) + repr(record.args))
 
 
-def asks(**options: Any) -> Failing:
+def with_secrets(**options: Any) -> Failing:
     def call(ask: Door, url: str) -> Answer:
-        with_credentials = url.replace("://", f"://user:{SECRET}@") + QUERY
-        return ask(with_credentials, HEADERS, **{"data": BODY, "timeout": Timeout(read=0.1), **options})
+        url_with_secrets = url.replace("://", f"://user:{SECRET}@") + QUERY
+        return ask(url_with_secrets, HEADERS, **{"data": BODY, "timeout": Timeout(read=0.1), **options})
 
     return call
 
@@ -541,8 +541,8 @@ def test_errors_of_answers_contain_no_secret(
 ) -> None:
     with SSEServer(steps) as server:
         try:
-            with asks(**options)(ask, server.url) as answer:
-                assert not is_told(repr(answer.response) + repr(answer.events) + str(answer.response))
+            with with_secrets(**options)(ask, server.url) as answer:
+                assert not contains_secret(repr(answer.response) + repr(answer.events) + str(answer.response))
                 if answer.status != 200:
                     answer.raise_for_status()
                 answer.items()
@@ -556,7 +556,7 @@ def test_errors_of_connections_contain_no_secret(
     with SSEServer(ssl_context=server_tls) as tls, full_listener() as full:
         for url in (f"http://127.0.0.1:{closed_port}", "http://upstream.test", tls.url, full):
             with pytest.raises(SSEError) as caught:
-                asks(timeout=0.1)(ask, url)
+                with_secrets(timeout=0.1)(ask, url)
             no_secret(caught.value)
 
 
@@ -568,7 +568,7 @@ def test_errors_of_proxies_contain_no_secret(
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", f"://user:{SECRET}@"))
         for url in ("http://upstream.test", "https://upstream.test"):
             with pytest.raises(ConnectError) as caught:
-                asks(timeout=60)(ask_anew, url)
+                with_secrets(timeout=60)(ask_anew, url)
             no_secret(caught.value)
 
 

@@ -1,8 +1,8 @@
-"""An interrupt at any bytecode of a call that reads: the stream has ended then, or gives the very next event.
+"""An interrupt at any bytecode of a reading call either ends the stream or loses no item.
 
-Signals come where they like, so these tests send none: a tracer raises in front of the first bytecode of the package,
-then of the second, and so on. Not in front of a `return` in the function that the application has called: there the
-item is handed over, and CPython looks for no signal any more.
+Real signals arrive at random places. So a tracer raises an exception before the first bytecode of the package, then
+before the second, and so on. It does not raise before a `return` of the function that the application has called, since
+CPython handles no signal there.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from sseqbridge._streams.reader import ItemReader
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread
 
-# Has no type hints.
+# greenlet has no type hints.
 greenlet: Any = import_module("greenlet")
 
 PACKAGE = str(Path(sseqbridge.__file__).parent)
-# Called by the application, which owns their results.
+# Functions that the application calls, and whose results it owns.
 DELIVERING = {"next", "poll", "_claimed", "_nested", "collect", "_aread"}
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
 COUNT = 4
@@ -66,14 +66,14 @@ class Loop:
 
 
 class InMemory:
-    """A subscription whose entries are all there."""
+    """A subscription whose entries have all arrived."""
 
     target = "http://upstream/"
     initial_event_id = ""
     done_event = None
     is_inherited = False
     finished = True
-    # The loop's thread is the test's.
+    # The loop runs in the thread of the test.
     loop: Any = Loop()
 
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
@@ -86,10 +86,10 @@ class InMemory:
         if end is not None:
             self.channel.end(end)
 
-    def nothing(self, *_: Any) -> None: ...
+    def ignore(self, *_: Any) -> None: ...
 
-    check_process = drain = reconnect = notify_finished = nothing
-    call_at_loop_end = cancel_call_at_loop_end = wait_finished = nothing
+    check_process = drain = reconnect = notify_finished = ignore
+    call_at_loop_end = cancel_call_at_loop_end = wait_finished = ignore
 
     def abort(self) -> None:
         self.channel.close()
@@ -114,10 +114,10 @@ def numbers(kind: Any = EventStream, *, end: End | None = None) -> Any:
 
 
 class Interrupt:
-    """Raises Alarm in front of one bytecode of the package."""
+    """Raises Alarm before the nth bytecode of the package."""
 
     def __init__(self, number: int) -> None:
-        self.left = number
+        self.remaining = number
         self.frames: list[str] = []
 
     def __enter__(self) -> None:
@@ -137,8 +137,8 @@ class Interrupt:
         code = frame.f_code
         if event != "opcode" or (code.co_name in DELIVERING and code.co_code[frame.f_lasti] in RETURNS):
             return self.step
-        self.left -= 1
-        if not self.left:
+        self.remaining -= 1
+        if not self.remaining:
             sys.settrace(None)
             raise Alarm
         return self.step
@@ -197,7 +197,7 @@ READERS: list[Callable[[EventStream[str], list[str]], None]] = [
 
 
 def interruptions(make: Callable[[], T], read: Callable[[T], object]) -> Iterator[tuple[T, BaseException]]:
-    """Have `read` interrupted at each bytecode in turn, with an object of its own; yield that, and the exception."""
+    """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception."""
     number = 0
     while True:
         number += 1
@@ -232,17 +232,17 @@ def check(stream: EventStream[str], got: list[str]) -> None:
 
 @pytest.fixture
 def collector_off() -> Iterator[None]:
-    """So that nothing of the package runs by chance."""
+    """Turn the garbage collector off, so that no finalizer of the package runs at random."""
     gc.disable()
     yield
     gc.enable()
 
 
 pytestmark = [
-    # They set a tracer of their own, which is slow, and cannot stand beside coverage's.
+    # The tests set their own tracer, which is slow and cannot be combined with coverage's.
     pytest.mark.heavy,
     pytest.mark.usefixtures("collector_off"),
-    # Those that are left open after an interrupt, which have no connection.
+    # Streams that are open after an interrupt have no connection.
     pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
     # An exception in a finalizer does not propagate.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -254,7 +254,7 @@ ALL = [str(number) for number in range(COUNT)]
 
 @pytest.mark.parametrize(
     ("read", "elsewhere"),
-    # The last has a loop that is not over, which is its thread's.
+    # The last reader leaves a running loop, which belongs to its thread.
     [*((read, False) for read in READERS), *((read, True) for read in READERS[:-1])],
 )
 def test_interrupt_at_any_bytecode_leaves_no_stream_locked(
@@ -266,7 +266,7 @@ def test_interrupt_at_any_bytecode_leaves_no_stream_locked(
         return numbers(end=end), []
 
     for (stream, got), alarm in interruptions(make, lambda made: read(*made)):
-        # The exception, and so all of its frames, are alive in the meantime.
+        # The traceback keeps the frames of the interrupted call alive.
         assert alarm.__traceback__ is not None
         if elsewhere:
             in_thread(partial(check, stream, got)).result(10)
@@ -323,7 +323,7 @@ def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
         read(stream)
 
 
-# Who reads, and who does not any more.
+# Claims of running and of ended calls.
 
 
 def test_running_call_is_not_taken_over() -> None:
@@ -340,7 +340,7 @@ def test_running_call_is_not_taken_over() -> None:
 
 
 def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
-    """As where its decode function lets another greenlet run."""
+    """For example if its decode function switches to another greenlet."""
     main = greenlet.getcurrent()
 
     def decode(event: Any) -> str:
@@ -357,9 +357,9 @@ def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
 
 
 def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
-    """Many threads find the same claims left: one of them reads."""
+    """Many threads find the same claims of ended calls: one of them reads."""
 
-    def left() -> FrameType:
+    def ended_call() -> FrameType:
         return sys._getframe()
 
     def read(claims: Claims, barrier: threading.Barrier) -> bool:
@@ -367,23 +367,19 @@ def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
         barrier.wait()
         claims.append(claim)
         mine = claims.contend(claim, lambda: None)
-        # Whoever has it has it still.
+        # All threads have tried before the first one continues.
         barrier.wait()
         return mine
 
     for _ in range(50):
-        claims, barrier = Claims([left(), left(), left()]), threading.Barrier(8)
+        claims, barrier = Claims([ended_call(), ended_call(), ended_call()]), threading.Barrier(8)
         reading = [in_thread(partial(read, claims, barrier)) for _ in range(8)]
         assert sum(future.result(10) for future in reading) == 1
         assert not claims.is_held()
 
 
-def test_empty_queue_of_claims_is_not_held() -> None:
-    assert not Claims().is_held()
-
-
-def test_exception_of_a_signal_handler_is_not_the_streams() -> None:
-    """An Exception that comes while some events were polled is not kept back."""
+def test_exception_of_a_signal_handler_is_raised_by_poll() -> None:
+    """An exception during poll() is raised at once, even if some events were polled before."""
     calls = 0
 
     def decode(event: Any) -> str:

@@ -1,4 +1,4 @@
-"""Wrong use: an argument that cannot work is a UsageError of the call, and nothing is sent. Through both doors."""
+"""Wrong use: an invalid argument raises UsageError, and nothing is sent; for both functions."""
 
 from __future__ import annotations
 

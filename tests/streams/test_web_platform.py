@@ -1,8 +1,7 @@
-"""The web-platform-tests of EventSource that apply outside of a browser, written for this library.
+"""The web-platform-tests of EventSource that apply outside of a browser, in this library's terms.
 
-Each test names the file that it corresponds to. Those of the format (format-*) are the vectors of
-tests/data, which the parser's tests read. Left out are tests of a browser's objects: their
-prototype, the syntax of URLs, workers, the back/forward cache, CORS and its preflight, credentials.
+Each test names the corresponding file. The format tests (format-*) are vectors in tests/data, which the parser's tests
+also use. Tests of browser objects are omitted: prototypes, URL syntax, workers, back/forward cache, CORS, credentials.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ DONE = send("[DONE]")
 
 
 def read(server: SSEServer, ask: Door, **options: Any) -> list[Any]:
-    """The events up to `[DONE]`, as an EventSource has them: whole, and across connections."""
+    """Return the events up to `[DONE]`, across reconnections, as an EventSource delivers them."""
     return list(ask(server.url, decode="event", reconnect=AT_ONCE, **options).items())
 
 
 @pytest.mark.parametrize("vector", [vector for vector in VECTORS if vector.see], ids=str)
 def test_formats_over_a_connection(ask: Door, vector: Vector) -> None:
-    """format-*.js, which the vectors name: on the wire, where the stream ends with its connection."""
+    """format-*.js, over a connection whose end is the end of the stream."""
     with SSEServer([respond(framing="close"), vector.stream]) as server:
         answer = ask(server.url, decode="event", done=None)
         assert answer.items() == vector.events
@@ -36,7 +35,7 @@ def test_formats_over_a_connection(ask: Door, vector: Vector) -> None:
 
 
 def test_event_data(ask: Door) -> None:
-    """event-data.js: lines of data with nothing in them count, those of no name do not."""
+    """event-data.js: empty data lines count, unknown fields do not."""
     with SSEServer(
         [b"data:msg\ndata: msg\n\n:\nfalsefield:msg\n\nfalsefield:msg\nData:data\n\ndata\n\ndata:end\n\n", DONE]
     ) as server:
@@ -51,7 +50,7 @@ def test_request_accept(ask: Door) -> None:
 
 
 def test_request_cache_control(ask: Door) -> None:
-    """request-cache-control.any.js: on the first connection, and on each one after it."""
+    """request-cache-control.any.js: the header is sent with the first and with each later request."""
     with SSEServer(first_and_then([send(1), wait(0.05), cut()], [DONE])) as server:
         read(server, ask)
         assert [request.headers["cache-control"] for request in server.requests] == ["no-cache", "no-cache"]
@@ -82,7 +81,7 @@ def test_request_redirect(ask: Door, status: int) -> None:
 
 @pytest.mark.parametrize("status", [204, 205, 210, 299, 404, 410])
 def test_request_status_error(ask: Door, status: int) -> None:
-    """request-status-error.js: an answer of another status than 200 is no stream, and not asked for again."""
+    """request-status-error.js: a status other than 200 is an error, and there is no reconnection."""
     with SSEServer([respond(status), *([] if status in (204, 205) else [send("data")])]) as server:
         answer = ask(server.url, decode="event", reconnect=AT_ONCE)
         if status == 204:
@@ -94,8 +93,8 @@ def test_request_status_error(ask: Door, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_request_status_error_for_now(ask: Door, status: int) -> None:
-    """request-status-error.js has these fail for good; `reconnect` asks again, and with statuses=() does not."""
+def test_request_status_error_that_may_be_retried(ask: Door, status: int) -> None:
+    """request-status-error.js: these are final for EventSource. `reconnect` retries them, unless statuses=()."""
     with SSEServer([respond(status), send("data")]) as server:
         policy = ReconnectionPolicy(statuses=())
         with pytest.raises(StatusError):
@@ -115,7 +114,7 @@ def test_eventsource_reconnect(ask: Door) -> None:
 
 
 def test_eventsource_reconnect_fails(ask: Door) -> None:
-    """eventsource-reconnect.js, with resources/reconnect-fail.py: 200, 200 and then 204, which is the end."""
+    """eventsource-reconnect.js, with resources/reconnect-fail.py: 200, 200 and then 204, which ends the stream."""
     answers = iter([[send("opened")], [send("reconnected")], [respond(204)], [send("too much")]])
     with SSEServer(lambda request: next(answers)) as server:
         assert [event.data for event in read(server, ask)] == ["opened", "reconnected"]
@@ -123,7 +122,7 @@ def test_eventsource_reconnect_fails(ask: Door) -> None:
 
 
 def test_eventsource_close(ask: Door) -> None:
-    """eventsource-close.window.js: a stream that was closed stays so, and its server is not asked again."""
+    """eventsource-close.window.js: a closed stream stays closed, and does not reconnect."""
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [b"retry: 1\ndata: one\n\n" if request.path == "/" else respond(), silence()]
@@ -132,14 +131,14 @@ def test_eventsource_close(ask: Door) -> None:
         with ask(server.url, decode="event", reconnect=True) as answer:
             assert answer.next().data == "one"
         assert answer.items() == []
-        asked = len(server.requests)
+        count = len(server.requests)
         with ask(f"{server.url}/other", reconnect=True):
             pass
-        assert [request.path for request in server.requests[asked:]] == ["/other"]
+        assert [request.path for request in server.requests[count:]] == ["/other"]
 
 
 def test_eventsource_request_cancellation(ask: Door) -> None:
-    """eventsource-request-cancellation.any.js: the server sees the abort of a request."""
+    """eventsource-request-cancellation.any.js: the server notices the abort of a request."""
     with SSEServer([respond(), silence()]) as server:
         with ask(server.url, reconnect=True):
             pass
@@ -147,7 +146,7 @@ def test_eventsource_request_cancellation(ask: Door) -> None:
 
 
 def test_eventsource_onopen(ask: Door) -> None:
-    """eventsource-onopen.js: the call returns once the head is in, before any event."""
+    """eventsource-onopen.js: the call returns when the headers have arrived, before any event."""
     with SSEServer([respond(), silence()]) as server, ask(server.url) as answer:
         assert (answer.status, answer.events.outcome) == (200, None)
 
@@ -161,7 +160,7 @@ def test_eventsource_url_without_a_fragment(ask: Door) -> None:
 
 @pytest.mark.parametrize("url", ["", "/message"])
 def test_eventsource_constructor_empty_url(ask: Door, url: str) -> None:
-    """eventsource-constructor-empty-url.js: without a page there is nothing to resolve it by."""
+    """eventsource-constructor-empty-url.js: a relative URL is an error, since there is no page."""
     with pytest.raises(UsageError, match="URL"):
         ask(url, reconnect=True)
 
@@ -214,22 +213,22 @@ def test_format_field_retry(ask: Door, file: str, field: str, delay: float) -> N
     "media_type",
     ["text/event-stream;", "text/event-stream;charset=utf-8", "text/event-stream; x=bogus", "TEXT/Event-Stream"],
 )
-def test_format_mime_that_is_right(ask: Door, media_type: str) -> None:
+def test_valid_content_type_is_accepted(ask: Door, media_type: str) -> None:
     """format-mime-trailing-semicolon.js, format-mime-valid-bogus.js"""
     with SSEServer([respond(content_type=media_type), send("data"), DONE]) as server:
         assert [event.data for event in read(server, ask)] == ["data"]
 
 
 @pytest.mark.parametrize("media_type", ["text/event-stream bogus", "x bogus", "text/plain", None])
-def test_format_mime_that_is_wrong(ask: Door, media_type: str | None) -> None:
-    """format-mime-bogus.js: it is no stream, and not asked for again."""
+def test_wrong_content_type_is_an_error(ask: Door, media_type: str | None) -> None:
+    """format-mime-bogus.js: an error without a reconnection."""
     with SSEServer([respond(content_type=media_type), send("data")]) as server:
         with pytest.raises(ContentTypeError):
             ask(server.url, reconnect=AT_ONCE)
         assert len(server.requests) == 1
 
 
-def test_format_utf_8_whatever_the_header_says(ask: Door) -> None:
+def test_stream_is_utf_8_regardless_of_the_charset(ask: Door) -> None:
     """format-utf-8.any.js"""
     steps = [respond(content_type="text/event-stream;charset=windows-1252"), send("ok\u2026"), DONE]
     with SSEServer(steps) as server:
