@@ -197,7 +197,7 @@ def plan_of(seed: int, number: int) -> Plan:
         count = max(count, 1)
     has_body = chance.random() < 0.5
     if reconnects and has_body and framing == "close":
-        # Whose clean end it is not to be asked for again after, and a cut looks like one.
+        # A clean end of a POST does not reconnect, and with this framing a cut looks like a clean end.
         framing = "chunked"
     behaviour: Behaviour = chance.choice(_READERS if chance.random() < 0.6 else _LEAVERS)
     if reconnects and chance.random() < 0.2:
@@ -238,7 +238,7 @@ def _fault(chance: random.Random, plan: Plan) -> Fault:
     if chance.random() < 0.1:
         at = len(data)
     if ending == "silence":
-        # After a complete answer, the fault would hit another stream's.
+        # After a complete response, the fault would hit the next stream.
         starts = range(len(plan.items) + 1) if plan.reconnects else [0]
         whole = {len(plan.answer_from(start).data) for start in starts}
         while at in whole:
@@ -317,7 +317,7 @@ class _Link:
         if lasts:
             fault = fault._replace(pace="throttle", seconds=lasts / _STEPS)
         self._fault, self._passed = fault, 0
-        # However many bytes there are, in however many parts.
+        # At most this many pauses, regardless of the number of reads.
         self._pauses = itertools.chain([fault.seconds] * _STEPS, _NO_PAUSES)
 
     async def pass_on(self, reader: asyncio.StreamReader) -> bool:

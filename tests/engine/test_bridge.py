@@ -126,7 +126,7 @@ def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer)
         reading.result(5)
     with pytest.raises(BridgeClosedError):
         next(streams[1])
-    # Items received before come first.
+    # Items received earlier come first.
     assert next(streams[2]) == {"n": 1}
     with pytest.raises(BridgeClosedError):
         next(streams[2])
@@ -346,10 +346,10 @@ def test_callback_at_the_loops_end_runs_once(silent: SSEServer) -> None:
     with Bridge() as bridge, request_sse(silent.url, bridge=bridge):
         state = bridge._state
         assert state is not None
-        taken_back = partial(done.append, "taken back")
+        discarded = partial(done.append, "taken back")
         state.call_at_end(partial(done.append, "at the end"))
-        state.call_at_end(taken_back)
-        state.cancel_call_at_end(taken_back)
+        state.call_at_end(discarded)
+        state.cancel_call_at_end(discarded)
     until(state.loop.is_closed)
     state.call_at_end(partial(done.append, "after it"))
     # If another thread was first, no callback is left; and discarding a stream twice does nothing.

@@ -116,7 +116,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     stream = ask(transport)
     reading: Future[list[Any]] | None = in_thread(partial(list, stream)) if reads else None
     assert meeting.reached.wait(10)
-    # In a thread of its own, since it waits for the loop thread.
+    # In another thread, since it waits for the loop thread.
     closing = in_thread(stream.close)
     until(lambda: stream._cursor.channel.closed)
     meeting.go_on.set()

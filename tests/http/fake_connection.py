@@ -93,7 +93,7 @@ class FakeConnection(asyncio.Transport):
 
 
 class FakeNetwork:
-    """Hands out `connections` in order, and records in `dialled` who asked; an exception is a refusal."""
+    """Returns `connections` in order, and records hosts and ports in `dialled`. An exception in the list is raised."""
 
     def __init__(self, *connections: FakeConnection | Exception) -> None:
         self.dialled: list[tuple[str, int]] = []

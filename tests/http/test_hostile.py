@@ -411,7 +411,7 @@ def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
             is_fine(ask, server)
 
 
-@own_transport  # httpx's own does not ask again where a kept connection ends as it is used
+@own_transport  # httpx's transport does not retry if a kept-alive connection closes on use
 @pytest.mark.parametrize("leave", [cut, reset])
 @pytest.mark.parametrize("framing", ANSWERS)
 def test_end_of_the_connection_after_a_complete_answer(ask: Door, framing: str, leave: Callable[[], Step]) -> None:
@@ -632,7 +632,7 @@ def test_endless_trailers_are_an_error(ask: Door, over_and_over: bytes) -> None:
 # The server closes a reused connection after it has received the request, without an answer.
 
 
-def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
+def closes_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
     """A script that answers the first request, and ends the connection at the next `times` requests."""
     number = 0
 
@@ -644,11 +644,11 @@ def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[Re
     return script
 
 
-leaving = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"])
+both_ends = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"])
 
 
 @own_transport
-@leaving
+@both_ends
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_safe_request_is_retried_on_a_new_connection(
@@ -661,7 +661,7 @@ def test_safe_request_is_retried_on_a_new_connection(
     method: str,
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
-    with SSEServer(leaves_the_second(leave), ssl_context=server_tls if secure else None) as server:
+    with SSEServer(closes_the_second(leave), ssl_context=server_tls if secure else None) as server:
         for _ in range(3):
             answer = ask_anew(f"{server.url}/?a=b", {"X-Name": "value"}, method=method)
             assert (answer.status, answer.items()) == (200, [] if method == "HEAD" else [1])
@@ -671,7 +671,7 @@ def test_safe_request_is_retried_on_a_new_connection(
 
 
 @own_transport
-@leaving
+@both_ends
 @pytest.mark.parametrize(
     ("method", "body"),
     [("POST", "data"), ("PUT", "data"), ("DELETE", None), ("GET", "an iterator")],
@@ -680,7 +680,7 @@ def test_unsafe_request_is_not_retried(ask: Door, leave: Step, method: str, body
     options: dict[str, Any] = {"data": {"data": {"prompt": "secret"}}, None: {}}.get(
         body, {"content": iter([b"secret"])}
     )
-    with hostile(ask, leaves_the_second(leave)) as server:
+    with hostile(ask, closes_the_second(leave)) as server:
         assert ask(server.url).items() == [1]
         with pytest.raises(ReadError, match="kept from an earlier request") as caught:
             ask(server.url, method=method, **options)
@@ -691,9 +691,9 @@ def test_unsafe_request_is_not_retried(ask: Door, leave: Step, method: str, body
 
 
 @own_transport
-@leaving
+@both_ends
 def test_request_is_retried_once(ask: Door, leave: Step) -> None:
-    with hostile(ask, leaves_the_second(leave, times=2)) as server:
+    with hostile(ask, closes_the_second(leave, times=2)) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
@@ -701,7 +701,7 @@ def test_request_is_retried_once(ask: Door, leave: Step) -> None:
 
 
 def test_request_with_a_begun_answer_is_not_retried(ask: Door) -> None:
-    with hostile(ask, leaves_the_second(cut(), wire(b"H"))) as server:
+    with hostile(ask, closes_the_second(cut(), wire(b"H"))) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
@@ -710,7 +710,7 @@ def test_request_with_a_begun_answer_is_not_retried(ask: Door) -> None:
 
 
 def test_request_that_times_out_is_not_retried(clock: FakeClock, ask: Door) -> None:
-    with hostile(ask, leaves_the_second(silence())) as server:
+    with hostile(ask, closes_the_second(silence())) as server:
         assert ask(server.url).items() == [1]
         asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": 60}))
         until(lambda: len(server.requests) == 2)

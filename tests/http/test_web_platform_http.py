@@ -2,7 +2,7 @@
 
 The cases of tests/data/http_web_platform.json are about lengths, line ends, status codes and NUL, in
 bytes of this project's own; `why` says where the outcome here differs. The table below is about one
-odd character at each place of a head (h1-parsing.tentative). Web-platform-tests want a network error
+odd character at each place of a head (h1-parsing.tentative). Web-platform-tests expect a network error
 at all of them. This library refuses NUL, CR and malformed status lines everywhere, and of the other
 heads only those in which the character could change where the body ends.
 """

@@ -21,7 +21,7 @@ from tests.support import until
 DONE = send("[DONE]")
 
 
-# What an event is charged besides its text. (Events are counted as received before they can be had.)
+# The fixed charge of an event, beside its text. (Events are counted before they can be read.)
 CHARGE = 256
 
 

@@ -37,7 +37,7 @@ def server() -> Iterator[SSEServer]:
 
 @pytest.fixture
 def sent(ask: Door, server: SSEServer) -> Sent:
-    """A function that asks the server, reads the answer, and returns the last request that came."""
+    """A function that sends a request, reads the response, and returns the request that the server received."""
 
     def sent(headers: Any = None, data: Any = None, *, path: str = "/", **options: Any) -> ReceivedRequest:
         with ask(server.url + path, headers, data, **options) as answer:
@@ -320,12 +320,12 @@ def test_headers_as_a_list_are_never_changed(sent: Sent) -> None:
 
 # Redirects.
 
-# What goes to another origin of a request with no body. None of it is the caller's.
+# The headers of a request without a body that another origin gets. None is the caller's.
 NEUTRAL = {"host", "accept", "accept-encoding", "cache-control", "user-agent"}
 
 
 class Redirecting:
-    """Two origins that redirect from the paths in `locations`, at first from /start, and answer at all others."""
+    """Two origins that redirect from the paths in `locations`, initially /start, and send streams from all others."""
 
     def __init__(self, status: int, location: str | None) -> None:
         self.status = status
@@ -410,7 +410,7 @@ def test_credentials_of_the_call_do_not_go_to_another_origin(ask: Door, options:
 
 @pytest.mark.parametrize(("location", "times"), [("/end", 2), ("{other}/end", 1)])
 def test_extensions_do_not_go_to_another_origin(ask: Door, location: str, times: int) -> None:
-    """`sni_hostname` is one of them: it names the server that was asked, and no other."""
+    """Such as `sni_hostname`, which names the first server."""
     seen: list[str] = []
 
     async def trace(name: str, info: Mapping[str, Any]) -> None:
@@ -430,7 +430,7 @@ def test_credentials_of_the_url_do_not_go_to_another_origin(ask: Door) -> None:
 
 
 def test_a_redirect_back_does_not_bring_the_headers_back(ask: Door) -> None:
-    """Another origin chooses where it sends to: a URL of its choice is not to be asked with our key."""
+    """The other origin chooses the URL, which must not get the caller's credentials."""
     with Redirecting(302, "{other}/back") as servers:
         servers.locations["/back"] = f"{servers.start.url}/end"
         with ask(servers.url, {"X-Api-Key": "secret"}, auth=("user", "pass")) as answer:
@@ -538,7 +538,7 @@ def test_a_location_that_httpx_cannot_read_is_an_error(ask: Door, location: str)
         if HAS_OWN_TRANSPORT:
             with pytest.raises(RedirectError, match="301 without a usable Location"):
                 ask(servers.url)
-        # With auth it is httpx's client that sends, and reads it before there is a response.
+        # With auth, httpx's client sends the request, and parses the Location before it returns.
         with pytest.raises(ProtocolError, match="without a usable Location"):
             ask(servers.url, auth=("user", "password"))
 
