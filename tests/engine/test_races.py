@@ -228,7 +228,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     loop_stands.go_on.set()
     closing.result(5)
     until(lambda: transport.closed == 1)
-    assert stream._cursor.channel.buffered <= 6000
+    assert stream.stats.buffered <= 6000
 
 
 FORK_OR_EXIT = """
@@ -319,7 +319,7 @@ class Round:
             except (RequestAbortedError, BridgeClosedError):
                 return [], "closed"
             except UsageError:
-                assert self.bridge._closed
+                assert repr(self.bridge) == "<Bridge closed>"
                 return [], "closed"
             finally:
                 opened.set()

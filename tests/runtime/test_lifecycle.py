@@ -25,6 +25,7 @@ from tests.support import (
     is_waiting,
     together,
     until,
+    until_no_stream_is_open,
 )
 
 ANSWER = (send({"n": 1}), send("[DONE]"))
@@ -160,7 +161,7 @@ def test_done_function_ends_a_stream_under_backpressure() -> None:
 def test_done_function_may_accept_after_the_body_ended() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2})]) as server:
         it = request_sse(server.url, done=lambda event: True).events
-        until(lambda: it._cursor.subscription.finished)
+        until_no_stream_is_open()
         assert list(it) == [{"n": 1}]
         assert it.outcome == "done"
 

@@ -18,7 +18,7 @@ import pytest
 
 from sseqbridge import Bridge, CallbackError, EventStream, RequestAbortedError, SSEResponse, UsageError, request_sse
 from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, respond, send, silence
-from tests.support import in_thread, is_waiting, together, until
+from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
 
@@ -652,7 +652,7 @@ def test_a_flag_set_after_all_events_arrived_ends_the_loop() -> None:
     burst = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([burst, send("[DONE]")]) as server:
         it = request_sse(server.url, cancel=cancel).events
-        until(lambda: it._cursor.subscription.finished)
+        until_no_stream_is_open()
         seen = []
         for item in it:
             seen.append(item)

@@ -30,7 +30,7 @@ from sseqbridge import (
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, reset, respond, send, silence, wait, wire
 from tests.clock import FakeClock
 from tests.doors import Answer, Door
-from tests.support import in_thread, until
+from tests.support import in_thread, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
@@ -232,7 +232,7 @@ def test_events_before_an_error_are_delivered_first(ask: Door, steps: list[Step]
         ask(server.url, max_event_bytes=1000) as answer,
     ):
         if not ask.is_async:
-            until(lambda: answer.events._cursor.subscription.finished)
+            until_no_stream_is_open()
         items, error = answer.fail()
         assert (items, type(error)) == ([1, 2, 3], kind)
 

@@ -87,7 +87,7 @@ def test_stats_continue_after_the_thread_is_restarted(bridge: Bridge) -> None:
         assert state is not None
 
         state.loop.call_soon_threadsafe(state.loop.stop)
-        until(lambda: bridge._state is None)
+        until(lambda: repr(bridge) == "<Bridge not started>")
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         assert bridge.stats().events == 2
         until(state.loop.is_closed)

@@ -31,7 +31,7 @@ from sseqbridge import (
 from sseqbridge._runtime import fork
 from sseqbridge._streams.broadcaster import Broadcaster
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, respond, send, silence, wait
-from tests.support import in_thread, is_waiting, together, until
+from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
@@ -355,7 +355,7 @@ def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         bridge = Bridge()
         events = request_sse(server.url, decode="text", bridge=bridge).events
-        until(lambda: events._cursor.subscription.finished)
+        until_no_stream_is_open(bridge)
         bridge.close()
         until(events._cursor.subscription.loop.is_closed)
         one, other = tee(events, max_buffered_bytes=1_000)
@@ -365,7 +365,7 @@ def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
 def test_readers_get_the_rest_after_the_upstream_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         events = request_sse(server.url, decode="text").events
-        until(lambda: events._cursor.subscription.finished)
+        until_no_stream_is_open()
         one, other = tee(events, max_buffered_bytes=100_000)
         # Also now each reader buffers no more than its limit, or a single larger batch.
         until(lambda: waits_for(one) or waits_for(other))
