@@ -27,7 +27,7 @@ from sseqbridge._engine import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
-from tests.doors import Door
+from tests.requesters import Requester
 
 # Hypothesis: the same examples in every run, without a database.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
@@ -259,23 +259,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest) -> Iterator[Door]:
+def ask(request: pytest.FixtureRequest) -> Iterator[Requester]:
     """Sends requests with request_sse, and in a second run of the test with arequest_sse."""
-    door = Door(is_async=request.param == "async")
-    yield door
-    door.close()
+    requester = Requester(is_async=request.param == "async")
+    yield requester
+    requester.close()
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask_anew(request: pytest.FixtureRequest) -> Iterator[Door]:
+def ask_fresh(request: pytest.FixtureRequest) -> Iterator[Requester]:
     """Like `ask`, but with a new HTTP client."""
     if request.param == "async":
-        door = Door(is_async=True)
-        yield door
-        door.close()
+        requester = Requester(is_async=True)
+        yield requester
+        requester.close()
     else:
         with Bridge() as bridge:
-            yield Door(is_async=False, bridge=bridge)
+            yield Requester(is_async=False, bridge=bridge)
 
 
 @pytest.fixture

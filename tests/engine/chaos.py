@@ -59,17 +59,17 @@ def proxied(seed: int) -> Iterator[tuple[str, Callable[[], int]]]:
     """The upstream and its proxy in a process of their own: URL, and number of open connections."""
     command = [sys.executable, "-m", "tests.engine.faults", str(seed)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        asked, answers = process.stdin, process.stdout
-        assert asked is not None
-        assert answers is not None
+        commands, replies = process.stdin, process.stdout
+        assert commands is not None
+        assert replies is not None
 
         def open_connections() -> int:
-            asked.write("\n")
-            asked.flush()
-            return int(answers.readline())
+            commands.write("\n")
+            commands.flush()
+            return int(replies.readline())
 
         try:
-            yield f"http://127.0.0.1:{int(answers.readline())}", open_connections
+            yield f"http://127.0.0.1:{int(replies.readline())}", open_connections
         finally:
             process.kill()
 
@@ -218,7 +218,7 @@ class Result:
 
     @property
     def is_lost_at_once(self) -> bool:
-        """Whether the stream failed before its answer, as on a dead kept-alive connection."""
+        """Whether the stream failed before its response, as on a dead kept-alive connection."""
         return isinstance(self.error, TransportError) and self.outcome is None
 
     def __str__(self) -> str:
@@ -300,7 +300,7 @@ def check(result: Result) -> None:
     try:
         _check(result)
     except AssertionError:
-        # A GET is sent again if a kept-alive connection closes before the first byte of the answer.
+        # A GET is sent again if a kept-alive connection closes before the first byte of the response.
         first = plan.fault(0)
         if plan.has_body or plan.reconnects or first.at or first.ending not in ("cut", "reset"):
             raise
@@ -331,13 +331,13 @@ def _check(result: Result) -> None:
 
 def check_end(plan: Plan, outcome: str, count: int) -> None:
     """Check a stream with a clean end."""
-    fault, answer = plan.fault(0), plan.answer
+    fault, response = plan.fault(0), plan.response
     expected, whole = "eof" if plan.done == "none" else "done", len(plan.items)
     if fault.ending == "cut" and plan.framing == "close" and not plan.reconnects:
         # Only the last event shows whether the stream is complete; or the end of a compressed body, but for
         # a body of no byte at all.
-        arrived = answer.arrived(fault.at)
-        if arrived < len(answer.ends) and (fault.at == answer.head or not plan.is_compressed):
+        arrived = response.arrived(fault.at)
+        if arrived < len(response.ends) and (fault.at == response.head or not plan.is_compressed):
             assert not plan.require_done
             expected, whole = "eof", arrived
     assert outcome == expected, f"the outcome is {outcome}, not {expected}"
@@ -346,7 +346,7 @@ def check_end(plan: Plan, outcome: str, count: int) -> None:
 
 def check_error(plan: Plan, error: SSEError, count: int) -> None:
     """Check a stream with an error, or without an end."""
-    fault, answer = plan.fault(0), plan.answer
+    fault, response = plan.fault(0), plan.response
     if isinstance(error, RequestAbortedError):
         assert plan.behaviour == "cancel"
         return
@@ -358,14 +358,14 @@ def check_error(plan: Plan, error: SSEError, count: int) -> None:
         return
     assert fault.ending in ("cut", "reset", "silence")
     # A RST may overtake bytes that were sent before it.
-    is_complete = fault.at == len(answer.data) and fault.ending == "cut" and plan.framing != "close"
+    is_complete = fault.at == len(response.data) and fault.ending == "cut" and plan.framing != "close"
     assert not is_complete, "an error after a complete response"
-    arrived = answer.arrived(fault.at)
+    arrived = response.arrived(fault.at)
     assert count <= arrived or plan.is_compressed, f"{count} items, but only {arrived} can have arrived"
     if fault.ending == "silence":
         assert isinstance(error, StreamTimeoutError)
     elif fault.ending == "cut":
-        assert isinstance(error, ReadError if fault.at < answer.head else TruncatedStreamError)
+        assert isinstance(error, ReadError if fault.at < response.head else TruncatedStreamError)
         # Items received before an error come first, except from collect().
         if plan.behaviour != "collect":
             assert count >= min(arrived, len(plan.items)), f"{count} of {arrived} items"
@@ -374,7 +374,7 @@ def check_error(plan: Plan, error: SSEError, count: int) -> None:
 def spoils(plan: Plan) -> bool:
     """Whether a stream may leave a connection in the pool that is dead, but does not look so."""
     return any(
-        fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.answer.data))
+        fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.response.data))
         for fault in plan.faults
     )
 
@@ -395,7 +395,7 @@ def is_signed(item: Any) -> bool:
 
 
 class Run:
-    """A run of streams and their results. Each answer takes `lasts` seconds, or no time."""
+    """A run of streams and their results. Each response takes `lasts` seconds, or no time."""
 
     def __init__(self, url: str, bridge: Bridge, seed: int, lasts: float = 0.0) -> None:
         self._url = url
@@ -456,7 +456,7 @@ class Run:
                 self._judge(consume(plan, url, self._bridge, later_calls, PATIENCE + self._lasts))
             except Exception as exc:
                 # Every other exception is a fault.
-                self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.answer.data)} bytes")
+                self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.response.data)} bytes")
             finally:
                 del self._under_way[threading.get_ident()]
 

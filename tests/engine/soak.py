@@ -28,7 +28,7 @@ __all__ = ["Sample", "more_than_before", "soak"]
 
 STREAMS = 200
 ROUND_SECONDS = 10.0
-# The duration of an answer: as many streams as threads are open at a time.
+# The duration of a response: as many streams as threads are open at a time.
 LASTS = 0.4
 
 # The allowed growth of memory per stream, in bytes. Python's objects: less than one for ten streams.

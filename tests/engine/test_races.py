@@ -193,7 +193,7 @@ def test_cancel_against_connect(cancel_by: str) -> None:
         except SSEError as error:
             assert isinstance(error, RequestAbortedError) == (cancel_by == "flag")
         else:
-            # The answer came before the flag was checked.
+            # The response came before the flag was checked.
             got: list[Any] = []
             try:
                 got.extend(stream)

@@ -53,7 +53,7 @@ def _asked() -> h11.Connection:
 
 
 def head_by_h11(data: bytes) -> Head:
-    """Read the beginning of an answer with h11."""
+    """Read the beginning of a response with h11."""
     connection = _asked()
     connection.receive_data(data)
     try:

@@ -1,4 +1,4 @@
-"""HTTP11Connection: writing requests, with write backpressure and with servers that answer early."""
+"""HTTP11Connection: writing requests, with write backpressure and with servers that respond early."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http.tls import TlsSession
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 
 from .upstream import DONE, SHORT, Peer, Run, asking, new_client, own_transport, parts, until_read, upstream
 
@@ -58,7 +58,7 @@ def test_request_is_written_unchanged(run: Run) -> None:
     run(main)
 
 
-def test_request_headers_are_written_in_order(ask: Door) -> None:
+def test_request_headers_are_written_in_order(ask: Requester) -> None:
     headers = {"X-Zebra": "1", "x-apple": "2", "Accept": "*/*"}
     with SSEServer([send(1), DONE]) as server, ask(f"{server.url}/a%7Eb?x=%2F~", headers, {"a": 1}) as response:
         assert response.items() == [1]
@@ -147,7 +147,7 @@ def test_large_body_is_sent_to_a_slow_server(run: Run, is_whole: bool) -> None:
     run(main)
 
 
-def test_files_are_sent(ask: Door) -> None:
+def test_files_are_sent(ask: Requester) -> None:
     content = os.urandom(300_000)
     with (
         SSEServer([send(1), DONE]) as server,
@@ -162,7 +162,7 @@ def test_files_are_sent(ask: Door) -> None:
 
 
 @own_transport
-def test_body_longer_than_content_length_is_a_typed_error(ask: Door) -> None:
+def test_body_longer_than_content_length_is_a_typed_error(ask: Requester) -> None:
     with SSEServer([send(1)]) as server, pytest.raises(TransportError) as caught:
         ask(server.url, {"Content-Length": "4"}, content=b"hello")
     assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
@@ -251,18 +251,18 @@ def test_received_bytes_do_not_extend_the_write_timeout(clock: FakeClock, run: R
 
 
 def test_large_body_is_sent_over_tls(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
     body = os.urandom(3_000_000)
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
-        assert ask_anew(server.url, content=body).items() == [1]
+        assert ask_fresh(server.url, content=body).items() == [1]
         assert server.requests[0].body == body
 
 
 @own_transport
 def test_tls_that_cannot_send_is_a_typed_error(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """As if a server of TLS 1.2 renegotiated."""
 
@@ -273,7 +273,7 @@ def test_tls_that_cannot_send_is_a_typed_error(
     monkeypatch.setattr(TlsSession, "encrypt", encrypt)
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
         with pytest.raises(TransportError, match="did not complete"):
-            ask_anew(server.url)
+            ask_fresh(server.url)
         assert server.requests == []
 
 
@@ -281,7 +281,7 @@ def test_tls_that_cannot_send_is_a_typed_error(
     ("size", "leave"), [(5, "close"), (5, "reset"), (100_000, "reset"), (100_000, "close and read on")]
 )
 @pytest.mark.parametrize("content", ["bytes", "iterator", "chunked"])
-def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content: str) -> None:
+def test_response_during_the_body_is_read(run: Run, size: int, leave: str, content: str) -> None:
     async def main() -> None:
         pieces = [bytes(100_000)] * 100
         headers = {} if content == "chunked" else {"Content-Length": str(100_000 * 100)}
@@ -295,7 +295,7 @@ def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content
             else:
                 peer.socket.shutdown(socket.SHUT_WR)
             if leave == "close and read on":
-                # As servers do to make sure that their answer is read.
+                # Like servers that make sure that their response is read.
                 leaving = asyncio.create_task(peer.client_has_left())
             response = await pending
             assert response.status_code == 413
@@ -306,7 +306,7 @@ def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content
     run(main)
 
 
-def test_answer_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
+def test_response_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     async def main() -> None:
         async with posting(content=bytes(10_000_000)) as (peer, pending):
             await peer.receive_some()
@@ -320,7 +320,7 @@ def test_answer_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     run(main)
 
 
-def test_answer_during_the_head_is_read(run: Run) -> None:
+def test_response_during_the_head_is_read(run: Run) -> None:
     async def main() -> None:
         # More than the kernel buffers.
         headers = {"X-Large": "x" * 20_000_000}
@@ -346,7 +346,7 @@ def test_reset_during_the_body_is_a_read_error(run: Run) -> None:
     run(main)
 
 
-def test_answer_before_the_body_is_read(run: Run) -> None:
+def test_response_before_the_body_is_read(run: Run) -> None:
     async def main() -> None:
         go = asyncio.Event()
 

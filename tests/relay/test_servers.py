@@ -281,7 +281,7 @@ class GeneratorUpstream:
 
     def __init__(self, *flags: threading.Event) -> None:
         self._flags = flags
-        self._server = SSEServer(self._answer)
+        self._server = SSEServer(self._respond)
 
     def __enter__(self) -> GeneratorUpstream:
         self._server.start()
@@ -291,7 +291,7 @@ class GeneratorUpstream:
     def __exit__(self, *exc_info: object) -> None:
         self._server.close()
 
-    def _answer(self, request: ReceivedRequest) -> Iterator[Step]:
+    def _respond(self, request: ReceivedRequest) -> Iterator[Step]:
         _, _, number = request.path.rpartition("/compute/")
         if number.isdigit():
             yield hold(self._flags[int(number)]) if self._flags else wait(0.01)
@@ -407,8 +407,8 @@ def test_third_party_upstreams_are_relayed_and_see_the_disconnect(
     name = uuid.uuid4().hex
 
     def has_left() -> bool:
-        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as answer:
-            return json.load(answer) is not None
+        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as response:
+            return json.load(response) is not None
 
     with reading(address(f"{upstream}/{path}?name={name}", heartbeat=0.1, probe=0.1)) as reader:
         events = [reader.event() for _ in range(3)]
@@ -425,9 +425,9 @@ def open_together(urls: Iterable[str]) -> list[Reader]:
 
 
 def request_a_plain_view(server: Server) -> None:
-    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as answer:
-        assert answer.status == 200
-        answer.read()
+    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as response:
+        assert response.status == 200
+        response.read()
 
 
 MANY = [
@@ -503,8 +503,8 @@ def test_view_under_gevent_sees_no_running_loop(servers: Servers, server_name: s
         server = servers[server_name]
         with reading(_address(server, "/relay", other)) as streaming:
             assert streaming.event().json() == {"n": 1}
-            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as answer:
-                found = json.load(answer)
+            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as response:
+                found = json.load(response)
         assert found["item"] == {"n": 1}
         assert found["loop"] is None
 
@@ -518,8 +518,8 @@ def test_two_hundred_streams_leave_a_gevent_worker_responsive(servers: Servers) 
         # All streams are open and silent; other requests are served.
         assert upstream.open_requests == 200
         for _ in range(10):
-            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as answer:
-                assert answer.status == 200
+            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as response:
+                assert response.status == 200
         go.set()
         for reader in readers:
             assert [event.data for event in reader.events()] == ["2", "[DONE]"]
@@ -530,7 +530,7 @@ def test_django_orm_works_under_gevent_during_streams(servers: Servers) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream:
 
         def ask() -> Any:
-            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as response:
+                return json.load(response)
 
         assert [found["model"] for found in together([ask] * 10)] == ["kind"] * 10

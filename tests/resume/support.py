@@ -25,8 +25,8 @@ from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._log_core import LogCore
 from sseqbridge.resume._store import FencingToken, LogSettings, OutageError, Store
 from sseqbridge.testing import Step, hold, respond, send
-from tests.doors import Caller, Reading
 from tests.redis_support import RedisServer
+from tests.requesters import Caller, OpenStream
 from tests.support import in_thread, until
 
 __all__ = [
@@ -280,7 +280,7 @@ class Face(Caller):
         super().close()
 
 
-class LogReading(Reading):
+class LogReading(OpenStream):
     """A stream of a log, as either face returns it."""
 
     def next(self, timeout: float | None = 30.0) -> Any:

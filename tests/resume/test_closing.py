@@ -44,7 +44,7 @@ def test_close_ends_readers_and_releases_the_lease(logs: Logs, face: Face) -> No
         assert reading.next() == 1
         log.close()
         assert (reading.items(), reading.outcome) == ([], "closed")
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
     with pytest.raises(UsageError, match="closed"):
         face.open(log, "k")
     log.close()

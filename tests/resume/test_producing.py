@@ -244,7 +244,7 @@ def test_stale_append_ends_the_producer(logs: Logs, face: Face) -> None:
         assert reading.next() == 0
         store.failures["append"] = StaleTokenError()
         go.set()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_stale_renewal_ends_the_producer(logs: Logs, face: Face) -> None:
@@ -253,7 +253,7 @@ def test_stale_renewal_ends_the_producer(logs: Logs, face: Face) -> None:
         reading = face.open(log, "k", face.start(upstream.url))
         assert reading.next() == 0
         store.failures["renew"] = StaleTokenError()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_stream_with_another_consumer_is_rejected_and_stays_open(log: Log, face: Face) -> None:

@@ -135,7 +135,7 @@ def test_long_outage_raises_log_unavailable_error(logs: Logs, face: Face) -> Non
         store.is_out = True
         with pytest.raises(LogUnavailableError, match="outage="):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         with pytest.raises(LogUnavailableError):
             face.open(log, "other", face.start(upstream.url))
         with pytest.raises(LogUnavailableError):
@@ -155,7 +155,7 @@ def test_long_outage_of_appends_ends_readers_and_producer(logs: Logs, face: Face
         go.set()
         with pytest.raises(LogUnavailableError):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 @pytest.mark.parametrize("name", ["read", "heartbeat", "claim"])

@@ -14,7 +14,7 @@ import pytest
 from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerge, arequest_sse, relay, request_sse, tee
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside
 from sseqbridge.testing import SSEServer, send, silence
-from tests.doors import Caller
+from tests.requesters import Caller
 from tests.support import in_thread, python
 
 EVENT_STREAM = {"content-type": "text/event-stream"}
@@ -94,7 +94,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self.where == "request":
             self.fault()
-        return httpx.Response(200, headers=EVENT_STREAM, stream=Answer(self), extensions=self.extensions())
+        return httpx.Response(200, headers=EVENT_STREAM, stream=Response(self), extensions=self.extensions())
 
     def extensions(self) -> dict[str, Any]:
         return {"network_stream": self} if self.where == "network stream" else {}
@@ -107,7 +107,7 @@ class Transport(httpx.AsyncBaseTransport):
             self.fault()
 
 
-class Answer(httpx.AsyncByteStream):
+class Response(httpx.AsyncByteStream):
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
 
@@ -125,7 +125,7 @@ class Answer(httpx.AsyncByteStream):
                 self.transport.fault()
 
     async def aclose(self) -> None:
-        if self.transport.where == "closing the answer":
+        if self.transport.where == "closing the response":
             self.transport.fault()
 
 
@@ -189,8 +189,8 @@ FAILING: dict[str, Callable[[Fault], Request]] = {
     "request hook": lambda fault: Request({}, {"event_hooks": {"request": [fault.aio]}}),
     "response hook": lambda fault: Request({}, {"event_hooks": {"response": [fault.aio]}}),
     "transport": lambda fault: Request({}, {"transport": Transport(fault, "request")}),
-    "answer": lambda fault: Request({}, {"transport": Transport(fault, "read")}, is_late=True),
-    "answer, after a wait": lambda fault: Request({}, {"transport": Transport(fault, "read, after a wait")}, True),
+    "response": lambda fault: Request({}, {"transport": Transport(fault, "read")}, is_late=True),
+    "response, after a wait": lambda fault: Request({}, {"transport": Transport(fault, "read, after a wait")}, True),
 }
 # Combinations that equal the normal end of an asynchronous iterator.
 ENDS = {("asynchronous iterator as body", StopAsyncIteration)}
@@ -294,7 +294,7 @@ def test_exception_of_a_callback_ends_its_own_stream_alone(world: World, name: s
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
-@pytest.mark.parametrize("where", ["closing the answer", "closing the generator", "closing the client"])
+@pytest.mark.parametrize("where", ["closing the response", "closing the generator", "closing the client"])
 def test_exception_during_close_ends_no_other_stream(world: World, where: str, kind: type[BaseException]) -> None:
     fault = Fault(kind)
     stream = world.ask(Request({}, {"transport": Transport(fault, where)}))
@@ -503,7 +503,7 @@ def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, ki
     fault = Fault(kind)
     fault.is_armed = False
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         fault.is_armed = True
         if when == "redirected":
             return httpx.Response(307, headers={"location": "http://other.test/"})
@@ -511,7 +511,7 @@ def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, ki
 
     def make() -> httpx.AsyncClient:
         fault()
-        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        return httpx.AsyncClient(transport=httpx.MockTransport(handler))
 
     def ask() -> list[Any]:
         return request_sse("http://mock.test/", bridge=bridge, reconnect=when == "reconnecting").events.collect()

@@ -249,8 +249,8 @@ def test_concurrent_lookups_of_one_name_share_a_thread(resolver: Resolver, loop:
         other = asyncio.create_task(loop.getaddrinfo("two.test", 80))
         await begun(resolver, 2)
         resolver.go.set()
-        for answer in await asyncio.gather(*same):
-            assert answer[0][4] == ("127.0.0.1", 80)
+        for response in await asyncio.gather(*same):
+            assert response[0][4] == ("127.0.0.1", 80)
         await other
         assert [args[0] for args in resolver.begun] == ["one.test", "two.test"]
         assert set(resolver.threads) == {"sseqbridge-resolver"}

@@ -184,7 +184,7 @@ def test_garbage_collector_aborts_a_stream_in_a_cycle(ask: Ask) -> None:
     request.wait_aborted()
 
 
-def test_dropping_an_error_answer_closes_it_without_a_warning(ask: Ask) -> None:
+def test_dropping_an_error_response_closes_it_without_a_warning(ask: Ask) -> None:
     events, request = ask((respond(500), send("a"), silence()))
     del events
     request.wait_aborted()

@@ -124,11 +124,11 @@ def test_blocked_loop_at_the_end_loses_no_item(run: Run) -> None:
         time.sleep(0.05)  # Other code of the program blocks the loop.
         await asyncio.sleep(60)
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=body())
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
             _, _, items = await arequest_sse("http://127.0.0.1/", client=client)
             assert [item async for item in items] == [1, 2]
 

@@ -235,7 +235,7 @@ def test_failing_done_function_raises_callback_error_with_cause() -> None:
     assert str(raised.value) == "the done function raised KeyError"
 
 
-# --- the body of an error answer ---
+# --- the body of an error response ---
 
 
 @pytest.mark.parametrize(

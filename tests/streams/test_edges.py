@@ -26,18 +26,18 @@ from sseqbridge import (
 )
 from sseqbridge._streams.cursor import Cursor
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import in_thread, together, until, until_blocked
 
 THREE = raw(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\ndata: 3\n\n")
 
 
 @pytest.mark.parametrize("value", ["caf\xe9".encode("latin-1"), "caf\xe9".encode()])
-def test_header_of_an_answer_need_not_be_ascii(ask: Door, value: bytes) -> None:
+def test_header_of_a_response_need_not_be_ascii(ask: Requester, value: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Name: " + value + b"\r\nConnection: close\r\n\r\n"
-    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
-        assert answer.items() == [1]
-        assert answer.headers["x-name"].startswith("caf")
+    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as response:
+        assert response.items() == [1]
+        assert response.headers["x-name"].startswith("caf")
 
 
 # The position of a stream is that of its consumer.
@@ -108,15 +108,15 @@ def test_last_event_id_after_done_excludes_later_events() -> None:
 # Items and errors.
 
 
-def test_event_without_data_is_skipped_in_json_mode(ask: Door) -> None:
-    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as answer:
-        assert answer.items() == [1]
+def test_event_without_data_is_skipped_in_json_mode(ask: Requester) -> None:
+    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as response:
+        assert response.items() == [1]
 
 
-def test_event_without_data_is_delivered_in_event_mode(ask: Door) -> None:
+def test_event_without_data_is_delivered_in_event_mode(ask: Requester) -> None:
     script = [raw(b"event: ping\ndata:\n\n"), send("[DONE]")]
-    with SSEServer(script) as server, ask(server.url, decode="event") as answer:
-        assert answer.items() == [ServerSentEvent("ping")]
+    with SSEServer(script) as server, ask(server.url, decode="event") as response:
+        assert response.items() == [ServerSentEvent("ping")]
 
 
 def test_raise_for_status_in_a_loop_over_the_error_body() -> None:
@@ -277,13 +277,13 @@ class _NoSocket:
         return None
 
 
-def test_transport_without_a_socket_whose_answer_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+def test_transport_without_a_socket_whose_response_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
         headers = {"Content-Type": "text/event-stream"}
         return httpx.Response(200, headers=headers, stream=_Endless(), extensions={"network_stream": _NoSocket()})
 
     caplog.set_level(logging.DEBUG, "sseqbridge")
-    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler))) as bridge:
         events = request_sse("http://upstream.invalid/", bridge=bridge).events
         assert next(events) == 1
         events.close()

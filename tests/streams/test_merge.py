@@ -282,9 +282,9 @@ def test_streams_that_reconnect_are_merged(merging: Merging) -> None:
     assert calls == [1]
 
 
-def test_request_that_is_retried_before_its_answer_is_merged(merging: Merging) -> None:
-    answers = iter([[respond(503)], [send(1), DONE]])
-    with SSEServer(lambda request: next(answers)) as server:
+def test_request_that_is_retried_before_its_response_is_merged(merging: Merging) -> None:
+    responses = iter([[respond(503)], [send(1), DONE]])
+    with SSEServer(lambda request: next(responses)) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0)
         assert merging.items({"a": merging.call(server, reconnect=policy)}) == [("a", 1)]
 

@@ -230,8 +230,8 @@ def test_warning_names_the_code_that_blocks_the_loop(
     made = {name: make(clock) for name, make in options.items()}
     with SSEServer([send(1), silence()]) as server:
         other = request_sse(server.url, bridge=bridge, timeout=None).events
-        answer: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
-        with answer:
+        response: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
+        with response:
             until(lambda: len(warnings()) == 1)
         assert warnings()[0].startswith("the loop was blocked for 6")
         assert f"every stream stood still: {text}" in warnings()[0]

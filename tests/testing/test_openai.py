@@ -38,7 +38,7 @@ def test_openai_reads_the_echo_word_by_word() -> None:
 
 
 @pytest.mark.parametrize("said", ["Two words", ["Two", " words"]])
-def test_openai_reads_a_fixed_answer(said: str | list[str]) -> None:
+def test_openai_reads_a_fixed_response(said: str | list[str]) -> None:
     with SSEServer(chat_completions(said, model="m")) as server, openai_client(server) as client:
         for _ in range(2):
             completion = client.chat.completions.create(model="any", messages=MESSAGES)
