@@ -78,13 +78,13 @@ def soak(
     A round takes ROUND_SECONDS, or `round_streams` streams. There are two rounds at least.
     """
     samples: list[Sample] = []
-    asked, begun = itertools.count(), time.monotonic()
+    numbers_of_streams, begun = itertools.count(), time.monotonic()
     with proxied(seed) as (url, open_connections), Bridge() as bridge:
         run = Run(url, bridge, seed, LASTS)
         report(HEADING)
         while len(samples) < 2 or time.monotonic() < begun + 60 * minutes:
-            numbers = until_then(asked, time.monotonic() + ROUND_SECONDS)
-            run.read(numbers if round_streams is None else itertools.islice(asked, round_streams), streams)
+            numbers = until_then(numbers_of_streams, time.monotonic() + ROUND_SECONDS)
+            run.read(numbers if round_streams is None else itertools.islice(numbers_of_streams, round_streams), streams)
             idle, left = settled(open_connections), Left.now()
             sample = Sample(
                 seconds=time.monotonic() - begun,

@@ -160,12 +160,12 @@ def test_total_holds_across_connections(clock: FakeClock, ask: Requester) -> Non
         assert (error.which, error.seconds) == ("total", 1_000_000)
 
 
-@pytest.mark.parametrize("asked", ["policy", "retry", "Retry-After"])
+@pytest.mark.parametrize("delay_from", ["policy", "retry", "Retry-After"])
 def test_total_ends_a_longer_wait(
-    clock: FakeClock, ask: Requester, asked: str, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, ask: Requester, delay_from: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = LATE if asked == "policy" else ReconnectionPolicy(delay=0.01, max_delay=1e6, jitter=0)
-    first = [send(1, retry=1e6 if asked == "retry" else None), cut()]
+    policy = LATE if delay_from == "policy" else ReconnectionPolicy(delay=0.01, max_delay=1e6, jitter=0)
+    first = [send(1, retry=1e6 if delay_from == "retry" else None), cut()]
     with (
         caplog.at_level(logging.DEBUG, "sseqbridge"),
         SSEServer(in_turn(first, [respond(503, {"Retry-After": "1000000"})])) as server,
@@ -181,4 +181,4 @@ def test_total_ends_a_longer_wait(
         assert error.which == "total"
         # Long before the end of the wait, also on a busy machine.
         assert 300 <= clock.monotonic() - began < 100_000
-        assert len(server.requests) == (2 if asked == "Retry-After" else 1)
+        assert len(server.requests) == (2 if delay_from == "Retry-After" else 1)

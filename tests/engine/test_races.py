@@ -94,12 +94,12 @@ def ask() -> Iterator[Callable[..., EventStream[Any]]]:
     """A function that opens a stream on a transport, with a bridge of its own."""
     bridges: list[Bridge] = []
 
-    def asked(transport: Steps, **options: Any) -> EventStream[Any]:
+    def open_stream(transport: Steps, **options: Any) -> EventStream[Any]:
         make = partial(httpx.AsyncClient, transport=transport)
         bridges.append(Bridge(client=make))
         return request_sse("http://upstream/", bridge=bridges[-1], **options).events
 
-    yield asked
+    yield open_stream
     for bridge in bridges:
         bridge.close()
 

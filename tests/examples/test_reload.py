@@ -262,8 +262,8 @@ def test_reload_restores_the_conversation(
     texts = page.run("return [...document.querySelectorAll('#log .text')].map((text) => text.textContent)")
     assert texts == ["My name is Ada", "Hello!", "What is it?", "Ada, I think"]
     page.ask("Sure?")
-    asked = [message["content"] for message in upstream.response(3).request.json()["messages"]]
-    assert asked == (["Sure?"] if way == "eventsource" else [*texts, "Sure?"])
+    contents = [message["content"] for message in upstream.response(3).request.json()["messages"]]
+    assert contents == (["Sure?"] if way == "eventsource" else [*texts, "Sure?"])
     page.stop()
 
 

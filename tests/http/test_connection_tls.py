@@ -93,7 +93,7 @@ def hand_made(
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
 
     @contextlib.contextmanager
-    def asked(serve: Callable[[socket.socket, Records], None], **options: Any) -> Iterator[Response]:
+    def send_request(serve: Callable[[socket.socket, Records], None], **options: Any) -> Iterator[Response]:
         def run() -> None:
             connection, _ = listener.accept()
             with connection:
@@ -110,7 +110,7 @@ def hand_made(
             with ask_fresh(f"https://127.0.0.1:{listener.getsockname()[1]}/", **options) as response:
                 yield response
 
-    return asked
+    return send_request
 
 
 ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"

@@ -69,7 +69,7 @@ def test_close_unblocks_100_waiting_consumers(silent: SSEServer) -> None:
 
 
 @pytest.fixture(params=["http", "https", "https, with a client of the caller's"])
-def asked(
+def served(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
@@ -97,19 +97,19 @@ def late_end(request: ReceivedRequest) -> Iterator[Step]:
 
 
 @pytest.mark.parametrize("script", [RESPONSE, late_end])
-def test_100_requests_in_a_row_open_one_connection(asked: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+def test_100_requests_in_a_row_open_one_connection(served: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
     # A busy machine takes longer for the 3 ms. (Other tests cover bodies that never end.)
     assert stream_task._END_SECONDS == 0.02
     monkeypatch.setattr(stream_task, "_END_SECONDS", 5)
-    server, bridge = asked(script)
+    server, bridge = served(script)
     for _ in range(100):
         assert list(request_sse(server.url, bridge=bridge).events) == [{"n": 1}]
     assert len(server.requests) == 100
     assert server.connections == 1
 
 
-def test_done_function_keeps_the_connection(asked: Any) -> None:
-    server, bridge = asked((send({"n": 1}), send({"n": 2}), wait(0.003)))
+def test_done_function_keeps_the_connection(served: Any) -> None:
+    server, bridge = served((send({"n": 1}), send({"n": 2}), wait(0.003)))
     for _ in range(20):
         events = request_sse(server.url, bridge=bridge, done=lambda event: '"n": 2' in event.data).events
         assert list(events) == [{"n": 1}, {"n": 2}]

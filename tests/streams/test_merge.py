@@ -34,7 +34,7 @@ from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, un
 DONE = send("[DONE]")
 
 
-# The fixed charge of an event, beside its text. (Events are counted before they can be read.)
+# The fixed charge of an event, in addition to its text. (Events are counted before they can be read.)
 CHARGE = 256
 
 

@@ -21,7 +21,7 @@ from tests.support import until, until_no_stream_is_open
 DONE = send("[DONE]")
 
 
-# The fixed charge of an event, beside its text. (Events are counted before they can be read.)
+# The fixed charge of an event, in addition to its text. (Events are counted before they can be read.)
 CHARGE = 256
 
 
