@@ -45,8 +45,8 @@ def endless(query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
 
 
 def _ask(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        answer.read()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        response.read()
 
 
 async def acounting(query: Mapping[str, str]) -> AsyncIterator[dict[str, int]]:

@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """One answer, and the intended outcome."""
+    """A response, and the intended outcome."""
 
     name: str
     sent: bytes

@@ -612,7 +612,7 @@ def test_http2_streams_after_a_redirect_share_no_connection(http2: tuple[Http2Se
 
 
 def respond_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: list[str]) -> None:
-    """Answer one request with h2, by these steps."""
+    """Respond to one request with h2, by these steps."""
     plain, _ = listener.accept()
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     connection.initiate_connection()
@@ -624,7 +624,7 @@ def respond_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: 
                 if isinstance(event, h2.events.StreamEnded):
                     stream = event.stream_id
         for step in steps:
-            if step == "answer":
+            if step == "response":
                 connection.send_headers(stream, [(":status", "200"), ("content-type", "text/event-stream")])
                 connection.send_data(stream, b"data: 1\n\n")
             elif step == "RST_STREAM":
@@ -651,7 +651,7 @@ def test_http2_server_that_ends_the_connection_is_an_error(
         socket.create_server(("127.0.0.1", 0)) as listener,
         Bridge(client=lambda: httpx.AsyncClient(http2=True, verify=client_tls)) as bridge,
     ):
-        steps = ["answer", way_out] if responses else [way_out]
+        steps = ["response", way_out] if responses else [way_out]
         served = in_thread(lambda: respond_over_http2(listener, server_tls, steps), "by hand")
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
         if responses:

@@ -95,7 +95,7 @@ def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: s
                 opened.result(30)
 
 
-def test_cancel_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
+def test_cancel_with_a_lost_reply_returns_true(logs: Logs, face: Face) -> None:
     log, store = logs.killable()
     cancel = store.cancel
     answers: list[bool] = []
@@ -103,7 +103,7 @@ def test_cancel_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
     async def lose_the_first(*args: Any) -> bool:
         answers.append(await cancel(*args))
         if len(answers) == 1:
-            raise OutageError("its answer is lost")
+            raise OutageError("the reply is lost")
         return answers[-1]
 
     store.cancel = lose_the_first  # type: ignore[attr-defined]

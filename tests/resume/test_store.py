@@ -40,7 +40,7 @@ def test_store_calls_are_idempotent(logs: Logs) -> None:
         assert (await store.claim("k", "you", may_begin=True, takeover=True)).state == "live"
         for _ in range(2):
             await store.append(token, 0, [{"begin": "200"}, {"data": "a"}])
-        # The answer to the first call was lost, and the producer has more entries now.
+        # The reply to the first call was lost, and the producer has more entries now.
         await store.append(token, 0, [{"begin": "200"}, {"data": "a"}, {"data": "b"}])
         entries = await store.read("k", START, 10)
         assert [(entry.position.number, entry.fields) for entry in entries] == [
