@@ -36,6 +36,7 @@ from sseqbridge import (
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.responses import Body, Head
+from sseqbridge._engine.scope import Ownership
 from sseqbridge._engine.stats import StreamStats
 from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
@@ -73,11 +74,13 @@ class InMemory:
     done_event = None
     is_inherited = False
     finished = True
+    is_running = False
     # The loop runs in the thread of the test.
     loop: Any = Loop()
 
     def __init__(self, batches: list[list[str]], end: End | None = None, status: int = 200) -> None:
         self.channel: ThreadChannel[Any] = ThreadChannel(1 << 20)
+        self.ownership = Ownership(self)
         self.status = status
         if status != 200:
             self.channel.send_nowait(Body(b"no"))
@@ -88,7 +91,7 @@ class InMemory:
 
     def ignore(self, *_: Any) -> None: ...
 
-    check_process = drain = reconnect = notify_finished = ignore
+    check_process = drain = reconnect = watch = notify_finished = ignore
     call_at_loop_end = cancel_call_at_loop_end = wait_finished = ignore
 
     def abort(self) -> None:
