@@ -33,7 +33,7 @@ from examples.flask_chat.upstream import (
     Message,
     conversation,
     feed,
-    is_from_elsewhere,
+    is_cross_site,
     piece_of,
     upstream_from_environment,
 )
@@ -71,8 +71,8 @@ def chat(request: HttpRequest) -> HttpResponseBase:
     if request.method == "POST":
         messages = conversation_of(request)
         return refusal("send an object with a list of messages", 400) if messages is None else answer(request, messages)
-    if is_from_elsewhere(request.headers.get("Sec-Fetch-Site")):
-        return refusal("ask from this site's own page", 403)
+    if is_cross_site(request.headers.get("Sec-Fetch-Site")):
+        return refusal("only pages of this site may request answers", 403)
     question = {"role": "user", "content": request.GET.get("prompt", "")}
     return answer(request, [question], request.headers.get("Last-Event-ID", ""))
 

@@ -58,7 +58,7 @@ def talk(url: str, headers: dict[str, str]) -> float:
 
 
 def main() -> None:
-    """Use the endpoint from the environment, or an upstream of our own."""
+    """Use the endpoint from the environment, or a local upstream."""
     key = os.environ.get("OPENAI_API_KEY")
     if key:
         talk(os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"), {"Authorization": f"Bearer {key}"})

@@ -1,4 +1,4 @@
-"""What tests of whole pages share: web servers as programs, a puppet for their upstream, Chromium."""
+"""Support for tests of whole pages: web servers as programs, an upstream that the test controls, and Chromium."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from tests.support import ROOT, until
 
 __all__ = [
     "FLASK_CHAT",
-    "Answer",
+    "ControlledResponse",
+    "ControlledUpstream",
     "Page",
     "Program",
-    "Puppet",
     "chromium",
     "npm_directory",
     "reserved_port",
     "running",
 ]
 
-# Variables that the examples look at, or Python.
-_LOOKED_AT = ("KEEP_ANSWERS", "OPENAI_", "PYTHON", "REDIS_URL")
+# Prefixes of environment variables that the examples or Python read.
+_VARIABLES = ("KEEP_ANSWERS", "OPENAI_", "PYTHON", "REDIS_URL")
 FLASK_CHAT = [sys.executable, "-m", "examples.flask_chat", "--port"]
 
 
 class Program:
-    """A program that serves, and what it has printed so far."""
+    """A program that serves, and its output so far."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -58,26 +58,26 @@ class Program:
         self.lines.extend(iter(self.process.stdout.readline, ""))
 
     @property
-    def printed(self) -> str:
+    def output(self) -> str:
         return "".join(self.lines)
 
-    def prints(self, pattern: str) -> re.Match[str]:
-        """Wait until it has printed something that `pattern` is found in."""
-        until(lambda: re.search(pattern, self.printed) or self.process.poll() is not None, 60)
-        match = re.search(pattern, self.printed)
-        assert match, f"it ended, and printed:\n{self.printed}"
+    def wait_for_output(self, pattern: str) -> re.Match[str]:
+        """Wait until the output matches `pattern`, and return the match."""
+        until(lambda: re.search(pattern, self.output) or self.process.poll() is not None, 60)
+        match = re.search(pattern, self.output)
+        assert match, f"the program ended; its output:\n{self.output}"
         return match
 
     def kill(self) -> None:
-        """End it, and what it has started, as a crash would."""
+        """Kill the program and its child processes, like a crash."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.ended()
+        self.wait()
 
-    def ended(self) -> int:
-        """Wait for its end, and return its exit status."""
+    def wait(self) -> int:
+        """Wait for the end of the program, and return its exit status."""
         status = self.process.wait(60)
         self._reading.join(30)
         return status
@@ -85,10 +85,10 @@ class Program:
 
 @contextmanager
 def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Iterator[Program]:
-    """Run a program that serves, with these variables and none of those that the examples look at."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LOOKED_AT)}
+    """Run a program that serves, with these environment variables instead of those that the examples read."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_VARIABLES)}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **variables}
-    # It is killed, and leaves its temporary files.
+    # A killed program leaves its temporary files.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, subprocess.Popen(
         command, cwd=cwd, env={**environment, "TMPDIR": temporary}, text=True, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -102,28 +102,28 @@ def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Itera
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that programs can listen at, one after the other, and nobody else gets meanwhile."""
+    """A port for programs that run one after another. No other process can get it in between."""
     with socket.socket() as bound:
-        # Two sockets may share an address by this option, as long as one of them does not listen.
+        # With this option two sockets may share an address, as long as only one of them listens.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
-class Answer:
-    """The answer to one request, given while a test looks on."""
+class ControlledResponse:
+    """The response to one request, which the test sends step by step."""
 
     def __init__(self, request: ReceivedRequest) -> None:
         self.request = request
         self._steps: deque[Step | None] = deque()
-        self._said = int(request.headers.get("last-event-id", 0))
+        self._count = int(request.headers.get("last-event-id", 0))
 
-    def say(self, *texts: str) -> None:
-        """Send each as one chunk of a chat completion, with an id that counts them."""
+    def send_text(self, *texts: str) -> None:
+        """Send each text as a chunk of a chat completion, with its number as id."""
         for text in texts:
-            self._said += 1
-            # Reconnecting has to be quick in a test.
-            self.send({"choices": [{"delta": {"content": text}}]}, id=str(self._said), retry=0.05)
+            self._count += 1
+            # A short reconnection time for the test.
+            self.send({"choices": [{"delta": {"content": text}}]}, id=str(self._count), retry=0.05)
 
     def send(self, data: object, id: str | None = None, retry: float | None = None) -> None:
         self._steps.append(send(data, id=id, retry=retry))
@@ -145,21 +145,21 @@ class Answer:
                 return
 
 
-class Puppet:
-    """An upstream whose answers a test gives, piece by piece."""
+class ControlledUpstream:
+    """An upstream whose responses the test sends step by step."""
 
     def __init__(self) -> None:
-        self._answers: list[Answer] = []
-        # Played to the next requests instead.
+        self._responses: list[ControlledResponse] = []
+        # Sent to the next requests, instead of steps of the test.
         self.script: Iterable[Step] | None = None
         self.server = SSEServer(self._play)
 
     def _play(self, request: ReceivedRequest) -> Iterator[Step]:
-        answer = Answer(request)
-        self._answers.append(answer)
-        yield from answer.steps() if self.script is None else self.script
+        response = ControlledResponse(request)
+        self._responses.append(response)
+        yield from response.steps() if self.script is None else self.script
 
-    def __enter__(self) -> Puppet:
+    def __enter__(self) -> ControlledUpstream:
         self.server.start()
         return self
 
@@ -171,31 +171,31 @@ class Puppet:
         return f"{self.server.url}/v1"
 
     @property
-    def asked(self) -> int:
-        """How many requests have come so far."""
-        return len(self._answers)
+    def request_count(self) -> int:
+        """The number of requests received so far."""
+        return len(self._responses)
 
-    def answer(self, number: int = 1) -> Answer:
-        """Return the answer to a request, counted from 1, once it has come."""
-        until(lambda: len(self._answers) >= number, 60)
-        return self._answers[number - 1]
+    def response(self, number: int = 1) -> ControlledResponse:
+        """Wait for a request, counted from 1, and return its response."""
+        until(lambda: len(self._responses) >= number, 60)
+        return self._responses[number - 1]
 
     def reset(self) -> None:
-        """Forget everything, for the next test."""
-        self._answers.clear()
+        """Drop all requests and responses, for the next test."""
+        self._responses.clear()
         self.script = None
 
 
 def npm_directory() -> Path:
-    """Return where npm has installed @microsoft/fetch-event-source for the tests, or skip the test."""
+    """Return the directory with npm's @microsoft/fetch-event-source, or skip the test."""
     directory = Path(sys.prefix) / "npm"
     if not (directory / "node_modules/@microsoft/fetch-event-source").is_dir():
         pytest.skip(f"npm install --prefix {directory} @microsoft/fetch-event-source was not run")
     return directory
 
 
-# Nothing of Chromium's own goes anywhere: it looks up no name, and has nothing to do in the background. (It connects
-# a UDP socket, and sends nothing on it, to see whether there is IPv6.)
+# Chromium itself must send nothing past loopback: no name lookups, no background requests. (It connects a UDP socket to
+# detect IPv6, and sends nothing on it.)
 _ON_LOOPBACK = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--no-proxy-server",
@@ -217,7 +217,7 @@ _IN_A_CONTAINER = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
 
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium of Debian's, or skip the test."""
+    """A headless Chromium from Debian. Skips the test without it."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         pytest.skip("chromium and chromium-driver are not installed")
@@ -242,7 +242,7 @@ class Page:
         self.chrome = chrome
         self.url = url
         chrome.get(url)
-        # The counts come by an event stream as well.
+        # The panel gets its figures from an event stream.
         until(lambda: self.count("open") == 0, 60)
         if not self.find(f"input[value={way}]").is_selected():
             self.find(f"input[value={way}] + span").click()
@@ -251,7 +251,7 @@ class Page:
         return self.chrome.find_element(By.CSS_SELECTOR, selector)
 
     def run(self, script: str, *args: Any) -> Any:
-        """Run JavaScript, and wait for what it returns where that is a promise."""
+        """Run JavaScript, and return its result. Waits for a promise."""
         return self.chrome.execute_script(script, *args)
 
     def ask(self, question: str) -> None:
@@ -261,34 +261,34 @@ class Page:
         self.find("#stop").click()
 
     def count(self, name: str) -> int | None:
-        """Return a figure of the panel, None before it has come."""
+        """Return a figure of the panel, None before it is shown."""
         text = self.find(f"#{name}").text
         return int(text) if text.isdigit() else None
 
-    def _of_the_answer(self, expression: str) -> Any:
+    def _read_answer(self, expression: str) -> Any:
         script = "const answer = [...document.querySelectorAll('.answer')].at(-1); return answer && "
         return self.run(script + expression)
 
     @property
     def answer(self) -> str:
-        """The text of the last answer, as far as it has come."""
-        text: str = self._of_the_answer("answer.querySelector('.text').textContent") or ""
+        """The text of the last answer so far."""
+        text: str = self._read_answer("answer.querySelector('.text').textContent") or ""
         return text
 
     @property
     def state(self) -> str | None:
-        """Of the last answer: waiting, streaming, reconnecting, done, stopped or failed."""
-        state: str | None = self._of_the_answer("answer.dataset.state")
+        """The state of the last answer: waiting, streaming, reconnecting, done, stopped or failed."""
+        state: str | None = self._read_answer("answer.dataset.state")
         return state
 
     @property
     def error(self) -> str:
-        """The error that the last answer shows; nothing where it is hidden."""
-        error: str = self._of_the_answer("answer.querySelector('.error:not([hidden]) p')?.textContent") or ""
+        """The visible error of the last answer, "" without one."""
+        error: str = self._read_answer("answer.querySelector('.error:not([hidden]) p')?.textContent") or ""
         return error
 
-    def shows(self, answer: str, state: str) -> None:
-        """Wait until the last answer is this, and in that state."""
+    def wait_for_answer(self, answer: str, state: str) -> None:
+        """Wait until the last answer has this text and state."""
         try:
             until(lambda: (self.answer, self.state) == (answer, state), 60)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing leaves loopback, and on demand nothing is skipped."""
+"""Fixtures and checks of all tests: nothing leaves loopback, nothing leaks, and on demand nothing is skipped."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
-from tests.doors import Door
+from tests.requesters import Requester
 
-# The same examples on every run and machine, and none remembered.
+# Hypothesis: the same examples in every run, without a database.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
 settings.load_profile("sseqbridge")
 
@@ -37,22 +37,22 @@ settings.load_profile("sseqbridge")
 SSEServer.wait_for_request.__defaults__ = (1, 30.0)
 ReceivedRequest.wait_aborted.__defaults__ = (30.0,)
 
-# Whether coverage is.
+# Whether coverage is measured.
 IS_MEASURED = coverage.Coverage.current() is not None
 
 _left_loopback: list[str] = []
 
 
 def _stay_on_loopback(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook, since it sees every socket, also those of event loops and raw threads."""
+    """Refuse connections and name lookups beyond loopback. An audit hook sees the sockets of all threads and loops."""
     if event in ("socket.getaddrinfo", "socket.gethostbyname"):
         if args[0] not in (None, "", "localhost", b"localhost") and _address(args[0]) is None:
-            raise socket.gaierror(socket.EAI_NONAME, "the tests look up no name but localhost")
+            raise socket.gaierror(socket.EAI_NONAME, "tests must not look up names other than localhost")
     elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
         address = _address(args[1][0])
         if address and not (address.is_loopback or address.is_unspecified):
             _left_loopback.append(f"{event} {address}")
-            raise OSError("the tests connect to nothing but loopback")
+            raise OSError("tests must not connect to addresses beyond loopback")
 
 
 def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -82,7 +82,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    """Let the resources of a fixture of wider scope outlive the test that asks for it first."""
+    """Let the resources of a fixture of wider scope outlive the test that uses it first."""
     if fixturedef.scope == "function":
         return (yield)
     with leaks.shared(fixturedef.scope):
@@ -91,16 +91,16 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start the default bridge, and put temporary files into a directory of the session's own."""
-    # pytest's own temporary directory is made where tempfile puts files: before that is changed.
+    """Start the default bridge, and put temporary files into a new directory."""
+    # pytest creates its temporary directory in tempfile's, so first.
     tmp_path_factory.getbasetemp()
-    # So is that of multiprocessing, which removes it when the interpreter exits.
+    # multiprocessing does the same, and removes its directory when the interpreter exits.
     multiprocessing.util.get_temp_dir()
     directory = tempfile.mkdtemp(prefix="sseqbridge-tests-")
-    # nginx runs as another user, below it.
+    # nginx runs as another user, and has its directory in this one.
     os.chmod(directory, 0o711)
     with pytest.MonkeyPatch.context() as patch:
-        # Measures this process alone, not those that tests start.
+        # Coverage measures this process, but no process that a test starts.
         patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
@@ -127,10 +127,10 @@ def nothing_is_left(
     before = leaks.inventory()
     yield
     if request.node.stash.get(_has_failed, False):
-        # Its traceback keeps its frames, with all that they refer to, until the next failure.
+        # pytest keeps the traceback, and so its frames and their variables, until the next failure.
         leaks.close_streams(before)
         return
-    # Errors in the log refer to the frames that they passed.
+    # Logged exceptions reference the frames of their tracebacks.
     for record in caplog.get_records("setup") + caplog.get_records("call"):
         record.exc_info = None
     may_stay = [kind for marker in request.node.iter_markers("leaves") for kind in marker.args]
@@ -139,17 +139,17 @@ def nothing_is_left(
 
 
 def watched_loops() -> AbstractContextManager[object]:
-    """Have what blocks a loop's thread in the package raise BlockingError."""
-    # SSEServer's scripts are the tests' own.
+    """Raise BlockingError in code of the package that blocks the thread of a running loop."""
+    # Scripts of an SSEServer are code of the tests.
     return blockbuster_ctx("sseqbridge", excluded_modules=["sseqbridge.testing"])
 
 
 @pytest.fixture(autouse=True)
 def nothing_blocks_a_loop(request: pytest.FixtureRequest, nothing_is_left: None) -> Iterator[None]:
-    """Fail what blocks the thread of a running loop in the package: a BlockingError is raised there.
+    """Raise BlockingError in code of the package that blocks the thread of a running loop.
 
-    But for tests of what happens where a program does that, which are marked with `blocks_its_loop`,
-    and where coverage is measured, which takes a lock of its own between any two lines.
+    Not in tests with the marker `blocks_its_loop`, which test just that, and not under coverage, which acquires a lock
+    at every line.
     """
     if IS_MEASURED or request.node.get_closest_marker("blocks_its_loop") is not None:
         yield
@@ -160,7 +160,7 @@ def nothing_blocks_a_loop(request: pytest.FixtureRequest, nothing_is_left: None)
 
 @pytest.fixture(autouse=True)
 def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that tries to leave loopback, and let no proxy of the machine stand between."""
+    """Fail a test that connects beyond loopback, and unset the proxies of the environment."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -171,14 +171,14 @@ def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run all tests in several processes, unless the command line names files, or has options of its own for that."""
+    """Run all tests in several processes, unless the command line names files or has xdist's options."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # A worker has processes of its own neither for itself nor for a pytest that a test starts.
+        # This is a worker, or a pytest that a test in a worker has started.
         return
     options = config.option
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
     if is_whole and not IS_MEASURED and not options.usepdb and config.pluginmanager.hasplugin("xdist"):
-        # One more than there are cores, since tests wait too; each takes some seconds to collect the tests.
+        # One more than cores, since tests also wait; but each worker collects all tests, which takes seconds.
         workers = (os.cpu_count() or 1) + 1
         if options.numprocesses is None and options.dist == "no":
             options.numprocesses, options.dist = workers, "worksteal"
@@ -199,7 +199,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_collection_finish() -> None:
-    """Let the tests that collect garbage look only at what tests have made, a tenth of all there is."""
+    """Exclude all objects so far from garbage collection: tests that collect are ten times as fast."""
     gc.collect()
     gc.freeze()
 
@@ -222,12 +222,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         seed = config.getoption("randomly_seed", None)
         terminalreporter.write_line(f"in random order: --randomly-seed={seed}, or -p no:randomly for none")
     if count := _skips_that_fail(config):
-        terminalreporter.write_line(f"SSEQBRIDGE_NO_SKIPS is set, and {count} skipped: the run fails", red=True)
+        message = f"the run fails: SSEQBRIDGE_NO_SKIPS is set, and {count} tests were skipped"
+        terminalreporter.write_line(message, red=True)
 
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """A certificate authority of the tests' own."""
+    """The certificate authority of the tests."""
     return trustme.CA()
 
 
@@ -242,7 +243,7 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 @pytest.fixture(scope="session")
 def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     """The TLS context of a client that trusts such a server."""
-    # As the library does with a context of its own.
+    # The library does so too before it creates its own context.
     codecs.lookup("idna")
     context = ssl.create_default_context()
     authority.configure_trust(context)
@@ -251,7 +252,7 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
-    """A clock that the test moves; ask for it before `ask`."""
+    """A clock that the test advances. Name it before `ask` in the parameters."""
     yield fake_clock(monkeypatch)
     for each in (_bridge._default, _bridge._async):
         if each is not None:
@@ -259,28 +260,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest) -> Iterator[Door]:
-    """request_sse, and in a second run of the test arequest_sse."""
-    door = Door(is_async=request.param == "async")
-    yield door
-    door.close()
+def ask(request: pytest.FixtureRequest) -> Iterator[Requester]:
+    """Sends requests with request_sse, and in a second run of the test with arequest_sse."""
+    requester = Requester(is_async=request.param == "async")
+    yield requester
+    requester.close()
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask_anew(request: pytest.FixtureRequest) -> Iterator[Door]:
-    """As `ask`, but with an HTTP client that is made during the test."""
+def ask_fresh(request: pytest.FixtureRequest) -> Iterator[Requester]:
+    """Like `ask`, but with a new HTTP client."""
     if request.param == "async":
-        door = Door(is_async=True)
-        yield door
-        door.close()
+        requester = Requester(is_async=True)
+        yield requester
+        requester.close()
     else:
         with Bridge() as bridge:
-            yield Door(is_async=False, bridge=bridge)
+            yield Requester(is_async=False, bridge=bridge)
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on 127.0.0.1 where nothing listens, and nothing else comes to."""
+    """A port on 127.0.0.1 on which nothing listens, and that no other process can get."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

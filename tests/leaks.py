@@ -194,7 +194,7 @@ def _belongs_to_shared(known: set[Resource]) -> Callable[[Resource], bool]:
 
 
 def close_streams(before: set[Resource]) -> None:
-    """Close the streams that were made since `before`, by a test that failed, and report nothing that it left."""
+    """Close the streams that were made since `before`, by a test that failed, and do not report its leaks."""
     left = inventory() - before
     _shared["session"] |= left
     for resource in left:
@@ -290,7 +290,7 @@ def describe(resource: Resource) -> str:
 
 def _describe_made(reference: weakref.ref[Any]) -> str:
     made = reference()
-    return "that has gone since" if made is None else f"{made!r}, made at {_made.get(made, 'unknown')}"
+    return "that has been collected" if made is None else f"{made!r}, made at {_made.get(made, 'unknown')}"
 
 
 def _describe_task(reference: weakref.ref[asyncio.Task[Any]]) -> str:
@@ -353,7 +353,7 @@ def _describe_child(pid: int) -> str:
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
-        return f"{pid}, which has ended since"
+        return f"{pid}, which has ended"
     return f"{pid}: {' '.join(command.split())[:200] or 'ended, and was not waited for'}"
 
 

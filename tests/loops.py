@@ -27,12 +27,12 @@ def coroutine_runner(
         options["loop_factory"] = partial(request.getfixturevalue("clock").new_loop, request.param)
 
     def run_on_new_loop(main: Callable[[], Awaitable[Any]]) -> Any:
-        async def patient() -> Any:
-            # In debug mode, asyncio warns of slow callbacks, which a busy machine has.
+        async def run() -> Any:
+            # In debug mode asyncio warns about slow callbacks, which occur on a busy machine.
             asyncio.get_running_loop().slow_callback_duration = 60.0
             return await main()
 
-        return anyio.run(patient, backend_options=options)
+        return anyio.run(run, backend_options=options)
 
     with caplog.at_level(logging.WARNING, logger="asyncio"):
         yield run_on_new_loop

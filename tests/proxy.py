@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that breaks connections, for what has to survive that."""
+"""A TCP proxy on loopback that cuts connections, for tests of clients that must survive that."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _READ_BYTES = 65_536
 
 
 class CuttingProxy:
-    """Passes connections on to a server, and cuts each after so many bytes of the answer, by chance.
+    """Forwards connections to a server, and cuts each after a random number of bytes of the response.
 
-    `most` is the most bytes, None to let all pass. Half of the cuts are resets. `seed` makes a run
-    that can be had again; `cuts` counts them.
+    `most` is the maximum of that number; with None no connection is cut. Half of the cuts are resets. The same `seed`
+    makes the same cuts. `cuts` counts them.
     """
 
     def __init__(self, port: int, *, most: int | None, seed: int) -> None:
@@ -47,43 +47,43 @@ class CuttingProxy:
             self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._converse, sock=self._listener)
+        server = await asyncio.start_server(self._handle, sock=self._listener)
         await self._ended
         server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        left = None if self.most is None else self._random.randint(1, self.most)
+        remaining = None if self.most is None else self._random.randint(1, self.most)
         is_reset = self._random.random() < 0.5
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream)
-        asking = asyncio.create_task(_pass_on(reader, upstream))
+        forwarding = asyncio.create_task(_forward(reader, upstream))
         try:
             while data := await upstream_reader.read(_READ_BYTES):
-                writer.write(data if left is None else data[:left])
+                writer.write(data if remaining is None else data[:remaining])
                 await writer.drain()
-                if left is not None:
-                    left -= len(data)
-                    if left <= 0:
+                if remaining is not None:
+                    remaining -= len(data)
+                    if remaining <= 0:
                         self.cuts += 1
                         break
         except (ConnectionError, asyncio.CancelledError):
-            pass  # One of both has left, or this is the end.
+            pass  # A side has closed its connection, or the proxy ends.
         finally:
-            asking.cancel()
-            if is_reset and left is not None and left <= 0:
+            forwarding.cancel()
+            if is_reset and remaining is not None and remaining <= 0:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.close()
             upstream.close()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(_READ_BYTES):
             writer.write(data)

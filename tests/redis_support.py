@@ -1,4 +1,4 @@
-"""A real redis-server for tests, on a free port of loopback, which can be killed and started again."""
+"""A redis-server on a free port of loopback, which tests can kill and restart, and a proxy in front of it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
     "sentinel_of",
 ]
 
-# Tests with this marker are skipped where redis-server is not installed: tiers.py.
+# tiers.py skips tests with this marker if redis-server is not installed.
 needs_redis = pytest.mark.redis
 # The servers for tests that depend on the server's version: Redis, and Valkey where it is installed.
 PROGRAMS = ["redis-server", *filter(shutil.which, ["valkey-server"])]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -75,11 +75,11 @@ class RedisServer:
             return isinstance(exc, redis.AuthenticationError)
 
     def client(self) -> redis.Redis:
-        """Return a client of redis-py's, synchronous."""
+        """Return a synchronous client of redis-py."""
         return redis.Redis(port=self.port, decode_responses=True)
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kill the server with SIGKILL. Its data stays."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -87,7 +87,7 @@ class RedisServer:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the process with SIGSTOP for the block: the server accepts connections and answers nothing."""
+        """Stop the process with SIGSTOP for the block: the server accepts connections and does not respond."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -174,7 +174,7 @@ def _replication(client: Any) -> str:
 
 
 class Proxy:
-    """An address that leads to the port `target` of loopback; a connection stays where it led when it was made."""
+    """A port that forwards to the port `target` of loopback. A change of `target` concerns new connections only."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -184,11 +184,11 @@ class Proxy:
         self._thread.start()
 
     def _limit(self) -> int:
-        """Return after how many bytes a new connection is cut."""
+        """Return the number of bytes after which a new connection is cut."""
         return sys.maxsize
 
     def _was_cut(self) -> None:
-        """A connection came to its limit."""
+        """Called when a connection has reached its limit."""
 
     def _wait_to_carry(self) -> None:
         """Wait before each piece of data: a partition."""
@@ -196,35 +196,35 @@ class Proxy:
     def _accept(self) -> None:
         while True:
             try:
-                inner, _ = self._listener.accept()
+                client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._carry, args=(inner, self._limit()), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client, self._limit()), daemon=True).start()
 
-    def _carry(self, inner: socket.socket, left: int) -> None:
-        with inner:
+    def _forward(self, client: socket.socket, remaining: int) -> None:
+        with client:
             try:
-                outer = socket.create_connection(("127.0.0.1", self.target))
+                server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 return
-            with outer:
-                ways = {inner: outer, outer: inner}
+            with server:
+                peers = {client: server, server: client}
                 while True:
                     for source in select.select(list(ways), (), ())[0]:
                         self._wait_to_carry()
                         try:
                             data = source.recv(65_536)
-                            ways[source].sendall(data[:left])
+                            peers[source].sendall(data[:remaining])
                         except OSError:
                             return
-                        left -= len(data)
-                        if left <= 0:
+                        remaining -= len(data)
+                        if remaining <= 0:
                             self._was_cut()
-                        if not data or left <= 0:
+                        if not data or remaining <= 0:
                             return
 
     def close(self) -> None:
-        # Unlike close(), this ends an accept() that waits.
+        # Unlike close(), this unblocks a waiting accept().
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()

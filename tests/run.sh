@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs every check from a bare checkout: makes .venv, installs the extra "dev" there, and runs the sessions of
-# tests/noxfile.py. Arguments go on to pytest, and leave out the sessions that run no tests.
+# tests/noxfile.py. Arguments are passed to pytest; sessions without tests are then skipped.
 #
 #   tests/run.sh -k parser                   some of the tests
-#   tests/run.sh --randomly-seed=123         the tests in the order of an earlier run, whose failure printed its seed
+#   tests/run.sh --randomly-seed=123         the tests in the order of an earlier run; a failed run prints its seed
 #   tests/run.sh --no-apt                    installs no Debian packages; tests that need them are skipped
-#   tests/run.sh --busy                      beside four processes that do nothing but compute
+#   tests/run.sh --busy                      with four processes that only compute
 #   PYTHON=python3.12 tests/run.sh           with another interpreter
 #   CI=true tests/run.sh                     a skipped test fails the run
 set -euo pipefail
@@ -17,7 +17,7 @@ DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light redis-s
 # Debian has it from version 13 on.
 apt-cache show valkey-server >/dev/null 2>&1 && DEBIAN_PACKAGES+=(valkey-server)
 command -v npm >/dev/null || DEBIAN_PACKAGES+=(nodejs npm)
-# Debian's own Python comes without the module that venv needs.
+# Debian's Python lacks the module that venv needs.
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)
 [ "${CI:-}" != true ] || export SSEQBRIDGE_NO_SKIPS=1
 
@@ -39,21 +39,21 @@ install_debian_packages() {
         echo "not installed: ${missing[*]}; the tests that need them are skipped" >&2
         return 0
     fi
-    echo "apt-get installs ${missing[*]} (--no-apt: it does not)"
-    # RUNLEVEL: no installed program is started as a service.
+    echo "apt-get installs ${missing[*]} (not with --no-apt)"
+    # RUNLEVEL=1: do not start installed programs as services.
     export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
     { apt-get update -qq && apt-get install -qq --yes --no-install-recommends "${missing[@]}"; } >/dev/null ||
         echo "apt-get could not install ${missing[*]}; the tests that need them are skipped" >&2
 }
 
-# Another interpreter, folder or setup.cfg makes a new environment.
+# A change of the interpreter, directory or setup.cfg makes a new environment.
 make_environment() {
     local made_from
     made_from=$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' && pwd && cat setup.py setup.cfg)
     if [ ! -x .venv/bin/python ] || [ "$(cat .venv/made-from 2>/dev/null)" != "$made_from" ]; then
         rm -rf .venv
         "$PYTHON" -m venv .venv
-        # --no-compile: modules are compiled when they are imported, which few are.
+        # --no-compile: only a few of the modules are imported, and compiled then.
         .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --editable '.[dev]'
         printf '%s\n' "$made_from" >.venv/made-from
     fi
@@ -66,7 +66,7 @@ make_environment() {
 burners=()
 trap '[ "${#burners[@]}" -eq 0 ] || kill "${burners[@]}"' EXIT
 burn() {
-    # Ends with the script, also where that is killed.
+    # Ends with the script, also if the script is killed.
     while kill -0 $$ 2>/dev/null; do
         for ((i = 0; i < 100000; i++)); do :; done
     done

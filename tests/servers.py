@@ -1,6 +1,6 @@
-"""Real web servers on loopback, each a process of its own, and readers that speak to them through real sockets.
+"""Real web servers on loopback, each in its own process, and a client for their event streams.
 
-Rule: whatever is started here is ended here, with all that it has started itself; nothing listens past loopback.
+Invariant: each server is ended together with its child processes, and nothing listens beyond loopback.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ _ANY_CERTIFICATE.verify_mode = ssl.CERT_NONE
 
 
 def _nginx() -> str | None:
-    # Debian's is where only root's PATH leads.
+    # Debian installs it in a directory that only root has in PATH.
     return shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 
 def _uwsgi() -> list[str] | None:
-    """Return the command of a uWSGI for this version of Python: Debian's, or else PyPI's."""
+    """Return the command of a uWSGI for this version of Python, from Debian or else from PyPI."""
     version = f"python{sys.version_info.major}{sys.version_info.minor}"
-    debians = Path("/usr/bin/uwsgi-core")
-    if debians.exists() and Path(f"/usr/lib/uwsgi/plugins/{version}_plugin.so").exists():
-        # It runs Debian's own interpreter, on this one's packages.
+    from_debian = Path("/usr/bin/uwsgi-core")
+    if from_debian.exists() and Path(f"/usr/lib/uwsgi/plugins/{version}_plugin.so").exists():
+        # It runs Debian's interpreter with the packages of this one.
         paths = [path for path in sys.path if path.endswith("site-packages")]
-        return [str(debians), "--plugin", version, *(f"--pythonpath={path}" for path in (*paths, ROOT))]
-    pypis = Path(sys.executable).with_name("uwsgi")
-    return [str(pypis)] if pypis.exists() else None
+        return [str(from_debian), "--plugin", version, *(f"--pythonpath={path}" for path in (*paths, ROOT))]
+    from_pypi = Path(sys.executable).with_name("uwsgi")
+    return [str(from_pypi)] if from_pypi.exists() else None
 
 
-# What they are started with; None where they are not installed.
+# Their commands; None if they are not installed.
 NGINX = _nginx()
-# nginx's module that stores messages, and resumes event streams.
+# The nginx module that stores messages and resumes event streams.
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 UWSGI = _uwsgi()
 
@@ -93,7 +93,7 @@ def _uwsgi_server(port: int, *options: str, application: str = "tests.apps.flask
 _SDK_FLASK, _SDK_DJANGO = "examples.sdk_chat.flask_app:app", "examples.sdk_chat.django_app"
 _FLASK, _DJANGO, _PRELOADED = "tests.apps.flask_app:app", "tests.apps.django_app", "tests.apps.preloaded:app"
 
-# The commands of the servers that run an application, by name; ", TLS" may follow it for flask run and gunicorn.
+# The commands of application servers by name. For flask run and gunicorn, ", TLS" can be appended to the name.
 _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "flask run": lambda port: _python("flask", "--app", _FLASK, "run", "--port", str(port)),
     "gunicorn sync": lambda port: _gunicorn(port, _FLASK, "sync"),
@@ -154,12 +154,12 @@ _LOCATIONS = {
 
 
 class Server:
-    """A web server's process. `url` is its origin."""
+    """The process of a web server. `url` is its origin."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # Bound all the time, so that nobody else gets the port; the server may share it, since
-        # this socket does not listen.
+        # Reserves the port for the server's lifetime. The server can bind it too, since this socket
+        # does not listen.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._port.bind(("127.0.0.1", 0))
@@ -167,8 +167,8 @@ class Server:
         self.url = f"http{'s' if name.endswith(', TLS') else ''}://127.0.0.1:{self.port}"
         self.directory = Path(tempfile.mkdtemp(prefix="sseqbridge-"))
         self._log = self.directory / "log"
-        # Whoever is root lets others in: nginx is to run without its rights. (nchan's master wants them, for a
-        # directory in /var/lib that cannot be another one; its workers have none.)
+        # nginx must not run as root. (Except with nchan, whose master process needs a fixed directory in /var/lib; its
+        # workers run as another user.)
         self._user = "nobody" if name == "nginx" and os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(self.directory, self._user)
@@ -209,30 +209,30 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it has printed."""
+        """The output of the server so far."""
         return self._log.read_text(errors="replace")
 
     def wait_until_ready(self) -> None:
-        """Return once it answers. Raises RuntimeError, with its log, where it does not come to that."""
+        """Wait until the server responds. Raises RuntimeError with its log if it does not."""
         try:
-            until(self._answers, _READY_SECONDS)
+            until(self._is_ready, _READY_SECONDS)
         except TimeoutError:
-            raise RuntimeError(f"{self.name} does not answer:\n{self.log}") from None
+            raise RuntimeError(f"{self.name} does not respond:\n{self.log}") from None
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         if self._process.poll() is not None:
             raise RuntimeError(f"{self.name} has ended with status {self._process.returncode}:\n{self.log}")
         try:
             with urllib.request.urlopen(
                 f"{self.url}/plain", timeout=_READY_SECONDS, context=_ANY_CERTIFICATE
-            ) as answer:
-                return bool(answer.read() or True)
+            ) as response:
+                return bool(response.read() or True)
         except urllib.error.URLError:
             time.sleep(0.01)
             return False
 
     def close(self) -> None:
-        """End it, and whatever it has started."""
+        """Kill the server and its child processes."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -243,7 +243,7 @@ class Server:
 
 
 class Servers:
-    """Servers by name, each started when it is first asked for, and ended with all the others."""
+    """Servers by name. Each is started on first use; all end together."""
 
     def __init__(self) -> None:
         self._running: dict[str, Server] = {}
@@ -258,7 +258,7 @@ class Servers:
     def __getitem__(self, name: str) -> Server:
         server = self._running.get(name)
         if server is None:
-            # For all tests of the module, whichever comes first.
+            # The server outlives the test that starts it.
             with shared():
                 server = self._running[name] = Server(name)
                 server.wait_until_ready()
@@ -266,9 +266,9 @@ class Servers:
 
 
 class Reader:
-    """One request and its answer, read as it comes: iterating gives events and comments until the answer's end.
+    """A request and its response. Iterating yields events and comments as they arrive, until the end of the response.
 
-    Raises h11.RemoteProtocolError where the answer breaks off, TimeoutError where nothing comes for long.
+    Raises h11.RemoteProtocolError if the response is cut off, TimeoutError after _READ_SECONDS without data.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class Reader:
         assert parts.hostname is not None
         self.socket = socket.socket()
         if buffer is not None:
-            # Before the connection is made: it says what the server may send ahead.
+            # Before connecting, since it determines the TCP window.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.socket.settimeout(_READ_SECONDS)
         self.socket.connect((parts.hostname, parts.port))
@@ -297,7 +297,7 @@ class Reader:
 
     @property
     def response(self) -> h11.Response:
-        """The answer's head, waiting for it."""
+        """The head of the response. Waits for it."""
         if self._response is None:
             event = self._next()
             assert isinstance(event, h11.Response)
@@ -306,12 +306,12 @@ class Reader:
 
     @property
     def status(self) -> int:
-        """The answer's status."""
+        """The status of the response."""
         return self.response.status_code
 
     @property
     def headers(self) -> dict[str, str]:
-        """The answer's headers by lower-case name."""
+        """The headers of the response by lower-case name."""
         return {name.decode(): value.decode() for name, value in self.response.headers}
 
     def _next(self) -> h11.Event:
@@ -324,14 +324,14 @@ class Reader:
                 return event
 
     def pieces(self) -> Iterator[bytes]:
-        """Give the body as it comes, to its clean end."""
+        """Yield the body as it arrives, until its clean end."""
         assert self.response
         while not isinstance(event := self._next(), h11.EndOfMessage):
             assert isinstance(event, h11.Data)
             yield bytes(event.data)
 
     def body(self) -> bytes:
-        """Return what is left of the body."""
+        """Return the rest of the body."""
         return b"".join(self.pieces())
 
     def __iter__(self) -> Iterator[ServerSentEvent | Comment]:
@@ -355,27 +355,27 @@ class Reader:
         return next(item for item in self if isinstance(item, ServerSentEvent))
 
     def comment(self) -> Comment:
-        """Return the next comment, which no event may come before."""
+        """Return the next item, which must be a comment."""
         item = self.item()
         assert isinstance(item, Comment)
         return item
 
     def events(self) -> list[ServerSentEvent]:
-        """Return all events to the answer's end."""
+        """Return all events until the end of the response."""
         return [item for item in self if isinstance(item, ServerSentEvent)]
 
     def leave(self) -> float:
-        """Close the connection, and return when, as time.monotonic() has it."""
-        left_at = time.monotonic()
+        """Close the connection, and return the time.monotonic() of that."""
+        closed_at = time.monotonic()
         self.socket.close()
-        return left_at
+        return closed_at
 
 
 @contextmanager
 def reading(
     url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, buffer: int | None = None
 ) -> Iterator[Reader]:
-    """Read an address for the time of a block."""
+    """Send a request, and close its connection at the end of the block."""
     reader = Reader(url, method=method, headers=headers, buffer=buffer)
     try:
         yield reader

@@ -1,4 +1,4 @@
-"""Helpers for tests of threads and processes: other threads, waits, other interpreters."""
+"""Helpers for tests with threads and processes: threads, waits, and programs in other interpreters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sseqbridge import _accelerators
+
+if TYPE_CHECKING:
+    from sseqbridge import Bridge
 
 __all__ = [
     "EXITS",
@@ -31,6 +34,7 @@ __all__ = [
     "until",
     "until_asleep",
     "until_blocked",
+    "until_no_stream_is_open",
 ]
 
 T = TypeVar("T")
@@ -54,6 +58,15 @@ def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the condition did not hold within {timeout:g} s")
         time.sleep(0.001)
+
+
+def until_no_stream_is_open(bridge: Bridge | None = None) -> None:
+    """Wait until the streams of a bridge, by default the process's, have no open connection any more."""
+    # Not at the top: programs import this module before they import the library.
+    from sseqbridge import Bridge
+
+    awaited = bridge or Bridge.default()
+    until(lambda: awaited.stats().open_streams == 0)
 
 
 def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:

@@ -156,7 +156,7 @@ def test_connection_of_another_process_to_a_shared_server(server):
 
 CLIENT = '''
 import sys, urllib.request
-answer = urllib.request.urlopen(sys.argv[1])
+response = urllib.request.urlopen(sys.argv[1])
 print("connected", flush=True)
 input()
 '''

@@ -1,9 +1,8 @@
-"""Which tests a run selects: by the programs that a test needs, its cost, and the configurations that it is about.
+"""Selects tests by the programs that they need, by their cost, and by configuration.
 
-setup.cfg describes the markers of needs and cost; addopts there deselects all tests that have one, unless the command
-line has an -m of its own.
-A test without the marker `configurations` runs in each configuration, unless the conftest.py of its folder names other
-defaults, or the test needs a program or is heavy: such tests run in the default configuration only.
+setup.cfg describes the markers of needs and cost. Its addopts deselect all tests that have one, unless the command line
+has an option -m. A test without the marker `configurations` runs in each configuration, unless the conftest.py of its
+folder names other defaults. A test that needs a program or is heavy runs in the default configuration only.
 
 An audit hook keeps the markers complete: a test that starts a program without the program's marker fails.
 All functions run in the main thread; the hook runs in every thread, and reads one attribute.
@@ -57,13 +56,13 @@ _MARKERS = {
 
 
 def set_defaults(item: pytest.Item, *configurations: str) -> None:
-    """Let a test run in these configurations, unless its file names others. For `pytest_itemcollected` of a folder."""
+    """Let a test run in these configurations, unless its file names others. For a folder's `pytest_itemcollected`."""
     if item.get_closest_marker("configurations") is None:
         item.add_marker(pytest.mark.configurations(*configurations))
 
 
 def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remove the tests that are not about the present configuration."""
+    """Deselect the tests that do not run in the current configuration."""
     others = [item for item in items if not _runs_here(item)]
     if others:
         deselected = set(others)
@@ -72,7 +71,7 @@ def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _runs_here(item: pytest.Item) -> bool:
-    # Once, since there are thousands of tests; the closest marker of a name comes first.
+    # In one pass, since there are thousands of tests. The closest marker of a name comes first.
     markers: dict[str, pytest.Mark] = {}
     for marker in item.iter_markers():
         markers.setdefault(marker.name, marker)
@@ -88,7 +87,7 @@ def _runs_here(item: pytest.Item) -> bool:
 
 
 def skip_without_program(item: pytest.Item) -> None:
-    """Skip a test of Redis where there is none. Other programs are looked for by the fixtures that start them."""
+    """Skip a test that needs Redis if it is not installed. Fixtures that start other programs check for these."""
     if item.get_closest_marker("redis") and shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
 
@@ -100,7 +99,7 @@ _running: pytest.Item | None = None
 
 @contextmanager
 def running(item: pytest.Item) -> Iterator[None]:
-    """In the block, hold `item` responsible for the programs that are started."""
+    """Attribute the programs that are started in the block to `item`."""
     global _running
     _running = item
     try:
@@ -110,7 +109,7 @@ def running(item: pytest.Item) -> Iterator[None]:
 
 
 def watch() -> None:
-    """Fail tests that start a program without its marker, from now on."""
+    """From now on, fail tests that start a program without its marker."""
     sys.addaudithook(_check_command)
 
 
@@ -124,7 +123,7 @@ def _check_command(event: str, args: tuple[Any, ...]) -> None:
 
 
 def needs_of_command(command: Iterable[str | bytes | os.PathLike[str]]) -> set[str]:
-    """Return the markers of tests that run such a command."""
+    """Return the markers that a test needs to run this command."""
     words = [os.fsdecode(word) for word in command]
     names = {os.path.basename(word) for word in words}
     return {marker for word, marker in _MARKERS.items() if word in names or _patches(word, words)}

@@ -1,4 +1,4 @@
-"""What a type checker makes of the two functions, for each form of `decode`. mypy reads this; nothing runs it."""
+"""Static types of request_sse and arequest_sse for each form of `decode`. mypy checks this module; nothing runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that a Celery worker asks for, and a Flask application streams: two programs, with a Redis between them.
+"""A Celery worker requests answers, and a Flask application streams them: two programs with Redis between them.
 
     celery -A examples.celery_worker.tasks worker --concurrency 4
     gunicorn --worker-class gthread --threads 100 'examples.celery_worker.app:create_app()'
@@ -7,11 +7,11 @@
     curl -N http://127.0.0.1:8000/answers/THE_KEY
     curl -X DELETE http://127.0.0.1:8000/answers/THE_KEY
 
-REDIS_URL names the Redis, of the broker and of the log (redis://127.0.0.1:6379/0 unless it says otherwise). What the
-worker asks is as in examples/flask_chat: an upstream of its own, or what OPENAI_API_KEY and OPENAI_BASE_URL name.
+REDIS_URL is the Redis of the broker and of the log (default: redis://127.0.0.1:6379/0). As in examples/flask_chat, the
+worker sends its requests to an upstream of its own, or to the endpoint of OPENAI_API_KEY and OPENAI_BASE_URL.
 
-    tasks.py   the task: it writes an answer into the log
-    app.py     the views: they read it from there, from any point, as often as anybody likes
+    tasks.py   the task, which writes an answer into the log
+    app.py     the views, which read answers from the log, from any point and as often as needed
 
-A reader may come and go, and the web server with it: with the header Last-Event-ID it goes on where it was.
+Readers and web servers may come and go: with the header Last-Event-ID a reader continues where it was.
 """

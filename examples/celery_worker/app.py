@@ -1,4 +1,4 @@
-"""The views: they start the task and read what it writes. None of them knows the upstream."""
+"""The views, which start the task and read its log. They do not know the upstream."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sseqbridge import EventsLostError, LogError, ProducerLostError, SSEError, S
 
 __all__ = ["create_app"]
 
-# For how long a reader waits for a worker to begin.
+# Seconds for which a reader waits until a worker begins the stream.
 _WAIT = 5.0
 
 _STATUSES: dict[type[Exception], int] = {
-    UsageError: 400,  # the key in the URL is none
+    UsageError: 400,  # The key in the URL is invalid.
     StreamNotFoundError: 404,
     EventsLostError: 410,
     ProducerLostError: 502,
     LogError: 503,
-    OperationalError: 503,  # the broker's, which is the same Redis
-    SSEError: 502,  # the upstream's, as the worker met it
+    OperationalError: 503,  # From the broker, which is the same Redis.
+    SSEError: 502,  # From the upstream, passed on by the worker.
 }
 
 
@@ -35,7 +35,7 @@ def create_app() -> flask.Flask:
         body = flask.request.get_json()
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
             flask.abort(400)
-        # Who knows it reads the answer: nobody can guess it.
+        # The key permits reading the answer, so it must be unguessable.
         key = secrets.token_urlsafe()
         answer.delay(key, body["prompt"])
         return {"key": key}, 202
@@ -48,7 +48,7 @@ def create_app() -> flask.Flask:
 
     @app.delete("/answers/<key>")
     def stop(key: str) -> tuple[str, int]:
-        """End an answer for all who read it. (One that no worker has begun yet is not there to be ended.)"""
+        """End an answer for all readers; 404 if no worker has begun it."""
         return "", 204 if log.cancel(key) else 404
 
     @app.errorhandler(UsageError)

@@ -1,4 +1,4 @@
-"""The task: ask the upstream, and write what it says into the log, whoever reads that."""
+"""The task: send a request to the upstream, and write its stream into the log, with or without readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 celery = Celery("answers", broker=_REDIS)
 celery.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
 
-# Within so many seconds readers are told that the worker has died in mid-answer.
+# If a worker dies during an answer, its readers get an error within this many seconds.
 LEASE = 5.0
 
 log = RedisLog.from_url(_REDIS, lease=LEASE)
@@ -25,11 +25,11 @@ log = RedisLog.from_url(_REDIS, lease=LEASE)
 
 @celery.task  # type: ignore[untyped-decorator]
 def answer(key: str, prompt: str) -> str | None:
-    """Write the answer to its end, and return its outcome: None where another worker has it already."""
+    """Write the answer into the log, and return its outcome. Returns None if another worker writes this answer."""
     return log.produce(key, lambda: _upstream().ask([{"role": "user", "content": prompt}]))
 
 
 @cache
 def _upstream() -> Upstream:
-    # In the process that asks, which the worker has forked.
+    # In the forked process that sends the requests.
     return upstream_from_environment()

@@ -14,13 +14,13 @@ def main() -> None:
     """Serve until interrupted."""
     arguments = argparse.ArgumentParser(prog="python -m examples.flask_chat", description="A chat page on Flask.")
     arguments.add_argument("--host", default="127.0.0.1")
-    arguments.add_argument("--port", type=int, default=5000, help="0 for any that is free")
+    arguments.add_argument("--port", type=int, default=5000, help="0: any free port")
     options = arguments.parse_args()
     upstream = upstream_from_environment()
-    # A thread a request: each stream keeps one for as long as it is open.
+    # One thread per request; an open stream occupies its thread.
     server = make_server(options.host, options.port, create_app(upstream), threaded=True)
     print(f"The page is at http://{options.host}:{server.port}/", flush=True)
-    print(f"It asks {upstream.about['name']} {upstream.about['place']}. Ctrl+C ends it.", flush=True)
+    print(f"Requests go to {upstream.about['name']} {upstream.about['place']}. Ctrl+C ends it.", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

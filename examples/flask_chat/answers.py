@@ -1,4 +1,4 @@
-"""Where answers are kept, so that they outlive their reader's connection, and the process that has asked for them."""
+"""The log in which answers outlive the connection of their reader and the process that requested them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from sseqbridge.resume import Log, MemoryLog, RedisLog
 
 __all__ = ["log_from_environment"]
 
-# An upstream that nobody reads any more is aborted after this many seconds: time enough to reload a page, or to come
-# out of a tunnel.
+# An upstream request without a reader is aborted after this many seconds: long enough to reload a page, or to lose the
+# network in a tunnel.
 _ABANDON_AFTER = 30.0
-# Within so many seconds another process takes over from one that died.
+# If a process dies, another one takes over within this many seconds.
 _LEASE = 5.0
 
 
 def log_from_environment() -> Log | None:
-    """Return the log in the Redis that REDIS_URL names, or in this process's memory for KEEP_ANSWERS, or none."""
+    """Return a log in the Redis of REDIS_URL, or in memory if KEEP_ANSWERS is set, or None."""
     if url := os.environ.get("REDIS_URL"):
         return RedisLog.from_url(url, lease=_LEASE, abandon_after=_ABANDON_AFTER)
     if os.environ.get("KEEP_ANSWERS"):

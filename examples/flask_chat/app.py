@@ -1,4 +1,4 @@
-"""The views. Those that stream, of /chat and /panel, are each one call of `relay.flask.stream_response`."""
+"""The views. Each view that streams (/chat and /panel) is one call of `relay.flask.stream_response`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from examples.flask_chat.upstream import (
     Upstream,
     conversation,
     feed,
-    is_from_elsewhere,
+    is_cross_site,
     piece_of,
     upstream_from_environment,
 )
@@ -27,10 +27,10 @@ _FROM_NPM = Path("node_modules/@microsoft/fetch-event-source/lib/esm")
 
 
 def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flask.Flask:
-    """Return the application, on the upstream and the log that the environment names where it is given none."""
+    """Return the application. By default the environment selects its upstream and its log."""
     app = flask.Flask(__name__)
-    asked = upstream or upstream_from_environment()
-    kept = log or log_from_environment()
+    endpoint = upstream or upstream_from_environment()
+    answers = log or log_from_environment()
     modules = (_FROM_NPM if _FROM_NPM.is_dir() else _STAND_IN).resolve()
 
     @app.get("/")
@@ -39,17 +39,17 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
 
     @app.get("/chat")
     def chat_by_eventsource() -> flask.Response:
-        """Answer one question. After a broken connection the browser asks again, and says what it has seen."""
-        if is_from_elsewhere(flask.request.headers.get("Sec-Fetch-Site")):
-            return refusal("ask from this site's own page", 403)
+        """Answer one question. After a lost connection the browser requests the rest, with Last-Event-ID."""
+        if is_cross_site(flask.request.headers.get("Sec-Fetch-Site")):
+            return refusal("only pages of this site may request answers", 403)
         arguments = flask.request.args
-        # A page that was reloaded has it, too, and no way to send the header.
+        # A reloaded page has the ID too, but EventSource cannot send it as a header.
         last_event_id = flask.request.headers.get("Last-Event-ID") or arguments.get("last_event_id", "")
         return answer([{"role": "user", "content": arguments.get("prompt", "")}], last_event_id)
 
     @app.post("/chat")
     def chat_by_fetch() -> flask.Response:
-        """Answer a conversation. (A page of another site cannot post JSON here: browsers ask first, and get a no.)"""
+        """Answer a conversation. (A page of another site cannot post JSON: the browser's CORS preflight is refused.)"""
         messages = conversation(flask.request.get_json())
         if messages is None:
             return refusal("send an object with a list of messages", 400)
@@ -57,33 +57,33 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
 
     @app.delete("/chat")
     def stop() -> tuple[str, int]:
-        """End an answer that is kept, for whoever reads it. (One that is not ends with its reader.)"""
-        if kept is not None:
-            kept.cancel(flask.request.args.get("key", ""))
+        """End an answer in the log for all readers. (An answer that is not kept ends with its reader's connection.)"""
+        if answers is not None:
+            answers.cancel(flask.request.args.get("key", ""))
         return "", 204
 
     def answer(messages: list[Message], last_event_id: str) -> flask.Response:
         key = flask.request.args.get("key")
-        if kept is None or key is None:
-            stream: Any = asked.ask(messages, last_event_id, reader_left())
+        if answers is None or key is None:
+            stream: Any = endpoint.ask(messages, last_event_id, reader_left())
         else:
-            # What the upstream says goes into the log, whoever leaves, also before it has begun. Where the process dies
-            # that has asked, the next one to read asks anew.
-            stream = kept.open(key, lambda: asked.ask(messages), last_event_id=last_event_id, takeover=True)
+            # The upstream's stream goes into the log, even if all readers disconnect. If the process of the request
+            # dies, the next reader sends the request again.
+            stream = answers.open(key, lambda: endpoint.ask(messages), last_event_id=last_event_id, takeover=True)
         return relay.flask.stream_response(stream, map=piece_of)
 
     @app.get("/panel")
     def panel() -> flask.Response:
-        return relay.flask.stream_response(feed(asked, keeps_answers=kept is not None))
+        return relay.flask.stream_response(feed(endpoint, keeps_answers=answers is not None))
 
     @app.get("/fetch-event-source/<name>")
     def fetch_event_source_module(name: str) -> flask.Response:
-        # npm's modules import each other without a suffix, as bundlers have it.
+        # The modules from npm import each other without a suffix, as bundlers expect.
         return flask.send_from_directory(modules, f"{name.removesuffix('.js')}.js")
 
     @app.errorhandler(SSEError)
     def failed(error: SSEError) -> flask.Response:
-        """Say that there is no answer at all. (An error within one is the relay's to tell.)"""
+        """Report that there is no answer. (The relay reports an error within an answer.)"""
         app.logger.warning("%s: %s", type(error).__name__, error)
         if isinstance(error, EventsLostError):
             return refusal("This answer is not kept any more.", 410)
@@ -94,10 +94,10 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     @app.errorhandler(UsageError)
     def misused(error: UsageError) -> flask.Response:
         app.logger.warning("UsageError: %s", error)
-        return refusal("send the key that the page was given", 400)
+        return refusal("send a key that the page has generated", 400)
 
     def reader_left() -> Any:
-        # For as long as the upstream has not begun to answer; after that the relay looks itself.
+        # Detects a disconnect before the upstream's headers; later the relay does so itself.
         return relay.reader_left(flask.request.environ)
 
     def refusal(message: str, status: int) -> flask.Response:

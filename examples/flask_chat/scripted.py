@@ -1,7 +1,7 @@
-"""An upstream that says what a script tells it to, to see the page in every state without an account anywhere.
+"""An upstream with scripted answers, which shows the page in every state without an account at a provider.
 
-It gives each event an id and takes Last-Event-ID, so an answer goes on where it stopped, also in another process:
-what it says depends on the question alone.
+Each event has an id, and the upstream accepts Last-Event-ID. An answer depends on the question alone, so that another
+process can continue it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REFUSED = "Refuse to answer"
 
 PROMPTS = [
     {"label": _STOP, "prompt": _STOP},
-    {"label": _LONG, "prompt": _LONG, "hint": "stop it, or restart the server meanwhile"},
+    {"label": _LONG, "prompt": _LONG, "hint": "stop it, or restart the server during the answer"},
     {"label": _SILENT, "prompt": _SILENT, "hint": "stop it, too"},
     {"label": _BROKEN, "prompt": _BROKEN},
     {"label": _ERROR, "prompt": _ERROR},
@@ -74,7 +74,7 @@ for another endpoint of that kind, and start the program again: then a model ans
 
 _HALF = "This sentence was going to explain what a reader sees when the connection to the upstream breaks, but"
 
-_FAILING = "So far all is well, and the status was 200. An error that comes later can only be told as an event: "
+_FAILING = "So far all is well, and the status was 200. An error that comes later can only be sent as an event: "
 
 
 def answers(request: ReceivedRequest) -> Iterator[Step]:
@@ -103,5 +103,5 @@ def _chunks(text: str, seen: int) -> Iterator[Step]:
         if number > seen:
             yield wait(_PACE)
             chunk = {"choices": [{"index": 0, "delta": {"content": token}}]}
-            # Whoever loses the connection is to be back in a second.
+            # A client that loses the connection reconnects after a second.
             yield send(chunk, id=str(number), retry=1.0 if number == seen + 1 else None)

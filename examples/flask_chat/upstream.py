@@ -1,4 +1,4 @@
-"""Where the questions go, and what became of them. Knows no web framework: the Django example uses it too."""
+"""Requests to the upstream, and their counts. Knows no web framework: the Django example uses this module too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
     "Upstream",
     "conversation",
     "feed",
-    "is_from_elsewhere",
+    "is_cross_site",
     "piece_of",
     "upstream_from_environment",
 ]
@@ -29,7 +29,7 @@ Message = dict[str, str]
 
 _OPENAI = "https://api.openai.com/v1"
 
-# For an endpoint that can say anything.
+# Suggested questions for a real model.
 _SUGGESTIONS = [
     {"label": "What are Server-Sent Events?", "prompt": "What are Server-Sent Events?"},
     {"label": "A long answer, to stop", "prompt": "Tell me the history of HTTP, at length."},
@@ -37,7 +37,7 @@ _SUGGESTIONS = [
 
 
 class Upstream:
-    """An OpenAI-style endpoint, and the requests that were made to it."""
+    """An OpenAI-style endpoint, and the counts of the requests to it."""
 
     def __init__(self, url: str, model: str, *, key: str | None = None, about: Mapping[str, Any] | None = None) -> None:
         self._url = f"{url}/chat/completions"
@@ -49,51 +49,51 @@ class Upstream:
         self._counts = Counter({"open": 0, "answered": 0, "stopped": 0, "failed": 0})
 
     def ask(self, messages: list[Message], last_event_id: str = "", cancel: Any = None) -> SSEResponse[Any]:
-        """Return the answer once its headers are in. With `last_event_id`, what comes after that event.
+        """Return the response once its headers have arrived. With `last_event_id` it continues after that event.
 
-        `cancel` tells that nobody waits for it any more.
+        `cancel` is a flag that is set when no reader waits any more.
         """
         headers = self._headers | ({"Last-Event-ID": last_event_id} if last_event_id else {})
         data = {"model": self._model, "messages": messages, "stream": True}
         self._count(open=1)
         try:
-            # `idle` ends a stream that says nothing for so long, heartbeats or not; `require_done` makes an
-            # answer without its [DONE] an error: nobody should take half of one for the whole.
+            # `idle` ends a stream without events, even if there are heartbeats. `require_done` makes an answer
+            # without [DONE] an error, so that an incomplete answer is not taken for a complete one.
             response = request_sse(self._url, headers, data, timeout=Timeout(idle=60), require_done=True, cancel=cancel)
         except BaseException as exc:
             self._count(open=-1, **{"stopped" if isinstance(exc, RequestAbortedError) else "failed": 1})
             raise
         with self._lock:
-            self._forget_what_has_ended()
+            self._count_ended()
             self._open.append(response.events)
         return response
 
     def counts(self) -> dict[str, int]:
-        """Return how many requests are open, and how those that are not have ended."""
+        """Return the numbers of open requests, and of ended ones by outcome."""
         with self._lock:
-            self._forget_what_has_ended()
+            self._count_ended()
             return dict(self._counts)
 
     def _count(self, **changes: int) -> None:
         with self._lock:
             self._counts.update(changes)
 
-    def _forget_what_has_ended(self) -> None:
-        # A stream knows how it has ended, whoever ended it: the relay, when the reader left.
+    def _count_ended(self) -> None:
+        # A stream's `outcome` is set by any end, also by the relay's abort after a disconnect.
         ended = [stream for stream in self._open if stream.outcome is not None]
         self._open = [stream for stream in self._open if stream not in ended]
-        self._counts.update(map(_how_it_ended, ended))
+        self._counts.update(map(_outcome_name, ended))
         self._counts["open"] -= len(ended)
 
 
-def _how_it_ended(stream: EventStream[Any]) -> str:
+def _outcome_name(stream: EventStream[Any]) -> str:
     if stream.status != 200:
         return "failed"
     return {"done": "answered", "closed": "stopped"}.get(stream.outcome or "", "failed")
 
 
 def upstream_from_environment() -> Upstream:
-    """Return the endpoint that the environment names, or one that this process serves to itself."""
+    """Return the endpoint that the environment selects, or one that this process serves."""
     key, url = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL")
     if key or url:
         return Upstream(url or _OPENAI, os.environ.get("OPENAI_MODEL", "gpt-4o-mini"), key=key)
@@ -103,29 +103,31 @@ def upstream_from_environment() -> Upstream:
 
 
 def conversation(body: Any) -> list[Message] | None:
-    """Return the messages of a POST's JSON body, None where it has none that can be sent on."""
+    """Return the messages in the JSON body of a POST, None if the body is malformed."""
     messages = body.get("messages") if isinstance(body, dict) else None
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         return None
-    return [{"role": said["role"], "content": said["content"]} for said in messages]
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _is_message(said: Any) -> bool:
-    return isinstance(said, dict) and said.get("role") in ("user", "assistant") and isinstance(said.get("content"), str)
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return value.get("role") in ("user", "assistant") and isinstance(value.get("content"), str)
 
 
-def is_from_elsewhere(site: str | None) -> bool:
-    """Whether a page of another site asks, by the header Sec-Fetch-Site: a GET that costs money is not its to make."""
+def is_cross_site(site: str | None) -> bool:
+    """Whether a page of another site sent the request, by its Sec-Fetch-Site. It must not cause costly requests."""
     return site not in (None, "same-origin", "none")
 
 
 def piece_of(chunk: Any) -> dict[str, Any] | None:
-    """Return what the page gets for one chunk; nothing for the first and the last, which have no text.
+    """Return the item for the page for one chunk, None for chunks without text, such as the first and the last.
 
-    A JSON object and not the bare text: an event stream knows one kind of line break only.
+    The item is a JSON object, since an event stream does not preserve the kind of a line break.
     """
     if "restart" in chunk:
-        # Of the log's, where another process begins the answer anew.
+        # From the log: another process has started the answer again.
         return {"restart": True}
     choices = chunk["choices"]
     text = choices[0]["delta"].get("content") if choices else None
@@ -133,13 +135,13 @@ def piece_of(chunk: Any) -> dict[str, Any] | None:
 
 
 def feed(upstream: Upstream, *, keeps_answers: bool = False) -> Iterator[ServerSentEvent | dict[str, int] | None]:
-    """Yield what the panel shows, for as long as someone looks at it.
+    """Yield the figures of the panel, each time they change.
 
-    None sends nothing. It is where the relay ends this generator once the reader has left.
+    For None the relay sends nothing, but can end this generator after a disconnect.
     """
-    # Who knows an answer's key can read it: each page gets what no other can guess, to begin its keys with.
+    # Whoever knows the key of an answer can read it, so each page gets an unguessable prefix for its keys.
     key = {"key": secrets.token_urlsafe()} if keeps_answers else {}
-    # `retry`: when the server is restarted, the panel is back a second later.
+    # `retry`: the panel reconnects a second after a restart of the server.
     yield ServerSentEvent("about", json.dumps(upstream.about | key), retry=1.0)
     shown = None
     while True:

@@ -1,4 +1,4 @@
-"""The applications that the tests run on real web servers: each relays the stream that the request's query names.
+"""Applications for tests on real web servers. Each relays the stream whose URL is in the query of the request.
 
 `upstream` is the address to read from; `heartbeat` and `probe` are in seconds, or "never".
 """
@@ -25,7 +25,7 @@ def relay_options(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def counting(query: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Yield `count` items, each when the upstream answers, and report the generator's end to the upstream."""
+    """Yield `count` items, each when the upstream responds, and report the generator's end to the upstream."""
     upstream = query["upstream"]
     try:
         for n in range(int(query["count"])):
@@ -45,8 +45,8 @@ def endless(query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
 
 
 def _ask(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        answer.read()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        response.read()
 
 
 async def acounting(query: Mapping[str, str]) -> AsyncIterator[dict[str, int]]:

@@ -1,6 +1,6 @@
 """Runs the benchmarks named on the command line, or all of them, and prints medians and ratios.
 
-Figures never fail a run, targets that are not reached included; a client that crashes or hangs does, at the end.
+A target that is not reached does not fail the run. A client that crashes or hangs does, after all benchmarks have run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WORKLOADS: dict[str, Workload] = {module.WORKLOAD.name: module.WORKLOAD for modu
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(WORKLOADS)}; all where none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(WORKLOADS)}; default: all")
     parser.add_argument("--rounds", type=int, default=None, help="rounds of each measurement (5; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a short form of everything, to see that it works")
-    parser.add_argument("--clients", default="", metavar="A,B", help="only these lines of the tables")
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="where the figures go")
-    parser.add_argument("--charts", type=Path, default=None, metavar="DIR", help="where charts are drawn")
+    parser.add_argument("--quick", action="store_true", help="a short run, to check that everything works")
+    parser.add_argument("--clients", default="", metavar="A,B", help="only these clients")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="file for the figures")
+    parser.add_argument("--charts", type=Path, default=None, metavar="DIR", help="directory for the charts")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in WORKLOADS]
     if unknown:
@@ -52,12 +52,15 @@ def main() -> None:
 
 
 def write_json(path: Path, bench: Bench) -> None:
-    """Write everything that was measured, and where."""
-    targets = [asdict(one.target) | {"value": one.value, "reached": one.is_reached} for one in verdicts(bench.results)]
+    """Write all figures, and a description of the machine."""
+    targets = [
+        asdict(verdict.target) | {"value": verdict.value, "reached": verdict.is_reached}
+        for verdict in verdicts(bench.results)
+    ]
     facts = {"machine": machine(), "quick": bench.quick, "targets": targets, **bench.results.to_json()}
     path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    reached = sum(bool(one["reached"]) for one in targets)
-    print(f"\n{reached} of {len(targets)} targets reached; every figure is in {path}")
+    reached = sum(bool(target["reached"]) for target in targets)
+    print(f"\n{reached} of {len(targets)} targets reached; all figures are in {path}")
 
 
 if __name__ == "__main__":

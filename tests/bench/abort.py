@@ -1,6 +1,6 @@
-"""From the consumer's leaving to the end of file at the upstream, over HTTP and TLS, in each way that we are built.
+"""Time from `close()` or `break` to the end of file at the upstream, over HTTP and TLS, for each configuration.
 
-The upstream is either silent, or held back: the consumer does not read, and every buffer on the way is full.
+The upstream is either silent, or under backpressure: the consumer does not read, and all buffers are full.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["CONFIGURATIONS", "WAYS", "WORKLOAD", "measure"]
 WAYS: dict[str, dict[str, float]] = {
     "close(), silent": {"full": 0, "by_break": 0},
     "break, silent": {"full": 0, "by_break": 1},
-    "close(), held back": {"full": 1, "by_break": 0},
+    "close(), backpressure": {"full": 1, "by_break": 0},
 }
 CONFIGURATIONS = (
     *OURS,
@@ -29,22 +29,23 @@ CONFIGURATIONS = (
         "sseqbridge[fast], httpx's transport", "sseqbridge", ("uvloop", "msgspec"), {"SSEQBRIDGE_WITHOUT": "transport"}
     ),
 )
-PATIENCE_SECONDS = 10.0
+WAIT_SECONDS = 10.0
 
 
 def run(bench: Bench) -> None:
-    """Measure each way of leaving in one process, whatever the number of rounds."""
+    """Measure each way to abort in one process, in a single round."""
     streams = 5 if bench.quick else 200
     for scheme, url in bench.schemes():
         for way, arguments in WAYS.items():
-            bench.in_turn("abort", f"{way}, {scheme}", url, {"streams": streams, **arguments}, CONFIGURATIONS, rounds=1)
+            case, merged = f"{way}, {scheme}", {"streams": streams, **arguments}
+            bench.measure_each("abort", case, url, merged, CONFIGURATIONS, rounds=1)
 
 
 def measure(client: Client, url: str, *, streams: int, full: int, by_break: int) -> dict[str, float]:
-    """Open a stream and leave it, so many times."""
+    """Open and abort `streams` streams, one after another."""
     control = Control(url)
-    left = [leave_one(client, control, url, is_full=bool(full), by_break=bool(by_break)) for _ in range(streams)]
-    taken, cpu = sorted(milliseconds for milliseconds, _ in left), sorted(cpu for _, cpu in left)
+    aborts = [abort_once(client, control, url, is_full=bool(full), by_break=bool(by_break)) for _ in range(streams)]
+    taken, cpu = sorted(milliseconds for milliseconds, _ in aborts), sorted(cpu for _, cpu in aborts)
     return {
         "median_ms": percentile(taken, 50),
         "worst_ms": percentile(taken, 100),
@@ -52,49 +53,49 @@ def measure(client: Client, url: str, *, streams: int, full: int, by_break: int)
     }
 
 
-def leave_one(client: Client, control: Control, url: str, *, is_full: bool, by_break: bool) -> tuple[float, float]:
-    """Return the milliseconds from leaving to the upstream's end of file, and the seconds of CPU time to have left."""
+def abort_once(client: Client, control: Control, url: str, *, is_full: bool, by_break: bool) -> tuple[float, float]:
+    """Abort a stream. Returns milliseconds until the upstream's end of file, and seconds of CPU time of the call."""
     name = uuid.uuid4().hex
     events: Any = client.chunks(f"{url}/hold?id={name}&full={'yes' if is_full else 'no'}")
     if by_break:
         for _ in events:
-            meter, left_at = Meter(), time.monotonic_ns()
+            meter, aborted_at = Meter(), time.monotonic_ns()
             break
     else:
         next(events)
         if is_full:
-            wait_until_held_back(control, name)
-        meter, left_at = Meter(), time.monotonic_ns()
+            wait_for_backpressure(control, name)
+        meter, aborted_at = Meter(), time.monotonic_ns()
         events.close()
     _, cpu = meter.read()
-    noticed_at: int = wait_for(lambda: control.ask("/held", id=name)["left_at"])
-    return (noticed_at - left_at) / 1e6, cpu
+    noticed_at: int = wait_for(lambda: control.get_json("/held", id=name)["left_at"])
+    return (noticed_at - aborted_at) / 1e6, cpu
 
 
-def wait_until_held_back(control: Control, name: str) -> None:
-    """Return once the upstream cannot send any more."""
+def wait_for_backpressure(control: Control, name: str) -> None:
+    """Wait until the upstream cannot send any more."""
     sent = [-1, -2]
 
     def has_stopped() -> bool:
         time.sleep(0.02)
-        sent.append(control.ask("/held", id=name)["sent"])
+        sent.append(control.get_json("/held", id=name)["sent"])
         return sent[-3] == sent[-2] == sent[-1] > 0
 
     wait_for(has_stopped)
 
 
-def wait_for(look: Any) -> Any:
-    """Look until there is something to see, and return it. Raises TimeoutError."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_for(poll: Any) -> Any:
+    """Call `poll` until it returns a true value, and return the value. Raises TimeoutError."""
+    deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        if seen := look():
-            return seen
-    raise TimeoutError(f"the upstream saw nothing of it in {PATIENCE_SECONDS:g} s")
+        if value := poll():
+            return value
+    raise TimeoutError(f"the upstream did not notice within {WAIT_SECONDS:g} s")
 
 
 WORKLOAD = Workload(
     "abort",
-    "abort: milliseconds from leaving to the upstream's end of file",
+    "abort: milliseconds until the upstream's end of file",
     (Column("median_ms", "median ms", ".2f"), Column("worst_ms", "worst ms", ".2f"), Column("cpu_us", "CPU us", ".0f")),
     run,
 )

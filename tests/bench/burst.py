@@ -1,4 +1,4 @@
-"""As many events as the client can take: chat completion chunks of 300 bytes, sent as fast as loopback goes."""
+"""Events per second of one fast stream: chat completion chunks of 300 bytes, sent as fast as loopback allows."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ BATCHES = {"one event a chunk": 1, "100 events a chunk": 100}
 
 
 def run(bench: Bench) -> None:
-    """Measure every client with both ways of cutting the stream into HTTP chunks."""
+    """Measure every client with one and with 100 events per HTTP chunk."""
     events, warmup = (4_000, 200) if bench.quick else (50_000, 50_000)
     for case, batch in BATCHES.items():
         for number in (warmup, events):
             Control(bench.upstream.http).prepare_burst(number, batch)
-        bench.in_turn("burst", case, bench.upstream.http, {"events": events, "batch": batch, "warmup": warmup})
+        bench.measure_each("burst", case, bench.upstream.http, {"events": events, "batch": batch, "warmup": warmup})
 
 
 def measure(client: Client, url: str, *, events: int, batch: int, warmup: int) -> dict[str, float]:
-    """Read one stream after another of its kind."""
+    """Read one stream after a warm-up stream of the same kind."""
     check_count(count(client.chunks(f"{url}/stream?events={warmup}&batch={batch}")), warmup)
     meter = Meter()
-    came = count(client.chunks(f"{url}/stream?events={events}&batch={batch}"))
+    received = count(client.chunks(f"{url}/stream?events={events}&batch={batch}"))
     wall, cpu = meter.read()
-    check_count(came, events)
+    check_count(received, events)
     return {"events_per_s": events / wall, "events_per_cpu_s": events / cpu}
 
 

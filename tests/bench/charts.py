@@ -19,8 +19,8 @@ NAMES_WIDTH, VALUES_WIDTH = 190, 150
 BAR_HEIGHT, ROW_HEIGHT, HEADING_HEIGHT = 16, 24, 34
 BARS_LEFT = MARGIN + NAMES_WIDTH
 BARS_WIDTH = WIDTH - BARS_LEFT - VALUES_WIDTH - MARGIN
-# Where less is better, a bar that is so many times as long as the baseline's is cut, so that the others can be seen.
-LONGEST = 5
+# Where less is better, a bar of more than this many times the baseline is cut, so that the other bars stay visible.
+MOST_TIMES = 5
 
 LABELS = {FLOOR: "http.client (floor)"}
 
@@ -46,7 +46,7 @@ STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One group of bars: a figure of all clients in one case."""
+    """A group of bars: one figure of all clients in one case."""
 
     heading: str
     workload: str
@@ -58,7 +58,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture."""
+    """One SVG file."""
 
     name: str
     title: str
@@ -67,7 +67,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How many times the baseline's figure a client's is, and the figure."""
+    """A client's figure, and its ratio to the baseline."""
 
     client: str
     ratio: float
@@ -75,7 +75,7 @@ class Bar:
 
     @property
     def times(self) -> str:
-        """The ratio in words."""
+        """The ratio as text."""
         digits = 2 if self.ratio < 1 else 1 if self.ratio < 10 else 0
         return f"{self.ratio:,.{digits}f}x"
 
@@ -125,7 +125,7 @@ CHARTS = (
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw each chart that there are figures for, and return the files."""
+    """Draw each chart that has figures, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in CHARTS:
@@ -139,7 +139,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def bars_of(results: Results, panel: Panel) -> list[Bar]:
-    """Return the panel's bars, the best first."""
+    """Return the bars of a panel, the best client first."""
     at = (panel.workload, panel.case)
     bars = []
     for client in results.clients(*at):
@@ -151,8 +151,8 @@ def bars_of(results: Results, panel: Panel) -> list[Bar]:
 
 
 def svg_of(chart: Chart, panels: Sequence[tuple[Panel, Sequence[Bar]]]) -> str:
-    """Return the picture."""
-    told = "; ".join(
+    """Return the SVG document."""
+    description = "; ".join(
         f"{panel.heading}: " + ", ".join(f"{label_of(bar)} {bar.times}, {bar.figure}" for bar in bars)
         for panel, bars in panels
     )
@@ -162,12 +162,12 @@ def svg_of(chart: Chart, panels: Sequence[tuple[Panel, Sequence[Bar]]]) -> str:
         body.extend(panel_lines(panel, bars, top))
         top += HEADING_HEIGHT + len(bars) * ROW_HEIGHT
     height = top + 2 * MARGIN
-    note = f"Bars: times {BASELINE} in the same round. Beside them: the median. Python {platform.python_version()}."
+    note = f"Bars: ratio to {BASELINE} in the same round. Text: ratio and median. Python {platform.python_version()}."
     size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title told">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title description">',
         f'  <title id="title">{escape(chart.title)}</title>',
-        f'  <desc id="told">{escape(told)}</desc>',
+        f'  <desc id="description">{escape(description)}</desc>',
         f"  <style>{STYLE}  </style>",
         f'  <rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="6"/>',
         f'  <text class="title" x="{MARGIN}" y="{MARGIN + 12}">{escape(chart.title)}</text>',
@@ -187,7 +187,7 @@ def panel_lines(panel: Panel, bars: Sequence[Bar], top: int) -> Iterator[str]:
     )
     longest = max(bar.ratio for bar in bars)
     if not panel.more_is_better:
-        longest = min(longest, LONGEST)
+        longest = min(longest, MOST_TIMES)
     for number, bar in enumerate(bars):
         yield from bar_lines(bar, longest, top + HEADING_HEIGHT + number * ROW_HEIGHT)
 
@@ -211,5 +211,5 @@ def bar_lines(bar: Bar, longest: float, top: int) -> Iterator[str]:
 
 
 def label_of(bar: Bar) -> str:
-    """Return the name that the bar goes by."""
+    """Return the label of a bar."""
     return LABELS.get(bar.client, bar.client)

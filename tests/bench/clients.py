@@ -1,6 +1,6 @@
-"""One client's process: `python -m tests.bench.clients CLIENT WORKLOAD URL name=value...`.
+"""The process of one client: `python -m tests.bench.clients CLIENT WORKLOAD URL name=value...`.
 
-It measures the workload with the client, and prints the figures as one JSON line.
+It runs the workload with the client, and prints the figures as one line of JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORKLOADS: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.clients", description="one client, one workload")
     parser.add_argument("client", choices=ALL_CLIENTS)
     parser.add_argument("workload", choices=WORKLOADS)

@@ -1,4 +1,4 @@
-"""What `import sseqbridge` costs beside `import httpx`, and how long a process waits for its first event."""
+"""Import time of sseqbridge and of httpx, and the time until a new process has its first event."""
 
 from __future__ import annotations
 
@@ -59,26 +59,28 @@ PROGRAMS = {
 
 
 def run(bench: Bench) -> None:
-    """Measure each in fresh processes, in turn."""
+    """Measure the statements and clients in turn, each in a new process."""
     Control(bench.upstream.http).prepare_burst(10, 1)
     url = f"{bench.upstream.http}/stream?events=10&batch=1"
-    here = bench.installed(one for one in CONFIGURATIONS if one.name in PROGRAMS)
+    clients = bench.available(client for client in CONFIGURATIONS if client.name in PROGRAMS)
     for number in range(2 if bench.quick else ROUNDS):
         for statement in STATEMENTS:
-            take(bench, IMPORT, OURS[-1], statement, number, IMPORTED.format(statement=statement), "")
-        for one in here:
-            take(bench, FIRST_EVENT, one, one.name, number, PROGRAMS[one.name], url)
+            run_program(bench, IMPORT, OURS[-1], statement, number, IMPORTED.format(statement=statement), "")
+        for client in clients:
+            run_program(bench, FIRST_EVENT, client, client.name, number, PROGRAMS[client.name], url)
 
 
-def take(bench: Bench, case: str, configuration: Configuration, name: str, number: int, program: str, url: str) -> None:
-    """Run one program in a fresh process, and keep its figures."""
+def run_program(
+    bench: Bench, case: str, configuration: Configuration, name: str, number: int, program: str, url: str
+) -> None:
+    """Run one program in a new process, and record its figures."""
     figures = bench.run_json([sys.executable, "-c", program, url], bench.environment(configuration))
     bench.record("imports", case, name, number, figures)
 
 
 WORKLOAD = Workload(
     "imports",
-    "imports: milliseconds in a fresh process",
+    "imports: milliseconds in a new process",
     (
         Column("import_ms", "import ms", ".1f"),
         Column("import_ms", "x httpx", ".2f", HTTPX),

@@ -1,6 +1,6 @@
-"""Whether the parser's time grows with the bytes and no faster: a huge line in small chunks, and a huge event.
+"""Whether the parser takes linear time: one huge line, and one event of many lines, in small chunks.
 
-`python -m tests.bench.linearity` is its process.
+`python -m tests.bench.linearity` is the process that parses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LINE, EVENT = f"a line in {CHUNK_BYTES}-byte chunks", f"an event of many lines i
 
 
 def run(bench: Bench) -> None:
-    """Measure our parser."""
+    """Measure the parser of sseqbridge."""
     command = [sys.executable, "-m", "tests.bench.linearity", str(bench.rounds), "100" if bench.quick else "4000"]
     samples = bench.run_json(command, bench.environment(OURS[0]))
     if isinstance(samples, str):
@@ -36,13 +36,13 @@ def main() -> None:
     """Print the samples: a JSON list of [case, size, round, figures]."""
     options = argparse.ArgumentParser(prog="python -m tests.bench.linearity", description=__doc__)
     options.add_argument("rounds", type=int)
-    options.add_argument("kilobytes", type=int, help="of the smallest")
+    options.add_argument("kilobytes", type=int, help="size of the smallest input")
     parsed = options.parse_args()
     print(json.dumps([sample for number in range(parsed.rounds) for sample in samples(parsed.kilobytes, number)]))
 
 
 def samples(kilobytes: int, number: int) -> Iterator[tuple[Any, ...]]:
-    """Yield one round's."""
+    """Yield the samples of one round."""
     for case, unit in ((LINE, b"x" * 1000), (EVENT, b"x" * 43 + b"\ndata: ")):
         first = None
         for factor in FACTORS:
@@ -60,15 +60,15 @@ def parse_milliseconds(event: bytes) -> float:
     chunks = [event[at : at + CHUNK_BYTES] for at in range(0, len(event), CHUNK_BYTES)]
     feed = EventStreamParser().feed
     meter = Meter()
-    came = sum(len(feed(chunk)) for chunk in chunks)
+    received = sum(len(feed(chunk)) for chunk in chunks)
     _, cpu = meter.read()
-    check_count(came, 1)
+    check_count(received, 1)
     return cpu * 1000
 
 
 WORKLOAD = Workload(
     "linearity",
-    "linearity: CPU time of the parser beside what is linear",
+    "linearity: CPU time of the parser, and its ratio to linear time",
     (Column("ms", "ms", ".2f"), Column("x_linear", "x linear", ".2f")),
     run,
 )

@@ -18,7 +18,7 @@ from .runner import BASELINE, CONFIGURATIONS, OURS, Bench, Column, Control, Work
 __all__ = ["WORKLOAD", "case_of", "measure"]
 
 INTERVAL_SECONDS = 0.1
-# Not all in one instant: one thread after the other, so far apart.
+# The threads start one after another, this far apart.
 RAMP_SECONDS = 0.001
 MOST_ROUNDS = 3
 
@@ -29,24 +29,24 @@ def case_of(streams: int) -> str:
 
 
 def run(bench: Bench) -> None:
-    """Measure every client at two sizes, and ours at more, to see what one stream costs among few and many."""
-    for_all, for_ours, events = ((40,), (10,), 5) if bench.quick else ((200, 1_000), (100, 300), 100)
+    """Measure every client at two sizes, and sseqbridge at more sizes, to compare the cost of a stream."""
+    for_all, only_ours, events = ((40,), (10,), 5) if bench.quick else ((200, 1_000), (100, 300), 100)
     rounds = min(bench.rounds, MOST_ROUNDS)
-    for streams in sorted(for_all + for_ours):
+    for streams in sorted(for_all + only_ours):
         arguments = {"streams": streams, "events": events}
         clients = CONFIGURATIONS if streams in for_all else OURS
-        bench.in_turn("many", case_of(streams), bench.upstream.http, arguments, clients, rounds=rounds)
+        bench.measure_each("many", case_of(streams), bench.upstream.http, arguments, clients, rounds=rounds)
 
 
 def measure(client: Client, url: str, *, streams: int, events: int) -> dict[str, float]:
-    """Open all streams, and measure from then until each has had its last event, all of them still open."""
+    """Open all streams, and measure until each has had its last event; all streams are open during that time."""
     check_count(count(client.chunks(f"{url}/paced?events=10&interval=0.001")), 10)
     readers = Readers(client, streams, events)
     memory_before = process_status("VmRSS")
     group = uuid.uuid4().hex
     readers.start(f"{url}/join?group={group}&size={streams}&events={events}&interval={INTERVAL_SECONDS}")
     control = Control(url)
-    control.ask("/start", group=group)
+    control.get_json("/start", group=group)
     meter = Meter()
     readers.had_last_event.wait()
     _, cpu = meter.read()
@@ -61,20 +61,20 @@ def measure(client: Client, url: str, *, streams: int, events: int) -> dict[str,
         "worst_ms": percentile(late, 100) / 1e6,
         "threads": threads,
         "kib_per_stream": (memory - memory_before) / streams,
-        "upstream_p99_ms": control.ask("/stats")["late_ms"]["p99"],
+        "upstream_p99_ms": control.get_json("/stats")["late_ms"]["p99"],
     }
 
 
 def process_status(field: str) -> int:
-    """Return one of the kernel's figures of this process: sizes are in KiB."""
+    """Return a number from /proc/self/status; sizes are in KiB."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 class Readers:
-    """One consumer thread a stream, and how late each event came to it.
+    """One consumer thread per stream, which records the delay of each event.
 
-    What they write into is made beforehand, and does not count as a stream's memory.
+    The memory for the delays is allocated before the streams are opened, and does not count as memory of a stream.
     """
 
     def __init__(self, client: Client, streams: int, events: int) -> None:
@@ -104,15 +104,15 @@ class Readers:
             at, end = start, start + self._events
             for chunk in self._client.chunks(url):
                 if at == end:
-                    raise CountError(f"more than {self._events} events came")
+                    raise CountError(f"received more than {self._events} events")
                 self.late[at] = time.monotonic_ns() - chunk["created"]
                 at += 1
-                # next() of a counter is one step, which no other thread comes into.
+                # next() of an itertools counter is atomic.
                 if at == end and next(self._counter) == self._streams:
                     self.had_last_event.set()
             check_count(at - start, self._events)
         except BaseException:
-            # The upstream waits for all of them: without this one nothing would go on.
+            # The upstream waits until all streams are open, so it would wait forever.
             traceback.print_exc()
             os._exit(1)
 

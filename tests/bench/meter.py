@@ -1,4 +1,4 @@
-"""Clocks, and the counting of what a client gave."""
+"""Clocks, and counting of the events that a client returned."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["CountError", "Meter", "check_count", "count", "percentile"]
 
 
 class CountError(Exception):
-    """A client gave another number of events than were sent."""
+    """A client returned more or fewer events than were sent."""
 
 
 class Meter:
-    """Wall time, and the CPU time of all threads of this process, from its making on."""
+    """Measures wall time, and the CPU time of all threads of this process, since it was created."""
 
     def __init__(self) -> None:
         self._wall = time.perf_counter()
@@ -25,19 +25,19 @@ class Meter:
 
 
 def count(items: Iterable[object]) -> int:
-    """Loop over `items`, and return how many came."""
+    """Loop over `items`, and return their number."""
     number = 0
     for _ in items:
         number += 1
     return number
 
 
-def check_count(came: int, sent: int) -> None:
-    """Raise CountError unless all came, and no more."""
-    if came != sent:
-        raise CountError(f"{came} of {sent} events came")
+def check_count(received: int, sent: int) -> None:
+    """Raise CountError if the two numbers differ."""
+    if received != sent:
+        raise CountError(f"received {received} of {sent} events")
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """Return a percentile of values in ascending order, 100 being the last one."""
+    """Return a percentile of values in ascending order; 100 is the maximum."""
     return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]

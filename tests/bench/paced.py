@@ -1,4 +1,4 @@
-"""One event a millisecond: how long each takes from the upstream's sending to the consumer."""
+"""One event per millisecond: the latency from the upstream's send to the consumer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ INTERVAL_SECONDS = 0.001
 def run(bench: Bench) -> None:
     """Measure every client."""
     events, warmup = (300, 20) if bench.quick else (3_000, 100)
-    bench.in_turn("paced", "one event a millisecond", bench.upstream.http, {"events": events, "warmup": warmup})
+    bench.measure_each("paced", "one event a millisecond", bench.upstream.http, {"events": events, "warmup": warmup})
 
 
 def measure(client: Client, url: str, *, events: int, warmup: int) -> dict[str, float]:
-    """Read one stream after a shorter one, and compare each event's send time with the clock."""
+    """Read one stream after a short warm-up stream, and compare each event's send time with the clock."""
     path = f"{url}/paced?interval={INTERVAL_SECONDS}"
     check_count(count(client.chunks(f"{path}&events={warmup}")), warmup)
     clock = time.monotonic_ns

@@ -1,6 +1,7 @@
-"""The parser alone over recorded streams, beside those of the peers: `python -m tests.bench.parse` is its process.
+"""The parsers of all clients, without a network, on recorded streams.
 
-All run in one process, in turn; each gives every event to a loop, and what comes in is bytes.
+`python -m tests.bench.parse` is the process in which all parsers run in turn. Each gets bytes, and passes every event
+to a loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from .meter import CountError, Meter, count
 from .recordings import RECORDINGS, Recording
-from .runner import BASELINE, OURS, PLAIN, Bench, Column, Workload, in_turn
+from .runner import BASELINE, OURS, PLAIN, Bench, Column, Workload, rotated
 
 __all__ = ["CASES", "WORKLOAD", "main"]
 
@@ -33,7 +34,7 @@ def run(bench: Bench) -> None:
     """Measure every parser that is installed."""
     packages = ("httpx_sse", "httpx2", "requests_sse", "sseclient", "openai")
     arguments = [str(bench.rounds), str(100_000 if bench.quick else 4_000_000)]
-    command = [sys.executable, "-m", "tests.bench.parse", *arguments, *bench.having(*packages)]
+    command = [sys.executable, "-m", "tests.bench.parse", *arguments, *bench.importable(*packages)]
     samples = bench.run_json(command, bench.environment(OURS[0]))
     if isinstance(samples, str):
         bench.record("parse", CASES[0], PLAIN, 0, samples)
@@ -43,7 +44,7 @@ def run(bench: Bench) -> None:
 
 
 def our_parser() -> Parser:
-    """Return EventStreamParser, with a loop over each list that it returns."""
+    """Return sseqbridge's EventStreamParser, with a loop over each list that it returns."""
     from sseqbridge import EventStreamParser
 
     def parse(chunks: list[bytes]) -> int:
@@ -58,7 +59,7 @@ def our_parser() -> Parser:
 
 
 class Response:
-    """What httpx-sse and httpx2 read of a response, its text decoded as httpx does it and without its other costs."""
+    """The part of a response that httpx-sse and httpx2 read. Decodes text like httpx, without its other costs."""
 
     headers = {"content-type": "text/event-stream"}  # noqa: RUF012
     request = None
@@ -67,7 +68,7 @@ class Response:
         self._chunks = chunks
 
     def iter_text(self) -> Iterator[str]:
-        """Yield the chunks' text."""
+        """Return the text of the chunks."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         return map(decode, self._chunks)
 
@@ -97,7 +98,7 @@ def openai_parser() -> Parser:
 
 
 def requests_sse_parser() -> Parser:
-    """Return requests-sse's EventSource, over a session that answers with the chunks."""
+    """Return requests-sse's EventSource, over a session whose response has the chunks."""
     event_source = import_module("requests_sse").EventSource
     new_response = import_module("requests").Response
 
@@ -133,7 +134,7 @@ def requests_sse_parser() -> Parser:
 
     def parse(chunks: list[bytes]) -> int:
         number = 0
-        # At the end it would wait and ask again, but says so before.
+        # At the end of the body it calls on_error, then would wait and reconnect.
         with event_source("http://127.0.0.1/", session=Session(chunks), on_error=stop) as source:
             try:
                 for _ in source:
@@ -145,7 +146,7 @@ def requests_sse_parser() -> Parser:
     return parse
 
 
-# By the package that it needs: the name of the line, and what makes the parser.
+# By required package: the name of the client, and a function that creates its parser.
 PEERS: dict[str, tuple[str, Callable[[], Parser]]] = {
     "httpx_sse": (BASELINE, httpx_sse_parser),
     "httpx2": ("httpx2", httpx2_parser),
@@ -159,7 +160,7 @@ def main() -> None:
     """Print the samples: a JSON list of [case, client, round, figures]."""
     options = argparse.ArgumentParser(prog="python -m tests.bench.parse", description=__doc__)
     options.add_argument("rounds", type=int)
-    options.add_argument("size", type=int, help="bytes a recording")
+    options.add_argument("size", type=int, help="bytes per recording")
     options.add_argument("packages", nargs="*", choices=PEERS)
     parsed = options.parse_args()
     parsers = {PLAIN: our_parser()} | {name: make() for name, make in (PEERS[package] for package in parsed.packages)}
@@ -168,23 +169,23 @@ def main() -> None:
 
 
 def samples(parsers: dict[str, Parser], recordings: Iterable[Recording], number: int) -> Iterator[tuple[Any, ...]]:
-    """Yield one round's."""
+    """Yield the samples of one round."""
     for recording in recordings:
         for chunking, cut in CHUNKINGS.items():
             chunks = cut(recording)
-            for name in in_turn(list(parsers), number):
+            for name in rotated(list(parsers), number):
                 yield f"{recording.name}, {chunking}", name, number, figures(parsers[name], chunks, recording, name)
 
 
 def figures(parse: Parser, chunks: list[bytes], recording: Recording, name: str) -> dict[str, float]:
-    """Parse a recording once."""
+    """Parse a recording once, and return the figures."""
     gc.collect()
     meter = Meter()
     events = parse(chunks)
     wall, cpu = meter.read()
-    # Not all peers read the whole standard: how many events they find is shown, and only ours is held to it.
+    # Not all clients implement the whole standard: their number of events is shown, that of sseqbridge is checked.
     if name == PLAIN and events != recording.events:
-        raise CountError(f"{events} of {recording.events} events came out of {recording.name}")
+        raise CountError(f"parsed {events} of {recording.events} events of {recording.name}")
     return {
         "mb_per_s": recording.size / wall / 1e6,
         "mb_per_cpu_s": recording.size / cpu / 1e6,

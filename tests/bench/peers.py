@@ -1,10 +1,9 @@
-"""The clients that are measured, each as its documentation uses it at its most efficient.
+"""The clients that are compared, each in the most efficient way that its documentation shows.
 
-Every one has `chunks(url)`, which gives the decoded JSON of one stream's events in order, without `[DONE]`, and one
-client or session for all of them. What reads on to the end of the body keeps its connection for the next stream.
+`chunks(url)` yields the decoded JSON of one stream's events in order, without `[DONE]`. All streams of a client share
+one HTTP client or session. A client that reads to the end of the body reuses its connection for the next stream.
 
-Rule: a client's packages are imported when it is made, and by it alone. They are imported by name, so that types can be
-checked where they are not installed.
+Invariant: a client imports its packages when it is created. It imports them by name, so that mypy runs without them.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ __all__ = ["CLIENTS", "Client"]
 
 DONE = "[DONE]"
 TIMEOUT_SECONDS = 120.0
-# More than any workload has streams.
+# More than the streams of any workload.
 POOL_SIZE = 2000
 
 
 class Client(Protocol):
-    """One of the clients."""
+    """The interface of all clients."""
 
     def chunks(self, url: str) -> Iterable[Any]:
-        """Ask for a stream, and give its events' JSON."""
+        """Request a stream, and return an iterable of its events' JSON."""
 
 
 class Sseqbridge:
@@ -44,7 +43,7 @@ class Sseqbridge:
         self._request_sse = request_sse
 
     def chunks(self, url: str) -> Iterable[Any]:
-        """Return the stream itself: it is what the user loops over."""
+        """Return the stream itself, as in an application."""
         _, _, events = self._request_sse(url, timeout=TIMEOUT_SECONDS)
         return events
 
@@ -91,7 +90,7 @@ class RequestsSseclient:
         self._session = _requests_session()
 
     def chunks(self, url: str) -> Iterator[Any]:
-        """Read to the end of the body, each of its chunks as it comes: the default is 128 bytes at a time."""
+        """Read to the end of the body, in chunks as they arrive. (requests reads 128 bytes at a time by default.)"""
         with self._session.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=_ACCEPT) as response:
             for event in self._sse_client(response.iter_content(None)).events():
                 if event.data != DONE:
@@ -106,7 +105,7 @@ class RequestsSse:
         self._session = _requests_session()
 
     def chunks(self, url: str) -> Iterator[Any]:
-        """Read until `[DONE]`: past the end of the body it would wait and ask again."""
+        """Read until `[DONE]`, since at the end of the body it would reconnect."""
         with self._event_source(url, session=self._session, timeout=TIMEOUT_SECONDS) as source:
             for event in source:
                 if event.data == DONE:
@@ -127,7 +126,7 @@ def _requests_session() -> Any:
 
 
 class Naive:
-    """The bridge that people write first: for each ask a thread, a loop, a client and an unbounded queue."""
+    """The obvious bridge: a thread, an event loop, a client and an unbounded queue for each request."""
 
     def __init__(self) -> None:
         import httpx
@@ -135,16 +134,16 @@ class Naive:
         self._new_client = httpx.AsyncClient
 
     def chunks(self, url: str) -> Iterator[Any]:
-        """Decode what the thread puts into the queue."""
+        """Decode the lines that the thread puts into the queue."""
         lines: queue.Queue[str | BaseException | None] = queue.Queue()
-        threading.Thread(target=lambda: asyncio.run(self._ask(url, lines)), daemon=True).start()
+        threading.Thread(target=lambda: asyncio.run(self._read_lines(url, lines)), daemon=True).start()
         while (line := lines.get()) is not None:
             if isinstance(line, BaseException):
                 raise line
             if line.startswith("data: ") and line != f"data: {DONE}":
                 yield json.loads(line[6:])
 
-    async def _ask(self, url: str, lines: queue.Queue[str | BaseException | None]) -> None:
+    async def _read_lines(self, url: str, lines: queue.Queue[str | BaseException | None]) -> None:
         try:
             async with self._new_client(timeout=TIMEOUT_SECONDS) as client, client.stream("GET", url) as response:
                 async for line in response.aiter_lines():
@@ -156,9 +155,9 @@ class Naive:
 
 
 class Floor:
-    """The least that it can cost in Python: http.client, cut at blank lines, the fastest decoder there is.
+    """The least possible cost in Python: http.client, split at blank lines, and the fastest JSON decoder.
 
-    It knows nothing of the event stream's format but `data: ` and the blank line, and one connection a thread.
+    Of the event stream format it knows only `data: ` and the blank line. It has one connection per thread.
     """
 
     def __init__(self) -> None:
@@ -183,8 +182,8 @@ class Floor:
         connections: dict[str, http.client.HTTPConnection] = self._local.__dict__
         connection = connections.get(parts.netloc)
         if connection is None:
-            maker = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            connection = connections[parts.netloc] = maker(parts.netloc, timeout=TIMEOUT_SECONDS)
+            connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = connections[parts.netloc] = connection_class(parts.netloc, timeout=TIMEOUT_SECONDS)
         connection.request("GET", f"{parts.path}?{parts.query}", headers=_ACCEPT)
         return connection.getresponse()
 

@@ -1,6 +1,6 @@
-"""The bytes of the event streams that are sent and parsed, the same in every run.
+"""The bytes of the event streams that benchmarks send and parse.
 
-Rule: nothing here is random, and nothing reads a clock.
+Invariant: they are the same in every run; nothing here is random or reads a clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORDS = (" the", " of", " a", " stream", " über", " and", "\n", " 42", " “qu
 def chat_chunk(index: int, created: int = 1_760_000_000) -> bytes:
     """Return one event of OpenAI's chat completions, EVENT_BYTES long with its blank line.
 
-    `created` is a field of it. What is missing to the length goes into "obfuscation", which OpenAI fills too.
+    `created` is a field of the event. "obfuscation" pads the event to its length, as OpenAI does.
     """
     chunk = {
         "id": f"chatcmpl-{index:08d}",
@@ -32,23 +32,23 @@ def chat_chunk(index: int, created: int = 1_760_000_000) -> bytes:
         "choices": [{"index": 0, "delta": {"content": _WORDS[index % len(_WORDS)]}, "finish_reason": None}],
         "obfuscation": "",
     }
-    short = len(_event(chunk))
-    chunk["obfuscation"] = "x" * max(EVENT_BYTES - short, 0)
+    length = len(_event(chunk))
+    chunk["obfuscation"] = "x" * max(EVENT_BYTES - length, 0)
     return _event(chunk)
 
 
 def chat_stream(events: int) -> Iterator[bytes]:
-    """Yield so many chat chunks, without the `[DONE]` that ends them."""
+    """Yield `events` chat chunks, without `[DONE]`."""
     return map(chat_chunk, range(events))
 
 
 def timed_chunk() -> Callable[[int], bytes]:
-    """Return a function that puts a send time into a chat chunk's "created", and frames it for HTTP.
+    """Return a function that makes an HTTP chunk of a chat chunk whose "created" is the send time.
 
-    It only joins bytes, for it runs between the clock's reading and the sending.
+    The function only joins bytes, since it runs between reading the clock and sending.
     """
-    mark = 10**18
-    before, _, after = chat_chunk(0, mark).partition(b"%d" % mark)
+    placeholder = 10**18
+    before, _, after = chat_chunk(0, placeholder).partition(b"%d" % placeholder)
 
     def chunk_sent_at(nanoseconds: int) -> bytes:
         return http_chunk(b"%b%d%b" % (before, nanoseconds, after))
@@ -63,7 +63,7 @@ def http_chunk(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One recorded stream: its events one by one, and how many of them a conforming parser dispatches."""
+    """A recorded stream: the bytes of each event or comment, and the number of events for a conforming parser."""
 
     name: str
     pieces: tuple[bytes, ...]
@@ -71,11 +71,11 @@ class Recording:
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """The number of bytes."""
         return sum(map(len, self.pieces))
 
     def in_chunks_of(self, size: int) -> list[bytes]:
-        """Return it cut into chunks of `size` bytes, wherever that falls."""
+        """Return the bytes in chunks of `size`, cut anywhere."""
         whole = b"".join(self.pieces)
         return [whole[start : start + size] for start in range(0, len(whole), size)]
 
@@ -104,7 +104,7 @@ def _mixed(size: int) -> Recording:
 
 
 def _mixed_event(index: int) -> bytes:
-    """One of a log's entries: an id each, every fourth one of several lines, a heartbeat after every eighth."""
+    """Return an entry of a log, with an id. Every fourth has several lines, every eighth is a heartbeat."""
     if index % 8 == 7:
         return b": heartbeat %d\r\n\r\n" % index
     text = b"lorem ipsum dolor sit amet " * 4
@@ -126,5 +126,5 @@ def _event(value: object) -> bytes:
     return f"data: {json.dumps(value, separators=(',', ':'), ensure_ascii=False)}\n\n".encode()
 
 
-# Each makes a recording of about so many bytes.
+# Functions that return a recording of about the given number of bytes.
 RECORDINGS: tuple[Callable[[int], Recording], ...] = (_openai, _anthropic, _mixed)

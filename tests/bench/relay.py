@@ -1,10 +1,10 @@
-"""From a reader's leaving to the upstream's end of file, on each web server: a Markdown table.
+"""Time from a client's disconnect to the upstream's end of file, for each web server, as a Markdown table.
 
     python -m tests.bench.relay [--runs 10] [SERVER ...]
 
-The reader leaves between events, one of which comes every 100 ms, or in silence; each time at another moment between
-two events, or two looks at the reader. With the relay's own settings (`probe=1.0`, `heartbeat=15`), but in silence with
-`heartbeat=1` under runserver, which does not hand its socket out.
+The client disconnects between events, which are sent every 100 ms, or while the upstream is silent. The disconnects
+are spread over the interval between two events or two probes. The relay has its default options (`probe=1.0`,
+`heartbeat=15`). Only under runserver, which does not expose its socket, silent streams have `heartbeat=1`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tests.servers import NGINX, UWSGI, Reader, Servers
 __all__ = ["ROWS", "main"]
 
 EVENT_SECONDS = 0.1
-PATIENCE_SECONDS = 20.0
+WAIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a view on a server, and how it is asked."""
+    """A row of the table: a view on a server, and the parameters of its requests."""
 
     heading: str
     server: str
     view: str = "/relay"
     in_silence: str = ""
-    # Within how long after an event in silence readers leave.
+    # The disconnects are spread over this many seconds after the last event.
     spread: float = 1.0
     is_behind_nginx: bool = False
 
@@ -62,7 +62,7 @@ ROWS = (
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.relay", description=__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="how often a reader leaves, for each figure (10)")
+    parser.add_argument("--runs", type=int, default=10, help="disconnects for each figure (10)")
     parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"{', '.join(row.server for row in ROWS)}; or all")
     options = parser.parse_args()
     rows = [row for row in ROWS if not options.servers or row.server in options.servers]
@@ -83,33 +83,33 @@ def main() -> None:
 
 
 def spaced(request: ReceivedRequest) -> Iterator[Step]:
-    """One event after another."""
+    """Send an event every EVENT_SECONDS."""
     while True:
         yield send({"n": 1})
         yield wait(EVENT_SECONDS)
 
 
 def one_event(request: ReceivedRequest) -> Iterator[Step]:
-    """One event, and nothing more."""
+    """Send one event, then nothing."""
     yield send({"n": 1})
     yield silence()
 
 
 def measure(url: str, script: Script, runs: int, spread: float, options: str = "") -> Sequence[float]:
-    """Return the seconds that it took, each time that a reader left."""
+    """Return the seconds until the upstream noticed, for each disconnect."""
     with SSEServer(script) as upstream:
         address = f"{url}?{urlencode({'upstream': upstream.url})}{options}"
-        return [_leave_one(address, upstream, spread * run / runs) for run in range(runs)]
+        return [_disconnect(address, upstream, spread * run / runs) for run in range(runs)]
 
 
-def _leave_one(address: str, upstream: SSEServer, after: float) -> float:
+def _disconnect(address: str, upstream: SSEServer, after: float) -> float:
     reader = Reader(address)
     try:
         reader.event()
         time.sleep(after)
     finally:
-        left_at = reader.leave()
-    return upstream.requests[-1].wait_aborted(PATIENCE_SECONDS) - left_at
+        disconnected_at = reader.leave()
+    return upstream.requests[-1].wait_aborted(WAIT_SECONDS) - disconnected_at
 
 
 def cells(seconds: Sequence[float]) -> str:

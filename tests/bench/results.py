@@ -1,6 +1,6 @@
-"""What was measured: samples, their medians, and ratios between clients of the same round.
+"""Samples, their medians, and ratios between clients.
 
-Rule: a ratio is taken within a round and the median over the rounds afterwards, never the other way round.
+Invariant: a ratio compares figures of the same round, and the median is taken over the ratios of all rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A client that gave no figures in a round, and why."""
+    """A client without figures in a round, and the reason."""
 
     workload: str
     case: str
@@ -53,7 +53,7 @@ class Results:
         self._clients: dict[str, dict[str, dict[str, None]]] = {}
 
     def add(self, entry: Sample | Failure) -> None:
-        """Keep what came of one round."""
+        """Add the result of one round."""
         clients = self._clients.setdefault(entry.workload, {}).setdefault(entry.case, {})
         clients[entry.client] = None
         if isinstance(entry, Sample):
@@ -62,11 +62,11 @@ class Results:
             self.failures.append(entry)
 
     def cases(self, workload: str) -> list[str]:
-        """Return the workload's cases in the order in which they were run."""
+        """Return the cases of a workload in the order of their runs."""
         return list(self._clients.get(workload, {}))
 
     def clients(self, workload: str, case: str) -> list[str]:
-        """Return the clients that were measured in it, or failed, in the order in which they were run first."""
+        """Return the clients that ran in a case, in the order of their first run."""
         return list(self._clients.get(workload, {}).get(case, {}))
 
     def rounds(self, workload: str, case: str, client: str, key: str) -> dict[int, float]:
@@ -76,18 +76,18 @@ class Results:
         return {sample.round: sample.figures[key] for sample in found if key in sample.figures}
 
     def failed_rounds(self, workload: str, case: str, client: str) -> int:
-        """Return how often it failed."""
+        """Return in how many rounds a client failed."""
         at = (workload, case, client)
         return sum((failure.workload, failure.case, failure.client) == at for failure in self.failures)
 
     def median(self, workload: str, case: str, client: str, key: str) -> float | None:
-        """Return the median over the rounds, None where there is none."""
+        """Return the median over the rounds, None without a figure."""
         return _median(self.rounds(workload, case, client, key).values())
 
     def ratio(
         self, workload: str, case: str, client: str, key: str, against: str, against_case: str | None = None
     ) -> float | None:
-        """Return the median of the rounds' ratios to another client, or case, None where they share no round."""
+        """Return the median of the ratios to another client or case, None if both have no round in common."""
         own = self.rounds(workload, case, client, key)
         other = self.rounds(workload, against_case or case, against, key)
         return _median(value / other[number] for number, value in own.items() if other.get(number))
@@ -115,7 +115,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on besides the code."""
+    """Return Python, platform and versions, which the figures depend on."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

@@ -1,17 +1,17 @@
-"""Streams in Redis with many readers: what this library's cost beside plain ones of redis-py.
+"""Streams in Redis with many readers: a RedisLog compared with plain redis-py.
 
     python -m tests.bench.resume [--rounds 3] [--rate 2] [--quick] [--clients A,B]
 
-1,000 readers, a thread each, in four processes: ten of each of 100 keys, and all keys in each process. One more
-process writes them with `RedisLog.produce`. At first an event comes every 500 ms on each key, which is 2,000 a second
-to the readers; then a burst, as fast as upstream and producer can. All clients, one after the other, read what
-is written in the same way, from a Redis of the benchmark's own.
+1,000 readers, each with a thread, in four processes: ten readers for each of 100 keys, and every process reads all
+keys. A fifth process writes the streams with `RedisLog.produce`: first an event every 500 ms per key, which is 2,000
+events a second for the readers; then a burst, as fast as upstream and producer can send. All clients read in turn, from
+a Redis of the benchmark's own.
 
-How late an event is counts from the upstream's sending, and so has the writing in it. `CPU s` is that of the readers'
-processes, `producer's` that of what writes. What reads `for nobody` gives an event to no reader, and counts it once a
-process. Newcomers are readers that come while the others are under way: to a stream that is `kept` already, with one
-that they have `begun`, or with one begun in `silence`, when the process's XREAD waits and has to be woken; `alone` is
-the same upstream without a log.
+The latency of an event counts from the upstream's send, so it includes the write. `CPU s` is the CPU time of the
+readers' processes, `producer's` that of the producer. The client `no fan-out` passes events to no reader, and counts
+them once per process. Newcomers are readers that open a stream during the run: one that was already complete (`kept`),
+one that they start (`begun`), or one that they start while the process's XREAD waits and must be woken (`silence`);
+`direct` is the same upstream without a log.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import redis
 
 from .meter import CountError, percentile
 from .resume_processes import PREFIX
-from .runner import OURS, Bench, Column, Configuration, Control, Workload, end, in_turn
+from .runner import OURS, Bench, Column, Configuration, Control, Workload, end, rotated
 from .table import print_table
 
 __all__ = ["main"]
 
-EACH, ONE = "redis-py with an XREAD each", "redis-py with one XREAD for nobody"
+EACH, ONE = "redis-py, an XREAD each", "redis-py, one XREAD, no fan-out"
 CLIENTS = (
-    *(Configuration(one.name, "log", (*one.needs, "redis"), one.environment) for one in OURS),
+    *(Configuration(ours.name, "log", (*ours.needs, "redis"), ours.environment) for ours in OURS),
     Configuration(EACH, "each", ("redis", "msgspec")),
     Configuration(ONE, "one", ("redis", "msgspec")),
 )
@@ -59,22 +59,22 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done."""
+    """The size of a run."""
 
     processes: int
     keys: int
     readers_of_each: int
-    # Paced: how many events of each key, and how many a second.
+    # Paced: events per key, and events per second and key.
     events: int
     rate: float
-    # At once: how many of each key.
+    # Burst: events per key.
     burst: int
-    # In each process.
+    # Newcomers per process.
     newcomers: int
 
     @property
     def readers(self) -> int:
-        """How many there are."""
+        """The number of readers."""
         return self.keys * self.readers_of_each
 
 
@@ -86,9 +86,9 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.resume", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3; 1 with --quick)")
-    parser.add_argument("--rate", type=float, default=None, help="events a second of each key (2)")
-    parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
-    parser.add_argument("--clients", default="", metavar="A,B", help="only these lines of the tables")
+    parser.add_argument("--rate", type=float, default=None, help="events per second and key (2)")
+    parser.add_argument("--quick", action="store_true", help="a short run, to check that it works")
+    parser.add_argument("--clients", default="", metavar="A,B", help="only these clients")
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     if options.rate is not None:
@@ -103,32 +103,32 @@ def main() -> None:
 
 
 def measure(bench: Bench, sizes: Sizes) -> None:
-    """Have each client read, round after round, and record the figures."""
-    # The short form leaves out what differs in no more than two packages.
-    clients = bench.installed(CLIENTS[1:] if bench.quick else CLIENTS)
+    """Run each client in each round, and record the figures."""
+    # The short run omits sseqbridge without its optional packages.
+    clients = bench.available(CLIENTS[1:] if bench.quick else CLIENTS)
     paced = f"{sizes.readers:,} readers of {sizes.keys} keys, {sizes.rate:g}/s each"
     burst = f"{sizes.readers:,} readers of {sizes.keys} keys, {sizes.burst} at once"
     with redis_server() as url, Process("producer", url, "producer", bench.environment(OURS[-1])) as producer:
         kept = _name()
-        producer.ask("begin", keys=[kept], upstream=f"{bench.upstream.http}/paced?events=1&interval=0.001")
-        producer.ask("end")
+        producer.call("begin", keys=[kept], upstream=f"{bench.upstream.http}/paced?events=1&interval=0.001")
+        producer.call("end")
         for number in range(bench.rounds):
-            for one in in_turn(clients, number):
-                print(f"round {number + 1} of {bench.rounds}: {one.name}", file=sys.stderr)
-                environment = bench.environment(one)
+            for client in rotated(clients, number):
+                print(f"round {number + 1} of {bench.rounds}: {client.name}", file=sys.stderr)
+                environment = bench.environment(client)
                 with ExitStack() as stack:
                     readers = [
-                        stack.enter_context(Process(one.client, url, f"reader-{at}", environment))
+                        stack.enter_context(Process(client.client, url, f"reader-{at}", environment))
                         for at in range(sizes.processes)
                     ]
                     run = Run(sizes, url, bench.upstream.http, producer, readers, kept)
-                    bench.record(PACED.name, paced, one.name, number, run.paced())
-                    bench.record(BURST.name, burst, one.name, number, run.burst())
+                    bench.record(PACED.name, paced, client.name, number, run.paced())
+                    bench.record(BURST.name, burst, client.name, number, run.burst())
 
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """Run a Redis that keeps nothing, and give its URL."""
+    """Run a Redis without persistence, and yield its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -138,14 +138,14 @@ def redis_server() -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             with redis.Redis(port=port) as client:
-                _wait_until_it_answers(client)
+                _wait_until_ready(client)
             yield f"redis://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()
 
 
-def _wait_until_it_answers(client: redis.Redis) -> None:
+def _wait_until_ready(client: redis.Redis) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -158,7 +158,7 @@ def _wait_until_it_answers(client: redis.Redis) -> None:
 
 
 class Process:
-    """A process of `resume_processes`, and what is ordered of it."""
+    """A process of `resume_processes`, whose methods are called by JSON over pipes."""
 
     def __init__(self, kind: str, url: str, name: str, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -173,28 +173,28 @@ class Process:
     def __exit__(self, *exc_info: object) -> None:
         end(self._process)
 
-    def order(self, do: str, **arguments: object) -> None:
-        """Have it do something; `answer` waits for that."""
+    def send_call(self, method: str, **arguments: object) -> None:
+        """Call a method without waiting; `receive_result` waits."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._process.stdin.write(json.dumps({"method": method, **arguments}) + "\n")
         self._process.stdin.flush()
 
-    def answer(self) -> Any:
-        """Return what came of the order. Raises CountError where the process has failed."""
+    def receive_result(self) -> Any:
+        """Return the result of a call. Raises CountError if the process has failed."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise CountError(f"the process {self.name} has failed")
         return json.loads(line)
 
-    def ask(self, do: str, **arguments: object) -> Any:
-        """Have it do something, and return what came of it."""
-        self.order(do, **arguments)
-        return self.answer()
+    def call(self, method: str, **arguments: object) -> Any:
+        """Call a method, and return its result."""
+        self.send_call(method, **arguments)
+        return self.receive_result()
 
 
 class Run:
-    """One client's readers, for a while."""
+    """The readers of one client, for one round."""
 
     def __init__(
         self, sizes: Sizes, url: str, upstream: str, producer: Process, readers: list[Process], kept: str
@@ -204,92 +204,96 @@ class Run:
         self._upstream = upstream
         self._producer = producer
         self._readers = readers
-        self._coming = {"kept": kept, "upstream": f"{upstream}/stream?events=2&batch=1"}
+        self._newcomers = {
+            "newcomers": sizes.newcomers,
+            "kept": kept,
+            "upstream": f"{upstream}/stream?events=2&batch=1",
+        }
         self._control = Control(upstream)
 
     def paced(self) -> dict[str, float]:
-        """Measure what is sent at a pace, and newcomers."""
+        """Measure events at a fixed rate, and newcomers."""
         sizes = self._sizes
         _, group = self._open(sizes.events, 1 / sizes.rate)
         seconds = sizes.events / sizes.rate
         silent = [
             second
             for reader in self._readers
-            for second in reader.ask("come", newcomers=sizes.newcomers, names=_name(), **self._coming)["begun"]
+            for second in reader.call("measure_newcomers", names=_name(), **self._newcomers)["begun"]
         ]
         for reader in self._readers:
-            reader.ask("go", newcomers=sizes.newcomers, names=_name(), seconds=0.7 * seconds, **self._coming)
-        self._control.ask("/start", group=group)
+            reader.call("start_counting", names=_name(), seconds=0.7 * seconds, **self._newcomers)
+        self._control.get_json("/start", group=group)
         time.sleep(seconds / 2)
         held = self._connections()
         ends = self._end()
         late = sorted(us for end in ends for us in end["late_us"])
         waited = {"silence": silent}
-        for what in ("kept", "begun", "alone"):
-            waited[what] = [second for end in ends for second in end["newcomers"][what]]
+        for kind in ("kept", "begun", "direct"):
+            waited[kind] = [second for end in ends for second in end["newcomers"][kind]]
         return {
-            "taken_each_second": len(late) / seconds,
+            "received_per_s": len(late) / seconds,
             "p50_ms": percentile(late, 50) / 1e3,
             "p99_ms": percentile(late, 99) / 1e3,
             "worst_ms": percentile(late, 100) / 1e3,
             "cpu_s": sum(end["cpu"] for end in ends),
             "producer_cpu_s": self._producer_cpu,
             "connections": max(held[reader.name] for reader in self._readers),
-            **{f"{what}_ms": statistics.median(waits) * 1e3 for what, waits in waited.items() if waits},
+            **{f"{kind}_ms": statistics.median(waits) * 1e3 for kind, waits in waited.items() if waits},
         }
 
     def burst(self) -> dict[str, float]:
-        """Measure how much comes through."""
+        """Measure the throughput."""
         events = self._sizes.burst
         keys, group = self._open(events, 0)
         for reader in self._readers:
-            reader.ask("go", newcomers=0, names="", seconds=0, **self._coming)
-        self._control.ask("/start", group=group)
+            reader.call("start_counting", names="", seconds=0, **(self._newcomers | {"newcomers": 0}))
+        self._control.get_json("/start", group=group)
         written = self._when_written(keys, events)
         ends = self._end()
-        began = min(end["first_at"] for end in ends) / 1e9
-        taken = sum(len(end["late_us"]) for end in ends)
-        seconds = max(end["last_at"] for end in ends) / 1e9 - began
+        started = min(end["first_at"] for end in ends) / 1e9
+        received = sum(len(end["late_us"]) for end in ends)
+        seconds = max(end["last_at"] for end in ends) / 1e9 - started
         return {
-            "taken_each_second": taken / seconds,
-            "written_each_second": events * len(keys) / (written - began),
+            "received_per_s": received / seconds,
+            "written_per_s": events * len(keys) / (written - started),
             "seconds": seconds,
             "cpu_s": sum(end["cpu"] for end in ends),
             "producer_cpu_s": self._producer_cpu,
         }
 
     def _open(self, events: int, interval: float) -> tuple[list[str], str]:
-        """Begin the streams, which wait, and open all readers."""
+        """Request the streams, which do not start yet, and open all readers."""
         keys = [_name() for _ in range(self._sizes.keys)]
         group = _name()
         upstream = f"{self._upstream}/join?group={group}&size={len(keys)}&events={events}&interval={interval}"
-        self._producer.ask("begin", keys=keys, upstream=upstream)
-        # One reader of each key after the other, as they would come to four workers.
-        wanted = [key for key in keys for _ in range(self._sizes.readers_of_each)]
+        self._producer.call("begin", keys=keys, upstream=upstream)
+        # Distribute the readers of each key over the processes, as a load balancer does over workers.
+        readers_of_keys = [key for key in keys for _ in range(self._sizes.readers_of_each)]
         for at, reader in enumerate(self._readers):
-            reader.order("open", keys=wanted[at :: len(self._readers)], events=events)
+            reader.send_call("open", keys=readers_of_keys[at :: len(self._readers)], events=events)
         for reader in self._readers:
-            reader.answer()
+            reader.receive_result()
         return keys, group
 
     def _end(self) -> list[Any]:
         for reader in self._readers:
-            reader.order("end")
-        ends = [reader.answer() for reader in self._readers]
-        self._producer_cpu: float = self._producer.ask("end")
+            reader.send_call("end")
+        ends = [reader.receive_result() for reader in self._readers]
+        self._producer_cpu: float = self._producer.call("end")
         return ends
 
     def _connections(self) -> Counter[str]:
-        """Return how many each process holds."""
+        """Return the number of connections per process."""
         with redis.Redis.from_url(self._url) as client:
             return Counter(found["name"] for found in client.client_list())
 
     def _when_written(self, keys: list[str], events: int) -> float:
-        """Return when all events were there."""
+        """Wait until all events are in Redis, and return the time."""
         names = [f"{PREFIX}:{{{key}}}:events" for key in keys]
         with redis.Redis.from_url(self._url) as client:
             count = client.register_script(COUNT)
-            # The entry that begins a stream is none.
+            # The first entry of a stream is not an event.
             while count(names) < (events + 1) * len(keys):
                 time.sleep(POLL_SECONDS)
             return time.monotonic()
@@ -300,7 +304,7 @@ def _name() -> str:
 
 
 def _run(bench: Bench) -> None:
-    """Measure both workloads: the same processes have the one, then the other."""
+    """Measure both workloads, one after the other in the same processes."""
     measure(bench, QUICK if bench.quick else FULL)
 
 
@@ -311,9 +315,9 @@ _SHARED = (
 )
 PACED = Workload(
     "resume paced",
-    "resume: events at a pace",
+    "resume: events at a fixed rate",
     (
-        Column("taken_each_second", "taken/s", ",.0f"),
+        Column("received_per_s", "received/s", ",.0f"),
         Column("p50_ms", "p50 ms", ".2f"),
         Column("p50_ms", "x each", ".2f", EACH),
         Column("p99_ms", "p99 ms", ".2f"),
@@ -323,7 +327,7 @@ PACED = Workload(
         Column("kept_ms", "newcomers: kept ms", ".1f"),
         Column("begun_ms", "begun", ".1f"),
         Column("silence_ms", "silence", ".1f"),
-        Column("alone_ms", "alone", ".1f"),
+        Column("direct_ms", "direct", ".1f"),
     ),
     _run,
 )
@@ -331,9 +335,9 @@ BURST = Workload(
     "resume burst",
     "resume: a burst",
     (
-        Column("taken_each_second", "taken/s", ",.0f"),
-        Column("taken_each_second", "x each", ".2f", EACH),
-        Column("written_each_second", "written/s", ",.0f"),
+        Column("received_per_s", "received/s", ",.0f"),
+        Column("received_per_s", "x each", ".2f", EACH),
+        Column("written_per_s", "written/s", ",.0f"),
         Column("seconds", "seconds", ".2f"),
         *_SHARED,
     ),

@@ -1,16 +1,17 @@
-"""The processes of `tests.bench.resume`: one that writes streams into Redis, and those that read them.
+"""The processes of `tests.bench.resume`: one that writes streams into Redis, and others that read them.
 
     python -m tests.bench.resume_processes producer URL NAME
     python -m tests.bench.resume_processes READERS URL NAME        READERS is one of log, each, one
 
-Each takes orders, a JSON line each with the name of a method and its arguments, and prints a JSON line once it is
-done. It serves until its standard input ends. NAME is what its connections tell Redis, `log`, `each` and `one` are:
+Each line of standard input is a call in JSON: the name of a method and its arguments. The process prints the result of
+each call as a line of JSON, and serves until its standard input ends. NAME is the client name of its connections to
+Redis. The readers are:
 
-    log     this library's, a thread a reader
-    each    redis-py with a connection and an XREAD for each reader, a thread a reader
-    one     redis-py with one XREAD over all keys, whose events go to nobody: what fanning out costs nothing
+    log     this library's, with a thread per reader
+    each    redis-py with a connection, an XREAD and a thread per reader
+    one     redis-py with one XREAD over all keys, without fan-out to readers
 
-Rule: what is done for each event is the same in all of them, decoding it and looking at the clock.
+Invariant: all of them do the same for each event: they decode it and read the clock.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ PREFIX = "bench"
 BLOCK_MILLISECONDS = 2000
 READ_AT_A_TIME = 1000
 
-# An event's key, and what it holds.
+# The key of an event, and its JSON.
 Deliveries = Generator[tuple[str, dict[str, Any]], None, None]
 
 
 def main() -> None:
-    """Be what the command line names."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.resume_processes", description=__doc__)
     parser.add_argument("kind", choices=["producer", *READERS])
     parser.add_argument("url")
@@ -55,25 +56,25 @@ def main() -> None:
     options = parser.parse_args()
     raise_file_limit()
     if options.kind == "producer":
-        serve(Producing(options.url, options.name))
+        serve(ProducerProcess(options.url, options.name))
     else:
-        serve(Reading(READERS[options.kind](options.url, options.name)))
+        serve(ReaderProcess(READERS[options.kind](options.url, options.name)))
 
 
 def serve(server: object) -> None:
-    """Do what is ordered."""
+    """Call methods of `server` until the standard input ends."""
     for line in sys.stdin:
-        order = json.loads(line)
-        print(json.dumps(getattr(server, order.pop("do"))(**order)), flush=True)
+        call = json.loads(line)
+        print(json.dumps(getattr(server, call.pop("method"))(**call)), flush=True)
 
 
 def open_log(url: str, name: str) -> RedisLog:
-    """Return the log, whose connections have a name."""
+    """Return a log whose connections have this client name."""
     return RedisLog.from_url(url, prefix=PREFIX, client_options={"client_name": name})
 
 
-class Producing:
-    """Writes streams, a thread for each that waits until it is over."""
+class ProducerProcess:
+    """Writes streams into a log, with a thread for each."""
 
     def __init__(self, url: str, name: str) -> None:
         self._log = open_log(url, name)
@@ -81,7 +82,7 @@ class Producing:
         self._threads: list[threading.Thread] = []
 
     def begin(self, keys: Sequence[str], upstream: str) -> None:
-        """Begin to write each of the keys what the upstream sends."""
+        """Start to write a stream of the upstream for each of the keys."""
         self._threads = [threading.Thread(target=self._produce, args=(key, upstream)) for key in keys]
         for thread in self._threads:
             thread.start()
@@ -91,48 +92,48 @@ class Producing:
         try:
             outcome = self._log.produce(key, lambda: request_sse(upstream))
             if outcome != "done":
-                raise CountError(f"a stream ended as {outcome!r}")
+                raise CountError(f"a stream has the outcome {outcome!r}")
         except BaseException:
             fail()
 
     def end(self) -> float:
-        """Wait until all are written, and return the CPU seconds since they began."""
+        """Wait until all streams are written, and return the CPU seconds since `begin`."""
         for thread in self._threads:
             thread.join()
         return self._meter.read()[1]
 
 
 def fail() -> None:
-    """Tell why, and end this process: the others would wait for what does not come."""
+    """Print the traceback and exit. Otherwise other threads would wait forever for the failed one."""
     traceback.print_exc()
     os._exit(1)
 
 
 class LogReaders:
-    """Readers of this library's."""
+    """Readers of a RedisLog."""
 
     has_threads = True
 
     def __init__(self, url: str, name: str) -> None:
         self._log = open_log(url, name)
 
-    def follow(self, keys: Sequence[str], is_there: Callable[[], object]) -> Deliveries:
-        """Yield what comes of the one key, to its end; `is_there` is called once the stream has begun."""
+    def follow(self, keys: Sequence[str], on_begin: Callable[[], object]) -> Deliveries:
+        """Yield the events of one key. Calls `on_begin` when the stream has begun."""
         (key,) = keys
         events = self._log.open(key)
-        is_there()
+        on_begin()
         for chunk in events:
             yield key, chunk
 
     def begin(self, key: str, upstream: str) -> Deliveries:
-        """Begin a stream, and yield what comes of it."""
+        """Begin a stream, and yield its events."""
         with self._log.open(key, lambda: request_sse(upstream)) as events:
             for chunk in events:
                 yield key, chunk
 
 
 class PlainReaders:
-    """An XREAD BLOCK loop of redis-py's for each call of `follow`."""
+    """Readers of plain redis-py: each call of `follow` is an XREAD BLOCK loop."""
 
     has_threads = True
 
@@ -140,30 +141,30 @@ class PlainReaders:
         self._url = url
         self._name = name
 
-    def follow(self, keys: Sequence[str], is_there: Callable[[], object]) -> Deliveries:
-        """Yield what comes of the keys, to their ends; `is_there` is called once all have begun."""
+    def follow(self, keys: Sequence[str], on_begin: Callable[[], object]) -> Deliveries:
+        """Yield the events of all keys. Calls `on_begin` when all streams have begun."""
         decode = msgspec.json.Decoder().decode
-        named = {f"{PREFIX}:{{{key}}}:events".encode(): key for key in keys}
-        positions: dict[Any, Any] = dict.fromkeys(named, "0-0")
-        to_begin = set(named)
-        # RESP2, whose answers redis-py need not turn into what they are in Python.
+        keys_by_name = {f"{PREFIX}:{{{key}}}:events".encode(): key for key in keys}
+        positions: dict[Any, Any] = dict.fromkeys(keys_by_name, "0-0")
+        to_begin = set(keys_by_name)
+        # With RESP2 redis-py converts less.
         with redis.Redis.from_url(self._url, client_name=self._name, protocol=2) as client:
             while positions:
                 reply: Any = client.xread(positions, READ_AT_A_TIME, BLOCK_MILLISECONDS)
                 for name, entries in reply:
                     for positions[name], fields in entries:
                         if b"data" in fields:
-                            yield named[name], decode(fields[b"data"])
+                            yield keys_by_name[name], decode(fields[b"data"])
                         elif b"begin" in fields:
                             to_begin.discard(name)
                             if not to_begin:
-                                is_there()
+                                on_begin()
                         else:
                             del positions[name]
 
 
 class OneReader(PlainReaders):
-    """One for all keys of the process."""
+    """One reader for all keys of the process."""
 
     has_threads = False
 
@@ -175,8 +176,8 @@ READERS: dict[str, Callable[[str, str], LogReaders | PlainReaders]] = {
 }
 
 
-class Reading:
-    """A process's readers."""
+class ReaderProcess:
+    """The readers of a process."""
 
     def __init__(self, readers: LogReaders | PlainReaders) -> None:
         self._readers = readers
@@ -185,29 +186,29 @@ class Reading:
         self._meter = Meter()
 
     def open(self, keys: Sequence[str], events: int) -> None:
-        """Open a reader of each of the keys, a key as often as it is named, and wait until all have begun."""
+        """Open a reader for each entry of `keys`, which may repeat, and wait until all streams have begun."""
         groups = [[key] for key in keys] if self._readers.has_threads else [list(dict.fromkeys(keys))]
         self._follows = [_Follow(self._readers, group, events) for group in groups]
         for follow in self._follows:
             follow.start()
         for follow in self._follows:
-            follow.is_there.wait()
+            follow.has_begun.wait()
 
-    def go(self, newcomers: int, kept: str, names: str, upstream: str, seconds: float) -> None:
-        """Count from now on; let newcomers come meanwhile, spread over so many seconds."""
+    def start_counting(self, newcomers: int, kept: str, names: str, upstream: str, seconds: float) -> None:
+        """Start to measure CPU time, and let newcomers arrive during the next `seconds`."""
         self._meter = Meter()
         self._newcomers = [_Newcomers(self._readers, newcomers, kept, names, upstream, seconds)]
         self._newcomers[0].start()
 
-    def come(self, newcomers: int, kept: str, names: str, upstream: str) -> dict[str, list[float]]:
-        """Let newcomers come now, and return their seconds, but for the first's, who pays for what all share."""
-        coming = _Newcomers(self._readers, newcomers + 1, kept, names, upstream, 0.0)
-        coming.start()
-        coming.join()
-        return {what: seconds[1:] for what, seconds in coming.seconds.items()}
+    def measure_newcomers(self, newcomers: int, kept: str, names: str, upstream: str) -> dict[str, list[float]]:
+        """Let newcomers arrive now, and return their waits, without the first, which includes one-time costs."""
+        arriving = _Newcomers(self._readers, newcomers + 1, kept, names, upstream, 0.0)
+        arriving.start()
+        arriving.join()
+        return {kind: seconds[1:] for kind, seconds in arriving.seconds.items()}
 
     def end(self) -> dict[str, Any]:
-        """Wait for the last events, and return what was measured from `go` on."""
+        """Wait for the last events, and return the figures since `start_counting`."""
         for follow in self._follows:
             follow.had_last.wait()
         _, cpu = self._meter.read()
@@ -226,14 +227,14 @@ class Reading:
 
 
 class _Follow(threading.Thread):
-    """One reader, and how late each event came to it, in nanoseconds."""
+    """One reader, which records the delay of each event in nanoseconds."""
 
     def __init__(self, readers: LogReaders | PlainReaders, keys: Sequence[str], events: int) -> None:
         super().__init__()
-        self.is_there = threading.Event()
+        self.has_begun = threading.Event()
         self.had_last = threading.Event()
         self.late = array("q", bytes(8 * events * len(keys)))
-        # When its first event was sent, and when its last one came.
+        # The send time of the first event, and the arrival of the last.
         self.first_at = self.last_at = 0
         self._readers = readers
         self._keys = keys
@@ -241,7 +242,7 @@ class _Follow(threading.Thread):
     def run(self) -> None:
         try:
             late, at, end = self.late, 0, len(self.late)
-            for _, chunk in self._readers.follow(self._keys, self.is_there.set):
+            for _, chunk in self._readers.follow(self._keys, self.has_begun.set):
                 now = time.monotonic_ns()
                 late[at] = now - chunk["created"]
                 at += 1
@@ -256,9 +257,9 @@ class _Follow(threading.Thread):
 
 
 class _Newcomers(threading.Thread):
-    """Readers that come one after the other, and the seconds that each waited for its first event.
+    """Readers that arrive one after another, and the seconds until each had its first event.
 
-    `kept`: of a stream that is there already. `begun`: of one that it begins. `alone`: of the upstream, without a log.
+    `kept`: of a complete stream. `begun`: of a stream that the reader begins. `direct`: of the upstream, without a log.
     """
 
     def __init__(
@@ -271,7 +272,7 @@ class _Newcomers(threading.Thread):
         seconds: float,
     ) -> None:
         super().__init__()
-        self.seconds: dict[str, list[float]] = {"kept": [], "begun": [], "alone": []}
+        self.seconds: dict[str, list[float]] = {"kept": [], "begun": [], "direct": []}
         self._readers = readers
         self._number = number
         self._kept = kept
@@ -283,31 +284,31 @@ class _Newcomers(threading.Thread):
         try:
             for number in range(self._number):
                 time.sleep(self._pause)
-                self._come(f"{self._names}-{number}")
+                self._read_first_events(f"{self._names}-{number}")
         except BaseException:
             fail()
 
-    def _come(self, name: str) -> None:
+    def _read_first_events(self, name: str) -> None:
         readers = self._readers
-        self._time("kept", readers.follow([self._kept], _nothing))
+        self._time("kept", readers.follow([self._kept], _ignore))
         if isinstance(readers, LogReaders):
             self._time("begun", readers.begin(name, self._upstream))
-            self._time("alone", _alone(self._upstream))
+            self._time("direct", _direct(self._upstream))
 
-    def _time(self, what: str, deliveries: Deliveries) -> None:
+    def _time(self, kind: str, deliveries: Deliveries) -> None:
         with closing(deliveries):
-            began = time.perf_counter()
+            started = time.perf_counter()
             next(deliveries)
-            self.seconds[what].append(time.perf_counter() - began)
+            self.seconds[kind].append(time.perf_counter() - started)
 
 
-def _alone(upstream: str) -> Deliveries:
+def _direct(upstream: str) -> Deliveries:
     with request_sse(upstream) as (_, _, events):
         for chunk in events:
             yield "", chunk
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     pass
 
 

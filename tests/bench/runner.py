@@ -1,6 +1,6 @@
-"""Runs clients against the upstream: each in a fresh process, in turn, round after round.
+"""Runs clients against the upstream, in rounds. In each round every client runs once, in a new process.
 
-Rule: a client that fails or hangs is reported and left behind; the others go on.
+Invariant: a client that fails or hangs is reported, and the other clients still run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "Control",
     "Workload",
     "end",
-    "in_turn",
+    "rotated",
 ]
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A line of the tables: a client, the environment of its process, and the modules that it needs."""
+    """A row of the tables: a client, the modules that it needs, and the environment of its process."""
 
     name: str
     client: str
@@ -52,7 +52,7 @@ class Configuration:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-# What SSEQBRIDGE_WITHOUT names is as if it were not installed.
+# SSEQBRIDGE_WITHOUT lists optional parts that are treated as not installed.
 OURS = (
     Configuration(PLAIN, "sseqbridge", (), {"SSEQBRIDGE_WITHOUT": "uvloop,msgspec"}),
     Configuration(FAST, "sseqbridge", ("uvloop", "msgspec")),
@@ -80,7 +80,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A kind of measurement, and how its figures are shown."""
+    """A kind of measurement, and the columns of its table."""
 
     name: str
     title: str
@@ -89,7 +89,7 @@ class Workload:
 
 
 class Upstream:
-    """The upstream's process."""
+    """The process of the upstream."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.bench.upstream"]
@@ -102,12 +102,12 @@ class Upstream:
         self.bundle: str | None = addresses.get("bundle")
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         end(self._process)
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """End a process that reads its orders to their end."""
+    """End a process that serves until the end of its standard input."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -117,14 +117,14 @@ def end(process: subprocess.Popen[Any]) -> None:
         process.wait()
 
 
-def in_turn(clients: Sequence[T], number: int) -> Sequence[T]:
-    """Return the clients as a round has them: each begins with another, so that nobody always follows the same one."""
+def rotated(clients: Sequence[T], number: int) -> Sequence[T]:
+    """Return the clients in the order of a round: each round starts with another client."""
     start = number % len(clients) if clients else 0
     return [*clients[start:], *clients[:start]]
 
 
 class Bench:
-    """One run of benchmarks: what they have in common."""
+    """One run of benchmarks: its options, results and upstream."""
 
     def __init__(self, *, rounds: int, quick: bool, only: Sequence[str] = ()) -> None:
         self.rounds = rounds
@@ -143,33 +143,33 @@ class Bench:
 
     @property
     def upstream(self) -> Upstream:
-        """The upstream, started when it is first asked for."""
+        """The upstream, which is started on first use."""
         if self._upstream is None:
             self._upstream = Upstream()
         return self._upstream
 
     def schemes(self) -> list[tuple[str, str]]:
-        """Return (name, URL) of the addresses to ask: HTTP, and TLS where trustme is installed."""
+        """Return (name, URL) for HTTP, and for TLS if trustme is installed."""
         if self.upstream.https is None:
-            self.having("trustme")
+            self.importable("trustme")
             return [("HTTP", self.upstream.http)]
         return [("HTTP", self.upstream.http), ("TLS", self.upstream.https)]
 
-    def installed(self, configurations: Iterable[Configuration]) -> list[Configuration]:
-        """Return those whose packages are there, and that were asked for."""
-        wanted = [one for one in configurations if not self._only or one.name in self._only]
-        there = self.having(*{module: None for one in wanted for module in one.needs})
-        return [one for one in wanted if there.issuperset(one.needs)]
+    def available(self, configurations: Iterable[Configuration]) -> list[Configuration]:
+        """Return the configurations that --clients selects and whose packages are installed."""
+        selected = [each for each in configurations if not self._only or each.name in self._only]
+        found = self.importable(*{module: None for each in selected for module in each.needs})
+        return [each for each in selected if found.issuperset(each.needs)]
 
-    def having(self, *modules: str) -> set[str]:
-        """Return those that are installed; says once which ones are not."""
-        there = {module for module in modules if importlib.util.find_spec(module) is not None}
-        if missing := [module for module in modules if module not in there | self._missing]:
+    def importable(self, *modules: str) -> set[str]:
+        """Return the modules that are installed. Prints the others, each once."""
+        found = {module for module in modules if importlib.util.find_spec(module) is not None}
+        if missing := [module for module in modules if module not in found | self._missing]:
             self._missing.update(missing)
-            print(f"not installed, and what needs it left out: {', '.join(missing)}; pip install 'sseqbridge[bench]'")
-        return there
+            print(f"not installed, so their clients are skipped: {', '.join(missing)}; pip install 'sseqbridge[bench]'")
+        return found
 
-    def in_turn(
+    def measure_each(
         self,
         workload: str,
         case: str,
@@ -178,23 +178,23 @@ class Bench:
         configurations: Iterable[Configuration] = CONFIGURATIONS,
         *,
         rounds: int | None = None,
-        instead: Mapping[str, Mapping[str, float]] | None = None,
+        overrides: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Measure the workload with each client, in a fresh process each time.
+        """Measure the workload with each client in each round, every time in a new process.
 
-        `instead` gives some clients, by name, other `arguments`.
+        `overrides` replaces some of the `arguments` for clients, by name.
         """
-        here = self.installed(configurations)
+        available = self.available(configurations)
         rounds = rounds or self.rounds
         for number in range(rounds):
             print(f"{workload}, {case}: round {number + 1} of {rounds}", file=sys.stderr)
-            for one in in_turn(here, number):
-                own = (instead or {}).get(one.name, {})
-                figures = self._measure(one, workload, url, {**arguments, **own})
-                self.record(workload, case, one.name, number, figures)
+            for configuration in rotated(available, number):
+                name = configuration.name
+                merged = {**arguments, **(overrides or {}).get(name, {})}
+                self.record(workload, case, name, number, self._measure(configuration, workload, url, merged))
 
     def record(self, workload: str, case: str, client: str, number: int, figures: Mapping[str, float] | str) -> None:
-        """Keep figures, or the reason why there are none."""
+        """Add figures, or the reason of a failure."""
         if isinstance(figures, str):
             print(f"{workload}, {case}: {client} failed: {figures}", file=sys.stderr)
             self.results.add(Failure(workload, case, client, number, figures))
@@ -202,51 +202,52 @@ class Bench:
             self.results.add(Sample(workload, case, client, number, figures))
 
     def _measure(
-        self, one: Configuration, workload: str, url: str, arguments: Mapping[str, float]
+        self, configuration: Configuration, workload: str, url: str, arguments: Mapping[str, float]
     ) -> dict[str, float] | str:
         pairs = [f"{name}={value}" for name, value in arguments.items()]
-        command = [sys.executable, "-m", "tests.bench.clients", one.client, workload, url, *pairs]
-        figures: dict[str, float] | str = self.run_json(command, self.environment(one, tls=url.startswith("https:")))
+        command = [sys.executable, "-m", "tests.bench.clients", configuration.client, workload, url, *pairs]
+        environment = self.environment(configuration, tls=url.startswith("https:"))
+        figures: dict[str, float] | str = self.run_json(command, environment)
         return figures
 
     def run_json(self, command: Sequence[str], environment: Mapping[str, str]) -> Any:
-        """Run a process and return the JSON that it prints, or as a string why there is none."""
+        """Run a process, and return the JSON that it prints; the reason as a string if it fails."""
         seconds = QUICK_TIMEOUT_SECONDS if self.quick else TIMEOUT_SECONDS
         try:
             done = subprocess.run(
                 command, check=False, capture_output=True, text=True, env=environment, timeout=seconds
             )
         except subprocess.TimeoutExpired:
-            return f"it took more than {seconds:g} s"
+            return f"took more than {seconds:g} s"
         if done.returncode != 0:
             return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return json.loads(done.stdout)
 
-    def environment(self, one: Configuration, *, tls: bool = False) -> dict[str, str]:
-        """Return the environment of its process: nothing in it may lead past loopback."""
+    def environment(self, configuration: Configuration, *, tls: bool = False) -> dict[str, str]:
+        """Return the environment of a client's process, without proxies: nothing may leave loopback."""
         own = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         own.pop("SSEQBRIDGE_WITHOUT", None)
         if tls:
-            # requests reads it again for each connection, and gets the short one.
+            # requests reads the file again for each connection, so it gets the short one.
             own |= {"SSL_CERT_FILE": self.upstream.bundle or "", "REQUESTS_CA_BUNDLE": self.upstream.ca or ""}
-        return own | dict(one.environment)
+        return own | dict(configuration.environment)
 
 
 class Control:
-    """A connection to the upstream for what is not a stream."""
+    """A connection for the upstream's requests other than streams."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        maker = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = maker(parts.netloc, timeout=TIMEOUT_SECONDS)
+        connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = connection_class(parts.netloc, timeout=TIMEOUT_SECONDS)
 
-    def ask(self, path: str, **parameters: object) -> dict[str, Any]:
-        """Return what the upstream tells."""
-        facts: dict[str, Any] = json.loads(self._read(path, parameters))
-        return facts
+    def get_json(self, path: str, **parameters: object) -> dict[str, Any]:
+        """Send a GET request, and return the JSON of its response."""
+        value: dict[str, Any] = json.loads(self._read(path, parameters))
+        return value
 
     def prepare_burst(self, events: int, batch: int) -> None:
-        """Have the upstream build a burst, which it does when it is first asked for it."""
+        """Request a burst once, so that the upstream has built it before it is measured."""
         self._read("/stream", {"events": events, "batch": batch})
 
     def _read(self, path: str, parameters: Mapping[str, object]) -> bytes:

@@ -12,22 +12,22 @@ EVENTS = 10
 
 
 def run(bench: Bench) -> None:
-    """Measure every client; the naive bridge, which is the slowest by far, with fewer streams."""
+    """Measure every client; the naive bridge, by far the slowest, with fewer streams."""
     streams, fewer = (40, 4) if bench.quick else (1_000, 50)
     for case, url in bench.schemes():
         Control(bench.upstream.http).prepare_burst(EVENTS, 1)
-        instead = {NAIVE: {"streams": fewer, "warmup": 2}}
-        bench.in_turn("short", case, url, {"streams": streams, "warmup": streams // 10}, instead=instead)
+        overrides = {NAIVE: {"streams": fewer, "warmup": 2}}
+        bench.measure_each("short", case, url, {"streams": streams, "warmup": streams // 10}, overrides=overrides)
 
 
 def measure(client: Client, url: str, *, streams: int, warmup: int) -> dict[str, float]:
-    """Read so many streams after a few others."""
-    whole = f"{url}/stream?events={EVENTS}&batch=1"
+    """Read `streams` streams after `warmup` others."""
+    stream_url = f"{url}/stream?events={EVENTS}&batch=1"
     for _ in range(warmup):
-        check_count(count(client.chunks(whole)), EVENTS)
+        check_count(count(client.chunks(stream_url)), EVENTS)
     meter = Meter()
     for _ in range(streams):
-        check_count(count(client.chunks(whole)), EVENTS)
+        check_count(count(client.chunks(stream_url)), EVENTS)
     wall, cpu = meter.read()
     return {"streams_per_s": streams / wall, "cpu_ms_per_stream": cpu / streams * 1000}
 

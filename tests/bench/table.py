@@ -1,4 +1,4 @@
-"""Prints results as tables of text, with the targets beside the figures that they bound."""
+"""Prints results as tables, with the targets of each client."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from .results import Results
 from .runner import Column, Workload
-from .targets import TARGETS, Verdict, verdict
+from .targets import TARGETS, Verdict, verdict_on
 
 __all__ = ["print_table", "verdicts"]
 
 
 def print_table(workload: Workload, results: Results) -> None:
-    """Print a workload's cases, one row a client."""
+    """Print the cases of a workload, with a row for each client."""
     print(f"\n== {workload.title}")
     for case in results.cases(workload.name):
         clients = results.clients(workload.name, case)
@@ -29,21 +29,25 @@ def print_table(workload: Workload, results: Results) -> None:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Return how each target fared that was measured."""
-    found = (verdict(target, results) for target in TARGETS)
-    return [one for one in found if one is not None]
+    """Return the verdict on each target that was measured."""
+    found = (verdict_on(target, results) for target in TARGETS)
+    return [each for each in found if each is not None]
 
 
 def _rows(results: Results, at: tuple[str, str, str], columns: Sequence[Column]) -> list[list[str]]:
-    """Return the client's row, and one more for each further target that it has."""
+    """Return the row of a client, and another row for each target after its first."""
     values = [_value(results, *at, column) for column in columns]
     cells = [
         "-" if value is None else format(value, column.format) for value, column in zip(values, columns, strict=True)
     ]
-    told = [str(one) for one in verdicts(results) if (one.target.workload, one.target.case, one.target.client) == at]
+    notes = [
+        str(verdict)
+        for verdict in verdicts(results)
+        if (verdict.target.workload, verdict.target.case, verdict.target.client) == at
+    ]
     if failed := results.failed_rounds(*at):
-        told.insert(0, f"failed {failed}x")
-    return [[at[2], *cells, *told[:1]], *([""] * (len(cells) + 1) + [text] for text in told[1:])]
+        notes.insert(0, f"failed {failed}x")
+    return [[at[2], *cells, *notes[:1]], *([""] * (len(cells) + 1) + [note] for note in notes[1:])]
 
 
 def _value(results: Results, workload: str, case: str, client: str, column: Column) -> float | None:

@@ -1,4 +1,4 @@
-"""What sseqbridge is to reach, as data, and whether it does."""
+"""Targets for the figures of sseqbridge, as data, and whether they are reached."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.bench import abort, linearity, parse, sdk
 from .results import Results
 from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
 
-__all__ = ["TARGETS", "Target", "Verdict", "verdict"]
+__all__ = ["TARGETS", "Target", "Verdict", "verdict_on"]
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bound on a client's figure, or on its ratio `against` another client's."""
+    """A bound on a client's figure, or on its ratio to that of the client `against`."""
 
     workload: str
     case: str
@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target, and the value that was measured for it."""
+    """A target and the measured value."""
 
     target: Target
     value: float
@@ -50,8 +50,8 @@ class Verdict:
         return f"{self.target}: {self.value:.3g}, {'reached' if self.is_reached else 'NOT REACHED'}"
 
 
-def verdict(target: Target, results: Results) -> Verdict | None:
-    """Return how a target fared, None where it was not measured."""
+def verdict_on(target: Target, results: Results) -> Verdict | None:
+    """Return the verdict on a target, None if it was not measured."""
     at = (target.workload, target.case, target.client, target.key)
     value = results.median(*at) if target.against is None else results.ratio(*at, target.against, target.against_case)
     return None if value is None else Verdict(target, value)
@@ -78,13 +78,13 @@ TARGETS = (
         for target in (
             Target("many", "1,000 streams", client, "p99_ms", "<", 1, BASELINE),
             Target("many", "1,000 streams", client, "kib_per_stream", "<=", 60),
-            # The same but for the noise.
+            # The cost of an event does not depend on the number of streams; 15 % is noise.
             Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "100 streams"),
             Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "300 streams"),
         )
     ),
     *(Target("parse", case, PLAIN, "mb_per_s", ">=", 1.5, BASELINE) for case in parse.CASES),
-    # Twice the bytes take twice the time, but for the noise. (What is small fits the machine's caches.)
+    # Twice the bytes take twice the time, plus noise. (Smaller inputs fit into the caches of the machine.)
     *(
         Target("linearity", case, "32,000 kB", "ms", "<=", 2.4, "16,000 kB")
         for case in (linearity.LINE, linearity.EVENT)
@@ -93,10 +93,10 @@ TARGETS = (
         target
         for scheme in ("HTTP", "TLS")
         for way in abort.WAYS
-        for one in abort.CONFIGURATIONS
+        for configuration in abort.CONFIGURATIONS
         for target in (
-            Target("abort", f"{way}, {scheme}", one.name, "median_ms", "<", 5),
-            Target("abort", f"{way}, {scheme}", one.name, "worst_ms", "<", 50),
+            Target("abort", f"{way}, {scheme}", configuration.name, "median_ms", "<", 5),
+            Target("abort", f"{way}, {scheme}", configuration.name, "worst_ms", "<", 50),
         )
     ),
     *(

@@ -1,16 +1,16 @@
-"""The upstream that every client asks: `python -m tests.bench.upstream` serves until its standard input ends.
+"""The upstream of all clients: `python -m tests.bench.upstream` serves until its standard input ends.
 
-It prints one JSON line with its addresses, then answers GET requests on loopback, one thread a connection:
+It prints one line of JSON with its addresses, then serves GET requests on loopback, with a thread per connection:
 
-    /stream?events=&batch=              a burst, `batch` events an HTTP chunk, ended by `[DONE]`
-    /paced?events=&interval=            one event each `interval` seconds, its "created" the time of sending
-    /join?group=&size=&events=&interval=  one of `size` streams that are paced together, evenly spread
-    /start?group=                       answers once all of the group are open, which then begins
-    /hold?id=&full=                     one event, then silence until the client leaves; with `full` endless ones
-    /held?id=                           JSON: how much /hold sent, and when its client left
-    /stats                              JSON: connections so far, and how late the last pacing was
+    /stream?events=&batch=              a burst, `batch` events per HTTP chunk, then `[DONE]`
+    /paced?events=&interval=            one event every `interval` seconds; its "created" is the send time
+    /join?group=&size=&events=&interval=  one of `size` streams that are paced together, spread ended the interval
+    /start?group=                       responds when all streams of the group are open, and starts them
+    /hold?id=&full=                     one event, then silence until the client disconnects; with `full` endless events
+    /held?id=                           JSON: how much /hold sent, and when its client disconnected
+    /stats                              JSON: connections so far, and the delays of the last paced streams
 
-Times are time.monotonic_ns(), on Linux one clock for all processes. Rule: what bursts is built before it is sent.
+Times are time.monotonic_ns(), which is the same clock in all processes on Linux. A burst is built before it is sent.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ Parameters = dict[str, str]
 
 @functools.lru_cache(maxsize=8)
 def burst(events: int, batch: int) -> bytes:
-    """Return a whole answer: head, events and `[DONE]`."""
+    """Return a complete response: head, events and `[DONE]`."""
     frames = list(chat_stream(events))
     chunks = (http_chunk(b"".join(frames[at : at + batch])) for at in range(0, events, batch))
     return b"".join(chain([HEAD], chunks, [END]))
 
 
 class Pacer:
-    """Sends timed events at absolute deadlines, and keeps how late it was."""
+    """Sends timed events at absolute deadlines, and records its own delays."""
 
     def __init__(self) -> None:
         self.late: list[int] = []
 
     def play(self, sockets: list[socket.socket], events: int, interval: float) -> None:
-        """Send `events` on each socket, the sockets evenly spread over the interval."""
+        """Send `events` on each socket, the sockets evenly spread ended the interval."""
         step = int(interval * 1e9 / len(sockets))
         chunk_sent_at = timed_chunk()
         self.late = []
@@ -75,31 +75,31 @@ class Pacer:
                 self.late.append(now - deadline)
 
     def lateness(self) -> dict[str, float]:
-        """Return median, 99th percentile and worst, in milliseconds."""
+        """Return median, 99th percentile and maximum of the delays, in milliseconds."""
         late = sorted(self.late) or [0]
         return {"p50": late[len(late) // 2] / 1e6, "p99": late[len(late) * 99 // 100] / 1e6, "worst": late[-1] / 1e6}
 
 
 @dataclass(eq=False)
 class Group:
-    """Streams that begin together."""
+    """Streams that start together."""
 
     sockets: list[socket.socket] = field(default_factory=list)
     full: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
-    over: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(eq=False)
 class Held:
-    """What became of one /hold."""
+    """The state of one /hold request."""
 
     sent: int = 0
     left_at: int | None = None
 
 
 class Upstream:
-    """The routes, and what they share."""
+    """The routes, and their shared state."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -114,12 +114,12 @@ class Upstream:
             "/join": self._join,
             "/start": self._start,
             "/hold": self._hold,
-            "/held": self._tell_held,
-            "/stats": self._tell_stats,
+            "/held": self._send_held,
+            "/stats": self._send_stats,
         }
 
     def listen(self, context: ssl.SSLContext | None = None) -> int:
-        """Serve on a port of its own from now on, and return it."""
+        """Start to serve on a free port, and return the port."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(target=self._accept, args=(listener, context), daemon=True).start()
@@ -131,9 +131,9 @@ class Upstream:
             client, _ = listener.accept()
             with self._lock:
                 self._connections += 1
-            threading.Thread(target=self._converse, args=(client, context), daemon=True).start()
+            threading.Thread(target=self._serve, args=(client, context), daemon=True).start()
 
-    def _converse(self, client: socket.socket, context: ssl.SSLContext | None) -> None:
+    def _serve(self, client: socket.socket, context: ssl.SSLContext | None) -> None:
         try:
             if context is not None:
                 client = context.wrap_socket(client, server_side=True)
@@ -143,7 +143,7 @@ class Upstream:
                         pass
                     target = urlsplit(request.split()[1].decode())
                     self._routes[target.path](client, dict(parse_qsl(target.query)))
-        except OSError:  # the client left
+        except OSError:  # The client has disconnected.
             client.close()
 
     def _json(self, client: socket.socket, parameters: Parameters) -> None:
@@ -168,18 +168,18 @@ class Upstream:
             group.started.wait()
             try:
                 self._pacer.play(group.sockets, int(parameters["events"]), float(parameters["interval"]))
-                # The ends come apart from the last events, so that a client can be measured in between.
+                # A pause before the ends, so that a client can be measured after its last event.
                 time.sleep(SETTLE_SECONDS)
             finally:
-                group.over.set()
-        group.over.wait()
+                group.ended.set()
+        group.ended.wait()
         client.sendall(END)
 
     def _start(self, client: socket.socket, parameters: Parameters) -> None:
         group = self._group(parameters)
         group.full.wait()
         time.sleep(SETTLE_SECONDS)
-        _answer_json(client, {})
+        _send_json(client, {})
         time.sleep(SETTLE_SECONDS)
         group.started.set()
 
@@ -199,39 +199,39 @@ class Upstream:
             try:
                 held.sent += client.send(event)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                # TLS keeps a record that was cut short and wants the same bytes again. POLLOUT
-                # tells of room for less than a record: without a pause that would spin.
+                # TLS keeps an incomplete record, and must get the same bytes again. POLLOUT is set
+                # if there is room for less than a record: without a pause this loop would spin.
                 time.sleep(0.0002)
             except OSError:
                 break
         held.left_at = time.monotonic_ns()
         raise ConnectionAbortedError
 
-    def _tell_held(self, client: socket.socket, parameters: Parameters) -> None:
+    def _send_held(self, client: socket.socket, parameters: Parameters) -> None:
         held = self._held.get(parameters["id"], Held())
-        _answer_json(client, {"sent": held.sent, "left_at": held.left_at})
+        _send_json(client, {"sent": held.sent, "left_at": held.left_at})
 
-    def _tell_stats(self, client: socket.socket, parameters: Parameters) -> None:
-        _answer_json(client, {"connections": self._connections, "late_ms": self._pacer.lateness()})
+    def _send_stats(self, client: socket.socket, parameters: Parameters) -> None:
+        _send_json(client, {"connections": self._connections, "late_ms": self._pacer.lateness()})
 
 
-def _answer_json(client: socket.socket, value: object) -> None:
+def _send_json(client: socket.socket, value: object) -> None:
     body = json.dumps(value).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     client.sendall(head % len(body) + body)
 
 
 def raise_file_limit() -> None:
-    """Let the process open as many descriptors as it may."""
+    """Raise the soft limit of open descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _tls_context(ca_path: Path, bundle_path: Path) -> ssl.SSLContext:
-    """Return a context with a certificate for 127.0.0.1. Wants trustme.
+    """Return a context with a certificate for 127.0.0.1. Needs trustme.
 
-    Writes the authority that vouches for it, alone and as a bundle with those that the world trusts: reading so many
-    is what a TLS context costs a client.
+    Writes the authority's certificate, alone and in a bundle with certifi's. Reading a bundle of that size is the usual
+    cost of a TLS context.
     """
     import certifi
     import trustme

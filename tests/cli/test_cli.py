@@ -297,7 +297,7 @@ def test_interrupt_before_the_response_aborts_the_request() -> None:
 @pytest.mark.parametrize(
     "steps",
     [[silence()], [send(1), silence()], [send(n) for n in range(50_000)]],
-    ids=["before the answer", "in silence", "in mid-stream"],
+    ids=["before the response", "in silence", "in mid-stream"],
 )
 def test_closed_pipe_ends_the_command(steps: list[Step]) -> None:
     with SSEServer(steps) as server, command(server.url) as process:
@@ -371,15 +371,15 @@ def test_status_line_shows_the_current_wait_in_process(
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    answer, first, second = (threading.Event() for _ in range(3))
+    response, first, second = (threading.Event() for _ in range(3))
 
     def is_shown(line: str) -> bool:
         return re.search(line, terminal.getvalue()) is not None
 
-    with SSEServer([hold(answer), respond(), comment(), hold(first), send(1), hold(second), send(2), DONE]) as server:
+    with SSEServer([hold(response), respond(), comment(), hold(first), send(1), hold(second), send(2), DONE]) as server:
         running = in_thread(lambda: main([server.url]))
         clock.advance_until(lambda: is_shown(r"waiting for the response, \d+ s"), step=0.1)
-        answer.set()
+        response.set()
         clock.advance_until(lambda: is_shown(r"waiting for the first event, \d+ s"), step=0.1)
         first.set()
         clock.advance_until(lambda: is_shown(r"waiting, \d+ s, 1 events so far"), step=0.1)
@@ -582,7 +582,7 @@ def test_serve_plays_until_interrupted(recorded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "answer"),
+    ("method", "options", "response"),
     [
         ("GET", [], (200, ["a", "b"], None)),
         ("GET", ["--cors"], (200, ["a", "b"], "*")),
@@ -590,7 +590,7 @@ def test_serve_plays_until_interrupted(recorded: Path) -> None:
     ],
 )
 def test_serve_plays_in_process(
-    recorded: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, method: str, options: list[str], answer: Any
+    recorded: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, method: str, options: list[str], response: Any
 ) -> None:
     got: list[Any] = []
 
@@ -601,7 +601,7 @@ def test_serve_plays_in_process(
 
     monkeypatch.setattr(serve_command, "wait_for_interrupt", ask)
     assert main(["serve", str(recorded), "--port", "0", "--speed", "1000", *options]) == 0
-    assert got == [answer]
+    assert got == [response]
 
 
 def test_serve_is_interrupted_in_process(recorded: Path) -> None:

@@ -59,46 +59,46 @@ def proxied(seed: int) -> Iterator[tuple[str, Callable[[], int]]]:
     """The upstream and its proxy in a process of their own: URL, and number of open connections."""
     command = [sys.executable, "-m", "tests.engine.faults", str(seed)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        asked, answers = process.stdin, process.stdout
-        assert asked is not None
-        assert answers is not None
+        commands, replies = process.stdin, process.stdout
+        assert commands is not None
+        assert replies is not None
 
         def open_connections() -> int:
-            asked.write("\n")
-            asked.flush()
-            return int(answers.readline())
+            commands.write("\n")
+            commands.flush()
+            return int(replies.readline())
 
         try:
-            yield f"http://127.0.0.1:{int(answers.readline())}", open_connections
+            yield f"http://127.0.0.1:{int(replies.readline())}", open_connections
         finally:
             process.kill()
 
 
 # The ways to read a stream. Each appends to `items`.
 
-Elsewhere = Callable[[Callable[[], object]], object]
-Behaviour = Callable[[Plan, EventStream[Any], list[Any], Elsewhere], None]
+CallLater = Callable[[Callable[[], object]], object]
+Behaviour = Callable[[Plan, EventStream[Any], list[Any], CallLater], None]
 
 
 class LeftError(Exception):
     """An exception of a consumer's own code."""
 
 
-def read(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def read(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     items.extend(events)
 
 
-def collect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def collect(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     take(plan.take, events, items)
     items += events.collect()
 
 
-def next_with_timeouts(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def next_with_timeouts(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     while wait_for_next(plan, events, items):
         pass
 
 
-def poll(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def poll(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     items += events.poll()
     while wait_for_next(plan, events, items):
         items += events.poll()
@@ -115,50 +115,50 @@ def wait_for_next(plan: Plan, events: EventStream[Any], items: list[Any]) -> boo
     return True
 
 
-def nested(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def nested(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     for item in events:
         items.append(item)
         take(1, events, items)
 
 
-def keep_open(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def keep_open(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     if plan.take:
         for item in events.keep_open():
             items.append(item)
             if len(items) == plan.take:
                 break
-    read(plan, events, items, elsewhere)
+    read(plan, events, items, call_later)
 
 
-def stall(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def stall(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     for item in events:
         items.append(item)
         if len(items) >= plan.take:
             time.sleep(plan.seconds)
 
 
-def break_off(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def break_off(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     for item in events:
         items.append(item)
         if len(items) >= plan.take:
             break
 
 
-def close(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def close(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     take(plan.take, events, items)
     at = time.monotonic()
     events.close()
-    assert is_down(events, at), "close() has returned, and the stream's task goes on"
+    assert is_down(events, at), "close() has returned, but the stream's task still runs"
     assert list(events) == []
 
 
-def close_elsewhere(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def close_elsewhere(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     take(plan.take, events, items)
-    elsewhere(events.close)
-    read(plan, events, items, elsewhere)
+    call_later(events.close)
+    read(plan, events, items, call_later)
 
 
-def raise_in_loop(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def raise_in_loop(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     try:
         with events:
             for item in events:
@@ -167,16 +167,16 @@ def raise_in_loop(plan: Plan, events: EventStream[Any], items: list[Any], elsewh
                     at = time.monotonic()
                     raise LeftError
     except LeftError:
-        assert is_down(events, at), "the block was left, and the stream's task goes on"
+        assert is_down(events, at), "the block was left, but the stream's task still runs"
 
 
-def drop(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
+def drop(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
     take(plan.take, events, items)
 
 
-def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], elsewhere: Elsewhere) -> None:
-    elsewhere(events.reconnect)
-    stall(plan, events, items, elsewhere)
+def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], call_later: CallLater) -> None:
+    call_later(events.reconnect)
+    stall(plan, events, items, call_later)
 
 
 def is_down(events: EventStream[Any], closed_at: float) -> bool:
@@ -218,14 +218,14 @@ class Result:
 
     @property
     def is_lost_at_once(self) -> bool:
-        """Whether the stream failed before its answer, as on a dead kept-alive connection."""
+        """Whether the stream failed before its response, as on a dead kept-alive connection."""
         return isinstance(self.error, TransportError) and self.outcome is None
 
     def __str__(self) -> str:
         return self.outcome or "open" if self.error is None else type(self.error).__name__
 
 
-class Elsewheres:
+class LaterCalls:
     """Threads that act on streams a moment later."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
@@ -244,11 +244,11 @@ class Elsewheres:
             self.errors.append(exc)
 
 
-def consume(plan: Plan, url: str, bridge: Bridge, elsewheres: Elsewheres, patience: float) -> Result:
+def consume(plan: Plan, url: str, bridge: Bridge, later_calls: LaterCalls, patience: float) -> Result:
     """Open a stream, and read it by its plan."""
     ask: Any = request_sse
     result = Result(plan, [])
-    later = functools.partial(elsewheres.later, plan.seconds)
+    later = functools.partial(later_calls.later, plan.seconds)
     cancel = None
     if plan.behaviour == "cancel":
         cancel = threading.Event()
@@ -300,7 +300,7 @@ def check(result: Result) -> None:
     try:
         _check(result)
     except AssertionError:
-        # A GET is sent again if a kept-alive connection closes before the first byte of the answer.
+        # A GET is sent again if a kept-alive connection closes before the first byte of the response.
         first = plan.fault(0)
         if plan.has_body or plan.reconnects or first.at or first.ending not in ("cut", "reset"):
             raise
@@ -318,7 +318,7 @@ def _check(result: Result) -> None:
         return
     assert items == plan.items[: len(items)], f"lost, repeated or out of order: {[item[0] for item in items]}"
     if error is not None:
-        assert result.outcome in (None, "error"), f"an error, and the outcome {result.outcome}"
+        assert result.outcome in (None, "error"), f"an error, but the outcome is {result.outcome}"
         check_error(plan, error, len(items))
     elif result.outcome in ("done", "eof"):
         check_end(plan, result.outcome, len(items))
@@ -331,50 +331,50 @@ def _check(result: Result) -> None:
 
 def check_end(plan: Plan, outcome: str, count: int) -> None:
     """Check a stream with a clean end."""
-    fault, answer = plan.fault(0), plan.answer
+    fault, response = plan.fault(0), plan.response
     expected, whole = "eof" if plan.done == "none" else "done", len(plan.items)
     if fault.ending == "cut" and plan.framing == "close" and not plan.reconnects:
         # Only the last event shows whether the stream is complete; or the end of a compressed body, but for
         # a body of no byte at all.
-        arrived = answer.arrived(fault.at)
-        if arrived < len(answer.ends) and (fault.at == answer.head or not plan.is_compressed):
+        arrived = response.arrived(fault.at)
+        if arrived < len(response.ends) and (fault.at == response.head or not plan.is_compressed):
             assert not plan.require_done
             expected, whole = "eof", arrived
-    assert outcome == expected, f"{outcome}, where {expected} was to come"
-    assert count == whole, f"{count} of {whole} items, and a clean end"
+    assert outcome == expected, f"the outcome is {outcome}, not {expected}"
+    assert count == whole, f"a clean end after {count} of {whole} items"
 
 
 def check_error(plan: Plan, error: SSEError, count: int) -> None:
     """Check a stream with an error, or without an end."""
-    fault, answer = plan.fault(0), plan.answer
+    fault, response = plan.fault(0), plan.response
     if isinstance(error, RequestAbortedError):
         assert plan.behaviour == "cancel"
         return
-    assert isinstance(error, (ReadError, TruncatedStreamError, StreamTimeoutError)), "not what a fault makes"
+    assert isinstance(error, (ReadError, TruncatedStreamError, StreamTimeoutError)), "no fault causes this error"
     if plan.reconnects:
         # The server may have handled the request.
-        assert plan.has_body, "a GET that was not asked for again"
-        assert count == 0, "an answer that was not asked for again"
+        assert plan.has_body, "a GET was not retried"
+        assert count == 0, "a stream with events did not reconnect"
         return
     assert fault.ending in ("cut", "reset", "silence")
     # A RST may overtake bytes that were sent before it.
-    is_complete = fault.at == len(answer.data) and fault.ending == "cut" and plan.framing != "close"
-    assert not is_complete, "the answer was complete"
-    arrived = answer.arrived(fault.at)
-    assert count <= arrived or plan.is_compressed, f"{count} items, where {arrived} can have come"
+    is_complete = fault.at == len(response.data) and fault.ending == "cut" and plan.framing != "close"
+    assert not is_complete, "an error after a complete response"
+    arrived = response.arrived(fault.at)
+    assert count <= arrived or plan.is_compressed, f"{count} items, but only {arrived} can have arrived"
     if fault.ending == "silence":
         assert isinstance(error, StreamTimeoutError)
     elif fault.ending == "cut":
-        assert isinstance(error, ReadError if fault.at < answer.head else TruncatedStreamError)
+        assert isinstance(error, ReadError if fault.at < response.head else TruncatedStreamError)
         # Items received before an error come first, except from collect().
         if plan.behaviour != "collect":
             assert count >= min(arrived, len(plan.items)), f"{count} of {arrived} items"
 
 
 def spoils(plan: Plan) -> bool:
-    """Whether a stream may leave a connection that is dead without showing it."""
+    """Whether a stream may leave a connection in the pool that is dead, but does not look so."""
     return any(
-        fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.answer.data))
+        fault.ending == "corrupt" or (fault.ending != "whole" and fault.at == len(plan.response.data))
         for fault in plan.faults
     )
 
@@ -395,7 +395,7 @@ def is_signed(item: Any) -> bool:
 
 
 class Run:
-    """A run of streams and their results. Each answer takes `lasts` seconds, or no time."""
+    """A run of streams and their results. Each response takes `lasts` seconds, or no time."""
 
     def __init__(self, url: str, bridge: Bridge, seed: int, lasts: float = 0.0) -> None:
         self._url = url
@@ -415,9 +415,9 @@ class Run:
         """Read these streams, and wait until only idle connections are left."""
         left = iter(numbers)
         with ThreadPoolExecutor(16) as executor:
-            elsewheres = Elsewheres(executor)
+            later_calls = LaterCalls(executor)
             workers = [
-                threading.Thread(target=self._work, args=(left, elsewheres), daemon=True) for _ in range(threads)
+                threading.Thread(target=self._work, args=(left, later_calls), daemon=True) for _ in range(threads)
             ]
             for worker in workers:
                 worker.start()
@@ -425,14 +425,14 @@ class Run:
                 while worker.is_alive():
                     worker.join(1)
                     self._check_progress()
-        assert not elsewheres.errors, elsewheres.errors
+        assert not later_calls.errors, later_calls.errors
         until(self._is_idle)
 
     def check(self) -> None:
         """Raise AssertionError for a result that is not allowed."""
         for failure in self.failures[:10]:
             print(failure, file=sys.stderr)
-        assert not self.failures, f"{len(self.failures)} streams came to what no stream may come to"
+        assert not self.failures, f"{len(self.failures)} streams had results that are not allowed"
         assert self.victims <= self.spoilers
 
     def _is_idle(self) -> bool:
@@ -444,19 +444,19 @@ class Run:
         for number, since in tuple(self._under_way.values()):
             if now - since > STUCK_SECONDS:
                 faulthandler.dump_traceback()
-                raise AssertionError(f"a consumer waits for ever: {plan_of(self._seed, number)}")
+                raise AssertionError(f"a consumer hangs: {plan_of(self._seed, number)}")
 
-    def _work(self, numbers: Iterator[int], elsewheres: Elsewheres) -> None:
+    def _work(self, numbers: Iterator[int], later_calls: LaterCalls) -> None:
         # next() of a range's iterator is atomic.
         for number in numbers:
             self._under_way[threading.get_ident()] = number, time.monotonic()
             plan = plan_of(self._seed, number)
             url = f"{self._url}/{number}/{next(self._asked)}/{self._lasts * 1000:.0f}"
             try:
-                self._judge(consume(plan, url, self._bridge, elsewheres, PATIENCE + self._lasts))
+                self._judge(consume(plan, url, self._bridge, later_calls, PATIENCE + self._lasts))
             except Exception as exc:
                 # Every other exception is a fault.
-                self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.answer.data)} bytes")
+                self.failures.append(f"{type(exc).__name__}: {exc}\n{plan}, {len(plan.response.data)} bytes")
             finally:
                 del self._under_way[threading.get_ident()]
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["DONE", "Answer", "Fault", "Plan", "main", "plan_of", "signed"]
+__all__ = ["DONE", "Fault", "Plan", "Response", "main", "plan_of", "signed"]
 
 T = TypeVar("T")
 
@@ -41,13 +41,13 @@ Behaviour: TypeAlias = Literal[
 # Characters of one to four bytes, so that cuts hit the middle of characters.
 _TEXT = "The quick brown fox jumps over the lazy dog. Zwölf Boxkämpfer; 春眠不觉晓 🦊 "
 _READ_BYTES = 1 << 20
-# The most pieces of an answer, and the most if a pause follows each.
+# The most pieces of a response, and the most if a pause follows each.
 _PIECES, _STEPS = 24, 8
 _NO_PAUSES = itertools.repeat(0.0)
 
 
 class Fault(NamedTuple):
-    """The fault of one answer between upstream and client.
+    """The fault of one response between upstream and client.
 
     `pace` is the speed of its bytes, with pauses of `seconds`; `ending` is the event after `at` bytes: a FIN, a RST, no
     further byte, or `noise` in place of the next bytes.
@@ -60,8 +60,8 @@ class Fault(NamedTuple):
     noise: bytes = b""
 
 
-class Answer(NamedTuple):
-    """An answer's bytes, the length of its head, and the offsets at which its events are complete.
+class Response(NamedTuple):
+    """A response's bytes, the length of its head, and the offsets at which its events are complete.
 
     In a compressed body an event may be complete somewhat sooner.
     """
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """One stream: the answer of its upstream, the faults on the way, and its consumer.
+    """One stream: the response of its upstream, the faults on the way, and its consumer.
 
     `faults` has one fault for each of the first connections; later connections have none. The consumer takes `take`
     items, then follows `behaviour`; a wait lasts `seconds`.
@@ -104,15 +104,15 @@ class Plan:
     max_buffered_bytes: int
 
     @functools.cached_property
-    def answer(self) -> Answer:
-        """The answer to a request for the whole stream."""
-        return self.answer_from(0)
+    def response(self) -> Response:
+        """The response to a request for the whole stream."""
+        return self.response_from(0)
 
-    def answer_from(self, start: int) -> Answer:
-        """Return the answer to a request that resumes at this item."""
+    def response_from(self, start: int) -> Response:
+        """Return the response to a request that resumes at this item."""
         if start and start >= len(self.items) and self.done != "data":
             head = b"HTTP/1.1 204 No Content\r\n\r\n"
-            return Answer(head, len(head), [])
+            return Response(head, len(head), [])
         frames = [self._frame(item) for item in self.items[start:]]
         if self.done == "data":
             frames.append(b"data: " + DONE.encode() + self.line_end * 2)
@@ -123,7 +123,7 @@ class Plan:
         head = b"\r\n".join([field for field in fields if field]) + b"\r\n\r\n"
         if self.framing == "chunked":
             body, ends = _chunked(body, ends, self.chunk_bytes)
-        return Answer(head + body, len(head), [len(head) + end for end in ends])
+        return Response(head + body, len(head), [len(head) + end for end in ends])
 
     def _frame(self, item: list[Any]) -> bytes:
         number = item[0]
@@ -132,7 +132,7 @@ class Plan:
         return self.line_end.join(lines)
 
     def fault(self, attempt: int) -> Fault:
-        """Return the fault of the answer on the stream's nth connection, from 0."""
+        """Return the fault of the response on the stream's nth connection, from 0."""
         return self.faults[attempt] if attempt < len(self.faults) else Fault()
 
 
@@ -197,7 +197,7 @@ def plan_of(seed: int, number: int) -> Plan:
         count = max(count, 1)
     has_body = chance.random() < 0.5
     if reconnects and has_body and framing == "close":
-        # Whose clean end it is not to be asked for again after, and a cut looks like one.
+        # A clean end of a POST does not reconnect, and with this framing a cut looks like a clean end.
         framing = "chunked"
     behaviour: Behaviour = chance.choice(_READERS if chance.random() < 0.6 else _LEAVERS)
     if reconnects and chance.random() < 0.2:
@@ -233,14 +233,14 @@ def _fault(chance: random.Random, plan: Plan) -> Fault:
     if plan.reconnects and ending == "corrupt":
         # A changed ID would resume another stream.
         ending = "cut"
-    data, head, _ = plan.answer
+    data, head, _ = plan.response
     at = chance.choice((chance.randint(0, head), chance.randint(0, len(data)), chance.randint(head, len(data))))
     if chance.random() < 0.1:
         at = len(data)
     if ending == "silence":
-        # After a complete answer, the fault would hit another stream's.
+        # After a complete response, the fault would hit the next stream.
         starts = range(len(plan.items) + 1) if plan.reconnects else [0]
-        whole = {len(plan.answer_from(start).data) for start in starts}
+        whole = {len(plan.response_from(start).data) for start in starts}
         while at in whole:
             at -= 1
     noise = chance.randbytes(chance.choice((1, 1, 1, 4)))
@@ -263,7 +263,7 @@ class _Request(NamedTuple):
 
     @property
     def lasts(self) -> float:
-        """The duration of the answer in seconds; 0 for no minimum."""
+        """The duration of the response in seconds; 0 for no minimum."""
         return int(self.path.split(b"/")[3]) / 1000
 
 
@@ -288,10 +288,10 @@ class _Upstream:
         with contextlib.suppress(OSError), contextlib.closing(writer):
             while (request := await _received(reader)) is not None:
                 plan = self.plan_of(request.number)
-                answer = plan.answer_from(request.start) if request.start else plan.answer
-                # (The proxy makes the pauses of long answers.)
+                response = plan.response_from(request.start) if request.start else plan.response
+                # (The proxy makes the pauses of long responses.)
                 in_pieces = plan.is_written_in_pieces and not request.lasts
-                await _write(writer, answer.data, len(answer.data) // _PIECES + 1 if in_pieces else _READ_BYTES)
+                await _write(writer, response.data, len(response.data) // _PIECES + 1 if in_pieces else _READ_BYTES)
                 if plan.closes:
                     break
 
@@ -306,18 +306,18 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, size: int, pauses: I
 
 
 class _Link:
-    """One connection through the proxy: the fault of the current answer, and its progress."""
+    """One connection through the proxy: the fault of the current response, and its progress."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self.begin(Fault(), 0)
 
     def begin(self, fault: Fault, lasts: float) -> None:
-        """Set the fault, and the least duration, of the next answer."""
+        """Set the fault, and the least duration, of the next response."""
         if lasts:
             fault = fault._replace(pace="throttle", seconds=lasts / _STEPS)
         self._fault, self._passed = fault, 0
-        # However many bytes there are, in however many parts.
+        # At most this many pauses, regardless of the number of reads.
         self._pauses = itertools.chain([fault.seconds] * _STEPS, _NO_PAUSES)
 
     async def pass_on(self, reader: asyncio.StreamReader) -> bool:
@@ -354,7 +354,7 @@ class _Link:
 
 
 class _Proxy:
-    """Forwards connections to the upstream, and its answers with their faults. `open` counts connections."""
+    """Forwards connections to the upstream, and its responses with their faults. `open` counts connections."""
 
     def __init__(self, upstream: _Upstream, port: int) -> None:
         self._plan_of = upstream.plan_of
@@ -368,7 +368,7 @@ class _Proxy:
         link = _Link(writer)
         ways = {
             asyncio.create_task(self._ask(link, reader, upstream)),
-            asyncio.create_task(self._answer(link, upstream_reader)),
+            asyncio.create_task(self._send_response(link, upstream_reader)),
         }
         # One of the two sides has closed.
         _, others = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -386,7 +386,7 @@ class _Proxy:
             self._attempts[request.path] += 1
             upstream.write(request.data)
 
-    async def _answer(self, link: _Link, reader: asyncio.StreamReader) -> None:
+    async def _send_response(self, link: _Link, reader: asyncio.StreamReader) -> None:
         # (uvloop raises RuntimeError for a write to a lost connection.)
         with contextlib.suppress(OSError, RuntimeError):
             while await link.pass_on(reader):
@@ -401,12 +401,12 @@ async def _serve(seed: int) -> None:
     print(front.sockets[0].getsockname()[1], flush=True)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-    def answer_lines() -> None:
+    def serve_counts() -> None:
         for _ in sys.stdin:
             print(proxy.open, flush=True)
         loop.call_soon_threadsafe(ended.set)
 
-    threading.Thread(target=answer_lines, daemon=True).start()
+    threading.Thread(target=serve_counts, daemon=True).start()
     await ended.wait()
 
 

@@ -13,7 +13,7 @@ from sseqbridge.testing import (
     SSEServer,
     send,
 )
-from tests.doors import Answer
+from tests.requesters import Response
 
 AT_ONCE = ReconnectionPolicy(delay=0.01, max_delay=0.01, jitter=0)
 # Longer than any test: no attempt follows by itself.
@@ -27,9 +27,9 @@ def ids_sent(server: SSEServer) -> list[str | None]:
     return [request.headers.get("last-event-id") for request in server.requests]
 
 
-def is_between_connections(answer: Answer) -> bool:
+def is_between_connections(response: Response) -> bool:
     """Whether the connection has ended, and the next one is not open."""
-    return answer.events._cursor.subscription.exchange.opened_at is None
+    return response.events._cursor.subscription.exchange.opened_at is None
 
 
 class Notes:

@@ -28,10 +28,10 @@ __all__ = ["Sample", "more_than_before", "soak"]
 
 STREAMS = 200
 ROUND_SECONDS = 10.0
-# The duration of an answer: as many streams as threads are open at a time.
+# The duration of a response: as many streams as threads are open at a time.
 LASTS = 0.4
 
-# What memory may grow by with each stream, in bytes. Python's objects: less than one for ten streams.
+# The allowed growth of memory per stream, in bytes. Python's objects: less than one for ten streams.
 # The process: more than that, since the allocator keeps freed memory.
 MOST_TRACED, MOST_RESIDENT = 5.0, 100.0
 # The share of rounds that is ignored, as warm-up.
@@ -78,13 +78,13 @@ def soak(
     A round takes ROUND_SECONDS, or `round_streams` streams. There are two rounds at least.
     """
     samples: list[Sample] = []
-    asked, begun = itertools.count(), time.monotonic()
+    numbers_of_streams, begun = itertools.count(), time.monotonic()
     with proxied(seed) as (url, open_connections), Bridge() as bridge:
         run = Run(url, bridge, seed, LASTS)
         report(HEADING)
         while len(samples) < 2 or time.monotonic() < begun + 60 * minutes:
-            numbers = until_then(asked, time.monotonic() + ROUND_SECONDS)
-            run.read(numbers if round_streams is None else itertools.islice(asked, round_streams), streams)
+            numbers = until_then(numbers_of_streams, time.monotonic() + ROUND_SECONDS)
+            run.read(numbers if round_streams is None else itertools.islice(numbers_of_streams, round_streams), streams)
             idle, left = settled(open_connections), Left.now()
             sample = Sample(
                 seconds=time.monotonic() - begun,
@@ -102,7 +102,7 @@ def soak(
     return samples
 
 
-def tell_allocator(function: str, *arguments: int) -> None:
+def call_glibc(function: str, *arguments: int) -> None:
     """Call a function of glibc, if the process uses glibc."""
     if hasattr(libc := ctypes.CDLL(None), function):
         getattr(libc, function)(*arguments)
@@ -110,7 +110,7 @@ def tell_allocator(function: str, *arguments: int) -> None:
 
 def resident_bytes() -> int:
     """Return the memory of the process, without freed memory that the allocator keeps."""
-    tell_allocator("malloc_trim", 0)
+    call_glibc("malloc_trim", 0)
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", ResourceWarning)
     # One arena for all threads: otherwise the figures show mostly idle memory of arenas.
-    tell_allocator("mallopt", M_ARENA_MAX, 1)
+    call_glibc("mallopt", M_ARENA_MAX, 1)
     before = Left.now()
     tracemalloc.start()
     samples = soak(options.minutes, options.seed, lambda line: print(line, flush=True))

@@ -31,7 +31,7 @@ from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, together, until
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
-ANSWER = (send({"n": 1}), send("[DONE]"))
+RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def silent() -> Iterator[SSEServer]:
 
 
 @pytest.fixture
-def answers() -> Iterator[SSEServer]:
-    with SSEServer(ANSWER) as server:
+def responses() -> Iterator[SSEServer]:
+    with SSEServer(RESPONSE) as server:
         yield server
 
 
@@ -53,22 +53,22 @@ def threads_of_bridges() -> set[threading.Thread]:
 # Starting.
 
 
-def test_a_bridge_starts_its_thread_with_the_first_request(answers: SSEServer) -> None:
+def test_a_bridge_starts_its_thread_with_the_first_request(responses: SSEServer) -> None:
     before = threads_of_bridges()
     with Bridge() as bridge:
         assert threads_of_bridges() == before
-        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
         (thread,) = threads_of_bridges() - before
-        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
         assert threads_of_bridges() - before == {thread}
     assert not thread.is_alive()
 
 
-def test_many_first_requests_at_once_start_one_thread(answers: SSEServer) -> None:
+def test_many_first_requests_at_once_start_one_thread(responses: SSEServer) -> None:
     for _ in range(10):
         before = threads_of_bridges()
         with Bridge() as bridge:
-            streams = together([partial(request_sse, answers.url, bridge=bridge)] * 30)
+            streams = together([partial(request_sse, responses.url, bridge=bridge)] * 30)
             assert [list(it) for _, _, it in streams] == [[{"n": 1}]] * 30
             assert len(threads_of_bridges() - before) == 1
 
@@ -78,7 +78,7 @@ def test_the_process_has_one_bridge_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert len({id(bridge) for bridge in together([_public.default_bridge] * 30)}) == 1
 
 
-def test_thread_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_thread_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -86,12 +86,12 @@ def test_thread_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(threads, "DaemonThread", fail)
             with pytest.raises(BridgeClosedError, match="can't start new thread") as caught:
-                request_sse(answers.url, bridge=bridge)
+                request_sse(responses.url, bridge=bridge)
             assert isinstance(caught.value.__cause__, RuntimeError)
-        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
 
 
-def test_loop_that_cannot_be_made_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_loop_that_cannot_be_made_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     def fail() -> None:
         raise OSError(24, "Too many open files")
 
@@ -99,9 +99,9 @@ def test_loop_that_cannot_be_made_is_a_typed_error(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(loops, "new_event_loop", fail)
             with pytest.raises(BridgeClosedError, match="Too many open files") as caught:
-                request_sse(answers.url, bridge=bridge)
+                request_sse(responses.url, bridge=bridge)
             assert isinstance(caught.value.__cause__, OSError)
-        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
 
 
 def test_client_must_be_a_function() -> None:
@@ -126,7 +126,7 @@ def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer)
         reading.result(5)
     with pytest.raises(BridgeClosedError):
         next(streams[1])
-    # Items received before come first.
+    # Items received earlier come first.
     assert next(streams[2]) == {"n": 1}
     with pytest.raises(BridgeClosedError):
         next(streams[2])
@@ -147,13 +147,13 @@ def test_closing_a_bridge_ends_the_wait_for_headers() -> None:
         request.wait_aborted()
 
 
-def test_closed_bridge_refuses_requests(answers: SSEServer) -> None:
+def test_closed_bridge_refuses_requests(responses: SSEServer) -> None:
     with Bridge() as bridge:
         pass
     with pytest.raises(UsageError, match="closed"):
-        request_sse(answers.url, bridge=bridge)
+        request_sse(responses.url, bridge=bridge)
     bridge.close()
-    assert answers.requests == []
+    assert responses.requests == []
 
 
 def test_many_threads_close_one_bridge(silent: SSEServer) -> None:
@@ -168,13 +168,13 @@ def test_many_threads_close_one_bridge(silent: SSEServer) -> None:
         silent.wait_for_request(n + 1).wait_aborted()
 
 
-def test_close_against_requests(answers: SSEServer) -> None:
+def test_close_against_requests(responses: SSEServer) -> None:
     for _ in range(20):
         bridge = Bridge()
 
         def ask(bridge: Bridge = bridge) -> object:
             try:
-                return list(request_sse(answers.url, bridge=bridge).events)
+                return list(request_sse(responses.url, bridge=bridge).events)
             except (BridgeClosedError, UsageError) as exc:
                 return type(exc)
 
@@ -182,7 +182,7 @@ def test_close_against_requests(answers: SSEServer) -> None:
             assert result in ([{"n": 1}], BridgeClosedError, UsageError, None)
 
 
-def test_bridge_closed_while_a_request_is_made_refuses_it(answers: SSEServer) -> None:
+def test_bridge_closed_while_a_request_is_made_refuses_it(responses: SSEServer) -> None:
     # The client function runs while the request is made.
     def factory() -> httpx.AsyncClient:
         bridge.close()
@@ -190,7 +190,7 @@ def test_bridge_closed_while_a_request_is_made_refuses_it(answers: SSEServer) ->
 
     bridge = Bridge(client=factory)
     with pytest.raises(BridgeClosedError, match="while the request was made"):
-        request_sse(answers.url, bridge=bridge)
+        request_sse(responses.url, bridge=bridge)
 
 
 def test_closing_on_the_loop_thread_does_not_deadlock(silent: SSEServer) -> None:
@@ -285,14 +285,14 @@ def test_interrupted_start_leaves_no_thread(
     until(lambda: threads_of_bridges() == before)
 
 
-def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     starting: list[Future[list[Any]]] = []
 
     class Interrupted(weakref.WeakSet[Bridge]):
         def __iter__(self) -> Iterator[Bridge]:
             for found in super().__iter__():
                 if not starting:
-                    starting.append(in_thread(lambda: list(request_sse(answers.url, bridge=late).events)))
+                    starting.append(in_thread(lambda: list(request_sse(responses.url, bridge=late).events)))
                     # Started now, or blocked until this is over.
                     with contextlib.suppress(TimeoutError):
                         until(starting[0].done, 0.5)
@@ -302,7 +302,7 @@ def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(_bridge, "_bridges", Interrupted([bridge]))
         monkeypatch.setattr(_bridge, "_exiting", False)
         _bridge._close_all()
-        assert bridge._closed
+        assert repr(bridge) == "<Bridge closed>"
         assert starting[0].result(5) == [{"n": 1}]
 
 
@@ -346,10 +346,10 @@ def test_callback_at_the_loops_end_runs_once(silent: SSEServer) -> None:
     with Bridge() as bridge, request_sse(silent.url, bridge=bridge):
         state = bridge._state
         assert state is not None
-        taken_back = partial(done.append, "taken back")
+        discarded = partial(done.append, "taken back")
         state.call_at_end(partial(done.append, "at the end"))
-        state.call_at_end(taken_back)
-        state.cancel_call_at_end(taken_back)
+        state.call_at_end(discarded)
+        state.cancel_call_at_end(discarded)
     until(state.loop.is_closed)
     state.call_at_end(partial(done.append, "after it"))
     # If another thread was first, no callback is left; and discarding a stream twice does nothing.
@@ -394,7 +394,7 @@ def stop_loop(bridge: Bridge) -> None:
 
 
 def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
-    silent: SSEServer, answers: SSEServer, caplog: pytest.LogCaptureFixture
+    silent: SSEServer, responses: SSEServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Bridge() as bridge:
         streams = [request_sse(silent.url, bridge=bridge).events for _ in range(2)]
@@ -413,7 +413,7 @@ def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
         for request in silent.requests:
             request.wait_aborted()
         assert repr(bridge) == "<Bridge not started>"
-        assert list(request_sse(answers.url, bridge=bridge).events) == [{"n": 1}]
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
         for it in streams:
             it.close()
     assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["sseqbridge"]
@@ -541,10 +541,10 @@ def test_request_in_a_body_iterator_on_the_loop_is_refused(silent: SSEServer) ->
 
 
 @pytest.mark.blocks_its_loop
-def test_request_in_a_coroutine_warns_at_the_callers_line(answers: SSEServer) -> None:
+def test_request_in_a_coroutine_warns_at_the_callers_line(responses: SSEServer) -> None:
     async def main() -> list[Any]:
         with pytest.warns(RuntimeWarning, match="arequest_sse") as caught:
-            response = request_sse(answers.url)
+            response = request_sse(responses.url)
         (warning,) = caught
         assert warning.filename == __file__
         return list(response.events)
@@ -553,9 +553,9 @@ def test_request_in_a_coroutine_warns_at_the_callers_line(answers: SSEServer) ->
 
 
 @pytest.mark.blocks_its_loop
-def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     async def main() -> list[Any]:
-        return list(request_sse(answers.url).events)
+        return list(request_sse(responses.url).events)
 
     monkeypatch.setitem(sys.modules, "ipykernel", sseqbridge)
     assert asyncio.run(main()) == [{"n": 1}]
@@ -566,7 +566,7 @@ def test_a_request_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch, 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 
 
-def test_request_runs_in_the_callers_context(answers: SSEServer) -> None:
+def test_request_runs_in_the_callers_context(responses: SSEServer) -> None:
     seen = []
 
     async def note(request: httpx.Request) -> None:
@@ -574,7 +574,7 @@ def test_request_runs_in_the_callers_context(answers: SSEServer) -> None:
 
     def ask(name: str) -> None:
         tenant.set(name)
-        list(request_sse(answers.url, bridge=bridge).events)
+        list(request_sse(responses.url, bridge=bridge).events)
 
     with Bridge(client=lambda: httpx.AsyncClient(event_hooks={"request": [note]})) as bridge:
         for name in ("a", "b", "c"):
@@ -583,7 +583,7 @@ def test_request_runs_in_the_callers_context(answers: SSEServer) -> None:
     assert tenant.get() == "nobody"
 
 
-def test_body_iterator_runs_in_the_callers_context(answers: SSEServer) -> None:
+def test_body_iterator_runs_in_the_callers_context(responses: SSEServer) -> None:
     seen = []
 
     def body() -> Iterator[bytes]:
@@ -592,7 +592,7 @@ def test_body_iterator_runs_in_the_callers_context(answers: SSEServer) -> None:
 
     def ask() -> None:
         tenant.set("a")
-        list(request_sse(answers.url, content=body()).events)
+        list(request_sse(responses.url, content=body()).events)
 
     contextvars.Context().run(ask)
     assert seen == ["a"]

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from sseqbridge import ReconnectionPolicy
-from tests.doors import Door
 from tests.proxy import CuttingProxy
+from tests.requesters import Requester
 from tests.servers import NCHAN, NGINX, Server, Servers
 from tests.support import in_thread
 
@@ -47,24 +47,24 @@ def publish_until_cut(server: Server, channel: str, proxy: CuttingProxy, cuts: i
     raise AssertionError
 
 
-def survive(server: Server, ask: Door, *, cuts: int, seed: int) -> tuple[int, int]:
+def survive(server: Server, ask: Requester, *, cuts: int, seed: int) -> tuple[int, int]:
     """Read a channel while its connection is cut, and check that every message came once, in order."""
     channel = uuid.uuid4().hex
     # A head has about 300 bytes, a message 40: cuts hit both.
     with CuttingProxy(server.port, most=700, seed=seed) as proxy:
         published = in_thread(lambda: publish_until_cut(server, channel, proxy, cuts))
         url = f"http://127.0.0.1:{proxy.port}/subscribe?id={channel}"
-        answer = ask(url, decode="text", done="end", reconnect=POLICY)
-        items = answer.items()
+        response = ask(url, decode="text", done="end", reconnect=POLICY)
+        items = response.items()
         assert items == [str(number) for number in range(published.result(30))]
-        assert answer.events.outcome == "done"
+        assert response.events.outcome == "done"
         assert proxy.cuts >= cuts
-        return len(items), answer.events.stats.reconnections
+        return len(items), response.events.stats.reconnections
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
-def test_repeated_cuts_lose_and_repeat_no_message(nchan: Server, ask: Door) -> None:
+def test_repeated_cuts_lose_and_repeat_no_message(nchan: Server, ask: Requester) -> None:
     is_once_more = ask.is_async or "SSEQBRIDGE_WITHOUT" in os.environ
     survive(nchan, ask, cuts=100 if is_once_more else 300, seed=1)
 
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("seed", type=int, nargs="?", default=1)
     options = parser.parse_args()
     with Servers() as servers:
-        messages, reconnections = survive(servers["nchan"], Door(is_async=False), cuts=options.cuts, seed=options.seed)
+        ask = Requester(is_async=False)
+        messages, reconnections = survive(servers["nchan"], ask, cuts=options.cuts, seed=options.seed)
     print(f"{messages} messages, each once and in order; {reconnections} reconnections")
 
 

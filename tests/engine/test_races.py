@@ -94,12 +94,12 @@ def ask() -> Iterator[Callable[..., EventStream[Any]]]:
     """A function that opens a stream on a transport, with a bridge of its own."""
     bridges: list[Bridge] = []
 
-    def asked(transport: Steps, **options: Any) -> EventStream[Any]:
+    def open_stream(transport: Steps, **options: Any) -> EventStream[Any]:
         make = partial(httpx.AsyncClient, transport=transport)
         bridges.append(Bridge(client=make))
         return request_sse("http://upstream/", bridge=bridges[-1], **options).events
 
-    yield asked
+    yield open_stream
     for bridge in bridges:
         bridge.close()
 
@@ -116,7 +116,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     stream = ask(transport)
     reading: Future[list[Any]] | None = in_thread(partial(list, stream)) if reads else None
     assert meeting.reached.wait(10)
-    # In a thread of its own, since it waits for the loop thread.
+    # In another thread, since it waits for the loop thread.
     closing = in_thread(stream.close)
     until(lambda: stream._cursor.channel.closed)
     meeting.go_on.set()
@@ -193,7 +193,7 @@ def test_cancel_against_connect(cancel_by: str) -> None:
         except SSEError as error:
             assert isinstance(error, RequestAbortedError) == (cancel_by == "flag")
         else:
-            # The answer came before the flag was checked.
+            # The response came before the flag was checked.
             got: list[Any] = []
             try:
                 got.extend(stream)
@@ -228,7 +228,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     loop_stands.go_on.set()
     closing.result(5)
     until(lambda: transport.closed == 1)
-    assert stream._cursor.channel.buffered <= 6000
+    assert stream.stats.buffered <= 6000
 
 
 FORK_OR_EXIT = """
@@ -319,7 +319,7 @@ class Round:
             except (RequestAbortedError, BridgeClosedError):
                 return [], "closed"
             except UsageError:
-                assert self.bridge._closed
+                assert repr(self.bridge) == "<Bridge closed>"
                 return [], "closed"
             finally:
                 opened.set()

@@ -39,8 +39,8 @@ from sseqbridge.testing import (
     silence,
 )
 from tests.clock import FakeClock
-from tests.doors import Door
 from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes, ids_sent, is_between_connections
+from tests.requesters import Requester
 from tests.support import in_thread, is_waiting, until
 
 # A wait for an event takes up to 30 s on a busy machine.
@@ -50,63 +50,63 @@ pytestmark = pytest.mark.timeout(120)
 # Calls of the consumer.
 
 
-def test_close_during_the_wait_sends_no_request(ask: Door) -> None:
+def test_close_during_the_wait_sends_no_request(ask: Requester) -> None:
     waits = threading.Event()
     with SSEServer([send(1), cut()]) as server:
-        with ask(server.url, reconnect=LATE, on_reconnect=lambda *arguments: waits.set()) as answer:
-            assert answer.next() == 1
+        with ask(server.url, reconnect=LATE, on_reconnect=lambda *arguments: waits.set()) as response:
+            assert response.next() == 1
             while not waits.is_set():
                 with pytest.raises(TimeoutError):
-                    answer.next(timeout=0.05)
-        assert answer.items() == []
-        assert answer.events.outcome == "closed"
+                    response.next(timeout=0.05)
+        assert response.items() == []
+        assert response.events.outcome == "closed"
         # A finished task sends no request.
-        assert answer.events._cursor.subscription.finished
+        assert response.events._cursor.subscription.finished
         assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("stage", ["read", "wait", "open"])
-def test_reconnect_races_with_close(ask: Door, stage: str) -> None:
+def test_reconnect_races_with_close(ask: Requester, stage: str) -> None:
     first = [send(1), silence()] if stage == "read" else [send(1), cut()]
-    answers = in_turn(first, [silence()], [send(2), silence()])
+    responses = in_turn(first, [silence()], [send(2), silence()])
 
     def count() -> int:
         """Return how many requests were sent: earlier ones have arrived once this one is answered."""
         assert list(request_sse(f"{server.url}/count").events) == [0]
         return sum(request.path == "/" for request in server.requests)
 
-    with SSEServer(lambda request: [send(0), DONE] if request.path == "/count" else answers(request)) as server:
-        with ask(server.url, reconnect=LATE if stage == "wait" else AT_ONCE) as answer:
-            assert answer.next() == 1
+    with SSEServer(lambda request: [send(0), DONE] if request.path == "/count" else responses(request)) as server:
+        with ask(server.url, reconnect=LATE if stage == "wait" else AT_ONCE) as response:
+            assert response.next() == 1
             if stage == "wait":
-                ask.meanwhile(until, lambda: is_between_connections(answer))
+                ask.run_blocking(until, lambda: is_between_connections(response))
             elif stage == "open":
-                ask.meanwhile(lambda: server.wait_for_request(2, timeout=30))
-            answer.events.reconnect()
+                ask.run_blocking(lambda: server.wait_for_request(2, timeout=30))
+            response.events.reconnect()
         # A finished task sends no request.
-        assert answer.events._cursor.subscription.finished
+        assert response.events._cursor.subscription.finished
         assert count() <= 2 if stage != "open" else count() <= 3
 
 
-def test_notices_are_bounded_without_a_consumer(clock: FakeClock, ask: Door) -> None:
+def test_notices_are_bounded_without_a_consumer(clock: FakeClock, ask: Requester) -> None:
     busy = [respond(503, content_type="text/plain"), bytes(100_000)]
     with SSEServer(in_turn([send(1), cut()], busy)) as server:
         policy = ReconnectionPolicy(delay=1, factor=1, jitter=0)
-        with ask(server.url, reconnect=policy, timeout=UNLIMITED, max_buffered_bytes=250_000) as answer:
-            assert answer.next() == 1
+        with ask(server.url, reconnect=policy, timeout=UNLIMITED, max_buffered_bytes=250_000) as response:
+            assert response.next() == 1
             while len(server.requests) < 3:
                 clock.advance(1)
-                ask.meanwhile(time.sleep, 0.01)
+                ask.run_blocking(time.sleep, 0.01)
             # Long enough for all attempts that the limit allows.
             for _ in range(30):
                 clock.advance(10)
-                ask.meanwhile(time.sleep, 0.01)
+                ask.run_blocking(time.sleep, 0.01)
             assert 3 <= len(server.requests) <= 5
-            assert answer.events.stats.buffered <= 250_000
+            assert response.events.stats.buffered <= 250_000
 
 
 @pytest.mark.blocks_its_loop
-def test_notices_are_bounded_before_the_first_answer(ask: Door) -> None:
+def test_notices_are_bounded_before_the_first_response(ask: Requester) -> None:
     seen: list[int] = []
 
     def slowly(attempt: int, delay: float, cause: SSEError | None) -> None:
@@ -117,20 +117,20 @@ def test_notices_are_bounded_before_the_first_answer(ask: Door) -> None:
     busy = [respond(503, content_type="text/plain"), bytes(100_000)]
     with SSEServer(busy) as server:
         policy = ReconnectionPolicy(delay=0.01, factor=1, jitter=0, attempts=20)
-        answer = ask(server.url, reconnect=policy, max_buffered_bytes=250_000, on_reconnect=slowly)
-        assert (answer.status, len(seen)) == (503, 20)
+        response = ask(server.url, reconnect=policy, max_buffered_bytes=250_000, on_reconnect=slowly)
+        assert (response.status, len(seen)) == (503, 20)
         assert seen[0] <= 5
 
 
-def test_close_while_connecting_again(ask: Door) -> None:
+def test_close_while_connecting_again(ask: Requester) -> None:
     with SSEServer(in_turn([send(1), cut()], [silence()])) as server:
-        with ask(server.url, reconnect=AT_ONCE) as answer:
-            assert answer.next() == 1
-            ask.meanwhile(lambda: server.wait_for_request(2, timeout=30))
+        with ask(server.url, reconnect=AT_ONCE) as response:
+            assert response.next() == 1
+            ask.run_blocking(lambda: server.wait_for_request(2, timeout=30))
         server.requests[1].wait_aborted(30)
 
 
-def test_callback_that_raises_ends_the_stream(ask: Door, closed_port: int) -> None:
+def test_callback_that_raises_ends_the_stream(ask: Requester, closed_port: int) -> None:
     class EnoughError(Exception):
         pass
 
@@ -138,12 +138,12 @@ def test_callback_that_raises_ends_the_stream(ask: Door, closed_port: int) -> No
         raise EnoughError
 
     with SSEServer([send(1), cut()]) as server:
-        answer = ask(server.url, reconnect=LATE, on_reconnect=stop)
-        assert answer.next() == 1
+        response = ask(server.url, reconnect=LATE, on_reconnect=stop)
+        assert response.next() == 1
         for _ in range(2):
             with pytest.raises(EnoughError):
-                answer.next()
-        assert answer.events.outcome == "error"
+                response.next()
+        assert response.events.outcome == "error"
     with pytest.raises(EnoughError):
         ask(f"http://127.0.0.1:{closed_port}", reconnect=True, on_reconnect=stop)
 
@@ -167,19 +167,19 @@ def test_attempts_are_logged_without_secrets(caplog: pytest.LogCaptureFixture) -
     assert "secret" not in caplog.text
 
 
-def test_reconnect_drops_the_connection_now(ask: Door) -> None:
+def test_reconnect_drops_the_connection_now(ask: Requester) -> None:
     notes = Notes()
     with SSEServer(in_turn([send(1, id="a"), silence()], [send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=ReconnectionPolicy(delay=30), on_reconnect=notes)
-        assert answer.next() == 1
-        answer.events.reconnect()
-        assert answer.items() == [2]
+        response = ask(server.url, reconnect=ReconnectionPolicy(delay=30), on_reconnect=notes)
+        assert response.next() == 1
+        response.events.reconnect()
+        assert response.items() == [2]
         server.requests[0].wait_aborted(30)
         assert ids_sent(server) == [None, "a"]
-        assert answer.events.stats.reconnections == 1
-        answer.events.reconnect()
+        assert response.events.stats.reconnections == 1
+        response.events.reconnect()
         # As it runs if the call crosses with the end of the stream.
-        answer.events._cursor.subscription.reconnect_on_loop()
+        response.events._cursor.subscription.reconnect_on_loop()
         assert len(server.requests) == 2
     assert notes.calls == [(1, 0.0, None)]
 
@@ -194,22 +194,22 @@ def test_reconnect_from_another_thread_while_the_consumer_waits() -> None:
         assert rest.result(30) == [2]
 
 
-def test_reconnect_call_ends_the_wait(ask: Door) -> None:
+def test_reconnect_call_ends_the_wait(ask: Requester) -> None:
     with SSEServer(in_turn([send(1), cut()], [send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=LATE)
-        assert answer.next() == 1
-        ask.meanwhile(until, lambda: is_between_connections(answer))
-        answer.events.reconnect()
-        assert answer.items() == [2]
+        response = ask(server.url, reconnect=LATE)
+        assert response.next() == 1
+        ask.run_blocking(until, lambda: is_between_connections(response))
+        response.events.reconnect()
+        assert response.items() == [2]
 
 
-def test_reconnect_call_while_connecting_again(ask: Door) -> None:
+def test_reconnect_call_while_connecting_again(ask: Requester) -> None:
     with SSEServer(in_turn([send(1), cut()], [silence()], [send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=AT_ONCE)
-        assert answer.next() == 1
-        ask.meanwhile(lambda: server.wait_for_request(2, timeout=30))
-        answer.events.reconnect()
-        assert answer.items() == [2]
+        response = ask(server.url, reconnect=AT_ONCE)
+        assert response.next() == 1
+        ask.run_blocking(lambda: server.wait_for_request(2, timeout=30))
+        response.events.reconnect()
+        assert response.items() == [2]
         server.requests[1].wait_aborted(30)
 
 
@@ -238,7 +238,7 @@ def test_reconnect_call_while_a_client_is_leased(monkeypatch: pytest.MonkeyPatch
         assert len(server.requests) == 2
 
 
-def test_reconnect_under_backpressure_loses_nothing(ask: Door) -> None:
+def test_reconnect_under_backpressure_loses_nothing(ask: Requester) -> None:
     total = 3000
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -250,23 +250,23 @@ def test_reconnect_under_backpressure_loses_nothing(ask: Door) -> None:
         yield DONE
 
     with SSEServer(script) as server:
-        answer = ask(server.url, reconnect=AT_ONCE, max_buffered_bytes=20_000)
-        items = [answer.next()]
+        response = ask(server.url, reconnect=AT_ONCE, max_buffered_bytes=20_000)
+        items = [response.next()]
         for _ in range(5):
-            answer.events.reconnect()
-            items += [answer.next() for _ in range(200)]
-        assert items + answer.items() == list(range(total))
+            response.events.reconnect()
+            items += [response.next() for _ in range(200)]
+        assert items + response.items() == list(range(total))
         assert len(server.requests) > 1
 
 
-def test_reconnect_is_refused_if_the_stream_cannot(ask: Door) -> None:
+def test_reconnect_is_refused_if_the_stream_cannot(ask: Requester) -> None:
     with SSEServer([send(1), silence()]) as server:
-        with ask(server.url) as answer, pytest.raises(UsageError, match="reconnect=True"):
-            answer.events.reconnect()
-        with ask(server.url, data={}, reconnect=True) as answer:
-            assert answer.next() == 1
+        with ask(server.url) as response, pytest.raises(UsageError, match="reconnect=True"):
+            response.events.reconnect()
+        with ask(server.url, data={}, reconnect=True) as response:
+            assert response.next() == 1
             with pytest.raises(UsageError, match="resend=True"):
-                answer.events.reconnect()
+                response.events.reconnect()
 
 
 @pytest.mark.parametrize(
@@ -284,20 +284,20 @@ def test_reconnect_is_refused_if_the_stream_cannot(ask: Door) -> None:
         ({"headers": [("Last-Event-ID", "a"), ("last-event-id", "b")]}, "must be given once"),
     ],
 )
-def test_invalid_arguments_are_refused(ask: Door, options: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(ask: Requester, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         ask("http://127.0.0.1:9", **options)
 
 
 @pytest.mark.parametrize("off", [None, False])
-def test_drop_without_reconnect_is_an_error(ask: Door, off: bool | None) -> None:
+def test_drop_without_reconnect_is_an_error(ask: Requester, off: bool | None) -> None:
     with SSEServer([send(1), cut()]) as server:
         items, error = ask(server.url, reconnect=off).fail()
     assert items == [1]
     assert isinstance(error, (TruncatedStreamError, ReadError))
 
 
-def test_invalid_http_is_a_drop(ask: Door) -> None:
+def test_invalid_http_is_a_drop(ask: Requester) -> None:
     notes = Notes()
     broken = [
         respond(headers={"Transfer-Encoding": "chunked"}, framing="none"),
@@ -313,15 +313,15 @@ def test_invalid_http_is_a_drop(ask: Door) -> None:
 
 
 def refusing_client(failure: Exception, requests: list[int], *, from_number: int) -> Bridge:
-    """A bridge whose client answers with an event, and raises `failure` from this request on."""
+    """A bridge whose client responds with an event, and raises `failure` from this request on."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         requests.append(len(requests))
         if requests[-1] >= from_number:
             raise failure
         return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=b"data: 1\n\n")
 
-    return Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer)))
+    return Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler)))
 
 
 def test_request_that_the_client_refuses_is_not_retried() -> None:

@@ -45,8 +45,8 @@ from sseqbridge.testing import (
     wait,
 )
 from tests.clock import FakeClock
-from tests.doors import Door
 from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes, ids_sent, is_between_connections
+from tests.requesters import Requester
 from tests.support import in_thread, until
 
 # A wait for an event takes up to 30 s on a busy machine.
@@ -94,16 +94,16 @@ def test_client_function_that_fails_later_ends_the_stream(closed_port: int) -> N
     assert isinstance(caught.value.__cause__, UsageError)
 
 
-def test_204_ends_the_stream(ask: Door) -> None:
+def test_204_ends_the_stream(ask: Requester) -> None:
     with SSEServer(in_turn([send(1), cut()], [respond(204)])) as server:
-        answer = ask(server.url, reconnect=AT_ONCE)
-        assert answer.items() == [1]
-        assert answer.events.outcome == "eof"
+        response = ask(server.url, reconnect=AT_ONCE)
+        assert response.items() == [1]
+        assert response.events.outcome == "eof"
         assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_final_refusal_ends_the_stream(ask: Door, status: int) -> None:
+def test_final_refusal_ends_the_stream(ask: Requester, status: int) -> None:
     refusal = [respond(status, content_type="application/json"), b'{"error": "no"}']
     with SSEServer(in_turn([send(1), cut()], refusal)) as server:
         items, error = ask(server.url, reconnect=AT_ONCE).fail()
@@ -113,7 +113,7 @@ def test_final_refusal_ends_the_stream(ask: Door, status: int) -> None:
         assert len(server.requests) == 2
 
 
-def test_other_content_type_ends_the_stream(ask: Door) -> None:
+def test_other_content_type_ends_the_stream(ask: Requester) -> None:
     page = [respond(content_type="text/html"), b"log in"]
     with SSEServer(in_turn([send(1), cut()], page)) as server:
         items, error = ask(server.url, reconnect=AT_ONCE).fail()
@@ -122,7 +122,7 @@ def test_other_content_type_ends_the_stream(ask: Door) -> None:
         assert error.body == b"log in"
 
 
-def test_oversized_event_ends_the_stream(ask: Door) -> None:
+def test_oversized_event_ends_the_stream(ask: Requester) -> None:
     with SSEServer([send(1), send("x" * 2000), silence()]) as server:
         items, error = ask(server.url, reconnect=AT_ONCE, max_event_bytes=1000).fail()
         assert items == [1]
@@ -131,13 +131,13 @@ def test_oversized_event_ends_the_stream(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
-def test_temporary_refusal_is_retried(ask: Door, status: int) -> None:
+def test_temporary_refusal_is_retried(ask: Requester, status: int) -> None:
     notes = Notes()
     refusal = [respond(status, content_type="text/plain"), b"busy"]
     with SSEServer(in_turn([send(1), cut()], refusal, refusal, [send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=AT_ONCE, on_reconnect=notes)
-        assert answer.items() == [1, 2]
-        assert answer.events.stats.reconnections == 1
+        response = ask(server.url, reconnect=AT_ONCE, on_reconnect=notes)
+        assert response.items() == [1, 2]
+        assert response.events.stats.reconnections == 1
         # A refusal that is read to its end keeps the connection alive.
         assert server.connections == 2
     assert [attempt for attempt, _, _ in notes.calls] == [1, 2, 3]
@@ -182,7 +182,7 @@ def test_retry_after_counts_by_the_servers_clock(clock: FakeClock) -> None:
     assert notes.calls[1][1] == 50
 
 
-def test_stream_is_lost_after_the_limit_of_attempts(ask: Door) -> None:
+def test_stream_is_lost_after_the_limit_of_attempts(ask: Requester) -> None:
     policy = ReconnectionPolicy(delay=0.01, factor=1, jitter=0, attempts=3)
     with SSEServer(in_turn([send(1), cut()], [respond(503)])) as server:
         items, error = ask(server.url, reconnect=policy).fail()
@@ -194,24 +194,24 @@ def test_stream_is_lost_after_the_limit_of_attempts(ask: Door) -> None:
         assert "attempts=3" in str(error)
 
 
-def test_long_connection_without_events_resets_the_attempts(clock: FakeClock, ask: Door) -> None:
+def test_long_connection_without_events_resets_the_attempts(clock: FakeClock, ask: Requester) -> None:
     flags = [threading.Event() for _ in range(3)]
     silent = [[respond(), comment(), hold(flag), cut()] for flag in flags]
     with SSEServer(in_turn(*silent, [send(1), DONE])) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=1, reset_after=30)
-        answer = ask(server.url, reconnect=policy)
-        reading = in_thread(answer.items)
+        response = ask(server.url, reconnect=policy)
+        reading = in_thread(response.items)
         received = 0
         for flag in flags:
             # Once a comment is received, the connection is open by the clock that is advanced now.
-            until(lambda received=received: answer.events.stats.bytes > received)  # type: ignore[misc]
-            received = answer.events.stats.bytes
+            until(lambda received=received: response.events.stats.bytes > received)  # type: ignore[misc]
+            received = response.events.stats.bytes
             clock.advance(31)
             flag.set()
         assert reading.result(30) == [1]
 
 
-def test_short_connection_without_events_counts_as_an_attempt(ask: Door) -> None:
+def test_short_connection_without_events_counts_as_an_attempt(ask: Requester) -> None:
     with SSEServer([respond(), comment(), cut()]) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=1, reset_after=1000)
         items, error = ask(server.url, reconnect=policy).fail()
@@ -220,26 +220,26 @@ def test_short_connection_without_events_counts_as_an_attempt(ask: Door) -> None
         assert len(server.requests) == 2
 
 
-def test_refused_connection_is_retried(ask: Door) -> None:
+def test_refused_connection_is_retried(ask: Requester) -> None:
     notes = Notes()
     policy = ReconnectionPolicy(delay=0.01, factor=1, jitter=0, attempts=2)
     with SSEServer([send(1), cut()]) as server:
-        answer = ask(server.url, reconnect=policy, on_reconnect=notes)
-        assert answer.next() == 1
-    items, error = answer.fail()
+        response = ask(server.url, reconnect=policy, on_reconnect=notes)
+        assert response.next() == 1
+    items, error = response.fail()
     assert items == []
     assert isinstance(error, ReconnectionError)
     assert isinstance(error.__cause__, ConnectError)
     assert [attempt for attempt, _, _ in notes.calls] == [1, 2]
     # The second time, the same.
     with pytest.raises(ReconnectionError):
-        answer.next()
+        response.next()
 
 
 # Clean ends, and requests with a body.
 
 
-def test_clean_end_of_a_get_is_reconnected(ask: Door) -> None:
+def test_clean_end_of_a_get_is_reconnected(ask: Requester) -> None:
     notes = Notes()
     with SSEServer(in_turn([send(1, id="a")], [send(2), DONE])) as server:
         assert ask(server.url, reconnect=AT_ONCE, on_reconnect=notes).items() == [1, 2]
@@ -247,15 +247,15 @@ def test_clean_end_of_a_get_is_reconnected(ask: Door) -> None:
     assert notes.calls == [(1, 0.01, None)]
 
 
-def test_clean_end_of_a_post_ends_the_stream(ask: Door) -> None:
+def test_clean_end_of_a_post_ends_the_stream(ask: Requester) -> None:
     with SSEServer([send(1, id="a")]) as server:
-        answer = ask(server.url, data={}, reconnect=AT_ONCE)
-        assert answer.items() == [1]
-        assert answer.events.outcome == "eof"
+        response = ask(server.url, data={}, reconnect=AT_ONCE)
+        assert response.items() == [1]
+        assert response.events.outcome == "eof"
         assert len(server.requests) == 1
 
 
-def test_on_eof_decides_for_all_methods(ask: Door) -> None:
+def test_on_eof_decides_for_all_methods(ask: Requester) -> None:
     never, always = ReconnectionPolicy(on_eof=False), ReconnectionPolicy(delay=0.01, jitter=0, on_eof=True)
     with SSEServer([send(1)]) as server:
         assert ask(server.url, reconnect=never).items() == [1]
@@ -263,11 +263,11 @@ def test_on_eof_decides_for_all_methods(ask: Door) -> None:
         assert ask(server.url, data={}, reconnect=always).items() == [1, 2]
 
 
-def test_required_done_makes_a_clean_end_a_truncation(ask: Door) -> None:
+def test_required_done_makes_a_clean_end_a_truncation(ask: Requester) -> None:
     notes = Notes()
     with SSEServer(in_turn([send(1, id="a")], [send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=AT_ONCE, require_done=True, on_reconnect=notes)
-        assert answer.items() == [1, 2]
+        response = ask(server.url, reconnect=AT_ONCE, require_done=True, on_reconnect=notes)
+        assert response.items() == [1, 2]
     assert notes.causes == [TruncatedStreamError]
     # A clean end that is not reconnected is this error.
     with SSEServer([send(1, id="a")]) as server:
@@ -280,34 +280,36 @@ def test_required_done_makes_a_clean_end_a_truncation(ask: Door) -> None:
 @pytest.mark.parametrize("way", [cut, reset], ids=["cut", "reset"])
 @pytest.mark.parametrize("is_later", [True, False], ids=["later", "at once"])
 @pytest.mark.parametrize("data", [None, {}], ids=["GET", "POST"])
-def test_no_reconnection_after_the_last_event(ask: Door, way: Callable[[], Step], is_later: bool, data: Any) -> None:
+def test_no_reconnection_after_the_last_event(
+    ask: Requester, way: Callable[[], Step], is_later: bool, data: Any
+) -> None:
     notes = Notes()
     is_read = threading.Event()
     # A reset may discard bytes that were not read yet, also the last event.
     after = [hold(is_read)] if is_later or way is reset else []
     with SSEServer([send(1, id="a"), DONE, *after, way()]) as server:
-        answer = ask(server.url, data=data, reconnect=AT_ONCE, on_reconnect=notes)
-        assert answer.items() == [1]
+        response = ask(server.url, data=data, reconnect=AT_ONCE, on_reconnect=notes)
+        assert response.items() == [1]
         is_read.set()
-        assert answer.events.outcome == "done"
-        ask.meanwhile(until, lambda: answer.events._cursor.subscription.finished)
+        assert response.events.outcome == "done"
+        ask.run_blocking(until, lambda: response.events._cursor.subscription.finished)
         assert len(server.requests) == 1
     assert notes.calls == []
 
 
-def test_no_reconnection_after_a_done_function_accepted(ask: Door) -> None:
+def test_no_reconnection_after_a_done_function_accepted(ask: Requester) -> None:
     """Although the connection has ended by then."""
     with SSEServer([send(1, id="1"), send(2, id="2")]) as server:
-        answer = ask(server.url, reconnect=LATE, done=lambda event: event.data == "2")
-        assert answer.next() == 1
-        ask.meanwhile(until, lambda: is_between_connections(answer))
-        assert answer.items() == [2]
-        assert answer.events.outcome == "done"
-        ask.meanwhile(until, lambda: answer.events._cursor.subscription.finished)
+        response = ask(server.url, reconnect=LATE, done=lambda event: event.data == "2")
+        assert response.next() == 1
+        ask.run_blocking(until, lambda: is_between_connections(response))
+        assert response.items() == [2]
+        assert response.events.outcome == "done"
+        ask.run_blocking(until, lambda: response.events._cursor.subscription.finished)
         assert len(server.requests) == 1
 
 
-def test_prompt_is_not_sent_twice_unasked(ask: Door) -> None:
+def test_prompt_is_not_sent_twice_unasked(ask: Requester) -> None:
     with SSEServer([send(1), cut()]) as server:
         items, error = ask(server.url, data={}, reconnect=AT_ONCE).fail()
         assert items == [1]
@@ -317,7 +319,7 @@ def test_prompt_is_not_sent_twice_unasked(ask: Door) -> None:
         assert len(server.requests) == 1
 
 
-def test_callers_own_id_does_not_allow_resending(ask: Door) -> None:
+def test_callers_own_id_does_not_allow_resending(ask: Requester) -> None:
     with SSEServer([send(1), cut()]) as server:
         items, error = ask(server.url, data={}, reconnect=AT_ONCE, last_event_id="x").fail()
         assert items == [1]
@@ -325,7 +327,7 @@ def test_callers_own_id_does_not_allow_resending(ask: Door) -> None:
         assert len(server.requests) == 1
 
 
-def test_unanswered_prompt_is_not_sent_again(clock: FakeClock, ask: Door) -> None:
+def test_unanswered_prompt_is_not_sent_again(clock: FakeClock, ask: Requester) -> None:
     with SSEServer([silence()]) as server:
         asking = in_thread(lambda: ask(server.url, data={}, reconnect=AT_ONCE, timeout=Timeout(read=30, connect=None)))
         server.wait_for_request(timeout=30)
@@ -334,33 +336,33 @@ def test_unanswered_prompt_is_not_sent_again(clock: FakeClock, ask: Door) -> Non
         assert len(server.requests) == 1
 
 
-def test_reconnect_call_sends_no_prompt_twice(ask: Door) -> None:
+def test_reconnect_call_sends_no_prompt_twice(ask: Requester) -> None:
     """Even if the event arrives between the call and its callback on the loop."""
     with SSEServer([send(1), silence()]) as server:
-        answer = ask(server.url, data={}, reconnect=AT_ONCE)
-        assert answer.next() == 1
-        task = answer.events._cursor.subscription
+        response = ask(server.url, data={}, reconnect=AT_ONCE)
+        assert response.next() == 1
+        task = response.events._cursor.subscription
         # Without the check of reconnect(), which has seen no event yet.
         post(task.loop, task.reconnect_on_loop)
-        items, error = answer.fail()
+        items, error = response.fail()
         assert items == []
         assert isinstance(error, ReconnectionError)
         assert len(server.requests) == 1
 
 
-def test_resend_allows_sending_a_prompt_twice(ask: Door) -> None:
+def test_resend_allows_sending_a_prompt_twice(ask: Requester) -> None:
     policy = ReconnectionPolicy(delay=0.01, jitter=0, resend=True)
     with SSEServer(in_turn([send(1), cut()], [send(1), send(2), DONE])) as server:
         assert ask(server.url, data={}, reconnect=policy).items() == [1, 1, 2]
 
 
-def test_request_without_events_so_far_is_sent_again(ask: Door) -> None:
+def test_request_without_events_so_far_is_sent_again(ask: Requester) -> None:
     with SSEServer(in_turn([respond(), comment(), cut()], [send(1), DONE])) as server:
         assert ask(server.url, data={}, reconnect=AT_ONCE).items() == [1]
 
 
 @pytest.mark.parametrize("body", [{"content": iter([b"x"])}, {"files": {"file": b"x"}}], ids=["iterator", "files"])
-def test_body_that_can_be_read_once_is_refused(ask: Door, body: dict[str, Any]) -> None:
+def test_body_that_can_be_read_once_is_refused(ask: Requester, body: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="only once"):
         ask("http://127.0.0.1:9", reconnect=True, **body)
 
@@ -368,15 +370,15 @@ def test_body_that_can_be_read_once_is_refused(ask: Door, body: dict[str, Any]) 
 # Timeouts.
 
 
-def test_read_timeout_is_a_drop(clock: FakeClock, ask: Door) -> None:
+def test_read_timeout_is_a_drop(clock: FakeClock, ask: Requester) -> None:
     notes = Notes()
     with SSEServer(in_turn([send(1, id="a"), silence()], [send(2), DONE])) as server:
         timeout = dataclasses.replace(UNLIMITED, read=30)
-        answer = ask(server.url, reconnect=AT_ONCE, timeout=timeout, on_reconnect=notes)
-        assert answer.next() == 1
-        assert clock.advance_until_done(answer.items) == [2]
+        response = ask(server.url, reconnect=AT_ONCE, timeout=timeout, on_reconnect=notes)
+        assert response.next() == 1
+        assert clock.advance_until_done(response.items) == [2]
         server.requests[0].wait_aborted(30)
-        # The moved clock may make the next answer late, too.
+        # The moved clock may make the next response late, too.
         assert ids_sent(server)[:2] == [None, "a"]
     for _, _, cause in notes.calls:
         assert isinstance(cause, StreamTimeoutError)
@@ -389,7 +391,7 @@ def heartbeats() -> Iterator[Step]:
         yield wait(0.005)
 
 
-def test_idle_timeout_is_a_drop(clock: FakeClock, ask: Door) -> None:
+def test_idle_timeout_is_a_drop(clock: FakeClock, ask: Requester) -> None:
     notes = Notes()
     numbers = count()
 
@@ -401,14 +403,14 @@ def test_idle_timeout_is_a_drop(clock: FakeClock, ask: Door) -> None:
         yield DONE
 
     with SSEServer(script) as server:
-        answer = ask(server.url, reconnect=AT_ONCE, timeout=Timeout(idle=300), on_reconnect=notes)
+        response = ask(server.url, reconnect=AT_ONCE, timeout=Timeout(idle=300), on_reconnect=notes)
         for number in range(2):
-            assert answer.next() == number
-            received = answer.events.stats.bytes
-            ask.meanwhile(until, lambda received=received: answer.events.stats.bytes > received + 20)
-            answer.settle()
+            assert response.next() == number
+            received = response.events.stats.bytes
+            ask.run_blocking(until, lambda received=received: response.events.stats.bytes > received + 20)
+            response.settle()
             clock.advance(301)
-        assert answer.items() == [2]
+        assert response.items() == [2]
         server.requests[0].wait_aborted(30)
         assert ids_sent(server) == [None, "0", "1"]
     assert [cause and (type(cause), getattr(cause, "which", "")) for _, _, cause in notes.calls] == [
@@ -416,15 +418,15 @@ def test_idle_timeout_is_a_drop(clock: FakeClock, ask: Door) -> None:
     ] * 2
 
 
-def test_idle_clock_stops_between_connections(clock: FakeClock, ask: Door) -> None:
+def test_idle_clock_stops_between_connections(clock: FakeClock, ask: Requester) -> None:
     notes = Notes()
     is_asked = threading.Event()
     timeout = dataclasses.replace(UNLIMITED, idle=300)
     with SSEServer(in_turn([send(1), cut()], [hold(is_asked), send(2), DONE])) as server:
-        answer = ask(server.url, reconnect=LATE, timeout=timeout, on_reconnect=notes)
-        assert answer.next() == 1
-        ask.meanwhile(until, lambda: is_between_connections(answer))
-        reading = in_thread(answer.items)
+        response = ask(server.url, reconnect=LATE, timeout=timeout, on_reconnect=notes)
+        assert response.next() == 1
+        ask.run_blocking(until, lambda: is_between_connections(response))
+        reading = in_thread(response.items)
         while len(server.requests) < 2:
             clock.advance(100_000)
             time.sleep(0.002)
@@ -433,11 +435,11 @@ def test_idle_clock_stops_between_connections(clock: FakeClock, ask: Door) -> No
     assert StreamTimeoutError not in notes.causes
 
 
-def test_stalled_refusal_is_no_drop(clock: FakeClock, ask: Door) -> None:
+def test_stalled_refusal_is_no_drop(clock: FakeClock, ask: Requester) -> None:
     with SSEServer([respond(401), b"no", silence()]) as server:
         # Less than the time limit for the body of a refusal.
-        answer = ask(server.url, decode="text", reconnect=AT_ONCE, timeout=Timeout(idle=5))
-        items, error = clock.advance_until_done(answer.fail, step=0.5)
+        response = ask(server.url, decode="text", reconnect=AT_ONCE, timeout=Timeout(idle=5))
+        items, error = clock.advance_until_done(response.fail, step=0.5)
         assert items == []
         assert isinstance(error, (StatusError, StreamTimeoutError))
         assert len(server.requests) == 1

@@ -1,4 +1,4 @@
-"""examples/celery_worker in real programs: redis-server, Celery's worker, gunicorn, and any of them killed."""
+"""examples/celery_worker as real programs: redis-server, a Celery worker and gunicorn, each of which may be killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
-from tests.browser_support import Program, Puppet, reserved_port, running
+from tests.browser_support import ControlledUpstream, Program, reserved_port, running
 from tests.redis_support import RedisServer, redis_server
 
-# The programs take their time on a machine that is busy.
+# The programs are slow on a busy machine.
 pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
 
 WORKER = ["-m", "celery", "-A", "examples.celery_worker.tasks", "worker", "--loglevel", "INFO", "--concurrency", "1"]
@@ -27,7 +27,7 @@ WEB = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "exampl
 
 
 class Site:
-    """The two programs, and a reader's way of asking them."""
+    """The two programs, and requests to them."""
 
     def __init__(self, url: str, worker: Program, web: Program) -> None:
         self.url = url
@@ -35,7 +35,7 @@ class Site:
         self.web = web
 
     def ask(self, prompt: str) -> str:
-        """Have an answer begun, and return where it can be read."""
+        """Start an answer, and return its URL."""
         response = httpx.post(f"{self.url}/ask", json={"prompt": prompt}, timeout=60)
         assert response.status_code == 202
         return f"{self.url}/answers/{response.json()['key']}"
@@ -49,8 +49,8 @@ def serving(redis_url: str, base_url: str, cwd: Path, pool: str = "prefork") -> 
         running([sys.executable, *WORKER, *ALONE, "--pool", pool], cwd, **variables) as worker,
         running([sys.executable, *WEB, "--bind", f"127.0.0.1:{port}"], cwd, **variables) as web,
     ):
-        web.prints("Booting worker")
-        worker.prints(r"celery@\S+ ready")
+        web.wait_for_output("Booting worker")
+        worker.wait_for_output(r"celery@\S+ ready")
         yield Site(f"http://127.0.0.1:{port}", worker, web)
 
 
@@ -61,21 +61,22 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def started(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Puppet]]:
-    with Puppet() as puppet, serving(redis.url, puppet.base_url, tmp_path_factory.mktemp("cwd")) as site:
-        yield site, puppet
+def started(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, ControlledUpstream]]:
+    cwd = tmp_path_factory.mktemp("cwd")
+    with ControlledUpstream() as upstream, serving(redis.url, upstream.base_url, cwd) as site:
+        yield site, upstream
 
 
 @pytest.fixture
-def puppet(started: tuple[Site, Puppet]) -> Puppet:
-    """The upstream that the worker asks."""
-    _, puppet = started
-    puppet.reset()
-    return puppet
+def upstream(started: tuple[Site, ControlledUpstream]) -> ControlledUpstream:
+    """The upstream of the worker."""
+    _, upstream = started
+    upstream.reset()
+    return upstream
 
 
 @pytest.fixture
-def site(started: tuple[Site, Puppet], puppet: Puppet) -> Site:
+def site(started: tuple[Site, ControlledUpstream], upstream: ControlledUpstream) -> Site:
     return started[0]
 
 
@@ -92,85 +93,87 @@ def text_of(event: ServerSentEvent) -> str:
     return text
 
 
-def test_answer_is_streamed_to_every_reader(site: Site, puppet: Puppet) -> None:
+def test_answer_is_streamed_to_every_reader(site: Site, upstream: ControlledUpstream) -> None:
     url = site.ask("Count")
     events = events_at(url)
-    answer = puppet.answer()
-    assert answer.request.json()["messages"] == [{"role": "user", "content": "Count"}]
+    response = upstream.response()
+    assert response.request.json()["messages"] == [{"role": "user", "content": "Count"}]
     for text in ("one", "two", "three"):
-        answer.say(text)
+        response.send_text(text)
         event = events.next(60)
         assert text_of(event) == text
         if text == "two":
             seen = event.id
     other = events_at(url, seen)
     assert text_of(other.next(60)) == "three"
-    answer.say("four")
-    answer.end()
+    response.send_text("four")
+    response.end()
     assert [[text_of(event) for event in reader] for reader in (events, other)] == [["four"], ["four"]]
     assert (events.outcome, other.outcome) == ("done", "done")
-    # Once it is complete, too.
+    # The complete answer can be read again.
     assert [text_of(event) for event in events_at(url)] == ["one", "two", "three", "four"]
-    assert puppet.asked == 1
+    assert upstream.request_count == 1
 
 
-def test_answer_is_produced_without_a_reader(site: Site, puppet: Puppet) -> None:
+def test_answer_is_produced_without_a_reader(site: Site, upstream: ControlledUpstream) -> None:
     url = site.ask("Count")
-    answer = puppet.answer()
-    answer.say("one", "two")
-    answer.end()
-    assert answer.request.finished.wait(60)
+    response = upstream.response()
+    response.send_text("one", "two")
+    response.end()
+    assert response.request.finished.wait(60)
     assert [text_of(event) for event in events_at(url)] == ["one", "two"]
 
 
-def test_a_cancel_aborts_the_upstream_and_ends_the_readers(site: Site, puppet: Puppet) -> None:
+def test_a_cancel_aborts_the_upstream_and_ends_the_readers(site: Site, upstream: ControlledUpstream) -> None:
     url = site.ask("Think")
     events = events_at(url)
-    answer = puppet.answer()
-    answer.say("Hm")
+    response = upstream.response()
+    response.send_text("Hm")
     assert text_of(events.next(60)) == "Hm"
     assert httpx.delete(url, timeout=60).status_code == 204
-    answer.request.wait_aborted(60)
+    response.request.wait_aborted(60)
     assert (list(events), events.outcome) == ([], "eof")
     assert httpx.delete(url, timeout=60).status_code == 404
 
 
-def test_the_upstreams_error_reaches_the_reader(site: Site, puppet: Puppet) -> None:
+def test_the_upstreams_error_reaches_the_reader(site: Site, upstream: ControlledUpstream) -> None:
     events = events_at(site.ask("Fail"))
-    answer = puppet.answer()
-    answer.say("So far")
-    answer.cut()
+    response = upstream.response()
+    response.send_text("So far")
+    response.cut()
     assert text_of(events.next(60)) == "So far"
     (event,) = events
     assert (event.event, event.json()["error"]["type"]) == ("error", "TruncatedStreamError")
 
 
-def test_killed_web_worker_loses_no_event(site: Site, puppet: Puppet) -> None:
+def test_killed_web_worker_loses_no_event(site: Site, upstream: ControlledUpstream) -> None:
     url = site.ask("Count")
     events = events_at(url, reconnect=ReconnectionPolicy(delay=0.05))
-    answer = puppet.answer()
+    response = upstream.response()
     texts = [str(number) for number in range(300)]
-    answer.say(*texts[:100])
+    response.send_text(*texts[:100])
     read = [text_of(events.next(60)) for _ in range(50)]
     master = site.web.process.pid
     (killed,) = map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())
     os.kill(killed, signal.SIGKILL)
-    answer.say(*texts[100:])
-    answer.end()
+    response.send_text(*texts[100:])
+    response.end()
     read += [text_of(event) for event in events]
     assert (read, events.outcome) == (texts, "done")
     assert events.stats.reconnections == 1
-    assert (puppet.asked, answer.request.aborted.is_set()) == (1, False)
+    assert (upstream.request_count, response.request.aborted.is_set()) == (1, False)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_killed_celery_worker_ends_its_readers(pool: str, redis: RedisServer, puppet: Puppet, tmp_path: Path) -> None:
-    # A database of its own: other workers take no task of its.
+def test_killed_celery_worker_ends_its_readers(
+    pool: str, redis: RedisServer, upstream: ControlledUpstream, tmp_path: Path
+) -> None:
+    # Each site has its own database, so that no other worker takes its tasks.
     number = ["prefork", "solo"].index(pool) + 1
-    with serving(f"{redis.url}/{number}", puppet.base_url, tmp_path, pool) as site:
+    with serving(f"{redis.url}/{number}", upstream.base_url, tmp_path, pool) as site:
         events = events_at(site.ask("Live long"))
-        answer = puppet.answer()
-        answer.say("I will")
+        response = upstream.response()
+        response.send_text("I will")
         assert text_of(events.next(60)) == "I will"
         site.worker.kill()
         event = events.next(60)
@@ -185,7 +188,7 @@ def test_example_runs_without_an_account(redis: RedisServer, tmp_path: Path) -> 
         assert events.outcome == "done"
 
 
-def test_unreadable_stream_has_a_fitting_status(site: Site, puppet: Puppet) -> None:
+def test_unreadable_stream_has_a_fitting_status(site: Site, upstream: ControlledUpstream) -> None:
     answers = f"{site.url}/answers"
     assert httpx.get(f"{answers}/%7B", timeout=60).status_code == 400
     assert httpx.delete(f"{answers}/%7B", timeout=60).status_code == 400
@@ -195,4 +198,4 @@ def test_unreadable_stream_has_a_fitting_status(site: Site, puppet: Puppet) -> N
     bodies: list[object] = [[], {}, {"prompt": 1}]
     for body in bodies:
         assert httpx.post(f"{site.url}/ask", json=body, timeout=60).status_code == 400
-    assert puppet.asked == 0
+    assert upstream.request_count == 0

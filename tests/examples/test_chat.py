@@ -27,7 +27,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.testing import SSEServer, raw, respond
-from tests.browser_support import FLASK_CHAT, Program, Puppet, reserved_port, running
+from tests.browser_support import FLASK_CHAT, ControlledUpstream, Program, reserved_port, running
 from tests.support import ROOT, until
 
 pytestmark = pytest.mark.server
@@ -48,7 +48,7 @@ SERVERS = {
 
 
 class Site:
-    """An example that is being served, and a browser's way of asking it."""
+    """A served example, and requests like those of a browser."""
 
     def __init__(self, name: str, url: str, client: httpx.Client) -> None:
         self.name = name
@@ -70,7 +70,7 @@ class Site:
         return self._opened("/chat", headers={"Last-Event-ID": last_event_id}, params={"prompt": question})
 
     def counts(self) -> EventStream[Any]:
-        """Return the panel's figures, each time that they change."""
+        """Return the stream of the panel's figures."""
         events = self._opened("/panel")
         assert events.next(30)["suggestions"]
         return events
@@ -79,7 +79,7 @@ class Site:
         self._streams.append(request_sse(f"{self.url}{path}", error_events="yield", **options).events)
         return self._streams[-1]
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Close all connections, and drop the cookies."""
         for events in self._streams:
             events.close()
@@ -91,19 +91,19 @@ class Site:
 def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple[Site, Program]]:
     command = [sys.executable, *(argument.format(port=port) for argument in SERVERS[name])]
     url = f"http://127.0.0.1:{port}"
-    # Where gunicorn keeps a socket of its own.
+    # gunicorn keeps a control socket there.
     variables["HOME"] = str(cwd)
-    # All tests have this client: no connection outlives its test.
+    # All tests share this client, so no connection may outlive its test.
     limits = httpx.Limits(max_keepalive_connections=0)
     with running(command, cwd, **variables) as program, httpx.Client(timeout=30, limits=limits) as client:
-        until(lambda: answers_at(url, program))
+        until(lambda: is_serving(url, program))
         site = Site(name, url, client)
         yield site, program
-        site.forget()
+        site.reset()
 
 
-def answers_at(url: str, program: Program) -> bool:
-    assert program.process.poll() is None, program.printed
+def is_serving(url: str, program: Program) -> bool:
+    assert program.process.poll() is None, program.output
     try:
         httpx.get(url)
     except httpx.TransportError:
@@ -112,27 +112,29 @@ def answers_at(url: str, program: Program) -> bool:
 
 
 @pytest.fixture(scope="module")
-def puppet() -> Iterator[Puppet]:
-    with Puppet() as puppet:
-        yield puppet
+def upstream() -> Iterator[ControlledUpstream]:
+    with ControlledUpstream() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def started(request: pytest.FixtureRequest, puppet: Puppet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def started(
+    request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     """Each of the servers, once for all tests."""
     cwd = tmp_path_factory.mktemp("cwd")
-    with reserved_port() as port, serving(request.param, port, cwd, OPENAI_BASE_URL=puppet.base_url) as (site, _):
+    with reserved_port() as port, serving(request.param, port, cwd, OPENAI_BASE_URL=upstream.base_url) as (site, _):
         yield site
 
 
 @pytest.fixture
-def site(started: Site, puppet: Puppet) -> Iterator[Site]:
-    puppet.reset()
+def site(started: Site, upstream: ControlledUpstream) -> Iterator[Site]:
+    upstream.reset()
     yield started
-    started.forget()
+    started.reset()
 
 
-def test_the_page_is_served_with_all_that_it_loads(site: Site) -> None:
+def test_page_is_served_with_its_resources(site: Site) -> None:
     for path, kind in {
         "/": "text/html",
         "/static/chat.css": "text/css",
@@ -143,23 +145,23 @@ def test_the_page_is_served_with_all_that_it_loads(site: Site) -> None:
     }.items():
         response = site.client.get(f"{site.url}{path}")
         assert response.status_code == 200
-        # text/ or application/, as the machine has it.
+        # text/ or application/, depending on the machine.
         assert response.headers["content-type"].partition(";")[0].endswith(kind)
     for path in ("/static/nothing", "/static/%2e%2e", "/static/..%2fapp.py", "/fetch-event-source/nothing"):
         assert site.client.get(f"{site.url}{path}").status_code == 404
 
 
-def test_a_post_streams(site: Site, puppet: Puppet) -> None:
+def test_a_post_streams(site: Site, upstream: ControlledUpstream) -> None:
     events = site.ask("one", "two")
-    answer = puppet.answer()
-    assert answer.request.path == "/v1/chat/completions"
-    body = answer.request.json()
-    assert (body["stream"], [said["content"] for said in body["messages"]]) == (True, ["one", "two"])
-    answer.say("a\r\nb")
+    response = upstream.response()
+    assert response.request.path == "/v1/chat/completions"
+    body = response.request.json()
+    assert (body["stream"], [message["content"] for message in body["messages"]]) == (True, ["one", "two"])
+    response.send_text("a\r\nb")
     assert events.next(30) == {"text": "a\r\nb"}
-    answer.say("c")
+    response.send_text("c")
     assert events.next(30) == {"text": "c"}
-    answer.end()
+    response.end()
     assert (list(events), events.outcome) == ([], "done")
     assert events.headers["x-accel-buffering"] == "no"
 
@@ -171,39 +173,39 @@ def idle_figures(counts: EventStream[Any]) -> Any:
     return figures
 
 
-def test_disconnect_aborts_the_silent_upstream(site: Site, puppet: Puppet) -> None:
+def test_disconnect_aborts_the_silent_upstream(site: Site, upstream: ControlledUpstream) -> None:
     counts = site.counts()
     before = idle_figures(counts)
     events = site.ask("think")
-    answer = puppet.answer()
-    answer.say("Hm")
+    response = upstream.response()
+    response.send_text("Hm")
     assert events.next(30) == {"text": "Hm"}
     assert counts.next(30) == before | {"open": 1}
     events.close()
     if site.name == "django runserver":
-        # It does not hand its socket out, so that the reader is missed only when something is sent.
-        def is_missed() -> bool:
-            answer.say("?")
-            return answer.request.aborted.is_set()
+        # It does not expose its socket, so a disconnect is noticed only when something is sent.
+        def is_noticed() -> bool:
+            response.send_text("?")
+            return response.request.aborted.is_set()
 
-        until(is_missed)
-    answer.request.wait_aborted()
+        until(is_noticed)
+    response.request.wait_aborted()
     assert counts.next(30) == before | {"stopped": before["stopped"] + 1}
 
 
-def test_get_continues_after_the_last_event_id(site: Site, puppet: Puppet) -> None:
+def test_get_continues_after_the_last_event_id(site: Site, upstream: ControlledUpstream) -> None:
     events = site.get("count", "3")
-    answer = puppet.answer()
-    assert answer.request.headers["last-event-id"] == "3"
-    answer.say("four")
+    response = upstream.response()
+    assert response.request.headers["last-event-id"] == "3"
+    response.send_text("four")
     assert events.next(30) == {"text": "four"}
     assert events.last_event == ServerSentEvent(data='{"text":"four"}', id="4", retry=0.05)
 
 
-def test_errors_are_reported_to_the_client(site: Site, puppet: Puppet) -> None:
+def test_errors_are_reported_to_the_client(site: Site, upstream: ControlledUpstream) -> None:
     events = site.ask("break")
-    puppet.answer().say("So f")
-    puppet.answer().cut()
+    upstream.response().send_text("So f")
+    upstream.response().cut()
     assert list(events) == [
         {"text": "So f"},
         {
@@ -214,27 +216,27 @@ def test_errors_are_reported_to_the_client(site: Site, puppet: Puppet) -> None:
         },
     ]
     refusal = b'{"error": {"message": "Slow down."}}'
-    puppet.script = [respond(429, {"Retry-After": "20"}, "length", "application/json"), raw(refusal)]
+    upstream.script = [respond(429, {"Retry-After": "20"}, "length", "application/json"), raw(refusal)]
     refused = site.ask("refuse")
     assert (refused.status, refused.headers["retry-after"]) == (429, "20")
     message = "the upstream refused the request: 429 Too Many Requests"
     assert list(refused) == [{"error": {"type": "upstream_error", "status": 429, "message": message}}]
 
 
-def test_malformed_requests_are_refused(site: Site, puppet: Puppet) -> None:
+def test_malformed_requests_are_refused(site: Site, upstream: ControlledUpstream) -> None:
     chat, headers = f"{site.url}/chat", site.headers()
     bodies: list[Any] = [[], {}, {"messages": []}, {"messages": ["hi"]}, {"messages": [{"role": "user", "content": 1}]}]
     for body in bodies:
         response = site.client.post(chat, json=body, headers=headers)
         assert (response.status_code, response.json()["error"]["message"][:4]) == (400, "send")
     assert site.client.post(chat, content=b"{", headers=headers | {"Content-Type": "application/json"}).is_client_error
-    # Another site's page: its EventSource, and its form, which can send a body but no header of its own.
+    # Requests of another site's page: by EventSource, and by a form, which cannot set headers.
     assert site.client.get(chat, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     form = {"Content-Type": "text/plain"}
     site.client.cookies.clear()
     messages = json.dumps({"messages": [{"role": "user", "content": "spend"}]})
     assert site.client.post(chat, content=messages, headers=form).status_code in (403, 415)
-    assert puppet.asked == 0
+    assert upstream.request_count == 0
 
 
 @pytest.mark.parametrize("name", ["flask", "django uvicorn"])
@@ -247,37 +249,37 @@ def test_unreachable_upstream_is_a_bad_gateway(name: str, closed_port: int, tmp_
             {"error": {"message": "The upstream cannot be reached."}},
         )
         assert site.counts().next(30) == {"open": 0, "answered": 0, "stopped": 0, "failed": 1}
-        assert "ConnectError" in program.printed
-        assert "Traceback" not in program.printed
+        assert "ConnectError" in program.output
+        assert "Traceback" not in program.output
 
 
-def test_flask_chat_prints_its_url_and_ends_quietly(puppet: Puppet) -> None:
-    puppet.reset()
-    variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": puppet.base_url, "OPENAI_MODEL": "a-model"}
+def test_flask_chat_prints_its_url_and_ends_quietly(upstream: ControlledUpstream) -> None:
+    upstream.reset()
+    variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": upstream.base_url, "OPENAI_MODEL": "a-model"}
     with running([*FLASK_CHAT, "0"], ROOT, PYTHONWARNINGS="error", **variables) as program:
-        url = program.prints(rf"The page is at ({LISTENS})/\n")[1]
-        program.prints(rf"It asks a-model at {puppet.base_url}\. Ctrl\+C ends it\.\n")
+        url = program.wait_for_output(rf"The page is at ({LISTENS})/\n")[1]
+        program.wait_for_output(rf"Requests go to a-model at {upstream.base_url}\. Ctrl\+C ends it\.\n")
         events = request_sse(f"{url}/chat", params={"prompt": "hello"}).events
-        answer = puppet.answer()
-        assert answer.request.headers["authorization"] == "Bearer a-key"
-        assert answer.request.json()["model"] == "a-model"
-        answer.say("Hi")
+        response = upstream.response()
+        assert response.request.headers["authorization"] == "Bearer a-key"
+        assert response.request.json()["model"] == "a-model"
+        response.send_text("Hi")
         assert events.next(30) == {"text": "Hi"}
         program.process.send_signal(signal.SIGINT)
-        assert program.ended() == 0
-        answer.request.wait_aborted()
-        assert "a-key" not in program.printed
-        assert "Traceback" not in program.printed
+        assert program.wait() == 0
+        response.request.wait_aborted()
+        assert "a-key" not in program.output
+        assert "Traceback" not in program.output
         events.close()
 
 
 def test_flask_chat_starts_its_own_upstream() -> None:
     with running([*FLASK_CHAT, "0"], PYTHONWARNINGS="error") as program:
-        url = program.prints(LISTENS)[0]
-        program.prints(r"It asks a scripted upstream inside this program\.")
+        url = program.wait_for_output(LISTENS)[0]
+        program.wait_for_output(r"Requests go to a scripted upstream inside this program\.")
         words = [item["text"] for item in request_sse(f"{url}/chat", params={"prompt": "Hello, you"}).events]
         assert "".join(words).startswith("You said: \N{LEFT DOUBLE QUOTATION MARK}Hello, you")
-        assert "Traceback" not in program.printed
+        assert "Traceback" not in program.output
 
 
 def scripted(server: SSEServer, prompt: str, last_event_id: str = "", **options: Any) -> EventStream[Any]:
@@ -320,47 +322,49 @@ NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """examples/nginx.conf at ports that are free: its URL, and the port of the application."""
+    """nginx with examples/nginx.conf on free ports: its URL, and the port of the application."""
     if NGINX is None:
         pytest.skip("nginx is not installed")
     configuration = (ROOT / "examples/nginx.conf").read_text("utf-8")
     with reserved_port() as port, reserved_port() as application:
-        for there, here in {"127.0.0.1:8080": port, "127.0.0.1:8000": application}.items():
-            assert f"{there};" in configuration
-            configuration = configuration.replace(f"{there};", f"127.0.0.1:{here};")
+        for configured, actual in {"127.0.0.1:8080": port, "127.0.0.1:8000": application}.items():
+            assert f"{configured};" in configuration
+            configuration = configuration.replace(f"{configured};", f"127.0.0.1:{actual};")
         path = tmp_path / "nginx.conf"
         path.write_text(configuration, "utf-8")
         command = [NGINX, "-p", str(tmp_path), "-c", str(path)]
-        tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
-        assert tested.returncode == 0, tested.stderr
-        assert "[warn]" not in tested.stderr
+        check = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
+        assert check.returncode == 0, check.stderr
+        assert "[warn]" not in check.stderr
         with running([*command, "-g", "daemon off;"], tmp_path) as program:
             url = f"http://127.0.0.1:{port}"
-            until(lambda: answers_at(url, program))
+            until(lambda: is_serving(url, program))
             yield url, application
 
 
 @pytest.mark.nginx
-def test_nginx_streams_and_forwards_the_disconnect(nginx: tuple[str, int], puppet: Puppet, tmp_path: Path) -> None:
-    puppet.reset()
+def test_nginx_streams_and_forwards_the_disconnect(
+    nginx: tuple[str, int], upstream: ControlledUpstream, tmp_path: Path
+) -> None:
+    upstream.reset()
     url, application = nginx
     with (
-        serving("flask gunicorn", application, tmp_path, OPENAI_BASE_URL=puppet.base_url) as (_, program),
+        serving("flask gunicorn", application, tmp_path, OPENAI_BASE_URL=upstream.base_url) as (_, program),
         httpx.Client() as client,
     ):
         site = Site("nginx", url, client)
         events = site.ask("count")
-        answer = puppet.answer()
+        response = upstream.response()
         for text in ("one", "two"):
-            answer.say(text)
+            response.send_text(text)
             assert events.next(30) == {"text": text}
         events.close()
-        answer.request.wait_aborted()
+        response.request.wait_aborted()
         events = site.get("live long")
-        puppet.answer(2).say("I will")
+        upstream.response(2).send_text("I will")
         assert events.next(30) == {"text": "I will"}
         program.kill()
-        # Not as if it were complete.
+        # The stream does not look complete.
         with pytest.raises(TruncatedStreamError):
             events.next(30)
-        assert puppet.asked == 2
+        assert upstream.request_count == 2

@@ -1,4 +1,4 @@
-"""examples/quickstart.py, run as a newcomer runs it."""
+"""examples/quickstart.py, run as in the README."""
 
 from __future__ import annotations
 

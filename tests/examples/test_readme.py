@@ -380,9 +380,9 @@ def test_relay(upstream: SSEServer) -> None:
     if not settings.configured:
         settings.configure(ALLOWED_HOSTS=["*"])
     view = Session(upstream.url, json=json, relay=session.names["relay"]).run(in_django)["chat"]
-    answer = view(RequestFactory().post("/chat", {"q": 1}, content_type="application/json"))
-    assert b"".join(answer.streaming_content).decode().endswith(relayed)
-    answer.close()
+    django_response = view(RequestFactory().post("/chat", {"q": 1}, content_type="application/json"))
+    assert b"".join(django_response.streaming_content).decode().endswith(relayed)
+    django_response.close()
 
     api = FastAPI()
     # FastAPI resolves annotations in the module that defines the view.

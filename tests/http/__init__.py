@@ -1,1 +1,1 @@
-"""Tests of the HTTP/1.1 transport that need no socket: corpora of answers, over a fake connection."""
+"""Tests of the HTTP/1.1 transport that need no socket: corpora of responses, over a fake connection."""

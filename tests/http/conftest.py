@@ -17,7 +17,7 @@ from .upstream import Run
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
-    """A function that runs a coroutine function on a new loop; the loop must log no warning."""
+    """A function that runs a coroutine function on a new loop. Fails if the loop logs a warning."""
     with coroutine_runner(request, caplog) as run_on_new_loop:
         yield run_on_new_loop
 

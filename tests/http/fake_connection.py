@@ -13,23 +13,23 @@ from typing import Any
 
 __all__ = ["EOF", "FakeConnection", "FakeNetwork"]
 
-# The entry of an answer at which the peer closes the connection.
+# The entry of a response at which the peer closes the connection.
 EOF = b""
 
 
 class FakeConnection(asyncio.Transport):
-    """Delivers the next of `answers` after each write: one entry in each iteration of the event loop.
+    """Delivers the next of `responses` after each write: one entry in each iteration of the event loop.
 
     An entry is bytes, EOF, or the exception with which the connection breaks. `over` is set when all
     entries so far are delivered, or the connection is closed; `paused` when the reader holds it back.
     """
 
-    def __init__(self, *answers: Iterable[bytes | Exception]) -> None:
+    def __init__(self, *responses: Iterable[bytes | Exception]) -> None:
         super().__init__()
         self.written: list[bytes] = []
         self.over = asyncio.Event()
         self.paused = asyncio.Event()
-        self._answers = collections.deque(answers)
+        self._responses = collections.deque(responses)
         self._entries: collections.deque[bytes | Exception] = collections.deque()
         self._protocol: Any = None
         self._delivery: asyncio.Handle | None = None
@@ -42,8 +42,8 @@ class FakeConnection(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
-        if self._answers:
-            self._entries += self._answers.popleft()
+        if self._responses:
+            self._entries += self._responses.popleft()
             self.over.clear()
             self._deliver_soon()
 
@@ -93,7 +93,7 @@ class FakeConnection(asyncio.Transport):
 
 
 class FakeNetwork:
-    """Hands out `connections` in order, and records in `dialled` who asked; an exception is a refusal."""
+    """Returns `connections` in order, and records hosts and ports in `dialled`. An exception in the list is raised."""
 
     def __init__(self, *connections: FakeConnection | Exception) -> None:
         self.dialled: list[tuple[str, int]] = []

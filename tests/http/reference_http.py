@@ -1,4 +1,4 @@
-"""References for heads of answers and chunked bodies: h11, and the intended differences from it."""
+"""References for response heads and chunked bodies: h11, and the intended differences from it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Body = tuple[bytes, bytes | None, bool]
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 
-# Heads that ours and the reference read differently: h11 accepts versions other than 1.x, and
-# refuses a 101 that no request asked for, which the transport does after its head was read.
+# Heads that the library and the reference read differently: h11 accepts versions other than 1.x, and refuses an
+# unrequested 101, which the transport does after it has read the head.
 MEANT_OF_HEADS = re.compile(rb"[\r\n]*HTTP/(?:[^1]|1.. 101)")
 
-# Chunked bodies that ours and h11 read differently, each of which tests/http/test_h1_bodies.py names:
+# Chunked bodies that the library and h11 read differently, each also a test in tests/http/test_h1_bodies.py:
 # blanks before an extension, control characters in one, a size that overflows a signed 64-bit
 # integer, and anything but the empty line after the last chunk.
 MEANT_OF_BODIES = re.compile(
@@ -53,7 +53,7 @@ def _asked() -> h11.Connection:
 
 
 def head_by_h11(data: bytes) -> Head:
-    """Read the beginning of an answer with h11."""
+    """Read the beginning of a response with h11."""
     connection = _asked()
     connection.receive_data(data)
     try:
@@ -69,7 +69,7 @@ def head_by_h11(data: bytes) -> Head:
 
 
 def head_by_reference(data: bytes) -> Head:
-    """Read an answer with h11, after repairing its head as ours does."""
+    """Read a response with h11, after repairing its head like the library."""
     empty = _EMPTY_LINES.match(data)
     assert empty is not None
     start = empty.end()
@@ -86,7 +86,7 @@ def head_by_reference(data: bytes) -> Head:
 
 
 def _repaired(lines: list[bytes]) -> list[bytes] | None:
-    """Return the lines that are fields, or that h11 refuses; None if ours refuses what h11 reads."""
+    """Return the lines that are fields or that h11 refuses; None if the library refuses a head that h11 reads."""
     fields: list[bytes] = []
     for line in lines:
         if line[:1] in (b" ", b"\t"):

@@ -1,4 +1,4 @@
-"""Bodies that the HTTP client itself reads, for an auth or an event hook, are bounded like those of error answers."""
+"""Bodies that the HTTP client itself reads, for an auth or an event hook, are bounded like those of error responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, MAX_RE
 from sseqbridge._http.client import ClientPool
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
 from tests.clock import FakeClock
-from tests.doors import Answer, Door
+from tests.requesters import Requester, Response
 from tests.support import in_thread, peak_rss, until
 
 DONE = send("[DONE]")
@@ -39,13 +39,13 @@ pytestmark = pytest.mark.timeout(120)
 
 CHALLENGE = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
 
-Send = Callable[..., Answer]
+Send = Callable[..., Response]
 
 
 class TokenAuth(httpx.Auth):
     """An auth from httpx's documentation: after a 401 it sends the request again, with the token in the 401's body.
 
-    httpx reads each answer completely before the flow receives it.
+    httpx reads each response completely before the flow receives it.
     """
 
     requires_response_body = True
@@ -94,9 +94,9 @@ def memory_is_bounded() -> Iterator[None]:
     assert peak_rss() - before < 40 * 2**20
 
 
-def protected(refusal: list[Step], *answer: Step) -> Callable[[ReceivedRequest], list[Step]]:
-    """A script that answers `refusal` to requests without Authorization, and `answer` to others."""
-    return lambda request: list(answer) if "authorization" in request.headers else refusal
+def protected(refusal: list[Step], *response: Step) -> Callable[[ReceivedRequest], list[Step]]:
+    """A script that responds with `refusal` to requests without Authorization, and with `response` to others."""
+    return lambda request: list(response) if "authorization" in request.headers else refusal
 
 
 REFUSALS = {
@@ -128,7 +128,7 @@ def digest(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_error_answer_read_by_an_auth_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
+def test_error_response_read_by_an_auth_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
     with SSEServer(protected(REFUSALS[refusal], send(1), DONE)) as server, memory_is_bounded():
         assert list(request_with(server.url, auth=digest, timeout=Timeout(read=60)).events) == [1]
         assert len(server.requests) == 2
@@ -153,77 +153,77 @@ def test_auth_of_a_client_of_arequest_sse_is_bounded() -> None:
         assert asyncio.run(main()) == [1]
 
 
-def test_error_answer_that_ends_an_auth_flow_is_returned(ask: Door) -> None:
+def test_error_response_that_ends_an_auth_flow_is_returned(ask: Requester) -> None:
     refused = [respond(401, CHALLENGE, content_type="application/json"), raw(b'{"a": 1}')]
     with SSEServer(refused) as server:
-        answer = ask(server.url, auth=httpx.DigestAuth("u", "p"))
-        assert (answer.status, answer.items()) == (401, [{"a": 1}])
-        # Each answer was read to its end.
+        response = ask(server.url, auth=httpx.DigestAuth("u", "p"))
+        assert (response.status, response.items()) == (401, [{"a": 1}])
+        # Each response was read to its end.
         assert (len(server.requests), server.connections) == (2, 1)
 
 
-def test_stalled_error_answer_is_cut_off_after_ten_seconds(clock: FakeClock, ask: Door) -> None:
+def test_stalled_error_response_is_cut_off_after_ten_seconds(clock: FakeClock, ask: Requester) -> None:
     refusal = [respond(401, CHALLENGE), raw(b"no"), silence()]
     with SSEServer(protected(refusal, send(1), DONE)) as server:
         began = clock.monotonic()
         auth, timeout = httpx.DigestAuth("u", "p"), Timeout(read=None, connect=None)
         asking = in_thread(lambda: ask(server.url, auth=auth, timeout=timeout))
         server.wait_for_request(timeout=30)
-        answer = clock.advance_until_done(asking.result)
+        response = clock.advance_until_done(asking.result)
         assert clock.monotonic() - began >= BODY_SECONDS
-        assert answer.items() == [1]
+        assert response.items() == [1]
 
 
-def test_auth_reads_error_answers_but_no_event_stream(ask: Door) -> None:
+def test_auth_reads_error_responses_but_no_event_stream(ask: Requester) -> None:
     """An event stream may be endless, and must be delivered before it is read."""
     auth = TokenAuth()
     with SSEServer(protected([respond(401), raw(b"token678, more")], send(1), silence())) as server:
-        with ask(server.url, auth=auth) as answer:
-            assert answer.next() == 1
+        with ask(server.url, auth=auth) as response:
+            assert response.next() == 1
         assert auth.seen == [(401, b"token678, more"), (200, b"")]
         assert server.requests[1].headers["authorization"] == "Bearer token678"
 
 
-def test_auth_reads_an_error_answer_up_to_the_limit(ask: Door) -> None:
+def test_auth_reads_an_error_response_up_to_the_limit(ask: Requester) -> None:
     auth = TokenAuth()
     refusal = [respond(401, {"Content-Encoding": "gzip"}), *map(raw, BOMB)]
     with SSEServer(lambda request: refusal) as server, memory_is_bounded():
-        answer = ask(server.url, decode="text", auth=auth)
-        _, error = answer.fail()
+        response = ask(server.url, decode="text", auth=auth)
+        _, error = response.fail()
         assert isinstance(error, SSEError)
         assert [status for status, _ in auth.seen] == [401, 401]
         assert all(MAX_BODY_BYTES <= len(body) <= 3 * MAX_BODY_BYTES for _, body in auth.seen)
         with pytest.raises(SSEError) as caught:
-            answer.raise_for_status()
+            response.raise_for_status()
         assert caught.value.body == b"x" * MAX_BODY_BYTES  # type: ignore[attr-defined]
 
 
-def test_auth_reads_another_content_type_up_to_the_limit(ask: Door) -> None:
+def test_auth_reads_another_content_type_up_to_the_limit(ask: Requester) -> None:
     with SSEServer([respond(content_type="text/html"), *map(raw, plain_bytes())]) as server:
         with pytest.raises(ContentTypeError) as caught:
             ask(server.url, auth=TokenAuth())
         assert caught.value.body == b"x" * MAX_BODY_BYTES
 
 
-def test_stream_that_an_auth_read_in_part_is_an_error(ask: Door) -> None:
+def test_stream_that_an_auth_read_in_part_is_an_error(ask: Requester) -> None:
     steps = [respond(content_type="text/plain"), *map(raw, plain_bytes())]
     with SSEServer(steps) as server, pytest.raises(SSEError, match="must not read"):
         ask(server.url, auth=TokenAuth(), check_content_type=False)
 
 
-def test_stream_that_an_auth_read_completely_is_delivered(ask: Door) -> None:
+def test_stream_that_an_auth_read_completely_is_delivered(ask: Requester) -> None:
     with SSEServer([respond(content_type="text/plain"), send(1), DONE]) as server:
         assert ask(server.url, auth=TokenAuth(), check_content_type=False).items() == [1]
 
 
-def test_endless_auth_flow_is_a_callback_error(ask: Door) -> None:
+def test_endless_auth_flow_is_a_callback_error(ask: Requester) -> None:
     with SSEServer([respond(401), raw(b"no")]) as server:
         with pytest.raises(CallbackError, match=f"at most {MAX_REQUESTS} requests"):
             ask(server.url, auth=Endless())
         assert len(server.requests) == MAX_REQUESTS
 
 
-def test_auth_flow_that_is_endless_later_ends_the_stream(ask: Door) -> None:
+def test_auth_flow_that_is_endless_later_ends_the_stream(ask: Requester) -> None:
     class Later(httpx.Auth):
         def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
             response = yield request
@@ -240,7 +240,7 @@ def test_auth_flow_that_is_endless_later_ends_the_stream(ask: Door) -> None:
         assert len(server.requests) == 1 + MAX_REQUESTS
 
 
-def test_auth_flow_is_closed_if_the_request_fails(ask: Door) -> None:
+def test_auth_flow_is_closed_if_the_request_fails(ask: Requester) -> None:
     closed: list[bool] = []
 
     class Closed(httpx.Auth):
@@ -272,7 +272,7 @@ def reading_hook(package: Any, seen: list[bytes]) -> Iterator[Bridge]:
 
 @pytest.mark.parametrize("package", [httpx, httpx2], ids=["httpx", "httpx2"])
 @pytest.mark.parametrize("refusal", ["gzip", "plain"])
-def test_event_hook_reads_an_error_answer_up_to_the_limit(package: Any, refusal: str) -> None:
+def test_event_hook_reads_an_error_response_up_to_the_limit(package: Any, refusal: str) -> None:
     seen: list[bytes] = []
     with SSEServer(REFUSALS[refusal]) as server, reading_hook(package, seen) as bridge, memory_is_bounded():
         stream = request_sse(server.url, decode="text", bridge=bridge).events
@@ -325,9 +325,9 @@ async def body() -> AsyncIterator[bytes]:
 
 
 def test_body_of_a_mock_transport_is_bounded() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(401 if "authorization" not in request.headers else 403, headers=CHALLENGE, content=body())
 
-    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler))) as bridge:
         stream = request_sse("http://mock.test/", auth=httpx.DigestAuth("u", "p"), bridge=bridge).events
         assert (stream.status, next(stream)) == (403, "x" * MAX_BODY_BYTES)

@@ -46,9 +46,9 @@ from .http2_server import Http2Server
 _EVENT_STREAM = {"Content-Type": "text/event-stream"}
 
 
-def mocked(answer: Callable[[httpx.Request], Any]) -> Bridge:
+def mocked(response: Callable[[httpx.Request], Any]) -> Bridge:
     """Return a bridge whose requests are answered by a function."""
-    return Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer)))
+    return Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(response)))
 
 
 def is_idle(bridge: Bridge) -> bool:
@@ -58,37 +58,37 @@ def is_idle(bridge: Bridge) -> bool:
 # Mock transports.
 
 
-def test_mock_transport_answers_with_content() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+def test_mock_transport_responds_with_content() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers=_EVENT_STREAM, content=b"data: %b\n\ndata: [DONE]\n\n" % request.content)
 
-    with mocked(answer) as bridge:
+    with mocked(handler) as bridge:
         status, headers, items = request_sse("http://mock.test/", data={"a": 1}, bridge=bridge)
         assert (status, headers["content-type"]) == (200, "text/event-stream")
         assert list(items) == [{"a": 1}]
         assert (items.outcome, items.http_version) == ("done", "HTTP/1.1")
 
 
-def test_mock_transport_answers_with_an_error_status() -> None:
+def test_mock_transport_responds_with_an_error_status() -> None:
     with mocked(lambda request: httpx.Response(503, json={"error": "busy"})) as bridge:
         status, _, items = request_sse("http://mock.test/", bridge=bridge)
         assert (status, list(items)) == (503, [{"error": "busy"}])
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-def test_mock_transport_answers_with_a_stream(is_async: bool) -> None:
+def test_mock_transport_responds_with_a_stream(is_async: bool) -> None:
     async def body() -> AsyncIterator[bytes]:
         for n in range(3):
             yield b"data: %d\n\n" % n
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers=_EVENT_STREAM, content=body())
 
-    async def answer_later(request: httpx.Request) -> httpx.Response:
+    async def handle_later(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0)
-        return answer(request)
+        return handler(request)
 
-    with mocked(answer_later if is_async else answer) as bridge:
+    with mocked(handle_later if is_async else handler) as bridge:
         _, _, items = request_sse("http://mock.test/", bridge=bridge)
         assert list(items) == [0, 1, 2]
         assert items.outcome == "eof"
@@ -126,10 +126,10 @@ def test_abort_closes_the_stream_of_a_mock_transport() -> None:
     ],
 )
 def test_errors_of_a_transport_become_typed_errors(raised: Exception, kind: type[SSEError]) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         raise raised
 
-    with mocked(answer) as bridge:
+    with mocked(handler) as bridge:
         with pytest.raises(SSEError) as caught:
             request_sse("http://mock.test/?key=secret", bridge=bridge)
         assert type(caught.value) is kind
@@ -251,7 +251,7 @@ def test_event_hook_that_raises_causes_a_typed_error() -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_event_hook_may_read_the_answer() -> None:
+def test_event_hook_may_read_the_response() -> None:
     bodies: list[bytes] = []
 
     async def on_response(response: httpx.Response) -> None:
@@ -548,8 +548,8 @@ def test_http2_streams_after_a_redirect_share_no_connection(http2: tuple[Http2Se
             assert server.left.get(timeout=30) == "/silent"
 
 
-def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: list[str]) -> None:
-    """Answer one request with h2, by these steps."""
+def respond_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: list[str]) -> None:
+    """Respond to one request with h2, by these steps."""
     plain, _ = listener.accept()
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     connection.initiate_connection()
@@ -561,7 +561,7 @@ def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: l
                 if isinstance(event, h2.events.StreamEnded):
                     stream = event.stream_id
         for step in steps:
-            if step == "answer":
+            if step == "response":
                 connection.send_headers(stream, [(":status", "200"), ("content-type", "text/event-stream")])
                 connection.send_data(stream, b"data: 1\n\n")
             elif step == "RST_STREAM":
@@ -577,9 +577,9 @@ def answer_over_http2(listener: socket.socket, context: ssl.SSLContext, steps: l
 
 
 @pytest.mark.parametrize("way_out", ["RST_STREAM", "GOAWAY", "close"])
-@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("responses", [True, False])
 def test_http2_server_that_ends_the_connection_is_an_error(
-    authority: trustme.CA, client_tls: ssl.SSLContext, way_out: str, answers: bool
+    authority: trustme.CA, client_tls: ssl.SSLContext, way_out: str, responses: bool
 ) -> None:
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(server_tls)
@@ -588,10 +588,10 @@ def test_http2_server_that_ends_the_connection_is_an_error(
         socket.create_server(("127.0.0.1", 0)) as listener,
         Bridge(client=lambda: httpx.AsyncClient(http2=True, verify=client_tls)) as bridge,
     ):
-        steps = ["answer", way_out] if answers else [way_out]
-        served = in_thread(lambda: answer_over_http2(listener, server_tls, steps), "by hand")
+        steps = ["response", way_out] if responses else [way_out]
+        served = in_thread(lambda: respond_over_http2(listener, server_tls, steps), "by hand")
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
-        if answers:
+        if responses:
             _, _, items = request_sse(url, bridge=bridge)
             assert next(items) == 1
             with pytest.raises(TruncatedStreamError, match="mid-stream"):

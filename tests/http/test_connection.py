@@ -1,4 +1,4 @@
-"""HTTP11Connection: reading answers, time limits, sinks and read backpressure, on asyncio's loop and on uvloop."""
+"""HTTP11Connection: reading responses, time limits, sinks and read backpressure, on asyncio's loop and on uvloop."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def test_body_may_end_with_the_connection(run: Run, end: bytes) -> None:
         assert server.connections == 2
 
 
-def test_interim_answers_may_arrive_in_pieces(run: Run) -> None:
+def test_interim_responses_may_arrive_in_pieces(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
             await peer.receive()
             for part in (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early", b" Hints\r\nA: b\r\n\r", b"\n"):
                 await peer.send(part)
                 # The client reads each part separately.
                 await until_read(peer)
-                assert not answer.done()
+                assert not pending.done()
             await peer.send(SHORT)
-            assert await (await answer).aread() == b"hello"
+            assert await (await pending).aread() == b"hello"
 
     run(main)
 
 
-def test_answer_can_be_closed_twice_but_not_read_afterwards(run: Run) -> None:
+def test_response_can_be_closed_twice_but_not_read_afterwards(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(SHORT)
-            body = (await answer).extensions[BODY_EXTENSION]
+            await peer.respond(SHORT)
+            body = (await pending).extensions[BODY_EXTENSION]
             assert [part async for part in body] == [b"hello"]
             assert body.complete
             for _ in range(2):
@@ -127,18 +127,18 @@ def test_connection_that_ends_within_a_body(
 @pytest.mark.parametrize("leave", ["close", "reset"])
 def test_connection_that_ends_within_the_head(run: Run, begun: bytes, leave: str) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(begun)
+            await peer.respond(begun)
             await until_read(peer)
             if leave == "close":
                 peer.socket.close()
                 with pytest.raises(ConnectionClosed, match="disconnected"):
-                    await answer
+                    await pending
             else:
                 peer.reset()
                 with pytest.raises(httpx.ReadError):
-                    await answer
+                    await pending
 
     run(main)
 
@@ -159,15 +159,15 @@ def test_bytes_before_a_fault_are_read_first(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"x" * 200_000]
+    "response", [b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"x" * 200_000]
 )
-def test_malformed_head_closes_the_connection(run: Run, answer: bytes) -> None:
+def test_malformed_head_closes_the_connection(run: Run, response: bytes) -> None:
     async def main() -> None:
         async with new_client() as client:
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.get(server.url)
 
-    with SSEServer([wire(answer), silence()]) as server:
+    with SSEServer([wire(response), silence()]) as server:
         run(main)
         server.requests[0].wait_aborted()
 
@@ -178,16 +178,16 @@ def test_silence_times_out(clock: FakeClock, run: Run, begun: bytes) -> None:
         async with (
             upstream() as server,
             new_client(timeout=httpx.Timeout(None, read=60)) as client,
-            asking(client, server.url) as answer,
+            asking(client, server.url) as pending,
         ):
             peer = await server.accept()
-            await peer.answer(begun)
+            await peer.respond(begun)
             with pytest.raises(httpx.ReadTimeout):
                 # The head is read before the clock is advanced.
-                reading = (await answer).aread() if begun is CHUNKED else answer
+                reading = (await pending).aread() if begun is CHUNKED else pending
                 await clock.aadvance_until_done(reading, step=10)
             if begun is CHUNKED:
-                await answer.result().aclose()
+                await pending.result().aclose()
             assert await peer.client_has_left()
 
     run(main)
@@ -232,11 +232,11 @@ def test_end_and_read_timeout_may_coincide(clock: FakeClock, run: Run) -> None:
         async with (
             upstream() as server,
             new_client(timeout=httpx.Timeout(None, read=60)) as client,
-            asking(client, server.url) as answer,
+            asking(client, server.url) as pending,
         ):
             peer = await server.accept()
-            await peer.answer(SHORT[:-1])
-            body = (await answer).extensions[BODY_EXTENSION]
+            await peer.respond(SHORT[:-1])
+            body = (await pending).extensions[BODY_EXTENSION]
             assert await body.read() == b"hell"
             reading = asyncio.create_task(body.read())
             await until_read(peer)
@@ -250,12 +250,12 @@ def test_end_and_read_timeout_may_coincide(clock: FakeClock, run: Run) -> None:
 
 def test_read_without_timeout_waits(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client(timeout=None) as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client(timeout=None) as client, asking(client, server.url) as pending:
             peer = await server.accept()
             await peer.receive()
             await until_read(peer)
             await peer.send(SHORT)
-            assert await (await answer).aread() == b"hello"
+            assert await (await pending).aread() == b"hello"
 
     run(main)
 
@@ -270,10 +270,10 @@ def test_sink_receives_bytes_until_it_returns_false(run: Run) -> None:
             taken.append(data)
             return len(taken) < 2
 
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            body = (await answer).extensions[BODY_EXTENSION]
+            await peer.respond(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            body = (await pending).extensions[BODY_EXTENSION]
             reading = asyncio.create_task(body.read(sink))
             await until_read(peer)
             for text in (b"one", b"two"):
@@ -294,10 +294,10 @@ def test_sink_receives_bytes_until_it_returns_false(run: Run) -> None:
 
 def test_cancelled_read_loses_no_bytes(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(SHORT[:-5])
-            body = (await answer).extensions[BODY_EXTENSION]
+            await peer.respond(SHORT[:-5])
+            body = (await pending).extensions[BODY_EXTENSION]
             reading = asyncio.create_task(body.read(lambda data: True))
             await until_read(peer)
             reading.cancel()
@@ -326,10 +326,10 @@ ENOUGH = 50_000_000
 @pytest.mark.parametrize("head", [b"Content-Length: 1000000000", b"Connection: close"])
 def test_unread_body_stops_the_peer(run: Run, head: bytes) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
-            body = (await answer).extensions[BODY_EXTENSION]
+            await peer.respond(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+            body = (await pending).extensions[BODY_EXTENSION]
             sent = await fill(peer)
             assert sent < ENOUGH
             received = 0
@@ -343,10 +343,10 @@ def test_unread_body_stops_the_peer(run: Run, head: bytes) -> None:
 @pytest.mark.heavy
 def test_bytes_after_the_body_stop_the_peer(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(SHORT)
-            response = await answer
+            await peer.respond(SHORT)
+            response = await pending
             sent = 0
             # Until the client takes no more bytes, or has taken too many.
             while sent < 2 * ENOUGH and (more := await fill(peer)):
@@ -361,10 +361,10 @@ def test_endless_peer_yields_to_other_tasks_of_the_loop(run: Run, is_aborted: bo
     """By itself, uvloop would read up to 32 times in one iteration."""
 
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(b"HTTP/1.1 200 OK\r\n\r\n")
-            response = await answer
+            await peer.respond(b"HTTP/1.1 200 OK\r\n\r\n")
+            response = await pending
             body, connection = response.extensions[BODY_EXTENSION], response.extensions["network_stream"]
             sent = await fill(peer)
             peer.socket.shutdown(socket.SHUT_WR)
@@ -395,13 +395,13 @@ def test_endless_peer_yields_to_other_tasks_of_the_loop(run: Run, is_aborted: bo
     run(main)
 
 
-def test_endless_interim_answers_are_refused(run: Run) -> None:
+def test_endless_interim_responses_are_refused(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200)
+            await peer.respond(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200)
             with pytest.raises(httpx.RemoteProtocolError, match="interim answers"):
-                await answer
+                await pending
 
     run(main)
 
@@ -437,7 +437,7 @@ def test_reading_is_paused_once_for_several_reads(run: Run) -> None:
 def test_connection_passes_through_its_states(run: Run) -> None:
     async def main() -> None:
         async with upstream() as server, new_client() as client:
-            async with asking(client, server.url) as answer:
+            async with asking(client, server.url) as pending:
                 peer = await server.accept()
                 await peer.receive()
                 [connection] = client._transport.connections  # type: ignore[attr-defined]
@@ -447,7 +447,7 @@ def test_connection_passes_through_its_states(run: Run) -> None:
                     await until_read(peer)
                     states.append(connection.state)
                 await peer.send(b"hello")
-                assert await (await answer).aread() == b"hello"
+                assert await (await pending).aread() == b"hello"
                 states.append(connection.state)
             assert states == [
                 ConnectionState.AWAITING_ANSWER,

@@ -1,4 +1,4 @@
-"""Aborts at each stage of a request before its answer; tests/streams/test_abort.py aborts open streams."""
+"""Aborts at each stage of a request before its response; tests/streams/test_abort.py aborts open streams."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from sseqbridge import RequestAbortedError
 from sseqbridge._http import dial
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import in_thread
 
 from .upstream import Resolve, Run, asking, full_listener, new_client, own_transport, upstream
 
 
-def test_abort_while_the_body_is_written(ask: Door) -> None:
+def test_abort_while_the_body_is_written(ask: Requester) -> None:
     cancel = threading.Event()
     seen = threading.Event()
 
@@ -45,7 +45,7 @@ def test_abort_while_the_body_is_written(ask: Door) -> None:
 
 @own_transport
 @pytest.mark.parametrize("names", [1, 2])
-def test_abort_while_connecting(ask: Door, resolve: Resolve, names: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_while_connecting(ask: Requester, resolve: Resolve, names: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = threading.Event()
     attempt, begun = dial.attempt, []
 
@@ -63,7 +63,7 @@ def test_abort_while_connecting(ask: Door, resolve: Resolve, names: int, monkeyp
     gc.collect()
 
 
-def test_abort_while_the_head_is_awaited(ask: Door) -> None:
+def test_abort_while_the_head_is_awaited(ask: Requester) -> None:
     cancel = threading.Event()
 
     def serve(listener: socket.socket) -> bool:
@@ -87,17 +87,17 @@ def test_abort_while_the_head_is_awaited(ask: Door) -> None:
 def test_cancelled_tls_handshake_closes_the_connection(run: Run, client_tls: ssl.SSLContext) -> None:
     async def main() -> None:
         async with upstream() as server, new_client(client_tls) as client:
-            async with asking(client, server.url.replace("http:", "https:")) as answer:
+            async with asking(client, server.url.replace("http:", "https:")) as pending:
                 peer = await server.accept()
                 assert await peer.receive_some()
-                assert not answer.done()
-            assert answer.cancelled()
+                assert not pending.done()
+            assert pending.cancelled()
             assert await peer.client_has_left()
 
     run(main)
 
 
-def test_abort_while_a_name_is_resolved(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_while_a_name_is_resolved(ask: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     cancel, over = threading.Event(), threading.Event()
 
     def look_up(*args: Any, **options: Any) -> list[Any]:
@@ -116,11 +116,11 @@ def test_abort_while_a_name_is_resolved(ask: Door, monkeypatch: pytest.MonkeyPat
 def test_cancelled_request_leaves_no_socket(run: Run) -> None:
     async def main() -> None:
         async with new_client() as client:
-            async with asking(client, f"http://127.0.0.1:{full}/") as answer:
+            async with asking(client, f"http://127.0.0.1:{full}/") as pending:
                 for _ in range(10):
                     await asyncio.sleep(0)
-                assert not answer.done()
-            assert answer.cancelled()
+                assert not pending.done()
+            assert pending.cancelled()
 
     with full_listener() as full:
         run(main)

@@ -1,4 +1,4 @@
-"""HTTP11Connection over TLS: handshakes, and TLS messages between the records of an answer."""
+"""HTTP11Connection over TLS: handshakes, and TLS messages between the records of a response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http import dial, network_stream
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
-from tests.doors import Answer, Door
+from tests.requesters import Requester, Response
 from tests.support import in_thread
 
 from .tls13 import Records, start_tls
@@ -45,7 +45,7 @@ def test_failed_tls_handshake_is_a_connect_error(run: Run, client_tls: ssl.SSLCo
         async with (
             upstream() as server,
             new_client(client_tls) as client,
-            asking(client, server.url.replace("http:", "https:")) as answer,
+            asking(client, server.url.replace("http:", "https:")) as pending,
         ):
             peer = await server.accept()
             await peer.receive_some()
@@ -57,7 +57,7 @@ def test_failed_tls_handshake_is_a_connect_error(run: Run, client_tls: ssl.SSLCo
                 peer.socket.close()
             reason = "(?i)wrong.version" if leave == "speaks no TLS" else "closed the connection during the TLS"
             with pytest.raises(httpx.ConnectError, match=reason):
-                await answer
+                await pending
 
     run(main)
 
@@ -67,11 +67,11 @@ def test_tls_handshake_times_out(clock: FakeClock, run: Run, client_tls: ssl.SSL
         async with (
             upstream() as server,
             new_client(client_tls, timeout=httpx.Timeout(None, connect=60)) as client,
-            asking(client, server.url.replace("http:", "https:")) as answer,
+            asking(client, server.url.replace("http:", "https:")) as pending,
         ):
             peer = await server.accept()
             with pytest.raises(httpx.ConnectTimeout):
-                await clock.aadvance_until_done(answer, step=10)
+                await clock.aadvance_until_done(pending, step=10)
             assert await peer.client_has_left()
 
     run(main)
@@ -79,8 +79,12 @@ def test_tls_handshake_times_out(clock: FakeClock, run: Run, client_tls: ssl.SSL
 
 @pytest.fixture
 def hand_made(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, client_tls: ssl.SSLContext, tmp_path: Path
-) -> Callable[..., AbstractContextManager[Answer]]:
+    ask_fresh: Requester,
+    monkeypatch: pytest.MonkeyPatch,
+    authority: trustme.CA,
+    client_tls: ssl.SSLContext,
+    tmp_path: Path,
+) -> Callable[..., AbstractContextManager[Response]]:
     """A function that sends a request to a server of hand-made TLS records, and runs `serve` on its connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -89,7 +93,7 @@ def hand_made(
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
 
     @contextlib.contextmanager
-    def asked(serve: Callable[[socket.socket, Records], None], **options: Any) -> Iterator[Answer]:
+    def send_request(serve: Callable[[socket.socket, Records], None], **options: Any) -> Iterator[Response]:
         def run() -> None:
             connection, _ = listener.accept()
             with connection:
@@ -103,10 +107,10 @@ def hand_made(
             # A small buffer for bytes that the server does not read.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
             in_thread(run)
-            with ask_anew(f"https://127.0.0.1:{listener.getsockname()[1]}/", **options) as answer:
-                yield answer
+            with ask_fresh(f"https://127.0.0.1:{listener.getsockname()[1]}/", **options) as response:
+                yield response
 
-    return asked
+    return send_request
 
 
 ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
@@ -115,7 +119,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\
 @own_transport
 def test_tls_tickets_do_not_extend_the_read_timeout(
     clock: FakeClock,
-    hand_made: Callable[..., AbstractContextManager[Answer]],
+    hand_made: Callable[..., AbstractContextManager[Response]],
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
         connection.sendall(records.data(ENDLESS))
@@ -125,17 +129,17 @@ def test_tls_tickets_do_not_extend_the_read_timeout(
             clock.advance(5)
 
     is_awaited = threading.Event()
-    with hand_made(serve, timeout={"read": 60}) as answer:
-        assert answer.next() == 1
+    with hand_made(serve, timeout={"read": 60}) as response:
+        assert response.next() == 1
         is_awaited.set()
         with pytest.raises(StreamTimeoutError) as caught:
-            answer.next()
+            response.next()
         assert caught.value.which == "read"
 
 
 @own_transport
 def test_tls_keys_may_change_during_a_stream(
-    hand_made: Callable[..., AbstractContextManager[Answer]],
+    hand_made: Callable[..., AbstractContextManager[Response]],
 ) -> None:
     def serve(connection: socket.socket, records: Records) -> None:
         connection.sendall(records.data(ENDLESS) + records.key_update() + records.data(b"data: 2\n\n"))
@@ -145,21 +149,21 @@ def test_tls_keys_may_change_during_a_stream(
             while connection.recv(65_536):
                 pass
 
-    with hand_made(serve) as answer:
-        assert answer.items() == [1, 2]
+    with hand_made(serve) as response:
+        assert response.items() == [1, 2]
 
 
 @own_transport
 @pytest.mark.parametrize("updates_sent_with_the_head", [0, 3000])
-def test_server_that_ignores_key_update_answers_is_aborted(
-    hand_made: Callable[..., AbstractContextManager[Answer]],
+def test_server_that_ignores_key_update_responses_is_aborted(
+    hand_made: Callable[..., AbstractContextManager[Response]],
     monkeypatch: pytest.MonkeyPatch,
     updates_sent_with_the_head: int,
 ) -> None:
     """Earlier events are delivered, also events of the same read."""
 
     def serve(connection: socket.socket, records: Records) -> None:
-        # The client's answers soon fill the buffers.
+        # The client's key updates soon fill the buffers.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(records.data(ENDLESS) + updates(records, updates_sent_with_the_head))
         while True:
@@ -177,16 +181,16 @@ def test_server_that_ignores_key_update_answers_is_aborted(
 
     monkeypatch.setattr(dial, "attempt", with_little_room)
     monkeypatch.setattr(network_stream, "_MAX_UNSENT_TLS_BYTES", 10_000)
-    with hand_made(serve) as answer:
-        assert answer.next() == 1
+    with hand_made(serve) as response:
+        assert response.next() == 1
         with pytest.raises(TransportError, match="does not read them"):
-            answer.next(30)
+            response.next(30)
 
 
 @own_transport
 def test_close_notify_closes_an_idle_connection(
-    ask_anew: Door,
-    hand_made: Callable[..., AbstractContextManager[Answer]],
+    ask_fresh: Requester,
+    hand_made: Callable[..., AbstractContextManager[Response]],
 ) -> None:
     closed = threading.Event()
 
@@ -200,10 +204,10 @@ def test_close_notify_closes_an_idle_connection(
         closed.set()
 
     over = threading.Event()
-    with hand_made(serve) as answer:
-        assert answer.items() == [1]
+    with hand_made(serve) as response:
+        assert response.items() == [1]
         over.set()
-        ask_anew.meanwhile(closed.wait, 30)
+        ask_fresh.run_blocking(closed.wait, 30)
         assert closed.is_set()
 
 

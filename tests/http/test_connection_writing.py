@@ -1,4 +1,4 @@
-"""HTTP11Connection: writing requests, with write backpressure and with servers that answer early."""
+"""HTTP11Connection: writing requests, with write backpressure and with servers that respond early."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ from tests.clock import FakeClock
 from tests.doors import Door
 from tests.support import in_thread
 
-from .upstream import DONE, SHORT, Run, asking, new_client, own_transport, parts, until_read, upstream
+from .upstream import DONE, SHORT, Peer, Run, asking, new_client, own_transport, parts, until_read, upstream
+
+
+@asynccontextmanager
+async def posting(*, timeout: Any = 10.0, **options: Any) -> AsyncIterator[tuple[Peer, Any]]:
+    """A pending POST request, and the server's side of its connection."""
+    async with (
+        upstream() as server,
+        new_client(timeout=timeout) as client,
+        asking(client, server.url, "POST", **options) as pending,
+    ):
+        yield await server.accept(), pending
 
 
 def test_request_is_written_unchanged(run: Run) -> None:
@@ -32,7 +43,7 @@ def test_request_is_written_unchanged(run: Run) -> None:
             headers = [("X-b", "2"), ("x-A", "1"), ("X-b", "3"), ("X-Empty", "")]
             # A signed URL must not be re-encoded: its signature would be wrong.
             target = "/a%7Eb/~c/d%2Fe//f;g=h?x=%2F~%7e&y=a+b%20c&&z"
-            async with asking(client, server.url + target, headers=headers) as answer:
+            async with asking(client, server.url + target, headers=headers) as pending:
                 peer = await server.accept()
                 lines = (await peer.receive()).split(b"\r\n")
                 assert lines == [
@@ -42,17 +53,15 @@ def test_request_is_written_unchanged(run: Run) -> None:
                     *(b"", b""),
                 ]
                 await peer.send(SHORT)
-                await answer
+                await pending
 
     run(main)
 
 
-def test_request_headers_are_written_in_order(ask: Door) -> None:
-    with (
-        SSEServer([send(1), DONE]) as server,
-        ask(f"{server.url}/a%7Eb?x=%2F~", {"X-Zebra": "1", "x-apple": "2", "Accept": "*/*"}, {"a": 1}) as answer,
-    ):
-        assert answer.items() == [1]
+def test_request_headers_are_written_in_order(ask: Requester) -> None:
+    headers = {"X-Zebra": "1", "x-apple": "2", "Accept": "*/*"}
+    with SSEServer([send(1), DONE]) as server, ask(f"{server.url}/a%7Eb?x=%2F~", headers, {"a": 1}) as response:
+        assert response.items() == [1]
         [request] = server.requests
         assert request.path == "/a%7Eb?x=%2F~"
         names = [name for name, _ in request.header_pairs]
@@ -63,17 +72,12 @@ def test_request_headers_are_written_in_order(ask: Door) -> None:
 
 def test_head_and_small_body_leave_in_one_write(run: Run) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=b"x" * 5000) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=b"x" * 5000) as (peer, pending):
             # One segment on loopback, so one read returns all of it.
             data = await peer.receive_some()
             assert data.endswith(b"\r\n\r\n" + b"x" * 5000)
             await peer.send(SHORT)
-            await answer
+            await pending
 
     run(main)
 
@@ -113,17 +117,12 @@ def test_part_of_a_body_is_sent_before_the_next(run: Run) -> None:
             yield b"one"
             await go.wait()
 
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=body()) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=body()) as (peer, pending):
             await peer.receive(b"one\r\n")
             go.set()
             await peer.receive(b"0\r\n\r\n")
             await peer.send(SHORT)
-            await answer
+            await pending
 
     run(main)
 
@@ -134,32 +133,27 @@ def test_large_body_is_sent_to_a_slow_server(run: Run, is_whole: bool) -> None:
         body = os.urandom(1024) * 10 * 1024
         pieces = (body[at : at + 65_536] for at in range(0, len(body), 65_536))
         content = body if is_whole else parts(*pieces)
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=content, headers={"Content-Length": str(len(body))}) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=content, headers={"Content-Length": str(len(body))}) as (peer, pending):
             received = b""
             while len(received) < len(body):
                 received += await asyncio.get_running_loop().sock_recv(peer.socket, 300_000)
                 if b"\r\n\r\n" in received[:1000]:
                     received = received.partition(b"\r\n\r\n")[2]
-                assert not answer.done()
+                assert not pending.done()
             assert received == body
             await peer.send(SHORT)
-            assert await (await answer).aread() == b"hello"
+            assert await (await pending).aread() == b"hello"
 
     run(main)
 
 
-def test_files_are_sent(ask: Door) -> None:
+def test_files_are_sent(ask: Requester) -> None:
     content = os.urandom(300_000)
     with (
         SSEServer([send(1), DONE]) as server,
-        ask(server.url, files={"file": ("name.bin", content, "application/x-test")}) as answer,
+        ask(server.url, files={"file": ("name.bin", content, "application/x-test")}) as response,
     ):
-        assert answer.items() == [1]
+        assert response.items() == [1]
         [request] = server.requests
         assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
         assert int(request.headers["content-length"]) == len(request.body)
@@ -386,36 +380,39 @@ def test_early_refusal_of_an_upload_is_an_answer(ask: Door, makes_parts: bool) -
         released.set()
 
 
-@pytest.mark.parametrize("header", [("Transfer-Encoding", "gzip"), ("Content-Length", "x")])
-def test_request_with_invalid_framing_headers_is_refused(run: Run, header: tuple[str, str]) -> None:
+async def failing() -> AsyncIterator[bytes]:
+    yield b"x" * 100_000
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "error", "message"),
+    [
+        *(
+            (partial(parts, *body), {"Content-Length": length}, httpx.LocalProtocolError, "as long as")
+            for body in ([b"hello"], [b"he", b"llo"])
+            for length in ("4", "6")
+        ),
+        (partial(parts, b"x"), {"Transfer-Encoding": "gzip"}, httpx.LocalProtocolError, None),
+        (partial(parts, b"x"), {"Content-Length": "x"}, httpx.LocalProtocolError, None),
+        (failing, {}, ZeroDivisionError, None),
+    ],
+    ids=[
+        *("bytes, too long", "bytes, too short", "parts, too long", "parts, too short"),
+        *("coding other than chunked", "length that is no number", "iterator that raises"),
+    ],
+)
+def test_request_that_cannot_be_written_closes_its_connection(
+    run: Run,
+    body: Callable[[], AsyncIterator[bytes]],
+    headers: dict[str, str],
+    error: type[Exception],
+    message: str | None,
+) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=parts(b"x"), headers=[header]) as answer,
-        ):
-            peer = await server.accept()
-            with pytest.raises(httpx.LocalProtocolError):
-                await answer
-            assert await peer.client_has_left()
-
-    run(main)
-
-
-def test_body_iterator_that_raises_closes_the_connection(run: Run) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        yield b"x" * 100_000
-        raise ZeroDivisionError
-
-    async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=body()) as answer,
-        ):
-            peer = await server.accept()
-            with pytest.raises(ZeroDivisionError):
-                await answer
+        async with posting(content=body(), headers=headers) as (peer, pending):
+            with pytest.raises(error, match=message):
+                await pending
             assert await peer.client_has_left()
 
     run(main)
@@ -423,14 +420,9 @@ def test_body_iterator_that_raises_closes_the_connection(run: Run) -> None:
 
 def test_body_that_the_server_does_not_read_times_out(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client(timeout=httpx.Timeout(None, write=60)) as client,
-            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=bytes(50_000_000), timeout=httpx.Timeout(None, write=60)) as (peer, pending):
             with pytest.raises(httpx.WriteTimeout):
-                await clock.aadvance_until_done(answer, step=10)
+                await clock.aadvance_until_done(pending, step=10)
             assert await peer.client_has_left()
 
     run(main)
@@ -440,12 +432,7 @@ def test_body_that_the_server_does_not_read_times_out(clock: FakeClock, run: Run
 def test_body_that_the_server_reads_slowly_does_not_time_out(clock: FakeClock, run: Run, limit: float | None) -> None:
     async def main() -> None:
         body = bytes(12_000_000)
-        async with (
-            upstream() as server,
-            new_client(timeout=httpx.Timeout(None, write=limit)) as client,
-            asking(client, server.url, "POST", content=body) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=body, timeout=httpx.Timeout(None, write=limit)) as (peer, pending):
             received, began = 0, clock.monotonic()
             while received < len(body):
                 received += len(await asyncio.get_running_loop().sock_recv(peer.socket, 100_000))
@@ -455,44 +442,39 @@ def test_body_that_the_server_reads_slowly_does_not_time_out(clock: FakeClock, r
             # Longer than the limit, which restarts whenever the server reads.
             assert clock.monotonic() - began > 100
             await peer.send(SHORT)
-            assert await (await answer).aread() == b"hello"
+            assert await (await pending).aread() == b"hello"
 
     run(main)
 
 
 def test_received_bytes_do_not_extend_the_write_timeout(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client(timeout=httpx.Timeout(None, write=60)) as client,
-            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=bytes(50_000_000), timeout=httpx.Timeout(None, write=60)) as (peer, pending):
             await peer.send(b"HTTP/1.1 200 OK\r\nX: ")
-            while not answer.done():
+            while not pending.done():
                 with contextlib.suppress(ConnectionError):
                     await peer.send(b"x")
                 clock.advance(1)
                 await asyncio.sleep(0)
             with pytest.raises(httpx.WriteTimeout):
-                await answer
+                await pending
 
     run(main)
 
 
 def test_large_body_is_sent_over_tls(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
     body = os.urandom(3_000_000)
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
-        assert ask_anew(server.url, content=body).items() == [1]
+        assert ask_fresh(server.url, content=body).items() == [1]
         assert server.requests[0].body == body
 
 
 @own_transport
 def test_tls_that_cannot_send_is_a_typed_error(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """As if a server of TLS 1.2 renegotiated."""
 
@@ -503,7 +485,7 @@ def test_tls_that_cannot_send_is_a_typed_error(
     monkeypatch.setattr(TlsSession, "encrypt", encrypt)
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
         with pytest.raises(TransportError, match="did not complete"):
-            ask_anew(server.url)
+            ask_fresh(server.url)
         assert server.requests == []
 
 
@@ -511,17 +493,12 @@ def test_tls_that_cannot_send_is_a_typed_error(
     ("size", "leave"), [(5, "close"), (5, "reset"), (100_000, "reset"), (100_000, "close and read on")]
 )
 @pytest.mark.parametrize("content", ["bytes", "iterator", "chunked"])
-def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content: str) -> None:
+def test_response_during_the_body_is_read(run: Run, size: int, leave: str, content: str) -> None:
     async def main() -> None:
         pieces = [bytes(100_000)] * 100
         headers = {} if content == "chunked" else {"Content-Length": str(100_000 * 100)}
         body: Any = b"".join(pieces) if content == "bytes" else parts(*pieces)
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=body, headers=headers) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=body, headers=headers) as (peer, pending):
             await peer.receive_some()
             await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
             if leave == "reset":
@@ -530,9 +507,9 @@ def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content
             else:
                 peer.socket.shutdown(socket.SHUT_WR)
             if leave == "close and read on":
-                # As servers do to make sure that their answer is read.
+                # Like servers that make sure that their response is read.
                 leaving = asyncio.create_task(peer.client_has_left())
-            response = await answer
+            response = await pending
             assert response.status_code == 413
             assert await response.aread() == bytes(size)
             if leave == "close and read on":
@@ -541,18 +518,13 @@ def test_answer_during_the_body_is_read(run: Run, size: int, leave: str, content
     run(main)
 
 
-def test_answer_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
+def test_response_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=bytes(10_000_000)) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=bytes(10_000_000)) as (peer, pending):
             await peer.receive_some()
             await peer.send(SHORT)
             peer.socket.shutdown(socket.SHUT_WR)
-            response = await answer
+            response = await pending
             # The loop sends its buffer, and then closes the connection.
             assert await peer.client_has_left()
             await response.aclose()
@@ -560,20 +532,15 @@ def test_answer_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     run(main)
 
 
-def test_answer_during_the_head_is_read(run: Run) -> None:
+def test_response_during_the_head_is_read(run: Run) -> None:
     async def main() -> None:
         # More than the kernel buffers.
         headers = {"X-Large": "x" * 20_000_000}
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=parts(b"body"), headers=headers) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=parts(b"body"), headers=headers) as (peer, pending):
             await peer.receive_some()
             await peer.send(b"HTTP/1.1 431 Too Large\r\nContent-Length: 5\r\n\r\nhello")
             peer.socket.close()
-            response = await answer
+            response = await pending
             assert (response.status_code, await response.aread()) == (431, b"hello")
 
     run(main)
@@ -581,22 +548,17 @@ def test_answer_during_the_head_is_read(run: Run) -> None:
 
 def test_reset_during_the_body_is_a_read_error(run: Run) -> None:
     async def main() -> None:
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=bytes(50_000_000)) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=bytes(50_000_000)) as (peer, pending):
             await peer.receive_some()
             peer.reset()
             with pytest.raises(httpx.ReadError) as caught:
-                await answer
+                await pending
             assert isinstance(caught.value.__cause__, OSError)
 
     run(main)
 
 
-def test_answer_before_the_body_is_read(run: Run) -> None:
+def test_response_before_the_body_is_read(run: Run) -> None:
     async def main() -> None:
         go = asyncio.Event()
 
@@ -606,17 +568,12 @@ def test_answer_before_the_body_is_read(run: Run) -> None:
             yield b"y" * 100_000
             yield b"z"
 
-        async with (
-            upstream() as server,
-            new_client() as client,
-            asking(client, server.url, "POST", content=body()) as answer,
-        ):
-            peer = await server.accept()
+        async with posting(content=body()) as (peer, pending):
             await peer.receive()
             await peer.send(SHORT)
             peer.socket.close()
             await until_read(peer)
             go.set()
-            assert await (await answer).aread() == b"hello"
+            assert await (await pending).aread() == b"hello"
 
     run(main)

@@ -16,13 +16,13 @@ from sseqbridge._http import dial
 from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import in_thread
 
 from .upstream import DONE, SHORT, Resolve, Run, asking, full_listener, new_client, own_transport, upstream
 
 
-def test_ipv6_literal_is_connected_to(ask: Door) -> None:
+def test_ipv6_literal_is_connected_to(ask: Requester) -> None:
     def serve(listener: socket.socket) -> bytes:
         connection, _ = listener.accept()
         with connection:
@@ -41,7 +41,7 @@ def test_ipv6_literal_is_connected_to(ask: Door) -> None:
 
 
 @own_transport
-def test_second_address_is_tried_if_the_first_refuses(ask: Door, resolve: Resolve, closed_port: int) -> None:
+def test_second_address_is_tried_if_the_first_refuses(ask: Requester, resolve: Resolve, closed_port: int) -> None:
     with SSEServer([send(1), DONE]) as server:
         resolve(closed_port, closed_port, int(server.url.rpartition(":")[2]))
         assert ask("http://upstream.test/").items() == [1]
@@ -49,7 +49,7 @@ def test_second_address_is_tried_if_the_first_refuses(ask: Door, resolve: Resolv
 
 
 @own_transport
-def test_second_address_is_tried_if_the_first_is_silent(ask: Door, resolve: Resolve) -> None:
+def test_second_address_is_tried_if_the_first_is_silent(ask: Requester, resolve: Resolve) -> None:
     with SSEServer([send(1), DONE]) as server, full_listener() as full:
         resolve(full, int(server.url.rpartition(":")[2]))
         assert ask("http://upstream.test/").items() == [1]
@@ -58,7 +58,7 @@ def test_second_address_is_tried_if_the_first_is_silent(ask: Door, resolve: Reso
 
 
 @own_transport
-def test_name_with_silent_addresses_times_out(clock: FakeClock, ask: Door, resolve: Resolve) -> None:
+def test_name_with_silent_addresses_times_out(clock: FakeClock, ask: Requester, resolve: Resolve) -> None:
     with full_listener() as full:
         resolve(full, full)
         with pytest.raises(StreamTimeoutError) as caught:
@@ -68,7 +68,7 @@ def test_name_with_silent_addresses_times_out(clock: FakeClock, ask: Door, resol
 
 
 @own_transport
-def test_name_without_an_address_is_a_connect_error(ask: Door, resolve: Resolve) -> None:
+def test_name_without_an_address_is_a_connect_error(ask: Requester, resolve: Resolve) -> None:
     resolve()
     with pytest.raises(ConnectError):
         ask("http://upstream.test/")
@@ -110,13 +110,13 @@ def test_simultaneous_attempts_leave_one_connection(run: Run, monkeypatch: pytes
         monkeypatch.setattr(dial, "attempt", attempt_together)
         async with upstream() as first, upstream() as second, new_client() as client:
             resolve_to(monkeypatch, first.port, second.port)
-            async with asking(client, "http://upstream.test/") as answer:
+            async with asking(client, "http://upstream.test/") as pending:
                 peers = [await first.accept(), await second.accept()]
                 heads = [asyncio.create_task(peer.receive_some()) for peer in peers]
                 await asyncio.wait(heads, return_when=asyncio.FIRST_COMPLETED)
                 [used] = [n for n, head in enumerate(heads) if head.done() and head.exception() is None]
                 await peers[used].send(SHORT)
-                assert await (await answer).aread() == b"hello"
+                assert await (await pending).aread() == b"hello"
                 assert len([connection for connection in made if connection.fileno() >= 0]) <= 1
 
     run(main)
@@ -139,10 +139,10 @@ def test_last_attempt_may_succeed_after_an_earlier_one_fails(run: Run, monkeypat
         monkeypatch.setattr(dial, "attempt", attempt_in_turn)
         async with upstream() as server, new_client() as client:
             resolve_to(monkeypatch, 1, server.port)
-            async with asking(client, "http://upstream.test/") as answer:
+            async with asking(client, "http://upstream.test/") as pending:
                 peer = await server.accept()
-                await peer.answer(SHORT)
-                assert await (await answer).aread() == b"hello"
+                await peer.respond(SHORT)
+                assert await (await pending).aread() == b"hello"
 
     run(main)
 
@@ -166,6 +166,6 @@ def test_etimedout_is_a_connect_error_and_no_timeout(run: Run, monkeypatch: pyte
 
 
 @own_transport
-def test_invalid_host_name_is_a_connect_error(ask: Door) -> None:
+def test_invalid_host_name_is_a_connect_error(ask: Requester) -> None:
     with pytest.raises(ConnectError, match="the host is not a valid name"):
         ask("http://a..test/")

@@ -50,7 +50,7 @@ def raised_from(error: Exception, cause: BaseException | None) -> Exception:
 
 
 def h11_error(*received: bytes, head: bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n") -> Exception:
-    """Return h11's error for an answer that continues like this; b"" is the end of the connection."""
+    """Return h11's error for a response that continues like this; b"" is the end of the connection."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "a.test")]))
     connection.send(h11.EndOfMessage())
@@ -61,7 +61,7 @@ def h11_error(*received: bytes, head: bytes = b"HTTP/1.1 200 OK\r\nTransfer-Enco
                 pass
         except h11.RemoteProtocolError as exc:
             return exc
-    raise AssertionError("h11 accepted the answer")
+    raise AssertionError("h11 accepted the response")
 
 
 def of_httpcore(package: Any, argument: object) -> Exception:

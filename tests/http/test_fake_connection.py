@@ -13,8 +13,8 @@ from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.errors import ConnectionClosed, ReusedConnectionClosed
 from sseqbridge._http.transport import Transport
 
-from .answers import no_plain, no_tls
 from .fake_connection import EOF, FakeConnection, FakeNetwork
+from .response_cases import no_plain, no_tls
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -95,7 +95,7 @@ def test_unsafe_request_is_not_retried_on_a_new_connection(end: bytes | Exceptio
 
 
 @pytest.mark.parametrize("exchanges", [1, 2])
-def test_close_within_an_answer_is_no_reused_connection_closed(exchanges: int) -> None:
+def test_close_within_a_response_is_no_reused_connection_closed(exchanges: int) -> None:
     async def main() -> None:
         network = FakeNetwork(FakeConnection(*[[HELLO]] * (exchanges - 1), [HELLO[:20], EOF]))
         async with new_client(network) as client:

@@ -18,7 +18,7 @@ from sseqbridge._engine import caller_loops
 from sseqbridge._http import client as http_client
 from sseqbridge._http.transport import Transport
 from sseqbridge.testing import SSEServer, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 from .upstream import DONE, Run, own_transport
 
@@ -44,7 +44,7 @@ def sent_by_httpx(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
 
 
 @own_transport
-def test_request_with_extensions_uses_httpxs_transport(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_with_extensions_uses_httpxs_transport(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
     async def trace(name: str, info: dict[str, Any]) -> None:
@@ -52,22 +52,22 @@ def test_request_with_extensions_uses_httpxs_transport(ask_anew: Door, monkeypat
 
     seen = sent_by_httpx(monkeypatch)
     with SSEServer([send(1), DONE]) as server:
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         assert (seen, events) == ([], [])
         for _ in range(2):
-            assert ask_anew(server.url, extensions={"trace": trace}).items() == [1]
+            assert ask_fresh(server.url, extensions={"trace": trace}).items() == [1]
         assert len(seen) == 2
         assert events.count("http11.send_request_headers.started") == 2
 
 
 def test_sni_hostname_extension_sets_the_checked_name(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
         with pytest.raises(ConnectError):
-            ask_anew(server.url, extensions={"sni_hostname": "other.test"})
-        assert ask_anew(server.url, extensions={"sni_hostname": "localhost"}).items() == [1]
+            ask_fresh(server.url, extensions={"sni_hostname": "other.test"})
+        assert ask_fresh(server.url, extensions={"sni_hostname": "localhost"}).items() == [1]
 
 
 def replacement(calls: list[str]) -> Callable[..., Awaitable[httpx.Response]]:
@@ -78,20 +78,20 @@ def replacement(calls: list[str]) -> Callable[..., Awaitable[httpx.Response]]:
     return handle
 
 
-def test_replaced_transport_of_httpx_is_used(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_transport_of_httpx_is_used(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     """As pytest-httpx and OpenTelemetry do; also if it is replaced and restored while a client is in use."""
     calls: list[str] = []
     with SSEServer([send(1), DONE]) as server:
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         with monkeypatch.context() as patch:
             patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", replacement(calls))
-            assert ask_anew("http://upstream.test/a").items() == [2]
+            assert ask_fresh("http://upstream.test/a").items() == [2]
         assert calls == ["http://upstream.test/a"]
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         assert len(calls) == 1
 
 
-def test_replaced_pool_of_httpcore_is_used(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_pool_of_httpcore_is_used(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     """As RESPX does."""
 
     async def handle(pool: object, request: httpcore.Request) -> httpcore.Response:
@@ -99,22 +99,24 @@ def test_replaced_pool_of_httpcore_is_used(ask_anew: Door, monkeypatch: pytest.M
         return httpcore.Response(200, headers=headers, content=b"data: %b\n\n" % request.url.target[1:])
 
     with SSEServer([send(1), DONE]) as server:
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         with monkeypatch.context() as patch:
             patch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", handle)
-            assert ask_anew("http://upstream.test/23").items() == [23]
-        assert ask_anew(server.url).items() == [1]
+            assert ask_fresh("http://upstream.test/23").items() == [23]
+        assert ask_fresh(server.url).items() == [1]
 
 
 @pytest.mark.own_transport
-def test_httpcore_may_be_partially_imported(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_httpcore_may_be_partially_imported(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), DONE]) as server:
         monkeypatch.setitem(sys.modules, "httpcore", ModuleType("httpcore"))
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
 
 
 @pytest.mark.parametrize("name", ["send", "_send_single_request"])
-def test_replaced_method_of_httpxs_client_is_used(ask_anew: Door, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_replaced_method_of_httpxs_client_is_used(
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     calls: list[str] = []
     own = getattr(httpx.AsyncClient, name)
 
@@ -125,18 +127,18 @@ def test_replaced_method_of_httpxs_client_is_used(ask_anew: Door, monkeypatch: p
 
     with SSEServer([send(1), DONE]) as server:
         monkeypatch.setattr(httpx.AsyncClient, name, noting)
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
     assert calls == ["GET"]
 
 
 @pytest.mark.parametrize(("no_proxy", "is_asked"), [("", True), ("127.0.0.1", False)])
 def test_proxy_of_the_environment_is_used(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, no_proxy: str, is_asked: bool
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, no_proxy: str, is_asked: bool
 ) -> None:
     with SSEServer([send("proxy"), DONE]) as proxy, SSEServer([send("upstream"), DONE]) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", no_proxy)
-        assert ask_anew(server.url, decode="text").items() == ["proxy" if is_asked else "upstream"]
+        assert ask_fresh(server.url, decode="text").items() == ["proxy" if is_asked else "upstream"]
         assert len(proxy.requests) == is_asked
 
 
@@ -176,8 +178,8 @@ def test_concurrent_requests_of_a_loop_share_one_client(run: Run, monkeypatch: p
     """With a proxy in the environment, making the client takes so long that other requests overtake it."""
 
     async def main() -> None:
-        for answer in await asyncio.gather(*(arequest_sse(server.url) for _ in range(3))):
-            assert [item async for item in answer.events] == [1]
+        for response in await asyncio.gather(*(arequest_sse(server.url) for _ in range(3))):
+            assert [item async for item in response.events] == [1]
         assert len(caller_loops._states) == 1
 
     monkeypatch.setattr(http_client, "_tls_context", None)

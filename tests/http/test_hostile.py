@@ -47,7 +47,7 @@ from sseqbridge.testing import (
     wire,
 )
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.sse.reference_parser import parse
 from tests.support import HAS_OWN_TRANSPORT, in_thread, python, until
 
@@ -78,21 +78,21 @@ Script = Callable[[ReceivedRequest], Iterable[Step]] | list[Step]
 
 
 @contextlib.contextmanager
-def hostile(ask: Door, script: Script) -> Iterator[SSEServer]:
+def hostile(ask: Requester, script: Script) -> Iterator[SSEServer]:
     """A server that plays `script`; after the block, one more request must be answered normally."""
 
-    def answer(request: ReceivedRequest) -> Iterable[Step]:
+    def handler(request: ReceivedRequest) -> Iterable[Step]:
         if request.path == "/fine":
             return [send("fine"), DONE]
         return script(request) if callable(script) else script
 
-    with SSEServer(answer) as server:
+    with SSEServer(handler) as server:
         yield server
         is_fine(ask, server)
 
 
 @contextlib.contextmanager
-def bounded(ask: Door, script: Script, mib: float = 8) -> Iterator[SSEServer]:
+def bounded(ask: Requester, script: Script, mib: float = 8) -> Iterator[SSEServer]:
     """Like `hostile`, and the block, with the server, may allocate at most `mib` MiB."""
     with hostile(ask, script) as server:
         with Peak() as peak:
@@ -100,18 +100,18 @@ def bounded(ask: Door, script: Script, mib: float = 8) -> Iterator[SSEServer]:
         assert peak.mib < mib
 
 
-def is_fine(ask: Door, server: SSEServer) -> None:
+def is_fine(ask: Requester, server: SSEServer) -> None:
     assert ask(f"{server.url}/fine", decode="text").items() == ["fine"]
 
 
-def fail(ask: Door, url: str, **options: Any) -> tuple[list[Any], SSEError]:
+def fail(ask: Requester, url: str, **options: Any) -> tuple[list[Any], SSEError]:
     """Send a request and read to the error; return the items before it, and the error."""
     try:
-        answer = ask(url, **options)
+        response = ask(url, **options)
     except SSEError as error:
         return [], error
-    with answer:
-        return answer.fail()
+    with response:
+        return response.fail()
 
 
 def endless(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest], Iterator[Step]]:
@@ -137,7 +137,7 @@ def chunk(data: bytes) -> bytes:
     [(b"HTTP/1.1 200 ", b"OK" * 1000), (HEAD, b"X-Field: value\r\n" * 1000), (HEAD + b"X-Field: ", b"x" * 10_000)],
     ids=["status line", "fields", "a field"],
 )
-def test_endless_header(ask: Door, begun: bytes, over_and_over: bytes) -> None:
+def test_endless_header(ask: Requester, begun: bytes, over_and_over: bytes) -> None:
     with bounded(ask, endless(begun, over_and_over=over_and_over)) as server:
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ProtocolError)
@@ -145,7 +145,7 @@ def test_endless_header(ask: Door, begun: bytes, over_and_over: bytes) -> None:
 
 
 @pytest.mark.parametrize("begun", [b"data: ", b": ", b"x", b"retry: 1", b"id: "], ids=repr)
-def test_endless_line(ask: Door, begun: bytes) -> None:
+def test_endless_line(ask: Requester, begun: bytes) -> None:
     script = endless(CHUNKED, chunk(b"data: 1\n\n"), chunk(begun), over_and_over=chunk(b"1" * 50_000))
     with bounded(ask, script) as server:
         items, error = fail(ask, server.url, max_event_bytes=1024 * 1024)
@@ -153,7 +153,7 @@ def test_endless_line(ask: Door, begun: bytes) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_endless_event(ask: Door) -> None:
+def test_endless_event(ask: Requester) -> None:
     lines = chunk(b"data: 12345\n" * 5000)
     with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
         items, error = fail(ask, server.url, max_event_bytes=256 * 1024)
@@ -161,13 +161,13 @@ def test_endless_event(ask: Door) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_endless_event_without_data(clock: FakeClock, ask: Door) -> None:
+def test_endless_event_without_data(clock: FakeClock, ask: Requester) -> None:
     """Nothing is buffered, so no size limit applies, but no event arrives in time."""
     lines = chunk(b"id: 1\nevent: x\nretry: 5\nunknown: y\n" * 1000)
     with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
-        answer = ask(server.url, timeout=Timeout(idle=60, read=None))
-        assert answer.next() == 1
-        items, error = clock.advance_until_done(answer.fail, step=10)
+        response = ask(server.url, timeout=Timeout(idle=60, read=None))
+        assert response.next() == 1
+        items, error = clock.advance_until_done(response.fail, step=10)
         assert items == []
         assert isinstance(error, StreamTimeoutError)
         assert error.which == "idle"
@@ -175,7 +175,7 @@ def test_endless_event_without_data(clock: FakeClock, ask: Door) -> None:
 
 
 @pytest.mark.heavy
-def test_million_tiny_events_in_a_chunk(ask: Door) -> None:
+def test_million_tiny_events_in_a_chunk(ask: Requester) -> None:
     """In an interpreter of its own, whose memory is the library's."""
     program = """
 import asyncio, sys
@@ -226,26 +226,26 @@ def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Door) -> None:
             assert (items, type(error)) == ([], kind)
 
 
-def test_gzip_bomb_of_empty_lines_ends_normally(ask: Door) -> None:
+def test_gzip_bomb_of_empty_lines_ends_normally(ask: Requester) -> None:
     with (
         bounded(ask, zipped(bomb(b":" + b"x" * 16_382 + b"\n", 100))) as server,
-        ask(server.url) as answer,
+        ask(server.url) as response,
     ):
-        assert answer.items() == []
-        assert answer.events.outcome == "eof"
+        assert response.items() == []
+        assert response.events.outcome == "eof"
 
 
 @pytest.mark.heavy
-def test_gzip_bomb_of_events_is_subject_to_backpressure(ask: Door) -> None:
+def test_gzip_bomb_of_events_is_subject_to_backpressure(ask: Requester) -> None:
     with (
         bounded(ask, zipped(bomb(b"data: 1\n\n" + b":" + b"x" * 4085 + b"\n", 64))) as server,
-        ask(server.url) as answer,
+        ask(server.url) as response,
     ):
-        assert set(answer.items()) == {1}
-        assert answer.events.stats.events == 64 * 256
+        assert set(response.items()) == {1}
+        assert response.events.stats.events == 64 * 256
 
 
-def test_gzip_bomb_in_an_error_answer_is_cut_off(ask: Door) -> None:
+def test_gzip_bomb_in_an_error_response_is_cut_off(ask: Requester) -> None:
     with bounded(ask, zipped(bomb(b"x", 100), 500, "text/plain")) as server:
         _, error = fail(ask, server.url, decode="text")
         assert isinstance(error, StatusError)
@@ -293,12 +293,14 @@ def test_gzip_bomb_of_comments_delays_no_other_stream() -> None:
         *("of no number", "negative", "no digits", "none", "endless", "endless extension"),
     ],
 )
-def test_wrong_chunk_size_is_an_error(clock: FakeClock, ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
+def test_wrong_chunk_size_is_an_error(
+    clock: FakeClock, ask: Requester, steps: list[Step], kind: type[SSEError]
+) -> None:
     with bounded(ask, [wire(CHUNKED + chunk(b"data: 1\n\n")), *steps]) as server:
-        answer = ask(server.url, timeout=60)
-        assert answer.next() == 1
+        response = ask(server.url, timeout=60)
+        assert response.next() == 1
         is_silent = kind is StreamTimeoutError
-        items, error = clock.advance_until_done(answer.fail, step=10) if is_silent else answer.fail()
+        items, error = clock.advance_until_done(response.fail, step=10) if is_silent else response.fail()
         # If the size is only a little wrong, the chunk's bytes before the fault are delivered.
         assert items in ([], [2])
         assert type(error) is kind
@@ -318,12 +320,12 @@ def dripping(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest],
 
 
 @pytest.mark.parametrize("which", ["idle", "total"])
-def test_slow_drip_of_a_stream(clock: FakeClock, ask: Door, which: str) -> None:
+def test_slow_drip_of_a_stream(clock: FakeClock, ask: Requester, which: str) -> None:
     script = dripping(CHUNKED + chunk(b"data: 1\n\n") + chunk(b"data: "), over_and_over=chunk(b"x"))
     with bounded(ask, script) as server:
-        answer = ask(server.url, timeout={"read": None, which: 60})
-        assert answer.next() == 1
-        items, error = clock.advance_until_done(answer.fail, step=0.5)
+        response = ask(server.url, timeout={"read": None, which: 60})
+        assert response.next() == 1
+        items, error = clock.advance_until_done(response.fail, step=0.5)
         assert items == []
         assert isinstance(error, StreamTimeoutError)
         assert error.which == which
@@ -331,7 +333,7 @@ def test_slow_drip_of_a_stream(clock: FakeClock, ask: Door, which: str) -> None:
 
 
 @pytest.mark.parametrize("first", [b"", HEAD], ids=["status line", "field"])
-def test_slow_drip_of_a_head(clock: FakeClock, ask: Door, first: bytes) -> None:
+def test_slow_drip_of_a_head(clock: FakeClock, ask: Requester, first: bytes) -> None:
     with bounded(ask, dripping(first, over_and_over=b"x")) as server:
         asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": None, "total": 60}))
         until(lambda: server.requests)
@@ -343,27 +345,27 @@ def test_slow_drip_of_a_head(clock: FakeClock, ask: Door, first: bytes) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_slow_drip_of_an_error_answer(clock: FakeClock, ask: Door) -> None:
+def test_slow_drip_of_an_error_response(clock: FakeClock, ask: Requester) -> None:
     """The part that arrives in time is returned."""
     head = b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with hostile(ask, dripping(head + chunk(b"x"), over_and_over=chunk(b"x"))) as server, ask(server.url) as answer:
-        [text] = clock.advance_until_done(answer.items, step=0.5)
-        assert answer.status == 500
+    with hostile(ask, dripping(head + chunk(b"x"), over_and_over=chunk(b"x"))) as server, ask(server.url) as response:
+        [text] = clock.advance_until_done(response.items, step=0.5)
+        assert response.status == 500
         assert set(text) == {"x"}
 
 
-# Connections that end at each byte of an answer.
+# Connections that end at each byte of a response.
 
 EVENTS = b"id: 1\ndata: 1\n\nevent: x\r\ndata: 2\r\n\r\n"
-ANSWERS = {
+RESPONSES = {
     "chunked": CHUNKED + chunk(EVENTS[:15]) + chunk(EVENTS[15:]) + b"0\r\n\r\n",
     "length": HEAD + b"Content-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS,
 }
 
 
-def items_of(answer: bytes) -> list[int] | None:
-    """Return the items in the beginning of an answer; None if its head is incomplete."""
-    head, end, body = answer.partition(b"\r\n\r\n")
+def items_of(response: bytes) -> list[int] | None:
+    """Return the items in the beginning of a response; None if its head is incomplete."""
+    head, end, body = response.partition(b"\r\n\r\n")
     if not end:
         return None
     events = parse(body_by_h11(body)[0] if b"chunked" in head else body).items
@@ -371,9 +373,9 @@ def items_of(answer: bytes) -> list[int] | None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("framing", ANSWERS)
-def test_close_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
-    whole = ANSWERS[framing]
+@pytest.mark.parametrize("framing", RESPONSES)
+def test_close_at_every_byte_of_a_response(ask: Requester, framing: str) -> None:
+    whole = RESPONSES[framing]
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [wire(whole[: int(request.path[1:])]), cut()]
@@ -388,9 +390,9 @@ def test_close_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("framing", ANSWERS)
-def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
-    whole = ANSWERS[framing]
+@pytest.mark.parametrize("framing", RESPONSES)
+def test_reset_at_every_byte_of_a_response(ask: Requester, framing: str) -> None:
+    whole = RESPONSES[framing]
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [wire(whole[: int(request.path[1:])]), hold(is_read), reset()]
@@ -405,22 +407,24 @@ def test_reset_at_every_byte_of_an_answer(ask: Door, framing: str) -> None:
                 assert fail(ask, f"{server.url}/{end}")[1].__class__ is ReadError
             else:
                 is_read.clear()
-                with ask(f"{server.url}/{end}") as answer:
-                    assert [answer.next() for _ in expected] == expected
+                with ask(f"{server.url}/{end}") as response:
+                    assert [response.next() for _ in expected] == expected
                     is_read.set()
-                    items, error = answer.fail()
+                    items, error = response.fail()
                     assert (items, type(error)) == ([], ReadError)
             is_fine(ask, server)
 
 
-@own_transport  # httpx's own does not ask again where a kept connection ends as it is used
+@own_transport  # httpx's transport does not retry if a kept-alive connection closes on use
 @pytest.mark.parametrize("leave", [cut, reset])
-@pytest.mark.parametrize("framing", ANSWERS)
-def test_end_of_the_connection_after_a_complete_answer(ask: Door, framing: str, leave: Callable[[], Step]) -> None:
+@pytest.mark.parametrize("framing", RESPONSES)
+def test_end_of_the_connection_after_a_complete_response(
+    ask: Requester, framing: str, leave: Callable[[], Step]
+) -> None:
     is_read = threading.Event()
-    with hostile(ask, [wire(ANSWERS[framing]), hold(is_read), leave()]) as server, ask(server.url) as answer:
-        assert answer.items() == [1, 2]
-        assert answer.events.outcome == "eof"
+    with hostile(ask, [wire(RESPONSES[framing]), hold(is_read), leave()]) as server, ask(server.url) as response:
+        assert response.items() == [1, 2]
+        assert response.events.outcome == "eof"
         is_read.set()
         assert server.requests[0].finished.wait(30)
 
@@ -476,7 +480,7 @@ def tls_server(context: ssl.SSLContext, damage: Callable[[str, bytes], bytes], *
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["cut", "reset"])
 def test_tls_connection_that_ends_within_a_record(
-    ask_anew: Door,
+    ask_fresh: Requester,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -491,32 +495,32 @@ def test_tls_connection_that_ends_within_a_record(
     with tls_server(server_tls, damage, is_reset=is_reset) as url:
         whole = 0
         for end in range(0, 1000, 9):
-            items, error = fail(ask_anew, f"{url}/{end}")
+            items, error = fail(ask_fresh, f"{url}/{end}")
             assert type(error) in (ReadError, TruncatedStreamError)
             assert items == [1, 2][: len(items)]
             if not is_reset:
                 # All complete records are read.
                 assert len(items) >= whole
                 whole = len(items)
-            assert ask_anew(f"{url}/fine").items() == [1, 2]
+            assert ask_fresh(f"{url}/fine").items() == [1, 2]
             if sizes and end + 9 >= min(sizes):
                 break
         assert is_reset or whole == 1
 
 
 def test_damaged_tls_record_is_an_error(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     def damage(path: str, records: bytes) -> bytes:
         return records if path == "/fine" else records[:-1] + bytes([records[-1] ^ 1])
 
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
     with tls_server(server_tls, damage, is_reset=False) as url:
-        items, error = fail(ask_anew, url)
+        items, error = fail(ask_fresh, url)
         # httpx's transport drops the bytes of the same read.
         assert items == [1] or not HAS_OWN_TRANSPORT
         assert type(error) is ReadError
-        assert ask_anew(f"{url}/fine").items() == [1, 2]
+        assert ask_fresh(f"{url}/fine").items() == [1, 2]
 
 
 # Redirects.
@@ -524,7 +528,7 @@ def test_damaged_tls_record_is_an_error(
 
 @pytest.mark.parametrize("loop", [["/a"], ["/a", "/b"], ["/a", "//localhost:{port}/b"]], ids=len)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_endless_redirects_are_an_error(ask: Door, loop: list[str], method: str) -> None:
+def test_endless_redirects_are_an_error(ask: Requester, loop: list[str], method: str) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         location = loop[("/a", "/b").index(request.path) - len(loop) + 1]
         port = server.url.rpartition(":")[2]
@@ -538,7 +542,7 @@ def test_endless_redirects_are_an_error(ask: Door, loop: list[str], method: str)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_redirect_to_another_origin_drops_authorization(ask: Door, host: str) -> None:
+def test_redirect_to_another_origin_drops_authorization(ask: Requester, host: str) -> None:
     """Another host or port is another origin; see also tests/streams/test_request.py."""
     headers = {"Authorization": "Bearer secret", "X-Api-Key": "secret", "Cookie": "secret=1"}
     with SSEServer([send(1), DONE]) as other:
@@ -558,18 +562,18 @@ def test_redirect_to_another_origin_drops_authorization(ask: Door, host: str) ->
             assert "secret" not in str(second.header_pairs)
 
 
-# Interim answers.
+# Interim responses.
 
 
 @pytest.mark.parametrize("number", [1, 90])
-def test_interim_answers_are_skipped(ask: Door, number: int) -> None:
+def test_interim_responses_are_skipped(ask: Requester, number: int) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" * (number // 2 + 1)
-    with hostile(ask, [wire(interim + ANSWERS["chunked"])]) as server, ask(server.url) as answer:
-        assert (answer.status, answer.items()) == (200, [1, 2])
+    with hostile(ask, [wire(interim + RESPONSES["chunked"])]) as server, ask(server.url) as response:
+        assert (response.status, response.items()) == (200, [1, 2])
 
 
 @own_transport
-def test_endless_interim_answers_are_an_error(ask: Door) -> None:
+def test_endless_interim_responses_are_an_error(ask: Requester) -> None:
     script = endless(over_and_over=b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 50)
     with bounded(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -577,13 +581,13 @@ def test_endless_interim_answers_are_an_error(ask: Door) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_interim_answer_without_an_answer_is_an_error(ask: Door) -> None:
+def test_interim_response_without_a_response_is_an_error(ask: Requester) -> None:
     with hostile(ask, [wire(b"HTTP/1.1 100 Continue\r\n\r\n"), cut()]) as server:
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
 
 
-def test_unrequested_protocol_switch_is_refused(ask: Door) -> None:
+def test_unrequested_protocol_switch_is_refused(ask: Requester) -> None:
     script = [wire(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\ndata: 1\n\n")]
     with hostile(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -602,28 +606,28 @@ def test_unrequested_protocol_switch_is_refused(ask: Door) -> None:
         b"X-Folded: a\r\n b",
     ],
 )
-def test_harmless_malformed_header_is_ignored(ask: Door, line: bytes) -> None:
+def test_harmless_malformed_header_is_ignored(ask: Requester, line: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n" + line + b"\r\n\r\n"
-    with hostile(ask, [wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
-        assert (answer.status, answer.items()) == (200, [1])
+    with hostile(ask, [wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as response:
+        assert (response.status, response.items()) == (200, [1])
 
 
 # Trailers.
 
 
-def test_trailers_are_skipped(ask: Door) -> None:
+def test_trailers_are_skipped(ask: Requester) -> None:
     trailers = b"0\r\nContent-Type: text/html\r\nContent-Length: 5\r\nX-Checksum: 1\r\n\r\n"
     script = [wire(CHUNKED + chunk(b"data: 1\n\n") + trailers)]
     with hostile(ask, script) as server:
         for _ in range(2):
-            with ask(server.url) as answer:
-                assert answer.items() == [1]
-                assert answer.headers["content-type"] == "text/event-stream"
+            with ask(server.url) as response:
+                assert response.items() == [1]
+                assert response.headers["content-type"] == "text/event-stream"
         assert server.connections == 1
 
 
 @pytest.mark.parametrize("over_and_over", [b"X: y\r\n" * 1000, b"x" * 10_000], ids=["fields", "a field"])
-def test_endless_trailers_are_an_error(ask: Door, over_and_over: bytes) -> None:
+def test_endless_trailers_are_an_error(ask: Requester, over_and_over: bytes) -> None:
     script = endless(CHUNKED, chunk(b"data: 1\n\n"), b"0\r\n", over_and_over=over_and_over)
     with bounded(ask, script) as server:
         items, error = fail(ask, server.url)
@@ -631,11 +635,11 @@ def test_endless_trailers_are_an_error(ask: Door, over_and_over: bytes) -> None:
         server.requests[0].wait_aborted()
 
 
-# The server closes a reused connection after it has received the request, without an answer.
+# The server closes a reused connection after it has received the request, without a response.
 
 
-def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
-    """A script that answers the first request, and ends the connection at the next `times` requests."""
+def closes_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[ReceivedRequest], list[Step]]:
+    """A script that responds to the first request, and ends the connection at the next `times` requests."""
     number = 0
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -646,15 +650,15 @@ def leaves_the_second(leave: Step, *first: Step, times: int = 1) -> Callable[[Re
     return script
 
 
-leaving = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"])
+both_ends = pytest.mark.parametrize("leave", [cut(), reset()], ids=["cut", "reset"])
 
 
 @own_transport
-@leaving
+@both_ends
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_safe_request_is_retried_on_a_new_connection(
-    ask_anew: Door,
+    ask_fresh: Requester,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -663,26 +667,26 @@ def test_safe_request_is_retried_on_a_new_connection(
     method: str,
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
-    with SSEServer(leaves_the_second(leave), ssl_context=server_tls if secure else None) as server:
+    with SSEServer(closes_the_second(leave), ssl_context=server_tls if secure else None) as server:
         for _ in range(3):
-            answer = ask_anew(f"{server.url}/?a=b", {"X-Name": "value"}, method=method)
-            assert (answer.status, answer.items()) == (200, [] if method == "HEAD" else [1])
+            response = ask_fresh(f"{server.url}/?a=b", {"X-Name": "value"}, method=method)
+            assert (response.status, response.items()) == (200, [] if method == "HEAD" else [1])
         first, lost, again, last = server.requests
         assert [request.connection for request in (first, lost, again, last)] == [0, 0, 1, 1]
         assert (again.method, again.path, again.header_pairs) == (lost.method, lost.path, lost.header_pairs)
 
 
 @own_transport
-@leaving
+@both_ends
 @pytest.mark.parametrize(
     ("method", "body"),
     [("POST", "data"), ("PUT", "data"), ("DELETE", None), ("GET", "an iterator")],
 )
-def test_unsafe_request_is_not_retried(ask: Door, leave: Step, method: str, body: str | None) -> None:
+def test_unsafe_request_is_not_retried(ask: Requester, leave: Step, method: str, body: str | None) -> None:
     options: dict[str, Any] = {"data": {"data": {"prompt": "secret"}}, None: {}}.get(
         body, {"content": iter([b"secret"])}
     )
-    with hostile(ask, leaves_the_second(leave)) as server:
+    with hostile(ask, closes_the_second(leave)) as server:
         assert ask(server.url).items() == [1]
         with pytest.raises(ReadError, match="kept from an earlier request") as caught:
             ask(server.url, method=method, **options)
@@ -693,17 +697,17 @@ def test_unsafe_request_is_not_retried(ask: Door, leave: Step, method: str, body
 
 
 @own_transport
-@leaving
-def test_request_is_retried_once(ask: Door, leave: Step) -> None:
-    with hostile(ask, leaves_the_second(leave, times=2)) as server:
+@both_ends
+def test_request_is_retried_once(ask: Requester, leave: Step) -> None:
+    with hostile(ask, closes_the_second(leave, times=2)) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
         assert [request.connection for request in server.requests] == [0, 0, 1]
 
 
-def test_request_with_a_begun_answer_is_not_retried(ask: Door) -> None:
-    with hostile(ask, leaves_the_second(cut(), wire(b"H"))) as server:
+def test_request_with_a_begun_response_is_not_retried(ask: Requester) -> None:
+    with hostile(ask, closes_the_second(cut(), wire(b"H"))) as server:
         assert ask(server.url).items() == [1]
         items, error = fail(ask, server.url)
         assert (items, type(error)) == ([], ReadError)
@@ -711,8 +715,8 @@ def test_request_with_a_begun_answer_is_not_retried(ask: Door) -> None:
         assert len(server.requests) == 2
 
 
-def test_request_that_times_out_is_not_retried(clock: FakeClock, ask: Door) -> None:
-    with hostile(ask, leaves_the_second(silence())) as server:
+def test_request_that_times_out_is_not_retried(clock: FakeClock, ask: Requester) -> None:
+    with hostile(ask, closes_the_second(silence())) as server:
         assert ask(server.url).items() == [1]
         asking = in_thread(lambda: fail(ask, server.url, timeout={"connect": None, "read": 60}))
         until(lambda: len(server.requests) == 2)

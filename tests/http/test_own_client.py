@@ -22,16 +22,16 @@ from tests.support import HAS_OWN_TRANSPORT, in_thread, until
 from .upstream import DONE, Run, new_client
 
 
-def test_finished_stream_leaves_no_reference_cycle(ask_anew: Door) -> None:
+def test_finished_stream_leaves_no_reference_cycle(ask_fresh: Requester) -> None:
     with SSEServer([send(1), DONE]) as server:
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         gc.collect()
         gc.disable()
         try:
-            answer = ask_anew(server.url)
-            assert answer.items() == [1]
-            connection = weakref.ref(answer.events._cursor.subscription.exchange)
-            del answer
+            response = ask_fresh(server.url)
+            assert response.items() == [1]
+            connection = weakref.ref(response.events._cursor.subscription.exchange)
+            del response
             until(lambda: connection() is None)
         finally:
             gc.enable()
@@ -44,7 +44,7 @@ def credentials(request: ReceivedRequest) -> str:
 
 
 @pytest.mark.parametrize("how", ["url", "auth"])
-def test_credentials_are_sent(ask: Door, how: str) -> None:
+def test_credentials_are_sent(ask: Requester, how: str) -> None:
     with SSEServer([send(1), DONE]) as server:
         url = server.url.replace("://", "://user:pa%2Fss@") if how == "url" else server.url
         auth = None if how == "url" else ("user", "pa/ss")
@@ -72,37 +72,37 @@ def test_digest_auth_reuses_the_connection(run: Run) -> None:
         assert server.connections == 1
 
 
-def test_cookies_of_answers_are_not_kept(ask: Door) -> None:
+def test_cookies_of_responses_are_not_kept(ask: Requester) -> None:
     with SSEServer([respond(headers={"Set-Cookie": "a=1; Path=/"}), send(1), DONE]) as server:
         for auth in (None, ("user", "pass"), None):
             assert ask(server.url, auth=auth).items() == [1]
         assert ["cookie" in request.headers for request in server.requests] == [False] * 3
 
 
-def test_total_timeout_ignores_earlier_idle_time_of_the_loop(ask_anew: Door) -> None:
+def test_total_timeout_ignores_earlier_idle_time_of_the_loop(ask_fresh: Requester) -> None:
     """uvloop's clock does not advance while the loop waits."""
     with SSEServer(in_turn([send(1), DONE], [silence()])) as server:
-        assert ask_anew(server.url).items() == [1]
+        assert ask_fresh(server.url).items() == [1]
         time.sleep(0.3)
         for _ in range(2):
             # If the idle time counted, the limit would be exceeded at once.
             began = time.monotonic()
             with pytest.raises(StreamTimeoutError):
-                ask_anew(server.url, timeout={"total": 0.2})
+                ask_fresh(server.url, timeout={"total": 0.2})
             assert time.monotonic() - began >= 0.2
 
 
-def test_answer_of_another_status_releases_its_connection(ask_anew: Door) -> None:
+def test_response_of_another_status_releases_its_connection(ask_fresh: Requester) -> None:
     with SSEServer([respond(503, content_type="text/plain"), b"busy"]) as server:
         for _ in range(5):
-            answer = ask_anew(server.url)
-            assert (answer.status, answer.items()) == (503, ["busy"])
+            response = ask_fresh(server.url)
+            assert (response.status, response.items()) == (503, ["busy"])
         assert server.connections == 1
 
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_stream_under_backpressure_delivers_every_event(
-    ask_anew: Door,
+    ask_fresh: Requester,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -112,16 +112,16 @@ def test_stream_under_backpressure_delivers_every_event(
     text = "x" * 1000
     with (
         SSEServer([*[send(text)] * 2000, DONE], ssl_context=server_tls if secure else None) as server,
-        ask_anew(server.url, decode="text", max_buffered_bytes=10_000) as answer,
+        ask_fresh(server.url, decode="text", max_buffered_bytes=10_000) as response,
     ):
-        assert answer.next() == text
-        assert answer.items() == [text] * 1999
+        assert response.next() == text
+        assert response.items() == [text] * 1999
 
 
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("framing", ["chunked", "sized", "unbounded"])
 def test_no_event_is_lost_if_the_server_closes_early(
-    ask_anew: Door,
+    ask_fresh: Requester,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -151,10 +151,10 @@ def test_no_event_is_lost_if_the_server_closes_early(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = in_thread(lambda: serve(listener))
         url = f"http{'s' * secure}://127.0.0.1:{listener.getsockname()[1]}/"
-        with ask_anew(url, decode="text", max_buffered_bytes=20_000) as answer:
-            got = [answer.next() for _ in range(100)]
+        with ask_fresh(url, decode="text", max_buffered_bytes=20_000) as response:
+            got = [response.next() for _ in range(100)]
             while not left.is_set():
-                got.append(answer.next())
+                got.append(response.next())
                 time.sleep(0.001)
             if secure and framing == "unbounded" and HAS_OWN_TRANSPORT:
                 # Without its close-notify, TLS cannot tell this end from a cut.
@@ -184,12 +184,12 @@ def test_bytes_after_the_end_event_are_drained(is_own: bool) -> None:
         assert server.connections == 1
 
 
-def test_events_between_close_and_abort_are_dropped(ask_anew: Door) -> None:
+def test_events_between_close_and_abort_are_dropped(ask_fresh: Requester) -> None:
     go = threading.Event()
-    with SSEServer([send(1), hold(go), send(2), send(3), silence()]) as server, ask_anew(server.url) as answer:
-        assert answer.next() == 1
-        answer.events._cursor.channel.close()
+    with SSEServer([send(1), hold(go), send(2), send(3), silence()]) as server, ask_fresh(server.url) as response:
+        assert response.next() == 1
+        response.events._cursor.channel.close()
         go.set()
-        ask_anew.meanwhile(until, lambda: answer.events.stats.events == 3)
-        assert answer.items() == []
-        assert answer.events.stats.buffered <= 1000
+        ask_fresh.run_blocking(until, lambda: response.events.stats.events == 3)
+        assert response.items() == []
+        assert response.events.stats.buffered <= 1000

@@ -19,7 +19,7 @@ class Server:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
 
-    def answer(self, data: bytes) -> bytes:
+    def respond(self, data: bytes) -> bytes:
         """Return the next part of the handshake."""
         self.incoming.write(data)
         try:
@@ -61,12 +61,12 @@ def begin(request: pytest.FixtureRequest, server_tls: ssl.SSLContext, client_tls
 def established(begin: Begin, *, step: int = 100_000) -> tuple[TlsSession, Server]:
     session, server = begin()
     while not session.is_established:
-        answer = server.answer(session.to_send())
-        assert answer, session.error
-        for start in range(0, len(answer), step):
-            assert session.receive(answer[start : start + step]) == b""
+        response = server.respond(session.to_send())
+        assert response, session.error
+        for start in range(0, len(response), step):
+            assert session.receive(response[start : start + step]) == b""
     # The last part of the client's handshake, and with TLS 1.3 the tickets that follow.
-    session.receive(server.answer(session.to_send()))
+    session.receive(server.respond(session.to_send()))
     return session, server
 
 
@@ -100,11 +100,11 @@ def test_bytes_before_a_broken_record_are_received(begin: Begin) -> None:
 def test_certificate_for_another_name_is_refused(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     session, server = TlsSession(client_tls, "other.test"), Server(server_tls)
     while session.error is None:
-        session.receive(server.answer(session.to_send()))
+        session.receive(server.respond(session.to_send()))
     assert isinstance(session.error, ssl.SSLCertVerificationError)
     assert not session.is_established
     with pytest.raises(ssl.SSLError, match="alert"):
-        server.answer(session.to_send())
+        server.respond(session.to_send())
 
 
 def test_peer_without_tls_is_an_error(client_tls: ssl.SSLContext) -> None:

@@ -35,12 +35,12 @@ def test_concurrent_requests_have_a_connection_each(run: Run) -> None:
     async def main() -> None:
         async with new_client() as client:
             for _ in range(2):
-                answers = asyncio.gather(*(client.get(server.url) for _ in range(30)))
+                responses = asyncio.gather(*(client.get(server.url) for _ in range(30)))
                 # All requests arrive before the first is answered.
                 while len(server.requests) % 30 or not server.requests:
                     await asyncio.sleep(0.001)
                 go.set()
-                assert {answer.content for answer in await answers} == {b"data: 1\n\n"}
+                assert {response.content for response in await responses} == {b"data: 1\n\n"}
 
     go = threading.Event()
     with SSEServer([hold(go), send(1)]) as server:
@@ -49,7 +49,7 @@ def test_concurrent_requests_have_a_connection_each(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "answer", "is_kept"),
+    ("method", "sent", "is_kept"),
     [
         ("GET", b"200 OK\r\nContent-Length: 5\r\n\r\nhello", True),
         ("GET", b"200 OK\r\nContent-Length: 0\r\n\r\n", True),
@@ -73,12 +73,12 @@ def test_concurrent_requests_have_a_connection_each(run: Run) -> None:
     ],
 )
 @pytest.mark.parametrize("secure", [False, True])
-def test_connection_is_reused_if_the_answer_allows_it(
+def test_connection_is_reused_if_the_response_allows_it(
     run: Run,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
     method: str,
-    answer: bytes,
+    sent: bytes,
     is_kept: bool,
     secure: bool,
 ) -> None:
@@ -86,10 +86,10 @@ def test_connection_is_reused_if_the_answer_allows_it(
         async with new_client(client_tls) as client:
             for _ in range(2):
                 response = await client.request(method, server.url)
-                assert response.content == (b"hello" if b"hello" in answer and method != "HEAD" else b"")
+                assert response.content == (b"hello" if b"hello" in sent and method != "HEAD" else b"")
                 assert response.http_version == "HTTP/1.1"
 
-    with SSEServer([wire(b"HTTP/1.1 " + answer)], ssl_context=server_tls if secure else None) as server:
+    with SSEServer([wire(b"HTTP/1.1 " + sent)], ssl_context=server_tls if secure else None) as server:
         run(main)
         assert server.connections == (1 if is_kept else 2)
 
@@ -101,8 +101,8 @@ def test_http_1_0_connection_is_not_reused(run: Run) -> None:
                 response = await client.get(server.url)
                 assert (response.content, response.http_version) == (b"hello", "HTTP/1.0")
 
-    answer = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello"
-    with SSEServer([wire(answer)]) as server:
+    sent = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello"
+    with SSEServer([wire(sent)]) as server:
         run(main)
         assert server.connections == 2
 
@@ -126,10 +126,10 @@ def test_idle_connection_that_the_peer_ended_is_not_reused(run: Run, way: str, i
 
     async def main() -> None:
         async with upstream() as server, new_client() as client:
-            async with asking(client, server.url) as answer:
+            async with asking(client, server.url) as pending:
                 peer = await server.accept()
-                await peer.answer(SHORT)
-                assert await (await answer).aread() == b"hello"
+                await peer.respond(SHORT)
+                assert await (await pending).aread() == b"hello"
             if way == "bytes":
                 peer.socket.send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             elif way == "close":
@@ -138,10 +138,10 @@ def test_idle_connection_that_the_peer_ended_is_not_reused(run: Run, way: str, i
                 peer.reset()
             if is_noticed:
                 await until_read(peer)
-            async with asking(client, server.url) as answer:
+            async with asking(client, server.url) as pending:
                 other = await server.accept()
-                await other.answer(SHORT)
-                assert await (await answer).aread() == b"hello"
+                await other.respond(SHORT)
+                assert await (await pending).aread() == b"hello"
             if way == "bytes":
                 assert await peer.client_has_left()
 
@@ -156,10 +156,10 @@ def test_idle_connections_are_closed_after_the_keepalive_expiry(clock: FakeClock
             # To different origins, at different times, so that they expire one after another.
             for host in ("127.0.0.1", "localhost"):
                 url = f"http://{host}:{server.port}"
-                async with asking(client, url) as answer:
+                async with asking(client, url) as pending:
                     peers.append(await server.accept())
-                    await peers[-1].answer(SHORT)
-                    await (await answer).aread()
+                    await peers[-1].respond(SHORT)
+                    await (await pending).aread()
                 clock.advance(210)
             assert await peers[0].client_has_left()
             assert transport.connection_count == 1
@@ -173,10 +173,10 @@ def test_expired_connection_is_not_reused_before_it_is_closed(clock: FakeClock, 
     async def main() -> None:
         async with upstream() as server, new_client(keepalive_expiry=400, timeout=None) as client:
             for _ in range(2):
-                async with asking(client, server.url) as answer:
+                async with asking(client, server.url) as pending:
                     peer = await server.accept()
-                    await peer.answer(SHORT)
-                    assert await (await answer).aread() == b"hello"
+                    await peer.respond(SHORT)
+                    assert await (await pending).aread() == b"hello"
                 clock.advance(401)
             assert server.connections == 2
 
@@ -189,12 +189,12 @@ def test_closing_the_client_closes_idle_and_later_busy_connections(run: Run) -> 
             client = new_client()
             in_use = asyncio.create_task(client.send(client.build_request("GET", server.url), stream=True))
             first = await server.accept()
-            await first.answer(SHORT)
+            await first.respond(SHORT)
             response = await in_use
-            async with asking(client, server.url) as answer:
+            async with asking(client, server.url) as pending:
                 second = await server.accept()
-                await second.answer(SHORT)
-                await (await answer).aread()
+                await second.respond(SHORT)
+                await (await pending).aread()
             await client.aclose()
             assert await second.client_has_left()
             assert await response.aread() == b"hello"
@@ -210,23 +210,23 @@ def test_unused_client_can_be_closed(run: Run) -> None:
     run(main)
 
 
-def test_unread_complete_answer_releases_its_connection(run: Run) -> None:
+def test_unread_complete_response_releases_its_connection(run: Run) -> None:
     async def main() -> None:
         async with upstream() as server, new_client() as client:
-            async with asking(client, server.url) as answer:
+            async with asking(client, server.url) as pending:
                 peer = await server.accept()
-                await peer.answer(SHORT)
-                assert (await answer).status_code == 200
-            async with asking(client, server.url) as answer:
-                await peer.answer(SHORT)
-                assert await (await answer).aread() == b"hello"
+                await peer.respond(SHORT)
+                assert (await pending).status_code == 200
+            async with asking(client, server.url) as pending:
+                await peer.respond(SHORT)
+                assert await (await pending).aread() == b"hello"
             assert server.connections == 1
 
     run(main)
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_large_unread_complete_answer_releases_its_connection(run: Run, size: int) -> None:
+def test_large_unread_complete_response_releases_its_connection(run: Run, size: int) -> None:
     """The larger body is more than is read ahead, so that reading is paused."""
 
     async def main() -> None:
@@ -243,12 +243,12 @@ def test_large_unread_complete_answer_releases_its_connection(run: Run, size: in
         assert server.connections == 1
 
 
-def test_answer_closed_before_its_end_closes_its_connection(run: Run) -> None:
+def test_response_closed_before_its_end_closes_its_connection(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client, asking(client, server.url) as answer:
+        async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
-            await peer.answer(SHORT[:-1])
-            await (await answer).aclose()
+            await peer.respond(SHORT[:-1])
+            await (await pending).aclose()
             assert await peer.client_has_left()
 
     run(main)

@@ -1,8 +1,8 @@
-"""The answers with which web-platform-tests check browsers: fetch/h1-parsing and fetch/content-length.
+"""The responses with which web-platform-tests check browsers: fetch/h1-parsing and fetch/content-length.
 
 The cases of tests/data/http_web_platform.json are about lengths, line ends, status codes and NUL, in
 bytes of this project's own; `why` says where the outcome here differs. The table below is about one
-odd character at each place of a head (h1-parsing.tentative). Web-platform-tests want a network error
+odd character at each place of a head (h1-parsing.tentative). Web-platform-tests expect a network error
 at all of them. This library refuses NUL, CR and malformed status lines everywhere, and of the other
 heads only those in which the character could change where the body ends.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pytest
 
-from .answers import Case, Outcome, every_split, load, read_by_units, read_over_transport
+from .response_cases import Case, Outcome, every_split, load, read_by_units, read_over_transport
 
 # Where a character is put: `{...}` names the place.
 HEAD = (
@@ -75,7 +75,7 @@ READ: dict[str, dict[str, tuple[str, str] | None]] = {
 }
 
 # With an LF at these places an empty line ends the head early, as in curl and browsers. Without a
-# length the body ends with the connection, which is not reused: no second answer is found.
+# length the body ends with the connection, which is not reused: no second response is found.
 ENDS_EARLY = {
     "after-reason": ((), "X-Frame:ABCD\r\nContent-Length: 4\r\n\r\nbody"),
     "leading": ((), "X-Frame:ABCD\r\nContent-Length: 4\r\n\r\nbody"),
@@ -114,12 +114,12 @@ def test_every_place_is_tried() -> None:
 
 
 @every_case
-def test_answer_is_read_at_every_split(case: Case) -> None:
+def test_response_is_read_at_every_split(case: Case) -> None:
     for pieces in every_split(case.sent):
         case.assert_is(read_by_units(case, pieces))
 
 
 @every_case
-def test_answer_is_read_over_a_connection(case: Case) -> None:
+def test_response_is_read_over_a_connection(case: Case) -> None:
     case.assert_is(read_over_transport(case, [case.sent]))
     case.assert_is(read_over_transport(case, [case.sent[at : at + 1] for at in range(len(case.sent))]))

@@ -24,7 +24,7 @@ import pytest
 from sseqbridge._http.transport import Transport
 from sseqbridge.testing import send
 
-from .answers import no_plain
+from .response_cases import no_plain
 
 Main = Callable[[], Awaitable[Any]]
 
@@ -71,7 +71,7 @@ class Peer:
     async def send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self.socket, data)
 
-    async def answer(self, data: bytes) -> None:
+    async def respond(self, data: bytes) -> None:
         await self.receive()
         await self.send(data)
 

@@ -142,15 +142,15 @@ def test_iterable_that_never_waits_or_ignores_cancellation_is_closed(clock: Fake
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("stands", ["at an await", "at a yield"])
-def test_aclose_ends_an_asynchronous_iterable(stands: str) -> None:
-    stood, ended = [], []
+@pytest.mark.parametrize("suspended", ["at an await", "at a yield"])
+def test_aclose_ends_an_asynchronous_iterable(suspended: str) -> None:
+    reached, ended = [], []
 
     async def items() -> AsyncIterator[Any]:
         try:
             yield "a"
-            stood.append(stands)
-            while stands == "at a yield":
+            reached.append(suspended)
+            while suspended == "at a yield":
                 yield "x" * 1000
             await asyncio.sleep(60)
         except BaseException as exc:
@@ -161,12 +161,12 @@ def test_aclose_ends_an_asynchronous_iterable(stands: str) -> None:
         frames = relay.aframes(items())
         while await anext(frames) == HEARTBEAT:
             pass
-        while not stood:
+        while not reached:
             await asyncio.sleep(0)
         await frames.aclose()
         while not ended:
             await asyncio.sleep(0.001)
-        assert ended == [asyncio.CancelledError if stands == "at an await" else GeneratorExit]
+        assert ended == [asyncio.CancelledError if suspended == "at an await" else GeneratorExit]
         assert await collect(frames) == []
 
     asyncio.run(main())

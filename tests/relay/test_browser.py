@@ -1,7 +1,6 @@
-"""The page of examples/flask_chat in Chromium, and a relay read by both ways in that browsers have.
+"""The page of examples/flask_chat in Chromium, and a relay that a browser reads by fetch and by EventSource.
 
-Three ways, to be exact: the page's POST goes through @microsoft/fetch-event-source from npm, or through
-its own stand-in for that.
+The page's fetch is tested with @microsoft/fetch-event-source from npm, and with the page's own replacement of it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,16 @@ from werkzeug.serving import make_server
 
 from sseqbridge import ServerSentEvent, relay, request_sse
 from sseqbridge.testing import SSEServer, comment, raw, respond, send, silence
-from tests.browser_support import FLASK_CHAT, Page, Puppet, chromium, npm_directory, reserved_port, running
+from tests.browser_support import (
+    FLASK_CHAT,
+    ControlledResponse,
+    ControlledUpstream,
+    Page,
+    chromium,
+    npm_directory,
+    reserved_port,
+    running,
+)
 from tests.support import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
@@ -34,43 +42,43 @@ WAYS = ["npm", "stand-in", "eventsource"]
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[webdriver.Chrome]:
-    """One browser for all: a test has it in a page of its own."""
+    """One browser for all tests; each test has a page of its own."""
     with chromium() as chrome:
         yield chrome
 
 
 @pytest.fixture(scope="module")
-def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Puppet, dict[str, str]]]:
-    """An upstream, and the URLs of the page: with npm's module, and without."""
+def upstream_and_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlledUpstream, dict[str, str]]]:
+    """An upstream, and the URLs of the page with npm's module and without it."""
     directories = {"npm": npm_directory(), "stand-in": tmp_path_factory.mktemp("without_npm")}
     with ExitStack() as stack:
-        puppet = stack.enter_context(Puppet())
+        upstream = stack.enter_context(ControlledUpstream())
         programs = {
-            name: stack.enter_context(running([*FLASK_CHAT, "0"], directory, OPENAI_BASE_URL=puppet.base_url))
+            name: stack.enter_context(running([*FLASK_CHAT, "0"], directory, OPENAI_BASE_URL=upstream.base_url))
             for name, directory in directories.items()
         }
-        urls = {name: program.prints(r"http://\S+:\d+/")[0] for name, program in programs.items()}
-        yield puppet, {**urls, "eventsource": urls["stand-in"]}
+        urls = {name: program.wait_for_output(r"http://\S+:\d+/")[0] for name, program in programs.items()}
+        yield upstream, {**urls, "eventsource": urls["stand-in"]}
 
 
 @pytest.fixture
-def puppet(all_of_them: tuple[Puppet, dict[str, str]]) -> Puppet:
-    """The upstream that the page asks."""
-    puppet, _ = all_of_them
-    puppet.reset()
-    return puppet
+def upstream(upstream_and_urls: tuple[ControlledUpstream, dict[str, str]]) -> ControlledUpstream:
+    """The upstream of the page."""
+    upstream, _ = upstream_and_urls
+    upstream.reset()
+    return upstream
 
 
 @pytest.fixture
-def urls(all_of_them: tuple[Puppet, dict[str, str]]) -> dict[str, str]:
-    return all_of_them[1]
+def urls(upstream_and_urls: tuple[ControlledUpstream, dict[str, str]]) -> dict[str, str]:
+    return upstream_and_urls[1]
 
 
 @pytest.fixture(params=WAYS)
 def page(
-    request: pytest.FixtureRequest, chrome: webdriver.Chrome, puppet: Puppet, urls: dict[str, str]
+    request: pytest.FixtureRequest, chrome: webdriver.Chrome, upstream: ControlledUpstream, urls: dict[str, str]
 ) -> Iterator[Page]:
-    """The page, new, once for each way in."""
+    """A new page, once for each way to read a stream."""
     page = Page(chrome, urls[request.param], "eventsource" if request.param == "eventsource" else "fetch")
     yield page
     # Open requests are aborted, so that no test sees those of another.
@@ -78,179 +86,190 @@ def page(
 
 
 @pytest.fixture
-def one_page(chrome: webdriver.Chrome, puppet: Puppet, urls: dict[str, str]) -> Iterator[Page]:
+def one_page(chrome: webdriver.Chrome, upstream: ControlledUpstream, urls: dict[str, str]) -> Iterator[Page]:
     """The page, for tests that are independent of the transport."""
     yield Page(chrome, urls["npm"])
     chrome.get("about:blank")
 
 
-def test_answer_is_shown_incrementally(page: Page, puppet: Puppet) -> None:
+def test_answer_is_shown_incrementally(page: Page, upstream: ControlledUpstream) -> None:
     page.ask("Count")
-    page.shows("", "waiting")
-    answer = puppet.answer()
-    answer.say("one, ")
-    page.shows("one, ", "streaming")
-    answer.say("two,\n", "  <b>drei</b> \N{SNOWMAN}")
-    page.shows("one, two,\n  <b>drei</b> \N{SNOWMAN}", "streaming")
-    answer.end()
-    page.shows("one, two,\n  <b>drei</b> \N{SNOWMAN}", "done")
+    page.wait_for_answer("", "waiting")
+    response = upstream.response()
+    response.send_text("one, ")
+    page.wait_for_answer("one, ", "streaming")
+    response.send_text("two,\n", "  <b>drei</b> \N{SNOWMAN}")
+    page.wait_for_answer("one, two,\n  <b>drei</b> \N{SNOWMAN}", "streaming")
+    response.end()
+    page.wait_for_answer("one, two,\n  <b>drei</b> \N{SNOWMAN}", "done")
     assert page.error == ""
     assert page.find(".question .text").text == "Count"
-    assert puppet.answer().request.json()["messages"] == [{"role": "user", "content": "Count"}]
+    assert upstream.response().request.json()["messages"] == [{"role": "user", "content": "Count"}]
 
 
-def test_stop_aborts_a_silent_upstream(page: Page, puppet: Puppet) -> None:
+def test_stop_aborts_a_silent_upstream(page: Page, upstream: ControlledUpstream) -> None:
     page.ask("Think")
-    answer = puppet.answer()
-    answer.say("Hm")
-    page.shows("Hm", "streaming")
-    assert not answer.request.aborted.is_set()
+    response = upstream.response()
+    response.send_text("Hm")
+    page.wait_for_answer("Hm", "streaming")
+    assert not response.request.aborted.is_set()
     page.stop()
-    page.shows("Hm", "stopped")
-    answer.request.wait_aborted()
-    assert puppet.asked == 1
+    page.wait_for_answer("Hm", "stopped")
+    response.request.wait_aborted()
+    assert upstream.request_count == 1
     assert page.error == ""
 
 
-def test_an_error_of_the_upstream_shows_as_one(page: Page, puppet: Puppet) -> None:
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [
+        pytest.param(
+            lambda response: response.send({"error": {"message": "the model has run out of words"}}),
+            "The model has run out of words.",
+            id="error event",
+        ),
+        pytest.param(ControlledResponse.cut, "The upstream's stream was cut off.", id="cut off"),
+    ],
+)
+def test_failure_of_the_upstream_is_shown(
+    page: Page, upstream: ControlledUpstream, fail: Callable[[ControlledResponse], None], error: str
+) -> None:
     page.ask("Fail")
-    answer = puppet.answer()
-    answer.say("So far ")
-    answer.send({"error": {"message": "the model has run out of words"}})
-    page.shows("So far ", "failed")
-    assert page.error == "The model has run out of words."
+    response = upstream.response()
+    response.send_text("So far ")
+    fail(response)
+    page.wait_for_answer("So far ", "failed")
+    assert page.error == error
     assert page.find(".answer .error").aria_role == "alert"
+    assert upstream.request_count == 1
 
 
-def test_an_upstream_that_breaks_off_shows_as_an_error(page: Page, puppet: Puppet) -> None:
-    page.ask("Break")
-    answer = puppet.answer()
-    answer.say("Half of ")
-    answer.cut()
-    page.shows("Half of ", "failed")
-    assert page.error == "The upstream's stream was cut off."
-    assert puppet.asked == 1
-
-
-def test_a_refusal_shows_as_an_error(page: Page, puppet: Puppet, request: pytest.FixtureRequest) -> None:
+def test_refusal_is_shown(page: Page, upstream: ControlledUpstream, request: pytest.FixtureRequest) -> None:
     refusal = {"error": {"message": "Slow down, please."}}
-    puppet.script = [respond(429, framing="length", content_type="application/json"), raw(json.dumps(refusal).encode())]
+    head = respond(429, framing="length", content_type="application/json")
+    upstream.script = [head, raw(json.dumps(refusal).encode())]
     page.ask("Refuse")
-    page.shows("", "failed")
+    page.wait_for_answer("", "failed")
     by_eventsource = "eventsource" in request.node.name
     # EventSource hides the answer's status.
     message = "the upstream refused the request: 429 Too Many Requests"
     assert page.error == ("The server refused to answer." if by_eventsource else message)
     puppet.script = None
     page.find(".error button").click()
-    answer = puppet.answer(2)
-    answer.say("All right")
-    answer.end()
-    page.shows("All right", "done")
+    response = upstream.response(2)
+    response.send_text("All right")
+    response.end()
+    page.wait_for_answer("All right", "done")
 
 
-def test_closing_the_tab_aborts_the_upstream(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_closing_the_tab_aborts_the_upstream(
+    page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome
+) -> None:
     way = page.find("input:checked").get_attribute("value") or ""
     first = chrome.current_window_handle
     chrome.switch_to.new_window("tab")
     tab = Page(chrome, page.url, way)
     tab.ask("Think")
-    answer = puppet.answer()
-    answer.say("Hm")
-    tab.shows("Hm", "streaming")
+    response = upstream.response()
+    response.send_text("Hm")
+    tab.wait_for_answer("Hm", "streaming")
     chrome.close()
-    answer.request.wait_aborted()
+    response.request.wait_aborted()
     chrome.switch_to.window(first)
-    assert puppet.asked == 1
+    assert upstream.request_count == 1
 
 
-def test_answer_continues_while_the_tab_is_hidden(page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_answer_continues_while_the_tab_is_hidden(
+    page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome
+) -> None:
     page.ask("Count")
-    answer = puppet.answer()
-    answer.say("one ")
-    page.shows("one ", "streaming")
+    response = upstream.response()
+    response.send_text("one ")
+    page.wait_for_answer("one ", "streaming")
     chrome.minimize_window()
     until(lambda: page.run("return document.hidden"))
-    answer.say("two")
-    page.shows("one two", "streaming")
+    response.send_text("two")
+    page.wait_for_answer("one two", "streaming")
     chrome.set_window_size(1280, 900)
     until(lambda: not page.run("return document.hidden"))
-    answer.end()
-    page.shows("one two", "done")
-    # The panel had hung up, and is back.
+    response.end()
+    page.wait_for_answer("one two", "done")
+    # The panel had closed its stream, and has reconnected.
     until(lambda: page.count("open") == 0)
-    assert puppet.asked == 1
+    assert upstream.request_count == 1
 
 
 def test_leaving_the_page_for_another_aborts_the_upstream(
-    one_page: Page, puppet: Puppet, chrome: webdriver.Chrome
+    one_page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome
 ) -> None:
     one_page.ask("Think")
-    answer = puppet.answer()
-    answer.say("Hm")
-    one_page.shows("Hm", "streaming")
+    response = upstream.response()
+    response.send_text("Hm")
+    one_page.wait_for_answer("Hm", "streaming")
     chrome.get("about:blank")
-    answer.request.wait_aborted()
-    # The browser has kept the page.
+    response.request.wait_aborted()
+    # The browser has kept the page in its cache.
     chrome.back()
     until(lambda: one_page.count("open") == 0)
     assert (one_page.answer, one_page.state) == ("Hm", "stopped")
 
 
-def test_panel_counts_open_and_ended_streams(one_page: Page, puppet: Puppet) -> None:
+def test_panel_counts_open_and_ended_streams(one_page: Page, upstream: ControlledUpstream) -> None:
     page = one_page
     answered, stopped, failed = (page.count(name) or 0 for name in ("answered", "stopped", "failed"))
     page.ask("one")
-    answer = puppet.answer()
+    response = upstream.response()
     until(lambda: page.count("open") == 1)
     with request_sse(f"{page.url}chat", params={"prompt": "two"}):
         until(lambda: page.count("open") == 2)
     until(lambda: page.count("open") == 1)
     assert page.count("stopped") == stopped + 1
-    answer.end()
+    response.end()
     until(lambda: page.count("open") == 0)
     assert page.count("answered") == answered + 1
     page.ask("three")
-    puppet.answer(3).cut()
+    upstream.response(3).cut()
     until(lambda: page.count("failed") == failed + 1)
     assert (page.count("open"), page.count("answered"), page.count("stopped")) == (0, answered + 1, stopped + 1)
 
 
-def test_page_is_usable_by_keyboard(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_page_is_usable_by_keyboard(one_page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
     page = one_page
     prompt = page.find("#prompt")
     assert chrome.switch_to.active_element == prompt
     prompt.send_keys("two", Keys.SHIFT + Keys.ENTER + Keys.NULL, "lines", Keys.ENTER)
-    answer = puppet.answer()
-    answer.say("yes")
-    page.shows("yes", "streaming")
-    assert answer.request.json()["messages"][-1]["content"] == "two\nlines"
+    response = upstream.response()
+    response.send_text("yes")
+    page.wait_for_answer("yes", "streaming")
+    assert response.request.json()["messages"][-1]["content"] == "two\nlines"
     chrome.switch_to.active_element.send_keys(Keys.ESCAPE)
-    page.shows("yes", "stopped")
-    answer.request.wait_aborted()
+    page.wait_for_answer("yes", "stopped")
+    response.request.wait_aborted()
     assert chrome.switch_to.active_element == prompt
     assert prompt.get_attribute("value") == ""
 
 
-def test_post_contains_the_whole_conversation(one_page: Page, puppet: Puppet) -> None:
+def test_post_contains_the_whole_conversation(one_page: Page, upstream: ControlledUpstream) -> None:
     for number, (question, reply) in enumerate([("My name is Ada", "Hello!"), ("What is it?", "Ada")], 1):
         one_page.ask(question)
-        puppet.answer(number).say(reply)
-        puppet.answer(number).end()
-        one_page.shows(reply, "done")
-    assert puppet.answer(2).request.json()["messages"] == [
+        upstream.response(number).send_text(reply)
+        upstream.response(number).end()
+        one_page.wait_for_answer(reply, "done")
+    assert upstream.response(2).request.json()["messages"] == [
         {"role": "user", "content": "My name is Ada"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": "What is it?"},
     ]
 
 
-def test_elements_have_accessible_names_and_fit(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_elements_have_accessible_names_and_fit(
+    one_page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome
+) -> None:
     page = one_page
     page.ask("wide" * 40)
-    answer = puppet.answer()
-    answer.say("x" * 400)
-    page.shows("x" * 400, "streaming")
+    response = upstream.response()
+    response.send_text("x" * 400)
+    page.wait_for_answer("x" * 400, "streaming")
     controls = chrome.find_elements(By.CSS_SELECTOR, "button, input, textarea, [role]")
     assert [control.get_attribute("outerHTML") for control in controls if not is_named(control)] == []
     assert page.find("#log").aria_role == "log"
@@ -268,91 +287,95 @@ def is_named(element: WebElement) -> object:
     )
 
 
-def test_page_loads_nothing_foreign_and_logs_no_error(one_page: Page, puppet: Puppet, chrome: webdriver.Chrome) -> None:
+def test_page_loads_nothing_foreign_and_logs_no_error(
+    one_page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome
+) -> None:
     chrome.get_log("browser")  # type: ignore[no-untyped-call]
     chrome.refresh()
     page = Page(chrome, one_page.url)
     page.ask("Hello")
-    puppet.answer().say("Hi")
-    puppet.answer().end()
-    page.shows("Hi", "done")
+    upstream.response().send_text("Hi")
+    upstream.response().end()
+    page.wait_for_answer("Hi", "done")
     fetched = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [url for url in fetched if not url.startswith((page.url, "data:"))] == []
-    # That npm's is the one that was tested: the stand-in has one file.
+    # This file is only in npm's module, so the page used it.
     assert f"{page.url}fetch-event-source/parse" in fetched
     assert chrome.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
-def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, puppet: Puppet) -> None:
+def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, upstream: ControlledUpstream) -> None:
     with reserved_port() as port:
         command = [sys.executable, "-m", "uvicorn", "--port", str(port), "examples.django_chat:asgi"]
-        with running(command, npm_directory(), OPENAI_BASE_URL=puppet.base_url) as program:
-            page = Page(chrome, program.prints(rf"http://127.0.0.1:{port}")[0] + "/")
+        with running(command, npm_directory(), OPENAI_BASE_URL=upstream.base_url) as program:
+            page = Page(chrome, program.wait_for_output(rf"http://127.0.0.1:{port}")[0] + "/")
             page.ask("Hello")
-            answer = puppet.answer()
-            answer.say("Hi")
-            page.shows("Hi", "streaming")
+            response = upstream.response()
+            response.send_text("Hi")
+            page.wait_for_answer("Hi", "streaming")
             page.stop()
-            answer.request.wait_aborted()
+            response.request.wait_aborted()
             chrome.delete_all_cookies()
             page.ask("Again")
-            page.shows("", "failed")
-            assert (page.error, puppet.asked) == ("The server answered with status 403.", 1)
+            page.wait_for_answer("", "failed")
+            assert (page.error, upstream.request_count) == ("The server answered with status 403.", 1)
             chrome.get("about:blank")
 
 
-def test_a_prompt_is_not_posted_twice_when_the_server_dies(chrome: webdriver.Chrome, puppet: Puppet) -> None:
-    with running([*FLASK_CHAT, "0"], npm_directory(), OPENAI_BASE_URL=puppet.base_url) as program:
-        page = Page(chrome, program.prints(r"http://\S+:\d+/")[0])
+def test_a_prompt_is_not_posted_twice_when_the_server_dies(
+    chrome: webdriver.Chrome, upstream: ControlledUpstream
+) -> None:
+    with running([*FLASK_CHAT, "0"], npm_directory(), OPENAI_BASE_URL=upstream.base_url) as program:
+        page = Page(chrome, program.wait_for_output(r"http://\S+:\d+/")[0])
         page.ask("Live long")
-        answer = puppet.answer()
-        answer.say("I will")
-        page.shows("I will", "streaming")
+        response = upstream.response()
+        response.send_text("I will")
+        page.wait_for_answer("I will", "streaming")
         program.kill()
-        answer.request.wait_aborted()
-        page.shows("I will", "failed")
+        response.request.wait_aborted()
+        page.wait_for_answer("I will", "failed")
         assert page.error == "The connection was lost before the answer was complete."
         page.find(".error button").click()
         until(lambda: page.error == "The server cannot be reached.")
-        assert puppet.asked == 1
+        assert upstream.request_count == 1
     chrome.get("about:blank")
 
 
-def test_eventsource_resumes_after_a_server_restart(chrome: webdriver.Chrome, puppet: Puppet) -> None:
+def test_eventsource_resumes_after_a_server_restart(chrome: webdriver.Chrome, upstream: ControlledUpstream) -> None:
     with reserved_port() as port:
         command = [*FLASK_CHAT, str(port)]
-        with running(command, OPENAI_BASE_URL=puppet.base_url) as program:
-            page = Page(chrome, program.prints(r"http://\S+:\d+/")[0], "eventsource")
+        with running(command, OPENAI_BASE_URL=upstream.base_url) as program:
+            page = Page(chrome, program.wait_for_output(r"http://\S+:\d+/")[0], "eventsource")
             page.ask("Count")
-            answer = puppet.answer()
-            answer.say("1 ", "2 ", "3 ")
-            page.shows("1 2 3 ", "streaming")
+            response = upstream.response()
+            response.send_text("1 ", "2 ", "3 ")
+            page.wait_for_answer("1 2 3 ", "streaming")
             program.kill()
-            answer.request.wait_aborted()
-            page.shows("1 2 3 ", "reconnecting")
-        with running(command, OPENAI_BASE_URL=puppet.base_url):
-            rest = puppet.answer(2)
+            response.request.wait_aborted()
+            page.wait_for_answer("1 2 3 ", "reconnecting")
+        with running(command, OPENAI_BASE_URL=upstream.base_url):
+            rest = upstream.response(2)
             assert rest.request.headers["last-event-id"] == "3"
             assert rest.request.json()["messages"] == [{"role": "user", "content": "Count"}]
-            rest.say("4 ", "5")
-            page.shows("1 2 3 4 5", "streaming")
-            # The panel is back as well.
+            rest.send_text("4 ", "5")
+            page.wait_for_answer("1 2 3 4 5", "streaming")
+            # The panel has reconnected as well.
             until(lambda: page.count("open") == 1)
             rest.end()
-            page.shows("1 2 3 4 5", "done")
+            page.wait_for_answer("1 2 3 4 5", "done")
             until(lambda: page.count("answered") == 1)
-            assert puppet.asked == 2
+            assert upstream.request_count == 2
             chrome.get("about:blank")
 
 
-def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, puppet: Puppet) -> None:
-    with running([*FLASK_CHAT, "0"], OPENAI_BASE_URL=puppet.base_url) as program:
-        page = Page(chrome, program.prints(r"http://\S+:\d+/")[0], "eventsource")
+def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, upstream: ControlledUpstream) -> None:
+    with running([*FLASK_CHAT, "0"], OPENAI_BASE_URL=upstream.base_url) as program:
+        page = Page(chrome, program.wait_for_output(r"http://\S+:\d+/")[0], "eventsource")
         page.ask("Count")
-        puppet.answer().send({"choices": [{"delta": {"content": "1"}}]})
-        page.shows("1", "streaming")
+        upstream.response().send({"choices": [{"delta": {"content": "1"}}]})
+        page.wait_for_answer("1", "streaming")
         program.kill()
-        page.shows("1", "failed")
+        page.wait_for_answer("1", "failed")
         assert page.error == "The connection was lost before the answer was complete."
     chrome.get("about:blank")
 
@@ -385,10 +408,10 @@ def test_stand_in_parses_as_the_standard_requires(chrome: webdriver.Chrome, urls
 
 
 class Relay:
-    """A web server in this process that relays one upstream, and its requests."""
+    """A web server in this process that relays one upstream, and records its own requests."""
 
     def __init__(self, upstream: SSEServer) -> None:
-        self.asked: list[tuple[dict[str, str], Any]] = []
+        self.requests: list[tuple[dict[str, str], Any]] = []
         modules = npm_directory() / "node_modules/@microsoft/fetch-event-source/lib/esm"
         app = flask.Flask(__name__)
 
@@ -403,12 +426,12 @@ class Relay:
         @app.route("/relay", methods=["GET", "POST"])
         def relayed() -> flask.Response:
             headers = {name.lower(): value for name, value in flask.request.headers.items()}
-            self.asked.append((headers, flask.request.get_json(silent=True)))
+            self.requests.append((headers, flask.request.get_json(silent=True)))
             stream = request_sse(upstream.url, decode="event", done=None)
             return relay.flask.stream_response(stream, heartbeat=0.05)
 
         self.server = make_server("127.0.0.1", 0, app, threaded=True)
-        # So that closing it waits for them: no thread of this test is left to the next.
+        # Closing the server waits for these threads, so that none is left to the next test.
         self.server.daemon_threads = False  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self.server.port}"
 
@@ -460,23 +483,23 @@ def test_fetch_event_source_posts_with_headers_and_gets_the_events(chrome: webdr
     with SSEServer([*map(encoded, EVENTS), comment("still here"), silence()]) as upstream, relaying(upstream) as served:
         chrome.get(served.url)
         chrome.execute_script(FETCH_EVENT_SOURCE)
-        # It takes comments, which the heartbeats are, for messages without data.
+        # It delivers comments, such as heartbeats, as messages without data.
         until(lambda: len(seen(chrome)) == 3)
         assert seen(chrome) == [
             ["", '{"n": 1}', "a"],
             ["note", "two\nlines, \N{SNOWMAN}", "b"],
             ["", " blank before", "b"],
         ]
-        headers, body = served.asked[0]
+        headers, body = served.requests[0]
         assert headers["authorization"] == "Bearer of-the-page"
         assert headers["accept"] == "text/event-stream"
         assert body == {"question": "\N{SNOWMAN}?"}
-        upstreams = upstream.requests[0]
-        assert not upstreams.aborted.is_set()
+        received = upstream.requests[0]
+        assert not received.aborted.is_set()
         chrome.execute_script("window.controller.abort()")
-        upstreams.wait_aborted()
+        received.wait_aborted()
         assert chrome.execute_script("return window.ended") == "resolved"
-        assert len(served.asked) == len(upstream.requests) == 1
+        assert len(served.requests) == len(upstream.requests) == 1
         chrome.get("about:blank")
 
 
@@ -500,6 +523,6 @@ def encoded(event: ServerSentEvent) -> Any:
 
 
 def seen(chrome: webdriver.Chrome) -> list[list[str]]:
-    """Return the events that a script has put into window.seen, but those without data."""
+    """Return the events in window.seen, except those without data."""
     events: list[list[str]] = chrome.execute_script("return window.seen")
     return [event for event in events if event[1]]

@@ -1,4 +1,4 @@
-"""Relays on real web servers, through real sockets: nothing is held back, and who leaves ends the upstream."""
+"""Relays on real web servers: events are forwarded without delay, and a disconnect aborts the upstream."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_compressing_middleware_delays_no_event(server: Server, address: Address
             assert reader.event().json() == {"n": n}
 
 
-# A reader that leaves. Each test turns off all that could notice it but the one thing that is to.
+# Disconnects. Each test turns off all other means of detection.
 
 
 def leave(reader: Reader, how: str) -> None:
@@ -276,14 +276,14 @@ def test_head_request_aborts_the_upstream(address: Address) -> None:
 # Iterables of the application.
 
 
-class Desk:
-    """The upstream of a generator: delays its items until the test allows them, and sees it closed."""
+class GeneratorUpstream:
+    """The upstream of a generator: delays its items until the test allows them, and notices when it is closed."""
 
     def __init__(self, *flags: threading.Event) -> None:
         self._flags = flags
-        self._server = SSEServer(self._answer)
+        self._server = SSEServer(self._respond)
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> GeneratorUpstream:
         self._server.start()
         self.url = self._server.url
         return self
@@ -291,15 +291,15 @@ class Desk:
     def __exit__(self, *exc_info: object) -> None:
         self._server.close()
 
-    def _answer(self, request: ReceivedRequest) -> Iterator[Step]:
+    def _respond(self, request: ReceivedRequest) -> Iterator[Step]:
         _, _, number = request.path.rpartition("/compute/")
         if number.isdigit():
             yield hold(self._flags[int(number)]) if self._flags else wait(0.01)
         yield respond(framing="length", content_type="text/plain")
 
     @property
-    def asked(self) -> list[str]:
-        """The requests of the generator so far."""
+    def paths(self) -> list[str]:
+        """The paths of the generator's requests so far."""
         return [request.path for request in self._server.requests]
 
     def until_closed(self, server: Server) -> None:
@@ -308,53 +308,53 @@ class Desk:
         def is_closed() -> bool:
             if server.name == "uwsgi":
                 # Without --enable-threads other threads run only while a request does.
-                ask_a_plain_view(server)
-            return "/closed" in self.asked
+                request_a_plain_view(server)
+            return "/closed" in self.paths
 
         until(is_closed)
 
 
 GENERATORS = [Place(server, "/counting") for server in SERVERS]
 COROUTINES = [Place(server, "/acounting") for server in ("django uvicorn", "django daphne", "starlette")]
-AHEAD = [Place(place.server, place.view.replace("counting", "endless")) for place in GENERATORS + COROUTINES]
+ENDLESS = [Place(place.server, place.view.replace("counting", "endless")) for place in GENERATORS + COROUTINES]
 
 
 @at(GENERATORS + COROUTINES)
 def test_heartbeats_are_sent_while_a_generator_computes(address: Address, server: Server) -> None:
     flags = [threading.Event() for _ in range(2)]
-    with Desk(*flags) as desk, reading(address(desk.url, count=2, heartbeat=0.05)) as reader:
+    with GeneratorUpstream(*flags) as generator, reading(address(generator.url, count=2, heartbeat=0.05)) as reader:
         for n, flag in enumerate(flags):
-            # The first comes at once, and with it the head.
+            # The first heartbeat is sent at once, with the head.
             assert [reader.item() for _ in range(2)] == [Comment()] * 2
             flag.set()
             assert reader.event().json() == {"n": n}
         assert reader.events() == []
-        desk.until_closed(server)
+        generator.until_closed(server)
 
 
 @at(GENERATORS + COROUTINES)
 def test_disconnect_closes_a_generator_at_its_next_yield(address: Address, server: Server) -> None:
-    with Desk() as desk, reading(address(desk.url, count=1_000_000)) as reader:
+    with GeneratorUpstream() as generator, reading(address(generator.url, count=1_000_000)) as reader:
         assert [reader.event().json()["n"] for _ in range(3)] == [0, 1, 2]
         reader.leave()
-        desk.until_closed(server)
+        generator.until_closed(server)
 
 
 @at(COROUTINES)
 def test_disconnect_closes_a_waiting_asynchronous_generator(address: Address, server: Server) -> None:
     never = threading.Event()
-    with Desk(never) as desk, reading(address(desk.url, count=1)) as reader:
+    with GeneratorUpstream(never) as generator, reading(address(generator.url, count=1)) as reader:
         assert reader.item() == Comment()
         reader.leave()
-        desk.until_closed(server)
+        generator.until_closed(server)
 
 
-@at(AHEAD)
+@at(ENDLESS)
 def test_disconnect_closes_a_generator_under_backpressure(address: Address, server: Server) -> None:
-    with Desk() as desk, reading(address(desk.url), buffer=4096) as reader:
+    with GeneratorUpstream() as generator, reading(address(generator.url), buffer=4096) as reader:
         assert reader.event().json() == {"padding": "x" * 1000}
         reader.leave()
-        desk.until_closed(server)
+        generator.until_closed(server)
 
 
 # Through nginx, as Debian configures it.
@@ -395,7 +395,7 @@ def test_disconnect_in_silence_is_detected_behind_nginx(
         upstream.requests[0].wait_aborted(30)
 
 
-# Upstreams of others.
+# Third-party upstreams.
 
 
 @at([Place("flask run", "/relay"), Place("gunicorn gevent", "/relay"), Place("django daphne", "/arelay")])
@@ -407,8 +407,8 @@ def test_third_party_upstreams_are_relayed_and_see_the_disconnect(
     name = uuid.uuid4().hex
 
     def has_left() -> bool:
-        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as answer:
-            return json.load(answer) is not None
+        with urllib.request.urlopen(f"{upstream}/left?name={name}", timeout=30) as response:
+            return json.load(response) is not None
 
     with reading(address(f"{upstream}/{path}?name={name}", heartbeat=0.1, probe=0.1)) as reader:
         events = [reader.event() for _ in range(3)]
@@ -424,10 +424,10 @@ def open_together(urls: Iterable[str]) -> list[Reader]:
     return [Reader(url) for url in urls]
 
 
-def ask_a_plain_view(server: Server) -> None:
-    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as answer:
-        assert answer.status == 200
-        answer.read()
+def request_a_plain_view(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/plain", timeout=30) as response:
+        assert response.status == 200
+        response.read()
 
 
 MANY = [
@@ -446,9 +446,9 @@ def test_many_clients_leave_room_for_a_plain_view(server: Server, address: Addre
     with SSEServer(steps) as upstream:
         readers = open_together([address(upstream)] * count)
         assert [reader.event().json() for reader in readers] == [{"n": 0}] * count
-        ask_a_plain_view(server)
+        request_a_plain_view(server)
         go.set()
-        ask_a_plain_view(server)
+        request_a_plain_view(server)
         got = [[reader.event().json()["n"] for _ in range(19)] for reader in readers]
         assert got == [list(range(1, 20))] * count
         end.set()
@@ -462,16 +462,16 @@ def flood(request: ReceivedRequest) -> Iterator[Step]:
         yield send({"padding": "x" * 8000})
 
 
-def until_held_back(request: ReceivedRequest) -> int:
+def until_backpressure(request: ReceivedRequest) -> int:
     """Wait until backpressure stops the upstream. Returns the number of bytes that it has sent."""
     last = [-1, time.monotonic()]
 
-    def stands_still() -> bool:
+    def has_stopped() -> bool:
         if request.sent_bytes != last[0]:
             last[:] = request.sent_bytes, time.monotonic()
         return time.monotonic() - last[1] > 0.3
 
-    until(stands_still)
+    until(has_stopped)
     return request.sent_bytes
 
 
@@ -483,13 +483,13 @@ def test_stalled_client_gets_backpressure_and_delays_no_other(server: Server, ad
     flags, steps = one_by_one(3)
     with SSEServer(flood) as flooding, SSEServer(steps) as upstream, reading(address(flooding), buffer=4096) as stalled:
         # The buffers of the sockets, up to 6 MB each, and a megabyte for the relay.
-        assert until_held_back(flooding.wait_for_request(timeout=30)) < 32_000_000
+        assert until_backpressure(flooding.wait_for_request(timeout=30)) < 32_000_000
         with reading(address(upstream)) as reader:
             for n, flag in enumerate(flags):
                 flag.set()
                 assert reader.event().json() == {"n": n}
             assert [event.data for event in reader.events()] == ["[DONE]"]
-        ask_a_plain_view(server)
+        request_a_plain_view(server)
         stalled.leave()
         flooding.requests[0].wait_aborted(30)
 
@@ -503,8 +503,8 @@ def test_view_under_gevent_sees_no_running_loop(servers: Servers, server_name: s
         server = servers[server_name]
         with reading(_address(server, "/relay", other)) as streaming:
             assert streaming.event().json() == {"n": 1}
-            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as answer:
-                found = json.load(answer)
+            with urllib.request.urlopen(_address(server, view, upstream), timeout=30) as response:
+                found = json.load(response)
         assert found["item"] == {"n": 1}
         assert found["loop"] is None
 
@@ -515,11 +515,11 @@ def test_two_hundred_streams_leave_a_gevent_worker_responsive(servers: Servers) 
     with SSEServer([send(1), hold(go), send(2), send("[DONE]")]) as upstream, contextlib.ExitStack() as stack:
         readers = [stack.enter_context(reading(_address(server, "/relay", upstream))) for _ in range(200)]
         assert [reader.event().json() for reader in readers] == [1] * 200
-        # All of them are open, in silence; others are served.
+        # All streams are open and silent; other requests are served.
         assert upstream.open_requests == 200
         for _ in range(10):
-            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as answer:
-                assert answer.status == 200
+            with urllib.request.urlopen(f"{server.url}/nothing", timeout=30) as response:
+                assert response.status == 200
         go.set()
         for reader in readers:
             assert [event.data for event in reader.events()] == ["2", "[DONE]"]
@@ -530,7 +530,7 @@ def test_django_orm_works_under_gevent_during_streams(servers: Servers) -> None:
     with SSEServer(ONE_THEN_SILENCE) as upstream:
 
         def ask() -> Any:
-            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(_address(server, "/orm", upstream), timeout=30) as response:
+                return json.load(response)
 
         assert [found["model"] for found in together([ask] * 10)] == ["kind"] * 10

@@ -225,7 +225,7 @@ class Round:
                 self.received.append((ids, end))
                 return
             if end.split(":")[0] not in ("left", "ProducerLostError", "StreamNotFoundError", "LogUnavailableError"):
-                raise AssertionError(f"{self.key}: a reader ended by {end}, which had come to {last_id} with {ids}")
+                raise AssertionError(f"{self.key}: a reader ended by {end} after {last_id} with {ids}")
 
     @staticmethod
     def _follow(events: EventStream[Any], chance: random.Random, ids: list[str]) -> str:

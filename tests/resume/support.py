@@ -25,8 +25,8 @@ from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._log_core import LogCore
 from sseqbridge.resume._store import FencingToken, LogSettings, OutageError, Store
 from sseqbridge.testing import Step, hold, respond, send
-from tests.doors import Caller, Reading
 from tests.redis_support import RedisServer
+from tests.requesters import Caller, OpenStream
 from tests.support import in_thread, until
 
 __all__ = [
@@ -108,7 +108,7 @@ class KillableStore:
         self.dead: set[str] = set()
         # One for each call of a killed owner.
         self._held: list[asyncio.Event] = []
-        # The number of calls that wait for the store's answer, by owner.
+        # The number of calls that wait for the store's reply, by owner.
         self._under_way: collections.Counter[str] = collections.Counter()
         # The number of answered calls, by name.
         self.answers: collections.Counter[str] = collections.Counter()
@@ -280,7 +280,7 @@ class Face(Caller):
         super().close()
 
 
-class LogReading(Reading):
+class LogReading(OpenStream):
     """A stream of a log, as either face returns it."""
 
     def next(self, timeout: float | None = 30.0) -> Any:
@@ -310,17 +310,17 @@ def expire_lease_when_killed(logs: Logs, store: KillableStore) -> None:
 
 
 def cancel_during_claim(log: Log, store: KillableStore, url: str) -> None:
-    """Open a stream, and set its cancel flag before the answer to its claim arrives."""
+    """Open a stream, and set its cancel flag before the reply to its claim arrives."""
     claim, made, go_on = store.claim, threading.Event(), asyncio.Event()
     flag = threading.Event()
 
-    async def answer_late(*args: Any, **options: Any) -> Any:
-        answer = await claim(*args, **options)
+    async def reply_late(*args: Any, **options: Any) -> Any:
+        reply = await claim(*args, **options)
         made.set()
         await go_on.wait()
-        return answer
+        return reply
 
-    store.claim = answer_late  # type: ignore[method-assign]
+    store.claim = reply_late  # type: ignore[method-assign]
     opened = in_thread(lambda: log.open("k", lambda: request_sse(url), cancel=flag))
     assert made.wait(30)
     flag.set()

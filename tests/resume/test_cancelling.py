@@ -33,7 +33,7 @@ def test_cancel_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:
         readings = [face.open(log, "k", face.start(upstream.url)) for _ in range(3)]
         assert [reading.next() for reading in readings] == [1, 1, 1]
         assert face.cancel(log, "k") is True
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
         assert face.cancel(log, "k") is False
@@ -47,7 +47,7 @@ def test_cancel_without_readers_aborts_the_upstream(log: Log, face: Face) -> Non
         reading = face.open(log, "k", face.start(upstream.url))
         reading.close()
         assert face.cancel(log, "k") is True
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_cancel_ends_a_request_without_an_answer(log: Log, face: Face) -> None:
@@ -86,7 +86,7 @@ def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: s
             assert face.cancel(log, "k")
         else:
             flag.set()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         go.set()
         if ends == "cancel":
             assert opened.result(30).collect() == []
@@ -95,7 +95,7 @@ def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: s
                 opened.result(30)
 
 
-def test_cancel_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
+def test_cancel_with_a_lost_reply_returns_true(logs: Logs, face: Face) -> None:
     log, store = logs.killable()
     cancel = store.cancel
     answers: list[bool] = []
@@ -103,7 +103,7 @@ def test_cancel_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
     async def lose_the_first(*args: Any) -> bool:
         answers.append(await cancel(*args))
         if len(answers) == 1:
-            raise OutageError("its answer is lost")
+            raise OutageError("the reply is lost")
         return answers[-1]
 
     store.cancel = lose_the_first  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ def test_delete_lets_the_next_open_begin_again(log: Log, face: Face) -> None:
         reading = face.open(log, "other", face.start(upstream.url))
         assert reading.next() == 1
         assert face.delete(log, "other") is True
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_upstream_is_aborted_after_abandon_after_without_readers(logs: Logs, face: Face) -> None:
@@ -139,7 +139,7 @@ def test_upstream_is_aborted_after_abandon_after_without_readers(logs: Logs, fac
             reading.next(0.6)
         assert not upstream.requests[0].aborted.is_set()
         reading.close()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         after = face.open(log, "k")
         assert (after.items(), after.outcome) == ([1], "closed")
 
@@ -151,7 +151,7 @@ def test_abandoned_producer_with_a_stale_token_aborts_its_upstream(logs: Logs, f
         assert reading.next() == 0
         store.failures["end"] = StaleTokenError()
         reading.close()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None:

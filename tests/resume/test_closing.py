@@ -44,7 +44,7 @@ def test_close_ends_readers_and_releases_the_lease(logs: Logs, face: Face) -> No
         assert reading.next() == 1
         log.close()
         assert (reading.items(), reading.outcome) == ([], "closed")
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
     with pytest.raises(UsageError, match="closed"):
         face.open(log, "k")
     log.close()
@@ -58,11 +58,11 @@ def test_close_waits_until_leases_are_released(clock: FakeClock, ends: str) -> N
         log = MemoryLog(bridge=bridge)
         hub = hub_of(log)
         release = hub.store.release
-        asked, go_on = threading.Event(), asyncio.Event()
+        is_called, go_on = threading.Event(), asyncio.Event()
         released = []
 
         async def release_late(token: FencingToken) -> None:
-            asked.set()
+            is_called.set()
             await go_on.wait()
             await release(token)
             released.append(token.key)
@@ -73,9 +73,9 @@ def test_close_waits_until_leases_are_released(clock: FakeClock, ends: str) -> N
         if ends == "interrupted and closed":
             (producer,) = (subscriber for subscriber in hub.topic("k").registered if isinstance(subscriber, Producer))
             producer.abort()
-            assert asked.wait(30)
+            assert is_called.wait(30)
         closing = in_thread(log.close)
-        assert asked.wait(30)
+        assert is_called.wait(30)
         with pytest.raises(StopIteration):
             next(reading)
         until(lambda: hub.is_closing)
@@ -151,11 +151,11 @@ def test_close_ends_a_waiting_call(logs: Logs) -> None:
     log, store = logs.killable()
     log.cancel("k")
     store.is_out = True
-    asked = in_thread(lambda: log.produce("k", lambda: request_sse("http://127.0.0.1:1/")))
+    producing = in_thread(lambda: log.produce("k", lambda: request_sse("http://127.0.0.1:1/")))
     until(lambda: hub_of(log).disturbed_at is not None)
     log.close()
     with pytest.raises(BridgeClosedError):
-        asked.result(30)
+        producing.result(30)
 
 
 def test_unused_log_can_be_closed(logs: Logs) -> None:

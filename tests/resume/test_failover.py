@@ -315,7 +315,7 @@ def test_redis_errors_map_to_log_errors(error: Exception, kind: type[Exception])
 
 
 def test_failure_to_drop_connections_is_an_outage(master: RedisServer) -> None:
-    """The waiting command still gets an answer."""
+    """The waiting command still gets a reply."""
 
     async def main() -> None:
         store: Any = new_store(RedisLog.from_url(master.url))

@@ -155,17 +155,17 @@ def test_error_event_is_an_event_of_the_log(log: Log, face: Face) -> None:
 
 
 def test_refusal_reaches_waiting_readers_and_is_not_kept(log: Log, face: Face) -> None:
-    asked, go = threading.Event(), threading.Event()
+    is_called, go = threading.Event(), threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
-        asked.set()
+        is_called.set()
         if len(upstream.requests) > 1:
             return [send(1), DONE]
         return [hold(go), respond(429, {"Content-Type": "text/plain", "Retry-After": "3"}), raw(b"slow down")]
 
     with SSEServer(script) as upstream:
         begun = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url)))
-        assert asked.wait(30)
+        assert is_called.wait(30)
         waiting = in_thread(lambda: log.open("k", wait=30))
         until(lambda: len(hub_of(log).readers) == 2)
         go.set()
@@ -244,7 +244,7 @@ def test_stale_append_ends_the_producer(logs: Logs, face: Face) -> None:
         assert reading.next() == 0
         store.failures["append"] = StaleTokenError()
         go.set()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_stale_renewal_ends_the_producer(logs: Logs, face: Face) -> None:
@@ -253,7 +253,7 @@ def test_stale_renewal_ends_the_producer(logs: Logs, face: Face) -> None:
         reading = face.open(log, "k", face.start(upstream.url))
         assert reading.next() == 0
         store.failures["renew"] = StaleTokenError()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 def test_stream_with_another_consumer_is_rejected_and_stays_open(log: Log, face: Face) -> None:

@@ -40,7 +40,7 @@ def test_store_calls_are_idempotent(logs: Logs) -> None:
         assert (await store.claim("k", "you", may_begin=True, takeover=True)).state == "live"
         for _ in range(2):
             await store.append(token, 0, [{"begin": "200"}, {"data": "a"}])
-        # The answer to the first call was lost, and the producer has more entries now.
+        # The reply to the first call was lost, and the producer has more entries now.
         await store.append(token, 0, [{"begin": "200"}, {"data": "a"}, {"data": "b"}])
         entries = await store.read("k", START, 10)
         assert [(entry.position.number, entry.fields) for entry in entries] == [
@@ -135,7 +135,7 @@ def test_long_outage_raises_log_unavailable_error(logs: Logs, face: Face) -> Non
         store.is_out = True
         with pytest.raises(LogUnavailableError, match="outage="):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         with pytest.raises(LogUnavailableError):
             face.open(log, "other", face.start(upstream.url))
         with pytest.raises(LogUnavailableError):
@@ -155,7 +155,7 @@ def test_long_outage_of_appends_ends_readers_and_producer(logs: Logs, face: Face
         go.set()
         with pytest.raises(LogUnavailableError):
             reading.next()
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 @pytest.mark.parametrize("name", ["read", "heartbeat", "claim"])

@@ -153,7 +153,7 @@ def test_iterating_reader_takes_over(logs: Logs, face: Face) -> None:
         other = log.open("k", lambda: request_sse(upstream.url), takeover=True)
         before = [reading.next()]
         go.set()
-        face.meanwhile(lambda: expire_lease_when_killed(logs, store))
+        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
         for event in iter(reading.next, None):
             before.append(event)
             if event.event == "restart":
@@ -161,7 +161,7 @@ def test_iterating_reader_takes_over(logs: Logs, face: Face) -> None:
         assert [event.data for event in before] == ["0", '{"restart":true}']
         # A relay forwards the restart past `map`, so that applications need not handle it.
         frames: list[bytes] = []
-        face.meanwhile(lambda: frames.extend(relay.frames(log.open("k"), map=lambda item: str(item + 1))))
+        face.run_blocking(lambda: frames.extend(relay.frames(log.open("k"), map=lambda item: str(item + 1))))
         relayed = b"".join(frames).decode()
         assert re.findall("event: (.*)", relayed) == ["restart"]
         assert re.findall("data: (.*)", relayed) == ["1", '{"restart":true}', "1", "2", "3", "[DONE]"]
@@ -217,7 +217,7 @@ def test_refused_takeover_ends_all_readers_and_can_be_retried(logs: Logs, face: 
         reading = face.open(log, "k", start, takeover=True)
         assert reading.next() == 0
         go.set()
-        face.meanwhile(lambda: expire_lease_when_killed(logs, store))
+        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
         items, error = reading.fail()
         assert (items, type(error)) == ([], StatusError)
         # A later reader may take over again.

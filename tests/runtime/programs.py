@@ -1,4 +1,4 @@
-"""Programs that tests of signals and of the exit run in interpreters of their own, as the consumer."""
+"""Programs for tests of signals and of the interpreter's exit, which run in another process as the consumer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 def exits(program: str, *args: str) -> tuple[int, str, str]:
     """Run a program that exits with its stream open, and return its status, output and errors.
 
-    It prints a line when it comes to its end, from which on the time is taken.
+    The program prints a line right before it exits; the time is measured from then on.
     """
     with started(PRELUDE + program, *args) as process:
         line = read_line(process)

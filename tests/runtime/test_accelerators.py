@@ -339,5 +339,5 @@ def test_number_near_a_rounding_boundary_decodes_as_with_json(value: float, form
         # More digits than the middle of any two floats has.
         context.prec = 1200
         middle = (decimal.Decimal(value) + decimal.Decimal(math.nextafter(value, math.inf))) / 2
-        beside = middle * (1 + side * decimal.Decimal("1e-900"))
-    assert_decodes_alike(format(beside, form))
+        neighbour = middle * (1 + side * decimal.Decimal("1e-900"))
+    assert_decodes_alike(format(neighbour, form))

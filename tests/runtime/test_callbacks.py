@@ -17,7 +17,7 @@ import pytest
 from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerge, arequest_sse, relay, request_sse, tee
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside
 from sseqbridge.testing import SSEServer, send, silence
-from tests.doors import Caller
+from tests.requesters import Caller
 from tests.support import in_thread, python
 
 from .callers_code import EVENT_STREAM, KINDS, Auth, Fault, Flag, Request, Transport
@@ -80,7 +80,7 @@ def is_open(stream: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
-@pytest.mark.parametrize("where", ["closing the answer", "closing the generator", "closing the client"])
+@pytest.mark.parametrize("where", ["closing the response", "closing the generator", "closing the client"])
 def test_exception_during_close_ends_no_other_stream(world: World, where: str, kind: type[BaseException]) -> None:
     fault = Fault(kind)
     stream = world.ask(Request({}, {"transport": Transport(fault, where)}))
@@ -289,7 +289,7 @@ def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, ki
     fault = Fault(kind)
     fault.is_armed = False
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         fault.is_armed = True
         if when == "redirected":
             return httpx.Response(307, headers={"location": "http://other.test/"})
@@ -297,7 +297,7 @@ def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, ki
 
     def make() -> httpx.AsyncClient:
         fault()
-        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        return httpx.AsyncClient(transport=httpx.MockTransport(handler))
 
     def ask() -> list[Any]:
         return request_sse("http://mock.test/", bridge=bridge, reconnect=when == "reconnecting").events.collect()

@@ -14,7 +14,7 @@ from sseqbridge._runtime.clock import clock as real_clock
 from sseqbridge.testing import SSEServer, send, silence
 from tests import clock as clock_module
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import LOOPS, in_thread, is_waiting, python, until
 
 SILENT = (send("a"), silence())
@@ -30,13 +30,13 @@ def silent() -> Iterator[SSEServer]:
     ("limit", "seconds"), [({"read": 30}, 30), ({"idle": 400}, 400), ({"total": 5000, "read": None}, 5000)]
 )
 def test_time_limit_elapses_by_the_fake_clock(
-    clock: FakeClock, ask: Door, silent: SSEServer, limit: dict[str, float], seconds: float
+    clock: FakeClock, ask: Requester, silent: SSEServer, limit: dict[str, float], seconds: float
 ) -> None:
-    answer = ask(silent.url, decode="text", timeout=limit)
-    assert answer.next() == "a"
+    response = ask(silent.url, decode="text", timeout=limit)
+    assert response.next() == "a"
     before = clock.monotonic()
     with pytest.raises(StreamTimeoutError):
-        clock.advance_until_done(answer.next, step=seconds / 10)
+        clock.advance_until_done(response.next, step=seconds / 10)
     assert clock.monotonic() - before >= seconds * 0.9
 
 

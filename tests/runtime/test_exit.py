@@ -20,7 +20,7 @@ from tests.support import (
 
 from .programs import exits
 
-ANSWER = (send({"n": 1}), send("[DONE]"))
+RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 
 def test_exit_with_an_open_stream_aborts_it(silent: SSEServer) -> None:
@@ -264,7 +264,7 @@ if {warm}:
     list(request_sse(url).events)
 threading.Thread(target=work).start()
 """
-    with SSEServer(ANSWER) as server:
+    with SSEServer(RESPONSE) as server:
         status, out, err = exits(program, server.url, "0")
         assert (status, err) == (0, "")
         assert out.replace("\n", "") == "[{'n': 1}]" * 3
@@ -290,7 +290,7 @@ for thread in threads:
     thread.join()
 print(len(lookups), set(lookups), flush=True)
 """
-    with SSEServer(ANSWER) as server:
+    with SSEServer(RESPONSE) as server:
         # Concurrent requests share a lookup; on a slow machine there may be a few.
         status, out, err = exits(program, server.url, "1.0")
         assert (status, err) == (0, "")

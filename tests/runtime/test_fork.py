@@ -542,10 +542,10 @@ def test_preloaded_application_reads_after_the_fork(name: str) -> None:
             del os.environ["SSEQBRIDGE_TESTS_UPSTREAM"]
         assert len(upstream.requests) == 1
         for _ in range(20):
-            answer = httpx.get(f"{server.url}/read", timeout=30).json()
-            assert answer["items"] == [0, 1]
-            assert answer["at_import"] == [0, 1]
-            assert answer["is_child"]
+            response = httpx.get(f"{server.url}/read", timeout=30).json()
+            assert response["items"] == [0, 1]
+            assert response["at_import"] == [0, 1]
+            assert response["is_child"]
 
 
 def main() -> None:

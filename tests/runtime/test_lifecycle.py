@@ -25,9 +25,10 @@ from tests.support import (
     is_waiting,
     together,
     until,
+    until_no_stream_is_open,
 )
 
-ANSWER = (send({"n": 1}), send("[DONE]"))
+RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 
 # One thread for all streams.
@@ -68,7 +69,7 @@ def test_close_unblocks_100_waiting_consumers(silent: SSEServer) -> None:
 
 
 @pytest.fixture(params=["http", "https", "https, with a client of the caller's"])
-def asked(
+def served(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     server_tls: ssl.SSLContext,
@@ -95,20 +96,20 @@ def late_end(request: ReceivedRequest) -> Iterator[Step]:
     yield wait(0.003)
 
 
-@pytest.mark.parametrize("script", [ANSWER, late_end])
-def test_100_requests_in_a_row_open_one_connection(asked: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+@pytest.mark.parametrize("script", [RESPONSE, late_end])
+def test_100_requests_in_a_row_open_one_connection(served: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
     # A busy machine takes longer for the 3 ms. (Other tests cover bodies that never end.)
     assert stream_task._END_SECONDS == 0.02
     monkeypatch.setattr(stream_task, "_END_SECONDS", 5)
-    server, bridge = asked(script)
+    server, bridge = served(script)
     for _ in range(100):
         assert list(request_sse(server.url, bridge=bridge).events) == [{"n": 1}]
     assert len(server.requests) == 100
     assert server.connections == 1
 
 
-def test_done_function_keeps_the_connection(asked: Any) -> None:
-    server, bridge = asked((send({"n": 1}), send({"n": 2}), wait(0.003)))
+def test_done_function_keeps_the_connection(served: Any) -> None:
+    server, bridge = served((send({"n": 1}), send({"n": 2}), wait(0.003)))
     for _ in range(20):
         events = request_sse(server.url, bridge=bridge, done=lambda event: '"n": 2' in event.data).events
         assert list(events) == [{"n": 1}, {"n": 2}]
@@ -119,7 +120,7 @@ def test_done_function_keeps_the_connection(asked: Any) -> None:
 
 
 def test_upstream_open_after_done_is_cut_after_a_second() -> None:
-    with SSEServer([*ANSWER, silence()]) as server:
+    with SSEServer([*RESPONSE, silence()]) as server:
         it = request_sse(server.url).events
         assert next(it) == {"n": 1}
         at = time.monotonic()
@@ -160,7 +161,7 @@ def test_done_function_ends_a_stream_under_backpressure() -> None:
 def test_done_function_may_accept_after_the_body_ended() -> None:
     with SSEServer([send({"n": 1}), send({"n": 2})]) as server:
         it = request_sse(server.url, done=lambda event: True).events
-        until(lambda: it._cursor.subscription.finished)
+        until_no_stream_is_open()
         assert list(it) == [{"n": 1}]
         assert it.outcome == "done"
 
@@ -183,7 +184,7 @@ def test_upstream_that_sends_after_done_is_cut_after_64_kib(of_the_caller: bool)
 def test_aborted_stream_costs_only_its_own_connection(silent: SSEServer) -> None:
     for _ in range(20):
         request_sse(silent.url).events.close()
-    with SSEServer(ANSWER) as server:
+    with SSEServer(RESPONSE) as server:
         for _ in range(20):
             assert list(request_sse(server.url).events) == [{"n": 1}]
         assert server.connections == 1
@@ -200,12 +201,12 @@ def test_tls_context_is_built_once_and_off_the_loop(
 
     monkeypatch.setattr(httpx, "create_ssl_context", noted)
     monkeypatch.setattr(http_client, "_tls_context", None)
-    with SSEServer(ANSWER) as server:
+    with SSEServer(RESPONSE) as server:
         assert list(request_sse(server.url).events) == [{"n": 1}]
     assert not built_in or not HAS_OWN_TRANSPORT, "plain HTTP must not build a TLS context"
     built_in.clear()
     monkeypatch.setattr(http_client, "_tls_context", None)
-    with SSEServer(ANSWER, ssl_context=server_tls) as server, Bridge() as first, Bridge() as second:
+    with SSEServer(RESPONSE, ssl_context=server_tls) as server, Bridge() as first, Bridge() as second:
         streams = together([partial(request_sse, server.url, bridge=bridge) for bridge in (first, second) * 5])
         assert [list(it) for _, _, it in streams] == [[{"n": 1}]] * 10
     (thread,) = built_in

@@ -21,7 +21,7 @@ from tests.support import (
 
 from .programs import PRELUDE, read_line
 
-ANSWER = (send({"n": 1}), send("[DONE]"))
+RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix signals")
@@ -84,7 +84,11 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.stdin.read()
 """
-    with SSEServer([silence()]) as server, SSEServer(ANSWER) as other, started(program, server.url, other.url) as child:
+    with (
+        SSEServer([silence()]) as server,
+        SSEServer(RESPONSE) as other,
+        started(program, server.url, other.url) as child,
+    ):
         assert read_line(child) == "interrupted"
         for request in server.requests:
             request.wait_aborted()

@@ -120,7 +120,7 @@ def zero() -> float:
     delay=st.floats(0, 100),
     max_delay=st.floats(0.1, 100),
     retry=st.none() | st.floats(0, 1000),
-    asked=st.none() | st.floats(0, 1000),
+    retry_after=st.none() | st.floats(0, 1000),
     events=st.integers(0, 1),
     tried=st.integers(0, 20),
 )
@@ -130,17 +130,17 @@ def test_delay_stays_within_bounds(
     delay: float,
     max_delay: float,
     retry: float | None,
-    asked: float | None,
+    retry_after: float | None,
     events: int,
     tried: int,
 ) -> None:
     policy = ReconnectionPolicy(delay=delay, max_delay=max_delay, jitter=jitter)
-    drops = [Drop(BROKEN, retry=retry, retry_after=asked, events=events)] * (tried + 1)
+    drops = [Drop(BROKEN, retry=retry, retry_after=retry_after, events=events)] * (tried + 1)
     wait = delays(policy, drops, lambda: chance)[-1]
     least = min(delay, 0.1) if delay and retry is None else 0.1
     assert least <= wait <= max_delay
-    if asked is not None and asked <= max_delay:
-        assert wait >= asked
+    if retry_after is not None and retry_after <= max_delay:
+        assert wait >= retry_after
 
 
 @given(chance=st.floats(0, 1), jitter=st.floats(0, 1), tried=st.integers(0, 20))

@@ -1,4 +1,4 @@
-"""Types, waits and steps that the tests of arequest_sse share."""
+"""Shared types, waits and steps of the tests of arequest_sse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[Main], Any]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that another thread makes true; the test's own time limit ends the wait."""
+    """Wait until another thread makes a condition true. The time limit of the test ends the wait."""
     while not condition():
         await asyncio.sleep(0.001)
 

@@ -14,7 +14,7 @@ from tests.support import LOOPS
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
-    """A function that runs a coroutine function on a new loop. Nothing may be left of the loop."""
+    """A function that runs a coroutine function on a new loop. Fails if the loop leaves anything behind."""
     with coroutine_runner(request, caplog) as run_on_new_loop:
         yield run_on_new_loop
     assert caller_loops._states == {}

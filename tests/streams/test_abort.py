@@ -18,7 +18,7 @@ import pytest
 
 from sseqbridge import Bridge, CallbackError, EventStream, RequestAbortedError, SSEResponse, UsageError, request_sse
 from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, respond, send, silence
-from tests.support import in_thread, is_waiting, together, until
+from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
 
@@ -66,16 +66,16 @@ def ask(serve: Serve) -> Ask:
     return ask
 
 
-def hold_back(request: ReceivedRequest) -> None:
-    """Wait until the upstream can send no more."""
-    looks = 0
-    while looks < 6:
+def wait_for_backpressure(request: ReceivedRequest) -> None:
+    """Wait until the upstream cannot send any more."""
+    unchanged = 0
+    while unchanged < 6:
         sent = request.sent_bytes
         time.sleep(0.01)
-        looks = looks + 1 if sent and sent == request.sent_bytes else 0
+        unchanged = unchanged + 1 if sent and sent == request.sent_bytes else 0
 
 
-# Ways to leave. Each returns, and the caller still holds the stream.
+# Ways to leave a stream. Each function returns while its caller still references the stream.
 
 
 def close(events: EventStream[Any]) -> None:
@@ -145,7 +145,7 @@ def test_leaving_aborts_a_silent_stream(ask: Ask, leave: Callable[[EventStream[A
 @pytest.mark.parametrize("leave", WAYS)
 def test_leaving_aborts_a_stream_under_backpressure(ask: Ask, leave: Callable[[EventStream[Any]], None]) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
-    hold_back(request)
+    wait_for_backpressure(request)
     leave(events)
     request.wait_aborted()
     assert events.outcome == "closed"
@@ -161,7 +161,7 @@ def test_dropping_a_stream_aborts_it_with_a_warning(ask: Ask) -> None:
 def test_dropping_a_stream_under_backpressure_aborts_it(ask: Ask) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
     next(events)
-    hold_back(request)
+    wait_for_backpressure(request)
     with pytest.warns(ResourceWarning):
         del events
     request.wait_aborted()
@@ -184,7 +184,7 @@ def test_garbage_collector_aborts_a_stream_in_a_cycle(ask: Ask) -> None:
     request.wait_aborted()
 
 
-def test_dropping_an_error_answer_closes_it_without_a_warning(ask: Ask) -> None:
+def test_dropping_an_error_response_closes_it_without_a_warning(ask: Ask) -> None:
     events, request = ask((respond(500), send("a"), silence()))
     del events
     request.wait_aborted()
@@ -203,7 +203,7 @@ def test_a_set_flag_aborts_without_a_consumer(ask: Ask) -> None:
 def test_a_set_flag_aborts_a_stream_under_backpressure(ask: Ask) -> None:
     cancel = threading.Event()
     events, request = ask(flood, cancel=cancel, max_buffered_bytes=100_000)
-    hold_back(request)
+    wait_for_backpressure(request)
     cancel.set()
     request.wait_aborted()
     assert list(events) == []
@@ -245,7 +245,7 @@ def test_closing_the_bridge_aborts_while_the_headers_are_awaited(serve: Serve, c
 def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> None:
     # As by a forked child: closing our own descriptor would not close the connection.
     events, request = ask(flood, max_buffered_bytes=100_000)
-    hold_back(request)
+    wait_for_backpressure(request)
     subscription: Any = events._cursor.subscription
     stream: Any = subscription.exchange.network_stream
     inherited = os.dup(stream.get_extra_info("socket").fileno())
@@ -652,7 +652,7 @@ def test_a_flag_set_after_all_events_arrived_ends_the_loop() -> None:
     burst = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([burst, send("[DONE]")]) as server:
         it = request_sse(server.url, cancel=cancel).events
-        until(lambda: it._cursor.subscription.finished)
+        until_no_stream_is_open()
         seen = []
         for item in it:
             seen.append(item)

@@ -100,35 +100,35 @@ def test_items_are_decoded_as_requested(run: Run, options: dict[str, Any], expec
 
 
 def test_fifty_streams_run_side_by_side(run: Run) -> None:
-    everyone_is_in = threading.Event()
+    all_are_open = threading.Event()
 
     async def read(url: str) -> list[Any]:
         _, _, items = await arequest_sse(url)
         return [item async for item in items]
 
     async def main() -> None:
-        with SSEServer([send(1), hold(everyone_is_in), send(2), send("[DONE]")]) as server:
+        with SSEServer([send(1), hold(all_are_open), send(2), send("[DONE]")]) as server:
             readers = [asyncio.create_task(read(server.url)) for _ in range(50)]
             await until(lambda: server.open_requests == 50)
-            everyone_is_in.set()
+            all_are_open.set()
             assert await asyncio.gather(*readers) == [[1, 2]] * 50
 
     run(main)
 
 
 def test_blocked_loop_at_the_end_loses_no_item(run: Run) -> None:
-    """uvloop runs timers that are due before the callbacks that were posted first, asyncio after them."""
+    """uvloop runs due timers before callbacks that were posted earlier, asyncio after them."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
-        time.sleep(0.05)  # Held up by whatever else the loop's program does.
+        time.sleep(0.05)  # Other code of the program blocks the loop.
         await asyncio.sleep(60)
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=body())
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
             _, _, items = await arequest_sse("http://127.0.0.1/", client=client)
             assert [item async for item in items] == [1, 2]
 

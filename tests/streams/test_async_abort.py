@@ -62,7 +62,7 @@ def test_aclose_ends_the_stream_and_is_idempotent(run: Run) -> None:
             _, _, items = await arequest_sse(server.url)
             async with contextlib.aclosing(items):
                 assert await items.next() == 1
-            assert server.requests[0].aborted.wait(30), "aclose() waits until the socket is down"
+            assert server.requests[0].aborted.wait(30), "aclose() must wait until the socket is closed"
             await asyncio.gather(items.aclose(), items.aclose())
             assert [item async for item in items] == []
             with pytest.raises(StopAsyncIteration):
@@ -200,7 +200,7 @@ def upstream(
     request: pytest.FixtureRequest, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., SSEServer]:  # fmt: skip
-    """A function that makes an SSEServer, over TCP or over TLS with a certificate that is trusted."""
+    """A function that makes an SSEServer, over TCP or over TLS with a trusted certificate."""
     monkeypatch.setattr(client, "_tls_context", client_tls)
 
     def make(steps: Any) -> SSEServer:
@@ -218,8 +218,8 @@ _EVENTS = 2_000
 _LIMIT = 256 * 1024
 
 
-async def held_back(items: AsyncEventStream[Any], request: ReceivedRequest) -> None:
-    """Wait until the upstream can send no more."""
+async def wait_for_backpressure(items: AsyncEventStream[Any], request: ReceivedRequest) -> None:
+    """Wait until the upstream cannot send any more."""
     await until(lambda: items.stats.buffered > _LIMIT // 2)
     sent, since = -1, 0.0
     while time.monotonic() - since < 0.1:
@@ -234,9 +234,9 @@ def test_a_consumer_that_does_not_read_causes_backpressure(run: Run, upstream: C
         with upstream([_EVENT] * _EVENTS) as server:
             async with await arequest_sse(server.url, decode="text", max_buffered_bytes=_LIMIT) as (_, _, items):
                 request = server.requests[0]
-                await held_back(items, request)
+                await wait_for_backpressure(items, request)
                 assert items.stats.buffered <= _LIMIT
-                assert request.sent_bytes < 16 * 1024 * 1024, "the rest is where it belongs, in the sockets"
+                assert request.sent_bytes < 16 * 1024 * 1024, "unread data must stay in the sockets"
                 assert not request.finished.is_set()
                 count = 0
                 async for item in items:
@@ -252,7 +252,7 @@ def test_abort_during_backpressure(run: Run, upstream: Callable[..., SSEServer])
     async def main() -> None:
         with upstream([_EVENT] * _EVENTS) as server:
             async with await arequest_sse(server.url, decode="text", max_buffered_bytes=_LIMIT) as (_, _, items):
-                await held_back(items, server.requests[0])
+                await wait_for_backpressure(items, server.requests[0])
             assert await aborted(server.requests[0])
             assert server.requests[0].sent_bytes < 32 * 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""arequest_sse: errors, time limits and error answers."""
+"""arequest_sse: errors, time limits and error responses."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_wrong_arguments_raise_usage_error(run: Run) -> None:
     run(main)
 
 
-def test_body_of_an_error_answer_is_the_only_item(run: Run) -> None:
+def test_body_of_an_error_response_is_the_only_item(run: Run) -> None:
     async def main() -> None:
         for body, expected in ((b'{"code": 7}', [{"code": 7}]), (b"<p>no", ["<p>no"]), (b"", [])):
             with SSEServer([respond(502, content_type=None), raw(body)]) as server:

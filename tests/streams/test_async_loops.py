@@ -35,18 +35,18 @@ from tests.streams.async_support import Run, aborted, unused_url
 from tests.support import HAS_OWN_TRANSPORT
 
 
-class _Starts:
-    """Counts the threads that are started while it is entered."""
+class _ThreadStarts:
+    """Records the names of threads that are started from now on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
         start = threading.Thread.start
 
-        def noted(thread: threading.Thread) -> None:
+        def start_and_record(thread: threading.Thread) -> None:
             self.names.append(thread.name)
             start(thread)
 
-        monkeypatch.setattr(threading.Thread, "start", noted)
+        monkeypatch.setattr(threading.Thread, "start", start_and_record)
 
 
 def test_no_thread_is_started_once_the_tls_context_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_no_thread_is_started_once_the_tls_context_exists(run: Run, monkeypatch:
 
     with SSEServer([send(1), send("[DONE]")]) as server:
         run(lambda: ask(server.url))
-        started = _Starts(monkeypatch)
+        started = _ThreadStarts(monkeypatch)
         run(lambda: ask(server.url))
         assert started.names == []
 
@@ -66,21 +66,21 @@ def test_the_tls_context_is_built_off_the_loop(
 ) -> None:
     built_in: list[threading.Thread] = []
 
-    def noted() -> ssl.SSLContext:
+    def create_context() -> ssl.SSLContext:
         built_in.append(threading.current_thread())
         return client_tls
 
     monkeypatch.setattr(client, "_tls_context", None)
-    monkeypatch.setattr(httpx, "create_ssl_context", noted)
+    monkeypatch.setattr(httpx, "create_ssl_context", create_context)
 
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:
-            await ask_five_times(server.url)
-            assert not built_in or not HAS_OWN_TRANSPORT, "no request needs it"
+            await send_five_requests(server.url)
+            assert not built_in or not HAS_OWN_TRANSPORT, "plain HTTP must not build a TLS context"
         with SSEServer([send(1), send("[DONE]")], ssl_context=server_tls) as server:
-            await ask_five_times(server.url)
+            await send_five_requests(server.url)
 
-    async def ask_five_times(url: str) -> None:
+    async def send_five_requests(url: str) -> None:
         for _, _, items in await asyncio.gather(*(arequest_sse(url) for _ in range(5))):
             assert [item async for item in items] == [1]
 
@@ -102,11 +102,11 @@ def test_the_callers_client_keeps_its_cookies_and_stays_open(run: Run, package: 
     async def main() -> None:
         with SSEServer(script) as server:
             async with package.AsyncClient(headers={"X-Client": "mine"}) as client:
-                answers = []
+                results = []
                 for _ in range(2):
                     async with await arequest_sse(server.url, client=client, decode="text") as (_, _, items):
-                        answers += [item async for item in items]
-                assert answers == ["none", "s=1"]
+                        results += [item async for item in items]
+                assert results == ["none", "s=1"]
                 assert dict(client.cookies) == {"s": "1"}
                 assert not client.is_closed
                 assert server.requests[0].headers["x-client"] == "mine"
@@ -163,45 +163,45 @@ def test_loops_one_after_another_share_nothing(run: Run) -> None:
 
 
 def test_loops_in_different_threads_share_nothing(run: Run) -> None:
-    both = threading.Barrier(4)
-    answers: list[list[Any]] = []
+    all_open = threading.Barrier(4)
+    results: list[list[Any]] = []
 
     async def ask(url: str) -> list[Any]:
         async with await arequest_sse(url) as (_, _, items):
-            both.wait(30)
+            all_open.wait(30)
             return [item async for item in items]
 
     with SSEServer([send(1), send("[DONE]")]) as server:
-        threads = [threading.Thread(target=lambda: answers.append(run(lambda: ask(server.url)))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: results.append(run(lambda: ask(server.url)))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert answers == [[1]] * 4
+    assert results == [[1]] * 4
 
 
 def test_a_loop_that_ends_aborts_its_streams(run: Run) -> None:
-    left: list[AsyncEventStream[Any]] = []
+    streams: list[AsyncEventStream[Any]] = []
 
     async def leave(url: str) -> None:
         _, _, items = await arequest_sse(url)
         assert await items.next() == 1
-        left.append(items)
+        streams.append(items)
 
-    async def look() -> None:
+    async def check() -> None:
         with pytest.raises(BridgeClosedError, match="loop"):
-            await left[0].next(timeout=30)
-        assert left[0].outcome == "error"
-        await left[0].aclose()
+            await streams[0].next(timeout=30)
+        assert streams[0].outcome == "error"
+        await streams[0].aclose()
 
     with SSEServer([send(1), silence()]) as server:
         run(lambda: leave(server.url))
         assert server.requests[0].wait_aborted()
-        run(look)
+        run(check)
 
 
 def test_next_request_drops_the_state_of_a_closed_loop(run: Run) -> None:
-    """Whoever runs a loop by hand may leave out shutdown_asyncgens()."""
+    """A loop that is run without asyncio.run() may be closed without shutdown_asyncgens()."""
 
     async def ask(url: str) -> None:
         response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=b"data: 1\n\n")

@@ -1,4 +1,4 @@
-"""From an event to the item that the caller asked for: every mode, every error."""
+"""Decoding events to items: every mode and every error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_LONG = "9" * 5000
 
 @pytest.fixture(params=["fast", "plain"], autouse=True)
 def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever decodes JSON in this process, and in a second run of the test the standard library."""
+    """The JSON decoder of this process, and in a second run of the test that of the standard library."""
     if request.param == "plain":
         monkeypatch.setattr(_accelerators, "json_decode", lambda: json.loads)
 

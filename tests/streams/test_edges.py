@@ -1,4 +1,4 @@
-"""Edges that were found by attacking the library, each of which once went wrong."""
+"""Regression tests of edge cases."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from sseqbridge import (
 )
 from sseqbridge._streams.cursor import Cursor
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import in_thread, together, until, until_blocked
 
 THREE = raw(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\ndata: 3\n\n")
 
 
 @pytest.mark.parametrize("value", ["caf\xe9".encode("latin-1"), "caf\xe9".encode()])
-def test_header_of_an_answer_need_not_be_ascii(ask: Door, value: bytes) -> None:
+def test_header_of_a_response_need_not_be_ascii(ask: Requester, value: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Name: " + value + b"\r\nConnection: close\r\n\r\n"
-    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as answer:
-        assert answer.items() == [1]
-        assert answer.headers["x-name"].startswith("caf")
+    with SSEServer([wire(head + b"data: 1\n\n"), cut()]) as server, ask(server.url) as response:
+        assert response.items() == [1]
+        assert response.headers["x-name"].startswith("caf")
 
 
-# Where a stream stands is where its consumer stands.
+# The position of a stream is that of its consumer.
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_last_event_id_read_by_another_thread_is_a_str() -> None:
                     is_consumer = False
                 return value
 
-        events._cursor.__class__ = Passing
+        events._cursor.__class__ = ReadsInBetween
         assert events.last_event_id == ""
         assert events.last_event_id == "1"
 
@@ -113,15 +113,15 @@ def test_last_event_id_after_done_excludes_later_events() -> None:
 # Items and errors.
 
 
-def test_event_without_data_is_skipped_in_json_mode(ask: Door) -> None:
-    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as answer:
-        assert answer.items() == [1]
+def test_event_without_data_is_skipped_in_json_mode(ask: Requester) -> None:
+    with SSEServer([raw(b"event: ping\ndata:\n\n"), send(1), send("[DONE]")]) as server, ask(server.url) as response:
+        assert response.items() == [1]
 
 
-def test_event_without_data_is_delivered_in_event_mode(ask: Door) -> None:
+def test_event_without_data_is_delivered_in_event_mode(ask: Requester) -> None:
     script = [raw(b"event: ping\ndata:\n\n"), send("[DONE]")]
-    with SSEServer(script) as server, ask(server.url, decode="event") as answer:
-        assert answer.items() == [ServerSentEvent("ping")]
+    with SSEServer(script) as server, ask(server.url, decode="event") as response:
+        assert response.items() == [ServerSentEvent("ping")]
 
 
 def test_raise_for_status_in_a_loop_over_the_error_body() -> None:
@@ -159,7 +159,7 @@ def test_text_of_the_server_cannot_forge_a_log_line(caplog: pytest.LogCaptureFix
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
-# Clients of the caller's.
+# The caller's HTTP clients.
 
 
 def test_burst_of_first_requests_leaves_one_client_open() -> None:
@@ -261,11 +261,11 @@ def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.Monke
         until(lambda: not state.stream_tasks)
 
 
-# Transports of the caller's, and loops.
+# The caller's transports, and loops.
 
 
 class _Endless(httpx.AsyncByteStream):
-    """A body that goes on until it is cancelled, and cannot be closed."""
+    """A body that is endless until it is cancelled, and that cannot be closed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"
@@ -276,19 +276,19 @@ class _Endless(httpx.AsyncByteStream):
 
 
 class _NoSocket:
-    """A network stream of a transport that has no socket to show."""
+    """A network stream without a socket."""
 
     def get_extra_info(self, info: str) -> None:
         return None
 
 
-def test_transport_without_a_socket_whose_answer_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+def test_transport_without_a_socket_whose_response_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
         headers = {"Content-Type": "text/event-stream"}
         return httpx.Response(200, headers=headers, stream=_Endless(), extensions={"network_stream": _NoSocket()})
 
     caplog.set_level(logging.DEBUG, "sseqbridge")
-    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler))) as bridge:
         events = request_sse("http://upstream.invalid/", bridge=bridge).events
         assert next(events) == 1
         events.close()

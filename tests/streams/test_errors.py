@@ -29,18 +29,18 @@ from sseqbridge import (
 )
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, reset, respond, send, silence, wait, wire
 from tests.clock import FakeClock
-from tests.doors import Answer, Door
-from tests.support import in_thread, until
+from tests.requesters import Requester, Response
+from tests.support import in_thread, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
-# For machines that are busy: a wait for an event takes up to 30 s before it fails.
+# On a busy machine a wait for an event takes up to 30 s before it fails.
 pytestmark = pytest.mark.timeout(120)
 
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Give a server's URL; each of its connections is served by a function, in one thread."""
+    """A server whose connections are passed to `serve`, one after another in one thread. Yields its URL."""
 
     def run() -> None:
         while True:
@@ -62,10 +62,10 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
             thread.join()
 
 
-# Before the answer.
+# Before the response.
 
 
-def test_refused_connection_raises_connect_error(ask: Door, closed_port: int) -> None:
+def test_refused_connection_raises_connect_error(ask: Requester, closed_port: int) -> None:
     with pytest.raises(ConnectError) as caught:
         ask(f"http://127.0.0.1:{closed_port}/v1?key=secret", data={})
     assert f"no connection to http://127.0.0.1:{closed_port}/v1: " in str(caught.value)
@@ -74,7 +74,7 @@ def test_refused_connection_raises_connect_error(ask: Door, closed_port: int) ->
 
 
 def test_refusal_by_every_address_raises_connect_error(
-    ask: Door, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    ask: Requester, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def resolve(*args: Any, **kwargs: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, closed_port)) for host in ("127.0.0.1", "127.0.0.2")]
@@ -84,7 +84,7 @@ def test_refusal_by_every_address_raises_connect_error(
         ask(f"http://upstream.test:{closed_port}/")
 
 
-def test_unknown_host_raises_connect_error(ask: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_host_raises_connect_error(ask: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*args: Any, **kwargs: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -93,7 +93,7 @@ def test_unknown_host_raises_connect_error(ask: Door, monkeypatch: pytest.Monkey
         ask("http://upstream.test/?key=secret")
 
 
-def test_untrusted_certificate_raises_connect_error(ask: Door, server_tls: ssl.SSLContext) -> None:
+def test_untrusted_certificate_raises_connect_error(ask: Requester, server_tls: ssl.SSLContext) -> None:
     with SSEServer([DONE], ssl_context=server_tls) as server:
         with pytest.raises(ConnectError, match="certificate verify failed") as caught:
             ask(server.url, {"Authorization": "secret"}, {"p": "secret"})
@@ -101,35 +101,35 @@ def test_untrusted_certificate_raises_connect_error(ask: Door, server_tls: ssl.S
         assert caught.value.__cause__ is not None
 
 
-def test_https_to_a_server_that_speaks_http(ask: Door) -> None:
+def test_https_to_a_server_that_speaks_http(ask: Requester) -> None:
     with SSEServer([DONE]) as server, pytest.raises(ConnectError):
         ask(server.url.replace("http:", "https:"))
 
 
-def test_http_to_a_server_that_speaks_https(ask: Door, server_tls: ssl.SSLContext) -> None:
+def test_http_to_a_server_that_speaks_https(ask: Requester, server_tls: ssl.SSLContext) -> None:
     with SSEServer([DONE], ssl_context=server_tls) as server, pytest.raises((ReadError, ProtocolError)):
         ask(server.url.replace("https:", "http:"))
 
 
 @pytest.mark.parametrize("data", [None, {"a": 1}])
-def test_a_server_that_closes_before_the_headers(ask: Door, data: Any) -> None:
+def test_a_server_that_closes_before_the_headers(ask: Requester, data: Any) -> None:
     with SSEServer([cut()]) as server:
         with pytest.raises(ReadError, match="before an answer came"):
             ask(server.url, data=data)
         assert len(server.requests) == 1
 
 
-def test_a_server_that_closes_within_the_headers(ask: Door) -> None:
+def test_a_server_that_closes_within_the_headers(ask: Requester) -> None:
     with SSEServer([wire(b"HTTP/1.1 200 OK\r\nContent-Ty"), cut()]) as server, pytest.raises(ReadError):
         ask(server.url)
 
 
-def test_a_server_that_resets_before_the_headers(ask: Door) -> None:
+def test_a_server_that_resets_before_the_headers(ask: Requester) -> None:
     with SSEServer([reset()]) as server, pytest.raises(ReadError):
         ask(server.url)
 
 
-def test_a_server_that_closes_each_connection_at_once(ask: Door) -> None:
+def test_a_server_that_closes_each_connection_at_once(ask: Requester) -> None:
     with raw_server(lambda connection: None) as url, pytest.raises(ReadError):
         ask(url)
 
@@ -149,14 +149,14 @@ def test_a_server_that_closes_each_connection_at_once(ask: Door) -> None:
     ],
     ids=lambda garbage: repr(garbage[:20]),
 )
-def test_answer_that_is_not_http_raises_protocol_error(ask: Door, garbage: bytes) -> None:
+def test_response_that_is_not_http_raises_protocol_error(ask: Requester, garbage: bytes) -> None:
     with SSEServer([wire(garbage), silence()]) as server:
         with pytest.raises(ProtocolError, match="not valid HTTP"):
             ask(server.url, timeout=60)
         assert server.requests[0].wait_aborted(30)
 
 
-def test_error_after_a_redirect_names_the_final_server(ask: Door, closed_port: int) -> None:
+def test_error_after_a_redirect_names_the_final_server(ask: Requester, closed_port: int) -> None:
     location = f"http://127.0.0.1:{closed_port}/there?key=secret"
     with (
         SSEServer([respond(302, {"Location": location}, content_type=None)]) as server,
@@ -165,51 +165,51 @@ def test_error_after_a_redirect_names_the_final_server(ask: Door, closed_port: i
         ask(server.url)
 
 
-# In the middle of the answer.
+# In the middle of the response.
 
 
-def ends_after_one(ask: Door, *steps: Step, head: Step | None = None, **options: Any) -> SSEError:
-    """Read an event of an answer, then have the server take `steps`; return the error that came."""
+def ends_after_one(ask: Requester, *steps: Step, head: Step | None = None, **options: Any) -> SSEError:
+    """Read an event, then let the server play `steps`; return the error of the stream."""
     is_read = threading.Event()
     with (
         SSEServer([head or respond(), send(1), hold(is_read), *steps]) as server,
-        ask(server.url, data={}, **options) as answer,
+        ask(server.url, data={}, **options) as response,
     ):
-        assert answer.next() == 1
+        assert response.next() == 1
         is_read.set()
-        items, error = answer.fail()
+        items, error = response.fail()
         assert items == []
-        assert answer.fail() == ([], error)
-        assert answer.events.outcome == "error"
+        assert response.fail() == ([], error)
+        assert response.events.outcome == "error"
         return error
 
 
-def test_reset_within_the_stream_raises_read_error(ask: Door) -> None:
+def test_reset_within_the_stream_raises_read_error(ask: Requester) -> None:
     error = ends_after_one(ask, reset())
     assert type(error) is ReadError
     assert error.__cause__ is not None
 
 
-def test_a_chunked_body_that_ends_without_its_last_chunk(ask: Door) -> None:
+def test_a_chunked_body_that_ends_without_its_last_chunk(ask: Requester) -> None:
     error = ends_after_one(ask, cut())
     assert type(error) is TruncatedStreamError
     assert "mid-stream" in str(error)
 
 
 @pytest.mark.parametrize("part", [b"f", b"ff\r", b"ff\r\ndata: 2\n", b"0\r\n"])
-def test_a_chunk_that_is_cut_off(ask: Door, part: bytes) -> None:
+def test_a_chunk_that_is_cut_off(ask: Requester, part: bytes) -> None:
     assert type(ends_after_one(ask, wire(part), cut())) is TruncatedStreamError
 
 
-def test_a_body_shorter_than_its_length(ask: Door) -> None:
+def test_a_body_shorter_than_its_length(ask: Requester) -> None:
     assert type(ends_after_one(ask, head=respond(framing="length", length=100))) is TruncatedStreamError
 
 
-def test_a_body_until_close_that_is_reset(ask: Door) -> None:
+def test_a_body_until_close_that_is_reset(ask: Requester) -> None:
     assert type(ends_after_one(ask, reset(), head=respond(framing="close"))) is ReadError
 
 
-def test_an_event_that_is_too_large(ask: Door) -> None:
+def test_an_event_that_is_too_large(ask: Requester) -> None:
     error = ends_after_one(ask, send("x" * 2000), silence(), max_event_bytes=1000)
     assert isinstance(error, BufferLimitError)
     assert error.limit == 1000
@@ -225,32 +225,32 @@ def test_an_event_that_is_too_large(ask: Door) -> None:
         ([send("x" * 600 + "\n" + "x" * 600), silence()], BufferLimitError),
     ],
 )
-def test_events_before_an_error_are_delivered_first(ask: Door, steps: list[Step], kind: type[SSEError]) -> None:
+def test_events_before_an_error_are_delivered_first(ask: Requester, steps: list[Step], kind: type[SSEError]) -> None:
     """Also if no consumer reads before the error arrives."""
     with (
         SSEServer([raw(b"data: 1\n\ndata: 2\n\n"), send(3), *steps]) as server,
-        ask(server.url, max_event_bytes=1000) as answer,
+        ask(server.url, max_event_bytes=1000) as response,
     ):
         if not ask.is_async:
-            until(lambda: answer.events._cursor.subscription.finished)
-        items, error = answer.fail()
+            until_no_stream_is_open()
+        items, error = response.fail()
         assert (items, type(error)) == ([1, 2, 3], kind)
 
 
-def test_an_event_too_large_behind_others_in_one_read(ask: Door) -> None:
+def test_an_event_too_large_behind_others_in_one_read(ask: Requester) -> None:
     with SSEServer([raw(b"data: 1\n\ndata: 2\n\ndata: " + b"x" * 2000 + b"\n\n"), silence()]) as server:
-        with ask(server.url, max_event_bytes=1000) as answer:
-            items, error = answer.fail()
+        with ask(server.url, max_event_bytes=1000) as response:
+            items, error = response.fail()
             assert (items, type(error)) == ([1, 2], BufferLimitError)
         assert server.requests[0].wait_aborted()
 
 
-def test_an_error_ends_a_for_loop(ask: Door) -> None:
-    with SSEServer([send(1), cut()]) as server, ask(server.url) as answer:
+def test_an_error_ends_a_for_loop(ask: Requester) -> None:
+    with SSEServer([send(1), cut()]) as server, ask(server.url) as response:
         with pytest.raises(TruncatedStreamError) as caught:
-            answer.items()
+            response.items()
         with pytest.raises(TruncatedStreamError) as again:
-            answer.items()
+            response.items()
         assert again.value is caught.value
 
 
@@ -259,7 +259,7 @@ def test_an_error_ends_a_for_loop(ask: Door) -> None:
 
 @contextmanager
 def full_listener() -> Iterator[str]:
-    """Give the URL of a port whose backlog is full: connecting to it never comes to an end."""
+    """The URL of a port whose backlog is full, so that connecting to it never ends."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -276,12 +276,12 @@ def full_listener() -> Iterator[str]:
                 client.close()
 
 
-# For a test that advances the clock while connections are made: only the limit that it is about may elapse.
+# For tests that advance the clock while connecting: only the limit under test may elapse.
 UNLIMITED: dict[str, float | None] = {"connect": None, "read": None}
 
 
 def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: float) -> None:
-    """Advance the clock until a call fails, which must be with this limit, and not before it has passed."""
+    """Advance the clock until a call fails. It must fail by this limit, and not before the limit has elapsed."""
     began = clock.monotonic()
     with pytest.raises(StreamTimeoutError) as caught:
         clock.advance_until_done(call)
@@ -292,18 +292,18 @@ def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: fl
 
 
 @pytest.mark.parametrize("timeout", [30, {"connect": 30}, Timeout(connect=30)])
-def test_connect_timeout(clock: FakeClock, ask: Door, timeout: Any) -> None:
+def test_connect_timeout(clock: FakeClock, ask: Requester, timeout: Any) -> None:
     with full_listener() as url:
         times_out(clock, lambda: ask(url, timeout=timeout), "connect", 30)
 
 
-def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Door) -> None:
+def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Requester) -> None:
     is_over = threading.Event()
 
-    def never_shake_hands(connection: socket.socket) -> None:
+    def ignore_handshake(connection: socket.socket) -> None:
         is_over.wait(30)
 
-    with raw_server(never_shake_hands) as url:
+    with raw_server(ignore_handshake) as url:
         try:
             times_out(clock, lambda: ask(url.replace("http:", "https:"), timeout=30), "connect", 30)
         finally:
@@ -311,7 +311,7 @@ def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Door) -
 
 
 @pytest.mark.parametrize("timeout", [30, {"read": 30}, Timeout(read=30)])
-def test_read_timeout_before_the_headers(clock: FakeClock, ask: Door, timeout: Any) -> None:
+def test_read_timeout_before_the_headers(clock: FakeClock, ask: Requester, timeout: Any) -> None:
     with SSEServer([silence()]) as server:
         asking = in_thread(lambda: ask(server.url, timeout=timeout))
         request = server.wait_for_request(timeout=30)
@@ -319,7 +319,7 @@ def test_read_timeout_before_the_headers(clock: FakeClock, ask: Door, timeout: A
         assert request.wait_aborted(30)
 
 
-def test_write_timeout(clock: FakeClock, ask: Door) -> None:
+def test_write_timeout(clock: FakeClock, ask: Requester) -> None:
     is_over = threading.Event()
 
     def never_read(connection: socket.socket) -> None:
@@ -341,16 +341,16 @@ def test_write_timeout(clock: FakeClock, ask: Door) -> None:
 @pytest.mark.parametrize(
     ("timeout", "which"), [(30, "read"), ({"read": 30}, "read"), (Timeout(idle=30), "idle"), ({"total": 30}, "total")]
 )
-def test_read_timeout_within_the_stream(clock: FakeClock, ask: Door, timeout: Any, which: str) -> None:
+def test_read_timeout_within_the_stream(clock: FakeClock, ask: Requester, timeout: Any, which: str) -> None:
     with SSEServer([send(1), silence()]) as server:
-        with ask(server.url, timeout=timeout) as answer:
-            assert answer.next() == 1
-            items, error = clock.advance_until_done(answer.fail)
+        with ask(server.url, timeout=timeout) as response:
+            assert response.next() == 1
+            items, error = clock.advance_until_done(response.fail)
             assert items == []
             assert isinstance(error, StreamTimeoutError)
             assert (error.which, error.seconds) == (which, 30)
-            assert answer.fail()[1] is error
-            assert answer.events.outcome == "error"
+            assert response.fail()[1] is error
+            assert response.events.outcome == "error"
         assert server.requests[0].wait_aborted(30)
 
 
@@ -359,84 +359,84 @@ def test_read_timeout_within_the_stream(clock: FakeClock, ask: Door, timeout: An
 )
 @pytest.mark.parametrize("options", [{}, {"decode": "event", "comments": True}])
 def test_heartbeats_do_not_reset_the_idle_timeout(
-    clock: FakeClock, ask: Door, step: Step, options: dict[str, Any]
+    clock: FakeClock, ask: Requester, step: Step, options: dict[str, Any]
 ) -> None:
-    # Far more of them than the limit is long, so that the stream's end is not the first to come.
+    # Many more heartbeats than the limit allows, so that the stream does not end first.
     with SSEServer([send(1), *[step, wait(1)] * 20_000]) as server:
-        with ask(server.url, timeout={**UNLIMITED, "idle": 30}, **options) as answer:
-            _, error = clock.advance_until_done(answer.fail)
+        with ask(server.url, timeout={**UNLIMITED, "idle": 30}, **options) as response:
+            _, error = clock.advance_until_done(response.fail)
             assert isinstance(error, StreamTimeoutError)
             assert error.which == "idle"
         assert server.requests[0].wait_aborted(30)
 
 
-def test_heartbeats_reset_the_read_timeout(clock: FakeClock, ask: Door) -> None:
+def test_heartbeats_reset_the_read_timeout(clock: FakeClock, ask: Requester) -> None:
     flags = [threading.Event() for _ in range(5)]
     heartbeats = [step for flag in flags for step in (hold(flag), comment("ping"))]
     with (
         SSEServer([send(1), *heartbeats, send(2), DONE]) as server,
-        ask(server.url, timeout=Timeout(read=600)) as answer,
+        ask(server.url, timeout=Timeout(read=600)) as response,
     ):
-        assert answer.next() == 1
-        reading = in_thread(answer.items)
+        assert response.next() == 1
+        reading = in_thread(response.items)
         for flag in flags:
-            received = answer.events.stats.bytes
+            received = response.events.stats.bytes
             clock.advance(400)
             flag.set()
-            until(lambda received=received: answer.events.stats.bytes > received)  # type: ignore[misc]
+            until(lambda received=received: response.events.stats.bytes > received)  # type: ignore[misc]
         assert reading.result(30) == [2]
 
 
-def is_held_back(answer: Answer) -> bool:
-    """Whether the stream waits for its consumer to make room."""
-    return answer.events.stats.buffered > 0 and answer.events._cursor.subscription.writer.idle_since is None
+def is_under_backpressure(response: Response) -> bool:
+    """Whether the stream is under backpressure."""
+    return response.events.stats.buffered > 0 and response.events._cursor.subscription.writer.idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])
-def test_timeouts_pause_during_backpressure(clock: FakeClock, ask: Door, which: str) -> None:
+def test_timeouts_pause_during_backpressure(clock: FakeClock, ask: Requester, which: str) -> None:
     with (
         SSEServer([*[send("x" * 100)] * 100, DONE]) as server,
-        ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 300}) as answer,
+        ask(server.url, decode="text", max_buffered_bytes=1000, timeout={which: 300}) as response,
     ):
-        assert answer.next() == "x" * 100
-        ask.meanwhile(until, lambda: is_held_back(answer))
+        assert response.next() == "x" * 100
+        ask.run_blocking(until, lambda: is_under_backpressure(response))
         clock.advance(1000)
-        answer.settle()
-        assert len(answer.items()) == 99
-        assert answer.events.outcome == "done"
+        response.settle()
+        assert len(response.items()) == 99
+        assert response.events.outcome == "done"
 
 
-def test_total_timeout(clock: FakeClock, ask: Door) -> None:
+def test_total_timeout(clock: FakeClock, ask: Requester) -> None:
     with SSEServer([send(1), wait(1)] * 20_000) as server:
-        with ask(server.url, timeout={**UNLIMITED, "total": 300}) as answer:
-            assert answer.next() == 1
-            items, error = clock.advance_until_done(answer.fail)
+        with ask(server.url, timeout={**UNLIMITED, "total": 300}) as response:
+            assert response.next() == 1
+            items, error = clock.advance_until_done(response.fail)
             assert set(items) <= {1}
             assert isinstance(error, StreamTimeoutError)
             assert error.which == "total"
         assert server.requests[0].wait_aborted(30)
 
 
-def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask: Door) -> None:
-    """All of the stream is in, its last event too, and the consumer has not made room for it in time."""
+def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask: Requester) -> None:
+    """The whole stream has arrived, but the consumer has not made room for it in time."""
     body = b"".join(b"data: %d\n\n" % n for n in range(1000)) + b"data: [DONE]\n\n"
     with (
         SSEServer([respond(headers={"Content-Length": str(len(body))}), body]) as server,
-        ask(server.url, timeout={"total": 300}, max_buffered_bytes=100_000) as answer,
+        ask(server.url, timeout={"total": 300}, max_buffered_bytes=100_000) as response,
     ):
         until(lambda: server.requests[0].sent_bytes >= len(body))
-        ask.meanwhile(until, lambda: is_held_back(answer))
+        ask.run_blocking(until, lambda: is_under_backpressure(response))
         clock.advance(301)
-        answer.settle()
-        items, error = answer.fail()
+        response.settle()
+        items, error = response.fail()
         assert isinstance(error, StreamTimeoutError)
         assert error.which == "total"
         assert items == list(range(len(items)))
         assert 0 < len(items) < 1000
-        assert answer.events.outcome == "error"
+        assert response.events.outcome == "error"
 
 
-def test_total_counts_from_the_call(clock: FakeClock, ask: Door) -> None:
+def test_total_counts_from_the_call(clock: FakeClock, ask: Requester) -> None:
     timeout = {**UNLIMITED, "total": 300}
     with SSEServer([silence()]) as server:
         asking = in_thread(lambda: ask(server.url, timeout=timeout))
@@ -447,12 +447,12 @@ def test_total_counts_from_the_call(clock: FakeClock, ask: Door) -> None:
         times_out(clock, lambda: ask(url, timeout=timeout), "total", 300)
 
 
-def test_timeout_none_never_elapses(ask: Door) -> None:
+def test_timeout_none_never_elapses(ask: Requester) -> None:
     flag = threading.Event()
-    with SSEServer([send(1), hold(flag), DONE]) as server, ask(server.url, timeout=None) as answer:
-        assert answer.next() == 1
+    with SSEServer([send(1), hold(flag), DONE]) as server, ask(server.url, timeout=None) as response:
+        assert response.next() == 1
         flag.set()
-        assert answer.items() == []
+        assert response.items() == []
 
 
 # Secrets.
@@ -461,15 +461,15 @@ SECRET = "s3cr3t"
 HEADERS = {"Authorization": f"Bearer {SECRET}", "X-Api-Key": SECRET, "Cookie": f"a={SECRET}"}
 BODY = {"prompt": SECRET}
 QUERY = f"?key={SECRET}"
-Failing = Callable[[Door, str], Answer]
+Failing = Callable[[Requester, str], Response]
 
 
-def is_told(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     return SECRET in text or base64.b64encode(f"user:{SECRET}".encode()).decode() in text
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Give an exception and all that are behind it, also where `from None` hides them from a traceback."""
+    """Yield an exception with its causes and contexts, also contexts that `from None` hides in a traceback."""
     if error is not None:
         yield error
         yield from chain(error.__cause__)
@@ -479,24 +479,24 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @pytest.fixture
 def no_secret(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[BaseException], None]]:
-    """A function that looks for the secret in an error; in the end the log is looked through too."""
+    """A function that fails if an error contains the secret. After the test, the log is checked too."""
 
-    def look(error: BaseException) -> None:
+    def check(error: BaseException) -> None:
         for link in chain(error):
-            assert not is_told(str(link)), type(link)
-            assert not is_told(repr(link)), type(link)
+            assert not contains_secret(str(link)), type(link)
+            assert not contains_secret(repr(link)), type(link)
 
     with caplog.at_level(logging.DEBUG, logger="sseqbridge"):
-        yield look
+        yield check
     for record in caplog.records:
         if record.name.startswith("sseqbridge"):
-            assert not is_told(logging.Formatter().format(record) + repr(record.args))
+            assert not contains_secret(logging.Formatter().format(record) + repr(record.args))
 
 
-def asks(**options: Any) -> Failing:
-    def call(ask: Door, url: str) -> Answer:
-        with_credentials = url.replace("://", f"://user:{SECRET}@") + QUERY
-        return ask(with_credentials, HEADERS, **{"data": BODY, "timeout": Timeout(read=0.1), **options})
+def with_secrets(**options: Any) -> Failing:
+    def call(ask: Requester, url: str) -> Response:
+        url_with_secrets = url.replace("://", f"://user:{SECRET}@") + QUERY
+        return ask(url_with_secrets, HEADERS, **{"data": BODY, "timeout": Timeout(read=0.1), **options})
 
     return call
 
@@ -536,39 +536,39 @@ def asks(**options: Any) -> Failing:
     ],
     ids=["", "cookies, auth", "params", "content"],
 )
-def test_errors_of_answers_contain_no_secret(
-    ask: Door, steps: list[Step], options: dict[str, Any], no_secret: Callable[[BaseException], None]
+def test_errors_of_responses_contain_no_secret(
+    ask: Requester, steps: list[Step], options: dict[str, Any], no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer(steps) as server:
         try:
-            with asks(**options)(ask, server.url) as answer:
-                assert not is_told(repr(answer.response) + repr(answer.events) + str(answer.response))
-                if answer.status != 200:
-                    answer.raise_for_status()
-                answer.items()
+            with with_secrets(**options)(ask, server.url) as response:
+                assert not contains_secret(repr(response.response) + repr(response.events) + str(response.response))
+                if response.status != 200:
+                    response.raise_for_status()
+                response.items()
         except SSEError as error:
             no_secret(error)
 
 
 def test_errors_of_connections_contain_no_secret(
-    ask: Door, closed_port: int, server_tls: ssl.SSLContext, no_secret: Callable[[BaseException], None]
+    ask: Requester, closed_port: int, server_tls: ssl.SSLContext, no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer(ssl_context=server_tls) as tls, full_listener() as full:
         for url in (f"http://127.0.0.1:{closed_port}", "http://upstream.test", tls.url, full):
             with pytest.raises(SSEError) as caught:
-                asks(timeout=0.1)(ask, url)
+                with_secrets(timeout=0.1)(ask, url)
             no_secret(caught.value)
 
 
 def test_errors_of_proxies_contain_no_secret(
-    ask_anew: Door, closed_port: int, monkeypatch: pytest.MonkeyPatch, no_secret: Callable[[BaseException], None]
+    ask_fresh: Requester, closed_port: int, monkeypatch: pytest.MonkeyPatch, no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer([respond(407, content_type=None)]) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://user:{SECRET}@127.0.0.1:{closed_port}")
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", f"://user:{SECRET}@"))
         for url in ("http://upstream.test", "https://upstream.test"):
             with pytest.raises(ConnectError) as caught:
-                asks(timeout=60)(ask_anew, url)
+                with_secrets(timeout=60)(ask_fresh, url)
             no_secret(caught.value)
 
 
@@ -621,7 +621,7 @@ class Secretive:
     ids=range(37),
 )
 def test_usage_errors_contain_no_secret(
-    ask: Door, url: Any, options: dict[str, Any], no_secret: Callable[[BaseException], None]
+    ask: Requester, url: Any, options: dict[str, Any], no_secret: Callable[[BaseException], None]
 ) -> None:
     with SSEServer([DONE]) as server:
         with pytest.raises(UsageError) as caught:

@@ -39,7 +39,7 @@ WITH_ATTRIBUTES: list[Exception] = [
     StreamTimeoutError("total", None),
     ReconnectionError("lost", 3),
     RedirectError("a redirect", 302),
-    ResponseError("an answer", 200, HEADERS, b"body"),
+    ResponseError("a response", 200, HEADERS, b"body"),
     StatusError("a status", 503, HEADERS, b"body"),
     ContentTypeError("a type", 200, HEADERS, b"body"),
     BufferLimitError(1024),

@@ -45,7 +45,7 @@ def test_results_have_the_order_of_the_calls() -> None:
         gathering = in_thread(lambda: list(gather([call(server, f"/{n}") for n in range(8)], limit=8)))
         for n in reversed(range(8)):
             turns[n].set()
-            # The later it is asked for, the sooner it is complete.
+            # Later requests complete first.
             until(lambda: sum(request.finished.is_set() for request in server.requests) == 8 - n)  # noqa: B023
         results = gathering.result(30)
     assert results == [(n, [{"n": n}, {"n": -n}]) for n in range(8)]
@@ -64,16 +64,16 @@ def test_results_can_have_the_order_of_completion() -> None:
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_limit_bounds_the_concurrent_requests(in_order: bool) -> None:
-    under_way = most = 0
+    concurrent = most = 0
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
+        nonlocal concurrent, most
+        concurrent += 1
+        most = max(most, concurrent)
         yield wait(0.01)
         yield send(1)
-        # The client may begin the next request as soon as it has this.
-        under_way -= 1
+        # The client may send the next request when it has received the end.
+        concurrent -= 1
         yield DONE
 
     read: list[int] = []
@@ -87,7 +87,7 @@ def test_limit_bounds_the_concurrent_requests(in_order: bool) -> None:
         results = gather(calls(), limit=4, in_order=in_order)
         assert read == []
         next(results)
-        # The calls are read as they are needed.
+        # The calls are consumed lazily.
         assert len(read) <= 8
         assert len(list(results)) == 29
     assert most <= 4
@@ -176,12 +176,12 @@ def test_progress_bar_counts_completed_requests(monkeypatch: pytest.MonkeyPatch)
     module: Any = pytest.importorskip("tqdm")
     make = module.tqdm
 
-    def noting(*args: Any, **options: Any) -> Any:
+    def record(*args: Any, **options: Any) -> Any:
         bars.append(make(*args, **options))
         return bars[-1]
 
-    monkeypatch.setattr(module, "tqdm", noting)
-    # No thread that looks after bars for the rest of the process.
+    monkeypatch.setattr(module, "tqdm", record)
+    # tqdm must not start its monitor thread, which would run until the process exits.
     monkeypatch.setattr(make, "monitor_interval", 0)
     with SSEServer([send(1), DONE]) as server:
         assert len(list(gather([call(server)] * 5, progress=True))) == 5

@@ -37,7 +37,7 @@ from sseqbridge.testing import SSEServer, send, silence
 from tests.interrupts import ALL, COUNT, MARKS, InMemory, interruptions, numbers
 from tests.support import in_thread, until
 
-# Has no type hints.
+# greenlet has no type hints.
 greenlet: Any = import_module("greenlet")
 
 pytestmark = MARKS
@@ -529,7 +529,7 @@ def test_running_call_is_not_taken_over() -> None:
 
 
 def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
-    """As where its decode function lets another greenlet run."""
+    """For example if its decode function switches to another greenlet."""
     main = greenlet.getcurrent()
 
     def decode(event: Any) -> str:
@@ -546,9 +546,9 @@ def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
 
 
 def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
-    """Many threads find the same claims left: one of them reads."""
+    """Many threads find the same claims of ended calls: one of them reads."""
 
-    def left() -> FrameType:
+    def ended_call() -> FrameType:
         return sys._getframe()
 
     def read(claims: Claims, barrier: threading.Barrier) -> bool:
@@ -556,23 +556,19 @@ def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
         barrier.wait()
         claims.append(claim)
         mine = claims.contend(claim, lambda: None)
-        # Whoever has it has it still.
+        # All threads have tried before the first one continues.
         barrier.wait()
         return mine
 
     for _ in range(50):
-        claims, barrier = Claims([left(), left(), left()]), threading.Barrier(8)
+        claims, barrier = Claims([ended_call(), ended_call(), ended_call()]), threading.Barrier(8)
         reading = [in_thread(partial(read, claims, barrier)) for _ in range(8)]
         assert sum(future.result(10) for future in reading) == 1
         assert not claims.is_held()
 
 
-def test_empty_queue_of_claims_is_not_held() -> None:
-    assert not Claims().is_held()
-
-
-def test_exception_of_a_signal_handler_is_not_the_streams() -> None:
-    """An Exception that comes while some events were polled is not kept back."""
+def test_exception_of_a_signal_handler_is_raised_by_poll() -> None:
+    """An exception during poll() is raised at once, even if some events were polled before."""
     calls = 0
 
     def decode(event: Any) -> str:

@@ -22,7 +22,7 @@ from tests.sse.reference_parser import parse
 PHASES = (Phase.generate, Phase.shrink)
 STEPS = settings(max_examples=60, stateful_step_count=30, phases=PHASES)
 
-# The parser: after each chunk its items are those that the standard defines for all bytes so far.
+# The parser: after each chunk, its items are those of the standard for all bytes so far.
 
 ends = st.sampled_from([b"\n", b"\r", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n"])
 fields = st.sampled_from(
@@ -31,10 +31,10 @@ fields = st.sampled_from(
         *(b"retry: 500", b"retry: x", b"unknown: x", b": ping", b"data: c\n", b"data: d\n\n", b"data: e\r\r"),
     ]
 )
-odds = st.sampled_from(
+odd_bytes = st.sampled_from(
     [b"", b":", b" ", b"\0", b"\xef\xbb\xbf", b"\xef", b"\xbb", b"\xbf", b"\xe2\x82", b"\xac", b"\xff"]
 )
-chunks = ends | fields | ends | fields | odds | st.binary(max_size=12)
+chunks = ends | fields | ends | fields | odd_bytes | st.binary(max_size=12)
 
 
 class ParserMachine(RuleBasedStateMachine):
@@ -46,7 +46,7 @@ class ParserMachine(RuleBasedStateMachine):
         self.connect("")
 
     def connect(self, last_event_id: str) -> None:
-        self.before = last_event_id
+        self.initial_id = last_event_id
         self.stream = b""
         self.items: list[Any] = []
         self.parser = EventStreamParser(last_event_id=last_event_id, **self.options)
@@ -55,7 +55,7 @@ class ParserMachine(RuleBasedStateMachine):
     def feed(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
             self.feed_one(chunk)
-            self.is_what_the_standard_says()
+            self.agrees_with_the_standard()
 
     @rule(field=fields, ending=st.sampled_from([b"\n", b"\r", b"\r\n"]), at=st.integers(0, 2))
     def feed_a_line_that_is_cut_at_its_end(self, field: bytes, ending: bytes, at: int) -> None:
@@ -77,8 +77,8 @@ class ParserMachine(RuleBasedStateMachine):
     def reconnect(self) -> None:
         self.connect(self.parser.last_event_id)
 
-    def is_what_the_standard_says(self) -> None:
-        expected = parse(self.stream, self.options["max_event_bytes"], self.before)
+    def agrees_with_the_standard(self) -> None:
+        expected = parse(self.stream, self.options["max_event_bytes"], self.initial_id)
         items = [item for item in expected.items if self.options["comments"] or isinstance(item, ServerSentEvent)]
         assert self.items == items
         assert (self.parser.last_event_id, self.parser.retry) == (expected.last_event_id, expected.retry)
@@ -115,7 +115,7 @@ class EncoderMachine(RuleBasedStateMachine):
     @rule(kind=st.just("message") | words, data=texts, id=st.just("") | words, retry=retries)
     def event(self, kind: str, data: str, id: str, retry: float | None) -> None:
         self.write(ServerSentEvent(kind, data, id, retry))
-        # An id holds until there is another one, and every line break is a line feed.
+        # An id applies to later events too, and every line break becomes a line feed.
         self.last_event_id = id or self.last_event_id
         self.retry = self.retry if retry is None else retry
         data = data.replace("\r\n", "\n").replace("\r", "\n")
@@ -127,7 +127,7 @@ class EncoderMachine(RuleBasedStateMachine):
         self.items += [Comment(line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
 
     @rule(bad=bad_words, at=st.sampled_from(["event", "id"]))
-    def what_cannot_be_said(self, bad: str, at: str) -> None:
+    def event_that_cannot_be_encoded(self, bad: str, at: str) -> None:
         event = ServerSentEvent(data="x")
         setattr(event, at, bad)
         with pytest.raises(UsageError):
@@ -142,19 +142,19 @@ class EncoderMachine(RuleBasedStateMachine):
         self.read = list(self.reader.feed(self.stream))
 
     @invariant()
-    def is_read_as_it_was_written(self) -> None:
+    def reader_has_the_written_items(self) -> None:
         assert self.read == self.items
         assert parse(self.stream).items == self.items
         assert (self.reader.last_event_id, self.reader.retry) == (self.last_event_id, self.retry)
 
 
-# The channel: one producer and one consumer on one loop, which does nothing between two steps.
+# The channel: one producer and one consumer on one loop, which runs only within a step.
 
 charges = st.sampled_from([1, 2, 3]) | st.sampled_from([0, 5, 10, 11, 20, 100])
 
 
-class HandOffMachine(RuleBasedStateMachine):
-    """The model: a queue of numbers with charges, the waiters, and the entry that the consumer holds."""
+class ChannelMachine(RuleBasedStateMachine):
+    """The model: a queue of numbered entries with charges, the waiters, and the entry that the consumer holds."""
 
     @initialize(limit=st.sampled_from([1, 7, 10, 20]))
     def begin(self, limit: int) -> None:
@@ -162,19 +162,19 @@ class HandOffMachine(RuleBasedStateMachine):
         self.limit = limit
         self.channel: Channel[int] = Channel(self.loop, limit)
         self.queue: deque[tuple[int | End, int]] = deque()
-        self.in_hand = 0
+        self.charge_in_hand = 0
         self.number = 0
         self.ended = self.closed = False
-        # Those that wait: a put and its entry, a take, a function to be called.
-        self.putting: tuple[asyncio.Task[None], int, int] | None = None
-        self.taking: asyncio.Task[int | End] | None = None
+        # The waiters: send() with its entry and charge, areceive(), and a function that notify() calls.
+        self.sending: tuple[asyncio.Task[None], int, int] | None = None
+        self.receiving: asyncio.Task[int | End] | None = None
         self.notified: list[int] = []
-        self.is_to_be_notified = False
+        self.is_notify_pending = False
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
             self.channel.close()
-            for task in (self.putting and self.putting[0], self.taking):
+            for task in (self.sending and self.sending[0], self.receiving):
                 if task is not None:
                     self.loop.run_until_complete(task)
             self.loop.close()
@@ -183,7 +183,7 @@ class HandOffMachine(RuleBasedStateMachine):
 
     @property
     def held(self) -> int:
-        return self.in_hand + sum(charge for _, charge in self.queue)
+        return self.charge_in_hand + sum(charge for _, charge in self.queue)
 
     def fits(self, charge: int) -> bool:
         return not self.held or self.held + charge <= self.limit or self.closed
@@ -193,100 +193,100 @@ class HandOffMachine(RuleBasedStateMachine):
             self.ended = isinstance(entry, End)
             self.queue.append((entry, charge))
 
-    def taken(self) -> int | End | None:
+    def next_entry(self) -> int | End | None:
         if self.closed:
             return CLOSED
         if not self.queue:
             return None
-        entry, self.in_hand = self.queue.popleft()
+        entry, self.charge_in_hand = self.queue.popleft()
         return entry
 
     def settle(self) -> None:
         """Run the loop's pending callbacks, and update the model."""
         for _ in range(6):
             self.loop.run_until_complete(asyncio.sleep(0))
-        if self.putting is not None:
-            task, number, charge = self.putting
+        if self.sending is not None:
+            task, number, charge = self.sending
             is_drained = self.closed or (self.fits(charge) and self.held <= self.limit // 2)
             assert task.done() == is_drained
             if is_drained:
-                self.putting = None
+                self.sending = None
                 self.add(number, charge)
-        if self.taking is not None:
-            entry = self.taken()
-            assert self.taking.done() == (entry is not None)
+        if self.receiving is not None:
+            entry = self.next_entry()
+            assert self.receiving.done() == (entry is not None)
             if entry is not None:
-                assert self.taking.result() == entry
-                self.taking = None
-        if self.is_to_be_notified and (self.queue or self.closed):
-            self.is_to_be_notified = False
+                assert self.receiving.result() == entry
+                self.receiving = None
+        if self.is_notify_pending and (self.queue or self.closed):
+            self.is_notify_pending = False
             assert self.notified == [1]
-        assert not self.is_to_be_notified or self.notified == []
+        assert not self.is_notify_pending or self.notified == []
         if not self.closed:
             assert self.channel.buffered == self.held
             assert self.channel.pending == len(self.queue)
-            # One entry larger than that may enter where nothing is held.
-            charged = [charge for charge in (self.in_hand, *(charge for _, charge in self.queue)) if charge]
+            # A single entry may exceed the limit if the channel is empty.
+            charged = [charge for charge in (self.charge_in_hand, *(charge for _, charge in self.queue)) if charge]
             assert self.held <= self.limit or len(charged) == 1 or self.is_overfull
 
     is_overfull = False
 
-    # The producer, in the loop's thread.
+    # The producer, on the loop thread.
 
     def next_number(self) -> int:
         self.number += 1
         return self.number
 
-    @precondition(lambda self: self.putting is None)
+    @precondition(lambda self: self.sending is None)
     @rule(charge=charges)
-    def put(self, charge: int) -> None:
+    def send(self, charge: int) -> None:
         number = self.next_number()
         fits = self.fits(charge)
         task = self.loop.create_task(self.channel.send(number, charge))
         if fits:
             self.add(number, charge)
         else:
-            self.putting = task, number, charge
+            self.sending = task, number, charge
         self.settle()
-        assert task.done() == (self.putting is None)
+        assert task.done() == (self.sending is None)
 
-    @precondition(lambda self: self.putting is None)
+    @precondition(lambda self: self.sending is None)
     @rule(charge=st.integers(1, 3))
-    def put_until_one_waits(self, charge: int) -> None:
+    def send_until_one_waits(self, charge: int) -> None:
         for _ in range(20):
-            if self.putting is None:
-                self.put(charge)
+            if self.sending is None:
+                self.send(charge)
 
-    @precondition(lambda self: self.putting is None)
-    @rule(charge=charges, soon=st.booleans())
-    def send_nowait(self, charge: int, soon: bool) -> None:
+    @precondition(lambda self: self.sending is None)
+    @rule(charge=charges, is_deferred=st.booleans())
+    def send_nowait(self, charge: int, is_deferred: bool) -> None:
         number = self.next_number()
-        # Without a look at the bound: that is its callers' to do.
+        # The callers of send_nowait() check the limit.
         self.is_overfull = self.is_overfull or not self.fits(charge)
-        (self.channel.send_deferred if soon else self.channel.send_nowait)(number, charge)
+        (self.channel.send_deferred if is_deferred else self.channel.send_nowait)(number, charge)
         self.add(number, charge)
         self.settle()
 
-    @precondition(lambda self: self.putting is None)
+    @precondition(lambda self: self.sending is None)
     @rule(charge=charges)
-    def offer(self, charge: int) -> None:
+    def try_send(self, charge: int) -> None:
         number = self.next_number()
-        is_taken = self.fits(charge) and not self.ended and not self.closed
-        assert self.channel.try_send(number, charge) == is_taken
-        if is_taken:
+        is_accepted = self.fits(charge) and not self.ended and not self.closed
+        assert self.channel.try_send(number, charge) == is_accepted
+        if is_accepted:
             self.add(number, charge)
         self.settle()
 
-    @precondition(lambda self: self.putting is not None)
+    @precondition(lambda self: self.sending is not None)
     @rule()
-    def cancel_the_put(self) -> None:
-        assert self.putting is not None
-        task, self.putting = self.putting[0], None
+    def cancel_send(self) -> None:
+        assert self.sending is not None
+        task, self.sending = self.sending[0], None
         task.cancel()
         self.settle()
         assert task.cancelled()
 
-    # Not before something has been under way.
+    # Only after some entries, since later rules need an open channel.
     @precondition(lambda self: self.number > 10)
     @rule(outcome=st.sampled_from(["eof", "done"]))
     def end(self, outcome: str) -> None:
@@ -304,43 +304,44 @@ class HandOffMachine(RuleBasedStateMachine):
     # The consumer.
 
     def release(self) -> None:
-        self.in_hand = 0
-        self.is_to_be_notified = False
+        self.charge_in_hand = 0
+        self.is_notify_pending = False
 
     def is_free(self) -> bool:
-        return self.taking is None and not self.is_to_be_notified
+        return self.receiving is None and not self.is_notify_pending
 
     @precondition(is_free)
     @rule()
     def poll(self) -> None:
         self.release()
-        assert self.channel.poll() == self.taken()
+        assert self.channel.poll() == self.next_entry()
         self.settle()
 
     @precondition(is_free)
     @rule(is_async=st.booleans())
-    def take_what_is_there(self, is_async: bool) -> None:
+    def receive_without_waiting(self, is_async: bool) -> None:
         self.release()
-        entry = self.taken()
+        entry = self.next_entry()
         try:
-            got: Any = self.loop.run_until_complete(self.channel.areceive(0)) if is_async else self.channel.receive(0)
+            received: Any
+            received = self.loop.run_until_complete(self.channel.areceive(0)) if is_async else self.channel.receive(0)
         except TimeoutError:
-            got = None
-        assert got == entry
+            received = None
+        assert received == entry
         self.settle()
 
     @precondition(is_free)
     @rule()
-    def take(self) -> None:
+    def receive(self) -> None:
         self.release()
-        self.taking = self.loop.create_task(self.channel.areceive())
+        self.receiving = self.loop.create_task(self.channel.areceive())
         self.settle()
 
-    @precondition(lambda self: self.taking is not None)
+    @precondition(lambda self: self.receiving is not None)
     @rule()
-    def cancel_the_take(self) -> None:
-        assert self.taking is not None
-        task, self.taking = self.taking, None
+    def cancel_receive(self) -> None:
+        assert self.receiving is not None
+        task, self.receiving = self.receiving, None
         task.cancel()
         self.settle()
         assert task.cancelled()
@@ -350,7 +351,7 @@ class HandOffMachine(RuleBasedStateMachine):
     def notify(self) -> None:
         self.release()
         notified = self.notified = []
-        self.is_to_be_notified = True
+        self.is_notify_pending = True
         self.channel.notify(lambda: notified.append(1))
         self.settle()
 
@@ -362,4 +363,4 @@ def machine(kind: type[RuleBasedStateMachine]) -> Any:
 
 TestParser = machine(ParserMachine)
 TestEncoder = machine(EncoderMachine)
-TestHandOff = machine(HandOffMachine)
+TestChannel = machine(ChannelMachine)

@@ -34,7 +34,7 @@ from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, un
 DONE = send("[DONE]")
 
 
-# What an event is charged besides its text. (Events are counted as received before they can be had.)
+# The fixed charge of an event, in addition to its text. (Events are counted before they can be read.)
 CHARGE = 256
 
 
@@ -47,7 +47,7 @@ def call(server: SSEServer, path: str = "/", **options: Any) -> partial[Any]:
 
 
 class Merging:
-    """merge, or amerge on a loop of its own, with the streams that it takes: calls and open streams."""
+    """Calls merge, or amerge on a new loop, with calls or with open streams."""
 
     def __init__(self, *, is_async: bool) -> None:
         self.is_async = is_async
@@ -65,7 +65,7 @@ class Merging:
         seen: Callable[[Any], object] = id,
         **options: Any,
     ) -> list[Any]:
-        """Return the items of the streams, or the first `most`. With `opened` the streams are opened before.
+        """Return the items of the streams, or the first `most`. With `opened` the streams are opened first.
 
         `seen` is called with each item.
         """
@@ -80,7 +80,7 @@ class Merging:
     ) -> list[Any]:
         found = []
         if opened:
-            streams = {name: one() for name, one in streams.items()}
+            streams = {name: call() for name, call in streams.items()}
         for named in merge(streams, **options):
             found.append(named)
             seen(named[1])
@@ -93,7 +93,7 @@ class Merging:
     ) -> list[Any]:
         found = []
         if opened:
-            streams = {name: await one() for name, one in streams.items()}
+            streams = {name: await call() for name, call in streams.items()}
         async with amerge(streams, **options) as merged:
             async for named in merged:
                 found.append(named)
@@ -110,15 +110,15 @@ def merging(request: pytest.FixtureRequest) -> Merging:
 
 @pytest.mark.parametrize("opened", [False, True], ids=["sent together", "opened before"])
 def test_items_have_their_streams_name_in_order_of_arrival(merging: Merging, opened: bool) -> None:
-    # Each is sent once the one before it has come.
-    came = {item: threading.Event() for item in ("a1", "b1", "a2", "b2")}
+    # Each item is sent after the previous one was received.
+    received = {item: threading.Event() for item in ("a1", "b1", "a2", "b2")}
     scripts = {
-        "/a": [send("a1"), hold(came["b1"]), send("a2"), hold(came["b2"]), DONE],
-        "/b": [respond(), hold(came["a1"]), send("b1"), hold(came["a2"]), send("b2"), DONE],
+        "/a": [send("a1"), hold(received["b1"]), send("a2"), hold(received["b2"]), DONE],
+        "/b": [respond(), hold(received["a1"]), send("b1"), hold(received["a2"]), send("b2"), DONE],
     }
     with SSEServer(by_path(scripts)) as server:
         streams = {name: merging.call(server, f"/{name}", decode="text") for name in "ab"}
-        assert merging.items(streams, opened=opened, seen=lambda item: came[item].set()) == [
+        assert merging.items(streams, opened=opened, seen=lambda item: received[item].set()) == [
             ("a", "a1"),
             ("b", "b1"),
             ("a", "a2"),
@@ -146,7 +146,7 @@ def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
         return len(server.requests) == count
 
     with SSEServer([send(1), hold(go), send(2), DONE]) as server:
-        # httpx's own pool takes its time for so many.
+        # httpx's own pool is slow with so many connections.
         count = 1000 if HAS_OWN_TRANSPORT else 200
         reading = in_thread(lambda: merging.items([merging.call(server)] * count))
         until(lambda: seen(count), 120)
@@ -160,11 +160,11 @@ def test_a_thousand_streams_in_one_thread(merging: Merging) -> None:
 def test_error_names_its_stream_and_aborts_the_others(merging: Merging) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         if request.path == "/good":
-            good_came.set()
+            good_received.set()
             yield from (send(1), silence())
-        yield from (respond(), hold(good_came), send(1), cut())
+        yield from (respond(), hold(good_received), send(1), cut())
 
-    good_came = threading.Event()
+    good_received = threading.Event()
     with SSEServer(script) as server:
         with pytest.raises(TruncatedStreamError) as caught:
             merging.items({name: merging.call(server, f"/{name}") for name in ("good", "bad")})
@@ -173,9 +173,9 @@ def test_error_names_its_stream_and_aborts_the_others(merging: Merging) -> None:
 
 
 def test_error_can_be_an_item_while_the_others_continue(merging: Merging) -> None:
-    errors_came = threading.Event()
+    errors_received = threading.Event()
     scripts = {
-        "/good": [send(1), hold(errors_came), send(2), DONE],
+        "/good": [send(1), hold(errors_received), send(2), DONE],
         "/bad": [send(1), cut()],
         "/busy": [respond(503, content_type="text/plain"), b"busy"],
     }
@@ -190,7 +190,7 @@ def test_error_can_be_an_item_while_the_others_continue(merging: Merging) -> Non
             if isinstance(item, Exception):
                 errors.append(item)
             if len(errors) == 3:
-                errors_came.set()
+                errors_received.set()
 
         items = merging.items(streams, errors="yield", seen=seen)
     assert items[-1] == ("good", 2)
@@ -282,9 +282,9 @@ def test_streams_that_reconnect_are_merged(merging: Merging) -> None:
     assert calls == [1]
 
 
-def test_request_that_is_retried_before_its_answer_is_merged(merging: Merging) -> None:
-    answers = iter([[respond(503)], [send(1), DONE]])
-    with SSEServer(lambda request: next(answers)) as server:
+def test_request_that_is_retried_before_its_response_is_merged(merging: Merging) -> None:
+    responses = iter([[respond(503)], [send(1), DONE]])
+    with SSEServer(lambda request: next(responses)) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0)
         assert merging.items({"a": merging.call(server, reconnect=policy)}) == [("a", 1)]
 
@@ -517,7 +517,7 @@ def test_one_consumer_at_a_time() -> None:
         del loop
         with pytest.raises(UsageError, match="was left"):
             iter(merged)
-        # Whose end was reached is just at its end.
+        # A stream that has been read to its end.
         whole = merge([call(server)])
         assert len(list(whole)) == 2
         assert list(whole) == []

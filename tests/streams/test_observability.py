@@ -66,9 +66,9 @@ def test_stats_count_open_and_ended_streams(bridge: Bridge) -> None:
         streams = [request_sse(f"{server.url}/open", decode="text", bridge=bridge).events for _ in range(2)]
         until(lambda: bridge.stats().buffered > 0 and bridge.stats().events == 5)
         stats = bridge.stats()
-        # `[DONE]` is no event of the stream's.
+        # `[DONE]` is not counted as an event.
         assert (stats.open_streams, stats.events, stats.bytes) == (2, 5, 3 * len("data: ab\n\ndata: [DONE]\n\n") + 20)
-        # One of the earlier streams', which is used again, and one more.
+        # One reused connection of the earlier streams, and a new one.
         assert stats.connections == 2
         assert stats.buffered == sum(stream.stats.buffered for stream in streams)
         for stream in streams:
@@ -89,7 +89,7 @@ def test_stats_continue_after_the_thread_is_restarted(bridge: Bridge) -> None:
         assert state is not None
 
         state.loop.call_soon_threadsafe(state.loop.stop)
-        until(lambda: bridge._state is None)
+        until(lambda: repr(bridge) == "<Bridge not started>")
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         assert bridge.stats().events == 2
         until(state.loop.is_closed)
@@ -189,14 +189,14 @@ def test_stats_of_a_parents_bridge(bridge: Bridge, monkeypatch: pytest.MonkeyPat
 def warnings(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Callable[[], list[str]]:
-    # Longer than a busy machine holds a loop up.
+    # Longer than a busy machine delays a loop.
     monkeypatch.setattr(loop_watch, "_BLOCKED_SECONDS", 60)
     caplog.set_level(logging.WARNING, "sseqbridge")
     return lambda: [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
 
 
 class SlowFlag:
-    """A cancel flag that takes its time, once."""
+    """A cancel flag whose first check is slow."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -232,8 +232,8 @@ def test_warning_names_the_code_that_blocks_the_loop(
     made = {name: make(clock) for name, make in options.items()}
     with SSEServer([send(1), silence()]) as server:
         other = request_sse(server.url, bridge=bridge, timeout=None).events
-        answer: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
-        with answer:
+        response: Any = request_sse(f"{server.url}/?key=secret", bridge=bridge, timeout=None, **made)
+        with response:
             until(lambda: len(warnings()) == 1)
         assert warnings()[0].startswith("the loop was blocked for 6")
         assert f"every stream stood still: {text}" in warnings()[0]
@@ -415,7 +415,7 @@ def test_spans_are_children_of_the_callers_span(spans: Any) -> None:
         with spans.tracer.start_as_current_span("a view") as parent:
             assert request_sse(f"{server.url}/chat", bridge=bridge).events.collect() == [1]
         [request] = server.requests
-        # As the application goes on, also from a thread of its own.
+        # Later requests of the application, also from another thread.
         with spans.tracer.start_as_current_span("another view"):
             gathered = gather([partial(request_sse, server.url, bridge=bridge)] * 2)
             assert [items for _, items in gathered] == [[1], [1]]
@@ -427,7 +427,7 @@ def test_spans_are_children_of_the_callers_span(spans: Any) -> None:
     assert span.parent.span_id == parent.get_span_context().span_id
     assert span.kind is trace.SpanKind.CLIENT
     assert span.attributes["http.url" if "http.url" in span.attributes else "url.full"].startswith(server.url)
-    # And the upstream's are to stand under it.
+    # The spans of the upstream must be children of this span.
     trace_id = f"{parent.get_span_context().trace_id:032x}"
     assert request.headers["traceparent"].startswith(f"00-{trace_id}-{span.context.span_id:016x}")
     other = by_name["another view"][0].context.span_id

@@ -1,4 +1,4 @@
-"""Wrong use: an argument that cannot work is a UsageError of the call, and nothing is sent. Through both doors."""
+"""Wrong use: an invalid argument raises UsageError, and nothing is sent; for both functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import sseqbridge
 from sseqbridge import Bridge, RequestAbortedError, Timeout, UsageError, request_sse
 from sseqbridge.testing import SSEServer, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 DONE = send("[DONE]")
 
@@ -28,7 +28,7 @@ def server() -> Iterator[SSEServer]:
         assert (server.requests, server.connections) == ([], 0)
 
 
-def is_refused(ask: Door, url: Any, match: str, *args: Any, **options: Any) -> None:
+def is_refused(ask: Requester, url: Any, match: str, *args: Any, **options: Any) -> None:
     with pytest.raises(UsageError, match=match):
         ask(url, *args, **options)
 
@@ -59,17 +59,17 @@ def is_refused(ask: Door, url: Any, match: str, *args: Any, **options: Any) -> N
         httpx.URL("ftp://127.0.0.1/"),
     ],
 )
-def test_url_must_be_an_http_url(ask: Door, url: Any) -> None:
+def test_url_must_be_an_http_url(ask: Requester, url: Any) -> None:
     is_refused(ask, url, "`url` must .*(http:// or https:// URL|port)")
 
 
 @pytest.mark.parametrize("url", [None, 80, b"http://127.0.0.1/", ("http", "host"), ["http://127.0.0.1/"], object()])
-def test_type_of_the_url_is_checked(ask: Door, url: Any) -> None:
+def test_type_of_the_url_is_checked(ask: Requester, url: Any) -> None:
     is_refused(ask, url, f"`url` must be a str .*, got {type(url).__name__}")
 
 
 @pytest.mark.parametrize("method", ["", "GET POST", "GET\n", "GÉT", b"GET", 1, "G/T"])
-def test_method_must_be_a_token(ask: Door, server: SSEServer, method: Any) -> None:
+def test_method_must_be_a_token(ask: Requester, server: SSEServer, method: Any) -> None:
     is_refused(ask, server.url, "name of an HTTP method", method=method)
 
 
@@ -98,13 +98,13 @@ for _ in range(200_000):
         (1j, "complex"),
     ],
 )
-def test_data_must_be_json_serializable(ask: Door, server: SSEServer, data: Any, reason: str) -> None:
+def test_data_must_be_json_serializable(ask: Requester, server: SSEServer, data: Any, reason: str) -> None:
     is_refused(ask, server.url, f"`data` must be something that JSON can represent, got .*{reason}", None, data)
     is_refused(ask, server.url, f"`data` must be something that JSON can represent, got .*{reason}", json=data)
 
 
 @pytest.mark.parametrize("data", ["text", '{"a": 1}', "", b"bytes", b"", bytearray(b"a"), memoryview(b"a")])
-def test_data_must_not_be_encoded_already(ask: Door, server: SSEServer, data: Any) -> None:
+def test_data_must_not_be_encoded_already(ask: Requester, server: SSEServer, data: Any) -> None:
     is_refused(ask, server.url, f"`data` must be the object.*got {type(data).__name__}.*content=", None, data)
     is_refused(ask, server.url, "content=", json=data)
 
@@ -120,16 +120,16 @@ def test_data_must_not_be_encoded_already(ask: Door, server: SSEServer, data: An
         {"data": {}, "json": {}, "content": b"", "files": {}},
     ],
 )
-def test_only_one_body_is_allowed(ask: Door, server: SSEServer, bodies: dict[str, Any]) -> None:
+def test_only_one_body_is_allowed(ask: Requester, server: SSEServer, bodies: dict[str, Any]) -> None:
     is_refused(ask, server.url, "Pass", **bodies)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, 1, object(), True])
-def test_content_must_be_bytes(ask: Door, server: SSEServer, content: Any) -> None:
+def test_content_must_be_bytes(ask: Requester, server: SSEServer, content: Any) -> None:
     is_refused(ask, server.url, f"`content` must be .*, got {type(content).__name__}.*`data`", content=content)
 
 
-def test_content_must_not_be_a_text_file(ask: Door, server: SSEServer) -> None:
+def test_content_must_not_be_a_text_file(ask: Requester, server: SSEServer) -> None:
     is_refused(ask, server.url, "binary", content=io.StringIO("text"))
 
 
@@ -163,7 +163,7 @@ def test_content_must_not_be_a_text_file(ask: Door, server: SSEServer) -> None:
         (1, "must be a mapping or a list"),
     ],
 )
-def test_headers_must_be_sendable(ask: Door, server: SSEServer, headers: Any, message: str) -> None:
+def test_headers_must_be_sendable(ask: Requester, server: SSEServer, headers: Any, message: str) -> None:
     with pytest.raises(UsageError, match=r"^`headers`") as caught:
         ask(server.url, headers)
     assert message in str(caught.value)
@@ -173,7 +173,7 @@ def test_headers_must_be_sendable(ask: Door, server: SSEServer, headers: Any, me
 @pytest.mark.parametrize(
     "auth", ["user:pass", ["user", "pass"], 1, ("user",), ("user", None), ("a", "b", "c"), (), (1, 2), {"user": "pass"}]
 )
-def test_auth_must_be_one_of_httpxs_forms(ask: Door, server: SSEServer, auth: Any) -> None:
+def test_auth_must_be_one_of_httpxs_forms(ask: Requester, server: SSEServer, auth: Any) -> None:
     is_refused(ask, server.url, f"`auth` must be .*, got {type(auth).__name__}", auth=auth)
 
 
@@ -192,7 +192,9 @@ def test_auth_must_be_one_of_httpxs_forms(ask: Door, server: SSEServer, auth: An
     ],
     ids=repr,
 )
-def test_arguments_that_httpx_refuses_raise_usage_error(ask: Door, server: SSEServer, options: dict[str, Any]) -> None:
+def test_arguments_that_httpx_refuses_raise_usage_error(
+    ask: Requester, server: SSEServer, options: dict[str, Any]
+) -> None:
     is_refused(ask, server.url, "^`headers`|^`extensions`|must be able to build a request", **options)
 
 
@@ -200,26 +202,26 @@ def test_arguments_that_httpx_refuses_raise_usage_error(ask: Door, server: SSESe
 
 
 @pytest.mark.parametrize("decode", ["xml", "JSON", "", None, 1, b"json", ["json"]])
-def test_decode_is_checked(ask: Door, server: SSEServer, decode: Any) -> None:
+def test_decode_is_checked(ask: Requester, server: SSEServer, decode: Any) -> None:
     is_refused(ask, server.url, '`decode` must be "json", "text", "event" or a function', decode=decode)
 
 
 @pytest.mark.parametrize("done", [1, b"[DONE]", ["[DONE]"], True])
-def test_done_is_checked(ask: Door, server: SSEServer, done: Any) -> None:
+def test_done_is_checked(ask: Requester, server: SSEServer, done: Any) -> None:
     is_refused(ask, server.url, "`done` must be a str, a function of the event, or None, got", done=done)
 
 
 @pytest.mark.parametrize("error_events", ["ignore", None, True, ""])
-def test_error_events_is_checked(ask: Door, server: SSEServer, error_events: Any) -> None:
+def test_error_events_is_checked(ask: Requester, server: SSEServer, error_events: Any) -> None:
     is_refused(ask, server.url, '`error_events` must be "raise" or "yield", got', error_events=error_events)
 
 
 @pytest.mark.parametrize("decode", ["json", "text", lambda event: event])
-def test_comments_need_event_mode(ask: Door, server: SSEServer, decode: Any) -> None:
+def test_comments_need_event_mode(ask: Requester, server: SSEServer, decode: Any) -> None:
     is_refused(ask, server.url, '`comments=True` .*decode="event"', decode=decode, comments=True)
 
 
-def test_require_done_needs_done(ask: Door, server: SSEServer) -> None:
+def test_require_done_needs_done(ask: Requester, server: SSEServer) -> None:
     is_refused(ask, server.url, "`require_done=True` must come with an end marker", done=None, require_done=True)
 
 
@@ -229,7 +231,7 @@ NO_SECONDS = [0, -1, 0.0, -0.5, True, False, "1", float("nan"), [1], 1j]
 
 
 @pytest.mark.parametrize("seconds", NO_SECONDS)
-def test_time_limits_must_be_above_zero(ask: Door, server: SSEServer, seconds: Any) -> None:
+def test_time_limits_must_be_above_zero(ask: Requester, server: SSEServer, seconds: Any) -> None:
     is_refused(ask, server.url, "^`timeout", timeout=seconds)
     for which in ("connect", "read", "idle", "total"):
         is_refused(ask, server.url, f"^`timeout.{which}` must be", timeout={which: seconds})
@@ -238,18 +240,18 @@ def test_time_limits_must_be_above_zero(ask: Door, server: SSEServer, seconds: A
 
 
 @pytest.mark.parametrize("timeout", [{"conect": 1}, {"read": 1, "write": 1}, {1: 1}, {None: None}])
-def test_unknown_time_limit_raises_usage_error(ask: Door, server: SSEServer, timeout: Any) -> None:
+def test_unknown_time_limit_raises_usage_error(ask: Requester, server: SSEServer, timeout: Any) -> None:
     is_refused(ask, server.url, "keys of `timeout` must be connect, read, idle or total", timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [(1, 2), httpx.Timeout(5), object()])
-def test_type_of_timeout_is_checked(ask: Door, server: SSEServer, timeout: Any) -> None:
+def test_type_of_timeout_is_checked(ask: Requester, server: SSEServer, timeout: Any) -> None:
     is_refused(ask, server.url, f"`timeout` must be .*{type(timeout).__name__}", timeout=timeout)
 
 
 @pytest.mark.parametrize("name", ["max_event_bytes", "max_buffered_bytes"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("inf")])
-def test_limits_in_bytes_must_be_positive(ask: Door, server: SSEServer, name: str, value: Any) -> None:
+def test_limits_in_bytes_must_be_positive(ask: Requester, server: SSEServer, name: str, value: Any) -> None:
     is_refused(ask, server.url, f"`{name}` must be", **{name: value})
 
 
@@ -272,20 +274,20 @@ def test_repr_of_timeout_shows_its_limits() -> None:
         Timeout(connect=None, read=None, idle=None, total=None),
     ],
 )
-def test_timeout_accepts_every_form(ask: Door, timeout: Any) -> None:
-    with SSEServer([send(1), DONE]) as server, ask(server.url, timeout=timeout) as answer:
-        assert answer.items() == [1]
+def test_timeout_accepts_every_form(ask: Requester, timeout: Any) -> None:
+    with SSEServer([send(1), DONE]) as server, ask(server.url, timeout=timeout) as response:
+        assert response.items() == [1]
 
 
 @pytest.mark.parametrize("limits", [{"max_event_bytes": 1}, {"max_buffered_bytes": 1}])
-def test_smallest_limits_are_accepted(ask: Door, limits: dict[str, Any]) -> None:
+def test_smallest_limits_are_accepted(ask: Requester, limits: dict[str, Any]) -> None:
     with SSEServer([send(n) for n in range(9)]) as server:
         if "max_event_bytes" in limits:
-            with ask(server.url, **limits) as answer:
-                assert answer.fail()[1].args == (1,)
+            with ask(server.url, **limits) as response:
+                assert response.fail()[1].args == (1,)
         else:
-            with ask(server.url, **limits) as answer:
-                assert answer.items() == list(range(9))
+            with ask(server.url, **limits) as response:
+                assert response.items() == list(range(9))
 
 
 # Cancel and bridge.
@@ -296,12 +298,12 @@ class NotCallable:
 
 
 @pytest.mark.parametrize("cancel", [True, False, "event", object(), NotCallable(), threading.Lock()])
-def test_cancel_must_have_is_set(ask: Door, server: SSEServer, cancel: Any) -> None:
+def test_cancel_must_have_is_set(ask: Requester, server: SSEServer, cancel: Any) -> None:
     is_refused(ask, server.url, f"must have an is_set\\(\\) method, got {type(cancel).__name__}", cancel=cancel)
 
 
 @pytest.mark.parametrize("kind", [threading.Event, asyncio.Event])
-def test_cancel_that_is_set_already_sends_nothing(ask: Door, server: SSEServer, kind: Any) -> None:
+def test_cancel_that_is_set_already_sends_nothing(ask: Requester, server: SSEServer, kind: Any) -> None:
     cancel = kind()
     cancel.set()
     with pytest.raises(RequestAbortedError, match="before the request was sent"):
@@ -323,30 +325,30 @@ def test_closed_bridge_raises_usage_error(server: SSEServer) -> None:
 
 @pytest.mark.parametrize("client", ["client", object(), httpx.AsyncClient])
 def test_type_of_client_is_checked(server: SSEServer, client: Any) -> None:
-    door = Door(is_async=True)
-    is_refused(door, server.url, "`client` must", client=client)
-    door.close()
+    requester = Requester(is_async=True)
+    is_refused(requester, server.url, "`client` must", client=client)
+    requester.close()
 
 
-def test_unknown_argument_raises_type_error(ask: Door, server: SSEServer) -> None:
+def test_unknown_argument_raises_type_error(ask: Requester, server: SSEServer) -> None:
     with pytest.raises(TypeError, match=r"^request_sse\(\) got an unexpected keyword argument 'stream'"):
         ask(server.url, stream=True)
 
 
-def test_wrong_arguments_start_nothing(ask: Door) -> None:
+def test_wrong_arguments_start_nothing(ask: Requester) -> None:
     """The next request works, and the refused ones cause no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with SSEServer([send(1), DONE]) as server:
             is_refused(ask, server.url, "data", None, {"a": {1}})
             is_refused(ask, server.url, "headers", cookies={"a": "\n"})
-            with ask(server.url) as answer:
-                assert answer.items() == [1]
+            with ask(server.url) as response:
+                assert response.items() == [1]
             assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
-def test_headers_of_an_earlier_response_are_refused(ask: Door, server: SSEServer, name: str) -> None:
+def test_headers_of_an_earlier_response_are_refused(ask: Requester, server: SSEServer, name: str) -> None:
     is_refused(ask, server.url, "must not contain .*, which the HTTP client sets", {name: "7"}, {})
 
 

@@ -16,12 +16,12 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, send, silence
-from tests.support import until
+from tests.support import until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
 
-# What an event is charged besides its text. (Events are counted as received before they can be had.)
+# The fixed charge of an event, in addition to its text. (Events are counted before they can be read.)
 CHARGE = 256
 
 
@@ -55,7 +55,7 @@ def test_poll_returns_the_items_before_an_error_first() -> None:
                 stream.poll()
     with SSEServer([send(1), cut()]) as server:
         stream = request_sse(server.url).events
-        until(lambda: stream._cursor.subscription.finished)
+        until_no_stream_is_open()
         assert stream.poll() == [1]
         for _ in range(2):
             with pytest.raises(TruncatedStreamError):

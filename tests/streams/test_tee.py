@@ -1,4 +1,4 @@
-"""One upstream that several threads read."""
+"""tee(): several readers of one upstream."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def read(stream: EventStream[Any]) -> list[Any]:
 
 
 def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
-    """Return the items of the streams, each read in a thread of its own."""
+    """Read each stream in its own thread, and return the items."""
     return together([partial(read, stream) for stream in streams])
 
 
-def is_held_back(reader: EventStream[Any]) -> bool:
-    """Whether the upstream waits for this reader."""
+def waits_for(reader: EventStream[Any]) -> bool:
+    """Whether the upstream waits for this reader (backpressure)."""
     return reader._cursor.channel.is_producer_waiting
 
 
@@ -199,7 +199,7 @@ def test_slowest_reader_causes_backpressure_within_its_bound() -> None:
         events = request_sse(server.url, decode="text", max_buffered_bytes=limit).events
         fast, slow = tee(events, max_buffered_bytes=limit)
         reading = in_thread(partial(read, fast))
-        until(lambda: is_waiting(reading) and is_held_back(slow))
+        until(lambda: is_waiting(reading) and waits_for(slow))
         assert limit // 2 < slow.stats.buffered <= limit
         held = slow.stats.events
         assert held < 2_000
@@ -213,7 +213,7 @@ def test_reader_goes_on_when_a_slower_one_is_closed() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), max_buffered_bytes=100_000)
         reading = in_thread(partial(read, fast))
-        until(lambda: is_waiting(reading) and is_held_back(slow))
+        until(lambda: is_waiting(reading) and waits_for(slow))
         slow.close()
         assert len(reading.result(30)) == 1_000
 
@@ -235,7 +235,7 @@ def test_slow_end_ends_a_slow_reader_with_events_lost_error() -> None:
 def test_slow_end_waits_for_the_fastest_reader() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), slow="end", max_buffered_bytes=100_000)
-        until(lambda: is_held_back(fast))
+        until(lambda: waits_for(fast))
         assert fast.stats.events < 1_000
         slow.close()
         for _ in range(500):
@@ -253,7 +253,7 @@ def test_added_reader_gets_the_events_from_then_on() -> None:
         go.set()
         assert list(late) == ["c"]
         assert list(readers[0]) == ["c"]
-        # There is nothing more to come.
+        # The stream has ended.
         assert list(readers.add()) == []
 
 
@@ -267,12 +267,12 @@ def test_added_reader_with_replay_gets_earlier_events() -> None:
         assert late.last_event_id == ""
         go.set()
         assert in_threads(readers[0], late) == [[100], list(range(101))]
-        # Also once all is over.
+        # Also after the end of the stream.
         assert list(readers.add(replay=True)) == list(range(101))
 
 
 def test_readers_can_be_added_while_events_arrive() -> None:
-    """Whenever a reader is added, nothing is missing, nothing comes twice."""
+    """Whenever a reader is added, it misses and repeats no event."""
     with SSEServer([*(step for n in range(300) for step in (send(n), wait(0.0005))), DONE]) as server:
         readers = tee(request_sse(server.url), 1)
         late = []
@@ -315,7 +315,7 @@ def test_each_reader_gets_the_error_after_earlier_events() -> None:
                 next(reader)
             assert reader.outcome == "error"
             errors.append(caught.value)
-        # Each has its own, which it may raise whenever it likes.
+        # Each reader has its own exception object.
         assert errors[0] is not errors[1]
         assert str(errors[0]) == str(errors[1])
         assert type(errors[0].__cause__) is type(errors[1].__cause__)
@@ -374,7 +374,7 @@ def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         bridge = Bridge()
         events = request_sse(server.url, decode="text", bridge=bridge).events
-        until(lambda: events._cursor.subscription.finished)
+        until_no_stream_is_open(bridge)
         bridge.close()
         until(events._cursor.subscription.loop.is_closed)
         one, other = tee(events, max_buffered_bytes=1_000)
@@ -384,10 +384,10 @@ def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
 def test_readers_get_the_rest_after_the_upstream_has_ended() -> None:
     with SSEServer([*(send(BIG) for _ in range(30)), DONE]) as server:
         events = request_sse(server.url, decode="text").events
-        until(lambda: events._cursor.subscription.finished)
+        until_no_stream_is_open()
         one, other = tee(events, max_buffered_bytes=100_000)
-        # Each is given no more than it may hold, also now: one batch of it, where that is larger.
-        until(lambda: is_held_back(one) or is_held_back(other))
+        # Also now each reader buffers no more than its limit, or a single larger batch.
+        until(lambda: waits_for(one) or waits_for(other))
         assert one.stats.buffered < 30 * len(BIG)
         assert [len(items) for items in in_threads(one, other)] == [30, 30]
 
@@ -464,11 +464,11 @@ def test_bridge_that_is_closed_ends_all_readers() -> None:
         bridge = Bridge()
         fast, slow = tee(request_sse(server.url, decode="text", bridge=bridge), max_buffered_bytes=50_000)
         reading = in_thread(partial(read, fast))
-        until(lambda: is_waiting(reading) and is_held_back(slow))
+        until(lambda: is_waiting(reading) and waits_for(slow))
         bridge.close()
         with pytest.raises(BridgeClosedError):
             reading.result(30)
-        # Although it held the others back, and no further call would have come.
+        # Also the slow reader, for which no further callback would run.
         with pytest.raises(BridgeClosedError):
             list(slow)
 
@@ -478,7 +478,7 @@ def test_stuck_task_does_not_block_the_readers() -> None:
         bridge = Bridge()
         fast, slow = tee(request_sse(server.url, decode="text", bridge=bridge), max_buffered_bytes=50_000)
         reading = in_thread(partial(read, fast))
-        until(lambda: is_waiting(reading) and is_held_back(slow))
+        until(lambda: is_waiting(reading) and waits_for(slow))
         state = bridge._state
         assert state is not None
         state.loop.call_soon_threadsafe(state.release_consumers)
@@ -570,7 +570,7 @@ def test_type_of_the_stream_is_checked() -> None:
 
 @pytest.mark.heavy
 def test_remaining_readers_get_every_event_while_others_leave() -> None:
-    """Readers come, read, stall and leave at random: those who stay get everything."""
+    """Readers are added, read, stall and leave at random: the remaining readers get every event."""
     with SSEServer([*(send(n) for n in range(3_000)), DONE]) as server:
         for _ in range(5):
             readers = tee(request_sse(server.url), 4, max_buffered_bytes=20_000)

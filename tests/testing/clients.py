@@ -27,8 +27,8 @@ __all__ = [
     "GET",
     "HEAD",
     "WAITS",
-    "answer",
     "connect",
+    "raw_response",
     "read_to_end",
     "read_until",
     "send_fin",
@@ -65,7 +65,7 @@ def read_until(client: socket.socket, ending: bytes) -> bytes:
     return data
 
 
-def answer(script: list[Step], request: bytes = GET) -> bytes:
+def raw_response(script: list[Step], request: bytes = GET) -> bytes:
     """Send one request and return all bytes that the server sends."""
     with SSEServer([*script, cut()]) as server, connect(server, request) as client:
         return read_to_end(client)

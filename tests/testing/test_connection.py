@@ -25,11 +25,22 @@ from sseqbridge.testing import (
     silence,
 )
 
-from .clients import GET, HEAD, WAITS, answer, connect, read_to_end, read_until, send_fin, send_rst, wait_until_blocked
+from .clients import (
+    GET,
+    HEAD,
+    WAITS,
+    connect,
+    raw_response,
+    read_to_end,
+    read_until,
+    send_fin,
+    send_rst,
+    wait_until_blocked,
+)
 
 
 def test_cut_before_the_head_sends_nothing() -> None:
-    assert answer([]) == b""
+    assert raw_response([]) == b""
 
 
 def test_cut_ends_the_connection_within_the_body() -> None:

@@ -37,9 +37,9 @@ def test_openai_reads_the_echo_word_by_word() -> None:
     assert {(chunk.object, chunk.model) for chunk in chunks} == {("chat.completion.chunk", "echo")}
 
 
-@pytest.mark.parametrize("said", ["Two words", ["Two", " words"]])
-def test_openai_reads_a_fixed_answer(said: str | list[str]) -> None:
-    with SSEServer(chat_completions(said, model="m")) as server, openai_client(server) as client:
+@pytest.mark.parametrize("text", ["Two words", ["Two", " words"]])
+def test_openai_reads_a_fixed_response(text: str | list[str]) -> None:
+    with SSEServer(chat_completions(text, model="m")) as server, openai_client(server) as client:
         for _ in range(2):
             completion = client.chat.completions.create(model="any", messages=MESSAGES)
             assert completion.choices[0].message.content == "Two words"

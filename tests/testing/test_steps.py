@@ -36,7 +36,7 @@ from sseqbridge.testing import (
 )
 from tests.support import python, until
 
-from .clients import HEAD, answer, connect, read_to_end, read_until
+from .clients import HEAD, connect, raw_response, read_to_end, read_until
 
 
 def test_list_is_played_for_every_request_on_one_connection() -> None:
@@ -68,11 +68,11 @@ def test_every_connection_has_its_number() -> None:
     ],
 )
 def test_body_step_is_one_chunk(step: Step, body: bytes) -> None:
-    assert answer([step]) == HEAD + b"%x\r\n%b\r\n" % (len(body), body)
+    assert raw_response([step]) == HEAD + b"%x\r\n%b\r\n" % (len(body), body)
 
 
 def test_empty_body_step_does_not_end_the_body() -> None:
-    assert answer([raw(b""), raw(b"x")]) == HEAD + b"1\r\nx\r\n"
+    assert raw_response([raw(b""), raw(b"x")]) == HEAD + b"1\r\nx\r\n"
 
 
 def test_empty_script_is_an_empty_stream() -> None:
@@ -169,14 +169,14 @@ def test_head_request_is_answered_without_a_body(step: Step) -> None:
 
 
 def test_unknown_status_has_no_reason_phrase() -> None:
-    assert answer([respond(299, content_type=None)]).startswith(b"HTTP/1.1 299 \r\n")
+    assert raw_response([respond(299, content_type=None)]).startswith(b"HTTP/1.1 299 \r\n")
 
 
 def test_headers_override_the_content_type() -> None:
     pairs = [("content-type", "text/plain"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
     head = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
-    assert answer([respond(503, pairs)]) == head + b"Transfer-Encoding: chunked\r\n\r\n"
-    assert b"X-A: 1\r\n" in answer([respond(headers={"X-A": "1"})])
+    assert raw_response([respond(503, pairs)]) == head + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert b"X-A: 1\r\n" in raw_response([respond(headers={"X-A": "1"})])
 
 
 def test_unknown_framing_is_refused() -> None:
@@ -194,13 +194,13 @@ def test_respond_sends_the_head_and_not_earlier() -> None:
         assert read_until(client, b"\r\n\r\n") == b"0\r\n\r\n"
 
 
-def test_wire_can_write_the_whole_answer() -> None:
-    assert answer([wire(b"ICY 200 OK\r\n\r\n"), send("x")]) == b"ICY 200 OK\r\n\r\ndata: x\n\n"
+def test_wire_can_write_the_whole_response() -> None:
+    assert raw_response([wire(b"ICY 200 OK\r\n\r\n"), send("x")]) == b"ICY 200 OK\r\n\r\ndata: x\n\n"
 
 
 def test_wire_works_before_the_head_and_between_chunks() -> None:
     early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
-    assert answer([wire(early), respond(), raw(b"x"), wire(b"zz\r\n")]) == early + HEAD + b"1\r\nx\r\nzz\r\n"
+    assert raw_response([wire(early), respond(), raw(b"x"), wire(b"zz\r\n")]) == early + HEAD + b"1\r\nx\r\nzz\r\n"
 
 
 # Scripts in turn, expectations, recordings, and the fixture.

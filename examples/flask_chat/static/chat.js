@@ -1,4 +1,4 @@
-// The page: questions, answers and the keys. How an answer comes in is in ways_in.js.
+// The page: questions, answers and keyboard. ways_in.js reads the answers.
 
 import { showPanel } from "./panel.js";
 import { byEventSource, byFetch, cancel } from "./ways_in.js";
@@ -7,14 +7,14 @@ const $ = (id) => document.getElementById(id);
 const form = $("composer");
 const prompt = $("prompt");
 
-// What was asked and answered so far, as the upstream wants it.
+// The messages so far, in the upstream's format.
 const conversation = [];
-// Stops the answer that is coming in, and leaves it; null while there is none.
+// Functions that stop the current answer, and that leave it unfinished for a reload; null without a current answer.
 let stop = null;
 let leave = null;
-// Where the server keeps answers: the next one's key, which nobody can guess.
+// Returns an unguessable key for the next answer, if the server keeps answers.
 let nextKey = () => "";
-// Where the page keeps what is being read, to go on with after a reload.
+// The key in sessionStorage of the current answer, which a reload continues.
 const READING = "reading";
 
 function ask(question) {
@@ -23,7 +23,7 @@ function ask(question) {
   read({ messages, way: form.elements.way.value, key: nextKey(), lastEventId: "", text: "" });
 }
 
-/** Read an answer, from where it stands in `reading`. */
+/** Read an answer, from the position in `reading`. */
 async function read(reading) {
   const { messages, key } = reading;
   const question = messages.at(-1).content;
@@ -49,7 +49,7 @@ async function read(reading) {
     await (reading.way === "fetch" ? byFetch : byEventSource)(reading, {
       signal: controller.signal,
       onText: (text, id) => {
-        // What was on its way when it was stopped may still come.
+        // Text may still arrive after the stop.
         if (controller.signal.aborted) return;
         answer.write(text);
         Object.assign(reading, { text: answer.text, lastEventId: id });
@@ -58,11 +58,11 @@ async function read(reading) {
         answer.clear();
         Object.assign(reading, { text: "", lastEventId: id });
       },
-      onLost: () => answer.tell("reconnecting", "Connection lost. Reconnecting…"),
-      onBack: () => answer.tell(answer.text ? "streaming" : "waiting", ""),
+      onLost: () => answer.setState("reconnecting", "Connection lost. Reconnecting…"),
+      onBack: () => answer.setState(answer.text ? "streaming" : "waiting", ""),
     });
     answer.end(controller.signal.aborted ? "stopped" : "done");
-    // An answer that was stopped counts as far as it came.
+    // The text of a stopped answer is part of the conversation.
     if (answer.text) {
       conversation.push({ role: "user", content: question }, { role: "assistant", content: answer.text });
     }
@@ -78,7 +78,7 @@ async function read(reading) {
 class Answer {
   constructor() {
     this.element = add("answer");
-    // One text node that grows: the page lays out what is new, and no markup comes in.
+    // One growing text node: only new text is laid out, and markup stays text.
     this.node = this.element.querySelector(".text").appendChild(document.createTextNode(""));
     this.pieces = 0;
     this.began = performance.now();
@@ -92,18 +92,18 @@ class Answer {
     following(() => {
       this.pieces += 1;
       this.node.appendData(text);
-      if (this.element.dataset.state !== "streaming") this.tell("streaming", "");
+      if (this.element.dataset.state !== "streaming") this.setState("streaming", "");
     });
   }
 
-  /** Begin anew: what came so far is void. */
+  /** Start again: the text so far is void. */
   clear() {
     this.node.data = "";
     this.pieces = 0;
-    this.tell("waiting", "Starting over…");
+    this.setState("waiting", "Starting over…");
   }
 
-  tell(state, note) {
+  setState(state, note) {
     this.element.dataset.state = state;
     this.element.querySelector(".note").textContent = note;
     announce(note);
@@ -114,7 +114,7 @@ class Answer {
     const seconds = ((performance.now() - this.began) / 1000).toFixed(1);
     const pieces = this.pieces === 1 ? "1 piece" : `${this.pieces} pieces`;
     const note = this.pieces ? `${how} · ${pieces} in ${seconds} s` : `${how} before the first word`;
-    following(() => this.tell(state, note));
+    following(() => this.setState(state, note));
     this.element.removeAttribute("aria-busy");
   }
 
@@ -153,12 +153,12 @@ function setBusy(isBusy) {
   if (hadFocus) focusPrompt();
 }
 
-/** The focus goes on to where the next question is typed; not on a phone, where its keyboard would come up. */
+/** Move the focus to the prompt, but not on a phone, where its keyboard would open. */
 function focusPrompt() {
   if (matchMedia("(pointer: fine)").matches) prompt.focus();
 }
 
-/** Make a change and keep its end in sight, unless the reader has scrolled up to read. */
+/** Make a change and keep the end of the page visible, unless the user has scrolled up. */
 function following(change) {
   const page = document.scrollingElement;
   const follows = page.scrollHeight - page.scrollTop - page.clientHeight < 48;
@@ -186,7 +186,7 @@ form.addEventListener("submit", (event) => {
 
 prompt.addEventListener("input", fitPrompt);
 prompt.addEventListener("keydown", (event) => {
-  // Enter also ends the input of a character in East Asian languages: that is not the end of the question.
+  // In East Asian input methods, Enter also completes a character.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
@@ -195,21 +195,21 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && stop) stop();
 });
 $("stop").addEventListener("click", () => stop?.());
-// A page that is left for another one may be kept, to come back to, with all of its streams open.
+// A browser may keep a page that is left, with all of its streams open.
 addEventListener("pagehide", () => leave?.());
-// Before that, Chromium tells an EventSource that it has failed.
+// Chromium reports an error to an EventSource before pagehide.
 addEventListener("beforeunload", () => leave?.());
 addEventListener("pageshow", ({ persisted }) => {
   if (persisted && sessionStorage.getItem(READING)) location.reload();
 });
 
-/** Go on with what was being read when the page was left. */
-function readOn(reading) {
+/** Continue the answer that was being read when the page was left. */
+function resume(reading) {
   form.elements.way.value = reading.way;
-  for (const said of reading.messages.slice(0, -1)) {
-    conversation.push(said);
-    const shown = add(said.role === "user" ? "question" : "answer");
-    shown.querySelector(".text").textContent = said.content;
+  for (const message of reading.messages.slice(0, -1)) {
+    conversation.push(message);
+    const shown = add(message.role === "user" ? "question" : "answer");
+    shown.querySelector(".text").textContent = message.content;
     shown.dataset.state = "done";
     shown.removeAttribute("aria-busy");
   }
@@ -217,12 +217,12 @@ function readOn(reading) {
 }
 
 const left = sessionStorage.getItem(READING);
-if (left) readOn(JSON.parse(left));
+if (left) resume(JSON.parse(left));
 
 showPanel($("panel"), ({ name, place, suggestions, key }) => {
   let count = 0;
   nextKey = () => (key ? `${key}.${(count += 1)}` : "");
-  $("about").textContent = `asks ${name} ${place}`;
+  $("about").textContent = `requests go to ${name} ${place}`;
   $("suggestions").replaceChildren(
     ...suggestions.map(({ label, prompt: text, hint }) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: label });

@@ -1,16 +1,16 @@
-// The panel: how many upstream requests are open, told by the server whenever that changes.
+// The panel: counts of upstream requests, which the server sends whenever they change.
 
 const COUNTS = ["open", "answered", "stopped", "failed"];
 
-/** Keep the panel up to date; `onAbout` is told what the upstream is. */
+/** Update the panel; call `onAbout` with the description of the upstream. */
 export function showPanel(panel, onAbout) {
   let source = null;
 
-  function look() {
+  function connect() {
     source = new EventSource("panel");
     source.addEventListener("about", ({ data }) => onAbout(JSON.parse(data)));
     source.onmessage = ({ data }) => show(JSON.parse(data));
-    // EventSource comes back by itself; until then the figures are old.
+    // EventSource reconnects by itself; until then the figures are outdated.
     source.onerror = () => setState("lost");
   }
 
@@ -24,11 +24,11 @@ export function showPanel(panel, onAbout) {
     panel.querySelector(".open span").textContent = state === "lost" ? "last seen" : "open now";
   }
 
-  // Over HTTP/1.1 a browser has six connections to a server, for all of its tabs: a hidden tab's panel takes none.
+  // Over HTTP/1.1 a browser has six connections to a server for all tabs: a hidden tab's panel must not use one.
   document.addEventListener("visibilitychange", () => {
     source?.close();
     source = null;
-    if (!document.hidden) look();
+    if (!document.hidden) connect();
   });
-  if (!document.hidden) look();
+  if (!document.hidden) connect();
 }

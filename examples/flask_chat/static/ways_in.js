@@ -1,16 +1,16 @@
-// The two ways in that browsers have for an event stream.
+// The two ways to read an event stream in a browser: fetch and EventSource.
 //
-// Both resolve once the answer is complete or `signal` is aborted, and reject with an Error in words that people
-// can read. On the way they call `onText` with each piece and its id.
+// Both functions resolve once the answer is complete or `signal` is aborted, and reject with an Error whose message can
+// be shown to the user. They call `onText` with each piece of text and its id.
 //
-// An answer with a key is kept by the server: it outlives this connection, and is gone on with after `lastEventId`.
-// Where the server that wrote it died, another one writes it anew, and `onRestart` is called.
+// The server keeps an answer that has a key: it outlives this connection, and can be resumed after `lastEventId`. If the
+// process that requests it dies, another process starts the answer again, and `onRestart` is called.
 
 import { fetchEventSource } from "../fetch-event-source/index.js";
 
 const LOST = "The connection was lost before the answer was complete.";
 const UNREACHABLE = "The server cannot be reached.";
-// How often in a row, and after how many milliseconds, a kept answer is asked for again.
+// A kept answer is requested again at most this many times in a row, after this many milliseconds.
 const ATTEMPTS = 5;
 const PAUSE = 1000;
 
@@ -24,30 +24,30 @@ export async function byFetch({ messages, key, lastEventId }, { signal, onLost, 
     headers: {
       "Content-Type": "application/json",
       ...(lastEventId && { "last-event-id": lastEventId }),
-      ...tokenAgainstForgery(),
+      ...csrfToken(),
     },
     body: JSON.stringify({ messages }),
     signal,
-    // By default it hangs up when the tab is hidden, and posts the prompt a second time when it is seen again.
+    // By default it closes the connection of a hidden tab, and sends the POST again when the tab is visible.
     openWhenHidden: true,
     async onopen(response) {
-      if (!response.ok) throw new Error(await wordsOf(response));
+      if (!response.ok) throw new Error(await messageOf(response));
       if (isOpen) onBack();
       isOpen = true;
     },
     onmessage({ event, data, id }) {
-      // It takes the server's heartbeats, which are comments, for messages without data.
+      // It delivers comments, such as the server's heartbeats, as messages without data.
       if (!data) return;
       attempts = 0;
-      isDone = take(event, data, id, on) || isDone;
+      isDone = handle(event, data, id, on) || isDone;
     },
     onclose() {
-      // As fetch has it where the connection breaks.
+      // fetch reports a lost connection as a TypeError too.
       if (!isDone) throw new TypeError(LOST);
     },
     onerror(error) {
       if (!(error instanceof TypeError)) throw error;
-      // What is not thrown here makes it post the prompt again: one whose answer is kept is not paid for again.
+      // Unless this throws, it sends the POST again. That costs nothing if the answer is kept.
       if (!key || !isOpen || (attempts += 1) > ATTEMPTS) throw new Error(isOpen ? LOST : UNREACHABLE);
       onLost();
       return PAUSE;
@@ -55,11 +55,11 @@ export async function byFetch({ messages, key, lastEventId }, { signal, onLost, 
   });
 }
 
-/** GET by EventSource, which reconnects by itself and says in Last-Event-ID what it has seen. */
+/** GET by EventSource, which reconnects by itself and sends Last-Event-ID. */
 export function byEventSource({ messages, key, lastEventId }, { signal, onLost, onBack, ...on }) {
   return new Promise((resolve, reject) => {
-    const asked = { prompt: messages.at(-1).content, ...(key && { key, last_event_id: lastEventId }) };
-    const source = new EventSource(`chat?${new URLSearchParams(asked)}`);
+    const parameters = { prompt: messages.at(-1).content, ...(key && { key, last_event_id: lastEventId }) };
+    const source = new EventSource(`chat?${new URLSearchParams(parameters)}`);
     let isOpen = false;
     let attempts = 0;
     const end = (settle, value) => {
@@ -73,16 +73,16 @@ export function byEventSource({ messages, key, lastEventId }, { signal, onLost, 
     source.onmessage = (message) => {
       lastEventId = message.lastEventId;
       attempts = 0;
-      // Without the close it would take the end for a broken connection, and ask again.
-      if (take("", message.data, lastEventId, on)) end(resolve);
+      // If it is not closed, EventSource takes the end for a lost connection and reconnects.
+      if (handle("", message.data, lastEventId, on)) end(resolve);
     };
-    source.addEventListener("restart", (message) => take("restart", message.data, message.lastEventId, on));
-    // Two things have this name: an event that the server sent under it, which has data, and a lost connection.
+    source.addEventListener("restart", (message) => handle("restart", message.data, message.lastEventId, on));
+    // "error" is both an event from the server, which has data, and a lost connection.
     source.onerror = ({ data }) => {
-      if (data) end(reject, new Error(wordsIn(data)));
+      if (data) end(reject, new Error(messageIn(data)));
       else if (source.readyState === EventSource.CLOSED) end(reject, new Error("The server refused to answer."));
       else if (!isOpen) end(reject, new Error(UNREACHABLE));
-      // To ask again without an id would bring the whole answer again, and be paid for again.
+      // Without an id a new request would repeat, and cost, the whole answer.
       else if (!key && !lastEventId) end(reject, new Error(LOST));
       else if (key && (attempts += 1) > ATTEMPTS) end(reject, new Error(LOST));
       else onLost();
@@ -91,15 +91,15 @@ export function byEventSource({ messages, key, lastEventId }, { signal, onLost, 
   });
 }
 
-/** Have the server end an answer that it keeps. Where that does not reach it, it misses the reader after a while. */
+/** End a kept answer. If this request fails, the server aborts the answer when it has had no reader for a while. */
 export function cancel(key) {
   fetch(`chat?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true }).catch(() => {});
 }
 
-/** Take one event; return whether it is the one that ends the answer. */
-function take(event, data, id, { onText, onRestart }) {
+/** Handle one event; return whether it ends the answer. */
+function handle(event, data, id, { onText, onRestart }) {
   if (data === "[DONE]") return true;
-  if (event === "error") throw new Error(wordsIn(data));
+  if (event === "error") throw new Error(messageIn(data));
   if (event === "restart") onRestart(id);
   else onText(JSON.parse(data).text, id);
   return false;
@@ -111,14 +111,14 @@ function wordsIn(data) {
   return `${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
 }
 
-/** What an answer with another status than 200 says of itself. */
-async function wordsOf(response) {
+/** The message of a response with a status other than 200. */
+async function messageOf(response) {
   const body = await response.json().catch(() => null);
   return body?.error?.message ?? `The server answered with status ${response.status}.`;
 }
 
-/** Django's, where the server is Django: the cookie's value must come back in a header. */
-function tokenAgainstForgery() {
+/** Django's CSRF token, if the server is Django: the cookie's value must be sent as a header. */
+function csrfToken() {
   const cookie = document.cookie.match(/(?:^|; )csrftoken=([^;]+)/);
   return cookie ? { "X-CSRFToken": cookie[1] } : {};
 }

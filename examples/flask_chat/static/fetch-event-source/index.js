@@ -1,6 +1,6 @@
-// A stand-in for @microsoft/fetch-event-source, with what of its interface the page uses: it lets the page run
-// without npm. After an error it calls `onerror`: what that returns is how many milliseconds later it asks again, with
-// the last event ID; what it throws is the end.
+// Replaces @microsoft/fetch-event-source, so that the page runs without npm; it has the part of the interface that the
+// page uses. After an error it calls `onerror`. It then sends the request again, with the last event ID, after the
+// number of milliseconds that `onerror` returns, or rejects with the exception that `onerror` throws.
 
 export const EventStreamContentType = "text/event-stream";
 
@@ -26,14 +26,14 @@ export async function fetchEventSource(url, options) {
   }
 }
 
-/** Yield the lines of a body, each as soon as its end is in, whichever of CR, LF and CRLF that is. */
+/** Yield the lines of a body, each as soon as it is complete. A line ends with CR, LF or CRLF. */
 async function* linesOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let endedInCR = false;
   try {
     for (let read; !(read = await reader.read()).done; ) {
-      // What began with the CR of a CRLF goes on with its LF.
+      // The LF after a CR at the end of the last read belongs to the same line end.
       const text = endedInCR && read.value.startsWith("\n") ? read.value.slice(1) : read.value;
       endedInCR = read.value.endsWith("\r");
       const lines = (rest + text).split(/\r\n|\r|\n/);
@@ -41,12 +41,12 @@ async function* linesOf(body) {
       yield* lines;
     }
   } finally {
-    // Also where the consumer leaves early: it closes the connection.
+    // Closes the connection if the consumer leaves early.
     reader.cancel().catch(() => {});
   }
 }
 
-/** Yield the messages that the lines make, by https://html.spec.whatwg.org/multipage/server-sent-events.html. */
+/** Yield the messages in the lines, by https://html.spec.whatwg.org/multipage/server-sent-events.html. */
 async function* messagesOf(lines) {
   let event = "";
   let id = "";

@@ -16,7 +16,7 @@ from sseqbridge import SSEError, arequest_sse, request_sse
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Answer", "Caller", "Door", "Reading"]
+__all__ = ["Caller", "OpenStream", "Requester", "Response"]
 
 
 _WIND_UP_SECONDS = 10.0
@@ -33,7 +33,7 @@ class Caller:
         """Return a function's result, or that of a coroutine."""
         return result if self._loop is None else self._loop.run_until_complete(result)
 
-    def meanwhile(self, function: Callable[..., object], *args: object) -> None:
+    def run_blocking(self, function: Callable[..., object], *args: object) -> None:
         """Call a function that waits, while the streams run."""
         self.run(asyncio.to_thread(function, *args) if self.is_async else function(*args))
 
@@ -51,19 +51,19 @@ class Caller:
         await loop.shutdown_default_executor()
 
 
-class Door(Caller):
-    """Calls request_sse or arequest_sse with fixed `options`."""
+class Requester(Caller):
+    """Sends requests with request_sse or arequest_sse, with fixed `options`."""
 
     def __init__(self, *, is_async: bool, **options: Any) -> None:
         super().__init__(is_async=is_async)
         self._options = options
 
-    def __call__(self, url: Any, headers: Any = None, data: Any = None, **options: Any) -> Answer:
+    def __call__(self, url: Any, headers: Any = None, data: Any = None, **options: Any) -> Response:
         function: Any = arequest_sse if self.is_async else request_sse
-        return Answer(self, self.run(function(url, headers, data, **self._options, **options)))
+        return Response(self, self.run(function(url, headers, data, **self._options, **options)))
 
 
-class Reading:
+class OpenStream:
     """A stream of either function. `with` closes it."""
 
     def __init__(self, caller: Caller, events: Any) -> None:
@@ -109,13 +109,13 @@ class Reading:
         return collect()
 
 
-class Answer(Reading):
+class Response(OpenStream):
     """The response of either function."""
 
-    def __init__(self, door: Door, response: Any) -> None:
+    def __init__(self, requester: Requester, response: Any) -> None:
         self.response = response
         self.status, self.headers, events = response
-        super().__init__(door, events)
+        super().__init__(requester, events)
 
     def raise_for_status(self, target: Any = None) -> Any:
         return self._caller.run((target or self.response).raise_for_status())

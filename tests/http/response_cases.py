@@ -1,14 +1,14 @@
-"""Cases of answers, and both ways to run them: through the sans-IO units, and over a fake connection.
+"""Cases of responses, and both ways to run them: through the sans-IO units, and over a fake connection.
 
 A case is an object in a file of tests/data, whose bytes are written as text, one character a byte:
 
-    name    what the answer is like
-    see     where the corpus has such an answer
+    name    a description
+    see     the corresponding case of the corpus
     method  of the request ("GET")
     upgrade whether the request asks for another protocol
-    sent    the lines of the answer, joined as they are
-    closes  whether the server closes the connection after the answer
-    status  of the answer; without it, the head must be refused
+    sent    the lines of the response, joined without separators
+    closes  whether the server closes the connection after the response
+    status  of the response; without it, the head must be refused
     reason  the reason phrase, if it is checked
     headers the headers, if they are checked
     body    all bytes of the body that are delivered ("")
@@ -41,13 +41,13 @@ __all__ = ["Case", "Outcome", "every_split", "load", "no_plain", "no_tls", "read
 
 _DATA = Path(__file__).parents[1] / "data"
 
-# The answer to a second request. Nothing of the first answer may be read as this one.
+# The response to a second request. Nothing of the first response may be read as this one.
 _NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a client learns from an answer."""
+    """The result of reading a response."""
 
     status: int | None = None
     reason: bytes = b""
@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """One answer, and the intended outcome."""
+    """A response, and the intended outcome."""
 
     name: str
     sent: bytes
@@ -131,7 +131,7 @@ def every_split(data: bytes) -> Iterator[list[bytes]]:
 
 
 class _Reading:
-    """An answer that is read by HeadReader and BodyReader, as the transport does, without a connection."""
+    """A response that is read by HeadReader and BodyReader, as the transport does, without a connection."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -158,7 +158,7 @@ class _Reading:
 
 
 def read_by_units(case: Case, pieces: list[bytes]) -> Outcome:
-    """Return what the sans-IO units make of an answer in these pieces."""
+    """Read a response in these pieces with the sans-IO units, and return the outcome."""
     reading = _Reading(case.method)
     try:
         for piece in pieces:
@@ -177,7 +177,7 @@ def read_by_units(case: Case, pieces: list[bytes]) -> Outcome:
 
 
 def read_over_transport(case: Case, pieces: list[bytes]) -> Outcome:
-    """Return what the transport makes of an answer in these pieces, and check that the next request is answered."""
+    """Read a response in these pieces with the transport. Checks that the next request gets its own response."""
     return asyncio.run(_read_over_transport(case, pieces))
 
 
@@ -186,7 +186,7 @@ async def _read_over_transport(case: Case, pieces: list[bytes]) -> Outcome:
     network = FakeNetwork(connection, FakeConnection([_NEXT]))
     transport = Transport(keepalive_expiry=60, tls_context=no_tls, plain=no_plain, dial=network.dial)
     outcome = await _ask(transport, case.method, {"Upgrade": "other"} if case.upgrade else {})
-    # Bytes after the answer must have arrived before the next request.
+    # Bytes after the response must have arrived before the next request.
     await connection.over.wait()
     following = await _ask(transport, "GET", {})
     assert (following.status, following.body, following.error) == (200, b"next", None)

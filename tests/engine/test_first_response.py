@@ -1,4 +1,4 @@
-"""Reconnecting before the first answer, and the total limit."""
+"""Reconnecting before the first response, and the total limit."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from sseqbridge.testing import (
     silence,
 )
 from tests.clock import FakeClock
-from tests.doors import Door
 from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes
+from tests.requesters import Requester
 from tests.support import in_thread, until
 
 # A wait for an event takes up to 30 s on a busy machine.
 pytestmark = pytest.mark.timeout(120)
 
 
-# The first answer.
+# The first response.
 
 
-def test_first_connection_is_retried(ask: Door) -> None:
+def test_first_connection_is_retried(ask: Requester) -> None:
     notes = Notes()
     busy = [respond(503, content_type="text/plain"), b"busy"]
     with SSEServer(in_turn([cut()], busy, [respond(429)], [send(1), DONE])) as server:
-        answer = ask(server.url, reconnect=AT_ONCE, on_reconnect=notes)
-        assert answer.status == 200
-        assert answer.items() == [1]
-        assert answer.events.stats.reconnections == 0
+        response = ask(server.url, reconnect=AT_ONCE, on_reconnect=notes)
+        assert response.status == 200
+        assert response.items() == [1]
+        assert response.events.stats.reconnections == 0
     assert [attempt for attempt, _, _ in notes.calls] == [1, 2, 3]
     assert notes.threads == {threading.get_ident()}
 
 
-def test_first_connection_with_a_final_failure_is_not_retried(ask: Door) -> None:
+def test_first_connection_with_a_final_failure_is_not_retried(ask: Requester) -> None:
     with SSEServer([respond(401, content_type="text/plain"), b"no"]) as server:
-        answer = ask(server.url, reconnect=AT_ONCE)
-        assert (answer.status, answer.items()) == (401, ["no"])
+        response = ask(server.url, reconnect=AT_ONCE)
+        assert (response.status, response.items()) == (401, ["no"])
         assert len(server.requests) == 1
     with SSEServer([respond(302)]) as server:
         with pytest.raises(RedirectError):
@@ -60,19 +60,19 @@ def test_first_connection_with_a_final_failure_is_not_retried(ask: Door) -> None
         assert len(server.requests) == 1
 
 
-def test_attempts_limit_the_wait_for_the_first_answer(ask: Door, closed_port: int) -> None:
+def test_attempts_limit_the_wait_for_the_first_response(ask: Requester, closed_port: int) -> None:
     policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=2)
     with pytest.raises(ReconnectionError) as caught:
         ask(f"http://127.0.0.1:{closed_port}", reconnect=policy)
     assert caught.value.attempts == 2
     assert isinstance(caught.value.__cause__, ConnectError)
     with SSEServer([respond(503, content_type="text/plain"), b"busy"]) as server:
-        answer = ask(server.url, reconnect=policy)
-        assert (answer.status, answer.items(), answer.events.outcome) == (503, ["busy"], "eof")
+        response = ask(server.url, reconnect=policy)
+        assert (response.status, response.items(), response.events.outcome) == (503, ["busy"], "eof")
         assert len(server.requests) == 3
 
 
-def test_total_limits_the_wait_for_the_first_answer(clock: FakeClock, ask: Door, closed_port: int) -> None:
+def test_total_limits_the_wait_for_the_first_response(clock: FakeClock, ask: Requester, closed_port: int) -> None:
     notes = Notes()
     policy = ReconnectionPolicy(delay=600, max_delay=600, factor=1, jitter=0)
     url, timeout = f"http://127.0.0.1:{closed_port}", Timeout(total=1000)
@@ -87,7 +87,7 @@ def test_total_limits_the_wait_for_the_first_answer(clock: FakeClock, ask: Door,
     assert isinstance(caught.value.__cause__, (ConnectError, StreamTimeoutError))
 
 
-def test_no_attempt_is_planned_after_the_deadline(ask: Door, closed_port: int) -> None:
+def test_no_attempt_is_planned_after_the_deadline(ask: Requester, closed_port: int) -> None:
     notes = Notes()
     with pytest.raises(ReconnectionError, match="would come too late") as caught:
         ask(f"http://127.0.0.1:{closed_port}", reconnect=LATE, timeout=Timeout(total=999), on_reconnect=notes)
@@ -95,35 +95,35 @@ def test_no_attempt_is_planned_after_the_deadline(ask: Door, closed_port: int) -
     assert isinstance(caught.value.__cause__, ConnectError)
 
 
-def test_last_answer_is_returned_at_the_deadline(ask: Door) -> None:
+def test_last_response_is_returned_at_the_deadline(ask: Requester) -> None:
     """The next attempt would come too late."""
     busy = [respond(503, {"Retry-After": "100"}, content_type="text/plain"), b"busy"]
     with SSEServer(busy) as server:
-        answer = ask(server.url, reconnect=LATE)
-        assert (answer.status, answer.items()) == (503, ["busy"])
+        response = ask(server.url, reconnect=LATE)
+        assert (response.status, response.items()) == (503, ["busy"])
         assert len(server.requests) == 1
 
 
-def test_last_answer_is_returned_if_the_next_is_late(clock: FakeClock, ask: Door) -> None:
+def test_last_response_is_returned_if_the_next_is_late(clock: FakeClock, ask: Requester) -> None:
     busy = [respond(503, content_type="text/plain"), b"busy"]
     with SSEServer(in_turn(busy, [silence()])) as server:
         asking = in_thread(lambda: ask(server.url, reconnect=AT_ONCE, timeout=Timeout(total=1000)))
         server.wait_for_request(2, timeout=30)
-        answer = clock.advance_until_done(asking.result, step=100)
-        assert (answer.status, answer.events.outcome) == (503, None)
+        response = clock.advance_until_done(asking.result, step=100)
+        assert (response.status, response.events.outcome) == (503, None)
         server.requests[1].wait_aborted(30)
 
 
-def test_last_answer_is_returned_if_attempts_fail(ask: Door) -> None:
+def test_last_response_is_returned_if_attempts_fail(ask: Requester) -> None:
     busy = [respond(503, content_type="text/plain"), b"busy"]
     with SSEServer(in_turn(busy, [cut()])) as server:
         policy = ReconnectionPolicy(delay=0.01, jitter=0, attempts=1)
-        answer = ask(server.url, reconnect=policy)
-        assert (answer.status, answer.items(), answer.events.outcome) == (503, ["busy"], "eof")
+        response = ask(server.url, reconnect=policy)
+        assert (response.status, response.items(), response.events.outcome) == (503, ["busy"], "eof")
 
 
 @pytest.mark.parametrize("total", [1000, None], ids=["total", "a minute"])
-def test_deadline_ends_an_attempt_under_way(clock: FakeClock, ask: Door, total: float | None) -> None:
+def test_deadline_ends_an_attempt_under_way(clock: FakeClock, ask: Requester, total: float | None) -> None:
     began = clock.monotonic()
     with SSEServer([silence()]) as server:
         asking = in_thread(lambda: ask(server.url, reconnect=AT_ONCE, timeout=Timeout(total=total, read=None)))
@@ -137,46 +137,48 @@ def test_deadline_ends_an_attempt_under_way(clock: FakeClock, ask: Door, total: 
         server.requests[0].wait_aborted(30)
 
 
-def test_without_total_only_the_first_answer_has_a_limit(clock: FakeClock, ask: Door) -> None:
+def test_without_total_only_the_first_response_has_a_limit(clock: FakeClock, ask: Requester) -> None:
     flag = threading.Event()
     with SSEServer([send(1), hold(flag), DONE]) as server:
-        answer = ask(server.url, reconnect=AT_ONCE)
-        assert answer.next() == 1
+        response = ask(server.url, reconnect=AT_ONCE)
+        assert response.next() == 1
         clock.advance(100)
-        answer.settle()
+        response.settle()
         flag.set()
-        assert answer.items() == []
+        assert response.items() == []
         assert len(server.requests) == 1
 
 
-def test_total_holds_across_connections(clock: FakeClock, ask: Door) -> None:
+def test_total_holds_across_connections(clock: FakeClock, ask: Requester) -> None:
     policy = ReconnectionPolicy(delay=10, factor=1, jitter=0)
     with SSEServer([send(1), cut()]) as server:
-        answer = ask(server.url, reconnect=policy, timeout=dataclasses.replace(UNLIMITED, total=1_000_000))
+        response = ask(server.url, reconnect=policy, timeout=dataclasses.replace(UNLIMITED, total=1_000_000))
         for _ in range(3):
-            assert clock.advance_until_done(answer.next) == 1
-        _, error = clock.advance_until_done(answer.fail, step=100_000)
+            assert clock.advance_until_done(response.next) == 1
+        _, error = clock.advance_until_done(response.fail, step=100_000)
         assert isinstance(error, StreamTimeoutError)
         assert (error.which, error.seconds) == ("total", 1_000_000)
 
 
-@pytest.mark.parametrize("asked", ["policy", "retry", "Retry-After"])
-def test_total_ends_a_longer_wait(clock: FakeClock, ask: Door, asked: str, caplog: pytest.LogCaptureFixture) -> None:
-    policy = LATE if asked == "policy" else ReconnectionPolicy(delay=0.01, max_delay=1e6, jitter=0)
-    first = [send(1, retry=1e6 if asked == "retry" else None), cut()]
+@pytest.mark.parametrize("delay_from", ["policy", "retry", "Retry-After"])
+def test_total_ends_a_longer_wait(
+    clock: FakeClock, ask: Requester, delay_from: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = LATE if delay_from == "policy" else ReconnectionPolicy(delay=0.01, max_delay=1e6, jitter=0)
+    first = [send(1, retry=1e6 if delay_from == "retry" else None), cut()]
     with (
         caplog.at_level(logging.DEBUG, "sseqbridge"),
         SSEServer(in_turn(first, [respond(503, {"Retry-After": "1000000"})])) as server,
     ):
         began = clock.monotonic()
-        answer = ask(server.url, reconnect=policy, timeout=dataclasses.replace(UNLIMITED, total=300))
-        assert answer.next() == 1
+        response = ask(server.url, reconnect=policy, timeout=dataclasses.replace(UNLIMITED, total=300))
+        assert response.next() == 1
         # Before the clock is advanced, so that the request itself is not late.
-        ask.meanwhile(until, lambda: "to reconnect in 1e+06 s" in caplog.text)
-        items, error = clock.advance_until_done(answer.fail)
+        ask.run_blocking(until, lambda: "to reconnect in 1e+06 s" in caplog.text)
+        items, error = clock.advance_until_done(response.fail)
         assert items == []
         assert isinstance(error, StreamTimeoutError)
         assert error.which == "total"
         # Long before the end of the wait, also on a busy machine.
         assert 300 <= clock.monotonic() - began < 100_000
-        assert len(server.requests) == (2 if asked == "Retry-After" else 1)
+        assert len(server.requests) == (2 if delay_from == "Retry-After" else 1)
