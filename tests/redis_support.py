@@ -210,7 +210,7 @@ class Proxy:
             with server:
                 peers = {client: server, server: client}
                 while True:
-                    for source in select.select(list(ways), (), ())[0]:
+                    for source in select.select(list(peers), (), ())[0]:
                         self._wait_to_carry()
                         try:
                             data = source.recv(65_536)

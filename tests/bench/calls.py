@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from .runner import OURS, Bench, Column, Workload, in_turn
+from .runner import OURS, Bench, Column, Workload, rotated
 
 __all__ = ["CASES", "WORKLOAD", "main"]
 
@@ -29,7 +29,7 @@ Work = Callable[[int], object]
 
 def run(bench: Bench) -> None:
     """Measure every client in one process for each of our configurations."""
-    for configuration in bench.installed(OURS):
+    for configuration in bench.available(OURS):
         command = [sys.executable, "-m", "tests.bench.calls", str(bench.rounds), "50" if bench.quick else "3000"]
         samples = bench.run_json(command, bench.environment(configuration))
         loop = "uvloop" if "uvloop" in configuration.needs else "asyncio"
@@ -58,7 +58,7 @@ def samples(count: int, number: int) -> Iterator[tuple[Any, ...]]:
             PORTAL: stack.enter_context(works_of_portal()),
         }
         for case in CASES:
-            for client in in_turn([name for name, works in clients.items() if case in works], number):
+            for client in rotated([name for name, works in clients.items() if case in works], number):
                 repeat = 10 * count if case == ITEMS else count // 4 if case == SESSIONS else count
                 began = time.perf_counter()
                 clients[client][case](repeat)

@@ -54,12 +54,12 @@ def run(bench: Bench) -> None:
     for events_of_a_stream in (1, events):
         Control(bench.upstream.http).prepare_burst(events_of_a_stream, 1)
     for case, threads in (("JSON, 1 thread", 1), ("JSON, 8 threads", 8)):
-        bench.in_turn("sdk", case, bench.upstream.http, {"requests": requests, "threads": threads}, CONFIGURATIONS)
+        bench.measure_each("sdk", case, bench.upstream.http, {"requests": requests, "threads": threads}, CONFIGURATIONS)
     for scheme, url in bench.schemes():
-        bench.in_turn("sdk", f"burst, {scheme}", url, {"events": events}, CONFIGURATIONS)
-    if bench.having("openai"):
+        bench.measure_each("sdk", f"burst, {scheme}", url, {"events": events}, CONFIGURATIONS)
+    if bench.importable("openai"):
         of_httpx2 = [one for one in CONFIGURATIONS if one.name in names("httpx2")]
-        bench.in_turn("sdk", "openai", bench.upstream.http, {"events": events // 5, "is_openai": 1}, of_httpx2)
+        bench.measure_each("sdk", "openai", bench.upstream.http, {"events": events // 5, "is_openai": 1}, of_httpx2)
 
 
 def measure(

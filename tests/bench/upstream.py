@@ -147,7 +147,7 @@ class Upstream:
             client.close()
 
     def _json(self, client: socket.socket, parameters: Parameters) -> None:
-        _answer_json(client, {"id": "1", "choices": [{"message": {"role": "assistant", "content": "x" * 300}}]})
+        _send_json(client, {"id": "1", "choices": [{"message": {"role": "assistant", "content": "x" * 300}}]})
 
     def _stream(self, client: socket.socket, parameters: Parameters) -> None:
         client.sendall(burst(int(parameters["events"]), int(parameters["batch"])))

@@ -329,7 +329,7 @@ def test_events_are_printed_at_once() -> None:
         assert process.stdout.readline() == "1\n"
 
 
-@pytest.mark.parametrize("steps", [[], [respond(), comment()], [send("a")]], ids=["answer", "first event", "another"])
+@pytest.mark.parametrize("steps", [[], [respond(), comment()], [send("a")]], ids=["response", "first event", "another"])
 def test_terminal_shows_the_current_wait(terminal: PseudoTerminal, steps: list[Step]) -> None:
     theirs, seen = terminal
     go = threading.Event()

@@ -64,10 +64,10 @@ def test_control_characters_are_escaped_on_a_terminal_alone(
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/html"])
-def test_error_answer_is_escaped_on_a_terminal(monkeypatch: pytest.MonkeyPatch, content_type: str) -> None:
+def test_error_response_is_escaped_on_a_terminal(monkeypatch: pytest.MonkeyPatch, content_type: str) -> None:
     standard_streams = as_standard_streams(monkeypatch)
-    answer = respond(500, {"X-A": "a\x9bb"}, framing="length", content_type=content_type)
-    with SSEServer([answer, RAW.encode()]) as server:
+    response = respond(500, {"X-A": "a\x9bb"}, framing="length", content_type=content_type)
+    with SSEServer([response, RAW.encode()]) as server:
         assert main([server.url, "--include"]) == 1
     shown = standard_streams.getvalue()
     assert r"\x1b]0;title\x07" in shown

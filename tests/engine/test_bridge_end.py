@@ -20,12 +20,12 @@ from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, python, together, until
 
-ANSWER = (send({"n": 1}), send("[DONE]"))
+RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 
 @pytest.fixture
-def answers() -> Iterator[SSEServer]:
-    with SSEServer(ANSWER) as server:
+def responses() -> Iterator[SSEServer]:
+    with SSEServer(RESPONSE) as server:
         yield server
 
 
@@ -44,7 +44,7 @@ def fail(*args: object) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("no"), MemoryError(), OSError(24, "Too many open files")], ids=repr)
 @pytest.mark.parametrize("where", ["run_until_complete", "create_future"])
 def test_loop_that_cannot_run_is_a_typed_error(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer, where: str, error: Exception
+    monkeypatch: pytest.MonkeyPatch, responses: SSEServer, where: str, error: Exception
 ) -> None:
     def broken_loop() -> asyncio.AbstractEventLoop:
         def fail(*args: object) -> None:
@@ -58,15 +58,15 @@ def test_loop_that_cannot_run_is_a_typed_error(
             patch.setattr(loops, "new_event_loop", broken_loop)
             for _ in range(2):
                 with pytest.raises(BridgeClosedError, match="the loop thread could not make or run") as caught:
-                    request_sse(answers.url, bridge=bridge)
+                    request_sse(responses.url, bridge=bridge)
                 assert caught.value.__cause__ is error
         # The next request tries again.
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_exit_while_the_loop_is_made_is_a_typed_error(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer, error: BaseException
+    monkeypatch: pytest.MonkeyPatch, responses: SSEServer, error: BaseException
 ) -> None:
     def broken_loop() -> None:
         raise error
@@ -75,20 +75,20 @@ def test_exit_while_the_loop_is_made_is_a_typed_error(
         with monkeypatch.context() as patch:
             patch.setattr(loops, "new_event_loop", broken_loop)
             with pytest.raises(BridgeClosedError) as caught:
-                request_sse(answers.url, bridge=bridge)
+                request_sse(responses.url, bridge=bridge)
             assert caught.value.__cause__ is error
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
 
 
-def test_thread_that_ends_at_once_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_thread_that_ends_at_once_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     def end(bridge: Bridge, *args: object) -> None: ...
 
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
             patch.setattr(Bridge, "_main", end)
             with pytest.raises(BridgeClosedError, match="has ended before its event loop ran"):
-                request_sse(answers.url, bridge=bridge)
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+                request_sse(responses.url, bridge=bridge)
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
 
 
 SUBINTERPRETER = """
@@ -153,12 +153,12 @@ def in_a_coroutine(function: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("call", ["request_sse", "open", "aopen", "cancel", "acancel", "produce"])
 def test_request_that_was_not_started_ends_with_its_bridge(
-    call: str, monkeypatch: pytest.MonkeyPatch, answers: SSEServer
+    call: str, monkeypatch: pytest.MonkeyPatch, responses: SSEServer
 ) -> None:
     with Bridge() as bridge, MemoryLog(bridge=bridge) as log:
         # The loop runs.
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
-        start = partial(request_sse, answers.url, bridge=bridge)
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
+        start = partial(request_sse, responses.url, bridge=bridge)
         calls: dict[str, Callable[[], Any]] = {
             "request_sse": start,
             "open": lambda: log.open("key", start),
@@ -176,9 +176,9 @@ def test_request_that_was_not_started_ends_with_its_bridge(
                 waiting.result(30)
 
 
-def test_request_that_cannot_be_posted_is_not_kept(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_request_that_cannot_be_posted_is_not_kept(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     with Bridge() as bridge:
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
         state = bridge.started()
 
         def interrupted(*args: object, **options: object) -> None:
@@ -187,20 +187,20 @@ def test_request_that_cannot_be_posted_is_not_kept(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(type(state.loop), "call_soon_threadsafe", interrupted, raising=False)
             with pytest.raises(KeyboardInterrupt):
-                request_sse(answers.url, bridge=bridge)
+                request_sse(responses.url, bridge=bridge)
         assert state._posted == set()
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
 
 
 def test_request_whose_start_fails_ends_with_a_typed_error(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, responses: SSEServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Bridge() as bridge:
         with monkeypatch.context() as patch:
             patch.setattr(LoopState, "add", lambda *args: fail())
             with pytest.raises(BridgeClosedError):
-                request_sse(answers.url, bridge=bridge)
-        assert request_sse(answers.url, bridge=bridge).events.collect() == [{"n": 1}]
+                request_sse(responses.url, bridge=bridge)
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
     assert [record.exc_info is not None for record in caplog.records if record.name == "asyncio"] == [True]
 
 
@@ -273,36 +273,36 @@ def test_no_call_waits_for_a_loop_that_broke(call: str, monkeypatch: pytest.Monk
 # The process's own bridge.
 
 
-def test_default_bridge_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_default_bridge_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     monkeypatch.setattr(_public, "_default", None)
     with MemoryLog() as log:
         for number in range(3):
             closed = Bridge.default()
-            assert request_sse(answers.url).events.collect() == [{"n": 1}]
-            assert log.open(f"key-{number}", lambda: request_sse(answers.url)).collect() == [{"n": 1}]
+            assert request_sse(responses.url).events.collect() == [{"n": 1}]
+            assert log.open(f"key-{number}", lambda: request_sse(responses.url)).collect() == [{"n": 1}]
             closed.close()
             assert Bridge.default() is not closed
             with pytest.raises(UsageError, match="this Bridge is closed"):
-                request_sse(answers.url, bridge=closed)
+                request_sse(responses.url, bridge=closed)
         # Streams of the log outlive the bridge.
         assert log.open("key-0").collect() == [{"n": 1}]
     Bridge.default().close()
 
 
-def test_many_threads_use_one_new_default_bridge(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_many_threads_use_one_new_default_bridge(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     monkeypatch.setattr(_public, "_default", None)
     Bridge.default().close()
     assert len({id(bridge) for bridge in together([Bridge.default] * 30)}) == 1
-    assert together([partial(first_item, answers.url)] * 10) == [{"n": 1}] * 10
+    assert together([partial(first_item, responses.url)] * 10) == [{"n": 1}] * 10
     Bridge.default().close()
 
 
-def test_default_bridge_stays_closed_at_the_exit(monkeypatch: pytest.MonkeyPatch, answers: SSEServer) -> None:
+def test_default_bridge_stays_closed_at_the_exit(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     monkeypatch.setattr(_public, "_default", None)
     monkeypatch.setattr(_bridge, "_exiting", True)
     Bridge.default().close()
     with pytest.raises(UsageError, match="this Bridge is closed"):
-        request_sse(answers.url)
+        request_sse(responses.url)
 
 
 # Leased clients.
@@ -359,7 +359,7 @@ def test_client_of_a_task_that_does_not_end_is_closed_with_its_bridge() -> None:
     until(lambda: made.all_are_closed)
 
 
-def test_client_that_is_leased_while_its_bridge_closes_is_closed(answers: SSEServer) -> None:
+def test_client_that_is_leased_while_its_bridge_closes_is_closed(responses: SSEServer) -> None:
     class Closing(Recorded):
         def __call__(self) -> httpx.AsyncClient:
             thread = bridge._thread
@@ -371,27 +371,27 @@ def test_client_that_is_leased_while_its_bridge_closes_is_closed(answers: SSESer
     made = Closing()
     bridge = Bridge(client=made)
     with pytest.raises(BridgeClosedError, match="while the request was made"):
-        request_sse(answers.url, bridge=bridge)
+        request_sse(responses.url, bridge=bridge)
     assert made.all_are_closed
 
 
 def test_client_of_a_request_that_was_not_started_is_closed(
-    monkeypatch: pytest.MonkeyPatch, answers: SSEServer
+    monkeypatch: pytest.MonkeyPatch, responses: SSEServer
 ) -> None:
     made = Recorded()
     with Bridge(client=made) as bridge:
         never_run(monkeypatch)
-        waiting = in_thread(lambda: request_sse(answers.url, bridge=bridge))
+        waiting = in_thread(lambda: request_sse(responses.url, bridge=bridge))
         assert LoopState.was_posted.wait(30)  # type: ignore[attr-defined]
     with pytest.raises(BridgeClosedError):
         waiting.result(30)
     until(lambda: made.all_are_closed)
 
 
-def test_client_of_the_caller_stays_open_after_its_loop(answers: SSEServer) -> None:
+def test_client_of_the_caller_stays_open_after_its_loop(responses: SSEServer) -> None:
     async def main() -> httpx.AsyncClient:
         client = httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0))
-        assert await (await arequest_sse(answers.url, client=client)).events.collect() == [{"n": 1}]
+        assert await (await arequest_sse(responses.url, client=client)).events.collect() == [{"n": 1}]
         return client
 
     assert not asyncio.run(main()).is_closed

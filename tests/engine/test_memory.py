@@ -33,7 +33,7 @@ from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES, limit_of, memo
 from sseqbridge._runtime import fork
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, cut, hold, respond, send, silence
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.stepping import Stepped
 from tests.support import until
 
@@ -385,13 +385,13 @@ def test_merged_and_gathered_streams_count(small: None) -> None:
 
 @own_transport
 @pytest.mark.parametrize("steps", [[send("a"), DONE], [send("a")], [send("a"), cut()]], ids=["done", "eof", "error"])
-def test_stream_counts_until_its_end_was_received(ask: Door, steps: list[Any]) -> None:
+def test_stream_counts_until_its_end_was_received(ask: Requester, steps: list[Any]) -> None:
     with SSEServer(steps) as server:
-        answer = ask(server.url, decode="text")
+        response = ask(server.url, decode="text")
         until(lambda: server.requests[0].finished.is_set() or server.requests[0].aborted.is_set())
         assert len(memory._open) == 1
         try:
-            assert answer.items() == ["a"]
+            assert response.items() == ["a"]
         except Exception as error:
             assert steps[-1] not in (DONE, steps[0]), error
         assert memory._open == {}
@@ -413,7 +413,7 @@ def test_stream_that_is_left_counts_no_longer(end: str) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_requests_that_fail_count_no_longer(ask: Door, closed_port: int) -> None:
+def test_requests_that_fail_count_no_longer(ask: Requester, closed_port: int) -> None:
     with pytest.raises(ConnectError):
         ask(f"http://127.0.0.1:{closed_port}/")
     assert memory._open == {}

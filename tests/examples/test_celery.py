@@ -178,7 +178,7 @@ def test_killed_celery_worker_ends_its_readers(
         site.worker.kill()
         event = events.next(60)
         assert (event.event, event.json()["error"]["type"]) == ("error", "ProducerLostError")
-        assert (list(events), puppet.asked) == ([], 1)
+        assert (list(events), upstream.request_count) == ([], 1)
 
 
 def test_example_runs_without_an_account(redis: RedisServer, tmp_path: Path) -> None:

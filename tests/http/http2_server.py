@@ -45,9 +45,9 @@ class Http2Server:
         config.loglevel = "WARNING"
         closing = asyncio.Event()
         self._ready.set_result((asyncio.get_running_loop(), closing))
-        await hypercorn.asyncio.serve(self._answer, config, shutdown_trigger=closing.wait)
+        await hypercorn.asyncio.serve(self._respond, config, shutdown_trigger=closing.wait)
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
                 await send({"type": "lifespan.startup.complete"})

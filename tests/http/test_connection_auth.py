@@ -13,7 +13,7 @@ from sseqbridge import Bridge, ProtocolError, arequest_sse, request_sse
 from sseqbridge._http.connection_auth import authenticates_connection
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence, wire
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import until
 
 from .upstream import SHORT, Peer, Run, asking, new_transport, upstream
@@ -40,11 +40,11 @@ def test_schemes_of_connections_are_recognized(name: str, value: str, authentica
 
 
 @pytest.mark.parametrize(("header", "connections"), [("Negotiate YII=", 3), ("NTLM TlRM", 3), ("Bearer x", 1)])
-def test_authenticated_connection_serves_no_other_call(ask: Door, header: str, connections: int) -> None:
+def test_authenticated_connection_serves_no_other_call(ask: Requester, header: str, connections: int) -> None:
     with SSEServer([send(1), DONE]) as server:
         for headers in ({"Authorization": header}, {"Authorization": header}, None):
-            with ask(server.url, headers) as answer:
-                assert answer.items() == [1]
+            with ask(server.url, headers) as response:
+                assert response.items() == [1]
                 until(lambda: len(server.requests))
         assert server.connections == connections
 
@@ -92,7 +92,7 @@ def pausing_client(pause: asyncio.Event) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=new_transport(), timeout=30, event_hooks={"request": [hook]})
 
 
-def test_handshake_stays_on_its_connection(ask: Door) -> None:
+def test_handshake_stays_on_its_connection(ask: Requester) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         if request.headers.get("authorization") == "NTLM three":
             return [send(1), DONE]
@@ -100,8 +100,8 @@ def test_handshake_stays_on_its_connection(ask: Door) -> None:
 
     with SSEServer(script) as server:
         for number in (1, 2):
-            with ask(server.url, auth=Handshake()) as answer:
-                assert answer.items() == [1]
+            with ask(server.url, auth=Handshake()) as response:
+                assert response.items() == [1]
             assert len(server.requests) == 3 * number
             assert server.connections == number
 
@@ -109,9 +109,9 @@ def test_handshake_stays_on_its_connection(ask: Door) -> None:
 REFUSAL = b"HTTP/1.1 401 No\r\nWWW-Authenticate: NTLM x\r\nContent-Length: 0\r\n\r\n"
 
 
-async def handshake(peer: Peer, *answers: bytes) -> None:
-    for answer in answers:
-        await peer.answer(answer)
+async def handshake(peer: Peer, *responses: bytes) -> None:
+    for response in responses:
+        await peer.respond(response)
 
 
 def test_no_other_request_gets_into_a_handshake(run: Run) -> None:
@@ -124,10 +124,10 @@ def test_no_other_request_gets_into_a_handshake(run: Run) -> None:
             await handshake(peer, REFUSAL, REFUSAL)
             # The connection is idle now, and another request does not get it.
             async with asking(client, server.url) as other:
-                await (await server.accept()).answer(SHORT)
+                await (await server.accept()).respond(SHORT)
                 assert await (await other).aread() == b"hello"
                 pause.set()
-                await peer.answer(SHORT)
+                await peer.respond(SHORT)
                 response = await asked
                 assert (response.status_code, await response.aread()) == (200, b"hello")
                 assert await peer.client_has_left()
@@ -142,10 +142,10 @@ def test_abandoned_handshake_expires(clock: FakeClock, run: Run) -> None:
         async with upstream() as server, httpx.AsyncClient(transport=transport, timeout=None) as client:
             peers = []
             for _ in range(2):
-                async with asking(client, server.url, headers={"Authorization": "NTLM one"}) as answer:
+                async with asking(client, server.url, headers={"Authorization": "NTLM one"}) as pending:
                     peers.append(await server.accept())
-                    await peers[-1].answer(REFUSAL)
-                    await (await answer).aread()
+                    await peers[-1].respond(REFUSAL)
+                    await (await pending).aread()
             clock.advance(401)
             for peer in peers:
                 assert await peer.client_has_left()
@@ -166,13 +166,13 @@ def test_connection_of_a_handshake_can_end(run: Run, way: str) -> None:
             if way == "the server closes":
                 peer.socket.close()
                 pause.set()
-                # The handshake would have to begin again: the answer of the server decides.
-                await (await server.accept()).answer(SHORT)
+                # The handshake would have to begin again: the response of the server decides.
+                await (await server.accept()).respond(SHORT)
                 assert (await asked).content == b"hello"
             else:
-                # Its own answer shows that the connection of the handshake is idle.
+                # Its own response shows that the connection of the handshake is idle.
                 async with asking(client, server.url) as other:
-                    await (await server.accept()).answer(SHORT)
+                    await (await server.accept()).respond(SHORT)
                     await (await other).aread()
                 await client.aclose()
                 assert await peer.client_has_left()
@@ -182,21 +182,21 @@ def test_connection_of_a_handshake_can_end(run: Run, way: str) -> None:
     run(main)
 
 
-def test_two_lengths_end_the_connection(ask: Door) -> None:
+def test_two_lengths_end_the_connection(ask: Requester) -> None:
     """With both fields, an intermediary may have found another end of the body."""
     fields = b"Content-Type: text/event-stream\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
     with SSEServer([wire(b"HTTP/1.1 200 OK\r\n" + fields + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")]) as server:
         for _ in range(2):
-            with ask(server.url) as answer:
-                assert answer.items() == [1]
+            with ask(server.url) as response:
+                assert response.items() == [1]
         assert server.connections == 2
 
 
-def test_unrequested_switch_of_protocols_is_a_protocol_error(ask: Door) -> None:
+def test_unrequested_switch_of_protocols_is_a_protocol_error(ask: Requester) -> None:
     head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     with SSEServer([wire(head), silence()]) as server:
         with pytest.raises(ProtocolError):
             ask(server.url)
         assert server.requests[0].wait_aborted()
-        with ask(server.url, {"Upgrade": "websocket", "Connection": "upgrade"}) as answer:
-            assert answer.status == 101
+        with ask(server.url, {"Upgrade": "websocket", "Connection": "upgrade"}) as response:
+            assert response.status == 101

@@ -8,7 +8,8 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,13 +20,13 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http.tls import TlsSession
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import in_thread
 
 from .upstream import DONE, SHORT, Peer, Run, asking, new_client, own_transport, parts, until_read, upstream
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def posting(*, timeout: Any = 10.0, **options: Any) -> AsyncIterator[tuple[Peer, Any]]:
     """A pending POST request, and the server's side of its connection."""
     async with (
@@ -167,10 +168,10 @@ def test_body_that_contradicts_content_length_is_refused(run: Run, body: list[by
     async def main() -> None:
         async with upstream() as server, new_client() as client:
             headers = {"Content-Length": str(length)}
-            async with asking(client, server.url, "POST", content=parts(*body), headers=headers) as answer:
+            async with asking(client, server.url, "POST", content=parts(*body), headers=headers) as pending:
                 peer = await server.accept()
                 with pytest.raises(httpx.LocalProtocolError, match="as long as"):
-                    await answer
+                    await pending
                 assert await peer.client_has_left()
 
     run(main)
@@ -212,14 +213,14 @@ def test_early_refusal_is_returned_at_once_and_ends_the_sending(run: Run, kind: 
         async with (
             upstream() as server,
             new_client(timeout=None) as client,
-            asking(client, server.url, "POST", content=body.content, headers=body.headers) as answer,
+            asking(client, server.url, "POST", content=body.content, headers=body.headers) as pending,
         ):
             peer = await server.accept()
             await peer.receive()
-            # Interim answers change nothing. The server neither reads on nor closes the connection.
+            # Interim responses change nothing. The server neither reads on nor closes the connection.
             await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\n\r\n")
             await peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 5\r\n\r\nhello")
-            response = await answer
+            response = await pending
             assert response.status_code == int(status[:3])
             assert await response.aread() == b"hello"
             await response.aclose()
@@ -232,19 +233,19 @@ def test_early_refusal_is_returned_at_once_and_ends_the_sending(run: Run, kind: 
 
 @pytest.mark.parametrize("kind", BODIES)
 def test_early_success_is_returned_at_once(run: Run, kind: str) -> None:
-    """The server may stream its answer while it reads the request, or without reading it."""
+    """The server may stream its response while it reads the request, or without reading it."""
 
     async def main() -> None:
         body = Uploaded(kind)
         async with (
             upstream() as server,
             new_client(timeout=None) as client,
-            asking(client, server.url, "POST", content=body.content, headers=body.headers) as answer,
+            asking(client, server.url, "POST", content=body.content, headers=body.headers) as pending,
         ):
             peer = await server.accept()
             await peer.receive()
             await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
-            response = await answer
+            response = await pending
             chunks = response.aiter_raw()
             assert await anext(chunks) == b"one"
             await peer.send(b"two")
@@ -268,18 +269,18 @@ def test_request_is_sent_on_after_an_early_success(run: Run) -> None:
         async with (
             upstream() as server,
             new_client() as client,
-            asking(client, server.url, "POST", content=body()) as answer,
+            asking(client, server.url, "POST", content=body()) as pending,
         ):
             peer = await server.accept()
             await peer.receive(b"one\r\n")
             await peer.send(SHORT)
-            response = await answer
+            response = await pending
             go.set()
             await peer.receive(b"3\r\ntwo\r\n0\r\n\r\n")
             assert await response.aread() == b"hello"
-            # The request is complete, and so is its answer: the connection is used again.
+            # The request is complete, and so is its response: the connection is used again.
             async with asking(client, server.url) as other:
-                await peer.answer(SHORT)
+                await peer.respond(SHORT)
                 assert await (await other).aread() == b"hello"
 
     run(main)
@@ -297,12 +298,12 @@ def test_body_that_fails_after_an_early_success_is_an_error(run: Run) -> None:
         async with (
             upstream() as server,
             new_client(timeout=None) as client,
-            asking(client, server.url, "POST", content=body()) as answer,
+            asking(client, server.url, "POST", content=body()) as pending,
         ):
             peer = await server.accept()
             await peer.receive(b"one\r\n")
             await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
-            chunks = (await answer).aiter_raw()
+            chunks = (await pending).aiter_raw()
             assert await anext(chunks) == b"one"
             go.set()
             with pytest.raises(ZeroDivisionError):
@@ -317,12 +318,12 @@ def test_server_that_stops_reading_after_an_early_success_is_no_error(clock: Fak
         async with (
             upstream() as server,
             new_client(timeout=httpx.Timeout(None, write=60)) as client,
-            asking(client, server.url, "POST", content=body.content) as answer,
+            asking(client, server.url, "POST", content=body.content) as pending,
         ):
             peer = await server.accept()
             await peer.receive()
             await peer.send(b"HTTP/1.1 200 OK\r\n\r\none")
-            chunks = (await answer).aiter_raw()
+            chunks = (await pending).aiter_raw()
             assert await anext(chunks) == b"one"
             for _ in range(10):
                 clock.advance(60)
@@ -349,7 +350,7 @@ def test_abort_during_the_sending_closes_the_body(run: Run) -> None:
 
 @own_transport
 @pytest.mark.parametrize("makes_parts", [False, True])
-def test_early_refusal_of_an_upload_is_an_answer(ask: Door, makes_parts: bool) -> None:
+def test_early_refusal_of_an_upload_is_a_response(ask: Requester, makes_parts: bool) -> None:
     released = threading.Event()
 
     def parts_of_it() -> Iterator[bytes]:
@@ -373,8 +374,8 @@ def test_early_refusal_of_an_upload_is_an_answer(ask: Door, makes_parts: bool) -
         answered = threading.Event()
         serving = in_thread(serve)
         content: Any = parts_of_it() if makes_parts else bytes(20_000_000)
-        with ask(f"http://127.0.0.1:{listener.getsockname()[1]}/", content=content, timeout=60) as answer:
-            assert (answer.status, answer.items()) == (413, ["hello"])
+        with ask(f"http://127.0.0.1:{listener.getsockname()[1]}/", content=content, timeout=60) as response:
+            assert (response.status, response.items()) == (413, ["hello"])
         answered.set()
         serving.result(30)
         released.set()

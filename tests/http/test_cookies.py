@@ -14,7 +14,7 @@ import pytest
 from sseqbridge import ReconnectionPolicy
 from sseqbridge._http.cookies import CallCookies
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 DONE = send("[DONE]")
 
@@ -141,7 +141,7 @@ def test_cookie_pairs_are_read_in_linear_time() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_reconnection_sends_the_cookies_of_the_stream(ask: Door) -> None:
+def test_reconnection_sends_the_cookies_of_the_stream(ask: Requester) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         cookie = request.headers.get("cookie")
         number = len(server.requests)
@@ -150,11 +150,11 @@ def test_reconnection_sends_the_cookies_of_the_stream(ask: Door) -> None:
 
     with SSEServer(script) as server:
         for first in (1, 4):
-            with ask(server.url, cookies={"mine": "0"}, **RECONNECTS) as answer:
-                assert answer.items() == ["mine=0", f"mine=0; session={first}", f"mine=0; session={first + 1}"]
+            with ask(server.url, cookies={"mine": "0"}, **RECONNECTS) as response:
+                assert response.items() == ["mine=0", f"mine=0; session={first}", f"mine=0; session={first + 1}"]
 
 
-def test_reconnection_sends_cookies_where_a_permanent_redirect_leads(ask: Door) -> None:
+def test_reconnection_sends_cookies_where_a_permanent_redirect_leads(ask: Requester) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         if request.path == "/":
             return [respond(308, {"Location": "/end", "Set-Cookie": "lb=1"}, content_type=None)]
@@ -162,16 +162,16 @@ def test_reconnection_sends_cookies_where_a_permanent_redirect_leads(ask: Door) 
         return [send(request.headers.get("cookie"), id="1"), *last]
 
     with SSEServer(script) as server:
-        with ask(server.url, **RECONNECTS) as answer:
-            assert answer.items() == ["lb=1", "lb=1"]
+        with ask(server.url, **RECONNECTS) as response:
+            assert response.items() == ["lb=1", "lb=1"]
         assert [request.path for request in server.requests] == ["/", "/end", "/end"]
 
 
-def test_refused_first_attempt_sets_cookies_for_the_next(ask: Door) -> None:
+def test_refused_first_attempt_sets_cookies_for_the_next(ask: Requester) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         if "cookie" in request.headers:
             return [send(request.headers["cookie"]), DONE]
         return [respond(503, {"Set-Cookie": "seen=1"}, content_type=None)]
 
-    with SSEServer(script) as server, ask(server.url, **RECONNECTS) as answer:
-        assert answer.items() == ["seen=1"]
+    with SSEServer(script) as server, ask(server.url, **RECONNECTS) as response:
+        assert response.items() == ["seen=1"]

@@ -219,7 +219,7 @@ def zipped(body: bytes, status: int = 200, content_type: str = "text/event-strea
     return [respond(status, {"Content-Encoding": "gzip"}, content_type=content_type), raw(body)]
 
 
-def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Door) -> None:
+def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Requester) -> None:
     for begin, kind in ((b"data: ", BufferLimitError), (b"", ProtocolError)):
         with bounded(ask, zipped(bomb(b"x", 100, begin))) as server:
             items, error = fail(ask, server.url, max_event_bytes=1024 * 1024)

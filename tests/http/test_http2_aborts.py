@@ -73,7 +73,7 @@ def test_abort_closes_its_stream_alone(with_client: Callable[[Asked], None], lea
         with_client(main)
 
 
-def test_abort_before_the_answer_closes_its_stream(with_client: Callable[[Asked], None]) -> None:
+def test_abort_before_the_response_closes_its_stream(with_client: Callable[[Asked], None]) -> None:
     async def main(client: Any, server: Http2Server) -> None:
         other = await arequest_sse(f"{server.url}/silent", client=client)
         assert await anext(other.events) == 1
@@ -122,12 +122,12 @@ def test_transport_that_cannot_close_a_stream_is_logged(run: Run, caplog: pytest
         yield b"data: 1\n\n"
         await asyncio.Event().wait()
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         head = {"Content-Type": "text/event-stream"}
         return httpx.Response(200, headers=head, content=body(), extensions={"http_version": b"HTTP/2"})
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
             stream = await arequest_sse("http://mock.test/", client=client)
             assert await anext(stream.events) == 1
             await stream.events.aclose()
@@ -139,7 +139,7 @@ def test_transport_that_cannot_close_a_stream_is_logged(run: Run, caplog: pytest
 
 def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     class Raising(httpx.AsyncByteStream):
-        """The body of an answer, whose own stream cannot be looked at."""
+        """The body of a response, whose own stream cannot be looked at."""
 
         def __init__(self) -> None:
             self._stream = self
@@ -164,7 +164,7 @@ def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.Lo
         async def _write_outgoing_data(self, request: Any) -> None:
             raise AssertionError
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         head = {"Content-Type": "text/event-stream"}
         body: Any = Raising()
         if request.url.path == "/closed":
@@ -173,7 +173,7 @@ def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.Lo
         return httpx.Response(200, headers=head, stream=body, extensions=extensions)
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
             for path in ("/", "/closed"):
                 stream = await arequest_sse(f"http://mock.test{path}", client=client)
                 assert await anext(stream.events) == 1

@@ -12,7 +12,7 @@ import pytest
 from sseqbridge import Bridge, arequest_sse, request_sse
 from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send, silence
-from tests.doors import Door
+from tests.requesters import Requester
 
 EXPECTED = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5}
 
@@ -30,10 +30,10 @@ def socket_of(events: Any) -> Any:
 
 
 @pytest.mark.parametrize("extensions", [None, {"target": b"/other"}], ids=["direct", "by httpx"])
-def test_connections_are_kept_alive(ask: Door, extensions: Any) -> None:
-    with SSEServer([send(1), silence()]) as server, ask(server.url, extensions=extensions) as answer:
-        assert answer.next() == 1
-        assert_is_kept_alive(socket_of(answer.events))
+def test_connections_are_kept_alive(ask: Requester, extensions: Any) -> None:
+    with SSEServer([send(1), silence()]) as server, ask(server.url, extensions=extensions) as response:
+        assert response.next() == 1
+        assert_is_kept_alive(socket_of(response.events))
 
 
 def test_connections_of_a_factorys_clients_are_kept_alive() -> None:

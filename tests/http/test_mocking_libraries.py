@@ -12,7 +12,7 @@ import pytest
 from sseqbridge import ConnectError
 from sseqbridge._runtime import patching
 from sseqbridge.testing import SSEServer, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 # mocket leaves the sockets that it wraps in TLS to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -50,44 +50,44 @@ def mock(request: pytest.FixtureRequest) -> Mock:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_stream_of_a_mock_is_read(ask_anew: Door, mock: Mock, scheme: str) -> None:
+def test_stream_of_a_mock_is_read(ask_fresh: Requester, mock: Mock, scheme: str) -> None:
     url = f"{scheme}://upstream.test/stream"
-    with mock("GET", url, 200, HEADERS, BODY), ask_anew(url) as answer:
-        assert (answer.status, answer.items()) == (200, [1, 2])
-        assert answer.headers["content-type"] == "text/event-stream"
+    with mock("GET", url, 200, HEADERS, BODY), ask_fresh(url) as response:
+        assert (response.status, response.items()) == (200, [1, 2])
+        assert response.headers["content-type"] == "text/event-stream"
 
 
-def test_request_with_a_body_is_mocked(ask_anew: Door, mock: Mock) -> None:
+def test_request_with_a_body_is_mocked(ask_fresh: Requester, mock: Mock) -> None:
     url = "http://upstream.test/stream"
-    with mock("POST", url, 200, HEADERS, BODY), ask_anew(url, {"X-One": "1"}, {"a": 1}) as answer:
-        assert answer.items() == [1, 2]
+    with mock("POST", url, 200, HEADERS, BODY), ask_fresh(url, {"X-One": "1"}, {"a": 1}) as response:
+        assert response.items() == [1, 2]
 
 
-def test_error_of_a_mock_is_an_answer(ask_anew: Door, mock: Mock) -> None:
+def test_error_of_a_mock_is_a_response(ask_fresh: Requester, mock: Mock) -> None:
     url = "http://upstream.test/stream"
     body = json.dumps({"error": "busy"})
-    with mock("GET", url, 503, {"Content-Type": "application/json"}, body), ask_anew(url) as answer:
-        assert (answer.status, answer.items()) == (503, [{"error": "busy"}])
+    with mock("GET", url, 503, {"Content-Type": "application/json"}, body), ask_fresh(url) as response:
+        assert (response.status, response.items()) == (503, [{"error": "busy"}])
 
 
-def test_stream_of_a_mock_can_be_left(ask_anew: Door, mock: Mock) -> None:
+def test_stream_of_a_mock_can_be_left(ask_fresh: Requester, mock: Mock) -> None:
     url = "http://upstream.test/stream"
-    with mock("GET", url, 200, HEADERS, BODY), ask_anew(url) as answer:
-        assert answer.next() == 1
+    with mock("GET", url, 200, HEADERS, BODY), ask_fresh(url) as response:
+        assert response.next() == 1
 
 
-def test_sockets_are_used_again_after_the_mock(ask_anew: Door, mock: Mock) -> None:
+def test_sockets_are_used_again_after_the_mock(ask_fresh: Requester, mock: Mock) -> None:
     url = "http://upstream.test/stream"
     with SSEServer([send(3), DONE]) as server:
         for _ in range(2):
-            with mock("GET", url, 200, HEADERS, BODY), ask_anew(url) as answer:
-                assert answer.items() == [1, 2]
+            with mock("GET", url, 200, HEADERS, BODY), ask_fresh(url) as response:
+                assert response.items() == [1, 2]
             assert not patching.is_socket_replaced()
-            with ask_anew(server.url) as answer:
-                assert answer.items() == [3]
+            with ask_fresh(server.url) as response:
+                assert response.items() == [3]
 
 
-def test_failed_mock_is_a_typed_error(ask_anew: Door, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+def test_failed_mock_is_a_typed_error(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setattr(patching, "is_socket_replaced", lambda: True)
     with pytest.raises(ConnectError):
-        ask_anew(f"http://127.0.0.1:{closed_port}/")
+        ask_fresh(f"http://127.0.0.1:{closed_port}/")

@@ -16,7 +16,7 @@ import pytest
 from sseqbridge import Bridge, StreamTimeoutError, TruncatedStreamError, request_sse
 from sseqbridge._http import client as http_client
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, comment, hold, in_turn, respond, send, silence
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import HAS_OWN_TRANSPORT, in_thread, until
 
 from .upstream import DONE, Run, new_client
@@ -158,11 +158,11 @@ def test_no_event_is_lost_if_the_server_closes_early(
                 time.sleep(0.001)
             if secure and framing == "unbounded" and HAS_OWN_TRANSPORT:
                 # Without its close-notify, TLS cannot tell this end from a cut.
-                rest, error = answer.fail()
+                rest, error = response.fail()
                 assert type(error) is TruncatedStreamError
                 got += rest
             else:
-                got += answer.items()
+                got += response.items()
         serving.result(30)
     assert [int(item.partition(" ")[0]) for item in got] == list(range(1000))
 

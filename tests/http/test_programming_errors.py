@@ -8,7 +8,7 @@ import pytest
 
 from sseqbridge import Bridge, CallbackError, ReconnectionPolicy, SSEError, TransportError, request_sse
 from sseqbridge._http.errors import is_unsendable
-from tests.doors import Door
+from tests.requesters import Requester
 
 FAULTS = [ImportError("h2"), AttributeError("x"), TypeError("x"), NotImplementedError(), KeyError("x")]
 
@@ -32,12 +32,12 @@ def test_packages_are_not_confused() -> None:
 
 @pytest.mark.parametrize("fault", [*FAULTS, httpx.UnsupportedProtocol("x")])
 def test_fault_of_a_callers_transport_is_not_retried(fault: Exception) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx.Request) -> httpx.Response:
         requests.append(request)
         raise fault
 
     requests: list[httpx.Request] = []
-    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))) as bridge:
+    with Bridge(client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler))) as bridge:
         with pytest.raises(SSEError) as caught:
             request_sse("http://mock.test/", bridge=bridge, reconnect=ReconnectionPolicy(delay=0.01))
         assert type(caught.value) is (TransportError if isinstance(fault, httpx.HTTPError) else CallbackError)
@@ -45,7 +45,7 @@ def test_fault_of_a_callers_transport_is_not_retried(fault: Exception) -> None:
     assert len(requests) == 1
 
 
-def test_fault_of_a_replaced_transport_is_not_retried(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_of_a_replaced_transport_is_not_retried(ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     async def handle(transport: object, request: httpx.Request) -> httpx.Response:
         requests.append(request)
         raise ImportError("socksio")
@@ -53,6 +53,6 @@ def test_fault_of_a_replaced_transport_is_not_retried(ask_anew: Door, monkeypatc
     requests: list[httpx.Request] = []
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
     with pytest.raises(TransportError) as caught:
-        ask_anew("http://mock.test/", reconnect=ReconnectionPolicy(delay=0.01))
+        ask_fresh("http://mock.test/", reconnect=ReconnectionPolicy(delay=0.01))
     assert isinstance(caught.value.__cause__, ImportError)
     assert len(requests) == 1

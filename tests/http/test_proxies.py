@@ -15,7 +15,7 @@ from sseqbridge import ConnectError, ReconnectionPolicy, UsageError
 from sseqbridge._http import client as http_client
 from sseqbridge._http.proxies import ProxySettings
 from sseqbridge.testing import SSEServer, respond, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 from .upstream import own_transport
 
@@ -140,16 +140,18 @@ def test_other_hosts_use_the_proxy(no_proxy: str, url: str) -> None:
     ],
 )
 def test_unusable_proxy_names_its_variable(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=f"`{name}` must be .*{reason}") as caught:
-        ask_anew("http://upstream.test/")
+        ask_fresh("http://upstream.test/")
     assert "secret" not in str(caught.value)
 
 
-def test_proxy_that_httpx_does_not_support_names_its_variable(ask_anew: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_that_httpx_does_not_support_names_its_variable(
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Versions of httpx support different schemes."""
 
     def refuse(*args: object, **options: object) -> None:
@@ -158,7 +160,7 @@ def test_proxy_that_httpx_does_not_support_names_its_variable(ask_anew: Door, mo
     monkeypatch.setattr(httpx, "Proxy", refuse)
     monkeypatch.setenv("HTTP_PROXY", PROXY)
     with pytest.raises(UsageError, match=r"`HTTP_PROXY` must be a proxy that httpx .* supports, got the scheme 'http'"):
-        ask_anew("http://upstream.test/")
+        ask_fresh("http://upstream.test/")
 
 
 @pytest.mark.parametrize(
@@ -176,36 +178,36 @@ def test_proxy_that_httpx_does_not_support_names_its_variable(ask_anew: Door, mo
 )
 @pytest.mark.parametrize("extensions", [None, {"target": b"/x"}], ids=["direct", "by httpx"])
 def test_settings_that_a_request_does_not_need_are_ignored(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, environment: Environment, extensions: Any
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, environment: Environment, extensions: Any
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with SSEServer([send(1), DONE]) as server, ask_anew(server.url, extensions=extensions) as answer:
-        assert answer.items() == [1]
+    with SSEServer([send(1), DONE]) as server, ask_fresh(server.url, extensions=extensions) as response:
+        assert response.items() == [1]
 
 
 @own_transport
 @pytest.mark.parametrize("environment", [{"NO_PROXY": "a.test"}, {"HTTP_PROXY": PROXY, "NO_PROXY": "127.0.0.1"}])
 def test_request_without_a_proxy_uses_the_librarys_transport(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, environment: Environment
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, environment: Environment
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with SSEServer([send(1), DONE]) as server, ask_anew(server.url) as answer:
-        assert answer.items() == [1]
-        assert answer.events._cursor.subscription.exchange.is_direct
+    with SSEServer([send(1), DONE]) as server, ask_fresh(server.url) as response:
+        assert response.items() == [1]
+        assert response.events._cursor.subscription.exchange.is_direct
 
 
 def test_redirect_to_a_host_whose_proxy_cannot_be_used_is_a_connect_error(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with SSEServer([respond(302, {"Location": "http://upstream.test/"}, content_type=None)]) as server:
         for policy in (None, ReconnectionPolicy(delay=0.01)):
             with pytest.raises(ConnectError, match="`ALL_PROXY` must be"):
-                ask_anew(server.url, reconnect=policy)
+                ask_fresh(server.url, reconnect=policy)
         # It would fail in the same way again.
         assert len(server.requests) == 2
 
@@ -214,25 +216,25 @@ def test_redirect_to_a_host_whose_proxy_cannot_be_used_is_a_connect_error(
     ("status", "phrase"), [(407, "407 Proxy Authentication Required"), (502, "502 Bad Gateway"), (599, "599")]
 )
 def test_refused_connect_has_the_status_of_the_proxy(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, status: int, phrase: str
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, status: int, phrase: str
 ) -> None:
     with SSEServer([respond(status, content_type=None)]) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(ConnectError, match=f"the proxy answered {phrase}") as caught:
-            ask_anew("https://upstream.test/?key=secret")
+            ask_fresh("https://upstream.test/?key=secret")
         assert caught.value.proxy_status == status
         assert proxy.requests[0].method == "CONNECT"
 
 
-def test_other_failures_have_no_proxy_status(ask_anew: Door, closed_port: int) -> None:
+def test_other_failures_have_no_proxy_status(ask_fresh: Requester, closed_port: int) -> None:
     with pytest.raises(ConnectError) as caught:
-        ask_anew(f"http://127.0.0.1:{closed_port}")
+        ask_fresh(f"http://127.0.0.1:{closed_port}")
     assert caught.value.proxy_status is None
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "directory"])
 def test_stale_certificate_file_is_named(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, tmp_path: Path, kind: str
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "ca.pem"
     if kind == "empty":
@@ -243,18 +245,18 @@ def test_stale_certificate_file_is_named(
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
         for policy in (None, ReconnectionPolicy(delay=0.01)):
             with pytest.raises(ConnectError, match=f"`{name}` must name a"):
-                ask_anew(server.url, reconnect=policy)
+                ask_fresh(server.url, reconnect=policy)
 
 
 def test_certificate_file_that_is_corrected_is_used(
-    ask_anew: Door, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, authority: Any, tmp_path: Path
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, authority: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "ca.pem"
     monkeypatch.setattr(http_client, "_tls_context", None)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
         with pytest.raises(ConnectError, match="SSL_CERT_FILE"):
-            ask_anew(server.url)
+            ask_fresh(server.url)
         authority.cert_pem.write_to_path(path)
-        with ask_anew(server.url) as answer:
-            assert answer.items() == [1]
+        with ask_fresh(server.url) as response:
+            assert response.items() == [1]

@@ -154,7 +154,7 @@ def test_refusal_is_shown(page: Page, upstream: ControlledUpstream, request: pyt
     # EventSource hides the answer's status.
     message = "the upstream refused the request: 429 Too Many Requests"
     assert page.error == ("The server refused to answer." if by_eventsource else message)
-    puppet.script = None
+    upstream.script = None
     page.find(".error button").click()
     response = upstream.response(2)
     response.send_text("All right")

@@ -264,7 +264,7 @@ def test_disconnect_aborts_the_upstream(view: str) -> None:
 @pytest.mark.parametrize(
     ("upstreams", "status"), [(401, 502), (403, 502), (404, 502), (500, 502), (201, 502), (429, 429), (503, 503)]
 )
-def test_refusal_reveals_nothing_of_the_upstreams_answer(origin: str, upstreams: int, status: int) -> None:
+def test_refusal_reveals_nothing_of_the_upstreams_response(origin: str, upstreams: int, status: int) -> None:
     head = respond(upstreams, headers={"Retry-After": "7", "X-Secret": "1"}, content_type="text/html")
     with script(head, b"<script>alert(1)</script> invalid key sk-1"):
         response = httpx.get(origin)

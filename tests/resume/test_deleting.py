@@ -38,7 +38,7 @@ def test_delete_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:
         assert face.delete(log, "k") is True
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
-        face.meanwhile(upstream.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.requests[0].wait_aborted, 30)
         assert face.delete(log, "k") is False
         assert face.cancel(log, "k") is False
     until(lambda: hub_of(log).topics == {})

@@ -241,7 +241,7 @@ def test_lost_stream_is_taken_over_by_produce(logs: Logs, face: Face) -> None:
         reading = face.open(log, "k", face.start(upstream.url))
         assert reading.next() == 0
         go.set()
-        face.meanwhile(lambda: expire_lease_when_killed(logs, store))
+        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
         assert face.produce(log, "k", face.start(upstream.url), takeover=True) == "done"
         assert face.open(log, "k").items() == [0, {"restart": True}, 0, 1]
 

@@ -89,7 +89,7 @@ def test_close_ends_a_start_that_waits(logs: Logs, face: Face, method: str) -> N
         with pytest.raises(BridgeClosedError, match="closed before the stream had begun"):
             getattr(face, method)(log, "k", face.start(upstream.server.url, **HANG))
         closing.result(30)
-        face.meanwhile(upstream.server.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.server.requests[0].wait_aborted, 30)
 
 
 def test_close_ends_a_takeover_that_waits(logs: Logs) -> None:
@@ -156,7 +156,7 @@ def test_full_store_during_start_raises_log_full_error(logs: Logs, face: Face, m
         with pytest.raises(LogFullError, match="no memory left"):
             getattr(face, method)(log, "k", face.start(upstream.server.url, **HANG))
         filling.result(30)
-        face.meanwhile(upstream.server.requests[0].wait_aborted, 30)
+        face.run_blocking(upstream.server.requests[0].wait_aborted, 30)
         store.failures.clear()
         until_nothing_is_left(log)
 

@@ -105,7 +105,7 @@ def test_exception_ends_a_silent_wait(read: Callable[[str], None]) -> None:
         server.requests[0].wait_aborted()
 
 
-def test_exception_ends_the_wait_for_an_answer() -> None:
+def test_exception_ends_the_wait_for_a_response() -> None:
     with SSEServer([silence(), respond()]) as server:
         reading, ident = in_known_thread(partial(request_sse, server.url))
         until(lambda: server.requests)

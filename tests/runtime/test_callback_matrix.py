@@ -36,7 +36,7 @@ from sseqbridge import (
 )
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, cut, hold, raw, send, silence
-from tests.doors import Caller
+from tests.requesters import Caller
 
 from .callers_code import ENDS, FAILING, KINDS, Fault, Interrupted
 

@@ -17,7 +17,7 @@ from sseqbridge._http import dial
 from sseqbridge._runtime import fork, lookups, loops
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import LOOPS, python, until
 
 DONE = send("[DONE]")
@@ -98,8 +98,8 @@ def test_concurrent_lookups_of_one_name_share_a_thread(resolver: Resolver, loop:
         other = start("two.hang.test")
         await begun(resolver, 2)
         resolver.go.set()
-        for answer in await asyncio.gather(*same):
-            assert answer[0][4] == ("127.0.0.1", 80)
+        for response in await asyncio.gather(*same):
+            assert response[0][4] == ("127.0.0.1", 80)
         await other
         assert resolver.begun == ["one.hang.test", "two.hang.test"]
         assert set(resolver.threads) == {"sseqbridge-resolver"}
@@ -372,7 +372,7 @@ def named(server: SSEServer) -> str:
     return server.url.replace("127.0.0.1", "one.hang.test")
 
 
-def test_request_after_one_whose_lookup_hung_succeeds(clock: FakeClock, ask: Door, resolver: Resolver) -> None:
+def test_request_after_one_whose_lookup_hung_succeeds(clock: FakeClock, ask: Requester, resolver: Resolver) -> None:
     resolver.most = 1
     with SSEServer([send(1), DONE]) as server:
         with pytest.raises(StreamTimeoutError) as caught:
@@ -382,15 +382,17 @@ def test_request_after_one_whose_lookup_hung_succeeds(clock: FakeClock, ask: Doo
         assert ask(named(server), timeout=Timeout(connect=None)).items() == [1]
 
 
-def test_reconnecting_stream_makes_a_lookup_for_each_attempt(clock: FakeClock, ask: Door, resolver: Resolver) -> None:
+def test_reconnecting_stream_makes_a_lookup_for_each_attempt(
+    clock: FakeClock, ask: Requester, resolver: Resolver
+) -> None:
     resolver.most = 3
     policy = ReconnectionPolicy(delay=0.01, attempts=10)
     with SSEServer([send(1), DONE]) as server:
-        answer = clock.advance_until_done(
+        response = clock.advance_until_done(
             lambda: ask(named(server), reconnect=policy, timeout=Timeout(connect=10, total=10_000)), step=1
         )
         assert resolver.waiting == 3
-        assert answer.items() == [1]
+        assert response.items() == [1]
 
 
 def test_request_on_the_transport_of_httpx_makes_its_own_lookup(clock: FakeClock, resolver: Resolver) -> None:
@@ -411,7 +413,7 @@ async def traced(name: str, info: Any) -> None:
 
 @own_transport
 def test_request_waits_for_a_thread_no_longer_than_for_its_connection(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, ask: Door, resolver: Resolver
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, ask: Requester, resolver: Resolver
 ) -> None:
     monkeypatch.setattr(lookups, "_MAX_THREADS", 0)
     with pytest.raises(StreamTimeoutError) as caught:

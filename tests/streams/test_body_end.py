@@ -26,8 +26,8 @@ from sseqbridge import (
 )
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, Step, comment, cut, in_turn, raw, respond, send, silence
-from tests.doors import Door
 from tests.engine.reconnecting import AT_ONCE, LATE
+from tests.requesters import Requester
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,39 +51,39 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r\n", b"id: 9\ndata: [DONE] \r"])
 @pytest.mark.parametrize("options", [{}, {"decode": "event"}, {"reconnect": AT_ONCE}], ids=repr)
 def test_end_marker_counts_without_its_blank_line(
-    ask: Door, framing: Step, end: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ask: Requester, framing: Step, end: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     if "decode" in options:
         end = end.replace(b"] ", b"]")
     steps = [framing, send({"n": 1}, id="1"), raw(end)]
-    with SSEServer(steps) as server, ask(server.url, require_done=True, **options) as answer:
-        assert len(answer.items()) == 1
-        assert answer.events.outcome == "done"
-        assert answer.events.last_event_id == "1"
+    with SSEServer(steps) as server, ask(server.url, require_done=True, **options) as response:
+        assert len(response.items()) == 1
+        assert response.events.outcome == "done"
+        assert response.events.last_event_id == "1"
         assert len(server.requests) == 1
     assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize("reconnect", [None, AT_ONCE], ids=["once", "reconnecting"])
-def test_end_marker_counts_if_the_connection_breaks_behind_it(ask: Door, reconnect: Any) -> None:
+def test_end_marker_counts_if_the_connection_breaks_behind_it(ask: Requester, reconnect: Any) -> None:
     steps = [send({"n": 1}), raw(b"data: [DONE]\n"), cut()]
-    with SSEServer(steps) as server, ask(server.url, require_done=True, reconnect=reconnect) as answer:
-        assert answer.items() == [{"n": 1}]
-        assert (answer.events.outcome, len(server.requests)) == ("done", 1)
+    with SSEServer(steps) as server, ask(server.url, require_done=True, reconnect=reconnect) as response:
+        assert response.items() == [{"n": 1}]
+        assert (response.events.outcome, len(server.requests)) == ("done", 1)
 
 
-def test_half_an_end_marker_is_a_truncated_stream(ask: Door) -> None:
-    with SSEServer([send({"n": 1}), raw(b"data: [DO"), cut()]) as server, ask(server.url) as answer:
-        items, error = answer.fail()
+def test_half_an_end_marker_is_a_truncated_stream(ask: Requester) -> None:
+    with SSEServer([send({"n": 1}), raw(b"data: [DO"), cut()]) as server, ask(server.url) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([{"n": 1}], TruncatedStreamError)
 
 
-def test_end_marker_counts_in_an_incomplete_compressed_body(ask: Door) -> None:
+def test_end_marker_counts_in_an_incomplete_compressed_body(ask: Requester) -> None:
     body = gzip.compress(b'data: {"n": 1}\n\ndata: [DONE]\n')[:-4]
     steps = [respond(headers={"Content-Encoding": "gzip"}), raw(body)]
-    with SSEServer(steps) as server, ask(server.url) as answer:
-        assert answer.items() == [{"n": 1}]
-        assert answer.events.outcome == "done"
+    with SSEServer(steps) as server, ask(server.url) as response:
+        assert response.items() == [{"n": 1}]
+        assert response.events.outcome == "done"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_end_marker_counts_in_an_incomplete_compressed_body(ask: Door) -> None:
     ],
 )
 @pytest.mark.parametrize("reconnect", [None, AT_ONCE], ids=["once", "reconnecting"])
-def test_end_event_counts_without_its_blank_line(ask: Door, block: bytes, last: Any, reconnect: Any) -> None:
+def test_end_event_counts_without_its_blank_line(ask: Requester, block: bytes, last: Any, reconnect: Any) -> None:
     steps = [send({"n": 1}), raw(block)]
-    with SSEServer(steps) as server, ask(server.url, dialect="anthropic", reconnect=reconnect) as answer:
-        assert answer.items() == [{"n": 1}, *([last] if last else [])]
-        assert answer.events.outcome == "done"
+    with SSEServer(steps) as server, ask(server.url, dialect="anthropic", reconnect=reconnect) as response:
+        assert response.items() == [{"n": 1}, *([last] if last else [])]
+        assert response.events.outcome == "done"
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_end_event_counts_without_its_blank_line(ask: Door, block: bytes, last: 
     ],
 )
 def test_half_an_end_event_is_dropped(
-    ask: Door, block: bytes, decode: Any, caplog: pytest.LogCaptureFixture
+    ask: Requester, block: bytes, decode: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with SSEServer([send("1"), raw(block)]) as server, ask(server.url, decode=decode, dialect="anthropic") as answer:
-        assert len(answer.items()) == 1
-        assert answer.events.outcome == "eof"
+    with SSEServer([send("1"), raw(block)]) as server, ask(server.url, decode=decode, dialect="anthropic") as response:
+        assert len(response.items()) == 1
+        assert response.events.outcome == "eof"
     assert len(warnings_of(caplog)) == 1
 
 
@@ -125,12 +125,12 @@ def test_half_an_end_event_is_dropped(
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\nid: 9\n", b"\nid: 9", b"\nretry: 15", b"\nretry: 1500\n"])
 @pytest.mark.parametrize("value", [{"n": 2}, [2], {"text": "ä" * 40_000}, {"a": [{"b": "}"}]}], ids=range(4))
 def test_whole_json_is_delivered_without_its_blank_line(
-    ask: Door, framing: Step, end: bytes, value: Any, caplog: pytest.LogCaptureFixture
+    ask: Requester, framing: Step, end: bytes, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     block = b"event: m\ndata: " + json.dumps(value, ensure_ascii=False).encode() + end
-    with SSEServer([framing, send(1, id="1"), raw(block)]) as server, ask(server.url) as answer:
-        assert answer.items() == [1, value]
-        events = answer.events
+    with SSEServer([framing, send(1, id="1"), raw(block)]) as server, ask(server.url) as response:
+        assert response.items() == [1, value]
+        events = response.events
         assert (events.outcome, events.last_event_id, events.stats.events) == ("eof", "1", 2)
         assert events.last_event is not None
         assert (events.last_event.event, events.last_event.id) == ("m", "1")
@@ -138,17 +138,17 @@ def test_whole_json_is_delivered_without_its_blank_line(
     assert warnings_of(caplog) == []
 
 
-def test_error_is_raised_without_its_blank_line(ask: Door) -> None:
-    with SSEServer([send(1), raw(b'data: {"error": "busy"}\n')]) as server, ask(server.url) as answer:
-        items, error = answer.fail()
+def test_error_is_raised_without_its_blank_line(ask: Requester) -> None:
+    with SSEServer([send(1), raw(b'data: {"error": "busy"}\n')]) as server, ask(server.url) as response:
+        items, error = response.fail()
         assert (items, str(error)) == ([1], "the upstream sent an error: busy")
 
 
-def test_required_end_is_missed_after_the_last_block(ask: Door) -> None:
-    with SSEServer([send(1), raw(b'data: {"n": 2}\n')]) as server, ask(server.url, require_done=True) as answer:
-        items, error = answer.fail()
+def test_required_end_is_missed_after_the_last_block(ask: Requester) -> None:
+    with SSEServer([send(1), raw(b'data: {"n": 2}\n')]) as server, ask(server.url, require_done=True) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([1, {"n": 2}], TruncatedStreamError)
-        assert answer.fail() == ([], error)
+        assert response.fail() == ([], error)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_required_end_is_missed_after_the_last_block(ask: Door) -> None:
     ids=range(12),
 )
 def test_other_last_block_is_dropped_with_a_warning(
-    ask: Door, block: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ask: Requester, block: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with SSEServer([send("1", id="1"), raw(block)]) as server, ask(server.url, **options) as answer:
-        assert len(answer.items()) == 1
-        assert (answer.events.outcome, answer.events.last_event_id) == ("eof", "1")
+    with SSEServer([send("1", id="1"), raw(block)]) as server, ask(server.url, **options) as response:
+        assert len(response.items()) == 1
+        assert (response.events.outcome, response.events.last_event_id) == ("eof", "1")
         (warning,) = warnings_of(caplog)
         name = "m" if b"event: m" in block else "message"
         assert warning.startswith(f'{server.url}/: the stream ended within an event (type "{name}", ')
@@ -187,31 +187,31 @@ def test_other_last_block_is_dropped_with_a_warning(
     "block", [b"", b"id: 9\n", b"event: m\n", b": comment", b"retry: 15", b"dat", b"event: ping\ndata: {}\n", b"data: "]
 )
 def test_last_block_without_content_is_dropped_silently(
-    ask: Door, block: bytes, caplog: pytest.LogCaptureFixture
+    ask: Requester, block: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with SSEServer([send(1, id="1"), raw(block)]) as server, ask(server.url) as answer:
-        assert answer.items() == [1]
-        assert (answer.events.last_event_id, answer.events.retry) == ("1", None)
+    with SSEServer([send(1, id="1"), raw(block)]) as server, ask(server.url) as response:
+        assert response.items() == [1]
+        assert (response.events.last_event_id, response.events.retry) == ("1", None)
     assert warnings_of(caplog) == []
 
 
 def test_lost_connection_drops_its_last_block_without_a_warning(
-    ask: Door, caplog: pytest.LogCaptureFixture
+    ask: Requester, caplog: pytest.LogCaptureFixture
 ) -> None:
     with SSEServer(in_turn([send(1, id="1"), raw(b'data: {"n": 2}\n'), cut()], [send(2), DONE])) as server:
-        with ask(server.url) as answer:
-            items, error = answer.fail()
+        with ask(server.url) as response:
+            items, error = response.fail()
             assert (items, type(error)) == ([1], TruncatedStreamError)
-        with ask(server.url, reconnect=AT_ONCE) as answer:
-            assert answer.items() == [2]
+        with ask(server.url, reconnect=AT_ONCE) as response:
+            assert response.items() == [2]
     assert warnings_of(caplog) == []
 
 
-def test_reconnecting_stream_gets_the_last_block_again(ask: Door, caplog: pytest.LogCaptureFixture) -> None:
+def test_reconnecting_stream_gets_the_last_block_again(ask: Requester, caplog: pytest.LogCaptureFixture) -> None:
     first = [send(1, id="1"), raw(b'id: 2\ndata: {"n": 2}\n')]
     with SSEServer(in_turn(first, [send({"n": 2}, id="2"), DONE])) as server:
-        with ask(server.url, reconnect=AT_ONCE) as answer:
-            assert answer.items() == [1, {"n": 2}]
+        with ask(server.url, reconnect=AT_ONCE) as response:
+            assert response.items() == [1, {"n": 2}]
         assert server.requests[1].last_event_id == "1"
     assert len(warnings_of(caplog)) == 1
 
@@ -222,7 +222,7 @@ def test_reconnecting_stream_gets_the_last_block_again(ask: Door, caplog: pytest
 @pytest.mark.parametrize("decode", ["json", "text", "event"])
 @pytest.mark.parametrize("reconnect", [None, LATE], ids=["once", "reconnecting"])
 def test_done_function_sees_the_last_block(
-    ask: Door, decode: Any, reconnect: Any, caplog: pytest.LogCaptureFixture
+    ask: Requester, decode: Any, reconnect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[str] = []
 
@@ -231,32 +231,32 @@ def test_done_function_sees_the_last_block(
         return event.data == "[2]"
 
     options: dict[str, Any] = {"decode": decode, "done": is_last, "require_done": True, "reconnect": reconnect}
-    with SSEServer([send("1", id="1"), raw(b"id: 2\ndata: [2]\n")]) as server, ask(server.url, **options) as answer:
-        assert len(answer.items()) == 2
-        assert (answer.events.outcome, answer.events.last_event_id) == ("done", "1")
+    with SSEServer([send("1", id="1"), raw(b"id: 2\ndata: [2]\n")]) as server, ask(server.url, **options) as response:
+        assert len(response.items()) == 2
+        assert (response.events.outcome, response.events.last_event_id) == ("done", "1")
         assert len(server.requests) == 1
     assert seen == ["1", "[2]"], "once for each event"
     assert warnings_of(caplog) == []
 
 
-def test_last_block_that_the_done_function_refuses_is_dropped(ask: Door, caplog: pytest.LogCaptureFixture) -> None:
+def test_last_block_that_the_done_function_refuses_is_dropped(ask: Requester, caplog: pytest.LogCaptureFixture) -> None:
     with (
         SSEServer([send("1"), raw(b"data: 2\n")]) as server,
-        ask(server.url, decode="text", done=lambda event: False) as answer,
+        ask(server.url, decode="text", done=lambda event: False) as response,
     ):
-        assert answer.items() == ["1"]
-        assert answer.events.outcome == "eof"
+        assert response.items() == ["1"]
+        assert response.events.outcome == "eof"
     assert len(warnings_of(caplog)) == 1
 
 
-def test_done_function_that_raises_for_the_last_block_is_a_callback_error(ask: Door) -> None:
+def test_done_function_that_raises_for_the_last_block_is_a_callback_error(ask: Requester) -> None:
     def is_last(event: ServerSentEvent) -> bool:
         return 1 / int(event.data) > 1
 
-    with SSEServer([send("1"), raw(b"data: 0\n")]) as server, ask(server.url, decode="text", done=is_last) as answer:
-        items, error = answer.fail()
+    with SSEServer([send("1"), raw(b"data: 0\n")]) as server, ask(server.url, decode="text", done=is_last) as response:
+        items, error = response.fail()
         assert (items, type(error)) == (["1"], CallbackError)
-        assert answer.fail() == ([], error)
+        assert response.fail() == ([], error)
 
 
 # Bodies that are no event stream.
@@ -270,16 +270,16 @@ PAGE = b"<!DOCTYPE html>\n<html><h1>Bad gateway</h1></html>\n"
 @pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])
 @pytest.mark.parametrize("body", [ERROR, b"\xef\xbb\xbf\n" + ERROR + b"\n", b"error: " + ERROR + b"\n\n"], ids=range(3))
 def test_error_object_in_place_of_events_is_an_upstream_error(
-    ask: Door, framing: Step, decode: Any, body: bytes
+    ask: Requester, framing: Step, decode: Any, body: bytes
 ) -> None:
-    with SSEServer([framing, raw(body)]) as server, ask(server.url, data={}, decode=decode) as answer:
-        items, error = answer.fail()
+    with SSEServer([framing, raw(body)]) as server, ask(server.url, data={}, decode=decode) as response:
+        items, error = response.fail()
         assert items == []
         assert isinstance(error, UpstreamError)
         assert (error.event, error.payload) == (None, json.loads(ERROR))
         assert str(error) == "the upstream sent an error: too long"
-        assert answer.fail() == ([], error)
-        assert answer.events.outcome == "error"
+        assert response.fail() == ([], error)
+        assert response.events.outcome == "error"
 
 
 @framings
@@ -297,36 +297,36 @@ def test_error_object_in_place_of_events_is_an_upstream_error(
     ids=range(6),
 )
 def test_other_body_is_a_protocol_error_with_its_text(
-    ask: Door, framing: Step, decode: Any, body: bytes, quotation: str
+    ask: Requester, framing: Step, decode: Any, body: bytes, quotation: str
 ) -> None:
-    with SSEServer([framing, raw(body)]) as server, ask(server.url, decode=decode) as answer:
-        items, error = answer.fail()
+    with SSEServer([framing, raw(body)]) as server, ask(server.url, decode=decode) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([], ProtocolError)
         assert quotation in str(error)
         assert str(error).isprintable()
 
 
 @pytest.mark.parametrize("body", [ERROR, LINES, PAGE])
-def test_body_of_another_type_is_an_error_too(ask: Door, body: bytes) -> None:
+def test_body_of_another_type_is_an_error_too(ask: Requester, body: bytes) -> None:
     steps = [respond(content_type="text/html"), raw(body)]
-    with SSEServer(steps) as server, ask(server.url, check_content_type=False) as answer:
-        assert isinstance(answer.fail()[1], UpstreamError if body is ERROR else ProtocolError)
+    with SSEServer(steps) as server, ask(server.url, check_content_type=False) as response:
+        assert isinstance(response.fail()[1], UpstreamError if body is ERROR else ProtocolError)
 
 
 @pytest.mark.parametrize("size", [10, 1000, 65_000])
-def test_endless_body_is_refused_after_64_kib(ask: Door, size: int) -> None:
+def test_endless_body_is_refused_after_64_kib(ask: Requester, size: int) -> None:
     line = b"x" * size + b"\n"
     steps = [raw(line)] * (66_000 // size + 1)
-    with SSEServer([*steps, silence()]) as server, ask(server.url) as answer:
-        items, error = answer.fail()
+    with SSEServer([*steps, silence()]) as server, ask(server.url) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([], ProtocolError)
-        ask.meanwhile(server.requests[0].wait_aborted, 30)
+        ask.run_blocking(server.requests[0].wait_aborted, 30)
 
 
-def test_compressed_body_is_refused_with_its_text(ask: Door) -> None:
+def test_compressed_body_is_refused_with_its_text(ask: Requester) -> None:
     steps = [respond(headers={"Content-Encoding": "gzip"}), raw(gzip.compress(ERROR))]
-    with SSEServer(steps) as server, ask(server.url) as answer:
-        assert str(answer.fail()[1]) == "the upstream sent an error: too long"
+    with SSEServer(steps) as server, ask(server.url) as response:
+        assert str(response.fail()[1]) == "the upstream sent an error: too long"
 
 
 @pytest.mark.parametrize(
@@ -345,37 +345,37 @@ def test_compressed_body_is_refused_with_its_text(ask: Door) -> None:
         b"unknown: field\n\n: ping\n\n",
     ],
 )
-def test_body_with_a_field_or_comment_is_an_event_stream(ask: Door, body: bytes) -> None:
+def test_body_with_a_field_or_comment_is_an_event_stream(ask: Requester, body: bytes) -> None:
     pieces = [raw(body[n : n + 1]) for n in range(len(body))]
     for steps in ([respond(), raw(body)] if body else [respond()], [respond(), *pieces]):
-        with SSEServer(steps) as server, ask(server.url) as answer:
-            assert answer.items() == []
-            assert answer.events.outcome == "eof"
+        with SSEServer(steps) as server, ask(server.url) as response:
+            assert response.items() == []
+            assert response.events.outcome == "eof"
 
 
-def test_first_line_may_be_long(ask: Door) -> None:
+def test_first_line_may_be_long(ask: Requester) -> None:
     """A field is recognized before its line ends."""
     text = "x" * 300_000
     steps = [raw(b"\n" * 100_000), raw(b"data: " + text.encode()), raw(b"\n\n")]
-    with SSEServer(steps) as server, ask(server.url, decode="text") as answer:
-        assert answer.items() == [text]
+    with SSEServer(steps) as server, ask(server.url, decode="text") as response:
+        assert response.items() == [text]
     padding = [comment(" " * 2048), raw(b"\n" * 70_000), send("1")]
-    with SSEServer(padding) as server, ask(server.url, decode="text") as answer:
-        assert answer.items() == ["1"]
+    with SSEServer(padding) as server, ask(server.url, decode="text") as response:
+        assert response.items() == ["1"]
 
 
-def test_lost_connection_is_reported_as_such(ask: Door) -> None:
-    with SSEServer([raw(ERROR), cut()]) as server, ask(server.url) as answer:
-        assert type(answer.fail()[1]) is TruncatedStreamError
+def test_lost_connection_is_reported_as_such(ask: Requester) -> None:
+    with SSEServer([raw(ERROR), cut()]) as server, ask(server.url) as response:
+        assert type(response.fail()[1]) is TruncatedStreamError
 
 
-def test_reconnecting_stream_ends_with_an_upstream_error(ask: Door) -> None:
+def test_reconnecting_stream_ends_with_an_upstream_error(ask: Requester) -> None:
     with SSEServer(in_turn([send(1, id="1"), cut()], [raw(ERROR)])) as server:
         items, error = ask(server.url, reconnect=AT_ONCE).fail()
         assert (items, type(error), len(server.requests)) == ([1], UpstreamError, 2)
 
 
-def test_reconnecting_stream_tries_again_after_a_page(ask: Door) -> None:
+def test_reconnecting_stream_tries_again_after_a_page(ask: Requester) -> None:
     with SSEServer(in_turn([raw(PAGE)], [send(1), DONE])) as server:
         assert ask(server.url, reconnect=AT_ONCE).items() == [1]
 

@@ -289,7 +289,7 @@ def test_json_rpc_response_is_the_last_event_of_a_request(decode: Decode) -> Non
     assert decoding.is_last(ServerSentEvent(data="no JSON")) is False
 
 
-# --- the body of an error answer ---
+# --- the body of an error response ---
 
 
 @pytest.mark.parametrize(

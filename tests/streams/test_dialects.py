@@ -28,7 +28,7 @@ from sseqbridge import (
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, in_turn, raw, send, silence
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 from tests.support import until
 
 pytestmark = pytest.mark.timeout(120)
@@ -83,37 +83,37 @@ LANGGRAPH = Dialect(end_data=None, end_events=("end",))
     ],
     ids=range(8),
 )
-def test_dialect_ends_the_stream(ask: Door, steps: list[Step], options: dict[str, Any], items: list[Any]) -> None:
-    with SSEServer(steps) as server, ask(server.url, require_done=True, **options) as answer:
-        assert answer.items() == items
-        assert answer.events.outcome == "done"
+def test_dialect_ends_the_stream(ask: Requester, steps: list[Step], options: dict[str, Any], items: list[Any]) -> None:
+    with SSEServer(steps) as server, ask(server.url, require_done=True, **options) as response:
+        assert response.items() == items
+        assert response.events.outcome == "done"
 
 
-def test_connection_is_reused_after_an_end_event(ask: Door) -> None:
+def test_connection_is_reused_after_an_end_event(ask: Requester) -> None:
     with SSEServer(RESPONSES_API) as server:
         for _ in range(3):
-            with ask(server.url) as answer:
-                assert len(answer.items()) == 3
-                subscription = answer.events._cursor.subscription
-                ask.meanwhile(until, lambda subscription=subscription: subscription.finished)
+            with ask(server.url) as response:
+                assert len(response.items()) == 3
+                subscription = response.events._cursor.subscription
+                ask.run_blocking(until, lambda subscription=subscription: subscription.finished)
         assert {request.connection for request in server.requests} == {0}
 
 
 @pytest.mark.parametrize("decode", ["text", "event", ServerSentEvent.json])
-def test_end_event_is_the_last_item_in_other_modes(ask: Door, decode: Any) -> None:
-    with SSEServer(MESSAGES_API) as server, ask(server.url, decode=decode, dialect="anthropic") as answer:
-        assert len(answer.items()) == 4, "the heartbeat too"
-        assert answer.events.outcome == "done"
-        assert answer.events.last_event is not None
-        assert answer.events.last_event.event == "message_stop"
+def test_end_event_is_the_last_item_in_other_modes(ask: Requester, decode: Any) -> None:
+    with SSEServer(MESSAGES_API) as server, ask(server.url, decode=decode, dialect="anthropic") as response:
+        assert len(response.items()) == 4, "the heartbeat too"
+        assert response.events.outcome == "done"
+        assert response.events.last_event is not None
+        assert response.events.last_event.event == "message_stop"
 
 
 @pytest.mark.parametrize("decode", ["json", "text", "event", ServerSentEvent.json])
-def test_response_ends_the_stream_in_every_mode(ask: Door, decode: Any) -> None:
+def test_response_ends_the_stream_in_every_mode(ask: Requester, decode: Any) -> None:
     steps = [send(PROGRESS), send(RESULT), send(PROGRESS)]
-    with SSEServer(steps) as server, ask(server.url, data=CALL, decode=decode, dialect="mcp") as answer:
-        assert len(answer.items()) == 2
-        assert answer.events.outcome == "done"
+    with SSEServer(steps) as server, ask(server.url, data=CALL, decode=decode, dialect="mcp") as response:
+        assert len(response.items()) == 2
+        assert response.events.outcome == "done"
 
 
 @pytest.mark.parametrize(
@@ -133,44 +133,44 @@ def test_response_ends_the_stream_in_every_mode(ask: Door, decode: Any) -> None:
     ],
     ids=range(11),
 )
-def test_response_ends_the_stream_of_one_request_alone(ask: Door, options: dict[str, Any], is_end: bool) -> None:
+def test_response_ends_the_stream_of_one_request_alone(ask: Requester, options: dict[str, Any], is_end: bool) -> None:
     """A batch gets several responses. A stream that no request began may hold those of others."""
     steps = [send(RESULT), send({**RESULT, "id": 2})]
-    with SSEServer(steps) as server, ask(server.url, **({"dialect": "mcp"} | options)) as answer:
-        assert answer.items() == ([RESULT] if is_end else [RESULT, {**RESULT, "id": 2}])
-        assert answer.events.outcome == ("done" if is_end else "eof")
+    with SSEServer(steps) as server, ask(server.url, **({"dialect": "mcp"} | options)) as response:
+        assert response.items() == ([RESULT] if is_end else [RESULT, {**RESULT, "id": 2}])
+        assert response.events.outcome == ("done" if is_end else "eof")
 
 
 @pytest.mark.parametrize("done", ["[DONE]", None, lambda event: event.data == "last"])
-def test_done_overrides_the_dialect(ask: Door, done: Any) -> None:
+def test_done_overrides_the_dialect(ask: Requester, done: Any) -> None:
     steps = [send("1", event="message_stop"), send("2"), DONE, send("last")]
-    with SSEServer(steps) as server, ask(server.url, dialect="anthropic", decode="text", done=done) as answer:
-        assert answer.items() == (["1", "2"] if done == "[DONE]" else ["1", "2", "[DONE]", "last"])
-        assert answer.events.outcome == ("eof" if done is None else "done")
+    with SSEServer(steps) as server, ask(server.url, dialect="anthropic", decode="text", done=done) as response:
+        assert response.items() == (["1", "2"] if done == "[DONE]" else ["1", "2", "[DONE]", "last"])
+        assert response.events.outcome == ("eof" if done is None else "done")
 
 
-def test_events_dialect_has_no_end(ask: Door) -> None:
+def test_events_dialect_has_no_end(ask: Requester) -> None:
     steps = [send("[DONE]"), send("{}", event="response.completed"), send("1", event="ping")]
-    with SSEServer(steps) as server, ask(server.url, dialect="events", decode="text") as answer:
-        assert answer.items() == ["[DONE]", "{}", "1"]
-        assert answer.events.outcome == "eof"
+    with SSEServer(steps) as server, ask(server.url, dialect="events", decode="text") as response:
+        assert response.items() == ["[DONE]", "{}", "1"]
+        assert response.events.outcome == "eof"
 
 
 @pytest.mark.parametrize("options", [{"dialect": "events"}, {"dialect": "mcp"}, {"dialect": LANGGRAPH, "done": None}])
-def test_required_end_must_be_possible(ask: Door, options: dict[str, Any]) -> None:
+def test_required_end_must_be_possible(ask: Requester, options: dict[str, Any]) -> None:
     with SSEServer([]) as server, pytest.raises(UsageError, match="`require_done=True` must come with an end marker"):
         ask(server.url, require_done=True, **options)
 
 
-def test_end_event_that_is_missing_is_an_error(ask: Door) -> None:
-    with SSEServer([send({"n": 1})]) as server, ask(server.url, dialect=LANGGRAPH, require_done=True) as answer:
-        items, error = answer.fail()
+def test_end_event_that_is_missing_is_an_error(ask: Requester) -> None:
+    with SSEServer([send({"n": 1})]) as server, ask(server.url, dialect=LANGGRAPH, require_done=True) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([{"n": 1}], TruncatedStreamError)
         assert str(error).endswith("the stream ended without its last event")
 
 
 @pytest.mark.parametrize("dialect", ["OpenAI", None, 7])
-def test_dialect_is_checked(ask: Door, dialect: Any) -> None:
+def test_dialect_is_checked(ask: Requester, dialect: Any) -> None:
     with SSEServer([]) as server:
         with pytest.raises(UsageError, match="`dialect` must be"):
             ask(server.url, dialect=dialect)
@@ -178,22 +178,22 @@ def test_dialect_is_checked(ask: Door, dialect: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [600, 1_000_000])
-def test_events_before_an_end_event_are_complete_in_a_small_buffer(ask: Door, size: int) -> None:
+def test_events_before_an_end_event_are_complete_in_a_small_buffer(ask: Requester, size: int) -> None:
     body = b"".join(b'event: a\ndata: {"n": %d}\n\nevent: ping\ndata: now\n\n' % n for n in range(300))
     with (
         SSEServer([raw(body + b"event: message_stop\ndata: {}\n\n"), AFTER]) as server,
-        ask(server.url, dialect="anthropic", max_buffered_bytes=size) as answer,
+        ask(server.url, dialect="anthropic", max_buffered_bytes=size) as response,
     ):
-        assert answer.items() == [*({"n": n} for n in range(300)), {}]
-        assert answer.events.stats.events == 301
+        assert response.items() == [*({"n": n} for n in range(300)), {}]
+        assert response.events.stats.events == 301
 
 
-def test_end_event_ends_a_reconnecting_stream(ask: Door) -> None:
+def test_end_event_ends_a_reconnecting_stream(ask: Requester) -> None:
     policy = ReconnectionPolicy(delay=0.01, max_delay=0.01)
     with SSEServer(in_turn([send({"n": 1}, id="a"), cut()], RESPONSES_API)) as server:
-        answer = ask(server.url, reconnect=policy)
-        assert answer.items()[-1] == {"usage": 7}
-        assert (answer.events.outcome, len(server.requests)) == ("done", 2)
+        response = ask(server.url, reconnect=policy)
+        assert response.items()[-1] == {"usage": 7}
+        assert (response.events.outcome, len(server.requests)) == ("done", 2)
 
 
 # Heartbeats.
@@ -262,19 +262,19 @@ READERS: dict[str, Callable[[str], list[Any]]] = {
 }
 
 
-def test_heartbeats_are_items_of_other_modes(ask: Door) -> None:
+def test_heartbeats_are_items_of_other_modes(ask: Requester) -> None:
     with SSEServer([*HEARTBEATS, DONE]) as server:
         for decode in ("text", "event"):
-            with ask(server.url, decode=decode) as answer:
-                assert len(answer.items()) == len(HEARTBEATS)
+            with ask(server.url, decode=decode) as response:
+                assert len(response.items()) == len(HEARTBEATS)
                 # Those without a value are tokens in text mode: "" and " ".
-                assert answer.events.stats.events == 4
+                assert response.events.stats.events == 4
 
 
-def test_events_dialect_takes_pings_for_events(ask: Door) -> None:
+def test_events_dialect_takes_pings_for_events(ask: Requester) -> None:
     steps = [send({"n": 1}, event="ping"), send("now", event="ping")]
-    with SSEServer(steps) as server, ask(server.url, dialect="events") as answer:
-        items, error = answer.fail()
+    with SSEServer(steps) as server, ask(server.url, dialect="events") as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([{"n": 1}], DecodeError)
 
 
@@ -294,46 +294,46 @@ def test_events_dialect_takes_pings_for_events(ask: Door) -> None:
     ids=range(8),
 )
 def test_heartbeats_do_not_reset_the_idle_limit(
-    clock: FakeClock, ask: Door, dialect: Any, heartbeat: Step, resets: bool, decode: Any
+    clock: FakeClock, ask: Requester, dialect: Any, heartbeat: Step, resets: bool, decode: Any
 ) -> None:
     flag = threading.Event()
     steps = [send({"n": 1}), hold(flag), heartbeat, silence()]
     timeout = Timeout(connect=None, read=None, idle=100)
-    with SSEServer(steps) as server, ask(server.url, dialect=dialect, decode=decode, timeout=timeout) as answer:
-        answer.next()
-        received = answer.events.stats.bytes
+    with SSEServer(steps) as server, ask(server.url, dialect=dialect, decode=decode, timeout=timeout) as response:
+        response.next()
+        received = response.events.stats.bytes
         clock.advance(60)
-        answer.settle()
+        response.settle()
         flag.set()
-        ask.meanwhile(until, lambda: answer.events.stats.bytes > received)
-        answer.settle()
-        answer.events.poll()
+        ask.run_blocking(until, lambda: response.events.stats.bytes > received)
+        response.settle()
+        response.events.poll()
         clock.advance(60)
-        answer.settle()
+        response.settle()
         if resets:
-            assert answer.events.outcome is None
-            assert answer.events.poll() == []
+            assert response.events.outcome is None
+            assert response.events.poll() == []
         else:
-            error = answer.fail()[1]
+            error = response.fail()[1]
             assert isinstance(error, StreamTimeoutError)
             assert error.which == "idle"
 
 
-def test_heartbeats_do_not_count_as_events_of_a_connection(ask: Door) -> None:
+def test_heartbeats_do_not_count_as_events_of_a_connection(ask: Requester) -> None:
     """A connection with nothing but heartbeats is a failed attempt, and its request may be sent again."""
     policy = ReconnectionPolicy(delay=0.01, max_delay=0.01, attempts=2)
     ping = send({"type": "ping"}, event="ping")
     with SSEServer(in_turn([ping, cut()], [ping, cut()], [send(1), DONE])) as server:
-        answer = ask(server.url, data={}, reconnect=policy)
-        assert answer.items() == [1]
+        response = ask(server.url, data={}, reconnect=policy)
+        assert response.items() == [1]
         assert len(server.requests) == 3
 
 
-def test_id_of_a_heartbeat_is_where_the_stream_is_resumed(ask: Door) -> None:
+def test_id_of_a_heartbeat_is_where_the_stream_is_resumed(ask: Requester) -> None:
     policy = ReconnectionPolicy(delay=0.01, max_delay=0.01)
     with SSEServer(in_turn([send("", id="prime"), cut()], [send(RESULT, id="1")])) as server:
-        answer = ask(server.url, data=CALL, dialect="mcp", reconnect=policy)
-        assert answer.items() == [RESULT]
+        response = ask(server.url, data=CALL, dialect="mcp", reconnect=policy)
+        assert response.items() == [RESULT]
         assert server.requests[1].last_event_id == "prime"
 
 
@@ -341,21 +341,21 @@ def test_id_of_a_heartbeat_is_where_the_stream_is_resumed(ask: Door) -> None:
 
 
 @pytest.mark.parametrize("data", [{"message": "busy"}, "busy"])
-def test_dialect_names_types_of_errors(ask: Door, data: Any) -> None:
+def test_dialect_names_types_of_errors(ask: Requester, data: Any) -> None:
     dialect = Dialect(error_events=("failure",))
     with SSEServer([send(1), send(data, event="failure"), DONE]) as server:
-        with ask(server.url, dialect=dialect) as answer:
-            items, error = answer.fail()
+        with ask(server.url, dialect=dialect) as response:
+            items, error = response.fail()
             assert (items, str(error)) == ([1], "the upstream sent an error: busy")
             assert isinstance(error, UpstreamError)
-        with ask(server.url, dialect=dialect, error_events="yield") as answer:
-            assert answer.items() == [1, data]
-        with ask(server.url, dialect=dialect, decode="text") as answer:
-            assert len(answer.items()) == 2
+        with ask(server.url, dialect=dialect, error_events="yield") as response:
+            assert response.items() == [1, data]
+        with ask(server.url, dialect=dialect, decode="text") as response:
+            assert len(response.items()) == 2
 
 
-def test_error_event_that_ends_the_stream_is_raised(ask: Door) -> None:
+def test_error_event_that_ends_the_stream_is_raised(ask: Requester) -> None:
     dialect = Dialect(end_events=("failure",), error_events=("failure",))
-    with SSEServer([send("busy", event="failure"), AFTER]) as server, ask(server.url, dialect=dialect) as answer:
-        items, error = answer.fail()
+    with SSEServer([send("busy", event="failure"), AFTER]) as server, ask(server.url, dialect=dialect) as response:
+        items, error = response.fail()
         assert (items, type(error)) == ([], UpstreamError)

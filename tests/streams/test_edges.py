@@ -98,7 +98,7 @@ def test_last_event_id_read_by_another_thread_is_a_str() -> None:
                     is_consumer = False
                 return value
 
-        events._cursor.__class__ = ReadsInBetween
+        events._cursor.__class__ = Passing
         assert events.last_event_id == ""
         assert events.last_event_id == "1"
 

@@ -28,7 +28,7 @@ from sseqbridge._exceptions import (
 )
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge.testing import SSEServer, raw, respond
-from tests.doors import Door
+from tests.requesters import Requester
 
 HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
 EVENT = ServerSentEvent("error", "secret", "7", 1.0)
@@ -172,12 +172,12 @@ def test_message_shows_no_header_body_or_data(error: Exception) -> None:
     ids=range(8),
 )
 def test_status_error_quotes_the_providers_message(
-    ask: Door, content_type: str, body: Any, message: str | None
+    ask: Requester, content_type: str, body: Any, message: str | None
 ) -> None:
     content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     steps = [respond(401, content_type=content_type), raw(content)]
-    with SSEServer(steps) as server, ask(server.url, decode="text") as answer:
-        _, error = answer.fail()
+    with SSEServer(steps) as server, ask(server.url, decode="text") as response:
+        _, error = response.fail()
         detail = "; the answer is in .body" if message is None else f": {message}"
         assert str(error) == f"{server.url}/ answered 401 Unauthorized{detail}"
         assert isinstance(error, StatusError)

@@ -10,7 +10,7 @@ import pytest
 
 from sseqbridge import UsageError
 from sseqbridge.testing import SSEServer, send
-from tests.doors import Door
+from tests.requesters import Requester
 
 DONE = send("[DONE]")
 
@@ -22,7 +22,7 @@ def server() -> Iterator[SSEServer]:
 
 
 @pytest.mark.parametrize("headers", [[("Host", "a"), ("host", "b")], [("Host", "a"), ("HOST", "a")]])
-def test_two_hosts_are_a_usage_error(ask: Door, server: SSEServer, headers: Any) -> None:
+def test_two_hosts_are_a_usage_error(ask: Requester, server: SSEServer, headers: Any) -> None:
     with pytest.raises(UsageError, match="'Host' must be given once"):
         ask(server.url, headers)
     assert server.requests == []
@@ -32,7 +32,9 @@ def test_two_hosts_are_a_usage_error(ask: Door, server: SSEServer, headers: Any)
     "values", [["6, 6"], ["6", "6"], ["6", "7"], ["5"], ["7"], ["x"], ["-6"], ["+6"], ["6.0"], [""], ["0x6"], ["٦"]]
 )
 @pytest.mark.parametrize("content", ["hellö", "hellö".encode(), bytearray(6)])
-def test_content_length_must_be_that_of_the_body(ask: Door, server: SSEServer, values: list[str], content: Any) -> None:
+def test_content_length_must_be_that_of_the_body(
+    ask: Requester, server: SSEServer, values: list[str], content: Any
+) -> None:
     with pytest.raises(UsageError, match=r"Content-Length|latin-1"):
         ask(server.url, [("Content-Length", value) for value in values], content=content)
     assert server.requests == []
@@ -52,9 +54,9 @@ MAKERS = [lambda: "hello!", lambda: b"hello!", parts, parts_async, lambda: [b"he
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_content_length_of_the_body_is_sent(ask: Door, server: SSEServer, make: Callable[[], Any]) -> None:
-    with ask(server.url, {"Content-Length": "6"}, content=make()) as answer:
-        assert answer.items() == []
+def test_content_length_of_the_body_is_sent(ask: Requester, server: SSEServer, make: Callable[[], Any]) -> None:
+    with ask(server.url, {"Content-Length": "6"}, content=make()) as response:
+        assert response.items() == []
     [request] = server.requests
     assert (request.body, request.headers["content-length"]) == (b"hello!", "6")
     assert "transfer-encoding" not in request.headers
@@ -62,17 +64,19 @@ def test_content_length_of_the_body_is_sent(ask: Door, server: SSEServer, make: 
 
 @pytest.mark.parametrize("make", MAKERS[2:])
 @pytest.mark.parametrize("length", ["2", "5", "7"])
-def test_body_of_unknown_length_is_measured(ask: Door, server: SSEServer, make: Callable[[], Any], length: str) -> None:
+def test_body_of_unknown_length_is_measured(
+    ask: Requester, server: SSEServer, make: Callable[[], Any], length: str
+) -> None:
     with pytest.raises(UsageError, match=rf"must be the length of the body, got {length} for a body of"):
         ask(server.url, {"Content-Length": length}, content=make())
 
 
 @pytest.mark.parametrize("end", ["\xa0", "\x85", "x\xa0"])
-def test_only_spaces_and_tabs_are_refused_at_the_ends_of_a_value(ask: Door, server: SSEServer, end: str) -> None:
+def test_only_spaces_and_tabs_are_refused_at_the_ends_of_a_value(ask: Requester, server: SSEServer, end: str) -> None:
     values = [f"a{end}", f"{end}a", f"{end}a{end}", f"a{end}".encode("latin-1")]
     for value in values:
-        with ask(server.url, [("X-Name", value)]) as answer:
-            assert answer.items() == []
+        with ask(server.url, [("X-Name", value)]) as response:
+            assert response.items() == []
     assert [request.headers["x-name"] for request in server.requests] == [*values[:3], f"a{end}"]
     for space in (" ", "\t"):
         for value in (f"a{space}", f"{space}a"):

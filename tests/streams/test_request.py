@@ -597,11 +597,11 @@ def test_no_responses_cookie_reaches_another_request(ask: Requester) -> None:
         assert [request.headers.get("cookie") for request in server.requests] == ["mine=3", None] * 2
 
 
-def test_cookie_of_a_redirect_is_sent_within_its_call_alone(ask: Door) -> None:
+def test_cookie_of_a_redirect_is_sent_within_its_call_alone(ask: Requester) -> None:
     with Redirecting(302, "/end") as servers:
         for _ in range(2):
-            with ask(servers.url) as answer:
-                assert answer.items() == []
+            with ask(servers.url) as response:
+                assert response.items() == []
         assert [request.headers.get("cookie") for request in servers.start.requests] == [None, "from=redirect"] * 2
 
 

@@ -413,9 +413,9 @@ def test_error_events_are_items_in_other_modes(ask: Requester, decode: Any) -> N
 
 
 @pytest.mark.parametrize("data", ["hello", "{", "{'a': 1}", "[DONE", "[DONE] 1", "NaN1", "[" * 100_000])
-def test_decode_error_is_raised_by_every_later_read(ask: Door, data: str) -> None:
-    with SSEServer([send(1), send(data, event="m"), send(2), DONE]) as server, ask(server.url) as answer:
-        items, error = answer.fail()
+def test_decode_error_is_raised_by_every_later_read(ask: Requester, data: str) -> None:
+    with SSEServer([send(1), send(data, event="m"), send(2), DONE]) as server, ask(server.url) as response:
+        items, error = response.fail()
         assert items == [1]
         assert isinstance(error, DecodeError)
         assert error.event == ServerSentEvent("m", data)
@@ -516,26 +516,26 @@ def test_retry_is_in_seconds(ask: Requester) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_retry_is_up_to_date_with_the_item_in_hand(ask: Door, steps: int) -> None:
+def test_retry_is_up_to_date_with_the_item_in_hand(ask: Requester, steps: int) -> None:
     parts = [b"data: 1\n\nretry: 1000\n\ndata: 2\n\n", b"data: 3\nretry: 2000\n\ndata: 4\n\n", b"retry: 3000\n\n"]
     body = [b"".join(parts)] if steps == 1 else [b"".join(parts[:2]), parts[2]] if steps == 2 else parts
-    with SSEServer([raw(part) for part in body]) as server, ask(server.url) as answer:
-        events = answer.events
-        assert [(answer.next(), events.retry) for _ in range(4)] == [(1, None), (2, 1.0), (3, 2.0), (4, 2.0)]
-        assert answer.items() == []
+    with SSEServer([raw(part) for part in body]) as server, ask(server.url) as response:
+        events = response.events
+        assert [(response.next(), events.retry) for _ in range(4)] == [(1, None), (2, 1.0), (3, 2.0), (4, 2.0)]
+        assert response.items() == []
         assert events.retry == 3.0
 
 
-def test_retry_of_a_stream_that_was_left_is_that_of_its_last_item(ask: Door) -> None:
+def test_retry_of_a_stream_that_was_left_is_that_of_its_last_item(ask: Requester) -> None:
     with (
         SSEServer([raw(b"retry: 1000\ndata: 1\n\nretry: 2000\ndata: 2\n\n")]) as server,
-        ask(server.url, done=lambda event: event.data == "1") as answer,
+        ask(server.url, done=lambda event: event.data == "1") as response,
     ):
-        assert answer.items() == [1]
-        assert answer.events.retry == 1.0
+        assert response.items() == [1]
+        assert response.events.retry == 1.0
 
 
-def test_stats_count_events_and_bytes(ask: Door) -> None:
+def test_stats_count_events_and_bytes(ask: Requester) -> None:
     flag = threading.Event()
     frame = b"data: 1\n\n"
     with (
@@ -684,7 +684,7 @@ def test_a_compressed_error_response_is_decompressed(ask: Requester) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress"])
-def test_an_unsupported_content_encoding_is_a_protocol_error(ask: Door, encoding: str) -> None:
+def test_an_unsupported_content_encoding_is_a_protocol_error(ask: Requester, encoding: str) -> None:
     with (
         SSEServer([respond(headers={"Content-Encoding": encoding}), raw(b"??")]) as server,
         pytest.raises(ProtocolError, match="Accept-Encoding"),

@@ -10,7 +10,7 @@ import pytest
 from sseqbridge import ContentTypeError, ReconnectionPolicy, StatusError
 from sseqbridge.testing import SSEServer, cut, hold, in_turn, raw, respond, send, silence
 from tests.clock import FakeClock
-from tests.doors import Door
+from tests.requesters import Requester
 
 DONE = send("[DONE]")
 
@@ -18,51 +18,51 @@ LISTED = [("Content-Type", "text/event-stream; charset=utf-8"), ("Content-Type",
 
 
 @pytest.mark.parametrize("status", [201, 202, 203, 205, 206, 226, 299])
-def test_every_2xx_of_the_type_is_a_stream(ask: Door, status: int) -> None:
+def test_every_2xx_of_the_type_is_a_stream(ask: Requester, status: int) -> None:
     seen = threading.Event()
     with SSEServer([respond(status), send(1), hold(seen), send(2), DONE]) as server:
-        answer = ask(server.url, data={})
+        response = ask(server.url, data={})
         # Each item comes when it arrives, and not with the end of the body.
-        assert (answer.status, answer.next()) == (status, 1)
+        assert (response.status, response.next()) == (status, 1)
         seen.set()
-        assert answer.items() == [2]
-        assert answer.events.outcome == "done"
-        assert answer.raise_for_status() is not None
+        assert response.items() == [2]
+        assert response.events.outcome == "done"
+        assert response.raise_for_status() is not None
 
 
-def test_cut_201_raises_an_error(ask: Door) -> None:
+def test_cut_201_raises_an_error(ask: Requester) -> None:
     with SSEServer([respond(201), send(1), cut()]) as server:
         items, error = ask(server.url).fail()
     assert items == [1]
     assert "closed in mid-stream" in str(error)
 
 
-def test_201_of_another_type_is_a_refusal(ask: Door) -> None:
+def test_201_of_another_type_is_a_refusal(ask: Requester) -> None:
     with SSEServer([respond(201, content_type="application/json"), raw(b'{"id": 7}')]) as server:
-        answer = ask(server.url, data={})
-        assert answer.items() == [{"id": 7}]
+        response = ask(server.url, data={})
+        assert response.items() == [{"id": 7}]
         with pytest.raises(StatusError):
-            answer.raise_for_status()
+            response.raise_for_status()
 
 
-def test_201_counts_as_a_reconnection(ask: Door) -> None:
+def test_201_counts_as_a_reconnection(ask: Requester) -> None:
     script = in_turn([respond(201), send(1, id="1"), cut()], [respond(202), send(2), DONE])
     with SSEServer(script) as server:
-        with ask(server.url, reconnect=ReconnectionPolicy(delay=0.01)) as answer:
-            assert answer.items() == [1, 2]
-            assert answer.events.stats.reconnections == 1
+        with ask(server.url, reconnect=ReconnectionPolicy(delay=0.01)) as response:
+            assert response.items() == [1, 2]
+            assert response.events.stats.reconnections == 1
         assert server.requests[1].headers["last-event-id"] == "1"
 
 
 @pytest.mark.parametrize("headers", [LISTED, [("Content-Type", "text/html, text/event-stream")]])
-def test_list_of_media_types_is_accepted(ask: Door, headers: list[tuple[str, str]]) -> None:
+def test_list_of_media_types_is_accepted(ask: Requester, headers: list[tuple[str, str]]) -> None:
     with SSEServer([respond(200, headers, content_type=None), send(1), DONE]) as server:
         assert ask(server.url).items() == [1]
 
 
 @pytest.mark.parametrize("coding", ["none", "utf-8", "", "identity, none", "8BIT"])
 def test_content_encoding_that_is_no_coding_is_ignored(
-    ask: Door, caplog: pytest.LogCaptureFixture, coding: str
+    ask: Requester, caplog: pytest.LogCaptureFixture, coding: str
 ) -> None:
     caplog.set_level(logging.DEBUG, "sseqbridge")
     with SSEServer([respond(200, {"Content-Encoding": coding}), send(1), DONE]) as server:
@@ -71,7 +71,7 @@ def test_content_encoding_that_is_no_coding_is_ignored(
 
 
 @pytest.mark.parametrize("has_data", [True, False])
-def test_endless_stream_of_another_type_is_an_error_at_once(ask: Door, clock: FakeClock, has_data: bool) -> None:
+def test_endless_stream_of_another_type_is_an_error_at_once(ask: Requester, clock: FakeClock, has_data: bool) -> None:
     head = respond(200, content_type="application/x-ndjson")
     with SSEServer([head, *[raw(b'{"a": 1}\n')] * has_data, silence()]) as server:
         began = clock.monotonic()
@@ -88,7 +88,7 @@ def test_endless_stream_of_another_type_is_an_error_at_once(ask: Door, clock: Fa
         assert server.requests[0].wait_aborted()
 
 
-def test_body_of_known_length_of_another_type_is_read_whole(ask: Door, clock: FakeClock) -> None:
+def test_body_of_known_length_of_another_type_is_read_whole(ask: Requester, clock: FakeClock) -> None:
     go = threading.Event()
     head = respond(200, {"Content-Length": "8"}, content_type="application/json", framing="none")
     with SSEServer([head, raw(b'{"a"'), hold(go), raw(b": 1}")]) as server:

@@ -31,7 +31,7 @@ from sseqbridge import (
 from sseqbridge._runtime import fork
 from sseqbridge._streams.broadcaster import Broadcaster
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, respond, send, silence, wait
-from tests.support import in_thread, is_waiting, together, until
+from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 

@@ -80,13 +80,13 @@ def test_request_redirect(ask: Requester, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 404, 410])
-def test_request_status_error(ask: Door, status: int) -> None:
+def test_request_status_error(ask: Requester, status: int) -> None:
     """request-status-error.js: a response that is no success is no stream, and the request is not repeated.
 
     The original includes 205, 210 and 299: a browser reads a stream with the status 200 alone. Servers send others.
     """
     with SSEServer([respond(status), *([] if status == 204 else [send("data")])]) as server:
-        answer = ask(server.url, decode="event", reconnect=AT_ONCE)
+        response = ask(server.url, decode="event", reconnect=AT_ONCE)
         if status == 204:
             assert response.items() == []
         else:
