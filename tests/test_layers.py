@@ -54,6 +54,7 @@ IMPORTS_PATCHED_NAMES: dict[str, str] = {}
 IMPORTS_HTTPX = {
     "_http": "the HTTP layer, whose interface has httpx's types",
     "_engine": "maps the responses and errors of httpx to those of a stream",
+    "_cli": "makes the client of the option --insecure, as an application would",
 }
 
 MOST_LINES_OF_A_CLASS = 300
