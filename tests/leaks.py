@@ -31,6 +31,7 @@ from sseqbridge._streams import bridge
 from sseqbridge._streams.merge import AsyncMergedStreams, MergedStreams
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge.testing import SSEServer
+from tests.loops import SHARED_LOOPS
 
 __all__ = [
     "WAIT_SECONDS",
@@ -127,6 +128,7 @@ def start_shared() -> None:
 
 
 async def _read_asynchronously(url: str) -> list[Any]:
+    SHARED_LOOPS.add(asyncio.get_running_loop())
     response = await arequest_sse(url)
     return await response.events.collect()
 

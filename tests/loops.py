@@ -13,6 +13,12 @@ from typing import Any
 import anyio
 import pytest
 
+from sseqbridge._engine import caller_loops
+from sseqbridge._engine.loop_state import LoopState
+
+# The process's own loops for asynchronous code, on which leaks.start_shared() sends a request.
+SHARED_LOOPS: set[asyncio.AbstractEventLoop] = set()
+
 
 @contextlib.contextmanager
 def coroutine_runner(
@@ -39,3 +45,8 @@ def coroutine_runner(
     # An unclosed socket or transport warns when it is collected, and warnings are errors.
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def states_of_callers_loops() -> dict[asyncio.AbstractEventLoop, LoopState]:
+    """The states of the loops on which arequest_sse ran, except the process's own loop for asynchronous code."""
+    return {loop: state for loop, state in caller_loops._states.items() if loop not in SHARED_LOOPS}

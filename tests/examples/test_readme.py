@@ -34,6 +34,7 @@ from flask import Flask, request
 
 import sseqbridge
 from sseqbridge import testing
+from sseqbridge.resume import redis
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, chat_completions, comment, send, silence
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, in_thread
@@ -530,6 +531,14 @@ def test_counters(upstream: SSEServer) -> None:
     stats = Session(upstream.url).run(code)["stats"]
     in_the_comment = re.findall(r"\w+", code.partition("#")[2])
     assert in_the_comment == list(vars(stats))
+
+
+@example("examples/resume.md", "Logs")
+def test_log_behind_sentinels() -> None:
+    [code] = python("examples/resume.md", "Logs")
+    names = Session("http://127.0.0.1:9", RedisLog=redis.RedisLog).run(code)
+    # Nothing connects before the log is used.
+    names["log"].close()
 
 
 def test_every_example_is_run() -> None:

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from sseqbridge import ConnectError, arequest_sse
-from sseqbridge._engine import caller_loops
 from sseqbridge._http import client as http_client
 from sseqbridge._http.transport import Transport
 from sseqbridge.testing import SSEServer, send
+from tests.loops import states_of_callers_loops
 from tests.requesters import Requester
 
 from .upstream import DONE, Run, own_transport
@@ -180,7 +180,7 @@ def test_concurrent_requests_of_a_loop_share_one_client(run: Run, monkeypatch: p
     async def main() -> None:
         for response in await asyncio.gather(*(arequest_sse(server.url) for _ in range(3))):
             assert [item async for item in response.events] == [1]
-        assert len(caller_loops._states) == 1
+        assert len(states_of_callers_loops()) == 1
 
     monkeypatch.setattr(http_client, "_tls_context", None)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sseqbridge._engine import caller_loops
-from tests.loops import coroutine_runner
+from tests.loops import coroutine_runner, states_of_callers_loops
 from tests.streams.async_support import Run
 from tests.support import LOOPS
 
@@ -17,4 +16,4 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
     """A function that runs a coroutine function on a new loop. Fails if the loop leaves anything behind."""
     with coroutine_runner(request, caplog) as run_on_new_loop:
         yield run_on_new_loop
-    assert caller_loops._states == {}
+    assert states_of_callers_loops() == {}

@@ -31,6 +31,7 @@ from sseqbridge.testing import (
     silence,
 )
 from tests.clock import FakeClock
+from tests.loops import states_of_callers_loops
 from tests.streams.async_support import Run, aborted, unused_url
 from tests.support import HAS_OWN_TRANSPORT
 
@@ -158,7 +159,7 @@ def test_loops_one_after_another_share_nothing(run: Run) -> None:
     with SSEServer([send(1), send("[DONE]")]) as server:
         for _ in range(3):
             run(lambda: ask(server.url))
-            assert caller_loops._states == {}
+            assert states_of_callers_loops() == {}
         assert server.connections == 3
 
 
@@ -213,12 +214,12 @@ def test_next_request_drops_the_state_of_a_closed_loop(run: Run) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ask("http://127.0.0.1/"))
     loop.close()
-    assert list(caller_loops._states) == [loop]
+    assert list(states_of_callers_loops()) == [loop]
     with SSEServer([send(1), send("[DONE]")]) as server:
 
         async def main() -> None:
             async with await arequest_sse(server.url) as (_, _, items):
                 assert [item async for item in items] == [1]
-            assert loop not in caller_loops._states
+            assert loop not in states_of_callers_loops()
 
         run(main)
