@@ -106,7 +106,7 @@ function handle(event, data, id, { onText, onRestart }) {
 }
 
 /** The message of the event with which the relay reports that the stream failed. */
-function wordsIn(data) {
+function messageIn(data) {
   const { message } = JSON.parse(data);
   return `${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
 }
