@@ -122,8 +122,10 @@ class Producer(LoopTask):
         except UsageError:
             raise
         except BaseException:
-            # An interrupt after the stream was detached: no other object would abort it.
-            reader.abort()
+            # An interrupt, perhaps after the upstream was posted. The producer stops first: it would take the abort of
+            # its upstream for the end of the stream, and write it.
+            self.abort()
+            post(self.loop, reader.abort)
             raise
 
     def set_start_error(self, error: BaseException) -> None:

@@ -23,13 +23,11 @@ from sseqbridge import (
     Bridge,
     EventStream,
     UsageError,
-    arequest_sse,
     gather,
     merge,
     request_sse,
     tee,
 )
-from sseqbridge._engine.caller_loops import running_loop_state
 from sseqbridge._engine.channel import End
 from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
@@ -486,30 +484,6 @@ def test_interrupt_of_a_bridges_close_can_be_repeated(numbered: tuple[SSEServer,
         bridge.close()
         with pytest.raises(sseqbridge.BridgeClosedError):
             stream.collect()
-
-
-def test_interrupted_asynchronous_request_is_aborted() -> None:
-    loop = asyncio.new_event_loop()
-    with SSEServer([send("0"), silence()]) as server:
-
-        async def ask() -> None:
-            response = await arequest_sse(server.url)
-            await response.events.aclose()
-
-        async def settle() -> int:
-            state = await running_loop_state()
-            while state.stream_tasks:
-                await asyncio.sleep(0.001)
-            return len(state.stream_tasks)
-
-        loop.run_until_complete(ask())
-        for _ in interruptions(lambda: None, lambda _: loop.run_until_complete(ask()), is_prepared=True):
-            for task in asyncio.all_tasks(loop):
-                if "ask" in repr(task):
-                    task.cancel()
-            assert loop.run_until_complete(settle()) == 0
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 # Who reads, and who does not any more.
