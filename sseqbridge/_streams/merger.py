@@ -11,7 +11,6 @@ entries carry no charge. The dict of members is changed by the consumer and, fro
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import sys
@@ -229,8 +228,8 @@ class Merger:
         try:
             items, has_ended = member.take()
         except Exception as exc:
-            self._members.pop(number, None)
             member.abort()
+            self._members.pop(number, None)
             if self._ready.closed:
                 # The error is a consequence of close() in another thread.
                 return CLOSED
@@ -257,11 +256,12 @@ class Merger:
         return [(step.name, step.error)]
 
     def _abort_all(self) -> None:
-        # Several threads may run this at the same time.
-        with contextlib.suppress(KeyError):
-            while True:
-                _, member = self._members.popitem()
+        # Several threads may run this at the same time. A member is removed last: after an interrupt, the next call
+        # aborts it.
+        while self._members:
+            for number, member in tuple(self._members.items()):
                 member.abort()
+                self._members.pop(number, None)
 
     def close(self) -> None:
         """Abort all streams that are left, and end the consumer's wait. Thread-safe."""

@@ -278,7 +278,10 @@ def test_interrupt_at_any_bytecode_of_merge_leaves_no_request_running(numbered: 
 
     def read(made: list[Any]) -> None:
         made.append(merge({"a": call}))
-        assert next(iter(made[0])) == ("a", "0")
+        loop = iter(made[0])
+        assert next(loop) == ("a", "0")
+        # Not by the finalizer, which would swallow the interrupt.
+        loop.close()
 
     for made, _ in interruptions(list, read, is_prepared=True):
         for merged in made:
@@ -295,7 +298,7 @@ def test_interrupt_at_any_bytecode_of_gather_leaves_no_request_running() -> None
             results.extend(gather({"a": call}))
 
         for results, _ in interruptions(list, read, is_prepared=True):
-            assert not results
+            assert results in ([], [("a", ["0"])])
             until(lambda: not open_requests(bridge))
 
 
