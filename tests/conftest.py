@@ -8,6 +8,7 @@ import ipaddress
 import multiprocessing.util
 import os
 import shutil
+import signal
 import socket
 import ssl
 import sys
@@ -36,6 +37,9 @@ settings.load_profile("sseqbridge")
 # A user's test waits for a request for 5 s by default. This suite also passes on a machine that is ten times slower.
 SSEServer.wait_for_request.__defaults__ = (1, 30.0)
 ReceivedRequest.wait_aborted.__defaults__ = (30.0,)
+
+# Handle Ctrl-C as in a foreground process: a shell lets background processes, and their children, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whether coverage is measured.
 IS_MEASURED = coverage.Coverage.current() is not None

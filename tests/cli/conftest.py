@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,14 +13,6 @@ from .support import PseudoTerminal, pseudo_terminal
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     tiers.set_defaults(item, "default")
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Handle SIGINT as in a foreground process: a shell lets background processes, and their children, ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

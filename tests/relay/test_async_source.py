@@ -248,7 +248,6 @@ def test_ctrl_c_in_an_asynchronous_iterable_ends_the_loop(place: str) -> None:
             if place == "aclose":
                 signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     loop = asyncio.new_event_loop()
     try:
         reading = loop.create_task(collect(relay.aframes(Items())))
@@ -258,4 +257,3 @@ def test_ctrl_c_in_an_asynchronous_iterable_ends_the_loop(place: str) -> None:
         assert loop.run_until_complete(reading) == []
     finally:
         loop.close()
-        signal.signal(signal.SIGINT, before)

@@ -402,14 +402,12 @@ def test_ctrl_c_in_callers_code_passes_through() -> None:
         with CallersCode("a flag"):
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     loop = asyncio.new_event_loop()
     try:
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(main())
     finally:
         loop.close()
-        signal.signal(signal.SIGINT, before)
 
 
 def test_exit_without_a_loop_passes_through() -> None:
