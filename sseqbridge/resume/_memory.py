@@ -254,3 +254,6 @@ class _MemoryTail:
 
     def wake(self) -> None:
         self._woken.set()
+
+    async def aclose(self) -> None:
+        pass  # It holds nothing.

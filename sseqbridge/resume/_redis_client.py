@@ -1,8 +1,8 @@
 """A Redis client for a log's store: batches commands, and raises the log's errors.
 
 Runs on the loop thread, except the constructor. Commands that are sent during one round trip go out in one
-pipeline with the next, so that a process needs one connection for them; a second one serves the blocking
-XREAD. On a Cluster the client sends each command by itself, for it knows the nodes.
+pipeline with the next, so that a process needs one connection for them; a second one, which is held, serves the
+blocking XREAD. On a Cluster the client sends each command by itself, for it knows the nodes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ __all__ = [
     "SYNCHRONOUS",
     "Client",
     "ClientFactory",
+    "HeldConnection",
     "RedisClient",
     "Script",
     "check_max_connections",
+    "text_of",
 ]
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -112,16 +114,17 @@ class RedisClient:
             self._sending = asyncio.get_running_loop().create_task(self._send())
         return await future
 
+    def hold(self) -> HeldConnection:
+        """Return a connection for commands that block, which is opened when it is used. Not on a Cluster."""
+        return HeldConnection(self.client)
+
     async def execute_alone(self, *command: Any, key: bytes) -> Any:
-        """Send a command that blocks, on a connection of its own, on a Cluster to the node that has the key."""
-        options = dict(_AS_BYTES)
-        if self.is_cluster:
-            # After a failover, so that the node is none that the client forgets before it sends the command.
-            await _cluster_reply(self.client.initialize())
-            # Else the client would ask the server for the places of the keys among the arguments.
-            options["target_nodes"] = self.client.get_node_from_key(key)
-            return await _cluster_reply(self.client.execute_command(*command, **options))
-        return await _reply(self.client.execute_command(*command, **options))
+        """Send a command that blocks to the node of a Cluster that has the key."""
+        # After a failover, so that the node is none that the client forgets before it sends the command.
+        await _cluster_reply(self.client.initialize())
+        # Else the client would ask the server for the places of the keys among the arguments.
+        options = {**_AS_BYTES, "target_nodes": self.client.get_node_from_key(key)}
+        return await _cluster_reply(self.client.execute_command(*command, **options))
 
     async def _send(self) -> None:
         sent: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
@@ -189,6 +192,35 @@ class RedisClient:
             await sentinel.aclose()
 
 
+class HeldConnection:
+    """One connection of a client's pool, kept from command to command. After an error the next command gets another."""
+
+    def __init__(self, client: Any) -> None:
+        self._pool = client.connection_pool
+        self._connection: Any = None
+
+    async def execute(self, packed: bytes) -> Any:
+        """Send a packed command, and return the reply, in bytes. Raises like RedisClient.execute()."""
+        return await _reply(self._exchange(packed))
+
+    async def _exchange(self, packed: bytes) -> Any:
+        if self._connection is None:
+            self._connection = await self._pool.get_connection()
+        try:
+            await self._connection.send_packed_command(packed)
+            return await self._connection.read_response(disable_decoding=True)
+        except BaseException:
+            # Unless it is an error reply, redis-py has closed the connection; the pool opens it again.
+            await self.release()
+            raise
+
+    async def release(self) -> None:
+        """Give the connection back to the pool. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _reply(self._pool.release(connection))
+
+
 async def _cluster_reply(reply: Awaitable[Any]) -> Any:
     """Await a reply of a Cluster's client, for a limited time.
 
@@ -238,6 +270,11 @@ def check_max_connections(value: int | None) -> None:
             f"`max_connections` of the client must be at least 2, got {value}. "
             "One connection waits for new entries, another one carries all other commands."
         )
+
+
+def text_of(value: Any) -> str:
+    """Return a text of a reply, which is bytes unless the caller's client decodes it."""
+    return value if isinstance(value, str) else str(value, "utf-8")
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:

@@ -6,8 +6,6 @@ Runs on the loop thread, except the constructor, which runs in a caller's thread
 from __future__ import annotations
 
 import asyncio
-import logging
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,24 +13,18 @@ from sseqbridge._exceptions import LogError
 
 from . import _lua
 from ._entries import START, Entry, Position, cancel_fields, deleted_fields, parse_position
-from ._redis_client import ClientFactory, RedisClient, Script
-from ._redis_errors import DemotedError
-from ._store import ANY_TTL, Claim, ClaimState, FencingToken, Liveness, LogSettings, OutageError, StaleTokenError
+from ._redis_client import ClientFactory, RedisClient, Script, text_of
+from ._redis_tail import RedisTail
+from ._store import ANY_TTL, Claim, ClaimState, FencingToken, Liveness, LogSettings, StaleTokenError
 
-__all__ = ["RedisStore", "RedisTail"]
+__all__ = ["RedisStore"]
 
-logger = logging.getLogger("sseqbridge")
-
-# How long one XREAD blocks: less than the time after which a client abandons a silent connection.
-_BLOCK_MILLISECONDS = 2000
 # The limits of one reply: entries of each stream, and bytes of one stream, as far as these can be estimated.
 _READ_COUNT = 1000
 _READ_BYTES = 256 * 1024
 # How many streams one heartbeat script checks: a script blocks the server.
 _HEARTBEAT_STREAMS = 100
 _HEARTBEAT_KEYS = ("events", "lease", "readers", "fence")
-# The TTL of the stream that wakes a process's XREAD.
-_WAKE_MILLISECONDS = 60_000
 
 _CLAIM, _WRITE, _RENEW = Script(_lua.CLAIM), Script(_lua.WRITE), Script(_lua.RENEW)
 _RELEASE, _CANCEL, _DELETE, _HEARTBEAT = map(Script, (_lua.RELEASE, _lua.CANCEL, _lua.DELETE, _lua.HEARTBEAT))
@@ -65,9 +57,9 @@ class RedisStore:
             self._keys(key, "events", "lease", "fence"),
             (owner, self._lease_ms, self._retention_ms, int(may_begin), int(takeover), ttl),
         )
-        remark = _text(remark)
+        remark = text_of(remark)
         return Claim(
-            ClaimState(_text(state)),
+            ClaimState(text_of(state)),
             int(fence),
             _position(last),
             begins=remark == "begins",
@@ -185,101 +177,6 @@ class RedisStore:
         return _milliseconds(self._settings.retention)
 
 
-class RedisTail:
-    """Waits for new entries with one XREAD; see Tail."""
-
-    def __init__(self, store: RedisStore) -> None:
-        self.wake_key = store.wake_key(uuid.uuid4().hex).encode()
-        self.is_reading = False
-        self.wake_tasks: set[asyncio.Task[None]] = set()
-        self._store = store
-        self._client = store.client
-        self._wakes = self._seen_wakes = 0
-        # The client's count when the connection of the XREAD was made.
-        self._demotions = 0
-        # The Redis keys of the streams of the last XREAD, and back.
-        self._names: dict[str, bytes] = {}
-        self._keys: dict[str, str] = {}
-
-    async def read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry] | LogError]]:
-        try:
-            return await self._read(positions)
-        except DemotedError:
-            await self._client.drop_connections()
-            raise
-        except LogError as error:
-            # One stream's key may have failed the whole XREAD.
-            errors = await self._errors(positions) if len(positions) > 1 else [(key, error) for key in positions]
-            if not errors:
-                raise
-            return errors
-
-    async def _errors(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, LogError]]:
-        """Return the errors of the streams that cannot be read alone either."""
-        results = await asyncio.gather(*(self._error(key, position) for key, position in positions.items()))
-        return [(key, error) for key, error in zip(positions, results, strict=True) if error is not None]
-
-    async def _error(self, key: str, position: Position) -> LogError | None:
-        name = self._store.key_of(key, "events")
-        try:
-            await self._client.execute("XREAD", "COUNT", 1, "STREAMS", name, str(position))
-        except LogError as error:
-            return error
-        return None
-
-    async def _read(self, positions: Mapping[str, Position]) -> Sequence[tuple[str, list[Entry]]]:
-        keys = self._keys_by_name(positions)
-        # As bytes: redis-py would encode the name of every stream for every event.
-        names = [self._names[key] for key in positions]
-        ids = [b"%d-%d" % position for position in positions.values()]
-        if not self._client.is_cluster:
-            names.append(self.wake_key)
-            ids.append(b"%d-0" % self._seen_wakes)
-        # From here on wake() ends the XREAD, even one that is not sent yet.
-        self.is_reading = True
-        try:
-            if self._demotions != self._client.demotions:
-                # Else the XREAD would continue on the replica, which may never get new entries.
-                self._demotions = self._client.demotions
-                await self._client.close_idle()
-            command = ("XREAD", "COUNT", self._store.count(), "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *names, *ids)
-            reply = await self._client.execute_alone(*command, key=names[0])
-        finally:
-            self.is_reading = False
-        found = []
-        for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
-            key = keys.get(_text(name))
-            if key is None:
-                self._seen_wakes = self._wakes
-            else:
-                # With RESP3 some versions of redis-py put one more list around the entries.
-                nested = entries and isinstance(entries[0][0], (list, tuple))
-                found.append((key, self._store.entries(entries[0] if nested else entries)))
-        return found
-
-    def _keys_by_name(self, positions: Mapping[str, Position]) -> dict[str, str]:
-        if positions.keys() != self._names.keys():
-            self._keys = {self._store.key_of(key, "events"): key for key in positions}
-            self._names = {key: name.encode() for name, key in self._keys.items()}
-        return self._keys
-
-    def wake(self) -> None:
-        if self.is_reading and not self._client.is_cluster:
-            self._wakes += 1
-            task = asyncio.get_running_loop().create_task(self._send_wake(f"{self._wakes}-0"))
-            self.wake_tasks.add(task)
-            task.add_done_callback(self.wake_tasks.discard)
-
-    async def _send_wake(self, entry_id: str) -> None:
-        try:
-            await asyncio.gather(
-                self._client.execute("XADD", self.wake_key, "MAXLEN", 1, entry_id, "wake", "1"),
-                self._client.execute("PEXPIRE", self.wake_key, _WAKE_MILLISECONDS),
-            )
-        except (OutageError, LogError) as exc:
-            logger.debug("an XREAD was not woken, and ends by itself: %s", exc)
-
-
 def _split(names: Sequence[str], size: int) -> list[Sequence[str]]:
     return [names[at : at + size] for at in range(0, len(names), size)]
 
@@ -292,22 +189,18 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value, "utf-8")
-
-
 def _position(value: Any) -> Position | None:
-    return parse_position(_text(value)) if value else None
+    return parse_position(text_of(value)) if value else None
 
 
 def _entry(entry_id: Any, fields: Any) -> Entry:
-    text = _text(entry_id)
+    text = text_of(entry_id)
     position = parse_position(text)
     if position is None:
         fence, _, number = text.partition("-")
         return Entry(Position(int(fence), int(number)), {}, "its ID is too large, no log has written it")
     pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
     try:
-        return Entry(position, {_text(name): _text(value) for name, value in pairs})
+        return Entry(position, {text_of(name): text_of(value) for name, value in pairs})
     except UnicodeDecodeError:
         return Entry(position, {}, "it holds bytes that are not UTF-8")

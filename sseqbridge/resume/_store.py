@@ -177,6 +177,9 @@ class Tail(Protocol):
     def wake(self) -> None:
         """End the wait of the current `read`, or of the next one."""
 
+    async def aclose(self) -> None:
+        """Release what the tail holds; `read` is not called any more."""
+
 
 class Store(Protocol):
     """Holds the streams of a log."""

@@ -46,6 +46,7 @@ class TopicGroup:
         finally:
             # No await since the check of the topics, so none can have been added in between.
             self._hub.remove_group(self._name)
+            await self.tail.aclose()
 
     async def _read_or_fail(self) -> None:
         try:

@@ -87,6 +87,9 @@ def test_entries_read_for_a_removed_topic_are_dropped() -> None:
         def wake(self) -> None:
             pass
 
+        async def aclose(self) -> None:
+            pass
+
     class FakeSubscriber:
         is_reader = False
 

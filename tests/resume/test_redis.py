@@ -31,7 +31,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._streams.stream import reader_of
-from sseqbridge.resume import RedisLog, _lua, _redis_store
+from sseqbridge.resume import RedisLog, _lua, _redis_tail
 from sseqbridge.resume import redis as redis_log
 from sseqbridge.resume._entries import START
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
@@ -145,7 +145,7 @@ def test_two_connections_serve_all_readers_and_producers(server: RedisServer) ->
 
 def test_new_reader_ends_the_blocking_xread(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Longer than the test waits.
-    monkeypatch.setattr(_redis_store, "_BLOCK_MILLISECONDS", 300_000)
+    monkeypatch.setattr(_redis_tail, "_BLOCK_MILLISECONDS", 300_000)
     options = {"socket_timeout": None}
     with (
         SSEServer([send(1), silence()]) as upstream,
