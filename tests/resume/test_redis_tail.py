@@ -83,6 +83,6 @@ def test_client_may_decode_replies_or_speak_either_protocol(server: RedisServer,
     with (
         SSEServer([send(1), send(2), send("[DONE]")]) as upstream,
         RedisLog(lambda: redis.asyncio.Redis(port=server.port, **options)) as log,
-        log.open(str(options), lambda: request_sse(upstream.url)) as stream,
+        log.open("-".join(map(str, (*options, *options.values()))), lambda: request_sse(upstream.url)) as stream,
     ):
         assert stream.collect() == [1, 2]
