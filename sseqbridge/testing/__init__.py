@@ -9,7 +9,8 @@ This module holds the public names and nothing else. A script is a list of steps
 
 from __future__ import annotations
 
-from ._openai import chat_completions
+from ._anthropic import anthropic_messages
+from ._openai import chat_completions, openai_responses
 from ._server import SSEServer
 from ._steps import (
     ReceivedRequest,
@@ -35,12 +36,14 @@ __all__ = [
     "SSEServer",
     "Script",
     "Step",
+    "anthropic_messages",
     "chat_completions",
     "comment",
     "cut",
     "expect",
     "hold",
     "in_turn",
+    "openai_responses",
     "raw",
     "recording",
     "reset",

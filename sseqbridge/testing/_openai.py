@@ -1,92 +1,226 @@
-"""A script that answers like OpenAI's chat completions API.
+"""Scripts that answer like OpenAI's APIs: chat completions and Responses.
 
 Pure functions of the request, which the server calls on its loop thread.
-Source: https://platform.openai.com/docs/api-reference/chat
+Sources:
+https://platform.openai.com/docs/api-reference/chat
+https://platform.openai.com/docs/api-reference/responses-streaming
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ._steps import ReceivedRequest, Script, Step, raw, respond, send, wait
+from ._answers import Answer, ToolCalls, answering
+from ._steps import Script, Step, send
 
-__all__ = ["chat_completions"]
+__all__ = ["chat_completions", "openai_responses"]
+
+_INVALID = {"type": "invalid_request_error", "code": None}
 
 
-def chat_completions(answer: str | Iterable[str] | None = None, *, delay: float = 0.0, model: str = "echo") -> Script:
+def chat_completions(
+    answer: str | Iterable[str] | None = None,
+    *,
+    delay: float = 0.0,
+    model: str = "echo",
+    tool_calls: ToolCalls = (),
+    stall_after: int | None = None,
+) -> Script:
     """Return a script that answers like OpenAI's chat completions API, streamed if the request has `"stream": true`.
 
     `answer` is a text, sent word by word, or a list of tokens; by default it is the last user message of the request.
-    `delay` is in seconds, before each token. Other requests get status 400 and OpenAI's error object.
-    Source: https://platform.openai.com/docs/api-reference/chat
+    `delay` is in seconds, before each token. `tool_calls` are pairs of a function's name and its arguments: the
+    model calls these functions, until a request has a result of one, which gets the text. After `stall_after` tokens
+    (or calls) nothing more comes. Other requests get status 400 and OpenAI's error object.
+
+        SSEServer(chat_completions("It is sunny.", tool_calls=[("weather", {"city": "Oslo"})]))
+
+    Raises UsageError for a `stall_after` that is no number. Source: https://platform.openai.com/docs/api-reference/chat
     """
-    fixed = answer if answer is None or isinstance(answer, str) else list(answer)
-
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        call = _chat_call(request)
-        if call is None:
-            message = "POST a JSON object with a list of messages"
-            error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": None}
-            yield from _json_response(400, {"error": error})
-            return
-        reply = _last_user_text(call["messages"]) if fixed is None else fixed
-        tokens = re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else reply
-        base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        if call.get("stream"):
-            yield from _chat_chunks(base, tokens, delay)
-        else:
-            yield wait(delay * len(tokens))
-            yield from _json_response(200, _chat_completion(base, tokens))
-
-    return script
+    return answering(
+        answer,
+        tool_calls,
+        delay=delay,
+        model=model,
+        stall_after=stall_after,
+        read=lambda body: _list(body.get("messages")),
+        has_results=lambda messages: any(_is(message, "role", "tool") for message in messages),
+        steps=_chat,
+        refusal={"error": {**_INVALID, "message": "POST a JSON object with a list of messages", "param": "messages"}},
+    )
 
 
-def _chat_call(request: ReceivedRequest) -> dict[str, Any] | None:
-    try:
-        call = request.json()
-    except ValueError:
-        return None
-    is_call = request.method == "POST" and isinstance(call, dict) and isinstance(call.get("messages"), list)
-    return call if is_call else None
+def _list(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) else None
 
 
-def _last_user_text(messages: list[Any]) -> str:
-    texts = [_text(message) for message in messages if isinstance(message, dict) and message.get("role") == "user"]
-    return texts[-1] if texts else ""
+def _is(value: Any, key: str, wanted: str) -> bool:
+    return isinstance(value, dict) and value.get(key) == wanted
 
 
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content)
+def _chat(answer: Answer) -> Iterator[Step]:
+    base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": answer.model}
+    return _chat_chunks(answer, base) if answer.is_streamed else answer.whole(_chat_completion(answer, base))
 
 
-def _chat_chunks(base: dict[str, Any], tokens: list[str], delay: float) -> Iterator[Step]:
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> Step:
+def _chat_chunks(answer: Answer, base: dict[str, Any]) -> Iterator[Step]:
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> Step:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return send({**base, "object": "chat.completion.chunk", "choices": [choice]})
 
-    yield chunk({"role": "assistant", "content": ""})
-    for token in tokens:
-        yield wait(delay)
-        yield chunk({"content": token})
-    yield chunk({}, "stop")
+    yield chunk({"role": "assistant", "content": None if answer.tool_calls else ""})
+    calls = (chunk({"tool_calls": [call]}) for call in _chat_calls(answer, are_chunks=True))
+    yield from answer.paced(itertools.chain((chunk({"content": token}) for token in answer.tokens), calls))
+    yield chunk({}, "tool_calls" if answer.tool_calls else "stop")
     yield send("[DONE]")
 
 
-def _chat_completion(base: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(tokens), "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 0, "completion_tokens": len(tokens), "total_tokens": len(tokens)}
+def _chat_calls(answer: Answer, *, are_chunks: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            **({"index": index} if are_chunks else {}),
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        for index, (name, arguments) in enumerate(answer.tool_calls)
+    ]
+
+
+def _chat_completion(answer: Answer, base: dict[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.tool_calls:
+        message = {**message, "content": None, "tool_calls": _chat_calls(answer, are_chunks=False)}
+    reason = "tool_calls" if answer.tool_calls else "stop"
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    count = len(answer.tokens)
+    usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
     return {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
-def _json_response(status: int, body: dict[str, Any]) -> Iterator[Step]:
-    yield respond(status, framing="length", content_type="application/json")
-    yield raw(json.dumps(body).encode())
+def openai_responses(
+    answer: str | Iterable[str] | None = None,
+    *,
+    delay: float = 0.0,
+    model: str = "echo",
+    tool_calls: ToolCalls = (),
+    stall_after: int | None = None,
+) -> Script:
+    """Return a script that answers like OpenAI's Responses API, streamed if the request has `"stream": true`.
+
+    The parameters are those of chat_completions(). Other requests get status 400 and OpenAI's error object.
+    Source: https://platform.openai.com/docs/api-reference/responses-streaming
+    """
+    return answering(
+        answer,
+        tool_calls,
+        delay=delay,
+        model=model,
+        stall_after=stall_after,
+        read=lambda body: _input(body.get("input")),
+        has_results=lambda items: any(_is(item, "type", "function_call_output") for item in items),
+        steps=_response,
+        refusal={"error": {**_INVALID, "message": "POST a JSON object with an input", "param": "input"}},
+    )
+
+
+def _input(value: Any) -> list[Any] | None:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else _list(value)
+
+
+def _response(answer: Answer) -> Iterator[Step]:
+    base: dict[str, Any] = {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": answer.model,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": answer.request.get("tools", []),
+    }
+    count = len(answer.tokens)
+    usage = {
+        "input_tokens": 0,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": count,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": count,
+    }
+    items = [_message(answer.text)] if not answer.tool_calls else [_call(*call) for call in answer.tool_calls]
+    whole = {**base, "status": "completed", "output": items, "usage": usage}
+    if not answer.is_streamed:
+        return answer.whole(whole)
+    return _numbered(_response_events(answer, {**base, "status": "in_progress", "output": []}, whole, items))
+
+
+def _message(text: str) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": content,
+    }
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"fc_{uuid.uuid4().hex}",
+        "type": "function_call",
+        "call_id": f"call_{uuid.uuid4().hex[:24]}",
+        "name": name,
+        "arguments": json.dumps(arguments),
+        "status": "completed",
+    }
+
+
+def _numbered(events: Iterable[Step | dict[str, Any]]) -> Iterator[Step]:
+    numbers = itertools.count()
+    for event in events:
+        if isinstance(event, dict):
+            yield send({**event, "sequence_number": next(numbers)}, event["type"])
+        else:
+            yield event
+
+
+def _response_events(
+    answer: Answer, begun: dict[str, Any], whole: dict[str, Any], items: list[dict[str, Any]]
+) -> Iterator[Step | dict[str, Any]]:
+    yield {"type": "response.created", "response": begun}
+    yield {"type": "response.in_progress", "response": begun}
+    for index, item in enumerate(items):
+        if item["type"] == "message":
+            yield from _message_events(answer, item, {"item_id": item["id"], "output_index": index})
+        else:
+            yield answer.pause(index)
+            yield from _call_events(item, {"item_id": item["id"], "output_index": index})
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    yield answer.pause(len(answer.tokens) + len(answer.tool_calls))
+    yield {"type": "response.completed", "response": whole}
+
+
+def _message_events(answer: Answer, item: dict[str, Any], at: dict[str, Any]) -> Iterator[Step | dict[str, Any]]:
+    begun = {**item, "status": "in_progress", "content": []}
+    yield {"type": "response.output_item.added", "output_index": at["output_index"], "item": begun}
+    at = {**at, "content_index": 0}
+    [part] = item["content"]
+    yield {"type": "response.content_part.added", **at, "part": {**part, "text": ""}}
+    for number, token in enumerate(answer.tokens):
+        yield answer.pause(number)
+        yield {"type": "response.output_text.delta", **at, "delta": token, "logprobs": []}
+    yield {"type": "response.output_text.done", **at, "text": part["text"], "logprobs": []}
+    yield {"type": "response.content_part.done", **at, "part": part}
+
+
+def _call_events(item: dict[str, Any], at: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    begun = {**item, "status": "in_progress", "arguments": ""}
+    yield {"type": "response.output_item.added", "output_index": at["output_index"], "item": begun}
+    yield {"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]}
+    done = {"type": "response.function_call_arguments.done", **at, "name": item["name"]}
+    yield {**done, "arguments": item["arguments"]}

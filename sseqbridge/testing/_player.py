@@ -25,9 +25,13 @@ _WRITE_BYTES = 65_536
 
 
 class FlagWatcher:
-    """Waits on the loop for threading.Events. They notify no loop, so each is polled, once for all its waiters."""
+    """Waits on the loop for threading.Events. They notify no loop, so each is polled, once for all its waiters.
+
+    `released` is the flag of a hold() without one.
+    """
 
     def __init__(self) -> None:
+        self.released = threading.Event()
         self._watching: dict[threading.Event, asyncio.Task[None]] = {}
 
     async def wait(self, flag: threading.Event) -> None:
@@ -70,7 +74,7 @@ class ResponsePlayer:
                 case Wait():
                     await asyncio.sleep(step.seconds)
                 case Hold():
-                    await self._flags.wait(step.flag)
+                    await self._flags.wait(self._flags.released if step.flag is None else step.flag)
                 case Expect():
                     step.check(self.request)
                 case Leave():
@@ -91,6 +95,8 @@ class ResponsePlayer:
         self._response = response
         if not response.is_buffered:
             await self._write(response.head())
+        if response.body:
+            await self._send(response.body)
 
     async def _begin(self) -> Respond:
         """Return the response, the implied one unless the script contains respond()."""

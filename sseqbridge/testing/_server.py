@@ -151,6 +151,10 @@ class SSEServer(NotCopyable):
         """Replace the script: play the first of `scripts` for the next request, and so on; then repeat the last."""
         self._script = in_turn(*scripts)
 
+    def release(self) -> None:
+        """Let every script go on that waits at a hold() without a flag. Later ones do not wait."""
+        self._flags.released.set()
+
     def wait_for_request(self, n: int = 1, timeout: float = 5.0) -> ReceivedRequest:
         """Return the `n`-th request, counted from 1, when its body is complete.
 

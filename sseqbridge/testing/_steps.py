@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from json import dumps, loads
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -56,12 +56,16 @@ _Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """Sends the head of the response. `length` None with framing "length" buffers the body to measure it."""
+    """Sends the head of the response, and `body`, if it is all of the body.
+
+    `length` None with framing "length" buffers the body to measure it.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...]
     framing: _Framing
     length: int | None
+    body: bytes = b""
 
     @property
     def is_buffered(self) -> bool:
@@ -97,9 +101,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Waits for a flag."""
+    """Waits for a flag; None is the server's own, which SSEServer.release() sets."""
 
-    flag: threading.Event
+    flag: threading.Event | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,12 @@ def respond(
     content_type: str | None = "text/event-stream",
     *,
     length: int | None = None,
+    json: Any = _UNCHECKED,
 ) -> Step:
     """Send the head of the response. A Content-Type in `headers` overrides `content_type`; None sends none.
+
+    With `json=` the response is that object as application/json, whole: respond(401, json={"error": "no key"}). Steps
+    after it send nothing more.
 
     `framing` determines how the client finds the end of the body. "chunked": one chunk per step. "length": the body
     is buffered until the script ends, to measure it; with `length=` that length is announced and the body sent step
@@ -148,16 +156,23 @@ def respond(
     if framing not in get_args(_Framing):
         raise UsageError(f"`framing` must be one of {', '.join(get_args(_Framing))}, got {framing!r}")
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    body = b""
+    if json is not _UNCHECKED:
+        if framing != "chunked" or length is not None:
+            raise UsageError("`json` must come without `framing` and `length`, since its own length is sent")
+        body = dumps(json).encode()
+        framing, length = "length", len(body)
+        content_type = "application/json" if content_type == "text/event-stream" else content_type
     if content_type is not None and all(name.lower() != "content-type" for name, _ in pairs):
         pairs = (("Content-Type", content_type), *pairs)
     if status in (204, 304):
-        framing, length = "none", None
-    return Respond(status, pairs, framing if length is None else "length", length)
+        framing, length, body = "none", None, b""
+    return Respond(status, pairs, framing if length is None else "length", length, body)
 
 
 def send(data: object, event: str | None = None, id: str | None = None, retry: float | None = None) -> Step:
     """Send one event. `data` is its text, or any other object, sent as JSON. `retry` is in seconds."""
-    text = data if isinstance(data, str) else json.dumps(data)
+    text = data if isinstance(data, str) else dumps(data)
     return encode(ServerSentEvent("message" if event is None else event, text, id or "", retry))
 
 
@@ -181,8 +196,8 @@ def wait(seconds: float) -> Step:
     return Wait(seconds)
 
 
-def hold(flag: threading.Event) -> Step:
-    """Wait until `flag` is set, by any thread."""
+def hold(flag: threading.Event | None = None) -> Step:
+    """Wait until `flag` is set, by any thread, or without one until `SSEServer.release()` is called."""
     return Hold(flag)
 
 
@@ -273,7 +288,7 @@ class ReceivedRequest:
 
     def json(self) -> Any:
         """Return the body decoded as JSON. Raises json.JSONDecodeError (a ValueError)."""
-        return json.loads(self.body)
+        return loads(self.body)
 
     def wait_aborted(self, timeout: float = 5.0) -> float:
         """Wait until the client has left, and return `aborted_at`. Raises TimeoutError after `timeout` seconds."""

@@ -525,6 +525,12 @@ def test_sse_server(sse_server: SSEServer, tmp_path: Path) -> None:
     Session("").run(with_fixture)["test_reader_resumes_after_a_cut"](sse_server)
 
 
+@example("examples/testing.md", "APIs of providers")
+def test_providers_apis(sse_server: SSEServer) -> None:
+    [code] = python("examples/testing.md", "APIs of providers")
+    Session("").run(code)["test_application_survives_a_stalled_answer"](sse_server)
+
+
 @example("examples/observability.md", "Counters")
 def test_counters(upstream: SSEServer) -> None:
     [code] = python("examples/observability.md", "Counters")
