@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from ._streams.api import arequest_sse, request_sse
     from ._streams.bridge import Bridge
     from ._streams.bridge_transport import BridgeTransport
+    from ._streams.call import Call
     from ._streams.calls import enter, iterate, run
+    from ._streams.client import SSEClient
     from ._streams.gather import gather
     from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, merge
     from ._streams.sync import EventStream, SSEResponse, Stream
@@ -74,6 +76,7 @@ __all__ = [
     "BridgeStats",
     "BridgeTransport",
     "BufferLimitError",
+    "Call",
     "CallbackError",
     "CancelScope",
     "Cancelled",
@@ -99,6 +102,7 @@ __all__ = [
     "RedirectError",
     "RequestAbortedError",
     "ResponseError",
+    "SSEClient",
     "SSEError",
     "SSEResponse",
     "ServerSentEvent",
@@ -129,6 +133,8 @@ _MODULES = {
     "arequest_sse": "_streams.api",
     "request_sse": "_streams.api",
     "Bridge": "_streams.bridge",
+    "Call": "_streams.call",
+    "SSEClient": "_streams.client",
     "enter": "_streams.calls",
     "iterate": "_streams.calls",
     "run": "_streams.calls",

@@ -2,7 +2,7 @@
 
 A wrong argument raises UsageError at the call, before anything is sent. Messages have the form
 "`name` must be X, got Y. Do Z." All functions are pure and thread-safe. `NotCopyable` is the base class of the public
-objects that own requests, connections or threads.
+objects that own requests, connections or threads, `Immutable` that of those which only describe requests.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import NoReturn, Protocol, SupportsIndex, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard
 
 from ._exceptions import UsageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
     "CancelFlag",
+    "Immutable",
     "NotCopyable",
     "Timeout",
+    "TimeoutLimits",
     "as_timeout",
     "check_limits",
     "check_number",
@@ -45,6 +50,43 @@ class NotCopyable:
             f"{type(self).__name__} cannot be copied or pickled: its requests, connections and threads have one owner. "
             "Pass on the object itself, or its items."
         )
+
+
+class Immutable:
+    """Base of immutable objects that may hold credentials. A copy is the object itself; pickle refuses it."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable, {name!r} cannot be set. Make another one.")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable, {name!r} cannot be deleted")
+
+    def _set(self, **values: Any) -> None:
+        """Set attributes, in the constructor alone."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: it may hold credentials and functions. Make one in each process."
+        )
+
+
+class TimeoutLimits(TypedDict, total=False):
+    """Time limits in seconds as a mapping, for type checkers; see Timeout."""
+
+    connect: float | None
+    read: float | None
+    idle: float | None
+    total: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

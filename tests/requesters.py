@@ -112,7 +112,7 @@ class OpenStream:
 class Response(OpenStream):
     """The response of either function."""
 
-    def __init__(self, requester: Requester, response: Any) -> None:
+    def __init__(self, requester: Caller, response: Any) -> None:
         self.response = response
         self.status, self.headers, events = response
         super().__init__(requester, events)

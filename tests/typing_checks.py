@@ -14,10 +14,12 @@ from sseqbridge import (
     AsyncEventStream,
     AsyncSSEResponse,
     Bridge,
+    Call,
     Comment,
     Dialect,
     EventStream,
     ServerSentEvent,
+    SSEClient,
     SSEResponse,
     Stream,
     Timeout,
@@ -29,7 +31,7 @@ from sseqbridge import (
     tee,
 )
 
-__all__ = ["check_arequest_sse", "check_async_code", "check_request_sse"]
+__all__ = ["check_arequest_sse", "check_async_code", "check_client", "check_request_sse"]
 
 
 def size(event: ServerSentEvent) -> int:
@@ -100,6 +102,31 @@ async def check_arequest_sse(url: str, flag: bool) -> None:
         assert_type(same, AsyncEventStream[str])
     await arequest_sse(url, decode="xml")  # type: ignore[call-overload]
     await arequest_sse(url, bridge=Bridge())  # type: ignore[call-overload]
+
+
+async def check_client(url: str, flag: bool) -> None:
+    assert_type(SSEClient(), SSEClient[Any])
+    assert_type(SSEClient(url, decode="json"), SSEClient[Any])
+    assert_type(SSEClient(httpx.URL(url), decode="text", headers=[("X-A", "1")]), SSEClient[str])
+    assert_type(SSEClient(url, decode="event", headers=lambda: {"X-A": "1"}), SSEClient[ServerSentEvent])
+    assert_type(SSEClient(url, decode="event", comments=False), SSEClient[ServerSentEvent])
+    assert_type(SSEClient(url, decode="event", comments=flag), SSEClient[ServerSentEvent | Comment])
+    assert_type(SSEClient(url, decode=size), SSEClient[int])
+    client = SSEClient(url, decode="text", timeout=Timeout(), bridge=Bridge())
+    assert_type(client.request("/", {"X-A": "1"}, {"a": 1}, timeout=5), SSEResponse[str])
+    assert_type(await client.arequest("/", client=httpx.AsyncClient()), AsyncSSEResponse[str])
+    assert_type(client.call(httpx.URL(url), json={}), Call[str])
+    assert_type(client.call("/")(), SSEResponse[str])
+    assert_type(await client.call("/").asend(), AsyncSSEResponse[str])
+    assert_type(client.with_options(timeout=5), SSEClient[str])
+    assert_type(client.with_options(decode="json", base_url=url), SSEClient[Any])
+    assert_type(client.with_options(decode="text"), SSEClient[str])
+    assert_type(client.with_options(decode="event"), SSEClient[ServerSentEvent])
+    assert_type(client.with_options(decode="event", comments=flag), SSEClient[ServerSentEvent | Comment])
+    assert_type(client.with_options(decode=size), SSEClient[int])
+    SSEClient(url, params={})  # type: ignore[call-overload]
+    client.request("/", decode="json")  # type: ignore[call-arg]
+    client.request("/", client=httpx.AsyncClient())  # type: ignore[call-arg]
 
 
 async def numbers() -> AsyncIterator[int]:

@@ -19,8 +19,9 @@ from sseqbridge._checks import Timeout
 from sseqbridge._engine.responses import Head, made_head
 from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
-from sseqbridge._streams.api import PendingResponse, pending, request_sse
+from sseqbridge._streams.api import pending_of, request_sse
 from sseqbridge._streams.bridge import Bridge
+from sseqbridge._streams.pending import PendingResponse
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from .output import StatusLine
@@ -178,7 +179,7 @@ def send_request(
             bridge=insecure,
             **options,
         )
-        response = pending(call)
+        response = pending_of(call)
         try:
             response.send()
             head = _wait_for_head(response, status)

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import errno
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -116,12 +117,12 @@ class BaseBridge(NotCopyable):
     def new_task(self, options: RequestOptions) -> StreamTask:
         """Return the task of a request, for `start`. For use within the package.
 
-        Raises UsageError if `options` make no valid request, if the bridge is closed, and on the loop thread, which
-        must not wait.
+        May call a function of the caller's for the headers. Raises UsageError if `options` make no valid request, if
+        the bridge is closed, and on the loop thread, which must not wait.
         """
         state = self.started()
-        self.check_may_wait("request_sse", "arequest_sse", stacklevel=5)
-        return StreamTask(state, options)
+        self.check_may_wait("request_sse", "arequest_sse", stacklevel=_stacklevel_of_caller())
+        return StreamTask(state, options.for_next_attempt())
 
     def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
         """Raise UsageError on a bridge's own thread, which must not wait; warn in a coroutine of another loop."""
@@ -284,6 +285,14 @@ class BaseBridge(NotCopyable):
                 # Not loop.stop(): a second call would also stop _wind_up().
                 self._state.loop.call_soon_threadsafe(settle, self._stop)
             return self._thread
+
+
+def _stacklevel_of_caller() -> int:
+    """Return the stacklevel of a warning, in a function that the calling method calls, for the package's caller."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sseqbridge."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _loop_failure(reason: BaseException) -> str:

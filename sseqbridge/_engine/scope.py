@@ -37,7 +37,9 @@ __all__ = [
     "Ownership",
     "cancel_flag",
     "cancel_on",
+    "check_not_cancelled",
     "check_scope",
+    "checked_flag",
     "current_scope",
     "is_cancelled",
 ]
@@ -230,13 +232,21 @@ def cancel_flag(cancel: Any, before: str) -> CancelFlag | None:
     Raises UsageError if `cancel` is no flag, and RequestAbortedError if it is set already: the error's message ends
     with `before`, the step that it comes before. Raises Cancelled if the current scope is cancelled.
     """
+    flag = checked_flag(cancel)
+    check_not_cancelled(flag, before)
+    return flag
+
+
+def checked_flag(cancel: Any) -> CancelFlag | None:
+    """Return the flag of a stream that is opened later. Raises UsageError if `cancel` is neither a flag nor None."""
+    return None if cancel is None else _checked(cancel, "cancel")
+
+
+def check_not_cancelled(flag: CancelFlag | None, before: str) -> None:
+    """Raise RequestAbortedError if a flag is set, Cancelled if the current scope is cancelled; see cancel_flag."""
     check_scope()
-    if cancel is None:
-        return None
-    flag = _checked(cancel, "cancel")
     if is_cancelled(flag):
         raise RequestAbortedError(f"cancel was set before {before}")
-    return flag
 
 
 def _checked(flag: Any, name: str) -> CancelFlag:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from sseqbridge._checks import CancelFlag, Timeout
 from sseqbridge._exceptions import CallbackError, UsageError
@@ -87,6 +89,38 @@ class RequestOptions:
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None
+    # A function of the caller's that returns the headers of the next attempt; None if they stay the same.
+    new_headers: Callable[[], list[tuple[str, str]]] | None = None
+
+    def check_reusable(self, *, has_own_client: bool) -> None:
+        """Raise UsageError if the options make no valid request, or its body can be read only once.
+
+        With `has_own_client`, a client of the caller's may complete the request, so that it cannot be built here.
+        """
+        files = self.build["files"]
+        if is_replayable(self.build["content"]):
+            if not has_own_client:
+                build_request(_Builder(), self, self.last_event_id)
+            if files is None or _are_in_memory(files):
+                return
+        raise UsageError(
+            "the body of a Call must be readable again, got one that can be read only once. "
+            "Pass bytes, or send it once with request()."
+        )
+
+    def for_next_attempt(self) -> RequestOptions:
+        """Return the options of one attempt. May call a function of the caller's, which may block."""
+        return self if self.new_headers is None else replace(self, headers=self.new_headers())
+
+
+class _Builder:
+    """Builds requests as a client of httpx without settings of its own."""
+
+    package = httpx
+
+    def build(self, method: str, url: str, headers: list[tuple[bytes, bytes]], **options: Any) -> httpx.Request:
+        extensions = {"timeout": options.pop("timeout"), **options.pop("extensions")}
+        return httpx.Request(method, url, headers=headers, extensions=extensions, **options)
 
 
 def encode_json(data: object) -> bytes:
@@ -266,7 +300,18 @@ def is_replayable(content: object) -> bool:
     return content is None or isinstance(content, (str, bytes, bytearray, memoryview))
 
 
-def build_request(client: Client, options: RequestOptions, last_event_id: str) -> Any:
+def _are_in_memory(files: object) -> bool:
+    """Whether a multipart body, in one of httpx's forms, has no files but those in memory."""
+    if isinstance(files, Mapping):
+        values = list(files.values())
+    elif isinstance(files, Sequence):
+        values = [pair[-1] if isinstance(pair, tuple) else None for pair in files]
+    else:
+        return False
+    return all(is_replayable(value[1] if isinstance(value, tuple) and len(value) > 1 else value) for value in values)
+
+
+def build_request(client: Client | _Builder, options: RequestOptions, last_event_id: str) -> Any:
     """Return a request of the client's package, httpx or httpx2.
 
     Raises UsageError if no request can be built of the options, and if it would not be valid HTTP.

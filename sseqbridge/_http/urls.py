@@ -1,4 +1,4 @@
-"""URLs: how messages show them, their origins, and which can be requested. Pure."""
+"""URLs: how messages show them, their origins, which can be requested, and base URLs. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from typing import Any
 
 import httpx
 
+from sseqbridge._exceptions import UsageError
+
 from .client import parsed_url
 
-__all__ = ["describe", "is_https_upgrade", "is_requestable", "origin_key"]
+__all__ = [
+    "check_base_url",
+    "describe",
+    "describe_text",
+    "is_https_upgrade",
+    "is_requestable",
+    "is_url",
+    "join_base_url",
+    "origin_key",
+]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -19,6 +30,15 @@ def describe(url: Any) -> str:
     port = "" if url.port is None else f":{url.port}"
     # From the raw path: in the decoded one, escaped line breaks are line breaks.
     return f"{url.scheme}://{host}{port}{url.raw_path.partition(b'?')[0].decode('ascii')}"
+
+
+def describe_text(url: str) -> str:
+    """Return a URL that was not parsed as messages may show it, or a substitute if it cannot be parsed."""
+    try:
+        parsed = parsed_url(url)
+    except httpx.InvalidURL:
+        return "an invalid URL"
+    return describe(parsed) if parsed.is_absolute_url else parsed.raw_path.partition(b"?")[0].decode("ascii")
 
 
 def origin_key(url: Any) -> str:
@@ -38,6 +58,48 @@ def is_https_upgrade(url: Any, target: Any) -> bool:
     return begin == f"http://{host}:80" and end == f"https://{host}:443"
 
 
+def is_url(value: object) -> bool:
+    """Whether a caller's argument is text or an object of httpx's or httpx2's URL class."""
+    return isinstance(value, str) or (hasattr(value, "scheme") and hasattr(value, "host"))
+
+
 def is_requestable(url: Any) -> bool:
     """Whether a URL is one of http or https, with a host and a port up to 65535."""
     return url.scheme in _DEFAULT_PORTS and bool(url.host) and (url.port or 0) <= 65535
+
+
+def check_base_url(base_url: object) -> str:
+    """Return a base URL, "" for none. Raises UsageError if it is no http or https URL, or has a query or fragment."""
+    if not is_url(base_url):
+        raise UsageError(f"`base_url` must be a str or an httpx.URL, got {type(base_url).__name__}")
+    text = str(base_url)
+    if not text:
+        return ""
+    try:
+        url = parsed_url(text)
+    except httpx.InvalidURL:
+        url = None
+    # Outside of the handler, so that the error has no context: its message may hold the URL.
+    if url is None or not is_requestable(url):
+        raise UsageError("`base_url` must be a URL with a host. Begin it with http:// or https://.")
+    if url.query or url.fragment:
+        raise UsageError("`base_url` must have no query and no fragment. Pass `params` with each request.")
+    return text
+
+
+def join_base_url(base_url: str, url: str) -> str:
+    """Return a request's URL as httpx joins it to a client's `base_url`: its path is added to the base's path.
+
+    An absolute URL stays as it is, and so does one that cannot be parsed, which building the request reports.
+    """
+    if not base_url:
+        return url
+    try:
+        relative = parsed_url(url)
+    except httpx.InvalidURL:
+        return url
+    if relative.is_absolute_url:
+        return url
+    base = parsed_url(base_url)
+    path = base.raw_path if base.raw_path.endswith(b"/") else base.raw_path + b"/"
+    return str(base.copy_with(raw_path=path + relative.raw_path.lstrip(b"/")))

@@ -4,73 +4,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
-from sseqbridge._engine.channel import End
-from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
-from sseqbridge._engine.responses import Head
-from sseqbridge._engine.scope import check_scope
-from sseqbridge._engine.stream_task import StreamTask
-from sseqbridge._exceptions import RequestAbortedError
-
-from .aio import AsyncEventStream, AsyncSSEResponse
-from .arguments import Headers, PreparedRequest, RequestArguments, prepare
-from .bridge import Bridge, check_bridge, default_bridge
-from .cursor import Cursor
-from .reader import ItemReader
-from .sync import EventStream, SSEResponse
+from .aio import AsyncSSEResponse
+from .arguments import RequestArguments, prepare
+from .bridge import Bridge, check_bridge
+from .pending import PendingResponse, apending, pending
+from .sync import SSEResponse
 
 if TYPE_CHECKING:
     import httpx
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import Unpack
 
-    from sseqbridge._checks import CancelFlag, Timeout
-    from sseqbridge._engine.reconnecting import OnReconnect
-    from sseqbridge._sse.dialects import Dialect, DialectName, Done
     from sseqbridge._sse.events import Comment, ServerSentEvent
-    from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
-    from .decoding import ErrorEvents
+    from .arguments import Headers
+    from .keywords import AsyncKeywords, BridgeKeywords
 
-    class RequestKeywords(TypedDict, total=False):
-        """The keyword arguments of both functions, except `decode` and `comments`, for type checkers."""
-
-        json: Any
-        method: str | None
-        params: Any
-        content: Any
-        auth: Any
-        cookies: Any
-        files: Any
-        extensions: Mapping[str, Any] | None
-        dialect: Dialect | DialectName
-        done: Done
-        require_done: bool
-        error_events: ErrorEvents
-        timeout: Timeout | float | Mapping[str, float | None] | None
-        cancel: CancelFlag | None
-        reconnect: ReconnectionPolicy | bool | None
-        on_reconnect: OnReconnect | None
-        last_event_id: str | None
-        follow_redirects: bool | None
-        check_content_type: bool
-        max_event_bytes: int
-        max_buffered_bytes: int
-
-    class BridgeKeywords(RequestKeywords, total=False):
-        """The keyword arguments of request_sse alone."""
-
-        bridge: Bridge | None
-
-    class ClientKeywords(RequestKeywords, total=False):
-        """The keyword arguments of arequest_sse alone."""
-
-        client: Any
-
-
-__all__ = ["PendingResponse", "apending", "arequest_sse", "pending", "request_sse"]
+__all__ = ["apending_of", "arequest_sse", "pending_of", "request_sse"]
 
 T = TypeVar("T")
 
@@ -166,13 +118,10 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     TransportErrors, RedirectError, ContentTypeError for a 200 that is not text/event-stream,
     RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought an answer.
     """
-    response = _pending(RequestArguments(url, headers, data, **_without(options, "bridge")), options.get("bridge"))
+    response = _pending(url, headers, data, **options)
     try:
         # Sent inside of the block: an interrupt leaves no request running.
-        response.send()
-        while (head := response.head_of(response.subscription.channel.receive())) is None:
-            pass
-        return response.response(head)
+        return response.response(response.wait())
     except BaseException:
         response.subscription.abort()
         raise
@@ -185,7 +134,7 @@ async def arequest_sse(
     data: Any = None,
     *,
     decode: Literal["json"] = "json",
-    **options: Unpack[ClientKeywords],
+    **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[Any]: ...
 @overload
 async def arequest_sse(
@@ -194,7 +143,7 @@ async def arequest_sse(
     data: Any = None,
     *,
     decode: Literal["text"],
-    **options: Unpack[ClientKeywords],
+    **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[str]: ...
 @overload
 async def arequest_sse(
@@ -204,7 +153,7 @@ async def arequest_sse(
     *,
     decode: Literal["event"],
     comments: Literal[False] = False,
-    **options: Unpack[ClientKeywords],
+    **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[ServerSentEvent]: ...
 @overload
 async def arequest_sse(
@@ -214,7 +163,7 @@ async def arequest_sse(
     *,
     decode: Literal["event"],
     comments: bool,
-    **options: Unpack[ClientKeywords],
+    **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[ServerSentEvent | Comment]: ...
 @overload
 async def arequest_sse(
@@ -223,7 +172,7 @@ async def arequest_sse(
     data: Any = None,
     *,
     decode: Callable[[ServerSentEvent], T],
-    **options: Unpack[ClientKeywords],
+    **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[T]: ...
 async def arequest_sse(
     url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any
@@ -236,20 +185,12 @@ async def arequest_sse(
     its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own stream alone,
     or logs a warning if the client's transport offers no way to do so.
     """
-    arguments = RequestArguments(url, headers, data, **_without(options, "client"))
-    response = await _apending(arguments, options.get("client"))
+    response = await _apending(url, headers, data, **options)
     try:
-        response.send()
-        while (head := response.head_of(await response.subscription.channel.areceive())) is None:
-            pass
-        return response.aresponse(head)
+        return response.aresponse(await response.await_head())
     except BaseException:
         response.subscription.abort_on_loop(None)
         raise
-
-
-def _without(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return {key: value for key, value in options.items() if key != name} if name in options else options
 
 
 def _describe(function: Callable[..., object], name: str, annotation: str, result: str) -> None:
@@ -264,68 +205,21 @@ _describe(request_sse, "bridge", "Bridge | None", "SSEResponse[Any]")
 _describe(arequest_sse, "client", "Any", "AsyncSSEResponse[Any]")
 
 
-class PendingResponse(NamedTuple):
-    """A request whose answer's head has not arrived. It is not sent before `send`."""
-
-    subscription: StreamTask
-    prepared: PreparedRequest
-    # None for a request on the caller's own loop.
-    bridge: Bridge | None
-
-    def send(self) -> None:
-        """Send the request. If the call fails, the caller aborts it."""
-        if self.bridge is None:
-            self.subscription.start()
-        else:
-            self.bridge.start(self.subscription.state, self.subscription)
-
-    def head_of(self, entry: object) -> Head | None:
-        """Return the head if the entry is one, None for an entry before it. Raises the stream's error."""
-        self.subscription.check_process()
-        if isinstance(entry, Reconnecting):
-            call_on_reconnect(self.prepared.on_reconnect, entry)
-            return None
-        if isinstance(entry, Head):
-            return entry
-        assert isinstance(entry, End)
-        if entry.error is None:
-            check_scope()
-        raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
-
-    def reader(self, head: Head) -> ItemReader[Any]:
-        """Return a reader of the stream."""
-        options, decoder, on_reconnect = self.prepared
-        return ItemReader(Cursor(self.subscription, head, decoder, options.cancel, on_reconnect))
-
-    def response(self, head: Head) -> SSEResponse[Any]:
-        """Return what request_sse returns."""
-        return SSEResponse(EventStream(self.reader(head)))
-
-    def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
-        """Return what arequest_sse returns."""
-        return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
-
-
-def pending(call: functools.partial[Any]) -> PendingResponse:
+def pending_of(call: functools.partial[Any]) -> PendingResponse:
     """Return the request of functools.partial(request_sse, ...), which was not sent yet."""
-    options = call.keywords
-    return _pending(RequestArguments(*call.args, **_without(options, "bridge")), options.get("bridge"))
+    return _pending(*call.args, **call.keywords)
 
 
-async def apending(call: functools.partial[Any]) -> PendingResponse:
+async def apending_of(call: functools.partial[Any]) -> PendingResponse:
     """Return the request of functools.partial(arequest_sse, ...), which was not sent yet."""
-    options = call.keywords
-    return await _apending(RequestArguments(*call.args, **_without(options, "client")), options.get("client"))
+    return await _apending(*call.args, **call.keywords)
 
 
-def _pending(arguments: RequestArguments, bridge: Bridge | None) -> PendingResponse:
-    prepared = prepare(arguments)
+def _pending(*args: Any, bridge: Bridge | None = None, **options: Any) -> PendingResponse:
+    prepared = prepare(RequestArguments(*args, **options))
     check_bridge(bridge)
-    bridge = bridge or default_bridge()
-    return PendingResponse(bridge.new_task(prepared.options), prepared, bridge)
+    return pending(prepared, bridge)
 
 
-async def _apending(arguments: RequestArguments, client: Any) -> PendingResponse:
-    prepared = prepare(arguments)
-    state = await running_loop_state() if client is None else state_of_client(client)
-    return PendingResponse(StreamTask(state, prepared.options), prepared, None)
+async def _apending(*args: Any, client: Any = None, **options: Any) -> PendingResponse:
+    return await apending(prepare(RequestArguments(*args, **options)), client)

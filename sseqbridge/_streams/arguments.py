@@ -10,11 +10,12 @@ import inspect
 import io
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sseqbridge._checks import CancelFlag, Timeout, as_timeout, check_limits
+from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits, as_timeout, check_limits
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
-from sseqbridge._engine.scope import cancel_flag
+from sseqbridge._engine.scope import check_not_cancelled, checked_flag
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import (
     DEFAULT_HEADERS,
@@ -24,6 +25,7 @@ from sseqbridge._http.request import (
     header_list,
     is_replayable,
 )
+from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
 from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
 
     from sseqbridge._engine.reconnecting import OnReconnect
 
-__all__ = ["Headers", "PreparedRequest", "RequestArguments", "prepare"]
+__all__ = ["Headers", "HeadersFunction", "PreparedRequest", "RequestArguments", "prepare"]
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
+HeadersFunction = Callable[[], Headers]
+_Pairs = list[tuple[str, str]]
 
 _DEFAULT_TIMEOUT = Timeout()
 _READ_BYTES = 64 * 1024
@@ -69,7 +73,7 @@ class RequestArguments:
     require_done: bool = False
     error_events: ErrorEvents = "raise"
     comments: bool = False
-    timeout: Timeout | float | Mapping[str, float | None] | None = _DEFAULT_TIMEOUT
+    timeout: Timeout | float | TimeoutLimits | None = _DEFAULT_TIMEOUT
     cancel: CancelFlag | None = None
     reconnect: ReconnectionPolicy | bool | None = None
     on_reconnect: OnReconnect | None = None
@@ -91,27 +95,35 @@ class PreparedRequest(NamedTuple):
     decoder: Decoder
     on_reconnect: OnReconnect | None
 
+    def check_not_cancelled(self) -> None:
+        """Raise RequestAbortedError if `cancel` is set, Cancelled if the current scope is cancelled."""
+        check_not_cancelled(self.options.cancel, "the request was sent")
 
-def prepare(arguments: RequestArguments) -> PreparedRequest:
-    """Check the arguments. Raises UsageError for arguments that cannot work."""
+
+def prepare(arguments: RequestArguments, client_headers: Headers | HeadersFunction = None) -> PreparedRequest:
+    """Check the arguments. Raises UsageError for arguments that cannot work.
+
+    `client_headers` are sent too, unless the arguments have headers of the same name.
+    """
     _check_combinations(arguments)
     body = arguments.data if arguments.data is not None else arguments.json
     content = arguments.content
     replayable = arguments.files is None and is_replayable(content)
     policy = _policy(arguments.reconnect, arguments.on_reconnect, replayable)
-    own_headers, own_id = _without_last_event_id(
-        header_list(arguments.headers), check_last_event_id(arguments.last_event_id)
-    )
+    headers = header_list(arguments.headers)
+    if not callable(client_headers):
+        headers = _merged(header_list(client_headers), headers)
+    own_headers, own_id = _without_last_event_id(headers, check_last_event_id(arguments.last_event_id))
     _check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
     # A stream that is resumed by GET is still the answer to one request.
     rules = _rules(arguments, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
     decoder = Decoder(arguments.decode, arguments.done, arguments.error_events, rules)
-    cancel = cancel_flag(arguments.cancel, "the request was sent")
+    complete = partial(_with_defaults, is_json=body is not None)
     options = RequestOptions(
         method=_method(arguments.method, has_body),
         url=_url(arguments.url),
-        headers=_with_defaults(own_headers, is_json=body is not None),
+        headers=complete(own_headers),
         build={
             "params": arguments.params,
             "content": encode_json(body) if body is not None else _content(content),
@@ -132,7 +144,8 @@ def prepare(arguments: RequestArguments) -> PreparedRequest:
         comments=arguments.comments,
         max_event_bytes=check_limits("max_event_bytes", arguments.max_event_bytes),
         max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
-        cancel=cancel,
+        cancel=checked_flag(arguments.cancel),
+        new_headers=_HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
     )
     return PreparedRequest(options, decoder, arguments.on_reconnect)
 
@@ -187,7 +200,7 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
     return policy
 
 
-def _without_last_event_id(headers: list[tuple[str, str]], given: str) -> tuple[list[tuple[str, str]], str]:
+def _without_last_event_id(headers: _Pairs, given: str) -> tuple[_Pairs, str]:
     """Return the headers without Last-Event-ID, and the event ID that the first request resumes from."""
     sent = [value for name, value in headers if name.lower() == "last-event-id"]
     if not sent:
@@ -207,7 +220,7 @@ def _is_auth(auth: Any) -> bool:
     return auth is None or callable(auth) or hasattr(auth, "async_auth_flow")
 
 
-def _check_framing(headers: list[tuple[str, str]], *, own_length: bool) -> None:
+def _check_framing(headers: _Pairs, *, own_length: bool) -> None:
     # These headers occur when a response's headers are passed by mistake.
     for name, _ in headers:
         if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
@@ -226,15 +239,43 @@ def _method(method: object, has_body: bool) -> str:
 
 
 def _url(url: object) -> str:
-    if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
+    if not is_url(url):
         raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
     return str(url)
 
 
-def _with_defaults(headers: list[tuple[str, str]], *, is_json: bool) -> list[tuple[str, str]]:
+def _with_defaults(headers: _Pairs, *, is_json: bool) -> _Pairs:
     present = {name.lower() for name, _ in headers}
     defaults = (*DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
     return headers + [(name, value) for name, value in defaults if name.lower() not in present]
+
+
+def _merged(client_headers: _Pairs, headers: _Pairs) -> _Pairs:
+    """Return the headers of a client and those of a request, which replace the client's of the same name."""
+    replaced = {name.lower() for name, _ in headers}
+    return [pair for pair in client_headers if pair[0].lower() not in replaced] + headers
+
+
+@dataclass(frozen=True)
+class _HeadersOfAttempts:
+    """Calls the headers function of a client for each attempt, and adds the headers of the request."""
+
+    function: HeadersFunction
+    own: _Pairs
+    complete: Callable[[_Pairs], _Pairs]
+
+    def __call__(self) -> _Pairs:
+        """Return the headers. Raises CallbackError if the function fails, UsageError for headers that cannot be sent.
+
+        Outside of an event loop, an exit or interrupt of the function passes through.
+        """
+        with CallersFunction("the headers function", passes=()):
+            returned = self.function()
+        headers = header_list(returned)
+        _check_framing(headers, own_length=False)
+        if any(name.lower() == "last-event-id" for name, _ in headers):
+            raise UsageError("`headers`: the function must not return Last-Event-ID. Pass `last_event_id`.")
+        return self.complete(_merged(headers, self.own))
 
 
 def _content(content: Any) -> Any:

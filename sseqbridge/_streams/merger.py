@@ -23,9 +23,10 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
 
 from .aio import AsyncEventStream, AsyncSSEResponse
-from .api import PendingResponse, apending, arequest_sse, pending, request_sse
+from .api import apending_of, arequest_sse, pending_of, request_sse
 from .bridge import Bridge
 from .calls import iterate
+from .pending import PendingResponse
 from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
@@ -287,7 +288,7 @@ def member_of(name: Any, stream: Any) -> Member:
         return Member(name, None, reader)
     if isinstance(stream, functools.partial):
         if stream.func is request_sse:
-            return Member(name, pending(stream), None)
+            return Member(name, pending_of(stream), None)
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
     raise UsageError(
@@ -303,7 +304,7 @@ async def amember_of(name: Any, stream: Any) -> Member:
     if isinstance(stream, AsyncEventStream):
         return Member(name, None, reader_of(stream))
     if isinstance(stream, functools.partial) and stream.func is arequest_sse:
-        return Member(name, await apending(stream), None)
+        return Member(name, await apending_of(stream), None)
     raise UsageError(
         f"the stream {name!r} must be what arequest_sse returns, or functools.partial(arequest_sse, url, ...), "
         f"got {_kind(stream)}"

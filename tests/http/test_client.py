@@ -517,7 +517,7 @@ def test_http2_server_is_notified_of_an_abort(http2: tuple[Http2Server, Bridge],
 
 def test_http2_server_is_notified_of_an_early_abort(clock: FakeClock, http2: tuple[Http2Server, Bridge]) -> None:
     server, bridge = http2
-    limits = {"connect": None, "read": None, "total": 60}
+    limits = Timeout(connect=None, read=None, total=60)
     asking = in_thread(lambda: request_sse(f"{server.url}/mute", bridge=bridge, timeout=limits))
     until(lambda: server.peers)
     clock.advance_until(asking.done, step=10)

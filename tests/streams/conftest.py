@@ -1,4 +1,4 @@
-"""The fixture that runs coroutines on a new event loop."""
+"""Fixtures that run coroutines on a new event loop, and send requests with a client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.loops import coroutine_runner, states_of_callers_loops
 from tests.streams.async_support import Run
+from tests.streams.client_support import WAYS, ClientRequester
 from tests.support import LOOPS
 
 
@@ -17,3 +18,11 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
     with coroutine_runner(request, caplog) as run_on_new_loop:
         yield run_on_new_loop
     assert states_of_callers_loops() == {}
+
+
+@pytest.fixture(params=WAYS)
+def send_with(request: pytest.FixtureRequest) -> Iterator[ClientRequester]:
+    """Sends requests with an SSEClient: by request, arequest, a call, and a call in a coroutine."""
+    requester = ClientRequester(request.param)
+    yield requester
+    requester.close()

@@ -69,9 +69,10 @@ def test_time_limits_hold(clock: FakeClock, run: Run, timeout: Any, which: str) 
 def test_time_limits_hold_before_the_headers(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
         with SSEServer(lambda request: [silence()]) as server:
-            for limits, which in (({"total": 60, "read": None}, "total"), ({"read": 60}, "read")):
+            total, read = Timeout(connect=None, read=None, total=60), Timeout(connect=None, read=60)
+            for limits, which in ((total, "total"), (read, "read")):
                 with pytest.raises(StreamTimeoutError) as caught:
-                    asking = arequest_sse(server.url, timeout={"connect": None, **limits})
+                    asking = arequest_sse(server.url, timeout=limits)
                     await clock.aadvance_until_done(asking, step=10)
                 assert caught.value.which == which
 

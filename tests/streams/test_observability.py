@@ -346,6 +346,8 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
                 "EventStreamParser": (parser, "<EventStreamParser held=12 last_event_id='7' retry=None>"),
                 "ReconnectionPolicy": (ReconnectionPolicy(), None),
                 "Dialect": (Dialect(end_events=["bye"]), None),
+                "SSEClient": (client := sseqbridge.SSEClient("http://h", headers={"X": "secret"}), None),
+                "Call": (client.call("/x?key=secret"), "<Call GET http://h/x>"),
                 "BridgeTransport": (sseqbridge.BridgeTransport(), None),
                 "CancelScope": (cancel_on(threading.Event()), "<CancelScope new>"),
                 "Timeout": (Timeout(), "Timeout(connect=10.0, read=600.0, idle=None, total=None)"),

@@ -1,0 +1,82 @@
+"""Call: a request that was checked and not sent, and can be sent any number of times.
+
+Immutable, so that any thread may send it. Everything that can be checked without a connection is checked by the
+constructor, in the caller's thread; what depends on the moment (`cancel`, the scope, the headers function) by each
+sending.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sseqbridge._checks import Immutable
+from sseqbridge._engine.bridge import has_clients_of_callers
+from sseqbridge._http.urls import describe_text
+
+from .pending import PendingResponse, apending, pending
+
+if TYPE_CHECKING:
+    from .aio import AsyncSSEResponse
+    from .arguments import PreparedRequest
+    from .bridge import Bridge
+    from .sync import SSEResponse
+
+__all__ = ["Call", "apending_call", "pending_call"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Call(Immutable, Generic[T_co]):
+    """A request that is checked but not sent: `call()` sends it and returns the response, as request_sse does.
+
+    `SSEClient.call` makes it. It may be sent any number of times, at the same time too, by any thread or coroutine;
+    each time it is a new request. merge, gather, tee, the relays and the `start` of a log take it in place of a stream.
+    Its body is encoded once, so that later changes of the caller's `data` have no effect.
+    """
+
+    __slots__ = ("_bridge", "_prepared")
+
+    _prepared: PreparedRequest
+    _bridge: Bridge | None
+
+    def __init__(self, prepared: PreparedRequest, bridge: Bridge | None) -> None:
+        """Check that the request can be built and sent again. SSEClient.call is the public way to make a Call."""
+        has_own_client = bridge is not None and has_clients_of_callers(bridge)
+        prepared.options.check_reusable(has_own_client=has_own_client)
+        self._set(_prepared=prepared, _bridge=bridge)
+
+    def __repr__(self) -> str:
+        options = self._prepared.options
+        return f"<{type(self).__name__} {options.method} {describe_text(options.url)}>"
+
+    def __call__(self) -> SSEResponse[T_co]:
+        """Send the request, and return `status, headers, events` once the answer's headers have arrived.
+
+        Raises what request_sse raises.
+        """
+        response = pending_call(self)
+        try:
+            # Sent inside of the block: an interrupt leaves no request running.
+            return response.response(response.wait())
+        except BaseException:
+            response.subscription.abort()
+            raise
+
+    async def asend(self) -> AsyncSSEResponse[T_co]:
+        """Send the request in a coroutine, on its own event loop and without a bridge, as arequest_sse does."""
+        response = await apending_call(self)
+        try:
+            return response.aresponse(await response.await_head())
+        except BaseException:
+            response.subscription.abort_on_loop(None)
+            raise
+
+
+def pending_call(call: Call[Any]) -> PendingResponse:
+    """Return a request of a call on its bridge, which was not sent yet."""
+    return pending(call._prepared, call._bridge)
+
+
+async def apending_call(call: Call[Any]) -> PendingResponse:
+    """Return a request of a call on the running loop, which was not sent yet."""
+    return await apending(call._prepared)

@@ -1,0 +1,258 @@
+"""SSEClient: the defaults of several requests in one place.
+
+Immutable and without a thread, connection or cookie of its own: requests run on a bridge, by default that of the
+process, which the first request starts. So a client may be made at import, before a fork, and used by any thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+from sseqbridge._checks import Immutable, as_timeout
+from sseqbridge._exceptions import UsageError
+from sseqbridge._http.request import header_list
+from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
+
+from .arguments import PreparedRequest, RequestArguments, prepare
+from .bridge import check_bridge
+from .call import Call
+from .keywords import RequestKeywords, SharedKeywords
+from .pending import apending, pending
+
+if TYPE_CHECKING:
+    import httpx
+    from typing_extensions import Unpack
+
+    from sseqbridge._sse.events import Comment, ServerSentEvent
+
+    from .aio import AsyncSSEResponse
+    from .arguments import Headers
+    from .bridge import Bridge
+    from .keywords import AsyncKeywords, ClientKeywords
+    from .sync import SSEResponse
+
+__all__ = ["SSEClient"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The options of a client that are options of its requests too, and those that only the client has.
+_SHARED = SharedKeywords.__optional_keys__
+_OF_CLIENT = frozenset({"base_url", "decode", "comments", "bridge"})
+_OPTIONS = _SHARED | {"decode", "comments"}
+_OF_REQUEST = RequestKeywords.__optional_keys__
+# For the check of a client's options, which needs a URL.
+_ANY_URL = "http://localhost"
+
+
+class SSEClient(Immutable, Generic[T]):
+    """Requests with common defaults: `client.request(path, data=...)` is request_sse with the client's options.
+
+    `base_url`: a relative URL of a request is added to its path, as with httpx.Client. `headers` are sent with every
+    request, unless the request has headers of the same name. `decode` and `comments` select the type of the items.
+    `auth`, `dialect`, `done`, `require_done`, `error_events`, `timeout`, `reconnect`, `on_reconnect`,
+    `follow_redirects`, `check_content_type`, `max_event_bytes` and `max_buffered_bytes` are the options of request_sse;
+    a request may override each. `bridge` is the Bridge of `request` and of calls, None for the process's own.
+
+    Immutable and thread-safe, it keeps no cookies and starts no thread before its first request, so that it may be a
+    global variable of a program that forks. A copy is the client itself; it cannot be pickled. The repr shows no
+    secrets.
+
+    Raises UsageError for options that cannot work.
+    """
+
+    __slots__ = ("_base_url", "_bridge", "_headers", "_options")
+
+    _base_url: str
+    _headers: Any
+    _bridge: Bridge | None
+    _options: Mapping[str, Any]
+
+    @overload
+    def __init__(
+        self: SSEClient[Any],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: Literal["json"] = "json",
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SSEClient[str],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: Literal["text"],
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SSEClient[ServerSentEvent],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: Literal["event"],
+        comments: Literal[False] = False,
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SSEClient[ServerSentEvent | Comment],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: Literal["event"],
+        comments: bool,
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SSEClient[R],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: Callable[[ServerSentEvent], R],
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
+    def __init__(self, base_url: Any = "", **options: Any) -> None:
+        """Check the options; see the class."""
+        self._set_all(base_url, options)
+
+    def _set_all(self, base_url: Any, options: dict[str, Any]) -> None:
+        for name in sorted((_OF_REQUEST - _SHARED).intersection(options)):
+            raise UsageError(f"`{name}` must be an option of a request, got it for the client. Pass it to request().")
+        _check_names(options, _OPTIONS | {"headers", "bridge"}, type(self).__name__)
+        headers, bridge = options.pop("headers", None), options.pop("bridge", None)
+        check_bridge(bridge)
+        if inspect.iscoroutinefunction(headers):
+            raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
+        prepare(RequestArguments(_ANY_URL, **options), headers)
+        if not callable(headers):
+            headers = header_list(headers)
+        if "timeout" in options:
+            # A mapping may be changed by its owner.
+            options["timeout"] = as_timeout(options["timeout"])
+        self._set(_base_url=check_base_url(base_url), _headers=headers, _bridge=bridge, _options=options)
+
+    def __repr__(self) -> str:
+        base_url = [describe_text(self._base_url)] if self._base_url else []
+        return f"<{' '.join([type(self).__name__, *base_url, *sorted(self._options)])}>"
+
+    @overload
+    def with_options(self, *, base_url: str | httpx.URL = ..., **options: Unpack[ClientKeywords]) -> SSEClient[T]: ...
+    @overload
+    def with_options(
+        self, *, base_url: str | httpx.URL = ..., decode: Literal["json"], **options: Unpack[ClientKeywords]
+    ) -> SSEClient[Any]: ...
+    @overload
+    def with_options(
+        self, *, base_url: str | httpx.URL = ..., decode: Literal["text"], **options: Unpack[ClientKeywords]
+    ) -> SSEClient[str]: ...
+    @overload
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL = ...,
+        decode: Literal["event"],
+        comments: Literal[False] = False,
+        **options: Unpack[ClientKeywords],
+    ) -> SSEClient[ServerSentEvent]: ...
+    @overload
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL = ...,
+        decode: Literal["event"],
+        comments: bool,
+        **options: Unpack[ClientKeywords],
+    ) -> SSEClient[ServerSentEvent | Comment]: ...
+    @overload
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL = ...,
+        decode: Callable[[ServerSentEvent], R],
+        **options: Unpack[ClientKeywords],
+    ) -> SSEClient[R]: ...
+    def with_options(self, **options: Any) -> SSEClient[Any]:
+        """Return a client with some options replaced. `headers` replace all headers of this client.
+
+        Raises UsageError for options that cannot work.
+        """
+        base_url = options.pop("base_url", self._base_url)
+        made = object.__new__(type(self))
+        made._set_all(base_url, {**self._options, "headers": self._headers, "bridge": self._bridge, **options})
+        return made
+
+    def request(
+        self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[RequestKeywords]
+    ) -> SSEResponse[T]:
+        """Send a request, and return `status, headers, events` once the answer's headers have arrived.
+
+        `url` may be relative to the client's base URL. The arguments and errors are those of request_sse; an argument
+        that is given overrides the client's option, and `decode`, `comments` and `bridge` are the client's.
+        """
+        response = pending(self._prepared("request", url, headers, data, options), self._bridge)
+        try:
+            # Sent inside of the block: an interrupt leaves no request running.
+            return response.response(response.wait())
+        except BaseException:
+            response.subscription.abort()
+            raise
+
+    async def arequest(
+        self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[AsyncKeywords]
+    ) -> AsyncSSEResponse[T]:
+        """Do the same in a coroutine, on its own event loop and without a bridge, as arequest_sse does.
+
+        `client` is an httpx.AsyncClient of the caller's to send the request with; see arequest_sse.
+        """
+        own: dict[str, Any] = {**options}
+        http = own.pop("client", None)
+        response = await apending(self._prepared("arequest", url, headers, data, own), http)
+        try:
+            return response.aresponse(await response.await_head())
+        except BaseException:
+            response.subscription.abort_on_loop(None)
+            raise
+
+    def call(
+        self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[RequestKeywords]
+    ) -> Call[T]:
+        """Return a request that is checked now, and sent by `call()` or `await call.asend()`.
+
+        The arguments are those of `request`. Raises UsageError for arguments that cannot work, and for a body that can
+        be read only once: a call may be sent several times.
+        """
+        return Call(self._prepared("call", url, headers, data, options), self._bridge)
+
+    def _prepared(
+        self, method: str, url: Any, headers: Headers, data: Any, options: Mapping[str, Any]
+    ) -> PreparedRequest:
+        for name in sorted(_OF_CLIENT.intersection(options)):
+            raise UsageError(
+                f"`{name}` must be an option of the client, got it for one request. "
+                f"Send it with client.with_options({name}=...).{method}(...)"
+            )
+        _check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
+        joined = join_base_url(self._base_url, str(url)) if is_url(url) else url
+        return prepare(RequestArguments(joined, headers, data, **{**self._options, **options}), self._headers)
+
+
+def _check_names(options: Mapping[str, Any], known: Collection[str], function: str) -> None:
+    """Raise TypeError for an unknown keyword argument, as a function with the signature of `known` does."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
+def _described(kind: type[SSEClient[Any]]) -> None:
+    """Give the class a signature with all options and their defaults, in place of `**options`."""
+    shared = [each for each in inspect.signature(RequestArguments).parameters.values() if each.name in _OPTIONS]
+    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
+    first = inspect.Parameter("base_url", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="", annotation="str | URL")
+    headers = keyword("headers", annotation="Headers | HeadersFunction")
+    bridge = keyword("bridge", annotation="Bridge | None")
+    kind.__signature__ = inspect.Signature([first, headers, *shared, bridge])  # type: ignore[attr-defined]
+
+
+_described(SSEClient)

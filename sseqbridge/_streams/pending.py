@@ -1,0 +1,118 @@
+"""A request whose answer has not arrived: the core of request_sse, arequest_sse, SSEClient, Call, merge and gather.
+
+A PendingResponse is made and sent by the consumer, in its thread or coroutine. If the consumer fails or is
+interrupted before it holds the response, it aborts the subscription.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
+from sseqbridge._engine.channel import End
+from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
+from sseqbridge._engine.responses import Head
+from sseqbridge._engine.scope import check_scope
+from sseqbridge._engine.stream_task import StreamTask
+from sseqbridge._exceptions import RequestAbortedError
+from sseqbridge._runtime import loops
+from sseqbridge._runtime.callbacks import CallersCode
+
+from .aio import AsyncEventStream, AsyncSSEResponse
+from .bridge import Bridge, default_bridge
+from .cursor import Cursor
+from .reader import ItemReader
+from .sync import EventStream, SSEResponse
+
+if TYPE_CHECKING:
+    from sseqbridge._http.request import RequestOptions
+
+    from .arguments import PreparedRequest
+
+__all__ = ["PendingResponse", "apending", "pending"]
+
+
+class PendingResponse(NamedTuple):
+    """A request whose answer's head has not arrived. It is not sent before `send`."""
+
+    subscription: StreamTask
+    prepared: PreparedRequest
+    # None for a request on the caller's own loop.
+    bridge: Bridge | None
+
+    def send(self) -> None:
+        """Send the request. If the call fails, the caller aborts it."""
+        if self.bridge is None:
+            self.subscription.start()
+        else:
+            self.bridge.start(self.subscription.state, self.subscription)
+
+    def head_of(self, entry: object) -> Head | None:
+        """Return the head if the entry is one, None for an entry before it. Raises the stream's error."""
+        self.subscription.check_process()
+        if isinstance(entry, Reconnecting):
+            call_on_reconnect(self.prepared.on_reconnect, entry)
+            return None
+        if isinstance(entry, Head):
+            return entry
+        assert isinstance(entry, End)
+        if entry.error is None:
+            check_scope()
+        raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
+
+    def wait(self) -> Head:
+        """Send the request, and wait for the head of its answer. Raises the stream's error."""
+        self.send()
+        while (head := self.head_of(self.subscription.channel.receive())) is None:
+            pass
+        return head
+
+    async def await_head(self) -> Head:
+        """Do the same as wait(), in a coroutine."""
+        self.send()
+        while (head := self.head_of(await self.subscription.channel.areceive())) is None:
+            pass
+        return head
+
+    def reader(self, head: Head) -> ItemReader[Any]:
+        """Return a reader of the stream."""
+        prepared = self.prepared
+        cancel = prepared.options.cancel
+        return ItemReader(Cursor(self.subscription, head, prepared.decoder, cancel, prepared.on_reconnect))
+
+    def response(self, head: Head) -> SSEResponse[Any]:
+        """Return what request_sse returns."""
+        return SSEResponse(EventStream(self.reader(head)))
+
+    def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
+        """Return what arequest_sse returns."""
+        return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
+
+
+def pending(prepared: PreparedRequest, bridge: Bridge | None) -> PendingResponse:
+    """Return a request on a bridge, None for the process's own, which was not sent yet.
+
+    Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set.
+    """
+    prepared.check_not_cancelled()
+    bridge = bridge or default_bridge()
+    return PendingResponse(bridge.new_task(prepared.options), prepared, bridge)
+
+
+async def apending(prepared: PreparedRequest, client: Any = None) -> PendingResponse:
+    """Return a request on the running loop, which was not sent yet. `client` is an httpx.AsyncClient of the caller's.
+
+    Calls the headers function of a client in a thread of its own. Raises RequestAbortedError if `cancel` is set.
+    """
+    prepared.check_not_cancelled()
+    state = await running_loop_state() if client is None else state_of_client(client)
+    return PendingResponse(StreamTask(state, await _options_of_attempt(prepared)), prepared, None)
+
+
+async def _options_of_attempt(prepared: PreparedRequest) -> RequestOptions:
+    options = prepared.options
+    if options.new_headers is None:
+        return options
+    # An exit that the function raises must not end the loop.
+    with CallersCode("the headers function", passes=Exception):
+        return await loops.run_in_daemon_thread("sseqbridge-headers", options.for_next_attempt)
