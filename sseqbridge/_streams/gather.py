@@ -25,12 +25,12 @@ def gather(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield `(name, items)` for many short streams, `limit` of them at a time; `items` is a list.
 
-    `calls` is a mapping of names to functools.partial(request_sse, ...) or functools.partial(iterate, ...), or an
-    iterable of them, which is read as far as needed. The results have the order of the calls (a stream that
-    completes early is kept until its turn; at most twice `limit` calls are started and not yet yielded); with
-    `in_order=False` they have the order in which the streams complete. An error of one stream is raised at once and
-    ends the others; with `errors="yield"` it takes the place of the stream's items. `progress=True` shows a progress
-    bar, with tqdm.
+    `calls` is a mapping of names to Calls, functools.partial(request_sse, ...), functools.partial(iterate, ...) or
+    functions that return a stream, or an iterable of them, which is read as far as needed. The results have the order
+    of the calls (a stream that completes early is kept until its turn; at most twice `limit` calls are started and not
+    yet yielded); with `in_order=False` they have the order in which the streams complete. An error of one stream is
+    raised at once and ends the others; with `errors="yield"` it takes the place of the stream's items. `progress=True`
+    shows a progress bar, with tqdm.
 
     Raises UsageError for arguments that cannot work, ImportError if tqdm is not installed.
     """

@@ -26,8 +26,9 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
 
     `streams` is a mapping of names to streams, or an iterable of streams, whose names are 0, 1, 2...
-    A stream is what request_sse or iterate returns, or functools.partial(request_sse, ...): such requests are
-    sent at the same time, and one that is refused raises StatusError.
+    A stream is what request_sse or iterate returns, a Call, functools.partial(request_sse, ...), or a function that
+    returns a stream. Calls and partials are sent at the same time; each other function is called in a thread of its
+    own. A request that is refused raises StatusError, and a function that fails CallbackError.
 
     An error of one stream is raised, with the stream's name in its attribute `stream_name`, and ends the
     other streams; with `errors="yield"` it is an item, and the others go on. Leaving the loop aborts all
@@ -49,7 +50,8 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
 def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams:
     """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.
 
-    Requests that functools.partial(arequest_sse, ...) stands for are sent when the iteration begins. Use
+    Calls, and requests that functools.partial(arequest_sse, ...) stands for, are sent when the iteration begins.
+    Other functions, and coroutine functions, are called on the running loop, each in a task of its own. Use
     `async with` if the loop may be left early. A wait that is cancelled loses no item. Raises UsageError
     for a second consumer at a time.
     """

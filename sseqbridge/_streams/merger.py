@@ -12,6 +12,7 @@ entries carry no charge. The dict of members is changed by the consumer and, fro
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +26,9 @@ from sseqbridge._runtime import fork
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .api import apending_of, arequest_sse, pending_of, request_sse
 from .bridge import Bridge
+from .call import Call, apending_call, pending_call
 from .calls import iterate
-from .pending import PendingResponse
+from .openings import AsyncFunctionOpening, FunctionOpening, Opening, RequestOpening
 from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
@@ -36,6 +38,9 @@ __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amem
 
 Errors = Literal["raise", "yield"]
 NamedStreams = Mapping[Any, Any] | Iterable[Any]
+
+# How often a consumer in a scope looks whether the scope is cancelled, while a function opens one of its streams.
+_CHECK_SECONDS = 0.025
 
 
 def named_streams(streams: NamedStreams) -> Iterator[tuple[Any, Any]]:
@@ -52,65 +57,69 @@ def _kind(value: object) -> str:
 
 
 class Member:
-    """One of the streams: a reader, or at first a request whose answer's head has not arrived."""
+    """One of the streams: a reader, or at first a stream that is being opened."""
 
-    __slots__ = ("is_own", "name", "pending", "reader")
+    __slots__ = ("is_own", "name", "opening", "reader")
 
     def __init__(
-        self, name: Any, pending: PendingResponse | None, reader: ItemReader[Any] | None, *, is_own: bool = False
+        self, name: Any, opening: Opening | None, reader: ItemReader[Any] | None, *, is_own: bool = False
     ) -> None:
         self.name = name
-        self.pending = pending
+        self.opening = opening
         self.reader = reader
         # Whether the stream was opened for the merger, so that there is no other reference to it.
-        self.is_own = is_own or pending is not None
+        self.is_own = is_own or opening is not None
+
+    @property
+    def wakes_when_cancelled(self) -> bool:
+        """Whether the consumer is woken when the scope is cancelled to which the stream belongs."""
+        return self.opening is None or self.opening.wakes_when_cancelled
 
     def move(self, scope: CancelScope | None) -> None:
         """Let the stream belong to `scope`."""
-        if self.reader is not None:
-            subscription: Subscription = self.reader.cursor.subscription
-        else:
-            assert self.pending is not None
-            subscription = self.pending.subscription
+        if self.reader is None:
+            assert self.opening is not None
+            self.opening.move(scope)
+            return
+        subscription: Subscription = self.reader.cursor.subscription
         if subscription.ownership.scope is not scope:
             subscription.ownership.move(subscription, scope)
 
-    def send(self) -> None:
-        """Send the request, if it was not sent."""
-        if self.pending is not None:
-            self.pending.send()
+    def start(self) -> None:
+        """Begin to open the stream, if it is not open."""
+        if self.opening is not None:
+            self.opening.start()
 
     def notify(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, as soon as take() has something to return."""
         if self.reader is not None:
             self.reader.notify(wake)
         else:
-            assert self.pending is not None
-            self.pending.subscription.channel.notify(wake)
+            assert self.opening is not None
+            self.opening.notify(wake)
 
     def take(self) -> tuple[list[Any], bool]:
         """Return the items of one batch, and whether the stream has ended. Raises the stream's error."""
         reader = self.reader
         if reader is None:
-            self._take_head()
+            self._take_reader()
             return [], False
         if self.is_own and reader.cursor.is_refused:
             raise reader.poll_refusal()
         return reader.poll_batch()
 
-    def _take_head(self) -> None:
-        assert self.pending is not None
-        entry = self.pending.subscription.channel.poll()
-        head = None if entry is None else self.pending.head_of(entry)
-        if head is not None:
-            self.reader, self.pending = self.pending.reader(head), None
+    def _take_reader(self) -> None:
+        assert self.opening is not None
+        reader = self.opening.poll()
+        if reader is not None:
+            self.reader, self.opening = reader, None
 
     def abort(self) -> None:
         """Abort the request. Safe between any two bytecodes: no lock, no wait."""
         if self.reader is not None:
             self.reader.abort()
-        elif self.pending is not None:
-            self.pending.subscription.abort()
+        elif self.opening is not None:
+            self.opening.abort()
 
 
 class Step(NamedTuple):
@@ -176,7 +185,7 @@ class Merger:
                 # Checked after the insertion: close() may have run in another thread in between.
                 self._abort_all()
                 raise UsageError("these merged streams have ended. Merge new ones.")
-            member.send()
+            member.start()
             self._await(number, member)
             return number
         except BaseException:
@@ -196,13 +205,17 @@ class Merger:
     def receive(self) -> Step:
         """Wait for the next step; CLOSED after close(). Raises Cancelled if the consumer's scope is cancelled."""
         self.check_process()
-        self._enter_scope()
-        return self._received(self._ready.receive())
+        number = None
+        while number is None:
+            number = self._ready.take_within(self._enter_scope())
+        return self._received(number)
 
     async def areceive(self) -> Step:
         """Do the same in a coroutine."""
-        self._enter_scope()
-        return self._received(await self._ready.areceive())
+        number = None
+        while number is None:
+            number = await self._ready.atake_within(self._enter_scope())
+        return self._received(number)
 
     def _received(self, number: int | End) -> Step:
         step = CLOSED if isinstance(number, End) else self._step(number)
@@ -211,15 +224,21 @@ class Merger:
             check_scope()
         return step
 
-    def _enter_scope(self) -> None:
-        """Let the streams belong to the consumer's scope: also those that never have anything to read."""
+    def _enter_scope(self) -> float | None:
+        """Let the streams belong to the consumer's scope: also those that never have anything to read.
+
+        Returns for how many seconds the consumer may wait until it calls this again, None for no limit.
+        """
         scope = current_scope()
         if scope is not self._scope or self._has_new:
             self._scope, self._has_new = scope, False
             for member in tuple(self._members.values()):
                 member.move(scope)
-        if scope is not None:
-            scope.check()
+        if scope is None:
+            return None
+        scope.check()
+        has_functions = not all(member.wakes_when_cancelled for member in tuple(self._members.values()))
+        return _CHECK_SECONDS if has_functions else None
 
     def _step(self, number: int) -> Step:
         member = self._members.get(number)
@@ -227,7 +246,10 @@ class Merger:
             # Removed, or closed in another thread.
             return CLOSED if self._ready.closed else Step(number, None, [], True)
         try:
+            was_opening = member.opening is not None
             items, has_ended = member.take()
+            # A stream that a function has opened belongs to the function's scope.
+            self._has_new = self._has_new or (was_opening and member.reader is not None)
         except Exception as exc:
             member.abort()
             self._members.pop(number, None)
@@ -286,14 +308,18 @@ def member_of(name: Any, stream: Any) -> Member:
         reader = reader_of(stream)
         reader.check_usable()
         return Member(name, None, reader)
+    if isinstance(stream, Call):
+        return Member(name, RequestOpening(pending_call(stream)), None)
     if isinstance(stream, functools.partial):
         if stream.func is request_sse:
-            return Member(name, pending_of(stream), None)
+            return Member(name, RequestOpening(pending_of(stream)), None)
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
+    if callable(stream) and not inspect.iscoroutinefunction(stream):
+        return Member(name, FunctionOpening(name, stream), None)
     raise UsageError(
-        f"the stream {name!r} must be what request_sse or iterate returns, or functools.partial of one of them, "
-        f"as in functools.partial(request_sse, url), got {_kind(stream)}"
+        f"the stream {name!r} must be what request_sse or iterate returns, or a Call or other function that returns "
+        f"it, as functools.partial(request_sse, url) does, got {_kind(stream)}"
     )
 
 
@@ -303,9 +329,13 @@ async def amember_of(name: Any, stream: Any) -> Member:
         stream = stream.events
     if isinstance(stream, AsyncEventStream):
         return Member(name, None, reader_of(stream))
+    if isinstance(stream, Call):
+        return Member(name, RequestOpening(await apending_call(stream)), None)
     if isinstance(stream, functools.partial) and stream.func is arequest_sse:
-        return Member(name, await apending_of(stream), None)
+        return Member(name, RequestOpening(await apending_of(stream)), None)
+    if callable(stream):
+        return Member(name, AsyncFunctionOpening(name, stream), None)
     raise UsageError(
-        f"the stream {name!r} must be what arequest_sse returns, or functools.partial(arequest_sse, url, ...), "
-        f"got {_kind(stream)}"
+        f"the stream {name!r} must be what arequest_sse returns, or a Call or other function that returns it, "
+        f"as functools.partial(arequest_sse, url) does, got {_kind(stream)}"
     )

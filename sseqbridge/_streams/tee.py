@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from sseqbridge._checks import NotCopyable, check_limits
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime.callbacks import CallersFunction
 
 from .broadcaster import Broadcaster
 from .stream import reader_of
@@ -30,7 +31,7 @@ Slow = Literal["wait", "end"]
 
 @overload
 def tee(  # type: ignore[overload-overlap]  # an EventStream is a Stream
-    stream: EventStream[T] | SSEResponse[T],
+    stream: EventStream[T] | SSEResponse[T] | Callable[[], EventStream[T] | SSEResponse[T]],
     n: int = 2,
     *,
     slow: Slow = "wait",
@@ -39,7 +40,7 @@ def tee(  # type: ignore[overload-overlap]  # an EventStream is a Stream
 ) -> Tee[T]: ...
 @overload
 def tee(
-    stream: Stream[T],
+    stream: Stream[T] | Callable[[], Stream[T]],
     n: int = 2,
     *,
     slow: Slow = "wait",
@@ -47,7 +48,7 @@ def tee(
     max_history_bytes: int = _MAX_HISTORY_BYTES,
 ) -> PlainTee[T]: ...
 def tee(
-    stream: Stream[T] | SSEResponse[T],
+    stream: Stream[T] | SSEResponse[T] | Callable[[], Stream[T] | SSEResponse[T]],
     n: int = 2,
     *,
     slow: Slow = "wait",
@@ -56,6 +57,7 @@ def tee(
 ) -> Tee[T] | PlainTee[T]:
     """Return a tuple of `n` streams that each deliver all of the rest of one stream, to `n` threads.
 
+    `stream` is what request_sse or iterate returns, or a Call or other function that returns it, which is called now.
     Each is a stream of the same kind; an EventStream decodes its own items. At most `max_buffered_bytes` are held
     for each reader (by default its share, as in request_sse), or what one read of the network delivered; an item of
     iterate() counts 256 bytes, plus its length if it is text or bytes. With `slow="wait"` the slowest reader holds
@@ -69,35 +71,47 @@ def tee(
 
     Raises UsageError for arguments that cannot work, and for a stream that is being read.
     """
-    if isinstance(stream, SSEResponse):
-        stream = stream.events
-    if not isinstance(stream, Stream):
-        raise UsageError(f"`stream` must be what request_sse or iterate returns, got {type(stream).__name__}")
     check_limits("n", n)
     if slow not in ("wait", "end"):
         raise UsageError(f'`slow` must be "wait" or "end", got {slow!r}')
     check_limits("max_buffered_bytes", max_buffered_bytes)
     if max_history_bytes != 0:
         check_limits("max_history_bytes", max_history_bytes)
+    source = _opened(stream)
     broadcaster: Broadcaster[T] | None = None
     try:
         broadcaster = Broadcaster(
-            reader_of(stream),
+            reader_of(source),
             ends_slow=slow == "end",
             max_buffered=max_buffered_bytes,
             max_history=max_history_bytes,
         )
-        kind: type[BaseTee[Any, T]] = Tee if isinstance(stream, EventStream) else PlainTee
+        kind: type[BaseTee[Any, T]] = Tee if isinstance(source, EventStream) else PlainTee
         readers = [kind.stream_of(broadcaster.add(replay=False)) for _ in range(n)]
         broadcaster.start()
-        made: Tee[T] | PlainTee[T] = kind(broadcaster, stream, readers)  # type: ignore[assignment]
+        made: Tee[T] | PlainTee[T] = kind(broadcaster, source, readers)  # type: ignore[assignment]
         return made
     except UsageError:
         raise
     except BaseException:
         # An interrupt: there is no other reference to the readers.
-        (broadcaster or stream).close()
+        (broadcaster or source).close()
         raise
+
+
+def _opened(stream: Any) -> Stream[Any]:
+    """Return the stream of what a caller passed, which a Call or other function opens now."""
+    if callable(stream):
+        with CallersFunction("the function of `stream`", passes=Exception):
+            stream = stream()
+    if isinstance(stream, SSEResponse):
+        stream = stream.events
+    if not isinstance(stream, Stream):
+        raise UsageError(
+            f"`stream` must be what request_sse or iterate returns, or a Call or other function that returns it, "
+            f"got {type(stream).__name__}"
+        )
+    return stream
 
 
 class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tuple takes no slots but empty ones)

@@ -303,7 +303,7 @@ def test_reconnecting(upstream: SSEServer) -> None:
 @example("examples/many-streams.md", "merge and gather")
 def test_merge_and_gather(upstream: SSEServer) -> None:
     [code] = python("examples/many-streams.md", "merge and gather")
-    names = Session(upstream.url, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
+    names = Session(upstream.url, base_url=upstream.url, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
     assert (names["name"], len(names["items"])) == ("b", 5)
     assert len(upstream.requests) == 4
 

@@ -373,6 +373,35 @@ def test_decode_of_a_merged_stream(loops: Loops) -> None:
     loops.check()
 
 
+@pytest.mark.parametrize("way", ["function", "coroutine function", "gather"])
+def test_function_that_opens_a_stream(loops: Loops, way: str) -> None:
+    """It runs in a thread or task of its own, so that every exception is reported to the consumer."""
+    good = loops.ask(loops.server.url)
+
+    async def open_stream() -> Any:
+        loops.fault()
+
+    async def acollect() -> Any:
+        function = loops.fault if way == "function" else open_stream
+        async with amerge({"bad": function, "good": good}, errors="yield") as merged:
+            return dict([await anext(merged), await anext(merged)])
+
+    def collect() -> Any:
+        with merge({"bad": loops.fault, "good": good}, errors="yield") as merged:
+            named = iter(merged)
+            return dict([next(named), next(named)])
+
+    if way == "gather" and not loops.is_async:
+        results = {**dict(gather({"bad": loops.fault}, errors="yield")), "good": loops.next(good)}
+        good.close()
+    else:
+        results = loops.run(acollect()) if loops.is_async else collect()
+    assert results["good"] == "1"
+    assert type(results["bad"]) is CallbackError
+    assert type(results["bad"].__cause__) is loops.kind
+    loops.check()
+
+
 def test_decode_of_one_reader_of_a_tee(bridge_loops: Loops) -> None:
     loops = bridge_loops
     calls = threading.local()

@@ -587,8 +587,8 @@ def test_poll_in_the_loops_body() -> None:
         (5, "`streams` must be a mapping of names to streams, .*, got int"),
         ("text", "`streams` must be .*, got str"),
         ([5], "stream 0 must be .*, got int"),
-        ({"a": lambda: None}, "'a' must be .*, got function"),
-        ([partial(print)], "partial"),
+        ({"a": lambda: None}, "the function of the stream 'a' must return what .*, got NoneType"),
+        ([partial(len, "x")], "the function of the stream 0 must return what .*, got int"),
     ],
 )
 def test_type_of_the_streams_is_checked(merging: Merging, streams: Any, words: str) -> None:
