@@ -15,6 +15,7 @@ from sseqbridge._exceptions import CallbackError, ReconnectionError, SSEError, U
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
 
+from .attempt_options import options_of_attempt
 from .exchange import Exchange
 
 if TYPE_CHECKING:
@@ -93,10 +94,12 @@ class Attempts:
         """Build the request once more, send it, and return the head of its answer.
 
         Raises ReconnectionError if the request cannot be built or sent, for a reason on this side: it would fail in
-        the same way again. Raises SSEError if the network or the server fails, and DroppedError.
+        the same way again. Raises CallbackError if the caller's headers function fails, SSEError if the network or the
+        server fails, and DroppedError.
         """
+        options = await options_of_attempt(self._options)
         try:
-            await self._renew()
+            await self._renew(options)
         except Exception as exc:
             raise self._not_sent(attempt, exc) from exc
         try:
@@ -109,9 +112,9 @@ class Attempts:
                 raise
             raise self._not_sent(attempt, exc) from exc
 
-    async def _renew(self) -> None:
+    async def _renew(self, options: RequestOptions) -> None:
         old = self.exchange
-        make = partial(Exchange, self._clients, self._options, old.resumption)
+        make = partial(Exchange, self._clients, options, old.resumption)
         if self._clients.has_factory:
             # A factory of the caller's may block, so not on the loop.
             with CallersCode("the bridge's client function", passes=Exception):

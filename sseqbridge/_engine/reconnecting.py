@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from sseqbridge._exceptions import ReconnectionError, SSEError, StatusError, StreamTimeoutError, UsageError
+from sseqbridge._exceptions import (
+    CallbackError,
+    ReconnectionError,
+    SSEError,
+    StatusError,
+    StreamTimeoutError,
+    UsageError,
+)
 from sseqbridge._runtime.callbacks import CallersFunction
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.retry_policy import (
@@ -202,7 +209,7 @@ class ReconnectingExchange:
             else:
                 await anyio.sleep(self._retry.delay)
                 head = await self._attempts.send_again(self._retry.attempt)
-        except ReconnectionError:
+        except (CallbackError, ReconnectionError):
             raise
         except SSEError as exc:
             return await self._after_failure(exc, deadline)
@@ -267,7 +274,7 @@ class ReconnectingExchange:
             except StopAsyncIteration:
                 if self._stage is _Stage.LAST or self._attempts.exchange.outcome == "done":
                     raise
-            except ReconnectionError:
+            except (CallbackError, ReconnectionError):
                 # Not for the policy, which would judge the connection before this attempt.
                 raise
             except SSEError as exc:

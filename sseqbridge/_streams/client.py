@@ -52,10 +52,14 @@ class SSEClient(Immutable, Generic[T]):
     """Requests with common defaults: `client.request(path, data=...)` is request_sse with the client's options.
 
     `base_url`: a relative URL of a request is added to its path, as with httpx.Client. `headers` are sent with every
-    request, unless the request has headers of the same name. `decode` and `comments` select the type of the items.
-    `auth`, `dialect`, `done`, `require_done`, `error_events`, `timeout`, `reconnect`, `on_reconnect`,
-    `follow_redirects`, `check_content_type`, `max_event_bytes` and `max_buffered_bytes` are the options of request_sse;
-    a request may override each. `bridge` is the Bridge of `request` and of calls, None for the process's own.
+    request, unless the request has headers of the same name. They may be a function that returns them, for credentials
+    that expire: it is called for each attempt, the first time in the caller's thread (in a thread of its own for a
+    coroutine), and before each reconnection in a thread of its own; a failure is a CallbackError.
+
+    `decode` and `comments` select the type of the items. `auth`, `dialect`, `done`, `require_done`, `error_events`,
+    `timeout`, `reconnect`, `on_reconnect`, `follow_redirects`, `check_content_type`, `max_event_bytes` and
+    `max_buffered_bytes` are the options of request_sse; a request may override each. `bridge` is the Bridge of
+    `request` and of calls, None for the process's own.
 
     Immutable and thread-safe, it keeps no cookies and starts no thread before its first request, so that it may be a
     global variable of a program that forks. A copy is the client itself; it cannot be pickled. The repr shows no

@@ -26,9 +26,9 @@ from sseqbridge._runtime import fork
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .api import apending_of, arequest_sse, pending_of, request_sse
 from .bridge import Bridge
-from .call import Call, apending_call, pending_call
+from .call import Call
 from .calls import iterate
-from .openings import AsyncFunctionOpening, FunctionOpening, Opening, RequestOpening
+from .openings import AsyncFunctionOpening, FunctionOpening, Opening, RequestOpening, aopening_of, opening_of
 from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
@@ -309,7 +309,7 @@ def member_of(name: Any, stream: Any) -> Member:
         reader.check_usable()
         return Member(name, None, reader)
     if isinstance(stream, Call):
-        return Member(name, RequestOpening(pending_call(stream)), None)
+        return Member(name, opening_of(stream), None)
     if isinstance(stream, functools.partial):
         if stream.func is request_sse:
             return Member(name, RequestOpening(pending_of(stream)), None)
@@ -330,7 +330,7 @@ async def amember_of(name: Any, stream: Any) -> Member:
     if isinstance(stream, AsyncEventStream):
         return Member(name, None, reader_of(stream))
     if isinstance(stream, Call):
-        return Member(name, RequestOpening(await apending_call(stream)), None)
+        return Member(name, await aopening_of(stream), None)
     if isinstance(stream, functools.partial) and stream.func is arequest_sse:
         return Member(name, RequestOpening(await apending_of(stream)), None)
     if callable(stream):

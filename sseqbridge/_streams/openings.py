@@ -27,6 +27,7 @@ from sseqbridge._runtime import threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .aio import AsyncEventStream, AsyncSSEResponse
+from .call import Call, apending_call, pending_call
 from .reader import ItemReader
 from .stream import reader_of
 from .sync import SSEResponse, Stream
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from .pending import PendingResponse
 
-__all__ = ["AsyncFunctionOpening", "FunctionOpening", "Opening", "RequestOpening"]
+__all__ = ["AsyncFunctionOpening", "FunctionOpening", "Opening", "RequestOpening", "aopening_of", "opening_of"]
 
 
 class Opening(Protocol):
@@ -87,6 +88,46 @@ class RequestOpening:
 
     def abort(self) -> None:
         self._subscription.abort()
+
+
+class FailedOpening:
+    """A request that could not be sent, for a reason of its own: its headers function has failed, its flag is set."""
+
+    wakes_when_cancelled = True
+
+    def __init__(self, error: SSEError) -> None:
+        self._error = error
+
+    def start(self) -> None:
+        pass
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        wake()
+
+    def poll(self) -> ItemReader[Any] | None:
+        raise self._error
+
+    def move(self, scope: Scope | None) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def opening_of(call: Call[Any]) -> Opening:
+    """Return a request of a call that was not sent yet. Raises UsageError; other errors are those of the stream."""
+    try:
+        return RequestOpening(pending_call(call))
+    except SSEError as exc:
+        return FailedOpening(exc)
+
+
+async def aopening_of(call: Call[Any]) -> Opening:
+    """Do the same for a request on the running loop."""
+    try:
+        return RequestOpening(await apending_call(call))
+    except SSEError as exc:
+        return FailedOpening(exc)
 
 
 class _BaseFunctionOpening:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sseqbridge._engine.attempt_options import options_of_attempt
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
@@ -15,8 +16,6 @@ from sseqbridge._engine.responses import Head
 from sseqbridge._engine.scope import check_scope
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError
-from sseqbridge._runtime import loops
-from sseqbridge._runtime.callbacks import CallersCode
 
 from .aio import AsyncEventStream, AsyncSSEResponse
 from .bridge import Bridge, default_bridge
@@ -25,8 +24,6 @@ from .reader import ItemReader
 from .sync import EventStream, SSEResponse
 
 if TYPE_CHECKING:
-    from sseqbridge._http.request import RequestOptions
-
     from .arguments import PreparedRequest
 
 __all__ = ["PendingResponse", "apending", "pending"]
@@ -106,13 +103,4 @@ async def apending(prepared: PreparedRequest, client: Any = None) -> PendingResp
     """
     prepared.check_not_cancelled()
     state = await running_loop_state() if client is None else state_of_client(client)
-    return PendingResponse(StreamTask(state, await _options_of_attempt(prepared)), prepared, None)
-
-
-async def _options_of_attempt(prepared: PreparedRequest) -> RequestOptions:
-    options = prepared.options
-    if options.new_headers is None:
-        return options
-    # An exit that the function raises must not end the loop.
-    with CallersCode("the headers function", passes=Exception):
-        return await loops.run_in_daemon_thread("sseqbridge-headers", options.for_next_attempt)
+    return PendingResponse(StreamTask(state, await options_of_attempt(prepared.options)), prepared, None)

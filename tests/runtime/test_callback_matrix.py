@@ -25,6 +25,7 @@ from sseqbridge import (
     Bridge,
     CallbackError,
     DecodeError,
+    SSEClient,
     SSEError,
     amerge,
     arequest_sse,
@@ -284,6 +285,29 @@ def test_on_reconnect(loops: Loops, is_open: bool) -> None:
         assert is_open
         assert loops.next(stream) == "1"
         loops.next(stream)
+    loops.check()
+
+
+def test_headers_function(loops: Loops) -> None:
+    """For a coroutine it runs in a thread of its own."""
+    client = SSEClient(loops.server.url, headers=loops.fault, bridge=None if loops.is_async else loops.bridge)
+    with loops.fails(CallbackError):
+        loops.run((client.arequest if loops.is_async else client.request)("/"))
+    assert not loops.server.requests
+    loops.check()
+
+
+def test_headers_function_of_a_reconnection(loops: Loops) -> None:
+    """It runs in a thread of its own, so that every exception is one of its stream."""
+    client = SSEClient(headers=loops.fault, reconnect=True, bridge=None if loops.is_async else loops.bridge)
+    loops.fault.is_armed = False
+    with SSEServer([raw(b"retry: 1\nid: 1\ndata: 1\n\n"), cut()]) as server:
+        stream = loops.run((client.arequest if loops.is_async else client.request)(server.url)).events
+        loops.fault.is_armed = True
+        assert loops.next(stream) == 1
+        with pytest.raises(CallbackError) as caught:
+            loops.next(stream)
+    assert type(caught.value.__cause__) is loops.kind
     loops.check()
 
 
