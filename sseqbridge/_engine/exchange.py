@@ -33,7 +33,8 @@ from .responses import (
     response_headers,
     seconds_for_other_type,
 )
-from .sender import RequestSender, Resumption
+from .retrying import new_sender
+from .sender import Resumption
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -67,7 +68,7 @@ class Exchange:
         """Build the request. Raises UsageError if `options` make no valid request."""
         resumption = resumption or Resumption(options.last_event_id)
         self._options = options
-        self._sender = RequestSender(clients, options, resumption)
+        self._sender = new_sender(clients, options, resumption)
         self._reader = BatchReader(options, resumption.last_event_id, resumption.retry)
         self._head: Head | None = None
         self._body: BodyStream | PulledBody | None = None

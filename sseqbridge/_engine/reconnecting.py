@@ -10,7 +10,6 @@ import enum
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,16 +32,12 @@ from sseqbridge._sse.retry_policy import (
     ReconnectionPolicy,
     Retry,
     Stop,
-    http_date,
-    retry_after,
 )
 
 from .attempts import Attempts, DroppedError, DropRequest
-from .responses import Body, Head, status_error
+from .responses import Body, Head, retry_after_of, status_error
 
 if TYPE_CHECKING:
-    import httpx
-
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
@@ -350,7 +345,7 @@ class ReconnectingExchange:
             open_for=0.0 if opened_at is None else anyio.current_time() - opened_at,
             events=exchange.events,
             retry=exchange.resumption.retry,
-            retry_after=_retry_after(cause.headers) if isinstance(cause, StatusError) else None,
+            retry_after=retry_after_of(cause.headers) if isinstance(cause, StatusError) else None,
         )
 
     async def _plan(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
@@ -368,12 +363,6 @@ def _lost(target: str, decision: GiveUp, cause: SSEError | None) -> Reconnection
     )
     error.__cause__ = cause
     return error
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    # Relative to the server's own clock, if it sends the time.
-    now = http_date(headers.get("date")) or datetime.now(timezone.utc)
-    return retry_after(headers.get("retry-after"), now)
 
 
 def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:

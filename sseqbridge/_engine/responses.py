@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 from sseqbridge._http.media_types import media_type
 from sseqbridge._sse.provider_errors import message_of, quoted
+from sseqbridge._sse.retry_policy import http_date, retry_after
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
@@ -33,6 +35,7 @@ __all__ = [
     "open_body",
     "read_within_bounds",
     "response_headers",
+    "retry_after_of",
     "seconds_for_other_type",
     "status_error",
 ]
@@ -74,6 +77,13 @@ class Body(NamedTuple):
 
     content: bytes
     error: BaseException | None = None
+
+
+def retry_after_of(headers: httpx.Headers) -> float | None:
+    """Return the delay that a Retry-After header asks for, in seconds; None if there is none."""
+    # Relative to the server's own clock, if it sends the time.
+    now = http_date(headers.get("date")) or datetime.now(timezone.utc)
+    return retry_after(headers.get("retry-after"), now)
 
 
 def status_error(target: str, head: Head, body: Body) -> StatusError:

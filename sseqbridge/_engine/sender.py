@@ -61,14 +61,18 @@ class RequestSender(ClientLease):
         # Of the answers of this call.
         self.cookies = resumption.cookies or CallCookies()
         self.is_unsendable = False
-        self._options = options
         try:
-            self._request = build_request(self._client, options, resumption.last_event_id)
-            self.cookies.add_to(self._request)
-            self._client.check(self._request)
+            self._begin(options, resumption)
         except BaseException:
             self.abandon()
             raise
+
+    def _begin(self, options: RequestOptions, resumption: Resumption) -> None:
+        """Build the request, for the URL of the call."""
+        self._options = options
+        self._request = build_request(self._client, options, resumption.last_event_id)
+        self.cookies.add_to(self._request)
+        self._client.check(self._request)
         self._send_options = options.send
 
     @property
@@ -94,7 +98,7 @@ class RequestSender(ClientLease):
             status = response.status_code
             if status == 101 and "upgrade" not in response.request.headers:
                 raise ProtocolError(f"{self.target}: the server switched protocols, and the request did not ask for it")
-            if self._options.reconnect is not None or status in REDIRECT_STATUSES:
+            if self._options.is_repeated or status in REDIRECT_STATUSES:
                 # Those of an auth flow first.
                 for answer in (*response.history, response):
                     self.cookies.store(answer)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
     from .client import Client
+    from .pauses import Pauses
 
 __all__ = [
     "DEFAULT_HEADERS",
@@ -91,22 +92,25 @@ class RequestOptions:
     cancel: CancelFlag | None
     # A function of the caller's that returns the headers of the next attempt; None if they stay the same.
     new_headers: Callable[[], list[tuple[str, str]]] | None = None
+    # How often the request is sent again if its first answer is a failure that may pass.
+    retries: int = 0
+    # Pauses that requests share.
+    pauses: Pauses | None = None
 
-    def check_reusable(self, *, has_own_client: bool) -> None:
-        """Raise UsageError if the options make no valid request, or its body can be read only once.
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the call may send several requests, apart from redirects."""
+        return self.reconnect is not None or self.retries > 0
 
-        With `has_own_client`, a client of the caller's may complete the request, so that it cannot be built here.
-        """
+    @property
+    def has_reusable_body(self) -> bool:
+        """Whether the body can be read any number of times: it is in memory."""
         files = self.build["files"]
-        if is_replayable(self.build["content"]):
-            if not has_own_client:
-                build_request(_Builder(), self, self.last_event_id)
-            if files is None or _are_in_memory(files):
-                return
-        raise UsageError(
-            "the body of a Call must be readable again, got one that can be read only once. "
-            "Pass bytes, or send it once with request()."
-        )
+        return is_replayable(self.build["content"]) and (files is None or _are_in_memory(files))
+
+    def check_buildable(self) -> None:
+        """Raise UsageError if the options make no valid request. Leases no client."""
+        build_request(_Builder(), self, self.last_event_id)
 
     def for_next_attempt(self) -> RequestOptions:
         """Return the options of one attempt. May call a function of the caller's, which may block."""

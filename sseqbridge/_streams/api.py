@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
 
+    from sseqbridge._http.pauses import Pauses
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
     from .arguments import Headers
@@ -205,9 +206,12 @@ _describe(request_sse, "bridge", "Bridge | None", "SSEResponse[Any]")
 _describe(arequest_sse, "client", "Any", "AsyncSSEResponse[Any]")
 
 
-def pending_of(call: functools.partial[Any]) -> PendingResponse:
-    """Return the request of functools.partial(request_sse, ...), which was not sent yet."""
-    return _pending(*call.args, **call.keywords)
+def pending_of(call: functools.partial[Any], pauses: Pauses | None = None) -> PendingResponse:
+    """Return the request of functools.partial(request_sse, ...), which was not sent yet.
+
+    `pauses` are those that it shares with other requests.
+    """
+    return _pending(*call.args, _pauses=pauses, **call.keywords)
 
 
 async def apending_of(call: functools.partial[Any]) -> PendingResponse:
@@ -215,10 +219,12 @@ async def apending_of(call: functools.partial[Any]) -> PendingResponse:
     return await _apending(*call.args, **call.keywords)
 
 
-def _pending(*args: Any, bridge: Bridge | None = None, **options: Any) -> PendingResponse:
+def _pending(
+    *args: Any, bridge: Bridge | None = None, _pauses: Pauses | None = None, **options: Any
+) -> PendingResponse:
     prepared = prepare(RequestArguments(*args, **options))
     check_bridge(bridge)
-    return pending(prepared, bridge)
+    return pending(prepared, bridge, _pauses)
 
 
 async def _apending(*args: Any, client: Any = None, **options: Any) -> PendingResponse:

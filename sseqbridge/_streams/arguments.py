@@ -100,10 +100,12 @@ class PreparedRequest(NamedTuple):
         check_not_cancelled(self.options.cancel, "the request was sent")
 
 
-def prepare(arguments: RequestArguments, client_headers: Headers | HeadersFunction = None) -> PreparedRequest:
+def prepare(
+    arguments: RequestArguments, client_headers: Headers | HeadersFunction = None, retries: int = 0
+) -> PreparedRequest:
     """Check the arguments. Raises UsageError for arguments that cannot work.
 
-    `client_headers` are sent too, unless the arguments have headers of the same name.
+    `client_headers` are sent too, unless the arguments have headers of the same name. `retries` is the client's.
     """
     _check_combinations(arguments)
     body = arguments.data if arguments.data is not None else arguments.json
@@ -146,7 +148,9 @@ def prepare(arguments: RequestArguments, client_headers: Headers | HeadersFuncti
         max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
         cancel=checked_flag(arguments.cancel),
         new_headers=_HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
+        retries=retries,
     )
+    _check_retries(options)
     return PreparedRequest(options, decoder, arguments.on_reconnect)
 
 
@@ -198,6 +202,22 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
             "`content` must be readable again for `reconnect`, got a body that can be read only once. Pass bytes."
         )
     return policy
+
+
+def _check_retries(options: RequestOptions) -> None:
+    retries: object = options.retries
+    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+        raise UsageError(f"`retries` must be an integer of at least 0, got {retries!r}")
+    if retries and options.reconnect is not None:
+        raise UsageError(
+            "`retries` must not come with `reconnect`, which repeats the first request too, got both. "
+            "Use client.with_options(retries=0) or reconnect=None."
+        )
+    if retries and not options.has_reusable_body:
+        raise UsageError(
+            "the body must be readable again for `retries`, got one that can be read only once. "
+            "Pass bytes, or use client.with_options(retries=0)."
+        )
 
 
 def _without_last_event_id(headers: _Pairs, given: str) -> tuple[_Pairs, str]:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import Immutable
 from sseqbridge._engine.bridge import has_clients_of_callers
+from sseqbridge._exceptions import UsageError
 from sseqbridge._http.urls import describe_text
 
 from .pending import PendingResponse, apending, pending
 
 if TYPE_CHECKING:
+    from sseqbridge._http.pauses import Pauses
+
     from .aio import AsyncSSEResponse
     from .arguments import PreparedRequest
     from .bridge import Bridge
@@ -41,8 +44,14 @@ class Call(Immutable, Generic[T_co]):
 
     def __init__(self, prepared: PreparedRequest, bridge: Bridge | None) -> None:
         """Check that the request can be built and sent again. SSEClient.call is the public way to make a Call."""
-        has_own_client = bridge is not None and has_clients_of_callers(bridge)
-        prepared.options.check_reusable(has_own_client=has_own_client)
+        # A client of the caller's may complete the request, for example by a base URL of its own.
+        if bridge is None or not has_clients_of_callers(bridge):
+            prepared.options.check_buildable()
+        if not prepared.options.has_reusable_body:
+            raise UsageError(
+                "the body of a Call must be readable again, got one that can be read only once. "
+                "Pass bytes, or send it once with request()."
+            )
         self._set(_prepared=prepared, _bridge=bridge)
 
     def __repr__(self) -> str:
@@ -72,9 +81,9 @@ class Call(Immutable, Generic[T_co]):
             raise
 
 
-def pending_call(call: Call[Any]) -> PendingResponse:
-    """Return a request of a call on its bridge, which was not sent yet."""
-    return pending(call._prepared, call._bridge)
+def pending_call(call: Call[Any], pauses: Pauses | None = None) -> PendingResponse:
+    """Return a request of a call on its bridge, which was not sent yet. `pauses` are those that it shares."""
+    return pending(call._prepared, call._bridge, pauses)
 
 
 async def apending_call(call: Call[Any]) -> PendingResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from sseqbridge._checks import Immutable, as_timeout
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
     from .aio import AsyncSSEResponse
-    from .arguments import Headers
+    from .arguments import Headers, HeadersFunction
     from .bridge import Bridge
     from .keywords import AsyncKeywords, ClientKeywords
     from .sync import SSEResponse
@@ -39,10 +39,20 @@ __all__ = ["SSEClient"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# The options of a client that are options of its requests too, and those that only the client has.
-_SHARED = SharedKeywords.__optional_keys__
-_OF_CLIENT = frozenset({"base_url", "decode", "comments", "bridge"})
-_OPTIONS = _SHARED | {"decode", "comments"}
+
+@dataclass(frozen=True)
+class _Own:
+    """The options that a client has, and none of its requests, but for `decode` and `comments`."""
+
+    base_url: Any = ""
+    headers: Headers | HeadersFunction = None
+    retries: int = 0
+    bridge: Bridge | None = None
+
+
+_OWN = frozenset(field.name for field in fields(_Own))
+# The options that a client passes on to its requests, and those of a request.
+_SHARED = SharedKeywords.__optional_keys__ | {"decode", "comments"}
 _OF_REQUEST = RequestKeywords.__optional_keys__
 # For the check of a client's options, which needs a URL.
 _ANY_URL = "http://localhost"
@@ -56,6 +66,12 @@ class SSEClient(Immutable, Generic[T]):
     that expire: it is called for each attempt, the first time in the caller's thread (in a thread of its own for a
     coroutine), and before each reconnection in a thread of its own; a failure is a CallbackError.
 
+    `retries`: how often a request is sent again if its first answer is a failure that may pass: no connection, 408,
+    409, 429 or 5xx. The delay is 0.5 s and doubles up to 8 s, a quarter of it random; a Retry-After of up to 120 s
+    replaces it, and after a longer one the answer is returned. X-Should-Retry overrides the status. Nothing is sent
+    again after a timeout or error of a request that was sent, nor in mid-stream. `total` includes the delays. Not
+    together with `reconnect`.
+
     `decode` and `comments` select the type of the items. `auth`, `dialect`, `done`, `require_done`, `error_events`,
     `timeout`, `reconnect`, `on_reconnect`, `follow_redirects`, `check_content_type`, `max_event_bytes` and
     `max_buffered_bytes` are the options of request_sse; a request may override each. `bridge` is the Bridge of
@@ -68,12 +84,10 @@ class SSEClient(Immutable, Generic[T]):
     Raises UsageError for options that cannot work.
     """
 
-    __slots__ = ("_base_url", "_bridge", "_headers", "_options")
+    __slots__ = ("_own", "_shared")
 
-    _base_url: str
-    _headers: Any
-    _bridge: Bridge | None
-    _options: Mapping[str, Any]
+    _own: _Own
+    _shared: Mapping[str, Any]
 
     @overload
     def __init__(
@@ -119,27 +133,26 @@ class SSEClient(Immutable, Generic[T]):
     ) -> None: ...
     def __init__(self, base_url: Any = "", **options: Any) -> None:
         """Check the options; see the class."""
-        self._set_all(base_url, options)
+        self._set_all({"base_url": base_url, **options})
 
-    def _set_all(self, base_url: Any, options: dict[str, Any]) -> None:
-        for name in sorted((_OF_REQUEST - _SHARED).intersection(options)):
+    def _set_all(self, options: dict[str, Any]) -> None:
+        for name in sorted(_OF_REQUEST.difference(_SHARED).intersection(options)):
             raise UsageError(f"`{name}` must be an option of a request, got it for the client. Pass it to request().")
-        _check_names(options, _OPTIONS | {"headers", "bridge"}, type(self).__name__)
-        headers, bridge = options.pop("headers", None), options.pop("bridge", None)
-        check_bridge(bridge)
-        if inspect.iscoroutinefunction(headers):
+        _check_names(options, _SHARED | _OWN, type(self).__name__)
+        own = _Own(**{name: options.pop(name) for name in _OWN.intersection(options)})
+        check_bridge(own.bridge)
+        if inspect.iscoroutinefunction(own.headers):
             raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
-        prepare(RequestArguments(_ANY_URL, **options), headers)
-        if not callable(headers):
-            headers = header_list(headers)
+        prepare(RequestArguments(_ANY_URL, **options), own.headers, own.retries)
+        # Of objects that their owner may change: a copy.
+        headers = own.headers if callable(own.headers) else header_list(own.headers)
         if "timeout" in options:
-            # A mapping may be changed by its owner.
             options["timeout"] = as_timeout(options["timeout"])
-        self._set(_base_url=check_base_url(base_url), _headers=headers, _bridge=bridge, _options=options)
+        self._set(_own=replace(own, base_url=check_base_url(own.base_url), headers=headers), _shared=options)
 
     def __repr__(self) -> str:
-        base_url = [describe_text(self._base_url)] if self._base_url else []
-        return f"<{' '.join([type(self).__name__, *base_url, *sorted(self._options)])}>"
+        base_url = [describe_text(self._own.base_url)] if self._own.base_url else []
+        return f"<{' '.join([type(self).__name__, *base_url, *sorted(self._shared)])}>"
 
     @overload
     def with_options(self, *, base_url: str | httpx.URL = ..., **options: Unpack[ClientKeywords]) -> SSEClient[T]: ...
@@ -182,9 +195,8 @@ class SSEClient(Immutable, Generic[T]):
 
         Raises UsageError for options that cannot work.
         """
-        base_url = options.pop("base_url", self._base_url)
         made = object.__new__(type(self))
-        made._set_all(base_url, {**self._options, "headers": self._headers, "bridge": self._bridge, **options})
+        made._set_all({**vars(self._own), **self._shared, **options})
         return made
 
     def request(
@@ -195,7 +207,7 @@ class SSEClient(Immutable, Generic[T]):
         `url` may be relative to the client's base URL. The arguments and errors are those of request_sse; an argument
         that is given overrides the client's option, and `decode`, `comments` and `bridge` are the client's.
         """
-        response = pending(self._prepared("request", url, headers, data, options), self._bridge)
+        response = pending(self._prepared("request", url, headers, data, options), self._own.bridge)
         try:
             # Sent inside of the block: an interrupt leaves no request running.
             return response.response(response.wait())
@@ -227,19 +239,22 @@ class SSEClient(Immutable, Generic[T]):
         The arguments are those of `request`. Raises UsageError for arguments that cannot work, and for a body that can
         be read only once: a call may be sent several times.
         """
-        return Call(self._prepared("call", url, headers, data, options), self._bridge)
+        return Call(self._prepared("call", url, headers, data, options), self._own.bridge)
 
     def _prepared(
         self, method: str, url: Any, headers: Headers, data: Any, options: Mapping[str, Any]
     ) -> PreparedRequest:
-        for name in sorted(_OF_CLIENT.intersection(options)):
+        for name in sorted((_OWN | _SHARED).difference(_OF_REQUEST).intersection(options)):
             raise UsageError(
                 f"`{name}` must be an option of the client, got it for one request. "
                 f"Send it with client.with_options({name}=...).{method}(...)"
             )
         _check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
-        joined = join_base_url(self._base_url, str(url)) if is_url(url) else url
-        return prepare(RequestArguments(joined, headers, data, **{**self._options, **options}), self._headers)
+        own = self._own
+        joined = join_base_url(own.base_url, str(url)) if is_url(url) else url
+        return prepare(
+            RequestArguments(joined, headers, data, **{**self._shared, **options}), own.headers, own.retries
+        )
 
 
 def _check_names(options: Mapping[str, Any], known: Collection[str], function: str) -> None:
@@ -251,12 +266,10 @@ def _check_names(options: Mapping[str, Any], known: Collection[str], function: s
 
 def _described(kind: type[SSEClient[Any]]) -> None:
     """Give the class a signature with all options and their defaults, in place of `**options`."""
-    shared = [each for each in inspect.signature(RequestArguments).parameters.values() if each.name in _OPTIONS]
-    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
-    first = inspect.Parameter("base_url", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="", annotation="str | URL")
-    headers = keyword("headers", annotation="Headers | HeadersFunction")
-    bridge = keyword("bridge", annotation="Bridge | None")
-    kind.__signature__ = inspect.Signature([first, headers, *shared, bridge])  # type: ignore[attr-defined]
+    shared = [each for each in inspect.signature(RequestArguments).parameters.values() if each.name in _SHARED]
+    base_url, *own = inspect.signature(_Own).parameters.values()
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+    kind.__signature__ = inspect.Signature([base_url, *keywords, *shared])  # type: ignore[attr-defined]
 
 
 _described(SSEClient)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from sseqbridge._checks import check_limits
+from sseqbridge._http.pauses import Pauses
 
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
 
@@ -32,6 +33,10 @@ def gather(
     raised at once and ends the others; with `errors="yield"` it takes the place of the stream's items. `progress=True`
     shows a progress bar, with tqdm.
 
+    After a 429 with Retry-After (of up to 120 s), no other request of this gather is sent to that server until then,
+    however many calls there are; a client with `retries` repeats the refused one. (Requests that functions send do not
+    take part.)
+
     Raises UsageError for arguments that cannot work, ImportError if tqdm is not installed.
     """
     check_limits("limit", limit)
@@ -45,6 +50,7 @@ def _results(
 ) -> Iterator[tuple[Any, Any]]:
     # By number: the items of streams that are open, and the results of streams that have ended.
     items: dict[int, list[Any]] = {}
+    pauses = Pauses()
     results: dict[int, Any] = {}
     order: deque[int] = deque()
     try:
@@ -53,7 +59,7 @@ def _results(
             for name, call in itertools.islice(calls, min(limit - len(items), 2 * limit - len(order))):
                 # Before the request is sent.
                 merger.check_process()
-                number = merger.add(member_of(name, call))
+                number = merger.add(member_of(name, call, pauses))
                 items[number] = []
                 order.append(number)
             if not items:

@@ -16,7 +16,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.scope import CancelScope, check_scope, current_scope
@@ -33,6 +33,9 @@ from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
 from .sync import SSEResponse, Stream
+
+if TYPE_CHECKING:
+    from sseqbridge._http.pauses import Pauses
 
 __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
 
@@ -300,8 +303,11 @@ class Merger:
         return bool(own)
 
 
-def member_of(name: Any, stream: Any) -> Member:
-    """Return a member for what a caller passed to merge or gather. Raises UsageError."""
+def member_of(name: Any, stream: Any, pauses: Pauses | None = None) -> Member:
+    """Return a member for what a caller passed to merge or gather. Raises UsageError.
+
+    Requests that are sent for the member share `pauses`.
+    """
     if isinstance(stream, SSEResponse):
         stream = stream.events
     if isinstance(stream, Stream):
@@ -309,10 +315,10 @@ def member_of(name: Any, stream: Any) -> Member:
         reader.check_usable()
         return Member(name, None, reader)
     if isinstance(stream, Call):
-        return Member(name, opening_of(stream), None)
+        return Member(name, opening_of(stream, pauses), None)
     if isinstance(stream, functools.partial):
         if stream.func is request_sse:
-            return Member(name, RequestOpening(pending_of(stream)), None)
+            return Member(name, RequestOpening(pending_of(stream, pauses)), None)
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
     if callable(stream) and not inspect.iscoroutinefunction(stream):

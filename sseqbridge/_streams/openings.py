@@ -34,6 +34,7 @@ from .sync import SSEResponse, Stream
 
 if TYPE_CHECKING:
     from sseqbridge._engine.scope import CancelScope as Scope
+    from sseqbridge._http.pauses import Pauses
 
     from .pending import PendingResponse
 
@@ -114,10 +115,10 @@ class FailedOpening:
         pass
 
 
-def opening_of(call: Call[Any]) -> Opening:
+def opening_of(call: Call[Any], pauses: Pauses | None) -> Opening:
     """Return a request of a call that was not sent yet. Raises UsageError; other errors are those of the stream."""
     try:
-        return RequestOpening(pending_call(call))
+        return RequestOpening(pending_call(call, pauses))
     except SSEError as exc:
         return FailedOpening(exc)
 

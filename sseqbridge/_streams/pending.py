@@ -6,6 +6,7 @@ interrupted before it holds the response, it aborts the subscription.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseqbridge._engine.attempt_options import options_of_attempt
@@ -24,6 +25,8 @@ from .reader import ItemReader
 from .sync import EventStream, SSEResponse
 
 if TYPE_CHECKING:
+    from sseqbridge._http.pauses import Pauses
+
     from .arguments import PreparedRequest
 
 __all__ = ["PendingResponse", "apending", "pending"]
@@ -86,14 +89,15 @@ class PendingResponse(NamedTuple):
         return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
 
 
-def pending(prepared: PreparedRequest, bridge: Bridge | None) -> PendingResponse:
-    """Return a request on a bridge, None for the process's own, which was not sent yet.
+def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | None = None) -> PendingResponse:
+    """Return a request on a bridge, None for the process's own, which was not sent yet. `pauses` are those it shares.
 
     Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set.
     """
     prepared.check_not_cancelled()
     bridge = bridge or default_bridge()
-    return PendingResponse(bridge.new_task(prepared.options), prepared, bridge)
+    options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses)
+    return PendingResponse(bridge.new_task(options), prepared, bridge)
 
 
 async def apending(prepared: PreparedRequest, client: Any = None) -> PendingResponse:

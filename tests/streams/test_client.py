@@ -138,6 +138,9 @@ def test_base_url_that_cannot_work_is_a_usage_error(base_url: Any, message: str)
         ({"on_reconnect": print}, "`on_reconnect` must be a function"),
         ({"max_event_bytes": 0}, "`max_event_bytes` must be"),
         ({"bridge": 1}, "`bridge` must be a sseqbridge.Bridge"),
+        ({"retries": -1}, "`retries` must be an integer of at least 0, got -1"),
+        ({"retries": True}, "`retries` must be an integer of at least 0, got True"),
+        ({"retries": 1, "reconnect": True}, "`retries` must not come with `reconnect`"),
         ({"params": {"a": 1}}, "`params` must be an option of a request"),
         ({"cancel": None}, "`cancel` must be an option of a request"),
     ],
@@ -150,7 +153,7 @@ def test_options_that_cannot_work_are_usage_errors(options: dict[str, Any], mess
         SSEClient("http://h").with_options(**options)
 
 
-@pytest.mark.parametrize("name", ["decode", "comments", "bridge", "base_url"])
+@pytest.mark.parametrize("name", ["decode", "comments", "bridge", "base_url", "retries"])
 def test_options_of_the_client_alone_are_refused_for_a_request(send_with: ClientRequester, name: str) -> None:
     with pytest.raises(UsageError, match=rf"`{name}` must be an option of the client.*with_options\({name}="):
         send_with(SSEClient("http://h"), "/", **{name: "text"})
@@ -228,11 +231,11 @@ def test_with_options_keeps_a_subclass(server: SSEServer) -> None:
 
 def test_client_is_immutable() -> None:
     client = SSEClient("http://h")
-    for name in ("_base_url", "timeout"):
+    for name in ("_own", "timeout"):
         with pytest.raises(AttributeError, match="SSEClient is immutable"):
             setattr(client, name, "x")
     with pytest.raises(AttributeError, match="SSEClient is immutable"):
-        del client._base_url
+        del client._own
 
 
 def test_objects_of_the_caller_can_change_later(server: SSEServer) -> None:

@@ -1,0 +1,31 @@
+"""A pause that the requests of one gather share, for each origin: after a 429 with Retry-After all of them wait.
+
+Any thread and loop may use it: each step on the dict and its deques is atomic, and a deadline is only ever added.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import anyio
+
+from sseqbridge._runtime.clock import clock
+
+__all__ = ["Pauses"]
+
+
+class Pauses:
+    """Until when no request is sent to an origin."""
+
+    def __init__(self) -> None:
+        # The ends of the pauses of each origin, on the library's clock. The last one of them counts.
+        self._ends: dict[str, deque[float]] = {}
+
+    def begin(self, origin: str, seconds: float) -> None:
+        """Pause requests to `origin` for some seconds; a longer pause stays."""
+        self._ends.setdefault(origin, deque()).append(clock.monotonic() + seconds)
+
+    async def wait(self, origin: str) -> None:
+        """Return once no pause of `origin` is left."""
+        while (left := max(tuple(self._ends.get(origin, ())), default=0.0) - clock.monotonic()) > 0:
+            await anyio.sleep(left)
