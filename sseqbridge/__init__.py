@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ._sse.dialects import Dialect
     from ._sse.events import Comment, ServerSentEvent
     from ._sse.parser import EventStreamParser
+    from ._sse.resumption import Attempt, Resume
     from ._sse.retry_policy import ReconnectionPolicy
     from ._streams.aio import AsyncEventStream, AsyncSSEResponse
     from ._streams.api import arequest_sse, request_sse
@@ -71,6 +72,7 @@ __all__ = [
     "AsyncEventStream",
     "AsyncMergedStreams",
     "AsyncSSEResponse",
+    "Attempt",
     "Bridge",
     "BridgeClosedError",
     "BridgeStats",
@@ -102,6 +104,7 @@ __all__ = [
     "RedirectError",
     "RequestAbortedError",
     "ResponseError",
+    "Resume",
     "SSEClient",
     "SSEError",
     "SSEResponse",
@@ -153,6 +156,8 @@ _MODULES = {
     "ServerSentEvent": "_sse.events",
     "Timeout": "_checks",
     "EventStreamParser": "_sse.parser",
+    "Attempt": "_sse.resumption",
+    "Resume": "_sse.resumption",
     "ReconnectionPolicy": "_sse.retry_policy",
     "AsyncEventStream": "_streams.aio",
     "AsyncSSEResponse": "_streams.aio",

@@ -127,7 +127,12 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def sdk(session: nox.Session) -> None:
-    """Tests that need providers' SDKs beyond those of the default tests."""
+    """Tests that need providers' SDKs beyond those of the default tests, and a LangGraph server."""
+    # In an environment of its own: its dependencies change how the servers of other tests work.
+    langgraph = Path(sys.prefix) / "langgraph"
+    if not (langgraph / "bin" / "langgraph").exists():
+        python(session, "venv", str(langgraph))
+        run(session, str(langgraph / "bin" / "pip"), "install", "--quiet", "--no-compile", "langgraph-cli[inmem]")
     pytest(session, "sdk")
 
 

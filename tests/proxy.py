@@ -18,8 +18,8 @@ _READ_BYTES = 65_536
 class CuttingProxy:
     """Forwards connections to a server, and cuts each after a random number of bytes of the response.
 
-    `most` is the maximum of that number; with None no connection is cut. Half of the cuts are resets. The same `seed`
-    makes the same cuts. `cuts` counts them.
+    `most` is the maximum of that number; with None no connection is cut but by `cut_all`. Half of the cuts are resets.
+    The same `seed` makes the same cuts. `cuts` counts them.
     """
 
     def __init__(self, port: int, *, most: int | None, seed: int) -> None:
@@ -32,6 +32,7 @@ class CuttingProxy:
         self._loop = asyncio.new_event_loop()
         self._ended = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, name="CuttingProxy", daemon=True)
 
     def __enter__(self) -> CuttingProxy:
@@ -41,6 +42,16 @@ class CuttingProxy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._loop.call_soon_threadsafe(self._ended.set_result, None)
         self._thread.join(30)
+
+    def cut_all(self) -> None:
+        """Cut the connections that are open. Thread-safe."""
+        self._loop.call_soon_threadsafe(self._cut_all)
+
+    def _cut_all(self) -> None:
+        for client in self._clients:
+            self.cuts += 1
+            # The task that forwards the connection then finds it closed.
+            client.transport.abort()
 
     def _run(self) -> None:
         with self._listener, contextlib.closing(self._loop):
@@ -63,6 +74,7 @@ class CuttingProxy:
         is_reset = self._random.random() < 0.5
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream)
         forwarding = asyncio.create_task(_forward(reader, upstream))
+        self._clients.add(writer)
         try:
             while data := await upstream_reader.read(_READ_BYTES):
                 writer.write(data if remaining is None else data[:remaining])
@@ -75,6 +87,7 @@ class CuttingProxy:
         except (ConnectionError, asyncio.CancelledError):
             pass  # A side has closed its connection, or the proxy ends.
         finally:
+            self._clients.discard(writer)
             forwarding.cancel()
             if is_reset and remaining is not None and remaining <= 0:
                 linger = struct.pack("ii", 1, 0)

@@ -50,6 +50,7 @@ _MARKERS = {
     "uvicorn": "server",
     "uwsgi": "server",
     "uwsgi-core": "server",
+    "langgraph": "sdk",
     "llmock": "sdk",
     "monkey.patch_all": "gevent",
 }

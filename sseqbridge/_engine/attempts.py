@@ -17,6 +17,7 @@ from sseqbridge._runtime.callbacks import CallersCode
 
 from .attempt_options import options_of_attempt
 from .exchange import Exchange
+from .resuming import Resuming
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from .batches import Batch
     from .responses import Head
+    from .sender import Resumption
 
 __all__ = ["Attempts", "DropRequest", "DroppedError"]
 
@@ -51,8 +53,8 @@ class Attempts:
     def __init__(self, clients: ClientPool, options: RequestOptions) -> None:
         """Build the first request. Raises UsageError if `options` make no valid request."""
         self._clients = clients
-        self._options = options
         self.exchange = Exchange(clients, options)
+        self.resuming = Resuming(options)
         self.opened_at: float | None = None
         self.drop_request: DropRequest | None = None
         self._is_exchange_open = True
@@ -79,9 +81,11 @@ class Attempts:
         if put is not None:
             self.exchange.put_through(put)
 
-    def mark_open(self) -> None:
+    def mark_open(self, head: Head) -> None:
         """The current connection has been answered."""
         self.opened_at = anyio.current_time()
+        if head.is_stream:
+            self.resuming.note(self.exchange)
 
     async def close(self) -> None:
         """Close the current exchange, unless it is closed."""
@@ -90,16 +94,26 @@ class Attempts:
             self.opened_at = None
             await self.exchange.aclose()
 
-    async def send_again(self, attempt: int) -> Head:
-        """Build the request once more, send it, and return the head of its answer.
+    async def send_again(self, attempt: int) -> Head | None:
+        """Build the request of this attempt, send it, and return the head of its answer.
 
-        Raises ReconnectionError if the request cannot be built or sent, for a reason on this side: it would fail in
-        the same way again. Raises CallbackError if the caller's headers function fails, SSEError if the network or the
-        server fails, and DroppedError.
+        Returns None if the caller's `resume` function gives up; the exchange is the one before then. Raises
+        CallbackError if that function or the one for the headers fails, and ReconnectionError if the request cannot be
+        built or sent, for a reason on this side: it would fail in the same way again. Raises SSEError if the network
+        or the server fails, and DroppedError.
         """
-        options = await options_of_attempt(self._options)
         try:
-            await self._renew(options)
+            request = await self.resuming.next(attempt, self.exchange.resumption)
+        except UsageError as exc:
+            raise self._not_sent(attempt, exc) from exc
+        if request is None:
+            return None
+        options, resumption = request
+        options = await options_of_attempt(options)
+        # A request of the caller's to connect now, which happens.
+        self.take_drop_request()
+        try:
+            await self._renew(options, resumption)
         except Exception as exc:
             raise self._not_sent(attempt, exc) from exc
         try:
@@ -112,9 +126,9 @@ class Attempts:
                 raise
             raise self._not_sent(attempt, exc) from exc
 
-    async def _renew(self, options: RequestOptions) -> None:
+    async def _renew(self, options: RequestOptions, resumption: Resumption) -> None:
         old = self.exchange
-        make = partial(Exchange, self._clients, options, old.resumption)
+        make = partial(Exchange, self._clients, options, resumption)
         if self._clients.has_factory:
             # A factory of the caller's may block, so not on the loop.
             with CallersCode("the bridge's client function", passes=Exception):

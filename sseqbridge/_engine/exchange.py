@@ -37,10 +37,14 @@ from .retrying import new_sender
 from .sender import Resumption
 
 if TYPE_CHECKING:
+    import httpx
+
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.events import ServerSentEvent
+
+    from .sender import SentRequest
 
 __all__ = ["Exchange", "warn_of_dropped_event"]
 
@@ -122,7 +126,21 @@ class Exchange:
     def resumption(self) -> Resumption:
         """The stream's position now."""
         sender = self._sender
-        return Resumption(self._reader.last_event_id, self._reader.retry, sender.redirects, sender.cookies)
+        return Resumption(
+            self._reader.last_event_id, self._reader.retry, sender.redirects, sender.cookies, sender.place
+        )
+
+    @property
+    def sent(self) -> SentRequest:
+        """The request that was answered. Only of an exchange that reconnects."""
+        assert self._sender.sent is not None
+        return self._sender.sent
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The headers of the answer, which must have arrived."""
+        assert self._head is not None
+        return self._head.headers
 
     async def open(self) -> Head:
         """Send the request, follow redirects, and return the head of the answer.

@@ -26,7 +26,6 @@ from sseqbridge._exceptions import (
 from sseqbridge._runtime.callbacks import CallersFunction
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.retry_policy import (
-    PAYS_TWICE,
     Drop,
     GiveUp,
     ReconnectionPolicy,
@@ -102,6 +101,8 @@ class ReconnectingExchange:
         self._stage = _Stage.CONTINUES
         # The next attempt; None while a connection is in use.
         self._retry: Retry | None = None
+        # Why it is made.
+        self._cause: SSEError | None = None
         # The last answer before the first good one, in case that no better one comes.
         self._refusal: tuple[Head, Body] | None = None
         self._is_answered = False
@@ -150,8 +151,8 @@ class ReconnectingExchange:
 
     def check_asked(self) -> None:
         """Raise UsageError if the request must not be sent again, even if the caller asks for it. Thread-safe."""
-        if self._policy.would_pay_twice(self._history()):
-            raise UsageError(PAYS_TWICE)
+        if reason := self._policy.obstacle(self._history()):
+            raise UsageError(reason)
 
     def put_through(self, put: Callable[[Batch], bool]) -> None:
         """See Exchange.put_through()."""
@@ -203,7 +204,10 @@ class ReconnectingExchange:
                 head = await exchange.open()
             else:
                 await anyio.sleep(self._retry.delay)
-                head = await self._attempts.send_again(self._retry.attempt)
+                again = await self._attempts.send_again(self._retry.attempt)
+                # Before the first answer there is nothing that the caller's `resume` function could give up.
+                assert again is not None
+                head = again
         except (CallbackError, ReconnectionError):
             raise
         except SSEError as exc:
@@ -240,7 +244,7 @@ class ReconnectingExchange:
         self._retry = None
         self._is_answered = True
         self._stage = _Stage.CONTINUES if head.is_stream else _Stage.LAST
-        self._attempts.mark_open()
+        self._attempts.mark_open(head)
         return head
 
     # Reading.
@@ -312,9 +316,14 @@ class ReconnectingExchange:
             self._attempts.take_drop_request()
         attempt, self._retry = self._retry.attempt, None
         head = await self._attempts.send_again(attempt)
+        if head is None:
+            self._stage = _Stage.LAST
+            if self._attempts.exchange.ended_cleanly and self._cause is None:
+                raise StopAsyncIteration
+            raise _lost(self.target, GiveUp(attempt - 1, "the `resume` function returned None"), self._cause)
         if head.is_stream:
             self.reconnections += 1
-            self._attempts.mark_open()
+            self._attempts.mark_open(head)
             return
         self._stage = _Stage.DECIDED
         self._attempts.take_drop_request()
@@ -332,8 +341,8 @@ class ReconnectingExchange:
             method=options.method,
             has_body=options.has_body,
             answered=self._is_answered,
-            delivered=self.events > 0,
             has_id=self._attempts.exchange.resumption.last_event_id not in ("", options.last_event_id),
+            has_place=self._attempts.resuming.has_place,
         )
 
     def _describe_drop(self, cause: SSEError | None) -> Drop:
@@ -351,6 +360,7 @@ class ReconnectingExchange:
     async def _plan(self, retry: Retry, cause: SSEError | None) -> Reconnecting:
         await self._attempts.close()
         self._retry, self._policy, self._stage = retry, retry.policy, _Stage.CONTINUES
+        self._cause = cause
         reason = "a clean end, or as the caller asked" if cause is None else type(cause).__name__
         logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, reason)
         return Reconnecting(retry.attempt, retry.delay, cause)

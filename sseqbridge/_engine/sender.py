@@ -13,7 +13,16 @@ from sseqbridge._exceptions import CallbackError, ConnectError, ProtocolError, R
 from sseqbridge._http import http2
 from sseqbridge._http.cookies import CallCookies
 from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
-from sseqbridge._http.redirects import MAX_REDIRECTS, PERMANENT_STATUSES, REDIRECT_STATUSES, redirect, redirect_url
+from sseqbridge._http.redirects import (
+    MAX_REDIRECTS,
+    PERMANENT_STATUSES,
+    REDIRECT_STATUSES,
+    Place,
+    Redirect,
+    go_to,
+    redirect,
+    redirect_url,
+)
 from sseqbridge._http.request import build_request
 from sseqbridge._http.urls import describe, origin_key
 from sseqbridge._runtime import loops
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["RequestSender", "Resumption"]
+__all__ = ["RequestSender", "Resumption", "SentRequest"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -37,20 +46,35 @@ class Resumption(NamedTuple):
     """A stream's position, for the connection after this one.
 
     `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
-    `redirects` are the permanent ones so far, `cookies` those that the answers so far have set.
+    `redirects` are the permanent ones so far, `cookies` those that the answers so far have set. `place` is where the
+    stream is resumed, before the redirects; None for the URL of the call.
     """
 
     last_event_id: str = ""
     retry: float | None = None
     redirects: Redirects = ()
     cookies: CallCookies | None = None
+    place: Place | None = None
+
+
+class SentRequest(NamedTuple):
+    """A request that was sent, after redirects. `is_trusted`: it had the headers and auth of the caller.
+
+    `headers` are without those that an auth or the transport has added.
+    """
+
+    method: str
+    url: Any
+    headers: list[tuple[bytes, bytes]]
+    is_trusted: bool
 
 
 class RequestSender(ClientLease):
     """Sends a request with a leased client, and owns the connection of its answer.
 
     `redirects` are the permanent redirects so far, `cookies` those that the answers of the call have set.
-    `is_unsendable` says that the HTTP client refused the request itself.
+    `is_unsendable` says that the HTTP client refused the request itself. `sent` is the latest request of a call that
+    reconnects.
     """
 
     def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption) -> None:
@@ -61,6 +85,8 @@ class RequestSender(ClientLease):
         # Of the answers of this call.
         self.cookies = resumption.cookies or CallCookies()
         self.is_unsendable = False
+        self.sent: SentRequest | None = None
+        self.place = resumption.place
         try:
             self._begin(options, resumption)
         except BaseException:
@@ -74,6 +100,7 @@ class RequestSender(ClientLease):
         self.cookies.add_to(self._request)
         self._client.check(self._request)
         self._send_options = options.send
+        self._is_trusted = True
 
     @property
     def is_direct(self) -> bool:
@@ -90,6 +117,8 @@ class RequestSender(ClientLease):
 
         Raises RedirectError, and the errors of _http/errors.py.
         """
+        if self.place is not None:
+            await self._change_request(go_to(self._request, self.place, self._client.package))
         for status, url in self.redirects:
             await self._follow(status, url)
         is_permanent = True
@@ -112,6 +141,10 @@ class RequestSender(ClientLease):
         raise RedirectError(f"{self.target}: more than {MAX_REDIRECTS} redirects", status)
 
     async def _send_once(self) -> Any:
+        request = self._request
+        if self._options.reconnect is not None:
+            # Before an auth adds to the headers.
+            self.sent = SentRequest(request.method, request.url, list(request.headers.raw), self._is_trusted)
         try:
             with CallersCode(CLIENT_CODE, passes=Exception):
                 response = await self._client.send(self._request, **self._send_options)
@@ -139,10 +172,15 @@ class RequestSender(ClientLease):
 
     async def _follow(self, status: int, url: Any) -> None:
         """Replace the request by the one that follows a redirect, and close the redirect's own answer."""
-        request, is_trusted = redirect(self._request, status, url, self._options, self._client.package)
+        change = redirect(self._request, status, url, self._options, self._client.package)
+        await self._change_request(change)
+
+    async def _change_request(self, change: Redirect) -> None:
+        request, is_trusted = change
         if not is_trusted:
             # For good: a redirect back to the first origin does not restore the auth.
             self._send_options = {"auth": None}
+            self._is_trusted = False
         await self.close_response()
         self.cookies.add_to(request)
         origin = origin_key(request.url)

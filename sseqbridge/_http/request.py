@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .pauses import Pauses
 
 __all__ = [
+    "BODY_HEADERS",
     "DEFAULT_HEADERS",
     "RequestOptions",
     "build_request",
@@ -53,6 +54,9 @@ DEFAULT_HEADERS = (
     ("Cache-Control", "no-cache"),
     ("Accept-Encoding", "identity"),
 )
+
+# Headers that describe the request's body.
+BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"})
 
 # An event ID is sent as it was received, so that its header only has to satisfy the Fetch standard. The parser
 # ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
@@ -116,6 +120,22 @@ class RequestOptions:
         """Return the options of one attempt. May call a function of the caller's, which may block."""
         return self if self.new_headers is None else replace(self, headers=self.new_headers())
 
+    def without_body(self) -> RequestOptions:
+        """Return the options of a GET that carries all of the request but its body."""
+        new_headers = self.new_headers
+        return replace(
+            self,
+            method="GET",
+            headers=_without_body_headers(self.headers),
+            new_headers=None if new_headers is None else lambda: _without_body_headers(new_headers()),
+            build={**self.build, "content": None, "files": None},
+            has_body=False,
+        )
+
+
+def _without_body_headers(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers if name.lower() not in BODY_HEADERS | {"content-length"}]
+
 
 class _Builder:
     """Builds requests as a client of httpx without settings of its own."""
@@ -125,6 +145,7 @@ class _Builder:
     def build(self, method: str, url: str, headers: list[tuple[bytes, bytes]], **options: Any) -> httpx.Request:
         extensions = {"timeout": options.pop("timeout"), **options.pop("extensions")}
         return httpx.Request(method, url, headers=headers, extensions=extensions, **options)
+
 
 
 def encode_json(data: object) -> bytes:

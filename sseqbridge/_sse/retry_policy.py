@@ -1,8 +1,9 @@
 """The reconnection policy: an immutable value that decides when to connect again, and when to stop.
 
 The input is a `Drop`, which describes how a connection ended; the output is a delay and the policy
-for the next drop. Pure and thread-safe: nothing here waits or reads a clock. Invariant: a request
-with a body, which may cost money, is not sent twice unless the caller allows it with `resend=True`.
+for the next drop. Pure and thread-safe: nothing here waits or reads a clock. Invariant: a request with
+a body, which may cost money or run a tool, is not sent again once an event stream has answered it,
+unless the caller allows it with `resume="repeat"`.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
 """
@@ -10,6 +11,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-proce
 from __future__ import annotations
 
 import email.utils
+import inspect
 import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -19,16 +21,21 @@ from typing import Any, NamedTuple
 from sseqbridge._checks import check_number
 from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
 
-__all__ = ["PAYS_TWICE", "Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
+from .resumption import ResumeRule
+
+__all__ = ["Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
 
 # The minimum delay, which protects a server from a tight loop of requests.
 _MIN_SECONDS = 0.1
 # About 30 years; every clock can add it.
 _MAX_SECONDS = 1e9
 
-PAYS_TWICE = (
-    "the request has a body, and its response delivered events but no ID to resume from; "
-    "ReconnectionPolicy(resend=True) sends it again anyway"
+_NOT_SENT_AGAIN = (
+    "the request has a body, and is not sent again once it was answered. "
+    'ReconnectionPolicy(resume="get") asks for the rest by GET, resume="repeat" sends the request again'
+)
+_NOTHING_TO_RESUME = (
+    "the answer delivered no event ID, and no Location or Content-Location, from which a GET could continue it"
 )
 
 _RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
@@ -44,7 +51,8 @@ class Drop:
     `retry_after`: the delay of a Retry-After header, in seconds.
 
     The request and the whole stream so far: its `method`; `has_body`; `answered`: any response was an
-    event stream; `delivered`: any response delivered events; `has_id`: there is an ID to resume from.
+    event stream; `has_id`: the server has sent an ID to resume from; `has_place`: a response has named
+    the URL to resume at.
     """
 
     cause: SSEError | None
@@ -56,8 +64,8 @@ class Drop:
     method: str = "GET"
     has_body: bool = False
     answered: bool = True
-    delivered: bool = False
     has_id: bool = False
+    has_place: bool = False
 
 
 class Retry(NamedTuple):
@@ -96,8 +104,16 @@ class ReconnectionPolicy:
 
     `statuses` are the response statuses that are worth another attempt. `on_eof` decides about a clean end
     without the stream's last event: None reconnects GET requests without a body, True every request, False none.
-    A request with a body whose response delivered events is sent again only if the server sent an ID to resume
-    from, or with `resend=True`.
+
+    `resume` is the request that continues a stream whose response was lost:
+    None repeats a request without a body, and never one with a body, which then ends with ReconnectionError.
+    "repeat" sends the request again, body included. If the server sends no IDs, events may come twice.
+    "get" sends a GET without the body to the response's Location or Content-Location, else to the same URL. After a
+    request with a body there must be such a header, or an ID.
+    A function of an Attempt returns a Resume, or None to give up. It runs in a thread of its own.
+    All of them send the last event ID. Before the first response the request itself is sent again, if it cannot have
+    been processed: there was no connection, or its status is one of `statuses`.
+    `resend=True` is an older name of `resume="repeat"`.
 
     Raises UsageError for a value out of range.
     """
@@ -110,6 +126,8 @@ class ReconnectionPolicy:
     reset_after: float = 60.0
     on_eof: bool | None = None
     resend: bool = False
+    # Not in the repr: that of a partial shows its arguments.
+    resume: ResumeRule = field(default=None, repr=False)
     statuses: Collection[int] = field(default=_RETRIED_STATUSES, repr=False)
     # The number of consecutive attempts so far.
     _tried: int = field(default=0, repr=False)
@@ -130,14 +148,19 @@ class ReconnectionPolicy:
             )
         if not isinstance(self.resend, bool):
             raise UsageError(f"`resend` must be True or False, got {self.resend!r}")
+        _check_resume(self.resume)
+        if self.resend:
+            if self.resume not in (None, "repeat"):
+                raise UsageError('`resend=True` is a name of resume="repeat", got another `resume` too. Pass `resume`.')
+            object.__setattr__(self, "resume", "repeat")
         object.__setattr__(self, "statuses", _as_statuses(self.statuses))
 
     def after(self, drop: Drop, chance: Callable[[], float] = random.random) -> Retry | Stop | GiveUp:
         """Return the decision about a drop. `chance` returns random numbers from 0 to 1."""
         if not self._is_worth_it(drop):
             return Stop()
-        if self.would_pay_twice(drop):
-            return GiveUp(self._tried, PAYS_TWICE)
+        if reason := self.obstacle(drop):
+            return GiveUp(self._tried, reason)
         tried = self._tried_before(drop)
         if self.attempts is not None and tried >= self.attempts:
             return GiveUp(tried, f"the policy allows attempts={self.attempts} in a row")
@@ -145,14 +168,20 @@ class ReconnectionPolicy:
 
     def at_once(self, drop: Drop) -> Retry | GiveUp:
         """Return the decision if the caller requested the reconnection: no delay, and not a failed attempt."""
-        if self.would_pay_twice(drop):
-            return GiveUp(self._tried, PAYS_TWICE)
+        if reason := self.obstacle(drop):
+            return GiveUp(self._tried, reason)
         tried = self._tried_before(drop)
         return Retry(0.0, tried + 1, replace(self, _tried=tried))
 
-    def would_pay_twice(self, drop: Drop) -> bool:
-        """Return whether sending the request again could cost the caller twice."""
-        return drop.has_body and drop.delivered and not drop.has_id and not self.resend
+    def obstacle(self, drop: Drop) -> str | None:
+        """Return why no request may follow, for an error message; None if one may."""
+        if not drop.has_body or not drop.answered:
+            return None
+        if self.resume is None:
+            return _NOT_SENT_AGAIN
+        if self.resume == "get" and not drop.has_id and not drop.has_place:
+            return _NOTHING_TO_RESUME
+        return None
 
     def _tried_before(self, drop: Drop) -> int:
         return 0 if drop.events or drop.open_for >= self.reset_after else self._tried
@@ -207,6 +236,15 @@ def http_date(value: str | None) -> datetime | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
+
+
+def _check_resume(resume: object) -> None:
+    if resume is None or resume in ("repeat", "get"):
+        return
+    if not callable(resume):
+        raise UsageError(f'`resume` must be "repeat", "get", a function of an Attempt, or None, got {resume!r}')
+    if inspect.iscoroutinefunction(resume):
+        raise UsageError("`resume` must be a plain function, got a coroutine function, which is never awaited")
 
 
 def _as_statuses(statuses: object) -> frozenset[int]:

@@ -101,8 +101,8 @@ class BaseEventStream(BaseStream[T]):
         """Drop the connection now and go on with a new one, from any thread; the consumer sees no error.
 
         During a wait for the next attempt the attempt is made now; after the stream's end nothing happens.
-        Raises UsageError for a stream without `reconnect`, and if the request must not be sent again: it
-        has a body, its answer gave events but no id, and the policy has no `resend`.
+        Raises UsageError for a stream without `reconnect`, and if no request may follow: the one that was sent has a
+        body, and the policy's `resume` allows neither to repeat it nor to ask for the rest by GET.
         """
         self._cursor.subscription.check_process()
         self._cursor.subscription.reconnect()

@@ -265,7 +265,7 @@ def test_reconnect_is_refused_if_the_stream_cannot(ask: Requester) -> None:
             response.events.reconnect()
         with ask(server.url, data={}, reconnect=True) as response:
             assert response.next() == 1
-            with pytest.raises(UsageError, match="resend=True"):
+            with pytest.raises(UsageError, match='resume="repeat"'):
                 response.events.reconnect()
 
 

@@ -256,7 +256,8 @@ def test_clean_end_of_a_post_ends_the_stream(ask: Requester) -> None:
 
 
 def test_on_eof_decides_for_all_methods(ask: Requester) -> None:
-    never, always = ReconnectionPolicy(on_eof=False), ReconnectionPolicy(delay=0.01, jitter=0, on_eof=True)
+    never = ReconnectionPolicy(on_eof=False)
+    always = dataclasses.replace(AT_ONCE, on_eof=True, resume="repeat")
     with SSEServer([send(1)]) as server:
         assert ask(server.url, reconnect=never).items() == [1]
     with SSEServer(in_turn([send(1, id="a")], [send(2), DONE])) as server:
@@ -315,15 +316,7 @@ def test_prompt_is_not_sent_twice_unasked(ask: Requester) -> None:
         assert items == [1]
         assert isinstance(error, ReconnectionError)
         assert isinstance(error.__cause__, (TruncatedStreamError, ReadError))
-        assert "resend=True" in str(error)
-        assert len(server.requests) == 1
-
-
-def test_callers_own_id_does_not_allow_resending(ask: Requester) -> None:
-    with SSEServer([send(1), cut()]) as server:
-        items, error = ask(server.url, data={}, reconnect=AT_ONCE, last_event_id="x").fail()
-        assert items == [1]
-        assert isinstance(error, ReconnectionError)
+        assert 'resume="repeat"' in str(error)
         assert len(server.requests) == 1
 
 
@@ -350,15 +343,21 @@ def test_reconnect_call_sends_no_prompt_twice(ask: Requester) -> None:
         assert len(server.requests) == 1
 
 
-def test_resend_allows_sending_a_prompt_twice(ask: Requester) -> None:
-    policy = ReconnectionPolicy(delay=0.01, jitter=0, resend=True)
+@pytest.mark.parametrize("allowed", [{"resend": True}, {"resume": "repeat"}], ids=str)
+def test_repeat_allows_sending_a_prompt_twice(ask: Requester, allowed: dict[str, Any]) -> None:
+    policy = dataclasses.replace(AT_ONCE, **allowed)
     with SSEServer(in_turn([send(1), cut()], [send(1), send(2), DONE])) as server:
         assert ask(server.url, data={}, reconnect=policy).items() == [1, 1, 2]
+        assert [request.method for request in server.requests] == ["POST", "POST"]
 
 
-def test_request_without_events_so_far_is_sent_again(ask: Requester) -> None:
-    with SSEServer(in_turn([respond(), comment(), cut()], [send(1), DONE])) as server:
-        assert ask(server.url, data={}, reconnect=AT_ONCE).items() == [1]
+@pytest.mark.parametrize("first", [[respond(), comment(), cut()], [send(1, id="a"), cut()]], ids=["no event", "an ID"])
+def test_answered_prompt_is_not_sent_again(ask: Requester, first: list[Step]) -> None:
+    """The tool that it started may be running, whatever its answer has delivered."""
+    with SSEServer(first) as server:
+        _, error = ask(server.url, data={}, reconnect=AT_ONCE).fail()
+        assert isinstance(error, ReconnectionError)
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("body", [{"content": iter([b"x"])}, {"files": {"file": b"x"}}], ids=["iterator", "files"])

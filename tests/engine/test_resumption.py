@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 from collections.abc import Callable
@@ -282,7 +283,8 @@ def test_redirect_to_an_invalid_port_ends_the_stream(ask: Requester) -> None:
 def test_request_is_sent_again_with_its_method_and_body(ask: Requester) -> None:
     first = [send(1, id="a"), cut()]
     with SSEServer(in_turn(first, [send(2), DONE])) as server:
-        response = ask(server.url, {"X-Mine": "1"}, {"prompt": "x"}, method="REPORT", reconnect=AT_ONCE)
+        policy = dataclasses.replace(AT_ONCE, resume="repeat")
+        response = ask(server.url, {"X-Mine": "1"}, {"prompt": "x"}, method="REPORT", reconnect=policy)
         assert response.items() == [1, 2]
         for request in server.requests:
             assert (request.method, request.json(), request.headers["x-mine"]) == ("REPORT", {"prompt": "x"}, "1")

@@ -136,7 +136,7 @@ TABLES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     # The table under a heading; the function, and its parameters that are not options.
     ("README.md", "Options"): (request_sse, {"url", "headers"}),
     ("examples/errors.md", "Detect a stream that stalls or is cut off"): (Timeout, set()),
-    ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried"}),
+    ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried", "resend"}),
     ("examples/dialects.md", "Fields of a Dialect"): (Dialect, set()),
     ("examples/tee.md", "tee"): (tee, {"stream"}),
     ("examples/relay.md", "Views"): (flask.stream_response, {"stream"}),

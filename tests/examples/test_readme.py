@@ -300,6 +300,22 @@ def test_reconnecting(upstream: SSEServer) -> None:
     assert names["policy"].attempts == 5
 
 
+@example("examples/reconnecting.md", "Requests with a body")
+def test_resuming_by_another_request(upstream: SSEServer) -> None:
+    by_get, by_function = python("examples/reconnecting.md", "Requests with a body")
+    result = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    upstream.play([send({"n": 1}, id="a"), testing.cut()], [send(result)])
+    at_once = by_get.replace('resume="get"', 'resume="get", delay=0.01')
+    assert Session(upstream.url, call={"id": 1}).run(at_once)["it"].collect() == [{"n": 1}, result]
+    assert upstream.requests[-1].method == "GET"
+    names = Session(upstream.url).run(by_function)
+    attempt = sseqbridge.Attempt(1, "POST", upstream.url, httpx.Headers(), "", httpx.Headers())
+    assert names["resume"](attempt) is None
+    names["position"].update(id="resp_1", number=7)
+    resumed = names["policy"].resume(attempt)
+    assert resumed == sseqbridge.Resume("GET", f"{upstream.url}/resp_1?stream=true&starting_after=7")
+
+
 @example("examples/many-streams.md", "merge and gather")
 def test_merge_and_gather(upstream: SSEServer) -> None:
     [code] = python("examples/many-streams.md", "merge and gather")

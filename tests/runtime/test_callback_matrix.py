@@ -25,6 +25,7 @@ from sseqbridge import (
     Bridge,
     CallbackError,
     DecodeError,
+    ReconnectionPolicy,
     SSEClient,
     SSEError,
     amerge,
@@ -308,6 +309,20 @@ def test_headers_function_of_a_reconnection(loops: Loops) -> None:
         with pytest.raises(CallbackError) as caught:
             loops.next(stream)
     assert type(caught.value.__cause__) is loops.kind
+    loops.check()
+
+
+def test_resume(loops: Loops) -> None:
+    """It runs in a thread of its own, so that an exit is none of the consumer's."""
+    policy = ReconnectionPolicy(delay=0.01, resume=loops.fault)
+    with SSEServer([raw(b"id: 1\ndata: 1\n\n"), cut()]) as server:
+        stream = loops.ask(server.url, data={}, reconnect=policy)
+        assert loops.next(stream) == "1"
+        with pytest.raises(CallbackError) as caught:
+            loops.next(stream)
+        assert type(caught.value.__cause__) is loops.kind
+        assert stream.outcome == "error"
+        assert len(server.requests) == 1
     loops.check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 from collections.abc import Callable
@@ -244,7 +245,7 @@ def test_statuses_decide_which_responses_are_retried() -> None:
         (None, "GET", True, Stop),
         (None, "POST", True, Stop),
         (None, "POST", False, Stop),
-        (True, "POST", True, Retry),
+        (True, "POST", True, GiveUp),
         (True, "GET", False, Retry),
         (False, "GET", False, Stop),
     ],
@@ -254,19 +255,58 @@ def test_clean_end_follows_on_eof(on_eof: bool | None, method: str, has_body: bo
     assert isinstance(policy.after(Drop(None, method=method, has_body=has_body)), decision)
 
 
-def test_request_with_a_body_is_not_sent_twice() -> None:
-    paid = Drop(BROKEN, method="POST", has_body=True, delivered=True)
-    refused = ReconnectionPolicy().after(paid)
+ANSWERED_POST = Drop(BROKEN, method="POST", has_body=True)
+
+
+def test_request_with_a_body_is_not_sent_again() -> None:
+    for drop in (ANSWERED_POST, dataclasses.replace(ANSWERED_POST, has_id=True, has_place=True)):
+        refused = ReconnectionPolicy().after(drop)
+        assert isinstance(refused, GiveUp)
+        assert 'resume="get"' in refused.reason
+        assert 'resume="repeat"' in refused.reason
+        assert isinstance(ReconnectionPolicy().at_once(drop), GiveUp)
+    clean = dataclasses.replace(ANSWERED_POST, cause=None)
+    assert isinstance(ReconnectionPolicy(on_eof=True).after(clean), GiveUp)
+    assert isinstance(ReconnectionPolicy().after(dataclasses.replace(ANSWERED_POST, has_body=False)), Retry)
+
+
+def test_repeat_allows_sending_a_body_again() -> None:
+    """Also without an ID, as `resend=True` did."""
+    for policy in (ReconnectionPolicy(resume="repeat"), ReconnectionPolicy(resend=True)):
+        assert isinstance(policy.after(ANSWERED_POST), Retry)
+        assert isinstance(policy.at_once(ANSWERED_POST), Retry)
+        # A request that may be processed, and has not been answered.
+        assert isinstance(policy.after(dataclasses.replace(ANSWERED_POST, answered=False)), Stop)
+    assert ReconnectionPolicy(resend=True).resume == "repeat"
+    assert dataclasses.replace(ReconnectionPolicy(resend=True), delay=1).resume == "repeat"
+
+
+@pytest.mark.parametrize("named", [{"has_id": True}, {"has_place": True}], ids=str)
+def test_get_needs_an_id_or_a_place(named: dict[str, Any]) -> None:
+    policy = ReconnectionPolicy(resume="get")
+    refused = policy.after(ANSWERED_POST)
     assert isinstance(refused, GiveUp)
-    assert "resend=True" in refused.reason
-    assert isinstance(ReconnectionPolicy(on_eof=True).after(dataclasses.replace(paid, cause=None)), GiveUp)
-    for allowed in (
-        ReconnectionPolicy(resend=True).after(paid),
-        ReconnectionPolicy().after(dataclasses.replace(paid, has_id=True)),
-        ReconnectionPolicy().after(dataclasses.replace(paid, delivered=False)),
-        ReconnectionPolicy().after(dataclasses.replace(paid, has_body=False)),
-    ):
-        assert isinstance(allowed, Retry)
+    assert "Location" in refused.reason
+    assert isinstance(policy.at_once(ANSWERED_POST), GiveUp)
+    assert isinstance(policy.after(dataclasses.replace(ANSWERED_POST, **named)), Retry)
+    # A request without a body can be repeated.
+    assert isinstance(policy.after(Drop(BROKEN)), Retry)
+
+
+def test_function_decides_for_itself() -> None:
+    policy = ReconnectionPolicy(resume=lambda attempt: None)
+    assert isinstance(policy.after(ANSWERED_POST), Retry)
+    assert policy.obstacle(ANSWERED_POST) is None
+
+
+def test_coroutine_function_is_refused() -> None:
+    with pytest.raises(UsageError, match="coroutine function"):
+        ReconnectionPolicy(resume=asyncio.sleep)  # type: ignore[arg-type]
+
+
+def test_two_ways_to_resume_are_refused() -> None:
+    with pytest.raises(UsageError, match="resend"):
+        ReconnectionPolicy(resend=True, resume="get")
 
 
 def test_unanswered_request_with_a_body_is_not_retried() -> None:
@@ -280,7 +320,7 @@ def test_unanswered_request_with_a_body_is_not_retried() -> None:
 
 @pytest.mark.parametrize(
     ("on_eof", "method", "decision"),
-    [(None, "GET", Retry), (None, "POST", Stop), (True, "POST", Retry), (False, "GET", Stop)],
+    [(None, "GET", Retry), (None, "POST", Stop), (True, "POST", GiveUp), (False, "GET", Stop)],
 )
 def test_clean_end_without_its_last_event_is_clean(on_eof: bool | None, method: str, decision: type) -> None:
     drop = Drop(TruncatedStreamError("x"), is_clean=True, method=method, has_body=method == "POST")
@@ -301,7 +341,7 @@ def test_requested_reconnection_is_not_a_failure() -> None:
     # The connection delivered nothing.
     assert isinstance(policy.at_once(Drop(None)), Retry)
     assert isinstance(policy.after(Drop(BROKEN)), GiveUp)
-    assert isinstance(policy.at_once(Drop(None, has_body=True, delivered=True)), GiveUp)
+    assert isinstance(policy.at_once(Drop(None, has_body=True)), GiveUp)
 
 
 def test_policy_is_immutable() -> None:
@@ -326,6 +366,7 @@ def test_policy_is_immutable() -> None:
         *({"attempts": value} for value in (0, -1, 1.0, True, "3")),
         *({"on_eof": value} for value in ("no", 2, 1, 0)),
         *({"resend": value} for value in (None, 1)),
+        *({"resume": value} for value in ("post", True, 1)),
         *({"statuses": value} for value in (None, 503, [200], ["503"], [600], [True])),
     ],
     ids=str,

@@ -1,0 +1,146 @@
+"""Chooses the request of a stream's next attempt: the same one, a GET, or what the caller's function returns.
+
+Belongs to the loop thread, like the exchanges; other threads read `has_place`. The caller's function runs in a thread
+of its own. Invariant: a URL that the server names for resuming is treated like a redirect, so that another origin gets
+no credentials, and gives none back.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httpx
+
+from sseqbridge._exceptions import UsageError
+from sseqbridge._http.redirects import Place, is_trusted_hop, own_headers
+from sseqbridge._http.request import header_list
+from sseqbridge._http.urls import is_requestable
+from sseqbridge._runtime import loops
+from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._sse.resumption import Attempt, Resume
+
+from .sender import Resumption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sseqbridge._http.request import RequestOptions
+
+    from .exchange import Exchange
+    from .sender import SentRequest
+
+__all__ = ["Resuming"]
+
+# The headers of an answer that can name where its stream is resumed, the more specific one first: of a POST's answer,
+# Location is the resource that it has created, Content-Location what the answer represents.
+# Source: RFC 9110, sections 8.7 and 10.2.2
+_PLACES = ("location", "content-location")
+
+
+class _Answer(NamedTuple):
+    """The request that was answered by an event stream last, and the headers of its answer."""
+
+    request: SentRequest
+    headers: httpx.Headers
+
+
+class Resuming:
+    """The `resume` of a stream's policy, applied to its answers."""
+
+    def __init__(self, options: RequestOptions) -> None:
+        policy = options.reconnect
+        assert policy is not None
+        self._resume = policy.resume
+        self._options = options
+        self._answer: _Answer | None = None
+        # The place that an answer has named.
+        self._place: Place | None = None
+
+    @property
+    def has_place(self) -> bool:
+        """Whether an answer has named where to resume."""
+        return self._place is not None
+
+    def note(self, exchange: Exchange) -> None:
+        """Keep what the answer of an exchange, an event stream, says about the attempt after it."""
+        if self._resume is None or self._resume == "repeat":
+            return
+        request, headers = exchange.sent, exchange.headers
+        self._answer = _Answer(request, headers)
+        if self._resume == "get":
+            # An answer without a place leaves that of an earlier one.
+            self._place = _named_place(self._answer) or self._place
+
+    async def next(self, attempt: int, resumption: Resumption) -> tuple[RequestOptions, Resumption] | None:
+        """Return the options and position of the next request, None if the caller's function gives up.
+
+        Raises CallbackError if that function raises, and UsageError if it returns what cannot be requested.
+        """
+        answer = self._answer
+        if answer is None:
+            return self._options, resumption
+        options = self._options.without_body() if self._options.has_body else self._options
+        if self._resume == "get":
+            if self._place is not None and resumption.place is not self._place:
+                # The permanent redirects so far are those of another URL.
+                resumption = resumption._replace(place=self._place, redirects=())
+            return options, resumption
+        assert callable(self._resume)
+        place = await _place_of(self._resume, attempt, answer, resumption.last_event_id)
+        return None if place is None else (options.without_body(), resumption._replace(place=place, redirects=()))
+
+
+def _named_place(answer: _Answer) -> Place | None:
+    """Return the place that an answer's headers name; None if they name none that can be requested."""
+    request = answer.request
+    for name in _PLACES:
+        if name in answer.headers:
+            url = _joined(request.url, answer.headers[name])
+            if url is not None:
+                return Place("GET", url, None, request.is_trusted and is_trusted_hop(request.url, url))
+    return None
+
+
+async def _place_of(
+    resume: Callable[[Attempt], Resume | None], attempt: int, answer: _Answer, last_event_id: str
+) -> Place | None:
+    """Call the caller's function, in a thread of its own, and return its place."""
+    request = answer.request
+    shown = Attempt(
+        number=attempt,
+        method=request.method,
+        url=str(request.url),
+        # Copies, which the function may change.
+        headers=httpx.Headers(own_headers(request.headers)),
+        last_event_id=last_event_id,
+        response_headers=httpx.Headers(answer.headers),
+    )
+    with CallersCode("the resume function", passes=()):
+        chosen = await loops.run_in_daemon_thread("sseqbridge-resume", partial(resume, shown))
+    if chosen is None:
+        return None
+    if not isinstance(chosen, Resume):
+        raise UsageError(f"`resume` must return a sseqbridge.Resume or None, got {type(chosen).__name__}")
+    url = _joined(request.url, str(chosen.url))
+    if url is None:
+        raise UsageError("`resume` must return the URL of an http:// or https:// server, got another one")
+    headers = None if chosen.headers is None else _own_list(chosen.headers)
+    return Place(chosen.method.upper(), url, headers, request.is_trusted and is_trusted_hop(request.url, url))
+
+
+def _own_list(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    pairs = header_list(headers)
+    if isinstance(headers, dict):
+        # {**attempt.headers, "Authorization": ...}: httpx's names are lower-case ones, and the later value is meant.
+        pairs = list({name.lower(): (name, value) for name, value in pairs}.values())
+    return pairs
+
+
+def _joined(url: Any, target: str) -> Any:
+    """Return `target` relative to `url`, None if no request can be sent to it."""
+    try:
+        joined = url.join(target)
+    except Exception:  # Of httpx or httpx2, and of the modules for URLs below them.
+        return None
+    return joined if is_requestable(joined) else None

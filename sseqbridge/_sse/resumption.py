@@ -1,0 +1,61 @@
+"""What a caller's `resume` function receives and returns: the lost request, and the one that continues its stream.
+
+Immutable values; their reprs hold no URL, header or event ID, each of which may be a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from sseqbridge._exceptions import UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Attempt", "Resume", "ResumeRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to resume a stream that is about to be made.
+
+    `number` counts the consecutive attempts, from 1. `method`, `url` (a str) and `headers` (an httpx.Headers) are
+    those of the request whose event stream was lost, after redirects; `headers` lack those that belong to one message
+    (Host, Content-Length, Last-Event-ID) and cookies. `last_event_id` is "" if the server has sent none.
+    `response_headers` (an httpx.Headers) are those of its answer.
+    """
+
+    number: int
+    method: str
+    url: str = field(repr=False)
+    headers: httpx.Headers = field(repr=False)
+    last_event_id: str = field(repr=False)
+    response_headers: httpx.Headers = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The request that continues a stream. It has no body.
+
+    `url` may be relative to that of the lost request. `headers` replace those of the caller; None: they are kept, and
+    another origin gets none of them but Accept and Last-Event-ID. Last-Event-ID is added to both, unless `headers`
+    contain one. The `auth` and `cookies` of the call stay with their origin in any case.
+
+    Raises UsageError for a method or URL of a wrong type.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        method, url = self.method, self.url
+        if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+            raise UsageError(f"`method` must be the name of an HTTP method, got {method!r}")
+        if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
+            raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
+
+
+ResumeRule = Literal["repeat", "get"] | Callable[[Attempt], Resume | None] | None
