@@ -13,7 +13,7 @@
     +- RedirectError              the upstream sent a redirect that is not followed
     +- ResponseError              the response is not an event stream; it has `status`, `headers`, `body`
     |  +- StatusError             its status is not 200, nor a 2xx of an event stream
-    |  +- ContentTypeError        its status is 200, its type is not text/event-stream
+    |  +- ContentTypeError        its status is 200, its type is not text/event-stream (nor that of JSON Lines)
     +- BufferLimitError           an event is larger than `max_event_bytes`
     +- EventError                 one event is at fault: `event`
     |  +- DecodeError             `decode` cannot decode the event's data
@@ -94,7 +94,12 @@ class SSEError(Exception):
 
 
 class TransportError(SSEError):
-    """Raised if the network, or the HTTP transport in its place, failed. The cause is chained."""
+    """Raised if the network, or the HTTP transport in its place, failed. The cause is chained.
+
+    `torn_line` is the begin of the line of JSON Lines that the end of the stream has cut off, a str, else None.
+    """
+
+    torn_line: str | None = None
 
 
 class ConnectError(TransportError):
@@ -215,7 +220,10 @@ class StatusError(ResponseError):
 
 
 class ContentTypeError(ResponseError):
-    """Raised if the status of the response is 200 and its Content-Type is not text/event-stream."""
+    """Raised if the status of the response is 200 and its Content-Type is not that of the format requested.
+
+    That is text/event-stream for request_sse, and one of JSON Lines, or application/json, for request_jsonl.
+    """
 
 
 class BufferLimitError(SSEError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import EventStreamParser
 from sseqbridge._sse.provider_errors import unframed_body_error
 
@@ -105,9 +106,13 @@ class BatchReader:
         self._limit = limit_of(options.max_buffered_bytes)
         self._rules = options.rules
         self._has_comments = options.comments
-        self._parser = EventStreamParser(
-            max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
-        )
+        self._parser: EventStreamParser | JSONLinesParser
+        if options.format == "jsonl":
+            self._parser = JSONLinesParser(max_event_bytes=options.max_event_bytes)
+        else:
+            self._parser = EventStreamParser(
+                max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
+            )
         self._parser.retry = retry
         # The chunk that is being parsed; None if all bytes so far are parsed.
         self._parsing: Iterator[Batch | None] | None = None
@@ -117,7 +122,7 @@ class BatchReader:
         # Bytes that no batch has been charged for yet.
         self._uncharged = 0
         # The body so far, as long as it has no field of the format; None from then on.
-        self._unframed: bytearray | None = bytearray()
+        self._unframed: bytearray | None = None if options.format == "jsonl" else bytearray()
 
     # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
 
@@ -220,7 +225,22 @@ class BatchReader:
 
         None if there is none, or the stream has ended before it. Raises BufferLimitError.
         """
+        assert isinstance(self._parser, EventStreamParser)
         return None if self.is_done else self._parser.take_incomplete()
+
+    def take_rest(self) -> tuple[str, bool] | None:
+        """Return the text behind the last line end of JSON Lines, and whether it is a whole document.
+
+        None if there is none, or the stream has ended before it.
+        """
+        assert isinstance(self._parser, JSONLinesParser)
+        return None if self.is_done else self._parser.take_rest()
+
+    @property
+    def held(self) -> int:
+        """The size of what take_rest() decodes, in bytes."""
+        assert isinstance(self._parser, JSONLinesParser)
+        return self._parser.held
 
     def end_at(self, event: ServerSentEvent) -> bool:
         """End the stream if the event is its end marker, or of a type that ends it; return whether it did."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -19,7 +19,9 @@ from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode, original
-from sseqbridge._sse.provider_errors import quoted
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._sse.json_lines import torn_line_error
+from sseqbridge._sse.provider_errors import escaped, quoted
 
 from .batches import Batch, BatchReader, is_complete_json
 from .responses import (
@@ -27,7 +29,6 @@ from .responses import (
     Head,
     PulledBody,
     content_type_error,
-    is_event_stream,
     open_body,
     read_within_bounds,
     response_headers,
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
-    from sseqbridge._sse.events import ServerSentEvent
 
     from .sender import SentRequest
 
 __all__ = ["Exchange", "warn_of_dropped_event"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("sseqbridge")
 
@@ -145,18 +147,18 @@ class Exchange:
     async def open(self) -> Head:
         """Send the request, follow redirects, and return the head of the answer.
 
-        Raises ContentTypeError for a 200 of another type than text/event-stream, and what RequestSender.send() does.
+        Raises ContentTypeError for a 200 of a type that the format does not have, and what RequestSender.send() does.
         """
         response = await self._sender.send()
         headers = response_headers(response)
-        head = self._head = Head(response.status_code, headers, response.http_version)
+        head = self._head = Head(response.status_code, headers, response.http_version, self._options.format)
         self._body, self._reader.decoder = open_body(response, head, self._reader.slice_bytes)
         if head.is_stream:
-            if self._options.check_content_type and not is_event_stream(headers):
+            if self._options.check_content_type and not head.is_accepted_type:
                 body = await read_within_bounds(
                     self._next_chunk, self._reader.decoder, seconds_for_other_type(headers)
                 )
-                raise content_type_error(self.target, headers, body)
+                raise content_type_error(self.target, head, body)
             if is_cut(response):
                 raise SSEError(
                     f"{self.target}: an event hook or auth of the HTTP client must not read the body of an event "
@@ -208,8 +210,11 @@ class Exchange:
         try:
             chunk = await self._next_chunk(None if self._put is None else self._take_in)
             return await self._end() if chunk is None else chunk
-        except TransportError:
+        except TransportError as exc:
             if self.outcome is not None:
+                raise
+            if self._options.format == "jsonl":
+                self._note_torn_line(exc)
                 raise
             # An end marker counts, however the connection ends behind it.
             last = await self._last_block(is_broken=True)
@@ -293,6 +298,8 @@ class Exchange:
         event may come again. A `done` function is asked by the consumer, unless the connection is broken.
         """
         reader, rules = self._reader, self._options.rules
+        if self._options.format == "jsonl":
+            return await self._last_line()
         taken = reader.take_incomplete()
         if taken is None:
             return None
@@ -310,6 +317,28 @@ class Exchange:
             return reader.last_batch(event, is_incomplete=True)
         warn_of_dropped_event(self.target, event)
         return None
+
+    async def _last_line(self) -> Batch | None:
+        """Return the batch of a last document without its line end.
+
+        Raises TruncatedStreamError if it is incomplete.
+        """
+        reader = self._reader
+        taken = await _in_thread_if_large(reader.held, reader.take_rest)
+        if taken is None:
+            return None
+        text, is_whole = taken
+        if not is_whole:
+            raise torn_line_error(self.target, text)
+        event = ServerSentEvent(data=text)
+        return reader.last_batch(event) if not reader.end_at(event) or reader.done_event is None else None
+
+    def _note_torn_line(self, exc: TransportError) -> None:
+        """Add the begin of the line that it has cut off to the error of a broken connection."""
+        taken = self._reader.take_rest()
+        if taken is not None and exc.torn_line is None:
+            exc.torn_line = taken[0]
+            exc.args = (f"{exc}, within a JSON document: {escaped(taken[0])}", *exc.args[1:])
 
     async def _refusal(self) -> Body:
         assert self._head is not None
@@ -355,9 +384,14 @@ class Exchange:
 
 async def _is_json(data: str) -> bool:
     """Whether data is a whole JSON object or array."""
-    if len(data) <= _SMALL_JSON:
-        return is_complete_json(data)
-    return await loops.run_in_daemon_thread("sseqbridge-json", is_complete_json, data)
+    return await _in_thread_if_large(len(data), is_complete_json, data)
+
+
+async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object) -> T:
+    """Call a function that decodes `size` bytes of JSON: in a thread if that would block the loop."""
+    if size <= _SMALL_JSON:
+        return decode(*args)
+    return await loops.run_in_daemon_thread("sseqbridge-json", decode, *args)
 
 
 def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:

@@ -18,12 +18,13 @@ from sseqbridge._exceptions import ContentTypeError, ProtocolError, SSEError, St
 from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, unbounded_stream
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
-from sseqbridge._http.media_types import media_type
+from sseqbridge._http.media_types import is_event_stream_type, is_line_type, media_type
 from sseqbridge._sse.provider_errors import message_of, quoted
 from sseqbridge._sse.retry_policy import http_date, retry_after
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
+    from sseqbridge._http.media_types import Format
 
 __all__ = [
     "Body",
@@ -54,17 +55,29 @@ class Head(NamedTuple):
     status: int
     headers: httpx.Headers
     http_version: str
+    format: Format = "sse"
 
     @property
     def is_stream(self) -> bool:
-        """Whether the body is read as an event stream.
+        """Whether the body is read as a stream.
 
         A 200 is one, since another type has been refused or accepted before. So is every other 2xx with a body of
-        type text/event-stream: frameworks answer 201 to a POST.
+        the format's own type: frameworks answer 201 to a POST.
         """
         if self.status == 200:
             return True
-        return 200 <= self.status < 300 and self.status != 204 and is_event_stream(self.headers)
+        if not 200 <= self.status < 300 or self.status == 204:
+            return False
+        content_type = self.headers.get("content-type", "")
+        return is_event_stream_type(content_type) if self.format == "sse" else is_line_type(content_type)
+
+    @property
+    def is_accepted_type(self) -> bool:
+        """Whether the Content-Type is one of the format. application/json may be that of lines, as of Kubernetes."""
+        content_type = self.headers.get("content-type", "")
+        if self.format == "sse":
+            return is_event_stream_type(content_type)
+        return is_line_type(content_type) or media_type(content_type) == "application/json"
 
 
 def made_head(status: int, headers: Mapping[str, str]) -> Head:
@@ -118,19 +131,23 @@ def response_headers(response: Any) -> httpx.Headers:
 
 def is_event_stream(headers: httpx.Headers) -> bool:
     """Whether the Content-Type is text/event-stream."""
-    return media_type(headers.get("content-type", "")) == "text/event-stream"
+    return is_event_stream_type(headers.get("content-type", ""))
 
 
-def content_type_error(target: str, headers: httpx.Headers, body: Body) -> ContentTypeError:
-    """Return the error for a 200 that is no event stream."""
-    if found := media_type(headers.get("content-type", "")):
+def content_type_error(target: str, head: Head, body: Body) -> ContentTypeError:
+    """Return the error for a 200 that is no stream of the format."""
+    headers = head.headers
+    content_type = headers.get("content-type", "")
+    if found := media_type(content_type):
         found = f"as {quoted(found)}"
     else:
         found = "without a valid Content-Type" if "content-type" in headers else "without a Content-Type"
-    message = (
-        f"{target} answered 200 {found}, not as text/event-stream; the answer is in .body. "
-        "Pass check_content_type=False to read it as an event stream."
-    )
+    if head.format == "sse":
+        wanted, name, other = "text/event-stream", "an event stream", is_line_type(content_type) and "request_jsonl"
+    else:
+        wanted, name, other = "JSON Lines", "JSON Lines", is_event_stream_type(content_type) and "request_sse"
+    advice = f"Request it with {other}." if other else f"Pass check_content_type=False to read it as {name}."
+    message = f"{target} answered 200 {found}, not as {wanted}; the answer is in .body. {advice}"
     return ContentTypeError(message, 200, headers, body.content)
 
 

@@ -17,7 +17,7 @@ import anyio
 from sseqbridge._exceptions import CallbackError, ProtocolError
 
 from .content_encoding import BodyDecoder, body_decoder
-from .media_types import media_type
+from .media_types import is_event_stream_type, is_line_type
 
 __all__ = [
     "BODY_SECONDS",
@@ -121,8 +121,8 @@ class _BoundedAuth:
         raise CallbackError(f"auth must send at most {MAX_REQUESTS} requests, and yielded another one")
 
     def _for_flow(self, response: Any) -> Any:
-        """Return the response for the flow; without its body if it is an event stream, which may have no end."""
-        if not _is_event_stream(response):
+        """Return the response for the flow; without its body if it is a stream, which may have no end."""
+        if not _is_stream(response):
             return response
         headers = response.headers.copy()
         headers.pop("Content-Encoding", None)
@@ -150,7 +150,7 @@ def _bound_body(package: Any, response: Any) -> None:
     """Bound a response's body. Idempotent."""
     if not isinstance(response.stream, _BoundedBody):
         # A hook that reads a whole event stream is subject to the stream's own time limits.
-        seconds = None if _is_event_stream(response) else BODY_SECONDS
+        seconds = None if _is_stream(response) else BODY_SECONDS
         make = _with_base(_BoundedBody, package.AsyncByteStream)
         response.stream = make(response.stream, response.headers.get("content-encoding", ""), seconds=seconds)
 
@@ -173,6 +173,6 @@ def _with_base(kind: type, base: type) -> Any:
     return type(kind.__name__, (kind, base), {})
 
 
-def _is_event_stream(response: Any) -> bool:
-    is_success: bool = 200 <= response.status_code < 300
-    return is_success and media_type(response.headers.get("content-type", "")) == "text/event-stream"
+def _is_stream(response: Any) -> bool:
+    content_type = response.headers.get("content-type", "")
+    return 200 <= response.status_code < 300 and (is_event_stream_type(content_type) or is_line_type(content_type))

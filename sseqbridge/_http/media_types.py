@@ -1,4 +1,4 @@
-"""The media type of a Content-Type header, extracted as browsers do. Pure.
+"""The media type of a Content-Type header, extracted as browsers do, and those of streams. Pure.
 
 Proxies and frameworks send the header twice, or as a list. The last valid media type counts.
 Source: https://fetch.spec.whatwg.org/#concept-header-extract-mime-type
@@ -8,10 +8,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from .header_syntax import TOKEN
 
-__all__ = ["media_type"]
+__all__ = ["Format", "is_event_stream_type", "is_line_type", "media_type"]
+
+# How the body of a stream is read.
+Format = Literal["sse", "jsonl"]
+
+# Types of JSON Lines in the field, the first ones of which have a specification.
+_LINE_TYPES = frozenset(
+    {
+        "application/jsonl",
+        "application/x-ndjson",
+        "application/json-seq",
+        "application/ndjson",
+        "application/jsonlines",
+        "application/json-lines",
+        "application/x-jsonl",
+        "application/x-jsonlines",
+        "application/x-json-stream",
+        "application/stream+json",
+        "text/jsonl",
+    }
+)
+# geo+json-seq (RFC 8142) and others.
+_LINE_SUFFIXES = ("+json-seq", "+jsonl", "+ndjson")
 
 _MEDIA_TYPE = re.compile(rf"[ \t\r\n]*({TOKEN.pattern}/{TOKEN.pattern})[ \t\r\n]*(?:;.*)?", re.DOTALL)
 # A value of a list: a comma inside a quoted string does not end it. A string may lack its closing quote.
@@ -29,6 +52,17 @@ def media_type(content_type: str) -> str:
         if match is not None and match[1] != "*/*":
             found = match[1].lower()
     return found
+
+
+def is_event_stream_type(content_type: str) -> bool:
+    """Whether a Content-Type is that of an event stream."""
+    return media_type(content_type) == "text/event-stream"
+
+
+def is_line_type(content_type: str) -> bool:
+    """Whether a Content-Type is one of JSON Lines or a JSON text sequence."""
+    found = media_type(content_type)
+    return found in _LINE_TYPES or found.endswith(_LINE_SUFFIXES)
 
 
 def _values(content_type: str) -> Iterator[str]:

@@ -148,5 +148,4 @@ def _request(
 def _neutral_headers(package: Any) -> list[tuple[bytes, bytes]]:
     """Return headers for another origin, in place of the caller's."""
     agent = ("User-Agent", f"python-{package.__name__}/{package.__version__}")
-    defaults = (*(pair for pair in DEFAULT_HEADERS if pair[0] != "Accept"), agent)
-    return [(name.encode(), value.encode()) for name, value in defaults]
+    return [(name.encode(), value.encode()) for name, value in (*DEFAULT_HEADERS, agent)]

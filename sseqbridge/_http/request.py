@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
     from .client import Client
+    from .media_types import Format
     from .pauses import Pauses
 
 __all__ = [
+    "ACCEPT",
     "BODY_HEADERS",
     "DEFAULT_HEADERS",
     "RequestOptions",
@@ -48,9 +50,13 @@ __all__ = [
     "is_replayable",
 ]
 
-# Sent unless the caller passes headers of the same name.
+# What a request for each format accepts. Kubernetes has no type for the lines of its watches.
+ACCEPT: Mapping[Format, str] = {
+    "sse": "text/event-stream",
+    "jsonl": "application/jsonl, application/x-ndjson, application/json-seq;q=0.9, application/json;q=0.8",
+}
+# Sent too, unless the caller passes headers of the same name.
 DEFAULT_HEADERS = (
-    ("Accept", "text/event-stream"),
     ("Cache-Control", "no-cache"),
     ("Accept-Encoding", "identity"),
 )
@@ -94,6 +100,8 @@ class RequestOptions:
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None
+    # How the body of the answer is read.
+    format: Format = "sse"
     # A function of the caller's that returns the headers of the next attempt; None if they stay the same.
     new_headers: Callable[[], list[tuple[str, str]]] | None = None
     # How often the request is sent again if its first answer is a failure that may pass.

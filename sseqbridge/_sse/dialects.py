@@ -21,7 +21,7 @@ from sseqbridge._exceptions import UsageError
 
 from .events import Comment, ServerSentEvent
 
-__all__ = ["DEFAULT_DONE", "Dialect", "DialectName", "Done", "EventRules", "dialect_of", "event_rules"]
+__all__ = ["DEFAULT_DONE", "Dialect", "DialectName", "Done", "EventRules", "dialect_of", "event_rules", "line_rules"]
 
 DialectName = Literal["openai", "anthropic", "mcp", "events"]
 
@@ -129,6 +129,7 @@ class EventRules:
     `error_types`: the types of events that report an error.
     `ends_at_response`: a JSON-RPC response ends the stream.
     `asks_consumer`: the consumer decides whether an event is the last.
+    `is_lines`: each event is a line of JSON Lines, so that none is a heartbeat.
     """
 
     __slots__ = (
@@ -144,12 +145,20 @@ class EventRules:
         "ends_at_response",
         "error_types",
         "is_json",
+        "is_lines",
     )
 
     def __init__(
-        self, dialect: Dialect, *, is_json: bool, asks_consumer: bool = False, ends_at_response: bool = False
+        self,
+        dialect: Dialect,
+        *,
+        is_json: bool,
+        asks_consumer: bool = False,
+        ends_at_response: bool = False,
+        is_lines: bool = False,
     ) -> None:
         self.is_json = is_json
+        self.is_lines = is_lines
         self.asks_consumer = asks_consumer or ends_at_response
         self.ends_at_response = ends_at_response
         self.error_types = frozenset(("error", *dialect.error_events))
@@ -214,7 +223,9 @@ class EventRules:
             return False
         data = self._data(event.data)
         # No JSON is empty or begins with a colon. A gateway that wraps comments in data fields makes the latter.
-        return data in self._heartbeat_data or (self.is_json and (not data or data[0] == ":"))
+        if data in self._heartbeat_data:
+            return True
+        return self.is_json and not self.is_lines and (not data or data[0] == ":")
 
     def counts(self, item: ServerSentEvent | Comment) -> bool:
         """Whether an item is neither a comment nor a heartbeat."""
@@ -245,11 +256,30 @@ def event_rules(dialect: object, done: Done, *, is_json: bool, is_request: bool 
     or `done` of a wrong type.
     """
     chosen = dialect_of(dialect)
-    if not (done is None or isinstance(done, str) or callable(done)):
-        raise UsageError(f"`done` must be a str, a function of the event, or None, got {done!r}")
+    _check_done(done)
     if done is DEFAULT_DONE:
         return _rules(chosen, is_json, False, None, False, is_request and dialect == "mcp")
     return _rules(chosen, is_json, True, done if isinstance(done, str) else None, callable(done), False)
+
+
+def line_rules(done: Done, *, is_json: bool) -> EventRules:
+    """Return the rules for JSON Lines, which have no end of their own.
+
+    Raises UsageError for a `done` of a wrong type.
+    """
+    _check_done(done)
+    end_data = done if isinstance(done, str) and done is not DEFAULT_DONE else None
+    return _line_rules(is_json, end_data, callable(done))
+
+
+@functools.lru_cache(maxsize=64)
+def _line_rules(is_json: bool, end_data: str | None, asks_consumer: bool) -> EventRules:
+    return EventRules(Dialect(end_data=end_data), is_json=is_json, asks_consumer=asks_consumer, is_lines=True)
+
+
+def _check_done(done: object) -> None:
+    if not (done is None or isinstance(done, str) or callable(done)):
+        raise UsageError(f"`done` must be a str, a function of the event, or None, got {done!r}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from sseqbridge._exceptions import ProtocolError, SSEError, UpstreamError
 
 from .events import ServerSentEvent
 
-__all__ = ["MAX_QUOTED", "is_error", "message_of", "quoted", "unframed_body_error", "upstream_error"]
+__all__ = ["MAX_QUOTED", "escaped", "is_error", "message_of", "quoted", "unframed_body_error", "upstream_error"]
 
 # How many characters of an upstream's message are quoted.
 MAX_QUOTED = 200
@@ -30,6 +30,15 @@ _MAX_DEPTH = 5
 def quoted(text: str, limit: int = MAX_QUOTED) -> str:
     """Return the begin of a text for a message, with control characters and line breaks replaced by spaces."""
     return "".join(character if character.isprintable() else " " for character in text[:limit])
+
+
+def escaped(text: str, limit: int = MAX_QUOTED) -> str:
+    """Return the begin of a text in quotes for a message, with control characters and line breaks escaped."""
+    begin = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text[:limit].replace("\\", "\\\\")
+    )
+    return f'"{begin}"' if len(text) <= limit else f'"{begin}"... ({len(text)} characters)'
 
 
 def is_error(value: object) -> bool:

@@ -18,6 +18,7 @@ from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import check_not_cancelled, checked_flag
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import (
+    ACCEPT,
     DEFAULT_HEADERS,
     RequestOptions,
     check_last_event_id,
@@ -28,7 +29,7 @@ from sseqbridge._http.request import (
 from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
-from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules
+from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules, line_rules
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
 from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     import httpx
 
     from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._http.media_types import Format
 
-__all__ = ["Headers", "HeadersFunction", "PreparedRequest", "RequestArguments", "prepare"]
+__all__ = ["Headers", "HeadersFunction", "PreparedRequest", "RequestArguments", "check_line_options", "prepare"]
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 HeadersFunction = Callable[[], Headers]
@@ -47,6 +49,14 @@ _Pairs = list[tuple[str, str]]
 
 _DEFAULT_TIMEOUT = Timeout()
 _READ_BYTES = 64 * 1024
+# The options that have no meaning for JSON Lines, and why.
+_NOT_OF_LINES = {
+    "comments": "no comments",
+    "dialect": "no types of events, heartbeats or end markers. Pass `done` for a last line",
+    "last_event_id": "no event IDs to resume from",
+    "reconnect": "no event IDs to resume from",
+    "on_reconnect": "no event IDs to resume from",
+}
 # A sentinel other than None: a caller's iterator that yields None is an error, not the end of the body.
 _NO_CHUNK: Any = object()
 
@@ -101,11 +111,15 @@ class PreparedRequest(NamedTuple):
 
 
 def prepare(
-    arguments: RequestArguments, client_headers: Headers | HeadersFunction = None, retries: int = 0
+    arguments: RequestArguments,
+    client_headers: Headers | HeadersFunction = None,
+    retries: int = 0,
+    format: Format = "sse",
 ) -> PreparedRequest:
     """Check the arguments. Raises UsageError for arguments that cannot work.
 
-    `client_headers` are sent too, unless the arguments have headers of the same name. `retries` is the client's.
+    `client_headers` are sent too, unless the arguments have headers of the same name. `retries` is the client's. With
+    `format="jsonl"` the answer is read as JSON Lines; see check_line_options.
     """
     _check_combinations(arguments)
     body = arguments.data if arguments.data is not None else arguments.json
@@ -119,9 +133,9 @@ def prepare(
     _check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
     # A stream that is resumed by GET is still the answer to one request.
-    rules = _rules(arguments, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
+    rules = _rules(arguments, format, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
     decoder = Decoder(arguments.decode, arguments.done, arguments.error_events, rules)
-    complete = partial(_with_defaults, is_json=body is not None)
+    complete = partial(_with_defaults, is_json=body is not None, accept=ACCEPT[format])
     options = RequestOptions(
         method=_method(arguments.method, has_body),
         url=_url(arguments.url),
@@ -147,6 +161,7 @@ def prepare(
         max_event_bytes=check_limits("max_event_bytes", arguments.max_event_bytes),
         max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
         cancel=checked_flag(arguments.cancel),
+        format=format,
         new_headers=_HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
         retries=retries,
     )
@@ -169,10 +184,22 @@ def _check_combinations(arguments: RequestArguments) -> None:
         raise UsageError(f"`extensions` must be a mapping, as httpx has it, got {type(extensions).__name__}")
 
 
-def _rules(arguments: RequestArguments, *, is_request: bool) -> EventRules:
-    rules = event_rules(arguments.dialect, arguments.done, is_json=arguments.decode == "json", is_request=is_request)
-    if arguments.require_done and not rules.has_end:
+def check_line_options(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that JSON Lines give no meaning. None and False stand for no option."""
+    for name, reason in _NOT_OF_LINES.items():
+        if options.get(name) not in (None, False):
+            raise UsageError(f"`{name}` must be left out for JSON Lines, which have {reason}")
+
+
+def _rules(arguments: RequestArguments, format: Format, *, is_request: bool) -> EventRules:
+    is_json = arguments.decode == "json"
+    if format == "jsonl":
+        rules = line_rules(arguments.done, is_json=is_json)
+        got = "none. JSON Lines have no end of their own"
+    else:
+        rules = event_rules(arguments.dialect, arguments.done, is_json=is_json, is_request=is_request)
         got = "done=None" if arguments.done is None else f"dialect={arguments.dialect!r}, which has none here"
+    if arguments.require_done and not rules.has_end:
         raise UsageError(f"`require_done=True` must come with an end marker, got {got}. Pass `done`.")
     return rules
 
@@ -264,9 +291,10 @@ def _url(url: object) -> str:
     return str(url)
 
 
-def _with_defaults(headers: _Pairs, *, is_json: bool) -> _Pairs:
+def _with_defaults(headers: _Pairs, *, is_json: bool, accept: str) -> _Pairs:
     present = {name.lower() for name, _ in headers}
-    defaults = (*DEFAULT_HEADERS, *((("Content-Type", "application/json"),) if is_json else ()))
+    content_type = (("Content-Type", "application/json"),) if is_json else ()
+    defaults = (("Accept", accept), *DEFAULT_HEADERS, *content_type)
     return headers + [(name, value) for name, value in defaults if name.lower() not in present]
 
 

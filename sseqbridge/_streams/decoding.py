@@ -135,8 +135,9 @@ def _check(event: ServerSentEvent, value: Any, rules: EventRules) -> None:
 
 def _not_json(event: ServerSentEvent, exc: ValueError | RecursionError, rules: EventRules, *, raises: bool) -> str:
     if event.event not in rules.error_types:
+        name = "a line" if rules.is_lines else f'the data of a "{quoted(event.event)}" event'
         raise DecodeError(
-            f'the data of a "{quoted(event.event)}" event is not JSON ({_where(exc)}). '
+            f"{name} is not JSON ({_where(exc)}). "
             'Pass decode="text" for undecoded data.',
             event,
         ) from exc

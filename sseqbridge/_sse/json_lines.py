@@ -1,0 +1,210 @@
+"""Sans-IO parser of JSON Lines and of JSON text sequences: bytes in, one event for each document out.
+
+The type of each event is "message", its data the document's text. A line ends with LF or CRLF and nowhere else: U+2028
+and other separators may stand in JSON strings. Blank lines are skipped. Invariant: the boundaries between chunks never
+change the texts, and each byte is searched for a line end once. The work for each byte is done in C.
+
+A body that begins with RS (U+001E) is a JSON text sequence: its documents begin with RS, and may have several lines.
+
+Not thread-safe: each parser belongs to one connection.
+
+Sources: https://jsonlines.org, https://github.com/ndjson/ndjson-spec, RFC 7464
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from sseqbridge._exceptions import BufferLimitError, SSEError, TruncatedStreamError
+
+from .events import Comment, ServerSentEvent
+from .parser import DEFAULT_MAX_EVENT_BYTES
+from .provider_errors import escaped
+
+__all__ = ["JSONLinesParser", "torn_line_error"]
+
+_BOM = b"\xef\xbb\xbf"
+_RS = b"\x1e"
+# The blanks of JSON.
+_BLANKS = " \t\r\n"
+# With what a document begins that shows its own end; a number, true, false and null do not.
+_SELF_DELIMITED = ("{", "[", '"')
+
+# Setting the fields one by one is faster than calling __init__.
+_new_event = ServerSentEvent.__new__
+
+
+class JSONLinesParser:
+    """Parses the bytes of one connection's JSON documents, in chunks of any size.
+
+    `max_event_bytes` limits a line, or the document of a sequence. The other attributes are those of an
+    EventStreamParser for a stream that has no field but data.
+    """
+
+    last_event_id = ""
+    retries: tuple[()] = ()
+    has_types = False
+    has_fields = True
+
+    __slots__ = ("_at_start", "_is_sequence", "_is_undecided", "_max", "_tail", "_try_at", "error", "retry")
+
+    def __init__(self, *, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
+        self._max = max_event_bytes
+        # Before a byte order mark, and before the first byte of a document.
+        self._at_start = True
+        self._is_undecided = True
+        self._is_sequence = False
+        self._tail = bytearray()
+        # The length from which on the last document of a sequence is examined: each time it has doubled.
+        self._try_at = 0
+        self.error: SSEError | None = None
+        self.retry: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {f'held={len(self._tail)}' if self.error is None else 'error'}>"
+
+    @property
+    def held(self) -> int:
+        """The number of bytes of the document that is incomplete."""
+        return len(self._tail)
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
+        """Return an event for each document that `chunk` completes. (There are no comments.)
+
+        If a line exceeds `max_event_bytes`, returns the events before it and sets `error`, a BufferLimitError; every
+        later call raises `error`. Raises it at once if there are no events.
+        """
+        if self.error is not None:
+            raise self.error
+        if self._is_undecided:
+            chunk = self._from_start(chunk)
+        events = self._sequence(chunk) if self._is_sequence else self._lines(chunk)
+        if self.error is not None and not events:
+            raise self.error
+        return events
+
+    def take_rest(self) -> tuple[str, bool] | None:
+        """Return the text behind the last complete document, and whether it is a whole document.
+
+        None if there is none but blanks.
+        """
+        text = self._tail.decode("utf-8", "replace")
+        self._tail.clear()
+        if self._is_sequence and text[-1:] not in _BLANKS and not text.startswith(_SELF_DELIMITED):
+            # RFC 7464, section 2.4: 1 may be the begin of 12.
+            return text, False
+        stripped = text.strip(_BLANKS)
+        if not stripped:
+            return None
+        return (stripped if self._is_sequence else text.removesuffix("\r")), _is_json(stripped)
+
+    def _from_start(self, chunk: bytes) -> bytes:
+        """Return the chunk, with the bytes before it, once it is known whether the body is a sequence."""
+        chunk = bytes(self._tail) + chunk
+        self._tail.clear()
+        if self._at_start:
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._tail += chunk
+                return b""
+            self._at_start = False
+            chunk = chunk.removeprefix(_BOM)
+        begin = chunk.lstrip(_BLANKS.encode())
+        if not begin:
+            # Blank lines, and the begin of a line.
+            self._keep(chunk[chunk.rfind(b"\n") + 1 :])
+            return b""
+        self._is_undecided = False
+        self._is_sequence = begin.startswith(_RS)
+        return begin if self._is_sequence else chunk
+
+    def _lines(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
+        end = chunk.rfind(b"\n") + 1
+        if not end:
+            self._keep(chunk)
+            return []
+        lines, tail = chunk[:end], chunk[end:]
+        if self._tail:
+            lines = bytes(self._tail) + lines
+            self._tail.clear()
+        if len(lines) > self._max:
+            lines = self._within_limit(lines)
+        text = lines.decode("utf-8", "replace")
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+        events = _events(text.split("\n"))
+        if self.error is None:
+            self._keep(tail)
+        return events
+
+    def _within_limit(self, lines: bytes) -> bytes:
+        """Return the lines before one that is too long, which sets `error`."""
+        at = 0
+        for line in lines.split(b"\n"):
+            if len(line) > self._max:
+                self.error = BufferLimitError(self._max)
+                return lines[:at]
+            at += len(line) + 1
+        return lines
+
+    def _keep(self, tail: bytes) -> None:
+        self._tail += tail
+        if len(self._tail) > self._max:
+            self.error = BufferLimitError(self._max)
+
+    def _sequence(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
+        """Take the bytes of a JSON text sequence. `_tail` is the document that is not known to be complete."""
+        first, *others = chunk.split(_RS)
+        self._keep(first)
+        events: list[ServerSentEvent | Comment] = []
+        for other in others:
+            if self.error is not None:
+                return events
+            self._end_document(events)
+            self._keep(other)
+        if self.error is None and self._tail.endswith(b"\n") and len(self._tail) >= self._try_at:
+            self._try_at = 2 * len(self._tail)
+            # A document that ends with its line is an item now, and not when the next one arrives.
+            text = self._tail.decode("utf-8", "replace").strip(_BLANKS)
+            if text and _is_json(text):
+                self._end_document(events)
+        return events
+
+    def _end_document(self, events: list[ServerSentEvent | Comment]) -> None:
+        raw = self._tail.decode("utf-8", "replace")
+        text = raw.strip(_BLANKS)
+        self._tail.clear()
+        self._try_at = 0
+        if text and raw[-1:] not in _BLANKS and not text.startswith(_SELF_DELIMITED):
+            self.error = torn_line_error("the stream", text)
+        else:
+            events += _events([text])
+
+
+def _events(texts: Iterable[str]) -> list[ServerSentEvent | Comment]:
+    events: list[ServerSentEvent | Comment] = []
+    for text in texts:
+        if not text or not text.strip(_BLANKS):
+            continue
+        event = _new_event(ServerSentEvent)
+        event.event = "message"
+        event.data = text
+        event.id = ""
+        event.retry = None
+        events.append(event)
+    return events
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def torn_line_error(target: str, text: str) -> TruncatedStreamError:
+    """Return the error for a stream that ended within a line, with the begin of the line."""
+    error = TruncatedStreamError(f"{target}: the stream ended within a JSON document: {escaped(text)}")
+    error.torn_line = text
+    return error
