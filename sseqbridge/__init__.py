@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from ._streams.calls import enter, iterate, run
     from ._streams.client import SSEClient
     from ._streams.gather import gather
+    from ._streams.jsonl import request_jsonl
     from ._streams.merge import AsyncMergedStreams, MergedStreams, amerge, merge
     from ._streams.sync import EventStream, SSEResponse, Stream
     from ._streams.tee import Tee, tee
@@ -127,6 +128,7 @@ __all__ = [
     "gather",
     "iterate",
     "merge",
+    "request_jsonl",
     "request_sse",
     "run",
     "tee",
@@ -134,6 +136,7 @@ __all__ = [
 
 _MODULES = {
     "arequest_sse": "_streams.api",
+    "request_jsonl": "_streams.jsonl",
     "request_sse": "_streams.api",
     "Bridge": "_streams.bridge",
     "Call": "_streams.call",

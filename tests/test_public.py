@@ -74,6 +74,7 @@ NAMES = [
     "gather",
     "iterate",
     "merge",
+    "request_jsonl",
     "request_sse",
     "run",
     "tee",

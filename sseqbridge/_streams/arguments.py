@@ -41,7 +41,15 @@ if TYPE_CHECKING:
     from sseqbridge._engine.reconnecting import OnReconnect
     from sseqbridge._http.media_types import Format
 
-__all__ = ["Headers", "HeadersFunction", "PreparedRequest", "RequestArguments", "check_line_options", "prepare"]
+__all__ = [
+    "NOT_OF_LINES",
+    "Headers",
+    "HeadersFunction",
+    "PreparedRequest",
+    "RequestArguments",
+    "check_line_options",
+    "prepare",
+]
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 HeadersFunction = Callable[[], Headers]
@@ -49,14 +57,15 @@ _Pairs = list[tuple[str, str]]
 
 _DEFAULT_TIMEOUT = Timeout()
 _READ_BYTES = 64 * 1024
-# The options that have no meaning for JSON Lines, and why.
-_NOT_OF_LINES = {
+# Why options have no meaning for JSON Lines.
+_REASONS = {
     "comments": "no comments",
     "dialect": "no types of events, heartbeats or end markers. Pass `done` for a last line",
     "last_event_id": "no event IDs to resume from",
     "reconnect": "no event IDs to resume from",
     "on_reconnect": "no event IDs to resume from",
 }
+NOT_OF_LINES = frozenset(_REASONS)
 # A sentinel other than None: a caller's iterator that yields None is an error, not the end of the body.
 _NO_CHUNK: Any = object()
 
@@ -186,7 +195,7 @@ def _check_combinations(arguments: RequestArguments) -> None:
 
 def check_line_options(options: Mapping[str, Any]) -> None:
     """Raise UsageError for an option that JSON Lines give no meaning. None and False stand for no option."""
-    for name, reason in _NOT_OF_LINES.items():
+    for name, reason in _REASONS.items():
         if options.get(name) not in (None, False):
             raise UsageError(f"`{name}` must be left out for JSON Lines, which have {reason}")
 

@@ -7,7 +7,7 @@ process, which the first request starts. So a client may be made at import, befo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -16,16 +16,17 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import header_list
 from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
 
-from .arguments import PreparedRequest, RequestArguments, prepare
+from .arguments import PreparedRequest, RequestArguments, check_line_options, prepare
 from .bridge import check_bridge
 from .call import Call
-from .keywords import RequestKeywords, SharedKeywords
+from .keywords import RequestKeywords, SharedKeywords, check_names
 from .pending import apending, pending
 
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
 
+    from sseqbridge._http.media_types import Format
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
     from .aio import AsyncSSEResponse
@@ -48,6 +49,16 @@ class _Own:
     headers: Headers | HeadersFunction = None
     retries: int = 0
     bridge: Bridge | None = None
+    format: Format = "sse"
+
+    def prepare(self, url: Any, headers: Headers, data: Any, options: dict[str, Any]) -> PreparedRequest:
+        """Check a request with these options. Raises UsageError for options that cannot work."""
+        if self.format not in ("sse", "jsonl"):
+            raise UsageError(f'`format` must be "sse" or "jsonl", got {self.format!r}')
+        if self.format == "jsonl":
+            check_line_options(options)
+        arguments = RequestArguments(url, headers, data, **options)
+        return prepare(arguments, self.headers, self.retries, self.format)
 
 
 _OWN = frozenset(field.name for field in fields(_Own))
@@ -71,6 +82,9 @@ class SSEClient(Immutable, Generic[T]):
     replaces it, and after a longer one the answer is returned. X-Should-Retry overrides the status. Nothing is sent
     again after a timeout or error of a request that was sent, nor in mid-stream. `total` includes the delays. Not
     together with `reconnect`.
+
+    `format` is "sse", or "jsonl" for answers of JSON Lines: see request_jsonl, also for the options that have no
+    meaning for them.
 
     `decode` and `comments` select the type of the items. `auth`, `dialect`, `done`, `require_done`, `error_events`,
     `timeout`, `reconnect`, `on_reconnect`, `follow_redirects`, `check_content_type`, `max_event_bytes` and
@@ -138,12 +152,12 @@ class SSEClient(Immutable, Generic[T]):
     def _set_all(self, options: dict[str, Any]) -> None:
         for name in sorted(_OF_REQUEST.difference(_SHARED).intersection(options)):
             raise UsageError(f"`{name}` must be an option of a request, got it for the client. Pass it to request().")
-        _check_names(options, _SHARED | _OWN, type(self).__name__)
+        check_names(options, _SHARED | _OWN, type(self).__name__)
         own = _Own(**{name: options.pop(name) for name in _OWN.intersection(options)})
         check_bridge(own.bridge)
         if inspect.iscoroutinefunction(own.headers):
             raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
-        prepare(RequestArguments(_ANY_URL, **options), own.headers, own.retries)
+        own.prepare(_ANY_URL, None, None, options)
         # Of objects that their owner may change: a copy.
         headers = own.headers if callable(own.headers) else header_list(own.headers)
         if "timeout" in options:
@@ -152,7 +166,8 @@ class SSEClient(Immutable, Generic[T]):
 
     def __repr__(self) -> str:
         base_url = [describe_text(self._own.base_url)] if self._own.base_url else []
-        return f"<{' '.join([type(self).__name__, *base_url, *sorted(self._shared)])}>"
+        body_format = [] if self._own.format == "sse" else [self._own.format]
+        return f"<{' '.join([type(self).__name__, *base_url, *body_format, *sorted(self._shared)])}>"
 
     @overload
     def with_options(self, *, base_url: str | httpx.URL = ..., **options: Unpack[ClientKeywords]) -> SSEClient[T]: ...
@@ -249,19 +264,10 @@ class SSEClient(Immutable, Generic[T]):
                 f"`{name}` must be an option of the client, got it for one request. "
                 f"Send it with client.with_options({name}=...).{method}(...)"
             )
-        _check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
+        check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
         own = self._own
         joined = join_base_url(own.base_url, str(url)) if is_url(url) else url
-        return prepare(
-            RequestArguments(joined, headers, data, **{**self._shared, **options}), own.headers, own.retries
-        )
-
-
-def _check_names(options: Mapping[str, Any], known: Collection[str], function: str) -> None:
-    """Raise TypeError for an unknown keyword argument, as a function with the signature of `known` does."""
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        return own.prepare(joined, headers, data, {**self._shared, **options})
 
 
 def _described(kind: type[SSEClient[Any]]) -> None:

@@ -5,12 +5,13 @@ Each is declared once: a client has the options of `SharedKeywords`, and so has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits
     from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._http.media_types import Format
     from sseqbridge._sse.dialects import Dialect, DialectName, Done
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
@@ -18,29 +19,30 @@ if TYPE_CHECKING:
     from .bridge import Bridge
     from .decoding import ErrorEvents
 
-__all__ = ["AsyncKeywords", "BridgeKeywords", "ClientKeywords", "RequestKeywords", "SharedKeywords"]
+__all__ = [
+    "AsyncKeywords",
+    "BridgeKeywords",
+    "ClientKeywords",
+    "LineKeywords",
+    "RequestKeywords",
+    "SharedKeywords",
+    "check_names",
+]
 
 
-class SharedKeywords(TypedDict, total=False):
-    """The options of a client, which each of its requests may override; `decode` and `comments` are the client's."""
-
+class _SharedOfAllFormats(TypedDict, total=False):
     auth: Any
-    dialect: Dialect | DialectName
     done: Done
     require_done: bool
     error_events: ErrorEvents
     timeout: Timeout | float | TimeoutLimits | None
-    reconnect: ReconnectionPolicy | bool | None
-    on_reconnect: OnReconnect | None
     follow_redirects: bool | None
     check_content_type: bool
     max_event_bytes: int
     max_buffered_bytes: int
 
 
-class RequestKeywords(SharedKeywords, total=False):
-    """The options of one request, except `decode` and `comments`."""
-
+class _RequestOfAllFormats(TypedDict, total=False):
     json: Any
     method: str | None
     params: Any
@@ -49,7 +51,26 @@ class RequestKeywords(SharedKeywords, total=False):
     files: Any
     extensions: Mapping[str, Any] | None
     cancel: CancelFlag | None
+
+
+class SharedKeywords(_SharedOfAllFormats, total=False):
+    """The options of a client, which each of its requests may override; `decode` and `comments` are the client's."""
+
+    dialect: Dialect | DialectName
+    reconnect: ReconnectionPolicy | bool | None
+    on_reconnect: OnReconnect | None
+
+
+class RequestKeywords(SharedKeywords, _RequestOfAllFormats, total=False):
+    """The options of one request, except `decode` and `comments`."""
+
     last_event_id: str | None
+
+
+class LineKeywords(_SharedOfAllFormats, _RequestOfAllFormats, total=False):
+    """The keyword arguments of request_jsonl, except `decode`."""
+
+    bridge: Bridge | None
 
 
 class BridgeKeywords(RequestKeywords, total=False):
@@ -67,6 +88,14 @@ class AsyncKeywords(RequestKeywords, total=False):
 class ClientKeywords(SharedKeywords, total=False):
     """The options of SSEClient, except `decode` and `comments`."""
 
+    format: Format
     headers: Headers | HeadersFunction
     retries: int
     bridge: Bridge | None
+
+
+def check_names(options: Mapping[str, Any], known: Collection[str], function: str) -> None:
+    """Raise TypeError for an unknown keyword argument, as a function with the signature of `known` does."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

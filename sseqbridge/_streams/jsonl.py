@@ -1,0 +1,109 @@
+"""request_jsonl: what request_sse does, for an answer of JSON Lines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from .arguments import NOT_OF_LINES, RequestArguments, check_line_options, prepare
+from .bridge import check_bridge
+from .keywords import LineKeywords, check_names
+from .pending import pending
+from .sync import SSEResponse
+
+if TYPE_CHECKING:
+    import httpx
+    from typing_extensions import Unpack
+
+    from sseqbridge._sse.events import ServerSentEvent
+
+    from .arguments import Headers
+
+__all__ = ["request_jsonl"]
+
+T = TypeVar("T")
+
+_KNOWN = LineKeywords.__optional_keys__ | {"decode"} | NOT_OF_LINES
+
+
+@overload
+def request_jsonl(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["json"] = "json",
+    **options: Unpack[LineKeywords],
+) -> SSEResponse[Any]: ...
+@overload
+def request_jsonl(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["text"],
+    **options: Unpack[LineKeywords],
+) -> SSEResponse[str]: ...
+@overload
+def request_jsonl(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Literal["event"],
+    **options: Unpack[LineKeywords],
+) -> SSEResponse[ServerSentEvent]: ...
+@overload
+def request_jsonl(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: Callable[[ServerSentEvent], T],
+    **options: Unpack[LineKeywords],
+) -> SSEResponse[T]: ...
+def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
+    """Send a request, and return `status, headers, events` once the answer's headers have arrived, as request_sse does.
+
+    The answer is JSON Lines: one JSON document a line (LF or CRLF; blank lines are skipped), as
+    application/jsonl, application/x-ndjson and their variants, application/json (Kubernetes), or a JSON text
+    sequence, application/json-seq (RFC 7464). `events` yields the documents. `decode` is "json" (decoded),
+    "text" (the line), "event" (a ServerSentEvent of type "message" whose `data` is the line), or a function of
+    that event.
+
+    `done` marks the last line: its text, which is no item, or a function of the event that returns True for the
+    last item, such as {"done": true} of Ollama. With `require_done` an end without it raises
+    TruncatedStreamError. In JSON mode an object with a member "error" raises UpstreamError, unless
+    `error_events="yield"`. A line has at most `max_event_bytes` bytes. The stream, its limits and the other
+    options are those of request_sse; use SSEClient(format="jsonl") in a coroutine.
+
+    Raises what request_sse raises, UsageError for `comments`, `dialect`, `last_event_id`, `reconnect` and
+    `on_reconnect`, which have no meaning here, and TruncatedStreamError if the last line is incomplete: its text is
+    `torn_line`. A whole document without its line end is an item.
+    """
+    check_names(options, _KNOWN, "request_jsonl")
+    check_line_options(options)
+    bridge = options.pop("bridge", None)
+    prepared = prepare(RequestArguments(url, headers, data, **options), format="jsonl")
+    check_bridge(bridge)
+    response = pending(prepared, bridge)
+    try:
+        # Sent inside of the block: an interrupt leaves no request running.
+        return response.response(response.wait())
+    except BaseException:
+        response.subscription.abort()
+        raise
+
+
+def _describe() -> None:
+    """Give the function its signature: that of RequestArguments without the options that have no meaning here."""
+    signature = inspect.signature(RequestArguments)
+    parameters = [each for name, each in signature.parameters.items() if name not in NOT_OF_LINES]
+    parameters = [each.replace(default=None) if each.name == "done" else each for each in parameters]
+    own = inspect.Parameter("bridge", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Bridge | None")
+    signature = signature.replace(parameters=[*parameters, own], return_annotation="SSEResponse[Any]")
+    request_jsonl.__signature__ = signature  # type: ignore[attr-defined]
+
+
+_describe()
