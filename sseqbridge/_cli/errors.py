@@ -16,6 +16,7 @@ from sseqbridge._exceptions import (
     ResponseError,
     StreamTimeoutError,
 )
+from sseqbridge._http.media_types import is_event_stream_type, is_line_type
 from sseqbridge._sse.provider_errors import quoted
 
 __all__ = ["CommandError", "body_text", "describe"]
@@ -36,7 +37,11 @@ def describe(error: Exception) -> str:
     """Return an error as text that names options of the command line instead of arguments of request_sse."""
     if isinstance(error, ContentTypeError):
         content_type = error.headers.get("content-type", "no Content-Type")
-        return f"the answer is {quoted(content_type)}, not text/event-stream; --any-content-type reads it anyway"
+        if is_event_stream_type(content_type):
+            return f"the answer is {quoted(content_type)}, not JSON Lines; leave out --jsonl"
+        if is_line_type(content_type):
+            return f"the answer is {quoted(content_type)}, not text/event-stream; `sseqbridge URL --jsonl` prints it"
+        return f"the answer is {quoted(content_type)}, not a stream; --any-content-type reads it anyway"
     if isinstance(error, ResponseError):
         return f"the upstream answered {error.status} {http.client.responses.get(error.status, '')}".rstrip()
     if isinstance(error, StreamTimeoutError):

@@ -64,12 +64,13 @@ def print_stream(given: list[str]) -> None:
     printer = item_printer(output, decode, arguments.path)
     closed_reader = ClosedReader(stream)
     status = StatusLine(standard_error(), output)
-    options = {"decode": decode, "comments": arguments.events, "cancel": closed_reader}
+    is_lines = arguments.jsonl
+    options: dict[str, Any] = {"decode": decode, "comments": arguments.events and not is_lines, "cancel": closed_reader}
     if arguments.include:
         options["on_head"] = partial(_print_head, output)
     events: EventStream[Any] | None = None
     try:
-        with send_request(arguments, body, status, **options) as response:
+        with send_request(arguments, body, status, format="jsonl" if is_lines else "sse", **options) as response:
             events = response.raise_for_status().events
             _print_items(events, printer, status, arguments.max_events)
     except RequestAbortedError:
@@ -109,6 +110,7 @@ def _print_head(output: Output, head: Head) -> None:
 def _parse(given: list[str]) -> argparse.Namespace:
     parser = new_parser("", _USAGE, _DESCRIPTION)
     add_request_arguments(parser)
+    parser.add_argument("--jsonl", action="store_true", help="the response is JSON Lines: each line is an event")
     group = parser.add_argument_group("the output")
     formats = group.add_mutually_exclusive_group()
     formats.add_argument("--text", action="store_true", help="print the data of each event (default)")
@@ -127,6 +129,8 @@ def _parse(given: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(given)
     if arguments.path and (arguments.text or arguments.events):
         parser.error("--path selects from JSON: use it with --json")
+    if arguments.jsonl and (arguments.reconnect or arguments.last_event_id is not None):
+        parser.error("--jsonl: JSON Lines have no IDs, with which --reconnect and --last-event-id resume a stream")
     return arguments
 
 

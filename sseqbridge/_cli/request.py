@@ -19,15 +19,17 @@ from sseqbridge._checks import Timeout
 from sseqbridge._engine.responses import Head, made_head
 from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
-from sseqbridge._streams.api import pending_of, request_sse
+from sseqbridge._streams.arguments import RequestArguments, prepare
 from sseqbridge._streams.bridge import Bridge
-from sseqbridge._streams.pending import PendingResponse
+from sseqbridge._streams.pending import PendingResponse, pending
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
 from .output import StatusLine
 
 if TYPE_CHECKING:
     import httpx
+
+    from sseqbridge._http.media_types import Format
 
 __all__ = ["add_request_arguments", "batches", "new_parser", "read_body", "send_request"]
 
@@ -84,7 +86,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "connect=5,read=60,idle=30,total=300 (idle: without an event, total: the whole stream)",
     )
     add("--max-events", metavar="N", type=_count, help="stop after N events")
-    add("--any-content-type", action="store_true", help="read the response even if its type is not text/event-stream")
+    add("--any-content-type", action="store_true", help="read the response even if it has another type")
 
 
 def _url(text: str) -> str:
@@ -153,11 +155,12 @@ def send_request(
     status: StatusLine,
     *,
     on_head: Callable[[Head], None] | None = None,
+    format: Format = "sse",
     **options: Any,
 ) -> Iterator[SSEResponse[Any]]:
     """Send the request and yield its response; abort it at the end of the block.
 
-    `on_head` is called with the head of the response, also if the response is refused.
+    `on_head` is called with the head of the response, also if the response is refused. `options` are of request_sse.
     """
     headers = arguments.header
     if body is not None and all(name.lower() != "content-type" for name, _ in headers):
@@ -165,8 +168,7 @@ def send_request(
     with contextlib.ExitStack() as stack:
         # Without a certificate check the client is httpx's own.
         insecure = stack.enter_context(Bridge(client=_insecure_client)) if arguments.insecure else None
-        call = partial(
-            request_sse,
+        request = RequestArguments(
             arguments.url,
             headers,
             content=body,
@@ -176,10 +178,9 @@ def send_request(
             on_reconnect=partial(_report_reconnect, status) if arguments.reconnect else None,
             last_event_id=arguments.last_event_id,
             check_content_type=not arguments.any_content_type,
-            bridge=insecure,
             **options,
         )
-        response = pending_of(call)
+        response = pending(prepare(request, format=format), insecure)
         try:
             response.send()
             head = _wait_for_head(response, status)

@@ -31,6 +31,10 @@ _BLANKS = " \t\r\n"
 # With what a document begins that shows its own end; a number, true, false and null do not.
 _SELF_DELIMITED = ("{", "[", '"')
 
+# From this size on, the last document of a sequence is examined each time that its size has doubled: examining it at
+# each line end would take O(n²) time.
+_SMALL = 4096
+
 # Setting the fields one by one is faster than calling __init__.
 _new_event = ServerSentEvent.__new__
 
@@ -56,7 +60,7 @@ class JSONLinesParser:
         self._is_undecided = True
         self._is_sequence = False
         self._tail = bytearray()
-        # The length from which on the last document of a sequence is examined: each time it has doubled.
+        # The length from which on the last document of a sequence is examined.
         self._try_at = 0
         self.error: SSEError | None = None
         self.retry: float | None = None
@@ -79,6 +83,8 @@ class JSONLinesParser:
             raise self.error
         if self._is_undecided:
             chunk = self._from_start(chunk)
+            if self.error is not None:
+                raise self.error
         events = self._sequence(chunk) if self._is_sequence else self._lines(chunk)
         if self.error is not None and not events:
             raise self.error
@@ -91,13 +97,12 @@ class JSONLinesParser:
         """
         text = self._tail.decode("utf-8", "replace")
         self._tail.clear()
-        if self._is_sequence and text[-1:] not in _BLANKS and not text.startswith(_SELF_DELIMITED):
-            # RFC 7464, section 2.4: 1 may be the begin of 12.
-            return text, False
         stripped = text.strip(_BLANKS)
         if not stripped:
             return None
-        return (stripped if self._is_sequence else text.removesuffix("\r")), _is_json(stripped)
+        if not self._is_sequence:
+            return text.removesuffix("\r"), _is_json(stripped)
+        return stripped, not _may_be_cut(text, stripped) and _is_json(stripped)
 
     def _from_start(self, chunk: bytes) -> bytes:
         """Return the chunk, with the bytes before it, once it is known whether the body is a sequence."""
@@ -110,13 +115,15 @@ class JSONLinesParser:
             self._at_start = False
             chunk = chunk.removeprefix(_BOM)
         begin = chunk.lstrip(_BLANKS.encode())
-        if not begin:
-            # Blank lines, and the begin of a line.
-            self._keep(chunk[chunk.rfind(b"\n") + 1 :])
-            return b""
-        self._is_undecided = False
-        self._is_sequence = begin.startswith(_RS)
-        return begin if self._is_sequence else chunk
+        if begin:
+            self._is_undecided = False
+            self._is_sequence = begin.startswith(_RS)
+        if self._is_sequence:
+            # The blanks before it are limited as lines are.
+            self._lines(chunk[: -len(begin)])
+            self._tail.clear()
+            return begin
+        return chunk
 
     def _lines(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
         end = chunk.rfind(b"\n") + 1
@@ -163,7 +170,7 @@ class JSONLinesParser:
             self._end_document(events)
             self._keep(other)
         if self.error is None and self._tail.endswith(b"\n") and len(self._tail) >= self._try_at:
-            self._try_at = 2 * len(self._tail)
+            self._try_at = 2 * len(self._tail) if len(self._tail) > _SMALL else 0
             # A document that ends with its line is an item now, and not when the next one arrives.
             text = self._tail.decode("utf-8", "replace").strip(_BLANKS)
             if text and _is_json(text):
@@ -175,7 +182,7 @@ class JSONLinesParser:
         text = raw.strip(_BLANKS)
         self._tail.clear()
         self._try_at = 0
-        if text and raw[-1:] not in _BLANKS and not text.startswith(_SELF_DELIMITED):
+        if _may_be_cut(raw, text):
             self.error = torn_line_error("the stream", text)
         else:
             events += _events([text])
@@ -193,6 +200,11 @@ def _events(texts: Iterable[str]) -> list[ServerSentEvent | Comment]:
         event.retry = None
         events.append(event)
     return events
+
+
+def _may_be_cut(text: str, stripped: str) -> bool:
+    """Whether a document of a sequence may go on: 1 may be the begin of 12. See RFC 7464, section 2.4."""
+    return bool(stripped) and text[-1] not in _BLANKS and not stripped.startswith(_SELF_DELIMITED)
 
 
 def _is_json(text: str) -> bool:

@@ -8,13 +8,15 @@ does not depend on the fuzzer, so that the corpus is also checked without it.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterable
 
-from sseqbridge._exceptions import BufferLimitError
+from sseqbridge._exceptions import BufferLimitError, SSEError
 from sseqbridge._http.h1_bodies import ChunkedBody
 from sseqbridge._http.h1_heads import HeadError, HeadReader
 from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES, EventStreamParser
 from tests.http.reference_http import (
     MEANT_OF_BODIES,
@@ -128,6 +130,86 @@ def _parsed(parser: EventStreamParser, chunks: Iterable[bytes]) -> Parsed:
     return Parsed(items, parser.last_event_id, parser.retry, parser.error is not None)
 
 
+# JSON Lines, compared with a split; JSON text sequences with the grammar of RFC 7464.
+
+# The texts, a last one that is incomplete, and whether there was an error.
+Lines = tuple[list[str], str, bool]
+
+_BLANKS = " \t\r\n"
+
+
+def _compare_lines(stream: bytes, chunks: list[bytes], how: int) -> None:
+    limit = _LIMITS[how >> 2 & 3]
+    body = stream.removeprefix(b"\xef\xbb\xbf")
+    is_sequence = body.lstrip(_BLANKS.encode()).startswith(b"\x1e")
+    if is_sequence:
+        # How much of a document counts depends on when its end is known.
+        expected, limit = _sequence_by_grammar(body), None
+    else:
+        expected = _lines_by_split(body, limit or len(body))
+    for pieces in ([stream], chunks):
+        parser = JSONLinesParser(max_event_bytes=limit or DEFAULT_MAX_EVENT_BYTES)
+        got = _lines(parser, pieces)
+        assert expected is None or got == expected, pieces
+
+
+def _lines(parser: JSONLinesParser, chunks: Iterable[bytes]) -> Lines:
+    texts: list[str] = []
+    try:
+        for chunk in chunks:
+            texts += [event.data for event in parser.feed(chunk) if isinstance(event, ServerSentEvent)]
+    except SSEError:
+        pass
+    if parser.error is not None:
+        return texts, "", True
+    rest, is_whole = parser.take_rest() or ("", False)
+    return ([*texts, rest], "", False) if is_whole else (texts, rest, False)
+
+
+def _lines_by_split(body: bytes, limit: int) -> Lines:
+    texts: list[str] = []
+    *lines, last = body.split(b"\n")
+    for line in lines:
+        if len(line) > limit:
+            return texts, "", True
+        text = line.removesuffix(b"\r").decode("utf-8", "replace")
+        if text.strip(_BLANKS):
+            texts.append(text)
+    if len(last) > limit:
+        return texts, "", True
+    text = last.removesuffix(b"\r").decode("utf-8", "replace")
+    if not text.strip(_BLANKS):
+        return texts, "", False
+    return ([*texts, text], "", False) if _is_json(text) else (texts, text, False)
+
+
+def _sequence_by_grammar(body: bytes) -> Lines | None:
+    """Return what a sequence holds; None if a document that is no JSON has several lines, which may come apart."""
+    texts: list[str] = []
+    _, *elements = body.split(b"\x1e")
+    for number, element in enumerate(elements, 1):
+        text = element.decode("utf-8", "replace")
+        stripped = text.strip(_BLANKS)
+        if "\n" in stripped and not _is_json(stripped):
+            return None
+        is_cut = bool(stripped) and text[-1] not in _BLANKS and stripped[0] not in '{["'
+        if number == len(elements) and (is_cut or not _is_json(stripped)):
+            return texts, stripped, False
+        if is_cut:
+            return texts, "", True
+        if stripped:
+            texts.append(stripped)
+    return texts, "", False
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 # Heads and chunked bodies, compared with h11; intended differences only with themselves in other chunks.
 
 
@@ -205,6 +287,16 @@ TARGETS = {
                 b"0",
                 b"7",
             ),
+        ],
+    ),
+    "lines": Target(
+        _compare_lines,
+        [
+            *(b"\n", b"\r", b"\r\n", b"\n\n", b" ", b"\t", b" \r\n", b"\x1e", b"\x1e\x1e", b"\n\x1e", b"\0"),
+            *(b'{"a":1}\n', b'{"b":\n2}\n', b"[1,2]\r\n", b"12", b"true", b"null\n", b'"x"', b'"x\n', b'{"a":', b"}"),
+            *(b"\x1e1\n", b'\x1e{"a":\n1}\n', b"\x1etrue", b"\x1e[\n1\n]", b'\x1e"x"\n', b"{", b"[", b"]", b'"', b","),
+            *(b"\xef\xbb\xbf", b"\xef", b"\xbb\xbf", b"\xe2\x80\xa8", b"\xc2\x85", b"\x0b\x0c\x1c", b"\xff"),
+            *(b"\xe2\x82", b"x" * 7, b"y" * 20, b"0", b"7", b"-", b"1e5"),
         ],
     ),
     "head": Target(

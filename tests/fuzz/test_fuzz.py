@@ -17,6 +17,7 @@ import pytest
 from sseqbridge._http.h1_bodies import ChunkedBody
 from sseqbridge._http.h1_heads import HeadReader
 from sseqbridge._sse import parser
+from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import EventStreamParser
 from tests.support import ROOT
 
@@ -42,7 +43,8 @@ def careless(feed: Callable[[Any, bytes], Any]) -> Callable[[Any, bytes], Any]:
 
 
 @pytest.mark.parametrize(
-    ("target", "kind"), [("parser", EventStreamParser), ("head", HeadReader), ("framing", ChunkedBody)]
+    ("target", "kind"),
+    [("parser", EventStreamParser), ("lines", JSONLinesParser), ("head", HeadReader), ("framing", ChunkedBody)],
 )
 def test_corpus_detects_a_careless_reader(target: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "feed", careless(kind.feed))
@@ -54,7 +56,7 @@ def test_corpus_detects_a_careless_reader(target: str, kind: Any, monkeypatch: p
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("target", "seconds"), [("parser", 4), ("head", 2), ("framing", 2)])
+@pytest.mark.parametrize(("target", "seconds"), [("parser", 4), ("lines", 2), ("head", 2), ("framing", 2)])
 def test_short_run_finds_no_difference(target: str, seconds: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris does not support this Python")

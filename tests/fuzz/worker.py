@@ -13,10 +13,16 @@ import atheris
 
 # Imported first, since atheris instruments only the modules imported inside this block.
 with atheris.instrument_imports(
-    include=["sseqbridge._sse.parser", "sseqbridge._http.h1_heads", "sseqbridge._http.h1_bodies"]
+    include=[
+        "sseqbridge._sse.parser",
+        "sseqbridge._sse.json_lines",
+        "sseqbridge._http.h1_heads",
+        "sseqbridge._http.h1_bodies",
+    ]
 ):
     import sseqbridge._http.h1_bodies
     import sseqbridge._http.h1_heads
+    import sseqbridge._sse.json_lines
     import sseqbridge._sse.parser
 
 from .targets import SHORT_BYTES, TARGETS, Target
