@@ -5,40 +5,63 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 from typing_extensions import assert_type
 
 from sseqbridge import (
     AsyncEventStream,
+    AsyncMergedStreams,
     AsyncSSEResponse,
     Bridge,
     Call,
     Comment,
     Dialect,
     EventStream,
+    MergedStreams,
     ServerSentEvent,
     SSEClient,
     SSEResponse,
     Stream,
     Timeout,
+    amerge,
     arequest_sse,
     enter,
+    gather,
     iterate,
+    merge,
     request_sse,
     run,
     tee,
 )
 
-__all__ = ["check_arequest_sse", "check_async_code", "check_client", "check_request_sse"]
+__all__ = [
+    "check_amerge",
+    "check_arequest_sse",
+    "check_async_code",
+    "check_client",
+    "check_merge",
+    "check_request_sse",
+]
 
 
 def size(event: ServerSentEvent) -> int:
     return len(event.data)
 
 
-def check_request_sse(url: str, flag: bool) -> None:
+if TYPE_CHECKING:
+    # Not in a function, where mypy lets `_` have any type.
+    _, _, texts = request_sse("http://h", decode="text")
+    _, _, events = request_sse("http://h", decode="event")
+    assert_type(texts, EventStream[str])
+    assert_type(events, EventStream[ServerSentEvent])
+
+
+def check_request_sse(url: str, flag: bool, decode: str, literal: Literal["text", "json"]) -> None:
+    assert_type(request_sse(url, decode=decode), SSEResponse[Any])
+    assert_type(request_sse(url, decode=decode, comments=flag), SSEResponse[Any])
+    assert_type(request_sse(url, decode=literal), SSEResponse[Any])
     assert_type(request_sse(url), SSEResponse[Any])
     assert_type(request_sse(url, decode="json"), SSEResponse[Any])
     assert_type(request_sse(url, decode="text"), SSEResponse[str])
@@ -52,7 +75,9 @@ def check_request_sse(url: str, flag: bool) -> None:
     response = request_sse(httpx.URL(url), [("X-A", "1")], {"a": 1}, decode="text", timeout=Timeout(), bridge=Bridge())
     status, headers, events = response.raise_for_status()
     assert_type(status, int)
-    assert_type(headers, httpx.Headers)
+    assert_type(response.headers, httpx.Headers)
+    unpacked: httpx.Headers = headers
+    assert_type(unpacked.get_list("X-A"), list[str])
     assert_type(events, EventStream[str])
     assert_type(response.events, EventStream[str])
     assert_type(events.raise_for_status(), EventStream[str])
@@ -61,7 +86,7 @@ def check_request_sse(url: str, flag: bool) -> None:
     assert_type(iter(events), Iterator[str])
     assert_type(events.keep_open(), Iterator[str])
     assert_type(events.last_event, ServerSentEvent | None)
-    assert_type(events.outcome, str | None)
+    assert_type(events.outcome, Literal["done", "eof", "closed", "error"] | None)
     with response as entered, events as same:
         assert_type(entered, SSEResponse[str])
         assert_type(same, EventStream[str])
@@ -69,11 +94,13 @@ def check_request_sse(url: str, flag: bool) -> None:
     request_sse(url, dialect=Dialect(end_data=None, end_events=["end"], heartbeat_events={"ping"}))
     request_sse(url, dialect="other")  # type: ignore[call-overload]
     request_sse(url, methd="GET")  # type: ignore[call-overload]
-    request_sse(url, decode="xml")  # type: ignore[call-overload]
+    request_sse(url, timeout={"idle": 3, "total": None})
+    request_sse(url, timeout={"idel": 3})  # type: ignore[call-overload]
     request_sse(url, client=httpx.AsyncClient())  # type: ignore[call-overload]
 
 
-async def check_arequest_sse(url: str, flag: bool) -> None:
+async def check_arequest_sse(url: str, flag: bool, decode: str) -> None:
+    assert_type(await arequest_sse(url, decode=decode), AsyncSSEResponse[Any])
     assert_type(await arequest_sse(url), AsyncSSEResponse[Any])
     assert_type(await arequest_sse(url, decode="json"), AsyncSSEResponse[Any])
     assert_type(await arequest_sse(url, decode="text"), AsyncSSEResponse[str])
@@ -87,7 +114,9 @@ async def check_arequest_sse(url: str, flag: bool) -> None:
     response = await arequest_sse(url, {"X-A": "1"}, {"a": 1}, decode="text", timeout=5, client=httpx.AsyncClient())
     status, headers, events = await response.raise_for_status()
     assert_type(status, int)
-    assert_type(headers, httpx.Headers)
+    assert_type(response.headers, httpx.Headers)
+    unpacked: httpx.Headers = headers
+    assert_type(unpacked.get_list("X-A"), list[str])
     assert_type(events, AsyncEventStream[str])
     assert_type(response.events, AsyncEventStream[str])
     assert_type(await events.raise_for_status(), AsyncEventStream[str])
@@ -100,11 +129,14 @@ async def check_arequest_sse(url: str, flag: bool) -> None:
     async with response as entered, events as same:
         assert_type(entered, AsyncSSEResponse[str])
         assert_type(same, AsyncEventStream[str])
-    await arequest_sse(url, decode="xml")  # type: ignore[call-overload]
+    await arequest_sse(url, timeout={"idel": 3})  # type: ignore[call-overload]
     await arequest_sse(url, bridge=Bridge())  # type: ignore[call-overload]
 
 
-async def check_client(url: str, flag: bool) -> None:
+async def check_client(url: str, flag: bool, decode: str) -> None:
+    assert_type(SSEClient(url, decode=decode), SSEClient[Any])
+    assert_type(SSEClient(url, timeout={"idle": 3}).with_options(decode=decode, comments=flag), SSEClient[Any])
+    SSEClient(url, timeout={"idel": 3})  # type: ignore[call-overload]
     assert_type(SSEClient(), SSEClient[Any])
     assert_type(SSEClient(url, decode="json"), SSEClient[Any])
     assert_type(SSEClient(httpx.URL(url), decode="text", headers=[("X-A", "1")]), SSEClient[str])
@@ -127,6 +159,42 @@ async def check_client(url: str, flag: bool) -> None:
     SSEClient(url, params={})  # type: ignore[call-overload]
     client.request("/", decode="json")  # type: ignore[call-arg]
     client.request("/", client=httpx.AsyncClient())  # type: ignore[call-arg]
+
+
+def check_merge(url: str, client: SSEClient[str], either: Literal["raise", "yield"]) -> None:
+    call = client.call("/")
+    assert_type(merge([call, call]), MergedStreams[int, str])
+    assert_type(merge({"a": call}), MergedStreams[str, str])
+    assert_type(merge({1: request_sse(url, decode=size)}), MergedStreams[int, int])
+    assert_type(merge([iterate(numbers())]), MergedStreams[int, int])
+    assert_type(merge(client.request(url).events for _ in range(3)), MergedStreams[int, str])
+    assert_type(merge([lambda: client.request("/")]), MergedStreams[int, str])
+    assert_type(merge({"a": call}, errors="yield"), MergedStreams[str, str | Exception])
+    assert_type(merge([call], errors="yield"), MergedStreams[int, str | Exception])
+    assert_type([(name, item) for name, item in merge({"a": call})], list[tuple[str, str]])
+    # No common type of items.
+    assert_type(merge([call, iterate(numbers())]), MergedStreams[Any, Any])
+    assert_type(merge({"a": partial(request_sse, url, decode="text")}), MergedStreams[Any, Any])
+    assert_type(merge(), MergedStreams[Any, Any])
+    assert_type(gather([call]), Iterator[tuple[int, list[str]]])
+    assert_type(gather({"a": call}, limit=2), Iterator[tuple[str, list[str]]])
+    assert_type(gather({"a": call}, errors="yield"), Iterator[tuple[str, list[str] | Exception]])
+    assert_type(gather([call], errors="yield"), Iterator[tuple[int, list[str] | Exception]])
+    merge([call], errors=either)
+    assert_type(tee(call)[0], EventStream[str])
+    assert_type(tee(lambda: iterate(numbers()))[0], Stream[int])
+
+
+async def check_amerge(url: str, client: SSEClient[str]) -> None:
+    async def opened() -> AsyncSSEResponse[str]:
+        return await client.arequest("/")
+
+    assert_type(amerge([client.call("/")]), AsyncMergedStreams[int, str])
+    assert_type(amerge({"a": await client.arequest("/")}), AsyncMergedStreams[str, str])
+    assert_type(amerge([(await client.arequest("/")).events]), AsyncMergedStreams[int, str])
+    assert_type(amerge({"a": opened}, errors="yield"), AsyncMergedStreams[str, str | Exception])
+    assert_type([named async for named in amerge([opened])], list[tuple[int, str]])
+    assert_type(amerge({"a": partial(arequest_sse, url)}), AsyncMergedStreams[Any, Any])
 
 
 async def numbers() -> AsyncIterator[int]:

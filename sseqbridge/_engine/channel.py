@@ -26,22 +26,26 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.clock import clock
 
 from .memory import limit_of, memory
 
-__all__ = ["CLOSED", "ELAPSED", "Channel", "End", "ThreadChannel", "post", "settle"]
+__all__ = ["CLOSED", "ELAPSED", "Channel", "End", "Outcome", "ThreadChannel", "post", "settle"]
 
 T = TypeVar("T")
+
+
+# How a stream ended.
+Outcome = Literal["done", "eof", "closed", "error"]
 
 
 class End(NamedTuple):
     """The last entry of every channel: the stream's outcome, and the error if it is "error"."""
 
-    outcome: str
+    outcome: Outcome
     error: BaseException | None = None
 
 

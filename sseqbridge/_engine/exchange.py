@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from .sender import SentRequest
 
+    from .channel import Outcome
+
 __all__ = ["Exchange", "warn_of_dropped_event"]
 
 T = TypeVar("T")
@@ -84,7 +86,7 @@ class Exchange:
         self._is_read_to_end = False
         # The error after the batch that the end of the body has brought.
         self._end_error: SSEError | None = None
-        self.outcome: str | None = None
+        self.outcome: Outcome | None = None
         # Whether the body ended as HTTP says, with or without a last event.
         self.ended_cleanly = False
         self.received = 0

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sseqbridge._sse.events import ServerSentEvent
 
     from .batches import Batch
+    from .channel import Outcome
 
 __all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "call_on_reconnect"]
 
@@ -127,7 +128,7 @@ class ReconnectingExchange:
         return self._attempts.exchange.target
 
     @property
-    def outcome(self) -> str | None:
+    def outcome(self) -> Outcome | None:
         """How the stream ended, None before."""
         if self._stage is _Stage.REFUSED:
             return "eof"

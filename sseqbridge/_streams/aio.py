@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
 
+    from .stream import UnpackedHeaders
+
 __all__ = ["AsyncEventStream", "AsyncSSEResponse"]
 
 T = TypeVar("T")
@@ -77,13 +79,14 @@ class AsyncEventStream(BaseEventStream[T]):
         await self._reader.aclose()
 
 
-class AsyncSSEResponse(NotCopyable, tuple[int, "httpx.Headers", AsyncEventStream[T_co]], Generic[T_co]):
+class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: what arequest_sse returns; `async with` closes it."""
 
     __slots__ = ()
 
     def __new__(cls, events: AsyncEventStream[T_co]) -> Self:
-        return super().__new__(cls, (events.status, events.headers, events))
+        headers: Any = events.headers
+        return super().__new__(cls, (events.status, headers, events))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.events!r}>"

@@ -75,6 +75,16 @@ def request_sse(
     decode: Callable[[ServerSentEvent], T],
     **options: Unpack[BridgeKeywords],
 ) -> SSEResponse[T]: ...
+@overload
+def request_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: str,
+    comments: bool = False,
+    **options: Unpack[BridgeKeywords],
+) -> SSEResponse[Any]: ...
 def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
     """Send a request, and return `status, headers, events` once the answer's headers have arrived.
 
@@ -175,6 +185,16 @@ async def arequest_sse(
     decode: Callable[[ServerSentEvent], T],
     **options: Unpack[AsyncKeywords],
 ) -> AsyncSSEResponse[T]: ...
+@overload
+async def arequest_sse(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: str,
+    comments: bool = False,
+    **options: Unpack[AsyncKeywords],
+) -> AsyncSSEResponse[Any]: ...
 async def arequest_sse(
     url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any
 ) -> AsyncSSEResponse[Any]:

@@ -145,6 +145,15 @@ class SSEClient(Immutable, Generic[T]):
         decode: Callable[[ServerSentEvent], R],
         **options: Unpack[ClientKeywords],
     ) -> None: ...
+    @overload
+    def __init__(
+        self: SSEClient[Any],
+        base_url: str | httpx.URL = "",
+        *,
+        decode: str,
+        comments: bool = False,
+        **options: Unpack[ClientKeywords],
+    ) -> None: ...
     def __init__(self, base_url: Any = "", **options: Any) -> None:
         """Check the options; see the class."""
         self._set_all({"base_url": base_url, **options})
@@ -205,6 +214,15 @@ class SSEClient(Immutable, Generic[T]):
         decode: Callable[[ServerSentEvent], R],
         **options: Unpack[ClientKeywords],
     ) -> SSEClient[R]: ...
+    @overload
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL = ...,
+        decode: str,
+        comments: bool = False,
+        **options: Unpack[ClientKeywords],
+    ) -> SSEClient[Any]: ...
     def with_options(self, **options: Any) -> SSEClient[Any]:
         """Return a client with some options replaced. `headers` replace all headers of this client.
 

@@ -23,6 +23,7 @@ from .subscription import Subscription
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
+    from sseqbridge._engine.channel import Outcome
     from sseqbridge._engine.reconnecting import OnReconnect
     from sseqbridge._engine.responses import Head
     from sseqbridge._engine.stream_task import Entry
@@ -103,7 +104,7 @@ class Cursor(Generic[T]):
         return self.end is None and not self.channel.closed
 
     @property
-    def outcome(self) -> str | None:
+    def outcome(self) -> Outcome | None:
         """None while the stream is open, then "done", "eof", "closed" or "error"."""
         if self.end is not None:
             return self.end.outcome

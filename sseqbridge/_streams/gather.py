@@ -4,18 +4,69 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sseqbridge._checks import check_limits
 from sseqbridge._http.pauses import Pauses
 
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
 
+if TYPE_CHECKING:
+    from .merger import Source
+
 __all__ = ["gather"]
 
+K = TypeVar("K")
+T = TypeVar("T")
 
+
+@overload
+def gather(  # type: ignore[overload-overlap]
+    calls: Mapping[K, Source[T]],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["raise"] = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[K, list[T]]]: ...
+@overload
+def gather(  # type: ignore[overload-overlap]
+    calls: Mapping[K, Source[T]],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["yield"],
+    progress: bool = False,
+) -> Iterator[tuple[K, list[T] | Exception]]: ...
+@overload
+def gather(
+    calls: Iterable[Source[T]],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["raise"] = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[int, list[T]]]: ...
+@overload
+def gather(
+    calls: Iterable[Source[T]],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["yield"],
+    progress: bool = False,
+) -> Iterator[tuple[int, list[T] | Exception]]: ...
+@overload
+def gather(
+    calls: Mapping[Any, object] | Iterable[object],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Errors = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[Any, Any]]: ...
 def gather(
     calls: NamedStreams,
     *,

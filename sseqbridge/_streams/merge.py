@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import Cancelled, UsageError
@@ -17,12 +17,34 @@ from .merger import Errors, Merger, NamedStreams, Step, amember_of, member_of, n
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .merger import AsyncSource, Source
+
 __all__ = ["AsyncMergedStreams", "MergedStreams", "amerge", "merge"]
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 _IS_READ = "merged streams have one consumer at a time, and are being read already"
 
 
-def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams:
+# To mypy, a mapping of functions is also an iterable of functions. Streams of different types are merged to Any.
+@overload
+def merge(  # type: ignore[overload-overlap]
+    streams: Mapping[K, Source[T]], *, errors: Literal["raise"] = "raise"
+) -> MergedStreams[K, T]: ...
+@overload
+def merge(  # type: ignore[overload-overlap]
+    streams: Mapping[K, Source[T]], *, errors: Literal["yield"]
+) -> MergedStreams[K, T | Exception]: ...
+@overload
+def merge(streams: Iterable[Source[T]], *, errors: Literal["raise"] = "raise") -> MergedStreams[int, T]: ...
+@overload
+def merge(streams: Iterable[Source[T]], *, errors: Literal["yield"]) -> MergedStreams[int, T | Exception]: ...
+@overload
+def merge(
+    streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors = "raise"
+) -> MergedStreams[Any, Any]: ...
+def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams[Any, Any]:
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
 
     `streams` is a mapping of names to streams, or an iterable of streams, whose names are 0, 1, 2...
@@ -37,7 +59,7 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
 
     Raises UsageError for values that are not streams.
     """
-    merged = MergedStreams(errors)
+    merged: MergedStreams[Any, Any] = MergedStreams(errors)
     try:
         for name, stream in named_streams(streams):
             merged.add(name, stream)
@@ -47,7 +69,25 @@ def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStre
         raise
 
 
-def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams:
+@overload
+def amerge(  # type: ignore[overload-overlap]
+    streams: Mapping[K, AsyncSource[T]], *, errors: Literal["raise"] = "raise"
+) -> AsyncMergedStreams[K, T]: ...
+@overload
+def amerge(  # type: ignore[overload-overlap]
+    streams: Mapping[K, AsyncSource[T]], *, errors: Literal["yield"]
+) -> AsyncMergedStreams[K, T | Exception]: ...
+@overload
+def amerge(streams: Iterable[AsyncSource[T]], *, errors: Literal["raise"] = "raise") -> AsyncMergedStreams[int, T]: ...
+@overload
+def amerge(
+    streams: Iterable[AsyncSource[T]], *, errors: Literal["yield"]
+) -> AsyncMergedStreams[int, T | Exception]: ...
+@overload
+def amerge(
+    streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors = "raise"
+) -> AsyncMergedStreams[Any, Any]: ...
+def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams[Any, Any]:
     """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.
 
     Calls, and requests that functools.partial(arequest_sse, ...) stands for, are sent when the iteration begins.
@@ -80,8 +120,8 @@ class _BaseMerged(NotCopyable):
         self._merger.close()
 
 
-class MergedStreams(_BaseMerged):
-    """Many streams, read as one by one thread; see `merge`."""
+class MergedStreams(_BaseMerged, Generic[K, T]):
+    """Many streams, read as one by one thread: an iterable of `(name, item)`; see `merge`."""
 
     _was_left = False
 
@@ -96,7 +136,7 @@ class MergedStreams(_BaseMerged):
         self._merger.check_process()
         return self._merger.add(member_of(name, stream))
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple[K, T]]:
         """Return an iterator whose end, however it comes, aborts all streams that are left.
 
         Raises UsageError for a second iterator at a time, and after a loop was left.
@@ -132,8 +172,8 @@ class MergedStreams(_BaseMerged):
             self._claims.discard(claim)
 
 
-class AsyncMergedStreams(_BaseMerged):
-    """Many streams, read as one by a coroutine; see `amerge`."""
+class AsyncMergedStreams(_BaseMerged, Generic[K, T]):
+    """Many streams, read as one by a coroutine: an asynchronous iterator of `(name, item)`; see `amerge`."""
 
     def __init__(self, streams: Iterator[tuple[Any, Any]], errors: Errors) -> None:
         super().__init__(errors)
@@ -158,7 +198,7 @@ class AsyncMergedStreams(_BaseMerged):
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> Coroutine[Any, Any, tuple[Any, Any]]:
+    def __anext__(self) -> Coroutine[Any, Any, tuple[K, T]]:
         claim = Claim()
         coroutine = self._next(claim)
         claim.held_by(coroutine)

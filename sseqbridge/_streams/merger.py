@@ -16,7 +16,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.scope import CancelScope, check_scope, current_scope
@@ -35,7 +35,15 @@ from .subscription import Subscription
 from .sync import SSEResponse, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from sseqbridge._http.pauses import Pauses
+
+    T = TypeVar("T")
+    # What merge, gather and amerge take, for type checkers. A Call is a function that returns a response.
+    Source = SSEResponse[T] | Stream[T] | Callable[[], SSEResponse[T] | Stream[T]]
+    AsyncStream = AsyncSSEResponse[T] | AsyncEventStream[T]
+    AsyncSource = AsyncStream[T] | Call[T] | Callable[[], AsyncStream[T] | Awaitable[AsyncStream[T]]]
 
 __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
 

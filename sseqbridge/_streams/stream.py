@@ -6,18 +6,26 @@ A stream has no state of its own besides its reader. The properties may be read 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
 
 if TYPE_CHECKING:
     import httpx
 
+    from sseqbridge._engine.channel import Outcome
     from sseqbridge._engine.stats import StreamStats
     from sseqbridge._sse.events import ServerSentEvent
 
     from .cursor import Cursor
     from .reader import ItemReader
+
+    class UnpackedHeaders(httpx.Headers, Any):  # type: ignore[misc]
+        """The headers in a response tuple, for type checkers.
+
+        They are also Any: in a module, `_, _, events = request_sse(...)` gives `_` the type of the status, and assigns
+        the headers to it.
+        """
 
 __all__ = ["BaseEventStream", "BaseStream", "reader_of"]
 
@@ -32,7 +40,7 @@ class BaseStream(NotCopyable, Generic[T]):
         self._cursor: Cursor[T] = reader.cursor
 
     @property
-    def outcome(self) -> str | None:
+    def outcome(self) -> Outcome | None:
         """None while the stream is open, then "done", "eof", "closed" or "error"."""
         return self._cursor.outcome
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
@@ -18,6 +18,8 @@ from .stream import BaseEventStream, BaseStream
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
+
+    from .stream import UnpackedHeaders
 
 __all__ = ["EventStream", "SSEResponse", "Stream"]
 
@@ -121,13 +123,14 @@ class EventStream(BaseEventStream[T], Stream[T]):
         return self
 
 
-class SSEResponse(NotCopyable, tuple[int, "httpx.Headers", EventStream[T_co]], Generic[T_co]):
+class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: what request_sse returns, and a context manager that closes it."""
 
     __slots__ = ()
 
     def __new__(cls, events: EventStream[T_co]) -> Self:
-        return super().__new__(cls, (events.status, events.headers, events))
+        headers: Any = events.headers
+        return super().__new__(cls, (events.status, headers, events))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.events!r}>"

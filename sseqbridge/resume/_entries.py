@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from sseqbridge._engine.channel import Outcome
 from sseqbridge._engine.responses import Body, Head
 from sseqbridge._exceptions import LogError, RequestAbortedError, SSEError
 from sseqbridge._sse.events import ServerSentEvent
@@ -182,9 +183,10 @@ class Entry:
         except (ValueError, TypeError, KeyError, RecursionError) as exc:
             raise self.error(f"a value is missing, or of a wrong type or size ({self.kind})") from exc
 
-    def outcome(self) -> str:
+    def outcome(self) -> Outcome:
         """Return the stream's outcome, for the kind END."""
-        return self._checked(lambda: _payloads.one_of(self.fields[END], ("done", "eof")))
+        outcomes: tuple[Outcome, ...] = ("done", "eof")
+        return self._checked(lambda: _payloads.one_of(self.fields[END], outcomes))
 
     def sent_error(self) -> SSEError:
         """Return the error that ended the stream, for the kind ERROR."""

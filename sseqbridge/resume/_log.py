@@ -24,8 +24,9 @@ from ._operations import aopen_stream, aproduce, cancel_stream, delete_stream, o
 from ._store import LogSettings, Store
 
 if TYPE_CHECKING:
-
     from typing_extensions import Self, Unpack
+
+    from sseqbridge._engine.channel import Outcome
 
 __all__ = ["Log", "LogOptions", "MemoryLog", "Replay", "Start"]
 
@@ -160,7 +161,7 @@ class Log(NotCopyable, abc.ABC):
         """
         return await aopen_stream(self._core, OpenArguments(key, start, **options))
 
-    def produce(self, key: str, start: Start, *, takeover: bool = False) -> str | None:
+    def produce(self, key: str, start: Start, *, takeover: bool = False) -> Outcome | None:
         """Write the stream `key` to its end, and return its outcome: "done", "eof" or "closed".
 
         For a worker, whose stream other processes read. Returns None without a call of `start` if another process
@@ -170,7 +171,7 @@ class Log(NotCopyable, abc.ABC):
         self._core.check_may_wait("Log.produce", "aproduce")
         return produce(self._core, key, start, takeover=takeover)
 
-    async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> str | None:
+    async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> Outcome | None:
         """Do the same in a coroutine; `start` runs as in `aopen`."""
         return await aproduce(self._core, key, start, takeover=takeover)
 

@@ -25,6 +25,8 @@ from ._reader import Reader
 from ._start import acall_start, call_start, check_start, claim_producer, new_producer
 
 if TYPE_CHECKING:
+    from sseqbridge._engine.channel import Outcome
+
     from ._hub import Hub
     from ._log_core import LogCore
 
@@ -78,7 +80,7 @@ def _item_reader(reader: Reader, head: Head, prepared: PreparedOpen) -> ItemRead
     return ItemReader(Cursor(reader, head, prepared.decoder, prepared.options.cancel, None))
 
 
-def produce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
+def produce(core: LogCore, key: str, start: Any, *, takeover: bool) -> Outcome | None:
     """Write a stream to its end, and return its outcome; None if another process began it."""
     claim = partial(claim_producer, check_key(key), check_start(start), takeover)
     call = core.call(core.hub(), claim)
@@ -94,7 +96,7 @@ def produce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | Non
         raise
 
 
-async def aproduce(core: LogCore, key: str, start: Any, *, takeover: bool) -> str | None:
+async def aproduce(core: LogCore, key: str, start: Any, *, takeover: bool) -> Outcome | None:
     """Do the same in a coroutine."""
     claim = partial(claim_producer, check_key(key), check_start(start), takeover)
     call = core.call(await core.ahub(), claim)
@@ -109,7 +111,7 @@ async def aproduce(core: LogCore, key: str, start: Any, *, takeover: bool) -> st
         raise
 
 
-def _outcome(end: End) -> str:
+def _outcome(end: End) -> Outcome:
     if end.error is not None:
         raise end.error
     return end.outcome

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
-from typing import Any
+from typing import Any, TypeVar
 
 from sseqbridge import _exceptions
 from sseqbridge._checks import is_number
@@ -27,6 +27,8 @@ from sseqbridge._exceptions import (
 from sseqbridge._sse.events import ServerSentEvent
 
 __all__ = ["dump_error", "dump_refusal", "load_error", "load_refusal", "one_of", "seconds"]
+
+S = TypeVar("S", bound=str)
 
 # The headers of an error answer that relays forward.
 _KEPT_HEADERS = ("content-type", "retry-after")
@@ -96,11 +98,11 @@ def _kept(headers: Any) -> dict[str, str]:
 # Readers of single values.
 
 
-def one_of(value: str, values: tuple[str, ...]) -> str:
-    """Return `value`. Raises ValueError if it is none of `values`."""
+def one_of(value: Any, values: tuple[S, ...]) -> S:
+    """Return the one of `values` that equals `value`. Raises ValueError if there is none."""
     if value not in values:
         raise ValueError(f"must be one of {values}")
-    return value
+    return values[values.index(value)]
 
 
 def seconds(value: Any) -> float | None:

@@ -28,6 +28,7 @@ from ._entries import event_fields
 from ._errors import as_callback_error
 
 if TYPE_CHECKING:
+    from sseqbridge._engine.channel import Outcome
     from sseqbridge._engine.responses import Head
     from sseqbridge._exceptions import SSEError, StatusError
     from sseqbridge._streams.reader import Detached, ItemReader
@@ -60,7 +61,7 @@ class Upstream:
         return self._detached.subscription.done_event
 
     @property
-    def outcome(self) -> str | None:
+    def outcome(self) -> Outcome | None:
         """How the stream ended; None while it is open."""
         return self._reader.cursor.outcome
 

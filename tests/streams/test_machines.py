@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sseqbridge._engine.channel import CLOSED, Channel, End
+from sseqbridge._engine.channel import CLOSED, Channel, End, Outcome
 from sseqbridge._exceptions import BufferLimitError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -289,7 +289,7 @@ class ChannelMachine(RuleBasedStateMachine):
     # Only after some entries, since later rules need an open channel.
     @precondition(lambda self: self.number > 10)
     @rule(outcome=st.sampled_from(["eof", "done"]))
-    def end(self, outcome: str) -> None:
+    def end(self, outcome: Outcome) -> None:
         self.channel.end(End(outcome))
         self.add(End(outcome), 0)
         self.settle()

@@ -604,7 +604,7 @@ def test_one_stream_instead_of_many_raises_usage_error() -> None:
             asyncio.run(_read_all(amerge({"a": response})))
 
 
-async def _read_all(merged: AsyncMergedStreams) -> list[Any]:
+async def _read_all(merged: AsyncMergedStreams[Any, Any]) -> list[Any]:
     return [named async for named in merged]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from sseqbridge import EventStream, ServerSentEvent, UsageError
 from sseqbridge._engine.batches import Batch
-from sseqbridge._engine.channel import End, ThreadChannel
+from sseqbridge._engine.channel import End, Outcome, ThreadChannel
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.scope import Ownership
 from sseqbridge._engine.stats import StreamStats
@@ -136,7 +136,7 @@ def test_reader_added_while_the_last_one_leaves_works_or_is_an_error(close_first
 
 
 @pytest.mark.parametrize("outcome", ["eof", "done"])
-def test_reader_of_the_history_is_added_after_all_have_left(outcome: str) -> None:
+def test_reader_of_the_history_is_added_after_all_have_left(outcome: Outcome) -> None:
     upstream = Upstream()
     head = Head(200, httpx.Headers(), "HTTP/1.1")
     source: ItemReader[str] = ItemReader(Cursor(upstream, head, Decoder("text", None, "raise"), None, None))
