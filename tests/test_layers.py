@@ -23,6 +23,7 @@ TEST_MODULES = sorted((ROOT / "tests").rglob("test_*.py"))
 # Private attributes of the standard library and of dependencies, for which there is no public access.
 FOREIGN = {
     "_get_running_loop": "asyncio: the running loop or None; get_running_loop() raises, which costs ten times as much",
+    "_get_current_object": "Werkzeug: the application behind flask.current_app; Flask documents it",
     "_getframe": "sys: the caller's line, for a warning",
     "_h2_state": "httpcore: the state of an HTTP/2 connection, to close one of its streams",
     "_mounts": "httpx: whether a client of the caller's has transports of its own",
@@ -38,6 +39,7 @@ FOREIGN = {
 STARTS_THREADS = {
     "sseqbridge/_runtime/threads.py": "the threads of bridges, and of blocking functions",
     "sseqbridge/_runtime/gevent.py": "a native thread in a process that gevent has patched",
+    "sseqbridge/relay/_ending.py": "anyio's worker threads, where Starlette runs the plain functions of an application",
     "sseqbridge/testing/_server.py": "the thread of an SSEServer; the package `testing` is a tool for tests alone",
 }
 THREAD_NAMES = {

@@ -6,6 +6,7 @@ immutable, and nothing here has state that threads share.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import is_error, quoted, upstream_error
 
 if TYPE_CHECKING:
+    from sseqbridge._exceptions import UpstreamError
     from sseqbridge._sse.dialects import EventRules
 
 __all__ = ["Decode", "Decoder", "ErrorEvents"]
@@ -38,7 +40,7 @@ class Decoder:
     `is_function`: whether `decode` is a function of the caller's.
     """
 
-    __slots__ = ("_is_last", "gives_body", "has_done_function", "is_function", "item", "rules")
+    __slots__ = ("_is_last", "_raises", "gives_body", "has_done_function", "is_function", "item", "rules")
 
     def __init__(
         self, decode: Decode, done: Done, error_events: ErrorEvents, rules: EventRules | None = None
@@ -53,6 +55,7 @@ class Decoder:
         self.has_done_function = self.rules.asks_consumer
         self.gives_body = decode == "json"
         self.is_function = callable(decode)
+        self._raises = error_events == "raise"
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)
@@ -60,6 +63,22 @@ class Decoder:
             self.item = _json(self.rules, raises=error_events == "raise")
         else:
             self.item = _text if decode == "text" else _whole
+
+    def undecoded(self) -> Decoder:
+        """Return a decoder by the same rules whose items are the events."""
+        whole = copy.copy(self)
+        whole.item = _whole
+        return whole
+
+    def reported_error(self, event: ServerSentEvent) -> UpstreamError | None:
+        """Return the error that an event reports in whatever mode; None for others, and with error_events="yield"."""
+        is_typed = event.event in self.rules.error_types
+        if not self._raises or not (is_typed or '"error"' in event.data):
+            return None
+        value = _loaded(event.data)
+        if is_typed or is_error(value):
+            return upstream_error(event.data if value is _UNDECODED else value, event)
+        return None
 
     def is_last(self, item: ServerSentEvent | Comment, decoded: Any = _UNDECODED) -> bool:
         """Whether the caller's `done` function accepts the event, or the event is the response that ends the stream.
@@ -69,7 +88,7 @@ class Decoder:
         if isinstance(item, Comment):
             return False
         if self.rules.ends_at_response:
-            is_decoded = self.rules.is_json and decoded is not _UNDECODED
+            is_decoded = self.rules.is_json and decoded is not _UNDECODED and decoded is not item
             return _is_response(decoded if is_decoded else _loaded(item.data))
         if self._is_last is None:
             return False

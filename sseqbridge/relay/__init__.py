@@ -14,12 +14,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._disconnect import reader_left
+from ._ending import RelayEnd
 from ._frames import AsyncFrames, Frames, aframes, frames
+from ._live import end_all
+from ._response import EVENT_STREAM_HEADERS
 
 if TYPE_CHECKING:
     from . import django, flask, starlette
 
-__all__ = ["AsyncFrames", "Frames", "aframes", "django", "flask", "frames", "reader_left", "starlette"]
+__all__ = [
+    "EVENT_STREAM_HEADERS",
+    "AsyncFrames",
+    "Frames",
+    "RelayEnd",
+    "aframes",
+    "django",
+    "end_all",
+    "flask",
+    "frames",
+    "reader_left",
+    "starlette",
+]
 
 _FRAMEWORKS = ("django", "flask", "starlette")
 

@@ -1,29 +1,36 @@
 """Frames and AsyncFrames: a relay's bytes as an iterator, with heartbeats and a check for a disconnect.
 
-One thread (or coroutine) of the web server at a time asks for the next piece, and writes all fields;
-`close` may be called by any thread. Every piece is one or more whole frames.
+Every piece is one or more whole frames. `_base_frames.py` says which thread writes which field.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import NotCopyable
-from sseqbridge._exceptions import CallbackError, DecodeError, SSEError, UsageError
 from sseqbridge._runtime.clock import clock
+from sseqbridge._runtime.loops import in_coroutine
 
+from . import _live
+from ._base_frames import LONG, BaseFrames
 from ._disconnect import ClientDisconnected, disconnect_flag
-from ._options import ASYNC_WITHOUT, RelayOptions, describe, relay_options
-from ._source import ApplicationError, AsyncSource, Source, Upstream
-from ._writer import HEARTBEAT, Writer
+from ._ending import Ending
+from ._opening import AsyncFunctionSource, FunctionSource
+from ._options import ASYNC_WITHOUT, SYNC_WITHOUT, RelayOptions, describe, relay_options
+from ._source import ApplicationError, StreamSource
+from ._upstream import Upstream
+from ._writer import HEARTBEAT, Writer, notice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._options import AsyncRelayKeywords, RelayKeywords
+    from sseqbridge._streams.reader import ItemReader
+
+    from ._options import AsyncRelayKeywords, SyncRelayKeywords
+    from ._source import AsyncSource, Source
 
 __all__ = ["AsyncFrames", "Frames", "aframes", "arelay", "frames", "relay"]
 
@@ -31,13 +38,11 @@ logger = logging.getLogger("sseqbridge")
 
 # A piece is complete once it has this size.
 _PIECE_BYTES = 64 * 1024
-# Longest wait for a frame when no timeout is set.
-_LONG = 3600.0
 # How long frames are collected for one piece: `map` may be slow.
 _COLLECT_SECONDS = 0.01
 
 
-def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[RelayKeywords]) -> Frames:
+def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[SyncRelayKeywords]) -> Frames:
     """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
 
     `stream` is the result of request_sse, whose events are forwarded unchanged, with their names and ids. It
@@ -45,16 +50,21 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
     client disconnects. Its items are str, dict or list (sent as JSON), ServerSentEvent, Comment, or None for
     nothing.
 
+    `stream` may also be a function without arguments that returns one of these, such as one that calls request_sse.
+    It is called at the first read, or by `open()`; once the client disconnects, its request is aborted.
+
     `environ` is the request's WSGI environment; without it there is no `probe`. The other options are the
     fields of RelayOptions, which describes them; `refusal` has no meaning here.
 
-    If the stream or `map` fails, the client gets an event named "error" (see `error`); the details are logged.
+    If the stream, the function or `map` fails, the client gets an event named "error" (see `error`); the details are
+    logged.
 
     Raises UsageError for arguments that cannot work, and for a stream that was read to its end; StatusError if
     the upstream's status is not 200.
     """
     with Upstream(stream) as upstream:
-        checked = relay_options("frames", options)
+        checked = relay_options("frames", options, without=SYNC_WITHOUT)
+        checked.check_synchronous()
         upstream.check_synchronous()
         refused = upstream.refused
         if refused is not None and refused.cursor.is_refused:
@@ -68,13 +78,14 @@ def aframes(stream: Any, **options: Unpack[AsyncRelayKeywords]) -> AsyncFrames:
     """Return the same as `frames` for an asynchronous server: an asynchronous iterator with `aclose()`.
 
     `stream` may also be the result of arequest_sse, or an asynchronous iterable, which runs in a task of its
-    own, and is closed by cancelling the task. `map` is called on the event loop, except for an iterable.
+    own, and is closed by cancelling the task; or a coroutine function that returns one of these. `map` and `on_item`
+    are called on the event loop, except for an iterable; a plain function in place of a stream in a thread.
     """
     with Upstream(stream) as upstream:
         return arelay(upstream, relay_options("aframes", options, without=ASYNC_WITHOUT))
 
 
-describe(frames, without=("refusal",))
+describe(frames, without=(*SYNC_WITHOUT, "refusal"))
 describe(aframes, without=(*ASYNC_WITHOUT, "refusal"))
 
 
@@ -83,91 +94,90 @@ def relay(
     options: RelayOptions,
     environ: Mapping[str, Any] | None,
     after_work: Callable[[], object] | None = None,
+    ending: type[Ending] = Ending,
 ) -> Frames:
-    """Return the frames of an upstream that has not refused, for a WSGI server.
+    """Return the frames of an upstream for a WSGI server.
 
-    `after_work` is called in the worker thread of an iterable after its end.
+    `after_work` is called in the worker thread of an iterable after its end. `ending` says how `on_end` is called.
     """
     writer = Writer(options)
-    source = upstream.source(writer, after_work)
-    return Frames(source, options.heartbeat, disconnect_flag(environ, options.probe), writer.error)
+    disconnected = disconnect_flag(environ, options.probe)
+    source = upstream.source(writer, after_work, early=options.early, cancel=disconnected)
+    return Frames(source, writer, options, ending(options.on_end), disconnected)
 
 
 def arelay(
-    upstream: Upstream, options: RelayOptions, after_work: Callable[[], object] | None = None
+    upstream: Upstream,
+    options: RelayOptions,
+    after_work: Callable[[], object] | None = None,
+    ending: type[Ending] = Ending,
 ) -> AsyncFrames:
-    """Return the frames of an upstream that has not refused, for an ASGI server."""
+    """Return the frames of an upstream for an ASGI server."""
     writer = Writer(options)
-    return AsyncFrames(upstream.async_source(writer, after_work), options.heartbeat, writer.error)
+    source = upstream.async_source(writer, after_work, early=options.early)
+    return AsyncFrames(source, writer, options, ending(options.on_end))
 
 
-class _BaseFrames(NotCopyable):
-    """The state of Frames and AsyncFrames, and the time of the next heartbeat."""
-
-    def __init__(self, heartbeat: float | None, report: Callable[[BaseException], bytes]) -> None:
-        self._heartbeat = heartbeat
-        # Returns the frame that reports an error, or raises an error that breaks the connection off.
-        self._report = report
-        self._sent_at: float | None = None
-        self._ended = False
-        # An error behind the frames of a piece; it is reported after them.
-        self._failure: Exception | None = None
-        # During a call that reads.
-        self._is_being_read = False
-
-    def __repr__(self) -> str:
-        state = "ended" if self._ended else "not begun" if self._sent_at is None else "open"
-        return f"<{type(self).__name__} {state}>"
-
-    def _check_not_being_read(self) -> None:
-        # An interrupt may leave the flag set where the relay has ended.
-        if self._is_being_read and not self._ended:
-            raise UsageError("a relay is read by one call at a time, and `map` or `decode` must not read it either")
-
-    def _wait(self) -> float:
-        """Return how many seconds to wait for a frame before a heartbeat is due."""
-        if self._sent_at is None:
-            return 0.0
-        return _LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - clock.monotonic())
-
-    def _send(self, piece: bytes) -> bytes:
-        self._sent_at = clock.monotonic()
-        return piece
-
-    def _fail(self, error: BaseException) -> bytes:
-        """End the relay and log the error. Returns the frame that reports it to the client."""
-        self._ended = True
-        if isinstance(error, ApplicationError):
-            error = error.error
-        if isinstance(error, SSEError):
-            # The traceback helps where the application's own function failed.
-            traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None
-            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=traceback_of)
-        else:
-            logger.error("the application's code failed in a relay", exc_info=error)
-        return self._report(error)
-
-
-class Frames(_BaseFrames):
+class Frames(BaseFrames):
     """An iterator of bytes, each one or more whole frames; see `frames`."""
 
     def __init__(
         self,
         source: Source,
-        heartbeat: float | None,
+        writer: Writer,
+        options: RelayOptions,
+        ending: Ending,
         disconnected: ClientDisconnected,
-        report: Callable[[BaseException], bytes],
     ) -> None:
-        super().__init__(heartbeat, report)
+        super().__init__(source, writer, options, ending)
         self._source = source
         self._disconnected = disconnected
-        self._probe = _LONG if disconnected.probe is None else disconnected.probe
+        self._probe = LONG if disconnected.probe is None else disconnected.probe
+
+    def __del__(self) -> None:
+        _live.remove(self)
+        if self._has_begun and self._ending.is_pending:
+            # Dropped without close(), which servers call.
+            self._conclude()
 
     def __iter__(self) -> Frames:
         return self
 
+    def open(self) -> None:
+        """Call the function in place of the stream now, and wait for the upstream's headers.
+
+        Before the web server sends the headers of the response: the application can still choose its status. Does
+        nothing if the stream is open. Raises StatusError if the upstream refuses, with the body, and the function's
+        exceptions.
+        """
+        refused = self.open_upstream()
+        if refused is not None and refused.cursor.is_refused:
+            error = refused.refusal()
+            self.close()
+            assert error is not None
+            raise error
+
+    def open_upstream(self) -> ItemReader[Any] | None:
+        """Do the same, but return the reader of a refusal."""
+        if isinstance(self._source, FunctionSource) and not self._ended:
+            self._has_begun = True
+            try:
+                self._source.open()
+            except BaseException as exc:
+                self._ended = True
+                self._note("error", exc)
+                self.close()
+                raise
+            if self._disconnected.is_set():
+                self.close()
+        source = self._source
+        refused = source.refused if isinstance(source, (FunctionSource, StreamSource)) else None
+        if refused is not None:
+            self.note_refusal(refused)
+        return refused
+
     def __next__(self) -> bytes:
-        self._check_not_being_read()
+        self._begin()
         try:
             self._is_being_read = True
             piece = self._next_piece()
@@ -175,16 +185,21 @@ class Frames(_BaseFrames):
             return piece
         except StopIteration:
             self._is_being_read = False
+            self._conclude()
             raise
-        except BaseException:
+        except BaseException as exc:
             # An interrupt: the frames that were taken are lost, so that none may follow.
             self._ended = True
             self._is_being_read = False
+            self._note("error", exc)
             self._source.abandon()
             raise
 
     def _next_piece(self) -> bytes:
         while not self._ended:
+            if self._farewell is not None:
+                self._source.close()
+                return self._say_farewell()
             # Checked here, not only on timeout: `map` may leave out every event.
             if self._disconnected.is_set():
                 self.close()
@@ -192,10 +207,16 @@ class Frames(_BaseFrames):
             try:
                 piece = self._collect(min(self._wait(), self._probe))
             except StopIteration:
+                if self._farewell is not None or self._disconnected.is_set():
+                    continue
                 self._ended = True
-                if last := self._source.end():
+                last = self._source.end()
+                self._note_end_of_source()
+                if last:
                     return last
             except Exception as exc:
+                if self._farewell is not None:
+                    continue
                 try:
                     report = self._fail(exc)
                 finally:
@@ -233,52 +254,136 @@ class Frames(_BaseFrames):
 
     def close(self) -> None:
         """Abort the upstream, or end the iterable; WSGI servers call it."""
+        self._note("disconnected")
         self._ended = True
         self._disconnected.end_request()
         self._source.close()
+        if not self._is_being_read:
+            self._conclude()
+
+    def discard(self) -> None:
+        """Close the relay without a call of `on_end`: for HEAD."""
+        self._ending.discard()
+        self.close()
+
+    def _conclude(self) -> None:
+        _live.remove(self)
+        self._ending.call(self._note("disconnected"))
 
 
-class AsyncFrames(_BaseFrames):
+class AsyncFrames(BaseFrames):
     """An asynchronous iterator of bytes, each one or more whole frames; see `aframes`."""
 
-    def __init__(
-        self, source: AsyncSource, heartbeat: float | None, report: Callable[[BaseException], bytes]
-    ) -> None:
-        super().__init__(heartbeat, report)
+    def __init__(self, source: AsyncSource, writer: Writer, options: RelayOptions, ending: Ending) -> None:
+        super().__init__(source, writer, options, ending)
         self._source = source
+        self._send_timeout = options.send_timeout
+        self._send_timer: asyncio.TimerHandle | None = None
+        # The loop that reads the relay, None before the first read.
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __del__(self) -> None:
+        _live.remove(self)
+        if self._loop is not None and self._ending.is_pending:
+            # Dropped by a loop that its server's error has left.
+            self._ending.call_later(self._note("disconnected"), self._loop)
 
     def __aiter__(self) -> AsyncFrames:
         return self
 
+    async def open(self) -> None:
+        """Call the function in place of the stream now, and wait for the upstream's headers.
+
+        Before the web server sends the headers of the response: the application can still choose its status. Does
+        nothing if the stream is open. Raises StatusError if the upstream refuses, with the body, and the function's
+        exceptions.
+        """
+        refused = await self.open_upstream()
+        if refused is not None and refused.cursor.is_refused:
+            error = await refused.arefusal()
+            await self.aclose()
+            raise error
+
+    async def open_upstream(self) -> ItemReader[Any] | None:
+        """Do the same, but return the reader of a refusal."""
+        source = self._source
+        if isinstance(source, AsyncFunctionSource) and not self._ended:
+            self._begin_on_loop()
+            try:
+                await source.open()
+            except ApplicationError as exc:
+                self._note("error", exc.error)
+                await self.aclose()
+                raise exc.error from None
+            except BaseException as exc:
+                if isinstance(exc, Exception):
+                    self._note("error", exc)
+                await self._leave(exc)
+                raise
+        refused = source.refused if isinstance(source, (AsyncFunctionSource, StreamSource)) else None
+        if refused is not None:
+            self.note_refusal(refused)
+        return refused
+
+    def _begin_on_loop(self) -> None:
+        self._begin()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+
     async def __anext__(self) -> bytes:
-        self._check_not_being_read()
+        self._begin_on_loop()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
         try:
             self._is_being_read = True
             piece = await self._next_piece()
             self._is_being_read = False
-            return piece
         except StopAsyncIteration:
             self._is_being_read = False
+            await self._aconclude()
             raise
-        except BaseException:
+        except BaseException as exc:
             # A cancellation: the server cancels the task when the client disconnects.
             self._is_being_read = False
-            self.close()
+            await self._leave(exc)
             raise
+        if self._send_timeout is not None and self._loop is not None:
+            self._send_timer = self._loop.call_later(
+                self._send_timeout, _give_up, weakref.ref(self), self._send_timeout
+            )
+        return piece
+
+    async def _leave(self, error: BaseException) -> None:
+        """End the relay in a coroutine that is being cancelled or closed."""
+        if isinstance(error, (asyncio.CancelledError, Exception)):
+            await self.aclose()
+        else:
+            # A coroutine that is closed must not wait.
+            self.close()
 
     async def _next_piece(self) -> bytes:
         while not self._ended:
+            if self._farewell is not None:
+                self._source.abandon()
+                return self._say_farewell()
             try:
                 piece = await self._collect(self._wait())
             except StopAsyncIteration:
+                if self._farewell is not None:
+                    continue
                 self._ended = True
-                if last := self._source.end():
+                last = self._source.end()
+                self._note_end_of_source()
+                if last:
                     return last
             except Exception as exc:
+                if self._farewell is not None:
+                    continue
                 try:
                     report = self._fail(exc)
                 finally:
-                    self.close()
+                    self._source.abandon()
                 if report:
                     return report
             if self._ended:
@@ -311,11 +416,53 @@ class AsyncFrames(_BaseFrames):
             size += len(frame)
         return b"".join(collected)
 
+    def give_up(self, seconds: float) -> None:
+        """Abort the upstream, since the client has not read for so many seconds."""
+        logger.warning("a relay's client has not read for %g s: its upstream is aborted", seconds)
+        self._note("disconnected")
+        self._farewell = notice("error", "SendTimeout", "the answer was not read in time")
+        self._source.abandon()
+        if self._loop is not None:
+            self._ending.call_later(self._note("disconnected"), self._loop)
+
     def close(self) -> None:
         """Abort the upstream, or cancel the iterable's task, without waiting for it."""
-        self._ended = True
-        self._source.abandon()
+        self._stop()
+        if not self._is_being_read:
+            _live.remove(self)
+            self._conclude_elsewhere()
 
     async def aclose(self) -> None:
         """Abort the upstream, or cancel the iterable's task."""
+        self._stop()
+        if not self._is_being_read:
+            await self._aconclude()
+
+    def discard(self) -> None:
+        """Close the relay without a call of `on_end`: for HEAD."""
+        self._ending.discard()
         self.close()
+
+    def _stop(self) -> None:
+        self._note("disconnected")
+        self._ended = True
+        self._source.abandon()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+
+    def _conclude_elsewhere(self) -> None:
+        end = self._note("disconnected")
+        if in_coroutine():
+            self._ending.call_later(end, asyncio.get_running_loop())
+        else:
+            self._ending.call_in_thread(end, self._loop)
+
+    async def _aconclude(self) -> None:
+        _live.remove(self)
+        await self._ending.acall(self._note("disconnected"))
+
+
+def _give_up(reference: weakref.ref[AsyncFrames], seconds: float) -> None:
+    frames = reference()
+    if frames is not None:
+        frames.give_up(seconds)

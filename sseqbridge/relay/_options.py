@@ -15,25 +15,39 @@ from sseqbridge._sse.events import ServerSentEvent
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
-    class AsyncRelayKeywords(TypedDict, total=False):
-        """The keyword arguments of relays for asynchronous servers, for type checkers; see RelayOptions."""
+    from ._ending import RelayEnd
+
+    class CommonRelayKeywords(TypedDict, total=False):
+        """The keyword arguments of all relays, for type checkers; see RelayOptions."""
 
         heartbeat: float | None
         map: Callable[[Any], Any] | None
         done: bool | str | ServerSentEvent | None
         error: Callable[[BaseException], Any] | None
         refusal: RefusalOption
+        early: bool
+        on_item: Callable[[Any], Any] | None
+        on_end: Callable[[RelayEnd], Any] | None
 
-    class RelayKeywords(AsyncRelayKeywords, total=False):
+    class AsyncRelayKeywords(CommonRelayKeywords, total=False):
+        """The keyword arguments of relays for asynchronous servers, for type checkers; see RelayOptions."""
+
+        send_timeout: float | None
+
+    class SyncRelayKeywords(CommonRelayKeywords, total=False):
         """The keyword arguments of relays for synchronous servers, for type checkers; see RelayOptions."""
 
         probe: float | None
 
+    class RelayKeywords(AsyncRelayKeywords, SyncRelayKeywords, total=False):
+        """The keyword arguments of relays for servers of both kinds, for type checkers; see RelayOptions."""
 
-__all__ = ["ASYNC_WITHOUT", "RelayOptions", "describe", "relay_options"]
 
-# The options that have no meaning for an asynchronous server.
+__all__ = ["ASYNC_WITHOUT", "SYNC_WITHOUT", "RelayOptions", "describe", "relay_options"]
+
+# The options that have no meaning for an asynchronous server, and for a synchronous one.
 ASYNC_WITHOUT = ("probe",)
+SYNC_WITHOUT = ("send_timeout",)
 
 RefusalFunction = Callable[[StatusError], tuple[int, Any]]
 RefusalOption = Literal["error", "pass"] | RefusalFunction
@@ -69,6 +83,22 @@ class RelayOptions:
     StatusError, and returns the status, and the body as a dict or list (sent as JSON), or a str. In each form
     a 204 remains a 204.
 
+    `early`: True to send headers and heartbeats before the upstream's headers are in, if `stream` is a function.
+    A refusal of the upstream is then reported like an error in the stream. An asynchronous server, and a
+    synchronous one in a thread of its own, call the function at the first read.
+
+    `on_item`: a function that is called with each item, where `map` is called, and before it. Without `map`, an event
+    that cannot be decoded, or reports an error, is forwarded without a call. If the function raises, the
+    stream ends with CallbackError.
+
+    `on_end`: a function that is called once, with a RelayEnd, when the response has been sent, or has been closed
+    earlier; also after a refusal, but not for HEAD. A synchronous server calls it in the response's thread. An
+    asynchronous one calls a plain function in a thread, and awaits a coroutine function for at most 5 s, although
+    the client has left. Its exceptions are logged. The client sees the end of the response after the call.
+
+    `send_timeout`: seconds after which a client that does not read counts as disconnected, None for never: the
+    upstream is aborted, although the web server still waits for the client. ASGI only.
+
     Raises UsageError for an argument of the wrong type, seconds that are not above 0, or a `done` that cannot
     be encoded.
     """
@@ -79,12 +109,20 @@ class RelayOptions:
     done: bool | str | ServerSentEvent | None = True
     error: Callable[[BaseException], Any] | None = None
     refusal: RefusalOption = "error"
+    early: bool = False
+    on_item: Callable[[Any], Any] | None = None
+    on_end: Callable[[RelayEnd], Any] | None = None
+    send_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        check_seconds("heartbeat", self.heartbeat, never=True)
-        check_seconds("probe", self.probe, never=True)
+        for name in ("heartbeat", "probe", "send_timeout"):
+            check_seconds(name, getattr(self, name), never=True)
         _check_function("map", self.map, "the item")
+        _check_function("on_item", self.on_item, "the item")
         _check_function("error", self.error, "the error")
+        _check_function("on_end", self.on_end, "the RelayEnd", may_be_coroutine=True)
+        if not isinstance(self.early, bool):
+            raise UsageError(f"`early` must be a bool, got {type(self.early).__name__}")
         if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
             raise UsageError(
                 f"`done` must be a bool, a str, a ServerSentEvent or None, got {type(self.done).__name__}. "
@@ -98,6 +136,14 @@ class RelayOptions:
                 f'`refusal` must be "error", "pass" or a function of the StatusError, got {self.refusal!r}'
             )
 
+    def check_synchronous(self) -> None:
+        """Raise UsageError for an option that only an asynchronous server can use."""
+        if inspect.iscoroutinefunction(self.on_end):
+            raise UsageError(
+                "`on_end` must be a plain function for a synchronous server, got a coroutine function, which is never "
+                "awaited"
+            )
+
     @property
     def done_event(self) -> ServerSentEvent | None:
         """The event to send at every clean end instead of the upstream's `[DONE]`; None if there is none."""
@@ -106,10 +152,10 @@ class RelayOptions:
         return self.done if isinstance(self.done, ServerSentEvent) else None
 
 
-def _check_function(name: str, function: object, argument: str) -> None:
+def _check_function(name: str, function: object, argument: str, *, may_be_coroutine: bool = False) -> None:
     if function is not None and not callable(function):
         raise UsageError(f"`{name}` must be a function of {argument}, or None, got {type(function).__name__}")
-    if inspect.iscoroutinefunction(function):
+    if not may_be_coroutine and inspect.iscoroutinefunction(function):
         raise UsageError(f"`{name}` must be a plain function, got a coroutine function, which is never awaited")
 
 

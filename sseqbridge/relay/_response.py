@@ -9,9 +9,17 @@ import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sseqbridge._exceptions import StatusError, UsageError
+from sseqbridge._exceptions import (
+    CallbackError,
+    RequestAbortedError,
+    SSEError,
+    StatusError,
+    StreamTimeoutError,
+    UsageError,
+)
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES
 from sseqbridge._http.header_syntax import TOKEN, VALUE
 from sseqbridge._sse.events import ServerSentEvent
@@ -24,11 +32,20 @@ if TYPE_CHECKING:
 
     from ._options import RefusalOption
 
-__all__ = ["Refusal", "aread_refusal", "event_stream_headers", "read_refusal", "refusal_head"]
+__all__ = [
+    "EVENT_STREAM_HEADERS",
+    "Refusal",
+    "aread_refusal",
+    "error_response",
+    "event_stream_headers",
+    "read_refusal",
+    "refusal_head",
+]
 
 logger = logging.getLogger("sseqbridge")
 
-_EVENT_STREAM_HEADERS = {
+# The headers of a relay's response, in each framework.
+EVENT_STREAM_HEADERS: Mapping[str, str] = MappingProxyType({
     "Content-Type": "text/event-stream; charset=utf-8",
     # no-transform: a proxy that compresses would buffer events.
     "Cache-Control": "no-cache, no-transform",
@@ -37,7 +54,7 @@ _EVENT_STREAM_HEADERS = {
     # Middlewares that compress (Django's GZipMiddleware, Flask-Compress) would collect the whole stream first.
     # They skip a response that is encoded already.
     "Content-Encoding": "identity",
-}
+})
 
 # Hop-by-hop headers, which WSGI forbids to applications (PEP 3333), and the length, which a stream does not have.
 _SERVER_HEADERS = {
@@ -79,7 +96,7 @@ def event_stream_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
     Raises UsageError for a header that cannot be set.
     """
-    return _merged(_EVENT_STREAM_HEADERS, headers)
+    return _merged(EVENT_STREAM_HEADERS, headers)
 
 
 def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -164,6 +181,21 @@ def refusal_head(
     """Return the status and headers of the response for a refusal before its body is read."""
     refusal = refusal_of(reader.cursor.status_error(), option, headers)
     return refusal.status, refusal.headers
+
+
+def error_response(error: SSEError) -> Refusal | None:
+    """Return the response to an error before the stream, and log it; None if the application's own code caused it."""
+    if isinstance(error, CallbackError):
+        return None
+    if not isinstance(error, RequestAbortedError):
+        logger.warning("a stream could not be opened: %s: %s", type(error).__name__, error)
+    if isinstance(error, StatusError):
+        return _own_refusal(error, None)
+    is_late = isinstance(error, StreamTimeoutError)
+    message = "the upstream took too long" if is_late else "the upstream could not be read"
+    content_type, body = _encoded({"error": {"type": "upstream_error", "message": message}})
+    headers = {"Content-Type": content_type, "X-Content-Type-Options": "nosniff"}
+    return Refusal(504 if is_late else 502, headers, body)
 
 
 def _own_refusal(error: StatusError, headers: Mapping[str, str] | None) -> Refusal:

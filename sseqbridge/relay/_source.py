@@ -1,8 +1,8 @@
 """Where a relay's frames come from: an upstream's stream, an iterable, or an asynchronous iterable.
 
-`Upstream` examines a relay's argument once, and makes the source for it. Frames of a stream are written in the
-consumer's thread or coroutine. An iterable runs in a worker thread, an asynchronous one in a task: heartbeats
-are sent while it computes, and its bounded channel holds it back while the client is slow (backpressure).
+Frames of a stream are written in the consumer's thread or coroutine. An iterable runs in a worker thread, an
+asynchronous one in a task: heartbeats are sent while it computes, and its bounded channel holds it back while the
+client is slow (backpressure).
 
 The worker thread or the task is the only producer of its channel; the consumer writes all other fields.
 `close` and `abandon` may be called by any thread.
@@ -14,32 +14,29 @@ finalized, which ends them.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import Cancelled, SSEError, UsageError
 from sseqbridge._runtime.callbacks import is_exit_of_callers_function, is_from_outside, is_reportable
-from sseqbridge._sse.events import Comment, RestartEvent
-from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
-from sseqbridge._streams.stream import BaseStream, reader_of
-from sseqbridge._streams.sync import SSEResponse
+from sseqbridge._sse.events import Comment, RestartEvent, ServerSentEvent
 from sseqbridge._streams.worker import ChannelClosed, IterableWorker
 
-from ._writer import Writer
+from ._writer import Writer, notice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
-
+    from sseqbridge._streams.decoding import Decoder
     from sseqbridge._streams.reader import ItemReader
 
-__all__ = ["ApplicationError", "AsyncSource", "Source", "StreamSource", "TaskSource", "Upstream", "WorkerSource"]
+    from ._ending import Outcome
+
+__all__ = ["ApplicationError", "AsyncSource", "BaseSource", "Source", "StreamSource", "TaskSource", "WorkerSource"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -60,69 +57,51 @@ class ApplicationError(Exception):
         self.error = error
 
 
-class Upstream:
-    """The argument `stream` of a relay. A context manager that aborts the stream if its block fails.
-
-    The relay owns the stream that it was passed: the caller keeps no other way to end it.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        if isinstance(stream, (SSEResponse, AsyncSSEResponse)):
-            stream = stream.events
-        self._stream = stream
-        # The reader of an event stream; None for iterables, and for objects that cannot be relayed.
-        self._reader: ItemReader[Any] | None = reader_of(stream) if isinstance(stream, BaseStream) else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        reader = self._reader
-        if kind is not None and reader is not None and reader.cursor.outcome is None and not reader.is_claimed:
-            reader.abort()
+class BaseSource(Protocol):
+    """Where the frames of a relay come from."""
 
     @property
-    def refused(self) -> ItemReader[Any] | None:
-        """The reader of an upstream's answer that is no event stream; None for all others."""
-        reader = self._reader
-        return reader if reader is not None and not reader.cursor.head.is_stream else None
+    def outcome(self) -> Outcome | None:
+        """How the source ended, None if it has not ended by itself."""
 
-    def check_synchronous(self) -> None:
-        """Raise UsageError if only an asynchronous server can relay the stream."""
-        if isinstance(self._stream, (AsyncEventStream, AsyncIterable)):
-            raise UsageError(
-                f"`stream` must be what request_sse returns, or an iterable, got {type(self._stream).__name__}. "
-                "Relay it through an asynchronous server."
-            )
+    @property
+    def error(self) -> BaseException | None:
+        """The error that the upstream reported in an event that was forwarded; None if it reported none."""
 
-    def source(self, writer: Writer, after_work: Callable[[], object] | None) -> Source:
-        """Return the source for a synchronous server. Raises UsageError if the stream cannot be relayed."""
-        self.check_synchronous()
-        if self._reader is not None:
-            return StreamSource(self._reader, writer)
-        items = self._stream
-        if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
-            raise UsageError(
-                f"`stream` must be what request_sse returns, or an iterable of items, got {type(items).__name__}"
-            )
-        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
-            raise UsageError("`stream` must be unread, got a generator that has ended already. Pass a new one.")
-        return WorkerSource(items, writer, after_work)
+    @property
+    def last_event_id(self) -> str:
+        """The ID of the last event that was taken from the source; "" if there is none."""
 
-    def async_source(self, writer: Writer, after_work: Callable[[], object] | None) -> AsyncSource:
-        """Return the source for an asynchronous server. Raises UsageError if the stream cannot be relayed."""
-        if self._reader is not None:
-            return StreamSource(self._reader, writer)
-        items = self._stream
-        if not isinstance(items, AsyncIterable):
-            return self.source(writer, after_work)
-        if inspect.isasyncgen(items) and items.ag_frame is None:
-            raise UsageError("`stream` must be unread, got a generator that has ended already. Pass a new one.")
-        return TaskSource(items, writer)
+    def end(self) -> bytes:
+        """Return the frame that follows the last one."""
+
+    def abandon(self) -> None:
+        """End the source, without waiting. Thread-safe and idempotent."""
+
+
+class AsyncSource(BaseSource, Protocol):
+    """A source that a coroutine can read."""
+
+    async def anext(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and the source's error."""
+
+
+class Source(BaseSource, Protocol):
+    """A source that a thread can read."""
+
+    def next(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the source's error."""
+
+    def close(self) -> None:
+        """End the source, and wait shortly until the upstream's request is aborted."""
 
 
 class StreamSource:
-    """The frames of an event stream that request_sse or arequest_sse opened."""
+    """The frames of an event stream that request_sse or arequest_sse opened.
+
+    Without `map`, unless `decode` is a function, events are forwarded without being decoded. They are decoded, in
+    addition, for `on_item` and to recognize an error that the upstream reports.
+    """
 
     def __init__(self, reader: ItemReader[Any], writer: Writer) -> None:
         outcome = reader.cursor.outcome
@@ -134,11 +113,36 @@ class StreamSource:
         self._cursor = reader.cursor
         self._writer = writer
         self._is_read = False
+        # The stream's own decoder, once it is read without decoding.
+        self._decoder: Decoder | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def refused(self) -> ItemReader[Any] | None:
+        """The reader of an answer that is no event stream; None for all others."""
+        return None if self._cursor.head.is_stream else self._reader
+
+    @property
+    def outcome(self) -> Outcome | None:
+        outcome = self._cursor.outcome
+        if self.error is not None and outcome is not None:
+            return "error"
+        return "cancelled" if outcome == "closed" else outcome  # type: ignore[return-value]
+
+    @property
+    def last_event_id(self) -> str:
+        return self._cursor.last_event_id
 
     def next(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the stream's error."""
         self._begin()
         self._reader.check_usable()
+        if self._cursor.is_refused:
+            # The reader would deliver the body as an item.
+            error = self._reader.refusal(timeout)
+            if error is None:
+                return None
+            raise error
         try:
             item = self._reader.next(timeout)
         except TimeoutError as exc:
@@ -184,7 +188,11 @@ class StreamSource:
         """Raise UsageError if another consumer read the stream to its end before the relay began."""
         if not self._is_read and self._cursor.outcome in ("done", "eof"):
             raise UsageError("`stream` was read to its end by another consumer before the relay began")
-        self._is_read = True
+        if not self._is_read:
+            self._is_read = True
+            decoder = self._cursor.decoder
+            if self._writer.is_verbatim and not decoder.is_function:
+                self._decoder, self._cursor.decoder = decoder, decoder.undecoded()
 
     def _frame(self, item: Any) -> bytes:
         try:
@@ -203,15 +211,34 @@ class StreamSource:
         if last is None:
             # An item of iterate(), which no event stands behind.
             return writer.item(item)
-        # A RestartEvent is a log's own: `map` is not called with it.
-        if type(last) is RestartEvent or (writer.is_verbatim and not cursor.decoder.is_function):
+        # A RestartEvent is a log's own: `map` and `on_item` are not called with it.
+        if type(last) is RestartEvent:
+            return writer.event(last)
+        if self._decoder is not None:
+            self._look(last, self._decoder)
             return writer.event(last)
         return writer.item(item, last)
+
+    def _look(self, event: ServerSentEvent, decoder: Decoder) -> None:
+        """Note an error that the event reports. Show the event's item to `on_item`, if it can be decoded."""
+        error = decoder.reported_error(event)
+        if error is not None:
+            self.error = self.error or error
+        elif self._writer.is_observed:
+            try:
+                item = decoder.item(event)
+            except SSEError:
+                return
+            self._writer.observe(item)
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
         cursor = self._cursor
-        return self._writer.end(cursor.outcome, cursor.last_event, cursor.done_event)
+        if cursor.end is not None and cursor.end.outcome == "closed":
+            # Ended at its source, as by log.cancel, and not by close().
+            return notice("cancelled", "Cancelled", "the answer was cancelled")
+        is_clean = self.error is None
+        return self._writer.end(cursor.outcome, cursor.last_event, cursor.done_event, is_clean=is_clean)
 
     def close(self) -> None:
         """Abort the request, unless it has ended, and wait until it is aborted."""
@@ -250,6 +277,17 @@ class WorkerSource:
             on_end=after_work,
         )
 
+    error: BaseException | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        end = self._worker.end
+        return "eof" if end is not None and end.outcome == "eof" else None
+
+    @property
+    def last_event_id(self) -> str:
+        return self._writer.last_event_id
+
     def next(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopIteration, and ApplicationError."""
         return _frame_of(self._worker.receive(timeout), StopIteration)
@@ -282,6 +320,16 @@ class TaskSource:
 
     def __del__(self) -> None:
         self.abandon()
+
+    error: BaseException | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return "eof" if self._end is not None and self._end.outcome == "eof" else None
+
+    @property
+    def last_event_id(self) -> str:
+        return self._writer.last_event_id
 
     async def anext(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and ApplicationError."""
@@ -362,7 +410,3 @@ async def _aiterate(items: AsyncIterable[Any], writer: Writer, channel: Channel[
                 logger.exception("an asynchronous iterable failed while it was being closed")
         finally:
             channel.end(end)
-
-
-Source = StreamSource | WorkerSource
-AsyncSource = StreamSource | WorkerSource | TaskSource

@@ -13,14 +13,15 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from sseqbridge._exceptions import SSEError, UpstreamError
+from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError
+from sseqbridge._runtime.callbacks import is_reportable
 from sseqbridge._sse.encoder import encode, item_text, without_surrogates
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
 
 from ._options import RelayOptions
 
-__all__ = ["HEARTBEAT", "Writer"]
+__all__ = ["HEARTBEAT", "Writer", "notice"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
@@ -36,6 +37,7 @@ _MESSAGES = {
     "DecodeError": "the upstream sent data that could not be decoded",
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
+    "CallbackError": "the server failed while it made the stream",
     "BridgeClosedError": "the server is shutting down",
     "ProducerLostError": "the answer was broken off",
     "EventsLostError": "earlier events are no longer kept",
@@ -52,6 +54,7 @@ class Writer:
 
     def __init__(self, options: RelayOptions) -> None:
         self._map = options.map
+        self._on_item = options.on_item
         self._error = options.error
         self._done_event = options.done_event
         self._forwards_done = options.done is True
@@ -59,6 +62,24 @@ class Writer:
         self.context = contextvars.copy_context()
         # The last event ID that the client holds, as far as the upstream set it.
         self._id = ""
+        # The last event ID of an item, or of the upstream's event behind it.
+        self.last_event_id = ""
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether the application sees the items."""
+        return self._on_item is not None
+
+    def observe(self, item: Any) -> None:
+        """Call the application's function `on_item`. Raises CallbackError if it raises."""
+        if self._on_item is None:
+            return
+        try:
+            self.context.run(self._on_item, item)
+        except BaseException as exc:
+            if not is_reportable(exc):
+                raise
+            raise CallbackError(f"the function `on_item` raised {type(exc).__name__}") from exc
 
     @property
     def is_verbatim(self) -> bool:
@@ -69,7 +90,7 @@ class Writer:
         """Return the frame of an upstream's event."""
         frame = encode(event)
         if event.id != self._id:
-            self._id = event.id
+            self._id = self.last_event_id = event.id
             if not event.id:
                 # An event without an `id` field would not reset the client's last event ID.
                 frame = b"id:\n" + frame
@@ -78,14 +99,18 @@ class Writer:
     def item(self, item: Any, source: ServerSentEvent | None = None) -> bytes:
         """Return the frame of an item, through `map`; it takes the name and id of the event `source`.
 
-        Raises UsageError for an item that cannot be sent, and the exceptions of `map`.
+        Raises UsageError for an item that cannot be sent, CallbackError for `on_item`, and the exceptions of `map`.
         """
+        if self._on_item is not None and item is not None and type(item) is not Comment:
+            self.observe(item)
         if self._map is not None and type(item) is not Comment:
             item = self.context.run(self._map, item)
         if item is None:
             return b""
         if isinstance(item, (Comment, ServerSentEvent)):
             # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
+            if type(item) is not Comment and item.id:  # type: ignore[union-attr]
+                self.last_event_id = item.id  # type: ignore[union-attr]
             return _encoded(item)
         text = item_text(item, "a result of `map`" if self._map is not None else "an item of the stream")
         if source is None:
@@ -103,15 +128,23 @@ class Writer:
             return _encoded(report)
         return encode(ServerSentEvent("error", item_text(report, "a result of `error`")))
 
-    def end(self, outcome: str | None, last: ServerSentEvent | None, done: ServerSentEvent | None) -> bytes:
+    def end(
+        self,
+        outcome: str | None,
+        last: ServerSentEvent | None,
+        done: ServerSentEvent | None,
+        *,
+        is_clean: bool = True,
+    ) -> bytes:
         """Return the frame that follows the last item.
 
-        `done` is the event that ended the upstream's stream, `last` the upstream's event before it.
+        `done` is the event that ended the upstream's stream, `last` the upstream's event before it. `is_clean`: the
+        upstream has reported no error.
         """
         if outcome not in ("done", "eof"):
             return b""
         if self._done_event is not None:
-            return encode(self._done_event)
+            return encode(self._done_event) if is_clean else b""
         if done is None or not self._forwards_done:
             return b""
         if done.id != ("" if last is None else last.id):
@@ -139,10 +172,19 @@ def _error_event(error: BaseException) -> ServerSentEvent:
     if isinstance(error, UpstreamError):
         reported = message_of(error.payload)
         message = message if reported is None else quoted(reported)
+    return _report("error", kind, message)
+
+
+def _report(name: str, kind: str, message: str, retry: float | None = None) -> ServerSentEvent:
     data = {
         "type": "error",
         "message": message,
         "errorText": message,
         "error": {"type": kind, "message": message},
     }
-    return ServerSentEvent("error", json.dumps(data, separators=(",", ":")))
+    return ServerSentEvent(name, json.dumps(data, separators=(",", ":")), retry=retry)
+
+
+def notice(name: str, kind: str, message: str, retry: float | None = None) -> bytes:
+    """Return the frame of an event `name` that ends a stream early, with the data of an error `kind`."""
+    return encode(_report(name, kind, message, retry))

@@ -1,26 +1,30 @@
 """Relays as Django responses, under WSGI and under ASGI. Needs the extra `django`.
 
-Runs in the view's thread; the body of a refusal under ASGI is read on the event loop.
+Runs in the view's thread; under ASGI the response runs on the event loop. A response whose upstream has to be opened,
+or has refused, is completed when Django renders it: after the view, before the response passes the middlewares.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from sseqbridge._exceptions import UsageError
+from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import loops
 
 from ._disconnect import disconnect_flag
-from ._frames import arelay, relay
+from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, abounded
+from ._frames import AsyncFrames, Frames, arelay, relay
 from ._options import RelayOptions, describe, relay_options
-from ._response import aread_refusal, event_stream_headers, read_refusal, refusal_head
-from ._source import Upstream
+from ._response import Refusal, aread_refusal, error_response, event_stream_headers, read_refusal, refusal_head
+from ._upstream import Upstream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
     from ._options import RelayKeywords
 
-__all__ = ["stream_response"]
+__all__ = ["ErrorMiddleware", "stream_response"]
 
 
 def stream_response(
@@ -42,8 +46,12 @@ def stream_response(
     """Return a response to `request` that streams to the client; a disconnect aborts the upstream.
 
     For synchronous and asynchronous views, under WSGI and under ASGI. `stream` and the options are those of
-    `relay.frames`; under ASGI, `stream` may also be what `relay.aframes` accepts. `headers` are added to those
-    of an event stream. If the upstream's status is not 200, the response is that of the option `refusal`.
+    `relay.frames`; under ASGI, `stream` and `on_end` may also be what `relay.aframes` accepts. A plain function
+    `on_end` runs under ASGI by asgiref's sync_to_async. `headers` are added to those of an event stream. If the
+    upstream's status is not 200, the response is that of the option `refusal`.
+
+    A function in place of the stream is called when Django renders the response, after the view, and not at all for
+    HEAD. The process_exception functions of middlewares are called with its exceptions.
 
     Raises UsageError for arguments that cannot work.
     """
@@ -56,45 +64,200 @@ def stream_response(
             raise UsageError(
                 f"`request` must be an HttpRequest, got {type(request).__name__}. Pass the view's first argument."
             )
-        is_asgi = isinstance(request, ASGIRequest)
-        if is_asgi and callable(checked.refusal) and loops.in_coroutine():
-            raise UsageError(
-                '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
-                "the upstream's body is in. Await raise_for_status() before the call instead."
-            )
-        environ = getattr(request, "environ", None)
-        if not is_asgi:
-            upstream.check_synchronous()
-        if (refused := upstream.refused) is not None:
-            if is_asgi and loops.in_coroutine():
-                return _asgi_refusal(refused, checked, headers)
-            refusal = read_refusal(refused, checked.refusal, headers, disconnect_flag(environ, checked.probe))
-            return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
-        # The worker thread of an iterable has database connections of its own.
-        close_connections = connections.close_all
-        body: Any = (
-            arelay(upstream, checked, close_connections)
-            if is_asgi
-            else relay(upstream, checked, environ, close_connections)
-        )
-        if request.method == "HEAD":
-            # Servers read the body of a response to HEAD to its end, and discard it.
-            body.close()
-        return StreamingHttpResponse(body, headers=merged)
+        make = _asgi_response if isinstance(request, ASGIRequest) else _wsgi_response
+        return make(request, upstream, _Head(checked, headers, merged))
 
 
 describe(stream_response)
 
 
-def _asgi_refusal(
-    reader: ItemReader[Any], options: RelayOptions, headers: Mapping[str, str] | None
-) -> StreamingHttpResponse:
+class _Head(NamedTuple):
+    """How a response begins: the options of its relay, and its headers."""
+
+    options: RelayOptions
+    # The caller's headers, and those of an event stream with the caller's.
+    added: Mapping[str, str] | None
+    merged: Mapping[str, str]
+
+
+def _wsgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> HttpResponseBase:
+    options = head.options
+    options.check_synchronous()
+    environ = getattr(request, "environ", None)
+    # The worker thread of an iterable has database connections of its own.
+    frames = relay(upstream, options, environ, connections.close_all)
+    if request.method == "HEAD":
+        # Servers read the body of a response to HEAD to its end, and discard it.
+        frames.discard()
+    elif upstream.is_function and not options.early:
+        return _UnopenedResponse(frames, head, environ)
+    if upstream.refused is not None:
+        return _refused(frames, upstream.refused, head, environ)
+    return StreamingHttpResponse(frames, headers=head.merged)
+
+
+def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> HttpResponseBase:
+    options, refused = head.options, upstream.refused
+    if callable(options.refusal) and loops.in_coroutine() and not upstream.is_function:
+        raise UsageError(
+            '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
+            "the upstream's body is in. Pass a function as `stream`, or await raise_for_status() before the call."
+        )
+    frames = arelay(upstream, options, connections.close_all, _DjangoEnding)
+    if request.method == "HEAD":
+        frames.discard()
+    elif upstream.is_function and not options.early:
+        return _AsyncUnopenedResponse(frames, head)
+    if refused is None:
+        return _AsyncResponse(frames, head)
+    if not loops.in_coroutine():
+        return _refused(frames, refused, head, None)
     # The view runs on the event loop, which must not wait for the body.
-    option = options.refusal
-    assert not callable(option)
+    response = _AsyncUnopenedResponse(frames, head)
+    assert not callable(options.refusal)
+    response.status_code, _ = refusal_head(refused, options.refusal, head.added)
+    return response
 
-    async def body() -> AsyncIterator[bytes]:
-        yield (await aread_refusal(reader, option, headers)).body
 
-    status, merged = refusal_head(reader, option, headers)
-    return StreamingHttpResponse(body(), status=status, headers=merged)
+def _refused(
+    frames: Frames | AsyncFrames, refused: ItemReader[Any], head: _Head, environ: Mapping[str, Any] | None
+) -> HttpResponse:
+    """Return the response for a refusal, whose body is read in this thread."""
+    frames.note_refusal(refused)
+    disconnected = disconnect_flag(environ, head.options.probe)
+    refusal = read_refusal(refused, head.options.refusal, head.added, disconnected)
+    if isinstance(frames, Frames):
+        return _RefusalResponse(frames, refusal)
+    # Now, in the view's thread: Django may close the response in another one.
+    frames.close()
+    return _response(refusal)
+
+
+def _response(refusal: Refusal) -> HttpResponse:
+    return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
+
+
+def _with_changes_of(response: HttpResponseBase, head: _Head, replacement: HttpResponse) -> HttpResponse:
+    """Give a response the cookies and headers that the view has set on the one that it replaces."""
+    replacement.cookies = response.cookies
+    for name, value in response.items():
+        if name not in head.merged and not replacement.has_header(name):
+            replacement[name] = value
+    return replacement
+
+
+class _RefusalResponse(HttpResponse):  # type: ignore[misc]
+    """The response for a refusal under WSGI. `on_end` is called when it is closed, in the response's own thread."""
+
+    def __init__(self, frames: Frames, refusal: Refusal) -> None:
+        super().__init__(refusal.body, status=refusal.status, headers=refusal.headers)
+        self._frames = frames
+
+    def close(self) -> None:
+        self._frames.close()
+        super().close()
+
+
+class _AsyncResponse(StreamingHttpResponse):  # type: ignore[misc]
+    """A response on the event loop, which awaits `on_end` in the request's task."""
+
+    def __init__(self, frames: AsyncFrames, head: _Head) -> None:
+        super().__init__(frames, headers=head.merged)
+        self._frames = frames
+        self._head = head
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in super().__aiter__():
+                yield piece
+        finally:
+            await self._frames.aclose()
+
+
+class _UnopenedResponse(StreamingHttpResponse):  # type: ignore[misc]
+    """A response under WSGI that opens its upstream when Django renders it."""
+
+    # For middlewares with process_template_response, which Django calls for a response with render().
+    template_name = None
+
+    def __init__(self, frames: Frames, head: _Head, environ: Mapping[str, Any] | None) -> None:
+        super().__init__(frames, headers=head.merged)
+        self.context_data: dict[str, Any] = {}
+        self._frames = frames
+        self._head = head
+        self._environ = environ
+
+    def render(self) -> HttpResponseBase:
+        """Wait for the upstream's headers. Return this response, or the one for a refusal."""
+        refused = self._frames.open_upstream()
+        if refused is None:
+            return self
+        return _with_changes_of(self, self._head, _refused(self._frames, refused, self._head, self._environ))
+
+
+class _AsyncUnopenedResponse(_AsyncResponse):
+    """A response under ASGI that opens its upstream, or reads its refusal, when Django renders it."""
+
+    template_name = None
+
+    def __init__(self, frames: AsyncFrames, head: _Head) -> None:
+        super().__init__(frames, head)
+        self.context_data: dict[str, Any] = {}
+
+    async def render(self) -> HttpResponseBase:
+        """Wait for the upstream's headers. Return this response, or the one for a refusal."""
+        try:
+            refused = await self._frames.open_upstream()
+            if refused is None:
+                return self
+            refusal = await aread_refusal(refused, self._head.options.refusal, self._head.added)
+        except asyncio.CancelledError:
+            await self._frames.aclose()
+            raise
+        # Now, in the request's task: Django closes the response in a thread.
+        await self._frames.aclose()
+        return _with_changes_of(self, self._head, _response(refusal))
+
+
+class _DjangoEnding(Ending):
+    """Calls a plain `on_end` by sync_to_async, in the request's thread; awaits a coroutine function."""
+
+    def run(self, on_end: OnEnd, end: RelayEnd) -> None:
+        if iscoroutinefunction(on_end):
+            async_to_sync(abounded)(on_end(end), END_SECONDS)
+        else:
+            on_end(end)
+
+    async def arun(self, on_end: OnEnd, end: RelayEnd) -> None:
+        await (on_end(end) if iscoroutinefunction(on_end) else sync_to_async(on_end)(end))
+
+    def call_in_thread(self, end: RelayEnd, loop: object) -> None:
+        # Django closes a response in the thread of sync_to_async, which waits for this call.
+        self.call(end)
+
+
+class ErrorMiddleware:
+    """Middleware that answers an error of the library in a view with a response for the client, instead of 500.
+
+    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
+    logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
+    (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is left to Django.
+
+        MIDDLEWARE = [..., "sseqbridge.relay.django.ErrorMiddleware"]
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        return self._get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Return the response to an exception of a view; None for one that is not the library's."""
+        refusal = error_response(exception) if isinstance(exception, SSEError) else None
+        return None if refusal is None else _response(refusal)

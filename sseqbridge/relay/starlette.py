@@ -5,28 +5,29 @@ The responses run on the event loop. However a response ends, its upstream is ab
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from sseqbridge._exceptions import SSEError
+
 from ._frames import AsyncFrames, arelay
-from ._options import ASYNC_WITHOUT, describe, relay_options
-from ._response import Refusal, aread_refusal, event_stream_headers
-from ._source import Upstream
+from ._options import ASYNC_WITHOUT, RelayOptions, describe, relay_options
+from ._response import Refusal, aread_refusal, error_response, event_stream_headers
+from ._upstream import Upstream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from sseqbridge._streams.reader import ItemReader
+    from ._options import AsyncRelayKeywords
 
-    from ._options import AsyncRelayKeywords, RefusalOption
-
-__all__ = ["stream_response"]
+__all__ = ["register_error_handlers", "stream_response"]
 
 
 def stream_response(
@@ -42,80 +43,94 @@ def stream_response(
     that is a plain function passes its result. `headers` are added to those of an event stream. `background`
     runs after the response. If the upstream's status is not 200, the response is that of the option `refusal`.
 
+    A function in place of the stream is called when the response starts, and not at all for HEAD. The application's
+    exception handlers are called with its exceptions.
+
     Raises UsageError for arguments that cannot work.
     """
     with Upstream(stream) as upstream:
         checked = relay_options("stream_response", options, without=ASYNC_WITHOUT)
         merged = event_stream_headers(headers)
-        if (refused := upstream.refused) is not None:
-            return _RefusalResponse(refused, checked.refusal, headers, background)
-        return _FramesResponse(arelay(upstream, checked), headers=merged, background=background)
+        opens = not (upstream.is_function and checked.early)
+        return _RelayResponse(arelay(upstream, checked), checked, headers, opens, headers=merged, background=background)
 
 
 describe(stream_response, without=ASYNC_WITHOUT)
 
 
-class _FramesResponse(StreamingResponse):
+def register_error_handlers(app: Starlette) -> None:
+    """Answer an error of the library in a view with a response for the client, instead of 500.
+
+    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
+    logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
+    (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is raised on.
+    """
+    app.add_exception_handler(SSEError, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    refusal = error_response(error) if isinstance(error, SSEError) else None
+    if refusal is None:
+        raise error
+    return Response(refusal.body, refusal.status, refusal.headers)
+
+
+class _RelayResponse(StreamingResponse):
     """Closes the frames however the response ends, and as soon as the client disconnects.
 
     Starlette's own response watches for a disconnect only on servers that do not raise in `send`. A server
     that raises there notices the disconnect only when there is something to send.
     """
 
-    def __init__(self, body: AsyncFrames, **options: Any) -> None:
-        super().__init__(body, **options)
-        self._frames = body
+    def __init__(
+        self, frames: AsyncFrames, relay: RelayOptions, added: Mapping[str, str] | None, opens: bool, **options: Any
+    ) -> None:
+        super().__init__(frames, **options)
+        self._frames = frames
+        self._relay = relay
+        self._added = added
+        # Whether the upstream's headers are waited for.
+        self._opens = opens
+        # Of an event stream; the others were set by the view.
+        self._own_headers = list(self.raw_headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
             # Servers read the body of a response to HEAD to its end, and discard it.
-            self._frames.close()
+            self._frames.discard()
+        error: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_on_disconnect, receive)
                 try:
-                    await self.stream_response(send)
+                    await self._respond(scope, receive, send)
                 except OSError:
                     pass  # The client has disconnected: ASGI 2.4 has servers raise OSError then.
+                except Exception as exc:
+                    # Raised below: a task group would wrap it.
+                    error = exc
                 tasks.cancel_scope.cancel()
         finally:
-            self._frames.close()
+            await self._frames.aclose()
+        if error is not None:
+            raise error
         if self.background is not None:
             await self.background()
 
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = await self._frames.open_upstream() if self._opens else None
+        if refused is None:
+            await self.stream_response(send)
+        else:
+            refusal = await aread_refusal(refused, self._relay.refusal, self._added)
+            await self._response(refusal)(scope, receive, send)
+
+    def _response(self, refusal: Refusal) -> Response:
+        response = Response(refusal.body, refusal.status, refusal.headers)
+        response.raw_headers += [header for header in self.raw_headers if header not in self._own_headers]
+        return response
+
     async def _close_on_disconnect(self, receive: Receive) -> None:
-        await _wait_disconnected(receive)
+        while (await receive())["type"] != "http.disconnect":
+            pass
         self._frames.close()
-
-
-class _RefusalResponse(Response):
-    """An upstream's refusal, whose body is read when the response is sent."""
-
-    def __init__(
-        self,
-        reader: ItemReader[Any],
-        option: RefusalOption,
-        headers: Mapping[str, str] | None,
-        background: BackgroundTask | None,
-    ) -> None:
-        super().__init__(background=background)
-        self._reader = reader
-        self._option = option
-        self._added = headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reading = asyncio.ensure_future(aread_refusal(self._reader, self._option, self._added))
-        disconnecting = asyncio.ensure_future(_wait_disconnected(receive))
-        try:
-            await asyncio.wait({reading, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
-            # Middlewares expect a response even after the client's disconnect.
-            refusal = reading.result() if reading.done() else Refusal(502, {}, b"")
-        finally:
-            reading.cancel()
-            disconnecting.cancel()
-        await Response(refusal.body, refusal.status, refusal.headers, background=self.background)(scope, receive, send)
-
-
-async def _wait_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -16,7 +16,7 @@ import pytest
 
 import sseqbridge
 from sseqbridge import Dialect, ReconnectionPolicy, Timeout, request_sse, tee
-from sseqbridge.relay import flask
+from sseqbridge.relay import django
 from sseqbridge.resume import MemoryLog
 from tests.examples.test_readme import GUIDES
 from tests.support import ROOT, python
@@ -139,7 +139,7 @@ TABLES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried", "resend"}),
     ("examples/dialects.md", "Fields of a Dialect"): (Dialect, set()),
     ("examples/tee.md", "tee"): (tee, {"stream"}),
-    ("examples/relay.md", "Views"): (flask.stream_response, {"stream"}),
+    ("examples/relay.md", "Views"): (django.stream_response, {"request", "stream"}),
     ("examples/resume.md", "Logs"): (MemoryLog, set()),
     ("examples/resume.md", "Options of open"): (MemoryLog.open, {"self", "key"}),
 }

@@ -174,7 +174,6 @@ def test_asynchronous_stream_is_forwarded() -> None:
         ([cut()], {}, "TruncatedStreamError"),
         ([], {"require_done": True}, "TruncatedStreamError"),
         ([silence()], {"timeout": {"read": None, "idle": 60}}, "StreamTimeoutError"),
-        ([b"data: {\n\n"], {}, "DecodeError"),
         ([b"data: " + bytes(2000)], {"max_event_bytes": 1000}, "BufferLimitError"),
     ],
 )

@@ -8,18 +8,13 @@ import functools
 import re
 import socket
 import sqlite3
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-import django
 import flask
 import httpx
 import pytest
-import uvicorn
-from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
@@ -29,14 +24,14 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
-from werkzeug.serving import make_server as make_werkzeug_server
 
 from sseqbridge import StatusError, UsageError, arequest_sse, relay, request_sse
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.relay._disconnect import Client, ClientDisconnected
 from sseqbridge.relay._response import read_refusal, refusal_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
-from tests.support import in_thread, until
+from tests.relay.serving import under_uvicorn, under_werkzeug, under_wsgiref
+from tests.support import until
 
 DONE = send("[DONE]")
 EVENT_STREAM = {
@@ -45,18 +40,6 @@ EVENT_STREAM = {
     "x-accel-buffering": "no",
     "content-encoding": "identity",
 }
-
-FOLDER = tempfile.TemporaryDirectory()
-
-if not settings.configured:
-    settings.configure(
-        ALLOWED_HOSTS=["*"],
-        # A file: Django does not close an in-memory database.
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER.name + "/database"}},
-        ROOT_URLCONF=__name__,
-        SECRET_KEY="tests",
-    )
-    django.setup()
 
 # The URL that the views relay; set by each test.
 upstream: list[str] = []
@@ -137,45 +120,6 @@ def starlette_app() -> Starlette:
         return relay.starlette.stream_response(items(), **options())
 
     return Starlette(routes=[Route("/", root), Route("/async", aroot), Route("/made", made)])
-
-
-@contextlib.contextmanager
-def serving_wsgi(server: Any) -> Iterator[str]:
-    serving = in_thread(server.serve_forever)
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        serving.result(30)
-        server.server_close()
-
-
-class Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def under_werkzeug(app: Any) -> Any:
-    return serving_wsgi(make_werkzeug_server("127.0.0.1", 0, app, threaded=True))
-
-
-def under_wsgiref(app: Any) -> Any:
-    """One request at a time, and no socket in the environment."""
-    return serving_wsgi(make_server("127.0.0.1", 0, app, handler_class=Quiet))
-
-
-@contextlib.contextmanager
-def under_uvicorn(app: Any) -> Iterator[str]:
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = in_thread(lambda: server.run(sockets=[listener]))
-        try:
-            until(lambda: server.started)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            serving.result(30)
 
 
 SERVERS: dict[str, Callable[[], Any]] = {

@@ -15,9 +15,12 @@ from sseqbridge import (
 def test_public_names() -> None:
     assert sorted(relay.__all__) == [
         "AsyncFrames",
+        "EVENT_STREAM_HEADERS",
         "Frames",
+        "RelayEnd",
         "aframes",
         "django",
+        "end_all",
         "flask",
         "frames",
         "reader_left",

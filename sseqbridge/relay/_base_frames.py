@@ -1,0 +1,126 @@
+"""What Frames and AsyncFrames share: the times of heartbeats, and how a relay ended.
+
+One thread (or coroutine) of the web server at a time asks for the next piece, and writes all fields except these:
+`close` and `end_with` may be called by any thread, `end_with` in a signal handler too. `_farewell` and `_end` are
+written once each; of two writers at the same time, either may count.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sseqbridge._checks import NotCopyable
+from sseqbridge._exceptions import CallbackError, Cancelled, DecodeError, SSEError, UsageError
+from sseqbridge._runtime.clock import clock
+
+from . import _live
+from ._ending import Ending, RelayEnd
+from ._source import ApplicationError
+
+if TYPE_CHECKING:
+    from sseqbridge._streams.reader import ItemReader
+
+    from ._ending import Outcome
+    from ._options import RelayOptions
+    from ._source import BaseSource
+    from ._writer import Writer
+
+__all__ = ["LONG", "BaseFrames"]
+
+logger = logging.getLogger("sseqbridge")
+
+# Longest wait for a frame when no timeout is set.
+LONG = 3600.0
+
+
+class BaseFrames(NotCopyable):
+    """The state of Frames and AsyncFrames."""
+
+    def __init__(self, source: BaseSource, writer: Writer, options: RelayOptions, ending: Ending) -> None:
+        self._any_source = source
+        self._writer = writer
+        self._heartbeat = options.heartbeat
+        self._ending = ending
+        self._sent_at: float | None = None
+        self._ended = False
+        # How the relay ended; None until that is known.
+        self._end: RelayEnd | None = None
+        # A frame after which the relay ends, whatever its source does.
+        self._farewell: bytes | None = None
+        # An error behind the frames of a piece; it is reported after them.
+        self._failure: Exception | None = None
+        # During a call that reads.
+        self._is_being_read = False
+        # Whether a first call has read.
+        self._has_begun = False
+        _live.add(self)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "not begun" if self._sent_at is None else "open"
+        return f"<{type(self).__name__} {state}>"
+
+    def _begin(self) -> None:
+        # An interrupt may leave the flag set where the relay has ended.
+        if self._is_being_read and not self._ended:
+            raise UsageError("a relay is read by one call at a time, and `map` or `decode` must not read it either")
+        self._has_begun = True
+
+    def end_with(self, frame: bytes) -> None:
+        """Send `frame` next, and end the relay; for `end_all`. Thread-safe, safe in a signal handler."""
+        if not self._ended and self._farewell is None:
+            self._farewell = frame
+            self._note("cancelled")
+            # A source that was not read may be the application's, whose close() must not run in a signal handler.
+            if self._has_begun:
+                self._any_source.abandon()
+
+    def _say_farewell(self) -> bytes:
+        frame, self._farewell = self._farewell or b"", None
+        self._ended = True
+        return frame
+
+    def _note(self, outcome: Outcome, error: BaseException | None = None) -> RelayEnd:
+        """Note how the relay ended. The first call counts."""
+        if self._end is None:
+            self._end = RelayEnd(outcome, error, self._any_source.last_event_id)
+        return self._end
+
+    def _note_end_of_source(self) -> None:
+        source = self._any_source
+        self._note(source.outcome or "disconnected", source.error)
+
+    def note_refusal(self, refused: ItemReader[Any]) -> None:
+        """Note that the upstream has refused: the application sends another response, and then closes the relay."""
+        if refused.cursor.is_refused:
+            self._note("error", refused.cursor.status_error())
+        else:
+            # A 204: there is nothing to send.
+            self._note("eof")
+
+    def _wait(self) -> float:
+        """Return how many seconds to wait for a frame before a heartbeat is due."""
+        if self._sent_at is None:
+            return 0.0
+        return LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - clock.monotonic())
+
+    def _send(self, piece: bytes) -> bytes:
+        self._sent_at = clock.monotonic()
+        return piece
+
+    def _fail(self, error: BaseException) -> bytes:
+        """End the relay and log the error. Returns the frame that reports it to the client."""
+        self._ended = True
+        if isinstance(error, ApplicationError):
+            error = error.error
+        if isinstance(error, Cancelled):
+            self._note("cancelled")
+        else:
+            self._note("error", error)
+        if isinstance(error, SSEError):
+            # The traceback helps where the application's own function failed.
+            traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None
+            logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=traceback_of)
+        else:
+            logger.error("the application's code failed in a relay", exc_info=error)
+        return self._writer.error(error)

@@ -1,0 +1,328 @@
+"""Sources that call a function, which opens the upstream, when the response starts.
+
+`open` calls the function, and waits for it, before the response's headers are sent. With `early` the first read calls
+it in a worker thread (or a task), so that heartbeats are sent in the meantime. The call runs in a scope that is
+cancelled once the client has disconnected or the relay is closed, so that it does not outlive them.
+
+The function's result is handed over through a deque: the side that takes it, the consumer or `abandon`, owns it. The
+consumer writes all other fields. `close` and `abandon` may be called by any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sseqbridge._engine.channel import End, post
+from sseqbridge._engine.scope import CancelScope, current_scope, is_cancelled
+from sseqbridge._exceptions import Cancelled, SSEError
+from sseqbridge._runtime.callbacks import CallersCode, is_reportable
+from sseqbridge._runtime.loops import run_in_daemon_thread
+from sseqbridge._streams.worker import IterableWorker
+
+from ._source import ApplicationError
+
+if TYPE_CHECKING:
+    from sseqbridge._checks import CancelFlag
+    from sseqbridge._streams.reader import ItemReader
+
+    from ._ending import Outcome
+    from ._source import AsyncSource, BaseSource, Source
+    from ._writer import Writer
+
+__all__ = ["AsyncFunctionSource", "FunctionSource"]
+
+
+class Opened(Protocol):
+    """What a function returned: an Upstream."""
+
+    @property
+    def refused(self) -> ItemReader[Any] | None: ...
+    def source(self, writer: Writer, after_work: Callable[[], object] | None) -> Source: ...
+    def async_source(self, writer: Writer, after_work: Callable[[], object] | None) -> AsyncSource: ...
+    def discard(self) -> None: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+
+class _Closing:
+    """A cancel flag that is set once the relay is closed, or `also` is set."""
+
+    def __init__(self, also: CancelFlag | None) -> None:
+        self.is_closed = False
+        self._also = also
+
+    def is_set(self) -> bool:
+        return self.is_closed or is_cancelled(self._also)
+
+
+class _BaseFunctionSource:
+    """The function, its result, and the source that the result becomes."""
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        wrap: Callable[[Any], Opened],
+        writer: Writer,
+        after_work: Callable[[], object] | None,
+        *,
+        early: bool,
+        cancel: CancelFlag | None = None,
+    ) -> None:
+        self._function = function
+        self._wrap = wrap
+        self._writer = writer
+        self._after_work = after_work
+        self._is_early = early
+        self._closing = _Closing(cancel)
+        # Results that the consumer has not taken: one at most.
+        self._results: deque[Any] = deque()
+
+    @property
+    def opened(self) -> BaseSource | None:
+        """The source that the function's result became; None before the call, and if the call was cancelled."""
+        raise NotImplementedError
+
+    @property
+    def error(self) -> BaseException | None:
+        return None if self.opened is None else self.opened.error
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return None if self.opened is None else self.opened.outcome
+
+    @property
+    def last_event_id(self) -> str:
+        return "" if self.opened is None else self.opened.last_event_id
+
+    @property
+    def refused(self) -> ItemReader[Any] | None:
+        """The reader of an answer that is no event stream; None for all others, and before the call."""
+        return getattr(self.opened, "refused", None)
+
+    def end(self) -> bytes:
+        """Return the frame that follows the last one."""
+        return b"" if self.opened is None else self.opened.end()
+
+    def _discard(self) -> None:
+        """End the result, unless the consumer has taken it."""
+        _discard(self._results, self._wrap)
+
+    def abandon(self) -> None:
+        """Cancel the call, or end the source that it returned, without waiting. Thread-safe and idempotent."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+def _discard(results: deque[Any], wrap: Callable[[Any], Opened]) -> None:
+    try:
+        result = results.popleft()
+    except IndexError:
+        return
+    wrap(result).discard()
+
+
+class FunctionSource(_BaseFunctionSource):
+    """Calls the function in the consumer's thread, or with `early` in a worker thread."""
+
+    _source: Source | None = None
+    _worker: IterableWorker[bool] | None = None
+
+    @property
+    def opened(self) -> Source | None:
+        return self._source
+
+    def open(self) -> None:
+        """Call the function in this thread, unless it was called. Returns early if the call is cancelled."""
+        if self._source is not None or self._closing.is_closed:
+            return
+        self._writer.context.copy().run(self._call)
+        self._adopt()
+
+    def _call(self) -> None:
+        with CancelScope(self._closing) as scope:
+            self._results.append(self._function())
+        if scope.cancelled:
+            self._discard()
+
+    def _adopt(self) -> None:
+        """Take the result, and make it the source. Raises UsageError if it cannot be relayed."""
+        try:
+            result = self._results.popleft()
+        except IndexError:
+            return
+        with self._wrap(result) as upstream:
+            self._source = upstream.source(self._writer, self._after_work)
+        if self._closing.is_closed:
+            # Closed in the meantime, when there was no source to close.
+            self._source.abandon()
+
+    def next(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the error of the function."""
+        if self._source is None:
+            self._open_within(timeout)
+        if self._source is not None:
+            return self._source.next(timeout)
+        if self._closing.is_set():
+            raise StopIteration
+        return None
+
+    def _open_within(self, timeout: float) -> None:
+        if self._is_early:
+            entry = self._early_worker().receive(timeout)
+            if isinstance(entry, End):
+                if entry.error is not None:
+                    raise ApplicationError(entry.error)
+            elif entry is not None:
+                self._adopt()
+            return
+        try:
+            self.open()
+        except BaseException as exc:
+            if is_reportable(exc) and not isinstance(exc, SSEError):
+                raise ApplicationError(exc) from None
+            raise
+
+    def _early_worker(self) -> IterableWorker[bool]:
+        if self._worker is None:
+            self._worker = IterableWorker(
+                _calls(self._function, self._results, self._wrap),
+                lambda item: (item, 0),
+                max_buffered=1,
+                context=self._writer.context,
+                on_end=self._after_work,
+            )
+            if self._closing.is_closed:
+                self._worker.close()
+        return self._worker
+
+    def abandon(self) -> None:
+        self._closing.is_closed = True
+        if self._worker is not None:
+            self._worker.close()
+        if self._source is not None:
+            self._source.abandon()
+        self._discard()
+
+    def close(self) -> None:
+        """Do the same, and wait shortly until the upstream's request is aborted."""
+        self.abandon()
+        if self._source is not None:
+            self._source.close()
+
+
+def _calls(
+    function: Callable[[], Any], results: deque[Any], wrap: Callable[[Any], Opened]
+) -> Iterator[bool]:
+    """Call the function in a worker's scope, and yield True once its result is in `results`."""
+    results.append(function())
+    scope = current_scope()
+    if scope is not None and scope.cancelled:
+        # The consumer has closed the relay, perhaps before the result was there.
+        _discard(results, wrap)
+    else:
+        yield True
+
+
+class AsyncFunctionSource(_BaseFunctionSource):
+    """Calls the function in a task: a plain function in a thread, which leaves the event loop free."""
+
+    _source: AsyncSource | None = None
+    _task: asyncio.Task[BaseException | None] | None = None
+
+    @property
+    def opened(self) -> AsyncSource | None:
+        return self._source
+
+    async def open(self) -> None:
+        """Call the function, unless it was called, and wait for it. Returns early if the call is cancelled."""
+        if self._source is None:
+            await self._open_within(None)
+
+    async def _open_within(self, timeout: float | None) -> None:
+        if self._closing.is_closed:
+            return
+        if self._task is None:
+            loop = asyncio.get_running_loop()
+            call = _acall(self._function, self._closing, self._results, self._wrap, self._after_work)
+            self._task = self._writer.context.copy().run(loop.create_task, call)
+        await asyncio.wait({self._task}, timeout=timeout)
+        if not self._task.done() or self._task.cancelled():
+            return
+        error = self._task.result()
+        if isinstance(error, Cancelled) and self._closing.is_closed:
+            return
+        if error is not None:
+            raise error if isinstance(error, SSEError) else ApplicationError(error)
+        try:
+            result = self._results.popleft()
+        except IndexError:
+            return
+        with self._wrap(result) as upstream:
+            self._source = upstream.async_source(self._writer, self._after_work)
+        if self._closing.is_closed:
+            self._source.abandon()
+
+    async def anext(self, timeout: float) -> bytes | None:
+        """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and the function's error."""
+        if self._source is None:
+            await self._open_within(timeout if self._is_early else None)
+        if self._source is not None:
+            return await self._source.anext(timeout)
+        if self._closing.is_closed or (self._task is not None and self._task.cancelled()):
+            raise StopAsyncIteration
+        return None
+
+    def abandon(self) -> None:
+        self._closing.is_closed = True
+        task = self._task
+        if task is not None and not task.done():
+            post(task.get_loop(), task.cancel)
+        if self._source is not None:
+            self._source.abandon()
+        self._discard()
+
+
+def _call_in_thread(function: Callable[[], Any], after_work: Callable[[], object] | None) -> Any:
+    try:
+        return function()
+    finally:
+        if after_work is not None:
+            after_work()
+
+
+async def _acall(
+    function: Callable[[], Any],
+    closing: _Closing,
+    results: deque[Any],
+    wrap: Callable[[Any], Opened],
+    after_work: Callable[[], object] | None,
+) -> BaseException | None:
+    """Append the function's result to `results`. Returns the function's error."""
+    try:
+        with CancelScope(closing):
+            with CallersCode("the function that opens the relay's stream", passes=Exception):
+                if inspect.iscoroutinefunction(function):
+                    result = await function()
+                else:
+                    result = await run_in_daemon_thread(
+                        "sseqbridge-opening",
+                        _call_in_thread,
+                        function,
+                        after_work,
+                        discard=lambda late: wrap(late).discard(),
+                    )
+                    if inspect.isawaitable(result):
+                        result = await result
+            results.append(result)
+            if closing.is_closed:
+                _discard(results, wrap)
+            return None
+        return Cancelled()
+    except (Exception, Cancelled) as exc:
+        return exc
