@@ -60,7 +60,7 @@ class Ending:
 
     def __init__(self, on_end: OnEnd | None) -> None:
         self._pending: deque[OnEnd] = deque(() if on_end is None else (on_end,))
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()
 
     @property
     def is_pending(self) -> bool:
@@ -83,7 +83,7 @@ class Ending:
         if on_end is None:
             return
         try:
-            self._context.copy().run(self.run, on_end, end)
+            self.context.copy().run(self.run, on_end, end)
         except BaseException as exc:
             if not is_reportable(exc):
                 raise
@@ -94,7 +94,7 @@ class Ending:
         on_end = self._take()
         if on_end is not None:
             limit = END_SECONDS if inspect.iscoroutinefunction(on_end) else None
-            await abounded(self._logged(on_end, end), limit, self._context.copy())
+            await abounded(self._logged(on_end, end), limit, self.context.copy())
 
     def call_later(self, end: RelayEnd, loop: asyncio.AbstractEventLoop) -> None:
         """Call the function in a task of `loop`. Thread-safe; safe in finalizers."""

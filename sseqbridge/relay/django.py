@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -221,6 +221,11 @@ class _AsyncUnopenedResponse(_AsyncResponse):
 
 class _DjangoEnding(Ending):
     """Calls a plain `on_end` by sync_to_async, in the request's thread; awaits a coroutine function."""
+
+    def __init__(self, on_end: OnEnd | None) -> None:
+        super().__init__(on_end)
+        # The context of a view that sync_to_async runs says that its thread is in use, which is over by then.
+        self.context.run(SyncToAsync.deadlock_context.set, False)
 
     def run(self, on_end: OnEnd, end: RelayEnd) -> None:
         if iscoroutinefunction(on_end):

@@ -40,6 +40,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.urls import path, re_path
 
+from tests.relay.views_of_answers import ajson, answers, asave, create_table, save
+
 
 def plain(request: HttpRequest) -> HttpResponse:
     return HttpResponse(LARGE, content_type="text/plain")
@@ -76,11 +78,16 @@ urlpatterns = [
     path("relay", stream),
     path("arelay", astream),
     path("orm", orm),
+    path("save", save),
+    path("asave", asave),
+    path("answers", answers),
+    path("aanswers", ajson),
     re_path("^(counting|endless)$", generated),
     re_path("^(acounting|aendless)$", agenerated),
 ]
 
 call_command("migrate", verbosity=0)
+create_table()
 wsgi = get_wsgi_application()
 asgi = get_asgi_application()
 
