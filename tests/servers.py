@@ -74,8 +74,8 @@ def _gunicorn(port: int, application: str, *worker: str) -> list[str]:
     return _python("gunicorn", *options, application)
 
 
-def _uvicorn(port: int, application: str) -> list[str]:
-    return _python("uvicorn", "--port", str(port), "--lifespan", "off", "--log-level", "warning", application)
+def _uvicorn(port: int, application: str, lifespan: str = "off") -> list[str]:
+    return _python("uvicorn", "--port", str(port), "--lifespan", lifespan, "--log-level", "warning", application)
 
 
 def _uwsgi_server(port: int, *options: str, application: str = "tests.apps.flask_app:app") -> list[str]:
@@ -118,6 +118,12 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "sdk gunicorn gevent": lambda port: _gunicorn(port, _SDK_FLASK, "gevent"),
     "sdk django gunicorn": lambda port: _gunicorn(port, f"{_SDK_DJANGO}:wsgi", "gthread", "--threads", "8"),
     "sdk django uvicorn": lambda port: _uvicorn(port, f"{_SDK_DJANGO}:asgi"),
+    "gunicorn gthread, ending": lambda port: [
+        *_gunicorn(port, _FLASK, "gthread", "--threads", "8"), "--config", "python:tests.apps.ending_gunicorn",
+    ],
+    "uvicorn, ending": lambda port: _uvicorn(port, "tests.apps.ending:app", lifespan="on"),
+    "hypercorn, ending": lambda port: _python("tests.apps.ending", str(port)),
+    "django uvicorn, ending": lambda port: _uvicorn(port, "tests.apps.ending_django:application", lifespan="on"),
     "upstreams": lambda port: _uvicorn(port, "tests.apps.upstreams:app"),
 }
 
@@ -230,6 +236,11 @@ class Server:
         except urllib.error.URLError:
             time.sleep(0.01)
             return False
+
+    def terminate(self) -> int:
+        """Send the server SIGTERM, and return its status once it has ended."""
+        self._process.terminate()
+        return self._process.wait(_READY_SECONDS)
 
     def close(self) -> None:
         """Kill the server and its child processes."""

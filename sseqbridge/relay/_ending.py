@@ -82,12 +82,16 @@ class Ending:
         on_end = self._take()
         if on_end is None:
             return
+        self.context.copy().run(self.guarded, self.run, on_end, end)
+
+    def guarded(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in a thread, and log its exceptions, some of which have another meaning on an event loop."""
         try:
-            self.context.copy().run(self.run, on_end, end)
+            function(*arguments)
         except BaseException as exc:
             if not is_reportable(exc):
                 raise
-            logger.exception("`on_end` failed with %r", end)
+            logger.exception("`on_end` failed with %r", arguments[-1])
 
     async def acall(self, end: RelayEnd) -> None:
         """Call the function, or await it for at most 5 s, also in a task that is being cancelled."""
@@ -132,7 +136,7 @@ class Ending:
         if inspect.iscoroutinefunction(on_end):
             await on_end(end)
         else:
-            await anyio.to_thread.run_sync(on_end, end)
+            await anyio.to_thread.run_sync(self.guarded, on_end, end)
 
 
 # Tasks that nothing awaits: an event loop refers to its tasks weakly.

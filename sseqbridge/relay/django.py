@@ -234,7 +234,7 @@ class _DjangoEnding(Ending):
             on_end(end)
 
     async def arun(self, on_end: OnEnd, end: RelayEnd) -> None:
-        await (on_end(end) if iscoroutinefunction(on_end) else sync_to_async(on_end)(end))
+        await (on_end(end) if iscoroutinefunction(on_end) else sync_to_async(self.guarded)(on_end, end))
 
     def call_in_thread(self, end: RelayEnd, loop: object) -> None:
         # Django closes a response in the thread of sync_to_async, which waits for this call.

@@ -165,6 +165,22 @@ class SSEServer(NotCopyable):
                 raise TimeoutError(f"{len(self._requests)} of {n} requests arrived within {timeout:g} s")
             return self._requests[n - 1]
 
+    def assert_aborted(self, timeout: float = 5.0) -> None:
+        """Assert that each request so far was aborted by its client, as a view does once its own client has left.
+
+        Waits at most `timeout` seconds for the clients to leave. Raises AssertionError if there was no request, and if
+        a request is still open, or its script has ended without an abort.
+        """
+        requests = self.requests
+        if not requests:
+            raise AssertionError("no request was aborted: the server has received none")
+        deadline = clock.monotonic() + timeout
+        for request in requests:
+            if not request.finished.wait(max(0.0, deadline - clock.monotonic())):
+                raise AssertionError(f"{request!r} was not aborted: its client is still connected after {timeout:g} s")
+            if not request.aborted.is_set():
+                raise AssertionError(f"{request!r} was not aborted: its script ended by itself")
+
     def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
         with listener, contextlib.closing(loop):
             loop.run_until_complete(self._serve(listener))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -58,12 +60,13 @@ def test_retry_must_be_a_number_of_seconds(retry: Any) -> None:
 @pytest.mark.parametrize("early", [False, True])
 def test_waiting_thread_is_woken(early: bool) -> None:
     with SSEServer([send(1), silence()]) as server:
-        for stream in (request_sse(server.url), lambda: request_sse(server.url)):
+        streams: list[Any] = [request_sse(server.url), functools.partial(request_sse, server.url)]
+        for stream in streams:
             frames = relay.frames(stream, heartbeat=None, early=early)
             while b"data" not in next(frames):
                 pass
-            reading = in_thread(lambda frames=frames: list(frames))
-            until(lambda reading=reading: is_waiting(reading))
+            reading: Future[list[bytes]] = in_thread(functools.partial(list, frames))
+            until(functools.partial(is_waiting, reading))
             relay.end_all()
             assert shutdown_of(b"".join(reading.result(30))).retry == 5
 

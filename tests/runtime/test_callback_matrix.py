@@ -526,6 +526,83 @@ def test_relayed_iterable(loops: Loops, where: str) -> None:
     loops.check()
 
 
+@pytest.mark.parametrize("of_an_iterable", [False, True])
+def test_on_item_of_a_relay(loops: Loops, of_an_iterable: bool) -> None:
+    ends: list[Any] = []
+    source: Any = iter(["one"]) if of_an_iterable else loops.ask(loops.server.url)
+    frames: Any = (relay.aframes if loops.is_async else relay.frames)(
+        source, on_item=loops.fault, on_end=ends.append
+    )
+    if loops.is_async or of_an_iterable or issubclass(loops.kind, REPORTED):
+        assert ERROR in (loops.run(arest(frames)) if loops.is_async else rest(frames))
+        [end] = ends
+        assert end.outcome == "error"
+        if issubclass(loops.kind, REPORTED):
+            assert type(end.error) is CallbackError
+            assert type(end.error.__cause__) is loops.kind
+    else:
+        with pytest.raises(loops.kind):
+            rest(frames)
+        frames.close()
+        assert [type(end.error) for end in ends] == [loops.kind]
+    if not of_an_iterable:
+        assert source.outcome is not None
+    loops.check()
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_on_end_of_a_relay(
+    loops: Loops, caplog: pytest.LogCaptureFixture, is_coroutine: bool
+) -> None:
+    """It is logged; in the thread of a web server an interrupt passes through."""
+    with SSEServer([send("1"), send("[DONE]")]) as server:
+        stream = loops.ask(server.url)
+        if loops.is_async:
+            on_end: Any = loops.fault.aio if is_coroutine else loops.fault
+            assert loops.run(arest(relay.aframes(stream, on_end=on_end))).endswith(b"data: [DONE]\n\n")
+        elif issubclass(loops.kind, REPORTED):
+            assert rest(relay.frames(stream, on_end=loops.fault)).endswith(b"data: [DONE]\n\n")
+        else:
+            frames = relay.frames(stream, on_end=loops.fault)
+            with pytest.raises(loops.kind):
+                rest(frames)
+            frames.close()
+            loops.check()
+            return
+    assert "`on_end` failed" in caplog.text
+    loops.check()
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_function_that_opens_a_relays_stream(loops: Loops, early: bool, is_coroutine: bool) -> None:
+    ends: list[Any] = []
+    if loops.is_async:
+        function: Any = loops.fault.aio if is_coroutine else loops.fault
+        frames: Any = relay.aframes(function, early=early, on_end=ends.append)
+        assert ERROR in loops.run(arest(frames))
+        [end] = ends
+        is_plain = issubclass(loops.kind, Exception) and loops.kind not in (StopIteration, StopAsyncIteration)
+        assert isinstance(end.error, loops.kind if is_plain else (CallbackError, RuntimeError))
+        with pytest.raises(loops.kind if is_plain else (CallbackError, RuntimeError)):
+            loops.run(relay.aframes(function).open())
+        loops.check()
+        return
+    frames = relay.frames(loops.fault, early=early, on_end=ends.append)
+    if early or issubclass(loops.kind, REPORTED):
+        assert ERROR in rest(frames)
+    else:
+        with pytest.raises(loops.kind):
+            rest(frames)
+        frames.close()
+    # Python replaces the StopIteration of a generator, in which the worker calls the function.
+    raised = RuntimeError if early and loops.kind is StopIteration else loops.kind
+    assert [type(end.error) for end in ends] == [raised]
+    with pytest.raises(loops.kind):
+        relay.frames(loops.fault).open()
+    loops.check()
+
+
 # Logs.
 
 

@@ -1,0 +1,46 @@
+"""SSEServer.assert_aborted, for tests of applications that relay a stream."""
+
+from __future__ import annotations
+
+import pytest
+
+from sseqbridge import request_sse
+from sseqbridge.testing import SSEServer, send, silence
+
+
+def test_aborted_requests_pass() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        for _ in range(2):
+            with request_sse(server.url) as (_status, _headers, events):
+                assert next(events) == 1
+        server.assert_aborted()
+
+
+def test_server_without_requests_fails() -> None:
+    with SSEServer() as server, pytest.raises(AssertionError, match="has received none"):
+        server.assert_aborted()
+
+
+def test_open_request_fails() -> None:
+    with (
+        SSEServer([send(1), silence()]) as server,
+        request_sse(server.url),
+        pytest.raises(AssertionError, match=r"is still connected after 0\.05 s"),
+    ):
+        server.assert_aborted(timeout=0.05)
+
+
+def test_request_that_ended_by_itself_fails() -> None:
+    with SSEServer([send(1), send("[DONE]")]) as server:
+        assert request_sse(server.url).events.collect() == [1]
+        with pytest.raises(AssertionError, match="its script ended by itself"):
+            server.assert_aborted()
+
+
+def test_one_of_several_requests_that_ended_by_itself_fails() -> None:
+    with SSEServer() as server:
+        server.play([send(1), silence()], [send(1)])
+        request_sse(server.url).events.close()
+        assert request_sse(server.url).events.collect() == [1]
+        with pytest.raises(AssertionError, match="its script ended by itself"):
+            server.assert_aborted()
