@@ -176,6 +176,13 @@ class BatchReader:
         self._parsing = None
         return True
 
+    def put_pending(self, put: Callable[[Batch], bool]) -> bool:
+        """Pass the batch that feed_to() has left to `put`. Returns False if next_batch() has to continue."""
+        if self._pending is None or not put(self._pending):
+            return False
+        self._pending = None
+        return True
+
     def next_batch(self) -> Batch | None:
         """Return the next batch of the bytes so far, or None if there is none, or none after some slices.
 
@@ -207,6 +214,12 @@ class BatchReader:
     def discard(self) -> None:
         """Drop the bytes that are not parsed yet."""
         self._parsing = None
+
+    @property
+    def ends_plainly(self) -> bool:
+        """Whether the body may end here: neither finish() nor take_incomplete() would find anything."""
+        has_begun = self._unframed is None or self._parser.has_fields
+        return self._parser.is_between_blocks and (has_begun or not self._unframed)
 
     def finish(self) -> None:
         """Mark the end of the body.

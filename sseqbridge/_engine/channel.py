@@ -148,6 +148,15 @@ class Channel(Generic[T]):
         if self._add(entry, charge):
             self._loop.call_soon(self._wake)
 
+    def send_silently(self, entry: T, charge: int = 0) -> None:
+        """Add an entry without waiting; a waiting consumer is woken by wake_consumer(), or by the next entry."""
+        self._add(entry, charge)
+
+    def wake_consumer(self) -> None:
+        """Wake a waiting consumer, if there is an entry."""
+        if self._waiters and self._queue:
+            self._wake()
+
     def _add(self, entry: T | End, charge: int) -> bool:
         if self._ended or self.closed:
             return False

@@ -238,6 +238,11 @@ class Exchange:
             self.drain()
         return False
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether no more of the body is read after the last event."""
+        return self._drain_left is not None and self._drain_left < 0
+
     def drain(self) -> None:
         """End the stream, but read a little further without parsing, so that the connection can be reused."""
         self._drain_left = _DRAIN_BYTES
@@ -256,9 +261,7 @@ class Exchange:
             except Exception as exc:
                 raise self._sender.translate(original(exc), has_head=True) from original(exc)
             if chunk is None:
-                if self._drain_left is not None and self._drain_left < 0:
-                    return None
-                return b""
+                return None if self.is_drained else b""
             if not chunk:
                 self._is_read_to_end = True
                 return None
@@ -266,7 +269,7 @@ class Exchange:
             if self._drain_left is None:
                 return chunk
             self._drain_left -= len(chunk)
-            if self._drain_left < 0:
+            if self.is_drained:
                 return None
 
     def rest(self) -> Batch | None:

@@ -24,6 +24,7 @@ from sseqbridge._sse.retry_policy import http_date, retry_after
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
+    from sseqbridge._http.h1_heads import AnswerHead
     from sseqbridge._http.media_types import Format
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "is_event_stream",
     "made_head",
     "open_body",
+    "plain_head",
     "read_within_bounds",
     "response_headers",
     "retry_after_of",
@@ -83,6 +85,23 @@ class Head(NamedTuple):
 def made_head(status: int, headers: Mapping[str, str]) -> Head:
     """Return a head that does not come from a connection."""
     return Head(status, httpx.Headers(headers), "HTTP/1.1")
+
+
+def plain_head(answer: AnswerHead, *, check_content_type: bool) -> Head | None:
+    """Return the head of a 200 whose body is an event stream as it is; None for any other answer."""
+    if answer.status != 200:
+        return None
+    types: list[bytes] = []
+    for name, value in answer.headers:
+        key = name.lower()
+        if key == b"content-type":
+            types.append(value)
+        elif key == b"content-encoding" and value.lower() != b"identity":
+            return None
+    # Several are joined by httpx.
+    if check_content_type and (len(types) != 1 or types[0].partition(b";")[0].strip().lower() != b"text/event-stream"):
+        return None
+    return Head(200, httpx.Headers(answer.headers), f"HTTP/{answer.http_version.decode('ascii')}")
 
 
 class Body(NamedTuple):

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sseqbridge._exceptions import CallbackError, ConnectError, ProtocolError, RedirectError, SSEError, UsageError
 from sseqbridge._http import http2
 from sseqbridge._http.cookies import CallCookies
-from sseqbridge._http.errors import CLIENT_CODE, FailedRequest, is_unsendable, translate
+from sseqbridge._http.errors import (
+    CLIENT_CODE,
+    FailedRequest,
+    ReusedConnectionClosed,
+    is_unsendable,
+    translate,
+)
 from sseqbridge._http.redirects import (
     MAX_REDIRECTS,
     PERMANENT_STATUSES,
@@ -24,6 +30,7 @@ from sseqbridge._http.redirects import (
     redirect_url,
 )
 from sseqbridge._http.request import build_request
+from sseqbridge._http.transport import SAFE_METHODS
 from sseqbridge._http.urls import describe, origin_key
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode, original
@@ -31,7 +38,11 @@ from sseqbridge._runtime.callbacks import CallersCode, original
 from .client_lease import ClientLease
 
 if TYPE_CHECKING:
+    import httpx
+
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.connection import HTTP11Connection
+    from sseqbridge._http.direct_request import DirectRequest
     from sseqbridge._http.request import RequestOptions
 
 __all__ = ["RequestSender", "Resumption", "SentRequest"]
@@ -79,14 +90,18 @@ class RequestSender(ClientLease):
 
     def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption) -> None:
         """Lease a client and build the request. Raises UsageError if `options` make no valid request."""
-        # The origin of the URL as the caller wrote it, which may be relative to a client's base_url.
-        super().__init__(clients, origin_key(options.url))
+        # The origin of the URL as the caller wrote it, which may be relative to a client's base_url. Only a factory
+        # makes different clients for different origins.
+        super().__init__(clients, origin_key(options.url) if clients.has_factory else "")
         self.redirects = resumption.redirects
         # Of the answers of this call.
         self.cookies = resumption.cookies or CallCookies()
         self.is_unsendable = False
         self.sent: SentRequest | None = None
         self.place = resumption.place
+        self._last_event_id = resumption.last_event_id
+        # The answer, or error, of the request that was sent on reused_connection().
+        self._direct_result: Any = None
         try:
             self._begin(options, resumption)
         except BaseException:
@@ -94,13 +109,63 @@ class RequestSender(ClientLease):
             raise
 
     def _begin(self, options: RequestOptions, resumption: Resumption) -> None:
-        """Build the request, for the URL of the call."""
+        """Begin with the request for the URL of the call."""
         self._options = options
-        self._request = build_request(self._client, options, resumption.last_event_id)
-        self.cookies.add_to(self._request)
-        self._client.check(self._request)
         self._send_options = options.send
         self._is_trusted = True
+        self._built: Any = None
+        self._direct: DirectRequest | None = None
+        if not (resumption.last_event_id or resumption.redirects or resumption.cookies or resumption.place):
+            self._direct = self._client.direct_request(options)
+        if self._direct is None:
+            self._client.check(self._request)
+
+    @property
+    def _request(self) -> Any:
+        """The current request as an object of the client's package, built on demand."""
+        if self._built is None:
+            self._built = build_request(self._client, self._options, self._last_event_id)
+            self.cookies.add_to(self._built)
+        return self._built
+
+    # Sending in the loop's callbacks.
+
+    def reused_connection(self) -> HTTP11Connection | None:
+        """Return an idle connection on which `direct` can be sent; None if send() has to send the request."""
+        connection = None if self._direct is None else self._client.reused_connection(self._direct)
+        self.network_stream = connection
+        return connection
+
+    @property
+    def direct(self) -> DirectRequest:
+        """The request that is sent on reused_connection()."""
+        assert self._direct is not None
+        return self._direct
+
+    def log_answer(self, status: int, http_version: str) -> None:
+        """Log the head of an answer."""
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s %s: %d, %s", self._request.method, self.target, status, http_version)
+
+    def continue_with(self, result: httpx.Response | Exception, *, is_open: bool) -> None:
+        """Take the answer, or error, of the request that was sent on reused_connection().
+
+        Before the stream is open, send() returns or raises it; a safe request whose reused connection was closed is
+        sent again.
+        """
+        self.network_stream = None
+        if not isinstance(result, Exception):
+            result.request = self._request
+        if is_open:
+            self._received(result)
+        elif not (isinstance(result, ReusedConnectionClosed) and self.direct.method in SAFE_METHODS):
+            self._direct_result = result
+
+    async def _answer(self) -> Any:
+        result, self._direct_result = self._direct_result, None
+        if isinstance(result, Exception):
+            raise result
+        return await self._client.send(self._request, **self._send_options) if result is None else result
 
     @property
     def is_direct(self) -> bool:
@@ -110,7 +175,7 @@ class RequestSender(ClientLease):
     @property
     def target(self) -> str:
         """The request's URL, as messages may show it."""
-        return describe(self._request.url)
+        return describe(self.direct.url if self._built is None else self._built.url)
 
     async def send(self) -> Any:
         """Send the request, follow redirects, and return the response once its head is in.
@@ -147,7 +212,7 @@ class RequestSender(ClientLease):
             self.sent = SentRequest(request.method, request.url, list(request.headers.raw), self._is_trusted)
         try:
             with CallersCode(CLIENT_CODE, passes=Exception):
-                response = await self._client.send(self._request, **self._send_options)
+                response = await self._answer()
         except CallbackError as exc:
             # httpcore raises an error of the request's body once more, "from None".
             exc.__cause__ = exc.__cause__ or original(exc.__context__ or exc)
@@ -165,9 +230,7 @@ class RequestSender(ClientLease):
             self.is_unsendable = is_unsendable(error, self._client.package)
             raise self.translate(error, has_head=False) from error
         self._received(response)
-        if logger.isEnabledFor(logging.DEBUG):
-            line = self._request.method, self.target, response.status_code, response.http_version
-            logger.debug("%s %s: %d, %s", *line)
+        self.log_answer(response.status_code, response.http_version)
         return response
 
     async def _follow(self, status: int, url: Any) -> None:
@@ -185,7 +248,7 @@ class RequestSender(ClientLease):
         self.cookies.add_to(request)
         origin = origin_key(request.url)
         is_cross_origin = origin != origin_key(self._request.url)
-        self._request, self._response = request, None
+        self._built, self._response = request, None
         if is_cross_origin and self._clients.has_factory:
             await self._change_client(origin)
         try:

@@ -29,8 +29,8 @@ from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._runtime.clock import clock
 
 from .batches import Batch
+from .callback_transfer import CallbackTransfer, DirectExchange, begun
 from .channel import CLOSED, Channel, End, post
-from .exchange import Exchange
 from .loop_state import LoopState, LoopTask
 from .memory import memory
 from .reconnecting import Reconnecting, ReconnectingExchange
@@ -64,37 +64,21 @@ class _Phase(enum.Enum):
     TRANSFERRED = enum.auto()
 
 
-class StreamTask(LoopTask):
-    """Runs one request on the loop. Made in the caller's thread, started on the loop thread."""
-
-    # See Subscription.
-    shares_events = False
+class StreamFacts(LoopTask):
+    """The parts of a stream on its loop, and its counters. Thread-safe."""
 
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         super().__init__(state)
-        self.exchange: Exchange | ReconnectingExchange
+        self.exchange: DirectExchange | ReconnectingExchange
         if options.reconnect is None:
-            self.exchange = Exchange(state.clients, options)
+            self.exchange = DirectExchange(state.clients, options)
         else:
             self.exchange = ReconnectingExchange(state.clients, options, options.reconnect)
         self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes)
         self.writer = EntryWriter(self.channel, state.loop)
         self.initial_event_id = options.last_event_id
-        self.task: asyncio.Task[None] | None = None
-        self._cancel = options.cancel
-        self._timeout = options.timeout
         # Not the loop's time: uvloop's clock stands still while the loop waits.
-        self._started_at = clock.monotonic()
-        self._phase = _Phase.OPENING
-        self._is_aborted = False
-        # The error for the consumer of an aborted stream.
-        self._reason: BaseException | None = None
-        # Cancels _transfer while it runs.
-        self._cancel_transfer: Callable[[], object] | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-
-    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. A closed loop has closed
-    # its connections, and ignores posted callbacks.
+        self.started_at = clock.monotonic()
 
     @property
     def target(self) -> str:
@@ -105,11 +89,6 @@ class StreamTask(LoopTask):
     def done_event(self) -> ServerSentEvent | None:
         """The event that ended the stream and is no item, if there was one."""
         return self.exchange.done_event
-
-    @property
-    def opened(self) -> bool:
-        """Whether the response's head is in the channel."""
-        return self._phase is not _Phase.OPENING
 
     @property
     def received(self) -> int:
@@ -136,7 +115,37 @@ class StreamTask(LoopTask):
     def time_to_first_event(self) -> float | None:
         """Seconds from the call to the first event's arrival."""
         first_event_at = self.writer.first_event_at
-        return None if first_event_at is None else first_event_at - self._started_at
+        return None if first_event_at is None else first_event_at - self.started_at
+
+
+class StreamTask(StreamFacts):
+    """Runs one request on the loop. Made in the caller's thread, started on the loop thread."""
+
+    # See Subscription.
+    shares_events = False
+
+    def __init__(self, state: LoopState, options: RequestOptions) -> None:
+        super().__init__(state, options)
+        self.task: asyncio.Task[None] | None = None
+        # Does the work as long as there is no task.
+        self._callbacks: CallbackTransfer | None = None
+        self._cancel = options.cancel
+        self._timeout = options.timeout
+        self._phase = _Phase.OPENING
+        self._is_aborted = False
+        # The error for the consumer of an aborted stream.
+        self._reason: BaseException | None = None
+        # Cancels _transfer while it runs.
+        self._cancel_transfer: Callable[[], object] | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. A closed loop has closed
+    # its connections, and ignores posted callbacks.
+
+    @property
+    def opened(self) -> bool:
+        """Whether the response's head is in the channel."""
+        return self._phase is not _Phase.OPENING
 
     def abort(self) -> None:
         """Close the channel and abort the request. Does nothing in a forked child."""
@@ -164,13 +173,45 @@ class StreamTask(LoopTask):
         """Start the task, in the context of the caller."""
         self.state.add(self)
         memory.enter(self.channel, self.loop)
-        self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
-        self.task.add_done_callback(self._done)
+        self._callbacks = self._begun_in_callbacks()
+        if self._callbacks is None:
+            self._start_task()
+        else:
+            self._callbacks.begin()
         if not self.exchange.bounds_its_opening:
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
         self.ownership.move(self, current_scope())
+
+    def _begun_in_callbacks(self) -> CallbackTransfer | None:
+        exchange = self.exchange
+        return begun(self, exchange, self._timeout.read) if isinstance(exchange, DirectExchange) else None
+
+    def _start_task(self) -> None:
+        self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
+        self.task.add_done_callback(self._done)
+
+    # For the CallbackTransfer.
+
+    def begin_streaming(self) -> None:
+        """Take note that the head is in the channel."""
+        self._phase = _Phase.STREAMING
+        self.writer.idle_since = self.loop.time()
+        if self._timeout.idle is not None:
+            self._check_idle(self._timeout.idle)
+
+    def continue_in_task(self) -> None:
+        """Start the task, which continues where the callbacks have ended."""
+        self._callbacks = None
+        self._start_task()
+
+    def end_in_callback(self) -> None:
+        """End the stream: the connection is closed, or back in the pool."""
+        self._callbacks = None
+        if self._phase is _Phase.STREAMING:
+            self._phase = _Phase.TRANSFERRED
+        self._finish(None)
 
     async def _run(self) -> None:
         error = None
@@ -220,27 +261,25 @@ class StreamTask(LoopTask):
 
     async def _transfer(self) -> None:
         exchange = self.exchange
-        while isinstance(head := await exchange.open(), Reconnecting):
-            await self.channel.send(head, head.charge)
-        if exchange.bounds_its_opening:
-            self._limit_total()
-        self._phase = _Phase.STREAMING
-        self.channel.send_deferred(head)
-        self.writer.idle_since = self.loop.time()
-        if self._timeout.idle is not None:
-            self._check_idle(self._timeout.idle)
+        if not self.opened:
+            while isinstance(head := await exchange.open(), Reconnecting):
+                await self.channel.send(head, head.charge)
+            if exchange.bounds_its_opening:
+                self._limit_total()
+            self.channel.send_deferred(head)
+            self.begin_streaming()
         exchange.put_through(self.writer.try_write)
         async for entry in exchange:
             await self.writer.write(entry)
             if exchange.outcome == "done":
-                self._begin_end()
+                self.begin_end()
         if self._phase is _Phase.STREAMING:
             self._phase = _Phase.TRANSFERRED
 
     def _limit_total(self) -> None:
         total = self._timeout.total
         if total is not None:
-            left = self._started_at + total - clock.monotonic()
+            left = self.started_at + total - clock.monotonic()
             self._set_timer("total", self.loop.time() + left, self._time_out, "total", total)
 
     def _check_idle(self, limit: float) -> None:
@@ -267,7 +306,7 @@ class StreamTask(LoopTask):
             timer.cancel()
         self._timers.clear()
 
-    def _begin_end(self) -> None:
+    def begin_end(self) -> None:
         """The last event is in: end the consumer soon, and let the rest of the body come."""
         if self._phase is _Phase.ENDING or self.finished:
             return
@@ -285,17 +324,23 @@ class StreamTask(LoopTask):
         if not self.finished:
             self.exchange.drain()
             self.channel.close()
-            self._begin_end()
+            self.begin_end()
             if self.exchange.opened_at is None:
                 # There is no connection to read from, and none will follow.
                 self.abort_on_loop(None)
 
     def abort_on_loop(self, reason: BaseException | None) -> None:
         """Shut the connection down and end the task. The consumer gets `reason`, if it is not None."""
-        if self.finished or self.task is None or self.is_inherited:
+        if self.finished or (self.task is None and self._callbacks is None) or self.is_inherited:
             return
         if self._reason is None:
             self._reason = reason
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            callbacks.abort()
+            self._is_aborted = True
+            self._finish(None)
+            return
         # The socket first: a task that waits for something else could take its time.
         self.exchange.shut_down()
         self._is_aborted = True
@@ -391,6 +436,14 @@ class EntryWriter:
             self.idle_since = self._loop.time()
             if self.first_event_at is None:
                 self.first_event_at = clock.monotonic()
+
+    def try_add(self, batch: Batch) -> bool:
+        """Do the same without waking the consumer. A closed channel drops batches."""
+        if not self._channel.fits(batch.charge):
+            return False
+        self._channel.send_silently(batch, batch.charge)
+        self._note(batch)
+        return True
 
     async def write(self, entry: Batch | Body | Reconnecting) -> None:
         """Write an entry, waiting until it fits."""

@@ -27,13 +27,16 @@ from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .bounded_bodies import BoundingHook, bounded_auth
+from .direct_request import DirectRequest, direct_request
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
 
 if TYPE_CHECKING:
     from urllib.request import Request
 
+    from .connection import HTTP11Connection
     from .forwarded import ForwardedRequest
+    from .request import RequestOptions
 
 __all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url"]
 
@@ -142,6 +145,14 @@ class Client:
     def check(self, request: Any) -> None:
         """Raise UsageError if the environment names a proxy for the request that cannot be used."""
 
+    def direct_request(self, options: RequestOptions) -> DirectRequest | None:
+        """Return a request that can be sent on reused_connection(); None if `options` need a request of the package."""
+        return None
+
+    def reused_connection(self, request: DirectRequest) -> HTTP11Connection | None:
+        """Return an idle connection for the request, now the caller's; None if send() is to send the request."""
+        return None
+
     async def aclose(self) -> None:
         """Close the client. Raises CallbackError if it cannot be closed."""
         with CallersCode("closing the HTTP client"):
@@ -201,7 +212,7 @@ class _OwnClient(Client):
     is measurable where streams are short.
     """
 
-    __slots__ = ("_defaults", "_proxies", "_transport")
+    __slots__ = ("_default_lines", "_defaults", "_proxies", "_transport")
 
     def __init__(self, tls_context: ssl.SSLContext | None) -> None:
         self._proxies = ProxySettings.of_environment()
@@ -214,6 +225,7 @@ class _OwnClient(Client):
         )
         super().__init__(httpx.AsyncClient(transport=self._transport))
         self._defaults = [(name.lower(), name, value) for name, value in self.http.headers.raw]
+        self._default_lines = [(key.decode(), b"%b: %b\r\n" % (name, value)) for key, name, value in self._defaults]
 
     def build(self, method: str, url: str, headers: RawHeaders, **options: Any) -> Any:
         own = {name.lower() for name, _ in headers}
@@ -227,6 +239,13 @@ class _OwnClient(Client):
 
     def check(self, request: httpx.Request) -> None:
         self._proxies.proxy_for(request.url)
+
+    def direct_request(self, options: RequestOptions) -> DirectRequest | None:
+        request = direct_request(options, self._default_lines)
+        return None if request is None or self._proxies.proxy_for(request.url) is not None else request
+
+    def reused_connection(self, request: DirectRequest) -> HTTP11Connection | None:
+        return None if is_client_replaced() else self._transport.reused_connection(request.origin)
 
     async def send(self, request: Any, **options: Any) -> Any:
         if options.get("auth") is not None or request.url.userinfo or is_client_replaced():

@@ -18,10 +18,10 @@ from sseqbridge._runtime import fork, sockets
 
 from .errors import ConnectionClosed, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
-from .h1_heads import AnswerHead, HeadError, HeadReader
+from .h1_heads import AnswerHead, FinalHeadReader, HeadError
 from .network_stream import InputState, NetworkStream
 from .origin import Origin
-from .outgoing import OutgoingRequest
+from .outgoing import SENT, Outgoing, OutgoingRequest
 
 __all__ = [
     "BODY_EXTENSION",
@@ -29,7 +29,10 @@ __all__ = [
     "ConnectionPool",
     "ConnectionState",
     "HTTP11Connection",
+    "Receiver",
     "Sink",
+    "check_no_switch",
+    "response_of",
 ]
 
 # The response extension that holds the BodyStream: httpx wraps the stream of every response.
@@ -37,9 +40,6 @@ BODY_EXTENSION = "sseqbridge_body"
 
 # The most that is read ahead of the consumer.
 _MAX_UNREAD_BYTES = 64 * 1024
-
-# The most interim answers (1xx): a server sends one or two.
-_MAX_INTERIM_ANSWERS = 100
 
 # Takes body bytes; returns False if it wants no more before its coroutine has run. It must not raise.
 Sink = Callable[[bytes], bool]
@@ -71,8 +71,16 @@ class ConnectionPool(Protocol):
         """Take back an idle connection for the next request of the current task to its origin."""
 
 
+class Receiver(Protocol):
+    """Takes the input of a connection, in the loop's callbacks, during an exchange without a coroutine."""
+
+    def bytes_received(self, data: bytes) -> None: ...
+    def input_ended(self) -> None: ...
+    def silence_elapsed(self, error: httpx.ReadTimeout) -> None: ...
+
+
 class HTTP11Connection(NetworkStream):
-    """A connection that exchanges one request and one answer at a time, read by one coroutine.
+    """A connection that exchanges one request and one answer at a time, read by one coroutine, or in callbacks.
 
     | state           | meaning                                             | next, and by what                      |
     |-----------------|-----------------------------------------------------|----------------------------------------|
@@ -100,7 +108,9 @@ class HTTP11Connection(NetworkStream):
         # Whether only the current call may use the connection after the exchange.
         self._is_reserved = False
         # The request of the current exchange.
-        self._outgoing: OutgoingRequest | None = None
+        self._outgoing: Outgoing | None = None
+        # Takes the input instead of `body` and `_unread`.
+        self._receiver: Receiver | None = None
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._sink: Sink | None = None
@@ -121,6 +131,9 @@ class HTTP11Connection(NetworkStream):
         super().connection_lost(exc)
 
     def bytes_received(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.bytes_received(data)
+            return
         body = self.body
         if body is None:
             self._head_bytes_received(data)
@@ -168,8 +181,14 @@ class HTTP11Connection(NetworkStream):
     def input_ended(self) -> None:
         if self.error is None and self.body is not None:
             self.body.end(abruptly=self.ended_abruptly)
-        if self.state is ConnectionState.IDLE:
+        if self._receiver is not None:
+            self._receiver.input_ended()
+        elif self.state is ConnectionState.IDLE:
             self.abort()
+
+    def silence_elapsed(self, error: httpx.ReadTimeout) -> None:
+        if self._receiver is not None:
+            self._receiver.silence_elapsed(error)
 
     # One exchange.
 
@@ -186,34 +205,26 @@ class HTTP11Connection(NetworkStream):
             outgoing = self._outgoing = OutgoingRequest(self, request, timeouts.get("write"))
             outgoing.start(request.stream)
             head, rest = await self._read_head(timeouts.get("read"), outgoing)
-            if head.status == 101 and "upgrade" not in request.headers:
-                raise httpx.RemoteProtocolError("the server switched protocols, and the request did not ask for it")
+            if "upgrade" not in request.headers:
+                check_no_switch(head)
             if head.status >= 300:
                 # The server needs no more of the request, and may read no more of it. (It may need it for a 2xx.)
                 outgoing.stop()
-            self._keeps_alive = outgoing.keeps_alive and head.framing.keeps_alive and head.status != 101
             # The handshake takes several requests of one call; after it, the connection has the call's identity.
             self._is_reserved = outgoing.authenticates_connection and head.status in (401, 407)
-            self._keeps_alive = self._keeps_alive and self._is_reserved == outgoing.authenticates_connection
-            self._begin_body(request.method, head, rest)
-            body = BodyStream(self, timeouts.get("read"))
-            return httpx.Response(
-                head.status,
-                headers=head.headers,
-                stream=body,
-                extensions={
-                    "http_version": b"HTTP/" + head.http_version,
-                    "reason_phrase": head.reason,
-                    "network_stream": self,
-                    BODY_EXTENSION: body,
-                },
-            )
+            body = self.begin_body(request.method, head)
+            self._keeps_alive &= outgoing.keeps_alive and self._is_reserved == outgoing.authenticates_connection
+            if rest:
+                self.bytes_received(rest)
+            if self.input is not InputState.OPEN and self.error is None:
+                body.end(abruptly=self.ended_abruptly)
+            return response_of(self, head, BodyStream(self, timeouts.get("read")))
         except BaseException as exc:
             was_unanswered = self._has_ended_unanswered()
             self.abort()
             await self.stop_sending()
             if is_reused and was_unanswered and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
-                raise ReusedConnectionClosed("the server closed a connection kept from an earlier request") from exc
+                raise _closed_when_reused() from exc
             raise
 
     async def stop_sending(self) -> None:
@@ -225,44 +236,38 @@ class HTTP11Connection(NetworkStream):
     def _has_ended_unanswered(self) -> bool:
         return self.state is ConnectionState.AWAITING_ANSWER and self.input is not InputState.OPEN
 
-    async def _read_head(self, timeout: float | None, outgoing: OutgoingRequest) -> tuple[AnswerHead, bytes]:
+    async def _read_head(self, timeout: float | None, outgoing: Outgoing) -> tuple[AnswerHead, bytes]:
         """Return the head of the final answer, and the bytes after it. Interim answers are skipped.
 
         The time limit begins when the request is sent. Raises the error of the sending if there is no answer yet.
         """
-        reader = HeadReader()
-        data, interim = b"", 0
+        reader = FinalHeadReader()
+        data = b""
         try:
-            while interim <= _MAX_INTERIM_ANSWERS:
-                head = reader.feed(data)
-                if head is None:
-                    data = await self._next_bytes(timeout, outgoing)
-                elif head.status >= 200 or head.status == 101:
-                    return head, reader.rest
-                else:
-                    data, interim = b"", interim + 1
+            while (head := reader.feed(data)) is None:
+                data = await self._next_bytes(timeout, outgoing)
         except HeadError as exc:
             raise httpx.RemoteProtocolError(str(exc)) from exc
-        raise httpx.RemoteProtocolError(f"the server sent more than {_MAX_INTERIM_ANSWERS} interim answers")
+        return head, reader.rest
 
-    async def _next_bytes(self, timeout: float | None, outgoing: OutgoingRequest) -> bytes:
+    async def _next_bytes(self, timeout: float | None, outgoing: Outgoing) -> bytes:
         while not self._unread:
             if self.error is not None:
                 raise self.error
             if outgoing.error is not None:
                 raise outgoing.error
             if self.input is not InputState.OPEN:
-                raise ConnectionClosed("Server disconnected without sending a response.")
+                raise _closed_without_answer()
             await self.wait(None if outgoing.is_under_way else timeout)
         return self._take_unread()
 
-    def _begin_body(self, method: str, head: AnswerHead, rest: bytes) -> None:
+    def begin_body(self, method: str, head: AnswerHead) -> BodyReader:
+        """Take note of the answer's head, and return the reader of its body."""
         self.state = ConnectionState.READING_BODY
-        self.body = body_reader(method, head.status, length=head.framing.length, is_chunked=head.framing.is_chunked)
-        if rest:
-            self.bytes_received(rest)
-        if self.input is not InputState.OPEN and self.error is None:
-            self.body.end(abruptly=self.ended_abruptly)
+        self._keeps_alive = head.framing.keeps_alive and head.status != 101
+        length, is_chunked = head.framing.length, head.framing.is_chunked
+        self.body = body_reader(method, head.status, length=length, is_chunked=is_chunked)
+        return self.body
 
     async def read(self, timeout: float | None, sink: Sink | None) -> bytes | None:
         """Return the next bytes of the body, b"" at its end; see BodyStream.read."""
@@ -307,6 +312,43 @@ class HTTP11Connection(NetworkStream):
         else:
             self._pool.release(self)
 
+    # One exchange in callbacks.
+
+    def begin_in_callbacks(self, receiver: Receiver, data: bytes, timeout: float | None) -> None:
+        """Send the bytes of a whole request on an idle connection. `receiver` gets the input, see limit_silence().
+
+        The request must allow another one on the connection. Raises httpx.WriteError.
+        """
+        self.state = ConnectionState.AWAITING_ANSWER
+        self._is_sink_full = False
+        self._outgoing = SENT
+        self._is_reserved = False
+        self._receiver = receiver
+        self.limit_silence(timeout)
+        self.write_at_once(data)
+
+    def answer_begins(self) -> None:
+        """Take note of the first byte of the answer."""
+        self.state = ConnectionState.READING_HEAD
+
+    def end_callbacks(self, rest: bytes = b"") -> None:
+        """Go on without the receiver, with bytes of the body that it has left: a coroutine reads them, or nobody."""
+        self._receiver = None
+        self.limit_silence(None)
+        if rest:
+            self.bytes_received(rest)
+
+    def closed_before_answer(self) -> Exception:
+        """Return the error for an exchange whose connection has ended before the head."""
+        error = self.error or _closed_without_answer()
+        if self._has_ended_unanswered():
+            closed = _closed_when_reused()
+            closed.__cause__ = error
+            return closed
+        return error
+
+    # Between exchanges.
+
     def is_fresh(self, expiry: float) -> bool:
         """Whether an idle connection can be reused: it is open, and not idle for more than `expiry` seconds."""
         connection = self.transport.get_extra_info("socket")
@@ -327,6 +369,35 @@ class HTTP11Connection(NetworkStream):
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
         sockets.detach_connection_after_fork(self)
+
+
+def response_of(connection: HTTP11Connection, head: AnswerHead, body: BodyStream) -> httpx.Response:
+    """Return an answer whose body is still to be read."""
+    return httpx.Response(
+        head.status,
+        headers=head.headers,
+        stream=body,
+        extensions={
+            "http_version": b"HTTP/" + head.http_version,
+            "reason_phrase": head.reason,
+            "network_stream": connection,
+            BODY_EXTENSION: body,
+        },
+    )
+
+
+def check_no_switch(head: AnswerHead) -> None:
+    """Raise httpx.RemoteProtocolError for a 101."""
+    if head.status == 101:
+        raise httpx.RemoteProtocolError("the server switched protocols, and the request did not ask for it")
+
+
+def _closed_without_answer() -> ConnectionClosed:
+    return ConnectionClosed("Server disconnected without sending a response.")
+
+
+def _closed_when_reused() -> ReusedConnectionClosed:
+    return ReusedConnectionClosed("the server closed a connection kept from an earlier request")
 
 
 class BodyStream(httpx.AsyncByteStream):

@@ -18,10 +18,22 @@ from typing import NamedTuple
 
 from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
 
-__all__ = ["MAX_HEAD_BYTES", "AnswerHead", "Framing", "HeadError", "HeadReader", "framing_of", "write_head"]
+__all__ = [
+    "MAX_HEAD_BYTES",
+    "AnswerHead",
+    "FinalHeadReader",
+    "Framing",
+    "HeadError",
+    "HeadReader",
+    "framing_of",
+    "write_head",
+]
 
 # The longest head that is read: httpcore's limit.
 MAX_HEAD_BYTES = 100 * 1024
+
+# The most interim answers (1xx): a server sends one or two.
+_MAX_INTERIM_ANSWERS = 100
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -127,6 +139,25 @@ class HeadReader:
         if not following or following[0] > 0x20 or (following == b"\r" and match[0].count(b"\n") < 2):
             return start
         raise HeadError("an answer must begin with its status line, got a blank, a control character or empty lines")
+
+
+class FinalHeadReader(HeadReader):
+    """A HeadReader that skips interim answers (1xx)."""
+
+    _interim = 0
+
+    def feed(self, data: bytes) -> AnswerHead | None:
+        """Return the head of the final answer, or of a 101; None while it is incomplete.
+
+        Raises HeadError, also for too many interim answers.
+        """
+        head = super().feed(data)
+        while head is not None and head.status < 200 and head.status != 101:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM_ANSWERS:
+                raise HeadError(f"the server sent more than {_MAX_INTERIM_ANSWERS} interim answers")
+            head = super().feed(b"")
+        return head
 
 
 def _head(data: bytes) -> AnswerHead:

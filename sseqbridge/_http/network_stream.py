@@ -57,7 +57,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         self.loop = loop
         self.transport: Any = None
         self.input = InputState.OPEN
-        self.error: httpx.ReadError | None = None
+        self.error: httpx.ReadError | httpx.ReadTimeout | None = None
         # Read flow control: whether the subclass has paused the transport.
         self.is_reading_paused = False
         # One read is over before the loop begins the next, except on Windows, where reads of all connections
@@ -72,6 +72,10 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_received_at = 0.0
+        # The limit of limit_silence(). Its timer is kept when the limit changes, and when there is none.
+        self._silence_limit: float | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._silence_due = 0.0
 
     @abc.abstractmethod
     def bytes_received(self, data: bytes) -> None:
@@ -80,6 +84,9 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     @abc.abstractmethod
     def input_ended(self) -> None:
         """Take note, once, that nothing more will be received; see `error`."""
+
+    def silence_elapsed(self, error: httpx.ReadTimeout) -> None:
+        """Take note that no bytes were received within the limit of limit_silence()."""
 
     # asyncio's protocol.
 
@@ -199,7 +206,41 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         if left > 0:
             self._timer = self.loop.call_later(left, self._watch, timeout, waiter)
         elif not waiter.done():
-            waiter.set_exception(httpx.ReadTimeout(f"no bytes were received for {timeout:g} s"))
+            waiter.set_exception(_read_timeout(timeout))
+
+    def limit_silence(self, timeout: float | None) -> None:
+        """Call silence_elapsed() once, after `timeout` seconds in which no bytes were received; None: do not.
+
+        For exchanges without a coroutine. One timer serves all exchanges of a connection: it is replaced only if it
+        would come too late.
+        """
+        self._silence_limit = timeout
+        if timeout is not None:
+            self._last_received_at = now = self.loop.time()
+            if self._silence_timer is None or self._silence_due > now + timeout:
+                self._drop_silence_timer()
+                self._expect_bytes_until(now + timeout)
+
+    def _expect_bytes_until(self, due: float) -> None:
+        self._silence_due = due
+        self._silence_timer = self.loop.call_at(due, self._check_silence)
+
+    def _check_silence(self) -> None:
+        self._silence_timer = None
+        timeout = self._silence_limit
+        if timeout is None:
+            return
+        due = self._last_received_at + timeout
+        if due > self.loop.time():
+            self._expect_bytes_until(due)
+        else:
+            self._silence_limit = None
+            self.silence_elapsed(_read_timeout(timeout))
+
+    def _drop_silence_timer(self) -> None:
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
 
     # Writing.
 
@@ -271,6 +312,11 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
+    @property
+    def can_write(self) -> bool:
+        """Whether the transport's buffer has room."""
+        return self._can_write
+
     # Closing.
 
     @property
@@ -284,6 +330,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     def abort_transport(self) -> None:
         """Close the connection at once, without sending buffered bytes. Idempotent."""
+        self._drop_silence_timer()
         # asyncio's transport cannot be aborted any more once it has called connection_lost.
         if self.transport is not None and self.input is not InputState.LOST:
             # asyncio closes the socket only in the next iteration of the loop, which under uWSGI without
@@ -297,3 +344,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
             return self._tls.ssl_object
         names = {"server_addr": "peername", "client_addr": "sockname"}
         return self.transport.get_extra_info(names.get(info, info))
+
+
+def _read_timeout(seconds: float) -> httpx.ReadTimeout:
+    return httpx.ReadTimeout(f"no bytes were received for {seconds:g} s")

@@ -17,13 +17,38 @@ from .connection_auth import authenticates_connection
 from .h1_heads import HeadError, framing_of, write_head
 from .network_stream import Bytes, InputState, NetworkStream
 
-__all__ = ["OutgoingRequest"]
+__all__ = ["SENT", "Outgoing", "OutgoingRequest"]
 
 # The longest body in memory that leaves in one write with its head.
 _MAX_JOINED_BYTES = 63 * 1024
 
 
-class OutgoingRequest:
+class Outgoing:
+    """A request that was passed to the loop at once, and completely. Immutable."""
+
+    is_complete = True
+    error: Exception | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a task is sending the rest."""
+        return False
+
+    def stop(self) -> None:
+        """Stop the sending, for example since the server has refused the request. Idempotent."""
+
+    async def wait_stopped(self) -> None:
+        """Stop the sending, and wait until nothing uses the body any more."""
+
+    def failure(self) -> Exception | None:
+        """Return the error for the reader of an early answer; None while its body can still be complete."""
+        return None
+
+
+SENT = Outgoing()
+
+
+class OutgoingRequest(Outgoing):
     """One request on its way to the server.
 
     `is_complete` says that all of it was passed to the loop, `keeps_alive` that it allows another request on the
@@ -53,7 +78,6 @@ class OutgoingRequest:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a task is sending the rest."""
         return self._task is not None and not self._task.done()
 
     def start(self, body: object) -> None:
@@ -121,19 +145,14 @@ class OutgoingRequest:
         return await write(self._ending(), self._timeout)
 
     def stop(self) -> None:
-        """Stop the sending, for example since the server has refused the request. Idempotent."""
         if self._task is not None:
             self._task.cancel()
 
     async def wait_stopped(self) -> None:
-        """Stop the sending, and wait until nothing uses the body any more."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
 
     def failure(self) -> Exception | None:
-        """Return the error for the reader of an early answer; None while its body can still be complete.
-
-        A server that has answered need not read the rest of the request.
-        """
+        # A server that has answered need not read the rest of the request.
         return None if isinstance(self.error, (httpx.WriteTimeout, httpx.WriteError)) else self.error

@@ -33,10 +33,10 @@ from .network_stream import READ_BYTES
 from .origin import Origin, origin_of
 from .threaded import ThreadedTransport
 
-__all__ = ["Transport", "count_connections", "is_client_replaced"]
+__all__ = ["SAFE_METHODS", "Transport", "count_connections", "is_client_replaced"]
 
 # Safe methods: a request that is sent twice has the effect of one (RFC 9110, sections 9.2.1 and 9.2.2).
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -96,9 +96,21 @@ class Transport(httpx.AsyncBaseTransport):
 
     def is_direct(self, request: httpx.Request) -> bool:
         """Whether the transport here sends a request itself, and does not leave it to httpx's own."""
-        is_simple = request.extensions.keys() <= {"timeout"} and self._sends_itself
-        is_original = not _is_replaced() and not patching.is_socket_replaced()
-        return is_simple and is_original and self._proxy_for(request.url) is None
+        is_simple = request.extensions.keys() <= {"timeout"}
+        return is_simple and self._may_send() and self._proxy_for(request.url) is None
+
+    def _may_send(self) -> bool:
+        return self._sends_itself and not _is_replaced() and not patching.is_socket_replaced()
+
+    def reused_connection(self, origin: Origin) -> HTTP11Connection | None:
+        """Return an idle connection, now the caller's, for a request that needs no more; None if there is none."""
+        if not self._may_send():
+            return None
+        connection = self._unreserved_connection(origin)
+        if connection is not None and not connection.can_write:
+            self.release(connection)
+            return None
+        return connection
 
     async def _send_plainly(self, request: httpx.Request) -> httpx.Response:
         proxy = self._proxy_for(request.url)
@@ -137,6 +149,9 @@ class Transport(httpx.AsyncBaseTransport):
                 if reserved.is_fresh(self._keepalive_expiry):
                     return reserved
                 reserved.abort()
+        return self._unreserved_connection(origin)
+
+    def _unreserved_connection(self, origin: Origin) -> HTTP11Connection | None:
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
@@ -210,7 +225,7 @@ def count_connections(transport: object) -> int:
 
 def _is_repeatable(request: httpx.Request) -> bool:
     """Whether a request may be sent twice, and its body can be read twice."""
-    return request.method in _SAFE_METHODS and isinstance(request.stream, httpx.ByteStream)
+    return request.method in SAFE_METHODS and isinstance(request.stream, httpx.ByteStream)
 
 
 def is_client_replaced() -> bool:

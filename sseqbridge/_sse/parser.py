@@ -159,6 +159,11 @@ class EventStreamParser:
         name, colon, _ = bytes(self._tail[:8]).partition(b":")
         return bool(colon) and name in _NAMES
 
+    @property
+    def is_between_blocks(self) -> bool:
+        """Whether neither a block with data nor a line is incomplete."""
+        return self._data is None and not self._tail
+
     def take_incomplete(self) -> tuple[ServerSentEvent, bool] | None:
         """Return the event of the last block, which the end of the stream left without its blank line.
 

@@ -1,0 +1,142 @@
+"""The transfer of a stream in the callbacks of a reused connection, from the request to the end, without a task.
+
+A callback puts all entries that it finds into the channel (the head, batches, the end), and wakes the consumer once, at
+its end. Where something has to be awaited (a full channel), and for every answer but a plain event stream, the stream's
+task is started, and continues from there.
+
+Runs on the loop thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING
+
+from sseqbridge._http.callback_exchange import CallbackExchange
+from sseqbridge._http.content_encoding import BodyDecoder
+
+from .exchange import Exchange
+from .responses import Head, plain_head
+
+if TYPE_CHECKING:
+    import httpx
+
+    from sseqbridge._http.connection import BodyStream, HTTP11Connection
+    from sseqbridge._http.direct_request import DirectRequest
+    from sseqbridge._http.h1_heads import AnswerHead
+
+    from .stream_task import StreamTask
+
+__all__ = ["CallbackTransfer", "DirectExchange", "begun"]
+
+
+class DirectExchange(Exchange):
+    """An exchange that can also be carried out in the callbacks of a reused connection."""
+
+    # Instead of open() and __anext__.
+
+    @property
+    def direct(self) -> DirectRequest:
+        """The request that is sent on reused_connection()."""
+        return self._sender.direct
+
+    def reused_connection(self) -> HTTP11Connection | None:
+        """Return an idle connection on which `direct` can be sent; None if open() has to send the request."""
+        return self._sender.reused_connection()
+
+    def take_head(self, answer: AnswerHead, body: BodyStream) -> Head | None:
+        """Return the head of the stream; None if continue_with() and open() have to take the answer."""
+        head = plain_head(answer, check_content_type=self._options.check_content_type)
+        if head is not None:
+            self._sender.log_answer(head.status, head.http_version)
+            self._head, self._body = head, body
+            self._reader.decoder = BodyDecoder(self._reader.slice_bytes)
+        return head
+
+    def take_data(self, chunk: bytes) -> bool:
+        """Take bytes of the body. Returns False if __anext__ has to continue, or if `is_drained`."""
+        assert self._put is not None
+        return self._take_in(chunk) or (self._reader.is_done and self._reader.put_pending(self._put))
+
+    def take_end(self) -> bool:
+        """Take the end of the body. Returns False if __anext__ has to: for an incomplete block, and for errors."""
+        if self.outcome is None:
+            if self._options.require_done or not self._reader.ends_plainly:
+                return False
+            self.outcome, self.ended_cleanly = "eof", True
+        return True
+
+    def continue_with(self, result: httpx.Response | Exception) -> None:
+        """Let open() or __anext__ continue with an answer, or its error."""
+        self._sender.continue_with(result, is_open=self._head is not None)
+
+    def close_in_callback(self) -> None:
+        """Do what aclose() does, after the connection was released or closed."""
+        self._put = None
+        self._sender.network_stream = None
+
+
+class CallbackTransfer(CallbackExchange):
+    """Moves entries from an exchange into its stream's channel."""
+
+    def __init__(
+        self, stream: StreamTask, exchange: DirectExchange, connection: HTTP11Connection, timeout: float | None
+    ) -> None:
+        super().__init__(connection, exchange.direct.method, timeout)
+        self._stream = stream
+        self._exchange = exchange
+        # The caller's, in which the stream's task runs.
+        self._context = contextvars.copy_context()
+
+    def begin(self) -> None:
+        """Send the request."""
+        self.start(self._exchange.direct.data)
+
+    def abort(self) -> None:
+        """Close the connection. Idempotent."""
+        self.close()
+        self._exchange.close_in_callback()
+
+    def head_received(self, answer: AnswerHead, body: BodyStream) -> bool:
+        head = self._exchange.take_head(answer, body)
+        if head is None:
+            return False
+        self._stream.channel.send_silently(head)
+        self._stream.begin_streaming()
+        self._exchange.put_through(self._stream.writer.try_add)
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange.take_data(data):
+            return
+        if self._exchange.is_drained:
+            self._end()
+        else:
+            self.hand_over()
+
+    def body_completed(self) -> None:
+        if self._exchange.take_end():
+            self._end()
+        else:
+            self.hand_over()
+
+    def _end(self) -> None:
+        # The connection first, so that the consumer's next request finds it idle.
+        self.abort()
+        self._stream.end_in_callback()
+
+    def read_completed(self) -> None:
+        if self._exchange.outcome == "done":
+            self._stream.begin_end()
+        self._stream.channel.wake_consumer()
+
+    def continue_with(self, result: httpx.Response | Exception) -> None:
+        self._exchange.continue_with(result)
+        self._stream.channel.wake_consumer()
+        self._context.run(self._stream.continue_in_task)
+
+
+def begun(stream: StreamTask, exchange: DirectExchange, timeout: float | None) -> CallbackTransfer | None:
+    """Return a transfer on an idle connection, whose begin() sends the request; None if the stream needs its task."""
+    connection = exchange.reused_connection()
+    return None if connection is None else CallbackTransfer(stream, exchange, connection, timeout)

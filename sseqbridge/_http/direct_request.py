@@ -1,0 +1,123 @@
+"""The bytes of a request that needs no more than headers and a body in memory, without a request object of httpx.
+
+They are the bytes that the transport would send for the object, which the tests compare. Pure; runs on the caller's
+thread. The cached parts of a URL are those of its target and its Host header.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import httpx
+
+from .connection_auth import authenticates_connection
+from .h1_heads import HeadError, write_head
+from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
+from .origin import Origin, origin_of
+from .request import DEFAULT_HEADERS
+
+if TYPE_CHECKING:
+    from .request import RequestOptions
+
+__all__ = ["DefaultHeaders", "DirectRequest", "direct_request"]
+
+# Of the client: (name in lower case, line).
+DefaultHeaders = list[tuple[str, bytes]]
+
+# The methods of which a request is built here, and those for which httpx sends the length of an empty body.
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_SENDS_EMPTY_LENGTH = frozenset({"POST", "PUT", "PATCH"})
+
+# Headers that change what is sent, or how long the connection lives.
+_SPECIAL_HEADERS = frozenset(
+    {"connection", "content-length", "host", "last-event-id", "proxy-authorization", "transfer-encoding", "upgrade"}
+)
+
+# Lines of headers that are no secrets.
+_KNOWN_LINES = {pair: b"%b: %b\r\n" % (pair[0].encode(), pair[1].encode()) for pair in DEFAULT_HEADERS}
+
+# The longest request that leaves in one write.
+_MAX_BYTES = 63 * 1024
+
+
+class DirectRequest(NamedTuple):
+    """A request as bytes. `url` is an httpx.URL."""
+
+    url: httpx.URL
+    origin: Origin
+    method: str
+    data: bytes
+
+
+class _Target(NamedTuple):
+    url: httpx.URL
+    origin: Origin
+    # From the target to the Host header.
+    start: bytes
+
+
+@functools.lru_cache(maxsize=64)
+def _target(url: str) -> _Target | None:
+    """Return the parts of a request that its URL decides; None if no plain request can be sent to the URL."""
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or (parsed.port or 0) > 65535:
+            return None
+        host = httpx.Request("GET", parsed).headers["host"].encode("ascii")
+        head = write_head(b"GET", parsed.raw_path, [(b"Host", host)])
+    except (httpx.InvalidURL, HeadError, ValueError):
+        return None
+    return _Target(parsed, origin_of(parsed), head.removeprefix(b"GET").removesuffix(b"\r\n"))
+
+
+def direct_request(options: RequestOptions, defaults: DefaultHeaders) -> DirectRequest | None:
+    """Return the request that the options make; None if it takes more than the bytes of a head and a body."""
+    build, method = options.build, options.method
+    content = build.get("content")
+    if (
+        options.send
+        or options.reconnect is not None
+        or options.last_event_id
+        or method not in _METHODS
+        or build.get("params") is not None
+        or build.get("cookies") is not None
+        or build.get("files") is not None
+        or build.get("extensions")
+        or not (content is None or type(content) is bytes)
+    ):
+        return None
+    target = _target(options.url)
+    if target is None:
+        return None
+    own = {name.lower() for name, _ in options.headers}
+    if not own.isdisjoint(_SPECIAL_HEADERS):
+        return None
+    lines = _lines(options.headers)
+    if lines is None:
+        return None
+    body = content or b""
+    parts = [method.encode("ascii"), target.start]
+    if not body and method in _SENDS_EMPTY_LENGTH:
+        parts.append(b"Content-Length: 0\r\n")
+    parts += [line for key, line in defaults if key not in own]
+    parts += lines
+    parts.append(b"Content-Length: %d\r\n\r\n%b" % (len(body), body) if body else b"\r\n")
+    data = b"".join(parts)
+    return DirectRequest(target.url, target.origin, method, data) if len(data) <= _MAX_BYTES else None
+
+
+def _lines(headers: list[tuple[str, str]]) -> list[bytes] | None:
+    """Return the lines of the headers; None if one must not be sent, or authenticates the connection."""
+    lines = []
+    for pair in headers:
+        line = _KNOWN_LINES.get(pair)
+        if line is None:
+            name, value = pair[0].encode("ascii", "replace"), pair[1].encode("latin-1", "replace")
+            if not TOKEN_BYTES.fullmatch(name) or FORBIDDEN_IN_FETCH_VALUE_BYTES.search(value):
+                return None
+            if authenticates_connection([(name, value)]):
+                return None
+            line = b"%b: %b\r\n" % (name, value)
+        lines.append(line)
+    return lines
