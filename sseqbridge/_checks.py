@@ -7,6 +7,7 @@ objects that own requests, connections or threads, `Immutable` that of those whi
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Mapping
@@ -118,6 +119,11 @@ class Timeout:
                 )
 
 
+@functools.lru_cache(maxsize=64, typed=True)
+def _timeout_of(seconds: float) -> Timeout:
+    return Timeout(connect=seconds, read=seconds)
+
+
 def as_timeout(value: object) -> Timeout:
     """Return `value` (a Timeout, number, mapping or None) as a Timeout. Raises UsageError for anything else."""
     if isinstance(value, Timeout):
@@ -131,6 +137,8 @@ def as_timeout(value: object) -> Timeout:
                 f"the keys of `timeout` must be connect, read, idle or total, got {sorted(map(str, unknown))}"
             )
         return replace(Timeout(), **value)
+    if type(value) is float or type(value) is int:
+        return _timeout_of(value)
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
     raise UsageError(

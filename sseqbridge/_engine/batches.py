@@ -286,9 +286,13 @@ class BatchReader:
             last, is_plain = None, not self._has_comments
             if items:
                 events = items if is_plain else [item for item in items if type(item) is not Comment]
-                if not rules.are_plain(events, have_types=parser.has_types):
-                    is_plain = False
-                    items, last, retries = self._sort(items, retries)
+                plain = rules.count_plain(events, have_types=parser.has_types)
+                if plain != len(events):
+                    if is_plain and plain >= 0 and not retries:
+                        last = items.pop()
+                    else:
+                        is_plain = False
+                        items, last, retries = self._sort(items, retries)
             while len(items) > most_items:
                 part, items = items[:most_items], items[most_items:]
                 last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
@@ -311,7 +315,8 @@ class BatchReader:
         self._parsing = None
         # The position at the last event, whatever else came in the same chunk.
         retry = retries[-1][1] if retries else retry
-        yield self._batch(items, self._count(items), last.id, retry, retries)
+        count = len(items) if is_plain else self._count(items)
+        yield self._batch(items, count, last.id, retry, retries)
 
     def _check_framing(self, piece: bytes) -> None:
         """Raise the error for a body that is no event stream, once enough of it was received."""

@@ -151,6 +151,10 @@ class BaseBridge(NotCopyable):
 
     def started(self) -> LoopState:
         """Return the state of the loop, starting it if there is none. Raises UsageError if the bridge is closed."""
+        state = self._state
+        if state is not None and not self._closed and self._process == fork.process_token():
+            # Without the lock: start() looks again, under it.
+            return state
         with self._lock.native:
             self._detach_after_fork()
             if self._closed:

@@ -117,6 +117,8 @@ class HTTP11Connection(NetworkStream):
         # The sink has returned False, and read() has not reported it yet.
         self._is_sink_full = False
         self._idle_since = 0.0
+        # Whether the socket has bytes; made once for a connection.
+        self._read_check: Callable[[], object] | None = None
 
     # Receiving.
 
@@ -351,12 +353,14 @@ class HTTP11Connection(NetworkStream):
 
     def is_fresh(self, expiry: float) -> bool:
         """Whether an idle connection can be reused: it is open, and not idle for more than `expiry` seconds."""
-        connection = self.transport.get_extra_info("socket")
         if self.is_down() or self.loop.time() - self._idle_since > expiry:
             return False
-        # Bytes in the socket, which the loop has not read yet, are the peer's end or an answer to no request. (A
-        # fake connection has no socket.)
-        return connection is None or not sockets.is_readable(connection.fileno())
+        if self._read_check is None:
+            connection = self.transport.get_extra_info("socket")
+            # A fake connection has no socket.
+            self._read_check = _nothing if connection is None else sockets.read_check(connection.fileno())
+        # Bytes in the socket, which the loop has not read yet, are the peer's end or an answer to no request.
+        return not self._read_check()
 
     def abort(self) -> None:
         """Close the connection at once. Idempotent."""
@@ -369,6 +373,10 @@ class HTTP11Connection(NetworkStream):
     def detach_after_fork(self) -> None:
         """In a forked child, leave the connection to the parent."""
         sockets.detach_connection_after_fork(self)
+
+
+def _nothing() -> None:
+    pass
 
 
 def response_of(connection: HTTP11Connection, head: AnswerHead, body: BodyStream) -> httpx.Response:

@@ -25,6 +25,10 @@ _CHUNK_LINE = re.compile(rb"([0-7]?[0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\
 # a smaller chunk is shorter, and the last bytes of its key belong to the chunk.
 _KEY_BYTES = 7
 _MAX_KNOWN = 256
+# Cache of the bytes between two chunks: from their first _KEY_BYTES to their length and the size of the next chunk.
+# Streams have few different sizes, and a chunk of a known size costs one dictionary look-up. It is emptied when it is
+# full. Each step is atomic, and any thread would add the same entry.
+_known: dict[bytes, tuple[int, int]] = {}
 _CR = 13
 
 
@@ -104,9 +108,6 @@ class ChunkedBody(BodyReader):
         self._lacks_line_end = False
         self._held = b""
         self._in_trailers = False
-        # Cache of the bytes between two chunks: from their first _KEY_BYTES to their length and the size of the next
-        # chunk. A stream has few different sizes, and a chunk of a known size costs one dictionary look-up.
-        self._known: dict[bytes, tuple[int, int]] = {}
 
     def feed(self, data: bytes) -> bytes:
         """Return the contents of the chunks in `data`."""
@@ -135,27 +136,28 @@ class ChunkedBody(BodyReader):
             pieces.append(data[:at])
             self._left = 0
             self._lacks_line_end = True
-        known, length = self._known, len(data)
+        known, append, length = _known, pieces.append, len(data)
+        last = length - 2
         while True:
-            between = known.get(data[at : at + _KEY_BYTES]) if self._lacks_line_end else None
-            if between is not None:
-                skipped, size = between
-                begin = at + skipped
-            else:
-                begin, size = self._after_line(data, at)
-                if not size:
+            if self._lacks_line_end:
+                while at < last and (between := known.get(data[at : at + _KEY_BYTES])) is not None:
+                    begin = at + between[0]
+                    at = begin + between[1]
+                    append(data[begin:at])
+                if at > length:
+                    self._left = at - length
+                    self._lacks_line_end = False
                     break
+                if at == last and data.endswith(b"\r\n"):
+                    # The usual end of a read: held back, so that the next size line is looked up in the cache.
+                    self._held = b"\r\n"
+                    break
+            begin, size = self._after_line(data, at)
+            if not size:
+                break
             at = begin + size
-            pieces.append(data[begin:at])
-            if at > length:
-                self._left = at - length
-                self._lacks_line_end = False
-                break
+            append(data[begin:at])
             self._lacks_line_end = True
-            if at + 2 == length and data.endswith(b"\r\n"):
-                # The usual end of a read: held back, so that the next size line is looked up in the cache.
-                self._held = b"\r\n"
-                break
 
     def _after_line(self, data: bytes, at: int) -> tuple[int, int]:
         """Return where the next chunk begins and its size; size 0 if its line is incomplete, or the last one."""
@@ -182,8 +184,10 @@ class ChunkedBody(BodyReader):
         if not size:
             self._in_trailers = True
             self._take_trailers(data[begin:])
-        elif begin - at <= _KEY_BYTES and data[at] == _CR and len(self._known) < _MAX_KNOWN:
-            self._known[data[at : at + _KEY_BYTES]] = begin - at, size
+        elif begin - at <= _KEY_BYTES and data[at] == _CR:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[data[at : at + _KEY_BYTES]] = begin - at, size
         return begin, size
 
     def _hold_line_end(self, data: bytes) -> None:

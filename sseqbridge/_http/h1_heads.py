@@ -53,6 +53,16 @@ _STATUS_LINE = re.compile(rb"HTTP/([0-9]\.[0-9]) ([0-9]{3})(?: ([^\x00\n\x0b\x0c
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
+# Lines that most answers of a server have in common, by their bytes, and their fields: none can hold a secret. Bounded;
+# each step is atomic, and any thread would add the same entry.
+_COMMON_FIELDS = frozenset(
+    {b"cache-control", b"connection", b"content-type", b"server", b"transfer-encoding", b"vary", b"x-accel-buffering"}
+)
+_MAX_KNOWN_FIELDS = 128
+_MAX_KNOWN_BYTES = 100
+_known_fields: dict[bytes, tuple[bytes, bytes]] = {}
+
+
 class HeadError(Exception):
     """A head that cannot be sent, or bytes that are not the head of an HTTP/1.1 answer."""
 
@@ -168,7 +178,7 @@ def _head(data: bytes) -> AnswerHead:
     version, status, reason = status_line.groups()
     if status < b"100" or version[:1] != b"1":
         raise HeadError("the status or version must be one of HTTP/1")
-    fields = [_field(line) for line in _unfolded(lines)]
+    fields = [_known_fields.get(line) or _field(line) for line in _unfolded(lines)]
     headers = [field for field in fields if field is not None]
     framing = framing_of(headers, accept_identity=True)
     if version < b"1.1":
@@ -210,7 +220,10 @@ def _field(line: bytes) -> tuple[bytes, bytes] | None:
         name = name.rstrip(b" \t")
         if not colon or not TOKEN_BYTES.fullmatch(name) or _FORBIDDEN_IN_RECEIVED_VALUE.search(value):
             return None
-    return name, value.strip(b" \t")
+    field = name, value.strip(b" \t")
+    if len(line) <= _MAX_KNOWN_BYTES and name.lower() in _COMMON_FIELDS and len(_known_fields) < _MAX_KNOWN_FIELDS:
+        _known_fields[line] = field
+    return field
 
 
 def _names_framing(line: bytes) -> bool:

@@ -233,17 +233,41 @@ def is_client_replaced() -> bool:
     send = httpx.AsyncClient.send
     single = getattr(httpx.AsyncClient, "_send_single_request", send)
     choose = getattr(httpx.AsyncClient, "_transport_for_url", send)
-    return not (_is_original(send, "httpx") and _is_original(single, "httpx") and _is_original(choose, "httpx"))
+    if send is _found.send and single is _found.single and choose is _found.choose:
+        return False
+    if not (_is_original(send, "httpx") and _is_original(single, "httpx") and _is_original(choose, "httpx")):
+        return True
+    _found.send, _found.single, _found.choose = send, single, choose
+    return False
 
 
 def _is_replaced() -> bool:
     """Whether the methods of httpx's transport have been replaced, as by pytest-httpx, RESPX and OpenTelemetry."""
     # getattr: another thread may be importing httpcore right now.
-    pool = getattr(sys.modules.get("httpcore"), "AsyncConnectionPool", None)
-    return not (
-        _is_original(httpx.AsyncHTTPTransport.handle_async_request, "httpx")
-        and (pool is None or _is_original(pool.handle_async_request, "httpcore"))
-    )
+    core: Any = getattr(sys.modules.get("httpcore"), "AsyncConnectionPool", None)
+    handle, pool = httpx.AsyncHTTPTransport.handle_async_request, None if core is None else core.handle_async_request
+    if handle is _found.handle and pool is _found.pool:
+        return False
+    if not (_is_original(handle, "httpx") and (pool is None or _is_original(pool, "httpcore"))):
+        return True
+    _found.handle, _found.pool = handle, pool
+    return False
+
+
+class _Found:
+    """The methods that were found to be the original ones. They seldom change, and are checked for every request.
+
+    Any thread writes them. Methods of two checks are never mixed up: each is an original.
+    """
+
+    send: Any = None
+    single: Any = None
+    choose: Any = None
+    handle: Any = None
+    pool: Any = None
+
+
+_found = _Found()
 
 
 def _is_original(method: object, package: str) -> bool:
@@ -251,7 +275,6 @@ def _is_original(method: object, package: str) -> bool:
     return type(method) is types.FunctionType and _is_defined_in(method, package)
 
 
-# The methods seldom change, and are checked for every request.
 @functools.lru_cache(maxsize=8)
 def _is_defined_in(function: types.FunctionType, package: str) -> bool:
     return bool(function.__globals__["__name__"].partition(".")[0] == package)

@@ -11,6 +11,8 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .fork import ForkSafeLock
@@ -24,12 +26,12 @@ __all__ = [
     "above_standard_descriptors",
     "detach_connection_after_fork",
     "identity",
-    "is_readable",
     "is_writable",
     "keep_alive",
     "keep_connection_alive",
     "literal_address",
     "peer_has_left",
+    "read_check",
     "reader_has_left",
     "shut_down_connection",
     "shut_down_socket",
@@ -121,13 +123,16 @@ def detach_connection_after_fork(transport: Any) -> None:
     theirs.close()
 
 
-def is_readable(fd: int) -> bool:
-    """Return whether a socket has bytes to read, or has ended."""
+def read_check(fd: int) -> Callable[[], object]:
+    """Return a function whose result is true if a socket has bytes to read, or has ended.
+
+    It must not be called after the descriptor was closed.
+    """
     if sys.platform == "win32":
-        return bool(select.select([fd], (), (), 0)[0])
+        return lambda: select.select([fd], (), (), 0)[0]
     poll = original("select", "poll")()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return partial(poll.poll, 0)
 
 
 def identity(fd: int) -> tuple[int, int] | None:

@@ -182,20 +182,30 @@ class EventRules:
         """Whether any event can end the stream."""
         return self.end_data is not None or bool(self._end_types) or self.asks_consumer
 
-    def are_plain(self, events: list[ServerSentEvent], *, have_types: bool) -> bool:
-        """Return True if a quick look excludes end markers and heartbeats. Runs for every read of every stream.
+    def count_plain(self, events: list[ServerSentEvent], *, have_types: bool) -> int:
+        """Return how many events a quick look finds to be neither end markers nor heartbeats: all, or all but the last.
 
-        `have_types`: whether the stream has named the type of any event so far.
+        All but the last if that is an end marker, as at the usual end of a stream; -1 if it takes a closer look. Runs
+        for every read of every stream. `have_types`: whether the stream has named the type of any event so far.
         """
         if have_types and not self._marked_types.isdisjoint([event.event for event in events]):
-            return False
+            return -1
         texts = [event.data for event in events]
+        # Most data begins with "{", and blanks, ":" and "[" sort before it. min() of a list is as fast as one `in`.
+        if not texts or (self.is_json and min(texts) >= self._lowest):
+            return len(texts)
+        last = texts.pop()
+        if self.end_data is not None and self._data(last) == self.end_data:
+            return len(texts) if self._have_no_marks(texts) else -1
+        texts.append(last)
+        return len(texts) if self._have_no_marks(texts) else -1
+
+    def _have_no_marks(self, texts: list[str]) -> bool:
         if self.is_json:
-            # Most data begins with "{", and blanks, ":" and "[" sort before it. min() of a list is as fast as one `in`.
-            if texts and min(texts) >= self._lowest:
-                return True
             suspicious = self._suspicious
-            return not [text for text in texts if text[:1] in suspicious]
+            return min(texts, default=self._lowest) >= self._lowest or not [
+                text for text in texts if text[:1] in suspicious
+            ]
         for marker in self._markers:  # noqa: SIM110 (faster than any() for few markers)
             if marker in texts:
                 return False
@@ -233,7 +243,7 @@ class EventRules:
 
     def without_heartbeats(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
         """Return the events that are items: in JSON mode without heartbeats. End markers are not looked for."""
-        if not self.is_json or self.are_plain(events, have_types=True):
+        if not self.is_json or self.count_plain(events, have_types=True) == len(events):
             return events
         return [event for event in events if not self.is_heartbeat(event)]
 

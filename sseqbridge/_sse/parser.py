@@ -226,10 +226,11 @@ class EventStreamParser:
                 self._event = "message"
                 self._retry = None
                 continue
-            name, _, value = line.partition(b": ")
-            if name == b"data":  # most lines; without a space after the colon, the general case below applies
+            if line[:6] == b"data: ":  # most lines; without a space after the colon, the general case below applies
+                value = line[6:]
                 data = value if data is None else self._joined(data, value)
                 continue
+            name, _, value = line.partition(b": ")
             if name not in _NAMES:
                 # No space after the colon, or an unknown name.
                 name, _, value = line.partition(b":")

@@ -231,7 +231,7 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
         policy = ReconnectionPolicy() if reconnect is True else reconnect
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and come with reconnect=True")
-    if inspect.iscoroutinefunction(on_reconnect):
+    if on_reconnect is not None and inspect.iscoroutinefunction(on_reconnect):
         raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
     if policy is not None and not replayable:
         raise UsageError(

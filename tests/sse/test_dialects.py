@@ -18,7 +18,8 @@ def rules(dialect: Any = "openai", *, is_json: bool = True) -> EventRules:
 
 
 def is_plain(checked: EventRules, *events: ServerSentEvent) -> bool:
-    return checked.are_plain(list(events), have_types=any(event.event != "message" for event in events))
+    have_types = any(event.event != "message" for event in events)
+    return checked.count_plain(list(events), have_types=have_types) == len(events)
 
 
 # --- The data class ---
@@ -210,3 +211,17 @@ def test_quick_look_agrees_with_the_rules(is_json: bool) -> None:
 def test_error_types_are_those_of_the_dialect_and_error() -> None:
     assert rules("events").error_types == {"error"}
     assert rules(Dialect(error_events=("failure",))).error_types == {"error", "failure"}
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_end_marker_behind_plain_events_is_found_at_once(is_json: bool) -> None:
+    checked = event_rules("openai", DEFAULT_DONE, is_json=is_json)
+
+    def count(*texts: str) -> int:
+        return checked.count_plain([ServerSentEvent(data=text) for text in texts], have_types=False)
+
+    assert count("{}", "1", "[DONE]") == 2
+    assert count("[DONE]") == count() == 0
+    assert count("[1]", "{}") == (-1 if is_json else 2)
+    assert count("[DONE]", "{}") == count("{}", "[DONE]", "[DONE]") == count(": keepalive", "[DONE]") == -1
+    assert count("{}", " [DONE]") == (1 if is_json else 2)
