@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
 
-    from .sender import SentRequest
-
     from .channel import Outcome
+    from .sender import SentRequest
 
 __all__ = ["Exchange", "warn_of_dropped_event"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from sseqbridge._exceptions import SSEError
+from sseqbridge._http.urls import origin_key
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.retries import MAX_RETRY_AFTER, Failure, retry_delay
 
@@ -42,7 +43,7 @@ class _RetryingSender(RequestSender):
     def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption) -> None:
         super().__init__(clients, options, resumption)
         self._resumption = resumption
-        self._first_origin = self._origin
+        self._first_origin = origin_key(options.url)
         self._started_at = clock.monotonic()
 
     async def send(self) -> Any:
@@ -87,7 +88,7 @@ class _RetryingSender(RequestSender):
     async def _renew(self) -> None:
         """Build the request of the next attempt, for the URL of the call."""
         options = await options_of_attempt(self._options)
-        if self._origin != self._first_origin:
+        if self._clients.has_factory and self._origin != self._first_origin:
             # A redirect has led to another origin, which has a client of its own.
             await self._change_client(self._first_origin)
         self._begin(options, self._resumption)

@@ -77,7 +77,9 @@ def direct_request(options: RequestOptions, defaults: DefaultHeaders) -> DirectR
     content = build.get("content")
     if (
         options.send
+        or options.format != "sse"
         or options.reconnect is not None
+        or options.pauses is not None
         or options.last_event_id
         or method not in _METHODS
         or build.get("params") is not None
