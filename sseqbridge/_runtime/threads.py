@@ -28,6 +28,7 @@ __all__ = [
     "new_waiter",
     "start_worker",
     "thread_id",
+    "wakes_thread",
 ]
 
 # How long a thread waits without running a bytecode. PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop
@@ -83,6 +84,11 @@ class ThreadWaiter:
             self._lock.release()
         except RuntimeError:
             pass  # Woken already.
+
+
+def wakes_thread(wake: Callable[[], object]) -> bool:
+    """Return whether `wake` is the method of a ThreadWaiter."""
+    return type(getattr(wake, "__self__", None)) is ThreadWaiter
 
 
 class Waiter(Protocol):
