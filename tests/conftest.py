@@ -104,7 +104,7 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
     # nginx runs as another user, and has its directory in this one.
     os.chmod(directory, 0o711)
     with pytest.MonkeyPatch.context() as patch:
-        # Coverage measures this process, but no process that a test starts.
+        # Coverage measures this process, and programs with support.measured_environment().
         patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ __all__ = [
     "in_thread",
     "is_idle",
     "is_waiting",
+    "measured_environment",
     "peak_rss",
     "python",
     "started",
@@ -46,6 +48,9 @@ HAS_OWN_TRANSPORT = _accelerators.is_wanted("transport")
 
 # The loops for tests with a loop of the caller's; without uvloop, only asyncio's.
 LOOPS = ["asyncio", "uvloop"] if _accelerators.is_wanted("uvloop") else ["asyncio"]
+
+# Set while coverage measures the tests. conftest.py removes the variable, since tests start hundreds of programs.
+_COVERAGE_CONFIGURATION = os.environ.get("COVERAGE_PROCESS_START")
 
 # The most seconds for an interpreter's exit: 0.3 s of its own, and room for a busy machine.
 EXITS = 3.0
@@ -162,12 +167,23 @@ def together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     return [future.result(60) for future in futures]
 
 
+def measured_environment(configuration: str = "setup.cfg") -> dict[str, str]:
+    """Return the environment of a program that coverage measures if it measures the tests.
+
+    For programs with code that the tests' own process cannot run. `configuration` is a file below the root.
+    """
+    if _COVERAGE_CONFIGURATION is None:
+        return dict(os.environ)
+    return {**os.environ, "COVERAGE_PROCESS_START": str(ROOT / configuration)}
+
+
 @contextmanager
-def started(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+def started(program: str, *args: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run a program in an interpreter of its own, which is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-c", program, *args],
         cwd=ROOT,
+        env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -189,8 +205,10 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def python(program: str, *args: str, timeout: float = 60.0) -> tuple[int, str, str]:
+def python(
+    program: str, *args: str, timeout: float = 60.0, env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run a program to its end. Returns its exit status, output and errors."""
-    with started(program, *args) as process:
+    with started(program, *args, env=env) as process:
         out, err = process.communicate(timeout=timeout)
         return process.returncode, out, err

@@ -34,10 +34,7 @@ class AsyncCall(AsyncWork):
         self.result: Any = None
 
     # The wait of the consumer, which has nothing else to receive, ends after the coroutine's cleanup.
-    def abort(self) -> None:
-        """Cancel the task. Does nothing in a forked child."""
-        if not self.is_inherited:
-            self.cancel()
+    abort = AsyncWork.cancel
 
     async def _work(self) -> None:
         source = self.take_source()
@@ -62,10 +59,7 @@ class AsyncContext(AsyncWork):
         # Whether the manager has swallowed the exception of the block.
         self.is_suppressed = False
 
-    def abort(self) -> None:
-        """Cancel the task. Does nothing in a forked child."""
-        if not self.is_inherited:
-            self.cancel()
+    abort = AsyncWork.cancel
 
     def leave(self, error: BaseException | None) -> None:
         """Exit the manager, with the exception of the block. Thread-safe."""

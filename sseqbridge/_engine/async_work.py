@@ -89,8 +89,12 @@ class AsyncWork(LoopTask):
             self.cancel()
 
     def cancel(self) -> None:
-        """Cancel the task; the consumer's wait ends after the cleanup of the caller's code."""
-        post(self.loop, self.abort_on_loop, None)
+        """Cancel the task; the consumer's wait ends after the cleanup of the caller's code.
+
+        Does nothing in a forked child.
+        """
+        if not self.is_inherited:
+            post(self.loop, self.abort_on_loop, None)
 
     def take_source(self) -> Any:
         """Return the source, None if it was taken already."""
@@ -173,8 +177,9 @@ class AsyncWork(LoopTask):
             self.abort_on_loop(error)
             return
         finally:
-            if watch is not None:
-                watch.ran(clock.monotonic() - began, self._describe_flag)
+            # The loop of a bridge, which runs all of this code, has a watch.
+            assert watch is not None
+            watch.ran(clock.monotonic() - began, self._describe_flag)
         if is_set:
             self._on_cancel()
 

@@ -56,9 +56,8 @@ class Iteration(AsyncWork):
             time_to_first_event=None if first_item_at is None else first_item_at - self._started_at,
         )
 
-    def drain(self) -> None:
-        """Close the source: there is no connection that could be reused."""
-        self.abort()
+    # There is no connection that could be reused.
+    drain = AsyncWork.abort
 
     def reconnect(self) -> None:
         """Raise UsageError: there is no connection."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, measured_environment
 
 __all__ = ["Capture", "PseudoTerminal", "Terminal", "command"]
 
@@ -28,11 +28,12 @@ def command(*arguments: str, shell: str = "", **how: Any) -> Iterator[subprocess
 
     `shell` is a line of shell script that runs it as `"$@"`, to redirect or close its standard streams.
     """
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"env": measured_environment(), **pipes, **how}
     program = [sys.executable, "-m", "sseqbridge", *arguments]
     if shell:
         program = ["sh", "-c", shell, "sh", *program]
-    process = subprocess.Popen(program, cwd=ROOT, text=True, **pipes)
+    process = subprocess.Popen(program, cwd=ROOT, text=True, **options)
     with process:
         try:
             yield process

@@ -10,7 +10,7 @@ import pytest
 
 from sseqbridge import Bridge, UsageError, request_sse
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence, wait
-from tests.support import python
+from tests.support import measured_environment, python
 
 PRELUDE = """
 import asyncio, sys
@@ -37,7 +37,9 @@ def script(request: ReceivedRequest) -> list[Step]:
 
 
 def run(program: str, url: str, order: str) -> str:
-    status, out, err = python(PRELUDE + program, url, order)
+    # Of the greenlets in the main thread; Python traces no thread that gevent has not replaced.
+    env = measured_environment("tests/runtime/gevent.coveragerc")
+    status, out, err = python(PRELUDE + program, url, order, env=env)
     assert (status, err) == (0, "")
     return out
 
