@@ -129,7 +129,10 @@ class BridgeTransport(_BaseTransport):
                 "a BridgeTransport must get requests without an Upgrade header, such as that of a WebSocket. "
                 "Use a client without it."
             )
-        exchange = self._started(request, package)
+        try:
+            exchange = self._started(request)
+        except BridgeClosedError as exc:
+            raise package.ConnectError(str(exc)) from exc
         try:
             if exchange.upload is not None:
                 _upload(exchange, request.stream)
@@ -141,7 +144,8 @@ class BridgeTransport(_BaseTransport):
         stream = with_base(_ResponseStream, package.SyncByteStream)(exchange)
         return package.Response(entry.status, headers=entry.headers, stream=stream, extensions=entry.extensions)
 
-    def _started(self, request: Any, package: Any) -> RawExchange:
+    def _started(self, request: Any) -> RawExchange:
+        """Send a request. Raises BridgeClosedError if the bridge is closed in the meantime."""
         check_scope()
         bridge = self._bridge or default_bridge()
         state = self._state = bridge.started()
@@ -154,9 +158,9 @@ class BridgeTransport(_BaseTransport):
         exchange.notify_finished(partial(self._exchanges.discard, exchange))
         try:
             bridge.start(state, exchange)
-        except BridgeClosedError as exc:
+        except BridgeClosedError:
             self._exchanges.discard(exchange)
-            raise package.ConnectError(str(exc)) from exc
+            raise
         return exchange
 
 

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from sseqbridge import Bridge, BridgeTransport
+from sseqbridge._engine.raw_exchange import RawExchange
 from sseqbridge.testing import SSEServer, hold, raw, respond, send, silence
 from tests.support import in_thread, is_waiting, python, until
 
@@ -225,6 +226,34 @@ def test_an_upstream_that_sends_on_is_cut_after_its_last_event(client: Any) -> N
             assert [next(lines), next(lines)] == ["data: [DONE]", ""]
         closed.set()
         server.requests[0].wait_aborted()
+
+
+def test_an_upstream_is_cut_after_its_last_event_before_its_idle_limit(
+    clock: Any, new_client: Callable[..., Any]
+) -> None:
+    client = new_client(idle=10_000)
+    began = clock.monotonic()
+    with SSEServer([send("[DONE]"), silence()]) as server:
+        with client.stream("GET", server.url) as response:
+            lines = response.iter_lines()
+            assert [next(lines), next(lines)] == ["data: [DONE]", ""]
+        clock.advance_until(server.requests[0].aborted.is_set)
+    assert clock.monotonic() - began < 5_000
+
+
+@pytest.mark.parametrize(("kind", "step"), [(Bridge, "check_may_wait"), (RawExchange, "notify_finished")])
+def test_a_bridge_that_closes_during_the_call_sends_nothing(
+    package: Any, monkeypatch: pytest.MonkeyPatch, kind: type, step: str
+) -> None:
+    """Before a client is leased, and before the request is started."""
+    bridge = Bridge()
+    transport = BridgeTransport(bridge=bridge)
+    monkeypatch.setattr(kind, step, lambda *_, **__: bridge.close())
+    with SSEServer([send("1")]) as server, package.Client(transport=transport) as client:
+        with pytest.raises(package.ConnectError, match="the bridge was closed"):
+            client.get(server.url)
+        assert server.requests == []
+    assert repr(transport) == "<BridgeTransport idle=None requests=0>"
 
 
 def test_packages_are_told_apart_by_the_request() -> None:
