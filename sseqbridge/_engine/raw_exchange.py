@@ -283,6 +283,8 @@ class RawExchange(LoopTask):
             self._drain_left -= len(data)
             if self._drain_left < 0:
                 self.abort_on_loop(None)
+                # A body that never waits would keep the loop from cancelling this.
+                await asyncio.sleep(0)
 
     def _take(self, data: bytes) -> bool:
         """Take what the transport has just read. Returns False if the task has to go on."""

@@ -164,9 +164,18 @@ def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.Lo
         async def _write_outgoing_data(self, request: Any) -> None:
             raise AssertionError
 
+    class Broken:
+        """A connection that cannot be looked at either."""
+
+        @property
+        def _h2_state(self) -> Any:
+            raise ZeroDivisionError
+
     def handler(request: httpx.Request) -> httpx.Response:
         head = {"Content-Type": "text/event-stream"}
         body: Any = Raising()
+        if request.url.path == "/broken":
+            body.__dict__["_stream"] = Broken()
         if request.url.path == "/closed":
             body.__dict__["_stream"] = Connection()
         extensions = {"http_version": b"HTTP/2", "stream_id": 1}
@@ -174,7 +183,7 @@ def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.Lo
 
     async def main() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
-            for path in ("/", "/closed"):
+            for path in ("/", "/closed", "/broken"):
                 stream = await arequest_sse(f"http://mock.test{path}", client=client)
                 assert await anext(stream.events) == 1
                 await stream.events.aclose()
@@ -183,5 +192,6 @@ def test_stream_of_a_transport_that_raises_is_logged(run: Run, caplog: pytest.Lo
         run(main)
     # A stream that the server has closed needs no warning.
     assert [record.getMessage() for record in caplog.records] == [
-        "http://mock.test/: the client's transport offers no way to close one HTTP/2 stream"
+        f"http://mock.test{path}: the client's transport offers no way to close one HTTP/2 stream"
+        for path in ("/", "/broken")
     ]

@@ -183,9 +183,17 @@ def test_bytes_that_cannot_be_decoded_count() -> None:
     assert detector.feed(b"nor is this")
 
 
-@pytest.mark.parametrize("content_type", ["application/json", None])
-def test_other_answers_have_no_detector(content_type: str | None) -> None:
-    assert event_detector(httpx.Headers({} if content_type is None else {"Content-Type": content_type})) is None
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "application/json"},
+        # An encoding that only the client can decode.
+        {"Content-Type": "text/event-stream", "Content-Encoding": "br"},
+    ],
+)
+def test_other_answers_have_no_detector(headers: dict[str, str]) -> None:
+    assert event_detector(httpx.Headers(headers)) is None
 
 
 @pytest.mark.parametrize(

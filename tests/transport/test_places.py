@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import Bridge
+from sseqbridge._runtime import fork
 from sseqbridge.testing import SSEServer, raw, respond, send, silence
 from tests.support import in_thread, is_waiting, python, until
 
@@ -76,6 +77,18 @@ def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
     )
     assert (status, err) == (0, "")
     assert out.splitlines() == ["data: 1", "refused", "data: 3", "['data: 2']"]
+
+
+def test_closing_in_a_child_of_a_fork_neither_waits_nor_aborts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A different process token stands for the child."""
+    with SSEServer([send("1"), silence()]) as server, client.stream("GET", server.url) as response:
+        exchange = response.stream._stream._exchange
+        with monkeypatch.context() as patch:
+            patch.setattr(fork, "process_token", lambda: ("child", 1))
+            response.stream.close()
+        assert not exchange.channel.closed
+        assert not server.requests[0].aborted.is_set()
+        assert next(response.iter_lines()) == "data: 1"
 
 
 @pytest.mark.gevent
