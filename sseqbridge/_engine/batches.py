@@ -217,7 +217,8 @@ class BatchReader:
 
     @property
     def ends_plainly(self) -> bool:
-        """Whether the body may end here: neither finish() nor take_incomplete() would find anything."""
+        """Whether an event stream may end here: neither finish() nor take_incomplete() would find anything."""
+        assert isinstance(self._parser, EventStreamParser)
         has_begun = self._unframed is None or self._parser.has_fields
         return self._parser.is_between_blocks and (has_begun or not self._unframed)
 

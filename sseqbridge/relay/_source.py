@@ -127,7 +127,7 @@ class StreamSource:
         outcome = self._cursor.outcome
         if self.error is not None and outcome is not None:
             return "error"
-        return "cancelled" if outcome == "closed" else outcome  # type: ignore[return-value]
+        return "cancelled" if outcome == "closed" else outcome
 
     @property
     def last_event_id(self) -> str:
