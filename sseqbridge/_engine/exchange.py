@@ -7,9 +7,8 @@ batches.py parses the body.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -17,13 +16,10 @@ from sseqbridge._exceptions import SSEError, TransportError, TruncatedStreamErro
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES, is_cut
 from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
-from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode, original
-from sseqbridge._sse.events import ServerSentEvent
-from sseqbridge._sse.json_lines import torn_line_error
-from sseqbridge._sse.provider_errors import escaped, quoted
 
-from .batches import Batch, BatchReader, is_complete_json
+from .batches import Batch, BatchReader
+from .last_block import add_torn_line, last_batch
 from .responses import (
     Body,
     Head,
@@ -43,20 +39,15 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
+    from sseqbridge._sse.events import ServerSentEvent
 
     from .channel import Outcome
     from .sender import SentRequest
 
-__all__ = ["Exchange", "warn_of_dropped_event"]
-
-T = TypeVar("T")
-
-logger = logging.getLogger("sseqbridge")
+__all__ = ["Exchange"]
 
 # How much of the body is read after the stream's last event: at its end the connection can be reused.
 _DRAIN_BYTES = 64 * 1024
-# Up to this size, data is decoded on the loop's thread.
-_SMALL_JSON = 64 * 1024
 
 
 class Exchange:
@@ -215,10 +206,10 @@ class Exchange:
             if self.outcome is not None:
                 raise
             if self._options.format == "jsonl":
-                self._note_torn_line(exc)
+                add_torn_line(exc, self._reader)
                 raise
             # An end marker counts, however the connection ends behind it.
-            last = await self._last_block(is_broken=True)
+            last = await last_batch(self._reader, self._options, self.target, is_broken=True)
             if not self._reader.is_done:
                 raise
             self.outcome = "done"
@@ -280,7 +271,7 @@ class Exchange:
         if self.outcome is not None:
             return None
         self._reader.finish()
-        last = await self._last_block()
+        last = await last_batch(self._reader, self._options, self.target)
         self.ended_cleanly = True
         if self._reader.is_done:
             self.outcome = "done"
@@ -294,55 +285,6 @@ class Exchange:
         else:
             self.outcome = "eof"
         return last
-
-    async def _last_block(self, *, is_broken: bool = False) -> Batch | None:
-        """Decide about a last block without its blank line, which the standard drops.
-
-        The end marker counts. In JSON mode a whole object or array is an item, unless the stream reconnects, since the
-        event may come again. A `done` function is asked by the consumer, unless the connection is broken.
-        """
-        reader, rules = self._reader, self._options.rules
-        if self._options.format == "jsonl":
-            return await self._last_line()
-        taken = reader.take_incomplete()
-        if taken is None:
-            return None
-        event, is_line_complete = taken
-        is_json = await _is_json(event.data)
-        is_half_json = not is_json and rules.is_json and event.data.lstrip()[:1] in ("{", "[")
-        is_whole = is_json or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
-        if is_whole and reader.end_at(event):
-            return reader.last_batch(event) if reader.done_event is None else None
-        if is_broken or rules.is_heartbeat(event):
-            return None
-        if is_json and rules.is_json and self._options.reconnect is None:
-            return reader.last_batch(event)
-        if rules.asks_consumer:
-            return reader.last_batch(event, is_incomplete=True)
-        warn_of_dropped_event(self.target, event)
-        return None
-
-    async def _last_line(self) -> Batch | None:
-        """Return the batch of a last document without its line end.
-
-        Raises TruncatedStreamError if it is incomplete.
-        """
-        reader = self._reader
-        taken = await _in_thread_if_large(reader.held, reader.take_rest)
-        if taken is None:
-            return None
-        text, is_whole = taken
-        if not is_whole:
-            raise torn_line_error(self.target, text)
-        event = ServerSentEvent(data=text)
-        return reader.last_batch(event) if not reader.end_at(event) or reader.done_event is None else None
-
-    def _note_torn_line(self, exc: TransportError) -> None:
-        """Add the begin of the line that it has cut off to the error of a broken connection."""
-        taken = self._reader.take_rest()
-        if taken is not None and exc.torn_line is None:
-            exc.torn_line = taken[0]
-            exc.args = (f"{exc}, within a JSON document: {escaped(taken[0])}", *exc.args[1:])
 
     async def _refusal(self) -> Body:
         assert self._head is not None
@@ -384,26 +326,3 @@ class Exchange:
     def abandon(self) -> None:
         """Return the client, if the request was never sent."""
         self._sender.abandon()
-
-
-async def _is_json(data: str) -> bool:
-    """Whether data is a whole JSON object or array."""
-    return await _in_thread_if_large(len(data), is_complete_json, data)
-
-
-async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object) -> T:
-    """Call a function that decodes `size` bytes of JSON: in a thread if that would block the loop."""
-    if size <= _SMALL_JSON:
-        return decode(*args)
-    return await loops.run_in_daemon_thread("sseqbridge-json", decode, *args)
-
-
-def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:
-    """Log that the event of a last block without its blank line is dropped."""
-    logger.warning(
-        '%s: the stream ended within an event (type "%s", %d characters of data so far), which is dropped, '
-        "as the event stream format requires",
-        target,
-        quoted(event.event),
-        len(event.data),
-    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
-from sseqbridge._engine.exchange import warn_of_dropped_event
+from sseqbridge._engine.last_block import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled

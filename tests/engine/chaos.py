@@ -51,7 +51,7 @@ THREADS = (1, 4, 16, 64, 128, 200)
 # The limits of a stream: in total, and of silence.
 STUCK_SECONDS = 30.0
 PATIENCE = 0.15
-AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0)
+AT_ONCE = ReconnectionPolicy(delay=0.001, jitter=0, resume="repeat")
 
 
 @contextmanager

@@ -20,12 +20,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import sseqbridge
 from sseqbridge import (
+    Attempt,
     Bridge,
     BridgeStats,
     Comment,
     Dialect,
     EventStreamParser,
     ReconnectionPolicy,
+    Resume,
     ServerSentEvent,
     StatusError,
     Timeout,
@@ -336,6 +338,7 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
             stream = response.events
             parser = EventStreamParser()
             parser.feed(b"id: 7\n\ndata: secret")
+            headers = httpx.Headers({"X": "secret"})
             text = {
                 "SSEResponse": (response, "<SSEResponse <EventStream [200] open>>"),
                 "EventStream": (stream, "<EventStream [200] open>"),
@@ -345,6 +348,11 @@ def test_repr_of_every_public_object_shows_its_state() -> None:
                 "SSEServer": (server, f"<SSEServer open {server.url} requests=1>"),
                 "EventStreamParser": (parser, "<EventStreamParser held=12 last_event_id='7' retry=None>"),
                 "ReconnectionPolicy": (ReconnectionPolicy(), None),
+                "Attempt": (
+                    Attempt(2, "GET", "http://h/secret", headers, "secret", headers),
+                    "Attempt(number=2, method='GET')",
+                ),
+                "Resume": (Resume("GET", "http://h/secret", {"X": "secret"}), "Resume(method='GET')"),
                 "Dialect": (Dialect(end_events=["bye"]), None),
                 "SSEClient": (client := sseqbridge.SSEClient("http://h", headers={"X": "secret"}), None),
                 "Call": (client.call("/x?key=secret"), "<Call GET http://h/x>"),

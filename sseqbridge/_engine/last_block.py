@@ -1,0 +1,102 @@
+"""The end of a body that ends in mid-block: which of it is an item, the stream's end, or lost.
+
+Runs on the loop thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from sseqbridge._exceptions import TransportError
+from sseqbridge._runtime import loops
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._sse.json_lines import torn_line_error
+from sseqbridge._sse.provider_errors import escaped, quoted
+
+from .batches import is_complete_json
+
+if TYPE_CHECKING:
+    from sseqbridge._http.request import RequestOptions
+
+    from .batches import Batch, BatchReader
+
+__all__ = ["add_torn_line", "last_batch", "warn_of_dropped_event"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("sseqbridge")
+
+# Up to this size, data is decoded on the loop's thread.
+_SMALL_JSON = 64 * 1024
+
+
+async def last_batch(
+    reader: BatchReader, options: RequestOptions, target: str, *, is_broken: bool = False
+) -> Batch | None:
+    """Return the batch of what came after the last complete block or line; None if that is nothing, or is dropped.
+
+    In an event stream the end marker counts. In JSON mode a whole object or array is an item, unless the stream
+    reconnects, since the event may come again. A `done` function is asked by the consumer, unless the connection is
+    broken. Of JSON Lines, a last document without its line end is an item.
+
+    Raises TruncatedStreamError for an incomplete document of JSON Lines.
+    """
+    if options.format == "jsonl":
+        return await _last_line(reader, target)
+    taken = reader.take_incomplete()
+    if taken is None:
+        return None
+    rules = options.rules
+    event, is_line_complete = taken
+    is_json = await _in_thread_if_large(len(event.data), is_complete_json, event.data)
+    is_half_json = not is_json and rules.is_json and event.data.lstrip()[:1] in ("{", "[")
+    is_whole = is_json or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
+    if is_whole and reader.end_at(event):
+        return reader.last_batch(event) if reader.done_event is None else None
+    if is_broken or rules.is_heartbeat(event):
+        return None
+    if is_json and rules.is_json and options.reconnect is None:
+        return reader.last_batch(event)
+    if rules.asks_consumer:
+        return reader.last_batch(event, is_incomplete=True)
+    warn_of_dropped_event(target, event)
+    return None
+
+
+async def _last_line(reader: BatchReader, target: str) -> Batch | None:
+    taken = await _in_thread_if_large(reader.held, reader.take_rest)
+    if taken is None:
+        return None
+    text, is_whole = taken
+    if not is_whole:
+        raise torn_line_error(target, text)
+    event = ServerSentEvent(data=text)
+    return reader.last_batch(event) if not reader.end_at(event) or reader.done_event is None else None
+
+
+def add_torn_line(exc: TransportError, reader: BatchReader) -> None:
+    """Add the begin of the line that a broken connection has cut off to its error."""
+    taken = reader.take_rest()
+    if taken is not None and exc.torn_line is None:
+        exc.torn_line = taken[0]
+        exc.args = (f"{exc}, within a JSON document: {escaped(taken[0])}", *exc.args[1:])
+
+
+async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object) -> T:
+    """Call a function that decodes `size` bytes of JSON: in a thread if that would block the loop."""
+    if size <= _SMALL_JSON:
+        return decode(*args)
+    return await loops.run_in_daemon_thread("sseqbridge-json", decode, *args)
+
+
+def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:
+    """Log that the event of a last block without its blank line is dropped."""
+    logger.warning(
+        '%s: the stream ended within an event (type "%s", %d characters of data so far), which is dropped, '
+        "as the event stream format requires",
+        target,
+        quoted(event.event),
+        len(event.data),
+    )
