@@ -135,8 +135,8 @@ def test_stall_comes_after_some_tokens_or_calls(
         seen: list[str] = []
 
         def read() -> None:
-            for event in events:
-                seen.append(str(event))
+            # One by one, as they come.
+            seen.extend(map(str, events))
 
         def was_sent(text: str) -> bool:
             return any(text in event for event in seen)
