@@ -172,9 +172,23 @@ _MODULES = {
 }
 
 
+# Names of other public modules, which are imported from there.
+_ELSEWHERE = {
+    "MemoryLog": "sseqbridge.resume",
+    "RedisLog": "sseqbridge.resume",
+    "SSEServer": "sseqbridge.testing",
+    "frames": "sseqbridge.relay",
+    "stream_response": "sseqbridge.relay.flask, .django or .starlette",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version(__name__)
+    if name in _ELSEWHERE:
+        # Not an AttributeError, whose text an import statement would not show.
+        message = f"cannot import name {name!r} from {__name__!r}. Import it from {_ELSEWHERE[name]}."
+        raise ImportError(message, name=name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES.get(name, '_exceptions')}", __name__), name)

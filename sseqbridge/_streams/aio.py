@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
+from .hints import no_attribute
 from .stream import BaseEventStream
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStre
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.events!r}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            no_attribute(type(self).__name__, name)
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .aio import AsyncSSEResponse
 from .arguments import RequestArguments, prepare
 from .bridge import Bridge, check_bridge
+from .hints import check_names
+from .keywords import RequestKeywords
 from .pending import PendingResponse, apending, pending
 from .sync import SSEResponse
 
@@ -242,10 +244,18 @@ async def apending_of(call: functools.partial[Any]) -> PendingResponse:
 def _pending(
     *args: Any, bridge: Bridge | None = None, _pauses: Pauses | None = None, **options: Any
 ) -> PendingResponse:
-    prepared = prepare(RequestArguments(*args, **options))
+    prepared = prepare(_arguments("request_sse", args, options))
     check_bridge(bridge)
     return pending(prepared, bridge, _pauses)
 
 
 async def _apending(*args: Any, client: Any = None, **options: Any) -> PendingResponse:
-    return await apending(prepare(RequestArguments(*args, **options)), client)
+    return await apending(prepare(_arguments("arequest_sse", args, options)), client)
+
+
+def _arguments(function: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> RequestArguments:
+    try:
+        return RequestArguments(*args, **options)
+    except TypeError:
+        check_names(options, RequestKeywords.__optional_keys__ | {"decode", "comments"}, function)
+        raise

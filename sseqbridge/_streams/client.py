@@ -19,7 +19,8 @@ from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_ba
 from .arguments import PreparedRequest, RequestArguments, check_line_options, prepare
 from .bridge import check_bridge
 from .call import Call
-from .keywords import RequestKeywords, SharedKeywords, check_names
+from .hints import check_names
+from .keywords import RequestKeywords, SharedKeywords
 from .pending import apending, pending
 
 if TYPE_CHECKING:

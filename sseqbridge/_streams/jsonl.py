@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .arguments import NOT_OF_LINES, RequestArguments, check_line_options, prepare
 from .bridge import check_bridge
-from .keywords import LineKeywords, check_names
+from .hints import check_names
+from .keywords import LineKeywords
 from .pending import pending
 from .sync import SSEResponse
 

@@ -5,7 +5,7 @@ Each is declared once: a client has the options of `SharedKeywords`, and so has 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ __all__ = [
     "LineKeywords",
     "RequestKeywords",
     "SharedKeywords",
-    "check_names",
 ]
 
 
@@ -92,10 +91,3 @@ class ClientKeywords(SharedKeywords, total=False):
     headers: Headers | HeadersFunction
     retries: int
     bridge: Bridge | None
-
-
-def check_names(options: Mapping[str, Any], known: Collection[str], function: str) -> None:
-    """Raise TypeError for an unknown keyword argument, as a function with the signature of `known` does."""
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
+from .hints import no_attribute
 from .stream import BaseEventStream, BaseStream
 
 if TYPE_CHECKING:
@@ -134,6 +135,11 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.events!r}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            no_attribute(type(self).__name__, name)
 
     def __enter__(self) -> Self:
         return self
