@@ -208,27 +208,29 @@ class EventStreamParser:
             yield line
 
     def _take_lines(self, lines: Iterable[bytes], items: list[ServerSentEvent | Comment]) -> None:
-        data = self._data
+        data, kind, last_id, retry = self._data, self._event, self._id, self._retry
+        # Whether the block has no line so far that changes one of the others.
+        is_bare = kind == "message" and retry is None and last_id == self.last_event_id
+        new, append = _new_event, items.append
         for line in lines:
             if not line:
-                self.last_event_id = self._id
                 if data is not None:
-                    event = _new_event(ServerSentEvent)
-                    event.event = self._event
+                    event = new(ServerSentEvent)
+                    event.event = kind
                     try:
                         event.data = data.decode()
                     except UnicodeDecodeError:  # rare; passing "replace" always would cost every event time
                         event.data = data.decode("utf-8", "replace")
-                    event.id = self._id
-                    event.retry = self._retry
-                    items.append(event)
+                    event.id = last_id
+                    event.retry = retry
+                    append(event)
                     data = None
-                self._event = "message"
-                self._retry = None
+                if not is_bare:
+                    self.last_event_id = last_id
+                    kind, retry, is_bare = "message", None, True
                 continue
             if line[:6] == b"data: ":  # most lines; without a space after the colon, the general case below applies
-                value = line[6:]
-                data = value if data is None else self._joined(data, value)
+                data = line[6:] if data is None else self._joined(data, line[6:])
                 continue
             name, _, value = line.partition(b": ")
             if name not in _NAMES:
@@ -236,21 +238,23 @@ class EventStreamParser:
                 name, _, value = line.partition(b":")
             if name == b"data":
                 data = value if data is None else self._joined(data, value)
-            elif name == b"event":
+                continue
+            is_bare = False
+            if name == b"event":
                 self.has_types = True
-                self._event = value.decode("utf-8", "replace") or "message"
+                kind = value.decode("utf-8", "replace") or "message"
             elif name == b"id":
                 if _NUL not in value:
-                    self._id = value.decode("utf-8", "replace")
+                    last_id = value.decode("utf-8", "replace")
             elif name == b"retry":
                 # bytes.isdigit() accepts ASCII digits only. float() converts any number of digits.
                 if value.isdigit():
                     seconds = float(value) / 1000
-                    self.retry = self._retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
-                    self.retries.append((len(items), self.retry))
+                    self.retry = retry = seconds if seconds < _MAX_RETRY_SECONDS else _MAX_RETRY_SECONDS
+                    self.retries.append((len(items), retry))
             elif not name and self._comments:
-                items.append(Comment(value.decode("utf-8", "replace")))
-        self._data = data
+                append(Comment(value.decode("utf-8", "replace")))
+        self._data, self._event, self._id, self._retry = data, kind, last_id, retry
 
     def _joined(self, data: bytes | bytearray, value: bytes) -> bytes | bytearray:
         """Return an event's data with one more line appended."""

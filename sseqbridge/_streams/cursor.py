@@ -180,8 +180,14 @@ class Cursor(Generic[T]):
 
     @property
     def inline_decode(self) -> Callable[[Any], Any] | None:
-        """The function that makes the item of an event, for loops that do the rest of item(); None: call item()."""
-        return None if self.decoder.has_done_function else self.decoder.item
+        """The function that makes the items of the current entry, for loops that do the rest of item().
+
+        None: call item(). Comments, and the body of an error answer, are no events.
+        """
+        decoder, batch = self.decoder, self._batch
+        if batch is None or decoder.has_done_function:
+            return None
+        return None if decoder.may_get_comments and Comment in set(map(type, batch.items)) else decoder.item
 
     def item(self, event: Any) -> T:
         """Return the item for an event, a comment, or an error answer's body."""

@@ -38,9 +38,19 @@ class Decoder:
     `gives_body`: whether the body of an error answer is an item too, as in JSON mode.
     `has_done_function`: whether `is_last` can return True.
     `is_function`: whether `decode` is a function of the caller's.
+    `may_get_comments`: whether the events may be mixed with comments.
     """
 
-    __slots__ = ("_is_last", "_raises", "gives_body", "has_done_function", "is_function", "item", "rules")
+    __slots__ = (
+        "_is_last",
+        "_raises",
+        "gives_body",
+        "has_done_function",
+        "is_function",
+        "item",
+        "may_get_comments",
+        "rules",
+    )
 
     def __init__(
         self, decode: Decode, done: Done, error_events: ErrorEvents, rules: EventRules | None = None
@@ -56,6 +66,7 @@ class Decoder:
         self.gives_body = decode == "json"
         self.is_function = callable(decode)
         self._raises = error_events == "raise"
+        self.may_get_comments = decode == "event"
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)

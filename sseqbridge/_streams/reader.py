@@ -41,11 +41,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
-from sseqbridge._engine.responses import Body
 from sseqbridge._exceptions import SSEError, StatusError, UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.clock import clock
-from sseqbridge._sse.events import Comment
 
 from .claims import Claim, Claims
 from .cursor import Cursor
@@ -55,7 +53,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._engine.batches import Batch
     from sseqbridge._engine.reconnecting import OnReconnect
-    from sseqbridge._engine.responses import Head
+    from sseqbridge._engine.responses import Body, Head
 
     from .decoding import Decoder
     from .subscription import Subscription
@@ -343,24 +341,23 @@ class ItemReader(StreamOwner[T]):
         self._check_claim(claim)
         channel, has_cancel = cursor.channel, cursor.has_cancel
         this_thread = threading.get_ident
-        decode = cursor.inline_decode
         last_event, committed_id = cursor.position
         is_undelivered = False
         try:
             while True:
-                items = cursor.items
+                items, decode = cursor.items, cursor.inline_decode
                 for event in items:
                     if channel.closed or (has_cancel and cursor.is_stopped()):
                         break
                     last_event, committed_id = cursor.last_event, cursor.committed_id
                     is_undelivered = True
-                    if decode is not None and type(event) is not Comment and type(event) is not Body:
+                    if decode is None:
+                        item = cursor.item(event)
+                    else:
                         # As cursor.item, inlined: this runs for every event.
                         item = decode(event)
                         cursor.last_event = event
                         cursor.committed_id = None
-                    else:
-                        item = cursor.item(event)
                     # Set in the loop's body alone: a signal handler that interrupts a wait must not read.
                     self._loop_thread = this_thread()
                     yield item
