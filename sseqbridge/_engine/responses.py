@@ -98,8 +98,10 @@ def plain_head(answer: AnswerHead, *, check_content_type: bool) -> Head | None:
             types.append(value)
         elif key == b"content-encoding" and value.lower() != b"identity":
             return None
-    # Several are joined by httpx.
-    if check_content_type and (len(types) != 1 or types[0].partition(b";")[0].strip().lower() != b"text/event-stream"):
+    # A list of types takes a closer look.
+    if check_content_type and (
+        len(types) != 1 or b"," in types[0] or types[0].partition(b";")[0].strip().lower() != b"text/event-stream"
+    ):
         return None
     return Head(200, httpx.Headers(answer.headers), f"HTTP/{answer.http_version.decode('ascii')}")
 

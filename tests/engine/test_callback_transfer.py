@@ -63,6 +63,7 @@ ANSWERS: dict[str, Answer] = {
     "redirect without location": [b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"],
     "another type": [sized(b"{}", head=JSON_TYPE)],
     "two types": [sized(events("1"), head=HEAD + b"Content-Type: text/plain\r\n")],
+    "list of types": [sized(events("1"), head=HEAD.replace(b"stream", b"stream;a, text/plain"))],
     "no type": [sized(events("1"), head=b"HTTP/1.1 200 OK\r\n")],
     "type with a parameter": [sized(events("1"), head=HEAD.replace(b"stream", b"stream; charset=utf-8"))],
     "gzip": [sized(gzip.compress(events("1", "[DONE]")), head=HEAD + b"Content-Encoding: gzip\r\n")],
