@@ -131,7 +131,13 @@ class CallbackTransfer(CallbackExchange):
         self._stream.channel.wake_consumer()
 
     def continue_with(self, result: httpx.Response | Exception) -> None:
-        self._exchange.continue_with(result)
+        try:
+            self._exchange.continue_with(result)
+        except Exception as exc:
+            # A fault of this package. Nothing else would end the stream.
+            self.abort()
+            self._stream.end_in_callback(exc)
+            return
         self._stream.channel.wake_consumer()
         self._context.run(self._stream.continue_in_task)
 

@@ -150,22 +150,26 @@ class RequestSender(ClientLease):
     def continue_with(self, result: httpx.Response | Exception, *, is_open: bool) -> None:
         """Take the answer, or error, of the request that was sent on reused_connection().
 
-        Before the stream is open, send() returns or raises it; a safe request whose reused connection was closed is
-        sent again.
+        Before the stream is open, send() returns or raises it. A safe request whose reused connection was closed is
+        sent again by it.
         """
         self.network_stream = None
         if not isinstance(result, Exception):
             result.request = self._request
         if is_open:
             self._received(result)
-        elif not (isinstance(result, ReusedConnectionClosed) and self.direct.method in SAFE_METHODS):
+        else:
             self._direct_result = result
 
     async def _answer(self) -> Any:
         result, self._direct_result = self._direct_result, None
+        if result is None:
+            return await self._client.send(self._request, **self._send_options)
+        if isinstance(result, ReusedConnectionClosed) and self.direct.method in SAFE_METHODS:
+            return await self._client.resend(self._request)
         if isinstance(result, Exception):
             raise result
-        return await self._client.send(self._request, **self._send_options) if result is None else result
+        return result
 
     @property
     def is_direct(self) -> bool:

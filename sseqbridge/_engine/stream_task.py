@@ -206,12 +206,12 @@ class StreamTask(StreamFacts):
         self._callbacks = None
         self._start_task()
 
-    def end_in_callback(self) -> None:
+    def end_in_callback(self, error: Exception | None = None) -> None:
         """End the stream: the connection is closed, or back in the pool."""
         self._callbacks = None
-        if self._phase is _Phase.STREAMING:
+        if self._phase is _Phase.STREAMING and error is None:
             self._phase = _Phase.TRANSFERRED
-        self._finish(None)
+        self._finish(error)
 
     async def _run(self) -> None:
         error = None

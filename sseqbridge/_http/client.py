@@ -145,6 +145,10 @@ class Client:
     def check(self, request: Any) -> None:
         """Raise UsageError if the environment names a proxy for the request that cannot be used."""
 
+    async def resend(self, request: Any) -> Any:
+        """Do what send() does, without an idle connection, after the request failed on reused_connection()."""
+        return await self.send(request)
+
     def direct_request(self, options: RequestOptions) -> DirectRequest | None:
         """Return a request that can be sent on reused_connection(); None if `options` need a request of the package."""
         return None
@@ -246,6 +250,13 @@ class _OwnClient(Client):
 
     def reused_connection(self, request: DirectRequest) -> HTTP11Connection | None:
         return None if is_client_replaced() else self._transport.reused_connection(request.origin)
+
+    async def resend(self, request: Any) -> Any:
+        if not self.is_direct(request):
+            return await self.send(request)
+        response = await self._transport.send_on_new_connection(request)
+        response.request = request
+        return response
 
     async def send(self, request: Any, **options: Any) -> Any:
         if options.get("auth") is not None or request.url.userinfo or is_client_replaced():

@@ -91,6 +91,11 @@ class Transport(httpx.AsyncBaseTransport):
                 # request is unknown, so only a safe one is sent again.
                 if not _is_repeatable(request):
                     raise
+        return await self.send_on_new_connection(request)
+
+    async def send_on_new_connection(self, request: httpx.Request) -> httpx.Response:
+        """Do the same for a request that is_direct(), but not on an idle connection."""
+        origin, timeouts = origin_of(request.url), request.extensions.get("timeout", {})
         connection = await self._connect(origin, timeouts.get("connect"))
         return await connection.exchange(request, timeouts)
 

@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 __all__ = ["Answer", "AnswerServer"]
 
-# The pieces of an answer; each is sent on its own. None at the end closes the connection.
-Answer = Sequence[bytes | None]
+# The pieces of an answer; each is sent on its own. An Event is waited for. None at the end closes the connection.
+Answer = Sequence[bytes | threading.Event | None]
 
 
 class AnswerServer:
@@ -63,7 +63,10 @@ class AnswerServer:
                 for piece in self._answers.popleft():
                     if piece is None:
                         return
-                    connection.sendall(piece)
+                    if isinstance(piece, threading.Event):
+                        piece.wait(30)
+                    else:
+                        connection.sendall(piece)
 
     def _read_head(self, connection: socket.socket) -> bytes:
         head = b""

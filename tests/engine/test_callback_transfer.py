@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import Bridge, BridgeClosedError, SSEError, StreamTimeoutError, cancel_on, request_sse
+from sseqbridge._engine.callback_transfer import DirectExchange
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
 from tests.engine.answers import Answer, AnswerServer
@@ -163,6 +164,36 @@ def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(ask: R
             with pytest.raises(SSEError, match="closed"):
                 ask(server.url, method=method)
             assert len(server.requests) == 2
+
+
+@pytest.mark.own_transport
+def test_safe_request_is_sent_again_once(ask_fresh: Requester) -> None:
+    both_open = threading.Event()
+    late: Answer = [CHUNKED, both_open, chunk(events("[DONE]")) + LAST]
+    with AnswerServer(late, late, [None], [PLAIN]) as server:
+        responses = [ask_fresh(server.url), ask_fresh(server.url)]
+        both_open.set()
+        assert [response.items() for response in responses] == [[], []]
+        assert server.connections == 2
+        # One of two idle connections fails; the other one would, too.
+        assert ask_fresh(server.url).items() == [1, 2]
+        assert (server.connections, len(server.requests)) == (3, 4)
+
+
+def test_fault_between_callbacks_and_task_ends_the_stream(ask: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    with AnswerServer([PLAIN], [OTHER], [PLAIN]) as server:
+        assert ask(server.url).items() == [1, 2]
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectExchange, "continue_with", fail)
+            if HAS_OWN_TRANSPORT:
+                with pytest.raises(SSEError, match="MemoryError"):
+                    ask(server.url)
+            else:
+                assert ask(server.url).status == 404
+        assert ask(server.url).items() == [1, 2]
 
 
 @pytest.mark.parametrize("answer", [[b""], [CHUNKED[:20]], [INTERIM]], ids=["nothing", "half a head", "interim"])
