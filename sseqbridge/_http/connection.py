@@ -189,8 +189,9 @@ class HTTP11Connection(NetworkStream):
             self.abort()
 
     def silence_elapsed(self, error: httpx.ReadTimeout) -> None:
-        if self._receiver is not None:
-            self._receiver.silence_elapsed(error)
+        # Without a receiver there is no limit.
+        assert self._receiver is not None
+        self._receiver.silence_elapsed(error)
 
     # One exchange.
 

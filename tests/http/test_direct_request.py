@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 from sseqbridge import ReconnectionPolicy
@@ -89,7 +91,29 @@ def test_proxied_requests_are_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_clients_of_callers_send_by_themselves() -> None:
-    import httpx
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(201))) as http:
+            own, options = made({})
+            client = ClientPool.of(http).lease("")
+            direct = own.direct_request(options)
+            assert client.direct_request(options) is None
+            assert client.reused_connection(direct) is None
+            assert (await client.resend(build_request(client, options, ""))).status_code == 201
 
-    _, options = made({})
-    assert ClientPool.of(httpx.AsyncClient()).lease("").direct_request(options) is None
+    asyncio.run(main())
+
+
+def test_replaced_transport_sends_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(202)
+
+    async def main() -> None:
+        client, options = made({})
+        direct = client.direct_request(options)
+        with monkeypatch.context() as patch:
+            patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
+            assert client.reused_connection(direct) is None
+            assert (await client.resend(build_request(client, options, ""))).status_code == 202
+        await client.aclose()
+
+    asyncio.run(main())
