@@ -239,7 +239,7 @@ class HTTP11Connection(NetworkStream):
     def _has_ended_unanswered(self) -> bool:
         return self.state is ConnectionState.AWAITING_ANSWER and self.input is not InputState.OPEN
 
-    async def _read_head(self, timeout: float | None, outgoing: Outgoing) -> tuple[AnswerHead, bytes]:
+    async def _read_head(self, timeout: float | None, outgoing: OutgoingRequest) -> tuple[AnswerHead, bytes]:
         """Return the head of the final answer, and the bytes after it. Interim answers are skipped.
 
         The time limit begins when the request is sent. Raises the error of the sending if there is no answer yet.
@@ -253,7 +253,7 @@ class HTTP11Connection(NetworkStream):
             raise httpx.RemoteProtocolError(str(exc)) from exc
         return head, reader.rest
 
-    async def _next_bytes(self, timeout: float | None, outgoing: Outgoing) -> bytes:
+    async def _next_bytes(self, timeout: float | None, outgoing: OutgoingRequest) -> bytes:
         while not self._unread:
             if self.error is not None:
                 raise self.error

@@ -27,15 +27,6 @@ class Outgoing:
     """A request that was passed to the loop at once, and completely. Immutable."""
 
     is_complete = True
-    error: Exception | None = None
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a task is sending the rest."""
-        return False
-
-    def stop(self) -> None:
-        """Stop the sending, for example since the server has refused the request. Idempotent."""
 
     async def wait_stopped(self) -> None:
         """Stop the sending, and wait until nothing uses the body any more."""
@@ -78,6 +69,7 @@ class OutgoingRequest(Outgoing):
 
     @property
     def is_under_way(self) -> bool:
+        """Whether a task is sending the rest."""
         return self._task is not None and not self._task.done()
 
     def start(self, body: object) -> None:
@@ -145,6 +137,7 @@ class OutgoingRequest(Outgoing):
         return await write(self._ending(), self._timeout)
 
     def stop(self) -> None:
+        """Stop the sending, for example since the server has refused the request. Idempotent."""
         if self._task is not None:
             self._task.cancel()
 

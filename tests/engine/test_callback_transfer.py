@@ -15,7 +15,7 @@ from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
 from tests.engine.answers import Answer, AnswerServer
 from tests.requesters import Requester, Response
-from tests.support import HAS_OWN_TRANSPORT
+from tests.support import HAS_OWN_TRANSPORT, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -154,6 +154,7 @@ def test_only_the_first_stream_needs_a_task(ask: Requester, data: Any) -> None:
             assert server.requests[number].connection == server.requests[0].connection
 
 
+@pytest.mark.own_transport
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(ask: Requester, method: str) -> None:
     with AnswerServer([PLAIN], [None], [PLAIN]) as server:
@@ -279,11 +280,23 @@ def test_rest_of_the_body_is_drained(ask: Requester) -> None:
 
 
 def test_long_rest_of_the_body_is_not_drained(ask: Requester) -> None:
-    long = [CHUNKED, chunk(events("1", "[DONE]")), *[chunk(b": " + b"x" * 20_000 + b"\n")] * 8]
-    with AnswerServer([PLAIN], [*long, LAST], [PLAIN]) as server:
+    is_read = threading.Event()
+    long: Answer = [CHUNKED, chunk(events("1", "[DONE]")), is_read, *[chunk(b": " + b"x" * 20_000 + b"\n")] * 8]
+    with AnswerServer([PLAIN], long, [PLAIN]) as server:
         assert ask(server.url).items() == [1, 2]
-        assert ask(server.url).items() == [1]
+        response = ask(server.url)
+        assert response.items() == [1]
+        is_read.set()
+        subscription: Any = reader_of(response.events).cursor.subscription
+
+        def has_ended() -> bool:
+            response.settle()
+            return bool(subscription.finished)
+
+        until(has_ended)
+        assert response.events.stats.bytes < 160_000
         assert ask(server.url).items() == [1, 2]
+        assert server.connections == 2
 
 
 def test_done_function_drains(ask: Requester) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -58,6 +59,7 @@ NOT_SENDABLE: dict[str, dict[str, Any]] = {
     "no host": {"url": "http:///a"},
     "relative": {"url": "/a"},
     "invalid": {"url": "http://a.example:99999999/"},
+    "half an address": {"url": "http://[::1"},
     "port out of range": {"url": "http://a.example:70000/"},
 }
 
@@ -81,6 +83,12 @@ def test_bytes_are_those_of_httpx(name: str) -> None:
 def test_other_requests_are_left_to_httpx(name: str) -> None:
     client, options = made(NOT_SENDABLE[name])
     assert client.direct_request(options) is None
+
+
+def test_header_that_cannot_be_sent_is_left_to_httpx() -> None:
+    client, options = made({})
+    for pair in [("a b", "c"), ("a", "b\nc")]:
+        assert client.direct_request(replace(options, headers=[pair])) is None
 
 
 def test_proxied_requests_are_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
