@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import gc
 import itertools
+import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -500,6 +503,44 @@ def test_relays_of_another_process_end_with_an_error_event(
 def test_lock_is_the_interpreters_own_rlock() -> None:
     """No interrupt can leave it locked, since no Python function enters it."""
     assert type(fork.ForkSafeLock().native) is type(threading.RLock())
+
+
+WITHOUT_HOOKS = """
+import ctypes, os, sys
+from sseqbridge._runtime import fork
+if sys.argv[1] == "by number":
+    fork._id_is_known = fork._NEVER
+before = fork.process_token()
+for generation in range(2):
+    # As uWSGI forks: without Python's hooks.
+    child = ctypes.CDLL(None).fork()
+    after = fork.process_token()
+    assert (after == before) == (child != 0)
+    assert after == fork.process_token() and after[1] == os.getpid()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    before = after
+print("grandchild", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["by page", "by number"])
+def test_token_differs_in_children_that_are_forked_without_hooks(way: str) -> None:
+    assert python(WITHOUT_HOOKS, way) == (0, "grandchild\n", "")
+
+
+def test_system_without_pages_that_a_fork_wipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldPage(mmap.mmap):
+        def madvise(self, *args: int) -> None:
+            raise OSError(errno.EINVAL, "unknown advice")
+
+    assert fork._wiped_on_fork() is not fork._NEVER or sys.platform != "linux"
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", OldPage)
+        assert fork._wiped_on_fork() is fork._NEVER
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert fork._wiped_on_fork() is fork._NEVER
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
