@@ -525,6 +525,35 @@ os._exit(0)
 """
 
 
+ON_A_REUSED_CONNECTION = """
+import itertools
+from sseqbridge.testing import SSEServer, send, wait
+
+def script(request):
+    if request.path == "/ticking":
+        return (step for n in itertools.count() for step in (send(n), wait(0.005)))
+    return [send("[DONE]")]
+
+def child():
+    refused(lambda: next(events))
+    assert list(request_sse(server.url).events) == list(request_sse(server.url).events) == []
+
+with SSEServer(script) as server:
+    assert list(request_sse(server.url).events) == []
+    events = request_sse(f"{server.url}/ticking").events
+    assert next(events) == 0
+    succeeded(in_child(child))
+    assert [next(events) for _ in range(100)] == list(range(1, 101))
+    events.close()
+    server.requests[1].wait_aborted(30)
+"""
+
+
+def test_parents_stream_on_a_reused_connection_continues() -> None:
+    status, _, errors = python(BEGIN + ON_A_REUSED_CONNECTION, "")
+    assert (status, errors) == (0, "")
+
+
 @pytest.mark.parametrize("way", ["by page", "by number"])
 def test_token_differs_in_children_that_are_forked_without_hooks(way: str) -> None:
     assert python(WITHOUT_HOOKS, way) == (0, "grandchild\n", "")
