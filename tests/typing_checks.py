@@ -14,12 +14,15 @@ from sseqbridge import (
     AsyncEventStream,
     AsyncMergedStreams,
     AsyncSSEResponse,
+    Attempt,
     Bridge,
     Call,
     Comment,
     Dialect,
     EventStream,
     MergedStreams,
+    ReconnectionPolicy,
+    Resume,
     ServerSentEvent,
     SSEClient,
     SSEResponse,
@@ -31,6 +34,7 @@ from sseqbridge import (
     gather,
     iterate,
     merge,
+    request_jsonl,
     request_sse,
     run,
     tee,
@@ -42,7 +46,9 @@ __all__ = [
     "check_async_code",
     "check_client",
     "check_merge",
+    "check_request_jsonl",
     "check_request_sse",
+    "check_resume",
 ]
 
 
@@ -97,6 +103,26 @@ def check_request_sse(url: str, flag: bool, decode: str, literal: Literal["text"
     request_sse(url, timeout={"idle": 3, "total": None})
     request_sse(url, timeout={"idel": 3})  # type: ignore[call-overload]
     request_sse(url, client=httpx.AsyncClient())  # type: ignore[call-overload]
+
+
+def check_request_jsonl(url: str) -> None:
+    assert_type(request_jsonl(url), SSEResponse[Any])
+    assert_type(request_jsonl(url, decode="text"), SSEResponse[str])
+    assert_type(request_jsonl(url, {"X-A": "1"}, {"a": 1}, decode="event", done=None), SSEResponse[ServerSentEvent])
+    assert_type(request_jsonl(url, decode=size, bridge=Bridge()), SSEResponse[int])
+    request_jsonl(url, reconnect=True)  # type: ignore[call-overload]
+    request_jsonl(url, dialect="openai")  # type: ignore[call-overload]
+    assert_type(SSEClient(url, format="jsonl", decode="text"), SSEClient[str])
+    SSEClient(url, format="xml")  # type: ignore[call-overload]
+
+
+def check_resume() -> None:
+    def resume(attempt: Attempt) -> Resume | None:
+        return Resume("GET", attempt.response_headers["location"], attempt.headers)
+
+    ReconnectionPolicy(resume=resume)
+    ReconnectionPolicy(resume="get")
+    ReconnectionPolicy(resume="post")  # type: ignore[arg-type]
 
 
 async def check_arequest_sse(url: str, flag: bool, decode: str) -> None:

@@ -120,7 +120,8 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     `max_event_bytes` bytes.
 
     Reconnecting. With `reconnect=True`, or a ReconnectionPolicy, the stream outlives its connection: the
-    request is sent again with the ID of the last event. `on_reconnect(attempt, delay, cause)` is called in
+    request is sent again with the ID of the last event. (One with a body is not, once an event stream has
+    answered it, unless the policy's `resume` allows it.) `on_reconnect(attempt, delay, cause)` is called in
     the thread that reads the stream, before the wait of `delay` seconds, with the error, or None after a
     clean end; an exception that it raises ends the stream. The call waits for its first answer for at most
     `total` seconds, or 60. `last_event_id` is the ID to resume from.

@@ -316,6 +316,40 @@ def test_resuming_by_another_request(upstream: SSEServer) -> None:
     assert resumed == sseqbridge.Resume("GET", f"{upstream.url}/resp_1?stream=true&starting_after=7")
 
 
+def lines(*values: Any) -> list[Step]:
+    body = "".join(f"{json.dumps(each)}\n" for each in values)
+    return [testing.respond(content_type="application/x-ndjson"), body.encode()]
+
+
+@example("examples/json-lines.md", "request_jsonl")
+def test_json_lines(upstream: SSEServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python("examples/json-lines.md", "request_jsonl")
+    message = {"message": {"content": "Hel"}, "done": False}, {"message": {"content": "lo"}, "done": True}
+    upstream.play([*lines(*message), silence()])
+    names = Session(upstream.url).run(code.replace("http://localhost:11434", upstream.url))
+    assert capsys.readouterr().out == "Hello"
+    assert names["it"].outcome == "done"
+
+
+@example("examples/json-lines.md", "Clients, coroutines, and many streams")
+def test_clients_of_json_lines(upstream: SSEServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python("examples/json-lines.md", "Clients, coroutines, and many streams")
+    upstream.play(lines({"response": "Hel"}, {"response": "lo"}))
+    names = Session(upstream.url).run(code.replace("http://localhost:11434", upstream.url))
+    assert sorted(capsys.readouterr().out.splitlines()) == ["a Hello", "b Hello"]
+    assert asyncio.run(names["main"]()) == [{"response": "Hel"}, {"response": "lo"}]
+
+
+@example("examples/json-lines.md", "Watch Kubernetes")
+def test_watch_kubernetes(upstream: SSEServer) -> None:
+    [code] = python("examples/json-lines.md", "Watch Kubernetes")
+    changes = [{"type": "ADDED", "object": {"metadata": {"resourceVersion": str(n)}}} for n in (1, 2)]
+    upstream.play(lines(*changes), lines({"type": "ERROR", "object": {"code": 410}}))
+    names = Session(upstream.url, request_jsonl=sseqbridge.request_jsonl).run(code)
+    assert list(names["watch"](upstream.url, {}, "0")) == changes
+    assert "resourceVersion=2" in upstream.requests[1].path
+
+
 @example("examples/many-streams.md", "merge and gather")
 def test_merge_and_gather(upstream: SSEServer) -> None:
     [code] = python("examples/many-streams.md", "merge and gather")

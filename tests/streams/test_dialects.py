@@ -320,7 +320,7 @@ def test_heartbeats_do_not_reset_the_idle_limit(
 
 
 def test_heartbeats_do_not_count_as_events_of_a_connection(ask: Requester) -> None:
-    """A connection with nothing but heartbeats is a failed attempt, and its request may be sent again."""
+    """A connection with nothing but heartbeats is a failed attempt."""
     policy = ReconnectionPolicy(delay=0.01, max_delay=0.01, attempts=2, resume="repeat")
     ping = send({"type": "ping"}, event="ping")
     with SSEServer(in_turn([ping, cut()], [ping, cut()], [send(1), DONE])) as server:
@@ -330,7 +330,7 @@ def test_heartbeats_do_not_count_as_events_of_a_connection(ask: Requester) -> No
 
 
 def test_id_of_a_heartbeat_is_where_the_stream_is_resumed(ask: Requester) -> None:
-    policy = ReconnectionPolicy(delay=0.01, max_delay=0.01, resume="repeat")
+    policy = ReconnectionPolicy(delay=0.01, max_delay=0.01, resume="get")
     with SSEServer(in_turn([send("", id="prime"), cut()], [send(RESULT, id="1")])) as server:
         response = ask(server.url, data=CALL, dialect="mcp", reconnect=policy)
         assert response.items() == [RESULT]
