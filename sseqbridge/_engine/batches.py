@@ -243,18 +243,12 @@ class BatchReader:
         return None if self.is_done else self._parser.take_incomplete()
 
     def take_rest(self) -> tuple[str, bool] | None:
-        """Return the text behind the last line end of JSON Lines, and whether it is a whole document.
+        """Return the text behind the last line end of JSON Lines, and whether it is a whole document if it is JSON.
 
         None if there is none, or the stream has ended before it.
         """
         assert isinstance(self._parser, JSONLinesParser)
         return None if self.is_done else self._parser.take_rest()
-
-    @property
-    def held(self) -> int:
-        """The size of what take_rest() decodes, in bytes."""
-        assert isinstance(self._parser, JSONLinesParser)
-        return self._parser.held
 
     def end_at(self, event: ServerSentEvent) -> bool:
         """End the stream if the event is its end marker, or of a type that ends it; return whether it did."""

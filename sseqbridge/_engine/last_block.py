@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sseqbridge._exceptions import TransportError
 from sseqbridge._runtime import loops
 from sseqbridge._sse.events import ServerSentEvent
-from sseqbridge._sse.json_lines import torn_line_error
+from sseqbridge._sse.json_lines import is_json, torn_line_error
 from sseqbridge._sse.provider_errors import escaped, quoted
 
 from .batches import is_complete_json
@@ -50,14 +50,14 @@ async def last_batch(
         return None
     rules = options.rules
     event, is_line_complete = taken
-    is_json = await _in_thread_if_large(len(event.data), is_complete_json, event.data)
-    is_half_json = not is_json and rules.is_json and event.data.lstrip()[:1] in ("{", "[")
-    is_whole = is_json or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
+    is_object = await _in_thread_if_large(len(event.data), is_complete_json, event.data)
+    is_half_json = not is_object and rules.is_json and event.data.lstrip()[:1] in ("{", "[")
+    is_whole = is_object or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
     if is_whole and reader.end_at(event):
         return reader.last_batch(event) if reader.done_event is None else None
     if is_broken or rules.is_heartbeat(event):
         return None
-    if is_json and rules.is_json and options.reconnect is None:
+    if is_object and rules.is_json and options.reconnect is None:
         return reader.last_batch(event)
     if rules.asks_consumer:
         return reader.last_batch(event, is_incomplete=True)
@@ -66,14 +66,17 @@ async def last_batch(
 
 
 async def _last_line(reader: BatchReader, target: str) -> Batch | None:
-    taken = await _in_thread_if_large(reader.held, reader.take_rest)
+    taken = reader.take_rest()
     if taken is None:
         return None
-    text, is_whole = taken
-    if not is_whole:
-        raise torn_line_error(target, text)
+    text, may_be_whole = taken
     event = ServerSentEvent(data=text)
-    return reader.last_batch(event) if not reader.end_at(event) or reader.done_event is None else None
+    # The end marker need not be JSON.
+    if reader.end_at(event):
+        return reader.last_batch(event) if reader.done_event is None else None
+    if not may_be_whole or not await _in_thread_if_large(len(text), is_json, text):
+        raise torn_line_error(target, text)
+    return reader.last_batch(event)
 
 
 def add_torn_line(exc: TransportError, reader: BatchReader) -> None:

@@ -80,7 +80,7 @@ class Resuming:
         answer = self._answer
         if answer is None:
             return self._options, resumption
-        options = self._options.without_body() if self._options.has_body else self._options
+        options = self._options.without_body()
         if self._resume == "get":
             if self._place is not None and resumption.place is not self._place:
                 # The permanent redirects so far are those of another URL.
@@ -88,7 +88,7 @@ class Resuming:
             return options, resumption
         assert callable(self._resume)
         place = await _place_of(self._resume, attempt, answer, resumption.last_event_id)
-        return None if place is None else (options.without_body(), resumption._replace(place=place, redirects=()))
+        return None if place is None else (options, resumption._replace(place=place, redirects=()))
 
 
 def _named_place(answer: _Answer) -> Place | None:

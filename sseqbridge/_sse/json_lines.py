@@ -22,7 +22,7 @@ from .events import Comment, ServerSentEvent
 from .parser import DEFAULT_MAX_EVENT_BYTES
 from .provider_errors import escaped
 
-__all__ = ["JSONLinesParser", "torn_line_error"]
+__all__ = ["JSONLinesParser", "is_json", "torn_line_error"]
 
 _BOM = b"\xef\xbb\xbf"
 _RS = b"\x1e"
@@ -68,11 +68,6 @@ class JSONLinesParser:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {f'held={len(self._tail)}' if self.error is None else 'error'}>"
 
-    @property
-    def held(self) -> int:
-        """The number of bytes of the document that is incomplete."""
-        return len(self._tail)
-
     def feed(self, chunk: bytes) -> list[ServerSentEvent | Comment]:
         """Return an event for each document that `chunk` completes. (There are no comments.)
 
@@ -91,7 +86,7 @@ class JSONLinesParser:
         return events
 
     def take_rest(self) -> tuple[str, bool] | None:
-        """Return the text behind the last complete document, and whether it is a whole document.
+        """Return the text behind the last complete document, and whether it is whole if it is JSON.
 
         None if there is none but blanks.
         """
@@ -101,8 +96,8 @@ class JSONLinesParser:
         if not stripped:
             return None
         if not self._is_sequence:
-            return text.removesuffix("\r"), _is_json(stripped)
-        return stripped, not _may_be_cut(text, stripped) and _is_json(stripped)
+            return text.removesuffix("\r"), True
+        return stripped, not _may_be_cut(text, stripped)
 
     def _from_start(self, chunk: bytes) -> bytes:
         """Return the chunk, with the bytes before it, once it is known whether the body is a sequence."""
@@ -173,7 +168,7 @@ class JSONLinesParser:
             self._try_at = 2 * len(self._tail) if len(self._tail) > _SMALL else 0
             # A document that ends with its line is an item now, and not when the next one arrives.
             text = self._tail.decode("utf-8", "replace").strip(_BLANKS)
-            if text and _is_json(text):
+            if text and is_json(text):
                 self._end_document(events)
         return events
 
@@ -207,7 +202,8 @@ def _may_be_cut(text: str, stripped: str) -> bool:
     return bool(stripped) and text[-1] not in _BLANKS and not stripped.startswith(_SELF_DELIMITED)
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Whether a text is a JSON document."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):

@@ -175,11 +175,12 @@ class ReconnectionPolicy:
 
     def obstacle(self, drop: Drop) -> str | None:
         """Return why no request may follow, for an error message; None if one may."""
-        if not drop.has_body or not drop.answered:
+        if not drop.answered:
             return None
         if self.resume is None:
-            return _NOT_SENT_AGAIN
-        if self.resume == "get" and not drop.has_id and not drop.has_place:
+            return _NOT_SENT_AGAIN if drop.has_body else None
+        is_plain_get = drop.method == "GET" and not drop.has_body
+        if self.resume == "get" and not (is_plain_get or drop.has_id or drop.has_place):
             return _NOTHING_TO_RESUME
         return None
 

@@ -231,6 +231,12 @@ def test_reconnect_call_resumes_by_get(ask: Requester) -> None:
         never.set()
 
 
+def test_post_without_a_body_is_resumed_by_get(ask: Requester) -> None:
+    with SSEServer(in_turn([send(1, id="a"), cut()], [send(2), DONE])) as server:
+        assert ask(server.url, method="POST", reconnect=GET).items() == [1, 2]
+        assert lines(server) == [("POST", "/"), ("GET", "/")]
+
+
 def test_get_of_a_request_without_a_body(ask: Requester) -> None:
     first = [respond(headers={"Content-Location": "/rest"}), send(1, id="a"), cut()]
     with SSEServer(in_turn(first, [send(2), DONE])) as server:

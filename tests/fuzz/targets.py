@@ -162,8 +162,8 @@ def _lines(parser: JSONLinesParser, chunks: Iterable[bytes]) -> Lines:
         pass
     if parser.error is not None:
         return texts, "", True
-    rest, is_whole = parser.take_rest() or ("", False)
-    return ([*texts, rest], "", False) if is_whole else (texts, rest, False)
+    rest, may_be_whole = parser.take_rest() or ("", False)
+    return ([*texts, rest], "", False) if may_be_whole and _is_json(rest) else (texts, rest, False)
 
 
 def _lines_by_split(body: bytes, limit: int) -> Lines:
