@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from sseqbridge import (
     ReconnectionError,
     ReconnectionPolicy,
     Resume,
+    SSEClient,
     StatusError,
     UsageError,
     request_sse,
@@ -242,6 +244,22 @@ def test_get_of_a_request_without_a_body(ask: Requester) -> None:
     with SSEServer(in_turn(first, [send(2), DONE])) as server:
         assert ask(server.url, reconnect=GET).items() == [1, 2]
         assert lines(server) == [("GET", "/"), ("GET", "/rest")]
+
+
+@pytest.mark.parametrize("resume", ["get", lambda attempt: Resume("GET", "/")], ids=["get", "function"])
+def test_headers_function_is_called_for_the_resumed_request(resume: Any) -> None:
+    """Its headers describe no body."""
+    numbers = count(1)
+
+    def headers() -> dict[str, str]:
+        return {"Authorization": f"Bearer {next(numbers)}", "Content-Type": "application/x-prompt"}
+
+    with SSEServer(in_turn([send(1, id="a"), cut()], [send(2), DONE])) as server:
+        client = SSEClient(server.url, headers=headers, reconnect=dataclasses.replace(AT_ONCE, resume=resume))
+        assert client.request("/", content=b"x").events.collect() == [1, 2]
+        first, second = server.requests
+        assert (first.headers["authorization"], second.headers["authorization"]) == ("Bearer 1", "Bearer 2")
+        assert (first.headers["content-type"], second.headers.get("content-type")) == ("application/x-prompt", None)
 
 
 # Before the first answer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -55,17 +56,20 @@ class Events:
 class Tool:
     """A tool of an MCP server that waits in mid-answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_its_answer: bool = False) -> None:
         from mcp.server import MCPServer
         from mcp.server.mcpserver import Context
 
         self.runs = 0
+        self.ends_its_answer = ends_its_answer
         self.may_go_on = threading.Event()
         self.server = MCPServer("tests")
 
         async def slow(ctx: Context) -> str:
             self.runs += 1
             await ctx.report_progress(1, 2)
+            if self.ends_its_answer:
+                await ctx.close_sse_stream()
             await anyio.to_thread.run_sync(self.may_go_on.wait, 60)
             await ctx.report_progress(2, 2)
             return "ran"
@@ -130,6 +134,25 @@ def test_tool_of_an_mcp_server_runs_once(policy: ReconnectionPolicy) -> None:
             assert result["result"]["content"][0]["text"] == "ran"
             assert it.outcome == "done"
         assert tool.runs == 1
+
+
+@pytest.mark.blocks_its_loop
+def test_answer_that_an_mcp_server_ends_on_purpose_is_resumed() -> None:
+    """As servers do that keep no connection open while a tool runs (SEP-1699)."""
+    tool = Tool(ends_its_answer=True)
+    app = tool.server.streamable_http_app(event_store=Events(), retry_interval=50)  # type: ignore[arg-type]
+    with served(app) as port:
+        url = f"http://127.0.0.1:{port}/mcp"
+        headers = session(url)
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CALL}
+        policy = dataclasses.replace(GET, on_eof=True)
+        it = request_sse(url, headers, call, dialect="mcp", reconnect=policy).events
+        assert next(it)["params"]["progress"] == 1
+        until(lambda: it.stats.reconnections)
+        tool.may_go_on.set()
+        progress, result = it.collect()
+        assert (progress["params"]["progress"], result["result"]["content"][0]["text"]) == (2, "ran")
+        assert (it.outcome, tool.runs) == ("done", 1)
 
 
 GRAPH = '''
