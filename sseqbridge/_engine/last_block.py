@@ -75,7 +75,7 @@ async def _last_line(reader: BatchReader, target: str) -> Batch | None:
     if reader.end_at(event):
         return reader.last_batch(event) if reader.done_event is None else None
     if not may_be_whole or not await _in_thread_if_large(len(text), is_json, text):
-        raise torn_line_error(target, text)
+        raise torn_line_error(f"{target}: the stream ended within a JSON document", text)
     return reader.last_batch(event)
 
 

@@ -178,7 +178,7 @@ class JSONLinesParser:
         self._tail.clear()
         self._try_at = 0
         if _may_be_cut(raw, text):
-            self.error = torn_line_error("the stream", text)
+            self.error = torn_line_error("a document of the sequence was cut off", text)
         else:
             events += _events([text])
 
@@ -211,8 +211,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def torn_line_error(target: str, text: str) -> TruncatedStreamError:
-    """Return the error for a stream that ended within a line, with the begin of the line."""
-    error = TruncatedStreamError(f"{target}: the stream ended within a JSON document: {escaped(text)}")
+def torn_line_error(message: str, text: str) -> TruncatedStreamError:
+    """Return the error for a line or document that was cut off, with its begin."""
+    error = TruncatedStreamError(f"{message}: {escaped(text)}")
     error.torn_line = text
     return error

@@ -161,9 +161,9 @@ def test_lines_are_those_of_a_split(body: bytes, cuts: list[int]) -> None:
 
 
 def test_torn_line_is_shortened_and_escaped() -> None:
-    error = torn_line_error("http://host/", '{"a": "\x1b[31m\n' + "x" * 1000)
+    error = torn_line_error("http://host/: cut", '{"a": "\x1b[31m\n' + "x" * 1000)
     assert str(error).startswith(
-        'http://host/: the stream ended within a JSON document: "{"a": "\\x1b[31m\\n' + "x" * 100
+        'http://host/: cut: "{"a": "\\x1b[31m\\n' + "x" * 100
     )
     assert str(error).endswith('"... (1013 characters)')
     assert len(str(error)) < 300

@@ -7,10 +7,11 @@ import gzip
 import inspect
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
 import sseqbridge
@@ -37,7 +38,7 @@ from sseqbridge import (
     tee,
 )
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, silence
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, in_turn, respond, silence
 from tests.clock import FakeClock
 from tests.requesters import Requester, Response
 
@@ -359,6 +360,27 @@ def test_slow_consumer_holds_the_upstream_back(ask: LineRequester) -> None:
         assert len(response.items()) == 19_999
 
 
+class ReadingAuth(httpx.Auth):
+    """Reads the body of each answer."""
+
+    requires_response_body = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, bytes]] = []
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        response = yield request
+        self.seen.append((response.status_code, response.content))
+
+
+def test_auth_sees_no_body_of_a_stream(ask: LineRequester) -> None:
+    """It may be endless, and must be delivered before it is read."""
+    auth = ReadingAuth()
+    with SSEServer([LINES, b"1\n", silence()]) as server, ask(server.url, auth=auth) as response:
+        assert response.next() == 1
+    assert auth.seen == [(200, b"")]
+
+
 # Options.
 
 
@@ -423,6 +445,13 @@ def test_client_of_lines() -> None:
             client.request("/", format="sse")  # type: ignore[call-arg]
         with pytest.raises(ContentTypeError, match="request_jsonl"):
             client.with_options(format="sse").request("/")
+
+
+def test_client_retries_a_refusal() -> None:
+    with SSEServer(in_turn([respond(503, headers={"Retry-After": "0"})], [LINES, b"1\n"])) as server:
+        client = SSEClient(server.url, format="jsonl", retries=1)
+        assert client.request("/").events.collect() == [1]
+        assert len(server.requests) == 2
 
 
 # With the other parts of the library.
