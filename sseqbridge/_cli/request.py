@@ -19,7 +19,7 @@ from sseqbridge._checks import Timeout
 from sseqbridge._engine.responses import Head, made_head
 from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
-from sseqbridge._streams.arguments import RequestArguments, prepare
+from sseqbridge._streams.arguments import RequestArguments, check_line_options, prepare
 from sseqbridge._streams.bridge import Bridge
 from sseqbridge._streams.pending import PendingResponse, pending
 from sseqbridge._streams.sync import EventStream, SSEResponse
@@ -165,6 +165,8 @@ def send_request(
     headers = arguments.header
     if body is not None and all(name.lower() != "content-type" for name, _ in headers):
         headers = [*headers, ("Content-Type", "application/json")]
+    if format == "jsonl":
+        check_line_options(options)
     with contextlib.ExitStack() as stack:
         # Without a certificate check the client is httpx's own.
         insecure = stack.enter_context(Bridge(client=_insecure_client)) if arguments.insecure else None
