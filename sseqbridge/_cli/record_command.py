@@ -65,18 +65,19 @@ def _record(
     finally:
         status.clear()
         kept = output.finish()
-        if kept is not None:
-            print_message(_summary(arguments.file, kept, None if output.error else status.events))
+        _print_summary(arguments.file, kept, None if output.error else status.events)
     if output.error is not None:
         raise output.error
     if kept is not None and kept != arguments.file:
         raise FileExistsError(f"another process created {arguments.file} in the meantime")
 
 
-def _summary(file: Path, kept: Path, count: int | None) -> str:
-    """Return a message about the recording in `kept`. `count` is None after a write error."""
+def _print_summary(file: Path, kept: Path | None, count: int | None) -> None:
+    """Print a message about the recording in `kept`, if there is one. `count` is None after a write error."""
+    if kept is None:
+        return
     events = "the events that could be written are" if count is None else f"{count} events"
-    return f"{events} in {kept}" if kept == file else f"{file} is unchanged; {events} in {kept}"
+    print_message(f"{events} in {kept}" if kept == file else f"{file} is unchanged; {events} in {kept}")
 
 
 def _record_events(

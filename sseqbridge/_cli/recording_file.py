@@ -150,9 +150,10 @@ def _copy_mode(file: Path, part: Path) -> None:
 
 def _created_name(file: Path) -> Path:
     """Create an empty file named FILE, or FILE with the first free number before its suffix; return its name."""
-    for number in itertools.count(1):
-        name = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
-        with contextlib.suppress(FileExistsError):
+    name, numbers = file, itertools.count(2)
+    while True:
+        try:
             os.close(os.open(name, _CREATE, 0o600))
-            break
-    return name
+            return name
+        except FileExistsError:
+            name = file.with_name(f"{file.stem}-{next(numbers)}{file.suffix}")

@@ -40,7 +40,7 @@ from sseqbridge.testing import (
 )
 from sseqbridge.testing._steps import Wait
 from tests.clock import FakeClock
-from tests.support import ROOT, in_thread, until, until_blocked
+from tests.support import ROOT, in_thread, measured_environment, until, until_blocked
 
 from .support import Capture, PseudoTerminal, Terminal, command
 
@@ -335,7 +335,7 @@ def test_terminal_shows_the_current_wait(terminal: PseudoTerminal, steps: list[S
     go = threading.Event()
     message = {0: "waiting for the response", 2: "waiting for the first event", 1: "waiting"}[len(steps)]
     with SSEServer([*steps, hold(go), send("b"), DONE]) as server:
-        with command(server.url, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        with command(server.url, stderr=theirs, env={**measured_environment(), "TERM": "xterm"}) as process:
             until(lambda: re.search(rf"\r\x1b\[K{message}, \d+ s", seen()))
             # After one event, the line shows the count.
             until(lambda: len(steps) != 1 or "1 events so far" in seen())
@@ -351,7 +351,7 @@ def test_terminal_shows_a_stall_below_the_unfinished_line(terminal: PseudoTermin
     theirs, seen = terminal
     first, second = threading.Event(), threading.Event()
     with SSEServer([hold(first), send({"n": "a"}), hold(second), send({"n": "b"}), DONE]) as server:
-        how: dict[str, Any] = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
+        how: dict[str, Any] = {"stdout": theirs, "stderr": theirs, "env": {**measured_environment(), "TERM": "xterm"}}
         with command(server.url, "--path", "n", **how) as process:
             until(lambda: "waiting for the response" in seen())
             first.set()

@@ -15,7 +15,7 @@ import pytest
 from sseqbridge import UsageError
 from sseqbridge._cli.main import main
 from sseqbridge._cli.recording_file import NewFile
-from sseqbridge.testing import SSEServer, hold, send, silence
+from sseqbridge.testing import SSEServer, hold, respond, send, silence
 from tests.support import in_thread, until
 
 from .support import Capture, command
@@ -56,6 +56,14 @@ def test_signal_before_the_first_event_leaves_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_stream_without_an_event_is_recorded(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with SSEServer([respond(204, content_type=None)]) as server:
+        assert main(["record", server.url, str(file)]) == 0
+    assert capsys.readouterr().err == f"sseqbridge: 0 events in {file}\n"
+    assert events_in(file) == []
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_full_disk_keeps_the_old_file_and_whole_lines(tmp_path: Path, exists: bool) -> None:
     """A limit on the size of files stands for the disk."""
@@ -66,7 +74,8 @@ def test_full_disk_keeps_the_old_file_and_whole_lines(tmp_path: Path, exists: bo
     limited = 'ulimit -f 40; exec "$@"'
     with (
         SSEServer([send(f"{n:0500}") for n in range(100)]) as server,
-        command("record", server.url, str(file), "--overwrite", shell=limited) as process,
+        # Not measured: the limit would cut the file of coverage off, too.
+        command("record", server.url, str(file), "--overwrite", shell=limited, env=dict(os.environ)) as process,
     ):
         assert process.stderr is not None
         err = process.stderr.read()

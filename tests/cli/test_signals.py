@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import struct
+import sys
 import termios
 from collections.abc import Callable
 
@@ -47,6 +49,21 @@ def test_signal_ends_a_command_whose_output_is_not_read(number: signal.Signals) 
         until(lambda: struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0] > size - 4096, 60)
         process.send_signal(number)
         assert process.wait(60) == STATUS[number]
+
+
+def test_interrupt_of_output_into_no_file_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, whose output has no descriptor."""
+
+    class Interrupting(io.StringIO):
+        def write(self, text: str) -> int:
+            raise KeyboardInterrupt
+
+        def reconfigure(self, **options: object) -> None: ...
+
+    monkeypatch.setattr(sys, "stdout", Interrupting())
+    with SSEServer([send(1), silence()]) as server:
+        assert main_module.main([server.url]) == 130
+        server.requests[0].wait_aborted()
 
 
 def test_ignored_signal_stays_ignored() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import threading
 from typing import Any
@@ -16,7 +15,7 @@ from sseqbridge._cli.output import StatusLine, item_printer, print_message
 from sseqbridge._cli.terminal import TerminalOutput, escaped
 from sseqbridge.testing import SSEServer, cut, hold, in_turn, respond, send
 from tests.clock import FakeClock
-from tests.support import in_thread, until
+from tests.support import in_thread, measured_environment, until
 
 from .support import Capture, PseudoTerminal, Terminal, command
 
@@ -114,6 +113,16 @@ def test_column_is_the_width_of_the_unfinished_line(texts: list[str], column: in
     assert output.column == column
 
 
+def test_finished_line_is_not_ended_again() -> None:
+    terminal = Terminal()
+    output = TerminalOutput(terminal, as_json=False)
+    output.break_line()
+    output.write("a")
+    output.break_line()
+    output.break_line()
+    assert terminal.getvalue() == "a\n"
+
+
 @pytest.mark.parametrize(("text", "is_full"), [("", False), ("x" * 39, False), ("x" * 40, True), ("日" * 40, True)])
 def test_full_line_is_ended_before_the_status_line(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, text: str, is_full: bool
@@ -142,7 +151,7 @@ def test_message_between_tokens_has_a_line_of_its_own(terminal: PseudoTerminal) 
     go = threading.Event()
     first = [send({"n": "a"}, id="1", retry=0.01), hold(go), cut()]
     with SSEServer(in_turn(first, [send({"n": "b"}), send("[DONE]")])) as server:
-        how: dict[str, Any] = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
+        how: dict[str, Any] = {"stdout": theirs, "stderr": theirs, "env": {**measured_environment(), "TERM": "xterm"}}
         with command(server.url, "--path", "n", "--reconnect", **how) as process:
             until(lambda: "a" in seen())
             go.set()
@@ -169,7 +178,7 @@ def test_stall_shows_beside_output_into_a_pipe(terminal: PseudoTerminal) -> None
     theirs, seen = terminal
     go = threading.Event()
     with SSEServer([send({"n": "a"}), hold(go), send({"n": "b"})]) as server:
-        env = {**os.environ, "TERM": "xterm"}
+        env = {**measured_environment(), "TERM": "xterm"}
         with command(server.url, "--path", "n", stderr=theirs, env=env) as process:
             until(lambda: "waiting, 1 s, 1 events so far" in seen())
             go.set()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from sseqbridge import BridgeClosedError
+from sseqbridge._http import client as http_client
 from sseqbridge._http.client import Client, ClientPool
+from tests.support import in_thread
 
 _A, _B = "https://a.test:443", "https://b.test:443"
 
@@ -141,6 +145,36 @@ def test_client_that_hangs_in_aclose_keeps_no_other_open(made: Made, caplog: pyt
         await asyncio.wait({closing})
 
     asyncio.run(main())
+
+
+def test_client_that_is_made_too_late_and_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(httpx.AsyncClient):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise OSError("cannot be closed")
+
+    pool = ClientPool(lambda: Failing(verify=_CONTEXT))
+    asyncio.run(pool.aclose())
+    with caplog.at_level(logging.DEBUG, "sseqbridge"), pytest.raises(BridgeClosedError):
+        pool.lease(_A)
+    assert "closing an HTTP client failed" in caplog.text
+
+
+def test_threads_that_need_tls_at_once_build_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[ssl.SSLContext] = []
+    go = threading.Event()
+
+    def build() -> ssl.SSLContext:
+        go.wait(30)
+        built.append(_CONTEXT)
+        return _CONTEXT
+
+    monkeypatch.setattr(http_client, "_tls_context", None)
+    monkeypatch.setattr(http_client, "_context_of_environment", build)
+    futures = [in_thread(http_client._built_tls_context) for _ in range(2)]
+    go.set()
+    assert {future.result(30) for future in futures} == {_CONTEXT}
+    assert built == [_CONTEXT]
 
 
 def test_pool_of_a_callers_client_keeps_its_cookies() -> None:

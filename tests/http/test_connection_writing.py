@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import socket
 import ssl
@@ -15,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import TransportError
+from sseqbridge import CallbackError, TransportError
 from sseqbridge._http import client as http_client
+from sseqbridge._http.network_stream import InputState
 from sseqbridge._http.tls import TlsSession
 from sseqbridge.testing import SSEServer, send
 from tests.clock import FakeClock
@@ -160,6 +162,35 @@ def test_files_are_sent(ask: Requester) -> None:
         assert int(request.headers["content-length"]) == len(request.body)
         assert content in request.body
         assert b'filename="name.bin"' in request.body
+
+
+def test_asynchronous_file_is_sent(ask: Requester) -> None:
+    class AsyncFile:
+        """Like the files of anyio and aiofiles, whose iterators yield lines."""
+
+        def __init__(self) -> None:
+            self.left = [b"one", b"two"]
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            raise AssertionError("read by aread()")
+
+        async def aread(self, size: int) -> bytes:
+            assert size >= 1024
+            return self.left.pop(0) if self.left else b""
+
+    with SSEServer([send(1), DONE]) as server, ask(server.url, content=AsyncFile()) as response:
+        assert response.items() == [1]
+        assert server.requests[0].body == b"onetwo"
+
+
+def test_file_whose_name_cannot_be_read_is_a_callback_error(ask: Requester) -> None:
+    class Nameless(io.BytesIO):
+        @property
+        def name(self) -> str:
+            raise StopIteration
+
+    with pytest.raises(CallbackError, match="a file of the request raised StopIteration"):
+        ask("http://127.0.0.1/", files={"file": Nameless(b"content")})
 
 
 @pytest.mark.parametrize("length", [4, 6])
@@ -515,6 +546,37 @@ def test_response_during_the_body_is_read(run: Run, size: int, leave: str, conte
             assert await response.aread() == bytes(size)
             if leave == "close and read on":
                 assert await leaving
+
+    run(main)
+
+
+@own_transport
+def test_part_after_the_end_of_the_connection_is_the_last(run: Run) -> None:
+    """The iterator of a body is not read on for a server that has left."""
+
+    async def main() -> None:
+        opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        produced: list[int] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            for n in range(100):
+                produced.append(n)
+                yield b"x"
+                response = await opened
+                while response.extensions["network_stream"].input is InputState.OPEN:
+                    await asyncio.sleep(0.001)
+
+        async with posting(content=body()) as (peer, pending):
+            await peer.receive(b"x\r\n")
+            await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            peer.socket.close()
+            response = await pending
+            opened.set_result(response)
+            while len(produced) == 1:
+                await asyncio.sleep(0.001)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await response.aread()
+            assert produced == [0, 1]
 
     run(main)
 

@@ -34,6 +34,7 @@ from sseqbridge._http.errors import (
     is_unsendable,
     translate,
 )
+from sseqbridge._http.forwarded import error_of
 
 PACKAGES = {httpx: httpcore, httpx2: httpcore2}
 CONFUSING = "peer closed connection, StreamReset, disconnected"
@@ -185,6 +186,24 @@ def test_invalid_chunks_are_no_close(package: Any, received: list[bytes]) -> Non
 
 def test_an_error_without_a_traceback_is_no_close() -> None:
     assert not is_closed_by_peer(of_httpcore(httpx, h11.RemoteProtocolError(CONFUSING)))
+
+
+def test_a_proxy_error_without_an_answer_has_no_status() -> None:
+    core_error = httpcore.ProxyError(CONFUSING)
+    error = translate(raised_from(httpx.ProxyError(CONFUSING), core_error), failed())
+    assert isinstance(error, ConnectError)
+    assert error.proxy_status is None
+
+
+def test_errors_internal_to_a_package_become_those_of_their_base() -> None:
+    internal = type("Internal", (httpx.ReadTimeout,), {"__module__": "httpx._internal"})("took too long")
+    error = error_of(httpx2, internal)
+    assert (type(error), str(error), error.__cause__) == (httpx2.ReadTimeout, "took too long", internal)
+
+
+def test_errors_of_other_packages_stay() -> None:
+    error = OSError("full")
+    assert error_of(httpx2, error) is error
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])

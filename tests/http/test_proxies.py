@@ -248,6 +248,21 @@ def test_stale_certificate_file_is_named(
                 ask_fresh(server.url, reconnect=policy)
 
 
+def test_other_failure_of_the_certificates_is_a_typed_error(
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext
+) -> None:
+    def fails() -> ssl.SSLContext:
+        raise FileNotFoundError(2, "No such file or directory", "certifi/cacert.pem")
+
+    monkeypatch.setattr(http_client, "_tls_context", None)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(httpx, "create_ssl_context", fails)
+    with SSEServer([send(1), DONE], ssl_context=server_tls) as server:
+        with pytest.raises(ConnectError, match="No such file or directory"):
+            ask_fresh(server.url)
+        assert server.requests == []
+
+
 def test_certificate_file_that_is_corrected_is_used(
     ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, authority: Any, tmp_path: Path
 ) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from sseqbridge import Bridge, BridgeClosedError, StreamTimeoutError, Timeout, request_sse
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.clock import Clock
 from sseqbridge._runtime.clock import clock as real_clock
 from sseqbridge.testing import SSEServer, send, silence
 from tests import clock as clock_module
 from tests.clock import FakeClock
 from tests.requesters import Requester
-from tests.support import LOOPS, in_thread, is_waiting, python, until
+from tests.support import LOOPS, in_thread, is_waiting, measured_environment, python, until
 
 SILENT = (send("a"), silence())
 
@@ -52,14 +53,14 @@ def test_waiting_thread_times_out_when_the_clock_advances(clock: FakeClock, sile
 
 
 FROZEN = """
-import threading
+import sys
 from freezegun import freeze_time
-from sseqbridge.testing import SSEServer, send, silence
 
-with SSEServer([send("a"), silence()]) as server, freeze_time("2020-01-01"):
+[url] = sys.argv[1:]
+with freeze_time("2020-01-01"):
     from sseqbridge import StreamTimeoutError, request_sse
 
-    stream = request_sse(server.url, decode="text").events
+    stream = request_sse(url, decode="text").events
     assert next(stream) == "a"
     try:
         stream.next(timeout=0.05)
@@ -67,7 +68,7 @@ with SSEServer([send("a"), silence()]) as server, freeze_time("2020-01-01"):
         print("next", stream.outcome)
     stream.close()
     for limit in ("read", "idle", "total"):
-        stream = request_sse(server.url, decode="text", timeout={limit: 0.2}).events
+        stream = request_sse(url, decode="text", timeout={limit: 0.2}).events
         try:
             list(stream)
         except StreamTimeoutError as error:
@@ -76,12 +77,18 @@ with SSEServer([send("a"), silence()]) as server, freeze_time("2020-01-01"):
 
 
 @pytest.mark.parametrize("imported_first", [True, False], ids=["imported-before", "imported-while-frozen"])
-def test_freezegun_does_not_freeze_time_limits(imported_first: bool) -> None:
+def test_freezegun_does_not_freeze_time_limits(silent: SSEServer, imported_first: bool) -> None:
     program = FROZEN
     if imported_first:
         program = "from sseqbridge import StreamTimeoutError, request_sse\n" + program
-    status, out, err = python(program, timeout=60)
+    status, out, err = python(program, silent.url, env=measured_environment())
     assert (status, out.split("\n")) == (0, ["next None", "read", "idle", "total", ""]), err
+
+
+def test_asyncios_loop_reads_the_librarys_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(loops.ClockedEventLoop()) as loop:
+        monkeypatch.setattr(real_clock, "monotonic", lambda: 12345.0)
+        assert loop.time() == 12345.0
 
 
 def test_clock_advances_by_itself() -> None:
