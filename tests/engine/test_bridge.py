@@ -285,6 +285,44 @@ def test_interrupted_start_leaves_no_thread(
     until(lambda: threads_of_bridges() == before)
 
 
+def test_start_that_is_interrupted_after_its_loop_was_made_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch, responses: SSEServer
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = threads_of_bridges()
+    with Bridge() as bridge:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Bridge, "_count_past", interrupted)
+            request_sse(responses.url, bridge=bridge)
+        until(lambda: threads_of_bridges() == before)
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
+
+
+def test_start_that_is_interrupted_at_its_very_end_keeps_its_loop(responses: SSEServer) -> None:
+    class Interrupted(Bridge):
+        is_armed = True
+
+        @property
+        def _state(self) -> Any:
+            return self.__dict__["_state"]
+
+        @_state.setter
+        def _state(self, state: Any) -> None:
+            self.__dict__["_state"] = state
+            if state is not None and self.is_armed:
+                self.is_armed = False
+                raise KeyboardInterrupt
+
+    with Interrupted() as bridge:
+        with pytest.raises(KeyboardInterrupt):
+            request_sse(responses.url, bridge=bridge)
+        state = bridge._state
+        assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
+        assert bridge._state is state
+
+
 def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     starting: list[Future[list[Any]]] = []
 
@@ -381,6 +419,19 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     bridge.close()
     thread.join(5)
     assert thread.has_ended
+
+
+def test_client_that_hangs_in_its_closing_is_left(silent: SSEServer, caplog: pytest.LogCaptureFixture) -> None:
+    class Hanging(httpx.AsyncClient):
+        async def aclose(self) -> None:
+            await super().aclose()
+            await asyncio.get_running_loop().create_future()
+
+    with caplog.at_level(logging.DEBUG, "sseqbridge"), Bridge(client=Hanging) as bridge:
+        with request_sse(silent.url, bridge=bridge).events as it:
+            assert next(it) == {"n": 1}
+        bridge.close()
+    assert "closing the HTTP clients failed: TimeoutError" in caplog.text
 
 
 # Exits and exceptions on the loop thread.

@@ -7,6 +7,7 @@ import gc
 import gzip
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -158,6 +159,44 @@ def test_share_is_right_after_concurrent_changes(first: str, other: str) -> None
         for one in held:
             memory.leave(one)
     assert line > 5
+
+
+def test_share_is_right_after_a_change_while_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [Held() for _ in range(130)]
+    late = [held[129]]
+    for one in held[:128]:
+        memory.enter(one, LOOP)
+
+    class Racing(dict[Any, Any]):
+        """Another thread, which has not updated the share yet, has entered a channel right after the first count."""
+
+        def __len__(self) -> int:
+            count = super().__len__()
+            if late:
+                self[weakref.ref(late.pop())] = LOOP
+            return count
+
+    monkeypatch.setattr(memory, "_open", Racing(memory._open))
+    memory.enter(held[128], LOOP)
+    assert len(memory._open) == 130
+    assert memory.bytes == 64 * MIB // 130
+    for one in held:
+        memory.leave(one)
+
+
+def test_growth_notifies_the_others_of_a_channel_that_is_just_being_dropped() -> None:
+    held = [Held() for _ in range(1000)]
+    for one in held:
+        memory.enter(one, LOOP)
+    dropped = Held()
+    reference: Any = weakref.ref(dropped)
+    # As if the callback of the reference had not run yet.
+    memory._open[reference] = LOOP
+    del dropped
+    while len(held) > 1:
+        memory.leave(held.pop())
+    assert held[0].notified
+    del memory._open[reference]
 
 
 def test_forked_child_does_not_count_its_parents_streams(monkeypatch: pytest.MonkeyPatch) -> None:

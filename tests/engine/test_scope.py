@@ -25,6 +25,8 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._engine import scope as scopes
+from sseqbridge._engine.scope import is_cancelled
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
 
@@ -221,6 +223,37 @@ def test_threads_belong_to_no_scope_unless_they_run_in_its_context(silent: SSESe
 def test_a_flag_must_have_is_set(flag: Any) -> None:
     with pytest.raises(UsageError, match=r"`flag` must have an is_set\(\) method, got"):
         cancel_on(flag)
+
+
+def test_no_flag_is_never_set() -> None:
+    assert not is_cancelled(None)
+
+
+def test_an_interrupt_at_the_beginning_of_a_block_leaves_no_scope_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = scopes._current
+
+    class Interrupted:
+        """The context variable, and a signal right after it was set for the first time."""
+
+        def __init__(self) -> None:
+            self.is_armed = True
+
+        def get(self) -> Any:
+            return current.get()
+
+        def set(self, scope: Any) -> None:
+            current.set(scope)
+            if self.is_armed:
+                self.is_armed = False
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(scopes, "_current", Interrupted())
+    flag = threading.Event()
+    with pytest.raises(KeyboardInterrupt), cancel_on(flag):
+        raise AssertionError("the block must not run")
+    flag.set()
+    assert scopes.current_scope() is None
+    scopes.check_scope()
 
 
 def test_a_scope_is_entered_once() -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerge, arequest_sse, relay, request_sse, tee
-from sseqbridge._runtime.callbacks import CallersCode, is_from_outside
+from sseqbridge._runtime.callbacks import CallersCode, is_from_outside, is_reportable
 from sseqbridge.testing import SSEServer, send, silence
 from tests.requesters import Caller
 from tests.support import in_thread, python
@@ -408,6 +408,15 @@ def test_ctrl_c_in_callers_code_passes_through() -> None:
             loop.run_until_complete(main())
     finally:
         loop.close()
+
+
+def test_interrupt_that_was_never_raised_is_not_ctrl_c() -> None:
+    """For example one that a function of the caller's returns, or stores as the result of a future."""
+
+    async def main() -> bool:
+        return is_reportable(KeyboardInterrupt())
+
+    assert asyncio.run(main())
 
 
 def test_exit_without_a_loop_passes_through() -> None:

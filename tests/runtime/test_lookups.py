@@ -318,6 +318,23 @@ def test_thread_that_cannot_be_started_is_an_os_error(
     loop.run_until_complete(main())
 
 
+@pytest.mark.blocks_its_loop
+def test_lookup_that_is_cancelled_after_its_end_stays_cancelled(
+    resolver: Resolver, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Its result is on the way to the loop."""
+
+    async def main() -> None:
+        waiting = start("one.hang.test")
+        await begun(resolver, 1)
+        resolver.go.set()
+        until(lambda: not any(thread.name == "sseqbridge-resolver" for thread in threading.enumerate()))
+        await cancelled(waiting)
+        assert await start("two.test")
+
+    loop.run_until_complete(main())
+
+
 def test_forked_child_has_threads_of_its_own(
     monkeypatch: pytest.MonkeyPatch, resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:

@@ -24,6 +24,7 @@ from sseqbridge import (
     AsyncSSEResponse,
     Comment,
     ServerSentEvent,
+    TruncatedStreamError,
     UsageError,
     arequest_sse,
     request_sse,
@@ -31,6 +32,7 @@ from sseqbridge import (
 from sseqbridge.testing import (
     SSEServer,
     comment,
+    cut,
     hold,
     raw,
     send,
@@ -237,6 +239,35 @@ def test_repeated_timeouts_lose_no_item(run: Run, limit: Callable[[Awaitable[Any
                     with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                         seen.append((await limit(items.next(timeout=0.0005)))["n"])
         assert seen == list(range(200))
+
+    run(main)
+
+
+def test_collect_raises_the_error_of_the_stream(run: Run) -> None:
+    async def main() -> None:
+        with SSEServer([*numbers(2), cut()]) as server:
+            _, _, items = await arequest_sse(server.url)
+            with pytest.raises(TruncatedStreamError):
+                await items.collect()
+            assert items.outcome == "error"
+
+    run(main)
+
+
+def test_cancelled_collect_ends_the_stream_before_the_items_that_it_took(run: Run) -> None:
+    async def main() -> None:
+        with SSEServer([send(0, id="a"), send(1, id="b"), send(2, id="c"), silence()]) as server:
+            _, _, items = await arequest_sse(server.url)
+            assert await items.next() == 0
+            collecting = asyncio.create_task(items.collect())
+            while items.stats.events < 3 or items.stats.buffered:
+                await asyncio.sleep(0.001)
+            collecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await collecting
+            assert (items.outcome, items.last_event_id) == ("closed", "a")
+            assert await items.collect() == []
+            await asyncio.to_thread(server.requests[0].wait_aborted)
 
     run(main)
 

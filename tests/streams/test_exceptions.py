@@ -25,6 +25,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UpstreamError,
     UsageError,
+    copy_error,
 )
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge.testing import SSEServer, raw, respond
@@ -103,6 +104,20 @@ def assert_same(other: Exception, error: Exception) -> None:
     assert str(other) == str(error)
     assert vars(other) == vars(error)
     assert other.args == error.args
+
+
+def test_error_that_cannot_be_copied_is_its_own_copy() -> None:
+    class SingleError(SSEError):
+        made = 0
+
+        def __new__(cls, *args: object) -> SingleError:
+            cls.made += 1
+            if cls.made > 1:
+                raise TypeError("there is one only")
+            return super().__new__(cls, *args)
+
+    error = SingleError("once")
+    assert copy_error(error) is error
 
 
 def test_attributes_hold_the_facts() -> None:
