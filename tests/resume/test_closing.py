@@ -13,6 +13,7 @@ from sseqbridge import (
     LogFullError,
     UsageError,
     request_sse,
+    run,
 )
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge.resume import Log, MemoryLog
@@ -20,7 +21,7 @@ from sseqbridge.resume._producer import Producer
 from sseqbridge.resume._store import FencingToken, OutageError
 from sseqbridge.testing import SSEServer, hold, send, silence
 from tests.clock import FakeClock
-from tests.support import in_thread, until
+from tests.support import in_thread, is_waiting, until
 
 from .support import (
     DONE,
@@ -51,7 +52,7 @@ def test_close_ends_readers_and_releases_the_lease(logs: Logs, face: Face) -> No
     assert repr(log) == f"<{type(log).__name__} closed>"
 
 
-@pytest.mark.parametrize("ends", ["closed", "interrupted and closed"])
+@pytest.mark.parametrize("ends", ["closed", "interrupted and closed", "closed twice"])
 def test_close_waits_until_leases_are_released(clock: FakeClock, ends: str) -> None:
     """The store may be slow, as on a busy machine."""
     with SSEServer([send(1), silence()]) as upstream, Bridge() as bridge:
@@ -76,13 +77,31 @@ def test_close_waits_until_leases_are_released(clock: FakeClock, ends: str) -> N
             assert is_called.wait(30)
         closing = in_thread(log.close)
         assert is_called.wait(30)
+        again = in_thread(log.close) if ends == "closed twice" else closing
+        until(lambda: is_waiting(again))
         with pytest.raises(StopIteration):
             next(reading)
         until(lambda: hub.is_closing)
         clock.advance(1)
         hub.loop.call_soon_threadsafe(go_on.set)
         closing.result(30)
+        again.result(30)
         assert released == ["k"]
+
+
+def test_close_on_a_bridges_loop_does_not_wait(logs: Logs) -> None:
+    """For example in a coroutine that run() awaits there."""
+
+    async def close() -> None:
+        log.close()
+
+    log = logs.new()
+    with SSEServer([send(1), silence()]) as upstream:
+        reading = log.open("k", lambda: request_sse(upstream.url))
+        assert next(reading) == 1
+        run(close())
+        assert (reading.collect(), reading.outcome) == ([], "closed")
+        upstream.requests[0].wait_aborted()
 
 
 def test_close_ends_tasks_whose_cancellation_becomes_an_outage() -> None:

@@ -79,6 +79,28 @@ def test_readers_notice_a_producer_killed_at_each_step(logs: Logs, step: tuple[s
         assert_lost(LogReading(face, log.open("k", lambda: request_sse(upstream.url))), 3)
 
 
+def test_stream_that_is_deleted_while_its_producer_is_looked_for_has_ended(clock: FakeClock) -> None:
+    with SSEServer([send(0), silence()]) as upstream, Bridge() as bridge, MemoryLog(lease=30, bridge=bridge) as log:
+        store = KillableStore(new_store(log))
+        use_store(log, store)
+        reading = log.open("k", lambda: request_sse(upstream.url, timeout={"read": None}, bridge=bridge))
+        assert next(reading) == 0
+        claim = store.claim
+
+        async def deleted_first(key: str, owner: str, **options: Any) -> Any:
+            # After the reader has read, and found no further entry.
+            await store.inner.delete(key)
+            return await claim(key, owner, **options)
+
+        store.claim = deleted_first  # type: ignore[method-assign]
+        store.kill_at = ("renew", 0, False)
+        clock.advance(15)
+        assert store.killed.wait(30)
+        clock.advance_until(lambda: store.claims == 2)
+        assert (reading.collect(), reading.outcome) == ([], "closed")
+        store.revive()
+
+
 def test_dead_producer_is_noticed_within_the_lease(clock: FakeClock) -> None:
     with SSEServer([send(0), silence()]) as upstream, Bridge() as bridge, MemoryLog(lease=30, bridge=bridge) as log:
         store = KillableStore(new_store(log))
