@@ -349,6 +349,34 @@ def test_factory_that_raises_is_a_callback_error() -> None:
             assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_body_of_a_client_that_sends_by_itself_needs_no_aclose() -> None:
+    class Chunks:
+        """An iterator, and no generator."""
+
+        def __init__(self) -> None:
+            self.left = [b"data: 1\n\n", b"data: [DONE]\n\n"]
+
+        def __aiter__(self) -> Chunks:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
+
+    class Body(httpx.AsyncByteStream):
+        def __aiter__(self) -> Any:
+            return Chunks()
+
+    class Sending(httpx.AsyncClient):
+        async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+            headers = {"Content-Type": "text/event-stream"}
+            return httpx.Response(200, headers=headers, stream=Body(), request=request)
+
+    with Bridge(client=Sending) as bridge:
+        assert list(request_sse("http://upstream.test/", bridge=bridge).events) == [1]
+
+
 def test_subclass_of_async_client_is_accepted() -> None:
     class MyClient(httpx.AsyncClient):
         pass
