@@ -83,6 +83,10 @@ def test_close_waits_until_leases_are_released(clock: FakeClock, ends: str) -> N
             next(reading)
         until(lambda: hub.is_closing)
         clock.advance(1)
+        for _ in range(10):
+            bridge.run(asyncio.sleep(0))
+        assert not closing.done()
+        assert not again.done()
         hub.loop.call_soon_threadsafe(go_on.set)
         closing.result(30)
         again.result(30)

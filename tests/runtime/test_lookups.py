@@ -323,6 +323,8 @@ def test_lookup_that_is_cancelled_after_its_end_stays_cancelled(
     resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:
     """Its result is on the way to the loop."""
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
 
     async def main() -> None:
         waiting = start("one.hang.test")
@@ -333,6 +335,7 @@ def test_lookup_that_is_cancelled_after_its_end_stays_cancelled(
         assert await start("two.test")
 
     loop.run_until_complete(main())
+    assert failures == []
 
 
 def test_forked_child_has_threads_of_its_own(
