@@ -6,11 +6,12 @@ import argparse
 import http.client
 import sys
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from sseqbridge._engine.responses import Head
 from sseqbridge._exceptions import RequestAbortedError, UsageError
 from sseqbridge._runtime import sockets
+from sseqbridge._sse.dialects import DialectName
 from sseqbridge._streams.sync import EventStream
 
 from .errors import CommandError
@@ -66,6 +67,8 @@ def print_stream(given: list[str]) -> None:
     status = StatusLine(standard_error(), output)
     is_lines = arguments.jsonl
     options: dict[str, Any] = {"decode": decode, "comments": arguments.events and not is_lines, "cancel": closed_reader}
+    if arguments.dialect is not None:
+        options["dialect"] = arguments.dialect
     if arguments.include:
         options["on_head"] = partial(_print_head, output)
     events: EventStream[Any] | None = None
@@ -125,10 +128,17 @@ def _parse(given: list[str]) -> argparse.Namespace:
     )
     group.add_argument("-i", "--include", action="store_true", help="print status and headers of the response first")
     group.add_argument("--stats", action="store_true", help="print counts and times to standard error at the end")
+    parser.add_argument(
+        "--dialect",
+        choices=get_args(DialectName),
+        help="which events end the stream, are heartbeats, or report errors (default: openai; events: no event does)",
+    )
     parser.add_argument("--version", action="version", version=_version())
     arguments = parser.parse_args(given)
     if arguments.path and (arguments.text or arguments.events):
         parser.error("--path selects from JSON: use it with --json")
+    if arguments.jsonl and arguments.dialect is not None:
+        parser.error("--jsonl: each line of JSON Lines is an item, so that --dialect has no meaning")
     if arguments.jsonl and (arguments.reconnect or arguments.last_event_id is not None):
         parser.error("--jsonl: JSON Lines have no IDs, with which --reconnect and --last-event-id resume a stream")
     return arguments

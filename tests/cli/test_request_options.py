@@ -200,3 +200,26 @@ def test_help_shows_usage_example_and_status(capsys: Capture, arguments: list[st
     assert out.startswith("usage: sseqbridge ")
     assert "Exit status: 0;" in out
     assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_dialect_decides_which_event_ends_the_stream(capsys: Capture) -> None:
+    steps = [send("a"), send("{}", event="message_stop"), send("b"), send("[DONE]"), send("c")]
+    with SSEServer(steps) as server:
+        for options, text in (
+            ([], "a\n{}\nb\n"),
+            (["--dialect", "openai"], "a\n{}\nb\n"),
+            (["--dialect", "anthropic"], "a\n{}\n"),
+            (["--dialect", "events"], "a\n{}\nb\n[DONE]\nc\n"),
+        ):
+            assert main([server.url, *options]) == 0
+            assert capsys.readouterr() == (text, "")
+
+
+def test_unknown_dialect_is_refused(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["http://h", "--dialect", "other"])
+    assert caught.value.code == 2
+    assert "argument --dialect: invalid choice: 'other'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["http://h", "--dialect", "events", "--jsonl"])
+    assert "--jsonl: each line of JSON Lines is an item" in capsys.readouterr().err
