@@ -35,7 +35,17 @@ from flask import Flask, request
 import sseqbridge
 from sseqbridge import testing
 from sseqbridge.resume import redis
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, chat_completions, comment, send, silence
+from sseqbridge.testing import (
+    ReceivedRequest,
+    SSEServer,
+    Step,
+    chat_completions,
+    comment,
+    in_turn,
+    respond,
+    send,
+    silence,
+)
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, in_thread
 
@@ -356,6 +366,56 @@ def test_merge_and_gather(upstream: SSEServer) -> None:
     names = Session(upstream.url, base_url=upstream.url, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
     assert (names["name"], len(names["items"])) == ("b", 5)
     assert len(upstream.requests) == 4
+
+
+@example("examples/client.md", "SSEClient and Call")
+def test_client(upstream: SSEServer) -> None:
+    [code] = python("examples/client.md", "SSEClient and Call")
+    names = Session(upstream.url, base_url=f"{upstream.url}/v1", key="sk-test").run(code)
+    try:
+        streams = [names["response"].events, *(names[name] for name in ("it", "texts", "stream"))]
+        assert [len(stream.collect()) for stream in streams] == [5] * 4
+        assert {request.path for request in upstream.requests} == {"/v1/chat/completions"}
+        assert {request.headers["authorization"] for request in upstream.requests} == {"Bearer sk-test"}
+    finally:
+        names["log"].close()
+
+
+@example("examples/client.md", "Retries")
+def test_retries() -> None:
+    [code] = python("examples/client.md", "Retries")
+    busy = [respond(429, {"Retry-After": "0"}, content_type="text/plain"), b"busy"]
+    with SSEServer(in_turn(busy, [send(1), DONE])) as upstream:
+        api = sseqbridge.SSEClient(upstream.url, retries=2)
+        names = Session(upstream.url, api=api, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
+        assert (names["name"], names["items"]) == ("b", [1])
+        assert len(upstream.requests) == 3
+
+
+@example("examples/client.md", "Credentials that expire")
+def test_credentials_that_expire() -> None:
+    tokens: list[str] = []
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        if request.path == "/token":
+            assert request.body == b"grant_type=client_credentials"
+            tokens.append(f"token-{len(tokens)}")
+            answer = json.dumps({"access_token": tokens[-1], "expires_in": 3600})
+            return [respond(framing="length", content_type="application/json"), answer.encode()]
+        if not tokens or request.headers["authorization"] != f"Bearer {tokens[-1]}":
+            return [respond(401, content_type="text/plain"), b"expired"]
+        return [send(1), DONE]
+
+    by_function, by_auth = python("examples/client.md", "Credentials that expire")
+    with SSEServer(script) as upstream:
+        session = Session(upstream.url, base_url=upstream.url, token_url=f"{upstream.url}/token")
+        api = session.run(by_function)["api"]
+        for _ in range(2):
+            assert api.request("/chat/completions").events.collect() == [1]
+        assert tokens == ["token-0"]
+        names = session.run(by_auth)
+        assert (names["status"], names["it"].collect()) == (200, [1])
+        assert tokens == ["token-0", "token-1"]
 
 
 @example("examples/tee.md", "tee")
