@@ -121,16 +121,19 @@ class BaseBridge(NotCopyable):
         the bridge is closed, and on the loop thread, which must not wait.
         """
         state = self.started()
-        self.check_may_wait("request_sse", "arequest_sse", stacklevel=_stacklevel_of_caller())
+        self.check_may_wait("request_sse", "arequest_sse")
         return StreamTask(state, options.for_next_attempt())
 
-    def check_may_wait(self, name: str, async_name: str, stacklevel: int) -> None:
-        """Raise UsageError on a bridge's own thread, which must not wait; warn in a coroutine of another loop."""
+    def check_may_wait(self, name: str, async_name: str, stacklevel: int | None = None) -> None:
+        """Raise UsageError on a bridge's own thread, which must not wait; warn in a coroutine of another loop.
+
+        The warning is about the line at `stacklevel`; None means the line that has called the package.
+        """
         if loops.in_own_loop() or (self._thread is not None and self._thread.ident == threads.thread_id()):
             raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
         if loops.in_coroutine() and not loops.in_notebook():
             message = f"{name} blocks the event loop that runs in this thread; await {async_name} instead"
-            warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
+            warnings.warn(message, RuntimeWarning, stacklevel=stacklevel or _stacklevel_of_caller())
 
     def start(self, state: LoopState, stream: Startable) -> None:
         """Start a stream on the loop, in the caller's context. Raises BridgeClosedError if the loop has ended.
@@ -292,8 +295,8 @@ class BaseBridge(NotCopyable):
 
 
 def _stacklevel_of_caller() -> int:
-    """Return the stacklevel of a warning, in a function that the calling method calls, for the package's caller."""
-    level, frame = 2, sys._getframe(1)
+    """Return the stacklevel of a warning of the calling function for the line that has called the package."""
+    level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sseqbridge."):
         level, frame = level + 1, frame.f_back
     return level

@@ -54,7 +54,10 @@ class Opening(Protocol):
         """Call `wake` once, as soon as poll() has something to return."""
 
     def poll(self) -> ItemReader[Any] | None:
-        """Return the stream's reader, None if it is not open yet. Raises the error of the opening."""
+        """Return the stream's reader, None if it is not open yet. Raises the error of the opening.
+
+        May be called once `notify` has called `wake`.
+        """
 
     def move(self, scope: Scope | None) -> None:
         """Let what is being opened belong to `scope`."""
@@ -152,8 +155,6 @@ class _BaseFunctionOpening:
         self._ended.notify(wake)
 
     def poll(self) -> ItemReader[Any] | None:
-        if not self._ended.is_set:
-            return None
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -17,6 +17,7 @@ from sseqbridge import (
     CallbackError,
     Cancelled,
     ConnectError,
+    RequestAbortedError,
     SSEClient,
     SSEResponse,
     StatusError,
@@ -30,6 +31,7 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._streams.openings import FunctionOpening
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence
 from tests.streams.async_support import Run
@@ -319,6 +321,32 @@ def test_stream_of_a_function_that_returns_after_the_end_is_aborted(way: str) ->
         go_on.set()
         server.requests[0].wait_aborted()
         until(lambda: stream.outcome == "closed")
+
+
+def test_function_that_is_cancelled_has_no_stream() -> None:
+    opening = FunctionOpening("a", lambda: request_sse(server.url))
+    ended = threading.Event()
+    with SSEServer([hold(threading.Event())]) as server:
+        opening.notify(ended.set)
+        opening.start()
+        server.wait_for_request()
+        opening.abort()
+        assert ended.wait(30)
+    with pytest.raises(RequestAbortedError, match="the function of the stream 'a' was cancelled"):
+        opening.poll()
+
+
+def test_coroutine_function_is_not_called_after_the_end(run: Run) -> None:
+    async def function() -> Any:
+        raise AssertionError("it must not be called")
+
+    async def main() -> None:
+        merged = amerge()
+        merged.close()
+        with pytest.raises(UsageError, match="have ended"):
+            await merged.add("late", function)
+
+    run(main)
 
 
 def test_end_cancels_a_coroutine_function(run: Run) -> None:
