@@ -23,9 +23,16 @@ class Pauses:
 
     def begin(self, origin: str, seconds: float) -> None:
         """Pause requests to `origin` for some seconds; a longer pause stays."""
-        self._ends.setdefault(origin, deque()).append(clock.monotonic() + seconds)
+        end = clock.monotonic() + seconds
+        if end > self._end(origin):
+            self._ends.setdefault(origin, deque()).append(end)
 
     async def wait(self, origin: str) -> None:
         """Return once no pause of `origin` is left."""
-        while (left := max(tuple(self._ends.get(origin, ())), default=0.0) - clock.monotonic()) > 0:
+        while (left := self._end(origin) - clock.monotonic()) > 0:
             await anyio.sleep(left)
+
+    def _end(self, origin: str) -> float:
+        ends = self._ends.get(origin)
+        # A copy: another thread may append in the meantime.
+        return 0.0 if ends is None else max(ends.copy(), default=0.0)

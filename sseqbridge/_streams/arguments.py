@@ -136,7 +136,7 @@ def prepare(
     replayable = arguments.files is None and is_replayable(content)
     policy = _policy(arguments.reconnect, arguments.on_reconnect, replayable)
     headers = header_list(arguments.headers)
-    if not callable(client_headers):
+    if client_headers is not None and not callable(client_headers):
         headers = _merged(header_list(client_headers), headers)
     own_headers, own_id = _without_last_event_id(headers, check_last_event_id(arguments.last_event_id))
     _check_framing(own_headers, own_length=content is not None)

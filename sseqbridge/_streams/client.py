@@ -42,7 +42,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Own:
     """The options that a client has, and none of its requests, but for `decode` and `comments`."""
 

@@ -102,6 +102,10 @@ class Log(NotCopyable, abc.ABC):
         decode: Callable[[ServerSentEvent], T],
         **options: Unpack[OpenOptions],
     ) -> EventStream[T]: ...
+    @overload
+    def open(
+        self, key: str, start: Start | None = None, *, decode: str, **options: Unpack[OpenOptions]
+    ) -> EventStream[Any]: ...
     def open(self, key: str, start: Start | None = None, **options: Any) -> EventStream[Any]:
         """Return a reader of the stream `key`: its events so far, then new ones, until its end.
 
@@ -153,6 +157,10 @@ class Log(NotCopyable, abc.ABC):
         decode: Callable[[ServerSentEvent], T],
         **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[T]: ...
+    @overload
+    async def aopen(
+        self, key: str, start: AsyncStart | None = None, *, decode: str, **options: Unpack[OpenOptions]
+    ) -> AsyncEventStream[Any]: ...
     async def aopen(self, key: str, start: AsyncStart | None = None, **options: Any) -> AsyncEventStream[Any]:
         """Return the same as `open`, for the caller's own event loop.
 

@@ -231,6 +231,27 @@ print(next(it), gevent.wait(timeout=30), flush=True)
         assert run(program, server.url, order) == "0 True\n"
 
 
+@both_orders
+def test_merged_functions_run_in_greenlets(order: str) -> None:
+    program = """
+import threading
+from sseqbridge import SSEClient, merge
+
+def slow():
+    with lock:
+        return client.request("/slow")
+
+lock = threading.Lock()
+client = SSEClient(url, headers=lambda: {"X-A": "1"})
+with lock:
+    merged = iter(merge({"slow": slow, "quick": client.call("/quick")}))
+    print(*next(merged))
+print(sum(1 for _ in merged), client.call("/")().status)
+"""
+    with SSEServer([*(send(n) for n in range(10)), send("[DONE]")]) as server:
+        assert run(program, server.url, order) == "quick 0\n19 200\n"
+
+
 def test_eventlet_is_detected_by_its_patcher(monkeypatch: pytest.MonkeyPatch) -> None:
     class Patcher:
         @staticmethod
