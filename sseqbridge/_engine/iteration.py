@@ -12,7 +12,8 @@ import logging
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import UsageError
+from sseqbridge._exceptions import BridgeClosedError, UsageError
+from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._runtime.clock import clock
 
 from .async_work import AsyncWork, forget_cancellations, is_cancellation, name_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from .loop_state import LoopState
 
-__all__ = ["Iteration"]
+__all__ = ["CallersIteration", "Iteration"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -138,6 +139,18 @@ class Iteration(AsyncWork):
                 return exc
             logger.error("closing %s failed", self.target, exc_info=exc)
         return error
+
+
+class CallersIteration(Iteration):
+    """An iteration on the caller's own loop, which may end first: asyncio.run() then cancels all tasks."""
+
+    async def _transfer(self, iterator: Any) -> None:
+        try:
+            await super()._transfer(iterator)
+        except asyncio.CancelledError as exc:
+            if self._is_aborted or not is_from_outside(exc, self.task):
+                raise
+            raise BridgeClosedError("the event loop that the asynchronous iterable ran on is ending") from exc
 
 
 async def _iterable_of(source: Any) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "may_wait",
     "new_lock",
     "new_waiter",
+    "start_os_worker",
     "start_worker",
     "thread_id",
     "wakes_thread",
@@ -35,6 +36,7 @@ __all__ = [
 # threads, raises its exception between two bytecodes of the thread, and does not wake it. A thousand silent threads
 # that wake once a second use 3.5 % of a core on a busy machine. A wait that ends within a second costs no more.
 _WAIT_SECONDS = 1.0
+_WORKER_NAME = "sseqbridge-worker"
 
 # The unpatched functions, even if the library is imported after the process was patched.
 _allocate_lock = original("_thread", "allocate_lock")
@@ -196,7 +198,12 @@ class DaemonThread:
 
 def start_worker(target: Callable[..., object], *args: object) -> None:
     """Start a daemon thread for code of the application; under gevent, a greenlet."""
-    threading.Thread(target=target, args=args, name="sseqbridge-worker", daemon=True).start()
+    threading.Thread(target=target, args=args, name=_WORKER_NAME, daemon=True).start()
+
+
+def start_os_worker(target: Callable[..., object], *args: object) -> None:
+    """Do the same in a thread that gevent's hub does not run in: start an OS thread, even under gevent."""
+    DaemonThread(target, _WORKER_NAME, *args)
 
 
 def at_exit(callback: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ from sseqbridge._exceptions import UsageError
 
 from .events import Comment, ServerSentEvent
 
-__all__ = ["StreamEncoder", "encode", "item_text", "without_surrogates"]
+__all__ = ["StreamEncoder", "encode", "item_event", "item_text"]
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -34,7 +34,7 @@ def encode(item: ServerSentEvent | Comment) -> bytes:
         raise UsageError("the text of an event must be encodable as UTF-8, got a lone surrogate") from None
 
 
-def without_surrogates(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     """Return text that UTF-8 can encode: a lone surrogate, such as one half of an emoji, becomes U+FFFD."""
     return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
@@ -45,7 +45,7 @@ def item_text(item: Any, name: str) -> str:
     Raises UsageError for another item, which `name` describes.
     """
     if isinstance(item, str):
-        return without_surrogates(item)
+        return _without_surrogates(item)
     if not isinstance(item, (dict, list)):
         raise UsageError(
             f"{name} must be a str, a dict or list (sent as JSON), a ServerSentEvent, a Comment, or None to send "
@@ -61,6 +61,20 @@ def item_text(item: Any, name: str) -> str:
         # A lone surrogate; an upstream may send the other half of the pair in its next event.
         text = json.dumps(item, allow_nan=False, separators=(",", ":"))
     return text
+
+
+def item_event(item: Any, name: str) -> ServerSentEvent | Comment | None:
+    """Return the event or comment that an item of the application's is sent as; None if nothing is sent for it.
+
+    Raises UsageError for an item of another type, which `name` describes, and the errors of json.dumps.
+    """
+    if item is None:
+        return None
+    if isinstance(item, Comment):
+        return Comment(_without_surrogates(item.text))
+    if isinstance(item, ServerSentEvent):
+        return replace(item, data=_without_surrogates(item.data))
+    return ServerSentEvent(data=item_text(item, name))
 
 
 class StreamEncoder:

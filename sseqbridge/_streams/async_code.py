@@ -6,6 +6,7 @@ here is shared between threads, except an Entered that is dropped: its finalizer
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import logging
 import warnings
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import check_limits, check_seconds
 from sseqbridge._engine.async_calls import PATIENCE_SECONDS, AsyncCall, AsyncContext, is_async_context_manager
+from sseqbridge._engine.caller_loops import running_loop_state
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.iteration import Iteration
+from sseqbridge._engine.iteration import CallersIteration, Iteration
 from sseqbridge._engine.scope import cancel_flag, check_scope
 from sseqbridge._exceptions import BridgeClosedError, RequestAbortedError, UsageError
 
@@ -31,11 +33,15 @@ if TYPE_CHECKING:
     from sseqbridge._engine.bridge import BaseBridge
     from sseqbridge._engine.loop_state import LoopState
 
-__all__ = ["Entered", "iterate", "run"]
+__all__ = ["Entered", "aiterate", "iterate", "run"]
 
 logger = logging.getLogger("sseqbridge")
 
 T = TypeVar("T")
+
+# How many items aiterate() holds for a slow consumer, as iterate() does by default.
+_MAX_BUFFERED = 64
+
 
 def iterate(bridge: BaseBridge, source: Any, max_buffered: int, cancel: CancelFlag | None) -> Stream[Any]:
     """Return a stream of an asynchronous iterable's items; see the public function."""
@@ -60,6 +66,14 @@ def iterate(bridge: BaseBridge, source: Any, max_buffered: int, cancel: CancelFl
         # An interrupt: there is no other reference to the iteration.
         iteration.abort()
         raise
+
+
+async def aiterate(source: AsyncIterable[Any], context: contextvars.Context) -> Stream[Any]:
+    """Return a stream of an asynchronous iterable's items. It runs on the caller's loop, in a copy of `context`."""
+    iteration = CallersIteration(await running_loop_state(), source, None, _MAX_BUFFERED)
+    stream: Stream[Any] = Stream(ItemReader(PlainCursor(iteration, None)))
+    context.copy().run(iteration.start)
+    return stream
 
 
 def run(bridge: BaseBridge, source: Any, timeout: float | None, cancel: CancelFlag | None) -> Any:

@@ -11,6 +11,7 @@ dropped is finalized while its thread runs, and its finalizer ends the thread.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,15 +22,26 @@ from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime import fork, threads
 
-__all__ = ["ChannelClosed", "IterableWorker"]
+__all__ = ["ChannelClosed", "IterableWorker", "check_unread"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger("sseqbridge")
 
 
+def check_unread(name: str, items: object) -> None:
+    """Raise UsageError if `items`, the argument or result that `name` describes, is a generator that has ended."""
+    has_ended = (
+        inspect.getgeneratorstate(items) == inspect.GEN_CLOSED
+        if inspect.isgenerator(items)
+        else inspect.isasyncgen(items) and items.ag_frame is None
+    )
+    if has_ended:
+        raise UsageError(f"{name} must be unread, got a generator that has ended already. Pass a new one.")
+
+
 class IterableWorker(Generic[T]):
-    """Runs `items` in a thread of its own, which the first call of `receive` or `areceive` starts.
+    """Runs `items` in a thread of its own, which `start`, or the first call of `receive` or `areceive`, starts.
 
     `convert` is called in the worker thread with each item. It returns the channel's entry and the entry's
     charge, or None to leave the item out. The channel holds at most `max_buffered` of charge (backpressure).
@@ -37,7 +49,8 @@ class IterableWorker(Generic[T]):
     The iterable runs in a copy of `context`, and in a scope that is cancelled once the worker is closed: the
     streams that it read last are aborted, and a wait in it raises Cancelled.
 
-    `on_end`, if there is one, is called in the worker thread after the iterable was closed.
+    `on_end`, if there is one, is called in the worker thread after the iterable was closed. `start_thread` starts the
+    worker thread.
     """
 
     def __init__(
@@ -48,11 +61,13 @@ class IterableWorker(Generic[T]):
         max_buffered: int,
         context: contextvars.Context,
         on_end: Callable[[], object] | None = None,
+        start_thread: Callable[..., object] = threads.start_worker,
     ) -> None:
         self._channel: ThreadChannel[T] = ThreadChannel(max_buffered)
         # None once it was started, or closed.
         self._job: _Job[T] | None = _Job(items, convert, self._channel, on_end)
         self._context = context
+        self._start_thread = start_thread
         self._process = fork.process_token()
         # The entry that ended the channel, once the consumer has received it.
         self.end: End | None = None
@@ -65,20 +80,30 @@ class IterableWorker(Generic[T]):
 
         Raises UsageError in a forked child, and in the iterable itself.
         """
-        self._start()
+        self.start()
         return self.end or self._received(self._channel.take_within(timeout))
 
     async def areceive(self, timeout: float | None) -> T | End | None:
         """Do the same as receive(), in a coroutine of any loop."""
-        self._start()
+        self.start()
         return self.end or self._received(await self._channel.atake_within(timeout))
+
+    def poll(self) -> T | End | None:
+        """Return the next entry if it has arrived, else None; at the end, and after it, return the End."""
+        return self.end or self._received(self._channel.poll())
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called."""
+        return self._channel.closed
 
     def _received(self, entry: T | End | None) -> T | End | None:
         if isinstance(entry, End):
             self.end = entry
         return entry
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the worker thread, unless it was started or close() was called. Raises UsageError as receive() does."""
         if self._process != fork.process_token():
             # Fork does not copy the worker thread.
             raise UsageError("an iterable's worker was made before a fork. Make a new one in the child process.")
@@ -87,7 +112,7 @@ class IterableWorker(Generic[T]):
         job, self._job = self._job, None
         if job is not None:
             context = self._context.copy()
-            threads.start_worker(context.run, _work, job)
+            self._start_thread(context.run, _work, job)
 
     def close(self) -> None:
         """End the iteration at its next `yield`, without waiting for it. Thread-safe and idempotent.

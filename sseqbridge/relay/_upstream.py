@@ -12,6 +12,7 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
+from sseqbridge._streams.worker import check_unread
 
 from ._opening import AsyncFunctionSource, FunctionSource
 from ._source import StreamSource, TaskSource, WorkerSource
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Upstream"]
 
 logger = logging.getLogger("sseqbridge")
-
-_ENDED = "`stream` must be unread, got a generator that has ended already. Pass a new one."
 
 
 class Upstream:
@@ -114,8 +113,7 @@ class Upstream:
                 "`stream` must be what request_sse returns, an iterable of items, or a function without arguments that "
                 f"returns one of them, got {type(items).__name__}"
             )
-        if inspect.isgenerator(items) and inspect.getgeneratorstate(items) == inspect.GEN_CLOSED:
-            raise UsageError(_ENDED)
+        check_unread("`stream`", items)
         return WorkerSource(items, writer, after_work)
 
     def async_source(
@@ -129,8 +127,7 @@ class Upstream:
         items = self._stream
         if not isinstance(items, AsyncIterable):
             return self._worker_source(writer, after_work)
-        if inspect.isasyncgen(items) and items.ag_frame is None:
-            raise UsageError(_ENDED)
+        check_unread("`stream`", items)
         return TaskSource(items, writer)
 
     def discard(self) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextvars
 import json
-from dataclasses import replace
 from typing import Any
 
 from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError
 from sseqbridge._runtime.callbacks import is_reportable
-from sseqbridge._sse.encoder import encode, item_text, without_surrogates
+from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
 
@@ -105,28 +104,23 @@ class Writer:
             self.observe(item)
         if self._map is not None and type(item) is not Comment:
             item = self.context.run(self._map, item)
-        if item is None:
-            return b""
-        if isinstance(item, (Comment, ServerSentEvent)):
-            # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
-            if type(item) is not Comment and item.id:  # type: ignore[union-attr]
-                self.last_event_id = item.id  # type: ignore[union-attr]
-            return _encoded(item)
-        text = item_text(item, "a result of `map`" if self._map is not None else "an item of the stream")
-        if source is None:
-            return encode(ServerSentEvent(data=text))
-        return self.event(ServerSentEvent(source.event, text, source.id, source.retry))
+        name = "a result of `map`" if self._map is not None else "an item of the stream"
+        if source is not None and isinstance(item, (str, dict, list)):
+            return self.event(ServerSentEvent(source.event, item_text(item, name), source.id, source.retry))
+        # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
+        if isinstance(item, ServerSentEvent) and item.id:
+            self.last_event_id = item.id
+        return _encoded(item, name)
 
     def error(self, error: BaseException) -> bytes:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
         if self._error is None:
             return encode(_error_event(error))
         report = self.context.run(self._error, error)
-        if report is None:
-            return b""
-        if isinstance(report, (ServerSentEvent, Comment)):
-            return _encoded(report)
-        return encode(ServerSentEvent("error", item_text(report, "a result of `error`")))
+        name = "a result of `error`"
+        if isinstance(report, (str, dict, list)):
+            return encode(ServerSentEvent("error", item_text(report, name)))
+        return _encoded(report, name)
 
     def end(
         self,
@@ -153,10 +147,9 @@ class Writer:
         return encode(ServerSentEvent(done.event, done.data, "", done.retry))
 
 
-def _encoded(item: ServerSentEvent | Comment) -> bytes:
-    if isinstance(item, Comment):
-        return encode(Comment(without_surrogates(item.text)))
-    return encode(replace(item, data=without_surrogates(item.data)))
+def _encoded(item: Any, name: str) -> bytes:
+    event = item_event(item, name)
+    return b"" if event is None else encode(event)
 
 
 def _error_event(error: BaseException) -> ServerSentEvent:

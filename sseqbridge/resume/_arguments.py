@@ -5,7 +5,7 @@ Plain functions of their arguments; any thread may call them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Union
 
@@ -36,7 +36,14 @@ __all__ = [
     "prepare_open",
 ]
 
-AnyStream = Union["SSEResponse[Any]", "Stream[Any]", "AsyncSSEResponse[Any]", "AsyncEventStream[Any]"]
+AnyStream = Union[
+    "SSEResponse[Any]",
+    "Stream[Any]",
+    "AsyncSSEResponse[Any]",
+    "AsyncEventStream[Any]",
+    Iterable[Any],
+    AsyncIterable[Any],
+]
 Start = Callable[[], AnyStream]
 AsyncStart = Callable[[], AnyStream | Awaitable[AnyStream]]
 Replay = Literal["all", "kept", "none"]

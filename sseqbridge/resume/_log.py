@@ -114,6 +114,10 @@ class Log(NotCopyable, abc.ABC):
         from the log, whose ids the events have. (The upstream's `done` ends the stream for all; `decode` is
         each reader's own.) Without `start` a reader waits `wait` seconds for another process to begin.
 
+        `start` may also return an iterable of items, as relays send them: str, dict or list (written as JSON),
+        ServerSentEvent, or None for nothing. It runs in a worker thread, in a scope of its own, which cancel() and
+        close() cancel; an asynchronous one runs on the loop of iterate(). If it raises, readers get a CallbackError.
+
         `last_event_id` is the id of the last event that the reader has, as a browser sends it; it never
         begins a stream. Without it, `replay` chooses the first event: "all" the stream's first, "kept" the
         first that the log still has, "none" the next new one.
@@ -165,7 +169,7 @@ class Log(NotCopyable, abc.ABC):
         """Return the same as `open`, for the caller's own event loop.
 
         `start` runs in a thread of its own, so it may call request_sse. If it returns an awaitable, such as a
-        coroutine of arequest_sse, that is awaited on the caller's loop.
+        coroutine of arequest_sse, that is awaited on the caller's loop; an asynchronous iterable runs there too.
         """
         return await aopen_stream(self._core, OpenArguments(key, start, **options))
 

@@ -29,19 +29,16 @@ from sseqbridge._exceptions import (
     copy_error,
 )
 from sseqbridge._runtime.callbacks import is_from_outside
-from sseqbridge._streams.stream import reader_of
 
-from ._entries import START, begin_fields, end_fields, error_fields, failure_fields, refusal_fields
+from ._entries import START, begin_fields, end_fields, error_fields, failure_fields
 from ._errors import as_callback_error, as_log_error
 from ._store import StaleTokenError
-from ._upstream import Upstream
 
 if TYPE_CHECKING:
-    from sseqbridge._streams.stream import BaseStream
-
     from ._hub import Hub
     from ._segments import Segment
     from ._store import Claim, FencingToken
+    from ._upstream import Upstream
 
 __all__ = ["Producer"]
 
@@ -113,19 +110,18 @@ class Producer(LoopTask):
             return RequestAbortedError("the stream was cancelled before it had begun")
         return error if self._log_error is None else copy_error(self._log_error)
 
-    def set_upstream(self, stream: BaseStream[Any]) -> None:
-        """Write this stream, which has no other consumer from now on. Raises UsageError if it has one."""
-        reader = reader_of(stream)
-        reader.check_usable()
+    def set_upstream(self, upstream: Upstream) -> None:
+        """Write this upstream, which has no other consumer from now on. Raises UsageError if it has one."""
         try:
-            post(self.loop, self._settle, Upstream(reader, reader.detach()), None)
+            upstream.open()
+            post(self.loop, self._settle, upstream, None)
         except UsageError:
             raise
         except BaseException:
             # An interrupt, perhaps after the upstream was posted. The producer stops first: it would take the abort of
             # its upstream for the end of the stream, and write it.
             self.abort()
-            post(self.loop, reader.abort)
+            post(self.loop, upstream.abort)
             raise
 
     def set_start_error(self, error: BaseException) -> None:
@@ -230,10 +226,11 @@ class Producer(LoopTask):
     # Writing.
 
     async def _write_all(self, upstream: Upstream) -> None:
-        if not upstream.head.is_stream:
-            body = await upstream.body()
-            await self._write_end(refusal_fields(upstream.head, body))
-            raise upstream.status_error(body)
+        refusal = await upstream.refusal()
+        if refusal is not None:
+            fields, error = refusal
+            await self._write_end(fields)
+            raise error
         await self._append([begin_fields(begins_stream=self._begins_stream)])
         while True:
             entries = await self._gather(upstream)
@@ -310,6 +307,9 @@ class Producer(LoopTask):
         self._task.cancel()
 
     def _end_with_loop(self) -> None:
+        if self._upstream is not None:
+            # The thread of an iterable does not end with the loop.
+            self._upstream.abort()
         self.result.end(End("error", BridgeClosedError("the bridge that the producer ran on was closed")))
         self.mark_finished()
 

@@ -2,6 +2,9 @@
 
 `start` runs in the thread that calls `open` or `produce`, in a thread of its own for `aopen` and `aproduce`,
 or in one for a reader that takes a stream over. The functions at the end run on the loop thread.
+
+`start` returns a stream, or an iterable of items: an asynchronous one runs on the caller's loop if that is the face,
+else on the loop of iterate(), a synchronous one in a worker thread. Both run in a copy of the context of `start`.
 """
 
 from __future__ import annotations
@@ -11,30 +14,39 @@ import contextlib
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import RequestAbortedError, UsageError
-from sseqbridge._runtime import loops
+from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._streams.aio import AsyncSSEResponse
+from sseqbridge._streams.async_code import aiterate
+from sseqbridge._streams.calls import iterate
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
+from sseqbridge._streams.worker import check_unread
 
 from ._errors import as_callback_error
 from ._hub import Hub
 from ._producer import Producer
 from ._store import Claim, ClaimState, FencingToken, MissingLease
+from ._upstream import IterableUpstream, StreamUpstream, Upstream
 
 __all__ = ["acall_start", "call_start", "check_start", "claim_producer", "new_producer"]
 
 logger = logging.getLogger("sseqbridge")
 
-T = TypeVar("T")
-
 _THREAD_NAME = "sseqbridge-start"
+
+
+class _Started(NamedTuple):
+    """What `start` returned, and a copy of its context: in the producer's scope, and in none around that."""
+
+    result: Any
+    context: contextvars.Context
 
 
 def check_start(start: Any) -> Any:
@@ -49,15 +61,15 @@ def check_start(start: Any) -> Any:
 
 def call_start(producer: Producer, start: Any) -> None:
     """Call `start` in this thread, and pass its stream or its error to the producer. Raises the error too."""
-    stream: Any = None
+    started: _Started | None = None
     try:
-        stream = _call(producer, start)
-        producer.set_upstream(_events_of(stream))
+        started = _call(producer, start)
+        producer.set_upstream(_upstream_of(_iterated(producer, started), threads.start_worker))
     except BaseException as error:
         producer.set_start_error(error)
-        if not isinstance(error, UsageError):
+        if not isinstance(error, UsageError) and started is not None:
             # An interrupt between the two steps: the request has no other owner.
-            _abort_unused(stream)
+            _abort_unused(started.result)
         _raise_for_start(producer, error)
 
 
@@ -68,10 +80,9 @@ async def acall_start(producer: Producer, start: Any) -> None:
     """
     try:
         with CallersCode("start", passes=Exception):
-            stream = await loops.run_in_daemon_thread(_THREAD_NAME, _call, producer, start, discard=_discard)
-        if inspect.isawaitable(stream):
-            stream = await _awaited(producer, stream)
-        producer.set_upstream(_events_of(stream))
+            started = await loops.run_in_daemon_thread(_THREAD_NAME, _call, producer, start, discard=_discard)
+        started = await _awaited(producer, started)
+        producer.set_upstream(_upstream_of(started, threads.start_worker))
     except BaseException as error:
         producer.set_start_error(error)
         _raise_for_start(producer, error)
@@ -84,14 +95,14 @@ def _raise_for_start(producer: Producer, error: BaseException) -> NoReturn:
     raise own from error
 
 
-def _call(producer: Producer, start: Callable[[], T]) -> T:
+def _call(producer: Producer, start: Callable[[], Any]) -> _Started:
     # In a copy of the context, in which an interrupt can leave no scope behind.
     return contextvars.copy_context().run(_call_in_scope, producer, start)
 
 
-def _call_in_scope(producer: Producer, start: Callable[[], T]) -> T:
+def _call_in_scope(producer: Producer, start: Callable[[], Any]) -> _Started:
     with _cancelled_by(producer):
-        return start()
+        return _Started(start(), contextvars.copy_context())
 
 
 @contextlib.contextmanager
@@ -106,8 +117,9 @@ def _cancelled_by(producer: Producer) -> Iterator[None]:
     raise RequestAbortedError("the log's stream was cancelled before its upstream was opened")
 
 
-def _discard(stream: Any) -> None:
+def _discard(started: _Started) -> None:
     """Close a result of `start` that arrives after its caller was cancelled."""
+    stream = started.result
     if inspect.iscoroutine(stream):
         stream.close()
     elif isinstance(stream, (SSEResponse, AsyncSSEResponse)):
@@ -123,20 +135,57 @@ def _abort_unused(stream: Any) -> None:
         reader_of(events).abort()
 
 
-def _events_of(stream: Any) -> BaseStream[Any]:
-    events = stream.events if isinstance(stream, (SSEResponse, AsyncSSEResponse)) else stream
-    if not isinstance(events, BaseStream):
+def _upstream_of(started: _Started, start_thread: Callable[..., object]) -> Upstream:
+    """Return the upstream for a result of `start`. Raises UsageError if there is none."""
+    result, context = started
+    if isinstance(result, (SSEResponse, AsyncSSEResponse)):
+        result = result.events
+    if isinstance(result, BaseStream):
+        return StreamUpstream(reader_of(result))
+    if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
         raise UsageError(
-            f"`start` must return a response of request_sse, or a stream, got {type(stream).__name__}. "
-            "Return the result of request_sse(...) or iterate(...)."
+            "`start` must return a response of request_sse, a stream, or an iterable of items, "
+            f"got {type(result).__name__}. Return the result of request_sse(...), or of a generator function."
         )
-    return events
+    check_unread("the result of `start`", result)
+    return IterableUpstream(result, context, start_thread)
 
 
-async def _awaited(producer: Producer, awaitable: Awaitable[T]) -> T:
+def _is_async_iterable(result: Any, *, or_iterable: bool) -> bool:
+    """Whether a result of `start` is an asynchronous iterable, and no stream. `or_iterable`: and no iterable."""
+    if isinstance(result, BaseStream) or not isinstance(result, AsyncIterable):
+        return False
+    check_unread("the result of `start`", result)
+    return not (or_iterable and isinstance(result, Iterable))
+
+
+def _iterated(producer: Producer, started: _Started) -> _Started:
+    """Return a stream in place of an asynchronous iterable, which runs on the loop of iterate()."""
+    result, context = started
+    if not _is_async_iterable(result, or_iterable=True):
+        return started
+    return _Started(context.run(_iterate_in_scope, producer, result), context)
+
+
+def _iterate_in_scope(producer: Producer, items: AsyncIterable[Any]) -> Any:
+    with _cancelled_by(producer):
+        return iterate(items)
+
+
+async def _awaited(producer: Producer, started: _Started) -> _Started:
+    """Await a result of `start` that is awaitable; return a stream in place of an asynchronous iterable."""
+    result, context = started
+    if inspect.isawaitable(result):
+        result, context = await _in_scope(producer, result)
+    if _is_async_iterable(result, or_iterable=False):
+        result = await aiterate(result, context)
+    return _Started(result, context)
+
+
+async def _in_scope(producer: Producer, awaitable: Awaitable[Any]) -> _Started:
     # The scope is the inner one: it swallows Cancelled, which is no error of the caller's code.
     with CallersCode("start", passes=Exception), _cancelled_by(producer):
-        return await awaitable
+        return _Started(await awaitable, contextvars.copy_context())
 
 
 # On the loop thread.
@@ -169,11 +218,12 @@ async def _call_start_in_thread(start: Any, loop: asyncio.AbstractEventLoop | No
 
 def _call_start_for_takeover(start: Any, loop: asyncio.AbstractEventLoop | None, producer: Producer) -> None:
     try:
-        stream = _call(producer, start)
-        if inspect.isawaitable(stream):
-            assert loop is not None
-            stream = asyncio.run_coroutine_threadsafe(_awaited(producer, stream), loop).result()
-        producer.set_upstream(_events_of(stream))
+        started = _call(producer, start)
+        if loop is None:
+            started = _iterated(producer, started)
+        else:
+            started = asyncio.run_coroutine_threadsafe(_awaited(producer, started), loop).result()
+        producer.set_upstream(_upstream_of(started, threads.start_os_worker))
     except BaseException as error:
         # No caller waits in this thread. Even an exit is only logged here: it must not end the loop.
         logger.warning("taking over a stream failed: %s", type(error).__name__)

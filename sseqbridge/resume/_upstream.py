@@ -1,90 +1,151 @@
-"""A producer's upstream: entries of a detached stream become the fields of log entries.
+"""A producer's upstream: the entries of a stream, or the items of an iterable, become the fields of log entries.
 
-Runs on the loop thread, except the constructor, which runs in the thread that called `start`. The caller's
-functions (`done`, `on_reconnect`) may block, so they run in threads of their own, while `gather` awaits them.
+Runs on the loop thread, except the constructors and `open`, which run in the thread that called `start`, and `abort`,
+which is thread-safe. The caller's functions (`done`, `on_reconnect`) may block, so they run in threads of their own,
+while `gather` awaits them. An iterable runs, and its items are encoded, in a worker thread.
 
-| field     | written by                                            | guarded by                         |
-|-----------|-------------------------------------------------------|------------------------------------|
-| `end`     | the loop thread; the thread of `done` during `gather` | the loop thread awaits that thread |
-| `_unread` | the loop thread                                       | no other thread reads it           |
+| field                   | written by                                            | guarded by                         |
+|-------------------------|-------------------------------------------------------|------------------------------------|
+| `end`                   | the loop thread; the thread of `done` during `gather` | the loop thread awaits that thread |
+| `_unread`, `_recorded`  | the loop thread                                       | no other thread reads it           |
+| `_detached`, `_channel` | `open`                                                | written before the producer has it |
 """
 
 from __future__ import annotations
 
+import abc
+import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._engine.batches import Batch
+from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
 from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
-from sseqbridge._exceptions import CallbackError, UsageError
+from sseqbridge._exceptions import CallbackError, SSEError, UsageError
 from sseqbridge._runtime.loops import run_in_daemon_thread
-from sseqbridge._sse.encoder import item_text
-from sseqbridge._sse.events import Comment, ServerSentEvent
+from sseqbridge._sse.encoder import encode, item_event
+from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._streams.plain_cursor import PlainCursor
+from sseqbridge._streams.worker import IterableWorker
 
-from ._entries import event_fields
+from ._entries import event_fields, refusal_fields
 from ._errors import as_callback_error
 
 if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Iterable
+
     from sseqbridge._engine.channel import Outcome
-    from sseqbridge._engine.responses import Head
-    from sseqbridge._exceptions import SSEError, StatusError
+    from sseqbridge._exceptions import StatusError
     from sseqbridge._streams.reader import Detached, ItemReader
 
-__all__ = ["Upstream"]
+__all__ = ["IterableUpstream", "StreamUpstream", "Upstream"]
+
+logger = logging.getLogger("sseqbridge")
 
 # The limits of one append, in bytes of data and in events: enough to catch up, not enough to delay other streams.
 _APPEND_BYTES = 256 * 1024
 _APPEND_EVENTS = 1000
 
 
-class Upstream:
-    """A detached stream. `end` is set once all of its entries were returned."""
+class Upstream(abc.ABC):
+    """Where a producer's entries come from. `end` is set once all of its entries were returned."""
 
-    def __init__(self, reader: ItemReader[Any], detached: Detached) -> None:
-        self._reader = reader
-        self._detached = detached
-        self._channel = detached.subscription.channel
-        self._unread = detached.unread
-        self.end: End | None = detached.end
+    end: End | None = None
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Become the only consumer, before all other calls. Raises UsageError if there is one."""
 
     @property
-    def head(self) -> Head:
-        """The head of the answer."""
-        return self._detached.head
+    @abc.abstractmethod
+    def done_event(self) -> ServerSentEvent | None:
+        """The event that ended the stream and is no item; None if there is none."""
+
+    @property
+    @abc.abstractmethod
+    def outcome(self) -> Outcome | None:
+        """How the stream ended; None while it is open."""
+
+    @property
+    @abc.abstractmethod
+    def is_ended(self) -> bool:
+        """Whether the end was recorded."""
+
+    @abc.abstractmethod
+    def record_end(self, end: End) -> None:
+        """Make the outcome visible on the caller's stream object."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Abort the request, or end the iterable. Thread-safe and idempotent."""
+
+    def fail(self, error: SSEError) -> None:
+        """Abort the upstream, and end with an error."""
+        self.abort()
+        self.end = End("error", error)
+
+    @abc.abstractmethod
+    async def refusal(self) -> tuple[dict[str, str], StatusError] | None:
+        """Return the fields and the error of an answer that is not an event stream; None for an event stream."""
+
+    @abc.abstractmethod
+    async def gather(self) -> list[dict[str, str]]:
+        """Return the entries that have arrived, waiting for the first."""
+
+
+class StreamUpstream(Upstream):
+    """A stream of request_sse, iterate or another function, which is detached from its reader."""
+
+    def __init__(self, reader: ItemReader[Any]) -> None:
+        reader.check_usable()
+        self._reader = reader
+        # The items of iterate() are the application's; the others are events that were parsed.
+        self._is_plain = isinstance(reader.cursor, PlainCursor)
+
+    def open(self) -> None:
+        """Detach the stream. Raises UsageError if it has a consumer."""
+        self._detached: Detached = self._reader.detach()
+        self._channel = self._detached.subscription.channel
+        self._unread = self._detached.unread
+        self.end = self._detached.end
 
     @property
     def done_event(self) -> ServerSentEvent | None:
-        """The event that ended the stream and is no item; None if there is none."""
         return self._detached.subscription.done_event
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the stream ended; None while it is open."""
         return self._reader.cursor.outcome
-
-    def abort(self) -> None:
-        """Abort the request."""
-        self._reader.abort()
-
-    def record_end(self, end: End) -> None:
-        """Make the outcome visible on the caller's stream object."""
-        self._reader.cursor.end = end
 
     @property
     def is_ended(self) -> bool:
-        """Whether the end was recorded."""
         return self._reader.cursor.end is not None
 
-    def fail(self, error: SSEError) -> None:
-        """Abort the request, and end with an error."""
-        self.abort()
-        self.end = End("error", error)
+    def record_end(self, end: End) -> None:
+        self._reader.cursor.end = end
+
+    def abort(self) -> None:
+        self._reader.abort()
+
+    async def refusal(self) -> tuple[dict[str, str], StatusError] | None:
+        head = self._detached.head
+        if head.is_stream:
+            return None
+        body = await self._body()
+        return refusal_fields(head, body), status_error(self._detached.subscription.target, head, body)
+
+    async def _body(self) -> Body:
+        """Return the body of an answer that is not an event stream, as far as it arrived."""
+        if self._detached.body is not None:
+            return self._detached.body
+        entry = await self._channel.areceive()
+        return entry if isinstance(entry, Body) else Body(b"", entry.error if isinstance(entry, End) else None)
 
     async def gather(self) -> list[dict[str, str]]:
-        """Return the entries that have arrived, waiting for the first."""
         fields: list[dict[str, str]] = []
         size = 0
         while self.end is None and size < _APPEND_BYTES and len(fields) < _APPEND_EVENTS:
@@ -110,10 +171,21 @@ class Upstream:
         return await self._channel.areceive() if may_wait else self._channel.poll()
 
     async def _add(self, items: list[Any], fields: list[dict[str, str]]) -> None:
-        events = [event for item in items if (event := _event_of(item)) is not None]
+        if self._is_plain:
+            self._add_plain(items, fields)
+            return
+        # Comments are not stored.
+        events = [item for item in items if isinstance(item, ServerSentEvent)]
         if events and self._detached.decoder.has_done_function:
             events = await run_in_daemon_thread("sseqbridge-done", self._up_to_last, events)
         fields.extend(map(event_fields, events))
+
+    def _add_plain(self, items: list[Any], fields: list[dict[str, str]]) -> None:
+        try:
+            fields.extend(entry for item in items if (entry := _item_fields(item)) is not None)
+        except CallbackError as error:
+            # The items before it are written.
+            self.fail(error)
 
     async def _add_incomplete(self, event: ServerSentEvent, fields: list[dict[str, str]]) -> None:
         """Add the event of a last block without its blank line, if the `done` function accepts it."""
@@ -131,31 +203,90 @@ class Upstream:
                 return events[:count]
         return events
 
-    async def body(self) -> Body:
-        """Return the body of an answer that is not an event stream, as far as it arrived."""
-        if self._detached.body is not None:
-            return self._detached.body
-        entry = await self._channel.areceive()
-        return entry if isinstance(entry, Body) else Body(b"", entry.error if isinstance(entry, End) else None)
 
-    def status_error(self, body: Body) -> StatusError:
-        """Return the error for the answer's status."""
-        return status_error(self._detached.subscription.target, self.head, body)
+class IterableUpstream(Upstream):
+    """An iterable of the application's, which runs in a worker thread, in a scope of its own.
 
+    It runs in a copy of `context`. `start_thread` starts the worker thread.
+    """
 
-def _event_of(item: Any) -> ServerSentEvent | None:
-    """Return the event that is written for an item, None if none is. Raises CallbackError for an unfit item."""
-    if isinstance(item, ServerSentEvent):
-        return item
-    if item is None or isinstance(item, Comment):
+    def __init__(
+        self, items: Iterable[Any], context: contextvars.Context, start_thread: Callable[..., object]
+    ) -> None:
+        self._worker: IterableWorker[dict[str, str]] = IterableWorker(
+            items, _charged_fields, max_buffered=_APPEND_BYTES, context=context, start_thread=start_thread
+        )
+        self._recorded: End | None = None
+
+    def open(self) -> None:
+        """Start the worker thread, in the thread that called `start`: under gevent the worker is a greenlet of it."""
+        self._worker.start()
+
+    @property
+    def done_event(self) -> None:
         return None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        if self._recorded is not None:
+            return self._recorded.outcome
+        return "closed" if self._worker.is_closed else None
+
+    @property
+    def is_ended(self) -> bool:
+        return self._recorded is not None
+
+    def record_end(self, end: End) -> None:
+        self._recorded = end
+
+    def abort(self) -> None:
+        self._worker.close()
+
+    async def refusal(self) -> None:
+        return None
+
+    async def gather(self) -> list[dict[str, str]]:
+        fields: list[dict[str, str]] = []
+        size = 0
+        while self.end is None and size < _APPEND_BYTES and len(fields) < _APPEND_EVENTS:
+            entry = self._worker.poll() if fields else await self._worker.areceive(None)
+            if entry is None:
+                break
+            if isinstance(entry, End):
+                self.end = _sse_end(entry)
+            else:
+                fields.append(entry)
+                size += len(entry["data"])
+        return fields
+
+
+def _charged_fields(item: Any) -> tuple[dict[str, str], int] | None:
+    """Return the fields of the entry for an item, and their charge; None if nothing is written for it."""
+    fields = _item_fields(item)
+    return None if fields is None else (fields, len(fields["data"]) + EVENT_OVERHEAD)
+
+
+def _item_fields(item: Any) -> dict[str, str] | None:
+    """Return the fields of the entry for an item of the application's; None if nothing is written for it.
+
+    Raises CallbackError for an unfit item, also for one that no relay could send.
+    """
     try:
-        return ServerSentEvent(data=item_text(item, "an item of the stream of `start`"))
+        event = item_event(item, "an item of the stream of `start`")
+        if not isinstance(event, ServerSentEvent):
+            return None
+        encode(replace(event, id=""))
     except (UsageError, TypeError, ValueError, RecursionError) as exc:
         raise CallbackError(f"an item cannot be written to a log: {exc}") from exc
+    return event_fields(event)
 
 
 def _sse_end(end: End) -> End:
-    """Return the end of an upstream, with an SSEError for an error of the asynchronous iterable of iterate()."""
+    """Return the end of an upstream, with an SSEError for an error of an iterable."""
     error = end.error
-    return end if error is None else End(end.outcome, as_callback_error(error, "the stream of `start`"))
+    if error is None:
+        return end
+    if not isinstance(error, SSEError):
+        # Readers get neither the exception nor its traceback.
+        logger.error("an iterable that `start` returned has failed", exc_info=error)
+    return End(end.outcome, as_callback_error(error, "the stream of `start`"))

@@ -534,6 +534,17 @@ def test_resume(upstream: SSEServer) -> None:
             assert len(upstream.requests) == 2
 
 
+@example("examples/resume.md", "Agents and events of your own")
+def test_log_of_an_agent(upstream: SSEServer) -> None:
+    [code] = python("examples/resume.md", "Agents and events of your own")
+    with sseqbridge.resume.MemoryLog() as log:
+        session = Session(upstream.url, log=log, id="7", question="why", search=lambda question: [question])
+        session.names["prompt"] = lambda question, sources: {"prompt": question, "sources": sources}
+        items = session.run(code)["events"].collect()
+    assert items == [{"step": "searching"}, *({"n": n} for n in range(5)), {"step": "done"}]
+    assert upstream.requests[0].json() == {"prompt": "why", "sources": ["why"]}
+
+
 @example("examples/http-client.md", "Proxies, certificates, HTTP/2")
 def test_http_client(
     upstream: SSEServer, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

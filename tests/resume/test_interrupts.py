@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -88,6 +88,37 @@ def test_interrupt_at_any_bytecode_of_beginning_a_stream(log: MemoryLog, bridge:
         for key, _ in interruptions(lambda: next(keys), begin, is_prepared=True, least=200):
             assert log.open(key, start, takeover=True, decode="text").collect()[-COUNT:] in (ALL, [ALL[-1]])
             until(lambda: not bridge.stats().open_streams)
+
+
+@pytest.mark.parametrize("way", ["open", "produce"])
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+def test_interrupt_at_any_bytecode_of_beginning_an_iterable(log: MemoryLog, way: str, is_asynchronous: bool) -> None:
+    """No iterable keeps running that no producer reads, and the stream can be begun again."""
+    keys = map(str, itertools.count())
+    running: list[object] = []
+
+    def items() -> Iterator[str]:
+        this = object()
+        running.append(this)
+        try:
+            yield from ALL
+        finally:
+            running.remove(this)
+
+    async def aitems() -> AsyncIterator[str]:
+        for item in items():
+            yield item
+
+    def begin(key: str) -> None:
+        if way == "produce":
+            log.produce(key, start)
+        else:
+            log.open(key, start).close()
+
+    start = aitems if is_asynchronous else items
+    for key, _ in interruptions(lambda: next(keys), begin, is_prepared=True, least=200):
+        assert log.open(key, start, takeover=True, decode="text").collect()[-COUNT:] == ALL
+        until(lambda: not running)
 
 
 @pytest.mark.parametrize("way", ["cancel", "delete"])

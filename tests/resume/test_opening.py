@@ -123,7 +123,7 @@ def test_failed_start_lets_another_opener_begin(log: Log, face: Face) -> None:
     with pytest.raises(ZeroDivisionError):
         face.open(log, "k", fail)
     with pytest.raises(UsageError, match="must return a response of request_sse"):
-        face.open(log, "k", lambda: [1, 2])
+        face.open(log, "k", lambda: 12)
     with SSEServer([send(1), DONE]) as upstream:
         assert face.open(log, "k", face.start(upstream.url)).items() == [1]
 

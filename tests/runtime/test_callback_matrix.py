@@ -631,6 +631,50 @@ def test_start_of_a_log(loops: Loops, log: MemoryLog, way: str, is_coroutine: bo
     loops.check()
 
 
+@pytest.mark.parametrize("way", ["open", "produce"])
+@pytest.mark.parametrize("where", ["item", "closing", "iter"])
+@pytest.mark.parametrize("is_async_iterable", [False, True])
+def test_iterable_of_a_log(loops: Loops, log: MemoryLog, way: str, where: str, is_async_iterable: bool) -> None:
+    def items() -> Iterator[str]:
+        try:
+            yield "1"
+            if where == "item":
+                loops.fault()
+        finally:
+            if where == "closing":
+                loops.fault()
+
+    async def aitems() -> AsyncIterator[str]:
+        for item in items():
+            yield item
+
+    class NotIterable:
+        def __iter__(self) -> Iterator[str]:
+            loops.fault()
+            raise AssertionError("the fault must be armed")
+
+    class NotAsynchronouslyIterable:
+        def __aiter__(self) -> AsyncIterator[str]:
+            loops.fault()
+            raise AssertionError("the fault must be armed")
+
+    if where == "iter":
+        start: Any = NotAsynchronouslyIterable if is_async_iterable else NotIterable
+    else:
+        start = aitems if is_async_iterable else items
+
+    def call() -> Any:
+        result = loops.run(getattr(log, f"a{way}" if loops.is_async else way)("key", start))
+        while way == "open":
+            loops.next(result)
+
+    with pytest.raises(CallbackError):
+        call()
+    with pytest.raises(CallbackError):
+        log.open("key", decode="text").collect()
+    loops.check()
+
+
 @pytest.mark.parametrize("name", ["done", "on_reconnect"])
 def test_function_of_a_logs_upstream(loops: Loops, log: MemoryLog, name: str) -> None:
     """The producer calls it in a thread, and all readers get its error."""

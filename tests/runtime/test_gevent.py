@@ -148,6 +148,33 @@ print(b"".join(relay.frames(work(), heartbeat=0.01)).replace(b":\\n", b"").count
 
 
 @both_orders
+def test_iterable_is_written_to_a_log_by_a_greenlet(order: str) -> None:
+    program = """
+from sseqbridge.resume import MemoryLog
+
+def work():
+    for n in range(3):
+        gevent.sleep(0.02)
+        yield {"n": n, "thread": gevent.get_hub() is hub}
+
+hub = gevent.get_hub()
+log = MemoryLog()
+print(log.produce("produced", work), [item["n"] for item in log.open("produced")])
+print([item for item in log.open("opened", work)] == [{"n": n, "thread": True} for n in range(3)])
+
+def silent():
+    for item in request_sse(url + "/silent").events:
+        yield {"item": item}
+
+events = log.open("cancelled", silent)
+print(next(events)["item"], log.cancel("cancelled"), list(events))
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "eof [0, 1, 2]\nTrue\n0 True []\n"
+        server.requests[0].wait_aborted()
+
+
+@both_orders
 def test_exit_with_an_open_stream_aborts_it(order: str) -> None:
     program = """
 it = request_sse(url + "/silent").events
