@@ -48,7 +48,6 @@ settings.configure(
 )
 
 STATIC = Path(__file__).parent / "flask_chat" / "static"
-FROM_NPM = Path("node_modules/@microsoft/fetch-event-source/lib/esm")
 
 logger = logging.getLogger(__name__)
 upstream = upstream_from_environment()
@@ -58,9 +57,9 @@ def page(request: HttpRequest) -> HttpResponseBase:
     return static(request, "chat.html")
 
 
-def static(request: HttpRequest, name: str, directory: Path = STATIC) -> HttpResponseBase:
+def static(request: HttpRequest, name: str) -> HttpResponseBase:
     """Send a file of the page as a whole. FileResponse is synchronous, and warns about that under ASGI."""
-    file = directory / name
+    file = STATIC / name
     if not file.is_file():
         raise Http404(name)
     return HttpResponse(file.read_bytes(), content_type=mimetypes.guess_type(name)[0])
@@ -79,12 +78,6 @@ def chat(request: HttpRequest) -> HttpResponseBase:
 
 def panel(request: HttpRequest) -> HttpResponseBase:
     return relay.django.stream_response(request, feed(upstream))
-
-
-def fetch_event_source_module(request: HttpRequest, name: str) -> HttpResponseBase:
-    # The modules from npm import each other without a suffix, as bundlers expect.
-    directory = FROM_NPM if FROM_NPM.is_dir() else STATIC / "fetch-event-source"
-    return static(request, f"{name.removesuffix('.js')}.js", directory)
 
 
 def conversation_of(request: HttpRequest) -> list[Message] | None:
@@ -114,7 +107,6 @@ urlpatterns = [
     path("", ensure_csrf_cookie(page)),
     path("chat", chat),
     path("panel", panel),
-    path("fetch-event-source/<name>", fetch_event_source_module),
     path("static/<name>", static),
 ]
 

@@ -17,6 +17,8 @@ DEBIAN_PACKAGES=(chromium chromium-driver libnginx-mod-nchan nginx-light redis-s
 # Debian has it from version 13 on.
 apt-cache show valkey-server >/dev/null 2>&1 && DEBIAN_PACKAGES+=(valkey-server)
 command -v npm >/dev/null || DEBIAN_PACKAGES+=(nodejs npm)
+# A module that pages read event streams with, TypeScript, a mock of providers' APIs, and providers' SDKs.
+NPM_PACKAGES=(@microsoft/fetch-event-source@2.0.1 typescript@5 @copilotkit/aimock@1 openai@6 ai@6 @ai-sdk/openai-compatible@2)
 # Debian's Python lacks the module that venv needs.
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || DEBIAN_PACKAGES+=(python3-venv)
 [ "${CI:-}" != true ] || export SSEQBRIDGE_NO_SKIPS=1
@@ -57,10 +59,12 @@ make_environment() {
         .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --editable '.[dev]'
         printf '%s\n' "$made_from" >.venv/made-from
     fi
-    # A module that pages read event streams with, which the tests in a browser serve, and a mock of providers' APIs.
-    [ -d .venv/npm/node_modules ] ||
-        npm install --prefix .venv/npm --no-save --no-audit --no-fund --ignore-scripts --silent \
-            @microsoft/fetch-event-source@2.0.1 @copilotkit/aimock@1 || echo "npm could not install it; tests that need it are skipped" >&2
+    # npm removes what is not in the list, so that all are installed at once.
+    if [ "$(cat .venv/npm/made-from 2>/dev/null)" != "${NPM_PACKAGES[*]}" ]; then
+        npm install --prefix .venv/npm --no-save --no-audit --no-fund --ignore-scripts --silent "${NPM_PACKAGES[@]}" &&
+            printf '%s\n' "${NPM_PACKAGES[*]}" >.venv/npm/made-from ||
+            echo "npm could not install ${NPM_PACKAGES[*]}; tests that need them are skipped" >&2
+    fi
 }
 
 burners=()

@@ -17,9 +17,5 @@ a worker is killed another one repeats its request. An answer without a reader i
     answers.py    the log in which answers are kept
     upstream.py   the requests to the upstream, and their counts
     scripted.py   the upstream that is used if the environment selects none
-    static/       the page; ways_in.js reads event streams by fetch and by EventSource
-
-The page sends its POST with @microsoft/fetch-event-source if npm has installed that in the working directory (`npm
-install --no-save @microsoft/fetch-event-source`), else with a replacement of a few lines that has the same interface.
-So the page needs neither npm nor a build.
+    static/       the page, which needs neither npm nor a build; relay.js, to copy, reads streams (../browser.md)
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import flask
@@ -22,16 +21,12 @@ from sseqbridge.resume import Log
 
 __all__ = ["create_app"]
 
-_STAND_IN = Path(__file__).parent / "static" / "fetch-event-source"
-_FROM_NPM = Path("node_modules/@microsoft/fetch-event-source/lib/esm")
-
 
 def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flask.Flask:
     """Return the application. By default the environment selects its upstream and its log."""
     app = flask.Flask(__name__)
     endpoint = upstream or upstream_from_environment()
     answers = log or log_from_environment()
-    modules = (_FROM_NPM if _FROM_NPM.is_dir() else _STAND_IN).resolve()
 
     @app.get("/")
     def page() -> flask.Response:
@@ -75,11 +70,6 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     @app.get("/panel")
     def panel() -> flask.Response:
         return relay.flask.stream_response(feed(endpoint, keeps_answers=answers is not None))
-
-    @app.get("/fetch-event-source/<name>")
-    def fetch_event_source_module(name: str) -> flask.Response:
-        # The modules from npm import each other without a suffix, as bundlers expect.
-        return flask.send_from_directory(modules, f"{name.removesuffix('.js')}.js")
 
     @app.errorhandler(SSEError)
     def failed(error: SSEError) -> flask.Response:

@@ -141,13 +141,13 @@ def test_page_is_served_with_its_resources(site: Site) -> None:
         "/static/chat.js": "javascript",
         "/static/ways_in.js": "javascript",
         "/static/panel.js": "javascript",
-        "/fetch-event-source/index.js": "javascript",
+        "/static/relay.js": "javascript",
     }.items():
         response = site.client.get(f"{site.url}{path}")
         assert response.status_code == 200
         # text/ or application/, depending on the machine.
         assert response.headers["content-type"].partition(";")[0].endswith(kind)
-    for path in ("/static/nothing", "/static/%2e%2e", "/static/..%2fapp.py", "/fetch-event-source/nothing"):
+    for path in ("/static/nothing", "/static/%2e%2e", "/static/..%2fapp.py"):
         assert site.client.get(f"{site.url}{path}").status_code == 404
 
 

@@ -670,7 +670,7 @@ def test_log_behind_sentinels() -> None:
 
 def test_every_example_is_run() -> None:
     assert set(BLOCKS) == set(_examples)
-    # A block in any other language is not a program.
+    # Blocks of JavaScript are run in a browser (tests/examples/test_browser_guide.py), those of `text` are no programs.
     texts = [guide.read_text("utf-8") for guide in GUIDES]
     languages = {language for text in texts for language in re.findall(r"^```(\w*)\n.*?^```", text, re.M | re.S)}
-    assert languages == {"python", "sh", "text"}
+    assert languages == {"js", "python", "sh", "text"}

@@ -1,6 +1,6 @@
-"""The page of examples/flask_chat in Chromium, and a relay that a browser reads by fetch and by EventSource.
+"""The page of examples/flask_chat in Chromium, and a relay that a browser reads by EventSource and by npm's module.
 
-The page's fetch is tested with @microsoft/fetch-event-source from npm, and with the page's own replacement of it.
+The module with which the page reads is tested in test_browser_module.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from tests.support import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
-WAYS = ["npm", "stand-in", "eventsource"]
+WAYS = ["fetch", "eventsource"]
 
 
 @pytest.fixture(scope="module")
@@ -48,47 +48,39 @@ def chrome() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture(scope="module")
-def upstream_and_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlledUpstream, dict[str, str]]]:
-    """An upstream, and the URLs of the page with npm's module and without it."""
-    directories = {"npm": npm_directory(), "stand-in": tmp_path_factory.mktemp("without_npm")}
-    with ExitStack() as stack:
-        upstream = stack.enter_context(ControlledUpstream())
-        programs = {
-            name: stack.enter_context(running([*FLASK_CHAT, "0"], directory, OPENAI_BASE_URL=upstream.base_url))
-            for name, directory in directories.items()
-        }
-        urls = {name: program.wait_for_output(r"http://\S+:\d+/")[0] for name, program in programs.items()}
-        yield upstream, {**urls, "eventsource": urls["stand-in"]}
+def upstream_and_url() -> Iterator[tuple[ControlledUpstream, str]]:
+    """An upstream, and the URL of the page."""
+    with ControlledUpstream() as upstream, running([*FLASK_CHAT, "0"], OPENAI_BASE_URL=upstream.base_url) as program:
+        yield upstream, program.wait_for_output(r"http://\S+:\d+/")[0]
 
 
 @pytest.fixture
-def upstream(upstream_and_urls: tuple[ControlledUpstream, dict[str, str]]) -> ControlledUpstream:
+def upstream(upstream_and_url: tuple[ControlledUpstream, str]) -> ControlledUpstream:
     """The upstream of the page."""
-    upstream, _ = upstream_and_urls
+    upstream, _ = upstream_and_url
     upstream.reset()
     return upstream
 
 
 @pytest.fixture
-def urls(upstream_and_urls: tuple[ControlledUpstream, dict[str, str]]) -> dict[str, str]:
-    return upstream_and_urls[1]
+def url(upstream_and_url: tuple[ControlledUpstream, str]) -> str:
+    return upstream_and_url[1]
 
 
 @pytest.fixture(params=WAYS)
 def page(
-    request: pytest.FixtureRequest, chrome: webdriver.Chrome, upstream: ControlledUpstream, urls: dict[str, str]
+    request: pytest.FixtureRequest, chrome: webdriver.Chrome, upstream: ControlledUpstream, url: str
 ) -> Iterator[Page]:
     """A new page, once for each way to read a stream."""
-    page = Page(chrome, urls[request.param], "eventsource" if request.param == "eventsource" else "fetch")
-    yield page
+    yield Page(chrome, url, request.param)
     # Open requests are aborted, so that no test sees those of another.
     chrome.get("about:blank")
 
 
 @pytest.fixture
-def one_page(chrome: webdriver.Chrome, upstream: ControlledUpstream, urls: dict[str, str]) -> Iterator[Page]:
+def one_page(chrome: webdriver.Chrome, upstream: ControlledUpstream, url: str) -> Iterator[Page]:
     """The page, for tests that are independent of the transport."""
-    yield Page(chrome, urls["npm"])
+    yield Page(chrome, url)
     chrome.get("about:blank")
 
 
@@ -299,15 +291,14 @@ def test_page_loads_nothing_foreign_and_logs_no_error(
     page.wait_for_answer("Hi", "done")
     fetched = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [url for url in fetched if not url.startswith((page.url, "data:"))] == []
-    # This file is only in npm's module, so the page used it.
-    assert f"{page.url}fetch-event-source/parse" in fetched
+    assert f"{page.url}static/relay.js" in fetched
     assert chrome.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
 def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, upstream: ControlledUpstream) -> None:
     with reserved_port() as port:
         command = [sys.executable, "-m", "uvicorn", "--port", str(port), "examples.django_chat:asgi"]
-        with running(command, npm_directory(), OPENAI_BASE_URL=upstream.base_url) as program:
+        with running(command, OPENAI_BASE_URL=upstream.base_url) as program:
             page = Page(chrome, program.wait_for_output(rf"http://127.0.0.1:{port}")[0] + "/")
             page.ask("Hello")
             response = upstream.response()
@@ -325,7 +316,7 @@ def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, upstre
 def test_a_prompt_is_not_posted_twice_when_the_server_dies(
     chrome: webdriver.Chrome, upstream: ControlledUpstream
 ) -> None:
-    with running([*FLASK_CHAT, "0"], npm_directory(), OPENAI_BASE_URL=upstream.base_url) as program:
+    with running([*FLASK_CHAT, "0"], OPENAI_BASE_URL=upstream.base_url) as program:
         page = Page(chrome, program.wait_for_output(r"http://\S+:\d+/")[0])
         page.ask("Live long")
         response = upstream.response()
@@ -378,33 +369,6 @@ def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, up
         page.wait_for_answer("1", "failed")
         assert page.error == "The connection was lost before the answer was complete."
     chrome.get("about:blank")
-
-
-# Each split of a body in two pieces, and the expected result.
-CUT_IN_TWO = """
-const { fetchEventSource } = await import("./fetch-event-source/index.js");
-const bytes = new TextEncoder().encode(arguments[0]);
-const outcomes = new Set();
-for (let cut = 0; cut <= bytes.length; cut++) {
-    const chunks = [bytes.slice(0, cut), bytes.slice(cut)].filter((chunk) => chunk.length);
-    const pull = (body) => (chunks.length ? body.enqueue(chunks.shift()) : body.close());
-    window.fetch = async () => new Response(new ReadableStream({ pull }));
-    const messages = [];
-    await fetchEventSource("", { onmessage: ({ event, id, data }) => messages.push([event, id, data]) });
-    outcomes.add(JSON.stringify(messages));
-}
-return [...outcomes];
-"""
-
-
-def test_stand_in_parses_as_the_standard_requires(chrome: webdriver.Chrome, urls: dict[str, str]) -> None:
-    chrome.get(urls["stand-in"])
-    comment_and_line_ends = "\ufeffdata: a\r\n\r\n: c\n\nid: 1\rdata\rdata:b \N{SNOWMAN}\r\r"
-    fields = "event: x\ndata:  c: d\n\nid\ndata:\n\ndata: lost\n"
-    outcomes = chrome.execute_script(CUT_IN_TWO, comment_and_line_ends + fields)
-    assert [json.loads(messages) for messages in outcomes] == [
-        [["", "", "a"], ["", "1", "\nb \N{SNOWMAN}"], ["x", "1", " c: d"], ["", "", ""]]
-    ]
 
 
 class Relay:

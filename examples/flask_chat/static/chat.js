@@ -46,7 +46,7 @@ async function read(reading) {
   if (reading.text) answer.write(reading.text);
   setBusy(true);
   try {
-    await (reading.way === "fetch" ? byFetch : byEventSource)(reading, {
+    const outcome = await (reading.way === "fetch" ? byFetch : byEventSource)(reading, {
       signal: controller.signal,
       onText: (text, id) => {
         // Text may still arrive after the stop.
@@ -61,7 +61,7 @@ async function read(reading) {
       onLost: () => answer.setState("reconnecting", "Connection lost. Reconnecting…"),
       onBack: () => answer.setState(answer.text ? "streaming" : "waiting", ""),
     });
-    answer.end(controller.signal.aborted ? "stopped" : "done");
+    answer.end(outcome === "done" ? "done" : "stopped");
     // The text of a stopped answer is part of the conversation.
     if (answer.text) {
       conversation.push({ role: "user", content: question }, { role: "assistant", content: answer.text });

@@ -1,0 +1,78 @@
+/** The TypeScript declaration of relay.js. */
+
+/** One event. `event` is "" for an event without a name. `id` is the last event ID: give it back to resume after it. */
+export interface RelayEvent {
+  readonly event: string;
+  readonly data: string;
+  readonly id: string;
+}
+
+/**
+ * How an answer ended.
+ *
+ * "done": whole.
+ * "cancelled": by the application, for all its readers.
+ * "ended": a kept answer has no event after `lastEventId`. It was read whole, or cancelled.
+ * "stopped": by `signal`.
+ */
+export type Outcome = "done" | "cancelled" | "ended" | "stopped";
+
+/**
+ * Why there is no whole answer.
+ *
+ * "failed": the relay reported an error of the upstream, or of the application.
+ * "refused": the server answered with another status than 200, or with no event stream.
+ * "lost": the connection was lost, or ended before the last event.
+ * "shutdown": the server announced that it ends.
+ * "unreachable": there was no answer at all.
+ */
+export type Failure = "failed" | "refused" | "lost" | "shutdown" | "unreachable";
+
+export declare class RelayError extends Error {
+  readonly name: "RelayError";
+  readonly kind: Failure;
+  /** The type of the error that was reported, such as "TruncatedStreamError"; null if none was. */
+  readonly type: string | null;
+  /** The status of a refusal; null for other failures, and with EventSource, which hides it. */
+  readonly status: number | null;
+  /** Retry-After of a refusal, in milliseconds; null without it. */
+  readonly retryAfter: number | null;
+}
+
+export interface ReadOptions {
+  /** Called with each event that is neither the last one nor an error. What it throws ends the reading. */
+  onEvent(event: RelayEvent): void;
+  /** Called when the connection was lost, and another attempt follows. */
+  onLost?(reason: RelayError): void;
+  /** Called when another attempt got its answer. */
+  onBack?(): void;
+  /** Whether an event is the last one; it is no part of the answer. By default: that with the data `[DONE]`. */
+  isLast?(event: RelayEvent): boolean;
+  /** Aborts the request, and with that the upstream's. */
+  signal?: AbortSignal;
+  /**
+   * Whether the server keeps the answer (sseqbridge.resume), so that the request may be sent again with Last-Event-ID.
+   * By default false: a question must not be asked, and paid for, twice.
+   */
+  resumes?: boolean;
+  /** How many attempts in a row may fail without an event. By default 5. */
+  attempts?: number;
+}
+
+export interface FetchOptions extends ReadOptions, Omit<RequestInit, "signal"> {
+  /** The shortest pause before these attempts, in milliseconds; `retry:` makes it longer. By default 1000. */
+  pause?: number;
+  /** The ID after which an earlier reading goes on, for example before the page was reloaded. */
+  lastEventId?: string;
+}
+
+export interface EventSourceOptions extends ReadOptions, EventSourceInit {
+  /** Further names of events for `onEvent`; events without a name, and "restart", need not be listed. */
+  events?: readonly string[];
+}
+
+/** Send a request with fetch, and read its answer. Rejects with a RelayError, or with what `onEvent` throws. */
+export declare function readByFetch(url: string | URL, options: FetchOptions): Promise<Outcome>;
+
+/** GET with EventSource. It sends Last-Event-ID by itself when it reconnects, but cannot send a first one. */
+export declare function readByEventSource(url: string | URL, options: EventSourceOptions): Promise<Outcome>;

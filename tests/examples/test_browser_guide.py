@@ -1,0 +1,112 @@
+"""The examples of examples/browser.md, in Chromium, with relays that Flask serves."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flask
+import pytest
+from selenium import webdriver
+from werkzeug.serving import make_server
+
+from sseqbridge import relay, request_sse
+from sseqbridge.resume import MemoryLog
+from sseqbridge.testing import SSEServer, hold, send
+from tests.browser_support import chromium
+from tests.support import ROOT, until
+
+pytestmark = pytest.mark.browser
+
+BLOCKS: list[str] = re.findall(r"^```js\n(.*?)^```", (ROOT / "examples/browser.md").read_text("utf-8"), re.M | re.S)
+# In a script of the browser's driver, an import is an expression.
+IMPORT = 'const { readByFetch, RelayError } = await import("/relay.js");'
+FUNCTIONS = """
+const shown = (window.shown = window.shown ?? []);
+const show = (item) => shown.push(item);
+const showEnd = (outcome) => shown.push(outcome);
+const showError = (message) => shown.push(message);
+"""
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    with chromium() as chrome:
+        yield chrome
+
+
+@contextmanager
+def serving(app: flask.Flask) -> Iterator[str]:
+    module = ROOT / "examples/flask_chat/static/relay.js"
+    app.add_url_rule("/", "page", lambda: "<!doctype html><title>guide</title>")
+    app.add_url_rule("/relay.js", "module", lambda: flask.send_file(module, "text/javascript"))
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    server.daemon_threads = False  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def script_of(block: str) -> str:
+    """Return a block of the guide as a script of the driver, which has no static import."""
+    assert "import(" not in block
+    return IMPORT + FUNCTIONS + re.sub(r"^import .*\n", "", block, flags=re.M)
+
+
+def test_every_block_is_run() -> None:
+    assert len(BLOCKS) == 2
+
+
+def test_reading_by_fetch(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    received: list[Any] = []
+
+    @app.post("/chat")
+    def chat() -> flask.Response:
+        received.append(flask.request.json)
+        return relay.flask.stream_response(request_sse(upstream.url, check_content_type=False))
+
+    with SSEServer([send({"n": 1}), send("[DONE]")]) as upstream, serving(app) as url:
+        chrome.get(url)
+        script = f'const question = "why";{script_of(BLOCKS[0])}; return shown;'
+        assert chrome.execute_script(script) == [{"n": 1}, "done"]
+        assert received == [{"question": "why"}]
+        upstream.play([send({"n": 1})])
+        assert chrome.execute_script(script.replace("why", "again")) == [
+            {"n": 1},
+            "done",
+            {"n": 1},
+            "The connection was lost before the answer was complete.",
+        ]
+        chrome.get("about:blank")
+
+
+def test_going_on_after_a_reload(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    go_on = threading.Event()
+    steps = [send({"text": "one "}), hold(go_on), send({"text": "two"}), send("[DONE]")]
+    script = f'const key = "secret";{script_of(BLOCKS[1])}; return [answer, kept.text];'
+
+    @app.get("/answers/<key>")
+    def answer(key: str) -> flask.Response:
+        last_event_id = flask.request.headers.get("Last-Event-ID")
+        stream = log.open(key, lambda: request_sse(upstream.url), last_event_id=last_event_id)
+        return relay.flask.stream_response(stream)
+
+    with MemoryLog() as log, SSEServer(steps) as upstream, serving(app) as url:
+        chrome.get(url)
+        chrome.execute_script(f"(async () => {{{script}}})();")
+        until(lambda: "one" in (chrome.execute_script("return sessionStorage.getItem('answer')") or ""))
+        chrome.refresh()
+        go_on.set()
+        assert chrome.execute_script(script) == ["done", "one two"]
+        assert len(upstream.requests) == 1
+        chrome.get("about:blank")
