@@ -41,6 +41,7 @@ from sseqbridge.testing import (
     Step,
     chat_completions,
     comment,
+    cut,
     in_turn,
     respond,
     send,
@@ -475,6 +476,15 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for received in upstream.requests[2:]:
         received.wait_aborted(30)
     session.names["transport"].close()
+
+
+@example("examples/relay.md", "SDKs behind a relay")
+def test_relay_for_cohere() -> None:
+    [code] = python("examples/relay.md", "SDKs behind a relay")
+    with SSEServer([send({"n": 1}), cut()]) as upstream, Flask(__name__).test_request_context("/"):
+        names = {"relay": sseqbridge.relay, "ServerSentEvent": sseqbridge.ServerSentEvent, "json": json}
+        body = Session(upstream.url, **names).run(code)["response"].get_data(as_text=True)
+    assert '"finish_reason": "ERROR", "error": "TruncatedStreamError"' in body
 
 
 @example("examples/relay.md", "Views")

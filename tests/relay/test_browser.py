@@ -144,7 +144,7 @@ def test_refusal_is_shown(page: Page, upstream: ControlledUpstream, request: pyt
     page.wait_for_answer("", "failed")
     by_eventsource = "eventsource" in request.node.name
     # EventSource hides the answer's status.
-    message = "the upstream refused the request: 429 Too Many Requests"
+    message = "The upstream refused the request: 429 Too Many Requests."
     assert page.error == ("The server refused to answer." if by_eventsource else message)
     upstream.script = None
     page.find(".error button").click()

@@ -1,6 +1,7 @@
 """Streams of providers' APIs, as steps of an SSEServer.
 
-Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages-streaming
+Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages-streaming,
+https://docs.cohere.com/reference/chat-stream
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from sseqbridge.testing import Step, send
 
-__all__ = ["chat_steps", "message_steps", "response_steps"]
+__all__ = ["chat_steps", "cohere_steps", "message_steps", "response_steps"]
 
 WORDS = ("Hello", ", ", "world")
 
@@ -50,6 +51,23 @@ def message_steps(words: Iterable[str] = WORDS) -> list[Step]:
         event("content_block_stop", index=0),
         event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 3}),
         event("message_stop"),
+    ]
+
+
+def cohere_steps(words: Iterable[str] = WORDS) -> list[Step]:
+    """Return a stream of Cohere's chat API, version 2."""
+
+    def event(type: str, content: dict[str, Any] | None = None, **fields: Any) -> Step:
+        delta = {} if content is None else {"index": 0, "delta": {"message": {"content": content}}}
+        return send({"type": type, **delta, **fields}, type)
+
+    return [
+        event("message-start", id="1", delta={"message": {"role": "assistant"}}),
+        event("content-start", {"type": "text", "text": ""}),
+        *(event("content-delta", {"text": word}) for word in words),
+        event("content-end", index=0),
+        event("message-end", id="1", delta={"finish_reason": "COMPLETE"}),
+        send("[DONE]"),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-_PREFIXES = ("OPENAI_", "ANTHROPIC_", "GROQ_", "MISTRAL_", "LANGSMITH_", "LANGCHAIN_", "OTEL_")
+_PREFIXES = ("OPENAI_", "ANTHROPIC_", "GROQ_", "MISTRAL_", "CO_", "COHERE_", "LANGSMITH_", "LANGCHAIN_", "OTEL_")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

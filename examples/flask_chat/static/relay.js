@@ -175,9 +175,10 @@ function failure(data) {
 async function refusal(response) {
   const { status } = response;
   const { message, type } = reported(await response.text().catch(() => ""), { mayBeText: false });
+  const byStatus = status === 200 ? undefined : `The server answered with status ${status}.`;
   const seconds = Number(response.headers.get("Retry-After"));
   return new RelayError("refused", {
-    message: message ?? (status === 200 ? undefined : `The server answered with status ${status}.`),
+    message: message ? sentence(message) : byStatus,
     type,
     status,
     retryAfter: seconds > 0 ? seconds * 1000 : null,
