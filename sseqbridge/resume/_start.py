@@ -151,18 +151,18 @@ def _upstream_of(started: _Started, start_thread: Callable[..., object]) -> Upst
     return IterableUpstream(result, context, start_thread)
 
 
-def _is_async_iterable(result: Any, *, or_iterable: bool) -> bool:
-    """Whether a result of `start` is an asynchronous iterable, and no stream. `or_iterable`: and no iterable."""
+def _is_async_iterable(result: Any) -> bool:
+    """Whether a result of `start` is an asynchronous iterable, and no stream. Raises UsageError for one that ended."""
     if isinstance(result, BaseStream) or not isinstance(result, AsyncIterable):
         return False
     check_unread("the result of `start`", result)
-    return not (or_iterable and isinstance(result, Iterable))
+    return True
 
 
 def _iterated(producer: Producer, started: _Started) -> _Started:
     """Return a stream in place of an asynchronous iterable, which runs on the loop of iterate()."""
     result, context = started
-    if not _is_async_iterable(result, or_iterable=True):
+    if isinstance(result, Iterable) or not _is_async_iterable(result):
         return started
     return _Started(context.run(_iterate_in_scope, producer, result), context)
 
@@ -177,7 +177,7 @@ async def _awaited(producer: Producer, started: _Started) -> _Started:
     result, context = started
     if inspect.isawaitable(result):
         result, context = await _in_scope(producer, result)
-    if _is_async_iterable(result, or_iterable=False):
+    if _is_async_iterable(result):
         result = await aiterate(result, context)
     return _Started(result, context)
 
@@ -221,7 +221,8 @@ def _call_start_for_takeover(start: Any, loop: asyncio.AbstractEventLoop | None,
         started = _call(producer, start)
         if loop is None:
             started = _iterated(producer, started)
-        else:
+        elif inspect.isawaitable(started.result) or _is_async_iterable(started.result):
+            # Else the loop is not needed: it may have ended since.
             started = asyncio.run_coroutine_threadsafe(_awaited(producer, started), loop).result()
         producer.set_upstream(_upstream_of(started, threads.start_os_worker))
     except BaseException as error:
