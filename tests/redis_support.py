@@ -58,8 +58,10 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
-        until(self.answers, 30)
+        process = self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
+        until(lambda: self.answers() or process.poll() is not None, 60)
+        # For example because another process has taken the port.
+        assert process.poll() is None, f"{self.program} has ended with status {process.poll()}"
 
     def _command(self) -> list[str]:
         command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
@@ -69,9 +71,10 @@ class RedisServer:
     def answers(self) -> bool:
         """Whether it does."""
         try:
-            with self.client() as client:
+            # Another process may have taken the port, and never answer.
+            with redis.Redis(port=self.port, socket_timeout=10) as client:
                 return bool(client.ping())
-        except (redis.ConnectionError, redis.ResponseError) as exc:
+        except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError) as exc:
             return isinstance(exc, redis.AuthenticationError)
 
     def client(self) -> redis.Redis:

@@ -27,7 +27,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.resume import Log, MemoryLog
-from sseqbridge.testing import SSEServer, comment, send, silence
+from sseqbridge.testing import SSEServer, comment, respond, send, silence
 from tests.runtime.callers_code import KINDS
 from tests.support import in_thread, until
 
@@ -322,7 +322,8 @@ def test_scope_around_open_does_not_end_the_agent(log: Log, face: Face, asynchro
             async for item in response.events:
                 yield item
 
-    with SSEServer([send("two"), DONE]) as upstream:
+    # No connection stays open on the loop of iterate().
+    with SSEServer([respond(framing="close"), send("two"), DONE]) as upstream:
         url = upstream.url
         with cancel_on(flag):
             reading = face.open(log, "k", anumbers if asynchronous else numbers, decode="text")
