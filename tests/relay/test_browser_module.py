@@ -377,6 +377,24 @@ def test_reload_after_a_cancel(by_fetch: Reading, log: Log) -> None:
         assert by_fetch.read(url, lastEventId=last_event_id, resumes=True) == {"outcome": "ended"}
 
 
+def test_cancelled_stream_of_a_log(reading: Reading, log: Log) -> None:
+    with SSEServer([send(1), silence()]) as upstream, keeping(log, upstream) as url:
+        reading.begin(url, resumes=True)
+        until(lambda: reading.seen)
+        assert log.cancel("k")
+        assert reading.end == {"outcome": "cancelled"}
+
+
+def test_end_of_all_relays(reading: Reading) -> None:
+    with SSEServer([send(1), silence()]) as upstream, relaying(upstream) as url:
+        reading.begin(url)
+        until(lambda: reading.seen)
+        relay.end_all(retry=5)
+        message = "The server was shut down before the answer was complete."
+        assert reading.end == reading.failure("shutdown", message)
+        upstream.requests[0].wait_aborted()
+
+
 # Other bytes.
 
 
