@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -26,6 +27,9 @@ from typing import Any
 import httpx
 import pytest
 import trustme
+from aiohttp import web
+from aiohttp.test_utils import TestClient as AiohttpClient
+from aiohttp.test_utils import TestServer as AiohttpServer
 from django.conf import settings
 from django.test import RequestFactory
 from fastapi import FastAPI, Request
@@ -33,6 +37,7 @@ from fastapi.testclient import TestClient
 from flask import Flask, request
 
 import sseqbridge
+import sseqbridge.relay
 from sseqbridge import testing
 from sseqbridge.resume import redis
 from sseqbridge.testing import (
@@ -500,14 +505,15 @@ def test_relay(upstream: SSEServer) -> None:
 
     if not settings.configured:
         settings.configure(ALLOWED_HOSTS=["*"])
-    view = Session(upstream.url, json=json, relay=session.names["relay"]).run(in_django)["chat"]
+    shared = {"relay": session.names["relay"], "partial": functools.partial}
+    view = Session(upstream.url, json=json, **shared).run(in_django)["chat"]
     django_response = view(RequestFactory().post("/chat", {"q": 1}, content_type="application/json"))
     assert b"".join(django_response.streaming_content).decode().endswith(relayed)
     django_response.close()
 
     api = FastAPI()
     # FastAPI resolves annotations in the module that defines the view.
-    Session(upstream.url, app=api, Request=Request, relay=session.names["relay"]).run(in_starlette)
+    Session(upstream.url, app=api, Request=Request, **shared).run(in_starlette)
     with TestClient(api) as client:
         assert client.post("/chat", json={"q": 1}).text.endswith(relayed)
     assert [received.json() for received in upstream.requests] == [{"prompt": {"q": 1}}] * 3
@@ -519,6 +525,44 @@ def test_relay(upstream: SSEServer) -> None:
         text = "".join(piece.decode() for piece in response.response)
     assert re.findall("data: (.*)\n", text) == ['{"done":0,"of":2}', '{"done":1,"of":2}']
     assert worked == ["a", "b"]
+
+
+@example("examples/relay.md", "Save an answer")
+@example("examples/relay.md", "Errors before the stream")
+def test_saved_answer(upstream: SSEServer) -> None:
+    [answer] = python("examples/relay.md", "Save an answer")
+    [handlers] = python("examples/relay.md", "Errors before the stream")
+    app = Flask("example")
+    saved: list[Any] = []
+
+    def save(*row: str) -> None:
+        saved.append(row)
+
+    names = {"relay": sseqbridge.relay, "partial": functools.partial, "save": save, "app": app}
+    session = Session(upstream.url, **names)
+    session.run(handlers)
+    app.add_url_rule("/", view_func=session.run(answer)["answer"], defaults={"question": "why"})
+    upstream.play([send({"choices": [{"delta": {"content": "so"}}]}), send({"choices": []}), DONE])
+    assert app.test_client().get("/").text.endswith("data: [DONE]\n\n")
+    upstream.close()
+    assert app.test_client().get("/").status_code == 502
+    assert saved == [("why", "so", "done"), ("why", "", "error")]
+
+
+@example("examples/relay.md", "Other frameworks")
+def test_relay_in_aiohttp(upstream: SSEServer) -> None:
+    [code] = python("examples/relay.md", "Other frameworks")
+    names = {"relay": sseqbridge.relay, "partial": functools.partial, "aclosing": contextlib.aclosing, "web": web}
+    chat = Session(upstream.url, **names).run(code)["chat"]
+
+    async def main() -> str:
+        app = web.Application()
+        app.router.add_get("/", chat)
+        client: Any = AiohttpClient(AiohttpServer(app))
+        async with client, client.get("/") as response:
+            return await response.text()
+
+    assert asyncio.run(main()).endswith("".join(RELAYED))
 
 
 @needs_redis
@@ -648,12 +692,22 @@ def test_command_line(tmp_path: Path) -> None:
 
 @example("examples/testing.md", "SSEServer")
 def test_sse_server(sse_server: SSEServer, tmp_path: Path) -> None:
-    by_hand, with_fixture = python("examples/testing.md", "SSEServer")
+    by_hand, with_fixture, aborted = python("examples/testing.md", "SSEServer")
     names = Session("").run(by_hand)
     assert names["status"] == 200
     with contextlib.suppress(sseqbridge.SSEError):
         names["it"].collect()
     Session("").run(with_fixture)["test_reader_resumes_after_a_cut"](sse_server)
+
+    app = Flask("example")
+    app.add_url_rule(
+        "/relay",
+        view_func=lambda: sseqbridge.relay.flask.stream_response(sseqbridge.request_sse(request.args["upstream"])),
+    )
+    with SSEServer() as server:
+        names = Session("", send=send, silence=silence).run(aborted)
+        names["test_view_aborts_its_upstream"](server, app.test_client())
+        assert len(server.requests) == 1
 
 
 @example("examples/testing.md", "APIs of providers")
