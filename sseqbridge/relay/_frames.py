@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._exceptions import SSEError
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
 
@@ -20,7 +21,7 @@ from ._disconnect import ClientDisconnected, disconnect_flag
 from ._ending import Ending
 from ._opening import AsyncFunctionSource, FunctionSource
 from ._options import ASYNC_WITHOUT, SYNC_WITHOUT, RelayOptions, describe, relay_options
-from ._source import ApplicationError, StreamSource
+from ._source import ApplicationError
 from ._upstream import Upstream
 from ._writer import HEARTBEAT, Writer, notice
 
@@ -160,18 +161,19 @@ class Frames(BaseFrames):
     def open_upstream(self) -> ItemReader[Any] | None:
         """Do the same, but return the reader of a refusal."""
         if isinstance(self._source, FunctionSource) and not self._ended:
-            self._has_begun = True
+            self._begin()
             try:
+                self._is_being_read = True
                 self._source.open()
+                self._is_being_read = False
             except BaseException as exc:
-                self._ended = True
+                self._is_being_read = False
                 self._note("error", exc)
                 self.close()
                 raise
-            if self._disconnected.is_set():
+            if self._ended or self._disconnected.is_set():
                 self.close()
-        source = self._source
-        refused = source.refused if isinstance(source, (FunctionSource, StreamSource)) else None
+        refused = self._source.refused
         if refused is not None:
             self.note_refusal(refused)
         return refused
@@ -274,13 +276,14 @@ class Frames(BaseFrames):
 class AsyncFrames(BaseFrames):
     """An asynchronous iterator of bytes, each one or more whole frames; see `aframes`."""
 
+    # The loop that reads the relay, None before the first read.
+    _loop: asyncio.AbstractEventLoop | None = None
+
     def __init__(self, source: AsyncSource, writer: Writer, options: RelayOptions, ending: Ending) -> None:
         super().__init__(source, writer, options, ending)
         self._source = source
         self._send_timeout = options.send_timeout
         self._send_timer: asyncio.TimerHandle | None = None
-        # The loop that reads the relay, None before the first read.
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __del__(self) -> None:
         _live.remove(self)
@@ -309,18 +312,28 @@ class AsyncFrames(BaseFrames):
         source = self._source
         if isinstance(source, AsyncFunctionSource) and not self._ended:
             self._begin_on_loop()
+            failure: BaseException | None = None
             try:
+                self._is_being_read = True
                 await source.open()
+                self._is_being_read = False
             except ApplicationError as exc:
-                self._note("error", exc.error)
-                await self.aclose()
-                raise exc.error from None
+                failure = exc.error
+            except SSEError as exc:
+                failure = exc
             except BaseException as exc:
-                if isinstance(exc, Exception):
-                    self._note("error", exc)
+                self._is_being_read = False
                 await self._leave(exc)
                 raise
-        refused = source.refused if isinstance(source, (AsyncFunctionSource, StreamSource)) else None
+            if failure is not None:
+                self._is_being_read = False
+                self._note("error", failure)
+                await self.aclose()
+                # Not in the block above: it keeps the cause and context of the application's exception.
+                raise failure
+            if self._ended:
+                await self.aclose()
+        refused = source.refused
         if refused is not None:
             self.note_refusal(refused)
         return refused
@@ -418,6 +431,8 @@ class AsyncFrames(BaseFrames):
 
     def give_up(self, seconds: float) -> None:
         """Abort the upstream, since the client has not read for so many seconds."""
+        if self._ended:
+            return
         logger.warning("a relay's client has not read for %g s: its upstream is aborted", seconds)
         self._note("disconnected")
         self._farewell = notice("error", "SendTimeout", "the answer was not read in time")

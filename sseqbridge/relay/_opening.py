@@ -100,8 +100,7 @@ class _BaseFunctionSource:
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        """The reader of an answer that is no event stream; None for all others, and before the call."""
-        return getattr(self.opened, "refused", None)
+        return None if self.opened is None else self.opened.refused
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""

@@ -72,6 +72,10 @@ class BaseSource(Protocol):
     def last_event_id(self) -> str:
         """The ID of the last event that was taken from the source; "" if there is none."""
 
+    @property
+    def refused(self) -> ItemReader[Any] | None:
+        """The reader of an upstream's answer that is no event stream; None for all others."""
+
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
 
@@ -119,7 +123,6 @@ class StreamSource:
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        """The reader of an answer that is no event stream; None for all others."""
         return None if self._cursor.head.is_stream else self._reader
 
     @property
@@ -267,6 +270,9 @@ def _frame_of(entry: bytes | End | None, stop: type[Exception]) -> bytes | None:
 class WorkerSource:
     """The frames of an iterable, which runs in a worker thread from the first read on."""
 
+    error: BaseException | None = None
+    refused: ItemReader[Any] | None = None
+
     def __init__(self, items: Iterable[Any], writer: Writer, after_work: Callable[[], object] | None) -> None:
         self._writer = writer
         self._worker: IterableWorker[bytes] = IterableWorker(
@@ -276,8 +282,6 @@ class WorkerSource:
             context=writer.context,
             on_end=after_work,
         )
-
-    error: BaseException | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -311,6 +315,9 @@ class WorkerSource:
 class TaskSource:
     """The frames of an asynchronous iterable, which runs in a task from the first read on."""
 
+    error: BaseException | None = None
+    refused: ItemReader[Any] | None = None
+
     def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
         self._items = items
         self._writer = writer
@@ -320,8 +327,6 @@ class TaskSource:
 
     def __del__(self) -> None:
         self.abandon()
-
-    error: BaseException | None = None
 
     @property
     def outcome(self) -> Outcome | None:

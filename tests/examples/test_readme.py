@@ -560,7 +560,8 @@ def test_relay_in_aiohttp(upstream: SSEServer) -> None:
         app.router.add_get("/", chat)
         client: Any = AiohttpClient(AiohttpServer(app))
         async with client, client.get("/") as response:
-            return await response.text()
+            text: str = await response.text()
+            return text
 
     assert asyncio.run(main()).endswith("".join(RELAYED))
 

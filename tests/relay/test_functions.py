@@ -251,13 +251,17 @@ def test_open_does_nothing_for_a_stream_that_is_open(relayed: Relay) -> None:
 
 @pytest.mark.parametrize("error", [LookupError("no"), ConnectError("refused")])
 def test_open_raises_the_functions_exceptions(relayed: Relay, error: Exception) -> None:
+    cause = ValueError()
+
     def fails() -> Any:
-        raise error
+        raise error from cause
 
     reading = relayed(fails)
     with pytest.raises(type(error)) as caught:
         open_now(reading)
     assert caught.value is error
+    assert error.__cause__ is cause
+    assert error.__context__ in (None, cause)
     assert reading.rest() == b""
 
 

@@ -73,6 +73,24 @@ def test_interrupt_at_any_bytecode_of_frames_of_an_iterable() -> None:
         generator.close()
 
 
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_interrupt_at_any_bytecode_of_frames_of_a_function(is_opened: bool) -> None:
+    def make() -> tuple[Any, Any, list[bytes]]:
+        stream = numbers(end=End("eof"))
+        return stream, relay.frames(lambda: stream), []
+
+    def run(made: tuple[Any, Any, list[bytes]]) -> None:
+        if is_opened:
+            made[1].open()
+        read(made)
+
+    for (_, frames, pieces), _ in interruptions(make, run):
+        got = data(pieces)
+        later = data(list(frames))
+        assert [*got, *later] == ALL or (not later and got == ALL[: len(got)])
+        frames.close()
+
+
 def test_interrupt_at_any_bytecode_of_making_frames() -> None:
     for stream, _ in interruptions(lambda: numbers(end=End("eof")), relay.frames):
         assert stream.outcome == "closed" or stream.collect() == ALL
