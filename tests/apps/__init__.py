@@ -19,9 +19,10 @@ LARGE = "plain text " * 1000
 
 
 def relay_options(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return the query's `heartbeat` and `probe` as arguments of stream_response."""
+    """Return the query's `heartbeat`, `probe` and `early` as arguments of stream_response."""
     given = {name: query[name] for name in ("heartbeat", "probe") if name in query}
-    return {name: None if value == "never" else float(value) for name, value in given.items()}
+    options: dict[str, Any] = {name: None if value == "never" else float(value) for name, value in given.items()}
+    return options | ({"early": True} if "early" in query else {})
 
 
 def counting(query: Mapping[str, str]) -> Iterator[dict[str, int]]:

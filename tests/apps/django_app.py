@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ async def astream(request: HttpRequest) -> HttpResponseBase:
     return relay.django.stream_response(request, opened, **relay_options(request.GET))
 
 
+def function(request: HttpRequest) -> HttpResponseBase:
+    ask = partial(request_sse, request.GET["upstream"])
+    return relay.django.stream_response(request, ask, **relay_options(request.GET))
+
+
+async def afunction(request: HttpRequest) -> HttpResponseBase:
+    ask: Any = arequest_sse if isinstance(request, ASGIRequest) else request_sse
+    return relay.django.stream_response(request, partial(ask, request.GET["upstream"]), **relay_options(request.GET))
+
+
 def generated(request: HttpRequest, name: str) -> HttpResponseBase:
     return relay.django.stream_response(request, GENERATORS[name](request.GET), **relay_options(request.GET))
 
@@ -77,6 +88,8 @@ urlpatterns = [
     path("plain", plain),
     path("relay", stream),
     path("arelay", astream),
+    path("function", function),
+    path("afunction", afunction),
     path("orm", orm),
     path("save", save),
     path("asave", asave),

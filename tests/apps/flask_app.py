@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import flask
@@ -31,6 +32,12 @@ def nothing() -> str:
 def stream() -> flask.Response:
     query = flask.request.args
     return relay.flask.stream_response(request_sse(query["upstream"]), **relay_options(query))
+
+
+@app.get("/function")
+def function() -> flask.Response:
+    query = flask.request.args
+    return relay.flask.stream_response(partial(request_sse, query["upstream"]), **relay_options(query))
 
 
 @app.get("/watched")

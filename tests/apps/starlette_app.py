@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import fastapi
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,6 +28,16 @@ def stream_from_thread(request: Request) -> Response:
     return relay.starlette.stream_response(request_sse(query["upstream"]), **relay_options(query))
 
 
+async def function(request: Request) -> Response:
+    query = request.query_params
+    return relay.starlette.stream_response(partial(request_sse, query["upstream"]), **relay_options(query))
+
+
+async def afunction(request: Request) -> Response:
+    query = request.query_params
+    return relay.starlette.stream_response(partial(arequest_sse, query["upstream"]), **relay_options(query))
+
+
 async def generated(request: Request) -> Response:
     query = request.query_params
     make = GENERATORS[request.path_params["name"]]
@@ -45,6 +57,8 @@ app = Starlette(
         Route("/plain", plain),
         Route("/relay", stream),
         Route("/threaded", stream_from_thread),
+        Route("/function", function),
+        Route("/afunction", afunction),
         Mount("/fastapi", api),
         Route("/{name}", generated),
     ]
