@@ -84,10 +84,10 @@ class Ending:
             return
         self.context.copy().run(self.guarded, self.run, on_end, end)
 
-    def guarded(self, function: Callable[..., object], *arguments: Any) -> None:
+    def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in a thread, and log its exceptions, some of which have another meaning on an event loop."""
         try:
-            function(*arguments)
+            return function(*arguments)
         except BaseException as exc:
             if not is_reportable(exc):
                 raise
@@ -118,25 +118,34 @@ class Ending:
     async def _logged(self, on_end: OnEnd, end: RelayEnd) -> None:
         try:
             with CallersCode("the function `on_end`", passes=Exception):
-                await self.arun(on_end, end)
+                await self._arun(on_end, end)
         except Exception:
             logger.exception("`on_end` failed with %r", end)
+
+    async def _arun(self, on_end: OnEnd, end: RelayEnd) -> None:
+        if inspect.iscoroutinefunction(on_end):
+            await on_end(end)
+            return
+        result = await self.in_thread(self.guarded, on_end, end)
+        if inspect.isawaitable(result):
+            # Of a lambda that calls a coroutine function.
+            await asyncio.wait_for(result, END_SECONDS)
 
     # How a framework runs the function.
 
     def run(self, on_end: OnEnd, end: RelayEnd) -> None:
-        """Call a function in a thread without an event loop."""
-        if inspect.iscoroutinefunction(on_end):
-            asyncio.run(abounded(on_end(end), END_SECONDS))
-        else:
-            on_end(end)
+        """Call the function in a thread without an event loop."""
+        result = on_end(end)
+        if inspect.isawaitable(result):
+            self.run_awaitable(result)
 
-    async def arun(self, on_end: OnEnd, end: RelayEnd) -> None:
-        """Await a coroutine function, or run a plain function in a thread."""
-        if inspect.iscoroutinefunction(on_end):
-            await on_end(end)
-        else:
-            await anyio.to_thread.run_sync(self.guarded, on_end, end)
+    def run_awaitable(self, awaitable: Awaitable[None]) -> None:
+        """Await `awaitable` for at most 5 s, in a thread without an event loop."""
+        asyncio.run(abounded(awaitable, END_SECONDS))
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a plain function in a thread."""
+        return await anyio.to_thread.run_sync(function, *arguments)
 
 
 # Tasks that nothing awaits: an event loop refers to its tasks weakly.

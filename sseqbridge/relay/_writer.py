@@ -9,10 +9,11 @@ is refused. The client gets an error's type and a fixed text, never the error's 
 from __future__ import annotations
 
 import contextvars
+import inspect
 import json
 from typing import Any
 
-from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError
+from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError, UsageError
 from sseqbridge._runtime.callbacks import is_reportable
 from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -74,7 +75,10 @@ class Writer:
         if self._on_item is None:
             return
         try:
-            self.context.run(self._on_item, item)
+            result = self.context.run(self._on_item, item)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise UsageError("`on_item` must be a plain function, got one that returns a coroutine")
         except BaseException as exc:
             if not is_reportable(exc):
                 raise

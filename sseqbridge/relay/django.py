@@ -227,14 +227,11 @@ class _DjangoEnding(Ending):
         # The context of a view that sync_to_async runs says that its thread is in use, which is over by then.
         self.context.run(SyncToAsync.deadlock_context.set, False)
 
-    def run(self, on_end: OnEnd, end: RelayEnd) -> None:
-        if iscoroutinefunction(on_end):
-            async_to_sync(abounded)(on_end(end), END_SECONDS)
-        else:
-            on_end(end)
+    def run_awaitable(self, awaitable: Awaitable[None]) -> None:
+        async_to_sync(abounded)(awaitable, END_SECONDS)
 
-    async def arun(self, on_end: OnEnd, end: RelayEnd) -> None:
-        await (on_end(end) if iscoroutinefunction(on_end) else sync_to_async(self.guarded)(on_end, end))
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await sync_to_async(function)(*arguments)
 
     def call_in_thread(self, end: RelayEnd, loop: object) -> None:
         # Django closes a response in the thread of sync_to_async, which waits for this call.

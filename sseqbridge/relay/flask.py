@@ -84,10 +84,10 @@ class _FlaskEnding(Ending):
 
     def run(self, on_end: OnEnd, end: RelayEnd) -> None:
         if self._app is None:
-            on_end(end)
+            super().run(on_end, end)
         else:
             with self._app.app_context():
-                on_end(end)
+                super().run(on_end, end)
 
 
 class _RelayResponse(flask.Response):

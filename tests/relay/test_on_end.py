@@ -267,6 +267,26 @@ def test_coroutine_function_runs_after_a_close_in_a_thread() -> None:
     assert ends == [RelayEnd("disconnected", None, "")]
 
 
+def test_coroutine_of_a_plain_function_is_awaited(relayed: Relay) -> None:
+    ends: Ends = []
+
+    async def on_end(end: RelayEnd) -> None:
+        await asyncio.sleep(0)
+        ends.append(end)
+
+    assert relayed(["a"], on_end=lambda end: on_end(end)).rest() == b"data: a\n\n"  # noqa: PLW0108 (not a coroutine function)
+    assert ends == [RelayEnd("eof", None, "")]
+
+
+def test_coroutine_of_on_item_is_an_error(relayed: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    async def on_item(item: Any) -> None:
+        raise AssertionError("must not be awaited")
+
+    read = relayed(["a"], on_item=lambda item: on_item(item)).rest()  # noqa: PLW0108 (not a coroutine function)
+    assert error_of(read)["type"] == "CallbackError"
+    assert "returns a coroutine" in caplog.text
+
+
 def test_coroutine_function_is_cancelled_after_five_seconds(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
