@@ -90,6 +90,12 @@ class BaseFrames(NotCopyable):
         source = self._any_source
         self._note(source.outcome or "disconnected", source.error)
 
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, Cancelled):
+            self._note("cancelled")
+        else:
+            self._note("error", error)
+
     def note_refusal(self, refused: ItemReader[Any]) -> None:
         """Note that the upstream has refused: the application sends another response, and then closes the relay."""
         if refused.cursor.is_refused:
@@ -113,10 +119,7 @@ class BaseFrames(NotCopyable):
         self._ended = True
         if isinstance(error, ApplicationError):
             error = error.error
-        if isinstance(error, Cancelled):
-            self._note("cancelled")
-        else:
-            self._note("error", error)
+        self._note_failure(error)
         if isinstance(error, SSEError):
             # The traceback helps where the application's own function failed.
             traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None

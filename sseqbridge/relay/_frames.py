@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import SSEError
+from sseqbridge._exceptions import Cancelled
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
 
@@ -168,7 +168,7 @@ class Frames(BaseFrames):
                 self._is_being_read = False
             except BaseException as exc:
                 self._is_being_read = False
-                self._note("error", exc)
+                self._note_failure(exc)
                 self.close()
                 raise
             if self._ended or self._disconnected.is_set():
@@ -319,7 +319,7 @@ class AsyncFrames(BaseFrames):
                 self._is_being_read = False
             except ApplicationError as exc:
                 failure = exc.error
-            except SSEError as exc:
+            except Exception as exc:
                 failure = exc
             except BaseException as exc:
                 self._is_being_read = False
@@ -327,8 +327,10 @@ class AsyncFrames(BaseFrames):
                 raise
             if failure is not None:
                 self._is_being_read = False
-                self._note("error", failure)
+                self._note_failure(failure)
                 await self.aclose()
+                if isinstance(failure, Cancelled):
+                    return None
                 # Not in the block above: it keeps the cause and context of the application's exception.
                 raise failure
             if self._ended:

@@ -305,7 +305,7 @@ async def _acall(
     """Append the function's result to `results`. Returns the function's error."""
     try:
         with CancelScope(closing):
-            with CallersCode("the function that opens the relay's stream", passes=Exception):
+            with CallersCode("the function that opens the relay's stream", passes=(Exception, Cancelled)):
                 if inspect.iscoroutinefunction(function):
                     result = await function()
                 else:

@@ -14,6 +14,7 @@ import pytest
 
 from sseqbridge import (
     CallbackError,
+    Cancelled,
     Comment,
     ConnectError,
     StatusError,
@@ -105,6 +106,32 @@ def test_outcome_of_an_iterable_that_a_scope_cancels_is_cancelled(relayed: Relay
         assert reading.next_event()
         flag.set()
         assert error_of(reading.rest())["type"] == "ServerError"
+    assert ends == [RelayEnd("cancelled", None, "")]
+
+
+@pytest.mark.parametrize("result", [5, b"bytes"])
+def test_outcome_of_a_result_that_cannot_be_relayed_is_error(relayed: Relay, result: Any) -> None:
+    ends: Ends = []
+    reading = relayed(lambda: result, on_end=ends.append)
+    with pytest.raises(UsageError, match="`stream` must be"):
+        opened = reading.frames.open()
+        if reading.loop is not None:
+            reading.loop.run_until_complete(opened)
+    [end] = ends
+    assert end.outcome == "error"
+    assert isinstance(end.error, UsageError)
+
+
+def test_outcome_of_a_function_that_a_scope_cancels_is_cancelled() -> None:
+    ends: Ends = []
+
+    async def opens() -> Any:
+        raise Cancelled
+
+    async def main() -> None:
+        await relay.aframes(opens, on_end=ends.append).open()
+
+    asyncio.run(main())
     assert ends == [RelayEnd("cancelled", None, "")]
 
 
