@@ -693,13 +693,17 @@ def test_command_line(tmp_path: Path) -> None:
 
 @example("examples/testing.md", "SSEServer")
 def test_sse_server(sse_server: SSEServer, tmp_path: Path) -> None:
-    by_hand, with_fixture, aborted = python("examples/testing.md", "SSEServer")
+    by_hand, with_fixture = python("examples/testing.md", "SSEServer")
     names = Session("").run(by_hand)
     assert names["status"] == 200
     with contextlib.suppress(sseqbridge.SSEError):
         names["it"].collect()
     Session("").run(with_fixture)["test_reader_resumes_after_a_cut"](sse_server)
 
+
+@example("examples/testing.md", "Views that relay a stream")
+def test_view_that_aborts_its_upstream() -> None:
+    [aborted] = python("examples/testing.md", "Views that relay a stream")
     app = Flask("example")
     app.add_url_rule(
         "/relay",

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 
-from sseqbridge import StatusError, UpstreamError, arequest_sse, relay, request_sse
+from sseqbridge import StatusError, UpstreamError, UsageError, arequest_sse, relay, request_sse
 from sseqbridge.relay import RelayEnd
 from sseqbridge.testing import SSEServer, respond, send, silence
 from tests.relay.serving import under_uvicorn, under_werkzeug, under_wsgiref
@@ -363,6 +363,27 @@ def test_error_of_a_function_reaches_the_handlers_of_starlette(monkeypatch: pyte
     with under_uvicorn(app) as url:
         response = httpx.get(f"{url}/function")
     assert (response.status_code, response.text) == (418, "handled")
+
+
+def test_failure_of_the_function_for_refusals_reaches_the_error_handlers_of_flask(served: Served) -> None:
+    def refuse(error: StatusError) -> Any:
+        raise LookupError
+
+    case.options = {"refusal": refuse}
+    served(respond(401))
+    for view in ("/function", "/direct"):
+        assert flask_app().test_client().get(view).status_code == 418
+    assert [end.outcome for end in case.ends] == ["error", "error"]
+
+
+def test_flask_response_is_opened_outside_of_an_application() -> None:
+    def start_response(*arguments: Any) -> Any:
+        raise AssertionError("there is no response")
+
+    for function, error in ((fail, LookupError), (lambda: 5, UsageError)):
+        response = relay.flask.stream_response(function)
+        with pytest.raises(error):
+            response({"REQUEST_METHOD": "GET"}, start_response)
 
 
 def test_function_runs_in_the_context_of_the_flask_request() -> None:

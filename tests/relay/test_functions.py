@@ -217,6 +217,59 @@ def test_stream_that_a_function_returns_too_late_is_aborted(relayed: Relay, earl
         assert waiting.result(30) == b""
 
 
+class Late:
+    """An iterable that is returned when its relay has been closed."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("must not be read")
+
+    def close(self) -> None:
+        self.closed.set()
+        if self.error is not None:
+            raise self.error
+
+
+@EARLY
+@pytest.mark.parametrize("error", [None, LookupError("in the end")])
+def test_iterable_that_a_function_returns_too_late_is_closed(
+    early: bool, error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = Late(error)
+    called, is_closed = threading.Event(), threading.Event()
+
+    def opens() -> Any:
+        called.set()
+        is_closed.wait(30)
+        return late
+
+    frames = relay.frames(opens, early=early, heartbeat=None)
+    reading = in_thread(lambda: [piece for piece in frames if piece != HEARTBEAT])
+    assert called.wait(30)
+    frames.close()
+    is_closed.set()
+    assert late.closed.wait(30)
+    assert reading.result(30) == []
+    if error is not None:
+        until(lambda: "in the end" in caplog.text)
+
+
+def test_heartbeats_are_sent_while_the_body_of_a_refusal_is_awaited(clock: FakeClock) -> None:
+    with SSEServer([respond(503), b"x", silence()]) as server:
+        frames = relay.frames(Opener(server, timeout=None), early=True, heartbeat=60)
+        assert next(frames) == HEARTBEAT
+        until(lambda: server.requests and server.requests[0].sent_bytes)
+        pieces = in_thread(lambda: [next(frames) for _ in range(2)])
+        while not pieces.done():
+            clock.advance(10)
+        assert pieces.result(30) == [HEARTBEAT] * 2
+        frames.close()
+        server.assert_aborted()
+
+
 @EARLY
 def test_refusal_of_an_opened_upstream_is_an_error_event(relayed: Relay, early: bool) -> None:
     with SSEServer([respond(401), b"busy"]) as server:
