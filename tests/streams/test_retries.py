@@ -34,14 +34,15 @@ from tests.clock import FakeClock
 from tests.engine.reconnecting import UNLIMITED
 from tests.streams.async_support import Run
 from tests.streams.client_support import ClientRequester
-from tests.support import in_thread
+from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 GOOD = [send(1), DONE]
 
 
 def refusal(status: int, headers: dict[str, str] | None = None, body: bytes = b"no") -> list[Step]:
-    return [respond(status, headers or {}, content_type="text/plain"), raw(body)]
+    """With a length, so that the connection can be reused at once."""
+    return [respond(status, headers or {}, content_type="text/plain", framing="length"), raw(body)]
 
 
 def client_of(server: SSEServer, retries: int = 2, **options: Any) -> SSEClient[Any]:
@@ -283,6 +284,25 @@ class Limited:
             yield from refusal(429, {"Retry-After": self._retry_after})
         else:
             yield from GOOD
+
+
+def test_pause_holds_on_a_reused_connection(clock: FakeClock) -> None:
+    limited = Limited(clock, "60")
+    with Bridge() as bridge, SSEServer(lambda request: GOOD if request.path == "/" else limited(request)) as server:
+        client = client_of(server, 0, bridge=bridge)
+        # An idle connection each for the two calls.
+        call = client.call("/")
+        together([lambda: call().events.collect()] * 2)  # noqa: PLW0108 (each sends a request)
+        until_no_stream_is_open(bridge)
+        gathering = gather([client.call("/limited")] * 2, limit=1, errors="yield")
+        assert isinstance(next(gathering)[1], StatusError)
+        reading = in_thread(lambda: next(gathering))
+        # Before the idle connections expire.
+        until(lambda: is_waiting(reading))
+        clock.advance_until(reading.done)
+        assert reading.result() == (1, [1])
+        assert list(gathering) == []
+    assert limited.times[1] - limited.times[0] >= 60
 
 
 @pytest.mark.parametrize("kind", ["call", "partial"])
