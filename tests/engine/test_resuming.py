@@ -59,6 +59,7 @@ def lines(server: SSEServer) -> list[tuple[str, str]]:
         # One that cannot be requested names no place.
         ({"Location": "mailto:x", "Content-Location": "/runs/1"}, "/runs/1"),
         ({"Location": "http://127.0.0.1:99999/"}, "/run?a=1"),
+        ({"Location": "http://127.0.0.1:x/"}, "/run?a=1"),
     ],
     ids=str,
 )
@@ -347,6 +348,13 @@ def test_functions_own_headers_are_all_that_is_sent(ask: Requester) -> None:
         assert {"authorization", "x-api-key"}.isdisjoint(resumed)
 
 
+def test_function_may_repeat_a_header(ask: Requester) -> None:
+    pairs = [("X-Tag", "1"), ("x-tag", "2")]
+    with SSEServer(in_turn([send(1, id="a"), cut()], [send(2), DONE])) as server:
+        assert ask(server.url, reconnect=by(lambda attempt: Resume("GET", "/", pairs))).items() == [1, 2]
+        assert server.requests[1].headers["x-tag"] == "1, 2"
+
+
 @pytest.mark.parametrize("headers", [None, {"X-Token": "short-lived"}], ids=["none", "own"])
 def test_function_at_another_origin(ask: Requester, headers: dict[str, str] | None) -> None:
     """It gets what the function passes, and neither the auth nor the cookies of the call."""
@@ -398,6 +406,7 @@ def test_function_that_gives_up_after_reconnect_loses_the_stream(ask: Requester)
         ("http://127.0.0.1/", "Resume or None"),
         (Resume("GET", "ftp://x/"), "http"),
         (Resume("GET", "http://127.0.0.1:99999/"), "http"),
+        (Resume("GET", "http://127.0.0.1:x/"), "http"),
         (Resume("GET", "/", {"X": "a\nb"}), "control characters"),
         (Resume("GET", "/", 5), "mapping"),  # type: ignore[arg-type]
     ],

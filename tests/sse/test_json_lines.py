@@ -113,6 +113,14 @@ def test_line_beyond_the_limit_is_an_error(begin: bytes) -> None:
                 parser.feed(chunk)
 
 
+def test_blanks_before_a_sequence_are_limited_as_lines_are() -> None:
+    for chunks in ([b" " * 11 + b"\x1e1\n"], [b" " * 6, b" " * 5 + b"\x1e1\n"]):
+        parser = JSONLinesParser(max_event_bytes=10)
+        with pytest.raises(BufferLimitError):
+            for chunk in chunks:
+                parser.feed(chunk)
+
+
 def test_lines_within_the_limit_may_be_many() -> None:
     documents, rest = texts(b"1234567890\n" * 1000 + b"1", max_event_bytes=10)
     assert (len(documents), rest) == (1000, ("1", True))
