@@ -248,6 +248,7 @@ def test_stale_certificate_file_is_named(
                 ask_fresh(server.url, reconnect=policy)
 
 
+@pytest.mark.own_transport
 def test_other_failure_of_the_certificates_is_a_typed_error(
     ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext
 ) -> None:

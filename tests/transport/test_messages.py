@@ -283,6 +283,7 @@ def test_a_hundred_threads_share_a_client(new_client: NewClient) -> None:
 def test_on_the_loops_thread_a_request_is_refused() -> None:
     client = httpx.Client(transport=BridgeTransport())
     errors: list[UsageError] = []
+    read = threading.Event()
 
     class Flag:
         """A cancel flag that blocks: its is_set() runs on the loop."""
@@ -293,11 +294,14 @@ def test_on_the_loops_thread_a_request_is_refused() -> None:
                     client.get(server.url)
                 except UsageError as error:
                     errors.append(error)
-            return bool(errors)
+            # Not before the headers and the event were received.
+            return bool(errors) and read.is_set()
 
     with SSEServer([send("1"), hold(threading.Event())]) as server, client:
         _, _, events = request_sse(server.url, cancel=Flag())
-        assert list(events) == [1]
+        assert next(events) == 1
+        read.set()
+        assert list(events) == []
     assert "own thread" in str(errors[0])
 
 
