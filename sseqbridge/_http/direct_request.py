@@ -15,7 +15,7 @@ from .connection_auth import authenticates_connection
 from .h1_heads import HeadError, write_head
 from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
 from .origin import Origin, origin_of
-from .request import DEFAULT_HEADERS
+from .request import ACCEPT, DEFAULT_HEADERS
 
 if TYPE_CHECKING:
     from .request import RequestOptions
@@ -35,7 +35,10 @@ _SPECIAL_HEADERS = frozenset(
 )
 
 # Lines of headers that are no secrets.
-_KNOWN_LINES = {pair: b"%b: %b\r\n" % (pair[0].encode(), pair[1].encode()) for pair in DEFAULT_HEADERS}
+_KNOWN_LINES = {
+    pair: b"%b: %b\r\n" % (pair[0].encode(), pair[1].encode())
+    for pair in (("Accept", ACCEPT["sse"]), ("Content-Type", "application/json"), *DEFAULT_HEADERS)
+}
 
 # The longest request that leaves in one write.
 _MAX_BYTES = 63 * 1024
