@@ -59,7 +59,7 @@ class AsyncWork(LoopTask):
     ) -> None:
         super().__init__(state)
         self.target = name
-        self.channel: Channel[Any] = Channel(state.loop, max_entries, state.wakeups)
+        self.channel: Channel[Any] = Channel(state.loop, max_entries)
         self.task: asyncio.Task[None] | None = None
         # Whether the consumer has received a result or an item.
         self.opened = False

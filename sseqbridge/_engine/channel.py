@@ -15,8 +15,6 @@ So there is no lock: each field has one writing side, and the order of writes an
     _waiters     both           published before the waiting side reads the queue again; deque.pop hands each
                                 wake-up to exactly one caller, except that close() calls all of them
     closed       anyone         set once, to True, before the waiters are woken
-    _is_wakeup_queued  both     the producer sets it after it has added an entry; who wakes the consumer clears it
-                                before, so that the consumer finds the entry
 
 An interrupt (Ctrl-C) can come between any two bytecodes of the consumer. The consumer's side therefore takes no wake-up
 of another thread away before it calls it: wake-ups are idempotent, and the waiting side withdraws its own.
@@ -34,7 +32,6 @@ from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.clock import clock
 
 from .memory import limit_of, memory
-from .wakeups import WakeupChain
 
 __all__ = ["CLOSED", "ELAPSED", "Channel", "End", "Outcome", "ThreadChannel", "post", "settle"]
 
@@ -79,13 +76,8 @@ class Channel(Generic[T]):
     next one.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, max_bytes: int, wakeups: WakeupChain | None = None
-    ) -> None:
-        """Make a channel for the loop, whose consumers' threads `wakeups` wakes; None wakes each at once."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
         self._loop = loop
-        self._wakeups = wakeups
-        self._is_wakeup_queued = False
         self._limit = limit_of(max_bytes)
         self._queue: deque[tuple[int, T | End]] = deque()
         self._waiters: deque[Callable[[], None]] = deque()
@@ -231,14 +223,14 @@ class Channel(Generic[T]):
         waiter = threads.new_waiter()
         wake = waiter.wake
         self._waiters.append(wake)
+        woken = False
         try:
             if not self._queue and not self.closed:
-                waiter.wait(timeout)
-            if self._wakeups is not None:
-                self._wakeups.pass_on()
+                woken = waiter.wait(timeout)
         finally:
-            # The side that woke it may have popped it.
-            _withdraw(self._waiters, wake)
+            # The side that woke it has popped it, except close().
+            if not woken or self.closed:
+                _withdraw(self._waiters, wake)
 
     async def areceive(self, timeout: float | None = None) -> T | End:
         """Do the same as receive(), in a coroutine of any loop.
@@ -319,36 +311,12 @@ class Channel(Generic[T]):
             settle(self._resume)
 
     def _wake(self) -> None:
-        try:
-            # The newest waiter: a signal handler that reads may have interrupted a wait of the same thread.
-            wake = self._waiters[-1]
-        except IndexError:
-            return
-        if self._wakeups is not None and threads.wakes_thread(wake):
-            if self._is_wakeup_queued:
-                return
-            if not self._wakeups.begin():
-                self._is_wakeup_queued = True
-                self._wakeups.add(self._wake_later)
-                return
+        # The newest waiter: a signal handler that reads may have interrupted a wait of the same thread.
         try:
             wake = self._waiters.pop()
         except IndexError:
             return
         wake()
-
-    def _wake_later(self) -> None:
-        """Wake a consumer's thread that is still waiting, in any thread. The waiting side withdraws its wake-up."""
-        self._is_wakeup_queued = False
-        try:
-            wake = self._waiters[-1]
-        except IndexError:
-            return
-        if threads.wakes_thread(wake):
-            wake()
-        else:
-            # Another consumer waits now, whose wake-up is called once, by the loop.
-            post(self._loop, self._wake)
 
 
 class ThreadChannel(Channel[T]):

@@ -20,7 +20,6 @@ from sseqbridge._runtime import fork, threads
 
 from .channel import post, settle
 from .scope import Ownership
-from .wakeups import WakeupChain
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
@@ -74,15 +73,13 @@ class Stream(Startable, Protocol):
 class LoopState:
     """The clients, streams, cancel watch and counters of one event loop.
 
-    `loop_watch`, which reports a blocked loop, and `wakeups` exist on a bridge's own loop only: another loop has other
-    work.
+    `loop_watch`, which reports a blocked loop, exists on a bridge's own loop only: another loop has other work.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clients: ClientPool, watch: LoopWatch | None = None) -> None:
         self.loop = loop
         self.clients = clients
         self.loop_watch = watch
-        self.wakeups = None if watch is None else WakeupChain(loop)
         self.process = fork.process_token()
         # Further clients, by their owner: see clients_of(). Any thread changes it, in single, atomic steps.
         self._owned_clients: dict[object, ClientPool] = {}
@@ -214,8 +211,6 @@ class LoopState:
 
     def release_consumers(self) -> None:
         """End the waits for tasks that did not start or end, and run the callbacks at the loop's end."""
-        if self.wakeups is not None:
-            self.wakeups.close()
         waited_for: list[Startable] = [*self._posted.copy(), *self.stream_tasks]
         for stream in waited_for:
             stream.release_consumer()

@@ -137,7 +137,7 @@ class RawExchange(LoopTask):
         # The body that the caller's thread has to produce; None if it is in memory.
         self.upload = None if in_memory else Upload()
         self._sender = _Sender(clients, ForwardedRequest(request, self._package, self.upload))
-        self.channel: Channel[RawHead | bytes] = Channel(state.loop, DEFAULT_MAX_BUFFERED_BYTES, state.wakeups)
+        self.channel: Channel[RawHead | bytes] = Channel(state.loop, DEFAULT_MAX_BUFFERED_BYTES)
         self.task: asyncio.Task[None] | None = None
         self.received = 0
         self._idle = idle

@@ -74,7 +74,7 @@ class StreamFacts(LoopTask):
             self.exchange = DirectExchange(state.clients, options)
         else:
             self.exchange = ReconnectingExchange(state.clients, options, options.reconnect)
-        self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes, state.wakeups)
+        self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes)
         self.writer = EntryWriter(self.channel, state.loop)
         self.initial_event_id = options.last_event_id
         # Not the loop's time: uvloop's clock stands still while the loop waits.

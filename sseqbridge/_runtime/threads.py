@@ -29,7 +29,6 @@ __all__ = [
     "start_os_worker",
     "start_worker",
     "thread_id",
-    "wakes_thread",
 ]
 
 # How long a thread waits without running a bytecode. PyThreadState_SetAsyncExc, with which dramatiq and Streamlit stop
@@ -86,11 +85,6 @@ class ThreadWaiter:
             self._lock.release()
         except RuntimeError:
             pass  # Woken already.
-
-
-def wakes_thread(wake: Callable[[], object]) -> bool:
-    """Return whether `wake` is the method of a ThreadWaiter."""
-    return type(getattr(wake, "__self__", None)) is ThreadWaiter
 
 
 class Waiter(Protocol):

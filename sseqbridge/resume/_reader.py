@@ -95,7 +95,7 @@ class Reader(LoopTask):
         self, hub: Hub, options: ReaderOptions, new_producer: Callable[[FencingToken, Claim], ElectedProducer]
     ) -> None:
         super().__init__(hub.state)
-        self.channel: Channel[Any] = Channel(hub.loop, options.max_buffered_bytes, hub.state.wakeups)
+        self.channel: Channel[Any] = Channel(hub.loop, options.max_buffered_bytes)
         self.initial_event_id = options.last_event_id
         self._hub = hub
         self._options = options
