@@ -106,7 +106,9 @@ def outcome_of(ask: Requester, url: str, **options: Any) -> Any:
     except SSEError as exc:
         error = type(exc), str(exc), type(exc.__cause__)
     stream = response.events
-    figures = stream.stats.events, stream.stats.bytes, stream.outcome, stream.last_event_id, stream.retry
+    # If a function finds the last event, in the consumer's thread, the loop may have parsed events after it.
+    events = None if "done" in options else stream.stats.events
+    figures = events, stream.stats.bytes, stream.outcome, stream.last_event_id, stream.retry
     return response.status, list(response.headers.raw), stream.http_version, items, error, figures
 
 
