@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import ROOT
 
-pytestmark = pytest.mark.configurations("default")
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 MODULES = sorted((ROOT / "sseqbridge").rglob("*.py"))
 TEST_MODULES = sorted((ROOT / "tests").rglob("test_*.py"))

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Tests for another pytest process. `kept` keeps their resources alive until the interpreter exits.
 LEAKING = """
 import asyncio, os, socket, subprocess, sys, tempfile, threading

@@ -134,6 +134,7 @@ def test_modules_without_network_import_no_network(name: str) -> None:
     assert modules.isdisjoint({"httpx", "anyio", "asyncio", "ssl"})
 
 
+@pytest.mark.slow
 def test_functions_import_only_their_dependencies() -> None:
     modules = modules_after("from sseqbridge import request_sse, arequest_sse")
     assert "httpx" in modules

@@ -11,7 +11,7 @@ import pytest
 from tests import tiers
 from tests.support import ROOT
 
-pytestmark = pytest.mark.configurations("default")
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

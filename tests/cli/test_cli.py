@@ -44,6 +44,8 @@ from tests.support import ROOT, in_thread, measured_environment, until, until_bl
 
 from .support import Capture, PseudoTerminal, Terminal, command
 
+pytestmark = pytest.mark.slow
+
 DONE = send("[DONE]")
 CHAT = {"messages": [{"role": "user", "content": "Good day to you."}], "stream": True}
 

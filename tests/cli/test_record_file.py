@@ -20,6 +20,8 @@ from tests.support import in_thread, until
 
 from .support import Capture, command
 
+pytestmark = pytest.mark.slow
+
 FULL = OSError(28, "No space left on device")
 
 

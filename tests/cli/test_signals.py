@@ -21,6 +21,8 @@ from tests.support import in_thread, until
 
 from .support import command
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 

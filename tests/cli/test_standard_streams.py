@@ -10,6 +10,8 @@ from sseqbridge.testing import SSEServer, expect, respond, send
 
 from .support import command
 
+pytestmark = pytest.mark.slow
+
 STEPS = [send("a"), send("b")]
 
 

@@ -146,6 +146,7 @@ def test_full_line_is_ended_before_the_status_line(
         assert drawn == f"\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K{shown[:39]}\x1b8"
 
 
+@pytest.mark.slow
 def test_message_between_tokens_has_a_line_of_its_own(terminal: PseudoTerminal) -> None:
     theirs, seen = terminal
     go = threading.Event()
@@ -175,6 +176,7 @@ def test_closed_terminal_ends_the_status_line_alone(monkeypatch: pytest.MonkeyPa
     line.clear()
 
 
+@pytest.mark.slow
 def test_stall_shows_beside_output_into_a_pipe(terminal: PseudoTerminal) -> None:
     theirs, seen = terminal
     go = threading.Event()

@@ -64,6 +64,7 @@ def test_a_bridge_starts_its_thread_with_the_first_request(responses: SSEServer)
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_many_first_requests_at_once_start_one_thread(responses: SSEServer) -> None:
     for _ in range(10):
         before = threads_of_bridges()
@@ -156,6 +157,7 @@ def test_closed_bridge_refuses_requests(responses: SSEServer) -> None:
     assert responses.requests == []
 
 
+@pytest.mark.slow
 def test_many_threads_close_one_bridge(silent: SSEServer) -> None:
     for n in range(20):
         bridge = Bridge()
@@ -323,6 +325,7 @@ def test_start_that_is_interrupted_at_its_very_end_keeps_its_loop(responses: SSE
         assert bridge._state is state
 
 
+@pytest.mark.slow
 def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
     starting: list[Future[list[Any]]] = []
 
@@ -421,6 +424,7 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     assert thread.has_ended
 
 
+@pytest.mark.slow
 def test_client_that_hangs_in_its_closing_is_left(silent: SSEServer, caplog: pytest.LogCaptureFixture) -> None:
     class Hanging(httpx.AsyncClient):
         async def aclose(self) -> None:
@@ -505,6 +509,7 @@ class Stubborn(httpx.AsyncBaseTransport):
 
 
 # anyio references a task in a cancel scope until it ends, and the loop of this task is closed.
+@pytest.mark.slow
 @pytest.mark.leaves("task")
 def test_task_that_ignores_cancellation_delays_no_close() -> None:
     async def go_on() -> None:

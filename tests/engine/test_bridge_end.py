@@ -20,6 +20,8 @@ from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, python, together, until
 
+pytestmark = pytest.mark.slow
+
 RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 

@@ -124,6 +124,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["json", "event", "strict", "lenient"])
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_are_read_as_on_a_new_connection(ask: Requester, name: str, options: dict[str, Any]) -> None:
@@ -202,6 +203,7 @@ def test_fault_between_callbacks_and_task_ends_the_stream(ask: Requester, monkey
         assert ask(server.url).items() == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [[b""], [CHUNKED[:20]], [INTERIM]], ids=["nothing", "half a head", "interim"])
 def test_read_limit_before_the_head(ask: Requester, answer: Answer) -> None:
     with AnswerServer([PLAIN], answer) as server:
@@ -211,6 +213,7 @@ def test_read_limit_before_the_head(ask: Requester, answer: Answer) -> None:
         assert caught.value.which == "read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["read", "idle", "total"])
 def test_limits_within_the_body(ask: Requester, limit: str) -> None:
     with AnswerServer([PLAIN], [CHUNKED + chunk(events("1"))]) as server:
@@ -263,6 +266,7 @@ def test_cancelled_scope_ends_the_wait(ask: Requester, silent: SSEServer) -> Non
     silent.requests[1].wait_aborted()
 
 
+@pytest.mark.slow
 def test_slow_consumer_holds_the_upstream_back(ask: Requester) -> None:
     numbers = list(range(3_000))
     with SSEServer(lambda request: [send(number) for number in numbers] + [send("[DONE]")]) as server:

@@ -315,6 +315,7 @@ def test_closed_is_set_before_waiters_are_woken(loop: asyncio.AbstractEventLoop)
 # Many threads, at any speed.
 
 
+@pytest.mark.slow
 @given(
     limit=st.integers(1, 50),
     charges=st.lists(st.integers(0, 60), max_size=40),
@@ -403,6 +404,7 @@ def test_blocking_send_sees_room_made_before_its_wait(monkeypatch: pytest.Monkey
     assert not channel.send_blocking(2, 10)
 
 
+@pytest.mark.slow
 def test_close_races_with_send_and_receive(loop: asyncio.AbstractEventLoop) -> None:
     for n in range(300):
         channel: Channel[int] = Channel(loop, 2)

@@ -15,6 +15,7 @@ import pytest
 from .chaos import run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
 def test_random_faults_lose_no_event_thread_or_descriptor() -> None:
     done = run(600, 1)

@@ -339,6 +339,7 @@ def test_open_streams_have_smaller_and_larger_shares(small: None, flooding: Floo
     first.close()
 
 
+@pytest.mark.slow
 @own_transport
 def test_streams_that_hold_most_of_the_memory_leave_some_to_others(small: None, flooding: Flooding) -> None:
     early = [flooding.open() for _ in range(4)]

@@ -25,7 +25,7 @@ from sseqbridge import Bridge, BridgeClosedError, EventStream, RequestAbortedErr
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, python, together, until
 
-pytestmark = pytest.mark.blocks_its_loop
+pytestmark = [pytest.mark.blocks_its_loop, pytest.mark.slow]
 
 Hook = Callable[[], object]
 

@@ -88,6 +88,7 @@ def test_reconnect_races_with_close(ask: Requester, stage: str) -> None:
         assert count() <= 2 if stage != "open" else count() <= 3
 
 
+@pytest.mark.slow
 def test_notices_are_bounded_without_a_consumer(clock: FakeClock, ask: Requester) -> None:
     busy = [respond(503, content_type="text/plain"), bytes(100_000)]
     with SSEServer(in_turn([send(1), cut()], busy)) as server:
@@ -105,6 +106,7 @@ def test_notices_are_bounded_without_a_consumer(clock: FakeClock, ask: Requester
             assert response.events.stats.buffered <= 250_000
 
 
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_notices_are_bounded_before_the_first_response(ask: Requester) -> None:
     seen: list[int] = []

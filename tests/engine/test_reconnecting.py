@@ -130,6 +130,7 @@ def test_oversized_event_ends_the_stream(ask: Requester) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
 def test_temporary_refusal_is_retried(ask: Requester, status: int) -> None:
     notes = Notes()
@@ -278,6 +279,7 @@ def test_required_done_makes_a_clean_end_a_truncation(ask: Requester) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [cut, reset], ids=["cut", "reset"])
 @pytest.mark.parametrize("is_later", [True, False], ids=["later", "at once"])
 @pytest.mark.parametrize("data", [None, {}], ids=["GET", "POST"])

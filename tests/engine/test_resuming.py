@@ -49,6 +49,7 @@ def lines(server: SSEServer) -> list[tuple[str, str]]:
 # "get".
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "path"),
     [

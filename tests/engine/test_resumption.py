@@ -135,6 +135,7 @@ def test_last_event_id_without_reconnecting(ask: Requester) -> None:
 SENT_IDS = ["a\x01b", "\x01", "\x7f", "a\x1bb", "a\tb", "\u0085", "\u2028", "\ufffd", "\u00e0", "x" * 5000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_id", SENT_IDS, ids=ascii)
 @pytest.mark.parametrize("way", [cut, None], ids=["cut", "clean end"])
 def test_id_is_sent_unchanged(ask: Requester, event_id: str, way: Callable[[], Step] | None) -> None:
@@ -300,6 +301,7 @@ def test_each_connection_has_a_new_parser(ask: Requester) -> None:
         assert [(event.event, event.data) for event in response.items()] == [(("message"), n) for n in "123"]
 
 
+@pytest.mark.slow
 def test_done_function_sees_events_of_all_connections(ask: Requester) -> None:
     with SSEServer(in_turn([send(1), cut()], [send(2), send(3), silence()])) as server:
         response = ask(server.url, reconnect=AT_ONCE, done=lambda event: event.data == "2")
@@ -344,6 +346,7 @@ def test_servers_retry_time_holds_for_later_connections(clock: FakeClock, ask: R
     assert [delay for _, delay, _ in notes.calls] == [20, 20]
 
 
+@pytest.mark.slow
 def test_retry_of_zero_still_waits(ask: Requester) -> None:
     notes = Notes()
     once = [raw(b"retry: 0\n\n"), send(1)]

@@ -71,6 +71,7 @@ READERS: dict[str, Callable[[EventStream[Any]], Iterator[Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_a_flag_ends_a_wait_in_its_scope(silent: SSEServer, reader: str) -> None:
     flag = threading.Event()
@@ -81,6 +82,7 @@ def test_a_flag_ends_a_wait_in_its_scope(silent: SSEServer, reader: str) -> None
     silent.wait_for_request().wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_a_stream_belongs_to_the_scope_that_reads_it(silent: SSEServer, reader: str) -> None:
     events = opened(silent)

@@ -99,6 +99,7 @@ def test_extras_that_are_named_exist() -> None:
     assert named <= set(setup["options.extras_require"])
 
 
+@pytest.mark.slow
 def test_options_of_the_command_line_exist() -> None:
     status, text, errors = python("from sseqbridge.__main__ import run; run()", "--help")
     assert (status, errors) == (0, "")

@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from sseqbridge.testing import SSEServer, chat_completions
 from tests.support import ROOT
+
+pytestmark = pytest.mark.slow
 
 _VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL")
 

@@ -387,6 +387,7 @@ def test_client(upstream: SSEServer) -> None:
         names["log"].close()
 
 
+@pytest.mark.slow
 @example("examples/client.md", "Retries")
 def test_retries() -> None:
     [code] = python("examples/client.md", "Retries")
@@ -659,6 +660,7 @@ def test_mcp_client_in_a_flask_view() -> None:
         assert names["app"].test_client().post("/tools/add", json={"a": 1, "b": 2}).json == {"result": 3}
 
 
+@pytest.mark.slow
 @example("examples/command-line.md", "Print a stream")
 @example("examples/command-line.md", "Record and replay")
 def test_command_line(tmp_path: Path) -> None:

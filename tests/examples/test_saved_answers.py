@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
 from examples.saved_answers import create_app
 from sseqbridge.testing import SSEServer, chat_completions, cut, respond, send, silence
 from tests.relay.serving import under_werkzeug
 from tests.support import until
+
+pytestmark = pytest.mark.slow
 
 
 def chunk(text: str) -> dict[str, list[dict[str, dict[str, str]]]]:

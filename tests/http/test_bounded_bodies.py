@@ -127,6 +127,7 @@ def digest(request: pytest.FixtureRequest) -> Any:
 # Auth flows.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_error_response_read_by_an_auth_is_bounded(request_with: Callable[..., Any], digest: Any, refusal: str) -> None:
     with SSEServer(protected(REFUSALS[refusal], send(1), DONE)) as server, memory_is_bounded():

@@ -428,6 +428,7 @@ def test_clients_of_either_package_are_aborted(package: Any) -> None:
         assert server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "kind", "cause"),
     [

@@ -19,6 +19,8 @@ from tests.support import in_thread
 
 from .upstream import Resolve, Run, asking, full_listener, new_client, own_transport, upstream
 
+pytestmark = pytest.mark.slow
+
 
 def test_abort_while_the_body_is_written(ask: Requester) -> None:
     cancel = threading.Event()

@@ -27,6 +27,8 @@ from tests.support import in_thread
 from .tls13 import Records, start_tls
 from .upstream import Run, asking, new_client, own_transport, upstream
 
+pytestmark = pytest.mark.slow
+
 
 def test_untrusted_certificate_is_a_connect_error(run: Run, server_tls: ssl.SSLContext) -> None:
     async def main() -> None:

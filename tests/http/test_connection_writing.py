@@ -85,6 +85,7 @@ def test_head_and_small_body_leave_in_one_write(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -236,6 +237,7 @@ class Uploaded:
             self.closed.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("status", [b"413 Too Large", b"401 No", b"307 Elsewhere"])
 def test_early_refusal_is_returned_at_once_and_ends_the_sending(run: Run, kind: str, status: bytes) -> None:
@@ -460,6 +462,7 @@ def test_body_that_the_server_does_not_read_times_out(clock: FakeClock, run: Run
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [60, None])
 def test_body_that_the_server_reads_slowly_does_not_time_out(clock: FakeClock, run: Run, limit: float | None) -> None:
     async def main() -> None:
@@ -521,6 +524,7 @@ def test_tls_that_cannot_send_is_a_typed_error(
         assert server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "leave"), [(5, "close"), (5, "reset"), (100_000, "reset"), (100_000, "close and read on")]
 )

@@ -112,6 +112,7 @@ def test_no_bytes_are_held_back(kind: str) -> None:
         assert read(body, byte) == unbounded.decompress(byte)
 
 
+@pytest.mark.slow
 @compressed
 def test_bomb_is_decompressed_lazily_in_bounded_slices(kind: str) -> None:
     body = decoder(kind, 65536)
@@ -132,6 +133,7 @@ def test_several_members_are_one_body(kind: str) -> None:
         body.finish()
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=200), max_size=4), st.integers(1, 50))
 def test_any_members_in_any_chunks_are_one_body(parts: list[bytes], size: int) -> None:
     data = b"".join(map(gzip.compress, parts))
@@ -140,6 +142,7 @@ def test_any_members_in_any_chunks_are_one_body(parts: list[bytes], size: int) -
     body.finish()
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300), st.integers(1, 50), st.sampled_from(list(WINDOW_BITS)), st.integers(0, 9))
 def test_any_body_in_any_chunks_is_decompressed(sent: bytes, size: int, kind: str, level: int) -> None:
     made = zlib.compressobj(level, zlib.DEFLATED, WINDOW_BITS[kind])

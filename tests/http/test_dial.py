@@ -21,6 +21,8 @@ from tests.support import in_thread
 
 from .upstream import DONE, SHORT, Resolve, Run, asking, full_listener, new_client, own_transport, upstream
 
+pytestmark = pytest.mark.slow
+
 
 def test_ipv6_literal_is_connected_to(ask: Requester) -> None:
     def serve(listener: socket.socket) -> bytes:

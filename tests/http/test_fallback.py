@@ -142,6 +142,7 @@ def test_proxy_of_the_environment_is_used(
         assert len(proxy.requests) == is_asked
 
 
+@pytest.mark.slow
 def test_concurrent_requests_share_one_transport_of_httpx(run: Run) -> None:
     async def main() -> None:
         async def plain(scheme: str, proxy: str | None) -> httpx.AsyncBaseTransport:

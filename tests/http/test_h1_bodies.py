@@ -165,6 +165,7 @@ def assert_read_in_steps(wire: bytes, expected: Body) -> None:
         assert by_us(wire, step=step) == expected, step
 
 
+@pytest.mark.slow
 def test_endless_trailers_are_refused() -> None:
     assert_read_in_steps(chunk(b"one") + b"0\r\n" + b"x" * 20_000, (b"one", None, True))
 
@@ -177,6 +178,7 @@ def test_body_with_too_long_trailers_never_completes() -> None:
     assert not body.complete
 
 
+@pytest.mark.slow
 def test_longest_trailers_are_skipped() -> None:
     trailers = b"name: value\r\n" * 1000
     assert_read_in_steps(chunk(b"one") + b"0\r\n" + trailers + b"\r\nrest", (b"one", b"rest", False))
@@ -298,6 +300,7 @@ def test_chunked_body_with_faults_is_read_as_h11_reads_it(
     assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == expected
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=60) | st.text("05a\r\n;", max_size=40).map(str.encode), st.lists(st.integers(0, 60)))
 def test_any_bytes_are_read_alike_at_every_split(wire: bytes, cuts: list[int]) -> None:
     assert feed_all(ChunkedBody(), cut_up(wire, cuts)) == by_us(wire)

@@ -108,6 +108,7 @@ lines = st.sampled_from(sorted({line for head in HEADS for line in head.split(b"
 pieces = lines.map(lambda line: line + b"\n") | st.sampled_from([b"\r\n", b"\n", b"\r", b" ", b":", b"\0", b"\t", b"1"])
 
 
+@pytest.mark.slow
 @given(st.lists(pieces, max_size=8).map(b"".join))
 @example(b"A: \r\n b\r\n\r\n")
 def test_any_head_is_read_as_the_reference_reads_it(end: bytes) -> None:
@@ -117,6 +118,7 @@ def test_any_head_is_read_as_the_reference_reads_it(end: bytes) -> None:
 added = st.sampled_from([b"", b"\r", b"\n", b" ", b":", b"\0", b"x", b"1"])
 
 
+@pytest.mark.slow
 @given(st.sampled_from(HEADS), st.integers(0, 60), st.integers(0, 3), added)
 def test_faulty_head_is_read_as_the_reference_reads_it(head: bytes, at: int, removed: int, added: bytes) -> None:
     assert_read_alike(head[:at] + added + head[at + removed :])

@@ -153,6 +153,7 @@ def test_endless_line(ask: Requester, begun: bytes) -> None:
         server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 def test_endless_event(ask: Requester) -> None:
     lines = chunk(b"data: 12345\n" * 5000)
     with bounded(ask, endless(CHUNKED, chunk(b"data: 1\n\n"), over_and_over=lines)) as server:
@@ -161,6 +162,7 @@ def test_endless_event(ask: Requester) -> None:
         server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 def test_endless_event_without_data(clock: FakeClock, ask: Requester) -> None:
     """Nothing is buffered, so no size limit applies, but no event arrives in time."""
     lines = chunk(b"id: 1\nevent: x\nretry: 5\nunknown: y\n" * 1000)
@@ -219,6 +221,7 @@ def zipped(body: bytes, status: int = 200, content_type: str = "text/event-strea
     return [respond(status, {"Content-Encoding": "gzip"}, content_type=content_type), raw(body)]
 
 
+@pytest.mark.slow
 def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Requester) -> None:
     for begin, kind in ((b"data: ", BufferLimitError), (b"", ProtocolError)):
         with bounded(ask, zipped(bomb(b"x", 100, begin))) as server:
@@ -226,6 +229,7 @@ def test_gzip_bomb_of_one_line_ends_in_an_error(ask: Requester) -> None:
             assert (items, type(error)) == ([], kind)
 
 
+@pytest.mark.slow
 def test_gzip_bomb_of_empty_lines_ends_normally(ask: Requester) -> None:
     with (
         bounded(ask, zipped(bomb(b":" + b"x" * 16_382 + b"\n", 100))) as server,
@@ -245,6 +249,7 @@ def test_gzip_bomb_of_events_is_subject_to_backpressure(ask: Requester) -> None:
         assert response.events.stats.events == 64 * 256
 
 
+@pytest.mark.slow
 def test_gzip_bomb_in_an_error_response_is_cut_off(ask: Requester) -> None:
     with bounded(ask, zipped(bomb(b"x", 100), 500, "text/plain")) as server:
         _, error = fail(ask, server.url, decode="text")
@@ -319,6 +324,7 @@ def dripping(*first: bytes, over_and_over: bytes) -> Callable[[ReceivedRequest],
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["idle", "total"])
 def test_slow_drip_of_a_stream(clock: FakeClock, ask: Requester, which: str) -> None:
     script = dripping(CHUNKED + chunk(b"data: 1\n\n") + chunk(b"data: "), over_and_over=chunk(b"x"))
@@ -332,6 +338,7 @@ def test_slow_drip_of_a_stream(clock: FakeClock, ask: Requester, which: str) -> 
         server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [b"", HEAD], ids=["status line", "field"])
 def test_slow_drip_of_a_head(clock: FakeClock, ask: Requester, first: bytes) -> None:
     with bounded(ask, dripping(first, over_and_over=b"x")) as server:
@@ -478,6 +485,7 @@ def tls_server(context: ssl.SSLContext, damage: Callable[[str, bytes], bytes], *
             serving.result(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True], ids=["cut", "reset"])
 def test_tls_connection_that_ends_within_a_record(
     ask_fresh: Requester,

@@ -18,6 +18,8 @@ from sseqbridge import arequest_sse
 from .http2_server import Http2Server
 from .upstream import Run
 
+pytestmark = pytest.mark.slow
+
 Asked = Callable[[Any, Http2Server], Awaitable[None]]
 
 

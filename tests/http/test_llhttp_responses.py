@@ -38,12 +38,14 @@ CASES = load("http_llhttp.json") + load("http_responses.json")
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
+@pytest.mark.slow
 @every_case
 def test_response_is_read_at_every_split(case: Case) -> None:
     for pieces in every_split(case.sent):
         case.assert_is(read_by_units(case, pieces))
 
 
+@pytest.mark.slow
 @every_case
 def test_response_is_read_over_a_connection(case: Case) -> None:
     case.assert_is(read_over_transport(case, [case.sent]))

@@ -79,6 +79,7 @@ def test_cookies_of_responses_are_not_kept(ask: Requester) -> None:
         assert ["cookie" in request.headers for request in server.requests] == [False] * 3
 
 
+@pytest.mark.slow
 def test_total_timeout_ignores_earlier_idle_time_of_the_loop(ask_fresh: Requester) -> None:
     """uvloop's clock does not advance while the loop waits."""
     with SSEServer(in_turn([send(1), DONE], [silence()])) as server:

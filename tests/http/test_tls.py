@@ -70,6 +70,7 @@ def established(begin: Begin, *, step: int = 100_000) -> tuple[TlsSession, Serve
     return session, server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 def test_bytes_are_encrypted_and_decrypted(begin: Begin, step: int) -> None:
     session, server = established(begin, step=step)

@@ -15,6 +15,8 @@ from tests.clock import FakeClock
 
 from .upstream import SHORT, Run, asking, new_client, new_transport, until_read, upstream
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_sequential_requests_use_one_connection(

@@ -113,12 +113,14 @@ def test_every_place_is_tried() -> None:
     assert {place for read in READ.values() for place in read} <= set(PLACES)
 
 
+@pytest.mark.slow
 @every_case
 def test_response_is_read_at_every_split(case: Case) -> None:
     for pieces in every_split(case.sent):
         case.assert_is(read_by_units(case, pieces))
 
 
+@pytest.mark.slow
 @every_case
 def test_response_is_read_over_a_connection(case: Case) -> None:
     case.assert_is(read_over_transport(case, [case.sent]))

@@ -140,6 +140,7 @@ def settings() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.leaves("thread")  # asgiref's
 @pytest.mark.parametrize(("framework", "view"), PLACES, ids=" ".join)
 @pytest.mark.parametrize(("error", "status", "content"), ERRORS, ids=lambda value: getattr(value, "args", [""])[0])
@@ -175,6 +176,7 @@ def test_error_of_the_applications_own_code_is_500(framework: str, view: str, er
     assert ASK[framework](view).status == 500
 
 
+@pytest.mark.slow
 def test_views_without_errors_pass_the_middleware() -> None:
     assert Client().get("/plain").content == b"plain"
     with serving.under_wsgiref(WSGIHandler()) as url:

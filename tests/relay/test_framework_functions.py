@@ -28,7 +28,7 @@ from tests.support import until
 
 DONE = send("[DONE]")
 
-pytestmark = pytest.mark.usefixtures("urls")
+pytestmark = [pytest.mark.usefixtures("urls"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, resp
 from tests.relay.serving import under_uvicorn, under_werkzeug, under_wsgiref
 from tests.support import until
 
+pytestmark = pytest.mark.slow
+
 DONE = send("[DONE]")
 EVENT_STREAM = {
     "content-type": "text/event-stream; charset=utf-8",

@@ -20,6 +20,8 @@ from sseqbridge.testing import SSEServer, respond, send, silence
 from tests.relay.serving import under_uvicorn
 from tests.support import in_thread, until
 
+pytestmark = pytest.mark.slow
+
 upstream: list[str] = []
 ends: list[RelayEnd] = []
 options: dict[str, Any] = {}

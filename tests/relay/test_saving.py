@@ -155,6 +155,7 @@ def answers() -> Iterator[Answers]:
         made.db.engine.dispose()
 
 
+@pytest.mark.slow
 def test_answer_is_saved_by_sqlalchemy(answers: Answers) -> None:
     with serving.under_werkzeug(answers.app) as url:
         for steps, _ in CASES:

@@ -148,6 +148,7 @@ def test_done_event_can_be_sent_at_an_end_without_one(relayed: Relay) -> None:
         assert relayed(stream).rest() == b"data: 1\n\n"
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.builds(ServerSentEvent, event=keys, data=st.text(), id=st.just("") | keys)

@@ -25,7 +25,7 @@ from .support import (
 )
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
 def test_cancel_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:

@@ -44,6 +44,7 @@ def test_delete_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:
     until(lambda: hub_of(log).topics == {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.parametrize("ends_first", [False, True])
 def test_delete_ends_readers_that_are_behind(log: Log, face: Face, begins_again: bool, ends_first: bool) -> None:

@@ -176,6 +176,7 @@ def test_generator_that_has_ended_is_refused(log: Log, face: Face) -> None:
             face.open(log, "k", lambda ended=ended: ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_exception_of_an_iterable_ends_the_stream(
@@ -293,6 +294,7 @@ def test_closing_the_log_ends_an_agent(log: Log, face: Face, asynchronous: bool)
         assert agent.ended.is_set()
 
 
+@pytest.mark.slow
 @both_agents
 def test_agent_without_readers_is_abandoned(logs: Logs, face: Face, asynchronous: bool) -> None:
     log = logs.new(abandon_after=0.1)
@@ -358,6 +360,7 @@ def test_iterable_runs_in_the_context_of_start(log: Log, face: Face, asynchronou
     assert variable.get() == "unset"
 
 
+@pytest.mark.slow
 def test_unavailable_store_holds_an_iterable_back(logs: Logs) -> None:
     log, store = logs.killable()
     count = 0

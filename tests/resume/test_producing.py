@@ -129,6 +129,7 @@ def test_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
     assert attempts == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_upstream_error_reaches_all_readers(
     log: Log, face: Face, ending: tuple[list[Step], dict[str, Any], type[SSEError]]

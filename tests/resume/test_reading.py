@@ -222,6 +222,7 @@ def test_stream_without_readers_continues(log: Log, face: Face) -> None:
         assert not upstream.requests[0].aborted.is_set()
 
 
+@pytest.mark.slow
 def test_false_lease_alarm_loses_and_repeats_nothing(log: Log, face: Face) -> None:
     """A reader that wrongly assumes a lost lease continues at its position."""
     steps: list[Step] = []

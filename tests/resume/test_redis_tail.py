@@ -23,6 +23,7 @@ NAMES = [b"log:{a}:events", "log:{\N{SNOWMAN}}:events".encode(), b"log:wake:1"]
 positions = st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 1000), st.lists(positions, min_size=3, max_size=3)), min_size=1, max_size=5))
 def test_command_is_what_redis_py_would_send(reads: list[tuple[int, list[tuple[int, int]]]]) -> None:
     """Also when only some positions have changed since the last read."""

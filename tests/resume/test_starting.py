@@ -31,7 +31,7 @@ from tests.support import in_thread, until
 from .support import DONE, LEASE, Face, KillableStore, Logs, check_often, hub_of, new_store, use_store
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 HANG = {"timeout": None}
 

@@ -29,7 +29,7 @@ from .support import (
 )
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
 def test_store_calls_are_idempotent(logs: Logs) -> None:

@@ -38,7 +38,7 @@ from .support import (
 )
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 STEPS = [
     ("claim", 0, True),

@@ -274,6 +274,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NUMBERS + STRINGS + SHAPES, ids=lambda text: ascii(text[:24]))
 def test_nasty_document_decodes_as_with_json(text: str) -> None:
     assert_decodes_alike(text)

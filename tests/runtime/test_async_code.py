@@ -10,6 +10,8 @@ from tests.support import python
 
 from .programs import exits
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import asyncio, gc, os, signal, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads

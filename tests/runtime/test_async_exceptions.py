@@ -18,6 +18,8 @@ from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, respond, send, silence
 from tests.support import in_thread, until, until_blocked
 
+pytestmark = pytest.mark.slow
+
 
 class TimeLimitExceeded(BaseException):
     """As dramatiq raises it."""

@@ -79,6 +79,7 @@ def is_open(stream: Any) -> bool:
     return bool(stream.poll() == [] and stream.outcome is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("where", ["closing the response", "closing the generator", "closing the client"])
 def test_exception_during_close_ends_no_other_stream(world: World, where: str, kind: type[BaseException]) -> None:
@@ -108,6 +109,7 @@ def test_exception_of_a_network_stream_ends_no_other_stream(world: World, kind: 
     world.end(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
 @pytest.mark.parametrize("is_class", [False, True], ids=["a generator", "a class"])
 def test_exception_in_a_bodys_finally_ends_no_other_stream(
@@ -276,6 +278,7 @@ def test_exit_in_a_teed_stream_ends_only_its_readers() -> None:
         other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, StopIteration])
 @pytest.mark.parametrize("when", ["redirected", "reconnecting"])
 def test_client_function_that_raises_in_its_thread_ends_the_stream(when: str, kind: type[BaseException]) -> None:
@@ -456,6 +459,7 @@ def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixt
             stream.close()
 
 
+@pytest.mark.slow
 def test_process_survives_an_exit_in_a_body() -> None:
     with SSEServer([send(1), silence()]) as server:
         program = """

@@ -20,6 +20,8 @@ from tests.support import (
 
 from .programs import exits
 
+pytestmark = pytest.mark.slow
+
 RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 

@@ -31,7 +31,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
 from tests.support import python, started
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"), pytest.mark.slow]
 
 
 def ticking(request: ReceivedRequest) -> Iterator[Step]:

@@ -28,6 +28,8 @@ from tests.support import (
     until_no_stream_is_open,
 )
 
+pytestmark = pytest.mark.slow
+
 RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 

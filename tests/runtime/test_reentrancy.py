@@ -298,6 +298,7 @@ def server(go_on: threading.Event) -> Iterator[SSEServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_call_in_a_callback(server: SSEServer, go_on: threading.Event, callback: str, call: str) -> None:

@@ -21,6 +21,8 @@ from tests.support import (
 
 from .programs import PRELUDE, read_line
 
+pytestmark = pytest.mark.slow
+
 RESPONSE = (send({"n": 1}), send("[DONE]"))
 
 

@@ -48,6 +48,7 @@ def test_item_on_the_wire(item: ServerSentEvent | Comment, wire: bytes) -> None:
     assert encode(item) == wire
 
 
+@pytest.mark.slow
 @given(events)
 def test_event_parses_back_to_the_same(event: ServerSentEvent) -> None:
     parser = EventStreamParser()
@@ -81,6 +82,7 @@ def test_line_breaks_in_data_come_back_as_line_feeds(data: str) -> None:
     assert EventStreamParser().feed(encode(ServerSentEvent(data=data))) == [ServerSentEvent(data=with_line_feeds(data))]
 
 
+@pytest.mark.slow
 @given(texts)
 def test_comment_parses_back_as_one_per_line(text: str) -> None:
     items = EventStreamParser(comments=True).feed(encode(Comment(text)))

@@ -140,6 +140,7 @@ DOCUMENTS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     documents=st.lists(DOCUMENTS, max_size=6),
     is_sequence=st.booleans(),

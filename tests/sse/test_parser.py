@@ -55,6 +55,7 @@ def test_vector_parses_alike_in_all_chunks(vector: Vector) -> None:
     assert_parses_as(vector, vector.stream)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [b"\r", b"\r\n"], ids=["CR", "CRLF"])
 @pytest.mark.parametrize("vector", PLAIN_VECTORS, ids=str)
 def test_vector_parses_alike_with_other_line_ends(vector: Vector, ending: bytes) -> None:
@@ -450,6 +451,7 @@ def test_any_bytes_are_refused_alike_in_any_chunks(stream: bytes, sizes: list[in
         assert read(chunks, limit) == (parsed.items, parsed.refused)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([0, 1, 500, 522, 523, 1023, 1024, 1025]).map(lambda size: b"x" * size), min_size=2))
 def test_event_of_several_lines_is_refused_at_its_exact_size(values: list[bytes]) -> None:
     # Around the size from which the data grows in place.

@@ -115,6 +115,7 @@ def zero() -> float:
     return 0.0
 
 
+@pytest.mark.slow
 @given(
     chance=st.floats(0, 1),
     jitter=st.floats(0, 1),
@@ -144,6 +145,7 @@ def test_delay_stays_within_bounds(
         assert wait >= retry_after
 
 
+@pytest.mark.slow
 @given(chance=st.floats(0, 1), jitter=st.floats(0, 1), tried=st.integers(0, 20))
 def test_jitter_is_the_random_part_of_a_delay(chance: float, jitter: float, tried: int) -> None:
     full = min(3 * 2.0**tried, 60)
@@ -405,6 +407,7 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert retry_after(value, NOW) == seconds
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_any_text_is_accepted_as_a_date(value: str) -> None:
     http_date(value)

@@ -142,6 +142,7 @@ def test_leaving_aborts_a_silent_stream(ask: Ask, leave: Callable[[EventStream[A
     assert events.outcome == "closed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", WAYS)
 def test_leaving_aborts_a_stream_under_backpressure(ask: Ask, leave: Callable[[EventStream[Any]], None]) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
@@ -158,6 +159,7 @@ def test_dropping_a_stream_aborts_it_with_a_warning(ask: Ask) -> None:
     request.wait_aborted()
 
 
+@pytest.mark.slow
 def test_dropping_a_stream_under_backpressure_aborts_it(ask: Ask) -> None:
     events, request = ask(flood, max_buffered_bytes=100_000)
     next(events)
@@ -242,6 +244,7 @@ def test_closing_the_bridge_aborts_while_the_headers_are_awaited(serve: Serve, c
     request.wait_aborted()
 
 
+@pytest.mark.slow
 def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> None:
     # As by a forked child: closing our own descriptor would not close the connection.
     events, request = ask(flood, max_buffered_bytes=100_000)
@@ -329,6 +332,7 @@ def test_close_waits_until_the_socket_is_closed(silent: SSEServer) -> None:
     assert it.outcome == "closed"
 
 
+@pytest.mark.slow
 def test_close_races_with_a_consumer_about_to_wait(silent: SSEServer) -> None:
     for n in range(100):
         it = request_sse(silent.url).events
@@ -337,6 +341,7 @@ def test_close_races_with_a_consumer_about_to_wait(silent: SSEServer) -> None:
         silent.wait_for_request(n + 1).wait_aborted()
 
 
+@pytest.mark.slow
 def test_close_races_with_arrival_without_gaps(talkative: SSEServer) -> None:
     for n in range(50):
         it = request_sse(talkative.url).events

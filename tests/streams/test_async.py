@@ -40,6 +40,8 @@ from sseqbridge.testing import (
 )
 from tests.streams.async_support import Run, numbers, until
 
+pytestmark = pytest.mark.slow
+
 
 def test_both_functions_take_the_same_arguments() -> None:
     *of_sync, (last_of_sync, _) = inspect.signature(request_sse).parameters.items()

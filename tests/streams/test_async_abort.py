@@ -27,6 +27,8 @@ from sseqbridge.testing import (
 )
 from tests.streams.async_support import Run, aborted, until
 
+pytestmark = pytest.mark.slow
+
 
 def test_leaving_the_with_block_aborts(run: Run) -> None:
     async def main() -> None:

@@ -295,6 +295,7 @@ def test_cancelled_code_that_blocks_its_loop_is_logged(clock: FakeClock, caplog:
         bridge.run(ready())
 
 
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_flag_that_blocks_the_loop_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
     class Slow:

@@ -79,6 +79,7 @@ def test_time_limits_hold_before_the_headers(clock: FakeClock, run: Run) -> None
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "kind"),
     [
@@ -110,6 +111,7 @@ def test_a_refused_connection_is_a_connect_error(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "options", "kind"),
     [

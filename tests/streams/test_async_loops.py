@@ -35,6 +35,8 @@ from tests.loops import states_of_callers_loops
 from tests.streams.async_support import Run, aborted, unused_url
 from tests.support import HAS_OWN_TRANSPORT
 
+pytestmark = pytest.mark.slow
+
 
 class _ThreadStarts:
     """Records the names of threads that are started from now on."""

@@ -47,6 +47,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 # The last block without its blank line.
 
 
+@pytest.mark.slow
 @framings
 @pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r\n", b"id: 9\ndata: [DONE] \r"])
 @pytest.mark.parametrize("options", [{}, {"decode": "event"}, {"reconnect": AT_ONCE}], ids=repr)
@@ -121,6 +122,7 @@ def test_half_an_end_event_is_dropped(
     assert len(warnings_of(caplog)) == 1
 
 
+@pytest.mark.slow
 @framings
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\nid: 9\n", b"\nid: 9", b"\nretry: 15", b"\nretry: 1500\n"])
 @pytest.mark.parametrize("value", [{"n": 2}, [2], {"text": "ä" * 40_000}, {"a": [{"b": "}"}]}], ids=range(4))
@@ -266,6 +268,7 @@ LINES = b'{"n": 1}\n{"n": 2}\n'
 PAGE = b"<!DOCTYPE html>\n<html><h1>Bad gateway</h1></html>\n"
 
 
+@pytest.mark.slow
 @framings
 @pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])
 @pytest.mark.parametrize("body", [ERROR, b"\xef\xbb\xbf\n" + ERROR + b"\n", b"error: " + ERROR + b"\n\n"], ids=range(3))
@@ -282,6 +285,7 @@ def test_error_object_in_place_of_events_is_an_upstream_error(
         assert response.events.outcome == "error"
 
 
+@pytest.mark.slow
 @framings
 @pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_last_event_id_header_of_a_client_resumes(send_with: ClientRequester, se
 # The base URL.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base_url", ["http://h/v1", "http://h/v1/", "http://h", "http://u:p@h:8/a//", "https://h/%20"])
 @pytest.mark.parametrize(
     "url", ["chat", "/chat", "//chat/x", "", "?q=1", "a?q=%2F#f", "../up", "http://other/x", "https://other", "a%2Fb"]
@@ -344,6 +345,7 @@ assert threading.active_count() == 1, threading.enumerate()
 """
 
 
+@pytest.mark.slow
 def test_client_and_calls_start_no_thread() -> None:
     assert python(LAZY) == (0, "", "")
 
@@ -370,6 +372,7 @@ assert call().events.collect() == [{"n": 1}]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_client_works_in_a_forked_child(server: SSEServer) -> None:
     assert python(FORK, server.url) == (0, "", "")

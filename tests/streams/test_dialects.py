@@ -278,6 +278,7 @@ def test_events_dialect_takes_pings_for_events(ask: Requester) -> None:
         assert (items, type(error)) == ([{"n": 1}], DecodeError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["json", "text", "event"])
 @pytest.mark.parametrize(
     ("dialect", "heartbeat", "resets"),

@@ -291,6 +291,7 @@ def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: fl
     assert f"timeout=Timeout({which}=" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [30, {"connect": 30}, Timeout(connect=30)])
 def test_connect_timeout(clock: FakeClock, ask: Requester, timeout: Any) -> None:
     with full_listener() as url:
@@ -310,6 +311,7 @@ def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Request
             is_over.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [30, {"read": 30}, Timeout(read=30)])
 def test_read_timeout_before_the_headers(clock: FakeClock, ask: Requester, timeout: Any) -> None:
     with SSEServer([silence()]) as server:
@@ -319,6 +321,7 @@ def test_read_timeout_before_the_headers(clock: FakeClock, ask: Requester, timeo
         assert request.wait_aborted(30)
 
 
+@pytest.mark.slow
 def test_write_timeout(clock: FakeClock, ask: Requester) -> None:
     is_over = threading.Event()
 
@@ -338,6 +341,7 @@ def test_write_timeout(clock: FakeClock, ask: Requester) -> None:
     assert caught.value.which == "write"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timeout", "which"), [(30, "read"), ({"read": 30}, "read"), (Timeout(idle=30), "idle"), ({"total": 30}, "total")]
 )
@@ -354,6 +358,7 @@ def test_read_timeout_within_the_stream(clock: FakeClock, ask: Requester, timeou
         assert server.requests[0].wait_aborted(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [comment("ping"), raw(b"event: ping\n\n"), raw(b"id: 3\n\n"), raw(b"retry: 9\n\n"), raw(b"\n")]
 )
@@ -406,6 +411,7 @@ def test_timeouts_pause_during_backpressure(clock: FakeClock, ask: Requester, wh
         assert response.events.outcome == "done"
 
 
+@pytest.mark.slow
 def test_total_timeout(clock: FakeClock, ask: Requester) -> None:
     with SSEServer([send(1), wait(1)] * 20_000) as server:
         with ask(server.url, timeout={**UNLIMITED, "total": 300}) as response:
@@ -436,6 +442,7 @@ def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask
         assert response.events.outcome == "error"
 
 
+@pytest.mark.slow
 def test_total_counts_from_the_call(clock: FakeClock, ask: Requester) -> None:
     timeout = {**UNLIMITED, "total": 300}
     with SSEServer([silence()]) as server:
@@ -501,6 +508,7 @@ def with_secrets(**options: Any) -> Failing:
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [
@@ -577,6 +585,7 @@ class Secretive:
         return SECRET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "options"),
     [

@@ -84,6 +84,7 @@ def test_usage_error_is_not_an_sse_error() -> None:
     assert issubclass(UsageError, RuntimeError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", WITH_ATTRIBUTES + WITH_A_MESSAGE, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_error_survives_pickling(error: Exception, protocol: int) -> None:

@@ -238,6 +238,7 @@ def test_a_posted_body_comes_back(url: str) -> None:
         assert list(items) == [payload]
 
 
+@pytest.mark.slow
 def test_pings_do_not_disturb(url: str) -> None:
     flags["unseen pinged"] = flags["unseen goes on"] = threading.Event()
     _, _, items = request_sse(f"{url}/pinged", params={"name": "unseen"})
@@ -254,6 +255,7 @@ def test_pings_do_not_reset_the_idle_timeout(url: str, clock: FakeClock) -> None
     assert seen("idle").wait(30)
 
 
+@pytest.mark.slow
 def test_pings_are_delivered_as_comments(url: str) -> None:
     flags["shown pinged"], flags["shown goes on"] = threading.Event(), threading.Event()
     _, _, items = request_sse(f"{url}/pinged", params={"name": "shown"}, decode="event", comments=True)

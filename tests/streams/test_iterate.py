@@ -198,6 +198,7 @@ def test_source_waits_while_max_buffered_items_are_held() -> None:
     assert stats.time_to_first_event is not None
 
 
+@pytest.mark.slow
 def test_a_source_that_never_waits_leaves_the_loop_to_others() -> None:
     with Bridge() as bridge:
         stream = bridge.iterate(endless(), max_buffered=10**9)

@@ -11,6 +11,7 @@ import pytest
 from .iterate_chaos import run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")
 def test_random_asynchronous_code_loses_no_item_task_or_thread() -> None:
     done = run(300, 1)

@@ -340,6 +340,7 @@ def test_failure_of_the_cleanup_is_logged(caplog: pytest.LogCaptureFixture) -> N
     assert "iterate(test_failure_of_the_cleanup_is_logged.<locals>.fails) failed while" in record.getMessage()
 
 
+@pytest.mark.slow
 def test_thousand_abandoned_task_groups_leave_nothing_behind() -> None:
     choose = random.Random(1)
     alive: set[int] = set()

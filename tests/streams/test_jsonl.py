@@ -153,6 +153,7 @@ def test_answer_other_than_200_with_lines_is_a_stream(ask: LineRequester) -> Non
         assert ask(server.url, data={}).items() == [{"a": 1}]
 
 
+@pytest.mark.slow
 def test_refusal_is_returned(ask: LineRequester) -> None:
     with SSEServer([respond(404, content_type="application/json"), b'{"error":"model not found"}']) as server:
         response = ask(server.url, data={})
@@ -343,6 +344,7 @@ def test_cancel_flag_aborts_the_request(ask: LineRequester) -> None:
             ask(server.url, cancel=flag)
 
 
+@pytest.mark.slow
 def test_slow_consumer_holds_the_upstream_back(ask: LineRequester) -> None:
     line = json.dumps({"x": "y" * 1000}).encode() + b"\n"
 
@@ -447,6 +449,7 @@ def test_client_of_lines() -> None:
             client.with_options(format="sse").request("/")
 
 
+@pytest.mark.slow
 def test_client_retries_a_refusal() -> None:
     with SSEServer(in_turn([respond(503, headers={"Retry-After": "0"})], [LINES, b"1\n"])) as server:
         client = SSEClient(server.url, format="jsonl", retries=1)

@@ -68,6 +68,7 @@ def test_error_of_ollama_in_mid_stream(chat: Any) -> None:
         next(it)
 
 
+@pytest.mark.slow
 def test_refusal_of_ollama(chat: Any) -> None:
     with pytest.raises(StatusError, match="model 'missing' not found"):
         chat("missing").raise_for_status()
@@ -93,6 +94,7 @@ def served(app: Any) -> Iterator[str]:
         serving.result(30)
 
 
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_endpoint_of_fastapi() -> None:
     app = FastAPI()

@@ -235,6 +235,7 @@ def test_leaving_the_loop_aborts_all_open_streams(merging: Merging) -> None:
             request.wait_aborted()
 
 
+@pytest.mark.slow
 def test_fast_stream_starves_no_other_and_gets_backpressure(merging: Merging) -> None:
     def script(request: ReceivedRequest) -> Iterator[Step]:
         if request.path == "/quiet":
@@ -559,6 +560,7 @@ def test_stream_with_another_consumer_cannot_be_merged() -> None:
                 use()
 
 
+@pytest.mark.slow
 def test_cancelled_wait_loses_no_item() -> None:
     async def main() -> list[Any]:
         async with amerge([partial(arequest_sse, server.url)] * 2) as merged:

@@ -98,6 +98,7 @@ def test_stats_continue_after_the_thread_is_restarted(bridge: Bridge) -> None:
         assert bridge.stats().events == 2
 
 
+@pytest.mark.slow
 def test_stats_are_consistent_at_any_time(bridge: Bridge) -> None:
     """While streams end, no event is counted twice or not at all."""
     interval = sys.getswitchinterval()

@@ -105,6 +105,7 @@ def test_repr_shows_status_and_state_but_no_header(ask: Requester) -> None:
 # Another status than 200.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "content_type", "body", "item"),
     [
@@ -557,6 +558,7 @@ def test_stats_count_events_and_bytes(ask: Requester) -> None:
 # Payloads and framings, over the wire.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -586,6 +588,7 @@ def test_payloads_are_decoded_whatever_the_size_of_reads(
         assert response.items() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [b"\n\n", b"\r\r", b"\r\n\r\n", b"\n\r"])
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 def test_each_event_is_delivered_as_it_arrives(ask: Requester, framing: Any, ending: bytes) -> None:
@@ -645,6 +648,7 @@ COMPRESSIONS: list[tuple[str, Callable[[], Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "make"), COMPRESSIONS, ids=["gzip", "x-gzip", "zlib", "raw deflate"])
 @pytest.mark.parametrize("framing", ["chunked", "close"])
 def test_a_compressed_event_is_delivered_as_it_arrives(

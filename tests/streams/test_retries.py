@@ -67,6 +67,7 @@ def ask(clock: FakeClock, send_with: ClientRequester) -> Asking:
     return Asking(clock, send_with)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_first_answer_is_retried(ask: Asking, status: int) -> None:
     with SSEServer(in_turn(refusal(status), refusal(503), GOOD)) as server:
@@ -119,6 +120,7 @@ def test_lost_connection_of_a_sent_request_is_not_retried(ask: Asking) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_timeout_of_a_sent_request_is_not_retried(clock: FakeClock, ask: Asking) -> None:
     with SSEServer([silence()]) as server:
         with pytest.raises(StreamTimeoutError) as caught:
@@ -136,6 +138,7 @@ def test_errors_in_mid_stream_keep_their_types(ask: Asking) -> None:
         assert len(server.requests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("retry_after", "delay"), [("20", 20.0), ("120", 120.0), ("0", 0.375), ("soon", 0.375)])
 def test_retry_after_is_waited_for(clock: FakeClock, ask: Asking, retry_after: str, delay: float) -> None:
     times: list[float] = []
@@ -286,6 +289,7 @@ class Limited:
             yield from GOOD
 
 
+@pytest.mark.slow
 def test_pause_holds_on_a_reused_connection(clock: FakeClock) -> None:
     limited = Limited(clock, "60")
     with Bridge() as bridge, SSEServer(lambda request: GOOD if request.path == "/" else limited(request)) as server:
@@ -305,6 +309,7 @@ def test_pause_holds_on_a_reused_connection(clock: FakeClock) -> None:
     assert limited.times[1] - limited.times[0] >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["call", "partial"])
 def test_calls_of_a_gather_share_the_pause_after_a_429(clock: FakeClock, kind: str) -> None:
     limited = Limited(clock, "60")
@@ -322,6 +327,7 @@ def test_calls_of_a_gather_share_the_pause_after_a_429(clock: FakeClock, kind: s
     assert all(time - limited.times[0] >= 60 for time in limited.times[1:])
 
 
+@pytest.mark.slow
 def test_pause_is_that_of_one_host(clock: FakeClock) -> None:
     limited, other = Limited(clock, "100"), Limited(clock, "100", refused=0)
     with SSEServer(limited) as server, SSEServer(other) as other_server:

@@ -300,6 +300,7 @@ def test_closing_the_bridge_ends_the_call() -> None:
         bridge.run(double(1))
 
 
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_blocking_code_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
     async def blocks() -> None:

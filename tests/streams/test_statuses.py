@@ -70,6 +70,7 @@ def test_content_encoding_that_is_no_coding_is_ignored(
     assert ("no registered coding" in caplog.text) is bool(coding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_data", [True, False])
 def test_endless_stream_of_another_type_is_an_error_at_once(ask: Requester, clock: FakeClock, has_data: bool) -> None:
     head = respond(200, content_type="application/x-ndjson")
@@ -88,6 +89,7 @@ def test_endless_stream_of_another_type_is_an_error_at_once(ask: Requester, cloc
         assert server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 def test_body_of_known_length_of_another_type_is_read_whole(ask: Requester, clock: FakeClock) -> None:
     go = threading.Event()
     head = respond(200, {"Content-Length": "8"}, content_type="application/json", framing="none")

@@ -193,6 +193,7 @@ def test_the_callers_cancel_ends_all_readers() -> None:
 BIG = "x" * 10_000
 
 
+@pytest.mark.slow
 def test_slowest_reader_causes_backpressure_within_its_bound() -> None:
     limit = 200_000
     with SSEServer([*(send(BIG) for _ in range(2_000)), DONE]) as server:
@@ -209,6 +210,7 @@ def test_slowest_reader_causes_backpressure_within_its_bound() -> None:
         assert len(reading.result(30)) == 2_000
 
 
+@pytest.mark.slow
 def test_reader_goes_on_when_a_slower_one_is_closed() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), max_buffered_bytes=100_000)
@@ -232,6 +234,7 @@ def test_slow_end_ends_a_slow_reader_with_events_lost_error() -> None:
             assert reader.outcome == "error"
 
 
+@pytest.mark.slow
 def test_slow_end_waits_for_the_fastest_reader() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow = tee(request_sse(server.url, decode="text"), slow="end", max_buffered_bytes=100_000)
@@ -271,6 +274,7 @@ def test_added_reader_with_replay_gets_earlier_events() -> None:
         assert list(readers.add(replay=True)) == list(range(101))
 
 
+@pytest.mark.slow
 def test_readers_can_be_added_while_events_arrive() -> None:
     """Whenever a reader is added, it misses and repeats no event."""
     with SSEServer([*(step for n in range(300) for step in (send(n), wait(0.0005))), DONE]) as server:
@@ -398,6 +402,7 @@ def test_comments_and_whole_events_are_delivered() -> None:
             assert list(reader) == [Comment("hi"), ServerSentEvent("x", "a")]
 
 
+@pytest.mark.slow
 def test_done_function_ends_each_reader() -> None:
     with SSEServer([send("a"), send("end"), silence()]) as server:
         readers = tee(request_sse(server.url, decode="text", done=lambda event: event.data == "end"))
@@ -473,6 +478,7 @@ def test_bridge_that_is_closed_ends_all_readers() -> None:
             list(slow)
 
 
+@pytest.mark.slow
 def test_stuck_task_does_not_block_the_readers() -> None:
     with SSEServer([*(send(BIG) for _ in range(100)), silence()]) as server:
         bridge = Bridge()

@@ -107,6 +107,7 @@ def test_request_status_error_that_may_be_retried(ask: Requester, status: int) -
         assert [event.data for event in read(server, ask)] == ["data"]
 
 
+@pytest.mark.slow
 def test_eventsource_reconnect(ask: Requester) -> None:
     """eventsource-reconnect.js: a reconnection after each clean end, after the delay of `retry`."""
     delays: list[float] = []
@@ -176,6 +177,7 @@ def last_event_ids(ask: Requester, first: bytes) -> list[str | None]:
     return [value and value.encode("latin-1").decode() for value in sent]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "first", "sent"),
     [
@@ -194,6 +196,7 @@ def test_last_event_id(ask: Requester, file: str, first: str, sent: str | None) 
     assert last_event_ids(ask, first.encode()) == [None, sent]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "field", "delay"),
     [

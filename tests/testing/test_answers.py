@@ -58,6 +58,7 @@ def test_openai_runs_tools_of_a_chat(is_streamed: bool) -> None:
         assert (choice.finish_reason, choice.message.content) == ("stop", "It is sunny.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_openai_runs_tools_of_a_response(is_streamed: bool) -> None:
     items: list[Any] = [{"role": "user", "content": "?"}]
@@ -124,6 +125,7 @@ def test_dialect_ends_at_the_last_event(build: Any, dialect: Any) -> None:
         assert events.outcome == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize(("tool_calls", "tokens"), [((), ["one ", "two "]), (WEATHER, [])])
 def test_stall_comes_after_some_tokens_or_calls(
@@ -150,6 +152,7 @@ def test_stall_comes_after_some_tokens_or_calls(
         assert server.wait_for_request().wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDERS)
 def test_stall_may_come_before_the_end_or_instead_of_an_answer(build: Any) -> None:
     for count, data in ((1, {"stream": True}), (0, {"stream": False})):
@@ -174,6 +177,7 @@ def test_stall_after_something_that_is_no_number_is_refused(build: Any, stall_af
         build(stall_after=stall_after)
 
 
+@pytest.mark.slow
 def test_sdks_read_the_refusals() -> None:
     error: type[Exception] = openai.BadRequestError
     with SSEServer(openai_responses()) as server, pytest.raises(error, match="POST a JSON object with an input"):

@@ -102,6 +102,7 @@ def test_client_leaving_during_its_request_does_no_harm(sent: bytes, way_out: Ca
 # A client that leaves.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way_out", [socket.socket.close, send_rst, send_fin])
 @pytest.mark.parametrize("doing", WAITS)
 def test_client_leaving_is_detected_during_every_step(doing: str, way_out: Callable[[socket.socket], None]) -> None:
@@ -138,6 +139,7 @@ def test_client_leaving_is_detected_by_a_busy_script() -> None:
         assert server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doing", ["silence", "a blocked write"])
 @pytest.mark.parametrize("sends_close_notify", [True, False])
 def test_client_leaving_is_detected_under_tls(
@@ -175,6 +177,7 @@ def test_client_leaving_after_the_end_aborts_nothing() -> None:
         assert not server.requests[0].aborted.is_set()
 
 
+@pytest.mark.slow
 def test_client_that_does_not_read_causes_backpressure() -> None:
     sizes = [65_536] * 50
     with SSEServer(lambda request: (raw(b"x" * size) for size in sizes)) as server, connect(server) as client:

@@ -52,6 +52,7 @@ def test_openai_reads_a_fixed_response(text: str | list[str]) -> None:
     assert completion.usage.completion_tokens == 2
 
 
+@pytest.mark.slow
 def test_delay_precedes_every_token() -> None:
     with SSEServer(chat_completions(iter("abc"), delay=0.05)) as server:
         for stream in (True, False):

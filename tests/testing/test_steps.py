@@ -318,6 +318,7 @@ def test_that_fails(sse_server):
 """
 
 
+@pytest.mark.slow
 def test_fixture_is_available_to_users(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -326,6 +327,7 @@ def test_fixture_is_available_to_users(tmp_path: Path) -> None:
     assert "the method is 'GET', and 'POST' was expected" in done.stdout
 
 
+@pytest.mark.slow
 def test_plugin_imports_nothing_before_use() -> None:
     status, out, _ = python("import sys, sseqbridge.pytest_plugin; print('asyncio' in sys.modules)")
     # pytest itself may have.

@@ -150,6 +150,7 @@ def test_a_closed_response_reports_what_the_package_reports(package: Any, client
             next(response.iter_raw())
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_while_requests_wait(client: Any) -> None:
     with SSEServer(lambda request: [silence()] if request.path == "/head" else ONE_THEN_SILENCE) as server:
         status, _, _ = python(

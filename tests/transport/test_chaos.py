@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import httpx2
+import pytest
 
 from sseqbridge import Bridge, BridgeTransport, cancel_on
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, silence, wait
@@ -132,6 +133,7 @@ def run(streams: int, seed: int) -> Counter[str]:
     return chaos.results
 
 
+@pytest.mark.slow
 def test_every_stream_is_complete_or_raises() -> None:
     results = run(300, seed=1)
     assert sum(results.values()) == 300

@@ -209,6 +209,7 @@ def test_body_that_never_waits_is_aborted(on_transport: Callable[..., Any], firs
         until(lambda: exchange.finished)
 
 
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_transport_that_blocks_the_loop_is_reported_with_the_url(
     on_transport: Callable[..., Any], caplog: pytest.LogCaptureFixture

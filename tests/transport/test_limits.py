@@ -61,6 +61,7 @@ def test_the_write_limit_ends_the_sending(clock: FakeClock, package: Any, new_cl
             clock.advance_until_done(partial(client.post, url, content=(b"x" * 100_000 for _ in range(1000))))
 
 
+@pytest.mark.slow
 def test_a_pool_limit_is_accepted_and_never_elapses(package: Any, new_client: NewClient) -> None:
     client = new_client(timeout=package.Timeout(30, pool=0.001))
     ready = threading.Event()
@@ -71,6 +72,7 @@ def test_a_pool_limit_is_accepted_and_never_elapses(package: Any, new_client: Ne
         assert {future.result(30).text for future in asking} == {"data: 1\n\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
 @pytest.mark.parametrize("heartbeat", [comment("keep-alive"), send("{}", "ping"), send(": keepalive")])
 def test_heartbeats_do_not_reset_the_idle_limit(

@@ -44,6 +44,7 @@ def test_closing_a_response_of_a_proxy_frees_its_reader(
             proxy.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
     status, out, err = python(
         """if True:
