@@ -104,12 +104,12 @@ class Attempts:
         """
         try:
             request = await self.resuming.next(attempt, self.exchange.resumption)
+            if request is None:
+                return None
+            options, resumption = request
+            options = await options_of_attempt(options)
         except UsageError as exc:
             raise self._not_sent(attempt, exc) from exc
-        if request is None:
-            return None
-        options, resumption = request
-        options = await options_of_attempt(options)
         # A request of the caller's to connect now, which happens.
         self.take_drop_request()
         try:

@@ -102,6 +102,11 @@ class Exchange:
         return self._sender.is_unsendable
 
     @property
+    def was_processed(self) -> bool:
+        """Whether the server has answered a request with a body by a redirect to its result."""
+        return self._sender.was_processed
+
+    @property
     def is_complete(self) -> bool:
         """Whether the end of the body is known to be received."""
         return isinstance(self._body, BodyStream) and self._body.complete

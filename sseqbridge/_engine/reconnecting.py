@@ -217,14 +217,16 @@ class ReconnectingExchange:
             return self._accept(head)
         # The policy needs the status alone: the body is read only if the request is sent again.
         decision = self._policy.after(self._describe_drop(status_error(self.target, head, Body(b""))))
-        if not isinstance(decision, Retry) or clock.monotonic() + decision.delay > deadline:
+        if self._attempts.exchange.was_processed or not isinstance(decision, Retry):
+            return self._accept(head)
+        if clock.monotonic() + decision.delay > deadline:
             return self._accept(head)
         self._refusal = head, Body(b"")
         self._refusal = head, await self._attempts.exchange.read_body()
         return await self._plan(decision, status_error(self.target, *self._refusal))
 
     async def _after_failure(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
-        if self._attempts.exchange.is_unsendable:
+        if self._attempts.exchange.is_unsendable or self._attempts.exchange.was_processed:
             raise cause
         decision = self._policy.after(self._describe_drop(cause))
         if isinstance(decision, Stop):

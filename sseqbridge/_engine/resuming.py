@@ -14,7 +14,7 @@ import httpx
 
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.redirects import Place, is_trusted_hop, own_headers
-from sseqbridge._http.request import header_list
+from sseqbridge._http.request import check_framing, header_list
 from sseqbridge._http.urls import is_requestable
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersCode
@@ -131,6 +131,7 @@ async def _place_of(
 
 def _own_list(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     pairs = header_list(headers)
+    check_framing(pairs, own_length=False)
     if isinstance(headers, dict):
         # {**attempt.headers, "Authorization": ...}: httpx's names are lower-case ones, and the later value is meant.
         pairs = list({name.lower(): (name, value) for name, value in pairs}.values())

@@ -50,8 +50,9 @@ class _RetryingSender(RequestSender):
         """Do the same as RequestSender.send(). Returns the last answer, or raises the last error, of all attempts."""
         tried = 0
         while True:
-            if self._options.pauses is not None:
-                await self._options.pauses.wait(self._first_origin)
+            if self._options.pauses is not None and await self._options.pauses.wait(self._first_origin):
+                # The headers may have expired.
+                await self._renew()
             response, error = None, None
             try:
                 response = await super().send()
@@ -59,7 +60,7 @@ class _RetryingSender(RequestSender):
             except SSEError as exc:
                 error = exc
                 failure = Failure(error=None if self.is_unsendable else exc)
-            delay = retry_delay(failure, tried, self._options.retries)
+            delay = None if self.was_processed else retry_delay(failure, tried, self._options.retries)
             if delay is None or self._comes_too_late(delay):
                 if error is not None:
                     raise error

@@ -84,8 +84,8 @@ class RequestSender(ClientLease):
     """Sends a request with a leased client, and owns the connection of its answer.
 
     `redirects` are the permanent redirects so far, `cookies` those that the answers of the call have set.
-    `is_unsendable` says that the HTTP client refused the request itself. `sent` is the latest request of a call that
-    reconnects.
+    `is_unsendable` says that the HTTP client refused the request itself, `was_processed` that the server has answered
+    a request with a body by a redirect to its result. `sent` is the latest request of a call that reconnects.
     """
 
     def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption) -> None:
@@ -97,6 +97,7 @@ class RequestSender(ClientLease):
         # Of the answers of this call.
         self.cookies = resumption.cookies or CallCookies()
         self.is_unsendable = False
+        self.was_processed = False
         self.sent: SentRequest | None = None
         self.place = resumption.place
         self._last_event_id = resumption.last_event_id
@@ -240,6 +241,8 @@ class RequestSender(ClientLease):
     async def _follow(self, status: int, url: Any) -> None:
         """Replace the request by the one that follows a redirect, and close the redirect's own answer."""
         change = redirect(self._request, status, url, self._options, self._client.package)
+        if self._options.has_body and change.request.method != self._request.method:
+            self.was_processed = True
         await self._change_request(change)
 
     async def _change_request(self, change: Redirect) -> None:

@@ -27,10 +27,13 @@ class Pauses:
         if end > self._end(origin):
             self._ends.setdefault(origin, deque()).append(end)
 
-    async def wait(self, origin: str) -> None:
-        """Return once no pause of `origin` is left."""
+    async def wait(self, origin: str) -> bool:
+        """Wait until no pause of `origin` is left. Returns whether there was one."""
+        has_waited = False
         while (left := self._end(origin) - clock.monotonic()) > 0:
+            has_waited = True
             await anyio.sleep(left)
+        return has_waited
 
     def _end(self, origin: str) -> float:
         ends = self._ends.get(origin)

@@ -43,6 +43,7 @@ __all__ = [
     "DEFAULT_HEADERS",
     "RequestOptions",
     "build_request",
+    "check_framing",
     "check_last_event_id",
     "check_raw_headers",
     "encode_json",
@@ -216,8 +217,9 @@ def header_list(headers: object) -> list[tuple[str, str]]:
         else:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
+        hint = ". Pass a function to SSEClient(headers=...)" if callable(headers) else ""
         raise UsageError(
-            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}"
+            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}{hint}"
         ) from None
     return [_header(name, value) for name, value in pairs]
 
@@ -261,6 +263,17 @@ def _header(name: object, value: object) -> tuple[str, str]:
 
 def _is_latin1(value: str) -> bool:
     return all(ord(character) < 256 for character in value)
+
+
+def check_framing(headers: Iterable[tuple[str, str]], *, own_length: bool) -> None:
+    """Raise UsageError for headers about the length of a body, which the HTTP client sets."""
+    # These headers occur when a response's headers are passed by mistake.
+    for name, _ in headers:
+        if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
+            raise UsageError(
+                f"`headers` must not contain {name!r}, which the HTTP client sets. "
+                "Pass the headers of a request, not of a response."
+            )
 
 
 def check_last_event_id(value: object) -> str:

@@ -14,7 +14,7 @@ import inspect
 import logging
 import opcode
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._exceptions import CallbackError, SSEError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallersCode",
     "CallersFunction",
+    "exits_contained",
     "guarded_body",
     "is_exit_of_callers_function",
     "is_from_outside",
@@ -108,6 +109,19 @@ def is_reportable(error: BaseException) -> bool:
     if isinstance(error, (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)):
         return True
     return asyncio._get_running_loop() is not None and not _is_ctrl_c(error)
+
+
+@contextlib.contextmanager
+def exits_contained(name: str) -> Iterator[None]:
+    """Raise CallbackError in place of an exit of a plain function of the caller's. Its other exceptions propagate."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as exc:
+        if not is_reportable(exc):
+            raise
+        raise CallbackError(f"{name} raised {type(exc).__name__}") from exc
 
 
 def is_exit_of_callers_function(error: BaseException) -> bool:

@@ -100,10 +100,10 @@ class JSONLinesParser:
         return stripped, not _may_be_cut(text, stripped)
 
     def _from_start(self, chunk: bytes) -> bytes:
-        """Return the chunk, with the bytes before it, once it is known whether the body is a sequence."""
-        chunk = bytes(self._tail) + chunk
-        self._tail.clear()
+        """Return the chunk, in a sequence without the blanks before it. What came before it is blank."""
         if self._at_start:
+            chunk = bytes(self._tail) + chunk
+            self._tail.clear()
             if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
                 self._tail += chunk
                 return b""

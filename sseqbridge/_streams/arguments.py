@@ -21,6 +21,7 @@ from sseqbridge._http.request import (
     ACCEPT,
     DEFAULT_HEADERS,
     RequestOptions,
+    check_framing,
     check_last_event_id,
     encode_json,
     header_list,
@@ -139,7 +140,7 @@ def prepare(
     if client_headers is not None and not callable(client_headers):
         headers = _merged(header_list(client_headers), headers)
     own_headers, own_id = _without_last_event_id(headers, check_last_event_id(arguments.last_event_id))
-    _check_framing(own_headers, own_length=content is not None)
+    check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
     # A stream that is resumed by GET is still the answer to one request.
     rules = _rules(arguments, format, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
@@ -150,10 +151,10 @@ def prepare(
         url=_url(arguments.url),
         headers=complete(own_headers),
         build={
-            "params": arguments.params,
+            "params": _copied(arguments.params),
             "content": encode_json(body) if body is not None else _content(content),
-            "cookies": arguments.cookies,
-            "files": arguments.files,
+            "cookies": _copied(arguments.cookies),
+            "files": _copied(arguments.files),
             "extensions": dict(arguments.extensions or {}),
         },
         send={} if arguments.auth is None else {"auth": arguments.auth},
@@ -276,16 +277,6 @@ def _is_auth(auth: Any) -> bool:
     return auth is None or callable(auth) or hasattr(auth, "async_auth_flow")
 
 
-def _check_framing(headers: _Pairs, *, own_length: bool) -> None:
-    # These headers occur when a response's headers are passed by mistake.
-    for name, _ in headers:
-        if name.lower() == "transfer-encoding" or (name.lower() == "content-length" and not own_length):
-            raise UsageError(
-                f"`headers` must not contain {name!r}, which the HTTP client sets. "
-                "Pass the headers of a request, not of a response."
-            )
-
-
 def _method(method: object, has_body: bool) -> str:
     if method is None:
         return "POST" if has_body else "GET"
@@ -298,6 +289,13 @@ def _url(url: object) -> str:
     if not is_url(url):
         raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
     return str(url)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a dict or list and those in it, which the caller may change before the request is sent again."""
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _with_defaults(headers: _Pairs, *, is_json: bool, accept: str) -> _Pairs:
@@ -313,9 +311,12 @@ def _merged(client_headers: _Pairs, headers: _Pairs) -> _Pairs:
     return [pair for pair in client_headers if pair[0].lower() not in replaced] + headers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _HeadersOfAttempts:
-    """Calls the headers function of a client for each attempt, and adds the headers of the request."""
+    """Calls the headers function of a client for each attempt, and adds the headers of the request.
+
+    Its repr is left out because it would show secrets.
+    """
 
     function: HeadersFunction
     own: _Pairs
@@ -329,7 +330,7 @@ class _HeadersOfAttempts:
         with CallersFunction("the headers function", passes=()):
             returned = self.function()
         headers = header_list(returned)
-        _check_framing(headers, own_length=False)
+        check_framing(headers, own_length=False)
         if any(name.lower() == "last-event-id" for name, _ in headers):
             raise UsageError("`headers`: the function must not return Last-Event-ID. Pass `last_event_id`.")
         return self.complete(_merged(headers, self.own))

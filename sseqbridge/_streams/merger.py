@@ -182,11 +182,15 @@ class Merger:
                 "these streams were merged before a fork and belong to the parent process. Merge new ones in the child."
             )
 
+    def _check_unmerged(self, member: Member) -> None:
+        others = (other for other in tuple(self._members.values()) if other is not member)
+        if member.reader is not None and any(member.reader is other.reader for other in others):
+            raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
+
     def add(self, member: Member) -> int:
         """Add a stream, from any thread, and return its number. Raises UsageError once closed."""
         self.check_process()
-        if any(member.reader is not None and member.reader is other.reader for other in tuple(self._members.values())):
-            raise UsageError(f"{member.name!r} is a stream that is merged already, under another name")
+        self._check_unmerged(member)
         number = next(self._numbers)
         try:
             # The consumer, or close(), can abort the request from here on.
@@ -258,7 +262,10 @@ class Merger:
             return CLOSED if self._ready.closed else Step(number, None, [], True)
         try:
             was_opening = member.opening is not None
+            is_new = member.reader is None
             items, has_ended = member.take()
+            if is_new:
+                self._check_unmerged(member)
             # A stream that a function has opened belongs to the function's scope.
             self._has_new = self._has_new or (was_opening and member.reader is not None)
         except Exception as exc:

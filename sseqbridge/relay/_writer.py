@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError, UsageError
-from sseqbridge._runtime.callbacks import is_reportable
+from sseqbridge._runtime.callbacks import exits_contained, is_reportable
 from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
@@ -120,7 +120,9 @@ class Writer:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
         if self._error is None:
             return encode(_error_event(error))
-        report = self.context.run(self._error, error)
+        # An exit of the function would end the server.
+        with exits_contained("the function `error`"):
+            report = self.context.run(self._error, error)
         name = "a result of `error`"
         if isinstance(report, (str, dict, list)):
             return encode(ServerSentEvent("error", item_text(report, name)))

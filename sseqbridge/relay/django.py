@@ -6,7 +6,6 @@ or has refused, is completed when Django renders it: after the view, before the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -174,49 +173,67 @@ class _AsyncResponse(StreamingHttpResponse):  # type: ignore[misc]
             await self._frames.aclose()
 
 
-class _UnopenedResponse(StreamingHttpResponse):  # type: ignore[misc]
-    """A response under WSGI that opens its upstream when Django renders it."""
+class _Rendered:
+    """What Django's middlewares and decorators of views expect of a response with render()."""
 
-    # For middlewares with process_template_response, which Django calls for a response with render().
+    # For middlewares with process_template_response.
     template_name = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.context_data: dict[str, Any] = {}
+        self._callbacks: list[Callable[[HttpResponseBase], HttpResponseBase | None]] = []
+
+    def add_post_render_callback(self, callback: Callable[[HttpResponseBase], HttpResponseBase | None]) -> None:
+        """Call a function of the response after render(), which may return another one."""
+        self._callbacks.append(callback)
+
+    def _after_render(self, response: HttpResponseBase) -> HttpResponseBase:
+        for callback in self._callbacks:
+            response = callback(response) or response
+        return response
+
+
+class _UnopenedResponse(_Rendered, StreamingHttpResponse):  # type: ignore[misc]
+    """A response under WSGI that opens its upstream when Django renders it."""
 
     def __init__(self, frames: Frames, head: _Head, environ: Mapping[str, Any] | None) -> None:
         super().__init__(frames, headers=head.merged)
-        self.context_data: dict[str, Any] = {}
         self._frames = frames
         self._head = head
         self._environ = environ
 
     def render(self) -> HttpResponseBase:
         """Wait for the upstream's headers. Return this response, or the one for a refusal."""
-        refused = self._frames.open_upstream()
-        if refused is None:
-            return self
-        return _with_changes_of(self, self._head, _refused(self._frames, refused, self._head, self._environ))
+        try:
+            refused = self._frames.open_upstream()
+            if refused is None:
+                return self._after_render(self)
+            refusal = _refused(self._frames, refused, self._head, self._environ)
+            return self._after_render(_with_changes_of(self, self._head, refusal))
+        except BaseException:
+            # Django drops this response for that of the error.
+            self._frames.close()
+            raise
 
 
-class _AsyncUnopenedResponse(_AsyncResponse):
+class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
     """A response under ASGI that opens its upstream, or reads its refusal, when Django renders it."""
-
-    template_name = None
-
-    def __init__(self, frames: AsyncFrames, head: _Head) -> None:
-        super().__init__(frames, head)
-        self.context_data: dict[str, Any] = {}
 
     async def render(self) -> HttpResponseBase:
         """Wait for the upstream's headers. Return this response, or the one for a refusal."""
         try:
             refused = await self._frames.open_upstream()
             if refused is None:
-                return self
+                return self._after_render(self)
             refusal = await aread_refusal(refused, self._head.options.refusal, self._head.added)
-        except asyncio.CancelledError:
+        except BaseException:
+            # The client has left, or Django drops this response for that of the error.
             await self._frames.aclose()
             raise
         # Now, in the request's task: Django closes the response in a thread.
         await self._frames.aclose()
-        return _with_changes_of(self, self._head, _response(refusal))
+        return self._after_render(_with_changes_of(self, self._head, _response(refusal)))
 
 
 class _DjangoEnding(Ending):

@@ -410,6 +410,8 @@ def test_function_that_gives_up_after_reconnect_loses_the_stream(ask: Requester)
         (Resume("GET", "http://127.0.0.1:x/"), "http"),
         (Resume("GET", "/", {"X": "a\nb"}), "control characters"),
         (Resume("GET", "/", 5), "mapping"),  # type: ignore[arg-type]
+        (Resume("GET", "/", {"Transfer-Encoding": "chunked"}), "of a request, not of a response"),
+        (Resume("GET", "/", {"Content-Length": "3"}), "of a request, not of a response"),
     ],
     ids=str,
 )

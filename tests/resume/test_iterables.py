@@ -466,4 +466,5 @@ def test_a_log_on_a_bridge_of_its_own_that_closes_ends_an_agent() -> None:
             next(reading)
         upstream.requests[0].wait_aborted(30)
         assert agent.ended.wait(30)
-        assert isinstance(agent.error, Cancelled)
+        # The agent reads its upstream, or has not gone on after its last item.
+        assert isinstance(agent.error, (Cancelled, GeneratorExit))

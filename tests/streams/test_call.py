@@ -66,6 +66,26 @@ def test_later_changes_of_the_body_have_no_effect(server: SSEServer) -> None:
     assert server.requests[0].headers["x-a"] == "1"
 
 
+def test_later_changes_of_other_parts_have_no_effect(server: SSEServer) -> None:
+    params: dict[str, Any] = {"q": ["a"]}
+    cookies = {"c": "a"}
+    calls = []
+    for letter in "ab":
+        params["q"][0] = cookies["c"] = letter
+        calls.append(SSEClient(server.url).call("/", params=params, cookies=cookies))
+    files = {"f": ("a", b"a")}
+    calls.append(SSEClient(server.url).call("/", files=files))
+    files["f"] = ("b", b"b")
+    # No header can carry it.
+    cookies["c"] = "\n"
+    for call in calls:
+        call().events.close()
+    first, second, third = server.requests
+    assert (first.path, first.headers["cookie"]) == ("/?q=a", "c=a")
+    assert (second.path, second.headers["cookie"]) == ("/?q=b", "c=b")
+    assert b'filename="a"' in third.body
+
+
 def chunks() -> Iterator[bytes]:
     yield b"x"
 

@@ -93,6 +93,15 @@ def test_refused_call_is_a_status_error(run: Run) -> None:
             assert error.stream_name == "a"
 
 
+def test_functions_that_return_the_same_stream_are_refused() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        stream = request_sse(server.url).events
+        for streams in ({"a": stream, "b": lambda: stream}, {"a": lambda: stream, "b": lambda: stream}):
+            with pytest.raises(UsageError, match="is a stream that is merged already, under another name"):
+                for _ in merge(streams):
+                    pass
+
+
 def test_call_can_be_added(run: Run, server: SSEServer) -> None:
     call = SSEClient(server.url, decode="text").call("/x")
     with merge([call]) as merged:

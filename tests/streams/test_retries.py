@@ -17,6 +17,7 @@ from sseqbridge import (
     ConnectError,
     ContentTypeError,
     ReadError,
+    ReconnectionPolicy,
     SSEClient,
     StatusError,
     StreamTimeoutError,
@@ -248,6 +249,25 @@ def test_reconnect_is_a_usage_error(send_with: ClientRequester) -> None:
         send_with(SSEClient("http://h", retries=1), "/", reconnect=True)
 
 
+@pytest.mark.parametrize("status", [302, 303])
+@pytest.mark.parametrize("failure", ["refused", "503"])
+def test_request_whose_result_fails_is_not_sent_again(ask: ClientRequester, status: int, failure: str) -> None:
+    """The redirect says that the request was processed."""
+    with SSEServer() as server:
+        location = "http://127.0.0.1:9/" if failure == "refused" else "/result"
+        redirect = [respond(status, {"Location": location}, framing="length")]
+        server.play(lambda request: redirect if request.path == "/" else refusal(503))
+        for options in ({"retries": 2}, {"reconnect": ReconnectionPolicy(delay=0.01, attempts=2)}):
+            client = SSEClient(server.url, follow_redirects=True, **options)
+            if failure == "refused":
+                with pytest.raises(ConnectError):
+                    ask(client, data={"pay": 1})
+            else:
+                assert ask(client, data={"pay": 1}).status == 503
+    methods = [request.method for request in server.requests]
+    assert methods == (["POST"] if failure == "refused" else ["POST", "GET"]) * 2
+
+
 # Many streams.
 
 
@@ -307,6 +327,21 @@ def test_pause_holds_on_a_reused_connection(clock: FakeClock) -> None:
         assert reading.result() == (1, [1])
         assert list(gathering) == []
     assert limited.times[1] - limited.times[0] >= 60
+
+
+def test_headers_after_a_pause_are_new(clock: FakeClock) -> None:
+    made: list[float] = []
+
+    def headers() -> dict[str, str]:
+        made.append(clock.monotonic())
+        return {}
+
+    limited = Limited(clock, "60")
+    with SSEServer(limited) as server:
+        call = client_of(server, 0, headers=headers).call("/")
+        results = clock.advance_until_done(lambda: list(gather([call] * 2, limit=1, errors="yield")))
+        assert results[1] == (1, [1])
+    assert made[-1] - limited.times[0] >= 60
 
 
 @pytest.mark.slow
