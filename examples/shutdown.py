@@ -28,8 +28,8 @@ def _end_relays_at(number: int) -> None:
         relay.end_all()
         if callable(before):
             before(number, frame)
-        else:
-            # The default: the process ends.
+        elif before is signal.SIG_DFL:
+            # The process ends.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

@@ -229,6 +229,18 @@ def test_error_of_the_provider(reading: Reading, is_mapped: bool, error: dict[st
         assert len(reading.data) == 1
 
 
+def test_event_that_only_looks_like_an_error(reading: Reading) -> None:
+    items = [
+        {"n": 1, "error": {"message": None}},
+        {"n": 2, "error": ""},
+        {"n": 3, "error": False},
+        {"n": 4, "jsonrpc": "2.0", "error": {"code": 1}},
+    ]
+    with SSEServer([*map(send, items), send("[DONE] ")]) as upstream, relaying(upstream) as url:
+        assert reading.read(url) == {"outcome": "done"}
+        assert [json.loads(data) for data in reading.data] == items
+
+
 def test_error_of_the_application(reading: Reading) -> None:
     def items() -> Iterator[dict[str, int]]:
         yield {"n": 1}

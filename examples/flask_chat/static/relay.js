@@ -145,7 +145,7 @@ export function readByEventSource(url, options) {
 }
 
 /** Handle one event. Returns the outcome if it ends the answer; throws a RelayError if it reports a failure. */
-function handle(event, onEvent, isLast = ({ data }) => data === "[DONE]") {
+function handle(event, onEvent, isLast = ({ data }) => data.trim() === "[DONE]") {
   if (event.event === "cancelled") return "cancelled";
   if (event.event === "shutdown") throw new RelayError("shutdown");
   if (event.event === "error") throw failure(event.data);
@@ -155,14 +155,22 @@ function handle(event, onEvent, isLast = ({ data }) => data === "[DONE]") {
   return null;
 }
 
-/** Whether an event without a name is a provider's error: without `map`, a relay forwards it as it is. */
+/**
+ * Whether an event without a name is a provider's error: without `map`, a relay forwards it as it is. Some providers
+ * send an empty "error" with each event, and in JSON-RPC it is a member of an ordinary response.
+ */
 function isProvidersError({ event, data }) {
-  if (event || !data.startsWith("{") || !data.includes('"error"')) return false;
+  if (event || !data.trimStart().startsWith("{") || !data.includes('"error"')) return false;
+  let value;
   try {
-    return Boolean(JSON.parse(data).error);
+    value = JSON.parse(data);
   } catch {
     return false;
   }
+  const { error } = value;
+  if ("jsonrpc" in value) return false;
+  if (typeof error === "string") return error.trim() !== "";
+  return typeof error === "object" && error !== null && !Array.isArray(error) && Object.values(error).some(Boolean);
 }
 
 /** The error for an event that reports a failure: that of a relay, or of a provider. */
