@@ -277,7 +277,8 @@ class BatchReader:
             items: list[Any] = parser.feed(piece)
             if self._unframed is not None:
                 self._check_framing(piece)
-            retries: Retries = parser.retries
+            # The parser goes on to use an empty list, but the consumer's thread reads the batch's.
+            retries: Retries = parser.retries or ()
             last, is_plain = None, not self._has_comments
             if items:
                 events = items if is_plain else [item for item in items if type(item) is not Comment]

@@ -48,7 +48,6 @@ class DirectExchange(Exchange):
         """Return the head of the stream; None if continue_with() and open() have to take the answer."""
         head = plain_head(answer, check_content_type=self._options.check_content_type)
         if head is not None:
-            self._sender.log_answer(head.status, head.http_version)
             self._head, self._body = head, body
             self._reader.decoder = BodyDecoder(self._reader.slice_bytes)
         return head
@@ -131,6 +130,9 @@ class CallbackTransfer(CallbackExchange):
         self._stream.channel.wake_consumer()
 
     def continue_with(self, result: httpx.Response | Exception) -> None:
+        if self._exchange.outcome == "done":
+            # A failure after the last event does not matter.
+            self._stream.begin_end()
         try:
             self._exchange.continue_with(result)
         except Exception as exc:

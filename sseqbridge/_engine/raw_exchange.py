@@ -223,8 +223,10 @@ class RawExchange(LoopTask):
 
     async def _transfer_cancellably(self) -> None:
         if self._sender.is_direct:
-            assert self.task is not None
-            self._cancel_transfer = self.task.cancel
+            # Not `self.task`, which an eager task factory has not returned yet.
+            task = asyncio.current_task()
+            assert task is not None
+            self._cancel_transfer = task.cancel
             await self._transfer()
             return
         # Not the task's own cancel(): it passes through the shields under which httpcore closes connections.

@@ -143,11 +143,6 @@ class RequestSender(ClientLease):
         assert self._direct is not None
         return self._direct
 
-    def log_answer(self, status: int, http_version: str) -> None:
-        """Log the head of an answer."""
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s %s: %d, %s", self._request.method, self.target, status, http_version)
-
     def continue_with(self, result: httpx.Response | Exception, *, is_open: bool) -> None:
         """Take the answer, or error, of the request that was sent on reused_connection().
 
@@ -157,9 +152,9 @@ class RequestSender(ClientLease):
         self.network_stream = None
         if not isinstance(result, Exception):
             result.request = self._request
-        if is_open:
+            # At once: an abort may come before send() runs.
             self._received(result)
-        else:
+        if not is_open:
             self._direct_result = result
 
     async def _answer(self) -> Any:
@@ -235,7 +230,9 @@ class RequestSender(ClientLease):
             self.is_unsendable = is_unsendable(error, self._client.package)
             raise self.translate(error, has_head=False) from error
         self._received(response)
-        self.log_answer(response.status_code, response.http_version)
+        if logger.isEnabledFor(logging.DEBUG):
+            line = self._request.method, self.target, response.status_code, response.http_version
+            logger.debug("%s %s: %d, %s", *line)
         return response
 
     async def _follow(self, status: int, url: Any) -> None:

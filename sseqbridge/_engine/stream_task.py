@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from sseqbridge._sse.events import ServerSentEvent
 
 __all__ = ["Entry", "StreamTask"]
+
+logger = logging.getLogger("sseqbridge")
 
 Entry = Head | Batch | Body | Reconnecting
 
@@ -186,7 +189,11 @@ class StreamTask(StreamFacts):
 
     def _begun_in_callbacks(self) -> CallbackTransfer | None:
         exchange = self.exchange
-        return begun(self, exchange, self._timeout.read) if isinstance(exchange, DirectExchange) else None
+        # Not for a stream that was aborted before this ran, whose request is not sent; nor if handlers of log records
+        # see the request, which are code of the caller's and expect its context.
+        if not isinstance(exchange, DirectExchange) or self.channel.closed or logger.isEnabledFor(logging.DEBUG):
+            return None
+        return begun(self, exchange, self._timeout.read)
 
     def _start_task(self) -> None:
         self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
@@ -244,8 +251,10 @@ class StreamTask(StreamFacts):
 
     async def _transfer_cancellably(self) -> None:
         if self.exchange.is_direct:
-            assert self.task is not None
-            self._cancel_transfer = self.task.cancel
+            # Not `self.task`, which an eager task factory has not returned yet.
+            task = asyncio.current_task()
+            assert task is not None
+            self._cancel_transfer = task.cancel
             await self._transfer()
             return
         # Not the task's own cancel(): it passes through the shields under which httpcore closes connections,

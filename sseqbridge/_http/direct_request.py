@@ -40,17 +40,23 @@ _KNOWN_LINES = {
     for pair in (("Accept", ACCEPT["sse"]), ("Content-Type", "application/json"), *DEFAULT_HEADERS)
 }
 
+# The longest URL whose parts are cached.
+_MAX_CACHED_URL = 2_048
+
 # The longest request that leaves in one write.
 _MAX_BYTES = 63 * 1024
 
 
 class DirectRequest(NamedTuple):
-    """A request as bytes. `url` is an httpx.URL."""
+    """A request as bytes. `url` is an httpx.URL. The repr shows no secrets."""
 
     url: httpx.URL
     origin: Origin
     method: str
     data: bytes
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.method} {self.origin.scheme}://{self.origin.host}>"
 
 
 class _Target(NamedTuple):
@@ -92,7 +98,7 @@ def direct_request(options: RequestOptions, defaults: DefaultHeaders) -> DirectR
         or not (content is None or type(content) is bytes)
     ):
         return None
-    target = _target(options.url)
+    target = (_target if len(options.url) <= _MAX_CACHED_URL else _target.__wrapped__)(options.url)
     if target is None:
         return None
     own = {name.lower() for name, _ in options.headers}

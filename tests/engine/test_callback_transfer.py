@@ -73,6 +73,7 @@ ANSWERS: dict[str, Answer] = {
     "HTTP/1.0": [sized(events("1"), head=HEAD.replace(b"HTTP/1.1", b"HTTP/1.0"))],
     "close": [sized(events("1", "[DONE]"), head=HEAD + b"Connection: close\r\n"), None],
     "bad chunk": [CHUNKED + chunk(events("1")) + b"zz\r\n"],
+    "bad chunk after the last event": [CHUNKED + chunk(events("1", "[DONE]")) + b"zz\r\n"],
     "cut off": [CHUNKED + chunk(events("1")) + b"5\r\nab", None],
     "cut off after the last event": [CHUNKED + chunk(events("1", "[DONE]")), None],
     "cut off in the head": [CHUNKED[:30], None],
