@@ -211,8 +211,9 @@ class Frames(BaseFrames):
             except StopIteration:
                 if self._farewell is not None or self._disconnected.is_set():
                     continue
+                # Nothing after close(), which another thread may have called.
+                last = b"" if self._ended else self._source.end()
                 self._ended = True
-                last = self._source.end()
                 self._note_end_of_source()
                 if last:
                     return last
@@ -387,8 +388,9 @@ class AsyncFrames(BaseFrames):
             except StopAsyncIteration:
                 if self._farewell is not None:
                     continue
+                # Nothing after close(), which another thread may have called.
+                last = b"" if self._ended else self._source.end()
                 self._ended = True
-                last = self._source.end()
                 self._note_end_of_source()
                 if last:
                     return last

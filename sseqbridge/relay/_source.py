@@ -237,8 +237,8 @@ class StreamSource:
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
         cursor = self._cursor
-        if cursor.end is not None and cursor.end.outcome == "closed":
-            # Ended at its source, as by log.cancel, and not by close().
+        if cursor.outcome == "closed":
+            # By log.cancel, its `cancel` flag or close(): without a notice the client would take it for whole.
             return notice("cancelled", "Cancelled", "the answer was cancelled")
         is_clean = self.error is None
         return self._writer.end(cursor.outcome, cursor.last_event, cursor.done_event, is_clean=is_clean)

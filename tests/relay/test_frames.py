@@ -251,13 +251,19 @@ def test_stream_read_elsewhere_before_the_first_piece_is_an_error(
     assert "another consumer" in caplog.text
 
 
-def test_stream_closed_by_its_owner_ends_without_done_event(relayed: Relay) -> None:
+@pytest.mark.parametrize("by", ["close", "flag"])
+def test_stream_that_its_owner_ends_is_cancelled_for_the_client(relayed: Relay, by: str) -> None:
+    """It gets no done event, and cannot take what it has for the whole answer."""
+    flag = threading.Event()
     with SSEServer([send(1), silence()]) as server:
-        stream = request_sse(server.url)
+        stream = request_sse(server.url, cancel=flag)
         reading = relayed(stream, done="over")
         assert reading.next_event() == b"data: 1\n\n"
-        stream.events.close()
-        assert reading.rest() == b""
+        if by == "close":
+            stream.events.close()
+        else:
+            flag.set()
+        assert reading.rest().startswith(b"event: cancelled\n")
 
 
 @pytest.mark.blocks_its_loop
