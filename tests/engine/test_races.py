@@ -283,7 +283,9 @@ def test_fork_and_exit_against_start(what: str, printed: set[str]) -> None:
     with SSEServer([send(1), silence()]) as server:
         status, out, err = python(FORK_OR_EXIT, server.url, what)
         assert (status, err) == (0, "")
-        assert out in printed
+        # At exit the line of the thread that asks may be cut off.
+        assert out in printed or (what != "fork" and any(line.startswith(out) for line in printed))
+        assert out.startswith("1\n" if what == "fork" else "exit\n")
         for request in server.requests:
             request.wait_aborted()
 

@@ -60,6 +60,17 @@ def log_of(sentinel: RedisSentinel) -> RedisLog:
     return RedisLog(lambda: Sentinel([("127.0.0.1", sentinel.port)], **options).master_for("mymaster"), **PATIENT)
 
 
+def has_begun_failover(client: Any) -> bool:
+    """Order a failover. Returns False if the Sentinel does not know yet that the replica can be promoted."""
+    try:
+        client.execute_command("SENTINEL", "FAILOVER", "mymaster")
+    except redis.exceptions.ResponseError as error:
+        if "NOGOODSLAVE" not in str(error):
+            raise
+        return False
+    return True
+
+
 @pytest.mark.parametrize("way", ["ordered", "master killed"])
 def test_sentinels_failover_loses_and_repeats_nothing(
     master: RedisServer, replica: RedisServer, sentinel: RedisSentinel, way: str
@@ -75,7 +86,7 @@ def test_sentinels_failover_loses_and_repeats_nothing(
             replicate(master, "replicated")
         if way == "ordered":
             with sentinel.client() as client:
-                client.execute_command("SENTINEL", "FAILOVER", "mymaster")
+                until(lambda: has_begun_failover(client), 60)
         else:
             master.kill()
         gates[1].set()
