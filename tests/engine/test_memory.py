@@ -348,7 +348,8 @@ def test_streams_that_hold_most_of_the_memory_leave_some_to_others(small: None, 
     early = [flooding.open() for _ in range(4)]
     until_full(*early)
     held = sum(stream.stats.buffered for stream in early)
-    assert held <= MIB * 7 // 8
+    # And a batch of each that was on its way when the sum was counted.
+    assert held <= MIB * 7 // 8 + 4 * 16 * KIB
     late = [flooding.open("/late") for _ in range(4)]
     flooding.go.set()
     until_full(*late)

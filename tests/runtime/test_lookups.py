@@ -122,7 +122,9 @@ def test_lookups_of_several_loops_share_a_thread(
         waiting = start("one.hang.test")
         elsewhere = asyncio.get_running_loop().run_in_executor(None, in_another_loop)
         await begun(resolver, 1)
-        while len(joined) < 1:
+        [of_process] = lookups._resolvers.values()
+        # Until the other loop has joined.
+        while sum(len(lookup.requests) for lookup in of_process._running) < 2:
             await asyncio.sleep(0.001)
         resolver.go.set()
         assert await waiting == await elsewhere
@@ -130,10 +132,7 @@ def test_lookups_of_several_loops_share_a_thread(
 
     def in_another_loop() -> Any:
         async def look_up() -> Any:
-            waiting = start("one.hang.test")
-            await asyncio.sleep(0)
-            joined.append(True)
-            return await waiting
+            return await start("one.hang.test")
 
         other = loops.new_event_loop()
         try:
@@ -141,7 +140,6 @@ def test_lookups_of_several_loops_share_a_thread(
         finally:
             other.close()
 
-    joined: list[bool] = []
     loop.run_until_complete(main())
 
 
