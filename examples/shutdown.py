@@ -1,4 +1,4 @@
-"""End all relays when the web server is told to stop: it would wait for them otherwise.
+"""End all relays at SIGTERM and SIGINT: the web server would wait for them before it shuts down.
 
 relay.md shows where each server calls `end_relays_at_shutdown`.
 """
