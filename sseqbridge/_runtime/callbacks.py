@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallersCode",
     "CallersFunction",
-    "exits_contained",
+    "contained",
     "guarded_body",
     "is_exit_of_callers_function",
     "is_from_outside",
@@ -112,14 +112,12 @@ def is_reportable(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def exits_contained(name: str) -> Iterator[None]:
-    """Raise CallbackError in place of an exit of a plain function of the caller's. Its other exceptions propagate."""
+def contained(name: str, *, passes: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Raise CallbackError for a reportable exception of a plain function of the caller's, except `passes`."""
     try:
         yield
-    except Exception:
-        raise
     except BaseException as exc:
-        if not is_reportable(exc):
+        if isinstance(exc, passes) or not is_reportable(exc):
             raise
         raise CallbackError(f"{name} raised {type(exc).__name__}") from exc
 

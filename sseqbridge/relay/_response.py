@@ -22,7 +22,7 @@ from sseqbridge._exceptions import (
 )
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES
 from sseqbridge._http.header_syntax import TOKEN, VALUE
-from sseqbridge._runtime.callbacks import exits_contained
+from sseqbridge._runtime.callbacks import contained
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 
@@ -172,7 +172,7 @@ def refusal_of(error: StatusError, option: RefusalOption, headers: Mapping[str, 
         content_type, body = _passive_body(error)
         return Refusal(_status(error.status), _refusal_headers(error, content_type, headers), body)
     # An exit of the function would end the server.
-    with exits_contained("the function `refusal`"):
+    with contained("the function `refusal`", passes=Exception):
         status, content = option(error)
     content_type, body = _encoded(content)
     return Refusal(_status(status), _refusal_headers(error, content_type, headers), body)

@@ -13,8 +13,8 @@ import inspect
 import json
 from typing import Any
 
-from sseqbridge._exceptions import CallbackError, SSEError, UpstreamError, UsageError
-from sseqbridge._runtime.callbacks import exits_contained, is_reportable
+from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
+from sseqbridge._runtime.callbacks import contained
 from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
@@ -74,15 +74,11 @@ class Writer:
         """Call the application's function `on_item`. Raises CallbackError if it raises."""
         if self._on_item is None:
             return
-        try:
+        with contained("the function `on_item`"):
             result = self.context.run(self._on_item, item)
             if inspect.iscoroutine(result):
                 result.close()
                 raise UsageError("`on_item` must be a plain function, got one that returns a coroutine")
-        except BaseException as exc:
-            if not is_reportable(exc):
-                raise
-            raise CallbackError(f"the function `on_item` raised {type(exc).__name__}") from exc
 
     @property
     def is_verbatim(self) -> bool:
@@ -121,7 +117,7 @@ class Writer:
         if self._error is None:
             return encode(_error_event(error))
         # An exit of the function would end the server.
-        with exits_contained("the function `error`"):
+        with contained("the function `error`", passes=Exception):
             report = self.context.run(self._error, error)
         name = "a result of `error`"
         if isinstance(report, (str, dict, list)):
