@@ -16,8 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    __version__: str
-
+    from . import relay, resume, testing
     from ._checks import Timeout
     from ._engine.scope import CancelScope, cancel_on
     from ._engine.stats import BridgeStats, StreamStats
@@ -128,11 +127,17 @@ __all__ = [
     "gather",
     "iterate",
     "merge",
+    "relay",
     "request_jsonl",
     "request_sse",
+    "resume",
     "run",
     "tee",
+    "testing",
 ]
+
+# The only place of the version: setup.cfg reads it here.
+__version__ = "0.2.0"
 
 _MODULES = {
     "arequest_sse": "_streams.api",
@@ -171,6 +176,7 @@ _MODULES = {
     "tee": "_streams.tee",
 }
 
+_PACKAGES = ("relay", "resume", "testing")
 
 # Names of other public modules, which are imported from there.
 _ELSEWHERE = {
@@ -183,8 +189,8 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("importlib.metadata").version(__name__)
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
     if name in _ELSEWHERE:
         # Not an AttributeError, whose text an import statement would not show.
         message = f"cannot import name {name!r} from {__name__!r}. Import it from {_ELSEWHERE[name]}."
@@ -197,4 +203,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({name for name in globals() if name.startswith("__")} | {"__version__", *__all__})
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))

@@ -74,10 +74,13 @@ NAMES = [
     "gather",
     "iterate",
     "merge",
+    "relay",
     "request_jsonl",
     "request_sse",
+    "resume",
     "run",
     "tee",
+    "testing",
 ]
 
 
@@ -88,7 +91,7 @@ def test_public_names_are_complete() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_public_name_can_be_imported(name: str) -> None:
     value = getattr(sseqbridge, name)
-    assert value.__name__ == name
+    assert value.__name__ == (f"sseqbridge.{name}" if inspect.ismodule(value) else name)
     assert vars(sseqbridge)[name] is value, "looked up once"
     assert sseqbridge.__getattr__(name) is value
 
@@ -139,6 +142,8 @@ def test_functions_import_only_their_dependencies() -> None:
     modules = modules_after("from sseqbridge import request_sse, arequest_sse")
     assert "httpx" in modules
     assert modules.isdisjoint({"sseqbridge.testing", "h2", "trio", "uvloop"})
+    # The first call imports them.
+    assert modules.isdisjoint({"sseqbridge._http.transport", "sseqbridge._engine.bridge", "sseqbridge._streams.aio"})
 
 
 def documented() -> Iterator[Any]:

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any, TextIO, get_args
 
+from sseqbridge import __version__
 from sseqbridge._engine.responses import Head
 from sseqbridge._exceptions import RequestAbortedError, UsageError
 from sseqbridge._runtime import sockets
@@ -152,9 +153,7 @@ def _path(text: str) -> list[str]:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"sseqbridge {version('sseqbridge')}"
+    return f"sseqbridge {__version__}"
 
 
 def _print_items(events: EventStream[Any], printer: Printer, status: StatusLine, limit: int | None) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -23,7 +22,6 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UsageError,
 )
-from sseqbridge._runtime.callbacks import CallersFunction
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.retry_policy import (
     Drop,
@@ -34,6 +32,7 @@ from sseqbridge._sse.retry_policy import (
 )
 
 from .attempts import Attempts, DroppedError, DropRequest
+from .reconnection_notice import Reconnecting
 from .responses import Body, Head, retry_after_of, status_error
 
 if TYPE_CHECKING:
@@ -44,30 +43,12 @@ if TYPE_CHECKING:
     from .batches import Batch
     from .channel import Outcome
 
-__all__ = ["OnReconnect", "Reconnecting", "ReconnectingExchange", "call_on_reconnect"]
+__all__ = ["ReconnectingExchange"]
 
 logger = logging.getLogger("sseqbridge")
 
-OnReconnect = Callable[[int, float, SSEError | None], object]
-
-# The charge of a Reconnecting entry, besides the body of a refusal.
-_OVERHEAD = 1024
-
 # For how long open() waits for the first answer if there is no `total` limit.
 _OPEN_SECONDS = 60.0
-
-
-class Reconnecting(NamedTuple):
-    """A notice that the connection has ended, and when the next attempt is: the arguments of `on_reconnect`."""
-
-    attempt: int
-    delay: float
-    cause: SSEError | None
-
-    @property
-    def charge(self) -> int:
-        """What the entry counts for in a bounded channel."""
-        return _OVERHEAD + (len(self.cause.body) if isinstance(self.cause, StatusError) else 0)
 
 
 class _Stage(enum.Enum):
@@ -350,8 +331,7 @@ class ReconnectingExchange:
 
     def _describe_drop(self, cause: SSEError | None) -> Drop:
         exchange, opened_at = self._attempts.exchange, self.opened_at
-        return replace(
-            self._history(),
+        return self._history()._replace(
             cause=cause,
             is_clean=exchange.ended_cleanly,
             open_for=0.0 if opened_at is None else anyio.current_time() - opened_at,
@@ -376,10 +356,3 @@ def _lost(target: str, decision: GiveUp, cause: SSEError | None) -> Reconnection
     )
     error.__cause__ = cause
     return error
-
-
-def call_on_reconnect(on_reconnect: OnReconnect | None, entry: Reconnecting) -> None:
-    """Call the caller's function, if there is one, in the consumer's thread or coroutine. Its exceptions propagate."""
-    if on_reconnect is not None:
-        with CallersFunction("on_reconnect", passes=Exception):
-            on_reconnect(*entry)

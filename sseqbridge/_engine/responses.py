@@ -19,8 +19,8 @@ from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, unboun
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 from sseqbridge._http.media_types import is_event_stream_type, is_line_type, media_type
+from sseqbridge._sse.header_dates import http_date, retry_after
 from sseqbridge._sse.provider_errors import message_of, quoted
-from sseqbridge._sse.retry_policy import http_date, retry_after
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink

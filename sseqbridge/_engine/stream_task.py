@@ -34,7 +34,7 @@ from .callback_transfer import CallbackTransfer, DirectExchange, begun
 from .channel import CLOSED, Channel, End, post
 from .loop_state import LoopState, LoopTask
 from .memory import memory
-from .reconnecting import Reconnecting, ReconnectingExchange
+from .reconnection_notice import Reconnecting
 from .responses import Body, Head
 from .scope import current_scope, is_cancelled
 from .stats import StreamStats
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._runtime.loop_watch import LoopWatch
     from sseqbridge._sse.events import ServerSentEvent
+
+    from .reconnecting import ReconnectingExchange
 
 __all__ = ["Entry", "StreamTask"]
 
@@ -76,6 +78,9 @@ class StreamFacts(LoopTask):
         if options.reconnect is None:
             self.exchange = DirectExchange(state.clients, options)
         else:
+            # Imported here: most programs do not reconnect.
+            from .reconnecting import ReconnectingExchange
+
             self.exchange = ReconnectingExchange(state.clients, options, options.reconnect)
         self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes)
         self.writer = EntryWriter(self.channel, state.loop)

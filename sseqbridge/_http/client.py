@@ -30,6 +30,7 @@ from .bounded_bodies import BoundingHook, bounded_auth
 from .direct_request import DirectRequest, direct_request
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
+from .urls import parsed_url
 
 if TYPE_CHECKING:
     from urllib.request import Request
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .forwarded import ForwardedRequest
     from .request import RequestOptions
 
-__all__ = ["Client", "ClientFactory", "ClientPool", "parsed_url"]
+__all__ = ["Client", "ClientFactory", "ClientPool"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -103,12 +104,6 @@ async def _tls(own: ssl.SSLContext | None = None) -> ssl.SSLContext:
     if _tls_context is not None:
         return _tls_context
     return await loops.run_in_daemon_thread("sseqbridge-tls", _built_tls_context)
-
-
-@functools.lru_cache(maxsize=64)
-def parsed_url(url: str) -> httpx.URL:
-    """Return a parsed URL, from a cache: parsing is slow. Raises httpx.InvalidURL."""
-    return httpx.URL(url)
 
 
 class _StoreNoCookies(DefaultCookiePolicy):

@@ -11,9 +11,8 @@ import socket
 import ssl
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -61,8 +60,7 @@ class ReusedConnectionClosed(httpx.RemoteProtocolError):
     """
 
 
-@dataclass(frozen=True)
-class FailedRequest:
+class FailedRequest(NamedTuple):
     """The request that an error of a transport belongs to.
 
     `package` is httpx or httpx2. `has_head` says that the answer's head was received, `runs_callers_code` that

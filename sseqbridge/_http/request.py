@@ -73,7 +73,7 @@ _LENGTH = re.compile("[0-9]{1,18}")
 _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RequestOptions:
     """One request, and how its answer is read. Immutable; the repr is left out because it would show secrets."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import httpx
 
 from sseqbridge._exceptions import UsageError
-
-from .client import parsed_url
 
 __all__ = [
     "check_base_url",
@@ -19,9 +18,16 @@ __all__ = [
     "is_url",
     "join_base_url",
     "origin_key",
+    "parsed_url",
 ]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@functools.lru_cache(maxsize=64)
+def parsed_url(url: str) -> httpx.URL:
+    """Return a parsed URL, from a cache: parsing is slow. Raises httpx.InvalidURL."""
+    return httpx.URL(url)
 
 
 def describe(url: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sseqbridge._exceptions import ConnectError, SSEError
 
@@ -27,8 +27,7 @@ _MAX_DOUBLINGS = 10
 _RETRIED_STATUSES = frozenset({408, 409, 429, *range(500, 600)})
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """How an attempt failed: by an `error`, or by an answer with `status`.
 
     `retry_after` is the delay that the answer asks for, in seconds; `should_retry` its header X-Should-Retry.

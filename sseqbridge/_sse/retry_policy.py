@@ -10,12 +10,11 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-proce
 
 from __future__ import annotations
 
-import email.utils
+import copy
 import inspect
 import random
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sseqbridge._checks import check_number
@@ -23,12 +22,10 @@ from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTi
 
 from .resumption import ResumeRule
 
-__all__ = ["Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop", "http_date", "retry_after"]
+__all__ = ["Drop", "GiveUp", "ReconnectionPolicy", "Retry", "Stop"]
 
 # The minimum delay, which protects a server from a tight loop of requests.
 _MIN_SECONDS = 0.1
-# About 30 years; every clock can add it.
-_MAX_SECONDS = 1e9
 
 _NOT_SENT_AGAIN = (
     "the request has a body, and is not sent again once it was answered. "
@@ -38,11 +35,18 @@ _NOTHING_TO_RESUME = (
     "the answer delivered no event ID, and no Location or Content-Location, from which a GET could continue it"
 )
 
-_RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
+
+class _RetriedStatuses(frozenset[int]):
+    """The statuses of failures that may pass. The repr is short, because help() shows it as a default."""
+
+    def __repr__(self) -> str:
+        return "{408, 425, 429, 5xx}"
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+_RETRIED_STATUSES = _RetriedStatuses({408, 425, 429, *range(500, 600)})
+
+
+class Drop(NamedTuple):
     """How a connection ended.
 
     The connection: `cause` is the error, None if there is none. `is_clean`: the response ended as HTTP
@@ -129,8 +133,8 @@ class ReconnectionPolicy:
     # Not in the repr: that of a partial shows its arguments.
     resume: ResumeRule = field(default=None, repr=False)
     statuses: Collection[int] = field(default=_RETRIED_STATUSES, repr=False)
-    # The number of consecutive attempts so far.
-    _tried: int = field(default=0, repr=False)
+    # The number of consecutive attempts so far. Not a field: callers do not set it.
+    _tried = 0
 
     def __post_init__(self) -> None:
         check_number("delay", self.delay, 0)
@@ -164,14 +168,14 @@ class ReconnectionPolicy:
         tried = self._tried_before(drop)
         if self.attempts is not None and tried >= self.attempts:
             return GiveUp(tried, f"the policy allows attempts={self.attempts} in a row")
-        return Retry(self._delay(tried, drop, chance), tried + 1, replace(self, _tried=tried + 1))
+        return Retry(self._delay(tried, drop, chance), tried + 1, self._after_attempts(tried + 1))
 
     def at_once(self, drop: Drop) -> Retry | GiveUp:
         """Return the decision if the caller requested the reconnection: no delay, and not a failed attempt."""
         if reason := self.obstacle(drop):
             return GiveUp(self._tried, reason)
         tried = self._tried_before(drop)
-        return Retry(0.0, tried + 1, replace(self, _tried=tried))
+        return Retry(0.0, tried + 1, self._after_attempts(tried))
 
     def obstacle(self, drop: Drop) -> str | None:
         """Return why no request may follow, for an error message; None if one may."""
@@ -183,6 +187,11 @@ class ReconnectionPolicy:
         if self.resume == "get" and not (is_plain_get or drop.has_id or drop.has_place):
             return _NOTHING_TO_RESUME
         return None
+
+    def _after_attempts(self, tried: int) -> ReconnectionPolicy:
+        policy = copy.copy(self)
+        object.__setattr__(policy, "_tried", tried)
+        return policy
 
     def _tried_before(self, drop: Drop) -> int:
         return 0 if drop.events or drop.open_for >= self.reset_after else self._tried
@@ -219,26 +228,6 @@ class ReconnectionPolicy:
         return min(start + spread * chance(), maximum)
 
 
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the delay of a Retry-After header, a number of seconds or a date, in seconds. None if it is neither.
-
-    Source: RFC 9110, section 10.2.3
-    """
-    if value is not None and value.isascii() and value.isdigit():
-        return min(float(value), _MAX_SECONDS)
-    date = http_date(value)
-    return None if date is None else min(max(0.0, (date - now).total_seconds()), _MAX_SECONDS)
-
-
-def http_date(value: str | None) -> datetime | None:
-    """Return the date in a header's value, None if it is not a date."""
-    try:
-        date = email.utils.parsedate_to_datetime(value or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
-
-
 def _check_resume(resume: object) -> None:
     if resume is None or resume in ("repeat", "get"):
         return
@@ -249,6 +238,8 @@ def _check_resume(resume: object) -> None:
 
 
 def _as_statuses(statuses: object) -> frozenset[int]:
+    if isinstance(statuses, _RetriedStatuses):
+        return statuses
     known: list[Any] = list(statuses) if isinstance(statuses, Iterable) else [None]
     if not all(type(status) is int and 400 <= status <= 599 for status in known):
         raise UsageError(f"`statuses` must be a collection of HTTP statuses from 400 to 599, got {statuses!r}")

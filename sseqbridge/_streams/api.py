@@ -1,4 +1,8 @@
-"""The two functions that most users call: request_sse and arequest_sse."""
+"""The two functions that most users call: request_sse and arequest_sse.
+
+Importing them loads the checks of arguments. The first call loads the engine, so that a program which imports the
+functions and does not call them starts faster.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from .aio import AsyncSSEResponse
 from .arguments import RequestArguments, prepare
-from .bridge import Bridge, check_bridge
-from .hints import check_names
-from .keywords import RequestKeywords
-from .pending import PendingResponse, apending, pending
-from .sync import SSEResponse
 
 if TYPE_CHECKING:
     import httpx
@@ -22,8 +20,12 @@ if TYPE_CHECKING:
     from sseqbridge._http.pauses import Pauses
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
+    from .aio import AsyncSSEResponse
     from .arguments import Headers
+    from .bridge import Bridge
     from .keywords import AsyncKeywords, BridgeKeywords
+    from .pending import PendingResponse
+    from .sync import SSEResponse
 
 __all__ = ["apending_of", "arequest_sse", "pending_of", "request_sse"]
 
@@ -246,11 +248,16 @@ def _pending(
     *args: Any, bridge: Bridge | None = None, _pauses: Pauses | None = None, **options: Any
 ) -> PendingResponse:
     prepared = prepare(_arguments("request_sse", args, options))
+    from .bridge import check_bridge
+    from .pending import pending
+
     check_bridge(bridge)
     return pending(prepared, bridge, _pauses)
 
 
 async def _apending(*args: Any, client: Any = None, **options: Any) -> PendingResponse:
+    from .pending import apending
+
     return await apending(prepare(_arguments("arequest_sse", args, options)), client)
 
 
@@ -258,5 +265,9 @@ def _arguments(function: str, args: tuple[Any, ...], options: Mapping[str, Any])
     try:
         return RequestArguments(*args, **options)
     except TypeError:
+        # Imported here: most programs have no use for them.
+        from .hints import check_names
+        from .keywords import RequestKeywords
+
         check_names(options, RequestKeywords.__optional_keys__ | {"decode", "comments"}, function)
         raise

@@ -32,15 +32,15 @@ from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
 from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules, line_rules
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
-from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
 from .decoding import Decode, Decoder, ErrorEvents
 
 if TYPE_CHECKING:
     import httpx
 
-    from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.reconnection_notice import OnReconnect
     from sseqbridge._http.media_types import Format
+    from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
 __all__ = [
     "NOT_OF_LINES",
@@ -71,7 +71,7 @@ NOT_OF_LINES = frozenset(_REASONS)
 _NO_CHUNK: Any = object()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class RequestArguments:
     """The arguments as the caller passed them; see request_sse."""
 
@@ -225,6 +225,9 @@ def _is_batch(body: object, content: Any) -> bool:
 def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> ReconnectionPolicy | None:
     policy: ReconnectionPolicy | None = None
     if reconnect is not None and reconnect is not False:
+        # Imported here: most programs do not reconnect.
+        from sseqbridge._sse.retry_policy import ReconnectionPolicy
+
         if reconnect is not True and not isinstance(reconnect, ReconnectionPolicy):
             raise UsageError(
                 f"`reconnect` must be True or a sseqbridge.ReconnectionPolicy, got {type(reconnect).__name__}"

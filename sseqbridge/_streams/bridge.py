@@ -13,11 +13,10 @@ from sseqbridge._engine.bridge import BaseBridge, is_exiting
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
 
-from . import async_code
-
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
 
+    from .async_code import Entered
     from .sync import Stream
 
 __all__ = ["Bridge", "async_bridge", "check_bridge", "default_bridge"]
@@ -64,6 +63,8 @@ class Bridge(BaseBridge):
 
         See the function iterate.
         """
+        from . import async_code
+
         return async_code.iterate(self, source, max_buffered, cancel)
 
     @overload
@@ -80,20 +81,24 @@ class Bridge(BaseBridge):
     ) -> T: ...
     def run(self, source: Any, *, timeout: float | None = None, cancel: CancelFlag | None = None) -> Any:
         """Await a coroutine on this bridge's loop, and return its result. See the function run."""
+        from . import async_code
+
         return async_code.run(self, source, timeout, cancel)
 
     @overload
-    def enter(self, source: AbstractAsyncContextManager[T, Any]) -> async_code.Entered[T]: ...
+    def enter(self, source: AbstractAsyncContextManager[T, Any]) -> Entered[T]: ...
     @overload
-    def enter(self, source: Callable[[], AbstractAsyncContextManager[T, Any]]) -> async_code.Entered[T]: ...
+    def enter(self, source: Callable[[], AbstractAsyncContextManager[T, Any]]) -> Entered[T]: ...
     @overload
     def enter(
         self,
         source: Awaitable[AbstractAsyncContextManager[T, Any]]
         | Callable[[], Awaitable[AbstractAsyncContextManager[T, Any]]],
-    ) -> async_code.Entered[T]: ...
-    def enter(self, source: Any) -> async_code.Entered[Any]:
+    ) -> Entered[T]: ...
+    def enter(self, source: Any) -> Entered[Any]:
         """Return a context manager that enters an asynchronous one on this bridge's loop. See the function enter."""
+        from . import async_code
+
         return async_code.Entered(self, source)
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End, ThreadChannel, post
 from sseqbridge._engine.memory import limit_of, memory
-from sseqbridge._engine.reconnecting import Reconnecting
+from sseqbridge._engine.reconnection_notice import Reconnecting
 from sseqbridge._engine.responses import Body
 from sseqbridge._engine.scope import Ownership
 from sseqbridge._exceptions import EventsLostError, UsageError, copy_error

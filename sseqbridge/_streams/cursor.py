@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
-from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
+from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled
 from sseqbridge._exceptions import CallbackError, StatusError
@@ -24,7 +24,7 @@ from .subscription import Subscription
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
     from sseqbridge._engine.channel import Outcome
-    from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.reconnection_notice import OnReconnect
     from sseqbridge._engine.responses import Head
     from sseqbridge._engine.stream_task import Entry
 

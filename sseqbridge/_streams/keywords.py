@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits
-    from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.reconnection_notice import OnReconnect
     from sseqbridge._http.media_types import Format
     from sseqbridge._sse.dialects import Dialect, DialectName, Done
     from sseqbridge._sse.retry_policy import ReconnectionPolicy

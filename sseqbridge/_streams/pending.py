@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sseqbridge._engine.attempt_options import options_of_attempt
 from sseqbridge._engine.caller_loops import running_loop_state, state_of_client
 from sseqbridge._engine.channel import End
-from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
+from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.scope import check_scope
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError
 
-from .aio import AsyncEventStream, AsyncSSEResponse
 from .bridge import Bridge, default_bridge
 from .cursor import Cursor
 from .reader import ItemReader
@@ -27,6 +26,7 @@ from .sync import EventStream, SSEResponse
 if TYPE_CHECKING:
     from sseqbridge._http.pauses import Pauses
 
+    from .aio import AsyncSSEResponse
     from .arguments import PreparedRequest
 
 __all__ = ["PendingResponse", "apending", "pending"]
@@ -86,6 +86,8 @@ class PendingResponse(NamedTuple):
 
     def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
         """Return what arequest_sse returns."""
+        from .aio import AsyncEventStream, AsyncSSEResponse
+
         return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
 
 

@@ -37,8 +37,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from sseqbridge._engine.channel import CLOSED, ELAPSED, End
 from sseqbridge._exceptions import SSEError, StatusError, UsageError
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from sseqbridge._engine.batches import Batch
-    from sseqbridge._engine.reconnecting import OnReconnect
+    from sseqbridge._engine.reconnection_notice import OnReconnect
     from sseqbridge._engine.responses import Body, Head
 
     from .decoding import Decoder
@@ -75,8 +74,7 @@ _CLOSE_SECONDS = 1.0
 _END_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class Detached:
+class Detached(NamedTuple):
     """What a reader read from, for its new owner: `unread` comes first, then the entries of `subscription`.
 
     `end` is set if the stream has ended already; `body` is that of an error answer, if it was received.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
-from sseqbridge._engine.reconnecting import Reconnecting, call_on_reconnect
+from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._exceptions import CallbackError, SSEError, UsageError
 from sseqbridge._runtime.loops import run_in_daemon_thread

@@ -31,7 +31,8 @@ from sseqbridge import (
     TruncatedStreamError,
     UsageError,
 )
-from sseqbridge._sse.retry_policy import Drop, GiveUp, Retry, Stop, http_date, retry_after
+from sseqbridge._sse.header_dates import http_date, retry_after
+from sseqbridge._sse.retry_policy import Drop, GiveUp, Retry, Stop
 
 BROKEN = ReadError("broken")
 
@@ -261,15 +262,15 @@ ANSWERED_POST = Drop(BROKEN, method="POST", has_body=True)
 
 
 def test_request_with_a_body_is_not_sent_again() -> None:
-    for drop in (ANSWERED_POST, dataclasses.replace(ANSWERED_POST, has_id=True, has_place=True)):
+    for drop in (ANSWERED_POST, ANSWERED_POST._replace(has_id=True, has_place=True)):
         refused = ReconnectionPolicy().after(drop)
         assert isinstance(refused, GiveUp)
         assert 'resume="get"' in refused.reason
         assert 'resume="repeat"' in refused.reason
         assert isinstance(ReconnectionPolicy().at_once(drop), GiveUp)
-    clean = dataclasses.replace(ANSWERED_POST, cause=None)
+    clean = ANSWERED_POST._replace(cause=None)
     assert isinstance(ReconnectionPolicy(on_eof=True).after(clean), GiveUp)
-    assert isinstance(ReconnectionPolicy().after(dataclasses.replace(ANSWERED_POST, has_body=False)), Retry)
+    assert isinstance(ReconnectionPolicy().after(ANSWERED_POST._replace(has_body=False)), Retry)
 
 
 def test_repeat_allows_sending_a_body_again() -> None:
@@ -278,7 +279,7 @@ def test_repeat_allows_sending_a_body_again() -> None:
         assert isinstance(policy.after(ANSWERED_POST), Retry)
         assert isinstance(policy.at_once(ANSWERED_POST), Retry)
         # A request that may be processed, and has not been answered.
-        assert isinstance(policy.after(dataclasses.replace(ANSWERED_POST, answered=False)), Stop)
+        assert isinstance(policy.after(ANSWERED_POST._replace(answered=False)), Stop)
     assert ReconnectionPolicy(resend=True).resume == "repeat"
     assert dataclasses.replace(ReconnectionPolicy(resend=True), delay=1).resume == "repeat"
 
@@ -290,7 +291,7 @@ def test_get_needs_an_id_or_a_place(named: dict[str, Any]) -> None:
     assert isinstance(refused, GiveUp)
     assert "Location" in refused.reason
     assert isinstance(policy.at_once(ANSWERED_POST), GiveUp)
-    assert isinstance(policy.after(dataclasses.replace(ANSWERED_POST, **named)), Retry)
+    assert isinstance(policy.after(ANSWERED_POST._replace(**named)), Retry)
     # A request without a body can be repeated.
     assert isinstance(policy.after(Drop(BROKEN)), Retry)
 
@@ -314,10 +315,10 @@ def test_two_ways_to_resume_are_refused() -> None:
 def test_unanswered_request_with_a_body_is_not_retried() -> None:
     sent = Drop(BROKEN, method="POST", has_body=True, answered=False)
     for cause in (BROKEN, ProtocolError("x"), StreamTimeoutError("read", 1), StreamTimeoutError("write", 1)):
-        assert isinstance(ReconnectionPolicy().after(dataclasses.replace(sent, cause=cause)), Stop)
-        assert isinstance(ReconnectionPolicy().after(dataclasses.replace(sent, cause=cause, has_body=False)), Retry)
+        assert isinstance(ReconnectionPolicy().after(sent._replace(cause=cause)), Stop)
+        assert isinstance(ReconnectionPolicy().after(sent._replace(cause=cause, has_body=False)), Retry)
     for safe in (ConnectError("x"), StreamTimeoutError("connect", 1), status_error(503)):
-        assert isinstance(ReconnectionPolicy().after(dataclasses.replace(sent, cause=safe)), Retry)
+        assert isinstance(ReconnectionPolicy().after(sent._replace(cause=safe)), Retry)
 
 
 @pytest.mark.parametrize(
