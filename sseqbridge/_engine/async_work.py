@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, Cancelled
 from sseqbridge._runtime.clock import clock
 
-from .channel import CLOSED, Channel, End, post
+from .channel import CLOSED, Channel, End, Outcome, post
 from .loop_state import LoopState, LoopTask
 from .scope import current_scope, is_cancelled
 
@@ -72,6 +72,8 @@ class AsyncWork(LoopTask):
         # Whether the caller's code is suspended at a place where a cancellation may interrupt it.
         self._is_interruptible = False
         self._is_aborted = False
+        # Whether this application ended a stream that the caller's code read last (see last_read.py).
+        self.was_cut_short = False
         # The error for the consumer of an aborted task.
         self._reason: BaseException | None = None
         self._leaving: asyncio.TimerHandle | None = None
@@ -204,7 +206,8 @@ class AsyncWork(LoopTask):
                 logger.error("%s failed while it was closed", self.target, exc_info=error)
             error = None
         error = self._reason or error
-        end = End("error", error) if error is not None else CLOSED if self._is_aborted else End("eof")
+        outcome: Outcome = "closed" if self.was_cut_short else "eof"
+        end = End("error", error) if error is not None else CLOSED if self._is_aborted else End(outcome)
         self.state.discard(self)
         self.channel.end(end)
         self.mark_finished()

@@ -18,6 +18,7 @@ from sseqbridge._runtime.clock import clock
 
 from .async_work import AsyncWork, forget_cancellations, is_cancellation, name_of
 from .batches import EVENT_OVERHEAD, Batch
+from .last_read import record_reads
 from .stats import StreamStats
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Iteration(AsyncWork):
         self.abort_on_loop(None)
 
     async def _work(self) -> None:
+        last_read = record_reads()
         error: BaseException | None = None
         opened: list[Any] = []
         try:
@@ -80,6 +82,7 @@ class Iteration(AsyncWork):
             if iterator is not iterable:
                 opened.insert(0, iterator)
             await self._transfer(iterator)
+            self.was_cut_short = last_read.found_cancelled
         except BaseException as exc:
             error = exc
         # From here on nothing interrupts the cleanup.

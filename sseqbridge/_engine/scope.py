@@ -23,6 +23,8 @@ from sseqbridge._checks import CancelFlag
 from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
 
+from .last_read import note_read
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -80,7 +82,10 @@ class CancelScope:
             is_cancelled_by_itself = self._look()
             self._has_ended = True
             is_outer_cancelled = self._outer is not None and self._outer.cancelled
-            return isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+            swallows = isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+            if swallows:
+                note_read(found_cancelled=True)
+            return swallows
         finally:
             self._leave()
 
@@ -184,6 +189,7 @@ class Ownership:
             except BaseException:
                 subscription.abort()
                 raise
+        note_read(found_cancelled=False)
 
     def move(self, subscription: Owned, scope: CancelScope | None) -> None:
         """Let the subscription belong to `scope` alone."""

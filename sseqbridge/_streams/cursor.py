@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
+from sseqbridge._engine.last_read import note_read
 from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled
@@ -243,6 +244,11 @@ class Cursor(Generic[T]):
     def enter_scope(self) -> None:
         """Let the stream belong to the consumer's scope. Raises Cancelled if that is cancelled."""
         self.subscription.ownership.enter(self.subscription, current_scope())
+
+    def note_end(self) -> None:
+        """Tell the consumer's iterable, if it is one, that a read has found the stream's end."""
+        if self.outcome == "closed":
+            note_read(found_cancelled=True)
 
     def leave_batch(self) -> bool:
         """Commit the current batch, which was consumed whole. Returns False if no entry can follow."""

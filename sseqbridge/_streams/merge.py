@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from sseqbridge._checks import NotCopyable
+from sseqbridge._engine.last_read import note_read
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
 
@@ -159,6 +160,7 @@ class MergedStreams(_BaseMerged, Generic[K, T]):
                 step = merger.receive()
                 for named in merger.delivered(step):
                     if merger.is_closed:
+                        note_read(found_cancelled=True)
                         return
                     yield named
                 if step.number < 0:
@@ -239,6 +241,8 @@ class AsyncMergedStreams(_BaseMerged, Generic[K, T]):
             self._merger.release(self._step)
             self._step = None
         if not len(self._merger):
+            if self._merger.is_closed:
+                note_read(found_cancelled=True)
             return False
         step = await self._merger.areceive()
         if step.number < 0:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from sseqbridge._engine.channel import End, ThreadChannel
+from sseqbridge._engine.last_read import note_read
 from sseqbridge._engine.scope import CancelScope, check_scope, current_scope
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
@@ -237,6 +238,8 @@ class Merger:
         if step.has_ended or step is CLOSED:
             # By the scope, which raises, or for other reasons.
             check_scope()
+        if step is CLOSED:
+            note_read(found_cancelled=True)
         return step
 
     def _enter_scope(self) -> float | None:

@@ -299,6 +299,7 @@ class ItemReader(StreamOwner[T]):
                 for event in cursor.items:
                     return cursor.item(event)
             if not self._receive(None if deadline is None else max(0.0, deadline - clock.monotonic())):
+                cursor.note_end()
                 raise StopIteration
 
     def _receive(self, timeout: float | None) -> bool:
@@ -363,6 +364,7 @@ class ItemReader(StreamOwner[T]):
                     self._loop_thread = None
                 # The loop's body may have called next(), which took the next batch.
                 if cursor.items is items and not self._receive(None):
+                    cursor.note_end()
                     return
         except BaseException as exc:
             # Not a GeneratorExit that `decode` raised.
@@ -433,6 +435,8 @@ class ItemReader(StreamOwner[T]):
             # The stream's own error is raised again by the next call. Any other one is a signal handler's.
             if not polled or cursor.end is None or cursor.end.error is not exc:
                 raise
+        if not polled:
+            cursor.note_end()
         return polled
 
     def notify(self, wake: Callable[[], None]) -> None:
@@ -459,6 +463,7 @@ class ItemReader(StreamOwner[T]):
                 for event in cursor.items:
                     return cursor.item(event)
             if not await self._areceive(None if deadline is None else max(0.0, deadline - clock.monotonic())):
+                cursor.note_end()
                 raise StopAsyncIteration
 
     async def _areceive(self, timeout: float | None) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sseqbridge._engine.channel import Channel, End, ThreadChannel
+from sseqbridge._engine.last_read import LastRead, record_reads
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime import fork, threads
@@ -69,7 +70,8 @@ class IterableWorker(Generic[T]):
         self._context = context
         self._start_thread = start_thread
         self._process = fork.process_token()
-        # The entry that ended the channel, once the consumer has received it.
+        # The entry that ended the channel, once the consumer has received it. Its outcome is "closed" also if a stream
+        # was cut short that the iterable read last (see last_read.py).
         self.end: End | None = None
 
     def __del__(self) -> None:
@@ -153,19 +155,25 @@ _running: contextvars.ContextVar[Channel[Any] | None] = contextvars.ContextVar("
 def _work(job: _Job[Any]) -> None:
     _running.set(job.channel)
     with CancelScope(ChannelClosed(job.channel)):
-        _iterate(job)
+        _iterate(job, record_reads())
 
 
-def _iterate(job: _Job[Any]) -> None:
+def _iterate(job: _Job[Any], last_read: LastRead) -> None:
     channel, convert = job.channel, job.convert
     end = End("eof")
     iterator: Any = job.items
     try:
         iterator = iter(job.items)
         for item in iterator:
-            converted = convert(item)
-            if not (channel.send_blocking(*converted) if converted is not None else not channel.closed):
+            if channel.closed:
+                # Before the conversion, which calls the consumer's functions.
                 break
+            converted = convert(item)
+            if converted is not None and not channel.send_blocking(*converted):
+                break
+        else:
+            if last_read.found_cancelled:
+                end = End("closed")
     except BaseException as exc:
         # SystemExit too: it would end this thread alone, and leave the consumer waiting.
         end = End("error", exc)

@@ -17,6 +17,7 @@ from sseqbridge._runtime.clock import clock
 from . import _live
 from ._ending import Ending, RelayEnd
 from ._source import ApplicationError
+from ._writer import CANCELLED
 
 if TYPE_CHECKING:
     from sseqbridge._streams.reader import ItemReader
@@ -120,6 +121,9 @@ class BaseFrames(NotCopyable):
         if isinstance(error, ApplicationError):
             error = error.error
         self._note_failure(error)
+        if isinstance(error, Cancelled):
+            # A scope of this application that surrounds the iterable.
+            return CANCELLED
         if isinstance(error, SSEError):
             # The traceback helps where the application's own function failed.
             traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None

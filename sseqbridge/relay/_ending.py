@@ -35,8 +35,9 @@ class RelayEnd:
     """How a relay ended: the argument of `on_end`.
 
     `outcome`: "done" if the upstream's last event arrived; "eof" if its body, or the iterable, ended without one;
-    "disconnected" if the client left; "cancelled" if the stream was ended in this application (`log.cancel`, its
-    `cancel` flag, close(), end_all); "error" if it failed, was refused, or reported an error.
+    "disconnected" if the client left; "cancelled" if the stream, or the last stream that an iterable read, was ended in
+    this application (`log.cancel`, its `cancel` flag, close(), end_all); "error" if it failed, was refused, or reported
+    an error.
 
     `error`: the exception for the outcome "error", else None. It is a StatusError for a refusal, and an UpstreamError
     for an error that the upstream reported in an event.

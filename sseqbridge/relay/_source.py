@@ -20,13 +20,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
+from sseqbridge._engine.last_read import LastRead, record_reads
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import Cancelled, SSEError, UsageError
 from sseqbridge._runtime.callbacks import is_exit_of_callers_function, is_from_outside, is_reportable
 from sseqbridge._sse.events import Comment, RestartEvent, ServerSentEvent
 from sseqbridge._streams.worker import ChannelClosed, IterableWorker
 
-from ._writer import Writer, notice
+from ._writer import CANCELLED, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,8 +239,7 @@ class StreamSource:
         """Return the frame that follows the last one."""
         cursor = self._cursor
         if cursor.outcome == "closed":
-            # By log.cancel, its `cancel` flag or close(): without a notice the client would take it for whole.
-            return notice("cancelled", "Cancelled", "the answer was cancelled")
+            return CANCELLED
         is_clean = self.error is None
         return self._writer.end(cursor.outcome, cursor.last_event, cursor.done_event, is_clean=is_clean)
 
@@ -267,6 +267,20 @@ def _frame_of(entry: bytes | End | None, stop: type[Exception]) -> bytes | None:
     raise stop if entry.error is None else ApplicationError(entry.error)
 
 
+def _outcome_of(end: End | None) -> Outcome | None:
+    """Return the outcome of an iterable with this end: "closed" if a stream that it read last was cancelled."""
+    if end is None or end.outcome == "error":
+        return None
+    return "eof" if end.outcome == "eof" else "cancelled"
+
+
+def _end_frame(end: End | None, writer: Writer) -> bytes:
+    """Return the frame that follows the last one of an iterable."""
+    if _outcome_of(end) == "cancelled":
+        return CANCELLED
+    return writer.end(None if end is None else end.outcome, None, None)
+
+
 class WorkerSource:
     """The frames of an iterable, which runs in a worker thread from the first read on."""
 
@@ -285,8 +299,7 @@ class WorkerSource:
 
     @property
     def outcome(self) -> Outcome | None:
-        end = self._worker.end
-        return "eof" if end is not None and end.outcome == "eof" else None
+        return _outcome_of(self._worker.end)
 
     @property
     def last_event_id(self) -> str:
@@ -302,8 +315,7 @@ class WorkerSource:
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
-        end = self._worker.end
-        return self._writer.end(None if end is None else end.outcome, None, None)
+        return _end_frame(self._worker.end, self._writer)
 
     def close(self) -> None:
         """End the iteration at its next `yield`, without waiting for it."""
@@ -330,7 +342,7 @@ class TaskSource:
 
     @property
     def outcome(self) -> Outcome | None:
-        return "eof" if self._end is not None and self._end.outcome == "eof" else None
+        return _outcome_of(self._end)
 
     @property
     def last_event_id(self) -> str:
@@ -351,7 +363,7 @@ class TaskSource:
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
-        return self._writer.end(None if self._end is None else self._end.outcome, None, None)
+        return _end_frame(self._end, self._writer)
 
     def abandon(self) -> None:
         """Cancel the task, without waiting; the iterable's own cleanup runs to its end.
@@ -372,10 +384,12 @@ def _cancel(task: asyncio.Task[None], channel: Channel[bytes]) -> None:
 
 async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
     with CancelScope(ChannelClosed(channel)):
-        await _aiterate(items, writer, channel)
+        await _aiterate(items, writer, channel, record_reads())
 
 
-async def _aiterate(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
+async def _aiterate(
+    items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes], last_read: LastRead
+) -> None:
     end = CLOSED
     iterator: Any = items
     task = asyncio.current_task()
@@ -389,7 +403,7 @@ async def _aiterate(items: AsyncIterable[Any], writer: Writer, channel: Channel[
                 # An iterable that never waits cannot be cancelled.
                 break
         else:
-            end = End("eof")
+            end = End("closed" if last_read.found_cancelled else "eof")
     except asyncio.CancelledError as exc:
         if not channel.closed:
             # The application raised it: abandon() closes the channel first.

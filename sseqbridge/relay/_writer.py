@@ -21,7 +21,7 @@ from sseqbridge._sse.provider_errors import message_of, quoted
 
 from ._options import RelayOptions
 
-__all__ = ["HEARTBEAT", "Writer", "notice"]
+__all__ = ["CANCELLED", "HEARTBEAT", "Writer", "notice"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
@@ -183,3 +183,7 @@ def _report(name: str, kind: str, message: str, retry: float | None = None) -> S
 def notice(name: str, kind: str, message: str, retry: float | None = None) -> bytes:
     """Return the frame of an event `name` that ends a stream early, with the data of an error `kind`."""
     return encode(_report(name, kind, message, retry))
+
+
+# The last frame of a stream that this application has ended: without it the client would take the stream for whole.
+CANCELLED = notice("cancelled", "Cancelled", "the answer was cancelled")
