@@ -242,13 +242,13 @@ class BatchReader:
         assert isinstance(self._parser, EventStreamParser)
         return None if self.is_done else self._parser.take_incomplete()
 
-    def take_rest(self) -> tuple[str, bool] | None:
+    def take_rest(self, *, is_broken: bool) -> tuple[str, bool] | None:
         """Return the text behind the last line end of JSON Lines, and whether it is a whole document if it is JSON.
 
-        None if there is none, or the stream has ended before it.
+        None if there is none, or the stream has ended before it. See JSONLinesParser.take_rest().
         """
         assert isinstance(self._parser, JSONLinesParser)
-        return None if self.is_done else self._parser.take_rest()
+        return None if self.is_done else self._parser.take_rest(is_broken=is_broken)
 
     def end_at(self, event: ServerSentEvent) -> bool:
         """End the stream if the event is its end marker, or of a type that ends it; return whether it did."""

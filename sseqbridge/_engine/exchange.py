@@ -19,7 +19,7 @@ from sseqbridge._http.errors import CLIENT_CODE
 from sseqbridge._runtime.callbacks import CallersCode, original
 
 from .batches import Batch, BatchReader
-from .last_block import add_torn_line, last_batch
+from .last_block import last_batch
 from .responses import (
     Body,
     Head,
@@ -210,14 +210,14 @@ class Exchange:
         except TransportError as exc:
             if self.outcome is not None:
                 raise
-            if self._options.format == "jsonl":
-                add_torn_line(exc, self._reader)
-                raise
             # An end marker counts, however the connection ends behind it.
-            last = await last_batch(self._reader, self._options, self.target, is_broken=True)
-            if not self._reader.is_done:
+            last = await last_batch(self._reader, self._options, self.target, broken_by=exc)
+            if self._reader.is_done:
+                self.outcome = "done"
+            elif last is None:
                 raise
-            self.outcome = "done"
+            else:
+                self._end_error = exc
             return last
 
     def _take_in(self, chunk: bytes) -> bool:
@@ -317,6 +317,8 @@ class Exchange:
 
     def check_asked(self) -> None:
         """Raise UsageError: no other connection follows this one."""
+        if self._options.format == "jsonl":
+            raise UsageError("a stream of JSON Lines does not reconnect: it has no event IDs to resume from")
         raise UsageError("this stream does not reconnect. Open it with reconnect=True.")
 
     async def aclose(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .batches import Batch, BatchReader
 
-__all__ = ["add_torn_line", "last_batch", "warn_of_dropped_event"]
+__all__ = ["last_batch", "warn_of_dropped_event"]
 
 T = TypeVar("T")
 
@@ -33,18 +33,20 @@ _SMALL_JSON = 64 * 1024
 
 
 async def last_batch(
-    reader: BatchReader, options: RequestOptions, target: str, *, is_broken: bool = False
+    reader: BatchReader, options: RequestOptions, target: str, *, broken_by: TransportError | None = None
 ) -> Batch | None:
     """Return the batch of what came after the last complete block or line; None if that is nothing, or is dropped.
 
-    In an event stream the end marker counts. In JSON mode a whole object or array is an item, unless the stream
-    reconnects, since the event may come again. A `done` function is asked by the consumer, unless the connection is
-    broken. Of JSON Lines, a last document without its line end is an item.
+    `broken_by` is the error if the connection has failed. In an event stream the end marker counts. In JSON mode a
+    whole object or array is an item, unless the stream reconnects, since the event may come again. A `done` function
+    is asked by the consumer, unless the connection is broken. Of JSON Lines, a last document without its line end is
+    an item.
 
-    Raises TruncatedStreamError for an incomplete document of JSON Lines.
+    Raises TruncatedStreamError for an incomplete document of JSON Lines; if the connection is broken, `broken_by` gets
+    the document's text.
     """
     if options.format == "jsonl":
-        return await _last_line(reader, target)
+        return await _last_line(reader, target, broken_by)
     taken = reader.take_incomplete()
     if taken is None:
         return None
@@ -55,7 +57,7 @@ async def last_batch(
     is_whole = is_object or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
     if is_whole and reader.end_at(event):
         return reader.last_batch(event) if reader.done_event is None else None
-    if is_broken or rules.is_heartbeat(event):
+    if broken_by is not None or rules.is_heartbeat(event):
         return None
     if is_object and rules.is_json and options.reconnect is None:
         return reader.last_batch(event)
@@ -65,8 +67,8 @@ async def last_batch(
     return None
 
 
-async def _last_line(reader: BatchReader, target: str) -> Batch | None:
-    taken = reader.take_rest()
+async def _last_line(reader: BatchReader, target: str, broken_by: TransportError | None) -> Batch | None:
+    taken = reader.take_rest(is_broken=broken_by is not None)
     if taken is None:
         return None
     text, may_be_whole = taken
@@ -74,17 +76,13 @@ async def _last_line(reader: BatchReader, target: str) -> Batch | None:
     # The end marker need not be JSON.
     if reader.end_at(event):
         return reader.last_batch(event) if reader.done_event is None else None
-    if not may_be_whole or not await _in_thread_if_large(len(text), is_json, text):
+    if may_be_whole and await _in_thread_if_large(len(text), is_json, text):
+        return reader.last_batch(event)
+    if broken_by is None:
         raise torn_line_error(f"{target}: the stream ended within a JSON document", text)
-    return reader.last_batch(event)
-
-
-def add_torn_line(exc: TransportError, reader: BatchReader) -> None:
-    """Add the begin of the line that a broken connection has cut off to its error."""
-    taken = reader.take_rest()
-    if taken is not None and exc.torn_line is None:
-        exc.torn_line = taken[0]
-        exc.args = (f"{exc}, within a JSON document: {escaped(taken[0])}", *exc.args[1:])
+    broken_by.torn_line = text
+    broken_by.args = (f"{broken_by}, within a JSON document: {escaped(text)}", *broken_by.args[1:])
+    return None
 
 
 async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object) -> T:

@@ -118,6 +118,8 @@ class LoopState:
             stream.start()
         except BaseException:
             stream.release_consumer()
+            for registered in self.stream_tasks.intersection([stream]):
+                self.discard(registered)
             raise
         finally:
             self._posted.discard(stream)

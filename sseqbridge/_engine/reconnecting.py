@@ -153,6 +153,10 @@ class ReconnectingExchange:
         self._attempts.put_through(None)
         await self._attempts.close()
 
+    def abandon(self) -> None:
+        """Return the client, if the request was never sent."""
+        self._attempts.exchange.abandon()
+
     def drop(self, cause: SSEError | None, *, was_asked_for: bool = False) -> bool:
         """Drop the connection for another one. Returns False if no other one follows.
 
@@ -168,18 +172,28 @@ class ReconnectingExchange:
     async def open(self) -> Head | Reconnecting:
         """Return the first answer's head, or a notice of an attempt that failed: call it again then.
 
-        All attempts together take `total` seconds at most, or 60. Then the last answer is returned, whatever its
-        status; without an answer ReconnectionError is raised.
+        All attempts together take `total` seconds at most, or 60, besides shared pauses. Then the last answer is
+        returned, whatever its status; without an answer ReconnectionError is raised.
         """
-        total = self._options.timeout.total
-        seconds = _OPEN_SECONDS if total is None else total
-        deadline = self._started_at + seconds
-        with anyio.move_on_after(max(0.0, deadline - clock.monotonic())):
-            return await self._attempt(deadline)
+        with anyio.move_on_after(max(0.0, self._opening_deadline - clock.monotonic())) as scope:
+            if self._options.pauses is not None:
+                self._options.pauses.extend(scope)
+            return await self._attempt()
         tried = 0 if self._retry is None else self._retry.attempt
-        return self._refusal_or_error(GiveUp(tried, "the time for it is over"), StreamTimeoutError("total", seconds))
+        error = StreamTimeoutError("total", self._opening_seconds)
+        return self._refusal_or_error(GiveUp(tried, "the time for it is over"), error)
 
-    async def _attempt(self, deadline: float) -> Head | Reconnecting:
+    @property
+    def _opening_seconds(self) -> float:
+        total = self._options.timeout.total
+        return _OPEN_SECONDS if total is None else total
+
+    @property
+    def _opening_deadline(self) -> float:
+        pauses = self._options.pauses
+        return self._started_at + self._opening_seconds + (0.0 if pauses is None else pauses.seconds)
+
+    async def _attempt(self) -> Head | Reconnecting:
         exchange = self._attempts.exchange
         try:
             if self._retry is None:
@@ -193,27 +207,27 @@ class ReconnectingExchange:
         except (CallbackError, ReconnectionError):
             raise
         except SSEError as exc:
-            return await self._after_failure(exc, deadline)
+            return await self._after_failure(exc)
         if head.is_stream or head.status == 204:
             return self._accept(head)
         # The policy needs the status alone: the body is read only if the request is sent again.
         decision = self._policy.after(self._describe_drop(status_error(self.target, head, Body(b""))))
         if self._attempts.exchange.was_processed or not isinstance(decision, Retry):
             return self._accept(head)
-        if clock.monotonic() + decision.delay > deadline:
+        if clock.monotonic() + decision.delay > self._opening_deadline:
             return self._accept(head)
         self._refusal = head, Body(b"")
         self._refusal = head, await self._attempts.exchange.read_body()
         return await self._plan(decision, status_error(self.target, *self._refusal))
 
-    async def _after_failure(self, cause: SSEError, deadline: float) -> Head | Reconnecting:
+    async def _after_failure(self, cause: SSEError) -> Head | Reconnecting:
         if self._attempts.exchange.is_unsendable or self._attempts.exchange.was_processed:
             raise cause
         decision = self._policy.after(self._describe_drop(cause))
         if isinstance(decision, Stop):
             raise cause
         if isinstance(decision, Retry):
-            if clock.monotonic() + decision.delay <= deadline:
+            if clock.monotonic() + decision.delay <= self._opening_deadline:
                 return await self._plan(decision, cause)
             decision = GiveUp(decision.attempt - 1, f"the next attempt, in {decision.delay:.3g} s, would come too late")
         return self._refusal_or_error(decision, cause)
@@ -327,6 +341,7 @@ class ReconnectingExchange:
             answered=self._is_answered,
             has_id=self._attempts.exchange.resumption.last_event_id not in ("", options.last_event_id),
             has_place=self._attempts.resuming.has_place,
+            is_place_excluded=self._attempts.resuming.is_place_excluded,
         )
 
     def _describe_drop(self, cause: SSEError | None) -> Drop:

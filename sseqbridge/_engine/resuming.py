@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 
 from sseqbridge._exceptions import UsageError
-from sseqbridge._http.redirects import Place, is_trusted_hop, own_headers
+from sseqbridge._http.redirects import Place, is_trusted_hop, own_headers, target_url
 from sseqbridge._http.request import check_framing, header_list
 from sseqbridge._http.urls import is_requestable
 from sseqbridge._runtime import loops
@@ -54,13 +54,19 @@ class Resuming:
         self._resume = policy.resume
         self._options = options
         self._answer: _Answer | None = None
-        # The place that an answer has named.
+        # The place that an answer has named, and whether `follow_redirects=False` excludes it.
         self._place: Place | None = None
+        self._is_place_excluded = False
 
     @property
     def has_place(self) -> bool:
         """Whether an answer has named where to resume."""
         return self._place is not None
+
+    @property
+    def is_place_excluded(self) -> bool:
+        """Whether that place is at another origin, although the caller follows no redirects."""
+        return self._is_place_excluded
 
     def note(self, exchange: Exchange) -> None:
         """Keep what the answer of an exchange, an event stream, says about the attempt after it."""
@@ -69,8 +75,12 @@ class Resuming:
         request, headers = exchange.sent, exchange.headers
         self._answer = _Answer(request, headers)
         if self._resume == "get":
+            url = _named_url(self._answer)
             # An answer without a place leaves that of an earlier one.
-            self._place = _named_place(self._answer) or self._place
+            if url is not None:
+                is_trusted = is_trusted_hop(request.url, url)
+                self._place = Place("GET", url, None, request.is_trusted and is_trusted)
+                self._is_place_excluded = self._options.follow_redirects is False and not is_trusted
 
     async def next(self, attempt: int, resumption: Resumption) -> tuple[RequestOptions, Resumption] | None:
         """Return the options and position of the next request, None if the caller's function gives up.
@@ -91,15 +101,10 @@ class Resuming:
         return None if place is None else (options, resumption._replace(place=place, redirects=()))
 
 
-def _named_place(answer: _Answer) -> Place | None:
-    """Return the place that an answer's headers name; None if they name none that can be requested."""
-    request = answer.request
-    for name in _PLACES:
-        if name in answer.headers:
-            url = _joined(request.url, answer.headers[name])
-            if url is not None:
-                return Place("GET", url, None, request.is_trusted and is_trusted_hop(request.url, url))
-    return None
+def _named_url(answer: _Answer) -> Any:
+    """Return the URL that an answer's headers name; None if they name none that can be requested."""
+    urls = (_joined(answer.request.url, answer.headers[name]) for name in _PLACES if name in answer.headers)
+    return next((url for url in urls if url is not None), None)
 
 
 async def _place_of(
@@ -141,7 +146,7 @@ def _own_list(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> list[tu
 def _joined(url: Any, target: str) -> Any:
     """Return `target` relative to `url`, None if no request can be sent to it."""
     try:
-        joined = url.join(target)
+        joined = target_url(url, target)
     except Exception:  # Of httpx or httpx2, and of the modules for URLs below them.
         return None
     return joined if is_requestable(joined) else None

@@ -50,8 +50,10 @@ class _RetryingSender(RequestSender):
         """Do the same as RequestSender.send(). Returns the last answer, or raises the last error, of all attempts."""
         tried = 0
         while True:
-            if self._options.pauses is not None and await self._options.pauses.wait(self._first_origin):
-                # The headers may have expired.
+            pauses = self._options.pauses
+            has_waited = pauses is not None and await pauses.wait(self._first_origin)
+            # The headers of a function may have expired.
+            if tried or (has_waited and self._options.new_headers is not None):
                 await self._renew()
             response, error = None, None
             try:
@@ -71,7 +73,6 @@ class _RetryingSender(RequestSender):
             await self.close_response()
             self._response = None
             await anyio.sleep(delay)
-            await self._renew()
 
     def _failure_of(self, response: Any) -> Failure:
         headers = response_headers(response)
@@ -83,8 +84,9 @@ class _RetryingSender(RequestSender):
         return Failure(status=status, retry_after=retry_after, should_retry=headers.get("x-should-retry"))
 
     def _comes_too_late(self, delay: float) -> bool:
-        total = self._options.timeout.total
-        return total is not None and clock.monotonic() + delay >= self._started_at + total
+        total, pauses = self._options.timeout.total, self._options.pauses
+        paused = 0.0 if pauses is None else pauses.seconds
+        return total is not None and clock.monotonic() + delay >= self._started_at + total + paused
 
     async def _renew(self) -> None:
         """Build the request of the next attempt, for the URL of the call."""

@@ -139,6 +139,7 @@ class StreamTask(StreamFacts):
         self._callbacks: CallbackTransfer | None = None
         self._cancel = options.cancel
         self._timeout = options.timeout
+        self._pauses = options.pauses
         self._phase = _Phase.OPENING
         self._is_aborted = False
         # The error for the consumer of an aborted stream.
@@ -178,7 +179,19 @@ class StreamTask(StreamFacts):
     # On the loop thread.
 
     def start(self) -> None:
-        """Start the task, in the context of the caller."""
+        """Start the task, in the context of the caller. An exception, such as one of a task factory, ends the stream."""
+        try:
+            self._start()
+        except BaseException as exc:
+            if self.task is None and self._callbacks is None:
+                self.exchange.abandon()
+                self._finish(exc)
+            else:
+                self.abort_on_loop(self._as_sse_error(exc))
+            if not isinstance(exc, Exception):
+                raise
+
+    def _start(self) -> None:
         self.state.add(self)
         memory.enter(self.channel, self.loop)
         self._callbacks = self._begun_in_callbacks()
@@ -201,7 +214,12 @@ class StreamTask(StreamFacts):
         return begun(self, exchange, self._timeout.read)
 
     def _start_task(self) -> None:
-        self.task = self.loop.create_task(self._run(), name="sseqbridge-stream")
+        coroutine = self._run()
+        try:
+            self.task = self.loop.create_task(coroutine, name="sseqbridge-stream")
+        except BaseException:
+            coroutine.close()
+            raise
         self.task.add_done_callback(self._done)
 
     # For the CallbackTransfer.
@@ -293,8 +311,19 @@ class StreamTask(StreamFacts):
     def _limit_total(self) -> None:
         total = self._timeout.total
         if total is not None:
-            left = self.started_at + total - clock.monotonic()
-            self._set_timer("total", self.loop.time() + left, self._time_out, "total", total)
+            paused = self._paused_seconds
+            left = self.started_at + total + paused - clock.monotonic()
+            self._set_timer("total", self.loop.time() + left, self._check_total, total, paused)
+
+    def _check_total(self, limit: float, paused: float) -> None:
+        if self._paused_seconds > paused:
+            self._limit_total()
+        else:
+            self._time_out("total", limit)
+
+    @property
+    def _paused_seconds(self) -> float:
+        return 0.0 if self._pauses is None else self._pauses.seconds
 
     def _check_idle(self, limit: float) -> None:
         # One timer a stream, set again when it fires: an event only costs a look at the clock.
@@ -413,11 +442,14 @@ class StreamTask(StreamFacts):
             return End("error", self._reason)
         if error is None:
             return CLOSED
+        return End("error", self._as_sse_error(error))
+
+    def _as_sse_error(self, error: BaseException) -> SSEError | UsageError:
         if isinstance(error, (SSEError, UsageError)):
-            return End("error", error)
+            return error
         wrapped = SSEError(f"{self.target}: {type(error).__name__} in the stream's task")
         wrapped.__cause__ = error
-        return End("error", wrapped)
+        return wrapped
 
 
 class EntryWriter:

@@ -1,6 +1,7 @@
 """A pause that the requests of one gather share, for each origin: after a 429 with Retry-After all of them wait.
 
-Any thread and loop may use it: each step on the dict and its deques is atomic, and a deadline is only ever added.
+Any thread and loop may use Pauses: each step on the dict and its deques is atomic, and a deadline is only ever added.
+A CallPauses belongs to one call, and to the loop of its stream.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import anyio
 
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["Pauses"]
+__all__ = ["CallPauses", "Pauses"]
 
 
 class Pauses:
@@ -27,15 +28,47 @@ class Pauses:
         if end > self._end(origin):
             self._ends.setdefault(origin, deque()).append(end)
 
-    async def wait(self, origin: str) -> bool:
-        """Wait until no pause of `origin` is left. Returns whether there was one."""
-        has_waited = False
-        while (left := self._end(origin) - clock.monotonic()) > 0:
-            has_waited = True
-            await anyio.sleep(left)
-        return has_waited
+    def seconds_left(self, origin: str) -> float:
+        """Return for how many seconds no request may be sent to `origin`; 0 or less for none."""
+        return self._end(origin) - clock.monotonic()
+
+    def of_call(self) -> CallPauses:
+        """Return these pauses as one call waits for them."""
+        return CallPauses(self)
 
     def _end(self, origin: str) -> float:
         ends = self._ends.get(origin)
         # A copy: another thread may append in the meantime.
         return 0.0 if ends is None else max(ends.copy(), default=0.0)
+
+
+class CallPauses:
+    """The pauses of a gather as one of its calls waits for them.
+
+    `seconds` is the time that the call has waited, and waits now, for them. It does not count for the call's `total`.
+    """
+
+    def __init__(self, pauses: Pauses) -> None:
+        self._pauses = pauses
+        self.seconds = 0.0
+        # A limit that is on during a wait: see extend().
+        self._scope: anyio.CancelScope | None = None
+
+    def begin(self, origin: str, seconds: float) -> None:
+        """Pause the requests of all calls to `origin`; see Pauses.begin()."""
+        self._pauses.begin(origin, seconds)
+
+    async def wait(self, origin: str) -> bool:
+        """Wait until no pause of `origin` is left. Returns whether there was one."""
+        has_waited = False
+        while (left := self._pauses.seconds_left(origin)) > 0:
+            has_waited = True
+            self.seconds += left
+            if self._scope is not None:
+                self._scope.deadline += left
+            await anyio.sleep(left)
+        return has_waited
+
+    def extend(self, scope: anyio.CancelScope) -> None:
+        """Let each wait from now on move the deadline of `scope`, in place of an earlier scope's."""
+        self._scope = scope

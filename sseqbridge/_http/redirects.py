@@ -30,6 +30,7 @@ __all__ = [
     "own_headers",
     "redirect",
     "redirect_url",
+    "target_url",
 ]
 
 MAX_REDIRECTS = 20
@@ -68,12 +69,23 @@ def redirect_url(request: Any, status: int, location: str | None) -> Any:
     """Return the URL that a Location header names. Raises RedirectError if no request can be sent to it."""
     cause = None
     try:
-        url = None if location is None else request.url.join(location)
+        url = None if location is None else target_url(request.url, location)
     except Exception as exc:
         url, cause = None, exc
     if url is None or not is_requestable(url):
         raise RedirectError(f"{describe(request.url)}: {status} without a usable Location", status) from cause
     return url
+
+
+def target_url(url: Any, target: str) -> Any:
+    """Return `target`, relative to a request's `url`, with the user and password of `url` if it may have them.
+
+    Raises exceptions of httpx or httpx2, and of the modules for URLs below them, if it cannot be parsed.
+    """
+    joined = url.join(target)
+    if url.userinfo and not joined.userinfo and is_trusted_hop(url, joined):
+        return joined.copy_with(userinfo=url.userinfo)
+    return joined
 
 
 def redirect(request: Any, status: int, url: Any, options: RequestOptions, package: Any) -> Redirect:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .client import Client
     from .media_types import Format
-    from .pauses import Pauses
+    from .pauses import CallPauses
 
 __all__ = [
     "ACCEPT",
@@ -107,8 +107,8 @@ class RequestOptions:
     new_headers: Callable[[], list[tuple[str, str]]] | None = None
     # How often the request is sent again if its first answer is a failure that may pass.
     retries: int = 0
-    # Pauses that requests share.
-    pauses: Pauses | None = None
+    # Pauses that the call shares with others.
+    pauses: CallPauses | None = None
 
     @property
     def is_repeated(self) -> bool:

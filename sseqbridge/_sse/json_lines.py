@@ -85,19 +85,18 @@ class JSONLinesParser:
             raise self.error
         return events
 
-    def take_rest(self) -> tuple[str, bool] | None:
+    def take_rest(self, *, is_broken: bool = False) -> tuple[str, bool] | None:
         """Return the text behind the last complete document, and whether it is whole if it is JSON.
 
-        None if there is none but blanks.
+        None if there is none but blanks. `is_broken`: the connection failed there, so that a number may go on.
         """
         text = self._tail.decode("utf-8", "replace")
         self._tail.clear()
         stripped = text.strip(_BLANKS)
         if not stripped:
             return None
-        if not self._is_sequence:
-            return text.removesuffix("\r"), True
-        return stripped, not _may_be_cut(text, stripped)
+        is_uncertain = (self._is_sequence or is_broken) and _may_be_cut(text, stripped)
+        return stripped if self._is_sequence else text.removesuffix("\r"), not is_uncertain
 
     def _from_start(self, chunk: bytes) -> bytes:
         """Return the chunk, in a sequence without the blanks before it. What came before it is blank."""
@@ -198,7 +197,7 @@ def _events(texts: Iterable[str]) -> list[ServerSentEvent | Comment]:
 
 
 def _may_be_cut(text: str, stripped: str) -> bool:
-    """Whether a document of a sequence may go on: 1 may be the begin of 12. See RFC 7464, section 2.4."""
+    """Whether a document that was cut off may go on: 1 may be the begin of 12. See RFC 7464, section 2.4."""
     return bool(stripped) and text[-1] not in _BLANKS and not stripped.startswith(_SELF_DELIMITED)
 
 

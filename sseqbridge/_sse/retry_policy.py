@@ -35,6 +35,11 @@ _NOTHING_TO_RESUME = (
     "the answer delivered no event ID, and no Location or Content-Location, from which a GET could continue it"
 )
 
+_PLACE_EXCLUDED = (
+    "the answer's Location or Content-Location is at another origin, to which follow_redirects=False does not go. "
+    "Leave follow_redirects out, or choose the request with a `resume` function"
+)
+
 
 class _RetriedStatuses(frozenset[int]):
     """The statuses of failures that may pass. The repr is short, because help() shows it as a default."""
@@ -56,7 +61,7 @@ class Drop(NamedTuple):
 
     The request and the whole stream so far: its `method`; `has_body`; `answered`: any response was an
     event stream; `has_id`: the server has sent an ID to resume from; `has_place`: a response has named
-    the URL to resume at.
+    the URL to resume at; `is_place_excluded`: that is at another origin, and no redirects are followed.
     """
 
     cause: SSEError | None
@@ -70,6 +75,7 @@ class Drop(NamedTuple):
     answered: bool = True
     has_id: bool = False
     has_place: bool = False
+    is_place_excluded: bool = False
 
 
 class Retry(NamedTuple):
@@ -113,7 +119,8 @@ class ReconnectionPolicy:
     None repeats a request without a body, and never one with a body, which then ends with ReconnectionError.
     "repeat" sends the request again, body included. If the server sends no IDs, events may come twice.
     "get" sends a GET without the body to the response's Location or Content-Location, else to the same URL. After a
-    request with a body there must be such a header, or an ID.
+    request with a body there must be such a header, or an ID. Another origin is treated as in a redirect: it gets no
+    header of the caller but Accept and Last-Event-ID, and with `follow_redirects=False` no request at all.
     A function of an Attempt returns a Resume, or None to give up. It runs in a thread of its own.
     All of them send the last event ID. Before the first response the request itself is sent again, if it cannot have
     been processed: there was no connection, or its status is one of `statuses`.
@@ -184,6 +191,8 @@ class ReconnectionPolicy:
         if self.resume is None:
             return _NOT_SENT_AGAIN if drop.has_body else None
         is_plain_get = drop.method == "GET" and not drop.has_body
+        if self.resume == "get" and drop.is_place_excluded:
+            return _PLACE_EXCLUDED
         if self.resume == "get" and not (is_plain_get or drop.has_id or drop.has_place):
             return _NOTHING_TO_RESUME
         return None

@@ -140,6 +140,8 @@ def prepare(
     if client_headers is not None and not callable(client_headers):
         headers = _merged(header_list(client_headers), headers)
     own_headers, own_id = _without_last_event_id(headers, check_last_event_id(arguments.last_event_id))
+    if format == "jsonl" and len(own_headers) < len(headers):
+        raise UsageError(_not_of_lines("Last-Event-ID", _REASONS["last_event_id"]))
     check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
     # A stream that is resumed by GET is still the answer to one request.
@@ -198,7 +200,11 @@ def check_line_options(options: Mapping[str, Any]) -> None:
     """Raise UsageError for an option that JSON Lines give no meaning. None and False stand for no option."""
     for name, reason in _REASONS.items():
         if options.get(name) not in (None, False):
-            raise UsageError(f"`{name}` must be left out for JSON Lines, which have {reason}")
+            raise UsageError(_not_of_lines(name, reason))
+
+
+def _not_of_lines(name: str, reason: str) -> str:
+    return f"`{name}` must be left out for JSON Lines, which have {reason}"
 
 
 def _rules(arguments: RequestArguments, format: Format, *, is_request: bool) -> EventRules:

@@ -81,7 +81,8 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
 
     Raises what request_sse raises, UsageError for `comments`, `dialect`, `last_event_id`, `reconnect` and
     `on_reconnect`, which have no meaning here, and TruncatedStreamError if the last line is incomplete: its text is
-    `torn_line`. A whole document without its line end is an item.
+    `torn_line`. A whole document without its line end is an item, also before the error of a lost connection, which has
+    the text of a number, true, false or null as `torn_line`, since it may go on.
     """
     check_names(options, _KNOWN, "request_jsonl")
     check_line_options(options)

@@ -98,7 +98,7 @@ def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | N
     """
     prepared.check_not_cancelled()
     bridge = bridge or default_bridge()
-    options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses)
+    options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses.of_call())
     return PendingResponse(bridge.new_task(options), prepared, bridge)
 
 

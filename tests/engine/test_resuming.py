@@ -169,6 +169,72 @@ def test_place_cannot_lead_back_to_the_credentials(ask: Requester) -> None:
         assert {"authorization", "x-api-key"}.isdisjoint(server.requests[1].headers)
 
 
+@pytest.mark.parametrize("name", ["Location", "Content-Location"])
+@pytest.mark.parametrize("target", ["{}/rest", "/rest", "//{}/rest"], ids=["absolute", "relative", "no scheme"])
+def test_place_of_the_same_origin_keeps_the_credentials_of_the_url(ask: Requester, name: str, target: str) -> None:
+    def script(request: ReceivedRequest) -> Iterable[Step]:
+        if request.method == "POST":
+            place = target.format(server.url if target.startswith("{") else request.headers["host"])
+            return [respond(headers={name: place}), send(1, id="a"), cut()]
+        return [send(2), DONE]
+
+    with SSEServer(script) as server:
+        url = server.url.replace("://", "://me:sk-secret@")
+        assert ask(url, data=PROMPT, reconnect=GET).items() == [1, 2]
+        assert lines(server)[1] == ("GET", "/rest")
+        assert server.requests[1].headers["authorization"] == server.requests[0].headers["authorization"]
+
+
+def test_function_with_an_absolute_url_keeps_the_credentials_of_the_url(ask: Requester) -> None:
+    with SSEServer(in_turn([send(1, id="a"), cut()], [send(2), DONE])) as server:
+        policy = by(lambda attempt: Resume("GET", server.url + "/rest"))
+        assert ask(server.url.replace("://", "://me:sk-secret@"), data=PROMPT, reconnect=policy).items() == [1, 2]
+        assert server.requests[1].headers["authorization"] == server.requests[0].headers["authorization"]
+
+
+def test_permanent_redirect_keeps_the_credentials_of_the_url(ask: Requester) -> None:
+    """Also on the next connection, whose request begins at the new URL."""
+
+    def script(request: ReceivedRequest) -> Iterable[Step]:
+        if request.path == "/old":
+            return [respond(308, {"Location": server.url + "/new"})]
+        return [send(2), DONE] if request.last_event_id else [send(1, id="a"), cut()]
+
+    with SSEServer(script) as server:
+        url = server.url.replace("://", "://me:sk-secret@")
+        assert ask(url + "/old", reconnect=AT_ONCE).items() == [1, 2]
+        assert lines(server) == [("GET", "/old"), ("GET", "/new"), ("GET", "/new")]
+        assert {request.headers.get("authorization") for request in server.requests} == {"Basic bWU6c2stc2VjcmV0"}
+
+
+def test_credentials_of_the_url_do_not_reach_another_origin(ask: Requester) -> None:
+    with SSEServer([send(2), DONE]) as other:
+        with SSEServer([respond(headers={"Location": other.url}), send(1, id="a"), cut()]) as server:
+            assert ask(server.url.replace("://", "://me:sk-secret@"), reconnect=GET).items() == [1, 2]
+        assert "authorization" not in other.requests[0].headers
+
+
+def test_without_redirects_a_place_at_another_origin_is_refused(ask: Requester) -> None:
+    with SSEServer([send(2), DONE]) as other:
+        with SSEServer([respond(headers={"Location": other.url}), send(1, id="a"), cut()]) as server:
+            response = ask(server.url, SECRETS, PROMPT, reconnect=GET, follow_redirects=False)
+            assert response.next() == 1
+            with pytest.raises(ReconnectionError, match="follow_redirects=False"):
+                response.next()
+            assert len(server.requests) == 1
+        assert other.requests == []
+
+
+def test_without_redirects_a_place_of_the_same_origin_is_requested(ask: Requester) -> None:
+    def script(request: ReceivedRequest) -> Iterable[Step]:
+        if request.method == "POST":
+            return [respond(headers={"Location": server.url + "/rest"}), send(1, id="a"), cut()]
+        return [send(2), DONE]
+
+    with SSEServer(script) as server:
+        assert ask(server.url, data=PROMPT, reconnect=GET, follow_redirects=False).items() == [1, 2]
+
+
 def test_clients_defaults_do_not_reach_another_origin() -> None:
     clients: list[httpx.AsyncClient] = []
 

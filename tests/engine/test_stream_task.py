@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from sseqbridge import Bridge, UsageError
-from sseqbridge._engine.channel import CLOSED
+from sseqbridge import Bridge, BridgeClosedError, SSEError, UsageError, arequest_sse, request_sse
+from sseqbridge._engine.async_work import AsyncWork
+from sseqbridge._engine.caller_loops import running_loop_state
+from sseqbridge._engine.channel import CLOSED, End
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._engine.responses import Head
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._http.request import RequestOptions
@@ -58,3 +63,67 @@ def test_reconnect_makes_another_connection(server: SSEServer) -> None:
         task.reconnect()
         server.wait_for_request(2, timeout=30)
         task.abort()
+
+
+def fails(*args: object, **options: object) -> Any:
+    raise MemoryError("no room for a task")
+
+
+@pytest.mark.parametrize("reconnect", [None, AT_ONCE])
+def test_failed_start_leaves_nothing_registered(
+    server: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: Any
+) -> None:
+    with Bridge() as bridge:
+        monkeypatch.setattr(StreamTask, "_start_task", fails)
+        task = submitted(bridge, options(url=server.url, build=BUILD, reconnect=reconnect))
+        end = task.channel.receive(30)
+        assert isinstance(end, End)
+        assert isinstance(end.error, SSEError)
+        assert isinstance(end.error.__cause__, MemoryError)
+        task.wait_finished(30)
+        assert bridge.stats().open_streams == 0
+        monkeypatch.undo()
+        with request_sse(server.url, bridge=bridge) as response:
+            assert response.status == 200
+
+
+def test_start_that_fails_behind_the_task_ends_it(server: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Bridge() as bridge:
+        flag = threading.Event()
+        monkeypatch.setattr(LoopState, "watch", fails)
+        task = submitted(bridge, options(url=server.url, build=BUILD, cancel=flag))
+        end = task.channel.receive(30)
+        assert isinstance(end, End)
+        assert isinstance(end.error, SSEError)
+        assert isinstance(end.error.__cause__, MemoryError)
+        task.wait_finished(30)
+        assert bridge.stats().open_streams == 0
+
+
+def test_failed_start_of_other_work_leaves_nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> None:
+        pass
+
+    with Bridge() as bridge:
+        bridge.run(never)
+        monkeypatch.setattr(AsyncWork, "_run", fails)
+        with pytest.raises(BridgeClosedError):
+            bridge.run(never)
+        assert bridge.stats().open_streams == 0
+
+
+def test_failing_task_factory_of_a_caller_leaves_nothing_registered(server: SSEServer) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with (await arequest_sse(server.url)).events:
+            state = await running_loop_state()
+            loop.set_task_factory(fails)
+            try:
+                with pytest.raises(SSEError) as caught:
+                    await arequest_sse(server.url)
+                assert isinstance(caught.value.__cause__, MemoryError)
+            finally:
+                loop.set_task_factory(None)
+            assert len(state.stream_tasks) == 1
+
+    asyncio.run(main())

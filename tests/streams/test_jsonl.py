@@ -205,16 +205,48 @@ def test_line_that_a_lost_connection_has_torn(ask: LineRequester) -> None:
         assert error.torn_line == TORN.decode()
         assert "Hell\\x1b" in str(error)
         assert "http://127.0.0.1" in str(error)
-        # Also if the text could be whole.
-        server.play([LINES, b'{"a":1}\n{"b":2}', cut()])
-        items, error = ask(server.url).fail()
-        assert isinstance(error, TransportError)
-        assert (items, error.torn_line) == ([{"a": 1}], '{"b":2}')
         # Behind a whole line nothing is torn.
         server.play([LINES, b'{"a":1}\n', cut()])
         items, error = ask(server.url).fail()
         assert isinstance(error, TransportError)
         assert (items, error.torn_line) == ([{"a": 1}], None)
+
+
+@pytest.mark.parametrize("last", [b'{"b":2}', b"[1]", b'"text"', b"12 ", b'{"b":2}\r'])
+def test_whole_document_before_a_lost_connection_is_an_item(ask: LineRequester, last: bytes) -> None:
+    with SSEServer([LINES, b'{"a":1}\n' + last, cut()]) as server:
+        items, error = ask(server.url).fail()
+        assert items == [{"a": 1}, json.loads(last)]
+        assert isinstance(error, (TruncatedStreamError, ReadError))
+        assert error.torn_line is None
+
+
+@pytest.mark.parametrize("last", [b"12", b"true", b"null", b"-1.5", b'{"b":2', b'"tex', b"[1"])
+def test_document_that_may_go_on_is_in_the_error_of_a_lost_connection(ask: LineRequester, last: bytes) -> None:
+    with SSEServer([LINES, b'{"a":1}\n' + last, cut()]) as server:
+        items, error = ask(server.url).fail()
+        assert items == [{"a": 1}]
+        assert isinstance(error, TransportError)
+        assert error.torn_line == last.decode()
+
+
+@pytest.mark.parametrize(
+    ("last", "items", "outcome"),
+    [(b"END", [{"a": 1}], "done"), (b'{"done":1}', [{"a": 1}, {"done": 1}], "done"), (b'{"b":2}', [{"a": 1}], "error")],
+)
+def test_last_line_before_a_lost_connection(ask: LineRequester, last: bytes, items: list[Any], outcome: str) -> None:
+    """On a reused connection, which is read in callbacks."""
+    done: Any = "END" if last == b"END" else (lambda event: "done" in event.data)
+    with SSEServer(in_turn([LINES], [LINES, b'{"a":1}\n', last, cut()])) as server:
+        assert ask(server.url).items() == []
+        response = ask(server.url, done=done)
+        if outcome == "done":
+            assert response.items() == items
+            assert response.events.outcome == "done"
+        else:
+            received, error = response.fail()
+            assert received == [*items, {"b": 2}]
+            assert isinstance(error, TransportError)
 
 
 def test_done_marks_the_last_line(ask: LineRequester) -> None:
@@ -402,6 +434,20 @@ def test_auth_sees_no_body_of_a_stream(ask: LineRequester) -> None:
 def test_options_without_meaning_are_refused(ask: LineRequester, option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"`{next(iter(option))}` must be left out for JSON Lines"):
         ask("http://127.0.0.1:9", **option)
+
+
+@pytest.mark.parametrize("value", ["7", ""])
+def test_header_with_an_event_id_is_refused(ask: LineRequester, value: str) -> None:
+    with pytest.raises(UsageError, match="`Last-Event-ID` must be left out for JSON Lines"):
+        ask("http://127.0.0.1:9", {"last-event-id": value})
+    with pytest.raises(UsageError, match="`Last-Event-ID` must be left out for JSON Lines"):
+        SSEClient(format="jsonl", headers={"Last-Event-ID": value})
+
+
+def test_reconnect_says_that_lines_do_not_reconnect(ask: LineRequester) -> None:
+    with SSEServer([LINES, b"1\n", silence()]) as server, ask(server.url) as response:
+        with pytest.raises(UsageError, match="JSON Lines does not reconnect"):
+            response.events.reconnect()
 
 
 @pytest.mark.parametrize("option", [{"comments": True}, {"dialect": "events"}, {"reconnect": True}], ids=str)
