@@ -176,6 +176,11 @@ class BatchReader:
         self._parsing = None
         return True
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether feed_to() has left a batch."""
+        return self._pending is not None
+
     def put_pending(self, put: Callable[[Batch], bool]) -> bool:
         """Pass the batch that feed_to() has left to `put`. Returns False if next_batch() has to continue."""
         if self._pending is None or not put(self._pending):

@@ -57,6 +57,11 @@ class DirectExchange(Exchange):
         assert self._put is not None
         return self._take_in(chunk) or (self._reader.is_done and self._reader.put_pending(self._put))
 
+    @property
+    def has_pending_batch(self) -> bool:
+        """Whether take_data() has parsed a batch that did not fit, which __anext__ returns first."""
+        return self._reader.has_pending
+
     def take_end(self) -> bool:
         """Take the end of the body. Returns False if __anext__ has to: for an incomplete block, and for errors."""
         if self.outcome is None:
@@ -130,7 +135,7 @@ class CallbackTransfer(CallbackExchange):
         self._stream.channel.wake_consumer()
 
     def continue_with(self, result: httpx.Response | Exception) -> None:
-        if self._exchange.outcome == "done":
+        if self._exchange.outcome == "done" and not self._exchange.has_pending_batch:
             # A failure after the last event does not matter.
             self._stream.begin_end()
         try:

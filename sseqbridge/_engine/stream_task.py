@@ -179,7 +179,7 @@ class StreamTask(StreamFacts):
     # On the loop thread.
 
     def start(self) -> None:
-        """Start the task, in the context of the caller. An exception, such as one of a task factory, ends the stream."""
+        """Start the task, in the context of the caller. An exception, as of a task factory, ends the stream."""
         try:
             self._start()
         except BaseException as exc:

@@ -13,7 +13,9 @@ from sseqbridge import Bridge, BridgeClosedError, SSEError, StreamTimeoutError, 
 from sseqbridge._engine.callback_transfer import DirectExchange
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
+from tests.clock import FakeClock
 from tests.engine.answers import Answer, AnswerServer
+from tests.engine.reconnecting import UNLIMITED
 from tests.requesters import Requester, Response
 from tests.support import HAS_OWN_TRANSPORT, until
 
@@ -277,6 +279,28 @@ def test_slow_consumer_holds_the_upstream_back(ask: Requester) -> None:
             response.settle()
             assert response.events.stats.buffered <= 4_000
             assert response.items() == numbers[1:]
+
+
+@pytest.mark.own_transport
+def test_end_waits_for_events_that_a_slow_consumer_holds_back(clock: FakeClock) -> None:
+    """The rest of the body, for which the end waits a moment, does not come."""
+    rest = threading.Event()
+    late: Answer = [CHUNKED, chunk(events("1", "2", "[DONE]")), rest, LAST]
+    with AnswerServer([PLAIN], late, [PLAIN]) as server, Bridge() as bridge:
+
+        def collected() -> list[Any]:
+            return request_sse(server.url, bridge=bridge, timeout=UNLIMITED).events.collect()
+
+        assert collected() == [1, 2]
+        slow = request_sse(server.url, bridge=bridge, timeout=UNLIMITED, max_buffered_bytes=1).events
+        subscription: Any = reader_of(slow).cursor.subscription
+        until(lambda: subscription.task is not None)
+        clock.advance(0.5)
+        # The loop has run its due timers.
+        assert collected() == [1, 2]
+        assert slow.collect() == [1, 2]
+        assert slow.outcome == "done"
+        rest.set()
 
 
 @pytest.mark.own_transport

@@ -445,9 +445,11 @@ def test_header_with_an_event_id_is_refused(ask: LineRequester, value: str) -> N
 
 
 def test_reconnect_says_that_lines_do_not_reconnect(ask: LineRequester) -> None:
-    with SSEServer([LINES, b"1\n", silence()]) as server, ask(server.url) as response:
+    with SSEServer([LINES, b"1\n", silence()]) as server:
+        response = ask(server.url)
         with pytest.raises(UsageError, match="JSON Lines does not reconnect"):
             response.events.reconnect()
+        response.close()
 
 
 @pytest.mark.parametrize("option", [{"comments": True}, {"dialect": "events"}, {"reconnect": True}], ids=str)
