@@ -34,15 +34,20 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {"record": record_stream, "s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, by default with sys.argv, and return its exit status."""
+    """Run the command line, by default with sys.argv, and return its exit status.
+
+    Raises SystemExit for --help, --version and arguments that argparse refuses.
+    """
     _occupy_standard_descriptors()
     try:
         with ending_signals_raised():
             status = _status_of(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as interrupt:
         status = exit_status(interrupt)
-    _drop_unwritable_output(sys.stdout)
-    _drop_unwritable_output(sys.stderr)
+    finally:
+        # Also after argparse's SystemExit.
+        _drop_unwritable_output(sys.stdout)
+        _drop_unwritable_output(sys.stderr)
     return status
 
 

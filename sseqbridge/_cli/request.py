@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from sseqbridge._checks import Timeout
 from sseqbridge._engine.responses import Head, made_head
@@ -24,7 +24,7 @@ from sseqbridge._streams.bridge import Bridge
 from sseqbridge._streams.pending import PendingResponse, pending
 from sseqbridge._streams.sync import EventStream, SSEResponse
 
-from .output import StatusLine
+from .output import StatusLine, print_error
 
 if TYPE_CHECKING:
     import httpx
@@ -47,9 +47,17 @@ or SIGHUP. Errors and messages go to standard error.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Writes its errors where all messages go: argparse would write them to standard output if the other is closed."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(f"{self.format_usage()}{self.prog}: error: {message}\n")
+        raise SystemExit(2)
+
+
 def new_parser(command: str, usage: str, description: str) -> argparse.ArgumentParser:
     """Return the argument parser of a command. `usage` has a line for each form of it."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"sseqbridge {command}".strip(),
         usage=usage,
         description=description,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,23 @@ def test_reader_of_messages_may_leave() -> None:
         assert process.stderr is not None
         process.stderr.close()
         assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2> /dev/full", "<&- 2>&-"])
+@pytest.mark.parametrize("arguments", [["--unknown"], ["record"], ["serve", "--port", "x"]], ids=" ".join)
+def test_wrong_arguments_put_nothing_into_the_output(closed: str, arguments: list[str]) -> None:
+    with command(*arguments, shell=f'exec "$@" {closed}') as process:
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 2
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_reader_of_the_help_may_leave(argument: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        with command(argument, stdout=write) as process:
+            assert process.communicate(timeout=60) == (None, "")
+            assert process.returncode == 0
+    finally:
+        os.close(write)
