@@ -114,7 +114,14 @@ def _print_head(output: Output, head: Head) -> None:
 def _parse(given: list[str]) -> argparse.Namespace:
     parser = new_parser("", _USAGE, _DESCRIPTION)
     add_request_arguments(parser)
-    parser.add_argument("--jsonl", action="store_true", help="the response is JSON Lines: each line is an event")
+    stream = parser.add_argument_group("the stream")
+    stream.add_argument("--jsonl", action="store_true", help="the response is JSON Lines: each line is an event")
+    stream.add_argument(
+        "--dialect",
+        choices=get_args(DialectName),
+        help="conventions of the server: which event ends the stream, which are heartbeats, which report errors "
+        "(default: openai, where [DONE] is the end; events: no conventions, the stream ends when the server closes it)",
+    )
     group = parser.add_argument_group("the output")
     formats = group.add_mutually_exclusive_group()
     formats.add_argument("--text", action="store_true", help="print the data of each event (default)")
@@ -129,11 +136,6 @@ def _parse(given: list[str]) -> argparse.Namespace:
     )
     group.add_argument("-i", "--include", action="store_true", help="print status and headers of the response first")
     group.add_argument("--stats", action="store_true", help="print counts and times to standard error at the end")
-    parser.add_argument(
-        "--dialect",
-        choices=get_args(DialectName),
-        help="which events end the stream, are heartbeats, or report errors (default: openai; events: no event does)",
-    )
     parser.add_argument("--version", action="version", version=_version())
     arguments = parser.parse_args(given)
     if arguments.path and (arguments.text or arguments.events):

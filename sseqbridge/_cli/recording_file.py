@@ -44,11 +44,11 @@ def is_replaceable(file: Path) -> bool:
 class OpenFile:
     """A pipe or device that is written directly."""
 
-    error: OSError | None = None
-
     def __init__(self, file: Path) -> None:
         """Open it; this waits for the reader of a named pipe. Raises UsageError if it cannot be opened."""
         self._file = file
+        # The first write error.
+        self.error: OSError | None = None
         try:
             self._fd = os.open(file, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0))
         except OSError as exc:
@@ -57,8 +57,12 @@ class OpenFile:
     def write(self, lines: str) -> None:
         """Write lines. Raises OSError."""
         data = lines.encode()
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as exc:
+            self.error = self.error or exc
+            raise
 
     def finish(self) -> Path | None:
         """Close it, and return its name."""

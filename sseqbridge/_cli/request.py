@@ -93,7 +93,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail if no connection is made, or no byte arrives, for SECONDS; or set single limits, as in "
         "connect=5,read=60,idle=30,total=300 (idle: without an event, total: the whole stream)",
     )
-    add("--max-events", metavar="N", type=_count, help="stop after N events")
+    add("--max-events", metavar="N", type=_count, help="end the request after N events")
     add("--any-content-type", action="store_true", help="read the response even if it has another type")
 
 

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from sseqbridge import _accelerators as _fast
@@ -336,14 +336,33 @@ def _bridge_closed(cause: BaseException | None) -> SSEError:
 async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> None:
     await state.aclose(reason, _EXIT_SECONDS / 4)
     loop = asyncio.get_running_loop()
-    await loop.shutdown_asyncgens()
+    late = [work.task for work in state.stream_tasks if work.task is not None and not work.task.done()]
+    if late:
+        # Their consumers wait no longer. A second cancellation would interrupt their cleanup, of a subprocess for example.
+        await asyncio.wait(late, timeout=_EXIT_SECONDS / 4)
     deadline = loop.time() + _EXIT_SECONDS / 4
+    # Tasks first: a generator that a task is still running cannot be closed.
+    await _cancel_tasks(loop, deadline)
+    loop.set_exception_handler(_ignore_running_generators)
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    await asyncio.wait({closing}, timeout=_EXIT_SECONDS / 8)
+    await _cancel_tasks(loop, max(deadline, loop.time() + _EXIT_SECONDS / 8))
+
+
+async def _cancel_tasks(loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    """Cancel all other tasks of the loop, and wait until they have ended, at most until `deadline`."""
     # A task that ends can leave another one: asyncio closes each dropped generator in a task of its own.
     while (others := asyncio.all_tasks() - {asyncio.current_task()}) and loop.time() < deadline:
         for task in others:
             task.cancel()
         await asyncio.wait(others, timeout=deadline - loop.time())
         await asyncio.sleep(0)
+
+
+def _ignore_running_generators(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report an error as asyncio does, unless it is about a generator whose task has been left running."""
+    if not getattr(context.get("asyncgen"), "ag_running", False):
+        loop.default_exception_handler(context)
 
 
 _bridges_lock = fork.ForkSafeLock()

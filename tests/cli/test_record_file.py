@@ -186,6 +186,15 @@ def test_open_files_are_written_directly(tmp_path: Path, shell: str) -> None:
     assert os.path.islink("/dev/stdout")
 
 
+def test_full_device_is_no_recorded_event(capsys: Capture) -> None:
+    with SSEServer([send("a")]) as server:
+        assert main(["record", server.url, "/dev/full", "--overwrite"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "sseqbridge: the events that could be written are in /dev/full",
+        "sseqbridge: [Errno 28] No space left on device",
+    ]
+
+
 def test_missing_special_file_is_refused(capsys: Capture) -> None:
     assert main(["record", "http://localhost", "/dev/fd/987", "--overwrite"]) == 2
     assert "/dev/fd/987 cannot be opened" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -173,6 +173,32 @@ def test_closing_the_bridge_exits_the_session() -> None:
     with pytest.raises(BridgeClosedError), bridge.enter(session):
         bridge.close()
         assert session.log == ["entered", "CancelledError"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("swallowed", [1, 2])
+def test_slow_cleanup_is_no_error_of_a_closing_bridge(swallowed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The loop closes no generator that a task still runs, such as a session that waits for its subprocess."""
+    ended = threading.Event()
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            for _ in range(swallowed):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            ended.set()
+
+    with Bridge() as bridge:
+        entered = bridge.enter(session)
+        entered.__enter__()
+        bridge.close()
+        assert ended.wait(30)
+        with pytest.raises(BridgeClosedError):
+            entered.__exit__(None, None, None)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_ctrl_c_while_entering_cancels_it() -> None:
