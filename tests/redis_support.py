@@ -232,7 +232,7 @@ class Proxy:
         self._thread.join()
         self._listener.close()
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

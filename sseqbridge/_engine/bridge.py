@@ -338,7 +338,7 @@ async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> N
     loop = asyncio.get_running_loop()
     late = [work.task for work in state.stream_tasks if work.task is not None and not work.task.done()]
     if late:
-        # Their consumers wait no longer. A second cancellation would interrupt their cleanup, of a subprocess for example.
+        # Their consumers wait no longer. A second cancellation would interrupt their cleanup, as of a subprocess.
         await asyncio.wait(late, timeout=_EXIT_SECONDS / 4)
     deadline = loop.time() + _EXIT_SECONDS / 4
     # Tasks first: a generator that a task is still running cannot be closed.

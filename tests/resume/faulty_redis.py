@@ -34,9 +34,12 @@ class FaultyRedis(Proxy):
 
     def _forward(self, client: socket.socket, remaining: int) -> None:
         # A side that leaves may reset the connection.
-        with client, contextlib.suppress(ConnectionError, ValueError):
-            with socket.create_connection(("127.0.0.1", self.target)) as server:
-                self._exchange(client, client.makefile("rb"), server, server.makefile("rb"))
+        with (
+            client,
+            contextlib.suppress(ConnectionError, ValueError),
+            socket.create_connection(("127.0.0.1", self.target)) as server,
+        ):
+            self._exchange(client, client.makefile("rb"), server, server.makefile("rb"))
 
     def _exchange(self, client: socket.socket, requests: BinaryIO, server: socket.socket, replies: BinaryIO) -> None:
         while command := _read(requests):
