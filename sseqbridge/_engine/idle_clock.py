@@ -1,24 +1,31 @@
-"""Which bytes of an answer show that its upstream is alive: in an event stream, only those that complete an event.
+"""Which bytes of a response show that its upstream is alive: in an event stream, only those that complete an event.
 
-Sans-IO: bytes in, a boolean out. The answer's bytes are passed on as they came; this module only looks at them, and
+Sans-IO: bytes in, a boolean out. The response's bytes are passed on as they came; this module only looks at them, and
 only if the time without an event is limited.
 """
 
 from __future__ import annotations
 
-import httpx
+from typing import TYPE_CHECKING
 
 from sseqbridge._exceptions import BufferLimitError, ProtocolError
-from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
+from sseqbridge._http.client_encodings import client_decoder
 from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules
 from sseqbridge._sse.parser import EventStreamParser
 
 from .responses import is_event_stream
 
+if TYPE_CHECKING:
+    import httpx
+
+    from sseqbridge._http.content_encoding import BodyDecoder
+
 __all__ = ["EventDetector", "event_detector"]
 
 # The most that is decompressed at a time.
 _SLICE_BYTES = 64 * 1024
+# The most slices that one read may become: looking at more would block the event loop.
+_MAX_SLICES = 256
 
 
 # The heartbeats that servers in the field send, whatever API they serve.
@@ -40,7 +47,10 @@ class EventDetector:
             return True
         found = False
         try:
-            for piece in self._decoder.slices(data):
+            for count, piece in enumerate(self._decoder.slices(data)):
+                if count == _MAX_SLICES:
+                    self._is_readable = False
+                    return True
                 found = any(map(_RULES.counts, self._parser.feed(piece))) or found
         except (ProtocolError, BufferLimitError):
             # The client that decodes the body reports what is wrong with it.
@@ -50,13 +60,13 @@ class EventDetector:
 
 
 def event_detector(headers: httpx.Headers) -> EventDetector | None:
-    """Return the detector for an answer with these headers; None if all of its bytes count.
+    """Return the detector for a response with these headers; None if all of its bytes count.
 
-    Those are the answers that are no event streams, and event streams in an encoding other than gzip and deflate.
+    Those are the responses that are no event streams, and event streams in an encoding that cannot be decoded here.
     """
     if not is_event_stream(headers):
         return None
     try:
-        return EventDetector(body_decoder(headers.get("content-encoding", ""), _SLICE_BYTES))
+        return EventDetector(client_decoder(headers.get("content-encoding", ""), _SLICE_BYTES))
     except ProtocolError:
         return None
