@@ -14,14 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
-from sseqbridge._exceptions import BridgeClosedError, SSEError
+from sseqbridge._exceptions import BridgeClosedError, ConnectError, SSEError, UsageError
 from sseqbridge._http import http2
 from sseqbridge._http.bounded_bodies import unbounded_stream
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
+from sseqbridge._http.connection_auth import own_connections
 from sseqbridge._http.errors import CLIENT_CODE
 from sseqbridge._http.forwarded import ForwardedRequest, error_of, package_of
 from sseqbridge._http.urls import describe, origin_key
@@ -65,7 +67,11 @@ class _Sender(ClientLease):
     def __init__(self, clients: ClientPool, request: ForwardedRequest) -> None:
         super().__init__(clients, origin_key(request.url) if clients.has_factory else "")
         self._request = request
-        self.is_direct = self._client.is_direct(request)
+
+    @cached_property
+    def is_direct(self) -> bool:
+        """Whether the library's own transport sends the request. Raises UsageError for a proxy that cannot be used."""
+        return self._client.is_direct(self._request)
 
     @property
     def target(self) -> str:
@@ -129,8 +135,13 @@ class RawExchange(LoopTask):
     opened = False
     events = 0
 
-    def __init__(self, state: LoopState, clients: ClientPool, request: Any, idle: float | None) -> None:
-        """Lease a client. Raises UsageError if `request` is of neither package, CallbackError if no client is made."""
+    def __init__(
+        self, state: LoopState, clients: ClientPool, request: Any, idle: float | None, owner: object = None
+    ) -> None:
+        """Lease a client. `owner` has the connections that the request authenticates: see own_connections().
+
+        Raises UsageError if `request` is of neither package, CallbackError if no client is made.
+        """
         super().__init__(state)
         self._package = package_of(request)
         in_memory = ForwardedRequest.has_body_in_memory(request, self._package)
@@ -141,6 +152,7 @@ class RawExchange(LoopTask):
         self.task: asyncio.Task[None] | None = None
         self.received = 0
         self._idle = idle
+        self._owner = owner
         # When the last byte or event came, on the loop's clock; None while the consumer holds the answer back.
         self._idle_since: float | None = None
         self._detector: EventDetector | None = None
@@ -203,6 +215,7 @@ class RawExchange(LoopTask):
 
     async def _run(self) -> None:
         error: BaseException | None = None
+        own_connections(self._owner)
         try:
             # An abort can be posted before the task has taken its first step.
             if not self._is_aborted:
@@ -394,10 +407,17 @@ class RawExchange(LoopTask):
         if error is None:
             return CLOSED
         if isinstance(error, BridgeClosedError):
-            own: BaseException = self._package.ReadError(str(error))
-            own.__cause__ = error
-            return End("error", own)
+            return End("error", self._own_error("ReadError", error))
+        if isinstance(error, (ConnectError, UsageError)):
+            # A setting of the environment that this request needs: a proxy, or the certificates.
+            return End("error", self._own_error("ConnectError", error))
         return End("error", error if isinstance(error, SSEError) else error_of(self._package, error))
+
+    def _own_error(self, name: str, error: BaseException) -> BaseException:
+        """Return an error of the request's package for one of this package."""
+        own: BaseException = getattr(self._package, name)(str(error))
+        own.__cause__ = error
+        return own
 
 
 async def _only(content: bytes) -> AsyncIterator[bytes]:

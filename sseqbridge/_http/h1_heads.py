@@ -25,6 +25,7 @@ __all__ = [
     "Framing",
     "HeadError",
     "HeadReader",
+    "Headers",
     "framing_of",
     "write_head",
 ]

@@ -27,8 +27,10 @@ import httpx
 from sseqbridge._runtime import patching
 
 from .connection import HTTP11Connection
+from .connection_auth import authenticates_connection, connection_owner
 from .dial import Dial, dial
 from .errors import ReusedConnectionClosed
+from .h1_heads import Headers
 from .network_stream import READ_BYTES
 from .origin import Origin, origin_of
 from .threaded import ThreadedTransport
@@ -68,8 +70,8 @@ class Transport(httpx.AsyncBaseTransport):
         self._plain: dict[tuple[str, str | None], httpx.AsyncBaseTransport] = {}
         # Last in, first out, so that surplus connections expire. The first of each deque is the oldest.
         self._idle: dict[Origin, collections.deque[HTTP11Connection]] = {}
-        # Connections in the middle of an authentication, which only the task of their call may use.
-        self._reserved: dict[tuple[asyncio.Task[Any] | None, Origin], HTTP11Connection] = {}
+        # Connections in the middle of an authentication, by what connection_owner() returns: nobody else may use them.
+        self._reserved: dict[tuple[object, Origin], HTTP11Connection] = {}
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._closed = False
         # The open connections: written on the loop's thread, copied by any thread.
@@ -82,7 +84,7 @@ class Transport(httpx.AsyncBaseTransport):
         if not self.is_direct(request):
             return await self._send_plainly(request)
         origin, timeouts = origin_of(request.url), request.extensions.get("timeout", {})
-        connection = self._idle_connection(origin)
+        connection = self._idle_connection(origin, request.headers.raw)
         if connection is not None:
             try:
                 return await connection.exchange(request, timeouts)
@@ -147,9 +149,10 @@ class Transport(httpx.AsyncBaseTransport):
 
     # The pool.
 
-    def _idle_connection(self, origin: Origin) -> HTTP11Connection | None:
-        if self._reserved:
-            reserved = self._reserved.pop((asyncio.current_task(), origin), None)
+    def _idle_connection(self, origin: Origin, headers: Headers) -> HTTP11Connection | None:
+        # Only for the next request of the handshake: another one could get the identity of the connection.
+        if self._reserved and authenticates_connection(headers):
+            reserved = self._reserved.pop((connection_owner(), origin), None)
             if reserved is not None:
                 if reserved.is_fresh(self._keepalive_expiry):
                     return reserved
@@ -176,11 +179,11 @@ class Transport(httpx.AsyncBaseTransport):
             self._expiry_timer = loop.call_later(self._keepalive_expiry, self._close_expired, loop)
 
     def reserve(self, connection: HTTP11Connection) -> None:
-        """Keep an idle connection for the next request of the current task, or close it when it has expired."""
+        """Keep an idle connection for the next request of its handshake, or close it when it has expired."""
         if self._closed:
             connection.abort()
             return
-        key = asyncio.current_task(), connection.origin
+        key = connection_owner(), connection.origin
         self._drop_reserved(key, self._reserved.get(key))
         self._reserved[key] = connection
         connection.loop.call_later(self._keepalive_expiry, self._drop_reserved, key, connection)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import ssl
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ class BridgeTransport(_BaseTransport):
         self._idle = idle
         self._verify = verify
         self._bridge = bridge
-        # The key of the clients that have `verify`.
+        # The key of the clients that have `verify`, and of the connections that requests authenticate.
         self._owner = object()
         # The requests under way: added by callers' threads, removed by the loop, copied by any thread.
         self._exchanges: set[RawExchange] = set()
@@ -153,7 +154,9 @@ class BridgeTransport(_BaseTransport):
         clients = state.clients
         if self._verify is not None:
             clients = state.clients_of(self._owner, partial(ClientPool, tls_context=self._verify))
-        exchange = RawExchange(state, clients, request, self._idle)
+        # A thread sends one request of a handshake (NTLM) after another. Under gevent the identifier is a greenlet's.
+        owner = self._owner, threading.get_ident()
+        exchange = RawExchange(state, clients, request, self._idle, owner)
         self._exchanges.add(exchange)
         exchange.notify_finished(partial(self._exchanges.discard, exchange))
         try:

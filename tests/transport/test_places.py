@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import Bridge
+from sseqbridge._http import client as http_client
 from sseqbridge._runtime import fork
 from sseqbridge.testing import SSEServer, raw, respond, send, silence
 from tests.support import in_thread, is_waiting, python, until
@@ -42,6 +43,27 @@ def test_closing_a_response_of_a_proxy_frees_its_reader(
             response.close()
             assert type(reading.exception(30)) is package.ReadError
             proxy.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "url"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:9", "http://upstream.test"),
+        ("HTTPS_PROXY", "nonsense://", "https://upstream.test"),
+        ("SSL_CERT_FILE", "/does/not/exist", "https://127.0.0.1:9"),
+    ],
+)
+def test_a_setting_of_the_environment_that_cannot_be_used_is_an_error_of_the_package(
+    package: Any, monkeypatch: pytest.MonkeyPatch, new_client: NewClient, name: str, value: str, url: str
+) -> None:
+    monkeypatch.setattr(http_client, "_tls_context", None)
+    monkeypatch.setenv(name, value)
+    with Bridge() as bridge:
+        with pytest.raises(package.ConnectError, match=f"`{name}` must") as caught:
+            new_client(bridge=bridge).get(url)
+        assert type(caught.value) is package.ConnectError
+        assert caught.value.request.url == url
+        assert repr(bridge) == "<Bridge open streams=0>"
 
 
 @pytest.mark.slow
