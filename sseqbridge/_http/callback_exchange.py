@@ -14,6 +14,7 @@ import abc
 import httpx
 
 from .connection import BodyStream, HTTP11Connection, check_no_switch, response_of
+from .errors import InvalidResponseError
 from .h1_bodies import BodyReader
 from .h1_heads import AnswerHead, FinalHeadReader, HeadError
 
@@ -101,7 +102,7 @@ class CallbackExchange(abc.ABC):
                     return
                 head, data = head_and_rest
                 check_no_switch(head)
-            except (HeadError, httpx.RemoteProtocolError) as exc:
+            except (HeadError, InvalidResponseError) as exc:
                 self._fail(_protocol_error(exc))
                 return
             body = connection.begin_body(self._method, head)
@@ -150,9 +151,9 @@ class CallbackExchange(abc.ABC):
             self.hand_over()
 
 
-def _protocol_error(exc: Exception) -> httpx.RemoteProtocolError:
-    if isinstance(exc, httpx.RemoteProtocolError):
+def _protocol_error(exc: Exception) -> InvalidResponseError:
+    if isinstance(exc, InvalidResponseError):
         return exc
-    error = httpx.RemoteProtocolError(str(exc))
+    error = InvalidResponseError(str(exc))
     error.__cause__ = exc
     return error

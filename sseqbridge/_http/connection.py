@@ -16,7 +16,7 @@ import httpx
 
 from sseqbridge._runtime import fork, sockets
 
-from .errors import ConnectionClosed, ReusedConnectionClosed
+from .errors import ConnectionClosed, InvalidResponseError, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
 from .h1_heads import AnswerHead, FinalHeadReader, HeadError
 from .network_stream import InputState, NetworkStream
@@ -250,7 +250,7 @@ class HTTP11Connection(NetworkStream):
             while (head := reader.feed(data)) is None:
                 data = await self._next_bytes(timeout, outgoing)
         except HeadError as exc:
-            raise httpx.RemoteProtocolError(str(exc)) from exc
+            raise InvalidResponseError(str(exc)) from exc
         return head, reader.rest
 
     async def _next_bytes(self, timeout: float | None, outgoing: OutgoingRequest) -> bytes:
@@ -286,7 +286,7 @@ class HTTP11Connection(NetworkStream):
             if body.complete:
                 return b""
             if body.error is not None:
-                raise ConnectionClosed(body.error) if body.is_cut_off else httpx.RemoteProtocolError(body.error)
+                raise ConnectionClosed(body.error) if body.is_cut_off else InvalidResponseError(body.error)
             if self.error is not None:
                 raise self.error
             if self._outgoing is not None and (failure := self._outgoing.failure()) is not None:
@@ -396,9 +396,9 @@ def response_of(connection: HTTP11Connection, head: AnswerHead, body: BodyStream
 
 
 def check_no_switch(head: AnswerHead) -> None:
-    """Raise httpx.RemoteProtocolError for a 101."""
+    """Raise InvalidResponseError for a 101."""
     if head.status == 101:
-        raise httpx.RemoteProtocolError("the server switched protocols, and the request did not ask for it")
+        raise InvalidResponseError("the server switched protocols, and the request did not ask for it")
 
 
 def _closed_without_answer() -> ConnectionClosed:

@@ -33,6 +33,7 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionFailedError",
     "FailedRequest",
+    "InvalidResponseError",
     "ReusedConnectionClosed",
     "is_closed_by_peer",
     "is_unsendable",
@@ -47,6 +48,10 @@ _HTTPCORE = frozenset({"httpcore", "httpcore2"})
 
 class ConnectionFailedError(ConnectionError):
     """A connection failed for a reason that the error's own text gives, rather than its number."""
+
+
+class InvalidResponseError(httpx.RemoteProtocolError):
+    """The peer has sent what is not valid HTTP. The text is the library's own, and quotes nothing."""
 
 
 class ConnectionClosed(httpx.RemoteProtocolError):
@@ -132,7 +137,9 @@ def _translated_protocol_error(exc: BaseException, request: FailedRequest) -> SS
     if isinstance(exc.__context__, request.package.InvalidURL):
         return ProtocolError(f"{target}: a redirect without a usable Location")
     if not is_closed_by_peer(exc):
-        return ProtocolError(f"{target}: the answer is not valid HTTP")
+        # The text of another transport's error may quote the upstream.
+        reason = f": {exc}" if isinstance(exc, InvalidResponseError) else ""
+        return ProtocolError(f"{target}: the response is not valid HTTP{reason}")
     if request.has_head:
         return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
     if isinstance(exc, ReusedConnectionClosed):

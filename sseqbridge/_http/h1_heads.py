@@ -181,7 +181,7 @@ def _head(data: bytes) -> AnswerHead:
         raise HeadError("the status or version must be one of HTTP/1")
     fields = [_known_fields.get(line) or _field(line) for line in _unfolded(lines)]
     headers = [field for field in fields if field is not None]
-    framing = framing_of(headers, accept_identity=True)
+    framing = framing_of(headers, is_received=True)
     if version < b"1.1":
         framing = framing._replace(keeps_alive=False)
     return AnswerHead(version, int(status), reason or b"", headers, framing)
@@ -233,11 +233,12 @@ def _names_framing(line: bytes) -> bool:
     return b"contentlength" in letters or b"transferencoding" in letters
 
 
-def framing_of(headers: Headers, *, accept_identity: bool = False) -> Framing:
+def framing_of(headers: Headers, *, is_received: bool = False) -> Framing:
     """Return the framing of a message's body (RFC 9112, section 6.3).
 
-    With `accept_identity` the Transfer-Encoding "identity" of RFC 2616 counts as none. Raises HeadError for another
-    Transfer-Encoding than "chunked", and for several different values of Content-Length.
+    Raises HeadError for a Transfer-Encoding other than "chunked", and for a Content-Length that is not one number.
+    In a received message the Transfer-Encoding "identity" of RFC 2616 counts as none, and no Content-Length counts
+    beside "chunked".
     """
     lengths: set[bytes] = set()
     codings: list[bytes] = []
@@ -250,11 +251,12 @@ def framing_of(headers: Headers, *, accept_identity: bool = False) -> Framing:
             codings.append(value.lower())
         elif key == b"connection":
             connection += [token.strip() for token in value.lower().split(b",")]
-    if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
-        raise HeadError("Content-Length must be one number of at most 18 digits")
     is_chunked = codings == [b"chunked"]
-    if codings and not is_chunked and not (accept_identity and set(codings) == {b"identity"}):
+    if codings and not is_chunked and not (is_received and set(codings) == {b"identity"}):
         raise HeadError("Transfer-Encoding must be chunked")
+    is_one_number = len(lengths) <= 1 and all(map(_LENGTH.fullmatch, lengths))
+    if not is_one_number and not (is_received and is_chunked):
+        raise HeadError("Content-Length must be one number of at most 18 digits")
     length = int(next(iter(lengths))) if lengths and not is_chunked else None
     # With both fields, an intermediary may have found another end of the body, so the connection is not reused.
     return Framing(length, is_chunked, b"close" not in connection and not (codings and lengths))

@@ -122,7 +122,16 @@ def _loaded(text: str) -> Any:
 
 
 def _is_response(value: object) -> bool:
-    """Whether a value is a JSON-RPC response, rather than a request or notification of the server's."""
+    """Whether a value is a JSON-RPC response, rather than a request or notification of the server's.
+
+    A server may send it in a batch with others, an array: https://modelcontextprotocol.io/specification/2025-03-26/basic
+    """
+    if isinstance(value, list):
+        return any(map(_is_single_response, value))
+    return _is_single_response(value)
+
+
+def _is_single_response(value: object) -> bool:
     return (
         isinstance(value, dict)
         and "jsonrpc" in value

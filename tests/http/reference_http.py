@@ -43,6 +43,8 @@ MEANT_OF_BODIES = re.compile(
 _EMPTY_LINES = re.compile(rb"(?:\r?\n){0,2}")
 _FIELD = re.compile(rb"([-!#$%&'*+.^_`|~\w]+)[ \t]*(:[^\0\r\n\x0b\x0c]*)", re.ASCII)
 _FRAMING = re.compile(rb"contentlength|transferencoding")
+_NAMES_CODING = re.compile(rb"(?i)transfer-encoding:")
+_NAMES_LENGTH = re.compile(rb"(?i)content-length:")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 
 
@@ -106,11 +108,13 @@ def _repaired(lines: list[bytes]) -> list[bytes] | None:
             return None
         elif match is not None:
             kept.append(match[1] + match[2])
-    if any(re.fullmatch(rb"(?i)content-length:.*[0-9]{19}.*", line) for line in kept):
+    codings = [line.partition(b":")[2].strip(b" \t").lower() for line in kept if _NAMES_CODING.match(line)]
+    if codings == [b"chunked"]:
+        return [line for line in kept if not _NAMES_LENGTH.match(line)]
+    if any(_NAMES_LENGTH.match(line) and re.search(rb"[0-9]{19}", line) for line in kept):
         return None
-    codings = [line for line in kept if line.lower().startswith(b"transfer-encoding:")]
-    if codings and all(line.lower().split(b":", 1)[1].strip(b" \t") == b"identity" for line in codings):
-        kept = [line for line in kept if line not in codings]
+    if set(codings) == {b"identity"}:
+        kept = [line for line in kept if not _NAMES_CODING.match(line)]
     return kept
 
 
@@ -119,7 +123,11 @@ def _is_about_framing(line: bytes) -> bool:
 
 
 def as_h11_has_it(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return fields with equal Content-Lengths merged, chunked in lower case, and without identity."""
+    """Return fields with equal Content-Lengths merged, chunked in lower case, and without identity.
+
+    Beside chunked there is no Content-Length.
+    """
+    is_chunked = any(name.lower() == b"transfer-encoding" and value.lower() == b"chunked" for name, value in headers)
     kept, lengths = [], 0
     for name, value in headers:
         if name.lower() == b"transfer-encoding":
@@ -127,7 +135,7 @@ def as_h11_has_it(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
                 kept.append((name, value.lower()))
         elif name.lower() == b"content-length":
             lengths += 1
-            if lengths == 1:
+            if lengths == 1 and not is_chunked:
                 kept.append((name, value.partition(b",")[0].strip()))
         else:
             kept.append((name, value))

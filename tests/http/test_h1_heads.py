@@ -66,6 +66,7 @@ HEADS = [
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: CHUNKED\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\nContent-Length: 1, 2\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n",
@@ -137,6 +138,8 @@ def read(fields: bytes, version: bytes = b"1.1") -> AnswerHead:
         (b"Content-Length: 12\r\n", (12, False, True)),
         # RFC 9112, section 6.3: chunked takes precedence, and another parser may have used the length.
         (b"Content-Length: 12\r\nTransfer-Encoding: chunked\r\n", (None, True, False)),
+        (b"Content-Length: 12, 13\r\nTransfer-Encoding: chunked\r\n", (None, True, False)),
+        (b"Content-Length:\r\nTransfer-Encoding: chunked\r\n", (None, True, False)),
         (b"Transfer-Encoding: Identity\r\n", (None, False, True)),
         (b"Content-Length: 12\r\nTransfer-Encoding: identity\r\n", (12, False, False)),
         (b"Connection : close\r\n", (None, False, False)),
@@ -276,7 +279,14 @@ def test_value_may_contain_any_byte_except_nul_cr_lf() -> None:
     assert write_head(b"GET", b"/", [(b"a", value)]) == b"GET / HTTP/1.1\r\na: " + value + b"\r\n\r\n"
 
 
-@pytest.mark.parametrize("fields", [[(b"Content-Length", b"1,2")], [(b"transfer-encoding", b"gzip")]])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(b"Content-Length", b"1,2")],
+        [(b"transfer-encoding", b"gzip")],
+        [(b"Content-Length", b"1,2"), (b"Transfer-Encoding", b"chunked")],
+    ],
+)
 def test_invalid_framing_headers_are_refused(fields: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(HeadError):
         framing_of(fields)

@@ -116,6 +116,15 @@ def test_response_ends_the_stream_in_every_mode(ask: Requester, decode: Any) -> 
         assert response.events.outcome == "done"
 
 
+@pytest.mark.parametrize("decode", ["json", "text", ServerSentEvent.json])
+@pytest.mark.parametrize("batch", [[RESULT], [PROGRESS, RESULT], [{**RESULT, "id": None}, RESULT]])
+def test_response_in_a_batch_ends_the_stream(ask: Requester, decode: Any, batch: list[Any]) -> None:
+    steps = [send([PROGRESS]), send([]), send(batch), AFTER]
+    with SSEServer(steps) as server, ask(server.url, data=CALL, decode=decode, dialect="mcp") as response:
+        assert len(response.items()) == 3
+        assert response.events.outcome == "done"
+
+
 @pytest.mark.parametrize(
     ("options", "is_end"),
     [

@@ -11,6 +11,9 @@ import pytest
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, raw, respond
 from tests.support import in_thread
 
+# httpx's transport, which serves proxies here, cannot keep a connection for one handshake.
+pytestmark = pytest.mark.own_transport
+
 
 def script(request: ReceivedRequest) -> list[Step]:
     """Return the response of a server that asks for NTLM, and its connection's number."""
