@@ -122,6 +122,7 @@ def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer)
     assert next(streams[1]) == {"n": 1}
     reading = in_thread(lambda: list(streams[0]))
     until(lambda: is_waiting(reading))
+    until(lambda: streams[2].stats.buffered)
     bridge.close()
     with pytest.raises(BridgeClosedError, match="bridge"):
         reading.result(5)
