@@ -8,6 +8,7 @@ objects that own requests, connections or threads, `Immutable` that of those whi
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import sys
 from collections.abc import Mapping
@@ -29,8 +30,15 @@ __all__ = [
     "check_limits",
     "check_number",
     "check_seconds",
+    "is_coroutine_function",
     "is_number",
 ]
+
+
+def is_coroutine_function(function: object) -> bool:
+    """Whether calling `function` returns a coroutine: also a partial of one, or an object with `async def __call__`."""
+    call = getattr(type(function), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class CancelFlag(Protocol):

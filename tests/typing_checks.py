@@ -105,8 +105,10 @@ def check_request_sse(url: str, flag: bool, decode: str, literal: Literal["text"
     request_sse(url, client=httpx.AsyncClient())  # type: ignore[call-overload]
 
 
-def check_request_jsonl(url: str) -> None:
+def check_request_jsonl(url: str, decode: str) -> None:
     assert_type(request_jsonl(url), SSEResponse[Any])
+    assert_type(request_jsonl(url, decode="json"), SSEResponse[Any])
+    assert_type(request_jsonl(url, decode=decode), SSEResponse[Any])
     assert_type(request_jsonl(url, decode="text"), SSEResponse[str])
     assert_type(request_jsonl(url, {"X-A": "1"}, {"a": 1}, decode="event", done=None), SSEResponse[ServerSentEvent])
     assert_type(request_jsonl(url, decode=size, bridge=Bridge()), SSEResponse[int])
@@ -200,13 +202,17 @@ def check_merge(url: str, client: SSEClient[str], either: Literal["raise", "yiel
     assert_type([(name, item) for name, item in merge({"a": call})], list[tuple[str, str]])
     # No common type of items.
     assert_type(merge([call, iterate(numbers())]), MergedStreams[Any, Any])
-    assert_type(merge({"a": partial(request_sse, url, decode="text")}), MergedStreams[Any, Any])
+    assert_type(merge({"a": partial(request_sse, url)}), MergedStreams[str, Any])
+    assert_type(merge({"a": call, "b": iterate(numbers())}), MergedStreams[str, Any])
+    assert_type(gather({"a": partial(request_sse, url)}), Iterator[tuple[str, list[Any]]])
     assert_type(merge(), MergedStreams[Any, Any])
     assert_type(gather([call]), Iterator[tuple[int, list[str]]])
     assert_type(gather({"a": call}, limit=2), Iterator[tuple[str, list[str]]])
     assert_type(gather({"a": call}, errors="yield"), Iterator[tuple[str, list[str] | Exception]])
     assert_type(gather([call], errors="yield"), Iterator[tuple[int, list[str] | Exception]])
+    assert_type(gather([call, lambda: iterate(numbers())]), Iterator[tuple[int, list[Any]]])
     merge([call], errors=either)
+    gather({"a": call}, errors=either)
     assert_type(tee(call)[0], EventStream[str])
     assert_type(tee(lambda: iterate(numbers()))[0], Stream[int])
 
@@ -220,7 +226,7 @@ async def check_amerge(url: str, client: SSEClient[str]) -> None:
     assert_type(amerge([(await client.arequest("/")).events]), AsyncMergedStreams[int, str])
     assert_type(amerge({"a": opened}, errors="yield"), AsyncMergedStreams[str, str | Exception])
     assert_type([named async for named in amerge([opened])], list[tuple[int, str]])
-    assert_type(amerge({"a": partial(arequest_sse, url)}), AsyncMergedStreams[Any, Any])
+    assert_type(amerge({"a": partial(arequest_sse, url)}), AsyncMergedStreams[str, Any])
 
 
 async def numbers() -> AsyncIterator[int]:

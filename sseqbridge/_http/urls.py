@@ -96,7 +96,8 @@ def check_base_url(base_url: object) -> str:
 def join_base_url(base_url: str, url: str) -> str:
     """Return a request's URL as httpx joins it to a client's `base_url`: its path is added to the base's path.
 
-    An absolute URL stays as it is, and so does one that cannot be parsed, which building the request reports.
+    An absolute URL stays as it is, and so does one that cannot be parsed, or has a scheme or a host alone, which
+    building the request reports.
     """
     if not base_url:
         return url
@@ -104,7 +105,7 @@ def join_base_url(base_url: str, url: str) -> str:
         relative = parsed_url(url)
     except httpx.InvalidURL:
         return url
-    if relative.is_absolute_url:
+    if relative.scheme or relative.host:
         return url
     base = parsed_url(base_url)
     path = base.raw_path if base.raw_path.endswith(b"/") else base.raw_path + b"/"

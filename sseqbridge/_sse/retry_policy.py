@@ -11,13 +11,12 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-proce
 from __future__ import annotations
 
 import copy
-import inspect
 import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sseqbridge._checks import check_number
+from sseqbridge._checks import check_number, is_coroutine_function
 from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
 
 from .resumption import ResumeRule
@@ -242,7 +241,7 @@ def _check_resume(resume: object) -> None:
         return
     if not callable(resume):
         raise UsageError(f'`resume` must be "repeat", "get", a function of an Attempt, or None, got {resume!r}')
-    if inspect.iscoroutinefunction(resume):
+    if is_coroutine_function(resume):
         raise UsageError("`resume` must be a plain function, got a coroutine function, which is never awaited")
 
 

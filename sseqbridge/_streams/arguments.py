@@ -6,14 +6,13 @@ A wrong argument raises UsageError before anything is sent. Nothing that the cal
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits, as_timeout, check_limits
+from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits, as_timeout, check_limits, is_coroutine_function
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import check_not_cancelled, checked_flag
 from sseqbridge._exceptions import UsageError
@@ -241,7 +240,7 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
         policy = ReconnectionPolicy() if reconnect is True else reconnect
     if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
         raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and come with reconnect=True")
-    if on_reconnect is not None and inspect.iscoroutinefunction(on_reconnect):
+    if on_reconnect is not None and is_coroutine_function(on_reconnect):
         raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
     if policy is not None and not replayable:
         raise UsageError(

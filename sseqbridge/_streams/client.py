@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import Immutable, as_timeout
+from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import header_list
 from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
@@ -165,7 +165,7 @@ class SSEClient(Immutable, Generic[T]):
         check_names(options, _SHARED | _OWN, type(self).__name__)
         own = _Own(**{name: options.pop(name) for name in _OWN.intersection(options)})
         check_bridge(own.bridge)
-        if inspect.iscoroutinefunction(own.headers):
+        if is_coroutine_function(own.headers):
             raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
         own.prepare(_ANY_URL, None, None, options)
         # Of objects that their owner may change: a copy.
@@ -181,10 +181,6 @@ class SSEClient(Immutable, Generic[T]):
 
     @overload
     def with_options(self, *, base_url: str | httpx.URL = ..., **options: Unpack[ClientKeywords]) -> SSEClient[T]: ...
-    @overload
-    def with_options(
-        self, *, base_url: str | httpx.URL = ..., decode: Literal["json"], **options: Unpack[ClientKeywords]
-    ) -> SSEClient[Any]: ...
     @overload
     def with_options(
         self, *, base_url: str | httpx.URL = ..., decode: Literal["text"], **options: Unpack[ClientKeywords]

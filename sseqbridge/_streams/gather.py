@@ -14,7 +14,7 @@ from sseqbridge._http.pauses import Pauses
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
 
 if TYPE_CHECKING:
-    from .merger import Source
+    from .merger import Source, Unnamed
 
 __all__ = ["gather"]
 
@@ -60,11 +60,29 @@ def gather(
 ) -> Iterator[tuple[int, list[T] | Exception]]: ...
 @overload
 def gather(
+    calls: Mapping[K, object],
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["raise"] = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[K, list[Any]]]: ...
+@overload
+def gather(
+    calls: Unnamed,
+    *,
+    limit: int = 16,
+    in_order: bool = True,
+    errors: Literal["raise"] = "raise",
+    progress: bool = False,
+) -> Iterator[tuple[int, list[Any]]]: ...
+@overload
+def gather(
     calls: Mapping[Any, object] | Iterable[object],
     *,
     limit: int = 16,
     in_order: bool = True,
-    errors: Errors = "raise",
+    errors: Errors,
     progress: bool = False,
 ) -> Iterator[tuple[Any, Any]]: ...
 def gather(

@@ -64,6 +64,15 @@ def request_jsonl(
     decode: Callable[[ServerSentEvent], T],
     **options: Unpack[LineKeywords],
 ) -> SSEResponse[T]: ...
+@overload
+def request_jsonl(
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    decode: str,
+    **options: Unpack[LineKeywords],
+) -> SSEResponse[Any]: ...
 def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
     """Send a request, and return `status, headers, events` once the answer's headers have arrived, as request_sse does.
 

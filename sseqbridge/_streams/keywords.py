@@ -1,6 +1,9 @@
 """The keyword arguments of requests and clients, for type checkers. `RequestArguments` has their defaults.
 
 Each is declared once: a client has the options of `SharedKeywords`, and so has each of its requests.
+
+The overloads for `decode` are written out in each function that has it: to mypy and pyright a ParamSpec, which could
+share them, is the first overload alone. That is why the one of the default comes first: functools.partial has its type.
 """
 
 from __future__ import annotations

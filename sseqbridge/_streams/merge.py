@@ -18,7 +18,7 @@ from .merger import Errors, Merger, NamedStreams, Step, amember_of, member_of, n
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .merger import AsyncSource, Source
+    from .merger import AsyncSource, Source, Unnamed
 
 __all__ = ["AsyncMergedStreams", "MergedStreams", "amerge", "merge"]
 
@@ -42,9 +42,11 @@ def merge(streams: Iterable[Source[T]], *, errors: Literal["raise"] = "raise") -
 @overload
 def merge(streams: Iterable[Source[T]], *, errors: Literal["yield"]) -> MergedStreams[int, T | Exception]: ...
 @overload
-def merge(
-    streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors = "raise"
-) -> MergedStreams[Any, Any]: ...
+def merge(streams: Mapping[K, object], *, errors: Literal["raise"] = "raise") -> MergedStreams[K, Any]: ...
+@overload
+def merge(streams: Unnamed = (), *, errors: Literal["raise"] = "raise") -> MergedStreams[Any, Any]: ...
+@overload
+def merge(streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors) -> MergedStreams[Any, Any]: ...
 def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams[Any, Any]:
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
 
@@ -85,8 +87,12 @@ def amerge(
     streams: Iterable[AsyncSource[T]], *, errors: Literal["yield"]
 ) -> AsyncMergedStreams[int, T | Exception]: ...
 @overload
+def amerge(streams: Mapping[K, object], *, errors: Literal["raise"] = "raise") -> AsyncMergedStreams[K, Any]: ...
+@overload
+def amerge(streams: Unnamed = (), *, errors: Literal["raise"] = "raise") -> AsyncMergedStreams[Any, Any]: ...
+@overload
 def amerge(
-    streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors = "raise"
+    streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors
 ) -> AsyncMergedStreams[Any, Any]: ...
 def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams[Any, Any]:
     """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.

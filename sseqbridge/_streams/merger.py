@@ -12,12 +12,12 @@ entries carry no charge. The dict of members is changed by the consumer and, fro
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from sseqbridge._checks import is_coroutine_function
 from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._engine.last_read import note_read
 from sseqbridge._engine.scope import CancelScope, check_scope, current_scope
@@ -36,7 +36,8 @@ from .subscription import Subscription
 from .sync import SSEResponse, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence, ValuesView
+    from collections.abc import Set as AbstractSet
 
     from sseqbridge._http.pauses import Pauses
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     # What merge, gather and amerge take, for type checkers. A Call is a function that returns a response.
     Source = SSEResponse[T] | Stream[T] | Callable[[], SSEResponse[T] | Stream[T]]
     AsyncStream = AsyncSSEResponse[T] | AsyncEventStream[T]
+    # Iterables of streams of different types. A mapping is none of them, so that the type of its names is kept.
+    Unnamed = Sequence[object] | Iterator[object] | AbstractSet[object] | ValuesView[object]
     AsyncSource = AsyncStream[T] | Call[T] | Callable[[], AsyncStream[T] | Awaitable[AsyncStream[T]]]
 
 __all__ = ["CLOSED", "Errors", "Member", "Merger", "NamedStreams", "Step", "amember_of", "member_of", "named_streams"]
@@ -339,7 +342,7 @@ def member_of(name: Any, stream: Any, pauses: Pauses | None = None) -> Member:
             return Member(name, RequestOpening(pending_of(stream, pauses)), None)
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
-    if callable(stream) and not inspect.iscoroutinefunction(stream):
+    if callable(stream) and not is_coroutine_function(stream):
         return Member(name, FunctionOpening(name, stream), None)
     raise UsageError(
         f"the stream {name!r} must be what request_sse or iterate returns, or a Call or other function that returns "

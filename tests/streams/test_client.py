@@ -184,6 +184,12 @@ def test_relative_url_without_a_base_url_is_a_usage_error(send_with: ClientReque
         send_with(SSEClient(), "/chat")
 
 
+@pytest.mark.parametrize("url", ["models:generate", "mailto:x", "//127.0.0.1:9/x"])
+def test_url_with_a_scheme_or_host_alone_loses_neither(send_with: ClientRequester, url: str) -> None:
+    with pytest.raises(UsageError, match="`url` must be an http:// or https:// URL"):
+        send_with(SSEClient("http://127.0.0.1:9/v1"), url)
+
+
 def test_errors_of_requests_are_those_of_request_sse(send_with: ClientRequester) -> None:
     with SSEServer([respond(200, {"Content-Type": "text/html"}), raw(b"<html>")]) as server:
         with pytest.raises(ContentTypeError):

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -249,9 +250,14 @@ def test_coroutine_function_is_a_usage_error() -> None:
     async def headers() -> dict[str, str]:
         return {}
 
-    wrong: Any = headers
-    with pytest.raises(UsageError, match="`headers` must be a plain function, got a coroutine function"):
-        SSEClient("http://h", headers=wrong)
+    class Headers:
+        async def __call__(self) -> dict[str, str]:
+            return {}
+
+    wrongs: list[Any] = [headers, partial(headers), Headers()]
+    for wrong in wrongs:
+        with pytest.raises(UsageError, match="`headers` must be a plain function, got a coroutine function"):
+            SSEClient("http://h", headers=wrong)
 
 
 def test_failure_in_merged_streams_is_an_error_of_its_own_stream(run: Run, server: SSEServer) -> None:
