@@ -262,8 +262,10 @@ def test_failing_done_function_raises_callback_error_with_cause() -> None:
     assert str(raised.value) == "the done function raised KeyError"
 
 
-RESPONSES = [
+RESPONSES: list[Any] = [
     {"jsonrpc": "2.0", "id": 1, "result": {}},
+    # In a batch.
+    [{"jsonrpc": "2.0", "id": 1, "result": {}}],
     {"jsonrpc": "2.0", "id": 1, "error": {"code": -32600}},
     {"jsonrpc": "2.0", "id": None, "error": {"code": -32700}},
 ]
@@ -271,7 +273,8 @@ NO_RESPONSES: list[Any] = [
     {"jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage", "params": {"result": 1}},
     {"jsonrpc": "2.0", "method": "notifications/progress"},
     {"id": 1, "result": {}},
-    [{"jsonrpc": "2.0", "id": 1, "result": {}}],
+    [{"jsonrpc": "2.0", "method": "notifications/progress"}],
+    [],
     "result",
 ]
 
