@@ -14,14 +14,18 @@ from typing import Any
 
 import flask
 
-from sseqbridge import relay, request_sse
+from examples.endpoint import body, text_of
+from sseqbridge import Timeout, relay, request_sse
 from sseqbridge.relay import RelayEnd
 
 __all__ = ["create_app"]
 
 
-def create_app(upstream: str, database: str) -> flask.Flask:
-    """Return an application that relays the chat completions of `upstream` and saves them in a file of SQLite."""
+def create_app(upstream: str, database: str, *, idle: float = 60) -> flask.Flask:
+    """Return an application that relays the chat completions of `upstream` and saves them in a file of SQLite.
+
+    An answer without an event for `idle` seconds is ended with an error.
+    """
     app = flask.Flask(__name__)
     relay.flask.register_error_handlers(app)
 
@@ -37,8 +41,7 @@ def create_app(upstream: str, database: str) -> flask.Flask:
         parts: list[str] = []
 
         def on_item(chunk: dict[str, Any]) -> None:
-            # Chunks with usage or content filter results have no choices.
-            parts.extend((choice.get("delta") or {}).get("content") or "" for choice in chunk.get("choices") or ())
+            parts.append(text_of(chunk))
 
         def on_end(end: RelayEnd) -> None:
             error = None if end.error is None else str(end.error)
@@ -46,8 +49,14 @@ def create_app(upstream: str, database: str) -> flask.Flask:
                 row = question, "".join(parts), end.outcome, error
                 opened.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", row)
 
-        data = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": question}]}
-        return relay.flask.stream_response(partial(request_sse, upstream, None, data), on_item=on_item, on_end=on_end)
+        opens = partial(
+            request_sse,
+            upstream,
+            data=body([{"role": "user", "content": question}]),
+            timeout=Timeout(idle=idle),
+            require_done=True,
+        )
+        return relay.flask.stream_response(opens, on_item=on_item, on_end=on_end)
 
     @app.get("/answers")
     def answers() -> flask.Response:

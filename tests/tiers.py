@@ -41,6 +41,7 @@ _MARKERS = {
     "celery": "server",
     "examples.django_chat": "server",
     "examples.flask_chat": "server",
+    "examples.small_chat": "server",
     "tests.apps.django_app": "server",
     "daphne": "server",
     "flask": "server",

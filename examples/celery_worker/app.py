@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 
 import flask
 from kombu.exceptions import OperationalError
@@ -43,8 +44,7 @@ def create_app() -> flask.Flask:
     @app.get("/answers/<key>")
     def read(key: str) -> flask.Response:
         last_event_id = flask.request.headers.get("Last-Event-ID")
-        cancel = relay.reader_left(flask.request.environ)
-        return relay.flask.stream_response(log.open(key, last_event_id=last_event_id, wait=_WAIT, cancel=cancel))
+        return relay.flask.stream_response(partial(log.open, key, last_event_id=last_event_id, wait=_WAIT))
 
     @app.delete("/answers/<key>")
     def stop(key: str) -> tuple[str, int]:

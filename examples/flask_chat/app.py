@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flask
@@ -58,14 +59,16 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
         return "", 204
 
     def answer(messages: list[Message], last_event_id: str) -> flask.Response:
+        # The relay calls `ask` when the response starts: not for HEAD. If the client leaves, it cancels the call.
         key = flask.request.args.get("key")
         if answers is None or key is None:
-            stream: Any = endpoint.ask(messages, last_event_id, reader_left())
+            ask: Any = partial(endpoint.ask, messages, last_event_id)
         else:
             # The upstream's stream goes into the log, even if all readers disconnect. If the process of the request
             # dies, the next reader sends the request again.
-            stream = answers.open(key, lambda: endpoint.ask(messages), last_event_id=last_event_id, takeover=True)
-        return relay.flask.stream_response(stream, map=piece_of)
+            start = partial(endpoint.ask, messages)
+            ask = partial(answers.open, key, start, last_event_id=last_event_id, takeover=True)
+        return relay.flask.stream_response(ask, map=piece_of)
 
     @app.get("/panel")
     def panel() -> flask.Response:
@@ -85,10 +88,6 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     def misused(error: UsageError) -> flask.Response:
         app.logger.warning("UsageError: %s", error)
         return refusal("send a key that the page has generated", 400)
-
-    def reader_left() -> Any:
-        # Detects a disconnect before the upstream's headers; later the relay does so itself.
-        return relay.reader_left(flask.request.environ)
 
     def refusal(message: str, status: int) -> flask.Response:
         response = flask.jsonify(error={"message": message})

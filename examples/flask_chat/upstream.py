@@ -1,4 +1,4 @@
-"""Requests to the upstream, and their counts. Knows no web framework: the Django example uses this module too."""
+"""Requests to the upstream, and their counts. Knows no web framework: the Celery worker uses this module too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from examples.flask_chat.scripted import PROMPTS, answers
-from sseqbridge import EventStream, RequestAbortedError, ServerSentEvent, SSEResponse, Timeout, request_sse
+from sseqbridge import Cancelled, EventStream, ServerSentEvent, SSEResponse, Timeout, request_sse
 from sseqbridge.testing import SSEServer
 
 __all__ = [
@@ -48,10 +48,10 @@ class Upstream:
         self._open: list[EventStream[Any]] = []
         self._counts = Counter({"open": 0, "answered": 0, "stopped": 0, "failed": 0})
 
-    def ask(self, messages: list[Message], last_event_id: str = "", cancel: Any = None) -> SSEResponse[Any]:
+    def ask(self, messages: list[Message], last_event_id: str = "") -> SSEResponse[Any]:
         """Return the response once its headers have arrived. With `last_event_id` it continues after that event.
 
-        `cancel` is a flag that is set when no reader waits any more.
+        Raises Cancelled if the relay that called this function has lost its client.
         """
         headers = self._headers | ({"Last-Event-ID": last_event_id} if last_event_id else {})
         data = {"model": self._model, "messages": messages, "stream": True}
@@ -59,9 +59,9 @@ class Upstream:
         try:
             # `idle` ends a stream without events, even if there are heartbeats. `require_done` makes an answer
             # without [DONE] an error, so that an incomplete answer is not taken for a complete one.
-            response = request_sse(self._url, headers, data, timeout=Timeout(idle=60), require_done=True, cancel=cancel)
+            response = request_sse(self._url, headers, data, timeout=Timeout(idle=60), require_done=True)
         except BaseException as exc:
-            self._count(open=-1, **{"stopped" if isinstance(exc, RequestAbortedError) else "failed": 1})
+            self._count(open=-1, **{"stopped" if isinstance(exc, Cancelled) else "failed": 1})
             raise
         with self._lock:
             self._count_ended()

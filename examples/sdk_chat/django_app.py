@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from functools import partial
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -12,14 +13,28 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 
-from sseqbridge import cancel_on, relay
+from sseqbridge import relay
+from sseqbridge.relay.django import ErrorMiddleware
 
 from .providers import ERRORS, PROVIDERS
 
 settings.configure(
-    SECRET_KEY=secrets.token_urlsafe(), ALLOWED_HOSTS=["127.0.0.1", "localhost"], ROOT_URLCONF=__name__
+    SECRET_KEY=secrets.token_urlsafe(),
+    ALLOWED_HOSTS=["127.0.0.1", "localhost"],
+    ROOT_URLCONF=__name__,
+    MIDDLEWARE=[f"{__name__}.ProviderErrors"],
 )
 logger = logging.getLogger(__name__)
+
+
+class ProviderErrors(ErrorMiddleware):
+    """Answers an error of an SDK before the stream. (A relay reports later errors as an event.)"""
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not isinstance(exception, ERRORS):
+            return super().process_exception(request, exception)
+        logger.warning("%s", type(exception).__name__)
+        return JsonResponse({"error": {"message": "The upstream cannot be reached."}}, status=502)
 
 
 def plain(request: HttpRequest) -> HttpResponseBase:
@@ -27,19 +42,12 @@ def plain(request: HttpRequest) -> HttpResponseBase:
 
 
 def answer(request: HttpRequest, name: str) -> HttpResponseBase:
-    """Relay an SDK's stream. A reader who leaves aborts it. Under ASGI a thread waits until it has begun."""
+    """Relay an SDK's stream. A client that leaves aborts it, while it is silent and before it has begun."""
     if name not in PROVIDERS:
         return JsonResponse({"error": {"message": "There is no such provider."}}, status=404)
     provider = PROVIDERS[name]
-    # The scope covers the wait for the upstream's headers. The relay watches the reader from then on.
-    with cancel_on(relay.reader_left(request.META)):
-        try:
-            stream = provider.ask(request.GET["prompt"])
-        except ERRORS as error:
-            logger.warning("%s: %s", name, type(error).__name__)
-            return JsonResponse({"error": {"message": "The upstream cannot be reached."}}, status=502)
-        return relay.django.stream_response(request, stream, map=provider.text, done="[DONE]")
-    return HttpResponse(status=499)
+    ask = partial(provider.ask, request.GET["prompt"])
+    return relay.django.stream_response(request, ask, map=provider.text, done="[DONE]")
 
 
 urlpatterns = [path("plain", plain), path("<name>", answer)]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 
 import flask
 from flask.typing import ResponseReturnValue
 
-from sseqbridge import cancel_on, relay
+from sseqbridge import relay
 
 from .providers import ERRORS, PROVIDERS
 
 app = flask.Flask(__name__)
-logger = logging.getLogger(__name__)
 
 
 @app.get("/plain")
@@ -21,15 +20,18 @@ def plain() -> str:
 
 
 @app.get("/<any(openai, anthropic):name>")
-def answer(name: str) -> ResponseReturnValue:
-    """Relay an SDK's stream. A reader who leaves aborts it, while it is silent and before it has begun."""
+def answer(name: str) -> flask.Response:
+    """Relay an SDK's stream. A client that leaves aborts it, while it is silent and before it has begun."""
     provider = PROVIDERS[name]
-    # The scope covers the wait for the upstream's headers. The relay watches the reader from then on.
-    with cancel_on(relay.reader_left(flask.request.environ)):
-        try:
-            stream = provider.ask(flask.request.args["prompt"])
-        except ERRORS as error:
-            logger.warning("%s: %s", name, type(error).__name__)
-            return {"error": {"message": "The upstream refused the request, or cannot be reached."}}, 502
-        return relay.flask.stream_response(stream, map=provider.text, done="[DONE]")
-    return "", 499
+    ask = partial(provider.ask, flask.request.args["prompt"])
+    return relay.flask.stream_response(ask, map=provider.text, done="[DONE]")
+
+
+def failed(error: Exception) -> ResponseReturnValue:
+    """Answer an error of an SDK before the stream. (A relay reports later errors as an event.)"""
+    app.logger.warning("%s", type(error).__name__)
+    return {"error": {"message": "The upstream refused the request, or cannot be reached."}}, 502
+
+
+for error in ERRORS:
+    app.register_error_handler(error, failed)

@@ -18,7 +18,7 @@ import sseqbridge
 from sseqbridge import Dialect, ReconnectionPolicy, Timeout, request_sse, tee
 from sseqbridge.relay import django
 from sseqbridge.resume import MemoryLog
-from tests.examples.test_readme import GUIDES
+from tests.examples.guides import GUIDES
 from tests.support import ROOT, python
 
 DOCUMENTS = sorted({*GUIDES, *ROOT.glob("*.md"), ROOT / "sseqbridge/README.md", ROOT / "tests/README.md"})
@@ -94,7 +94,8 @@ def test_extras_that_are_named_exist() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     texts = [document.read_text("utf-8") for document in DOCUMENTS]
-    named = {name for text in texts for name in re.findall(r"(?:sseqbridge|'\.|`)\[([a-z]+)\]", text)}
+    lists = [names for text in texts for names in re.findall(r"(?:sseqbridge|'\.|`)\[([a-z,]+)\]", text)]
+    named = {name for names in lists for name in names.split(",")}
     assert named >= {"fast", "redis", "bench"}
     assert named <= set(setup["options.extras_require"])
 
@@ -136,7 +137,7 @@ _UNITS = {" MiB": 1024 * 1024}
 TABLES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     # The table under a heading; the function, and its parameters that are not options.
     ("README.md", "Options"): (request_sse, {"url", "headers"}),
-    ("examples/errors.md", "Detect a stream that stalls or is cut off"): (Timeout, set()),
+    ("examples/retries.md", "Time limits"): (Timeout, set()),
     ("examples/reconnecting.md", "ReconnectionPolicy"): (ReconnectionPolicy, {"_tried", "resend"}),
     ("examples/dialects.md", "Fields of a Dialect"): (Dialect, set()),
     ("examples/tee.md", "tee"): (tee, {"stream"}),

@@ -1,17 +1,11 @@
-"""Runs every example of README.md and of the guides in examples/, with a local server as the upstream.
-
-Invariant: every block of Python or shell in these documents is run by a function here; the last test fails otherwise.
-The blocks of one section run in their order, by the function that is registered for the section.
-"""
+"""Runs the examples of README.md and of the pages about one feature, with a local server as the upstream."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import functools
 import json
-import os
 import re
 import shlex
 import signal
@@ -19,8 +13,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import types
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,101 +39,11 @@ from sseqbridge.testing import (
     chat_completions,
     comment,
     cut,
-    in_turn,
-    respond,
     send,
     silence,
 )
-from tests.redis_support import needs_redis, redis_server
-from tests.support import ROOT, in_thread
-
-OPENAI = "https://api.openai.com/v1/chat/completions"
-DONE = send("[DONE]")
-HEADERS = {"Authorization": "Bearer ..."}
-
-GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("examples/*.md"))]
-
-
-def blocks_of(document: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return the (language, code) blocks of Python and shell of each section that has any."""
-    blocks = {}
-    for section in re.split(r"^##+ ", document.read_text("utf-8"), flags=re.M):
-        if found := re.findall(r"^```(python|sh)\n(.*?)^```", section, re.M | re.S):
-            blocks[section.partition("\n")[0].removeprefix("# ")] = found
-    return blocks
-
-
-# By document and section.
-BLOCKS = {
-    (document.relative_to(ROOT).as_posix(), section): blocks
-    for document in GUIDES
-    for section, blocks in blocks_of(document).items()
-}
-
-_examples: dict[tuple[str, str], Callable[..., None]] = {}
-
-
-def example(document: str, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register the function that runs the examples of a section."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        _examples[document, section] = function
-        return function
-
-    return register
-
-
-class Session:
-    """Runs code as one module that has request_sse and the url, headers and data of a request."""
-
-    def __init__(self, url: str, **names: Any) -> None:
-        self.url = url
-        self.module = types.ModuleType("example")
-        self.names: dict[str, Any] = self.module.__dict__
-        self.names.update(
-            {
-                name: getattr(sseqbridge, name)
-                for name in ("request_sse", "arequest_sse", "Bridge", "ReconnectionPolicy")
-            },
-            url=url,
-            UPSTREAM=url,
-            headers=HEADERS,
-            data={"n": 1},
-            prompt=lambda body: {"prompt": body},
-            **names,
-        )
-
-    def run(self, code: str) -> dict[str, Any]:
-        code = code.replace(OPENAI, self.url)
-        compiled = compile(code, "a guide", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        made = eval(compiled, self.names)
-        if asyncio.iscoroutine(made):
-            asyncio.run(made)
-        return self.names
-
-
-@pytest.fixture
-def upstream() -> Iterator[SSEServer]:
-    """An upstream that answers with five items, or with the steps that a test passes to `play`."""
-    with SSEServer([send({"n": n}, id=str(n)) for n in range(5)] + [DONE]) as server:
-        yield server
-
-
-def python(document: str, section: str) -> list[str]:
-    return [code for language, code in BLOCKS[document, section] if language == "python"]
-
-
-def shell(document: str, section: str) -> list[str]:
-    return [code for language, code in BLOCKS[document, section] if language == "sh"]
-
-
-def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.CompletedProcess[str]:
-    for old, new in {"sseqbridge ": f"{shlex.quote(sys.executable)} -m sseqbridge ", **replaced}.items():
-        code = code.replace(old, new)
-    environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=30, cwd=directory, env=environment
-    )
+from tests.examples.guides import DONE, OPENAI, Session, example, python, run_in_shell, shell
+from tests.support import in_thread
 
 
 @example("README.md", "sseqbridge")
@@ -256,16 +158,6 @@ def test_status_other_than_200(upstream: SSEServer) -> None:
         session.run(code)
     assert session.names["error_body"] == {"error": "busy"}
     assert caught.value.body == b'{"error": "busy"}'
-
-
-@example("examples/errors.md", "Detect a stream that stalls or is cut off")
-def test_stream_that_is_cut_off(upstream: SSEServer) -> None:
-    [code] = python("examples/errors.md", "Detect a stream that stalls or is cut off")
-    upstream.play([send(1)])
-    it = Session(upstream.url).run(code)["it"]
-    assert next(it) == 1
-    with pytest.raises(sseqbridge.TruncatedStreamError):
-        next(it)
 
 
 @example("examples/dialects.md", "Describe another provider")
@@ -387,44 +279,6 @@ def test_client(upstream: SSEServer) -> None:
         names["log"].close()
 
 
-@pytest.mark.slow
-@example("examples/client.md", "Retries")
-def test_retries() -> None:
-    [code] = python("examples/client.md", "Retries")
-    busy = [respond(429, {"Retry-After": "0"}, content_type="text/plain"), b"busy"]
-    with SSEServer(in_turn(busy, [send(1), DONE])) as upstream:
-        api = sseqbridge.SSEClient(upstream.url, retries=2)
-        names = Session(upstream.url, api=api, prompts={"a": {"n": 1}, "b": {"n": 2}}).run(code)
-        assert (names["name"], names["items"]) == ("b", [1])
-        assert len(upstream.requests) == 3
-
-
-@example("examples/client.md", "Credentials that expire")
-def test_credentials_that_expire() -> None:
-    tokens: list[str] = []
-
-    def script(request: ReceivedRequest) -> list[Step]:
-        if request.path == "/token":
-            assert request.body == b"grant_type=client_credentials"
-            tokens.append(f"token-{len(tokens)}")
-            answer = json.dumps({"access_token": tokens[-1], "expires_in": 3600})
-            return [respond(framing="length", content_type="application/json"), answer.encode()]
-        if not tokens or request.headers["authorization"] != f"Bearer {tokens[-1]}":
-            return [respond(401, content_type="text/plain"), b"expired"]
-        return [send(1), DONE]
-
-    by_function, by_auth = python("examples/client.md", "Credentials that expire")
-    with SSEServer(script) as upstream:
-        session = Session(upstream.url, base_url=upstream.url, token_url=f"{upstream.url}/token")
-        api = session.run(by_function)["api"]
-        for _ in range(2):
-            assert api.request("/chat/completions").events.collect() == [1]
-        assert tokens == ["token-0"]
-        names = session.run(by_auth)
-        assert (names["status"], names["it"].collect()) == (200, [1])
-        assert tokens == ["token-0", "token-1"]
-
-
 @example("examples/tee.md", "tee")
 def test_tee(upstream: SSEServer) -> None:
     [code] = python("examples/tee.md", "tee")
@@ -446,49 +300,16 @@ def test_view_without_relay(upstream: SSEServer) -> None:
 RELAYED = [f"id: {n}\ndata: {json.dumps({'n': n})}\n\n" for n in range(5)] + ["data: [DONE]\n\n"]
 
 
-@pytest.mark.sdk
-@example("examples/sdks.md", "Clients")
-@example("examples/sdks.md", "Views")
-@example("examples/sdks.md", "Stop a stream elsewhere")
-def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("OPENAI", "ANTHROPIC"):
-        monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
-        monkeypatch.setenv(f"{name}_BASE_URL", upstream.url)
-    [clients] = python("examples/sdks.md", "Clients")
-    in_flask, in_django = python("examples/sdks.md", "Views")
-    closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
-    app = Flask("example")
-    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[])
-    session.run(clients)
-
-    chunk = {"choices": [{"index": 0, "delta": {"content": "Hi"}}]}
-    upstream.play([send(chunk), DONE])
-    session.run(in_flask)
-    assert app.test_client().get("/chat?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
-
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
-    upstream.play([send(delta, "content_block_delta"), send({"type": "message_stop"}, "message_stop")])
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"])
-    view = session.run(in_django)["answer"]
-    response = view(RequestFactory().get("/chat", {"prompt": "Hello"}))
-    assert b"".join(response.streaming_content).endswith(b"data: Hi\n\ndata: [DONE]\n\n")
-    response.close()
-
-    upstream.play([send(chunk), silence()])
-    session.run(closed)
-    assert capsys.readouterr().out == "Hi\nclosed\n"
-    session.run(left)
-    for received in upstream.requests[2:]:
-        received.wait_aborted(30)
-    session.names["transport"].close()
-
-
 @example("examples/relay.md", "SDKs behind a relay")
 def test_relay_for_cohere() -> None:
     [code] = python("examples/relay.md", "SDKs behind a relay")
     with SSEServer([send({"n": 1}), cut()]) as upstream, Flask(__name__).test_request_context("/"):
-        names = {"relay": sseqbridge.relay, "ServerSentEvent": sseqbridge.ServerSentEvent, "json": json}
+        names = {
+            "relay": sseqbridge.relay,
+            "ServerSentEvent": sseqbridge.ServerSentEvent,
+            "json": json,
+            "partial": functools.partial,
+        }
         body = Session(upstream.url, **names).run(code)["response"].get_data(as_text=True)
     assert '"finish_reason": "ERROR", "error": "TruncatedStreamError"' in body
 
@@ -565,29 +386,6 @@ def test_relay_in_aiohttp(upstream: SSEServer) -> None:
             return text
 
     assert asyncio.run(main()).endswith("".join(RELAYED))
-
-
-@needs_redis
-@example("examples/resume.md", "A view that reads from a log")
-@example("examples/resume.md", "A worker that writes a log")
-def test_resume(upstream: SSEServer) -> None:
-    [served] = python("examples/resume.md", "A view that reads from a log")
-    [worker] = python("examples/resume.md", "A worker that writes a log")
-    with redis_server() as server:
-        session = Session(upstream.url)
-        names = session.run(served.replace("redis://localhost", server.url))
-        with names["log"]:
-            client = names["app"].test_client()
-            whole = client.get("/chat/7").text
-            ids = re.findall("^id: (.*)$", whole, re.M)
-            assert len(ids) == 6
-            rest = client.get("/chat/7", headers={"Last-Event-ID": ids[3]}).text
-            assert re.findall("^data: (.*)$", rest, re.M) == ['{"n": 4}', "[DONE]"]
-            assert client.delete("/chat/7").text == "there is nothing to stop"
-            assert session.run("id = '8'\n" + worker)["outcome"] == "done"
-            assert session.run(worker)["outcome"] is None
-            assert client.get("/chat/8").text.count("data: ") == 6
-            assert len(upstream.requests) == 2
 
 
 @example("examples/resume.md", "Agents and events of your own")
@@ -693,30 +491,6 @@ def test_command_line(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
 
 
-@example("examples/testing.md", "SSEServer")
-def test_sse_server(sse_server: SSEServer, tmp_path: Path) -> None:
-    by_hand, with_fixture = python("examples/testing.md", "SSEServer")
-    names = Session("").run(by_hand)
-    assert names["status"] == 200
-    with contextlib.suppress(sseqbridge.SSEError):
-        names["it"].collect()
-    Session("").run(with_fixture)["test_reader_resumes_after_a_cut"](sse_server)
-
-
-@example("examples/testing.md", "Views that relay a stream")
-def test_view_that_aborts_its_upstream() -> None:
-    [aborted] = python("examples/testing.md", "Views that relay a stream")
-    app = Flask("example")
-    app.add_url_rule(
-        "/relay",
-        view_func=lambda: sseqbridge.relay.flask.stream_response(sseqbridge.request_sse(request.args["upstream"])),
-    )
-    with SSEServer() as server:
-        names = Session("", send=send, silence=silence).run(aborted)
-        names["test_view_aborts_its_upstream"](server, app.test_client())
-        assert len(server.requests) == 1
-
-
 @example("examples/testing.md", "APIs of providers")
 def test_providers_apis(sse_server: SSEServer) -> None:
     [code] = python("examples/testing.md", "APIs of providers")
@@ -737,11 +511,3 @@ def test_log_behind_sentinels() -> None:
     names = Session("http://127.0.0.1:9", RedisLog=redis.RedisLog).run(code)
     # Nothing connects before the log is used.
     names["log"].close()
-
-
-def test_every_example_is_run() -> None:
-    assert set(BLOCKS) == set(_examples)
-    # Blocks of JavaScript are run in a browser (tests/examples/test_browser_guide.py), those of `text` are no programs.
-    texts = [guide.read_text("utf-8") for guide in GUIDES]
-    languages = {language for text in texts for language in re.findall(r"^```(\w*)\n.*?^```", text, re.M | re.S)}
-    assert languages == {"js", "python", "sh", "text"}

@@ -6,7 +6,6 @@ The module with which the page reads is tested in test_browser_module.py.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -293,24 +292,6 @@ def test_page_loads_nothing_foreign_and_logs_no_error(
     assert [url for url in fetched if not url.startswith((page.url, "data:"))] == []
     assert f"{page.url}static/relay.js" in fetched
     assert chrome.get_log("browser") == []  # type: ignore[no-untyped-call]
-
-
-def test_django_gets_its_csrf_token_in_a_header(chrome: webdriver.Chrome, upstream: ControlledUpstream) -> None:
-    with reserved_port() as port:
-        command = [sys.executable, "-m", "uvicorn", "--port", str(port), "examples.django_chat:asgi"]
-        with running(command, OPENAI_BASE_URL=upstream.base_url) as program:
-            page = Page(chrome, program.wait_for_output(rf"http://127.0.0.1:{port}")[0] + "/")
-            page.ask("Hello")
-            response = upstream.response()
-            response.send_text("Hi")
-            page.wait_for_answer("Hi", "streaming")
-            page.stop()
-            response.request.wait_aborted()
-            chrome.delete_all_cookies()
-            page.ask("Again")
-            page.wait_for_answer("", "failed")
-            assert (page.error, upstream.request_count) == ("The server answered with status 403.", 1)
-            chrome.get("about:blank")
 
 
 def test_a_prompt_is_not_posted_twice_when_the_server_dies(

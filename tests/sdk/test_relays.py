@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -81,7 +82,7 @@ def test_leaving_a_silent_answer_aborts_it(servers: Servers, server: str, upstre
 
 
 @on_servers
-@pytest.mark.parametrize("server", [name for name in SERVERS if "uvicorn" not in name])
+@every_server
 @every_provider
 def test_leaving_before_the_head_aborts_and_repeats_nothing(
     servers: Servers, server: str, upstream: SSEServer, provider: str
@@ -96,6 +97,15 @@ def test_leaving_before_the_head_aborts_and_repeats_nothing(
         assert other.status == 200
     assert len(upstream.requests) == count + 1
     assert "Traceback" not in servers[server].log
+
+
+@on_servers
+@every_server
+@every_provider
+def test_a_head_request_asks_nothing(servers: Servers, server: str, upstream: SSEServer, provider: str) -> None:
+    count = len(upstream.requests)
+    assert httpx.head(address(servers, server, provider), timeout=30).status_code == 200
+    assert len(upstream.requests) == count
 
 
 @on_servers

@@ -12,7 +12,7 @@ import { readByEventSource, readByFetch } from "./relay.js";
 export function byFetch({ messages, key, lastEventId }, on) {
   return readByFetch(`chat${key && `?${new URLSearchParams({ key })}`}`, {
     method: "POST",
-    headers: { "Content-Type": "application/json", ...csrfToken() },
+    headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ messages }),
     lastEventId,
     ...reading(key, on),
@@ -39,10 +39,4 @@ function reading(key, { onText, onRestart, ...on }) {
 /** End a kept answer. If this request fails, the server aborts the answer when it has had no reader for a while. */
 export function cancel(key) {
   fetch(`chat?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true }).catch(() => {});
-}
-
-/** Django's CSRF token, if the server is Django: the cookie's value must be sent as a header. */
-function csrfToken() {
-  const cookie = document.cookie.match(/(?:^|; )csrftoken=([^;]+)/);
-  return cookie ? { "X-CSRFToken": cookie[1] } : {};
 }

@@ -1,0 +1,19 @@
+"""A chat in Django: users log in, answers stream, and each answer is saved, whole or stopped.
+
+    python -m examples.django_chat migrate
+    python -m examples.django_chat createsuperuser
+    python -m examples.django_chat runserver
+
+    gunicorn --worker-class gthread --threads 100 examples.django_chat.wsgi
+    uvicorn examples.django_chat.asgi:application
+
+    python -m examples.django_chat test examples.django_chat
+
+The endpoint is that of the environment (examples/endpoint.py), the database a file of SQLite: DATABASE, or
+django_chat.sqlite3.
+
+    models.py    a question, its answer, and how the answer ended
+    views.py     the page, the answer as a stream, and the saved answer
+    templates/   the page and the login
+    tests.py     the tests, with Django's test clients
+"""

@@ -1,0 +1,98 @@
+"""The tests, with Django's test clients: python -m examples.django_chat test examples.django_chat."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+from unittest import mock
+
+from django.contrib.auth import get_user_model
+from django.test import Client, TestCase
+
+from sseqbridge.testing import SSEServer, chat_completions, cut, respond, send, silence
+
+from .models import Answer
+
+HELLO = send({"choices": [{"delta": {"content": "Hello"}}]})
+
+
+class ChatTests(TestCase):  # type: ignore[misc]
+    def setUp(self) -> None:
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.upstream = stack.enter_context(SSEServer(chat_completions("Hello, Ada.")))
+        stack.enter_context(mock.patch.dict(os.environ, {"OPENAI_BASE_URL": self.upstream.url}))
+        self.user = get_user_model().objects.create_user("ada", password="secret")
+        self.client.force_login(self.user)
+
+    def ask(self, question: object = "Hi", **options: Any) -> Any:
+        return self.client.post("/answers", {"question": question}, content_type="application/json", **options)
+
+    def saved(self) -> list[tuple[str, str, str]]:
+        return list(Answer.objects.order_by("pk").values_list("question", "text", "outcome"))
+
+    def test_answer_streams_and_is_saved(self) -> None:
+        body = self.ask().getvalue().decode()
+        assert 'data: {"text":"Hello, "}' in body
+        assert body.endswith("data: [DONE]\n\n")
+        assert self.saved() == [("Hi", "Hello, Ada.", "done")]
+
+    def test_conversation_is_sent(self) -> None:
+        for question in ("Hi", "Again?"):
+            self.ask(question).getvalue()
+        messages = self.upstream.requests[1].json()["messages"]
+        assert [message["content"] for message in messages] == ["Hi", "Hello, Ada.", "Again?"]
+
+    def test_stopped_answer_aborts_its_upstream_and_is_saved(self) -> None:
+        self.upstream.play([HELLO, silence()])
+        response = self.ask()
+        assert b"Hello" in next(piece for piece in response.streaming_content if b"data" in piece)
+        response.close()  # the web server does the same when the client leaves
+        self.upstream.assert_aborted()
+        assert self.saved() == [("Hi", "Hello", "disconnected")]
+
+    def test_answer_that_is_cut_off_looks_failed(self) -> None:
+        self.upstream.play([HELLO, cut()])
+        assert b"event: error" in self.ask().getvalue()
+        assert self.saved() == [("Hi", "Hello", "error")]
+
+    def test_refusal_is_a_502_without_its_body(self) -> None:
+        self.upstream.play([respond(401, json={"error": {"message": "wrong key"}})])
+        response = self.ask()
+        assert response.status_code == 502
+        assert b"wrong key" not in response.content
+        assert self.saved() == [("Hi", "", "error")]
+
+    async def test_asynchronous_server(self) -> None:
+        await self.async_client.aforce_login(self.user)
+        response = await self.async_client.post("/answers", {"question": "Hi"}, content_type="application/json")
+        pieces = [piece async for piece in response.streaming_content]
+        assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+        assert [answer.outcome async for answer in Answer.objects.all()] == ["done"]
+
+    def test_page_shows_saved_answers(self) -> None:
+        Answer.objects.create(user=self.user, question="<Hi>", text="Hello, <Ada>.", outcome="done")
+        page = self.client.get("/")
+        self.assertContains(page, "Hello, &lt;Ada&gt;.")
+        assert "csrftoken" in page.cookies
+
+    def test_saved_answer_is_its_users_alone(self) -> None:
+        answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
+        assert self.client.get(f"/answers/{answer.pk}").json() == {"text": "Hello", "outcome": "done"}
+        self.client.force_login(get_user_model().objects.create_user("eve"))
+        assert self.client.get(f"/answers/{answer.pk}").status_code == 404
+
+    def test_malformed_questions_are_refused(self) -> None:
+        assert self.ask(1).status_code == 400
+        assert self.client.post("/answers", "{", content_type="application/json").status_code == 400
+        assert self.client.get("/answers").status_code == 405
+
+    def test_login_and_csrf_token_are_required(self) -> None:
+        strict = Client(enforce_csrf_checks=True)
+        strict.force_login(self.user)
+        assert strict.post("/answers", {"question": "Hi"}).status_code == 403
+        self.client.logout()
+        self.assertRedirects(self.ask(), "/accounts/login/?next=/answers")
+        self.assertRedirects(self.client.get("/"), "/accounts/login/?next=/")
+        assert (self.saved(), self.upstream.requests) == ([], [])

@@ -1,0 +1,32 @@
+"""The log in which answers are kept, and the files of the page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from examples import endpoint
+from sseqbridge.resume import Log, MemoryLog, RedisLog
+
+__all__ = ["MODULE", "PAGE", "STYLE", "item_of", "log"]
+
+PAGE = Path(__file__).parent / "page.html"
+STYLE = Path(__file__).parent / "page.css"
+MODULE = Path(__file__).parent.parent / "flask_chat/static/relay.js"
+
+
+def _log() -> Log:
+    # An answer that nobody reads for a minute is aborted.
+    if url := os.environ.get("REDIS_URL"):
+        return RedisLog.from_url(url, abandon_after=60)
+    return MemoryLog(abandon_after=60)
+
+
+log = _log()
+
+
+def item_of(chunk: Any) -> dict[str, str] | None:
+    """Return what the page gets for one chunk; None: nothing."""
+    text = endpoint.text_of(chunk)
+    return {"text": text} if text else None

@@ -1,0 +1,48 @@
+"""Two ways to renew a token: before it expires, and after the server has refused it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+
+import httpx
+
+__all__ = ["RenewingAuth", "TokenHeaders"]
+
+GRANT = {"grant_type": "client_credentials"}
+
+
+class TokenHeaders:
+    """Returns headers with a token that is valid for another minute at least."""
+
+    def __init__(self, token_url: str) -> None:
+        self.token_url = token_url
+        self.lock = threading.Lock()
+        self.token, self.valid_until = "", 0.0
+
+    def __call__(self) -> dict[str, str]:
+        with self.lock:
+            if time.monotonic() > self.valid_until - 60:
+                answer = httpx.post(self.token_url, data=GRANT).raise_for_status().json()
+                self.token, self.valid_until = answer["access_token"], time.monotonic() + answer["expires_in"]
+            return {"Authorization": f"Bearer {self.token}"}
+
+
+class RenewingAuth(httpx.Auth):
+    """Sends a token, and renews it when the server answers 401."""
+
+    requires_response_body = True  # of the answer with the token; that of an event stream is seen as empty
+
+    def __init__(self, token_url: str) -> None:
+        self.token_url = token_url
+        self.token = "none yet"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        response = yield request
+        if response.status_code == 401:
+            answer = yield httpx.Request("POST", self.token_url, data=GRANT)
+            self.token = answer.json()["access_token"]
+            request.headers["Authorization"] = f"Bearer {self.token}"
+            yield request

@@ -1,0 +1,142 @@
+"""The guides: their blocks of code, and the functions that run them.
+
+Invariant: every block of Python or shell in README.md and in examples/*.md either is an excerpt of a program in
+examples/, under a line "From [NAME](NAME):", or is run by a function that is registered with `example` for its section.
+test_guides.py checks both. The blocks of one section run in their order, by the function that is registered for the
+section.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sseqbridge
+from sseqbridge.testing import send
+from tests.support import ROOT
+
+__all__ = [
+    "BLOCKS",
+    "DONE",
+    "EXAMPLES",
+    "EXCERPTS",
+    "GUIDES",
+    "HEADERS",
+    "OPENAI",
+    "Excerpt",
+    "Session",
+    "example",
+    "python",
+    "run_in_shell",
+    "shell",
+]
+
+OPENAI = "https://api.openai.com/v1/chat/completions"
+DONE = send("[DONE]")
+HEADERS = {"Authorization": "Bearer ..."}
+
+GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("examples/*.md"))]
+
+
+_BLOCK = re.compile(
+    r"^(?:From \[(?P<program>[\w./]+)\]\((?P<link>[\w./]+)\):\n\n)?```(?P<language>\w*)\n(?P<code>.*?)^```", re.M | re.S
+)
+
+
+class Excerpt(NamedTuple):
+    """A block of a guide that is a part of a program. A line "# ..." stands for lines that are left out."""
+
+    guide: Path
+    program: Path
+    code: str
+
+    def parts(self) -> list[list[str]]:
+        """Return the lines of each part."""
+        return [part.strip("\n").splitlines() for part in re.split(r"^ *(?:#|//) \.\.\.$", self.code, flags=re.M)]
+
+
+def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], list[Excerpt]]:
+    blocks: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    excerpts = []
+    for guide in GUIDES:
+        for section in re.split(r"^##+ ", guide.read_text("utf-8"), flags=re.M):
+            title = section.partition("\n")[0].removeprefix("# ")
+            for block in _BLOCK.finditer(section):
+                if block["program"]:
+                    excerpts.append(Excerpt(guide, guide.parent / block["link"], block["code"]))
+                elif block["language"] in ("python", "sh"):
+                    key = guide.relative_to(ROOT).as_posix(), title
+                    blocks.setdefault(key, []).append((block["language"], block["code"]))
+    return blocks, excerpts
+
+
+# The (language, code) blocks of each document and section; and the excerpts.
+BLOCKS, EXCERPTS = _read()
+
+# The functions that run the blocks.
+EXAMPLES: dict[tuple[str, str], Callable[..., None]] = {}
+
+
+def example(document: str, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register the function that runs the examples of a section."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        EXAMPLES[document, section] = function
+        return function
+
+    return register
+
+
+class Session:
+    """Runs code as one module that has request_sse and the url, headers and data of a request."""
+
+    def __init__(self, url: str, **names: Any) -> None:
+        self.url = url
+        self.module = types.ModuleType("example")
+        self.names: dict[str, Any] = self.module.__dict__
+        self.names.update(
+            {
+                name: getattr(sseqbridge, name)
+                for name in ("request_sse", "arequest_sse", "Bridge", "ReconnectionPolicy")
+            },
+            url=url,
+            UPSTREAM=url,
+            headers=HEADERS,
+            data={"n": 1},
+            prompt=lambda body: {"prompt": body},
+            **names,
+        )
+
+    def run(self, code: str) -> dict[str, Any]:
+        code = code.replace(OPENAI, self.url)
+        compiled = compile(code, "a guide", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        made = eval(compiled, self.names)
+        if asyncio.iscoroutine(made):
+            asyncio.run(made)
+        return self.names
+
+
+def python(document: str, section: str) -> list[str]:
+    return [code for language, code in BLOCKS[document, section] if language == "python"]
+
+
+def shell(document: str, section: str) -> list[str]:
+    return [code for language, code in BLOCKS[document, section] if language == "sh"]
+
+
+def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.CompletedProcess[str]:
+    for old, new in {"sseqbridge ": f"{shlex.quote(sys.executable)} -m sseqbridge ", **replaced}.items():
+        code = code.replace(old, new)
+    environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=30, cwd=directory, env=environment
+    )

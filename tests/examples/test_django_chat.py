@@ -1,0 +1,174 @@
+"""examples/django_chat: its own tests, its migrations, and the site under real servers and in Chromium."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from sseqbridge import EventStream, request_sse
+from tests.browser_support import ControlledUpstream, chromium, reserved_port, running
+from tests.support import ROOT, until
+
+PROJECT = [sys.executable, "-W", "error", "-m", "examples.django_chat"]
+SERVERS = {
+    "gunicorn": ["gunicorn", "--worker-class", "gthread", "--threads", "8", "--bind", "127.0.0.1:{port}"],
+    "uvicorn": ["uvicorn", "--port", "{port}"],
+    "runserver": ["examples.django_chat", "runserver", "--noreload", "{port}"],
+}
+APPLICATIONS = {"gunicorn": ["examples.django_chat.wsgi"], "uvicorn": ["examples.django_chat.asgi:application"]}
+PASSWORD = "correct horse"
+
+
+def manage(*arguments: str, **variables: str) -> str:
+    """Run a command of the project, and return its output."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [*PROJECT, *arguments], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+class Site(NamedTuple):
+    server: str
+    url: str
+
+    def log_in(self, client: httpx.Client) -> dict[str, str]:
+        """Log in, and return the headers of later requests."""
+        login = f"{self.url}/accounts/login/"
+        client.get(login).raise_for_status()
+        form = {"username": "ada", "password": PASSWORD, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
+        assert client.post(login, data=form).status_code == 302
+        client.get(f"{self.url}/").raise_for_status()
+        cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+        return {"Cookie": cookies, "X-CSRFToken": client.cookies["csrftoken"]}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[ControlledUpstream]:
+    with ControlledUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def site(
+    request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """The site with a user, under each server."""
+    directory = tmp_path_factory.mktemp("site")
+    database = {"DATABASE": str(directory / "database"), "OPENAI_BASE_URL": upstream.base_url}
+    manage("migrate", **database)
+    names = {"DJANGO_SUPERUSER_USERNAME": "ada", "DJANGO_SUPERUSER_EMAIL": "ada@localhost"}
+    manage("createsuperuser", "--noinput", **database, **names, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
+    with reserved_port() as port:
+        command = [argument.format(port=port) for argument in SERVERS[request.param]]
+        command = [sys.executable, "-m", *command, *APPLICATIONS.get(request.param, [])]
+        with running(command, directory, HOME=str(directory), **database) as program:
+            url = f"http://127.0.0.1:{port}"
+
+            def is_serving() -> bool:
+                assert program.process.poll() is None, program.output
+                try:
+                    httpx.get(url)
+                except httpx.TransportError:
+                    return False
+                return True
+
+            until(is_serving, 60)
+            yield Site(request.param, url)
+            assert "Traceback" not in program.output
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    with chromium() as chrome:
+        yield chrome
+
+
+@pytest.mark.server
+def test_own_tests_pass_and_migrations_are_complete(tmp_path: Path) -> None:
+    database = {"DATABASE": str(tmp_path / "database")}
+    assert "OK" in manage("test", "examples.django_chat", **database)
+    manage("makemigrations", "--check", "--dry-run", **database)
+
+
+@pytest.mark.server
+def test_stopped_answer_aborts_its_upstream_and_is_saved(site: Site, upstream: ControlledUpstream) -> None:
+    upstream.reset()
+    with httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        headers = site.log_in(client)
+        events: EventStream[object] = request_sse(f"{site.url}/answers", headers, {"question": "Think"}).events
+        response = upstream.response()
+        response.send_text("Hm")
+        assert events.next(60) == {"text": "Hm"}
+        events.close()
+        if site.server == "runserver":
+            # It does not expose its socket: a disconnect is noticed when something is sent.
+            def is_noticed() -> bool:
+                response.send_text("?")
+                return response.request.aborted.is_set()
+
+            until(is_noticed, 60)
+        response.request.wait_aborted(60)
+        page = client.get(f"{site.url}/").text
+        number = page.rpartition('data-id="')[2].partition('"')[0]
+        until(lambda: client.get(f"{site.url}/answers/{number}").json()["outcome"] == "disconnected", 60)
+        assert client.get(f"{site.url}/answers/{number}").json()["text"].startswith("Hm")
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.parametrize("site", ["gunicorn", "uvicorn"], indirect=True)
+def test_page_in_a_browser(site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
+    upstream.reset()
+
+    def last(selector: str) -> str:
+        script = f"return [...document.querySelectorAll('article {selector}')].at(-1)?.textContent"
+        return str(chrome.execute_script(script))
+
+    def ask(question: str) -> None:
+        chrome.find_element(By.NAME, "question").send_keys(question, Keys.ENTER)
+
+    chrome.get(site.url)
+    chrome.find_element(By.NAME, "username").send_keys("ada")
+    chrome.find_element(By.NAME, "password").send_keys(PASSWORD, Keys.ENTER)
+    until(lambda: chrome.find_elements(By.NAME, "question"), 60)
+    ask("<b>One?</b>")
+    upstream.response().send_text("one ", "<i>")
+    upstream.response().end()
+    until(lambda: (last("h2"), last(".text"), last(".note")) == ("<b>One?</b>", "one <i>", "Complete"), 60)
+
+    ask("Stop?")
+    upstream.response(2).send_text("two")
+    until(lambda: last(".text") == "two", 60)
+    chrome.find_element(By.NAME, "stop").click()
+    until(lambda: last(".note") == "Stopped", 60)
+    upstream.response(2).request.wait_aborted(60)
+
+    ask("Reload?")
+    upstream.response(3).send_text("three")
+    until(lambda: last(".text") == "three", 60)
+    chrome.refresh()
+    until(lambda: (last("h2"), last(".text"), last(".note")) == ("Reload?", "three", "Stopped"), 60)
+    upstream.response(3).request.wait_aborted(60)
+
+    ask("Fail?")
+    upstream.response(4).cut()
+    until(lambda: last(".note") == "The upstream's stream was cut off.", 60)
+    ask("Expired?")
+    upstream.response(5).end()
+    until(lambda: last(".note") == "Complete", 60)
+    chrome.delete_cookie("sessionid")
+    ask("Who am I?")
+    until(lambda: last(".note") == "The server refused to answer.", 60)
+    chrome.get("about:blank")

@@ -1,0 +1,65 @@
+"""No guide, snippet or program of examples/ is left out: each is linked, run, and like the program that it quotes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.examples.guides import BLOCKS, EXAMPLES, EXCERPTS, GUIDES, Excerpt
+from tests.support import ROOT
+
+HERE = Path(__file__).parent
+EXAMPLES_DIRECTORY = ROOT / "examples"
+INDEX = EXAMPLES_DIRECTORY / "README.md"
+
+
+def test_every_block_is_run() -> None:
+    for module in HERE.glob("test_*.py"):
+        if "import Session" in module.read_text("utf-8") or "@example(" in module.read_text("utf-8"):
+            importlib.import_module(f"tests.examples.{module.stem}")
+    assert set(BLOCKS) == set(EXAMPLES)
+
+
+def test_languages_of_blocks_are_known() -> None:
+    # Blocks of JavaScript are run in a browser (test_browser_guide.py), those of `text` are no programs.
+    texts = [guide.read_text("utf-8") for guide in GUIDES]
+    languages = {language for text in texts for language in re.findall(r"^```(\w*)\n.*?^```", text, re.M | re.S)}
+    assert languages <= {"js", "python", "sh", "text"}
+
+
+@pytest.mark.parametrize("excerpt", EXCERPTS, ids=lambda excerpt: f"{excerpt.guide.name}-{excerpt.program.name}")
+def test_excerpt_is_a_part_of_its_program(excerpt: Excerpt) -> None:
+    lines = re.sub(r"  # (type: ignore|noqa).*$", "", excerpt.program.read_text("utf-8"), flags=re.M).splitlines()
+    for part in excerpt.parts():
+        found = [textwrap.dedent("\n".join(lines[n : n + len(part)])) for n in range(len(lines))]
+        assert textwrap.dedent("\n".join(part)) in found, f"{excerpt.program.name} differs from the part at {part[0]!r}"
+
+
+def test_index_names_every_guide() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", INDEX.read_text("utf-8")))
+    assert linked == {guide.name for guide in EXAMPLES_DIRECTORY.glob("*.md")} - {"README.md"}
+
+
+def programs() -> list[Path]:
+    # endpoint.py is a part of other programs.
+    files = {path for path in EXAMPLES_DIRECTORY.glob("*.py") if path.name not in ("__init__.py", "endpoint.py")}
+    packages = {path.parent for path in EXAMPLES_DIRECTORY.glob("*/__init__.py")}
+    return sorted(files | packages)
+
+
+@pytest.mark.parametrize("program", programs(), ids=lambda path: path.name)
+def test_program_is_linked_and_has_tests(program: Path) -> None:
+    assert any(re.search(rf"\]\({program.name}[/)]", guide.read_text("utf-8")) for guide in GUIDES)
+    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
+    name = program.stem
+    pattern = rf"examples\.{name}\b|from examples import .*\b{name}\b|examples/{program.name}"
+    assert any(re.search(pattern, text) for text in [*texts, *map(python_of, GUIDES)])
+
+
+def python_of(guide: Path) -> str:
+    """Return the snippets of a guide, each of which a test runs."""
+    return "".join(re.findall(r"^```python\n(.*?)^```", guide.read_text("utf-8"), re.M | re.S))

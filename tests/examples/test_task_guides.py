@@ -1,0 +1,372 @@
+"""Runs the snippets and the small programs of the guides by task. The chats have test modules of their own."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.conf import settings
+from django.test import RequestFactory
+from flask import Flask, request
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import sseqbridge
+import sseqbridge.relay
+from examples import failures, feed, prompts
+
+# Tests, which pytest runs here.
+from examples.test_saved_answers import (  # noqa: F401
+    client,
+    test_client_that_leaves,
+    test_complete_answer,
+    test_refusal,
+    test_stalled_upstream,
+    test_truncated_answer,
+)
+from sseqbridge.resume import MemoryLog
+from sseqbridge.testing import (
+    ReceivedRequest,
+    SSEServer,
+    Step,
+    chat_completions,
+    cut,
+    expect,
+    hold,
+    respond,
+    send,
+    silence,
+)
+from tests.examples.guides import DONE, OPENAI, Session, example, python, run_in_shell, shell
+from tests.redis_support import needs_redis, redis_server
+from tests.support import ROOT, until
+
+relay = sseqbridge.relay
+ITEMS = [{"n": n} for n in range(5)]
+
+
+# --- Chats ---
+
+
+@example("examples/flask-chat.md", "Without reload")
+def test_flask_view_without_reload(upstream: SSEServer) -> None:
+    [code] = python("examples/flask-chat.md", "Without reload")
+    app = Flask("example")
+    names = {"app": app, "request": request, "relay": relay, "partial": functools.partial, "item_of": lambda item: item}
+    Session(upstream.url, **names).run(code)
+    assert app.test_client().post("/chat", json={"messages": ["Hi"]}).text.endswith('{"n":4}\n\ndata: [DONE]\n\n')
+    assert upstream.requests[0].json()["messages"] == ["Hi"]
+
+
+@example("examples/fastapi-chat.md", "Starlette")
+def test_starlette_application(upstream: SSEServer) -> None:
+    [code] = python("examples/fastapi-chat.md", "Starlette")
+    names = {"relay": relay, "partial": functools.partial, "Starlette": Starlette, "Route": Route}
+    app = Session(upstream.url, **names).run(code)["app"]
+    with TestClient(app) as requests:
+        assert requests.post("/chat", json={"messages": ["Hi"]}).text.endswith("data: [DONE]\n\n")
+        upstream.close()
+        assert requests.post("/chat", json={"messages": ["Hi"]}).status_code == 502
+
+
+@pytest.mark.server
+@example("examples/django-chat.md", "Chat in Django, saved to the database")
+def test_commands_of_the_django_project(tmp_path: Path) -> None:
+    # As in the shell of a user; the database is a file in the current directory.
+    [commands] = shell("examples/django-chat.md", "Chat in Django, saved to the database")
+    ran = run_in_shell(commands, tmp_path, python=sys.executable)
+    assert ran.returncode == 0, ran.stderr
+    assert "Superuser created successfully." in ran.stdout
+    assert "OK" in ran.stderr
+    with sqlite3.connect(tmp_path / "django_chat.sqlite3") as database:
+        assert database.execute("SELECT username FROM auth_user").fetchall() == [("ada",)]
+    database.close()
+
+
+@pytest.mark.sdk
+@example("examples/sdks.md", "Clients")
+@example("examples/sdks.md", "Views")
+@example("examples/sdks.md", "LangChain")
+@example("examples/sdks.md", "Stop a stream elsewhere")
+def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
+        monkeypatch.setenv(f"{name}_BASE_URL", upstream.url)
+    [clients] = python("examples/sdks.md", "Clients")
+    in_flask, in_django = python("examples/sdks.md", "Views")
+    [langchain] = python("examples/sdks.md", "LangChain")
+    closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
+    app = Flask("example")
+    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[])
+    session.run(clients)
+
+    chunks = [
+        {"choices": [], "prompt_filter_results": []},
+        {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}}]},
+    ]
+    upstream.play([*map(send, chunks), DONE])
+    session.run(in_flask)
+    session.run(langchain)
+    assert app.test_client().head("/chat?prompt=Hello").status_code == 200
+    assert upstream.requests == []
+    assert app.test_client().get("/chat?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
+    assert app.test_client().get("/langchain?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
+
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
+    upstream.play([send(delta, "content_block_delta"), send({"type": "message_stop"}, "message_stop")])
+    if not settings.configured:
+        settings.configure(ALLOWED_HOSTS=["*"])
+    view = session.run(in_django)["answer"]
+    response = view(RequestFactory().get("/chat", {"prompt": "Hello"}))
+    assert b"".join(response.streaming_content).endswith(b"data: Hi\n\ndata: [DONE]\n\n")
+    response.close()
+
+    upstream.play([send(chunks[1]), silence()])
+    count = len(upstream.requests)
+    session.run(closed)
+    assert capsys.readouterr().out == "Hi\nclosed\n"
+    session.run(left)
+    for received in upstream.requests[count:]:
+        received.wait_aborted(30)
+    session.names["transport"].close()
+
+
+@needs_redis
+@example("examples/reload.md", "The log")
+def test_log_in_redis(upstream: SSEServer) -> None:
+    [code] = python("examples/reload.md", "The log")
+    upstream.play([send(1), silence()])
+    with redis_server() as server:
+        session = Session(upstream.url, partial=functools.partial)
+        names = session.run(code.replace("redis://localhost", server.url))
+        with names["log"]:
+            for name in ("stream", "other"):
+                assert list(names[name]) in ([], [1])
+                assert names[name].outcome == "closed"
+            upstream.requests[0].wait_aborted()
+    assert len(upstream.requests) == 1
+
+
+@example("examples/celery.md", "Save the answer")
+def test_answer_of_a_worker_is_saved(upstream: SSEServer) -> None:
+    [code] = python("examples/celery.md", "Save the answer")
+    saved: list[Any] = []
+
+    def save(*row: Any) -> None:
+        saved.append(row)
+
+    with MemoryLog() as log:
+        Session(upstream.url, log=log, key="a", save=save, partial=functools.partial).run(code)
+    assert saved == [("a", ITEMS, "done")]
+
+
+# --- Scripts ---
+
+
+def test_failures_and_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    failures.main()
+    printed = capsys.readouterr().out
+    page = (ROOT / "examples/retries.md").read_text("utf-8")
+    assert f"$ python -m examples.failures\n{printed}```" in page
+
+
+class Tokens:
+    """A server that accepts the last token that it has issued."""
+
+    def __init__(self) -> None:
+        self.issued: list[str] = []
+
+    def __call__(self, received: ReceivedRequest) -> list[Step]:
+        if received.path == "/token":
+            assert received.body == b"grant_type=client_credentials"
+            self.issued.append(f"token-{len(self.issued)}")
+            return [respond(200, json={"access_token": self.issued[-1], "expires_in": 3600})]
+        if not self.issued or received.headers.get("authorization") != f"Bearer {self.issued[-1]}":
+            return [respond(401, content_type="text/plain"), b"expired"]
+        return [send(1), DONE]
+
+
+@example("examples/tokens.md", "Renew a token before it expires")
+@example("examples/tokens.md", "Renew a token that was refused")
+def test_tokens_that_expire() -> None:
+    [by_function] = python("examples/tokens.md", "Renew a token before it expires")
+    [by_auth] = python("examples/tokens.md", "Renew a token that was refused")
+    tokens = Tokens()
+    with SSEServer(tokens) as upstream:
+        session = Session(upstream.url, base_url=upstream.url, token_url=f"{upstream.url}/token")
+        api = session.run(by_function)["api"]
+        assert session.names["chunks"].collect() == [1]
+        assert api.request("/chat/completions").events.collect() == [1]
+        assert tokens.issued == ["token-0"]
+        assert session.run(by_auth)["chunks"].collect() == [1]
+        assert tokens.issued == ["token-0", "token-1"]
+        changing: Any = sseqbridge.SSEClient(upstream.url, headers=lambda: {"X-Request-ID": uuid4().hex})
+        for _ in range(2):
+            assert changing.request("/").status == 401
+        first, second = (received.headers["x-request-id"] for received in upstream.requests[-2:])
+        assert first != second
+
+
+def price(number: int) -> Step:
+    return send({"symbol": "X", "value": number}, event="price", id=str(number))
+
+
+def test_feed_continues_where_it_was(sse_server: SSEServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    position = tmp_path / "feed.position"
+    go_on = send("hello", id="2", retry=0.1)
+    sse_server.play(
+        [price(1), go_on, send("ignored", event="other", id="3"), cut()],
+        [expect(last_event_id="3"), price(4)],
+        [expect(last_event_id="4"), respond(204)],
+        [expect(last_event_id="4"), price(5)],
+        [expect(last_event_id="5"), respond(204)],
+    )
+    feed.follow(sse_server.url, position)
+    assert capsys.readouterr().out == "price: X 1\nmessage: hello\nprice: X 4\n"
+    assert position.read_text() == "4"
+    feed.follow(sse_server.url, position)
+    assert capsys.readouterr().out == "price: X 5\n"
+    with pytest.raises(sseqbridge.StatusError):
+        sse_server.play([respond(401)])
+        feed.follow(sse_server.url, position)
+
+
+@pytest.mark.slow
+def test_feed_as_a_program_ends_at_a_signal(sse_server: SSEServer, tmp_path: Path) -> None:
+    sse_server.play([price(1), silence()])
+    command = [sys.executable, "-m", "examples.feed", sse_server.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "price: X 1\n"
+            until((tmp_path / "feed.position").exists, 30)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert sse_server.requests[0].wait_aborted()
+
+
+def answers_in(path: Path) -> dict[str, str]:
+    return {row["name"]: row["text"] for row in map(json.loads, path.read_text("utf-8").splitlines())}
+
+
+@pytest.fixture
+def prompts_upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[SSEServer]:
+    # The progress bar starts no thread of its own.
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    with SSEServer(chat_completions()) as upstream:
+        monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+        yield upstream
+
+
+@pytest.mark.slow
+def test_prompts_are_answered_once(prompts_upstream: SSEServer, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"name": "prompt-1", "text": "one"}\n{"name": "promp', "utf-8")
+    assert prompts.main(path).startswith("199 answers saved, 0 failed.")
+    answers = answers_in(path)
+    assert set(answers) == set(prompts.PROMPTS)
+    assert (answers["prompt-1"], answers["prompt-2"]) == ("one", "Say the number 2.")
+    assert len(prompts_upstream.requests) == 199
+    assert prompts.main(path).startswith("0 answers saved")
+    assert len(prompts_upstream.requests) == 199
+
+
+@pytest.mark.slow
+def test_failed_prompt_is_repeated_by_the_next_run(
+    prompts_upstream: SSEServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    monkeypatch.setattr(prompts, "PROMPTS", {"a": "Say A.", "b": "Say B."})
+    echo = chat_completions()
+
+    def a_is_cut(received: ReceivedRequest) -> Iterable[Step]:
+        return [cut()] if b"Say A." in received.body else echo(received)
+
+    prompts_upstream.play(a_is_cut)
+    assert prompts.main(path).startswith("1 answers saved, 1 failed.")
+    assert "a: " in capsys.readouterr().err
+    prompts_upstream.play(echo)
+    assert prompts.main(path).startswith("1 answers saved, 0 failed.")
+    assert answers_in(path) == {"a": "Say A.", "b": "Say B."}
+    assert len(prompts_upstream.requests) == 3
+
+
+@pytest.mark.slow
+def test_prompts_after_an_interrupt(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    echo, go_on, numbers = chat_completions(), threading.Event(), itertools.count()
+
+    def script(received: ReceivedRequest) -> Iterator[Step]:
+        if next(numbers) >= 20:
+            yield hold(go_on)
+        yield from echo(received)
+
+    command = [sys.executable, "-m", "examples.prompts", str(path)]
+    with SSEServer(script) as upstream:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_BASE_URL": upstream.url}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            until(lambda: path.exists() and path.read_bytes().count(b"\n") == 20, 60)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors.splitlines()[-1]) == (1, "Stopped. Run it again for the rest.")
+        assert len(upstream.requests) <= 28
+        sent = len(upstream.requests)
+        go_on.set()
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert again.stdout.startswith("180 answers saved, 0 failed."), again.stderr
+        assert len(upstream.requests) == sent + 180
+    assert set(answers_in(path)) == set(prompts.PROMPTS)
+
+
+# --- Before and after ---
+
+
+@example("examples/testing.md", "Scripts")
+def test_script_of_an_upstream(sse_server: SSEServer) -> None:
+    [code] = python("examples/testing.md", "Scripts")
+    Session("").run(code)["test_reader_resumes_after_a_cut"](sse_server)
+
+
+@pytest.mark.slow
+@example("examples/coming-from.md", "curl")
+def test_instead_of_curl(tmp_path: Path) -> None:
+    [command] = shell("examples/coming-from.md", "curl")
+    (tmp_path / "prompt.json").write_text('{"stream": true, "messages": []}')
+    with SSEServer([send("a"), DONE]) as server:
+        ran = run_in_shell(command, tmp_path, **{OPENAI: server.url})
+        assert (ran.returncode, ran.stdout) == (0, "a\n")
+        assert server.requests[0].headers["content-type"] == "application/json"
+
+
+@example("examples/coming-from.md", "httpx-sse")
+@example("examples/coming-from.md", "requests")
+@example("examples/coming-from.md", "A thread per request")
+def test_instead_of_other_packages(upstream: SSEServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [httpx_sse] = python("examples/coming-from.md", "httpx-sse")
+    [requests] = python("examples/coming-from.md", "requests")
+    [threads] = python("examples/coming-from.md", "A thread per request")
+    session = Session(upstream.url)
+    upstream.play([send("a", event="x", id="1"), DONE])
+    session.run(httpx_sse)
+    assert capsys.readouterr().out == "x a 1\nmessage [DONE] 1\n"
+    upstream.play([send(1), DONE])
+    session.run(requests)
+    assert capsys.readouterr().out == "1\n"
+    session.run(threads)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["a 1", "b 1"]
+
