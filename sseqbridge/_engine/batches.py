@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._http.content_encoding import BodyDecoder
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import EventStreamParser
@@ -19,7 +20,6 @@ from sseqbridge._sse.provider_errors import unframed_body_error
 from .memory import limit_of
 
 if TYPE_CHECKING:
-    from sseqbridge._http.content_encoding import BodyDecoder
     from sseqbridge._http.request import RequestOptions
 
 __all__ = ["EVENT_OVERHEAD", "Batch", "BatchReader", "Item", "Retries", "is_complete_json"]
@@ -114,6 +114,11 @@ class BatchReader:
                 max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
             )
         self._parser.retry = retry
+        # A chunk of this size is one slice, and this many items are one batch, however many streams share the memory.
+        self._short_bytes = _slice_bytes(self._limit.least_bytes)
+        self._few_items = _batch_items(self._limit.least_bytes)
+        # The position behind the latest batch.
+        self._position = last_event_id, retry
         # The chunk that is being parsed; None if all bytes so far are parsed.
         self._parsing: Iterator[Batch | None] | None = None
         # Results of feed_to() that next_batch() returns or raises.
@@ -124,16 +129,10 @@ class BatchReader:
         # The body so far, as long as it has no field of the format; None from then on.
         self._unframed: bytearray | None = None if options.format == "jsonl" else bytearray()
 
-    # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
-
     @property
     def slice_bytes(self) -> int:
         """The size of a slice of the body."""
-        return min(max(self._limit.bytes // 16, 512), 64 * 1024)
-
-    @property
-    def _batch_items(self) -> int:
-        return max(self._limit.bytes // (4 * EVENT_OVERHEAD), 1)
+        return _slice_bytes(self._limit.bytes)
 
     @property
     def last_event_id(self) -> str:
@@ -160,9 +159,20 @@ class BatchReader:
         Returns False if next_batch() has to continue: `put` has returned False, the stream's last event is in, the
         body is invalid, or the chunk is long.
         """
-        parsing = self._parsing = self._parse(chunk)
-        left = _SLICES_OF_A_READ
         try:
+            if len(chunk) <= self._short_bytes and type(self.decoder) is BodyDecoder:
+                # Most chunks: one slice, and one batch or none.
+                items = self._events_of(chunk)
+                if self._are_plain(items, self._few_items):
+                    batch = self._plain_batch(items)
+                    if batch is None or put(batch):
+                        return True
+                    self._pending = batch
+                    return False
+                parsing = self._parsing = self._batches_of(items, self._few_items)
+            else:
+                parsing = self._parsing = self._parse(chunk)
+            left = _SLICES_OF_A_READ
             for batch in parsing:
                 if batch is not None and (self.is_done or not put(batch)):
                     self._pending = batch
@@ -271,53 +281,79 @@ class BatchReader:
         return batch
 
     def _parse(self, chunk: bytes) -> Iterator[Batch | None]:
-        """Yield a batch for each slice, None for a slice that changes nothing a consumer could notice."""
+        """Yield batches for each slice, None for a slice that changes nothing a consumer could notice."""
         assert self.decoder is not None
-        parser, rules = self._parser, self._rules
-        last_event_id, retry = parser.last_event_id, parser.retry
         # The limit may have changed since the last chunk.
-        self.decoder.size, most_items = self.slice_bytes, self._batch_items
+        self.decoder.size, most_items = self.slice_bytes, _batch_items(self._limit.bytes)
         for piece in self.decoder.slices(chunk):
-            self._uncharged += len(piece)
-            items: list[Any] = parser.feed(piece)
-            if self._unframed is not None:
-                self._check_framing(piece)
-            # The parser goes on to use an empty list, but the consumer's thread reads the batch's.
-            retries: Retries = parser.retries or ()
-            last, is_plain = None, not self._has_comments
-            if items:
-                events = items if is_plain else [item for item in items if type(item) is not Comment]
-                plain = rules.count_plain(events, have_types=parser.has_types)
-                if plain != len(events):
-                    if is_plain and plain >= 0 and not retries:
-                        last = items.pop()
-                    else:
-                        is_plain = False
-                        items, last, retries = self._sort(items, retries)
-            while len(items) > most_items:
-                part, items = items[:most_items], items[most_items:]
-                last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
-                passed, retries = _split(retries, len(part))
-                retry = passed[-1][1] if passed else retry
-                count = len(part) if is_plain else self._count(part)
-                yield self._batch(part, count, last_event_id, retry, passed)
-            if last is not None:
-                break
-            is_new = bool(items) or parser.last_event_id != last_event_id or parser.retry != retry
-            last_event_id, retry = parser.last_event_id, parser.retry
-            count = len(items) if is_plain else self._count(items)
-            yield self._batch(items, count, last_event_id, retry, retries) if is_new else None
-        else:
-            if parser.error is not None:
-                raise parser.error
-            return
-        # Not before: an owner who sees `is_done` drops what is left.
-        self.end_at(last)
-        self._parsing = None
-        # The position at the last event, whatever else came in the same chunk.
-        retry = retries[-1][1] if retries else retry
+            items = self._events_of(piece)
+            if self._are_plain(items, most_items):
+                yield self._plain_batch(items)
+            else:
+                yield from self._batches_of(items, most_items)
+                if self.is_done:
+                    return
+
+    def _events_of(self, piece: bytes) -> list[Any]:
+        """Return the items that a slice of the body completes."""
+        self._uncharged += len(piece)
+        items: list[Any] = self._parser.feed(piece)
+        if self._unframed is not None:
+            self._check_framing(piece)
+        return items
+
+    def _are_plain(self, items: list[Any], most_items: int) -> bool:
+        """Whether the items of a slice are one batch of events, none of which is an end marker or heartbeat."""
+        parser = self._parser
+        if self._has_comments or parser.retries or parser.error is not None or len(items) > most_items:
+            return False
+        return self._rules.count_plain(items, have_types=parser.has_types) == len(items)
+
+    def _plain_batch(self, items: list[Any]) -> Batch | None:
+        """Return the batch of plain items, None if neither they nor the position are new."""
+        parser = self._parser
+        position = parser.last_event_id, parser.retry
+        if not items and position == self._position:
+            return None
+        self._position = position
+        return self._batch(items, len(items), *position)
+
+    def _batches_of(self, items: list[Any], most_items: int) -> Iterator[Batch | None]:
+        """Yield the batches of a slice; None if it changes nothing a consumer could notice."""
+        parser, rules = self._parser, self._rules
+        last_event_id, retry = self._position
+        # The parser goes on to use an empty list, but the consumer's thread reads the batch's.
+        retries: Retries = parser.retries or ()
+        last, is_plain = None, not self._has_comments
+        if items:
+            events = items if is_plain else [item for item in items if type(item) is not Comment]
+            plain = rules.count_plain(events, have_types=parser.has_types)
+            if plain != len(events):
+                if is_plain and plain >= 0 and not retries:
+                    last = items.pop()
+                else:
+                    is_plain = False
+                    items, last, retries = self._sort(items, retries)
+        while len(items) > most_items:
+            part, items = items[:most_items], items[most_items:]
+            last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
+            passed, retries = _split(retries, len(part))
+            retry = passed[-1][1] if passed else retry
+            count = len(part) if is_plain else self._count(part)
+            yield self._batch(part, count, last_event_id, retry, passed)
         count = len(items) if is_plain else self._count(items)
-        yield self._batch(items, count, last.id, retry, retries)
+        if last is not None:
+            # Not before: an owner who sees `is_done` drops what is left.
+            self.end_at(last)
+            self._parsing = None
+            # The position at the last event, whatever else came in the same chunk.
+            yield self._batch(items, count, last.id, retries[-1][1] if retries else retry, retries)
+            return
+        is_new = bool(items) or (parser.last_event_id, parser.retry) != (last_event_id, retry)
+        self._position = parser.last_event_id, parser.retry
+        yield self._batch(items, count, *self._position, retries) if is_new else None
+        if parser.error is not None:
+            raise parser.error
 
     def _check_framing(self, piece: bytes) -> None:
         """Raise the error for a body that is no event stream, once enough of it was received."""
@@ -366,6 +402,17 @@ class BatchReader:
         self._uncharged = 0
         self.events += events
         return Batch(items, events, charge, last_event_id, retry, retries)
+
+
+# A slice, and a batch, are a small part of the buffer, also if its events are tiny.
+
+
+def _slice_bytes(limit: int) -> int:
+    return min(max(limit // 16, 512), 64 * 1024)
+
+
+def _batch_items(limit: int) -> int:
+    return max(limit // (4 * EVENT_OVERHEAD), 1)
 
 
 def _split(retries: Retries, count: int) -> tuple[Retries, Retries]:

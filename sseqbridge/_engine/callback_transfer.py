@@ -1,8 +1,9 @@
 """The transfer of a stream in the callbacks of a reused connection, from the request to the end, without a task.
 
-A callback puts all entries that it finds into the channel (the head, batches, the end), and wakes the consumer once, at
-its end. Where something has to be awaited (a full channel), and for every answer but a plain event stream, the stream's
-task is started, and continues from there.
+The callback of the first read puts all entries that it finds into the channel (the head, batches, the end), and wakes
+the consumer once, at its end. Those of later reads mostly find one batch, which wakes the consumer. Where something has
+to be awaited (a full channel), and for every answer but a plain event stream, the stream's task is started, and
+continues from there.
 
 Runs on the loop thread.
 """
@@ -52,14 +53,14 @@ class DirectExchange(Exchange):
             self._reader.decoder = BodyDecoder(self._reader.slice_bytes)
         return head
 
-    def take_data(self, chunk: bytes) -> bool:
-        """Take bytes of the body. Returns False if __anext__ has to continue, or if `is_drained`."""
+    def put_last_batch(self) -> bool:
+        """After take_in() has returned False: pass on the batch of the last event. Returns False if that was not it."""
         assert self._put is not None
-        return self._take_in(chunk) or (self._reader.is_done and self._reader.put_pending(self._put))
+        return self._reader.is_done and self._reader.put_pending(self._put)
 
     @property
     def has_pending_batch(self) -> bool:
-        """Whether take_data() has parsed a batch that did not fit, which __anext__ returns first."""
+        """Whether take_in() has parsed a batch that did not fit, which __anext__ returns first."""
         return self._reader.has_pending
 
     def take_end(self) -> bool:
@@ -110,13 +111,17 @@ class CallbackTransfer(CallbackExchange):
         self._exchange.put_through(self._stream.writer.try_add)
         return True
 
-    def data_received(self, data: bytes) -> None:
-        if self._exchange.take_data(data):
-            return
-        if self._exchange.is_drained:
-            self._end()
-        else:
-            self.hand_over()
+    def data_received(self, data: bytes) -> bool:
+        exchange = self._exchange
+        if exchange.take_in(data):
+            # The usual case: the batch has woken the consumer.
+            return True
+        if not exchange.put_last_batch():
+            if exchange.is_drained:
+                self._end()
+            else:
+                self.hand_over()
+        return False
 
     def body_completed(self) -> None:
         if self._exchange.take_end():
@@ -132,6 +137,7 @@ class CallbackTransfer(CallbackExchange):
     def read_completed(self) -> None:
         if self._exchange.outcome == "done":
             self._stream.begin_end()
+        self._stream.writer.wakes_consumer = True
         self._stream.channel.wake_consumer()
 
     def continue_with(self, result: httpx.Response | Exception) -> None:

@@ -129,14 +129,17 @@ class Channel(Generic[T]):
         if self._add(entry, charge):
             self._wake()
 
-    def try_send(self, entry: T, charge: int) -> bool:
-        """Add an entry if it fits. Returns False if it does not, and if the channel is closed or has ended."""
+    def try_send(self, entry: T, charge: int, *, wakes: bool = True) -> bool:
+        """Add an entry if it fits. Returns False if it does not, and if the channel is closed or has ended.
+
+        Without `wakes`, a waiting consumer is woken by wake_consumer(), or by the next entry.
+        """
         held = self._produced - self._consumed
         if self.closed or self._ended or (held and not self._limit.allows(held, charge)):
             return False
         self._produced += charge
         self._queue.append((charge, entry))
-        if self._waiters:
+        if wakes and self._waiters:
             self._wake()
         return True
 

@@ -205,7 +205,7 @@ class Exchange:
     async def _next_chunk_or_end(self) -> bytes | Batch | None:
         """Return the next bytes, or at the end of the body its last batch, None if that has none."""
         try:
-            chunk = await self._next_chunk(None if self._put is None else self._take_in)
+            chunk = await self._next_chunk(None if self._put is None else self.take_in)
             return await self._end() if chunk is None else chunk
         except TransportError as exc:
             if self.outcome is not None:
@@ -220,7 +220,7 @@ class Exchange:
                 self._end_error = exc
             return last
 
-    def _take_in(self, chunk: bytes) -> bool:
+    def take_in(self, chunk: bytes) -> bool:
         """Take what the transport has just read. Returns False if __anext__ has to continue."""
         assert self._put is not None
         self.received += len(chunk)

@@ -266,7 +266,8 @@ class LoopTask:
 
     def check_process(self) -> None:
         """Raise UsageError in a forked child."""
-        if self.is_inherited:
+        # As is_inherited, inlined: this runs for every batch.
+        if self.state.process != fork.process_token():
             raise UsageError(
                 "this stream was opened before a fork and belongs to the parent process. Open a new one in the child."
             )

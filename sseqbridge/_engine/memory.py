@@ -44,12 +44,13 @@ DEFAULT_MAX_BUFFERED_BYTES = _Default(_MAX_SHARE)
 
 
 class ByteLimit:
-    """The number of bytes that one stream may hold."""
+    """The number of bytes that one stream may hold, and the least that this number can become."""
 
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "least_bytes")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, least: int) -> None:
         self.bytes = limit
+        self.least_bytes = least
 
     def allows(self, held: int, charge: int) -> bool:
         """Whether a stream that holds `held` bytes may hold `charge` more."""
@@ -72,7 +73,7 @@ class _Memory(ByteLimit):
     __slots__ = ("__weakref__", "_counted_at", "_held", "_notified", "_open", "_process")
 
     def __init__(self) -> None:
-        super().__init__(_MAX_SHARE)
+        super().__init__(_MAX_SHARE, _MIN_SHARE)
         self._open: dict[ReferenceType[Holder], asyncio.AbstractEventLoop] = {}
         self._process = fork.process_token()
         # The share when producers were notified last, or a smaller one since then. Threads may overwrite each other's
@@ -153,4 +154,4 @@ memory = _Memory()
 
 def limit_of(max_bytes: int) -> ByteLimit:
     """Return the limit of a stream with this `max_buffered_bytes`: the share, or a limit of the caller's."""
-    return memory if max_bytes is DEFAULT_MAX_BUFFERED_BYTES else ByteLimit(max_bytes)
+    return memory if max_bytes is DEFAULT_MAX_BUFFERED_BYTES else ByteLimit(max_bytes, max_bytes)

@@ -466,6 +466,8 @@ class EntryWriter:
         # When the last event came, on the loop's clock; None while the consumer holds the stream back.
         self.idle_since: float | None = None
         self.first_event_at: float | None = None
+        # Whether each batch of try_add() wakes the consumer.
+        self.wakes_consumer = False
 
     def try_write(self, batch: Batch) -> bool:
         """Write a batch if it fits; called by the transport, so that the stream's task need not run."""
@@ -484,10 +486,10 @@ class EntryWriter:
                 self.first_event_at = clock.monotonic()
 
     def try_add(self, batch: Batch) -> bool:
-        """Do the same without waking the consumer. A closed channel drops batches."""
-        if not self._channel.fits(batch.charge):
-            return False
-        self._channel.send_silently(batch, batch.charge)
+        """Do the same for a transfer in callbacks; see `wakes_consumer`. A closed channel drops batches."""
+        channel = self._channel
+        if not channel.try_send(batch, batch.charge, wakes=self.wakes_consumer):
+            return channel.closed
         self._note(batch)
         return True
 

@@ -43,8 +43,8 @@ class CallbackExchange(abc.ABC):
         """Return whether the body is to be received in callbacks; else continue_with() follows."""
 
     @abc.abstractmethod
-    def data_received(self, data: bytes) -> None:
-        """Take bytes of the body."""
+    def data_received(self, data: bytes) -> bool:
+        """Take bytes of the body. Return False if read_completed() is wanted after them."""
 
     @abc.abstractmethod
     def body_completed(self) -> None:
@@ -52,7 +52,10 @@ class CallbackExchange(abc.ABC):
 
     @abc.abstractmethod
     def read_completed(self) -> None:
-        """Take note that all bytes that have arrived were passed on, and the body is not complete."""
+        """Take note that all bytes that have arrived were passed on, and the body is not complete.
+
+        Called after the read with the head, and after data_received() has returned False.
+        """
 
     @abc.abstractmethod
     def continue_with(self, result: httpx.Response | Exception) -> None:
@@ -93,27 +96,34 @@ class CallbackExchange(abc.ABC):
 
     def bytes_received(self, data: bytes) -> None:
         """Take bytes of the answer."""
-        connection = self._connection
-        body = connection.body
+        body = self._connection.body
         if body is None:
-            try:
-                head_and_rest = self._read_head(data)
-                if head_and_rest is None:
-                    return
-                head, data = head_and_rest
-                check_no_switch(head)
-            except (HeadError, InvalidResponseError) as exc:
-                self._fail(_protocol_error(exc))
+            self._head_bytes_received(data)
+            return
+        data = body.feed(data)
+        is_settled = not data or self.data_received(data)
+        if not is_settled or body.complete or body.error is not None:
+            self._continue(body)
+
+    def _head_bytes_received(self, data: bytes) -> None:
+        connection = self._connection
+        try:
+            head_and_rest = self._read_head(data)
+            if head_and_rest is None:
                 return
-            body = connection.begin_body(self._method, head)
-            self._head, self._body = head, BodyStream(connection, self._timeout)
-            if not self.head_received(head, self._body):
-                self.hand_over(data)
-                return
+            head, data = head_and_rest
+            check_no_switch(head)
+        except (HeadError, InvalidResponseError) as exc:
+            self._fail(_protocol_error(exc))
+            return
+        body = connection.begin_body(self._method, head)
+        self._head, self._body = head, BodyStream(connection, self._timeout)
+        if not self.head_received(head, self._body):
+            self.hand_over(data)
+            return
         if data and (data := body.feed(data)):
             self.data_received(data)
-        if not self._is_over:
-            self._continue(body)
+        self._continue(body)
 
     def _read_head(self, data: bytes) -> tuple[AnswerHead, bytes] | None:
         reader = self._head_reader
@@ -124,6 +134,8 @@ class CallbackExchange(abc.ABC):
         return None if head is None else (head, reader.rest)
 
     def _continue(self, body: BodyReader) -> None:
+        if self._is_over:
+            return
         if body.complete:
             self.body_completed()
         elif body.error is not None:

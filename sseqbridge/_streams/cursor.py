@@ -243,7 +243,10 @@ class Cursor(Generic[T]):
 
     def enter_scope(self) -> None:
         """Let the stream belong to the consumer's scope. Raises Cancelled if that is cancelled."""
-        self.subscription.ownership.enter(self.subscription, current_scope())
+        subscription, scope = self.subscription, current_scope()
+        ownership = subscription.ownership
+        if scope is not None or ownership.scope is not None:
+            ownership.enter(subscription, scope)
 
     def note_end(self) -> None:
         """Tell the consumer's iterable, if it is one, that a read has found the stream's end."""
@@ -255,7 +258,8 @@ class Cursor(Generic[T]):
         self.enter_scope()
         self.subscription.check_process()
         if self._batch is not None:
-            if self.is_open:
+            # As is_open, inlined: this runs for every batch.
+            if self.end is None and not self.channel.closed:
                 self.committed_id, self._retry = self._batch.last_event_id, self._batch.retry
             else:
                 # It was not consumed whole: the last event is the position.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable, Iterable
 
 from sseqbridge._exceptions import BufferLimitError, SSEError
@@ -106,12 +107,13 @@ _IDS = ("", "", "", "7")
 
 
 def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
-    """With and without comments, a limit, and the ID of an earlier connection."""
+    """With and without comments, a limit, and the ID of an earlier connection; also in chunks of whole blocks."""
     comments, limit, last_event_id = bool(how & 2), _LIMITS[how >> 2 & 3], _IDS[how >> 4 & 3]
     expected = parse(stream, limit or float("inf"), last_event_id)
     if not comments:
         expected.items = [item for item in expected.items if type(item) is not Comment]
-    for pieces in ([stream], chunks):
+    blocks = [block for block in re.split(rb"(?<=\n\n)", stream) if block]
+    for pieces in ([stream], chunks, blocks):
         parser = EventStreamParser(
             max_event_bytes=limit or DEFAULT_MAX_EVENT_BYTES,
             comments=comments,
@@ -234,7 +236,9 @@ def _head(chunks: list[bytes]) -> Head:
 
 def _compare_bodies(stream: bytes, chunks: list[bytes], how: int) -> None:
     result = _body([stream])
-    assert _body(chunks) == result, chunks
+    # As servers send them: the size line of a chunk, its content and its line end at a time.
+    for pieces in (chunks, re.findall(rb"(?s:[^\n]*\n[^\n]*\n|.+)", stream)):
+        assert _body(pieces) == result, pieces
     if not MEANT_OF_BODIES.search(stream):
         assert result == body_by_h11(stream), stream
 

@@ -95,8 +95,9 @@ class Recorder(CallbackExchange):
         self.calls.append(head.status)
         return True
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> bool:
         self.calls.append(data)
+        return False
 
     def body_completed(self) -> None:
         self.calls.append("complete")

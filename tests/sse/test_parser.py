@@ -444,6 +444,40 @@ def test_stream_parses_by_the_standard_wherever_it_is_cut(stream: bytes) -> None
 
 
 @pytest.mark.heavy
+@given(st.lists(block_streams(), min_size=1, max_size=4), st.lists(st.integers(1, 5000), min_size=1))
+def test_long_chunks_parse_by_the_standard(parts: list[bytes], sizes: list[int]) -> None:
+    stream = b"".join(part * (1 + 800 // (len(part) + 1)) for part in parts)
+    parsed = parse(stream)
+    for chunks in ([stream], cut(stream, sizes)):
+        assert_parses_to(parsed, chunks)
+
+
+PLAIN_EVENTS = b"".join(b"data: %d\n\n" % number for number in range(400))
+
+
+@pytest.mark.parametrize("odd", [b"", b"data: a\n", b"id: 7\n", b": ping\n", b"retry: 5\n", b"\r\n"])
+def test_long_chunk_of_plain_events_parses_wherever_it_is_cut(odd: bytes) -> None:
+    """With an odd line in the middle of an event, or none."""
+    at = PLAIN_EVENTS.index(b"data: 200")
+    stream = PLAIN_EVENTS[:at] + odd + PLAIN_EVENTS[at:]
+    parsed = parse(stream)
+    for size in range(1030, 1070):
+        assert_parses_to(parsed, cut(stream, [size]))
+
+
+def test_plain_events_with_invalid_utf8_have_replacement_characters() -> None:
+    events = feed(EventStreamParser(), [b"data: \xff\n\ndata: \xe2\x82\n\n"])
+    assert events == [ServerSentEvent(data="\ufffd"), ServerSentEvent(data="\ufffd")]
+
+
+def test_reconnection_times_of_a_long_chunk_have_their_places() -> None:
+    parser = EventStreamParser()
+    parser.feed(b"data: cut")
+    items = parser.feed(b" off\nretry: 1000\n\n" + PLAIN_EVENTS + b"retry: 2000\ndata: x\n\n")
+    assert parser.retries == [(0, 1.0), (len(items) - 1, 2.0)]
+
+
+@pytest.mark.heavy
 @given(streams, chunk_sizes, st.integers(1, 30))
 def test_any_bytes_are_refused_alike_in_any_chunks(stream: bytes, sizes: list[int], limit: int) -> None:
     parsed = parse(stream, limit)
