@@ -180,11 +180,30 @@ _PACKAGES = ("relay", "resume", "testing")
 
 # Names of other public modules, which are imported from there.
 _ELSEWHERE = {
+    "AsyncFrames": "sseqbridge.relay",
+    "ErrorMiddleware": "sseqbridge.relay.django",
+    "Frames": "sseqbridge.relay",
+    "Log": "sseqbridge.resume",
     "MemoryLog": "sseqbridge.resume",
     "RedisLog": "sseqbridge.resume",
+    "RelayEnd": "sseqbridge.relay",
     "SSEServer": "sseqbridge.testing",
+    "aframes": "sseqbridge.relay",
+    "chat_completions": "sseqbridge.testing",
+    "end_all": "sseqbridge.relay",
     "frames": "sseqbridge.relay",
+    "reader_left": "sseqbridge.relay",
+    "register_error_handlers": "sseqbridge.relay.flask or .starlette",
+    "respond": "sseqbridge.testing",
     "stream_response": "sseqbridge.relay.flask, .django or .starlette",
+}
+
+# Names that other libraries have, and what this one has instead.
+_OTHER_NAMES = {
+    "AsyncSSEClient": "SSEClient, whose `arequest` is for coroutines",
+    "EventSource": "request_sse",
+    "aconnect_sse": "arequest_sse",
+    "connect_sse": "request_sse",
 }
 
 
@@ -194,6 +213,9 @@ def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
         # Not an AttributeError, whose text an import statement would not show.
         message = f"cannot import name {name!r} from {__name__!r}. Import it from {_ELSEWHERE[name]}."
+        raise ImportError(message, name=name)
+    if name in _OTHER_NAMES:
+        message = f"cannot import name {name!r} from {__name__!r}. Use {_OTHER_NAMES[name]}."
         raise ImportError(message, name=name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -149,10 +149,9 @@ def as_timeout(value: object) -> Timeout:
         return _timeout_of(value)
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
-    hint = ". Pass Timeout(connect=..., read=...)" if isinstance(value, tuple) else ""
     raise UsageError(
         f"`timeout` must be a number of seconds, a mapping or a sseqbridge.Timeout, "
-        f"got {type(value).__module__}.{type(value).__qualname__}{hint}"
+        f"got {type(value).__module__}.{type(value).__qualname__}. Pass Timeout(connect=..., read=...)."
     )
 
 

@@ -217,9 +217,9 @@ def header_list(headers: object) -> list[tuple[str, str]]:
         else:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        hint = ". Pass a function to SSEClient(headers=...)" if callable(headers) else ""
+        hint = " Pass a function to SSEClient(headers=...)." if callable(headers) else ""
         raise UsageError(
-            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}{hint}"
+            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}.{hint}"
         ) from None
     return [_header(name, value) for name, value in pairs]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
-from .hints import no_attribute
+from .hints import no_attribute, refuse_loop
 from .stream import BaseEventStream
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class AsyncEventStream(BaseEventStream[T]):
     Use `async with`, or contextlib.aclosing, if the loop may be left early: Python does not notify an
     asynchronous iterator that its loop was left. A wait that is cancelled loses no item.
     """
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            no_attribute(type(self), name, "stream", AsyncEventStream)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,8 +99,12 @@ class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStre
 
     if not TYPE_CHECKING:
 
+        def __iter__(self) -> Iterator[Any]:
+            refuse_loop(type(self), "async for item in response.events")
+            return super().__iter__()
+
         def __getattr__(self, name: str) -> NoReturn:
-            no_attribute(type(self).__name__, name)
+            no_attribute(type(self), name, "response.events", AsyncEventStream)
 
     async def __aenter__(self) -> Self:
         return self

@@ -235,18 +235,27 @@ def _policy(reconnect: object, on_reconnect: object, replayable: bool) -> Reconn
 
         if reconnect is not True and not isinstance(reconnect, ReconnectionPolicy):
             raise UsageError(
-                f"`reconnect` must be True or a sseqbridge.ReconnectionPolicy, got {type(reconnect).__name__}"
+                f"`reconnect` must be True or a sseqbridge.ReconnectionPolicy, got {type(reconnect).__name__}. "
+                "Pass for example ReconnectionPolicy(attempts=5)."
             )
         policy = ReconnectionPolicy() if reconnect is True else reconnect
-    if on_reconnect is not None and (policy is None or not callable(on_reconnect)):
-        raise UsageError("`on_reconnect` must be a function of (attempt, delay, cause), and come with reconnect=True")
-    if on_reconnect is not None and is_coroutine_function(on_reconnect):
-        raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
+    if on_reconnect is not None:
+        _check_on_reconnect(on_reconnect, policy)
     if policy is not None and not replayable:
         raise UsageError(
             "`content` must be readable again for `reconnect`, got a body that can be read only once. Pass bytes."
         )
     return policy
+
+
+def _check_on_reconnect(on_reconnect: object, policy: ReconnectionPolicy | None) -> None:
+    if policy is None:
+        raise UsageError("`on_reconnect` must come with `reconnect`, got it alone. Pass reconnect=True too.")
+    if not callable(on_reconnect):
+        kind = type(on_reconnect).__name__
+        raise UsageError(f"`on_reconnect` must be a function of (attempt, delay, cause), got {kind}")
+    if is_coroutine_function(on_reconnect):
+        raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
 
 
 def _check_retries(options: RequestOptions) -> None:

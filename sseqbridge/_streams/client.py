@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
 from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function
 from sseqbridge._exceptions import UsageError
@@ -19,7 +19,7 @@ from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_ba
 from .arguments import PreparedRequest, RequestArguments, check_line_options, prepare
 from .bridge import check_bridge
 from .call import Call
-from .hints import check_names
+from .hints import check_names, no_attribute_of_client
 from .keywords import RequestKeywords, SharedKeywords
 from .pending import apending, pending
 
@@ -173,6 +173,11 @@ class SSEClient(Immutable, Generic[T]):
         if "timeout" in options:
             options["timeout"] = as_timeout(options["timeout"])
         self._set(_own=replace(own, base_url=check_base_url(own.base_url), headers=headers), _shared=options)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            no_attribute_of_client(type(self), name)
 
     def __repr__(self) -> str:
         base_url = [describe_text(self._own.base_url)] if self._own.base_url else []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 
-from .hints import no_attribute
+from .hints import no_attribute, refuse_loop
 from .stream import BaseEventStream, BaseStream
 
 if TYPE_CHECKING:
@@ -115,6 +115,11 @@ class EventStream(BaseEventStream[T], Stream[T]):
     A Stream whose source is a request: leaving the loop, or close(), aborts the request.
     """
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            no_attribute(type(self), name, "stream", EventStream)
+
     def raise_for_status(self) -> Self:
         """Return the stream. Raises StatusError, with the body, unless the status is 200 or 204."""
         if self._cursor.is_refused:
@@ -138,8 +143,12 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
 
     if not TYPE_CHECKING:
 
+        def __iter__(self) -> Iterator[Any]:
+            refuse_loop(type(self), "for item in response.events")
+            return super().__iter__()
+
         def __getattr__(self, name: str) -> NoReturn:
-            no_attribute(type(self).__name__, name)
+            no_attribute(type(self), name, "response.events", EventStream)
 
     def __enter__(self) -> Self:
         return self

@@ -136,7 +136,7 @@ def test_base_url_that_cannot_work_is_a_usage_error(base_url: Any, message: str)
         ({"comments": True}, "`comments=True` must come with"),
         ({"dialect": "other"}, "`dialect` must be"),
         ({"reconnect": 1}, "`reconnect` must be True or"),
-        ({"on_reconnect": print}, "`on_reconnect` must be a function"),
+        ({"on_reconnect": print}, "`on_reconnect` must come with `reconnect`"),
         ({"max_event_bytes": 0}, "`max_event_bytes` must be"),
         ({"bridge": 1}, "`bridge` must be a sseqbridge.Bridge"),
         ({"retries": -1}, "`retries` must be an integer of at least 0, got -1"),

@@ -32,6 +32,13 @@ def upstream() -> Iterator[SSEServer]:
         ("body", "`data` for a JSON body, `content` for bytes"),
         ("stream", 'data={"stream": True, ...}'),
         ("verify", "httpx.AsyncClient(verify=...)"),
+        ("proxy", "httpx.AsyncClient(proxy=...)"),
+        ("on_message", "with a `for` loop"),
+        ("callback", "with a `for` loop"),
+        ("chunk_size", "Events arrive whole"),
+        ("model", "data={'model': ...}"),
+        ("api_key", '"Authorization": "Bearer ..."'),
+        ("read_timeout", "timeout=Timeout(read=...)"),
         ("proxies", "httpx.AsyncClient(proxy=...)"),
         ("max_retries", "SSEClient(retries=...)"),
         ("idle", "timeout=Timeout(idle=...)"),
@@ -94,6 +101,9 @@ def test_pair_of_time_limits_is_a_timeout(ask: Requester) -> None:
         ("close", "Call `response.events.close()`"),
         ("status_code", "Read `response.status`."),
         ("iter_lines", "Iterate over `response.events`."),
+        ("text", 'decode="text"'),
+        ("last_event_id", "`response.events.last_event_id`"),
+        ("collect", "`response.events.collect`"),
     ],
 )
 def test_attribute_of_other_libraries_names_that_of_this_one(upstream: SSEServer, name: str, hint: str) -> None:
@@ -101,7 +111,7 @@ def test_attribute_of_other_libraries_names_that_of_this_one(upstream: SSEServer
         async with await arequest_sse(upstream.url) as response:
             with pytest.raises(AttributeError, match=r"^'AsyncSSEResponse' object has no attribute ") as caught:
                 getattr(response, name)
-            assert hint in str(caught.value)
+            assert hint.replace(".close()", ".aclose()") in str(caught.value)
 
     asyncio.run(main())
     with request_sse(upstream.url) as response:
@@ -109,6 +119,97 @@ def test_attribute_of_other_libraries_names_that_of_this_one(upstream: SSEServer
             getattr(response, name)
         assert hint in str(caught.value)
         assert not hasattr(response, "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("json", "Read `stream`"),
+        ("status_code", "Read `stream.status`."),
+        ("iter_lines", "Iterate over `stream`."),
+        ("read", "Call `stream.collect()`."),
+        ("cancel", "Call `stream.close()`."),
+    ],
+)
+def test_attribute_of_a_stream_names_the_right_one(upstream: SSEServer, name: str, hint: str) -> None:
+    async def main() -> None:
+        async with await arequest_sse(upstream.url) as response:
+            with pytest.raises(AttributeError, match=r"^'AsyncEventStream' object has no attribute ") as caught:
+                getattr(response.events, name)
+            assert hint.replace(".close()", ".aclose()") in str(caught.value)
+
+    asyncio.run(main())
+    with request_sse(upstream.url) as response:
+        with pytest.raises(AttributeError, match=f"^'EventStream' object has no attribute '{name}'. ") as caught:
+            getattr(response.events, name)
+        assert hint in str(caught.value)
+        assert not hasattr(response.events, "other")
+
+
+def test_loop_over_a_response_names_the_stream(upstream: SSEServer) -> None:
+    async def main() -> None:
+        async with await arequest_sse(upstream.url) as response:
+            with pytest.raises(TypeError, match=r"Loop over its stream: `async for item in response\.events`\."):
+                for _ in response:
+                    pass
+
+    asyncio.run(main())
+    with request_sse(upstream.url) as response:
+        with pytest.raises(TypeError, match=r"is the tuple .* Loop over its stream: `for item in response\.events`\."):
+            for _ in response:
+                pass
+        with pytest.raises(TypeError, match="Loop over its stream"):
+            [part for part in response]  # noqa: C416
+        # Each of these is a use of the tuple.
+        status, headers, events = response
+        first, *rest = response
+        assert [status, headers, events] == [*response] == list(response) == [first, *rest]
+        assert list(zip("she", response, strict=True)) == [("s", status), ("h", headers), ("e", events)]
+
+
+def test_loops_of_the_other_kind_name_the_class(upstream: SSEServer) -> None:
+    """Their text is Python's: an `__iter__` that raises would make frameworks take the stream for a synchronous one."""
+
+    async def main() -> None:
+        response: Any = await arequest_sse(upstream.url)
+        async with response:
+            with pytest.raises(TypeError, match="'AsyncEventStream' object is not iterable"):
+                iter(response.events)
+
+    async def read(stream: Any) -> None:
+        async for _ in stream:
+            pass
+
+    asyncio.run(main())
+    with request_sse(upstream.url) as response, pytest.raises(TypeError, match=r"'async for' .* got EventStream"):
+        asyncio.run(read(response.events))
+
+
+@pytest.mark.blocks_its_loop
+def test_request_sse_in_a_coroutine_names_arequest_sse(upstream: SSEServer) -> None:
+    async def main() -> None:
+        response: Any = request_sse(upstream.url)
+        with response:
+            async with response:
+                pass
+
+    warned = pytest.warns(RuntimeWarning, match="await arequest_sse instead")
+    with warned, pytest.raises(TypeError, match="SSEResponse"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["get", "post", "stream", "close"])
+def test_attribute_of_a_client_names_the_right_one(name: str) -> None:
+    hint = "nothing to close" if name == "close" else r"Call `client\.request\("
+    with pytest.raises(AttributeError, match=rf"^'SSEClient' object has no attribute '{name}'\. .*{hint}"):
+        getattr(SSEClient(ANYWHERE), name)
+    assert not hasattr(SSEClient(ANYWHERE), "other")
+
+
+@pytest.mark.parametrize("headers", ["a: b", [("a", "b", "c")], {"a"}, [("a", 1)], {"a": None}])
+def test_headers_of_wrong_types(ask: Requester, headers: Any) -> None:
+    with pytest.raises(UsageError, match=r"^`headers`(: the value of 'a')? must be .*, got "):
+        ask(ANYWHERE, headers)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +221,16 @@ def test_name_of_another_module(name: str, module: str) -> None:
         exec(f"from sseqbridge import {name}")
     with pytest.raises(ImportError, match="cannot import name 'Nonsense'"):
         exec("from sseqbridge import Nonsense")
-    for place in sseqbridge._ELSEWHERE.values():
-        importlib.import_module(place.partition(",")[0])
+    with pytest.raises(ImportError, match="Use request_sse"):
+        exec("from sseqbridge import connect_sse")
+    for name, place in sseqbridge._ELSEWHERE.items():
+        assert hasattr(importlib.import_module(re.split(",| or ", place)[0]), name)
 
 
 def test_on_reconnect_needs_reconnect(ask: Requester) -> None:
-    with pytest.raises(UsageError, match="come with reconnect=True"):
+    with pytest.raises(UsageError, match=r"must come with `reconnect`, got it alone\. Pass reconnect=True too\."):
         ask(ANYWHERE, on_reconnect=lambda *_: None)
+    not_callable: Any = 1
+    with pytest.raises(UsageError, match=r"must be a function of \(attempt, delay, cause\), got int"):
+        ask(ANYWHERE, on_reconnect=not_callable, reconnect=True)
     assert not issubclass(UsageError, SSEError)
