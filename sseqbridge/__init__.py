@@ -6,6 +6,10 @@
     for item in it:
         ...
 
+`request_sse` is for synchronous code, `arequest_sse` for coroutines, `SSEClient` for several requests to one API. The
+package `relay` sends a stream to a browser, `resume` keeps streams for later readers, `testing` has a scripted
+upstream.
+
 This module holds the public names and nothing else. Each is imported on first access, so that
 `import sseqbridge` stays fast.
 """

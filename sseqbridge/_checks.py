@@ -11,9 +11,9 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
 from ._exceptions import UsageError
 
@@ -32,7 +32,10 @@ __all__ = [
     "check_seconds",
     "is_coroutine_function",
     "is_number",
+    "shows_members_of",
 ]
+
+K = TypeVar("K", bound=type)
 
 
 def is_coroutine_function(function: object) -> bool:
@@ -46,6 +49,23 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> object:
         """Return whether to abort the request. Called on the loop thread; must not block."""
+
+
+def shows_members_of(*bases: type) -> Callable[[K], K]:
+    """Return a decorator for a public class with internal bases: help() and pdoc show their members as its own.
+
+    Members for use within the package stay members of the bases.
+    """
+
+    def decorate(kind: K) -> K:
+        for base in bases:
+            for name, member in vars(base).items():
+                is_internal = "For use within the package" in (getattr(member, "__doc__", None) or "")
+                if not (name.startswith("_") or name in vars(kind) or is_internal):
+                    setattr(kind, name, member)
+        return kind
+
+    return decorate
 
 
 class NotCopyable:
@@ -102,13 +122,15 @@ class TimeoutLimits(TypedDict, total=False):
 class Timeout:
     """The time limits of one stream, in seconds; None is no limit.
 
+        request_sse(url, headers, data, timeout=Timeout(connect=5, idle=60, total=600))
+
     `connect`: until the connection is made, TLS handshake included.
     `read`: without a byte from the upstream, or, while the request is sent, without the upstream accepting one.
     `idle`: without an event. Comments and heartbeats do not count; the time that backpressure from the consumer
     takes is left out.
     `total`: the whole stream, from the call to the end.
 
-    Raises UsageError if a limit is not a number above 0.
+    Raises UsageError if a limit is not a number above 0. A limit that elapses raises StreamTimeoutError.
     """
 
     connect: float | None = 10.0

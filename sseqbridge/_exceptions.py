@@ -81,13 +81,21 @@ E = TypeVar("E", bound=BaseException)
 
 
 class UsageError(RuntimeError):
-    """Raised for a wrong argument, or a call that cannot work in this place. Never caused by the network."""
+    """Raised for a wrong argument, or a call that cannot work in this place. Never caused by the network.
+
+    Correct the call; do not handle this error. The message says which argument, and what to pass.
+
+    Example: `request_sse(url, timeout="3")` raises it.
+    """
 
 
 class SSEError(Exception):
     """Base class of all errors of a stream that was requested correctly.
 
     `stream_name` is the name of the stream if it was merged with others under names, else None.
+
+        except SSEError as error:
+            log.warning("stream failed: %s", error)
     """
 
     stream_name: Any = None
@@ -97,6 +105,9 @@ class TransportError(SSEError):
     """Raised if the network, or the HTTP transport in its place, failed. The cause is chained.
 
     `torn_line` is the begin of the line of JSON Lines that the end of the stream has cut off, a str, else None.
+
+        except TransportError as error:
+            show_partial_answer(error)
     """
 
     torn_line: str | None = None
@@ -106,30 +117,47 @@ class ConnectError(TransportError):
     """Raised if no connection could be made: refused, name not found, TLS handshake or proxy failed.
 
     `proxy_status` is the status with which a proxy refused to connect, an int, if that is the reason.
+
+        except ConnectError as error:
+            log.error("no connection: %s (proxy: %s)", error, error.proxy_status)
     """
 
     proxy_status: int | None = None
 
 
 class ReadError(TransportError):
-    """Raised if the connection broke while the request was sent or the response was read."""
+    """Raised if the connection broke while the request was sent or the response was read.
+
+        except ReadError:
+            keep_partial_answer()
+    """
 
 
 class ProtocolError(TransportError):
     """Raised if the response is not valid HTTP, or has a content encoding that was not requested.
 
     Also if the body of an event stream has none of the format's fields, and no comment. The message quotes its begin.
+
+        except ProtocolError as error:
+            log.error("not an event stream: %s", error)
     """
 
 
 class TruncatedStreamError(TransportError):
-    """Raised if the server, or a proxy, closed the connection before the end of the stream."""
+    """Raised if the server, or a proxy, closed the connection before the end of the stream.
+
+        except TruncatedStreamError:
+            mark_as_incomplete()
+    """
 
 
 class StreamTimeoutError(SSEError):
     """Raised if a time limit of the stream elapsed.
 
     `which` is "connect", "read", "write", "idle" or "total". `seconds` is the limit, None if it is not known.
+
+        except StreamTimeoutError as error:
+            log.warning("limit %s elapsed after %s s", error.which, error.seconds)
     """
 
     def __init__(self, which: str, seconds: float | None) -> None:
@@ -155,13 +183,20 @@ class StreamTimeoutError(SSEError):
 
 
 class RequestAbortedError(SSEError):
-    """Raised if `cancel` was set, or the stream was closed, before the response's headers arrived."""
+    """Raised if `cancel` was set, or the stream was closed, before the response's headers arrived.
+
+        except RequestAbortedError:
+            return  # the user pressed Stop before the upstream answered
+    """
 
 
 class ReconnectionError(SSEError):
     """Raised if a stream was cut off and is not, or no longer, reconnected. The last failure is the cause.
 
     `attempts` is the number of consecutive attempts to reconnect, an int.
+
+        except ReconnectionError as error:
+            log.error("gave up after %d attempts: %s", error.attempts, error.__cause__)
     """
 
     def __init__(self, message: str, attempts: int) -> None:
@@ -176,6 +211,9 @@ class RedirectError(SSEError):
     """Raised if the upstream sent a redirect that is not followed.
 
     `status` is the status of the redirect, an int.
+
+        except RedirectError as error:
+            log.error("redirect %d was not followed: %s", error.status, error)
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -191,6 +229,9 @@ class ResponseError(SSEError):
 
     `status` is an int, `headers` an httpx.Headers. `body` is the decompressed body, as far as it arrived,
     at most 1 MiB.
+
+        except ResponseError as error:
+            log.error("%d: %s", error.status, error.text)
     """
 
     def __init__(self, message: str, status: int, headers: httpx.Headers, body: bytes) -> None:
@@ -216,6 +257,10 @@ class StatusError(ResponseError):
     """Raised if the status of the response is not 200, nor another 2xx whose type is text/event-stream.
 
     The message quotes the provider's, if the body has one.
+
+        except StatusError as error:
+            if error.status == 429:
+                wait(error.headers.get("retry-after"))
     """
 
 
@@ -223,11 +268,18 @@ class ContentTypeError(ResponseError):
     """Raised if the status of the response is 200 and its Content-Type is not that of the format requested.
 
     That is text/event-stream for request_sse, and one of JSON Lines, or application/json, for request_jsonl.
+
+        except ContentTypeError as error:
+            log.error("answered %s", error.headers.get("content-type"))
     """
 
 
 class BufferLimitError(SSEError):
-    """Raised if one event is larger than `limit` bytes, the stream's `max_event_bytes`."""
+    """Raised if one event is larger than `limit` bytes, the stream's `max_event_bytes`.
+
+        except BufferLimitError as error:
+            log.error("an event is larger than %d bytes", error.limit)
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -241,6 +293,9 @@ class EventError(SSEError):
     """Base class of errors that concern one event: `event`, a ServerSentEvent.
 
     For an UpstreamError it is None if the error came in place of events.
+
+        except EventError as error:
+            log.error("%s: %r", error, error.event)
     """
 
     event: ServerSentEvent | None
@@ -254,7 +309,11 @@ class EventError(SSEError):
 
 
 class DecodeError(EventError):
-    """Raised if `decode` cannot decode an event's data. The cause is chained."""
+    """Raised if `decode` cannot decode an event's data. The cause is chained.
+
+        except DecodeError as error:
+            log.error("not JSON: %r", error.event.data[:100])
+    """
 
     event: ServerSentEvent
 
@@ -264,6 +323,9 @@ class UpstreamError(EventError):
 
     `payload` is the event's data, decoded as JSON, or as text if it is not JSON. In place of events, the body of the
     response is a JSON error object: then that is `payload`, and `event` is None.
+
+        except UpstreamError as error:
+            show(error.payload)
     """
 
     def __init__(self, message: str, event: ServerSentEvent | None, payload: Any) -> None:
@@ -278,42 +340,76 @@ class CallbackError(SSEError):
     """Raised if code of the caller's raised (a function, flag, iterator or HTTP client), or an `auth` never ends.
 
     The cause is the caller's exception. On an event loop it may be one that is not an Exception, such as SystemExit.
+
+        except CallbackError as error:
+            raise error.__cause__
     """
 
 
 class EventsLostError(SSEError):
-    """Raised if events that this reader has not received yet are no longer stored."""
+    """Raised if events that this reader has not received yet are no longer stored.
+
+        except EventsLostError:
+            reload_from_database()
+    """
 
 
 class ProducerLostError(SSEError):
-    """Raised if the process that wrote a log's stream died before the end. The reader received all that it wrote."""
+    """Raised if the process that wrote a log's stream died before the end. The reader received all that it wrote.
+
+        except ProducerLostError:
+            offer_to_start_again()
+    """
 
 
 class LogError(SSEError):
     """Raised if the log that stores streams failed, or holds an entry that cannot be read.
 
     The cause is the store's own error, if there is one.
+
+        except LogError as error:
+            return "the log failed", 503
     """
 
 
 class LogUnavailableError(LogError):
-    """Raised if the log's store was unreachable, or refused all commands, for longer than the log tolerates."""
+    """Raised if the log's store was unreachable, or refused all commands, for longer than the log tolerates.
+
+        except LogUnavailableError:
+            return "try again later", 503
+    """
 
 
 class LogAccessError(LogError):
-    """Raised if the log's store refuses the credentials, or does not grant them a permission that a log needs."""
+    """Raised if the log's store refuses the credentials, or does not grant them a permission that a log needs.
+
+        except LogAccessError as error:
+            log.critical("check Redis's credentials: %s", error)
+    """
 
 
 class LogFullError(LogError):
-    """Raised if the log's store is out of memory, so that nothing can be written."""
+    """Raised if the log's store is out of memory, so that nothing can be written.
+
+        except LogFullError:
+            alert("Redis is out of memory")
+    """
 
 
 class StreamNotFoundError(LogError):
-    """Raised if no stream of this key was ever written, or if it has expired."""
+    """Raised if no stream of this key was ever written, or if it has expired.
+
+        except StreamNotFoundError:
+            return "no such answer", 404
+    """
 
 
 class BridgeClosedError(SSEError):
-    """Raised if the bridge of the stream was closed, or its loop thread ended."""
+    """Raised if the bridge of the stream was closed, or its loop thread ended.
+
+        except BridgeClosedError:
+            return  # the application shuts down
+    """
 
 
 class Cancelled(BaseException):
@@ -321,6 +417,10 @@ class Cancelled(BaseException):
 
     Not an Exception, like asyncio.CancelledError: code that handles or retries after errors must not handle it.
     Let it pass; the scope swallows it.
+
+        except Cancelled:
+            release_lock()
+            raise
     """
 
 

@@ -127,7 +127,8 @@ class BaseBridge(NotCopyable):
     def check_may_wait(self, name: str, async_name: str, stacklevel: int | None = None) -> None:
         """Raise UsageError on a bridge's own thread, which must not wait; warn in a coroutine of another loop.
 
-        The warning is about the line at `stacklevel`; None means the line that has called the package.
+        For use within the package. `name` and `async_name` are those of the function and its alternative in the
+        message. The warning is about the line at `stacklevel`; None means the line that has called the package.
         """
         if loops.in_own_loop() or (self._thread is not None and self._thread.ident == threads.thread_id()):
             raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
@@ -136,9 +137,10 @@ class BaseBridge(NotCopyable):
             warnings.warn(message, RuntimeWarning, stacklevel=stacklevel or _stacklevel_of_caller())
 
     def start(self, state: LoopState, stream: Startable) -> None:
-        """Start a stream on the loop, in the caller's context. Raises BridgeClosedError if the loop has ended.
+        """Start a `stream` on the loop of `state`, in the caller's context. For use within the package.
 
-        If an interrupt ends the call, the stream may have been started: the caller aborts it.
+        If an interrupt ends the call, the stream may have been started: the caller aborts it. Raises BridgeClosedError
+        if the loop has ended.
         """
         context = contextvars.copy_context()
         with self._lock.native:
@@ -153,7 +155,10 @@ class BaseBridge(NotCopyable):
                 raise
 
     def started(self) -> LoopState:
-        """Return the state of the loop, starting it if there is none. Raises UsageError if the bridge is closed."""
+        """Return the state of the loop, starting it if there is none. For use within the package.
+
+        Raises UsageError if the bridge is closed.
+        """
         state = self._state
         if state is not None and not self._closed and self._process == fork.process_token():
             # Without the lock: start() looks again, under it.

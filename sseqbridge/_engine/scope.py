@@ -48,7 +48,16 @@ __all__ = [
 
 
 class CancelScope:
-    """A block of code that ends with Cancelled once its flag is set; see `cancel_on`."""
+    """A block of code that ends with Cancelled once its flag is set.
+
+        with cancel_on(stop) as scope:
+            for item in events:
+                print(item)
+        if scope.cancelled:
+            print("stopped")
+
+    `cancel_on` returns it.
+    """
 
     def __init__(self, flag: CancelFlag, *, is_outermost: bool = False) -> None:
         """Make a scope that `flag` cancels. `is_outermost`: scopes around it do not cancel it."""

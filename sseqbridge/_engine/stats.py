@@ -11,6 +11,10 @@ __all__ = ["BridgeStats", "StreamStats"]
 class StreamStats:
     """Counters of one stream.
 
+    The attribute `stats` of a stream is one.
+
+        print(it.stats.events, it.stats.time_to_first_event)
+
     `bytes` of body and `events`, without heartbeats, were received; `buffered` bytes were received and are not
     consumed yet (each event is charged 256 bytes besides). For a stream of iterate(), `events` and `buffered` count
     items, and `bytes` is 0. `reconnections` counts connections after the first, and
@@ -27,6 +31,11 @@ class StreamStats:
 @dataclass(frozen=True)
 class BridgeStats:
     """Counters of a bridge, summed over its streams.
+
+    `Bridge.stats` returns it.
+
+        stats = Bridge.default().stats()
+        print(stats.open_streams, stats.longest_wait)
 
     `open_streams` are running, calls of run and enter included, on `connections` (open ones, idle ones included, as
     far as the HTTP client reports them). `events` and `bytes` of body were received since the bridge was made;

@@ -46,6 +46,8 @@ DEFAULT_DONE = _DefaultDone("[DONE]")
 class Dialect:
     """Which events of a stream end it, keep it alive, or report an error.
 
+        request_sse(url, dialect=Dialect(end_events=("complete",), heartbeat_events=("tick",)))
+
     `end_data`: the stream ends at the event with this data, which is no item; None for no such data.
 
     `end_events`: types of events that end the stream. Such an event is the last item. (With `decode="json"` it is

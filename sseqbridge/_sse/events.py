@@ -16,6 +16,9 @@ __all__ = ["Comment", "RestartEvent", "ServerSentEvent", "copied"]
 class ServerSentEvent:
     """One event of an event stream, as the WHATWG standard dispatches it.
 
+        for event in request_sse(url, decode="event").events:
+            print(event.id, event.event, event.data)
+
     `event` is its type, "message" unless the server named one. `data` is its text: the values of its
     `data` fields, joined by line feeds. `id` is the last event ID of the stream at that point: an ID
     persists until the server sends another one, and is "" before the first. `retry` is the
@@ -42,7 +45,12 @@ class RestartEvent(ServerSentEvent):
 
 @dataclass(slots=True)
 class Comment:
-    """One comment line of an event stream, without its colon and one leading space."""
+    """One comment line of an event stream.
+
+        request_sse(url, decode="event", comments=True)  # yields Comment("keep-alive") among the events
+
+    `text` is the line without its colon and one leading space.
+    """
 
     text: str = ""
 

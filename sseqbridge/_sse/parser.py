@@ -48,6 +48,11 @@ _new_event = ServerSentEvent.__new__
 class EventStreamParser:
     """Parses the bytes of one connection's event stream into events, in chunks of any size.
 
+        parser = EventStreamParser()
+        for chunk in chunks_of_bytes:
+            for event in parser.feed(chunk):
+                print(event.data)
+
     `max_event_bytes` limits the data of one event and the length of one line. `comments=True` also
     returns Comment items, each when its line ends. Pass the `last_event_id` of the previous connection
     if the stream is resumed.
@@ -57,6 +62,10 @@ class EventStreamParser:
 
     `retries` has an entry for each `retry` field of the last chunk: how many items of that chunk came before
     it, and its value in seconds. `has_types` says whether any event so far had an `event` field.
+
+    `error` is the BufferLimitError after which the parser reads nothing more, else None.
+
+    Raises UsageError for a limit that is not an integer above 0.
     """
 
     __slots__ = (

@@ -21,6 +21,13 @@ __all__ = ["Attempt", "Resume", "ResumeRule"]
 class Attempt:
     """An attempt to resume a stream that is about to be made.
 
+        def resume(attempt):
+            return Resume(f"/answers/{answer_id}?after={attempt.last_event_id}")
+
+        request_sse(url, headers, data, reconnect=ReconnectionPolicy(resume=resume))
+
+    The `resume` function of a ReconnectionPolicy receives it.
+
     `number` counts the consecutive attempts, from 1. `method`, `url` (a str) and `headers` (an httpx.Headers) are
     those of the request whose event stream was lost, after redirects; `headers` lack those that belong to one message
     (Host, Content-Length, Last-Event-ID) and cookies. `last_event_id` is "" if the server has sent none.
@@ -39,9 +46,12 @@ class Attempt:
 class Resume:
     """The request that continues a stream. It has no body.
 
+        Resume("/answers/7", headers={"Authorization": f"Bearer {new_token()}"})
+
     `url` may be relative to that of the lost request. `headers` replace those of the caller; None: they are kept, and
     another origin gets none of them but Accept and Last-Event-ID. Last-Event-ID is added to both, unless `headers`
-    contain one. The `auth` and `cookies` of the call stay with their origin in any case.
+    contain one. `method` is the name of the HTTP method. The `auth` and `cookies` of the call stay with their origin in
+    any case.
 
     Raises UsageError for a method or URL of a wrong type.
     """

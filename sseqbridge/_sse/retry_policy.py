@@ -100,6 +100,10 @@ class GiveUp(NamedTuple):
 class ReconnectionPolicy:
     """When a stream that was cut off is requested again: EventSource's rules, with backoff and jitter.
 
+        request_sse(url, reconnect=ReconnectionPolicy(delay=1, attempts=5))
+
+    Times are in seconds.
+
     The first delay is `delay` seconds, or the server's `retry:`. Each consecutive attempt multiplies it by
     `factor`. A Retry-After header sets a minimum. `max_delay` limits every delay, including the server's.
     `jitter`, from 0 to 1, is the fraction of a delay that is random, so that clients that lost their
@@ -165,8 +169,12 @@ class ReconnectionPolicy:
             object.__setattr__(self, "resume", "repeat")
         object.__setattr__(self, "statuses", _as_statuses(self.statuses))
 
-    def after(self, drop: Drop, chance: Callable[[], float] = random.random) -> Retry | Stop | GiveUp:
-        """Return the decision about a drop. `chance` returns random numbers from 0 to 1."""
+    def after(self, drop: Drop, chance: Callable[[], float] | None = None) -> Retry | Stop | GiveUp:
+        """Return the decision about the `drop` of a connection: connect again, stop, or give up.
+
+        For use within the package. `chance` returns random numbers from 0 to 1, by default random.random. Raises
+        nothing.
+        """
         if not self._is_worth_it(drop):
             return Stop()
         if reason := self.obstacle(drop):
@@ -174,17 +182,23 @@ class ReconnectionPolicy:
         tried = self._tried_before(drop)
         if self.attempts is not None and tried >= self.attempts:
             return GiveUp(tried, f"the policy allows attempts={self.attempts} in a row")
-        return Retry(self._delay(tried, drop, chance), tried + 1, self._after_attempts(tried + 1))
+        return Retry(self._delay(tried, drop, chance or random.random), tried + 1, self._after_attempts(tried + 1))
 
     def at_once(self, drop: Drop) -> Retry | GiveUp:
-        """Return the decision if the caller requested the reconnection: no delay, and not a failed attempt."""
+        """Return the decision about a `drop` that the caller requested: no delay, and not a failed attempt.
+
+        For use within the package. Raises nothing.
+        """
         if reason := self.obstacle(drop):
             return GiveUp(self._tried, reason)
         tried = self._tried_before(drop)
         return Retry(0.0, tried + 1, self._after_attempts(tried))
 
     def obstacle(self, drop: Drop) -> str | None:
-        """Return why no request may follow, for an error message; None if one may."""
+        """Return why no request may follow a `drop`, for an error message; None if one may.
+
+        For use within the package. Raises nothing.
+        """
         if not drop.answered:
             return None
         if self.resume is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable
+from sseqbridge._checks import NotCopyable, shows_members_of
 from sseqbridge._exceptions import SSEError, UsageError
 
 from .hints import no_attribute, refuse_loop
-from .stream import BaseEventStream
+from .stream import BaseEventStream, BaseStream
 
 if TYPE_CHECKING:
     import httpx
@@ -23,11 +23,16 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
+@shows_members_of(BaseEventStream, BaseStream)
 class AsyncEventStream(BaseEventStream[T]):
     """An event stream on the caller's own asyncio loop: `async for item in stream`.
 
-    Use `async with`, or contextlib.aclosing, if the loop may be left early: Python does not notify an
-    asynchronous iterator that its loop was left. A wait that is cancelled loses no item.
+        async with (await arequest_sse(url, headers, data)).events as events:
+            async for item in events:
+                print(item)
+
+    `arequest_sse` returns it. Use `async with`, or contextlib.aclosing, if the loop may be left early: Python does not
+    notify an asynchronous iterator that its loop was left. A wait that is cancelled loses no item.
     """
 
     if not TYPE_CHECKING:
@@ -86,7 +91,14 @@ class AsyncEventStream(BaseEventStream[T]):
 
 
 class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStream[T_co]], Generic[T_co]):
-    """`status, headers, events`: what arequest_sse returns; `async with` closes it."""
+    """`status, headers, events`: the tuple that arequest_sse returns; `async with` closes the stream.
+
+        async with await arequest_sse(url, headers, data) as response:
+            async for item in response.events:
+                print(item)
+
+    `arequest_sse` returns it.
+    """
 
     __slots__ = ()
 

@@ -31,6 +31,9 @@ __all__ = ["apending_of", "arequest_sse", "pending_of", "request_sse"]
 
 T = TypeVar("T")
 
+# The paragraph that request_sse alone has.
+_OF_BRIDGES = "`bridge` is a Bridge to use instead of the process's own.\n\n"
+
 
 @overload
 def request_sse(
@@ -92,10 +95,14 @@ def request_sse(
 def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
     """Send a request, and return `status, headers, events` once the answer's headers have arrived.
 
-    Request. `data` (or `json`) is sent as a JSON body. The method is POST if there is a body, `{}` and `[]`
-    included, else GET; `method` overrides it. `params`, `content`, `auth`, `cookies`, `files` and
-    `extensions` are as in httpx. A GET follows redirects; a request with a body follows only 307 and 308
-    within its origin; `follow_redirects=True` follows all redirects, False none.
+        status, response_headers, it = request_sse(url, headers, data, timeout=Timeout(idle=120))
+        for item in it:
+            print(item)
+
+    Request. `url` is a str or an httpx.URL, `headers` a mapping or pairs. `data` (or `json`) is sent as a JSON body.
+    The method is POST if there is a body, `{}` and `[]` included, else GET; `method` overrides it. `params`, `content`,
+    `auth`, `cookies`, `files` and `extensions` are as in httpx. A GET follows redirects; a request with a body follows
+    only 307 and 308 within its origin; `follow_redirects=True` follows all redirects, False none.
 
     Items. `decode` is "json" (the data of each event, decoded), "text" (the data), "event" (the whole
     ServerSentEvent; with `comments=True` also Comment items), or a function of the event.
@@ -113,7 +120,8 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
 
     A status other than 200 is returned, not raised. In JSON mode the stream then yields the body once; in
     the other modes it raises StatusError. `raise_for_status()` raises StatusError in all modes. (Another
-    2xx of type text/event-stream is read as a stream, too.)
+    2xx of type text/event-stream is read as a stream, too.) With `check_content_type=False` a 200 of another type is
+    read as an event stream.
 
     Limits. `timeout` is in seconds: a number (for connect and read), a mapping, a Timeout, or None.
     `cancel` is an object with `is_set()`, such as a threading.Event; once it is set, the request is aborted
@@ -205,11 +213,16 @@ async def arequest_sse(
 ) -> AsyncSSEResponse[Any]:
     """Do the same as request_sse in a coroutine: on the caller's own event loop, without a thread.
 
-    The arguments are those of request_sse except `bridge`. `client` is an httpx.AsyncClient (or an
-    httpx2.AsyncClient) of the caller's to send the request with; by default the library keeps one for each
-    event loop and closes it with the loop. The caller's client is neither closed nor changed, and keeps
-    its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own stream alone,
-    or logs a warning if the client's transport offers no way to do so.
+        async with await arequest_sse(url, headers, data) as response:
+            async for item in response.events:
+                print(item)
+
+    `client` is an httpx.AsyncClient (or an httpx2.AsyncClient) of the caller's to send the request with; by default the
+    library keeps one for each event loop and closes it with the loop. The caller's client is neither closed nor
+    changed, and keeps its cookie jar. If it speaks HTTP/2, its streams share a connection: an abort closes its own
+    stream alone, or logs a warning if the client's transport offers no way to do so.
+
+    The other arguments, and the errors, are those of request_sse, except `bridge`:
     """
     response = await _apending(url, headers, data, **options)
     try:
@@ -226,6 +239,10 @@ def _describe(function: Callable[..., object], name: str, annotation: str, resul
     signature = signature.replace(parameters=[*signature.parameters.values(), own], return_annotation=result)
     function.__signature__ = signature  # type: ignore[attr-defined]
 
+
+# The reference of both functions is complete, and is written once.
+_, _request, _rest = (inspect.getdoc(request_sse) or "").partition("Request. ")
+arequest_sse.__doc__ = f"{inspect.getdoc(arequest_sse)}\n\n{_request}{_rest.replace(_OF_BRIDGES, '')}"
 
 _describe(request_sse, "bridge", "Bridge | None", "SSEResponse[Any]")
 _describe(arequest_sse, "client", "Any", "AsyncSSEResponse[Any]")

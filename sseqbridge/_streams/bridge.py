@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from sseqbridge._checks import shows_members_of
 from sseqbridge._engine.bridge import BaseBridge, is_exiting
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
@@ -24,8 +25,12 @@ __all__ = ["Bridge", "async_bridge", "check_bridge", "default_bridge"]
 T = TypeVar("T")
 
 
+@shows_members_of(BaseBridge)
 class Bridge(BaseBridge):
     """A loop thread, and the HTTP client that its streams share.
+
+        with Bridge(client=lambda: httpx.AsyncClient(proxy="http://localhost:3128")) as bridge:
+            status, response_headers, it = request_sse(url, headers, data, bridge=bridge)
 
     Most programs never make one: request_sse uses one for the whole process, and iterate, run and enter another one.
     `client` is a function that returns a new httpx.AsyncClient (or httpx2.AsyncClient), for a proxy, certificates,
@@ -35,6 +40,10 @@ class Bridge(BaseBridge):
 
     The thread starts with the first call. Closing the bridge, or leaving its `with` block, aborts every stream on
     it; their consumers get a BridgeClosedError.
+
+    `thread_name` is the name of the thread, in logs and debuggers.
+
+    Raises UsageError if `client` is not callable.
     """
 
     @classmethod
@@ -61,7 +70,7 @@ class Bridge(BaseBridge):
     def iterate(self, source: Any, *, max_buffered: int = 64, cancel: CancelFlag | None = None) -> Stream[Any]:
         """Return the items of an asynchronous iterable as a stream; the iterable runs on this bridge's loop.
 
-        See the function iterate.
+        `source`, `max_buffered` (items), `cancel` and the errors are those of the function iterate.
         """
         from . import async_code
 
@@ -80,7 +89,10 @@ class Bridge(BaseBridge):
         self, source: Callable[[], T], *, timeout: float | None = None, cancel: CancelFlag | None = None
     ) -> T: ...
     def run(self, source: Any, *, timeout: float | None = None, cancel: CancelFlag | None = None) -> Any:
-        """Await a coroutine on this bridge's loop, and return its result. See the function run."""
+        """Await a coroutine on this bridge's loop, and return its result.
+
+        `source`, `timeout` (seconds), `cancel` and the errors that it raises are those of the function run.
+        """
         from . import async_code
 
         return async_code.run(self, source, timeout, cancel)
@@ -96,7 +108,10 @@ class Bridge(BaseBridge):
         | Callable[[], Awaitable[AbstractAsyncContextManager[T, Any]]],
     ) -> Entered[T]: ...
     def enter(self, source: Any) -> Entered[Any]:
-        """Return a context manager that enters an asynchronous one on this bridge's loop. See the function enter."""
+        """Return a context manager that enters an asynchronous one on this bridge's loop.
+
+        `source` and the errors that the context manager raises are those of the function enter.
+        """
         from . import async_code
 
         return async_code.Entered(self, source)

@@ -48,6 +48,8 @@ _CLOSE_SECONDS = 1.0
 class BridgeTransport(_BaseTransport):
     """A transport for httpx.Client and httpx2.Client that sends requests over a Bridge.
 
+        client = openai.OpenAI(http_client=httpx.Client(transport=BridgeTransport(idle=60)))
+
     Reads that are blocked can be aborted: `close()` of the response, or of an SDK's stream, raises the package's
     ReadError in the thread that reads, and closes the connection to the upstream. So does the end of a scope, with
     Cancelled. Responses and errors are of the package that the request comes from.
@@ -120,9 +122,10 @@ class BridgeTransport(_BaseTransport):
             self._state.close_clients_of(self._owner)
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request of httpx or httpx2 and return the package's response, whose body is still to be read.
+        """Send a `request` of httpx or httpx2 and return the package's response, whose body is still to be read.
 
-        Raises the package's errors, Cancelled in a scope that was cancelled, and UsageError on the loop's thread.
+        httpx calls it. Raises the package's errors, Cancelled in a scope that was cancelled, and UsageError on the
+        loop's thread.
         """
         package = package_of(request)
         if "upgrade" in request.headers:

@@ -32,9 +32,15 @@ T_co = TypeVar("T_co", covariant=True)
 class Call(Immutable, Generic[T_co]):
     """A request that is checked but not sent: `call()` sends it and returns the response, as request_sse does.
 
+        calls = {name: client.call("/chat/completions", data=body(name)) for name in names}
+        for name, items in gather(calls):
+            ...
+
     `SSEClient.call` makes it. It may be sent any number of times, at the same time too, by any thread or coroutine;
     each time it is a new request. merge, gather, tee, the relays and the `start` of a log take it in place of a stream.
     Its body is encoded once, so that later changes of the caller's `data` have no effect.
+
+    A call raises what request_sse raises.
     """
 
     __slots__ = ("_bridge", "_prepared")
@@ -72,7 +78,10 @@ class Call(Immutable, Generic[T_co]):
             raise
 
     async def asend(self) -> AsyncSSEResponse[T_co]:
-        """Send the request in a coroutine, on its own event loop and without a bridge, as arequest_sse does."""
+        """Send the request in a coroutine, on its own event loop and without a bridge, as arequest_sse does.
+
+        Raises what arequest_sse raises.
+        """
         response = await apending_call(self)
         try:
             return response.aresponse(await response.await_head())

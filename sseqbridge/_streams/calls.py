@@ -67,6 +67,8 @@ def run(source: Callable[[], T], *, timeout: float | None = None, cancel: Cancel
 def run(source: Any, *, timeout: float | None = None, cancel: CancelFlag | None = None) -> Any:
     """Await a coroutine on the loop that serves iterate, run and enter, and return its result.
 
+        answer = run(client.complete(prompt), timeout=30)
+
     `source` is an awaitable, or a function, which is called on the loop, and whose result is awaited if it is
     awaitable. It runs in a copy of the caller's context variables. An exception of the coroutine is raised as it is.
 

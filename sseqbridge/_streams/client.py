@@ -73,6 +73,9 @@ _ANY_URL = "http://localhost"
 class SSEClient(Immutable, Generic[T]):
     """Requests with common defaults: `client.request(path, data=...)` is request_sse with the client's options.
 
+        client = SSEClient("https://api.openai.com/v1", headers={"Authorization": "Bearer ..."}, retries=2)
+        status, response_headers, it = client.request("/chat/completions", data=data)
+
     `base_url`: a relative URL of a request is added to its path, as with httpx.Client. `headers` are sent with every
     request, unless the request has headers of the same name. They may be a function that returns them, for credentials
     that expire: it is called for each attempt, the first time in the caller's thread (in a thread of its own for a
@@ -88,7 +91,7 @@ class SSEClient(Immutable, Generic[T]):
     meaning for them.
 
     `decode` and `comments` select the type of the items. `auth`, `dialect`, `done`, `require_done`, `error_events`,
-    `timeout`, `reconnect`, `on_reconnect`, `follow_redirects`, `check_content_type`, `max_event_bytes` and
+    `timeout` (in seconds), `reconnect`, `on_reconnect`, `follow_redirects`, `check_content_type`, `max_event_bytes` and
     `max_buffered_bytes` are the options of request_sse; a request may override each. `bridge` is the Bridge of
     `request` and of calls, None for the process's own.
 
@@ -228,7 +231,7 @@ class SSEClient(Immutable, Generic[T]):
     def with_options(self, **options: Any) -> SSEClient[Any]:
         """Return a client with some options replaced. `headers` replace all headers of this client.
 
-        Raises UsageError for options that cannot work.
+        `options` are those of the constructor. Raises UsageError for options that cannot work.
         """
         made = object.__new__(type(self))
         made._set_all({**vars(self._own), **self._shared, **options})
@@ -239,8 +242,9 @@ class SSEClient(Immutable, Generic[T]):
     ) -> SSEResponse[T]:
         """Send a request, and return `status, headers, events` once the answer's headers have arrived.
 
-        `url` may be relative to the client's base URL. The arguments and errors are those of request_sse; an argument
-        that is given overrides the client's option, and `decode`, `comments` and `bridge` are the client's.
+        `url` may be relative to the client's base URL. `headers` are added to the client's, and replace those of the
+        same name. `data` and the other `options` are those of request_sse; an option that is given overrides the
+        client's, and `decode`, `comments` and `bridge` are the client's. Raises what request_sse raises.
         """
         response = pending(self._prepared("request", url, headers, data, options), self._own.bridge)
         try:
@@ -255,7 +259,8 @@ class SSEClient(Immutable, Generic[T]):
     ) -> AsyncSSEResponse[T]:
         """Do the same in a coroutine, on its own event loop and without a bridge, as arequest_sse does.
 
-        `client` is an httpx.AsyncClient of the caller's to send the request with; see arequest_sse.
+        `url`, `headers`, `data` and `options` are those of `request`. The option `client` is an httpx.AsyncClient of
+        the caller's to send the request with; see arequest_sse. Raises what arequest_sse raises.
         """
         own: dict[str, Any] = {**options}
         http = own.pop("client", None)
@@ -271,8 +276,8 @@ class SSEClient(Immutable, Generic[T]):
     ) -> Call[T]:
         """Return a request that is checked now, and sent by `call()` or `await call.asend()`.
 
-        The arguments are those of `request`. Raises UsageError for arguments that cannot work, and for a body that can
-        be read only once: a call may be sent several times.
+        `url`, `headers`, `data` and `options` are those of `request`. Raises UsageError for arguments that cannot work,
+        and for a body that can be read only once: a call may be sent several times.
         """
         return Call(self._prepared("call", url, headers, data, options), self._own.bridge)
 

@@ -95,6 +95,9 @@ def gather(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield `(name, items)` for many short streams, `limit` of them at a time; `items` is a list.
 
+        for name, items in gather({p: client.call("/chat", data=body(p)) for p in prompts}, limit=8):
+            print(name, len(items))
+
     `calls` is a mapping of names to Calls, functools.partial(request_sse, ...), functools.partial(iterate, ...) or
     functions that return a stream, or an iterable of them, which is read as far as needed. The results have the order
     of the calls (a stream that completes early is kept until its turn; at most twice `limit` calls are started and not

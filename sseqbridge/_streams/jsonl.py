@@ -76,6 +76,9 @@ def request_jsonl(
 def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
     """Send a request, and return `status, headers, events` once the answer's headers have arrived, as request_sse does.
 
+        for chunk in request_jsonl("http://localhost:11434/api/chat", None, body).events:  # Ollama
+            print(chunk["message"]["content"])
+
     The answer is JSON Lines: one JSON document a line (LF or CRLF; blank lines are skipped), as
     application/jsonl, application/x-ndjson and their variants, application/json (Kubernetes), or a JSON text
     sequence, application/json-seq (RFC 7464). `events` yields the documents. `decode` is "json" (decoded),
@@ -87,6 +90,10 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     TruncatedStreamError. In JSON mode an object with a member "error" raises UpstreamError, unless
     `error_events="yield"`. A line has at most `max_event_bytes` bytes. The stream, its limits and the other
     options are those of request_sse; use SSEClient(format="jsonl") in a coroutine.
+
+    `url`, `headers`, `data`, `json`, `method`, `params`, `content`, `auth`, `cookies`, `files`, `extensions`, `timeout`
+    (in seconds), `cancel`, `follow_redirects`, `check_content_type`, `max_buffered_bytes` and `bridge` are those of
+    request_sse.
 
     Raises what request_sse raises, UsageError for `comments`, `dialect`, `last_event_id`, `reconnect` and
     `on_reconnect`, which have no meaning here, and TruncatedStreamError if the last line is incomplete: its text is

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable
+from sseqbridge._checks import NotCopyable, shows_members_of
 from sseqbridge._engine.last_read import note_read
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
@@ -49,6 +49,9 @@ def merge(streams: Unnamed = (), *, errors: Literal["raise"] = "raise") -> Merge
 def merge(streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors) -> MergedStreams[Any, Any]: ...
 def merge(streams: NamedStreams = (), *, errors: Errors = "raise") -> MergedStreams[Any, Any]:
     """Return an iterator of `(name, item)` over many streams, in the order in which events arrive.
+
+        for name, item in merge({"a": call_a, "b": call_b}):
+            print(name, item)
 
     `streams` is a mapping of names to streams, or an iterable of streams, whose names are 0, 1, 2...
     A stream is what request_sse or iterate returns, a Call, functools.partial(request_sse, ...), or a function that
@@ -95,17 +98,21 @@ def amerge(
     streams: Mapping[Any, object] | Iterable[object] = (), *, errors: Errors
 ) -> AsyncMergedStreams[Any, Any]: ...
 def amerge(streams: NamedStreams = (), *, errors: Errors = "raise") -> AsyncMergedStreams[Any, Any]:
-    """Return an asynchronous iterator that does the same as `merge`, for what arequest_sse returns.
+    """Return an asynchronous iterator that does the same as `merge`, for responses of arequest_sse.
 
-    Calls, and requests that functools.partial(arequest_sse, ...) stands for, are sent when the iteration begins.
-    Other functions, and coroutine functions, are called on the running loop, each in a task of its own. Use
-    `async with` if the loop may be left early. A wait that is cancelled loses no item. Raises UsageError
-    for a second consumer at a time.
+        async for name, item in amerge({"a": call_a, "b": call_b}):
+            print(name, item)
+
+    `streams` and `errors` are those of `merge`. Calls, and requests that functools.partial(arequest_sse, ...) stands
+    for, are sent when the iteration begins. Other functions, and coroutine functions, are called on the running loop,
+    each in a task of its own. Use `async with` if the loop may be left early. A wait that is cancelled loses no item.
+
+    Raises UsageError for values that are not streams, and for a second consumer at a time.
     """
     return AsyncMergedStreams(named_streams(streams), errors)
 
 
-class _BaseMerged(NotCopyable):
+class _BaseMerged(NotCopyable, Generic[K, T]):
     def __init__(self, errors: Errors) -> None:
         self._merger = Merger(errors)
         self._claims = Claims()
@@ -127,8 +134,16 @@ class _BaseMerged(NotCopyable):
         self._merger.close()
 
 
-class MergedStreams(_BaseMerged, Generic[K, T]):
-    """Many streams, read as one by one thread: an iterable of `(name, item)`; see `merge`."""
+@shows_members_of(_BaseMerged)
+class MergedStreams(_BaseMerged[K, T]):
+    """Many streams, read as one by one thread: an iterable of `(name, item)`.
+
+        with merge({"a": call_a, "b": call_b}) as merged:
+            for name, item in merged:
+                print(name, item)
+
+    `merge` returns it.
+    """
 
     _was_left = False
 
@@ -139,7 +154,10 @@ class MergedStreams(_BaseMerged, Generic[K, T]):
         self.close()
 
     def add(self, name: Any, stream: Any) -> int:
-        """Add a stream, from any thread, and return its number. Raises UsageError once the loop is over."""
+        """Add a `stream`, whose items come as `(name, item)`, from any thread, and return its number.
+
+        Raises UsageError once the loop is over.
+        """
         self._merger.check_process()
         return self._merger.add(member_of(name, stream))
 
@@ -180,8 +198,16 @@ class MergedStreams(_BaseMerged, Generic[K, T]):
             self._claims.discard(claim)
 
 
-class AsyncMergedStreams(_BaseMerged, Generic[K, T]):
-    """Many streams, read as one by a coroutine: an asynchronous iterator of `(name, item)`; see `amerge`."""
+@shows_members_of(_BaseMerged)
+class AsyncMergedStreams(_BaseMerged[K, T]):
+    """Many streams, read as one by a coroutine: an asynchronous iterator of `(name, item)`.
+
+        async with amerge({"a": call_a, "b": call_b}) as merged:
+            async for name, item in merged:
+                print(name, item)
+
+    `amerge` returns it.
+    """
 
     def __init__(self, streams: Iterator[tuple[Any, Any]], errors: Errors) -> None:
         super().__init__(errors)
@@ -199,7 +225,10 @@ class AsyncMergedStreams(_BaseMerged, Generic[K, T]):
         self.close()
 
     async def add(self, name: Any, stream: Any) -> int:
-        """Add a stream, and return its number. Raises UsageError once the loop is over."""
+        """Add a `stream`, whose items come as `(name, item)`, and return its number.
+
+        Raises UsageError once the loop is over.
+        """
         self._merger.check_process()
         return self._merger.add(await amember_of(name, stream))
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable
+from sseqbridge._checks import NotCopyable, shows_members_of
 from sseqbridge._exceptions import SSEError, UsageError
 
 from .hints import no_attribute, refuse_loop
@@ -28,8 +28,14 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
+@shows_members_of(BaseStream)
 class Stream(BaseStream[T]):
     """Items that arrive one after another, read by one thread at a time: `for item in stream`.
+
+        for item in iterate(numbers()):
+            print(item)
+
+    `iterate` returns it; request_sse returns the subclass EventStream.
 
     Leaving the for loop, by break, return or an exception, ends the source at once: it aborts a request, and closes
     an asynchronous generator. So does close(), from any thread, even while another thread waits for the next item.
@@ -57,7 +63,10 @@ class Stream(BaseStream[T]):
         return self._reader.iterate(abort_when_left=True)
 
     def keep_open(self) -> Iterator[T]:
-        """Return an iterator that can be left: the stream stays open, and can be read on."""
+        """Return an iterator that can be left: the stream stays open, and can be read on.
+
+        Raises UsageError after an earlier loop was left.
+        """
         self._reader.check_usable()
         return self._reader.iterate(abort_when_left=False)
 
@@ -109,10 +118,16 @@ class Stream(BaseStream[T]):
         self._reader.close()
 
 
+@shows_members_of(BaseEventStream)
 class EventStream(BaseEventStream[T], Stream[T]):
     """The events of a response, read by one thread at a time: `for item in stream`.
 
-    A Stream whose source is a request: leaving the loop, or close(), aborts the request.
+        status, response_headers, it = request_sse(url, headers, data)
+        for item in it:
+            print(item)
+
+    `request_sse` returns it. It is a Stream whose source is a request: leaving the loop, or close(), aborts the
+    request.
     """
 
     if not TYPE_CHECKING:
@@ -130,7 +145,14 @@ class EventStream(BaseEventStream[T], Stream[T]):
 
 
 class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]], Generic[T_co]):
-    """`status, headers, events`: what request_sse returns, and a context manager that closes it."""
+    """`status, headers, events`: the tuple that request_sse returns, and a context manager that closes the stream.
+
+        with request_sse(url, headers, data) as response:
+            for item in response.raise_for_status().events:
+                print(item)
+
+    `request_sse` returns it.
+    """
 
     __slots__ = ()
 

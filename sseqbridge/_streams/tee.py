@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits
+from sseqbridge._checks import NotCopyable, check_limits, shows_members_of
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
@@ -57,6 +57,8 @@ def tee(
 ) -> Tee[T] | PlainTee[T]:
     """Return a tuple of `n` streams that each deliver all of the rest of one stream, to `n` threads.
 
+        to_browser, to_database = tee(request_sse(url, headers, data))
+
     `stream` is what request_sse or iterate returns, or a Call or other function that returns it, which is called now.
     Each is a stream of the same kind; an EventStream decodes its own items. At most `max_buffered_bytes` are held
     for each reader (by default its share, as in request_sse), or what one read of the network delivered; an item of
@@ -87,7 +89,7 @@ def tee(
             max_history=max_history_bytes,
         )
         kind: type[BaseTee[Any, T]] = Tee if isinstance(source, EventStream) else PlainTee
-        readers = [kind.stream_of(broadcaster.add(replay=False)) for _ in range(n)]
+        readers = [kind._stream_of(broadcaster.add(replay=False)) for _ in range(n)]
         broadcaster.start()
         made: Tee[T] | PlainTee[T] = kind(broadcaster, source, readers)  # type: ignore[assignment]
         return made
@@ -118,7 +120,7 @@ class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tu
     """The readers that `tee` made, a tuple, to which others can be added."""
 
     # The class of the readers.
-    stream_of: Callable[[ItemReader[Any]], Any]
+    _stream_of: Callable[[ItemReader[Any]], Any]
     _broadcaster: Broadcaster[T]
     _source: Stream[T]
 
@@ -148,7 +150,7 @@ class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tu
         reader = None
         try:
             reader = self._broadcaster.add(replay=replay)
-            stream: S = type(self).stream_of(reader)
+            stream: S = type(self)._stream_of(reader)
             return stream
         except BaseException:
             if reader is not None:
@@ -160,13 +162,20 @@ class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tu
         self._broadcaster.close()
 
 
+@shows_members_of(BaseTee)
 class Tee(BaseTee[EventStream[T], T], Generic[T]):
-    """The readers of one event stream that `tee` made, a tuple, to which others can be added."""
+    """The readers of one event stream, a tuple, to which others can be added.
 
-    stream_of = EventStream
+        readers = tee(request_sse(url, headers, data), 2, max_history_bytes=1_000_000)
+        late = readers.add(replay=True)
+
+    `tee` returns it.
+    """
+
+    _stream_of = EventStream
 
 
 class PlainTee(BaseTee[Stream[T], T], Generic[T]):
     """The readers of one stream of iterate() that `tee` made, a tuple, to which others can be added."""
 
-    stream_of = Stream
+    _stream_of = Stream

@@ -4,6 +4,8 @@
 
     return relay.flask.stream_response(request_sse(url, headers, data))
 
+`EVENT_STREAM_HEADERS` are the headers of such a response, for a framework of your own.
+
 `relay.flask`, `relay.django` and `relay.starlette` have a function for their framework. Each is imported on
 first access, and only it imports its framework.
 """

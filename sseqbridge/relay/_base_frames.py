@@ -68,7 +68,10 @@ class BaseFrames(NotCopyable):
         self._has_begun = True
 
     def end_with(self, frame: bytes) -> None:
-        """Send `frame` next, and end the relay; for `end_all`. Thread-safe, safe in a signal handler."""
+        """Send `frame` next, and end the relay; for `end_all`. Thread-safe, safe in a signal handler.
+
+        For use within the package. Raises nothing.
+        """
         if not self._ended and self._farewell is None:
             self._farewell = frame
             self._note("cancelled")
@@ -98,7 +101,10 @@ class BaseFrames(NotCopyable):
             self._note("error", error)
 
     def note_refusal(self, refused: ItemReader[Any]) -> None:
-        """Note that the upstream has refused: the application sends another response, and then closes the relay."""
+        """Note that the upstream has refused: the application sends another response, and then closes the relay.
+
+        For use within the package. `refused` is the reader of the refusal. Raises nothing.
+        """
         if refused.cursor.is_refused:
             self._note("error", refused.cursor.status_error())
         else:

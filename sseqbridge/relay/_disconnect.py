@@ -77,6 +77,10 @@ class ClientDisconnected:
 def reader_left(environ: Mapping[str, Any], *, probe: float = 1.0) -> ClientDisconnected:
     """Return a flag for request_sse's `cancel` that is set once the client of a WSGI request has disconnected.
 
+        status, response_headers, it = request_sse(url, headers, data, cancel=reader_left(request.environ))
+
+    `environ` is the request's WSGI environment.
+
     A relay watches the client as soon as there is a stream; the flag does so also while the view waits for
     the upstream's headers, where request_sse then raises RequestAbortedError. The socket is checked every
     `probe` seconds. If the server does not expose it, the flag is never set. Once the response is closed, the flag

@@ -34,6 +34,11 @@ Outcome = Literal["done", "eof", "disconnected", "cancelled", "error"]
 class RelayEnd:
     """How a relay ended: the argument of `on_end`.
 
+        def save(end):
+            database.finish(answer_id, complete=end.outcome in ("done", "eof"))
+
+        stream_response(stream, on_end=save)
+
     `outcome`: "done" if the upstream's last event arrived; "eof" if its body, or the iterable, ended without one;
     "disconnected" if the client left; "cancelled" if the stream, or the last stream that an iterable read, was ended in
     this application (`log.cancel`, its `cancel` flag, close(), end_all); "error" if it failed, was refused, or reported

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._checks import shows_members_of
 from sseqbridge._exceptions import Cancelled
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
@@ -46,6 +47,10 @@ _COLLECT_SECONDS = 0.01
 def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[SyncRelayKeywords]) -> Frames:
     """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
 
+        def application(environ, start_response):
+            start_response("200 OK", list(EVENT_STREAM_HEADERS.items()))
+            return frames(request_sse(url, headers, data), environ=environ)
+
     `stream` is the result of request_sse, whose events are forwarded unchanged, with their names and ids. It
     may also be any iterable, which runs in a thread of its own and is closed at its next `yield` when the
     client disconnects. Its items are str, dict or list (sent as JSON), ServerSentEvent, Comment, or None for
@@ -54,8 +59,7 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
     `stream` may also be a function without arguments that returns one of these, such as one that calls request_sse.
     It is called at the first read, or by `open()`; once the client disconnects, its request is aborted.
 
-    `environ` is the request's WSGI environment; without it there is no `probe`. The other options are the
-    fields of RelayOptions, which describes them; `refusal` has no meaning here.
+    `environ` is the request's WSGI environment; without it there is no `probe`.
 
     If the stream, the function or `map` fails, the client gets an event named "error" (see `error`); the details are
     logged.
@@ -78,9 +82,15 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
 def aframes(stream: Any, **options: Unpack[AsyncRelayKeywords]) -> AsyncFrames:
     """Return the same as `frames` for an asynchronous server: an asynchronous iterator with `aclose()`.
 
+        async for piece in aframes(await arequest_sse(url, headers, data)):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
     `stream` may also be the result of arequest_sse, or an asynchronous iterable, which runs in a task of its
     own, and is closed by cancelling the task; or a coroutine function that returns one of these. `map` and `on_item`
     are called on the event loop, except for an iterable; a plain function in place of a stream in a thread.
+
+    Raises UsageError for arguments that cannot work; `open()`, or the first read, StatusError if the upstream's status
+    is not 200.
     """
     with Upstream(stream) as upstream:
         return arelay(upstream, relay_options("aframes", options, without=ASYNC_WITHOUT))
@@ -119,8 +129,15 @@ def arelay(
     return AsyncFrames(source, writer, options, ending(options.on_end))
 
 
+@shows_members_of(BaseFrames)
 class Frames(BaseFrames):
-    """An iterator of bytes, each one or more whole frames; see `frames`."""
+    """An iterator of bytes, each one or more whole frames, for a WSGI server.
+
+        pieces = frames(partial(request_sse, url, headers, data))
+        pieces.open()  # raises StatusError before the response has begun
+
+    `frames` returns it.
+    """
 
     def __init__(
         self,
@@ -159,7 +176,7 @@ class Frames(BaseFrames):
             raise error
 
     def open_upstream(self) -> ItemReader[Any] | None:
-        """Do the same, but return the reader of a refusal."""
+        """Do the same as `open`, but return the reader of a refusal. For use within the package."""
         if isinstance(self._source, FunctionSource) and not self._ended:
             self._begin()
             try:
@@ -265,7 +282,7 @@ class Frames(BaseFrames):
             self._conclude()
 
     def discard(self) -> None:
-        """Close the relay without a call of `on_end`: for HEAD."""
+        """Close the relay without a call of `on_end`: for HEAD. For use within the package."""
         self._ending.discard()
         self.close()
 
@@ -274,8 +291,15 @@ class Frames(BaseFrames):
         self._ending.call(self._note("disconnected"))
 
 
+@shows_members_of(BaseFrames)
 class AsyncFrames(BaseFrames):
-    """An asynchronous iterator of bytes, each one or more whole frames; see `aframes`."""
+    """An asynchronous iterator of bytes, each one or more whole frames, for an ASGI server.
+
+        pieces = aframes(partial(arequest_sse, url, headers, data))
+        await pieces.open()  # raises StatusError before the response has begun
+
+    `aframes` returns it.
+    """
 
     # The loop that reads the relay, None before the first read.
     _loop: asyncio.AbstractEventLoop | None = None
@@ -309,7 +333,7 @@ class AsyncFrames(BaseFrames):
             raise error
 
     async def open_upstream(self) -> ItemReader[Any] | None:
-        """Do the same, but return the reader of a refusal."""
+        """Do the same as `open`, but return the reader of a refusal. For use within the package."""
         source = self._source
         if isinstance(source, AsyncFunctionSource) and not self._ended:
             self._begin_on_loop()
@@ -434,7 +458,10 @@ class AsyncFrames(BaseFrames):
         return b"".join(collected)
 
     def give_up(self, seconds: float) -> None:
-        """Abort the upstream, since the client has not read for so many seconds."""
+        """Abort the upstream, since the client has not read for so many `seconds`.
+
+        For use within the package. Raises nothing.
+        """
         if self._ended:
             return
         logger.warning("a relay's client has not read for %g s: its upstream is aborted", seconds)
@@ -458,7 +485,7 @@ class AsyncFrames(BaseFrames):
             await self._aconclude()
 
     def discard(self) -> None:
-        """Close the relay without a call of `on_end`: for HEAD."""
+        """Close the relay without a call of `on_end`: for HEAD. For use within the package."""
         self._ending.discard()
         self.close()
 

@@ -40,6 +40,8 @@ def remove(relay: Endable) -> None:
 def end_all(retry: float | None = 5) -> None:
     """End all relays of this process, before the web server shuts down.
 
+        signal.signal(signal.SIGTERM, lambda *_: end_all(retry=2))
+
     Each client gets an event named "shutdown", with a `retry:` of so many seconds, after which an EventSource
     connects again (None: without), and the end of the response; the upstreams are aborted. Relays that begin later are
     not affected. Thread-safe, safe in a signal handler, and never waits.

@@ -160,7 +160,7 @@ def _check_function(name: str, function: object, argument: str, *, may_be_corout
 
 
 def describe(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> None:
-    """Give a function that takes relay options as `**options` a signature that lists them."""
+    """Give a function that takes relay options as `**options` a signature, and a docstring, that list them."""
     signature = inspect.signature(function)
     own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     shared = [
@@ -171,6 +171,10 @@ def describe(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> 
     first = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     last = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
     function.__signature__ = signature.replace(parameters=[*first, *shared, *last])  # type: ignore[attr-defined]
+    names = {one.name for one in shared}
+    text, raises, errors = (inspect.getdoc(function) or "").rpartition("\n\nRaises ")
+    options = [part for part in (inspect.getdoc(RelayOptions) or "").split("\n\n") if part[1:].split("`")[0] in names]
+    function.__doc__ = "\n\n".join([text, *options]) + raises + errors
 
 
 def relay_options(name: str, options: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> RelayOptions:

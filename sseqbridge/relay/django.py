@@ -44,6 +44,9 @@ def stream_response(
 ) -> HttpResponseBase:
     """Return a response to `request` that streams to the client; a disconnect aborts the upstream.
 
+        def chat(request):
+            return stream_response(request, request_sse(url, headers, data))
+
     For synchronous and asynchronous views, under WSGI and under ASGI. `stream` and the options are those of
     `relay.frames`; under ASGI, `stream` and `on_end` may also be what `relay.aframes` accepts. A plain function
     `on_end` runs under ASGI by asgiref's sync_to_async. `headers` are added to those of an event stream. If the
@@ -263,6 +266,8 @@ class ErrorMiddleware:
     (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is left to Django.
 
         MIDDLEWARE = [..., "sseqbridge.relay.django.ErrorMiddleware"]
+
+    `sync_capable` and `async_capable` tell Django that it serves views of both kinds.
     """
 
     sync_capable = True
@@ -277,6 +282,9 @@ class ErrorMiddleware:
         return self._get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Return the response to an exception of a view; None for one that is not the library's."""
+        """Return the response to an `exception` of the view of `request`; None for one that is not the library's.
+
+        Django calls it. Raises nothing.
+        """
         refusal = error_response(exception) if isinstance(exception, SSEError) else None
         return None if refusal is None else _response(refusal)

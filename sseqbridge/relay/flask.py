@@ -32,6 +32,10 @@ def stream_response(
 ) -> flask.Response:
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
+        @app.post("/chat")
+        def chat():
+            return stream_response(request_sse(url, headers, data))
+
     `stream` and the options are those of `relay.frames`. `map`, and an iterable, run in the request's context,
     `on_end` in an app context of its own. `headers` are added to those of an event stream. If the upstream's status is
     not 200, the response is that of the option `refusal`.
@@ -60,9 +64,15 @@ describe(stream_response, without=SYNC_WITHOUT)
 def register_error_handlers(app: flask.Flask | flask.Blueprint) -> None:
     """Answer an error of the library in a view with a response for the client, instead of 500.
 
+        register_error_handlers(app)
+
+    `app` is the Flask application, or a Blueprint.
+
     504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
     logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
     (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is raised on.
+
+    Raises nothing itself.
     """
     app.register_error_handler(SSEError, _handle)
 

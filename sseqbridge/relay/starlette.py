@@ -39,6 +39,9 @@ def stream_response(
 ) -> Response:
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
+        async def chat(request):
+            return stream_response(await arequest_sse(url, headers, data))
+
     `stream` and the options are those of `relay.aframes`. A coroutine must not call request_sse: only a view
     that is a plain function passes its result. `headers` are added to those of an event stream. `background`
     runs after the response. If the upstream's status is not 200, the response is that of the option `refusal`.
@@ -61,9 +64,15 @@ describe(stream_response, without=ASYNC_WITHOUT)
 def register_error_handlers(app: Starlette) -> None:
     """Answer an error of the library in a view with a response for the client, instead of 500.
 
+        register_error_handlers(app)
+
+    `app` is the Starlette or FastAPI application.
+
     504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
     logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
     (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is raised on.
+
+    Raises nothing itself.
     """
     app.add_exception_handler(SSEError, _handle)
 

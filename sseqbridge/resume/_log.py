@@ -34,13 +34,18 @@ T = TypeVar("T")
 
 
 class Log(NotCopyable, abc.ABC):
-    """Streams that one producer each writes, and any number of readers read; see MemoryLog and RedisLog.
+    """Streams that one producer each writes, and any number of readers read. The base class of MemoryLog and RedisLog.
+
+        events = log.open(key, lambda: request_sse(url, headers, data), last_event_id=last_event_id)
 
     Times are in seconds. Readers notice a dead producer within `lease`, which a live producer renews. A stream
     is deleted `ttl` after its end, or its producer's. The log keeps at most `max_events` of each stream (None:
     all): a reader whose next event was trimmed away gets an EventsLostError. A producer needs no readers;
     after `abandon_after` without a reader in any process, it aborts its upstream (None: never). During an
-    outage of the store, readers and producers wait and retry, for at most `outage`.
+    outage of the store, readers and producers wait and retry, for at most `outage`. `bridge` is a Bridge to run on
+    instead of the process's own.
+
+    Raises UsageError for arguments that cannot work.
     """
 
     def __init__(
@@ -127,6 +132,8 @@ class Log(NotCopyable, abc.ABC):
         context); all readers then get an event of the type "restart" (`{"restart":true}`), which voids all
         events before it.
 
+        `dialect`, `error_events` and `max_buffered_bytes` (bytes) are those of request_sse, for this reader.
+
         The stream's `status` is 200, or that of the upstream's error answer; reading that raises the StatusError.
         Raises UsageError for wrong arguments, StreamNotFoundError, EventsLostError, ProducerLostError,
         RequestAbortedError after a cancel, the error of `start` (waiting readers get it too if it is an SSEError),
@@ -170,45 +177,51 @@ class Log(NotCopyable, abc.ABC):
 
         `start` runs in a thread of its own, so it may call request_sse. If it returns an awaitable, such as a
         coroutine of arequest_sse, that is awaited on the caller's loop; an asynchronous iterable runs there too.
+
+        `key`, `last_event_id`, `replay`, `takeover`, `wait` (seconds), `decode`, `dialect`, `error_events`, `cancel`
+        and `max_buffered_bytes` (bytes), and the errors that it raises, are those of `open`.
         """
         return await aopen_stream(self._core, OpenArguments(key, start, **options))
 
     def produce(self, key: str, start: Start, *, takeover: bool = False) -> Outcome | None:
         """Write the stream `key` to its end, and return its outcome: "done", "eof" or "closed".
 
-        For a worker, whose stream other processes read. Returns None without a call of `start` if another process
-        began the stream. Raises the error of `start`, the upstream's error, which readers get too, and
-        LogError. An interrupt ends the stream as the death of the process would.
+        For a worker, whose stream other processes read. `start` and `takeover` are those of `open`. Returns None
+        without a call of `start` if another process began the stream. Raises the error of `start`, the upstream's
+        error, which readers get too, and LogError. An interrupt ends the stream as the death of the process would.
         """
         self._core.check_may_wait("Log.produce", "aproduce")
         return produce(self._core, key, start, takeover=takeover)
 
     async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> Outcome | None:
-        """Do the same in a coroutine; `start` runs as in `aopen`."""
+        """Do the same as `produce` in a coroutine; `start` runs as in `aopen`.
+
+        `key` and `takeover` are those of `produce`, as are the errors that it raises.
+        """
         return await aproduce(self._core, key, start, takeover=takeover)
 
     def cancel(self, key: str) -> bool:
         """End a stream that is being written, from any process: abort its upstream, end all readers as "closed".
 
-        Returns False if there is no such stream. Raises LogError if the log's store fails.
+        Returns False if there is no stream `key`. Raises LogError if the log's store fails.
         """
         self._core.check_may_wait("Log.cancel", "acancel")
         return self._core.run(partial(cancel_stream, check_key(key)))
 
     async def acancel(self, key: str) -> bool:
-        """Do the same in a coroutine."""
+        """Do the same as `cancel`, for the stream `key`, in a coroutine. Raises LogError."""
         return await self._core.arun(partial(cancel_stream, check_key(key)))
 
     def delete(self, key: str) -> bool:
         """Delete a stream, so that the next `open` begins it again; cancel it first if it is being written.
 
-        Returns False if there is no such stream. Raises LogError if the log's store fails.
+        Returns False if there is no stream `key`. Raises LogError if the log's store fails.
         """
         self._core.check_may_wait("Log.delete", "adelete")
         return self._core.run(partial(delete_stream, check_key(key)))
 
     async def adelete(self, key: str) -> bool:
-        """Do the same in a coroutine."""
+        """Do the same as `delete`, for the stream `key`, in a coroutine. Raises LogError."""
         return await self._core.arun(partial(delete_stream, check_key(key)))
 
     def close(self) -> None:
@@ -243,8 +256,10 @@ class MemoryLog(Log):
         for item in log.open("chat-1", lambda: request_sse(url, headers, data)):
             ...
 
-    `RedisLog` has the same methods, for any number of processes and machines. See Log for the arguments.
-    A forked child starts with an empty log.
+    `RedisLog` has the same methods, for any number of processes and machines. `lease`, `ttl`, `max_events`,
+    `abandon_after`, `outage` (times in seconds) and `bridge` are those of Log. A forked child starts with an empty log.
+
+    Raises UsageError for arguments that cannot work.
     """
 
     def _store_factory(self) -> Callable[[LogSettings], Store]:

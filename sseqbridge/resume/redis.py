@@ -62,7 +62,10 @@ class RedisLog(Log):
     retry: the log does. With Sentinels: `lambda: Sentinel([...], socket_timeout=10).master_for("mymaster")`, with
     redis.asyncio.sentinel.Sentinel.
     All keys in Redis begin with `prefix`: `{prefix}:{key}:...`, with the key in braces, as its hash tag.
-    See Log for the other arguments.
+    The other `options` are those of Log: `lease`, `ttl`, `max_events`, `abandon_after`, `outage` (times in seconds) and
+    `bridge`.
+
+    Raises UsageError for arguments that cannot work. Does not connect yet.
     """
 
     def __init__(
@@ -93,10 +96,12 @@ class RedisLog(Log):
         prefix: str = "sseqbridge",
         **options: Unpack[LogOptions],
     ) -> Self:
-        """Return a log in the Redis at a URL of redis-py's form: `redis://`, `rediss://`, `unix://`.
+        """Return a log in the Redis at a `url` of redis-py's form: `redis://`, `rediss://`, `unix://`.
 
         `cluster=True` is for a Redis Cluster, with the URL of any node. With Sentinels, pass a function that calls
-        `Sentinel.master_for` to RedisLog instead. redis-py's client takes `client_options`.
+        `Sentinel.master_for` to RedisLog instead. redis-py's client takes `client_options`. `prefix` and the other
+        `options` are those of RedisLog.
+
         Raises UsageError for a wrong URL. Does not connect yet.
         """
         own = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": 5.0, **_DRIVER}

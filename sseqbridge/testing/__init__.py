@@ -3,8 +3,8 @@
     with SSEServer([send({"n": 1}), send("[DONE]")]) as server:
         status, headers, events = request_sse(server.url)
 
-This module holds the public names and nothing else. A script is a list of steps (`send`, `wait`, `cut`,
-...), or a function that returns or generates them for each request.
+A script is a list of steps (`send`, `wait`, `cut`, ...), or a function that returns or generates them for each request.
+`Script` and `Step` are the types, for annotations. This module holds the public names and nothing else.
 """
 
 from __future__ import annotations

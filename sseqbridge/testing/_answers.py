@@ -5,15 +5,16 @@ Pure functions, which the server calls on its loop thread.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from sseqbridge._exceptions import UsageError
 
 from ._steps import ReceivedRequest, Script, Step, respond, silence, wait
 
-__all__ = ["Answer", "ToolCalls", "answering"]
+__all__ = ["Answer", "Builder", "builder"]
 
 ToolCalls: TypeAlias = Iterable[tuple[str, Mapping[str, Any]]]
 
@@ -73,40 +74,78 @@ class Answer:
         yield respond(json=body)
 
 
-def answering(
-    answer: str | Iterable[str] | None,
-    tool_calls: ToolCalls,
-    *,
-    delay: float,
-    model: str,
-    stall_after: int | None,
+class Builder(Protocol):
+    """A function that returns the script of a provider's API: the signature that all of them have."""
+
+    def __call__(
+        self,
+        answer: str | Iterable[str] | None = None,
+        *,
+        delay: float = 0.0,
+        model: str = "echo",
+        tool_calls: ToolCalls = (),
+        stall_after: int | None = None,
+    ) -> Script: ...
+
+
+# The end of each builder's docstring.
+_PARAMETERS = """
+
+`answer` is a text, sent word by word, or a list of tokens; by default it is the last user message of the request.
+`delay` is in seconds, before each token. `model` is the name of the model in the answer. `tool_calls` are pairs of a
+function's name and its arguments: the model calls these functions, until a request has a result of one, which gets the
+text. After `stall_after` tokens (or calls) nothing more comes. Other requests get status 400 and the provider's error
+object.
+
+Raises UsageError for a `stall_after` that is no number."""
+
+
+def builder(
     read: Callable[[dict[str, Any]], list[Any] | None],
     has_results: Callable[[list[Any]], bool],
-    steps: Callable[[Answer], Iterator[Step]],
     refusal: dict[str, Any],
-) -> Script:
-    """Return the script of an API.
+) -> Callable[[Callable[[Answer], Iterator[Step]]], Builder]:
+    """Return a decorator that makes a builder of a function that returns the steps of one answer.
 
     `read` returns the messages of a request, None if it is none of this API: it gets status 400 and `refusal` then.
     `has_results` says whether the messages have the results of tools, and the answer is text.
     """
-    calls = [(name, dict(arguments)) for name, arguments in tool_calls]
-    if stall_after is not None and (type(stall_after) is not int or stall_after < 0):
-        raise UsageError(f"`stall_after` must be a number of tokens or None, got {stall_after!r}")
-    fixed = answer if answer is None or isinstance(answer, str) else list(answer)
 
-    def script(request: ReceivedRequest) -> Iterator[Step]:
-        body = _object(request)
-        messages = None if body is None else read(body)
-        if body is None or messages is None:
-            yield respond(400, json=refusal)
-            return
-        reply = _last_user_text(messages) if fixed is None else fixed
-        tokens = re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else reply
-        asks = [] if has_results(messages) else calls
-        yield from steps(Answer(body, [] if asks else tokens, asks, model, delay, stall_after))
+    def decorate(steps: Callable[[Answer], Iterator[Step]]) -> Builder:
+        def build(
+            answer: str | Iterable[str] | None = None,
+            *,
+            delay: float = 0.0,
+            model: str = "echo",
+            tool_calls: ToolCalls = (),
+            stall_after: int | None = None,
+        ) -> Script:
+            if stall_after is not None and (type(stall_after) is not int or stall_after < 0):
+                raise UsageError(f"`stall_after` must be a number of tokens or None, got {stall_after!r}")
+            calls = [(name, dict(arguments)) for name, arguments in tool_calls]
+            fixed = answer if answer is None or isinstance(answer, str) else list(answer)
 
-    return script
+            def answer_of(body: dict[str, Any], messages: list[Any]) -> Answer:
+                reply = _last_user_text(messages) if fixed is None else fixed
+                tokens = re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else reply
+                asks = [] if has_results(messages) else calls
+                return Answer(body, [] if asks else tokens, asks, model, delay, stall_after)
+
+            def script(request: ReceivedRequest) -> Iterator[Step]:
+                body = _object(request)
+                messages = None if body is None else read(body)
+                if body is None or messages is None:
+                    return iter([respond(400, json=refusal)])
+                return steps(answer_of(body, messages))
+
+            return script
+
+        # Not functools.wraps: the signature is that of `build`.
+        build.__module__, build.__name__, build.__qualname__ = steps.__module__, steps.__name__, steps.__qualname__
+        build.__doc__ = f"{inspect.getdoc(steps)}{_PARAMETERS}"
+        return build
+
+    return decorate
 
 
 def _object(request: ReceivedRequest) -> dict[str, Any] | None:

@@ -8,42 +8,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._answers import Answer, ToolCalls, answering
-from ._steps import Script, Step, send
+from ._answers import Answer, builder
+from ._steps import Step, send
 
 __all__ = ["anthropic_messages"]
-
-
-def anthropic_messages(
-    answer: str | Iterable[str] | None = None,
-    *,
-    delay: float = 0.0,
-    model: str = "echo",
-    tool_calls: ToolCalls = (),
-    stall_after: int | None = None,
-) -> Script:
-    """Return a script that answers like Anthropic's Messages API, streamed if the request has `"stream": true`.
-
-    The parameters are those of chat_completions(). Other requests get status 400 and Anthropic's error object.
-    Source: https://docs.claude.com/en/docs/build-with-claude/streaming
-    """
-    return answering(
-        answer,
-        tool_calls,
-        delay=delay,
-        model=model,
-        stall_after=stall_after,
-        read=lambda body: body["messages"] if isinstance(body.get("messages"), list) else None,
-        has_results=lambda messages: any(map(_has_result, messages)),
-        steps=_message,
-        refusal={
-            "type": "error",
-            "error": {"type": "invalid_request_error", "message": "POST a JSON object with a list of messages"},
-        },
-    )
 
 
 def _has_result(message: Any) -> bool:
@@ -53,7 +24,21 @@ def _has_result(message: Any) -> bool:
     )
 
 
-def _message(answer: Answer) -> Iterator[Step]:
+@builder(
+    read=lambda body: body["messages"] if isinstance(body.get("messages"), list) else None,
+    has_results=lambda messages: any(map(_has_result, messages)),
+    refusal={
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": "POST a JSON object with a list of messages"},
+    },
+)
+def anthropic_messages(answer: Answer) -> Iterator[Step]:
+    """Return a script that answers like Anthropic's Messages API, streamed if the request has `"stream": true`.
+
+        SSEServer(anthropic_messages("It is sunny."))
+
+    Source: https://docs.claude.com/en/docs/build-with-claude/streaming
+    """
     usage = {"input_tokens": 0, "output_tokens": len(answer.tokens)}
     blocks = [_call(*call) for call in answer.tool_calls] or [{"type": "text", "text": answer.text}]
     whole = {

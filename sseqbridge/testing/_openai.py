@@ -15,44 +15,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ._answers import Answer, ToolCalls, answering
-from ._steps import Script, Step, send
+from ._answers import Answer, builder
+from ._steps import Step, send
 
 __all__ = ["chat_completions", "openai_responses"]
 
 _INVALID = {"type": "invalid_request_error", "code": None}
-
-
-def chat_completions(
-    answer: str | Iterable[str] | None = None,
-    *,
-    delay: float = 0.0,
-    model: str = "echo",
-    tool_calls: ToolCalls = (),
-    stall_after: int | None = None,
-) -> Script:
-    """Return a script that answers like OpenAI's chat completions API, streamed if the request has `"stream": true`.
-
-    `answer` is a text, sent word by word, or a list of tokens; by default it is the last user message of the request.
-    `delay` is in seconds, before each token. `tool_calls` are pairs of a function's name and its arguments: the
-    model calls these functions, until a request has a result of one, which gets the text. After `stall_after` tokens
-    (or calls) nothing more comes. Other requests get status 400 and OpenAI's error object.
-
-        SSEServer(chat_completions("It is sunny.", tool_calls=[("weather", {"city": "Oslo"})]))
-
-    Raises UsageError for a `stall_after` that is no number. Source: https://platform.openai.com/docs/api-reference/chat
-    """
-    return answering(
-        answer,
-        tool_calls,
-        delay=delay,
-        model=model,
-        stall_after=stall_after,
-        read=lambda body: _list(body.get("messages")),
-        has_results=lambda messages: any(_is(message, "role", "tool") for message in messages),
-        steps=_chat,
-        refusal={"error": {**_INVALID, "message": "POST a JSON object with a list of messages", "param": "messages"}},
-    )
 
 
 def _list(value: Any) -> list[Any] | None:
@@ -63,7 +31,18 @@ def _is(value: Any, key: str, wanted: str) -> bool:
     return isinstance(value, dict) and value.get(key) == wanted
 
 
-def _chat(answer: Answer) -> Iterator[Step]:
+@builder(
+    read=lambda body: _list(body.get("messages")),
+    has_results=lambda messages: any(_is(message, "role", "tool") for message in messages),
+    refusal={"error": {**_INVALID, "message": "POST a JSON object with a list of messages", "param": "messages"}},
+)
+def chat_completions(answer: Answer) -> Iterator[Step]:
+    """Return a script that answers like OpenAI's chat completions API, streamed if the request has `"stream": true`.
+
+        SSEServer(chat_completions("It is sunny.", tool_calls=[("weather", {"city": "Oslo"})]))
+
+    Source: https://platform.openai.com/docs/api-reference/chat
+    """
     base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": answer.model}
     return _chat_chunks(answer, base) if answer.is_streamed else answer.whole(_chat_completion(answer, base))
 
@@ -103,37 +82,22 @@ def _chat_completion(answer: Answer, base: dict[str, Any]) -> dict[str, Any]:
     return {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
-def openai_responses(
-    answer: str | Iterable[str] | None = None,
-    *,
-    delay: float = 0.0,
-    model: str = "echo",
-    tool_calls: ToolCalls = (),
-    stall_after: int | None = None,
-) -> Script:
-    """Return a script that answers like OpenAI's Responses API, streamed if the request has `"stream": true`.
-
-    The parameters are those of chat_completions(). Other requests get status 400 and OpenAI's error object.
-    Source: https://platform.openai.com/docs/api-reference/responses-streaming
-    """
-    return answering(
-        answer,
-        tool_calls,
-        delay=delay,
-        model=model,
-        stall_after=stall_after,
-        read=lambda body: _input(body.get("input")),
-        has_results=lambda items: any(_is(item, "type", "function_call_output") for item in items),
-        steps=_response,
-        refusal={"error": {**_INVALID, "message": "POST a JSON object with an input", "param": "input"}},
-    )
-
-
 def _input(value: Any) -> list[Any] | None:
     return [{"role": "user", "content": value}] if isinstance(value, str) else _list(value)
 
 
-def _response(answer: Answer) -> Iterator[Step]:
+@builder(
+    read=lambda body: _input(body.get("input")),
+    has_results=lambda items: any(_is(item, "type", "function_call_output") for item in items),
+    refusal={"error": {**_INVALID, "message": "POST a JSON object with an input", "param": "input"}},
+)
+def openai_responses(answer: Answer) -> Iterator[Step]:
+    """Return a script that answers like OpenAI's Responses API, streamed if the request has `"stream": true`.
+
+        SSEServer(openai_responses("It is sunny."))
+
+    Source: https://platform.openai.com/docs/api-reference/responses-streaming
+    """
     base: dict[str, Any] = {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",

@@ -47,6 +47,10 @@ class SSEServer(NotCopyable):
     that wait delay the head. After the last step the body ends, and the connection accepts another request. If the
     client closes, half-closes or resets its connection, the current step ends at once, a generator is closed, and
     the request is marked `aborted`. If a script raises, its connection is reset, and close() raises the error.
+
+    It listens on `host` and `port` (0: a free one), with TLS if there is an `ssl_context`.
+
+    Raises UsageError for a script of a wrong type, and from start() OSError if the address is not available.
     """
 
     def __init__(
@@ -80,7 +84,10 @@ class SSEServer(NotCopyable):
         return f"<SSEServer {state} {self.url} requests={len(self.requests)}>"
 
     def start(self) -> SSEServer:
-        """Start to listen. Raises OSError if the address is not available, UsageError at the second call."""
+        """Start to listen, and return the server.
+
+        Raises OSError if the address is not available, UsageError at a second call.
+        """
         if self._listener is not None:
             raise UsageError("an SSEServer must be started only once. Create another one.")
         family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
@@ -148,7 +155,10 @@ class SSEServer(NotCopyable):
         return sum(request.aborted.is_set() for request in self.requests)
 
     def play(self, *scripts: Script | Iterable[Step]) -> None:
-        """Replace the script: play the first of `scripts` for the next request, and so on; then repeat the last."""
+        """Replace the script: play the first of `scripts` for the next request, and so on; then repeat the last.
+
+        Raises UsageError without a script.
+        """
         self._script = in_turn(*scripts)
 
     def release(self) -> None:

@@ -49,7 +49,8 @@ __all__ = [
     "wire",
 ]
 
-_UNCHECKED: Any = object()
+# The default of what is not checked, or not sent: no JSON value, and short in help().
+_UNCHECKED: Any = ...
 
 _Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
 
@@ -144,6 +145,10 @@ def respond(
 ) -> Step:
     """Send the head of the response. A Content-Type in `headers` overrides `content_type`; None sends none.
 
+        SSEServer([respond(401, json={"error": {"message": "no key"}})])
+
+    `status` is an int; `headers` are a mapping or pairs.
+
     With `json=` the response is that object as application/json, whole: respond(401, json={"error": "no key"}). Steps
     after it send nothing more.
 
@@ -152,6 +157,8 @@ def respond(
     by step, and if its size differs, the connection is closed. "close": the connection is closed after it. "none":
     no header is added and nothing marks the end; use it with framing `headers` of your own, correct or wrong. The
     statuses 204 and 304 have no body and always use "none".
+
+    Raises UsageError for an unknown `framing`, and for `json` together with `framing` or `length` (in bytes).
     """
     if framing not in get_args(_Framing):
         raise UsageError(f"`framing` must be one of {', '.join(get_args(_Framing))}, got {framing!r}")
@@ -171,43 +178,84 @@ def respond(
 
 
 def send(data: object, event: str | None = None, id: str | None = None, retry: float | None = None) -> Step:
-    """Send one event. `data` is its text, or any other object, sent as JSON. `retry` is in seconds."""
+    """Send one event. `data` is its text, or any other object, sent as JSON.
+
+        SSEServer([send({"n": 1}, event="number", id="1"), send("[DONE]")])
+
+    `event` is its type, `id` its ID, `retry` the reconnection time in seconds. Raises UsageError for values that an
+    event cannot have.
+    """
     text = data if isinstance(data, str) else dumps(data)
     return encode(ServerSentEvent("message" if event is None else event, text, id or "", retry))
 
 
 def comment(text: str = "") -> Step:
-    """Send one comment, as servers do for keep-alive."""
+    """Send one comment, `text`, as servers do for keep-alive.
+
+        SSEServer([comment("keep-alive"), send("[DONE]")])
+
+    Raises UsageError for a text of several lines.
+    """
     return encode(Comment(text))
 
 
 def raw(data: bytes) -> Step:
-    """Send bytes of the body unchanged, in one chunk. A bytes object is the same step."""
+    """Send bytes of the body, `data`, unchanged, in one chunk. A bytes object is the same step.
+
+        SSEServer([raw(b"data: {\\n\\n")])
+
+    Raises nothing.
+    """
     return data
 
 
 def wire(data: bytes) -> Step:
-    """Send bytes to the socket without any framing. No head is implied after it."""
+    """Send bytes, `data`, to the socket without any framing. No head is implied after it.
+
+        SSEServer([wire(b"HTTP/1.1 200 OK\\r\\n\\r\\n"), cut()])
+
+    Raises nothing.
+    """
     return Wire(data)
 
 
 def wait(seconds: float) -> Step:
-    """Wait for `seconds`."""
+    """Wait for `seconds`.
+
+        SSEServer([send(1), wait(0.5), send(2)])
+
+    Raises nothing.
+    """
     return Wait(seconds)
 
 
 def hold(flag: threading.Event | None = None) -> Step:
-    """Wait until `flag` is set, by any thread, or without one until `SSEServer.release()` is called."""
+    """Wait until `flag` is set, by any thread, or without one until `SSEServer.release()` is called.
+
+        SSEServer([send(1), hold(), send(2)])  # server.release() lets it go on
+
+    Raises nothing.
+    """
     return Hold(flag)
 
 
 def silence() -> Step:
-    """Wait until the client leaves."""
+    """Wait until the client leaves.
+
+        SSEServer([send(1), silence()])  # a stalled upstream
+
+    Raises nothing.
+    """
     return Wait(float("inf"))
 
 
 def cut(within: Step = b"") -> Step:
-    """Close the connection (FIN) before the end of the body. With `within`, send the first half of that event first."""
+    """Close the connection (FIN) before the end of the body. With `within`, send the first half of that event first.
+
+        SSEServer([send(1), cut(send(2))])
+
+    Raises UsageError if `within` is another kind of step.
+    """
     if not isinstance(within, bytes):
         raise UsageError(
             f"`within` must be made by send(), comment() or raw(), got {type(within).__name__}. "
@@ -217,7 +265,12 @@ def cut(within: Step = b"") -> Step:
 
 
 def reset() -> Step:
-    """Reset the connection (RST). Bytes that the client has not read may be lost."""
+    """Reset the connection (RST). Bytes that the client has not read may be lost.
+
+        SSEServer([send(1), reset()])
+
+    Raises nothing.
+    """
     return Leave(reset=True)
 
 
@@ -231,8 +284,12 @@ def expect(
 ) -> Step:
     """Check the request. If it differs, reset the connection; close() raises AssertionError.
 
-    `path` includes the query. `last_event_id` is the Last-Event-ID header, "" if there must be none. Each of
-    `headers` must be equal, or absent if its value is None. `json` is the decoded body.
+        SSEServer([expect("POST", "/chat", json={"prompt": "Hello"}), send("[DONE]")])
+
+    `method` is in any case. `path` includes the query. `last_event_id` is the Last-Event-ID header, "" if there must be
+    none. Each of `headers` must be equal, or absent if its value is None. `json` is the decoded body.
+
+    Raises nothing itself.
     """
     facts: list[tuple[str, Callable[[ReceivedRequest], Any], Any]] = []
     if method is not None:
@@ -250,12 +307,15 @@ def expect(
 
 @dataclass(eq=False, repr=False)
 class ReceivedRequest:
-    """A request, and the state of its response.
+    """A request, and the state of its response. `SSEServer.requests` and `wait_for_request` return them.
 
-    `path` includes the query. `header_pairs` are the headers as sent. `connection` is the number of the TCP
-    connection, from 0. `aborted` is set if the client leaves before the script ends; `aborted_at` is the time of
-    that, by time.monotonic(). `finished` is set when the script has ended, for any reason. `sent_bytes` counts the
-    bytes that the socket accepted, head and framing included, without a write that is still blocked.
+        assert server.wait_for_request().json() == {"prompt": "Hello"}
+
+    `method` is a str, `body` bytes. `path` includes the query. `header_pairs` are the headers as sent. `connection` is
+    the number of the TCP connection, from 0. `aborted` is set if the client leaves before the script ends; `aborted_at`
+    is the time of that, in seconds, by time.monotonic(). `finished` is set when the script has ended, for any reason.
+    `sent_bytes` counts the bytes that the socket accepted, head and framing included, without a write that is still
+    blocked.
     """
 
     method: str
@@ -309,7 +369,12 @@ def as_script(script: Script | Iterable[Step]) -> Script:
 
 
 def in_turn(*scripts: Script | Iterable[Step]) -> Script:
-    """Return a script that plays the first of `scripts` for the first request, and so on; then repeats the last."""
+    """Return a script that plays the first of `scripts` for the first request, and so on; then repeats the last.
+
+        SSEServer(in_turn([respond(503)], [send(1), send("[DONE]")]))
+
+    Raises UsageError without a script.
+    """
     if not scripts:
         raise UsageError("in_turn() must be called with at least one script, got none")
     in_order = [as_script(script) for script in scripts]
@@ -322,11 +387,14 @@ def in_turn(*scripts: Script | Iterable[Step]) -> Script:
 
 
 def recording(path: str | Path, *, speed: float = 1.0) -> Script:
-    """Return a script that plays a file written by `sseqbridge record`, with its timing.
+    """Return a script that plays the file at `path`, written by `sseqbridge record`, with its timing.
+
+        SSEServer(recording("chat.recording", speed=float("inf")))
 
     `speed` 2.0 is twice as fast, float("inf") plays without waits. A request with a Last-Event-ID in the recording
-    gets the events after it, without the wait before them. Raises OSError if the file cannot be read, UsageError if
-    it is not a recording.
+    gets the events after it, without the wait before them.
+
+    Raises OSError if the file cannot be read, UsageError if it is not a recording.
     """
     if not speed > 0:
         raise UsageError(f"`speed` must be a number above 0, got {speed!r}")
