@@ -28,6 +28,7 @@ __all__ = [
     "new_waiter",
     "start_os_worker",
     "start_worker",
+    "start_worker_in_finalizer",
     "thread_id",
 ]
 
@@ -40,6 +41,7 @@ _WORKER_NAME = "sseqbridge-worker"
 # The unpatched functions, even if the library is imported after the process was patched.
 _allocate_lock = original("_thread", "allocate_lock")
 _get_ident = original("_thread", "get_ident")
+_start_new_thread = original("_thread", "start_new_thread")
 
 
 def new_lock() -> Any:
@@ -198,6 +200,23 @@ def start_worker(target: Callable[..., object], *args: object) -> None:
 def start_os_worker(target: Callable[..., object], *args: object) -> None:
     """Do the same in a thread that gevent's hub does not run in: start an OS thread, even under gevent."""
     DaemonThread(target, _WORKER_NAME, *args)
+
+
+def start_worker_in_finalizer(target: Callable[..., object], *args: object) -> None:
+    """Start a daemon thread for code of the application, an OS thread even under gevent. Safe in finalizers.
+
+    A finalizer may run between any two bytecodes, so it must take no lock, as Thread.start() does. Raises RuntimeError
+    if the interpreter is shutting down.
+    """
+    _start_new_thread(_start_in_thread, (target, args))
+
+
+def _start_in_thread(target: Callable[..., object], args: tuple[object, ...]) -> None:
+    if is_gevent():
+        # A Thread would be a greenlet of this thread, which ends.
+        target(*args)
+    else:
+        start_worker(target, *args)
 
 
 def at_exit(callback: Callable[[], object]) -> None:

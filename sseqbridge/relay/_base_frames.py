@@ -20,6 +20,8 @@ from ._source import ApplicationError
 from ._writer import CANCELLED
 
 if TYPE_CHECKING:
+    import asyncio
+
     from sseqbridge._streams.reader import ItemReader
 
     from ._ending import Outcome
@@ -44,9 +46,11 @@ class BaseFrames(NotCopyable):
         self._heartbeat = options.heartbeat
         self._ending = ending
         self._sent_at: float | None = None
+        # The ID of the last event that the web server was given.
+        self._sent_id = ""
         self._ended = False
-        # How the relay ended; None until that is known.
-        self._end: RelayEnd | None = None
+        # How the relay ended, and its error; None until that is known.
+        self._end: tuple[Outcome, BaseException | None] | None = None
         # A frame after which the relay ends, whatever its source does.
         self._farewell: bytes | None = None
         # An error behind the frames of a piece; it is reported after them.
@@ -67,6 +71,11 @@ class BaseFrames(NotCopyable):
             raise UsageError("a relay is read by one call at a time, and `map` or `decode` must not read it either")
         self._has_begun = True
 
+    @property
+    def ending(self) -> Ending:
+        """Calls `on_end`."""
+        return self._ending
+
     def end_with(self, frame: bytes) -> None:
         """Send `frame` next, and end the relay; for `end_all`. Thread-safe, safe in a signal handler.
 
@@ -84,15 +93,36 @@ class BaseFrames(NotCopyable):
         self._ended = True
         return frame
 
-    def _note(self, outcome: Outcome, error: BaseException | None = None) -> RelayEnd:
+    def _note(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Note how the relay ended. The first call counts."""
         if self._end is None:
-            self._end = RelayEnd(outcome, error, self._any_source.last_event_id)
-        return self._end
+            self._end = outcome, error
 
-    def _note_end_of_source(self) -> None:
+    def _relay_end(self) -> RelayEnd:
+        """Return how the relay ended. A relay that ends for no other reason was left by its client."""
+        self._note("disconnected")
+        assert self._end is not None
+        return RelayEnd(*self._end, self._sent_id)
+
+    def _drop(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Abort the upstream, and have `on_end` called later: the finalizer runs in any thread, in any code.
+
+        `loop` is the event loop that has read the relay.
+        """
+        _live.remove(self)
+        self._any_source.drop()
+        if self._has_begun or self._ending.is_of_request:
+            self._ending.drop(self._relay_end(), loop)
+
+    def _end_of_source(self) -> bytes:
+        """Note how the source ended. Returns the last frame."""
         source = self._any_source
+        # Nothing after close(), which another thread may have called.
+        last = b"" if self._ended else source.end()
+        self._ended = True
+        self._sent_id = source.last_event_id
         self._note(source.outcome or "disconnected", source.error)
+        return last
 
     def _note_failure(self, error: BaseException) -> None:
         if isinstance(error, Cancelled):
@@ -119,6 +149,7 @@ class BaseFrames(NotCopyable):
 
     def _send(self, piece: bytes) -> bytes:
         self._sent_at = clock.monotonic()
+        self._sent_id = self._any_source.last_event_id
         return piece
 
     def _fail(self, error: BaseException) -> bytes:

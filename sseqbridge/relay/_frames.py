@@ -153,10 +153,8 @@ class Frames(BaseFrames):
         self._probe = LONG if disconnected.probe is None else disconnected.probe
 
     def __del__(self) -> None:
-        _live.remove(self)
-        if self._has_begun and self._ending.is_pending:
-            # Dropped without close(), which servers call.
-            self._conclude()
+        # Usually after close(), which servers call.
+        self._drop()
 
     def __iter__(self) -> Frames:
         return self
@@ -181,7 +179,9 @@ class Frames(BaseFrames):
             self._begin()
             try:
                 self._is_being_read = True
-                self._source.open()
+                # Not after end_all(): the client then gets the event "shutdown" alone.
+                if self._farewell is None:
+                    self._source.open()
                 self._is_being_read = False
             except BaseException as exc:
                 self._is_being_read = False
@@ -228,10 +228,7 @@ class Frames(BaseFrames):
             except StopIteration:
                 if self._farewell is not None or self._disconnected.is_set():
                     continue
-                # Nothing after close(), which another thread may have called.
-                last = b"" if self._ended else self._source.end()
-                self._ended = True
-                self._note_end_of_source()
+                last = self._end_of_source()
                 if last:
                     return last
             except Exception as exc:
@@ -288,7 +285,7 @@ class Frames(BaseFrames):
 
     def _conclude(self) -> None:
         _live.remove(self)
-        self._ending.call(self._note("disconnected"))
+        self._ending.call(self._relay_end())
 
 
 @shows_members_of(BaseFrames)
@@ -311,10 +308,8 @@ class AsyncFrames(BaseFrames):
         self._send_timer: asyncio.TimerHandle | None = None
 
     def __del__(self) -> None:
-        _live.remove(self)
-        if self._loop is not None and self._ending.is_pending:
-            # Dropped by a loop that its server's error has left.
-            self._ending.call_later(self._note("disconnected"), self._loop)
+        # Usually after aclose(), unless an error in the server has left its loop over the relay.
+        self._drop(self._loop)
 
     def __aiter__(self) -> AsyncFrames:
         return self
@@ -340,7 +335,8 @@ class AsyncFrames(BaseFrames):
             failure: BaseException | None = None
             try:
                 self._is_being_read = True
-                await source.open()
+                if self._farewell is None:
+                    await source.open()
                 self._is_being_read = False
             except ApplicationError as exc:
                 failure = exc.error
@@ -412,10 +408,7 @@ class AsyncFrames(BaseFrames):
             except StopAsyncIteration:
                 if self._farewell is not None:
                     continue
-                # Nothing after close(), which another thread may have called.
-                last = b"" if self._ended else self._source.end()
-                self._ended = True
-                self._note_end_of_source()
+                last = self._end_of_source()
                 if last:
                     return last
             except Exception as exc:
@@ -469,7 +462,7 @@ class AsyncFrames(BaseFrames):
         self._farewell = notice("error", "SendTimeout", "the answer was not read in time")
         self._source.abandon()
         if self._loop is not None:
-            self._ending.call_later(self._note("disconnected"), self._loop)
+            self._ending.call_later(self._relay_end(), self._loop)
 
     def close(self) -> None:
         """Abort the upstream, or cancel the iterable's task, without waiting for it."""
@@ -497,7 +490,7 @@ class AsyncFrames(BaseFrames):
             self._send_timer.cancel()
 
     def _conclude_elsewhere(self) -> None:
-        end = self._note("disconnected")
+        end = self._relay_end()
         if in_coroutine():
             self._ending.call_later(end, asyncio.get_running_loop())
         else:
@@ -505,7 +498,7 @@ class AsyncFrames(BaseFrames):
 
     async def _aconclude(self) -> None:
         _live.remove(self)
-        await self._ending.acall(self._note("disconnected"))
+        await self._ending.acall(self._relay_end())
 
 
 def _give_up(reference: weakref.ref[AsyncFrames], seconds: float) -> None:

@@ -112,10 +112,23 @@ class _BaseFunctionSource:
 
     def abandon(self) -> None:
         """Cancel the call, or end the source that it returned, without waiting. Thread-safe and idempotent."""
-        raise NotImplementedError
+        self._cancel_call()
+        if self.opened is not None:
+            self.opened.abandon()
+        self._discard()
+
+    def drop(self) -> None:
+        """Do the same in a finalizer."""
+        self._cancel_call()
+        if self.opened is not None:
+            self.opened.drop()
+        self._discard()
+
+    def _cancel_call(self) -> None:
+        self._closing.is_closed = True
 
     def __del__(self) -> None:
-        self.abandon()
+        self.drop()
 
 
 def _discard(results: deque[Any], wrap: Callable[[Any], Opened]) -> None:
@@ -200,13 +213,10 @@ class FunctionSource(_BaseFunctionSource):
                 self._worker.close()
         return self._worker
 
-    def abandon(self) -> None:
-        self._closing.is_closed = True
+    def _cancel_call(self) -> None:
+        super()._cancel_call()
         if self._worker is not None:
             self._worker.close()
-        if self._source is not None:
-            self._source.abandon()
-        self._discard()
 
     def close(self) -> None:
         """Do the same, and wait shortly until the upstream's request is aborted."""
@@ -277,14 +287,11 @@ class AsyncFunctionSource(_BaseFunctionSource):
             raise StopAsyncIteration
         return None
 
-    def abandon(self) -> None:
-        self._closing.is_closed = True
+    def _cancel_call(self) -> None:
+        super()._cancel_call()
         task = self._task
         if task is not None and not task.done():
             post(task.get_loop(), task.cancel)
-        if self._source is not None:
-            self._source.abandon()
-        self._discard()
 
 
 def _call_in_thread(function: Callable[[], Any], after_work: Callable[[], object] | None) -> Any:

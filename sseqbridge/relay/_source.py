@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.last_read import LastRead, record_reads
@@ -71,7 +71,7 @@ class BaseSource(Protocol):
 
     @property
     def last_event_id(self) -> str:
-        """The ID of the last event that was taken from the source; "" if there is none."""
+        """The client's last event ID after the frames that were taken from the source; "" if there is none."""
 
     @property
     def refused(self) -> ItemReader[Any] | None:
@@ -82,6 +82,9 @@ class BaseSource(Protocol):
 
     def abandon(self) -> None:
         """End the source, without waiting. Thread-safe and idempotent."""
+
+    def drop(self) -> None:
+        """Do the same in a finalizer: call no code of the application's. What is not running ends by itself."""
 
 
 class AsyncSource(BaseSource, Protocol):
@@ -135,7 +138,7 @@ class StreamSource:
 
     @property
     def last_event_id(self) -> str:
-        return self._cursor.last_event_id
+        return self._writer.last_event_id
 
     def next(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the stream's error."""
@@ -253,16 +256,25 @@ class StreamSource:
         if self._cursor.outcome is None:
             self._reader.abort()
 
+    drop = abandon
 
-def _charged_frame(writer: Writer, item: Any) -> tuple[bytes, int] | None:
+
+class _Frame(NamedTuple):
+    """An entry of an iterable's channel: a frame, and the client's last event ID after it."""
+
+    data: bytes
+    last_event_id: str
+
+
+def _charged_frame(writer: Writer, item: Any) -> tuple[_Frame, int] | None:
     """Return the frame of an iterable's item and its charge; None if nothing is sent for the item."""
     frame = writer.item(item)
-    return (frame, len(frame) + _OVERHEAD) if frame else None
+    return (_Frame(frame, writer.last_event_id), len(frame) + _OVERHEAD) if frame else None
 
 
-def _frame_of(entry: bytes | End | None, stop: type[Exception]) -> bytes | None:
+def _frame_of(entry: _Frame | End | None, stop: type[Exception]) -> _Frame | None:
     """Return a channel's entry if it is a frame, or None. Raises `stop` or ApplicationError for the end."""
-    if entry is None or isinstance(entry, bytes):
+    if not isinstance(entry, End):
         return entry
     raise stop if entry.error is None else ApplicationError(entry.error)
 
@@ -289,7 +301,8 @@ class WorkerSource:
 
     def __init__(self, items: Iterable[Any], writer: Writer, after_work: Callable[[], object] | None) -> None:
         self._writer = writer
-        self._worker: IterableWorker[bytes] = IterableWorker(
+        self.last_event_id = ""
+        self._worker: IterableWorker[_Frame] = IterableWorker(
             items,
             partial(_charged_frame, writer),
             max_buffered=_MAX_AHEAD,
@@ -301,17 +314,19 @@ class WorkerSource:
     def outcome(self) -> Outcome | None:
         return _outcome_of(self._worker.end)
 
-    @property
-    def last_event_id(self) -> str:
-        return self._writer.last_event_id
-
     def next(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopIteration, and ApplicationError."""
-        return _frame_of(self._worker.receive(timeout), StopIteration)
+        return self._taken(_frame_of(self._worker.receive(timeout), StopIteration))
 
     async def anext(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and ApplicationError."""
-        return _frame_of(await self._worker.areceive(timeout), StopAsyncIteration)
+        return self._taken(_frame_of(await self._worker.areceive(timeout), StopAsyncIteration))
+
+    def _taken(self, frame: _Frame | None) -> bytes | None:
+        if frame is None:
+            return None
+        self.last_event_id = frame.last_event_id
+        return frame.data
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
@@ -323,6 +338,9 @@ class WorkerSource:
 
     abandon = close
 
+    def drop(self) -> None:
+        """Do nothing: the worker's own finalizer ends its thread."""
+
 
 class TaskSource:
     """The frames of an asynchronous iterable, which runs in a task from the first read on."""
@@ -333,7 +351,8 @@ class TaskSource:
     def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
         self._items = items
         self._writer = writer
-        self._channel: Channel[bytes] | None = None
+        self._channel: Channel[_Frame] | None = None
+        self.last_event_id = ""
         self._task: asyncio.Task[None] | None = None
         self._end: End | None = None
 
@@ -343,10 +362,6 @@ class TaskSource:
     @property
     def outcome(self) -> Outcome | None:
         return _outcome_of(self._end)
-
-    @property
-    def last_event_id(self) -> str:
-        return self._writer.last_event_id
 
     async def anext(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and ApplicationError."""
@@ -359,7 +374,11 @@ class TaskSource:
         entry = self._end or await self._channel.atake_within(timeout)
         if isinstance(entry, End):
             self._end = entry
-        return _frame_of(entry, StopAsyncIteration)
+        frame = _frame_of(entry, StopAsyncIteration)
+        if frame is None:
+            return None
+        self.last_event_id = frame.last_event_id
+        return frame.data
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""
@@ -374,21 +393,23 @@ class TaskSource:
         if task is not None:
             post(task.get_loop(), _cancel, task, self._channel)
 
+    drop = abandon
 
-def _cancel(task: asyncio.Task[None], channel: Channel[bytes]) -> None:
+
+def _cancel(task: asyncio.Task[None], channel: Channel[_Frame]) -> None:
     # Both in one iteration of the event loop: a task that finds the channel closed ends by itself, and a
     # cancellation would interrupt its cleanup.
     channel.close()
     task.cancel()
 
 
-async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes]) -> None:
+async def _atask(items: AsyncIterable[Any], writer: Writer, channel: Channel[_Frame]) -> None:
     with CancelScope(ChannelClosed(channel)):
         await _aiterate(items, writer, channel, record_reads())
 
 
 async def _aiterate(
-    items: AsyncIterable[Any], writer: Writer, channel: Channel[bytes], last_read: LastRead
+    items: AsyncIterable[Any], writer: Writer, channel: Channel[_Frame], last_read: LastRead
 ) -> None:
     end = CLOSED
     iterator: Any = items
@@ -396,12 +417,12 @@ async def _aiterate(
     try:
         iterator = aiter(items)
         async for item in iterator:
-            frame = writer.item(item)
-            if frame:
-                await channel.send(frame, len(frame) + _OVERHEAD)
             if channel.closed:
                 # An iterable that never waits cannot be cancelled.
                 break
+            frame = writer.item(item)
+            if frame:
+                await channel.send(_Frame(frame, writer.last_event_id), len(frame) + _OVERHEAD)
         else:
             end = End("closed" if last_read.found_cancelled else "eof")
     except asyncio.CancelledError as exc:

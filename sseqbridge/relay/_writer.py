@@ -62,7 +62,7 @@ class Writer:
         self.context = contextvars.copy_context()
         # The last event ID that the client holds, as far as the upstream set it.
         self._id = ""
-        # The last event ID of an item, or of the upstream's event behind it.
+        # The client's last event ID after all frames that were made so far.
         self.last_event_id = ""
 
     @property
@@ -88,11 +88,13 @@ class Writer:
     def event(self, event: ServerSentEvent) -> bytes:
         """Return the frame of an upstream's event."""
         frame = encode(event)
-        if event.id != self._id:
-            self._id = self.last_event_id = event.id
-            if not event.id:
-                # An event without an `id` field would not reset the client's last event ID.
-                frame = b"id:\n" + frame
+        if not event.id and self._id:
+            # An event without an `id` field would not reset the client's last event ID.
+            frame = b"id:\n" + frame
+            self.last_event_id = ""
+        if event.id:
+            self.last_event_id = event.id
+        self._id = event.id
         return frame
 
     def item(self, item: Any, source: ServerSentEvent | None = None) -> bytes:
@@ -107,10 +109,11 @@ class Writer:
         name = "a result of `map`" if self._map is not None else "an item of the stream"
         if source is not None and isinstance(item, (str, dict, list)):
             return self.event(ServerSentEvent(source.event, item_text(item, name), source.id, source.retry))
+        frame = _encoded(item, name)
         # Made by the application: without an id of its own it leaves the client's last event ID unchanged.
         if isinstance(item, ServerSentEvent) and item.id:
             self.last_event_id = item.id
-        return _encoded(item, name)
+        return frame
 
     def error(self, error: BaseException) -> bytes:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""

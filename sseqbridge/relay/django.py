@@ -19,7 +19,7 @@ from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import loops
 
 from ._disconnect import disconnect_flag
-from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, abounded
+from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, RequestEnd, abounded
 from ._frames import AsyncFrames, Frames, arelay, relay
 from ._options import RelayOptions, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers, read_refusal, refusal_head
@@ -73,6 +73,27 @@ def stream_response(
 describe(stream_response)
 
 
+class _CloseRequest:
+    """Takes the place of `request.close`, which Django calls when it closes the response, whichever that is.
+
+    A middleware that raises, or replaces the response, makes Django drop the relay's response without closing it.
+    """
+
+    def __init__(self, request: HttpRequest, frames: Frames | AsyncFrames) -> None:
+        self._request = request
+        self._close = request.close
+        self._end = RequestEnd(frames)
+        request.close = self
+
+    def __call__(self) -> None:
+        try:
+            self._close()
+        finally:
+            # The request and this object refer to each other.
+            vars(self._request).pop("close", None)
+            self._end.end(closes=True)
+
+
 class _Head(NamedTuple):
     """How a response begins: the options of its relay, and its headers."""
 
@@ -87,7 +108,8 @@ def _wsgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
     options.check_synchronous()
     environ = getattr(request, "environ", None)
     # The worker thread of an iterable has database connections of its own.
-    frames = relay(upstream, options, environ, connections.close_all)
+    frames = relay(upstream, options, environ, connections.close_all, _WSGIEnding)
+    _CloseRequest(request, frames)
     if request.method == "HEAD":
         # Servers read the body of a response to HEAD to its end, and discard it.
         frames.discard()
@@ -105,7 +127,8 @@ def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
             '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
             "the upstream's body is in. Pass a function as `stream`, or await raise_for_status() before the call."
         )
-    frames = arelay(upstream, options, connections.close_all, _DjangoEnding)
+    frames = arelay(upstream, options, connections.close_all, _ASGIEnding)
+    _CloseRequest(request, frames)
     if request.method == "HEAD":
         frames.discard()
     elif upstream.is_function and not options.early:
@@ -239,7 +262,14 @@ class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
         return self._after_render(_with_changes_of(self, self._head, _response(refusal)))
 
 
-class _DjangoEnding(Ending):
+class _WSGIEnding(Ending):
+    """Calls `on_end` in the response's thread; in a thread of its own only if the response was dropped later."""
+
+    def release_thread(self) -> None:
+        connections.close_all()
+
+
+class _ASGIEnding(_WSGIEnding):
     """Calls a plain `on_end` by sync_to_async, in the request's thread; awaits a coroutine function."""
 
     def __init__(self, on_end: OnEnd | None) -> None:

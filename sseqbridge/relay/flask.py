@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,15 @@ import flask
 from sseqbridge._exceptions import SSEError
 
 from ._disconnect import disconnect_flag
-from ._ending import Ending, OnEnd, RelayEnd
+from ._ending import Ending, OnEnd, RelayEnd, RequestEnd
 from ._frames import Frames, relay
 from ._options import SYNC_WITHOUT, describe, relay_options
-from ._response import Refusal, error_response, event_stream_headers, read_refusal
+from ._response import error_response, event_stream_headers, read_refusal
 from ._upstream import Upstream
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from typing_extensions import Unpack
-
-    from sseqbridge._streams.reader import ItemReader
 
     from ._options import RelayOptions, SyncRelayKeywords
 
@@ -36,12 +35,13 @@ def stream_response(
         def chat():
             return stream_response(request_sse(url, headers, data))
 
-    `stream` and the options are those of `relay.frames`. `map`, and an iterable, run in the request's context,
-    `on_end` in an app context of its own. `headers` are added to those of an event stream. If the upstream's status is
-    not 200, the response is that of the option `refusal`.
+    `stream` and the options are those of `relay.frames`. `map`, `on_item`, and an iterable, run in the request's
+    context, `on_end` in an app context of its own. `headers` are added to those of an event stream. If the upstream's
+    status is not 200, the response is that of the option `refusal`.
 
-    A function in place of the stream is called when the response starts, in the request's context, and not at all for
-    HEAD. The application's error handlers are called with its exceptions.
+    A function in place of the stream is called after the view has returned, before the functions of `after_request`,
+    which see the status of a refusal; in the request's context, and not at all for HEAD. The application's error
+    handlers are called with its exceptions.
 
     Raises UsageError for arguments that cannot work.
     """
@@ -52,9 +52,13 @@ def stream_response(
         environ = flask.request.environ if flask.has_request_context() else None
         frames = relay(upstream, checked, environ, ending=_FlaskEnding)
         response = _RelayResponse(frames, checked, headers, merged)
+        if environ is not None:
+            if flask.request.method == "HEAD":
+                frames.discard()
+            _follow(response, frames, environ)
         if not upstream.is_function:
             # A refusal is known already: the response has its status before the application's own functions see it.
-            response.open_upstream()
+            _open(response)
         return response
 
 
@@ -101,7 +105,7 @@ class _FlaskEnding(Ending):
 
 
 class _RelayResponse(flask.Response):
-    """A relay, or the response for its upstream's refusal. It opens the upstream when the web server starts it."""
+    """A relay, or the response for its upstream's refusal."""
 
     def __init__(
         self,
@@ -117,45 +121,95 @@ class _RelayResponse(flask.Response):
         self._merged = merged
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] == "HEAD":
-            self._frames.discard()
-        elif not self._options.early:
-            try:
-                self.open_upstream()
-            except Exception as exc:
-                if not flask.has_app_context():
-                    raise
-                return _response_to(exc)(environ, start_response)
+        # For a response that Flask has not finalized.
+        _begin(self, environ["REQUEST_METHOD"])
         return super().__call__(environ, start_response)
 
-    def open_upstream(self) -> None:
-        """Wait for the upstream's headers. Become the response for a refusal if it is one."""
-        refused = self._frames.open_upstream()
-        if refused is not None and self.response is self._frames:
-            try:
-                self._become(self._refusal(refused))
-            except BaseException:
-                self._frames.close()
-                raise
 
-    def _refusal(self, refused: ItemReader[Any]) -> Refusal:
-        environ = flask.request.environ if flask.has_request_context() else None
-        disconnected = disconnect_flag(environ, self._options.probe)
-        return read_refusal(refused, self._options.refusal, self._added, disconnected)
-
-    def _become(self, refusal: Refusal) -> None:
-        self.response = [refusal.body]
-        self.status_code = refusal.status
-        for name in self._merged:
-            del self.headers[name]
-        self.headers.update(refusal.headers)
-        self.call_on_close(self._frames.close)
+# Functions, not methods: Flask replaces the class of a response by the application's `response_class`.
 
 
-def _response_to(error: Exception) -> flask.Response:
-    """Return the application's response to an error after its view, as Flask makes it for an error in the view."""
-    app = flask.current_app
+def _begin(response: _RelayResponse, method: str) -> None:
+    """Open the upstream, unless it is open, `early` is set, or there is nothing to send."""
+    if method == "HEAD":
+        response._frames.discard()
+    elif not response._options.early:
+        _open(response)
+
+
+def _open(response: _RelayResponse) -> None:
+    """Wait for the upstream's headers. Turn `response` into the one for a refusal if it is one."""
+    frames, options = response._frames, response._options
+    refused = frames.open_upstream()
+    if refused is None or response.response is not frames:
+        return
+    environ = flask.request.environ if flask.has_request_context() else None
     try:
-        return app.finalize_request(app.handle_user_exception(error), from_error_handler=True)
-    except Exception as exc:
-        return app.handle_exception(exc)
+        refusal = read_refusal(refused, options.refusal, response._added, disconnect_flag(environ, options.probe))
+    except BaseException:
+        frames.close()
+        raise
+    response.response = [refusal.body]
+    response.status_code = refusal.status
+    for name in response._merged:
+        del response.headers[name]
+    response.headers.update(refusal.headers)
+    response.call_on_close(frames.close)
+
+
+# Flask's end of a request. A view's response is dropped if code that runs after the view raises, or replaces it.
+
+# The key of a WSGI environment under which the relays of its request are kept.
+_RELAYS = "sseqbridge.flask_relays"
+
+
+class _Relay:
+    """The relay of a request. Refers weakly to its response, which refers to the request by the context variables."""
+
+    def __init__(self, response: _RelayResponse, frames: Frames) -> None:
+        self._response = weakref.ref(response)
+        self._end = RequestEnd(frames)
+        # Whether the response is the one that Flask sends.
+        self._is_sent = False
+
+    def finalize(self, response: flask.Response) -> flask.Response:
+        """Open the upstream of the response that the view has returned, before the functions of after_request.
+
+        Flask calls it again with the response of an error.
+        """
+        returned = self._response()
+        if returned is not None and returned is response:
+            try:
+                _begin(returned, flask.request.method)
+            except Exception as exc:
+                app = flask.current_app
+                return app.make_response(app.handle_user_exception(exc))
+        return response
+
+    def note_sent(self, response: flask.Response) -> None:
+        """Note which response Flask sends."""
+        self._is_sent = response is self._response()
+
+    def end(self, error: BaseException | None) -> None:
+        """Close the relay of a request that ends with an error, unless the relay is the response to the error."""
+        self._end.end(closes=error is not None and not self._is_sent)
+
+
+def _follow(response: _RelayResponse, frames: Frames, environ: WSGIEnvironment) -> None:
+    relay_of_request = _Relay(response, frames)
+    environ.setdefault(_RELAYS, []).append(relay_of_request)
+    flask.after_this_request(relay_of_request.finalize)
+
+
+def _on_finished(sender: object, response: flask.Response, **_: object) -> None:
+    for relay_of_request in flask.request.environ.get(_RELAYS, ()):
+        relay_of_request.note_sent(response)
+
+
+def _on_teardown(sender: object, exc: BaseException | None = None, **_: object) -> None:
+    for relay_of_request in flask.request.environ.pop(_RELAYS, ()):
+        relay_of_request.end(exc)
+
+
+flask.request_finished.connect(_on_finished)
+flask.request_tearing_down.connect(_on_teardown)

@@ -183,6 +183,7 @@ def test_on_end_is_called_once_for_a_relay_that_is_dropped() -> None:
     assert next(frames)
     del frames
     gc.collect()
+    until(lambda: ends)
     assert [end.outcome for end in ends] == ["disconnected"]
 
 
@@ -239,6 +240,11 @@ def test_plain_on_end_leaves_the_event_loop_free() -> None:
 # Coroutine functions.
 
 
+async def silent() -> AsyncIterator[str]:
+    await asyncio.Event().wait()
+    yield ""
+
+
 async def ends_of(frames: Callable[[Any], Any], leave: Callable[[Any], Any]) -> Ends:
     """Return what a coroutine function `on_end` gets that waits for a moment."""
     ends: Ends = []
@@ -264,10 +270,6 @@ def test_coroutine_function_is_awaited_after_a_cancellation() -> None:
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-
-    async def silent() -> AsyncIterator[str]:
-        await asyncio.Event().wait()
-        yield ""
 
     [end] = asyncio.run(ends_of(lambda on_end: relay.aframes(silent(), on_end=on_end), leave))
     assert end == RelayEnd("disconnected", None, "")
@@ -442,3 +444,67 @@ def test_frames_closed_by_another_thread_call_on_end_once() -> None:
         reading.join(30)
         until(lambda: ends)
     assert ends == [RelayEnd("disconnected", None, "")]
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_repeated_cancellations_do_not_interrupt_on_end(is_plain: bool) -> None:
+    """A server that cancels its tasks twice."""
+    ends: Ends = []
+    begun, go = threading.Event(), threading.Event()
+
+    async def awaited(end: RelayEnd) -> None:
+        begun.set()
+        while not go.is_set():
+            await asyncio.sleep(0)
+        ends.append(end)
+
+    def plain(end: RelayEnd) -> None:
+        begun.set()
+        assert go.wait(30)
+        ends.append(end)
+
+    async def main() -> None:
+        frames = relay.aframes(silent(), on_end=plain if is_plain else awaited)
+        assert await anext(frames) == HEARTBEAT
+        reading = asyncio.create_task(anext(frames))
+        await asyncio.sleep(0)
+        reading.cancel()
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        for _ in range(3):
+            reading.cancel()
+            await asyncio.sleep(0)
+            assert not reading.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert ends == [RelayEnd("disconnected", None, "")]
+
+    asyncio.run(main())
+
+
+def test_closed_coroutine_leaves_on_end_its_five_seconds(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def on_end(end: RelayEnd) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def until_cancelled() -> None:
+        while not cancelled.is_set():
+            await asyncio.sleep(0.1)
+
+    async def main() -> None:
+        frames = relay.aframes(silent(), on_end=on_end)
+        assert await anext(frames) == HEARTBEAT
+        closing = frames.aclose()
+        closing.send(None)
+        closing.close()
+        await clock.aadvance_until_done(until_cancelled(), step=1)
+
+    asyncio.run(main())
+    assert begun.is_set()
+    assert "had not ended after 5 s" in caplog.text
