@@ -45,7 +45,8 @@ def anchors(document: Path) -> set[str]:
 
 @documents
 def test_links_are_relative_and_lead_to_a_file_and_heading(document: Path) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", _CODE.sub("", prose(document))):
+    text = _CODE.sub("", prose(document))
+    for link in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text):
         if link.startswith("https://"):
             continue
         name, _, anchor = link.partition("#")

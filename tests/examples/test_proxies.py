@@ -50,7 +50,9 @@ def site(request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path:
         text = (ROOT / "examples" / name).read_text("utf-8").replace("/tmp/apache", str(tmp_path))
         assert "127.0.0.1:8080" in text
         file = tmp_path / name
-        file.write_text(text.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("127.0.0.1:8000", f"127.0.0.1:{behind}"))
+        for configured, actual in {"127.0.0.1:8080": port, "127.0.0.1:8000": behind}.items():
+            text = text.replace(configured, f"127.0.0.1:{actual}")
+        file.write_text(text)
         variables = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
         application = [sys.executable, *(part.format(port=behind) for part in APPLICATION)]
         application.append("examples.flask_chat.app:create_app()")
