@@ -82,7 +82,7 @@ def test_first_example_with_chunks_of_real_providers(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([testing.respond(401, framing="length", content_type="application/json"), b'{"a": 1}'], "401: {'a': 1}"),
+        ([testing.respond(401, framing="length", content_type="application/json"), b'{"a": 1}'], "\nStatusError: "),
         ([send({"error": {"message": "overloaded"}})], "\nUpstreamError: "),
         ([send({"choices": []}), testing.cut()], "\nTruncatedStreamError: "),
         ([send("{")], "\nDecodeError: "),
