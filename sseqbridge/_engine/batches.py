@@ -162,14 +162,14 @@ class BatchReader:
         try:
             if len(chunk) <= self._short_bytes and type(self.decoder) is BodyDecoder:
                 # Most chunks: one slice, and one batch or none.
-                items = self._events_of(chunk)
-                if self._are_plain(items, self._few_items):
+                items, plain = self._events_of(chunk)
+                if self._are_plain(items, plain, self._few_items):
                     batch = self._plain_batch(items)
                     if batch is None or put(batch):
                         return True
                     self._pending = batch
                     return False
-                parsing = self._parsing = self._batches_of(items, self._few_items)
+                parsing = self._parsing = self._batches_of(items, plain, self._few_items)
             else:
                 parsing = self._parsing = self._parse(chunk)
             left = _SLICES_OF_A_READ
@@ -286,28 +286,27 @@ class BatchReader:
         # The limit may have changed since the last chunk.
         self.decoder.size, most_items = self.slice_bytes, _batch_items(self._limit.bytes)
         for piece in self.decoder.slices(chunk):
-            items = self._events_of(piece)
-            if self._are_plain(items, most_items):
+            items, plain = self._events_of(piece)
+            if self._are_plain(items, plain, most_items):
                 yield self._plain_batch(items)
             else:
-                yield from self._batches_of(items, most_items)
+                yield from self._batches_of(items, plain, most_items)
                 if self.is_done:
                     return
 
-    def _events_of(self, piece: bytes) -> list[Any]:
-        """Return the items that a slice of the body completes."""
+    def _events_of(self, piece: bytes) -> tuple[list[Any], int]:
+        """Return the items that a slice of the body completes, and EventRules.count_plain() of the events in them."""
         self._uncharged += len(piece)
         items: list[Any] = self._parser.feed(piece)
         if self._unframed is not None:
             self._check_framing(piece)
-        return items
+        events = [item for item in items if type(item) is not Comment] if self._has_comments else items
+        return items, self._rules.count_plain(events, have_types=self._parser.has_types)
 
-    def _are_plain(self, items: list[Any], most_items: int) -> bool:
+    def _are_plain(self, items: list[Any], plain: int, most_items: int) -> bool:
         """Whether the items of a slice are one batch of events, none of which is an end marker or heartbeat."""
         parser = self._parser
-        if self._has_comments or parser.retries or parser.error is not None or len(items) > most_items:
-            return False
-        return self._rules.count_plain(items, have_types=parser.has_types) == len(items)
+        return plain == len(items) <= most_items and not parser.retries and parser.error is None
 
     def _plain_batch(self, items: list[Any]) -> Batch | None:
         """Return the batch of plain items, None if neither they nor the position are new."""
@@ -318,22 +317,19 @@ class BatchReader:
         self._position = position
         return self._batch(items, len(items), *position)
 
-    def _batches_of(self, items: list[Any], most_items: int) -> Iterator[Batch | None]:
+    def _batches_of(self, items: list[Any], plain: int, most_items: int) -> Iterator[Batch | None]:
         """Yield the batches of a slice; None if it changes nothing a consumer could notice."""
-        parser, rules = self._parser, self._rules
+        parser = self._parser
         last_event_id, retry = self._position
         # The parser goes on to use an empty list, but the consumer's thread reads the batch's.
         retries: Retries = parser.retries or ()
         last, is_plain = None, not self._has_comments
-        if items:
-            events = items if is_plain else [item for item in items if type(item) is not Comment]
-            plain = rules.count_plain(events, have_types=parser.has_types)
-            if plain != len(events):
-                if is_plain and plain >= 0 and not retries:
-                    last = items.pop()
-                else:
-                    is_plain = False
-                    items, last, retries = self._sort(items, retries)
+        if plain != len(items):
+            if is_plain and plain >= 0 and not retries:
+                last = items.pop()
+            else:
+                is_plain = False
+                items, last, retries = self._sort(items, retries)
         while len(items) > most_items:
             part, items = items[:most_items], items[most_items:]
             last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)

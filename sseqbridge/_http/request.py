@@ -110,6 +110,13 @@ class RequestOptions:
     # Pauses that the call shares with others.
     pauses: CallPauses | None = None
 
+    def with_values(self, values: Mapping[str, Any]) -> RequestOptions:
+        """Return a copy with other values of some fields, as replace() does, but without one call for each field."""
+        copy: RequestOptions = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(values)
+        return copy
+
     @property
     def is_repeated(self) -> bool:
         """Whether the call may send several requests, apart from redirects."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits, as_timeout, check_limits, is_coroutine_function
@@ -29,7 +29,7 @@ from sseqbridge._http.request import (
 from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
-from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, EventRules, event_rules, line_rules
+from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, event_rules, line_rules
 from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
 
 from .decoding import Decode, Decoder, ErrorEvents
@@ -144,40 +144,113 @@ def prepare(
     check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
     # A stream that is resumed by GET is still the answer to one request.
-    rules = _rules(arguments, format, is_request=(has_body or bool(own_id)) and not _is_batch(body, content))
-    decoder = Decoder(arguments.decode, arguments.done, arguments.error_events, rules)
+    is_request = (has_body or bool(own_id)) and not _is_batch(body, content)
+    decoder, common_options = _reading(arguments, format, is_request=is_request)
     complete = partial(_with_defaults, is_json=body is not None, accept=ACCEPT[format])
-    options = RequestOptions(
-        method=_method(arguments.method, has_body),
-        url=_url(arguments.url),
-        headers=complete(own_headers),
-        build={
+    own_options = {
+        "method": _method(arguments.method, has_body),
+        "url": _url(arguments.url),
+        "headers": complete(own_headers),
+        "build": {
             "params": _copied(arguments.params),
             "content": encode_json(body) if body is not None else _content(content),
             "cookies": _copied(arguments.cookies),
             "files": _copied(arguments.files),
             "extensions": dict(arguments.extensions or {}),
         },
-        send={} if arguments.auth is None else {"auth": arguments.auth},
-        has_body=has_body,
-        last_event_id=own_id,
-        reconnect=policy,
-        replayable=replayable,
-        timeout=as_timeout(arguments.timeout),
-        follow_redirects=arguments.follow_redirects,
-        check_content_type=arguments.check_content_type,
-        rules=rules,
-        require_done=arguments.require_done,
-        comments=arguments.comments,
-        max_event_bytes=check_limits("max_event_bytes", arguments.max_event_bytes),
-        max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
-        cancel=checked_flag(arguments.cancel),
-        format=format,
-        new_headers=_HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
-        retries=retries,
-    )
+        "send": {} if arguments.auth is None else {"auth": arguments.auth},
+        "has_body": has_body,
+        "last_event_id": own_id,
+        "reconnect": policy,
+        "replayable": replayable,
+        "cancel": checked_flag(arguments.cancel),
+        "new_headers": _HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
+        "retries": retries,
+    }
+    options = common_options.with_values(own_options)
     _check_retries(options)
     return PreparedRequest(options, decoder, arguments.on_reconnect)
+
+
+# The types of arguments for which _checked_reading() keeps its results: plain values, none of a caller's own type.
+_KEPT_TYPES = frozenset(
+    {str, bool, int, float, type(None), Timeout, type(DEFAULT_DONE), type(DEFAULT_MAX_BUFFERED_BYTES)}
+)
+
+
+def _reading(arguments: RequestArguments, format: Format, *, is_request: bool) -> tuple[Decoder, RequestOptions]:
+    """Return how the answer is read: its decoder, and options that lack the request, which with_values() adds."""
+    key = (
+        arguments.decode,
+        arguments.dialect,
+        arguments.done,
+        arguments.require_done,
+        arguments.error_events,
+        arguments.comments,
+        arguments.timeout,
+        arguments.follow_redirects,
+        arguments.check_content_type,
+        arguments.max_event_bytes,
+        arguments.max_buffered_bytes,
+        format,
+        is_request,
+    )
+    # Most requests of a process are read in one of few ways. Functions of the caller's are not kept alive.
+    is_kept = _KEPT_TYPES.issuperset(map(type, key))
+    return _kept_reading(*key) if is_kept else _checked_reading(*key)
+
+
+def _checked_reading(
+    decode: Decode,
+    dialect: Dialect | DialectName,
+    done: Done,
+    require_done: bool,
+    error_events: ErrorEvents,
+    comments: bool,
+    timeout: Timeout | float | TimeoutLimits | None,
+    follow_redirects: bool | None,
+    check_content_type: bool,
+    max_event_bytes: int,
+    max_buffered_bytes: int,
+    format: Format,
+    is_request: bool,
+) -> tuple[Decoder, RequestOptions]:
+    is_json = decode == "json"
+    if format == "jsonl":
+        rules = line_rules(done, is_json=is_json)
+        got = "none. JSON Lines have no end of their own"
+    else:
+        rules = event_rules(dialect, done, is_json=is_json, is_request=is_request)
+        got = "done=None" if done is None else f"dialect={dialect!r}, which has none here"
+    if require_done and not rules.has_end:
+        raise UsageError(f"`require_done=True` must come with an end marker, got {got}. Pass `done`.")
+    decoder = Decoder(decode, done, error_events, rules)
+    options = RequestOptions(
+        method="GET",
+        url="",
+        headers=[],
+        build={},
+        send={},
+        has_body=False,
+        last_event_id="",
+        reconnect=None,
+        replayable=True,
+        timeout=as_timeout(timeout),
+        follow_redirects=follow_redirects,
+        check_content_type=check_content_type,
+        rules=rules,
+        require_done=require_done,
+        comments=comments,
+        max_event_bytes=check_limits("max_event_bytes", max_event_bytes),
+        max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
+        cancel=None,
+        format=format,
+    )
+    return decoder, options
+
+
+# Typed: True is no number of bytes, and 1 is one.
+_kept_reading = lru_cache(maxsize=64, typed=True)(_checked_reading)
 
 
 def _check_combinations(arguments: RequestArguments) -> None:
@@ -186,7 +259,7 @@ def _check_combinations(arguments: RequestArguments) -> None:
     if arguments.data is not None and arguments.json is not None:
         raise UsageError("`data` and `json` are two names for the JSON body, got both. Pass one of them.")
     body = arguments.data if arguments.data is not None else arguments.json
-    if sum(part is not None for part in (body, arguments.content, arguments.files)) > 1:
+    if (body is not None) + (arguments.content is not None) + (arguments.files is not None) > 1:
         raise UsageError("a request must have one body, got several. Pass `data` (or `json`), `content` or `files`.")
     if not _is_auth(arguments.auth):
         raise UsageError(f"`auth` must be (user, password) or an httpx.Auth, got {type(arguments.auth).__name__}")
@@ -204,19 +277,6 @@ def check_line_options(options: Mapping[str, Any]) -> None:
 
 def _not_of_lines(name: str, reason: str) -> str:
     return f"`{name}` must be left out for JSON Lines, which have {reason}"
-
-
-def _rules(arguments: RequestArguments, format: Format, *, is_request: bool) -> EventRules:
-    is_json = arguments.decode == "json"
-    if format == "jsonl":
-        rules = line_rules(arguments.done, is_json=is_json)
-        got = "none. JSON Lines have no end of their own"
-    else:
-        rules = event_rules(arguments.dialect, arguments.done, is_json=is_json, is_request=is_request)
-        got = "done=None" if arguments.done is None else f"dialect={arguments.dialect!r}, which has none here"
-    if arguments.require_done and not rules.has_end:
-        raise UsageError(f"`require_done=True` must come with an end marker, got {got}. Pass `done`.")
-    return rules
 
 
 def _is_batch(body: object, content: Any) -> bool:
@@ -316,9 +376,11 @@ def _copied(value: Any) -> Any:
 
 
 def _with_defaults(headers: _Pairs, *, is_json: bool, accept: str) -> _Pairs:
-    present = {name.lower() for name, _ in headers}
     content_type = (("Content-Type", "application/json"),) if is_json else ()
     defaults = (("Accept", accept), *DEFAULT_HEADERS, *content_type)
+    if not headers:
+        return list(defaults)
+    present = {name.lower() for name, _ in headers}
     return headers + [(name, value) for name, value in defaults if name.lower() not in present]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .arguments import NOT_OF_LINES, RequestArguments, check_line_options, prepare
-from .bridge import check_bridge
 from .hints import check_names
 from .keywords import LineKeywords
 from .pending import pending
@@ -104,7 +103,6 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     check_line_options(options)
     bridge = options.pop("bridge", None)
     prepared = prepare(RequestArguments(url, headers, data, **options), format="jsonl")
-    check_bridge(bridge)
     response = pending(prepared, bridge)
     try:
         # Sent inside of the block: an interrupt leaves no request running.

@@ -18,7 +18,7 @@ from sseqbridge._engine.scope import check_scope
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError
 
-from .bridge import Bridge, default_bridge
+from .bridge import Bridge, check_bridge, default_bridge
 from .cursor import Cursor
 from .reader import ItemReader
 from .sync import EventStream, SSEResponse
@@ -94,8 +94,10 @@ class PendingResponse(NamedTuple):
 def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | None = None) -> PendingResponse:
     """Return a request on a bridge, None for the process's own, which was not sent yet. `pauses` are those it shares.
 
-    Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set.
+    Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set, UsageError if
+    `bridge` is none.
     """
+    check_bridge(bridge)
     prepared.check_not_cancelled()
     bridge = bridge or default_bridge()
     options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses.of_call())
