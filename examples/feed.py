@@ -46,7 +46,8 @@ def follow(url: str, position: Path, stop: threading.Event | None = None) -> Non
     for event in events:
         if handle := HANDLERS.get(event.event):
             handle(event)
-        save(event.id, position)
+        if event.id:
+            save(event.id, position)
 
 
 def save(event_id: str, position: Path) -> None:

@@ -46,11 +46,11 @@ def main(path: Path) -> str:
             text = "".join(map(endpoint.text_of, chunks))
             file.write(json.dumps({"name": name, "text": text}) + "\n")
             file.flush()
-    return f"{len(calls) - failed} answers saved, {failed} failed. Run it again for the failed ones."
+    return f"{len(calls) - failed} answers saved, {failed} failed."
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(print(main(Path(sys.argv[1]))))
+        print(main(Path(sys.argv[1])))
     except KeyboardInterrupt:
         sys.exit("\nStopped. Run it again for the rest.")

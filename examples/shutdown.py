@@ -1,6 +1,6 @@
 """End all relays at SIGTERM and SIGINT: the web server would wait for them before it shuts down.
 
-relay.md shows where each server calls `end_relays_at_shutdown`.
+production.md shows where each server calls `end_relays_at_shutdown`.
 """
 
 from __future__ import annotations

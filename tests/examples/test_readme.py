@@ -160,27 +160,6 @@ def test_status_other_than_200(upstream: SSEServer) -> None:
     assert caught.value.body == b'{"error": "busy"}'
 
 
-@example("examples/dialects.md", "Describe another provider")
-def test_dialects_of_other_providers(upstream: SSEServer) -> None:
-    [code] = python("examples/dialects.md", "Describe another provider")
-    beat = send("null", event="heartbeat")
-    upstream.play([send([1], event="generating"), beat, send([2], event="complete"), send("not read")])
-    names = Session(upstream.url).run(code)
-    assert list(names["it"]) == [[1], [2]]
-    queue = [send('{"msg":"heartbeat"}'), send({"n": 1}), send('{"msg":"close_stream"}'), send("not read")]
-    graph = [comment("heartbeat"), send({"n": 1}, event="values"), send("null", event="end"), send("not read")]
-    home = [send("ping"), send({"n": 1}), send("ping")]
-    for name, outcome, steps in (
-        ("GRADIO_QUEUE", "done", queue),
-        ("LANGGRAPH", "done", graph),
-        ("HOME_ASSISTANT", "eof", home),
-        ("GEMINI", "eof", [send({"n": 1})]),
-    ):
-        upstream.play(steps)
-        it = sseqbridge.request_sse(upstream.url, dialect=names[name]).events
-        assert (list(it), it.outcome) == ([{"n": 1}], outcome)
-
-
 @example("examples/reading.md", "Read text, events or your own type")
 def test_text_events_and_own_types(upstream: SSEServer) -> None:
     class Delta:
@@ -227,16 +206,6 @@ def test_resuming_by_another_request(upstream: SSEServer) -> None:
 def lines(*values: Any) -> list[Step]:
     body = "".join(f"{json.dumps(each)}\n" for each in values)
     return [testing.respond(content_type="application/x-ndjson"), body.encode()]
-
-
-@example("examples/json-lines.md", "request_jsonl")
-def test_json_lines(upstream: SSEServer, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = python("examples/json-lines.md", "request_jsonl")
-    message = {"message": {"content": "Hel"}, "done": False}, {"message": {"content": "lo"}, "done": True}
-    upstream.play([*lines(*message), silence()])
-    names = Session(upstream.url).run(code.replace("http://localhost:11434", upstream.url))
-    assert capsys.readouterr().out == "Hello"
-    assert names["it"].outcome == "done"
 
 
 @example("examples/json-lines.md", "Clients, coroutines, and many streams")
@@ -444,18 +413,6 @@ def test_async_openai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         assert "other {'n': 1}" in lines
         assert lines[-2:] == ["Hello! Hello!", "Goodbye! Goodbye!"]
         assert "data: Hello!\n\n" in app.test_client().get("/chat").text
-
-
-@pytest.mark.sdk
-@pytest.mark.blocks_its_loop
-@example("examples/async-libraries.md", "A session: an MCP client in a Flask view")
-def test_mcp_client_in_a_flask_view() -> None:
-    from tests.async_libraries.test_mcp import served
-
-    [code] = python("examples/async-libraries.md", "A session: an MCP client in a Flask view")
-    with served() as url:
-        names = Session(url).run(code.replace("http://localhost:8000/mcp", url))
-        assert names["app"].test_client().post("/tools/add", json={"a": 1, "b": 2}).json == {"result": 3}
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 
 import sseqbridge
 import sseqbridge.relay
-from examples import failures, feed, prompts
+from examples import failures, feed, ollama, prompts, providers
 
 # Tests, which pytest runs here.
 from examples.test_saved_answers import (  # noqa: F401
@@ -43,6 +43,7 @@ from sseqbridge.testing import (
     SSEServer,
     Step,
     chat_completions,
+    comment,
     cut,
     expect,
     hold,
@@ -331,6 +332,84 @@ def test_prompts_after_an_interrupt(tmp_path: Path) -> None:
         assert again.stdout.startswith("180 answers saved, 0 failed."), again.stderr
         assert len(upstream.requests) == sent + 180
     assert set(answers_in(path)) == set(prompts.PROMPTS)
+
+
+@pytest.mark.slow
+def test_ollama_as_a_program(sse_server: SSEServer) -> None:
+    lines = [{"message": {"content": "Hel"}, "done": False}, {"message": {"content": "lo"}, "done": True}]
+    head = respond(content_type="application/x-ndjson")
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    sse_server.play([head, body, silence()], [head, body[:40]])
+    command = [sys.executable, "-m", "examples.ollama", "Say", "hello."]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OLLAMA_HOST": sse_server.url}
+    run = functools.partial(
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+    assert sse_server.requests[0].json()["messages"] == [{"role": "user", "content": "Say hello."}]
+    assert "TruncatedStreamError" in run().stderr
+
+
+def test_ollama_that_refuses(sse_server: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ollama, "HOST", sse_server.url)
+    sse_server.play([respond(404, json={"error": "model 'x' not found"})])
+    with pytest.raises(sseqbridge.StatusError, match="model 'x' not found"):
+        list(ollama.answer("Hi"))
+
+
+def gemini_chunk(text: str, **more: str) -> Step:
+    return send({"candidates": [{"content": {"parts": [{"text": text}]}, **more}]})
+
+
+def test_gemini(sse_server: SSEServer) -> None:
+    whole = [gemini_chunk("Hel"), gemini_chunk("lo", finishReason="STOP"), send({"usageMetadata": {}})]
+    sse_server.play(whole, [gemini_chunk("Hel")])
+    assert "".join(providers.gemini(sse_server.url, "a-key", "Hi")) == "Hello"
+    received = sse_server.requests[0]
+    assert received.path == "/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+    assert received.headers["x-goog-api-key"] == "a-key"
+    with pytest.raises(sseqbridge.TruncatedStreamError):
+        list(providers.gemini(sse_server.url, "a-key", "Hi"))
+
+
+def test_gradio(sse_server: SSEServer) -> None:
+    outputs = [send([1], event="generating"), send("null", event="heartbeat"), send([2], event="complete")]
+    sse_server.play([respond(200, json={"event_id": "e1"})], [*outputs, send("not read")])
+    assert list(providers.gradio(f"{sse_server.url}/call/f", "Hi")) == [[1], [2]]
+    assert [(each.method, each.path) for each in sse_server.requests] == [("POST", "/call/f"), ("GET", "/call/f/e1")]
+
+
+def test_langgraph(sse_server: SSEServer) -> None:
+    location = {"Location": "/threads/t/runs/r/stream"}
+    begin = [respond(200, location), comment("heartbeat"), send({"n": 1}, event="metadata", id="1", retry=0.1), cut()]
+    rest = [expect(last_event_id="1"), send({"n": 2}, event="messages", id="2"), send("null", event="end")]
+    sse_server.play(begin, rest)
+    assert list(providers.langgraph(sse_server.url, "t", "Hi")) == [("metadata", {"n": 1}), ("messages", {"n": 2})]
+    assert sse_server.requests[1].path == "/threads/t/runs/r/stream"
+
+
+def test_other_dialects(upstream: SSEServer) -> None:
+    queue = [send('{"msg":"heartbeat"}'), send({"n": 1}), send('{"msg":"close_stream"}'), send("not read")]
+    home = [send("ping"), send({"n": 1}), send("ping")]
+    for dialect, outcome, steps in (
+        (providers.GRADIO_QUEUE, "done", queue),
+        (providers.HOME_ASSISTANT, "eof", home),
+    ):
+        upstream.play(steps)
+        it = sseqbridge.request_sse(upstream.url, dialect=dialect).events
+        assert (list(it), it.outcome) == ([{"n": 1}], outcome)
+
+
+@pytest.mark.sdk
+@pytest.mark.blocks_its_loop
+def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    from examples import mcp_view
+    from tests.async_libraries.test_mcp import served
+
+    with served() as url:
+        monkeypatch.setenv("MCP_SERVER", url)
+        assert mcp_view.app.test_client().post("/tools/add", json={"a": 1, "b": 2}).json == {"result": 3}
 
 
 # --- Before and after ---
