@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sseqbridge._exceptions import BridgeClosedError, UsageError
 from sseqbridge._runtime import fork, loops
+from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._streams.bridge import Bridge, default_bridge
 
 from ._hub import Hub
@@ -69,13 +70,18 @@ class LogCore:
             hub = self._hubs.get(state)
             if hub is None:
                 # The hubs of other loops have ended with them, or belong to the parent process.
-                hub = Hub(state, self.new_store(self.settings), self.settings)
+                store = self.new_store(self.settings)
+                # The function that makes its client may have closed the log.
+                self._check_open()
+                hub = Hub(state, store, self.settings)
                 self._hubs = {state: hub}
             return hub
 
     async def ahub(self) -> Hub:
         """Do the same in a thread of its own: to start a bridge's loop takes a wait."""
-        return await loops.run_in_daemon_thread("sseqbridge-start", self.hub)
+        # An exit of the function that makes a store's client would end the caller's event loop.
+        with CallersCode("the function that makes the log's client", passes=Exception):
+            return await loops.run_in_daemon_thread("sseqbridge-start", self.hub)
 
     def start_reader(self, reader: Reader) -> None:
         """Start a reader in the caller's context."""

@@ -20,7 +20,7 @@ from redis import exceptions
 from redis.client import NEVER_DECODE
 
 from sseqbridge._exceptions import LogError, SSEError, UsageError
-from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from ._redis_errors import DemotedError, UnknownScriptError, code_of, error_of
 from ._store import OutageError
@@ -52,6 +52,9 @@ CLUSTER_ADVICE = "Pass the URL of any node with cluster=True: RedisLog.from_url(
 # a whole reply unreadable.
 _AS_BYTES = {NEVER_DECODE: True}
 
+# The errors by which redis-py reports failures of the server and of the network.
+_FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+
 # The limit of one command to a Cluster, with its redirections and new connections: far above that of a reply.
 _CLUSTER_SECONDS = 60.0
 
@@ -68,9 +71,11 @@ class RedisClient:
     """Sends commands. `demotions` counts how often a master turned out to have become a replica."""
 
     def __init__(self, factory: ClientFactory) -> None:
-        """Make the client. Raises UsageError if a log cannot use it."""
+        """Make the client. Raises UsageError if a log cannot use it, CallbackError if `factory` raises."""
         # Made in a caller's thread: redis-py reads its own version from disk.
-        self.client: Any = _checked(factory())
+        with CallersFunction("the function that makes the log's Redis client"):
+            client = factory()
+        self.client: Any = _checked(client)
         self.is_cluster = isinstance(self.client, redis.asyncio.RedisCluster)
         self.demotions = 0
         self._is_closed = False
@@ -229,20 +234,23 @@ async def _cluster_reply(reply: Awaitable[Any]) -> Any:
     """
     try:
         with anyio.fail_after(_CLUSTER_SECONDS):
-            return await _reply(reply)
+            return await _reply(reply, (Exception,))
     except (OutageError, SSEError, UnknownScriptError):
         raise
     except Exception as exc:
         raise OutageError(f"{type(exc).__name__}: {exc}") from exc
 
 
-async def _reply(reply: Awaitable[Any]) -> Any:
-    """Await a client's reply. Raises the log's error for one of the client's."""
+async def _reply(reply: Awaitable[Any], passes: tuple[type[Exception], ...] = _FAILURES) -> Any:
+    """Await a client's reply. Raises the log's error for one of the client's, CallbackError for any other.
+
+    Errors of the types in `passes` are no CallbackErrors.
+    """
     try:
         # Retries, credential providers and connection classes are the caller's code.
-        with CallersCode("the log's Redis client", passes=Exception):
+        with CallersCode("the log's Redis client", passes=passes):
             return await reply
-    except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as exc:
+    except _FAILURES as exc:
         raise error_of(exc) from exc
 
 
