@@ -1,0 +1,102 @@
+"""An interrupt at any bytecode of iterate, run and enter: no item is missed, and no asynchronous code is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from sseqbridge import Bridge
+from tests.interrupts import ALL, COUNT, MARKS, interruptions
+from tests.support import until
+
+pytestmark = MARKS
+
+
+class Code:
+    """Asynchronous code of the caller's on a bridge, and what of it is running."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.running: set[object] = set()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        this = object()
+        self.running.add(this)
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            await asyncio.sleep(0)
+            self.running.discard(this)
+
+    async def items(self) -> AsyncIterator[str]:
+        async with self.session():
+            for item in ALL:
+                yield item
+                await asyncio.sleep(0)
+
+    async def coroutine(self) -> str:
+        async with self.session():
+            return ALL[0]
+
+    def check(self) -> None:
+        """Wait until nothing is running any more."""
+        gc.collect()
+        until(lambda: not (self.running or self.bridge.stats().open_streams))
+
+
+@pytest.fixture
+def code() -> Iterator[Code]:
+    with Bridge() as bridge:
+        bridge.started()
+        yield Code(bridge)
+
+
+@pytest.mark.parametrize("way", ["next", "poll", "loop", "keep_open", "collect"])
+def test_interrupt_at_any_bytecode_of_reading_an_iteration(code: Code, way: str) -> None:
+    def make() -> tuple[Any, list[str]]:
+        return code.bridge.iterate(code.items), []
+
+    def read(made: tuple[Any, list[str]]) -> None:
+        stream, got = made
+        if way == "collect":
+            got += stream.collect()
+        elif way in ("loop", "keep_open"):
+            for item in stream if way == "loop" else stream.keep_open():
+                got.append(item)
+                if len(got) == COUNT:
+                    break
+        while len(got) < COUNT:
+            got += [stream.next(30)] if way == "next" else stream.poll()
+
+    for (stream, got), _ in interruptions(make, read):
+        if stream.outcome is None:
+            got.extend(stream)
+        assert got == ALL or (stream.outcome == "closed" and got == ALL[: len(got)])
+        stream.close()
+    code.check()
+
+
+def iterate(code: Code) -> None:
+    code.bridge.iterate(code.items).close()
+
+
+def run(code: Code) -> None:
+    code.bridge.run(code.coroutine())
+
+
+def enter(code: Code) -> None:
+    with code.bridge.enter(code.session):
+        pass
+
+
+@pytest.mark.parametrize("call", [iterate, run, enter])
+def test_interrupt_at_any_bytecode_leaves_nothing_running(code: Code, call: Callable[[Code], None]) -> None:
+    for _ in interruptions(lambda: code, call, is_prepared=True, least=100):
+        code.check()
