@@ -147,35 +147,43 @@ class Entered(Generic[T]):
         try:
             _start(self._bridge, state, context)
             entry = _received(context, None)
+            if not isinstance(entry, End):
+                self._is_open = True
+                # The block ends, and exits the context manager, when its scope is cancelled: not by itself.
+                context.ownership.move(context, None)
+                value: T = entry[0]
+                return value
         except BaseException:
-            _cancel(context)
+            # Also an interrupt after it was entered: without the block nothing exits it.
+            self._abandon()
             raise
-        if isinstance(entry, End):
-            try:
-                raise _error_of(context, entry)
-            finally:
-                del entry  # The error's traceback references this frame.
-        self._is_open = True
-        # The block ends, and exits the context manager, when its scope is cancelled: not by itself.
-        context.ownership.move(context, None)
-        value: T = entry[0]
-        return value
+        try:
+            raise _error_of(context, entry)
+        finally:
+            del entry  # The error's traceback references this frame.
+
+    def _abandon(self) -> None:
+        """Cancel the context manager after an interrupt, and wait for its cleanup."""
+        self._is_open = False
+        if self._context is not None:
+            _cancel(self._context)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         # Not `bool`: type checkers would take every block for one whose exceptions are swallowed.
-        context = self._context
-        assert context is not None
-        self._is_open = False
-        if context.is_inherited:
-            # A forked child that leaves its parent's block has nothing to exit.
-            return None
-        context.leave(error)
         try:
+            context = self._context
+            assert context is not None
+            if context.is_inherited:
+                # A forked child that leaves its parent's block has nothing to exit.
+                self._is_open = False
+                return None
+            context.leave(error)
             end = _received(context, None)
+            self._is_open = False
         except BaseException:
-            _cancel(context)
+            self._abandon()
             raise
         if end.outcome == "eof" or end.error is error is not None:
             return context.is_suppressed

@@ -133,25 +133,28 @@ class BridgeTransport(_BaseTransport):
                 "a BridgeTransport must get requests without an Upgrade header, such as that of a WebSocket. "
                 "Use a client without it."
             )
+        bridge = self._bridge or default_bridge()
         try:
-            exchange = self._started(request)
+            exchange = self._new_exchange(bridge, request)
         except BridgeClosedError as exc:
             raise package.ConnectError(str(exc)) from exc
         try:
+            self._start(bridge, exchange, package)
             if exchange.upload is not None:
                 _upload(exchange, request.stream)
             entry = _received(exchange)
             assert isinstance(entry, RawHead)
+            stream = with_base(_ResponseStream, package.SyncByteStream)(exchange)
+            return package.Response(entry.status, headers=entry.headers, stream=stream, extensions=entry.extensions)
         except BaseException:
             exchange.close()
+            # After an interrupt before its start it never finishes.
+            self._exchanges.discard(exchange)
             raise
-        stream = with_base(_ResponseStream, package.SyncByteStream)(exchange)
-        return package.Response(entry.status, headers=entry.headers, stream=stream, extensions=entry.extensions)
 
-    def _started(self, request: Any) -> RawExchange:
-        """Send a request. Raises BridgeClosedError if the bridge is closed in the meantime."""
+    def _new_exchange(self, bridge: Bridge, request: Any) -> RawExchange:
+        """Return a request that was not started yet. Raises BridgeClosedError if the bridge cannot start."""
         check_scope()
-        bridge = self._bridge or default_bridge()
         state = self._state = bridge.started()
         bridge.check_may_wait("a request of BridgeTransport", "a request of an asynchronous client", stacklevel=5)
         clients = state.clients
@@ -159,15 +162,15 @@ class BridgeTransport(_BaseTransport):
             clients = state.clients_of(self._owner, partial(ClientPool, tls_context=self._verify))
         # A thread sends one request of a handshake (NTLM) after another. Under gevent the identifier is a greenlet's.
         owner = self._owner, threading.get_ident()
-        exchange = RawExchange(state, clients, request, self._idle, owner)
+        return RawExchange(state, clients, request, self._idle, owner)
+
+    def _start(self, bridge: Bridge, exchange: RawExchange, package: Any) -> None:
         self._exchanges.add(exchange)
         exchange.notify_finished(partial(self._exchanges.discard, exchange))
         try:
-            bridge.start(state, exchange)
-        except BridgeClosedError:
-            self._exchanges.discard(exchange)
-            raise
-        return exchange
+            bridge.start(exchange.state, exchange)
+        except BridgeClosedError as exc:
+            raise package.ConnectError(str(exc)) from exc
 
 
 def _upload(exchange: RawExchange, body: Any) -> None:

@@ -32,8 +32,10 @@ class Code:
             await asyncio.sleep(0)
             yield
         finally:
-            await asyncio.sleep(0)
-            self.running.discard(this)
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self.running.discard(this)
 
     async def items(self) -> AsyncIterator[str]:
         async with self.session():
@@ -80,7 +82,7 @@ def test_interrupt_at_any_bytecode_of_reading_an_iteration(code: Code, way: str)
             got.extend(stream)
         assert got == ALL or (stream.outcome == "closed" and got == ALL[: len(got)])
         stream.close()
-    code.check()
+        code.check()
 
 
 def iterate(code: Code) -> None:

@@ -32,12 +32,16 @@ def test_interrupt_at_any_bytecode_of_a_request(package: Any, bridge: Bridge, ha
         package.Client(transport=transport, timeout=None) as client,
     ):
 
+        opened: list[Any] = []
+
         def ask(_: object) -> None:
-            client.send(client.build_request("POST", server.url, content=content()), stream=True).close()
+            opened.append(client.send(client.build_request("POST", server.url, content=content()), stream=True))
 
         for _ in interruptions(lambda: None, ask, least=100):
+            assert not opened
             until(lambda: not bridge.stats().open_streams)
             until(lambda: "requests=0" in repr(transport))
+        opened[0].close()
 
 
 @pytest.mark.parametrize("ends", [False, True])
