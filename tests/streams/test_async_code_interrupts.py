@@ -1,4 +1,4 @@
-"""An interrupt at any bytecode of iterate, run and enter: no item is missed, and no asynchronous code is left running."""
+"""An interrupt at any bytecode of iterate, run and enter: no item is missed, no asynchronous code is left running."""
 
 from __future__ import annotations
 
