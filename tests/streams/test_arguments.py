@@ -28,7 +28,7 @@ def test_requests_that_are_read_alike_share_a_decoder() -> None:
 @pytest.mark.parametrize(
     "option",
     [{"decode": lambda event: event}, {"done": lambda event: True}, {"dialect": Dialect()}, {"timeout": {"read": 1}}],
-    ids=str,
+    ids=["decode", "done", "dialect", "timeout"],
 )
 def test_objects_of_a_caller_are_not_kept(option: dict[str, Any]) -> None:
     assert prepared(**option).decoder is not prepared(**option).decoder
