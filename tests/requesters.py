@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sseqbridge import SSEError, arequest_sse, request_sse
+from sseqbridge._streams.stream import reader_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,7 +101,8 @@ class OpenStream:
             if self._caller.is_async:
                 self._caller.run(asyncio.sleep(0))
             else:
-                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.events._cursor.subscription.loop).result(30)
+                loop = reader_of(self.events).cursor.subscription.loop
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)
 
     def _collect(self) -> Coroutine[Any, Any, list[Any]]:
         async def collect() -> list[Any]:

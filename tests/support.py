@@ -20,6 +20,8 @@ from sseqbridge import _accelerators
 
 if TYPE_CHECKING:
     from sseqbridge import Bridge
+    from sseqbridge._engine.bridge import BaseBridge
+    from sseqbridge._runtime.threads import DaemonThread
 
 __all__ = [
     "EXITS",
@@ -32,6 +34,8 @@ __all__ = [
     "peak_rss",
     "python",
     "started",
+    "subscription_of",
+    "thread_of",
     "together",
     "until",
     "until_asleep",
@@ -72,6 +76,20 @@ def until_no_stream_is_open(bridge: Bridge | None = None) -> None:
 
     awaited = bridge or Bridge.default()
     until(lambda: awaited.stats().open_streams == 0)
+
+
+def subscription_of(stream: Any) -> Any:
+    """Return what a stream reads: the StreamTask of a request, or a subscription of another class."""
+    from sseqbridge._streams.stream import reader_of
+
+    return reader_of(stream).cursor.subscription
+
+
+def thread_of(bridge: BaseBridge) -> DaemonThread:
+    """Return the loop thread of a bridge that has started."""
+    thread = bridge._thread
+    assert thread is not None
+    return thread
 
 
 def in_thread(function: Callable[[], T], name: str | None = None) -> Future[T]:

@@ -59,6 +59,31 @@ IMPORTS_HTTPX = {
     "_cli": "makes the client of the option --insecure, as an application would",
 }
 
+# Private attributes that tests read, with the reason: the state that a race, a fork or an interrupt finds, where no
+# public name shows it. Streams have reader_of() and subscription_of(), bridges started() and thread_of().
+READ_BY_TESTS = {
+    "the entries and waiters of a channel, in the middle of a race": "_waiters _queue _pop _release",
+    "the channels that are counted, and their count": "_open _update",
+    "the future that ends the thread of a bridge": "_stop",
+    "the work of a loop between two of its callbacks": "_posted _run_end_callback _version _counted _timer _loop",
+    "what a fork leaves to the child": "_pinned _wiped_on_fork _NEVER _detachables _detach_all _close_with_loop",
+    "the exit of the interpreter, called early": "_close_all _take_standard_descriptors",
+    "the lookups of a process, and their limits": "_resolvers _running _MAX_AWAITED _MAX_PER_HOST _MAX_THREADS",
+    "the sizes and times that tests exceed": "_SHORT_BYTES _END_SECONDS",
+    "the readers of a tee, in the middle of a race": "_broadcaster _is_left _leaving _is_moving _move _must_move",
+    "the members of merged streams, in the middle of a race": "_merger _members _step",
+    "the checked request of a client or call, which has no public form": "_prepared _own _bridge",
+    "the connection of a response of a BridgeTransport": "_stream _exchange",
+    "the own transport, its TLS, and its fallback": "_built_tls_context _transport _plain_transport _plain _incoming",
+    "which optional parts are in use, and the names of hints": "_left_out _failed _OPTIONS _ELSEWHERE",
+    "the context of a scope, or of asynchronous code": "_current _context",
+    "the store behind a log, and the driver of redis": "_core _DRIVER",
+    "the iterator of a response of Django": "_iterator",
+    "of other packages": "_exit _set_running_loop _run_once _target _Compress _build_redirect_request _auth_header",
+    "of asyncio: a task that is destroyed while it waits": "_log_destroy_pending",
+}
+MOST_PRIVATE_READS_OF_TESTS = 98
+
 MOST_LINES_OF_A_CLASS = 300
 MOST_LINES_OF_A_FUNCTION = 50
 MOST_LINES_OF_A_TEST_MODULE = 800
@@ -264,6 +289,13 @@ def lines_of(node: Definition) -> int:
 def test_no_module_reads_private_attributes_of_another() -> None:
     found = [line for path in MODULES for line in private_reads(path)]
     assert not found, "give the attribute a public name, or list one of a dependency in FOREIGN with its reason"
+
+
+def test_tests_read_few_private_attributes() -> None:
+    nodes = [node for path in TEST_MODULES for node in PrivateReads(parsed(path)).found]
+    names = {access[1] for node in nodes if (access := accessed(node))}
+    assert names == set(" ".join(READ_BY_TESTS.values()).split()), "list the attribute with its reason, or read none"
+    assert len(nodes) <= MOST_PRIVATE_READS_OF_TESTS
 
 
 def test_no_class_is_long() -> None:

@@ -126,7 +126,64 @@ class StreamFacts(LoopTask):
         return None if first_event_at is None else first_event_at - self.started_at
 
 
-class StreamTask(StreamFacts):
+class TimedStream(StreamFacts):
+    """The time limits of a stream. Used on the loop thread."""
+
+    def __init__(self, state: LoopState, options: RequestOptions) -> None:
+        super().__init__(state, options)
+        self._timeout = options.timeout
+        self._pauses = options.pauses
+        # An aborted stream has no idle limit any more.
+        self._is_aborted = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def abort_on_loop(self, reason: BaseException | None) -> None:
+        """Shut the connection down and end the task. The consumer gets `reason`, if it is not None."""
+        raise NotImplementedError
+
+    def _limit_total(self) -> None:
+        total = self._timeout.total
+        if total is not None:
+            paused = self._paused_seconds
+            left = self.started_at + total + paused - clock.monotonic()
+            self._set_timer("total", self.loop.time() + left, self._check_total, total, paused)
+
+    def _check_total(self, limit: float, paused: float) -> None:
+        if self._paused_seconds > paused:
+            self._limit_total()
+        else:
+            self._time_out("total", limit)
+
+    @property
+    def _paused_seconds(self) -> float:
+        return 0.0 if self._pauses is None else self._pauses.seconds
+
+    def _check_idle(self, limit: float) -> None:
+        # One timer a stream, set again when it fires: an event only costs a look at the clock.
+        now = self.loop.time()
+        opened_at, idle_since = self.exchange.opened_at, self.writer.idle_since
+        since = now if idle_since is None or opened_at is None else max(idle_since, opened_at)
+        if now - since >= limit:
+            self._time_out("idle", limit)
+            since = now
+        if not self._is_aborted:
+            self._set_timer("idle", since + limit, self._check_idle, limit)
+
+    def _time_out(self, which: str, seconds: float) -> None:
+        error = StreamTimeoutError(which, seconds)
+        if which != "idle" or not self.exchange.drop(error):
+            self.abort_on_loop(error)
+
+    def _set_timer(self, name: str, when: float, callback: Callable[..., object], *args: Any) -> None:
+        self._timers[name] = self.loop.call_at(when, callback, *args)
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+
+class StreamTask(TimedStream):
     """Runs one request on the loop. Made in the caller's thread, started on the loop thread."""
 
     # See Subscription.
@@ -138,15 +195,11 @@ class StreamTask(StreamFacts):
         # Does the work as long as there is no task.
         self._callbacks: CallbackTransfer | None = None
         self._cancel = options.cancel
-        self._timeout = options.timeout
-        self._pauses = options.pauses
         self._phase = _Phase.OPENING
-        self._is_aborted = False
         # The error for the consumer of an aborted stream.
         self._reason: BaseException | None = None
         # Cancels _transfer while it runs.
         self._cancel_transfer: Callable[[], object] | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. A closed loop has closed
     # its connections, and ignores posted callbacks.
@@ -307,47 +360,6 @@ class StreamTask(StreamFacts):
                 self.begin_end()
         if self._phase is _Phase.STREAMING:
             self._phase = _Phase.TRANSFERRED
-
-    def _limit_total(self) -> None:
-        total = self._timeout.total
-        if total is not None:
-            paused = self._paused_seconds
-            left = self.started_at + total + paused - clock.monotonic()
-            self._set_timer("total", self.loop.time() + left, self._check_total, total, paused)
-
-    def _check_total(self, limit: float, paused: float) -> None:
-        if self._paused_seconds > paused:
-            self._limit_total()
-        else:
-            self._time_out("total", limit)
-
-    @property
-    def _paused_seconds(self) -> float:
-        return 0.0 if self._pauses is None else self._pauses.seconds
-
-    def _check_idle(self, limit: float) -> None:
-        # One timer a stream, set again when it fires: an event only costs a look at the clock.
-        now = self.loop.time()
-        opened_at, idle_since = self.exchange.opened_at, self.writer.idle_since
-        since = now if idle_since is None or opened_at is None else max(idle_since, opened_at)
-        if now - since >= limit:
-            self._time_out("idle", limit)
-            since = now
-        if not self._is_aborted:
-            self._set_timer("idle", since + limit, self._check_idle, limit)
-
-    def _time_out(self, which: str, seconds: float) -> None:
-        error = StreamTimeoutError(which, seconds)
-        if which != "idle" or not self.exchange.drop(error):
-            self.abort_on_loop(error)
-
-    def _set_timer(self, name: str, when: float, callback: Callable[..., object], *args: Any) -> None:
-        self._timers[name] = self.loop.call_at(when, callback, *args)
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
 
     def begin_end(self) -> None:
         """The last event is in: end the consumer soon, and let the rest of the body come."""

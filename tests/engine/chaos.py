@@ -42,6 +42,7 @@ from sseqbridge import (
 )
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import loops
+from sseqbridge._streams.stream import reader_of
 from tests.support import ROOT, until
 
 from .faults import DONE, Plan, plan_of, signed
@@ -182,7 +183,8 @@ def reconnect(plan: Plan, events: EventStream[Any], items: list[Any], call_later
 
 def is_down(events: EventStream[Any], closed_at: float) -> bool:
     """Whether a closed stream has finished, after a second at most."""
-    return events.outcome != "closed" or events._cursor.subscription.finished or time.monotonic() > closed_at + 1
+    is_finished = reader_of(events).cursor.subscription.finished
+    return events.outcome != "closed" or is_finished or time.monotonic() > closed_at + 1
 
 
 def take(count: int, events: EventStream[Any], items: list[Any]) -> None:
@@ -460,8 +462,8 @@ class Run:
         assert self.victims <= self.spoilers
 
     def _is_idle(self) -> bool:
-        state = self._bridge._state
-        return state is not None and not state.stream_tasks and not asyncio.all_tasks(state.loop)
+        state = self._bridge.started()
+        return not state.stream_tasks and not asyncio.all_tasks(state.loop)
 
     def _check_progress(self) -> None:
         now = time.monotonic()

@@ -14,6 +14,7 @@ from sseqbridge.testing import (
     send,
 )
 from tests.requesters import Response
+from tests.support import subscription_of
 
 AT_ONCE = ReconnectionPolicy(delay=0.01, max_delay=0.01, jitter=0)
 # Longer than any test: no attempt follows by itself.
@@ -29,7 +30,7 @@ def ids_sent(server: SSEServer) -> list[str | None]:
 
 def is_between_connections(response: Response) -> bool:
     """Whether the connection has ended, and the next one is not open."""
-    return response.events._cursor.subscription.exchange.opened_at is None
+    return subscription_of(response.events).exchange.opened_at is None
 
 
 class Notes:

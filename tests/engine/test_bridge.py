@@ -28,7 +28,7 @@ from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import loops, threads
 from sseqbridge._streams import bridge as _public
 from sseqbridge.testing import SSEServer, send, silence
-from tests.support import in_thread, is_waiting, together, until
+from tests.support import in_thread, is_waiting, thread_of, together, until
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
 RESPONSE = (send({"n": 1}), send("[DONE]"))
@@ -321,9 +321,9 @@ def test_start_that_is_interrupted_at_its_very_end_keeps_its_loop(responses: SSE
     with Interrupted() as bridge:
         with pytest.raises(KeyboardInterrupt):
             request_sse(responses.url, bridge=bridge)
-        state = bridge._state
+        state = bridge.started()
         assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
-        assert bridge._state is state
+        assert bridge.started() is state
 
 
 @pytest.mark.slow
@@ -386,8 +386,7 @@ def test_repr_shows_the_state_and_no_secrets(silent: SSEServer) -> None:
 def test_callback_at_the_loops_end_runs_once(silent: SSEServer) -> None:
     done: list[str] = []
     with Bridge() as bridge, request_sse(silent.url, bridge=bridge):
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         discarded = partial(done.append, "taken back")
         state.call_at_end(partial(done.append, "at the end"))
         state.call_at_end(discarded)
@@ -418,8 +417,7 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     bridge = Bridge(client=Failing)
     with request_sse(silent.url, bridge=bridge).events as it:
         assert next(it) == {"n": 1}
-    thread = bridge._thread
-    assert thread is not None
+    thread = thread_of(bridge)
     bridge.close()
     thread.join(5)
     assert thread.has_ended
@@ -444,8 +442,7 @@ def test_client_that_hangs_in_its_closing_is_left(silent: SSEServer, caplog: pyt
 
 def stop_loop(bridge: Bridge) -> None:
     """Stop the loop of a bridge from outside the library."""
-    state = bridge._state
-    assert state is not None
+    state = bridge.started()
     state.loop.call_soon_threadsafe(state.loop.stop)
 
 
@@ -457,8 +454,7 @@ def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
         assert [next(it) for it in streams] == [{"n": 1}] * 2
         reading = in_thread(lambda: list(streams[1]))
         until(lambda: is_waiting(reading))
-        thread = bridge._thread
-        assert thread is not None
+        thread = thread_of(bridge)
         stop_loop(bridge)
         with pytest.raises(BridgeClosedError, match="RuntimeError") as caught:
             reading.result(5)
@@ -519,8 +515,7 @@ def test_task_that_ignores_cancellation_delays_no_close() -> None:
     bridge = Bridge(client=lambda: httpx.AsyncClient(transport=Stubborn(go_on)))
     asking = in_thread(lambda: request_sse("http://127.0.0.1/", bridge=bridge))
     until(lambda: "streams=1" in repr(bridge))
-    thread = bridge._thread
-    assert thread is not None
+    thread = thread_of(bridge)
     bridge.close()
     with pytest.raises(BridgeClosedError):
         asking.result(5)

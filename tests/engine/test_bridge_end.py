@@ -16,9 +16,10 @@ from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._runtime import loops
 from sseqbridge._streams import bridge as _public
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
-from tests.support import in_thread, is_waiting, python, together, until
+from tests.support import in_thread, is_waiting, python, thread_of, together, until
 
 pytestmark = pytest.mark.slow
 
@@ -236,7 +237,7 @@ def test_no_call_waits_for_a_loop_that_broke(call: str, monkeypatch: pytest.Monk
         log = MemoryLog(bridge=bridge)
         opened = request_sse(server.url, bridge=bridge).events
         assert next(opened) == 1
-        loop = opened._cursor.subscription.loop
+        loop = reader_of(opened).cursor.subscription.loop
         followed = log.open("followed", partial(request_sse, server.url, bridge=bridge))
         assert next(followed) == 1
         if call == "cancel":
@@ -365,9 +366,8 @@ def test_client_of_a_task_that_does_not_end_is_closed_with_its_bridge() -> None:
 def test_client_that_is_leased_while_its_bridge_closes_is_closed(responses: SSEServer) -> None:
     class Closing(Recorded):
         def __call__(self) -> httpx.AsyncClient:
-            thread = bridge._thread
+            thread = thread_of(bridge)
             bridge.close()
-            assert thread is not None
             thread.join(30)
             return super().__call__()
 

@@ -275,14 +275,14 @@ def test_entry_added_before_the_wait_is_no_lost_wakeup(loop: asyncio.AbstractEve
             channel.closed = True
 
     channel: Channel[int] = Channel(loop, 10)
-    channel._waiters = Interrupted(close)
+    waiters = channel._waiters = Interrupted(close)
     assert channel.receive() is CLOSED
-    assert not channel._waiters
+    assert not waiters
 
     channel = Channel(loop, 10)
-    channel._waiters = Interrupted(close)
+    waiters = channel._waiters = Interrupted(close)
     assert in_loop(loop, channel.areceive()).result(30) is CLOSED
-    assert not channel._waiters
+    assert not waiters
 
 
 def test_entry_taken_before_the_producers_wait_is_no_lost_wakeup(

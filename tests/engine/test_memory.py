@@ -32,6 +32,7 @@ from sseqbridge._engine.channel import Channel, End, ThreadChannel
 from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES, limit_of, memory
 from sseqbridge._runtime import fork
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, cut, hold, respond, send, silence
 from tests.requesters import Requester
@@ -46,6 +47,16 @@ DONE = send("[DONE]")
 FLOOD = [*(send("x" * 4000) for _ in range(1000)), DONE]
 
 
+def open_channels() -> Any:
+    """Return the channels that are counted."""
+    return memory._open
+
+
+def recount() -> None:
+    """Compute the share again."""
+    memory._update()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_counted() -> Iterator[None]:
     """Begin each test with no open stream, and end it with none."""
@@ -53,11 +64,11 @@ def _nothing_counted() -> Iterator[None]:
     # Of its own: a stream of an earlier test may be counted that something still refers to.
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(memory, "_open", {})
-        memory._update()
+        recount()
         yield
         gc.collect()
-        assert memory._open == {}
-    memory._update()
+        assert open_channels() == {}
+    recount()
 
 
 @pytest.fixture
@@ -67,10 +78,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stepped, "_MOST_BYTES", MIB * 7 // 8)
     monkeypatch.setattr(stepped, "_MIN_SHARE", 16 * KIB)
     monkeypatch.setattr(stepped, "_MAX_SHARE", 256 * KIB)
-    memory._update()
+    recount()
     yield
     monkeypatch.undo()
-    memory._update()
+    recount()
 
 
 class Held:
@@ -115,7 +126,7 @@ def test_stream_that_is_dropped_counts_no_longer() -> None:
 def test_stream_that_was_closed_before_it_is_counted_does_not_count() -> None:
     held = Held(closed=True)
     memory.enter(held, LOOP)
-    assert memory._open == {}
+    assert open_channels() == {}
 
 
 def test_limit_of_the_caller_is_not_the_share() -> None:
@@ -158,7 +169,7 @@ def test_share_is_right_after_concurrent_changes(first: str, other: str) -> None
         changes = {"enter": partial(memory.enter, held[1], LOOP), "leave": partial(memory.leave, held[3])}
         changes[other]()
         stopped.finish()
-        assert memory.bytes == 64 * MIB // len(memory._open)
+        assert memory.bytes == 64 * MIB // len(open_channels())
         for one in held:
             memory.leave(one)
     assert line > 5
@@ -179,9 +190,9 @@ def test_share_is_right_after_a_change_while_it_is_computed(monkeypatch: pytest.
                 self[weakref.ref(late.pop())] = LOOP
             return count
 
-    monkeypatch.setattr(memory, "_open", Racing(memory._open))
+    monkeypatch.setattr(memory, "_open", Racing(open_channels()))
     memory.enter(held[128], LOOP)
-    assert len(memory._open) == 130
+    assert len(open_channels()) == 130
     assert memory.bytes == 64 * MIB // 130
     for one in held:
         memory.leave(one)
@@ -194,12 +205,12 @@ def test_growth_notifies_the_others_of_a_channel_that_is_just_being_dropped() ->
     dropped = Held()
     reference: Any = weakref.ref(dropped)
     # As if the callback of the reference had not run yet.
-    memory._open[reference] = LOOP
+    open_channels()[reference] = LOOP
     del dropped
     while len(held) > 1:
         memory.leave(held.pop())
     assert held[0].notified
-    del memory._open[reference]
+    del open_channels()[reference]
 
 
 def test_forked_child_does_not_count_its_parents_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +221,7 @@ def test_forked_child_does_not_count_its_parents_streams(monkeypatch: pytest.Mon
     own = Held()
     memory.enter(own, LOOP)
     assert memory.bytes == MIB
-    assert len(memory._open) == 1
+    assert len(open_channels()) == 1
     monkeypatch.undo()
     memory.detach_after_fork()
 
@@ -292,7 +303,7 @@ def flooding() -> Iterator[Flooding]:
 
 
 def until_full(*streams: EventStream[Any]) -> None:
-    until(lambda: all(stream._cursor.channel.is_producer_waiting for stream in streams), timeout=60)
+    until(lambda: all(reader_of(stream).cursor.channel.is_producer_waiting for stream in streams), timeout=60)
 
 
 def close(*streams: EventStream[Any]) -> None:
@@ -396,22 +407,22 @@ def test_batches_of_tiny_events_fit_into_the_share(small: None, coding: str) -> 
 def test_readers_of_tees_and_logs_count(small: None, flooding: Flooding) -> None:
     with Bridge() as bridge, MemoryLog(bridge=bridge) as log:
         readers = tee(flooding.open("/late", bridge=bridge), 3)
-        assert len(memory._open) == 4
+        assert len(open_channels()) == 4
 
         def start() -> EventStream[Any]:
             return flooding.open("/late", bridge=bridge)
 
         logged = [log.open("key", start, decode="text") for _ in range(4)]
         # With the log's own request.
-        assert len(memory._open) == 9
+        assert len(open_channels()) == 9
         flooding.go.set()
         until_full(*readers, *logged)
         # The log has read its upstream to the end.
-        until(lambda: len(memory._open) == 8)
+        until(lambda: len(open_channels()) == 8)
         for reader in (*readers, *logged):
             assert 0 < reader.stats.buffered <= 128 * KIB
         upstream = readers._broadcaster.subscription.channel
-        channels = [upstream, *(reader._cursor.channel for reader in (*readers, *logged))]
+        channels = [upstream, *(reader_of(reader).cursor.channel for reader in (*readers, *logged))]
         until(lambda: bridge.stats().buffered == sum(channel.buffered for channel in channels))
         readers.close()
         close(*logged)
@@ -423,14 +434,14 @@ def test_merged_and_gathered_streams_count(small: None) -> None:
         async with amerge([partial(arequest_sse, server.url, decode="text")] * 3) as merged:
             await merged.__anext__()
             # Another stream may start after the first one's item has come.
-            while len(memory._open) < 3:
+            while len(open_channels()) < 3:
                 await asyncio.sleep(0.001)
 
     with SSEServer([send("a"), silence()]) as server:
         with merge([partial(request_sse, server.url, decode="text")] * 3) as merged:
             loop = iter(merged)
             next(loop)
-            until(lambda: len(memory._open) == 3)
+            until(lambda: len(open_channels()) == 3)
         asyncio.run(main())
     with SSEServer([send("a"), DONE]) as server:
         assert len(list(gather([partial(request_sse, server.url, decode="text")] * 30))) == 30
@@ -442,12 +453,12 @@ def test_stream_counts_until_its_end_was_received(ask: Requester, steps: list[An
     with SSEServer(steps) as server:
         response = ask(server.url, decode="text")
         until(lambda: server.requests[0].finished.is_set() or server.requests[0].aborted.is_set())
-        assert len(memory._open) == 1
+        assert len(open_channels()) == 1
         try:
             assert response.items() == ["a"]
         except Exception as error:
             assert steps[-1] not in (DONE, steps[0]), error
-        assert memory._open == {}
+        assert open_channels() == {}
 
 
 @pytest.mark.parametrize("end", ["close", "drop", "break"])
@@ -462,17 +473,17 @@ def test_stream_that_is_left_counts_no_longer(end: str) -> None:
         else:
             with pytest.warns(ResourceWarning):
                 del stream
-        assert memory._open == {}
+        assert open_channels() == {}
         server.requests[0].wait_aborted()
 
 
 def test_requests_that_fail_count_no_longer(ask: Requester, closed_port: int) -> None:
     with pytest.raises(ConnectError):
         ask(f"http://127.0.0.1:{closed_port}/")
-    assert memory._open == {}
+    assert open_channels() == {}
     with SSEServer([respond(500)]) as server, pytest.raises(StatusError):
         ask(server.url, decode="text").items()
-    assert memory._open == {}
+    assert open_channels() == {}
 
 
 def test_request_that_is_aborted_before_its_start_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,4 +496,4 @@ def test_request_that_is_aborted_before_its_start_does_not_count(monkeypatch: py
     monkeypatch.setattr(LoopState, "post_start", abort_first)
     with SSEServer([silence()]) as server, pytest.raises(RequestAbortedError):
         request_sse(server.url)
-    assert memory._open == {}
+    assert open_channels() == {}

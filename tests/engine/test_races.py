@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, BridgeClosedError, EventStream, RequestAbortedError, SSEError, UsageError, request_sse
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, python, together, until
 
@@ -118,7 +119,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     assert meeting.reached.wait(10)
     # In another thread, since it waits for the loop thread.
     closing = in_thread(stream.close)
-    until(lambda: stream._cursor.channel.closed)
+    until(lambda: reader_of(stream).cursor.channel.closed)
     meeting.go_on.set()
     closing.result(5)
     got = list(stream) if reading is None else reading.result(5)
@@ -135,7 +136,7 @@ def test_arrival_against_close(ask: Ask) -> None:
     assert meeting.reached.wait(10)
     until(lambda: stream.stats.events == 3)
     closing = in_thread(stream.close)
-    until(lambda: stream._cursor.channel.closed)
+    until(lambda: reader_of(stream).cursor.channel.closed)
     assert list(stream) == []
     meeting.go_on.set()
     closing.result(5)
@@ -159,7 +160,7 @@ def test_close_against_the_end(ask: Ask, reads: bool) -> None:
         until(lambda: is_waiting(reading))
     assert meeting.reached.wait(10)
     closing = in_thread(stream.close)
-    until(lambda: stream._cursor.channel.closed)
+    until(lambda: reader_of(stream).cursor.channel.closed)
     meeting.go_on.set()
     closing.result(5)
     got = list(stream) if reading is None else reading.result(5)
@@ -172,7 +173,7 @@ def test_the_end_against_close(ask: Ask) -> None:
     """Close after an end that was not read: quiet, without an abort."""
     transport = Steps(CHUNKS)
     stream = ask(transport)
-    until(lambda: stream._cursor.subscription.finished)
+    until(lambda: reader_of(stream).cursor.subscription.finished)
     together([stream.close] * 10)
     assert list(stream) == []
     assert transport.closed == 1
@@ -210,21 +211,21 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     big = b'data: "%s"\n\n' % (b"x" * 1000)
     transport = Steps([big] * 50, stays_open=True)
     stream = ask(transport, max_buffered_bytes=3000)
-    channel = stream._cursor.channel
+    channel = reader_of(stream).cursor.channel
     until(lambda: channel.buffered > 1500 and channel.is_producer_waiting)
     loop_stands = Meeting()
-    stream._cursor.subscription.loop.call_soon_threadsafe(loop_stands)
+    reader_of(stream).cursor.subscription.loop.call_soon_threadsafe(loop_stands)
     assert loop_stands.reached.wait(10)
     if first == "abort":
         closing = in_thread(stream.close)
-        until(lambda: stream._cursor.channel.closed)
+        until(lambda: reader_of(stream).cursor.channel.closed)
         assert list(stream) == []
     else:
         # Read until the producer was woken, but has not run yet.
         for _ in range(2):
             next(stream)
         closing = in_thread(stream.close)
-        until(lambda: stream._cursor.channel.closed)
+        until(lambda: reader_of(stream).cursor.channel.closed)
     loop_stands.go_on.set()
     closing.result(5)
     until(lambda: transport.closed == 1)

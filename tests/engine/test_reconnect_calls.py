@@ -26,6 +26,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._http import client as _client
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -41,7 +42,7 @@ from sseqbridge.testing import (
 from tests.clock import FakeClock
 from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes, ids_sent, is_between_connections
 from tests.requesters import Requester
-from tests.support import in_thread, is_waiting, until
+from tests.support import in_thread, is_waiting, subscription_of, until
 
 # A wait for an event takes up to 30 s on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -61,7 +62,7 @@ def test_close_during_the_wait_sends_no_request(ask: Requester) -> None:
         assert response.items() == []
         assert response.events.outcome == "closed"
         # A finished task sends no request.
-        assert response.events._cursor.subscription.finished
+        assert reader_of(response.events).cursor.subscription.finished
         assert len(server.requests) == 1
 
 
@@ -84,7 +85,7 @@ def test_reconnect_races_with_close(ask: Requester, stage: str) -> None:
                 ask.run_blocking(lambda: server.wait_for_request(2, timeout=30))
             response.events.reconnect()
         # A finished task sends no request.
-        assert response.events._cursor.subscription.finished
+        assert reader_of(response.events).cursor.subscription.finished
         assert count() <= 2 if stage != "open" else count() <= 3
 
 
@@ -181,7 +182,7 @@ def test_reconnect_drops_the_connection_now(ask: Requester) -> None:
         assert response.events.stats.reconnections == 1
         response.events.reconnect()
         # As it runs if the call crosses with the end of the stream.
-        response.events._cursor.subscription.reconnect_on_loop()
+        subscription_of(response.events).reconnect_on_loop()
         assert len(server.requests) == 2
     assert notes.calls == [(1, 0.0, None)]
 
@@ -234,7 +235,7 @@ def test_reconnect_call_while_a_client_is_leased(monkeypatch: pytest.MonkeyPatch
         assert leased.acquire(timeout=30)
         stream.reconnect()
         # The loop has run it, since it has run a callback that was posted later.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), stream._cursor.subscription.loop).result(30)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), reader_of(stream).cursor.subscription.loop).result(30)
         go.set()
         assert list(stream) == [2]
         assert len(server.requests) == 2

@@ -30,6 +30,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._engine.channel import post
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import (
     ReceivedRequest,
     SSEServer,
@@ -47,7 +48,7 @@ from sseqbridge.testing import (
 from tests.clock import FakeClock
 from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes, ids_sent, is_between_connections
 from tests.requesters import Requester
-from tests.support import in_thread, until
+from tests.support import in_thread, subscription_of, until
 
 # A wait for an event takes up to 30 s on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -295,7 +296,7 @@ def test_no_reconnection_after_the_last_event(
         assert response.items() == [1]
         is_read.set()
         assert response.events.outcome == "done"
-        ask.run_blocking(until, lambda: response.events._cursor.subscription.finished)
+        ask.run_blocking(until, lambda: reader_of(response.events).cursor.subscription.finished)
         assert len(server.requests) == 1
     assert notes.calls == []
 
@@ -308,7 +309,7 @@ def test_no_reconnection_after_a_done_function_accepted(ask: Requester) -> None:
         ask.run_blocking(until, lambda: is_between_connections(response))
         assert response.items() == [2]
         assert response.events.outcome == "done"
-        ask.run_blocking(until, lambda: response.events._cursor.subscription.finished)
+        ask.run_blocking(until, lambda: reader_of(response.events).cursor.subscription.finished)
         assert len(server.requests) == 1
 
 
@@ -336,7 +337,7 @@ def test_reconnect_call_sends_no_prompt_twice(ask: Requester) -> None:
     with SSEServer([send(1), silence()]) as server:
         response = ask(server.url, data={}, reconnect=AT_ONCE)
         assert response.next() == 1
-        task = response.events._cursor.subscription
+        task = subscription_of(response.events)
         # Without the check of reconnect(), which has seen no event yet.
         post(task.loop, task.reconnect_on_loop)
         items, error = response.fail()

@@ -13,6 +13,7 @@ from sseqbridge import Bridge, arequest_sse, request_sse
 from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send, silence
 from tests.requesters import Requester
+from tests.support import subscription_of
 
 EXPECTED = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5}
 
@@ -26,7 +27,7 @@ def assert_is_kept_alive(connection: Any) -> None:
 
 
 def socket_of(events: Any) -> Any:
-    return events._cursor.subscription.exchange.network_stream.get_extra_info("socket")
+    return subscription_of(events).exchange.network_stream.get_extra_info("socket")
 
 
 @pytest.mark.parametrize("extensions", [None, {"target": b"/other"}], ids=["direct", "by httpx"])

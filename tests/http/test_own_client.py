@@ -15,9 +15,10 @@ import pytest
 
 from sseqbridge import Bridge, StreamTimeoutError, TruncatedStreamError, request_sse
 from sseqbridge._http import client as http_client
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, comment, hold, in_turn, respond, send, silence
 from tests.requesters import Requester
-from tests.support import HAS_OWN_TRANSPORT, in_thread, until
+from tests.support import HAS_OWN_TRANSPORT, in_thread, subscription_of, until
 
 from .upstream import DONE, Run, new_client
 
@@ -30,7 +31,7 @@ def test_finished_stream_leaves_no_reference_cycle(ask_fresh: Requester) -> None
         try:
             response = ask_fresh(server.url)
             assert response.items() == [1]
-            connection = weakref.ref(response.events._cursor.subscription.exchange)
+            connection = weakref.ref(subscription_of(response.events).exchange)
             del response
             until(lambda: connection() is None)
         finally:
@@ -189,7 +190,7 @@ def test_events_between_close_and_abort_are_dropped(ask_fresh: Requester) -> Non
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), send(3), silence()]) as server, ask_fresh(server.url) as response:
         assert response.next() == 1
-        response.events._cursor.channel.close()
+        reader_of(response.events).cursor.channel.close()
         go.set()
         ask_fresh.run_blocking(until, lambda: response.events.stats.events == 3)
         assert response.items() == []

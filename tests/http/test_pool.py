@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from sseqbridge import arequest_sse
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, respond, send, silence
 
 IDLE = 30
@@ -20,7 +21,7 @@ async def leave_idle_connections(client: httpx.AsyncClient | None) -> None:
     with SSEServer([send(1), send("[DONE]")]) as server:
         for response in await asyncio.gather(*(arequest_sse(server.url, client=client) for _ in range(IDLE))):
             assert [item async for item in response.events] == [1]
-            await response.events._cursor.subscription.await_finished(30)
+            await reader_of(response.events).cursor.subscription.await_finished(30)
 
 
 async def abort_after(steps: int, client: httpx.AsyncClient | None) -> None:

@@ -16,6 +16,7 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http.proxies import ProxySettings
 from sseqbridge.testing import SSEServer, respond, send
 from tests.requesters import Requester
+from tests.support import subscription_of
 
 from .upstream import own_transport
 
@@ -196,7 +197,7 @@ def test_request_without_a_proxy_uses_the_librarys_transport(
         monkeypatch.setenv(name, value)
     with SSEServer([send(1), DONE]) as server, ask_fresh(server.url) as response:
         assert response.items() == [1]
-        assert response.events._cursor.subscription.exchange.is_direct
+        assert subscription_of(response.events).exchange.is_direct
 
 
 def test_redirect_to_a_host_whose_proxy_cannot_be_used_is_a_connect_error(

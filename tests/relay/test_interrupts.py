@@ -12,6 +12,7 @@ import pytest
 
 from sseqbridge import EventStreamParser, ServerSentEvent, UsageError, relay
 from sseqbridge._engine.channel import End
+from sseqbridge._streams.stream import reader_of
 from tests.interrupts import ALL, MARKS, interruptions, numbers
 from tests.support import until
 
@@ -125,13 +126,13 @@ def test_interrupt_at_any_bytecode_of_asynchronous_frames() -> None:
 def test_exception_of_a_signal_handler_ends_the_relay(kind: type[Exception]) -> None:
     """A TimeoutError is not taken for a wait that has elapsed."""
 
-    class Interrupted(type(numbers()._reader)):  # type: ignore[misc]
+    class Interrupted(type(reader_of(numbers()))):  # type: ignore[misc]
         def next(self, timeout: float | None = None) -> Any:
             super().next(timeout)
             raise kind
 
     stream = numbers(end=End("eof"))
-    stream._reader.__class__ = Interrupted
+    reader_of(stream).__class__ = Interrupted
     assert b"event: error" in b"".join(relay.frames(stream))
     assert stream.outcome == "closed"
 

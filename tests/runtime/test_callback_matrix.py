@@ -39,6 +39,7 @@ from sseqbridge import (
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, cut, hold, raw, send, silence
 from tests.requesters import Caller
+from tests.support import thread_of
 
 from .callers_code import ENDS, FAILING, KINDS, Fault, Interrupted
 
@@ -72,7 +73,7 @@ class Loops(Caller):
         self.bridge.started()
         self.other = self.ask(self.healthy.url)
         assert self.next(self.other) == "1"
-        self.thread = self.bridge._thread
+        self.thread = thread_of(self.bridge)
 
     def begin_with(self, *clients: Callable[[], Any]) -> None:
         """Have the bridge call these functions for its next clients, after that of the healthy stream."""
@@ -109,7 +110,7 @@ class Loops(Caller):
         assert watched.outcome == "closed"
         self.go_on.set()
         assert self.next(self.other) == "2"
-        assert self.bridge._thread is self.thread is not None
+        assert thread_of(self.bridge) is self.thread
         assert not self.thread.has_ended
         self.end(self.other)
 

@@ -18,7 +18,7 @@ from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerg
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside, is_reportable
 from sseqbridge.testing import SSEServer, send, silence
 from tests.requesters import Caller
-from tests.support import in_thread, python
+from tests.support import in_thread, python, thread_of
 
 from .callers_code import EVENT_STREAM, KINDS, Auth, Fault, Flag, Request, Transport
 
@@ -439,9 +439,8 @@ def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixt
     with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
         streams = [request_sse(server.url, bridge=bridge).events for _ in range(2)]
         assert [next(stream) for stream in streams] == [1, 1]
-        state = bridge._state
-        assert state is not None
-        loop, thread = state.loop, bridge._thread
+        state = bridge.started()
+        loop, thread = state.loop, thread_of(bridge)
         for kind in (SystemExit, KeyboardInterrupt):
             ran = threading.Event()
             loop.call_soon_threadsafe(Fault(kind))
@@ -450,8 +449,8 @@ def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixt
             loop.call_soon_threadsafe(loop.call_later, 0.02, ran.set)
             assert ran.wait(10)
         assert all(map(is_open, streams))
-        assert bridge._state is state
-        assert bridge._thread is thread
+        assert bridge.started() is state
+        assert thread_of(bridge) is thread
         logged = " ".join(record.getMessage() for record in caplog.records)
         assert "raised SystemExit; the loop goes on" in logged
         assert "raised KeyboardInterrupt; the loop goes on" in logged

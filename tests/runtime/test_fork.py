@@ -27,9 +27,10 @@ from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
 from sseqbridge._engine import caller_loops
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import fork
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
-from tests.support import python, started
+from tests.support import python, started, thread_of
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"), pytest.mark.slow]
 
@@ -413,8 +414,7 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
     stream = response.events
     loop: Any = iter(stream)
     assert next(loop) == 0
-    parents_thread, parents_stop = bridge._thread, bridge._stop
-    assert parents_thread is not None
+    parents_thread, parents_stop = thread_of(bridge), bridge._stop
     assert parents_stop is not None
     try:
         other_process()
@@ -427,7 +427,7 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
         with request_sse(upstream.url, bridge=bridge) as (_, _, own):
             assert next(own) == 0
         bridge.close()
-        assert bridge._thread is not parents_thread
+        assert thread_of(bridge) is not parents_thread
         assert not parents_thread.has_ended
         assert not upstream.requests[0].aborted.is_set()
         # Dropping the stream aborts nothing and warns of nothing.
@@ -457,7 +457,7 @@ def test_async_stream_of_another_process_is_refused(
             async with response.events:
                 pass
             # The child does not end the stream of the inherited loop either,
-            inherited = response.events._cursor.subscription
+            inherited = reader_of(response.events).cursor.subscription
             assert isinstance(inherited, StreamTask)
             inherited.abort_on_loop(None)
             async with await arequest_sse(upstream.url) as another:

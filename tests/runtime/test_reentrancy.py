@@ -26,9 +26,10 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, cut, hold, in_turn, raw, send, silence
-from tests.support import in_thread
+from tests.support import in_thread, thread_of
 
 # A stream that has ended in the meantime says so; a bridge that was closed, too.
 ALLOWED = (UsageError, SSEError, StopIteration, TimeoutError)
@@ -91,7 +92,7 @@ def read_on(stream: Any) -> None:
 
 def loop_over(stream: Any) -> None:
     # A loop over a stream that nobody reads waits for its next event.
-    if stream is not None and stream._reader.is_claimed:
+    if stream is not None and reader_of(stream).is_claimed:
         for _ in stream.keep_open():
             break
 
@@ -323,8 +324,7 @@ def test_call_in_a_callback(server: SSEServer, go_on: threading.Event, callback:
             world.other.close()
         else:
             assert call in ENDING
-            assert bridge._thread is not None
-            assert not bridge._thread.has_ended
+            assert not thread_of(bridge).has_ended
         world.log.close()
         world.other_bridge.close()
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from sseqbridge import Bridge, CallbackError, EventStream, RequestAbortedError, SSEResponse, UsageError, request_sse
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, respond, send, silence
 from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
@@ -249,7 +250,7 @@ def test_close_ends_a_connection_whose_descriptor_was_inherited(ask: Ask) -> Non
     # As by a forked child: closing our own descriptor would not close the connection.
     events, request = ask(flood, max_buffered_bytes=100_000)
     wait_for_backpressure(request)
-    subscription: Any = events._cursor.subscription
+    subscription: Any = reader_of(events).cursor.subscription
     stream: Any = subscription.exchange.network_stream
     inherited = os.dup(stream.get_extra_info("socket").fileno())
     try:
@@ -328,7 +329,7 @@ def test_close_in_another_thread_ends_a_blocked_loop(silent: SSEServer) -> None:
 def test_close_waits_until_the_socket_is_closed(silent: SSEServer) -> None:
     it = request_sse(silent.url).events
     it.close()
-    assert it._cursor.subscription.finished
+    assert reader_of(it).cursor.subscription.finished
     assert it.outcome == "closed"
 
 

@@ -24,6 +24,7 @@ from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._runtime import fork
 from sseqbridge._streams import async_code
 from sseqbridge._streams.bridge import async_bridge
+from sseqbridge._streams.stream import reader_of
 from tests.clock import FakeClock
 from tests.support import in_thread, until, until_blocked
 
@@ -384,5 +385,5 @@ def test_cancellations_that_a_source_swallowed_are_no_matter_of_its_cleanup() ->
 def test_iteration_has_no_connection_to_drop() -> None:
     with iterate(Silent().generator()) as stream:
         with pytest.raises(UsageError, match=r"iterate\(Silent.generator\) is not a request"):
-            stream._cursor.subscription.reconnect()
+            reader_of(stream).cursor.subscription.reconnect()
         assert next(stream) == 1

@@ -25,6 +25,7 @@ from sseqbridge import (
     request_sse,
     tee,
 )
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, in_turn, raw, send, silence
 from tests.clock import FakeClock
@@ -94,7 +95,7 @@ def test_connection_is_reused_after_an_end_event(ask: Requester) -> None:
         for _ in range(3):
             with ask(server.url) as response:
                 assert len(response.items()) == 3
-                subscription = response.events._cursor.subscription
+                subscription = reader_of(response.events).cursor.subscription
                 ask.run_blocking(until, lambda subscription=subscription: subscription.finished)
         assert {request.connection for request in server.requests} == {0}
 

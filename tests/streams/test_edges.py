@@ -25,6 +25,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._streams.cursor import Cursor
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence, wire
 from tests.requesters import Requester
 from tests.support import in_thread, together, until, until_blocked
@@ -98,7 +99,7 @@ def test_last_event_id_read_by_another_thread_is_a_str() -> None:
                     is_consumer = False
                 return value
 
-        events._cursor.__class__ = Passing
+        reader_of(events).cursor.__class__ = Passing
         assert events.last_event_id == ""
         assert events.last_event_id == "1"
 
@@ -237,7 +238,7 @@ def test_stream_dropped_within_an_abort_is_aborted() -> None:
     with SSEServer([send(1), silence()]) as server:
         events = request_sse(server.url).events
         assert next(events) == 1
-        events._cursor.channel.close()
+        reader_of(events).cursor.channel.close()
         del events
         server.requests[0].wait_aborted()
 
@@ -245,8 +246,7 @@ def test_stream_dropped_within_an_abort_is_aborted() -> None:
 def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
         request_sse(server.url, bridge=bridge).events.close()
-        assert bridge._state is not None
-        loop = bridge._state.loop
+        loop = bridge.started().loop
         post = loop.call_soon_threadsafe
 
         def interrupted(*args: Any, **options: Any) -> None:
@@ -257,7 +257,7 @@ def test_interrupt_while_a_request_is_posted_aborts_it(monkeypatch: pytest.Monke
         monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             request_sse(server.url, bridge=bridge)
-        state = bridge._state
+        state = bridge.started()
         until(lambda: not state.stream_tasks)
 
 

@@ -27,6 +27,7 @@ from sseqbridge import (
     TruncatedStreamError,
     UsageError,
 )
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, reset, respond, send, silence, wait, wire
 from tests.clock import FakeClock
 from tests.requesters import Requester, Response
@@ -394,7 +395,8 @@ def test_heartbeats_reset_the_read_timeout(clock: FakeClock, ask: Requester) -> 
 
 def is_under_backpressure(response: Response) -> bool:
     """Whether the stream is under backpressure."""
-    return response.events.stats.buffered > 0 and response.events._cursor.subscription.writer.idle_since is None
+    subscription: Any = reader_of(response.events).cursor.subscription
+    return response.events.stats.buffered > 0 and subscription.writer.idle_since is None
 
 
 @pytest.mark.parametrize("which", ["idle", "read"])

@@ -31,6 +31,7 @@ from sseqbridge import (
 from sseqbridge._engine.channel import End
 from sseqbridge._streams.claims import Claims
 from sseqbridge._streams.cursor import Cursor
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, send, silence
 from tests.interrupts import ALL, COUNT, MARKS, InMemory, interruptions, numbers
 from tests.support import in_thread, until
@@ -497,7 +498,7 @@ def test_running_call_is_not_taken_over() -> None:
         stream = request_sse(server.url, decode="text").events
         assert stream.next() == "1"
         reading = in_thread(lambda: list(stream))
-        while not stream._reader.is_claimed:
+        while not reader_of(stream).is_claimed:
             pass
         with pytest.raises(UsageError, match="one consumer"):
             stream.poll()
@@ -563,8 +564,8 @@ def test_exception_of_a_signal_handler_is_raised_by_poll() -> None:
                 raise LookupError("a signal handler's")
             return super().leave_batch()
 
-    stream._cursor.__class__ = Interrupted
-    stream._cursor.decoder.item = decode
+    reader_of(stream).cursor.__class__ = Interrupted
+    reader_of(stream).cursor.decoder.item = decode
     with pytest.raises(LookupError):
         stream.poll()
     assert stream.outcome == "closed"

@@ -24,6 +24,7 @@ from sseqbridge import (
     run,
 )
 from sseqbridge._streams.bridge import async_bridge, default_bridge
+from sseqbridge._streams.stream import reader_of
 from tests.support import in_thread, is_waiting, until
 
 
@@ -208,7 +209,7 @@ def test_a_source_that_never_waits_leaves_the_loop_to_others() -> None:
         flag = threading.Event()
         other = bridge.iterate(endless(), max_buffered=10**9, cancel=flag)
         flag.set()
-        until(lambda: other._cursor.subscription.finished)
+        until(lambda: reader_of(other).cursor.subscription.finished)
         stream.close()
 
 

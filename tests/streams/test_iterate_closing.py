@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from sseqbridge import Bridge, Stream, UsageError, iterate, run
+from sseqbridge._streams.stream import reader_of
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, until
 
@@ -125,9 +126,9 @@ def test_closing_before_the_first_step_starts_nothing() -> None:
         bridge.started().loop.call_soon_threadsafe(go.wait, 30)
         streams = [bridge.iterate(never()), bridge.iterate(coroutine()), bridge.iterate(coroutine)]
         for stream in streams:
-            stream._reader.abort()
+            reader_of(stream).abort()
         go.set()
-        until(lambda: all(stream._cursor.subscription.finished for stream in streams))
+        until(lambda: all(reader_of(stream).cursor.subscription.finished for stream in streams))
     assert entered == []
 
 
@@ -288,7 +289,7 @@ def test_source_that_swallows_cancellation_is_left(clock: FakeClock, caplog: pyt
         stream = bridge.iterate(stubborn(go))
         assert next(stream) == 1
         clock.advance_until_done(stream.close, step=0.25)
-        iteration: Any = stream._cursor.subscription
+        iteration: Any = reader_of(stream).cursor.subscription
         clock.advance_until(lambda: caplog.records, step=0.25)
         (record,) = caplog.records
         assert record.levelno == logging.WARNING

@@ -87,8 +87,7 @@ def test_stats_continue_after_the_thread_is_restarted(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         until(lambda: bridge.stats().open_streams == 0)
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
 
         state.loop.call_soon_threadsafe(state.loop.stop)
         until(lambda: repr(bridge) == "<Bridge not started>")
@@ -127,8 +126,7 @@ def test_stats_are_consistent_at_any_time(bridge: Bridge) -> None:
 def test_stats_wait_for_a_write_in_progress(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         request_sse(server.url, bridge=bridge).events.collect()
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         until(lambda: not state.stream_tasks)
         copies = []
 
@@ -271,8 +269,7 @@ def test_warning_without_the_blocking_code_is_logged(
         clock.advance(600)
 
     with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         state.loop.call_soon_threadsafe(block)
         until(warnings)
         assert text in warnings()[0]
@@ -281,8 +278,7 @@ def test_warning_without_the_blocking_code_is_logged(
 def test_loop_without_a_stream_is_not_watched(bridge: Bridge) -> None:
     with SSEServer([send(1), DONE]) as server:
         request_sse(server.url, bridge=bridge).events.collect()
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         watch = state.loop_watch
         assert watch is not None
         until(lambda: watch._timer is None)
@@ -293,8 +289,7 @@ def test_warning_is_not_repeated(
 ) -> None:
     monkeypatch.setattr(loop_watch, "_QUIET_SECONDS", 100_000)
     with SSEServer([send(1), silence()]) as server, request_sse(server.url, bridge=bridge, timeout=None):
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         for seconds in (600, 1200, 1800):
             state.loop.call_soon_threadsafe(clock.advance, seconds)
             until(lambda: bridge.stats().longest_wait >= seconds - 1)  # noqa: B023

@@ -9,7 +9,9 @@ import pytest
 
 from sseqbridge import SSEClient, StatusError, StreamTimeoutError, Timeout, gather
 from sseqbridge._engine import retrying
+from sseqbridge._engine.attempt_options import options_of_attempt
 from sseqbridge._http.pauses import CallPauses
+from sseqbridge._http.request import RequestOptions
 from sseqbridge.testing import SSEServer, hold, in_turn, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread
@@ -107,14 +109,13 @@ def test_retry_that_waits_for_the_pause_of_another_call_is_sent(clock: FakeClock
 def test_request_is_built_once_for_each_attempt(
     clock: FakeClock, waits: Waits, monkeypatch: pytest.MonkeyPatch, has_function: bool
 ) -> None:
-    began: list[object] = []
-    begin: Any = retrying._RetryingSender._begin
+    renewed: list[RequestOptions] = []
 
-    def noted(*args: Any) -> None:
-        began.append(args)
-        begin(*args)
+    async def noted(options: RequestOptions) -> RequestOptions:
+        renewed.append(options)
+        return await options_of_attempt(options)
 
-    monkeypatch.setattr(retrying._RetryingSender, "_begin", noted)
+    monkeypatch.setattr(retrying, "options_of_attempt", noted)
     headers: Any = (lambda: {"X-Key": "1"}) if has_function else {"X-Key": "1"}
     with SSEServer(in_turn(limited(), GOOD)) as server:
         client = client_of(server, None, headers=headers)
@@ -122,4 +123,4 @@ def test_request_is_built_once_for_each_attempt(
         assert results[1] == [1]
         assert [request.headers["x-key"] for request in server.requests] == ["1", "1"]
     # With a function, the second request is built again after the pause: its headers may have expired.
-    assert len(began) == (3 if has_function else 2)
+    assert len(renewed) == has_function

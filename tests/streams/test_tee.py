@@ -30,6 +30,7 @@ from sseqbridge import (
 )
 from sseqbridge._runtime import fork
 from sseqbridge._streams.broadcaster import Broadcaster
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
@@ -47,7 +48,7 @@ def in_threads(*streams: EventStream[Any]) -> list[list[Any]]:
 
 def waits_for(reader: EventStream[Any]) -> bool:
     """Whether the upstream waits for this reader (backpressure)."""
-    return reader._cursor.channel.is_producer_waiting
+    return reader_of(reader).cursor.channel.is_producer_waiting
 
 
 def test_each_reader_gets_everything() -> None:
@@ -380,7 +381,7 @@ def test_readers_get_the_rest_after_the_bridge_has_ended() -> None:
         events = request_sse(server.url, decode="text", bridge=bridge).events
         until_no_stream_is_open(bridge)
         bridge.close()
-        until(events._cursor.subscription.loop.is_closed)
+        until(reader_of(events).cursor.subscription.loop.is_closed)
         one, other = tee(events, max_buffered_bytes=1_000)
         assert len(list(one)) == len(list(other)) == 30
 
@@ -415,9 +416,9 @@ def test_done_function_ends_each_reader() -> None:
 
 def test_reader_can_be_relayed_by_an_asynchronous_server() -> None:
     async def main(reader: EventStream[str]) -> list[str]:
-        items = [await reader._reader.anext(30), await reader._reader.anext(30)]
+        items = [await reader_of(reader).anext(30), await reader_of(reader).anext(30)]
         with pytest.raises(StopAsyncIteration):
-            await reader._reader.anext(30)
+            await reader_of(reader).anext(30)
         return items
 
     with SSEServer([send("a"), send("end"), silence()]) as server:
@@ -485,8 +486,7 @@ def test_stuck_task_does_not_block_the_readers() -> None:
         fast, slow = tee(request_sse(server.url, decode="text", bridge=bridge), max_buffered_bytes=50_000)
         reading = in_thread(partial(read, fast))
         until(lambda: is_waiting(reading) and waits_for(slow))
-        state = bridge._state
-        assert state is not None
+        state = bridge.started()
         state.loop.call_soon_threadsafe(state.release_consumers)
         with pytest.raises(BridgeClosedError, match="did not end in time"):
             reading.result(30)
