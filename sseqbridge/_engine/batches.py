@@ -21,6 +21,7 @@ from .memory import limit_of
 
 if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
+    from sseqbridge._sse.dialects import EventRules
 
 __all__ = ["EVENT_OVERHEAD", "Batch", "BatchReader", "Item", "Retries", "is_complete_json"]
 
@@ -329,7 +330,7 @@ class BatchReader:
                 last = items.pop()
             else:
                 is_plain = False
-                items, last, retries = self._sort(items, retries)
+                items, last, retries = _sorted(items, retries, self._rules)
         while len(items) > most_items:
             part, items = items[:most_items], items[most_items:]
             last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
@@ -362,32 +363,6 @@ class BatchReader:
             if len(self._unframed) > _UNFRAMED_BYTES:
                 raise unframed_body_error(bytes(self._unframed))
 
-    def _sort(self, items: list[Any], retries: Retries) -> tuple[list[Any], ServerSentEvent | None, Retries]:
-        """Return the items up to the event that ends the stream, that event or None, and the retries up to it.
-
-        In JSON mode heartbeats are left out.
-        """
-        rules = self._rules
-        kept: list[Any] = []
-        # The index in `kept` for each item.
-        indices: list[int] = []
-        last = None
-        for item in items:
-            indices.append(len(kept))
-            if type(item) is Comment:
-                kept.append(item)
-            elif rules.is_end(item):
-                last = item
-                if rules.is_last_item(item):
-                    kept.append(item)
-                break
-            elif not rules.is_json or not rules.is_heartbeat(item):
-                kept.append(item)
-        moved = [(indices[index], seconds) for index, seconds in retries if index < len(indices)]
-        if last is None:
-            moved += [(len(kept), seconds) for index, seconds in retries if index >= len(indices)]
-        return kept, last, moved
-
     def _count(self, items: list[Any]) -> int:
         return sum(map(self._rules.counts, items))
 
@@ -409,6 +384,34 @@ def _slice_bytes(limit: int) -> int:
 
 def _batch_items(limit: int) -> int:
     return max(limit // (4 * EVENT_OVERHEAD), 1)
+
+
+def _sorted(
+    items: list[Any], retries: Retries, rules: EventRules
+) -> tuple[list[Any], ServerSentEvent | None, Retries]:
+    """Return the items up to the event that ends the stream, that event or None, and the retries up to it.
+
+    In JSON mode heartbeats are left out.
+    """
+    kept: list[Any] = []
+    # The index in `kept` for each item.
+    indices: list[int] = []
+    last = None
+    for item in items:
+        indices.append(len(kept))
+        if type(item) is Comment:
+            kept.append(item)
+        elif rules.is_end(item):
+            last = item
+            if rules.is_last_item(item):
+                kept.append(item)
+            break
+        elif not rules.is_json or not rules.is_heartbeat(item):
+            kept.append(item)
+    moved = [(indices[index], seconds) for index, seconds in retries if index < len(indices)]
+    if last is None:
+        moved += [(len(kept), seconds) for index, seconds in retries if index >= len(indices)]
+    return kept, last, moved
 
 
 def _split(retries: Retries, count: int) -> tuple[Retries, Retries]:

@@ -232,17 +232,23 @@ class StreamTask(TimedStream):
     # On the loop thread.
 
     def start(self) -> None:
-        """Start the task, in the context of the caller. An exception, as of a task factory, ends the stream."""
+        """Start the task, in the context of the caller.
+
+        Ends the stream with BridgeClosedError, and raises it, if that fails: for example in a task factory of a caller.
+        """
         try:
             self._start()
         except BaseException as exc:
+            error = BridgeClosedError(f"{self.target}: {type(exc).__name__} when the loop started the stream")
+            error.__cause__ = exc
             if self.task is None and self._callbacks is None:
                 self.exchange.abandon()
-                self._finish(exc)
+                self._finish(error)
             else:
-                self.abort_on_loop(self._as_sse_error(exc))
-            if not isinstance(exc, Exception):
-                raise
+                self.abort_on_loop(error)
+            if isinstance(exc, Exception):
+                raise error from exc
+            raise
 
     def _start(self) -> None:
         self.state.add(self)
@@ -429,7 +435,7 @@ class StreamTask(TimedStream):
 
     def release_consumer(self) -> None:
         """End the channel, although the task has not ended."""
-        self.channel.end(End("error", BridgeClosedError("the stream's task did not end in time")))
+        self.channel.end(End("error", self._reason or BridgeClosedError("the stream's task did not end in time")))
         self.mark_finished()
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -454,14 +460,11 @@ class StreamTask(TimedStream):
             return End("error", self._reason)
         if error is None:
             return CLOSED
-        return End("error", self._as_sse_error(error))
-
-    def _as_sse_error(self, error: BaseException) -> SSEError | UsageError:
         if isinstance(error, (SSEError, UsageError)):
-            return error
+            return End("error", error)
         wrapped = SSEError(f"{self.target}: {type(error).__name__} in the stream's task")
         wrapped.__cause__ = error
-        return wrapped
+        return End("error", wrapped)
 
 
 class EntryWriter:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import Bridge, BridgeClosedError, SSEError, UsageError, arequest_sse, request_sse
+from sseqbridge import Bridge, BridgeClosedError, UsageError, arequest_sse, request_sse
 from sseqbridge._engine.async_work import AsyncWork
 from sseqbridge._engine.caller_loops import running_loop_state
 from sseqbridge._engine.channel import CLOSED, End
@@ -78,7 +78,7 @@ def test_failed_start_leaves_nothing_registered(
         task = submitted(bridge, options(url=server.url, build=BUILD, reconnect=reconnect))
         end = task.channel.receive(30)
         assert isinstance(end, End)
-        assert isinstance(end.error, SSEError)
+        assert isinstance(end.error, BridgeClosedError)
         assert isinstance(end.error.__cause__, MemoryError)
         task.wait_finished(30)
         assert bridge.stats().open_streams == 0
@@ -94,7 +94,7 @@ def test_start_that_fails_behind_the_task_ends_it(server: SSEServer, monkeypatch
         task = submitted(bridge, options(url=server.url, build=BUILD, cancel=flag))
         end = task.channel.receive(30)
         assert isinstance(end, End)
-        assert isinstance(end.error, SSEError)
+        assert isinstance(end.error, BridgeClosedError)
         assert isinstance(end.error.__cause__, MemoryError)
         task.wait_finished(30)
         assert bridge.stats().open_streams == 0
@@ -119,7 +119,7 @@ def test_failing_task_factory_of_a_caller_leaves_nothing_registered(server: SSES
             state = await running_loop_state()
             loop.set_task_factory(fails)
             try:
-                with pytest.raises(SSEError) as caught:
+                with pytest.raises(BridgeClosedError) as caught:
                     await arequest_sse(server.url)
                 assert isinstance(caught.value.__cause__, MemoryError)
             finally:
