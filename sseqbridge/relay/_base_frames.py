@@ -16,6 +16,7 @@ from sseqbridge._runtime.clock import clock
 
 from . import _live
 from ._ending import Ending, RelayEnd
+from ._refused import is_refusal
 from ._source import ApplicationError
 from ._writer import CANCELLED
 
@@ -135,7 +136,7 @@ class BaseFrames(NotCopyable):
 
         For use within the package. `refused` is the reader of the refusal. Raises nothing.
         """
-        if refused.cursor.is_refused:
+        if is_refusal(refused):
             self._note("error", refused.cursor.status_error())
         else:
             # A 204: there is nothing to send.

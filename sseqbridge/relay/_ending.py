@@ -19,8 +19,9 @@ import anyio
 import anyio.to_thread
 
 from sseqbridge._engine.channel import post
+from sseqbridge._exceptions import CallbackError
 from sseqbridge._runtime import fork, threads
-from sseqbridge._runtime.callbacks import CallersCode, is_reportable
+from sseqbridge._runtime.callbacks import CallersCode, contained
 
 __all__ = ["END_SECONDS", "Closable", "Ending", "OnEnd", "Outcome", "RelayEnd", "RequestEnd", "abounded"]
 
@@ -96,10 +97,9 @@ class Ending:
     def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in a thread, and log its exceptions, some of which have another meaning on an event loop."""
         try:
-            return function(*arguments)
-        except BaseException as exc:
-            if not is_reportable(exc):
-                raise
+            with contained("the function `on_end`"):
+                return function(*arguments)
+        except CallbackError:
             logger.exception("`on_end` failed with %r", arguments[-1])
 
     def drop(self, end: RelayEnd, loop: asyncio.AbstractEventLoop | None) -> None:

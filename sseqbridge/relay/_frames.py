@@ -22,6 +22,7 @@ from ._disconnect import ClientDisconnected, disconnect_flag
 from ._ending import Ending
 from ._opening import AsyncFunctionSource, FunctionSource
 from ._options import ASYNC_WITHOUT, SYNC_WITHOUT, RelayOptions, describe, relay_options
+from ._refused import arefusal, is_refusal, refusal
 from ._source import ApplicationError
 from ._upstream import Upstream
 from ._writer import HEARTBEAT, Writer, notice
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._streams.reader import ItemReader
 
+    from ._opening import Caller
     from ._options import AsyncRelayKeywords, SyncRelayKeywords
     from ._source import AsyncSource, Source
 
@@ -72,8 +74,8 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
         checked.check_synchronous()
         upstream.check_synchronous()
         refused = upstream.refused
-        if refused is not None and refused.cursor.is_refused:
-            error = refused.refusal()
+        if refused is not None and is_refusal(refused):
+            error = refusal(refused)
             assert error is not None
             raise error
         return relay(upstream, checked, environ)
@@ -122,10 +124,14 @@ def arelay(
     options: RelayOptions,
     after_work: Callable[[], object] | None = None,
     ending: type[Ending] = Ending,
+    caller: Caller | None = None,
 ) -> AsyncFrames:
-    """Return the frames of an upstream for an ASGI server."""
+    """Return the frames of an upstream for an ASGI server.
+
+    `caller` awaits the call of a plain function that opens the upstream; None: in a thread of its own.
+    """
     writer = Writer(options)
-    source = upstream.async_source(writer, after_work, early=options.early)
+    source = upstream.async_source(writer, after_work, early=options.early, caller=caller)
     return AsyncFrames(source, writer, options, ending(options.on_end))
 
 
@@ -167,8 +173,8 @@ class Frames(BaseFrames):
         exceptions.
         """
         refused = self.open_upstream()
-        if refused is not None and refused.cursor.is_refused:
-            error = refused.refusal()
+        if refused is not None and is_refusal(refused):
+            error = refusal(refused)
             self.close()
             assert error is not None
             raise error
@@ -322,8 +328,8 @@ class AsyncFrames(BaseFrames):
         exceptions.
         """
         refused = await self.open_upstream()
-        if refused is not None and refused.cursor.is_refused:
-            error = await refused.arefusal()
+        if refused is not None and is_refusal(refused):
+            error = await arefusal(refused)
             await self.aclose()
             raise error
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._engine.channel import End, post
 from sseqbridge._engine.scope import CancelScope, current_scope, is_cancelled
 from sseqbridge._exceptions import Cancelled, SSEError
-from sseqbridge._runtime.callbacks import CallersCode, is_reportable
+from sseqbridge._runtime.callbacks import CallersCode, contained
 from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._streams.worker import IterableWorker
 
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
     from ._source import AsyncSource, BaseSource, Source
     from ._writer import Writer
 
-__all__ = ["AsyncFunctionSource", "FunctionSource"]
+__all__ = ["AsyncFunctionSource", "Caller", "FunctionSource"]
+
+# Awaits the call of a plain function in a thread.
+Caller = Callable[[Callable[[], object]], Awaitable[None]]
+
+# The function, in messages.
+_NAME = "the function that opens the relay's stream"
 
 
 class Opened(Protocol):
@@ -71,12 +78,14 @@ class _BaseFunctionSource:
         *,
         early: bool,
         cancel: CancelFlag | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self._function = function
         self._wrap = wrap
         self._writer = writer
         self._after_work = after_work
         self._is_early = early
+        self._caller = caller
         self._closing = _Closing(cancel)
         # Results that the consumer has not taken: one at most.
         self._results: deque[Any] = deque()
@@ -157,7 +166,7 @@ class FunctionSource(_BaseFunctionSource):
         self._adopt()
 
     def _call(self) -> None:
-        with CancelScope(self._closing) as scope:
+        with CancelScope(self._closing) as scope, contained(_NAME, passes=Exception):
             self._results.append(self._function())
         if scope.cancelled:
             self._discard()
@@ -195,10 +204,10 @@ class FunctionSource(_BaseFunctionSource):
             return
         try:
             self.open()
-        except BaseException as exc:
-            if is_reportable(exc) and not isinstance(exc, SSEError):
-                raise ApplicationError(exc) from None
+        except SSEError:
             raise
+        except Exception as exc:
+            raise ApplicationError(exc) from None
 
     def _early_worker(self) -> IterableWorker[bool]:
         if self._worker is None:
@@ -239,7 +248,10 @@ def _calls(
 
 
 class AsyncFunctionSource(_BaseFunctionSource):
-    """Calls the function in a task: a plain function in a thread, which leaves the event loop free."""
+    """Calls the function in a task: a plain function in a thread, which leaves the event loop free.
+
+    `caller` awaits the call of a plain function; None: in a thread of its own.
+    """
 
     _source: AsyncSource | None = None
     _task: asyncio.Task[BaseException | None] | None = None
@@ -258,7 +270,9 @@ class AsyncFunctionSource(_BaseFunctionSource):
             return
         if self._task is None:
             loop = asyncio.get_running_loop()
-            call = _acall(self._function, self._closing, self._results, self._wrap, self._after_work)
+            call = _acall(
+                self._function, self._closing, self._results, self._wrap, self._caller or _Caller(self._after_work)
+            )
             self._task = self._writer.context.copy().run(loop.create_task, call)
         await asyncio.wait({self._task}, timeout=timeout)
         if not self._task.done() or self._task.cancelled():
@@ -294,12 +308,33 @@ class AsyncFunctionSource(_BaseFunctionSource):
             post(task.get_loop(), task.cancel)
 
 
-def _call_in_thread(function: Callable[[], Any], after_work: Callable[[], object] | None) -> Any:
-    try:
-        return function()
-    finally:
-        if after_work is not None:
-            after_work()
+class _Caller:
+    """Calls a plain function in a thread of its own, and `after_work` after it."""
+
+    def __init__(self, after_work: Callable[[], object] | None) -> None:
+        self._after_work = after_work
+
+    async def __call__(self, function: Callable[[], object]) -> None:
+        await run_in_daemon_thread("sseqbridge-opening", self._run, function)
+
+    def _run(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        finally:
+            if self._after_work is not None:
+                self._after_work()
+
+
+def _call_into(
+    function: Callable[[], Any], closing: _Closing, results: deque[Any], wrap: Callable[[Any], Opened]
+) -> None:
+    """Append the function's result to `results`, or end it if the relay is closed. In a thread.
+
+    A task that was cancelled no longer waits for the thread, which therefore must not return the result to it.
+    """
+    results.append(function())
+    if closing.is_closed:
+        _discard(results, wrap)
 
 
 async def _acall(
@@ -307,25 +342,22 @@ async def _acall(
     closing: _Closing,
     results: deque[Any],
     wrap: Callable[[Any], Opened],
-    after_work: Callable[[], object] | None,
+    caller: Caller,
 ) -> BaseException | None:
     """Append the function's result to `results`. Returns the function's error."""
     try:
-        with CancelScope(closing):
-            with CallersCode("the function that opens the relay's stream", passes=(Exception, Cancelled)):
-                if inspect.iscoroutinefunction(function):
-                    result = await function()
-                else:
-                    result = await run_in_daemon_thread(
-                        "sseqbridge-opening",
-                        _call_in_thread,
-                        function,
-                        after_work,
-                        discard=lambda late: wrap(late).discard(),
-                    )
-                    if inspect.isawaitable(result):
-                        result = await result
-            results.append(result)
+        with CancelScope(closing), CallersCode(_NAME, passes=(Exception, Cancelled)):
+            if inspect.iscoroutinefunction(function):
+                results.append(await function())
+            else:
+                await caller(partial(_call_into, function, closing, results, wrap))
+                try:
+                    result = results.popleft()
+                except IndexError:
+                    # The relay is closed.
+                    return None
+                # That of a lambda that calls a coroutine function is awaitable.
+                results.append(await result if inspect.isawaitable(result) else result)
             if closing.is_closed:
                 _discard(results, wrap)
             return None

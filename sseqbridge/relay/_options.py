@@ -81,11 +81,12 @@ class RelayOptions:
     with its Retry-After, and a JSON object `{"error": {"type": "upstream_error", "status": ..., "message":
     ...}}`. "pass": the upstream's status and body, as JSON or plain text. A function: it is called with the
     StatusError, and returns the status, and the body as a dict or list (sent as JSON), or a str. In each form
-    a 204 remains a 204.
+    a 204 remains a 204. An error object that an upstream sends with the status 200 in place of events is reported as
+    an event: with its own message only for "pass".
 
     `early`: True to send headers and heartbeats before the upstream's headers are in, if `stream` is a function.
-    A refusal of the upstream is then reported like an error in the stream. An asynchronous server, and a
-    synchronous one in a thread of its own, call the function at the first read.
+    A refusal of the upstream is then reported like an error in the stream. The function is called at the first read,
+    under WSGI in a thread of its own.
 
     `on_item`: a function that is called with each item, where `map` is called, and before it. Without `map`, an event
     that cannot be decoded, or reports an error, is forwarded without a call. If the function raises, the

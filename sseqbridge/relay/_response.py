@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -80,6 +81,8 @@ _FORWARDED_STATUSES = (429, 503)
 
 # The types of a body that no browser runs.
 _PASSIVE_TYPES = frozenset({"application/json", "application/problem+json", "text/plain"})
+
+_CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*\"?([\w.:+-]+)", re.ASCII | re.IGNORECASE)
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -218,10 +221,18 @@ def _status(status: object) -> int:
 
 def _passive_body(error: StatusError) -> tuple[str, bytes]:
     """Return the type and body of an answer, as a type that no browser runs."""
-    content_type = error.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type, _, parameters = error.headers.get("content-type", "").partition(";")
+    content_type = content_type.strip().lower()
     if content_type == "text/event-stream":
         return "application/json", _event_data(error.body)
-    return (content_type if content_type in _PASSIVE_TYPES else "text/plain; charset=utf-8"), error.body
+    found = _CHARSET.search(parameters)
+    charset = found[1] if found else ""
+    if content_type not in _PASSIVE_TYPES:
+        content_type, charset = "text/plain", charset or "utf-8"
+    elif content_type != "text/plain" and charset.lower() == "utf-8":
+        # JSON's own.
+        charset = ""
+    return f"{content_type}; charset={charset}" if charset else content_type, error.body
 
 
 def _event_data(body: bytes) -> bytes:

@@ -27,6 +27,7 @@ from sseqbridge._runtime.callbacks import is_exit_of_callers_function, is_from_o
 from sseqbridge._sse.events import Comment, RestartEvent, ServerSentEvent
 from sseqbridge._streams.worker import ChannelClosed, IterableWorker
 
+from ._refused import arefusal, is_refusal, refusal, refused_reader
 from ._writer import CANCELLED, Writer
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class StreamSource:
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        return None if self._cursor.head.is_stream else self._reader
+        return refused_reader(self._reader)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -144,9 +145,9 @@ class StreamSource:
         """Return the next frame, None if `timeout` elapses. Raises StopIteration, and the stream's error."""
         self._begin()
         self._reader.check_usable()
-        if self._cursor.is_refused:
+        if is_refusal(self.refused):
             # The reader would deliver the body as an item.
-            error = self._reader.refusal(timeout)
+            error = refusal(self._reader, timeout)
             if error is None:
                 return None
             raise error
@@ -169,9 +170,9 @@ class StreamSource:
     async def anext(self, timeout: float) -> bytes | None:
         """Return the next frame, None if `timeout` elapses. Raises StopAsyncIteration, and the stream's error."""
         self._begin()
-        if self._cursor.is_refused:
+        if is_refusal(self.refused):
             # The reader would deliver the body as an item.
-            raise await self._reader.arefusal()
+            raise await arefusal(self._reader)
         try:
             item = await self._reader.anext(timeout)
         except TimeoutError as exc:

@@ -15,6 +15,7 @@ from sseqbridge._streams.sync import SSEResponse
 from sseqbridge._streams.worker import check_unread
 
 from ._opening import AsyncFunctionSource, FunctionSource
+from ._refused import refused_reader
 from ._source import StreamSource, TaskSource, WorkerSource
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
     from sseqbridge._streams.reader import ItemReader
 
+    from ._opening import Caller
     from ._source import AsyncSource, Source
     from ._writer import Writer
 
@@ -69,8 +71,7 @@ class Upstream:
     @property
     def refused(self) -> ItemReader[Any] | None:
         """The reader of an upstream's answer that is no event stream; None for all others."""
-        reader = self._reader
-        return reader if reader is not None and not reader.cursor.head.is_stream else None
+        return None if self._reader is None else refused_reader(self._reader)
 
     def check_synchronous(self) -> None:
         """Raise UsageError if only an asynchronous server can relay the stream."""
@@ -117,11 +118,19 @@ class Upstream:
         return WorkerSource(items, writer, after_work)
 
     def async_source(
-        self, writer: Writer, after_work: Callable[[], object] | None, *, early: bool = False
+        self,
+        writer: Writer,
+        after_work: Callable[[], object] | None,
+        *,
+        early: bool = False,
+        caller: Caller | None = None,
     ) -> AsyncSource:
-        """Return the source for an asynchronous server. Raises UsageError if the stream cannot be relayed."""
+        """Return the source for an asynchronous server. Raises UsageError if the stream cannot be relayed.
+
+        `caller` awaits the call of a plain function; None: in a thread of its own.
+        """
         if self._function is not None:
-            return AsyncFunctionSource(self._function, _result, writer, after_work, early=early)
+            return AsyncFunctionSource(self._function, _result, writer, after_work, early=early, caller=caller)
         if self._reader is not None:
             return StreamSource(self._reader, writer)
         items = self._stream

@@ -34,6 +34,7 @@ _MESSAGES = {
     "ProtocolError": "the upstream's answer could not be read",
     "StreamTimeoutError": "the upstream took too long",
     "BufferLimitError": "the upstream sent an event that is too large",
+    "ContentTypeError": "the upstream's answer is no event stream",
     "DecodeError": "the upstream sent data that could not be decoded",
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
@@ -58,6 +59,7 @@ class Writer:
         self._error = options.error
         self._done_event = options.done_event
         self._forwards_done = options.done is True
+        self._quotes_body = options.refusal == "pass"
         # The context of the view that made the relay; `map` and iterables run in it.
         self.context = contextvars.copy_context()
         # The last event ID that the client holds, as far as the upstream set it.
@@ -118,7 +120,7 @@ class Writer:
     def error(self, error: BaseException) -> bytes:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
         if self._error is None:
-            return encode(_error_event(error))
+            return encode(_error_event(error, quotes_body=self._quotes_body))
         # An exit of the function would end the server.
         with contained("the function `error`", passes=Exception):
             report = self.context.run(self._error, error)
@@ -157,8 +159,10 @@ def _encoded(item: Any, name: str) -> bytes:
     return b"" if event is None else encode(event)
 
 
-def _error_event(error: BaseException) -> ServerSentEvent:
+def _error_event(error: BaseException, *, quotes_body: bool) -> ServerSentEvent:
     """Return the event that reports the failure of a stream to the client.
+
+    `quotes_body`: with the message of an error that is the upstream's whole body, a refusal with the status 200.
 
     Its form is one that the SDKs of OpenAI, Anthropic and others, and Vercel's, recognize as an error.
     """
@@ -167,7 +171,7 @@ def _error_event(error: BaseException) -> ServerSentEvent:
         message = _MESSAGES.get(kind, "the stream failed")
     else:
         kind, message = "ServerError", "the server failed while it made the stream"
-    if isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamError) and (quotes_body or error.event is not None):
         reported = message_of(error.payload)
         message = message if reported is None else quoted(reported)
     return _report("error", kind, message)

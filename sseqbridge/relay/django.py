@@ -127,7 +127,7 @@ def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
             '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
             "the upstream's body is in. Pass a function as `stream`, or await raise_for_status() before the call."
         )
-    frames = arelay(upstream, options, connections.close_all, _ASGIEnding)
+    frames = arelay(upstream, options, connections.close_all, _ASGIEnding, _call_as_django)
     _CloseRequest(request, frames)
     if request.method == "HEAD":
         frames.discard()
@@ -260,6 +260,13 @@ class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
         # Now, in the request's task: Django closes the response in a thread.
         await self._frames.aclose()
         return self._after_render(_with_changes_of(self, self._head, _response(refusal)))
+
+
+async def _call_as_django(function: Callable[[], object]) -> None:
+    """Call the function that opens the upstream in the request's thread, whose database connections it may use."""
+    # The context of a view that sync_to_async runs says that its thread is in use, which is over by now.
+    SyncToAsync.deadlock_context.set(False)
+    await sync_to_async(function)()
 
 
 class _WSGIEnding(Ending):
