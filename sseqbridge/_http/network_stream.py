@@ -97,12 +97,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self._buffer[:nbytes])
-        if self._tls is None:
-            self._last_received_at = self.loop.time()
-            self.bytes_received(data)
-        else:
-            self._receive_encrypted(self._tls, data)
+        self._receive(bytes(self._buffer[:nbytes]))
         if nbytes == READ_BYTES:
             self._yield_to_loop()
 
@@ -112,6 +107,8 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._can_write = True
+        if exc is not None and self.input is InputState.OPEN:
+            self._receive_rest()
         self._end_input(InputState.LOST, exc)
 
     def pause_writing(self) -> None:
@@ -122,6 +119,26 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         self._wake_writer()
 
     # Reading.
+
+    def _receive(self, data: bytes) -> None:
+        if self._tls is None:
+            self._last_received_at = self.loop.time()
+            self.bytes_received(data)
+        else:
+            self._receive_encrypted(self._tls, data)
+
+    def _receive_rest(self) -> None:
+        """Take the bytes that came before the connection was lost.
+
+        A server that refuses a request may close the connection while the request is being sent. asyncio closes its
+        side as soon as a write fails, and reads no more, so that the response would be lost.
+        """
+        connection = self.transport.get_extra_info("socket")
+        # Both loops close the socket after connection_lost(). A fake connection has none.
+        if connection is not None and connection.fileno() >= 0:
+            rest = sockets.unread_bytes(connection.fileno(), READ_BYTES)
+            if rest:
+                self._receive(rest)
 
     def _yield_to_loop(self) -> None:
         """Let the loop handle other events before it reads on from a peer that sends without end.
@@ -263,7 +280,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     def write_at_once(self, data: Bytes) -> Bytes:
         """Write as much of `data` as there is room for, and return the rest. Raises httpx.WriteError."""
         rest = data if len(data) <= _WRITE_BYTES else memoryview(data)
-        while rest and self._can_write and self.input is InputState.OPEN:
+        while rest and self._can_write and self.input is InputState.OPEN and not self.transport.is_closing():
             self._write_part(rest[:_WRITE_BYTES])
             rest = rest[_WRITE_BYTES:]
         return rest
@@ -275,12 +292,10 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         httpx.WriteTimeout after `timeout` seconds in which the peer took no bytes, httpx.WriteError if TLS
         cannot send.
         """
-        rest = data
-        while self.input is InputState.OPEN:
-            rest = self.write_at_once(rest)
-            if self._can_write:
-                break
+        rest = self.write_at_once(data)
+        while self.input is InputState.OPEN and (rest or not self._can_write):
             await self._wait_for_room(timeout)
+            rest = self.write_at_once(rest)
         return self.input is InputState.OPEN
 
     def _write_part(self, part: Bytes) -> None:
@@ -292,7 +307,8 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     async def _wait_for_room(self, timeout: float | None) -> None:
         unsent, taken_at = self.transport.get_write_buffer_size(), self.loop.time()
-        while not self._can_write and self.input is InputState.OPEN:
+        # A write that failed closes the transport, and then ends the input.
+        while self.input is InputState.OPEN and (not self._can_write or self.transport.is_closing()):
             # Whether the peer takes bytes is measured by the write buffer alone.
             timer = None if timeout is None else self.loop.call_later(timeout / 4, self._wake_writer)
             self._writer = self.loop.create_future()

@@ -36,6 +36,7 @@ __all__ = [
     "shut_down_connection",
     "shut_down_socket",
     "standard_descriptors",
+    "unread_bytes",
 ]
 
 
@@ -121,6 +122,25 @@ def detach_connection_after_fork(transport: Any) -> None:
         return  # No descriptor is free.
     ours.close()
     theirs.close()
+
+
+def unread_bytes(fd: int, limit: int) -> bytes:
+    """Return what the peer of a connection had sent before the connection was reset, at most `limit` bytes.
+
+    A write fails at the reset, although the bytes before it can still be read. Never blocks.
+    """
+    if sys.platform == "win32":
+        return b""
+    duplicate = _socket.socket(fileno=_socket.dup(fd))
+    try:
+        received = bytearray()
+        while len(received) < limit and (part := duplicate.recv(limit - len(received), socket.MSG_DONTWAIT)):
+            received += part
+    except OSError:
+        pass  # There is no more, or the reset itself.
+    finally:
+        duplicate.close()
+    return bytes(received)
 
 
 def read_check(fd: int) -> Callable[[], object]:

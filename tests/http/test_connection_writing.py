@@ -599,6 +599,45 @@ def test_response_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("size", [5, 100_000])
+def test_response_before_a_write_that_fails_is_read(run: Run, size: int) -> None:
+    """asyncio closes a connection as soon as a write fails, and reads no more."""
+
+    async def main() -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield bytes(100_000)
+            peer = await accepted
+            # Without a moment in which the loop could read. A close with unread bytes is a reset.
+            peer.socket.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+            peer.socket.close()
+            for _ in range(100):
+                yield bytes(100_000)
+            await asyncio.Event().wait()
+
+        accepted: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+        async with posting(content=body()) as (peer, pending):
+            accepted.set_result(peer)
+            response = await pending
+            assert (response.status_code, await response.aread()) == (413, bytes(size))
+
+    run(main)
+
+
+def test_nothing_is_written_to_a_connection_that_is_being_closed(run: Run) -> None:
+    """asyncio logs a warning for each write after the fifth."""
+
+    async def main() -> None:
+        async with posting(content=parts()) as (peer, pending):
+            await peer.respond(SHORT)
+            connection = (await pending).extensions["network_stream"]
+            connection.transport.abort()
+            data = bytes(1_000_000)
+            assert len(connection.write_at_once(data)) == len(data)
+            assert not await connection.write(data, None)
+
+    run(main)
+
+
 def test_response_during_the_head_is_read(run: Run) -> None:
     async def main() -> None:
         # More than the kernel buffers.
