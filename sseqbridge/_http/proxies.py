@@ -27,6 +27,9 @@ _SEPARATORS = re.compile(r"[,\s]+")
 # Scheme, host and port: "[::1]:80", "::1", "https://a.test", "*.a.test:81".
 _ENTRY = re.compile(r"(?:([a-z]+)://)?(?:\[([0-9a-f:.%\w]+)\](?::(\d+))?|([^:/]+)(?::(\d+))?|([0-9a-f:.%\w]+))/?")
 
+# The bits before the IPv4 address in an IPv6 address that it is mapped to.
+_MAPPED_BITS = 96
+
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -74,7 +77,7 @@ class ProxySettings:
         proxy = self._proxies.get(scheme)
         if proxy is None or self._is_exempt(url):
             return None
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        proxy = proxy.strip() if "://" in proxy else f"http://{proxy.strip()}"
         _check(proxy, _variable(scheme), url.host)
         return proxy
 
@@ -103,9 +106,14 @@ def _exemption(entry: str) -> _Exemption | None:
 
 def _network(text: str) -> _Network | None:
     try:
-        return ipaddress.ip_network(text.partition("%")[0], strict=False)
+        network = ipaddress.ip_network(text.partition("%")[0], strict=False)
     except ValueError:
         return None
+    # As _address() does: ::ffff:10.0.0.0/104 is 10.0.0.0/8.
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_BITS), strict=False)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -131,20 +139,20 @@ def _check(proxy: str, variable: str, host: str) -> None:
         got = "an invalid URL"
     if not got and (url.port or 0) > 65535:
         got = "an invalid port"
-    advice = f"Correct it, unset it, or add {host} to NO_PROXY."
+    advice = f"unset it, or add {host} to NO_PROXY."
     if got:
         names = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         where = f"the environment variable `{variable}`"
-        raise UsageError(f"{where} must be a URL that begins with one of {names}, got {got}. {advice}")
+        raise UsageError(f"{where} must be a URL that begins with one of {names}, got {got}. Correct it, {advice}")
     if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise UsageError(
             f"the environment variable `{variable}` must be an http:// or https:// proxy without the package socksio, "
-            f"got a SOCKS proxy. Run pip install 'httpx[socks]'. Or: {advice.lower()}"
+            f"got a SOCKS proxy. Run pip install 'httpx[socks]', {advice}"
         )
     try:
         httpx.Proxy(proxy)
     except ValueError:
         raise UsageError(
             f"the environment variable `{variable}` must be a proxy that httpx {httpx.__version__} supports, "
-            f"got the scheme {url.scheme!r}. {advice}"
+            f"got the scheme {url.scheme!r}. Correct it, {advice}"
         ) from None
