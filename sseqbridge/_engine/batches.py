@@ -424,7 +424,8 @@ def _split(retries: Retries, count: int) -> tuple[Retries, Retries]:
 
 def is_complete_json(data: str) -> bool:
     """Whether data is a whole JSON object or array."""
-    text = data.strip()
+    # The blanks of JSON: decoding refuses others.
+    text = data.strip(" \t\r\n")
     if text[:1] + text[-1:] not in ("{}", "[]"):
         return False
     try:

@@ -310,12 +310,12 @@ def _checked_content(headers: list[tuple[str, str]], content: Any) -> Any:
     """
     names = [name.lower() for name, _ in headers]
     if names.count("host") > 1:
-        raise UsageError("headers: 'Host' must be given once at most, got several")
+        raise UsageError("`headers`: 'Host' must be given once at most, got several")
     if "content-length" not in names:
         return content
     value = headers[names.index("content-length")][1]
     if names.count("content-length") > 1 or not _LENGTH.fullmatch(value):
-        raise UsageError("headers: 'Content-Length' must be one number of bytes. Leave it out: it is added.")
+        raise UsageError("`headers`: 'Content-Length' must be one number of bytes. Leave it out: it is added.")
     if isinstance(content, str):
         content = content.encode()
     if not isinstance(content, AsyncIterable):
@@ -329,7 +329,7 @@ def _checked_content(headers: list[tuple[str, str]], content: Any) -> Any:
 def _check_length(length: int, sent: int, *, is_over: bool) -> None:
     if sent > length or (is_over and sent < length):
         got = f"{length} for a body of {'at least ' if not is_over else ''}{sent} bytes"
-        raise UsageError(f"headers: 'Content-Length' must be the length of the body, got {got}. Leave it out.")
+        raise UsageError(f"`headers`: 'Content-Length' must be the length of the body, got {got}. Leave it out.")
 
 
 class _MeasuredContent:

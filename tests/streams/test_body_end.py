@@ -161,6 +161,8 @@ def test_required_end_is_missed_after_the_last_block(ask: Requester) -> None:
         (b"data: 2\n", {}),
         (b'data: "2"\n', {}),
         (b"data: {n: 2}\n", {}),
+        # No blank of JSON.
+        (b'data: \xc2\xa0{"n": 2}\n', {}),
         (b"data: [DO", {}),
         (b"event: m\nid: 9\ndata: 2\n", {}),
         (b"data: " + b"[" * 100_000 + b"]", {}),
@@ -169,7 +171,7 @@ def test_required_end_is_missed_after_the_last_block(ask: Requester) -> None:
         (b'data: {"n": 2}\n', {"decode": ServerSentEvent.json}),
         (b'data: {"n": 2}\n', {"reconnect": ReconnectionPolicy(on_eof=False)}),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_other_last_block_is_dropped_with_a_warning(
     ask: Requester, block: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
