@@ -32,6 +32,7 @@ __all__ = [
     "GUIDES",
     "HEADERS",
     "OPENAI",
+    "SCRIPTS",
     "Excerpt",
     "Session",
     "example",
@@ -64,8 +65,9 @@ class Excerpt(NamedTuple):
         return [part.strip("\n").splitlines() for part in re.split(r"^ *(?:#|//) \.\.\.$", self.code, flags=re.M)]
 
 
-def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], list[Excerpt]]:
+def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], dict[str, list[str]], list[Excerpt]]:
     blocks: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    scripts: dict[str, list[str]] = {}
     excerpts = []
     for guide in GUIDES:
         for section in re.split(r"^##+ ", guide.read_text("utf-8"), flags=re.M):
@@ -76,11 +78,13 @@ def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], list[Excerpt]
                 elif block["language"] in ("python", "sh"):
                     key = guide.relative_to(ROOT).as_posix(), title
                     blocks.setdefault(key, []).append((block["language"], block["code"]))
-    return blocks, excerpts
+                elif block["language"] == "js":
+                    scripts.setdefault(guide.relative_to(ROOT).as_posix(), []).append(block["code"])
+    return blocks, scripts, excerpts
 
 
-# The (language, code) blocks of each document and section; and the excerpts.
-BLOCKS, EXCERPTS = _read()
+# The (language, code) blocks of each document and section; the JavaScript of each document; and the excerpts.
+BLOCKS, SCRIPTS, EXCERPTS = _read()
 
 # The functions that run the blocks.
 EXAMPLES: dict[tuple[str, str], Callable[..., None]] = {}

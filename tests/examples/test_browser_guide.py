@@ -1,4 +1,4 @@
-"""The examples of examples/browser.md, in Chromium, with relays that Flask serves."""
+"""The JavaScript of the guides, in Chromium, with relays that Flask serves. (Excerpts run with their pages.)"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import flask
@@ -15,15 +16,16 @@ from werkzeug.serving import make_server
 
 from sseqbridge import relay, request_sse
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import SSEServer, hold, send
+from sseqbridge.testing import SSEServer, hold, send, silence
 from tests.browser_support import chromium
+from tests.examples.guides import SCRIPTS
 from tests.support import ROOT, until
 
 pytestmark = pytest.mark.browser
 
-BLOCKS: list[str] = re.findall(r"^```js\n(.*?)^```", (ROOT / "examples/browser.md").read_text("utf-8"), re.M | re.S)
+BLOCKS = SCRIPTS["examples/browser.md"]
 # In a script of the browser's driver, an import is an expression.
-IMPORT = 'const { readByFetch, RelayError } = await import("/relay.js");'
+IMPORT = 'const { readByEventSource, readByFetch, RelayError } = await import("/relay.js");'
 FUNCTIONS = """
 const shown = (window.shown = window.shown ?? []);
 const show = (item) => shown.push(item);
@@ -62,7 +64,12 @@ def script_of(block: str) -> str:
 
 
 def test_every_block_is_run() -> None:
-    assert len(BLOCKS) == 2
+    assert {name: len(blocks) for name, blocks in SCRIPTS.items()} == {
+        "examples/browser.md": 2,
+        "examples/celery.md": 1,
+        "examples/flask-chat.md": 1,
+        "examples/sdks.md": 1,
+    }
 
 
 def test_reading_by_fetch(chrome: webdriver.Chrome) -> None:
@@ -109,4 +116,69 @@ def test_going_on_after_a_reload(chrome: webdriver.Chrome) -> None:
         go_on.set()
         assert chrome.execute_script(script) == ["done", "one two"]
         assert len(upstream.requests) == 1
+        chrome.get("about:blank")
+
+
+def test_page_without_reload(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    received: list[Any] = []
+
+    @app.post("/chat")
+    def chat() -> flask.Response:
+        received.append(flask.request.json)
+        return relay.flask.stream_response(partial(request_sse, upstream.url))
+
+    [block] = SCRIPTS["examples/flask-chat.md"]
+    begin = """
+        document.body.innerHTML = "<button id=stop></button><p id=answer></p>";
+        setTimeout(() => document.querySelector("#stop").click(), STOP);
+    """
+    shown = '; return [outcome, document.querySelector("#answer").textContent]'
+    with SSEServer([send({"text": "one "}), send({"text": "two"}), send("[DONE]")]) as upstream, serving(app) as url:
+        chrome.get(url)
+        assert chrome.execute_script(begin.replace("STOP", "60000") + script_of(block) + shown) == ["done", "one two"]
+        assert received == [{"messages": [{"role": "user", "content": "Hello!"}]}]
+        upstream.play([send({"text": "one "}), silence()])
+        outcome, text = chrome.execute_script(begin.replace("STOP", "500") + script_of(block) + shown)
+        assert (outcome, text.strip()) in (("stopped", "one"), ("stopped", ""))
+        chrome.get("about:blank")
+        for request in upstream.requests[1:]:
+            request.wait_aborted()
+
+
+def test_page_of_an_sdk(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+
+    @app.get("/openai")
+    def answer() -> flask.Response:
+        return relay.flask.stream_response(iter([flask.request.args["prompt"], "a\nb"]), done="[DONE]")
+
+    [block] = SCRIPTS["examples/sdks.md"]
+    with serving(app) as url:
+        chrome.get(url)
+        script = f'const question = "Why & how?";{script_of(block)}; return shown;'
+        assert chrome.execute_script(script) == ["Why & how?", "a\nb", "done"]
+        chrome.get("about:blank")
+
+
+def test_page_of_a_worker(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    deltas = [[{"delta": {"content": "Hel"}}], [], [{"delta": {"content": "lo"}}]]
+
+    @app.post("/ask")
+    def ask() -> tuple[dict[str, str], int]:
+        log.produce("the-key", lambda: request_sse(upstream.url, data=flask.request.json))
+        return {"key": "the-key"}, 202
+
+    @app.get("/answers/<key>")
+    def answer(key: str) -> flask.Response:
+        return relay.flask.stream_response(partial(log.open, key))
+
+    [block] = SCRIPTS["examples/celery.md"]
+    steps = [*(send({"choices": choices}) for choices in deltas), send("[DONE]")]
+    with MemoryLog() as log, SSEServer(steps) as upstream, serving(app) as url:
+        chrome.get(url)
+        script = f'const question = "why";{script_of(block)}; return shown;'
+        assert chrome.execute_script(script) == ["Hel", "lo", "done"]
+        assert upstream.requests[0].json() == {"prompt": "why"}
         chrome.get("about:blank")

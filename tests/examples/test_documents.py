@@ -91,6 +91,28 @@ def test_commands_name_modules_and_files_that_exist(target: str, document: str) 
         assert not is_package or importlib.util.find_spec(f"{target}.__main__"), document
 
 
+def applications() -> set[str]:
+    """Return the applications that commands of documents and docstrings start, as MODULE or MODULE:NAME."""
+    texts = [document.read_text("utf-8") for document in DOCUMENTS]
+    texts += [path.read_text("utf-8") for path in ROOT.glob("examples/**/*.py")]
+    return {name for text in texts for name in re.findall(r"\b(examples\.[\w.]+(?::\w+)?)\b", text)}
+
+
+@pytest.mark.parametrize("application", sorted(applications()))
+def test_modules_and_applications_exist(application: str) -> None:
+    module, _, name = application.partition(":")
+    parent, _, last = module.rpartition(".")
+    spec = importlib.util.find_spec(module) if importlib.util.find_spec(parent) else None
+    if spec is None:
+        # A name in a module.
+        module, name = parent, last
+        spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).read_text("utf-8")
+    assert not name or re.search(rf"^(?:(?:async )?def |class )?{name}\b", source, re.M)
+
+
 def test_extras_that_are_named_exist() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
