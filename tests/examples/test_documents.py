@@ -95,7 +95,7 @@ def applications() -> set[str]:
     """Return the applications that commands of documents and docstrings start, as MODULE or MODULE:NAME."""
     texts = [document.read_text("utf-8") for document in DOCUMENTS]
     texts += [path.read_text("utf-8") for path in ROOT.glob("examples/**/*.py")]
-    return {name for text in texts for name in re.findall(r"\b(examples\.[\w.]+(?::\w+)?)\b", text)}
+    return {name for text in texts for name in re.findall(r"(?<![\w.])(examples\.[\w.]+(?::\w+)?)\b", text)}
 
 
 @pytest.mark.parametrize("application", sorted(applications()))
