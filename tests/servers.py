@@ -119,7 +119,7 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "sdk django gunicorn": lambda port: _gunicorn(port, f"{_SDK_DJANGO}:wsgi", "gthread", "--threads", "8"),
     "sdk django uvicorn": lambda port: _uvicorn(port, f"{_SDK_DJANGO}:asgi"),
     "gunicorn gthread, ending": lambda port: [
-        *_gunicorn(port, _FLASK, "gthread", "--threads", "8"), "--config", "python:tests.apps.ending_gunicorn",
+        *_gunicorn(port, _FLASK, "gthread", "--threads", "8"), "--config", "examples/gunicorn_conf.py",
     ],
     "uvicorn, ending": lambda port: _uvicorn(port, "tests.apps.ending:app", lifespan="on"),
     "hypercorn, ending": lambda port: _python("tests.apps.ending", str(port)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated
 
@@ -10,10 +12,18 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
 
 from examples import endpoint
+from examples.shutdown import end_relays_at_shutdown
 from examples.small_chat.answers import MODULE, PAGE, STYLE, item_of, log
 from sseqbridge import StreamNotFoundError, relay
 
-app = FastAPI()
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    end_relays_at_shutdown()
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
 relay.starlette.register_error_handlers(app)  # an upstream that cannot be reached: 502 or 504
 
 LastEventID = Annotated[str | None, Header(alias="Last-Event-ID")]
