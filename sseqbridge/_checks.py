@@ -11,9 +11,9 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard
 
 from ._exceptions import UsageError
 
@@ -32,10 +32,9 @@ __all__ = [
     "check_seconds",
     "is_coroutine_function",
     "is_number",
-    "shows_members_of",
+    "show_members_of",
+    "shown",
 ]
-
-K = TypeVar("K", bound=type)
 
 
 def is_coroutine_function(function: object) -> bool:
@@ -51,21 +50,38 @@ class CancelFlag(Protocol):
         """Return whether to abort the request. Called on the loop thread; must not block."""
 
 
-def shows_members_of(*bases: type) -> Callable[[K], K]:
-    """Return a decorator for a public class with internal bases: help() and pdoc show their members as its own.
+def show_members_of(kind: type, *bases: type) -> None:
+    """Let help() and pdoc show the members of internal base classes as those of the public class `kind`.
 
     Members for use within the package stay members of the bases.
     """
+    for base in bases:
+        for name, member in vars(base).items():
+            is_internal = "For use within the package" in (getattr(member, "__doc__", None) or "")
+            if not (name.startswith("_") or name in vars(kind) or is_internal):
+                setattr(kind, name, member)
 
-    def decorate(kind: K) -> K:
-        for base in bases:
-            for name, member in vars(base).items():
-                is_internal = "For use within the package" in (getattr(member, "__doc__", None) or "")
-                if not (name.startswith("_") or name in vars(kind) or is_internal):
-                    setattr(kind, name, member)
-        return kind
 
-    return decorate
+class _Shown:
+    """An annotation that help() and pdoc show as text: its names exist for type checkers alone."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def shown(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature whose annotations help() and pdoc show as they stand in the source, without quotes."""
+    parameters = [each.replace(annotation=_as_text(each.annotation)) for each in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=_as_text(signature.return_annotation))
+
+
+def _as_text(annotation: Any) -> Any:
+    return _Shown(annotation) if isinstance(annotation, str) else annotation
 
 
 class NotCopyable:

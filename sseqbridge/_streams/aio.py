@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable, shows_members_of
+from sseqbridge._checks import NotCopyable, show_members_of
 from sseqbridge._exceptions import SSEError, UsageError
 
 from .hints import no_attribute, refuse_loop
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
 
-    from .stream import UnpackedHeaders
+    from sseqbridge._http.unpacked import UnpackedHeaders
 
 __all__ = ["AsyncEventStream", "AsyncSSEResponse"]
 
@@ -23,7 +23,6 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-@shows_members_of(BaseEventStream, BaseStream)
 class AsyncEventStream(BaseEventStream[T]):
     """An event stream on the caller's own asyncio loop: `async for item in stream`.
 
@@ -88,6 +87,9 @@ class AsyncEventStream(BaseEventStream[T]):
         Waits until the upstream's socket is shut down, at most a second. Raises UsageError in a forked child.
         """
         await self._reader.aclose()
+
+
+show_members_of(AsyncEventStream, BaseEventStream, BaseStream)
 
 
 class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStream[T_co]], Generic[T_co]):

@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from sseqbridge._checks import shown
+
 from .arguments import RequestArguments, prepare
 
 if TYPE_CHECKING:
@@ -237,7 +239,7 @@ def _describe(function: Callable[..., object], name: str, annotation: str, resul
     signature = inspect.signature(RequestArguments)
     own = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     signature = signature.replace(parameters=[*signature.parameters.values(), own], return_annotation=result)
-    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__signature__ = shown(signature)  # type: ignore[attr-defined]
 
 
 # The reference of both functions is complete, and is written once.

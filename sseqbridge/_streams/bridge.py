@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from sseqbridge._checks import shows_members_of
+from sseqbridge._checks import show_members_of
 from sseqbridge._engine.bridge import BaseBridge, is_exiting
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
@@ -25,7 +25,6 @@ __all__ = ["Bridge", "async_bridge", "check_bridge", "default_bridge"]
 T = TypeVar("T")
 
 
-@shows_members_of(BaseBridge)
 class Bridge(BaseBridge):
     """A loop thread, and the HTTP client that its streams share.
 
@@ -115,6 +114,9 @@ class Bridge(BaseBridge):
         from . import async_code
 
         return async_code.Entered(self, source)
+
+
+show_members_of(Bridge, BaseBridge)
 
 
 class _AsyncBridge(Bridge):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function
+from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function, shown
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import header_list
 from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
@@ -300,7 +300,7 @@ def _described(kind: type[SSEClient[Any]]) -> None:
     shared = [each for each in inspect.signature(RequestArguments).parameters.values() if each.name in _SHARED]
     base_url, *own = inspect.signature(_Own).parameters.values()
     keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-    kind.__signature__ = inspect.Signature([base_url, *keywords, *shared])  # type: ignore[attr-defined]
+    kind.__signature__ = shown(inspect.Signature([base_url, *keywords, *shared]))  # type: ignore[attr-defined]
 
 
 _described(SSEClient)

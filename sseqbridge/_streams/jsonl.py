@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from sseqbridge._checks import shown
+
 from .arguments import NOT_OF_LINES, RequestArguments, check_line_options, prepare
 from .hints import check_names
 from .keywords import LineKeywords
@@ -119,7 +121,7 @@ def _describe() -> None:
     parameters = [each.replace(default=None) if each.name == "done" else each for each in parameters]
     own = inspect.Parameter("bridge", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Bridge | None")
     signature = signature.replace(parameters=[*parameters, own], return_annotation="SSEResponse[Any]")
-    request_jsonl.__signature__ = signature  # type: ignore[attr-defined]
+    request_jsonl.__signature__ = shown(signature)  # type: ignore[attr-defined]
 
 
 _describe()

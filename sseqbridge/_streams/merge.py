@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, shows_members_of
+from sseqbridge._checks import NotCopyable, show_members_of
 from sseqbridge._engine.last_read import note_read
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
@@ -134,7 +134,6 @@ class _BaseMerged(NotCopyable, Generic[K, T]):
         self._merger.close()
 
 
-@shows_members_of(_BaseMerged)
 class MergedStreams(_BaseMerged[K, T]):
     """Many streams, read as one by one thread: an iterable of `(name, item)`.
 
@@ -198,7 +197,9 @@ class MergedStreams(_BaseMerged[K, T]):
             self._claims.discard(claim)
 
 
-@shows_members_of(_BaseMerged)
+show_members_of(MergedStreams, _BaseMerged)
+
+
 class AsyncMergedStreams(_BaseMerged[K, T]):
     """Many streams, read as one by a coroutine: an asynchronous iterator of `(name, item)`.
 
@@ -290,3 +291,6 @@ class AsyncMergedStreams(_BaseMerged[K, T]):
         """Abort all streams that are left, and end the loop. Thread-safe."""
         super().close()
         self._items.clear()
+
+
+show_members_of(AsyncMergedStreams, _BaseMerged)

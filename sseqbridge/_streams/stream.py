@@ -6,7 +6,7 @@ A stream has no state of its own besides its reader. The properties may be read 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
 
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
     from .cursor import Cursor
     from .reader import ItemReader
-
-    class UnpackedHeaders(httpx.Headers, Any):  # type: ignore[misc]
-        """The headers in a response tuple, for type checkers.
-
-        They are also Any: in a module, `_, _, events = request_sse(...)` gives `_` the type of the status, and assigns
-        the headers to it.
-        """
 
 __all__ = ["BaseEventStream", "BaseStream", "reader_of"]
 

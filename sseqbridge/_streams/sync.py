@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable, shows_members_of
+from sseqbridge._checks import NotCopyable, show_members_of
 from sseqbridge._exceptions import SSEError, UsageError
 
 from .hints import no_attribute, refuse_loop
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Self
 
-    from .stream import UnpackedHeaders
+    from sseqbridge._http.unpacked import UnpackedHeaders
 
 __all__ = ["EventStream", "SSEResponse", "Stream"]
 
@@ -28,7 +28,6 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-@shows_members_of(BaseStream)
 class Stream(BaseStream[T]):
     """Items that arrive one after another, read by one thread at a time: `for item in stream`.
 
@@ -118,7 +117,9 @@ class Stream(BaseStream[T]):
         self._reader.close()
 
 
-@shows_members_of(BaseEventStream)
+show_members_of(Stream, BaseStream)
+
+
 class EventStream(BaseEventStream[T], Stream[T]):
     """The events of a response, read by one thread at a time: `for item in stream`.
 
@@ -142,6 +143,9 @@ class EventStream(BaseEventStream[T], Stream[T]):
             assert error is not None
             raise error
         return self
+
+
+show_members_of(EventStream, BaseEventStream)
 
 
 class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]], Generic[T_co]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits, shows_members_of
+from sseqbridge._checks import NotCopyable, check_limits, show_members_of
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
@@ -162,7 +162,6 @@ class BaseTee(NotCopyable, tuple[S, ...], Generic[S, T]):  # noqa: SLOT001 (a tu
         self._broadcaster.close()
 
 
-@shows_members_of(BaseTee)
 class Tee(BaseTee[EventStream[T], T], Generic[T]):
     """The readers of one event stream, a tuple, to which others can be added.
 
@@ -173,6 +172,9 @@ class Tee(BaseTee[EventStream[T], T], Generic[T]):
     """
 
     _stream_of = EventStream
+
+
+show_members_of(Tee, BaseTee)
 
 
 class PlainTee(BaseTee[Stream[T], T], Generic[T]):

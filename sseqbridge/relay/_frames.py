@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import shows_members_of
+from sseqbridge._checks import show_members_of
 from sseqbridge._exceptions import Cancelled
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
@@ -135,7 +135,6 @@ def arelay(
     return AsyncFrames(source, writer, options, ending(options.on_end))
 
 
-@shows_members_of(BaseFrames)
 class Frames(BaseFrames):
     """An iterator of bytes, each one or more whole frames, for a WSGI server.
 
@@ -294,7 +293,9 @@ class Frames(BaseFrames):
         self._ending.call(self._relay_end())
 
 
-@shows_members_of(BaseFrames)
+show_members_of(Frames, BaseFrames)
+
+
 class AsyncFrames(BaseFrames):
     """An asynchronous iterator of bytes, each one or more whole frames, for an ASGI server.
 
@@ -505,6 +506,9 @@ class AsyncFrames(BaseFrames):
     async def _aconclude(self) -> None:
         _live.remove(self)
         await self._ending.acall(self._relay_end())
+
+
+show_members_of(AsyncFrames, BaseFrames)
 
 
 def _give_up(reference: weakref.ref[AsyncFrames], seconds: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sseqbridge._checks import check_seconds
+from sseqbridge._checks import check_seconds, shown
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
@@ -171,7 +171,7 @@ def describe(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> 
     ]
     first = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     last = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    function.__signature__ = signature.replace(parameters=[*first, *shared, *last])  # type: ignore[attr-defined]
+    function.__signature__ = shown(signature.replace(parameters=[*first, *shared, *last]))  # type: ignore[attr-defined]
     names = {one.name for one in shared}
     text, raises, errors = (inspect.getdoc(function) or "").rpartition("\n\nRaises ")
     options = [part for part in (inspect.getdoc(RelayOptions) or "").split("\n\n") if part[1:].split("`")[0] in names]

@@ -18,7 +18,6 @@ from ._response import error_response, event_stream_headers, read_refusal
 from ._upstream import Upstream
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from typing_extensions import Unpack
 
     from ._options import RelayOptions, SyncRelayKeywords
@@ -120,7 +119,7 @@ class _RelayResponse(flask.Response):
         self._added = added
         self._merged = merged
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         # For a response that Flask has not finalized.
         _begin(self, environ["REQUEST_METHOD"])
         return super().__call__(environ, start_response)
@@ -195,7 +194,7 @@ class _Relay:
         self._end.end(closes=error is not None and not self._is_sent)
 
 
-def _follow(response: _RelayResponse, frames: Frames, environ: WSGIEnvironment) -> None:
+def _follow(response: _RelayResponse, frames: Frames, environ: dict[str, Any]) -> None:
     relay_of_request = _Relay(response, frames)
     environ.setdefault(_RELAYS, []).append(relay_of_request)
     flask.after_this_request(relay_of_request.finalize)

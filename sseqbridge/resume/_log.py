@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits, check_seconds
+from sseqbridge._checks import NotCopyable, check_limits, check_seconds, shown
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
 from sseqbridge._streams.bridge import Bridge, check_bridge
@@ -242,11 +242,17 @@ def _set_signature(method: Callable[..., object], start: str, result: str) -> No
         for parameter in options.parameters.values()
     ]
     signature = options.replace(parameters=[own, *parameters], return_annotation=result)
-    method.__signature__ = signature  # type: ignore[attr-defined]
+    method.__signature__ = shown(signature)  # type: ignore[attr-defined]
+
+
+def _show_signature(method: Callable[..., object]) -> None:
+    method.__signature__ = shown(inspect.signature(method))  # type: ignore[attr-defined]
 
 
 _set_signature(Log.open, "Start", "EventStream[Any]")
 _set_signature(Log.aopen, "AsyncStart", "AsyncEventStream[Any]")
+_show_signature(Log.produce)
+_show_signature(Log.aproduce)
 
 
 class MemoryLog(Log):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from sseqbridge._checks import shown
 from sseqbridge._exceptions import UsageError
 
 from ._steps import ReceivedRequest, Script, Step, respond, silence, wait
@@ -142,6 +143,7 @@ def builder(
 
         # Not functools.wraps: the signature is that of `build`.
         build.__module__, build.__name__, build.__qualname__ = steps.__module__, steps.__name__, steps.__qualname__
+        build.__signature__ = shown(inspect.signature(build))  # type: ignore[attr-defined]
         build.__doc__ = f"{inspect.getdoc(steps)}{_PARAMETERS}"
         return build
 
