@@ -62,16 +62,14 @@ def show_members_of(kind: type, *bases: type) -> None:
                 setattr(kind, name, member)
 
 
+@dataclass(frozen=True, repr=False)
 class _Shown:
     """An annotation that help() and pdoc show as text: its names exist for type checkers alone."""
 
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
+    text: str
 
     def __repr__(self) -> str:
-        return self._text
+        return self.text
 
 
 def shown(signature: inspect.Signature) -> inspect.Signature:
