@@ -23,24 +23,31 @@ __all__ = ["main"]
 MODULES = (burst, paced, short, many, parse, linearity, abort, calls, imports, sdk)
 WORKLOADS: dict[str, Workload] = {module.WORKLOAD.name: module.WORKLOAD for module in MODULES}
 
+# A target is a ratio of the medians of at least so many rounds of one run.
+ROUNDS = 7
+
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(WORKLOADS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=None, help="rounds of each measurement (5; 1 with --quick)")
+    parser.add_argument("--only", default="", metavar="NAME,NAME", help="the same as NAME NAME")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help=f"rounds of each measurement ({ROUNDS}; 1 with --quick)"
+    )
     parser.add_argument("--quick", action="store_true", help="a short run, to check that everything works")
     parser.add_argument("--clients", default="", metavar="A,B", help="only these clients")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="file for the figures")
     parser.add_argument("--charts", type=Path, default=None, metavar="DIR", help="directory for the charts")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in WORKLOADS]
+    names = options.names + [name for name in options.only.split(",") if name]
+    unknown = [name for name in names if name not in WORKLOADS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
-    rounds = options.rounds or (1 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
     only = [name for name in options.clients.split(",") if name]
     with Bench(rounds=rounds, quick=options.quick, only=only) as bench:
-        for name in options.names or WORKLOADS:
+        for name in names or WORKLOADS:
             WORKLOADS[name].run(bench)
             print_table(WORKLOADS[name], bench.results)
     write_json(options.json, bench)
@@ -61,6 +68,8 @@ def write_json(path: Path, bench: Bench) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     reached = sum(bool(target["reached"]) for target in targets)
     print(f"\n{reached} of {len(targets)} targets reached; all figures are in {path}")
+    if bench.rounds < ROUNDS:
+        print(f"These are figures of {bench.rounds} rounds. Targets are decided by {ROUNDS}.")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import sys
 
 from .runner import BASELINE, CONFIGURATIONS, FAST, OURS, PLAIN, Bench, Column, Configuration, Control, Workload
 
-__all__ = ["FIRST_EVENT", "IMPORT", "WORKLOAD"]
+__all__ = ["FIRST_EVENT", "HTTPX", "IMPORT", "REQUEST_SSE", "WORKLOAD"]
 
 IMPORT, FIRST_EVENT = "import", "first event"
-HTTPX = "import httpx"
-STATEMENTS = (HTTPX, "import sseqbridge", "from sseqbridge import request_sse")
+HTTPX, REQUEST_SSE = "import httpx", "from sseqbridge import request_sse"
+STATEMENTS = (HTTPX, "import sseqbridge", REQUEST_SSE)
 ROUNDS = 15
 
 # Wall time, and the CPU time of all threads.
@@ -52,8 +52,8 @@ with httpx.Client() as client, httpx_sse.connect_sse(client, "GET", sys.argv[1])
     done = now()
 """
 PROGRAMS = {
-    PLAIN: TIMED.format(statement="from sseqbridge import request_sse", first=OUR_FIRST_EVENT),
-    FAST: TIMED.format(statement="from sseqbridge import request_sse", first=OUR_FIRST_EVENT),
+    PLAIN: TIMED.format(statement=REQUEST_SSE, first=OUR_FIRST_EVENT),
+    FAST: TIMED.format(statement=REQUEST_SSE, first=OUR_FIRST_EVENT),
     BASELINE: TIMED.format(statement="import httpx, httpx_sse", first=HTTPX_SSE_FIRST_EVENT),
 }
 

@@ -1,4 +1,7 @@
-"""Many streams at once, each with a consumer thread and an event every 100 ms, spread over the interval."""
+"""Many streams at once, each with an event every 100 ms, spread over the interval.
+
+Each stream has a consumer thread; sseqbridge also reads all of them in one loop (`merge`).
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,22 @@ from array import array
 from pathlib import Path
 
 from .meter import CountError, Meter, check_count, count, percentile
-from .peers import Client
-from .runner import BASELINE, CONFIGURATIONS, OURS, Bench, Column, Control, Workload
+from .peers import Client, SseqbridgeMerge
+from .runner import BASELINE, CONFIGURATIONS, OURS, Bench, Column, Configuration, Control, Workload
 
-__all__ = ["WORKLOAD", "case_of", "measure"]
+__all__ = ["WORKLOAD", "case_of", "measure", "merged"]
 
 INTERVAL_SECONDS = 0.1
 # The threads start one after another, this far apart.
 RAMP_SECONDS = 0.001
-MOST_ROUNDS = 3
+
+
+def merged(name: str) -> str:
+    """Return the name of the client that reads all streams in one loop."""
+    return f"{name}, merge"
+
+
+MERGED = tuple(Configuration(merged(ours.name), "sseqbridge, merge", ours.needs, ours.environment) for ours in OURS)
 
 
 def case_of(streams: int) -> str:
@@ -29,19 +39,18 @@ def case_of(streams: int) -> str:
 
 
 def run(bench: Bench) -> None:
-    """Measure every client at two sizes, and sseqbridge at more sizes, to compare the cost of a stream."""
-    for_all, only_ours, events = ((40,), (10,), 5) if bench.quick else ((200, 1_000), (100, 300), 100)
-    rounds = min(bench.rounds, MOST_ROUNDS)
-    for streams in sorted(for_all + only_ours):
+    """Measure every client at one size, and sseqbridge at smaller sizes too, to compare the cost of a stream."""
+    for_all, only_ours, events = (40, (10,), 5) if bench.quick else (1_000, (100, 300), 100)
+    for streams in (*only_ours, for_all):
         arguments = {"streams": streams, "events": events}
-        clients = CONFIGURATIONS if streams in for_all else OURS
-        bench.measure_each("many", case_of(streams), bench.upstream.http, arguments, clients, rounds=rounds)
+        clients = (*CONFIGURATIONS, *MERGED) if streams == for_all else OURS
+        bench.measure_each("many", case_of(streams), bench.upstream.http, arguments, clients)
 
 
 def measure(client: Client, url: str, *, streams: int, events: int) -> dict[str, float]:
     """Open all streams, and measure until each has had its last event; all streams are open during that time."""
     check_count(count(client.chunks(f"{url}/paced?events=10&interval=0.001")), 10)
-    readers = Readers(client, streams, events)
+    readers = (MergedReader if isinstance(client, SseqbridgeMerge) else Readers)(client, streams, events)
     memory_before = process_status("VmRSS")
     group = uuid.uuid4().hex
     readers.start(f"{url}/join?group={group}&size={streams}&events={events}&interval={INTERVAL_SECONDS}")
@@ -117,9 +126,35 @@ class Readers:
             os._exit(1)
 
 
+class MergedReader(Readers):
+    """One consumer thread for all streams."""
+
+    def start(self, url: str) -> None:
+        """Open the streams."""
+        thread = threading.Thread(target=self._follow_all, args=(url,))
+        self._threads.append(thread)
+        thread.start()
+
+    def _follow_all(self, url: str) -> None:
+        try:
+            assert isinstance(self._client, SseqbridgeMerge)
+            at, end = 0, len(self.late)
+            for chunk in self._client.merged(url, self._streams):
+                if at == end:
+                    raise CountError(f"received more than {end} events")
+                self.late[at] = time.monotonic_ns() - chunk["created"]
+                at += 1
+                if at == end:
+                    self.had_last_event.set()
+            check_count(at, end)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+
 WORKLOAD = Workload(
     "many",
-    "many: concurrent streams, a thread each, an event every 100 ms",
+    "many: concurrent streams, an event every 100 ms; a thread each, or one loop (merge)",
     (
         Column("cpu_s", "CPU s", ".2f"),
         Column("cpu_s", "x httpx-sse", ".2f", BASELINE),

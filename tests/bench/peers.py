@@ -9,22 +9,20 @@ Invariant: a client imports its packages when it is created. It imports them by 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import itertools
+import functools
 import json
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-__all__ = ["CLIENTS", "Client"]
+from . import split_peers
+from .split_peers import ACCEPT, TIMEOUT_SECONDS, requests_session
+
+__all__ = ["CLIENTS", "TIMEOUT_SECONDS", "Client", "SseqbridgeMerge"]
 
 DONE = "[DONE]"
-TIMEOUT_SECONDS = 120.0
-# More than the streams of any workload.
-POOL_SIZE = 2000
 
 
 class Client(Protocol):
@@ -46,6 +44,17 @@ class Sseqbridge:
         """Return the stream itself, as in an application."""
         _, _, events = self._request_sse(url, timeout=TIMEOUT_SECONDS)
         return events
+
+
+class SseqbridgeMerge(Sseqbridge):
+    """This library, with all streams in one loop."""
+
+    def merged(self, url: str, streams: int) -> Iterable[Any]:
+        """Open the streams, and return an iterable of the JSON of all their events."""
+        from sseqbridge import merge
+
+        call = functools.partial(self._request_sse, url, timeout=TIMEOUT_SECONDS)
+        return (chunk for _, chunk in merge([call] * streams))
 
 
 class HttpxSse:
@@ -87,11 +96,11 @@ class RequestsSseclient:
 
     def __init__(self) -> None:
         self._sse_client = import_module("sseclient").SSEClient
-        self._session = _requests_session()
+        self._session = requests_session()
 
     def chunks(self, url: str) -> Iterator[Any]:
         """Read to the end of the body, in chunks as they arrive. (requests reads 128 bytes at a time by default.)"""
-        with self._session.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=_ACCEPT) as response:
+        with self._session.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=ACCEPT) as response:
             for event in self._sse_client(response.iter_content(None)).events():
                 if event.data != DONE:
                     yield json.loads(event.data)
@@ -102,7 +111,7 @@ class RequestsSse:
 
     def __init__(self) -> None:
         self._event_source = import_module("requests_sse").EventSource
-        self._session = _requests_session()
+        self._session = requests_session()
 
     def chunks(self, url: str) -> Iterator[Any]:
         """Read until `[DONE]`, since at the end of the body it would reconnect."""
@@ -111,18 +120,6 @@ class RequestsSse:
                 if event.data == DONE:
                     break
                 yield json.loads(event.data)
-
-
-_ACCEPT = {"Accept": "text/event-stream"}
-
-
-def _requests_session() -> Any:
-    requests = import_module("requests")
-    session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=POOL_SIZE)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
 
 
 class Naive:
@@ -154,46 +151,13 @@ class Naive:
             lines.put(None)
 
 
-class Floor:
-    """The least possible cost in Python: http.client, split at blank lines, and the fastest JSON decoder.
-
-    Of the event stream format it knows only `data: ` and the blank line. It has one connection per thread.
-    """
-
-    def __init__(self) -> None:
-        self._decode = import_module("msgspec").json.Decoder().decode
-        self._local = threading.local()
-
-    def chunks(self, url: str) -> Iterable[Any]:
-        """Read to the end of the body."""
-        return itertools.chain.from_iterable(self._batches(url))
-
-    def _batches(self, url: str) -> Iterator[list[Any]]:
-        decode, rest = self._decode, b""
-        response = self._get(url)
-        while data := response.read1(65_536):
-            *events, rest = (rest + data).split(b"\n\n")
-            if events and events[-1] == b"data: [DONE]":
-                del events[-1]
-            yield [decode(event[6:]) for event in events]
-
-    def _get(self, url: str) -> http.client.HTTPResponse:
-        parts = urlsplit(url)
-        connections: dict[str, http.client.HTTPConnection] = self._local.__dict__
-        connection = connections.get(parts.netloc)
-        if connection is None:
-            connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            connection = connections[parts.netloc] = connection_class(parts.netloc, timeout=TIMEOUT_SECONDS)
-        connection.request("GET", f"{parts.path}?{parts.query}", headers=_ACCEPT)
-        return connection.getresponse()
-
-
 CLIENTS: dict[str, Callable[[], Client]] = {
     "sseqbridge": Sseqbridge,
+    "sseqbridge, merge": SseqbridgeMerge,
     "httpx-sse": HttpxSse,
     "httpx2": Httpx2,
     "requests + sseclient-py": RequestsSseclient,
     "requests-sse": RequestsSse,
     "naive bridge": Naive,
-    "http.client": Floor,
+    **split_peers.CLIENTS,
 }

@@ -1,6 +1,6 @@
 """Samples, their medians, and ratios between clients.
 
-Invariant: a ratio compares figures of the same round, and the median is taken over the ratios of all rounds.
+Invariant: a ratio is one of medians over the rounds of one run in which both clients have a figure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ __all__ = ["Failure", "Results", "Sample", "machine"]
 
 PACKAGES = (
     "sseqbridge", "httpx", "httpcore", "h11", "httpx-sse", "httpx2", "requests", "urllib3", "sseclient-py",
-    "requests-sse", "openai", "uvloop", "msgspec", "orjson",
+    "requests-sse", "openai", "uvloop", "msgspec", "orjson", "httptools", "primp", "pycurl", "pyqwest", "pyreqwest",
+    "rqx",
 )  # fmt: skip
 
 
@@ -87,10 +88,15 @@ class Results:
     def ratio(
         self, workload: str, case: str, client: str, key: str, against: str, against_case: str | None = None
     ) -> float | None:
-        """Return the median of the ratios to another client or case, None if both have no round in common."""
+        """Return the ratio of the medians to another client or case, None if both have no round in common."""
         own = self.rounds(workload, case, client, key)
         other = self.rounds(workload, against_case or case, against, key)
-        return _median(value / other[number] for number, value in own.items() if other.get(number))
+        common = [number for number in own if other.get(number)]
+        return (
+            statistics.median(own[each] for each in common) / statistics.median(other[each] for each in common)
+            if common
+            else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the medians, every sample and every failure."""

@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "CONFIGURATIONS",
     "FAST",
     "FLOOR",
+    "LLHTTP_FLOOR",
     "NAIVE",
     "OURS",
     "PLAIN",
@@ -39,6 +41,7 @@ __all__ = [
 T = TypeVar("T")
 
 PLAIN, FAST, BASELINE, NAIVE, FLOOR = "sseqbridge", "sseqbridge[fast]", "httpx-sse", "naive bridge", "http.client"
+LLHTTP_FLOOR = "socket + httptools"
 TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 30.0
 
 
@@ -64,8 +67,15 @@ CONFIGURATIONS = (
     Configuration("requests + sseclient-py", "requests + sseclient-py", ("requests", "sseclient")),
     Configuration("requests-sse", "requests-sse", ("requests_sse",)),
     Configuration(NAIVE, "naive bridge", ()),
+    *(
+        Configuration(f"{package} + split", package, (package, "msgspec"))
+        for package in ("requests", "urllib3", "pycurl", "pyreqwest", "primp", "rqx", "pyqwest")
+    ),
     Configuration(FLOOR, "http.client", ("msgspec",)),
+    Configuration(LLHTTP_FLOOR, "socket + httptools", ("httptools", "msgspec")),
 )
+# Of the extra bench-peers: compiled packages, which not every interpreter and machine has wheels of.
+PEERS = frozenset({"httptools", "primp", "pycurl", "pyqwest", "pyreqwest", "rqx", "urllib3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +176,16 @@ class Bench:
         found = {module for module in modules if importlib.util.find_spec(module) is not None}
         if missing := [module for module in modules if module not in found | self._missing]:
             self._missing.update(missing)
-            print(f"not installed, so their clients are skipped: {', '.join(missing)}; pip install 'sseqbridge[bench]'")
+            for extra, names in (
+                ("bench", [name for name in missing if name not in PEERS]),
+                ("bench-peers", [name for name in missing if name in PEERS]),
+            ):
+                if names:
+                    print(
+                        f"not installed, so their clients are skipped: {', '.join(names)}; pip install "
+                        f"'sseqbridge[{extra}]' has them if there are wheels for {platform.python_implementation()} "
+                        f"{platform.python_version()} on {platform.machine()}"
+                    )
         return found
 
     def measure_each(

@@ -6,10 +6,12 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import abort, linearity, parse, sdk
+from tests.bench import abort, imports, linearity, parse, sdk
 
+from .many import merged
 from .results import Results
 from .runner import BASELINE, FAST, FLOOR, NAIVE, PLAIN
+from .short import IN_THREADS
 
 __all__ = ["TARGETS", "Target", "Verdict", "verdict_on"]
 
@@ -59,17 +61,27 @@ def verdict_on(target: Target, results: Results) -> Verdict | None:
 
 TARGETS = (
     Target("burst", "one event a chunk", PLAIN, "events_per_s", ">=", 1.2, BASELINE),
-    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 6, BASELINE),
-    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 1.3, FLOOR),
-    Target("paced", "one event a millisecond", PLAIN, "p50_us", "<=", 1.5, BASELINE),
-    Target("paced", "one event a millisecond", FAST, "p50_us", "<=", 1, BASELINE),
-    Target("paced", "one event a millisecond", FAST, "p99_us", "<", 1, BASELINE),
+    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 6.5, BASELINE),
+    Target("burst", "one event a chunk", FAST, "events_per_s", ">=", 1.5, FLOOR),
     *(
-        Target("short", scheme, client, "streams_per_s", ">=", bound, against)
+        Target("paced", "one event a millisecond", client, key, "<=", bound, BASELINE)
+        for client, key, bound in (
+            *((FAST, "p50_us", 1.05), (FAST, "p99_us", 1.2), (FAST, "cpu_us_per_event", 1.05)),
+            *((PLAIN, "p50_us", 1.25), (PLAIN, "cpu_us_per_event", 1.25)),
+        )
+    ),
+    *(
+        Target("short", scheme, client, "streams_per_s", ">=", bound, BASELINE)
+        for scheme, client, bound in (("HTTP", PLAIN, 1.8), ("HTTP", FAST, 2), ("TLS", PLAIN, 1.5), ("TLS", FAST, 1.5))
+    ),
+    *(
+        Target("short", scheme, client, "streams_per_s", ">=", 30, NAIVE)
         for scheme in ("HTTP", "TLS")
         for client in (PLAIN, FAST)
-        for bound, against in ((1.2, BASELINE), (30, NAIVE))
     ),
+    Target("short", "HTTP", PLAIN, "cpu_ms_per_stream", "<=", 1.85, FLOOR),
+    Target("short", "HTTP", FAST, "cpu_ms_per_stream", "<=", 1.5, FLOOR),
+    Target("short", IN_THREADS, FAST, "cpu_ms_per_stream", "<=", 1.1, FLOOR),
     Target("many", "1,000 streams", PLAIN, "cpu_s", "<=", 0.9, BASELINE),
     Target("many", "1,000 streams", FAST, "cpu_s", "<=", 0.5, BASELINE),
     *(
@@ -77,12 +89,15 @@ TARGETS = (
         for client in (PLAIN, FAST)
         for target in (
             Target("many", "1,000 streams", client, "p99_ms", "<", 1, BASELINE),
+            Target("many", "1,000 streams", client, "p99_ms", "<=", 15),
+            Target("many", "1,000 streams", merged(client), "cpu_s", "<=", 0.5, client),
             Target("many", "1,000 streams", client, "kib_per_stream", "<=", 60),
             # The cost of an event does not depend on the number of streams; 15 % is noise.
             Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "100 streams"),
             Target("many", "1,000 streams", client, "cpu_us_per_event", "<=", 1.15, client, "300 streams"),
         )
     ),
+    Target("imports", imports.IMPORT, imports.REQUEST_SSE, "import_ms", "<=", 1.4, imports.HTTPX),
     *(Target("parse", case, PLAIN, "mb_per_s", ">=", 1.5, BASELINE) for case in parse.CASES),
     # Twice the bytes take twice the time, plus noise. (Smaller inputs fit into the caches of the machine.)
     *(
