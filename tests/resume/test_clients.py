@@ -20,6 +20,7 @@ from sseqbridge.resume._store import OutageError
 from sseqbridge.testing import SSEServer, hold, send, silence
 from tests.redis_support import RedisServer, needs_redis, sentinel_of
 
+from .faulty_redis import FaultyRedis
 from .support import DONE
 
 pytestmark = pytest.mark.timeout(90)
@@ -190,6 +191,24 @@ def test_sentinel_in_place_of_a_redis_is_named(server: RedisServer) -> None:
                 log.open("k", wait=0)
             with pytest.raises(LogError, match=r"is a Sentinel.*master_for"):
                 log.cancel("k")
+
+
+@needs_redis
+@pytest.mark.parametrize("role", ["unknown command 'ROLE', with args beginning with:", "LOADING Redis is loading"])
+def test_error_stays_if_the_servers_role_is_unknown(server: RedisServer, role: str) -> None:
+    """Such as a proxy of Redis that knows few commands."""
+
+    def fault(name: str, count: int) -> str | None:
+        if name == "ROLE":
+            return f"ERR {role}" if role.startswith("unknown") else role
+        return None if name in ("HELLO", "CLIENT") else f"ERR unknown command '{name}', with args beginning with:"
+
+    with (
+        FaultyRedis(server.port, fault) as proxy,
+        RedisLog.from_url(f"redis://127.0.0.1:{proxy.port}") as log,
+        pytest.raises(LogError, match=r"Redis failed a command of the log \(ResponseError: unknown command"),
+    ):
+        log.cancel("k")
 
 
 # Permissions.

@@ -19,7 +19,7 @@ from sseqbridge import (
     request_sse,
     resume,
 )
-from sseqbridge.resume import Log, MemoryLog
+from sseqbridge.resume import Log, MemoryLog, _start
 from sseqbridge.testing import SSEServer, hold, send, silence, wait
 from tests.support import in_thread, until
 
@@ -180,9 +180,30 @@ def test_late_result_of_start_is_discarded(log: Log, is_loop_closed: bool) -> No
         # With a response that has arrived before.
         answered = request_sse(upstream.url)
         open_and_cancel(answered, upstream.requests[0].aborted.is_set)
+        events = request_sse(upstream.url).events
+        open_and_cancel(events, upstream.requests[1].aborted.is_set)
         open_and_cancel(7, lambda: True)
     with SSEServer([send(0), DONE]) as upstream:
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+
+
+@pytest.mark.parametrize("part", ["response", "events"])
+def test_interrupt_after_start_has_returned_aborts_its_request(
+    log: Log, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_start, "_upstream_of", interrupted)
+    with SSEServer([send(0), silence()]) as upstream:
+
+        def start() -> Any:
+            response = request_sse(upstream.url)
+            return response if part == "response" else response.events
+
+        with pytest.raises(KeyboardInterrupt):
+            log.open("k", start)
+        upstream.requests[0].wait_aborted(30)
 
 
 def test_late_election_is_released(logs: Logs) -> None:
