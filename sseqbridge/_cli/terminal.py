@@ -1,4 +1,4 @@
-r"""What a terminal needs: escaped control characters, and the column at which a status line must not overwrite text.
+r"""Output on a terminal: escaped control characters, and the column at which a status line must not overwrite text.
 
 Runs on the main thread. A terminal obeys escape sequences, which a server could put into an event to change the
 terminal's title, colors or clipboard. In a pipe or file they are data.

@@ -147,7 +147,7 @@ class Entry:
 
     @property
     def is_deletion(self) -> bool:
-        """Whether the entry is what is left of a deleted stream, for the kind CANCEL."""
+        """Whether the entry marks a deleted stream, for the kind CANCEL."""
         return self.fields.get(CANCEL) == _DELETED
 
     def event(self) -> ServerSentEvent:

@@ -256,4 +256,4 @@ class _MemoryTail:
         self._woken.set()
 
     async def aclose(self) -> None:
-        pass  # It holds nothing.
+        pass  # A tail holds no resource.

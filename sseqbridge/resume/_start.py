@@ -43,7 +43,7 @@ _THREAD_NAME = "sseqbridge-start"
 
 
 class _Started(NamedTuple):
-    """What `start` returned, and a copy of its context: in the producer's scope, and in none around that."""
+    """The result of `start`, and a copy of its context: in the producer's scope, and in none around that."""
 
     result: Any
     context: contextvars.Context

@@ -1,4 +1,4 @@
-"""What differs on a terminal: control characters are escaped, and a status line never overwrites text."""
+"""Output on a terminal: control characters are escaped, and a status line never overwrites text."""
 
 from __future__ import annotations
 

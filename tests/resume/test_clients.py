@@ -194,19 +194,29 @@ def test_sentinel_in_place_of_a_redis_is_named(server: RedisServer) -> None:
 
 
 @needs_redis
-@pytest.mark.parametrize("role", ["unknown command 'ROLE', with args beginning with:", "LOADING Redis is loading"])
-def test_error_stays_if_the_servers_role_is_unknown(server: RedisServer, role: str) -> None:
+@pytest.mark.parametrize("role", ["ERR unknown command 'ROLE'", "LOADING Redis is loading", None])
+def test_error_stays_if_the_server_is_no_sentinel(server: RedisServer, role: str | None) -> None:
     """Such as a proxy of Redis that knows few commands."""
 
     def fault(name: str, count: int) -> str | None:
         if name == "ROLE":
-            return f"ERR {role}" if role.startswith("unknown") else role
+            return role
         return None if name in ("HELLO", "CLIENT") else f"ERR unknown command '{name}', with args beginning with:"
 
     with (
         FaultyRedis(server.port, fault) as proxy,
         RedisLog.from_url(f"redis://127.0.0.1:{proxy.port}") as log,
         pytest.raises(LogError, match=r"Redis failed a command of the log \(ResponseError: unknown command"),
+    ):
+        log.cancel("k")
+
+
+@needs_redis
+def test_node_of_a_cluster_is_named(server: RedisServer) -> None:
+    with (
+        FaultyRedis(server.port, lambda name, _: "MOVED 1 127.0.0.1:7001" if len(name) == 40 else None) as proxy,
+        RedisLog.from_url(f"redis://127.0.0.1:{proxy.port}") as log,
+        pytest.raises(LogError, match=r"is a node of a Redis Cluster.*cluster=True"),
     ):
         log.cancel("k")
 

@@ -1,4 +1,4 @@
-"""What a log stores of a stream depends on its dialect, and what a reader makes of it on the reader's own."""
+"""The producer's dialect decides which events a log stores, and the reader's own which of them are items."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_recorded_streams_of_version_1_are_read(log: Log, face: Face, outcome: s
         ServerSentEvent("message", "ü", f"{first.fence}-3", 1.5),
     ]
     assert reading.outcome == outcome
-    # Whoever resumes after the last event gets the end.
+    # A reader that resumes after the last event gets the end.
     resumed = face.open(log, "k", last_event_id=f"{first.fence}-3")
     assert (resumed.items(), resumed.outcome) == ([], outcome)
 

@@ -209,7 +209,7 @@ def test_exception_of_an_iterable_ends_the_stream(
 
 
 class Agent:
-    """Reads an upstream that is silent after its first event, and tells how it ended."""
+    """Reads an upstream that is silent after its first event, and records how it ended."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -43,7 +43,7 @@ from tests.support import thread_of
 
 from .callers_code import ENDS, FAILING, KINDS, Fault, Interrupted
 
-# Those that the thread of a web server is not interrupted by.
+# Exceptions that do not interrupt the thread of a web server.
 REPORTED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 # A relay's error event.
@@ -304,7 +304,7 @@ def test_headers_function(loops: Loops) -> None:
 
 @pytest.mark.slow
 def test_headers_function_of_a_reconnection(loops: Loops) -> None:
-    """It runs in a thread of its own, so that every exception is one of its stream."""
+    """The function runs in a thread of its own, so that every exception ends its stream alone."""
     client = SSEClient(headers=loops.fault, reconnect=True, bridge=None if loops.is_async else loops.bridge)
     loops.fault.is_armed = False
     with SSEServer([raw(b"retry: 1\nid: 1\ndata: 1\n\n"), cut()]) as server:
@@ -319,7 +319,7 @@ def test_headers_function_of_a_reconnection(loops: Loops) -> None:
 
 @pytest.mark.slow
 def test_resume(loops: Loops) -> None:
-    """It runs in a thread of its own, so that an exit is none of the consumer's."""
+    """The function runs in a thread of its own, so that an exit does not reach the consumer's thread."""
     policy = ReconnectionPolicy(delay=0.01, resume=loops.fault)
     with SSEServer([raw(b"id: 1\ndata: 1\n\n"), cut()]) as server:
         stream = loops.ask(server.url, data={}, reconnect=policy)
@@ -421,7 +421,7 @@ def test_decode_of_a_merged_stream(loops: Loops) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["function", "coroutine function", "gather"])
 def test_function_that_opens_a_stream(loops: Loops, way: str) -> None:
-    """It runs in a thread or task of its own, so that every exception is reported to the consumer."""
+    """The function runs in a thread or task of its own, and the consumer receives every exception."""
     good = loops.ask(loops.server.url)
 
     async def open_stream() -> Any:
@@ -565,7 +565,7 @@ def test_on_item_of_a_relay(loops: Loops, of_an_iterable: bool) -> None:
 def test_on_end_of_a_relay(
     loops: Loops, caplog: pytest.LogCaptureFixture, is_coroutine: bool
 ) -> None:
-    """It is logged; in the thread of a web server an interrupt passes through."""
+    """The exception is logged; in the thread of a web server an interrupt passes through."""
     with SSEServer([send("1"), send("[DONE]")]) as server:
         stream = loops.ask(server.url)
         if loops.is_async:

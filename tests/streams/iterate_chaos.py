@@ -154,7 +154,7 @@ def read(chaos: Chaos, number: int) -> None:
     except RequestAbortedError:
         end = "aborted"
     del stream
-    # Whatever happened: no item is missing, none comes twice.
+    # In every case no item is missing or repeated.
     assert items == list(range(len(items))), (number, items)
     if leaving == "to the end":
         assert (len(items), end) == (length, ending), (number, items, end)
