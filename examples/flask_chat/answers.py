@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sseqbridge.resume import Log, MemoryLog, RedisLog
+from sseqbridge.resume import Log, MemoryLog
 
 __all__ = ["log_from_environment"]
 
@@ -18,6 +18,8 @@ _LEASE = 5.0
 def log_from_environment() -> Log | None:
     """Return a log in the Redis of REDIS_URL, or in memory if KEEP_ANSWERS is set, or None."""
     if url := os.environ.get("REDIS_URL"):
+        from sseqbridge.resume import RedisLog  # needs the extra `redis`
+
         return RedisLog.from_url(url, lease=_LEASE, abandon_after=_ABANDON_AFTER)
     if os.environ.get("KEEP_ANSWERS"):
         return MemoryLog(lease=_LEASE, abandon_after=_ABANDON_AFTER)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from examples import endpoint
-from sseqbridge.resume import Log, MemoryLog, RedisLog
+from sseqbridge.resume import Log, MemoryLog
 
 __all__ = ["MODULE", "PAGE", "STYLE", "item_of", "log"]
 
@@ -19,6 +19,8 @@ MODULE = Path(__file__).parent.parent / "flask_chat/static/relay.js"
 def _log() -> Log:
     # An answer that nobody reads for a minute is aborted.
     if url := os.environ.get("REDIS_URL"):
+        from sseqbridge.resume import RedisLog  # needs the extra `redis`
+
         return RedisLog.from_url(url, abandon_after=60)
     return MemoryLog(abandon_after=60)
 

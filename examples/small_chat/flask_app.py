@@ -17,7 +17,10 @@ relay.flask.register_error_handlers(app)  # an upstream that cannot be reached: 
 @app.post("/answers/<key>")
 def ask(key: str) -> flask.Response:
     """Begin an answer. The request goes on when the client leaves."""
-    messages = [{"role": "user", "content": flask.request.json["question"]}]
+    body = flask.request.get_json()
+    if not isinstance(body, dict) or not isinstance(body.get("question"), str):
+        flask.abort(400)
+    messages = [{"role": "user", "content": body["question"]}]
     return answer(key, start=partial(endpoint.ask, messages), takeover=True)
 
 

@@ -11,10 +11,42 @@ import pytest
 
 from tests.examples.guides import BLOCKS, EXAMPLES, EXCERPTS, GUIDES, Excerpt
 from tests.support import ROOT
+from tests.support import python as in_new_process
 
 HERE = Path(__file__).parent
 EXAMPLES_DIRECTORY = ROOT / "examples"
 INDEX = EXAMPLES_DIRECTORY / "README.md"
+
+
+# Packages that no extra of a framework brings.
+_OPTIONAL = ["anthropic", "django", "fastapi", "mcp", "openai", "redis", "starlette", "tqdm"]
+_NEEDS = {"django": ["django"], "fastapi": ["fastapi", "starlette"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "framework"),
+    [
+        ("quickstart", ""),
+        ("failures", ""),
+        ("feed", ""),
+        ("ollama", ""),
+        ("prompts", ""),
+        ("providers", ""),
+        ("tokens", ""),
+        ("saved_answers", ""),
+        ("flask_chat.app", ""),
+        ("small_chat.flask_app", ""),
+        ("small_chat.fastapi_app", "fastapi"),
+        ("django_chat.asgi", "django"),
+    ],
+)
+def test_program_needs_only_its_framework(module: str, framework: str) -> None:
+    missing = [name for name in _OPTIONAL if name not in _NEEDS.get(framework, [])]
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
+    code = f"{blocked}; import importlib; importlib.import_module('examples.' + sys.argv[1])"
+    status, _, errors = in_new_process(code, module)
+    assert (status, errors) == (0, "")
 
 
 def test_every_block_is_run() -> None:

@@ -174,6 +174,15 @@ def test_a_head_request_asks_nothing(url: str, upstream: ControlledUpstream) -> 
 
 
 @pytest.mark.parametrize("url", ["flask", "fastapi"], indirect=True)
+def test_malformed_question_is_refused(url: str, upstream: ControlledUpstream) -> None:
+    upstream.reset()
+    bodies: list[Any] = [[], {}, {"question": 1}]
+    for body in bodies:
+        assert httpx.post(f"{url}answers/a-key", json=body, timeout=60).status_code in (400, 422)
+    assert upstream.request_count == 0
+
+
+@pytest.mark.parametrize("url", ["flask", "fastapi"], indirect=True)
 def test_unknown_answer_is_404(url: str, upstream: ControlledUpstream) -> None:
     upstream.reset()
     events: Any = request_sse(f"{url}answers/unknown").events
