@@ -13,7 +13,7 @@ import warnings
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sseqbridge._checks import check_limits, check_seconds
+from sseqbridge._checks import NotCopyable, check_limits, check_seconds
 from sseqbridge._engine.async_calls import PATIENCE_SECONDS, AsyncCall, AsyncContext, is_async_context_manager
 from sseqbridge._engine.caller_loops import running_loop_state
 from sseqbridge._engine.channel import End
@@ -106,7 +106,7 @@ def run(bridge: BaseBridge, source: Any, timeout: float | None, cancel: CancelFl
         del end  # The error's traceback references this frame.
 
 
-class Entered(Generic[T]):
+class Entered(NotCopyable, Generic[T]):
     """A context manager that enters and exits an asynchronous one, in one task on a bridge's loop; see `enter`."""
 
     def __init__(self, bridge: BaseBridge, source: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import check_seconds
+from sseqbridge._checks import NotCopyable, check_seconds
 from sseqbridge._engine.bridge import has_clients_of_callers
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.raw_exchange import RawExchange, RawHead
@@ -45,7 +45,7 @@ __all__ = ["BridgeTransport"]
 _CLOSE_SECONDS = 1.0
 
 
-class BridgeTransport(_BaseTransport):
+class BridgeTransport(NotCopyable, _BaseTransport):
     """A transport for httpx.Client and httpx2.Client that sends requests over a Bridge.
 
         client = openai.OpenAI(http_client=httpx.Client(transport=BridgeTransport(idle=60)))
@@ -201,7 +201,7 @@ def _received(exchange: RawExchange) -> RawHead | bytes | None:
     raise exchange.closed_error() if entry.error is None else entry.error
 
 
-class _ResponseStream:
+class _ResponseStream(NotCopyable):
     """The body of a response. Instances also inherit from the SyncByteStream of httpx or httpx2."""
 
     def __init__(self, exchange: RawExchange) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import copy
 import gc
 import pickle
-from collections.abc import Callable
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
-from sseqbridge import Bridge, amerge, arequest_sse, merge, request_sse, tee
+from sseqbridge import Bridge, BridgeTransport, amerge, arequest_sse, enter, iterate, merge, request_sse, tee
 from sseqbridge.relay import aframes, frames
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send
@@ -63,3 +66,37 @@ def test_owners_of_threads_and_connections_cannot_be_copied(make: Callable[[Any]
         assert log.open("key", lambda: request_sse(server.url)).collect() == [1]
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
         assert b"".join(piece).startswith(b"data: a")
+
+
+@MAKERS
+def test_sessions_of_asynchronous_code_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[list[str]]:
+        log = ["entered"]
+        yield log
+        log.append("exited")
+
+    entered, stream = enter(session), iterate(items)
+    with entered as log:
+        for original in (entered, stream):
+            with pytest.raises(TypeError, match="cannot be copied"):
+                make(original)
+        gc.collect()
+        assert (log, stream.collect()) == (["entered"], [1])
+
+
+@MAKERS
+def test_transports_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    with SSEServer([send(1), send("[DONE]")]) as server:
+        transport = BridgeTransport(verify=ssl.create_default_context())
+        with httpx.Client(transport=transport) as client:
+            response = client.send(client.build_request("GET", server.url), stream=True)
+            # httpx wraps the stream of the transport.
+            for original in (transport, transport.handle_request(client.build_request("GET", server.url)).stream):
+                with pytest.raises(TypeError, match="cannot be copied"):
+                    make(original)
+            gc.collect()
+            assert response.read() == b"data: 1\n\ndata: [DONE]\n\n"
