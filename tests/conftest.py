@@ -109,6 +109,8 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
         leaks.start_shared()
+        # The garbage collections of tests need not examine modules and thousands of collected tests.
+        gc.freeze()
         yield
     shutil.rmtree(directory)
 

@@ -57,6 +57,13 @@ def recount() -> None:
     memory._update()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Let the collections of these tests examine only what the tests have made: each is a tenth of a second faster."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_counted() -> Iterator[None]:
     """Begin each test with no open stream, and end it with none."""

@@ -116,7 +116,7 @@ def test_reader_whose_joining_is_interrupted_keeps_no_upstream(monkeypatch: pyte
     with SSEServer([send(1), silence()]) as server:
         readers = tee(request_sse(server.url), 1)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Tee, "stream_of", staticmethod(interrupted))
+            patch.setattr(Tee, "_stream_of", staticmethod(interrupted))
             readers.add()
         assert next(readers[0]) == 1
         readers[0].close()
