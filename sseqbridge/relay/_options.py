@@ -11,6 +11,7 @@ from sseqbridge._checks import check_seconds, shown
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
+from sseqbridge._streams.hints import near_miss
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -183,5 +184,6 @@ def relay_options(name: str, options: Mapping[str, Any], *, without: tuple[str, 
     known = inspect.signature(RelayOptions).parameters
     for option in options:
         if option not in known or option in without:
-            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+            hint = near_miss(option, set(known).difference(without))
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}. {hint}".rstrip())
     return RelayOptions(**options)

@@ -34,3 +34,11 @@ def test_seconds_must_be_above_zero(name: str, seconds: Any) -> None:
 def test_type_of_map_and_done_is_checked(option: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         relay.frames([], **option)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("heartbeats", " Did you mean 'heartbeat'?"), ("qqq", "")])
+def test_unknown_option_names_the_one_that_is_like_it(name: str, hint: str) -> None:
+    options: dict[str, Any] = {name: 1}
+    with pytest.raises(TypeError) as caught:
+        relay.frames([], **options)
+    assert str(caught.value) == f"frames() got an unexpected keyword argument '{name}'.{hint}"
