@@ -27,10 +27,10 @@ RAMP_SECONDS = 0.001
 
 def merged(name: str) -> str:
     """Return the name of the client that reads all streams in one loop."""
-    return f"{name}, merge"
+    return f"{name} (merge)"
 
 
-MERGED = tuple(Configuration(merged(ours.name), "sseqbridge, merge", ours.needs, ours.environment) for ours in OURS)
+MERGED = tuple(Configuration(merged(ours.name), "sseqbridge (merge)", ours.needs, ours.environment) for ours in OURS)
 
 
 def case_of(streams: int) -> str:

@@ -153,7 +153,7 @@ class Naive:
 
 CLIENTS: dict[str, Callable[[], Client]] = {
     "sseqbridge": Sseqbridge,
-    "sseqbridge, merge": SseqbridgeMerge,
+    "sseqbridge (merge)": SseqbridgeMerge,
     "httpx-sse": HttpxSse,
     "httpx2": Httpx2,
     "requests + sseclient-py": RequestsSseclient,

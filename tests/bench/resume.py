@@ -8,10 +8,10 @@ events a second for the readers; then a burst, as fast as upstream and producer 
 a Redis of the benchmark's own.
 
 The latency of an event counts from the upstream's send, so it includes the write. `CPU s` is the CPU time of the
-readers' processes, `producer's` that of the producer. The client `no fan-out` passes events to no reader, and counts
-them once per process. Newcomers are readers that open a stream during the run: one that was already complete (`kept`),
-one that they start (`begun`), or one that they start while the process's XREAD waits and must be woken (`silence`);
-`direct` is the same upstream without a log.
+readers' processes, `producer's` that of the producer. The client `without fan-out` passes events to no reader, and
+counts them once per process. Newcomers are readers that open a stream during the run: one that was already complete
+(`kept`), one that they start (`begun`), or one that they start while the process's XREAD waits and must be woken
+(`silence`); `direct` is the same upstream without a log.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from .table import print_table
 
 __all__ = ["main"]
 
-EACH, ONE = "redis-py, an XREAD each", "redis-py, one XREAD, no fan-out"
+# Without commas: --clients separates names by them.
+EACH, ONE = "redis-py (an XREAD each)", "redis-py (one XREAD without fan-out)"
 CLIENTS = (
     *(Configuration(ours.name, "log", (*ours.needs, "redis"), ours.environment) for ours in OURS),
     Configuration(EACH, "each", ("redis", "msgspec")),

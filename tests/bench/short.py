@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
         Control(bench.upstream.http).prepare_burst(EVENTS, 1)
         overrides = {NAIVE: {"streams": fewer, "warmup": 2}}
         bench.measure_each("short", case, url, {"streams": streams, "warmup": streams // 10}, overrides=overrides)
-    arguments = {"streams": 2 if bench.quick else STREAMS_OF_A_THREAD, "warmup": 0, "threads": THREADS}
+    arguments = {"streams": 2 if bench.quick else STREAMS_OF_A_THREAD, "warmup": 10, "threads": THREADS}
     # The naive bridge starts a thread and a loop for each stream, in seconds of CPU time.
     clients = [each for each in CONFIGURATIONS if each.name != NAIVE]
     bench.measure_each("short", IN_THREADS, bench.upstream.http, arguments, clients)
