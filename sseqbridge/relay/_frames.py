@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import show_members_of
 from sseqbridge._exceptions import Cancelled
+from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
 
@@ -42,6 +43,9 @@ logger = logging.getLogger("sseqbridge")
 
 # A piece is complete once it has this size.
 _PIECE_BYTES = 64 * 1024
+# How long `on_end` waits for a call of `on_item` that is under way in the thread of an iterable.
+_PATIENCE_SECONDS = 1.0
+_POLL_SECONDS = 0.005
 # How long frames are collected for one piece: `map` may be slow.
 _COLLECT_SECONDS = 0.01
 
@@ -290,6 +294,9 @@ class Frames(BaseFrames):
 
     def _conclude(self) -> None:
         _live.remove(self)
+        until = clock.monotonic() + _PATIENCE_SECONDS
+        while not self._writer.end_observing() and clock.monotonic() < until:
+            threads.new_waiter().wait(_POLL_SECONDS)
         self._ending.call(self._relay_end())
 
 
@@ -497,6 +504,7 @@ class AsyncFrames(BaseFrames):
             self._send_timer.cancel()
 
     def _conclude_elsewhere(self) -> None:
+        self._writer.end_observing()
         end = self._relay_end()
         if in_coroutine():
             self._ending.call_later(end, asyncio.get_running_loop())
@@ -505,6 +513,9 @@ class AsyncFrames(BaseFrames):
 
     async def _aconclude(self) -> None:
         _live.remove(self)
+        until = clock.monotonic() + _PATIENCE_SECONDS
+        while not self._writer.end_observing() and clock.monotonic() < until:
+            await asyncio.sleep(_POLL_SECONDS)
         await self._ending.acall(self._relay_end())
 
 

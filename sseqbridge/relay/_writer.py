@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 
 from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
@@ -62,6 +63,8 @@ class Writer:
         self._quotes_body = options.refusal == "pass"
         # The context of the view that made the relay; `map` and iterables run in it.
         self.context = contextvars.copy_context()
+        # Each side writes its own field, then reads the other's: no call of `on_item` begins after end_observing().
+        self._is_observing = self._is_over = False
         # The last event ID that the client holds, as far as the upstream set it.
         self._id = ""
         # The client's last event ID after all frames that were made so far.
@@ -76,11 +79,25 @@ class Writer:
         """Call the application's function `on_item`. Raises CallbackError if it raises."""
         if self._on_item is None:
             return
+        # Before `_is_over` is read: see end_observing().
+        self._is_observing = True
+        try:
+            if not self._is_over:
+                self._call_on_item(self._on_item, item)
+        finally:
+            self._is_observing = False
+
+    def _call_on_item(self, on_item: Callable[[Any], Any], item: Any) -> None:
         with contained("the function `on_item`"):
-            result = self.context.run(self._on_item, item)
+            result = self.context.run(on_item, item)
             if inspect.iscoroutine(result):
                 result.close()
                 raise UsageError("`on_item` must be a plain function, got one that returns a coroutine")
+
+    def end_observing(self) -> bool:
+        """Call `on_item` no more. Returns whether no call is under way in another thread, which iterates."""
+        self._is_over = True
+        return not self._is_observing
 
     @property
     def is_verbatim(self) -> bool:

@@ -5,13 +5,15 @@ The responses run on the event loop. However a response ends, its upstream is ab
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -47,7 +49,8 @@ def stream_response(
     runs after the response. If the upstream's status is not 200, the response is that of the option `refusal`.
 
     A function in place of the stream is called when the response starts, and not at all for HEAD. The application's
-    exception handlers are called with its exceptions.
+    exception handlers are called with its exceptions. If it, or an iterable, refers to the Request, the request's body
+    is read into memory before, since the response then receives the messages that report a disconnect.
 
     Raises UsageError for arguments that cannot work.
     """
@@ -55,7 +58,11 @@ def stream_response(
         checked = relay_options("stream_response", options, without=ASYNC_WITHOUT)
         merged = event_stream_headers(headers)
         opens = not (upstream.is_function and checked.early)
-        return _RelayResponse(arelay(upstream, checked), checked, headers, opens, headers=merged, background=background)
+        response = _RelayResponse(
+            arelay(upstream, checked), checked, headers, opens, headers=merged, background=background
+        )
+        response.requests = _requests_in(stream)
+        return response
 
 
 describe(stream_response, without=ASYNC_WITHOUT)
@@ -84,6 +91,26 @@ async def _handle(request: Request, error: Exception) -> Response:
     return Response(refusal.body, refusal.status, refusal.headers)
 
 
+def _requests_in(value: Any, depth: int = 4) -> list[Request]:
+    """Return the requests that a function or generator refers to: as an argument or variable, or by its `self`."""
+    if isinstance(value, Request):
+        return [value]
+    if depth == 0:
+        return []
+    return [request for part in _parts(value) for request in _requests_in(part, depth - 1)]
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if inspect.ismethod(value):
+        return [value.__func__, *getattr(value.__self__, "__dict__", {}).values()]
+    if inspect.isfunction(value):
+        return [*inspect.getclosurevars(value).nonlocals.values(), *(value.__defaults__ or ())]
+    frame = getattr(value, "ag_frame", None) or getattr(value, "gi_frame", None)
+    return [] if frame is None else list(frame.f_locals.values())
+
+
 class _RelayResponse(StreamingResponse):
     """Closes the frames however the response ends, and as soon as the client disconnects.
 
@@ -100,6 +127,8 @@ class _RelayResponse(StreamingResponse):
         self._added = added
         # Whether the upstream's headers are waited for.
         self._opens = opens
+        # The requests whose bodies the application's code may read during the response.
+        self.requests: list[Request] = []
         # Of an event stream; the others were set by the view.
         self._own_headers = list(self.raw_headers)
 
@@ -109,6 +138,7 @@ class _RelayResponse(StreamingResponse):
             self._frames.discard()
         error: Exception | None = None
         try:
+            await self._read_bodies()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_on_disconnect, receive)
                 try:
@@ -125,6 +155,17 @@ class _RelayResponse(StreamingResponse):
             raise error
         if self.background is not None:
             await self.background()
+
+    async def _read_bodies(self) -> None:
+        """Read the bodies of the requests, which keep them, before this response receives messages itself."""
+        for request in self.requests:
+            try:
+                await request.body()
+            except ClientDisconnect:
+                # Reported by the next message, too.
+                return
+            except RuntimeError:
+                pass  # The application has read it as a stream.
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = await self._frames.open_upstream() if self._opens else None

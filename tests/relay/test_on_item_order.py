@@ -1,0 +1,111 @@
+"""No call of `on_item` follows `on_end`, although an iterable runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from sseqbridge import relay
+from sseqbridge.relay._writer import HEARTBEAT
+from tests.relay.support import Relay
+from tests.support import in_thread, until
+
+
+def test_item_after_the_close_is_not_seen(relayed: Relay) -> None:
+    """The iterable yields once more after the client has left."""
+    log: list[Any] = []
+    go, ended = threading.Event(), threading.Event()
+
+    def items() -> Iterator[str]:
+        try:
+            yield "a"
+            go.wait(30)
+            yield "b"
+        finally:
+            ended.set()
+
+    reading = relayed(items(), on_item=log.append, on_end=lambda end: log.append(end.outcome))
+    assert reading.next_event() == b"data: a\n\n"
+    reading.close()
+    go.set()
+    assert ended.wait(30)
+    assert log == ["a", "disconnected"]
+
+
+def test_on_end_waits_for_a_call_of_on_item(relayed: Relay) -> None:
+    log: list[Any] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def on_item(item: str) -> None:
+        if item == "b":
+            begun.set()
+            assert go.wait(30)
+        log.append(item)
+
+    reading = relayed(iter(["a", "b"]), on_item=on_item, on_end=lambda end: log.append(end.outcome))
+    assert reading.next_event().startswith(b"data: a\n\n")
+    assert begun.wait(30)
+    closing = in_thread(reading.close)
+    go.set()
+    closing.result(30)
+    until(lambda: len(log) == 3)
+    assert log == ["a", "b", "disconnected"]
+
+
+def test_on_end_does_not_wait_for_a_call_of_on_item_that_hangs() -> None:
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def on_item(item: str) -> None:
+        begun.set()
+        go.wait(30)
+
+    frames = relay.frames(iter(["a", "b"]), on_item=on_item, on_end=lambda end: ended.set())
+    assert next(frames) == HEARTBEAT
+    assert begun.wait(30)
+    frames.close()
+    assert ended.is_set()
+    go.set()
+
+
+def test_on_item_may_close_the_relay() -> None:
+    """A call that waits for its own end."""
+    log: list[Any] = []
+
+    def on_item(item: str) -> None:
+        log.append(item)
+        frames.close()
+
+    frames = relay.frames(iter(["a", "b"]), on_item=on_item, on_end=lambda end: log.append(end.outcome))
+    assert b"".join(piece for piece in frames if piece != HEARTBEAT) == b""
+    until(lambda: len(log) == 2)
+    assert log == ["a", "disconnected"]
+
+
+def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
+    log: list[Any] = []
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def items() -> Iterator[str]:
+        yield "a"
+        begun.set()
+        go.wait(30)
+        try:
+            yield "b"
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        frames = relay.aframes(items(), on_item=log.append, on_end=lambda end: log.append(end.outcome))
+        while await anext(frames) == HEARTBEAT:
+            pass
+        await asyncio.to_thread(begun.wait, 30)
+        frames.close()
+        go.set()
+        await asyncio.to_thread(ended.wait, 30)
+        while len(log) < 2:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert log == ["a", "disconnected"]

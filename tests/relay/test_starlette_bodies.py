@@ -1,0 +1,142 @@
+"""Starlette: the code that runs during a relay's response can read the request's body; a disconnect is noticed too."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sseqbridge import arequest_sse, relay
+from sseqbridge.relay import RelayEnd
+from sseqbridge.testing import SSEServer, send, silence
+from tests.relay.serving import under_uvicorn
+from tests.support import until
+
+pytestmark = pytest.mark.slow
+
+
+class Case:
+    url = ""
+    ends: list[RelayEnd]
+
+
+case = Case()
+
+
+async def opened(request: Request) -> Any:
+    data = await request.json()
+    return await arequest_sse(case.url, json=data)
+
+
+def respond(stream: Any) -> Response:
+    return relay.starlette.stream_response(stream, on_end=case.ends.append)
+
+
+async def closure(request: Request) -> Response:
+    async def opens() -> Any:
+        return await opened(request)
+
+    return respond(opens)
+
+
+async def of_partial(request: Request) -> Response:
+    return respond(functools.partial(opened, request))
+
+
+async def of_lambda(request: Request) -> Response:
+    return respond(lambda: opened(request))
+
+
+async def of_default(request: Request) -> Response:
+    async def opens(of: Request = request) -> Any:
+        return await opened(of)
+
+    return respond(opens)
+
+
+class Chat(HTTPEndpoint):
+    async def post(self, request: Request) -> Response:
+        self.request = request
+        return respond(self.opens)
+
+    async def opens(self) -> Any:
+        return await opened(self.request)
+
+
+async def generator(request: Request) -> Response:
+    async def items() -> AsyncIterator[Any]:
+        async for item in (await opened(request)).events:
+            yield item
+
+    return respond(items())
+
+
+async def pipeline(request: Request) -> Response:
+    async def texts(request: Request) -> AsyncIterator[str]:
+        async for chunk in request.stream():
+            yield chunk.decode()
+
+    return respond(text async for text in texts(request) if text)
+
+
+async def read_before(request: Request) -> Response:
+    data = [chunk async for chunk in request.stream()]
+
+    async def opens() -> Any:
+        assert request.headers["content-type"] == "application/json"
+        return await arequest_sse(case.url, content=b"".join(data))
+
+    return respond(opens)
+
+
+VIEWS = [closure, of_partial, of_lambda, of_default, Chat, generator, read_before]
+
+
+@pytest.fixture
+def url() -> Any:
+    case.ends = []
+    routes = [Route(f"/{view.__name__}", view, methods=["GET", "POST"]) for view in [*VIEWS, pipeline]]
+    with under_uvicorn(Starlette(routes=routes)) as url:
+        yield url
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_body_is_read_during_the_response(url: str, view: Any) -> None:
+    with SSEServer([send({"n": 1}), send("[DONE]")]) as server:
+        case.url = server.url
+        response = httpx.post(f"{url}/{view.__name__}", json={"text": "x" * 100_000}, timeout=30)
+        assert "data: {" in response.text
+        assert len(server.requests[0].body) > 100_000
+    until(lambda: case.ends)
+
+
+def test_body_is_relayed_by_a_generator_that_reads_it(url: str) -> None:
+    assert httpx.post(f"{url}/pipeline", content=b"hello", timeout=30).text.endswith("data: hello\n\n")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_disconnect_after_the_body_aborts_the_upstream(url: str, view: Any) -> None:
+    with SSEServer([silence()]) as server, httpx.Client() as client:
+        case.url = server.url
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"{url}/{view.__name__}", json={}, timeout=1)
+        server.wait_for_request(timeout=30).wait_aborted(30)
+        until(lambda: case.ends)
+    assert [end.outcome for end in case.ends] == ["disconnected"]
+
+
+def test_disconnect_within_the_body_ends_the_relay(url: str) -> None:
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port)) as client:
+        client.sendall(b"POST /closure HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    until(lambda: case.ends)
+    assert [end.outcome for end in case.ends] == ["disconnected"]
