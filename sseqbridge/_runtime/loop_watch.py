@@ -112,6 +112,9 @@ class _TimedSteps:
             except StopIteration:
                 return
             finally:
+                # An exception's traceback refers to this frame: the cycle would keep the streams of the caller's
+                # code open until a garbage collection.
+                argument = None
                 self._record(clock.monotonic() - began)
             try:
                 run, argument = self._coroutine.send, (yield future)
