@@ -281,8 +281,11 @@ def _frame_of(entry: _Frame | End | None, stop: type[Exception]) -> _Frame | Non
 
 
 def _outcome_of(end: End | None) -> Outcome | None:
-    """Return the outcome of an iterable with this end: "closed" if a stream that it read last was cancelled."""
-    if end is None or end.outcome == "error":
+    """Return the outcome of an iterable with this end, None if it has not ended by itself.
+
+    "closed" is the outcome if the stream that it read last was cancelled; CLOSED itself is the end of a closed channel.
+    """
+    if end is None or end is CLOSED or end.outcome == "error":
         return None
     return "eof" if end.outcome == "eof" else "cancelled"
 
