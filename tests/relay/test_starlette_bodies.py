@@ -98,7 +98,7 @@ async def read_before(request: Request) -> Response:
     return respond(opens)
 
 
-VIEWS = [closure, of_partial, of_lambda, of_default, Chat, generator, read_before]
+VIEWS: list[Any] = [closure, of_partial, of_lambda, of_default, Chat, generator, read_before]
 
 
 @pytest.fixture
