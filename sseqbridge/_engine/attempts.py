@@ -75,11 +75,11 @@ class Attempts:
         """The number of events so far."""
         return self._past_events + self.exchange.events
 
-    def put_through(self, put: Callable[[Batch], bool] | None) -> None:
-        """Pass batches of this exchange and the following ones to `put`: see Exchange.put_through()."""
+    def set_sink(self, put: Callable[[Batch], bool] | None) -> None:
+        """Pass batches of this exchange and the following ones to `put`: see Exchange.set_sink()."""
         self._put = put
         if put is not None:
-            self.exchange.put_through(put)
+            self.exchange.set_sink(put)
 
     def mark_open(self, head: Head) -> None:
         """The current connection has been answered."""
@@ -95,7 +95,7 @@ class Attempts:
             await self.exchange.aclose()
 
     async def send_again(self, attempt: int) -> Head | None:
-        """Build the request of this attempt, send it, and return the head of its answer.
+        """Build the request of this attempt, send it, and return the head of its response.
 
         Returns None if the caller's `resume` function gives up; the exchange is the one before then. Raises
         CallbackError if that function or the one for the headers fails, and ReconnectionError if the request cannot be
@@ -139,7 +139,7 @@ class Attempts:
         self._past_received += old.received
         self._past_events += old.events
         if self._put is not None:
-            self.exchange.put_through(self._put)
+            self.exchange.set_sink(self._put)
 
     def _not_sent(self, attempt: int, cause: Exception) -> ReconnectionError:
         # Only the error's type: its message may hold secrets.

@@ -2,7 +2,7 @@
 
 The callback of the first read puts all entries that it finds into the channel (the head, batches, the end), and wakes
 the consumer once, at its end. Those of later reads mostly find one batch, which wakes the consumer. Where something has
-to be awaited (a full channel), and for every answer but a plain event stream, the stream's task is started, and
+to be awaited (a full channel), and for every response but a plain event stream, the stream's task is started, and
 continues from there.
 
 Runs on the loop thread.
@@ -46,7 +46,7 @@ class DirectExchange(Exchange):
         return self._sender.reused_connection()
 
     def take_head(self, answer: AnswerHead, body: BodyStream) -> Head | None:
-        """Return the head of the stream; None if continue_with() and open() have to take the answer."""
+        """Return the head of the stream; None if continue_with() and open() have to take the response."""
         head = plain_head(answer, check_content_type=self._options.check_content_type)
         if head is not None:
             self._head, self._body = head, body
@@ -72,7 +72,7 @@ class DirectExchange(Exchange):
         return True
 
     def continue_with(self, result: httpx.Response | Exception) -> None:
-        """Let open() or __anext__ continue with an answer, or its error."""
+        """Let open() or __anext__ continue with a response, or its error."""
         self._sender.continue_with(result, is_open=self._head is not None)
 
     def close_in_callback(self) -> None:
@@ -108,7 +108,7 @@ class CallbackTransfer(CallbackExchange):
             return False
         self._stream.channel.send_silently(head)
         self._stream.begin_streaming()
-        self._exchange.put_through(self._stream.writer.try_add)
+        self._exchange.set_sink(self._stream.writer.try_add)
         return True
 
     def data_received(self, data: bytes) -> bool:

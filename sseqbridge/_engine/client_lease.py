@@ -1,4 +1,4 @@
-"""A leased HTTP client, the answer that it has under way, and that answer's connection.
+"""A leased HTTP client, the response that it has under way, and that response's connection.
 
 Made in the caller's thread, used on the loop thread from then on. Subclasses send requests with the client.
 """
@@ -26,9 +26,9 @@ logger = logging.getLogger("sseqbridge")
 
 
 class ClientLease:
-    """A client of a pool, and its current answer.
+    """A client of a pool, and its current response.
 
-    `network_stream` is the connection of the answer, until the answer is closed.
+    `network_stream` is the connection of the response, until the response is closed.
     """
 
     def __init__(self, clients: ClientPool, origin: str) -> None:
@@ -47,7 +47,7 @@ class ClientLease:
         raise NotImplementedError
 
     def _received(self, response: Any) -> None:
-        """Take an answer whose head has arrived."""
+        """Take a response whose head has arrived."""
         self._response = response
         self._clients.learn(self._origin, response.http_version)
         self.network_stream = response.extensions.get("network_stream")
@@ -60,7 +60,7 @@ class ClientLease:
     def shut_down(self) -> None:
         """Shut the connection down at once, whatever its reader waits for.
 
-        Does nothing before the answer's head: httpx closes a connection that it is setting up. Nor does it shut down
+        Does nothing before the response's head: httpx closes a connection that it is setting up. Nor does it shut down
         an HTTP/2 connection that other streams share.
         """
         if self.network_stream is None or (self._is_http2() and self._client.shared):
@@ -81,7 +81,7 @@ class ClientLease:
         sockets.detach_connection_after_fork(self.network_stream)
 
     async def close_response(self, *, is_read_to_end: bool = False) -> None:
-        """Return the connection to its pool if the answer was read to its end, else close it."""
+        """Return the connection to its pool if the response was read to its end, else close it."""
         response = self._response
         if response is not None and self._is_http2():
             if self._client.shared and not is_read_to_end:
@@ -112,7 +112,7 @@ class ClientLease:
         if is_read_to_end or (self._response is not None and not self._is_http2()):
             await self._clients.give_back(self._client, self._origin)
         else:
-            # Closing the response leaves an HTTP/2 connection open, and so does a request without an answer.
+            # Closing the response leaves an HTTP/2 connection open, and so does a request without a response.
             await self._clients.discard(self._client)
 
     def abandon(self) -> None:

@@ -1,4 +1,4 @@
-"""One request and its answer, as an async iterator of batches: check the head, read, drain, abort, close.
+"""One request and its response, as an async iterator of batches: check the head, read, drain, abort, close.
 
 An Exchange is made in the caller's thread, so that a wrong argument is an error of the call. From then on it belongs
 to the loop thread; other threads read its counters. It knows no channel and no consumer. sender.py sends the request,
@@ -51,9 +51,9 @@ _DRAIN_BYTES = 64 * 1024
 
 
 class Exchange:
-    """One request, from sending it to the last byte of its answer.
+    """One request, from sending it to the last byte of its response.
 
-    `open()` sends it. Iterating returns Batches, or one Body if the answer is no stream. `outcome` is "done" or "eof"
+    `open()` sends it. Iterating returns Batches, or one Body if the response is no stream. `outcome` is "done" or "eof"
     once the stream has ended; `received` counts the bytes of the body.
     """
 
@@ -118,7 +118,7 @@ class Exchange:
 
     @property
     def network_stream(self) -> Any:
-        """The connection of the answer, None before its head and after its end."""
+        """The connection of the response, None before its head and after its end."""
         return self._sender.network_stream
 
     @property
@@ -137,12 +137,12 @@ class Exchange:
 
     @property
     def headers(self) -> httpx.Headers:
-        """The headers of the answer, which must have arrived."""
+        """The headers of the response, which must have arrived."""
         assert self._head is not None
         return self._head.headers
 
     async def open(self) -> Head:
-        """Send the request, follow redirects, and return the head of the answer.
+        """Send the request, follow redirects, and return the head of the response.
 
         Raises ContentTypeError for a 200 of a type that the format does not have, and what RequestSender.send() does.
         """
@@ -165,7 +165,7 @@ class Exchange:
 
     # Reading.
 
-    def put_through(self, put: Callable[[Batch], bool]) -> None:
+    def set_sink(self, put: Callable[[Batch], bool]) -> None:
         """Pass batches to `put` in the transport's callback, while __anext__ waits.
 
         A batch for which `put` returns False is returned by __anext__, and so is every batch of a transport that
@@ -301,7 +301,7 @@ class Exchange:
         return body
 
     async def read_body(self) -> Body:
-        """Return the body of an answer that is no event stream, within bounds of size and time."""
+        """Return the body of a response that is no event stream, within bounds of size and time."""
         assert self._reader.decoder is not None
         return await read_within_bounds(self._next_chunk, self._reader.decoder)
 
@@ -322,7 +322,7 @@ class Exchange:
         raise UsageError("this stream does not reconnect. Open it with reconnect=True.")
 
     async def aclose(self) -> None:
-        """Return the connection to its pool if the answer was read to its end, else close it."""
+        """Return the connection to its pool if the response was read to its end, else close it."""
         # A bound method of the stream's task, which would make a reference cycle.
         self._put = None
         await self._sender.close_response(is_read_to_end=self._is_read_to_end)

@@ -8,7 +8,7 @@ until its consumer has received the end, or has left.
 
 Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. The dict of open channels changes in atomic
 steps. Each thread that has changed it writes the share, and writes it again if the number has changed since it was
-read; so the last write is that of the last number. The sum is counted anew after 10 ms at the latest; until then it is
+read; so the last write is that of the last number. The sum is counted again after 10 ms at the latest; until then it is
 an estimate, in which threads may lose each other's additions.
 """
 

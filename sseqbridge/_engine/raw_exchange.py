@@ -1,4 +1,4 @@
-"""One request of an HTTP client, and its answer's bytes as they came: sent on the loop, read in another thread.
+"""One request of an HTTP client, and its response's bytes as they came: sent on the loop, read in another thread.
 
 The task of a RawExchange sends the request, puts the head into a channel, then bytes of the body, then an End. Body
 bytes go from the transport's callback into the channel; the task resumes only for the head, the end, an error, and a
@@ -54,7 +54,7 @@ _DRAIN_BYTES = 64 * 1024
 
 
 class RawHead(NamedTuple):
-    """The head of an answer. `extensions` are those of httpx's responses."""
+    """The head of a response. `extensions` are those of httpx's responses."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -79,7 +79,7 @@ class _Sender(ClientLease):
         return describe(self._request.url)
 
     async def send(self) -> Any:
-        """Send the request and return its answer."""
+        """Send the request and return its response."""
         try:
             response = await self._client.forward(self._request)
         except asyncio.CancelledError as exc:
@@ -90,7 +90,7 @@ class _Sender(ClientLease):
         return response
 
     async def finish(self, *, is_read_to_end: bool) -> None:
-        """Close the answer and return the client."""
+        """Close the response and return the client."""
         await self.close_response(is_read_to_end=is_read_to_end)
         if not self._client.shared:
             await self.release(is_read_to_end=is_read_to_end)
@@ -131,7 +131,7 @@ class RawExchange(LoopTask):
     channel are those of the request's package, httpx or httpx2.
     """
 
-    # At the interpreter's exit, too, its consumer gets an error: an answer that was cut off has not ended.
+    # At the interpreter's exit, too, its consumer gets an error: a response that was cut off has not ended.
     opened = False
     events = 0
 
@@ -153,7 +153,7 @@ class RawExchange(LoopTask):
         self.received = 0
         self._idle = idle
         self._owner = owner
-        # When the last byte or event came, on the loop's clock; None while the consumer holds the answer back.
+        # When the last byte or event came, on the loop's clock; None while the consumer holds the response back.
         self._idle_since: float | None = None
         self._detector: EventDetector | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -256,7 +256,7 @@ class RawExchange(LoopTask):
     async def _transfer(self) -> None:
         response = await self._sender.send()
         if self.upload is not None:
-            # An answer ends the sending of the request.
+            # A response ends the sending of the request.
             self.upload.close()
         head, self._body = self._opened(response)
         # Wakes the consumer in the next iteration of the loop, or with the end of the body if that is here already.
@@ -327,7 +327,7 @@ class RawExchange(LoopTask):
             # The consumer has left. Yield to the loop, so that the abort runs however much can be read at once.
             await asyncio.sleep(0)
             return
-        # The idle clock stops while the consumer holds the answer back.
+        # The idle clock stops while the consumer holds the response back.
         since, held_at = self._idle_since, self.loop.time()
         self._idle_since = None
         await self.channel.send(data, len(data))
@@ -340,7 +340,7 @@ class RawExchange(LoopTask):
         self._check_idle()
 
     def _check_idle(self) -> None:
-        # One timer an answer, set again when it fires: a read only costs a look at the clock.
+        # One timer a response, set again when it fires: a read only costs a look at the clock.
         assert self._idle is not None
         now = self.loop.time()
         since = now if self._idle_since is None else self._idle_since

@@ -47,7 +47,7 @@ __all__ = ["ReconnectingExchange"]
 
 logger = logging.getLogger("sseqbridge")
 
-# For how long open() waits for the first answer if there is no `total` limit.
+# For how long open() waits for the first response if there is no `total` limit.
 _OPEN_SECONDS = 60.0
 
 
@@ -56,7 +56,7 @@ class _Stage(enum.Enum):
 
     # Another connection may follow, also if this one is dropped.
     CONTINUES = enum.auto()
-    # Its answer decides, whatever asks for a drop now.
+    # Its response decides, whatever asks for a drop now.
     DECIDED = enum.auto()
     # Nothing follows.
     LAST = enum.auto()
@@ -70,7 +70,7 @@ class ReconnectingExchange:
     `open()` and iterating also return Reconnecting entries, each before the wait that it announces.
     """
 
-    # The `total` limit bounds open() itself here, and the stream from the first answer on.
+    # The `total` limit bounds open() itself here, and the stream from the first response on.
     bounds_its_opening = True
     # On Python 3.10, cancelling the task is lost if the wait that it interrupts is dropped at the same time.
     is_direct = False
@@ -85,7 +85,7 @@ class ReconnectingExchange:
         self._retry: Retry | None = None
         # Why it is made.
         self._cause: SSEError | None = None
-        # The last answer before the first good one, in case that no better one comes.
+        # The last response before the first good one, in case that no better one comes.
         self._refusal: tuple[Head, Body] | None = None
         self._is_answered = False
         self._started_at = clock.monotonic()
@@ -136,9 +136,9 @@ class ReconnectingExchange:
         if reason := self._policy.obstacle(self._history()):
             raise UsageError(reason)
 
-    def put_through(self, put: Callable[[Batch], bool]) -> None:
-        """See Exchange.put_through()."""
-        self._attempts.put_through(put)
+    def set_sink(self, put: Callable[[Batch], bool]) -> None:
+        """See Exchange.set_sink()."""
+        self._attempts.set_sink(put)
 
     def drain(self) -> None:
         """See Exchange.drain()."""
@@ -149,8 +149,8 @@ class ReconnectingExchange:
         self._attempts.exchange.shut_down()
 
     async def aclose(self) -> None:
-        """Return the connection to its pool if the answer was read to its end, else close it."""
-        self._attempts.put_through(None)
+        """Return the connection to its pool if the response was read to its end, else close it."""
+        self._attempts.set_sink(None)
         await self._attempts.close()
 
     def abandon(self) -> None:
@@ -167,13 +167,13 @@ class ReconnectingExchange:
         self._attempts.drop(DropRequest(cause, was_asked_for))
         return True
 
-    # The first answer.
+    # The first response.
 
     async def open(self) -> Head | Reconnecting:
-        """Return the first answer's head, or a notice of an attempt that failed: call it again then.
+        """Return the first response's head, or a notice of an attempt that failed: call it again then.
 
-        All attempts together take `total` seconds at most, or 60, besides shared pauses. Then the last answer is
-        returned, whatever its status; without an answer ReconnectionError is raised.
+        All attempts together take `total` seconds at most, or 60, besides shared pauses. Then the last response is
+        returned, whatever its status; without a response ReconnectionError is raised.
         """
         with anyio.move_on_after(max(0.0, self._opening_deadline - clock.monotonic())) as scope:
             if self._options.pauses is not None:
@@ -201,7 +201,7 @@ class ReconnectingExchange:
             else:
                 await anyio.sleep(self._retry.delay)
                 again = await self._attempts.send_again(self._retry.attempt)
-                # Before the first answer there is nothing that the caller's `resume` function could give up.
+                # Before the first response there is nothing that the caller's `resume` function could give up.
                 assert again is not None
                 head = again
         except (CallbackError, ReconnectionError):

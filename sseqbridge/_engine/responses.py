@@ -43,7 +43,7 @@ __all__ = [
     "status_error",
 ]
 
-# How long the beginning of a body that may have no end is read: head and body of an answer usually come together.
+# How long the beginning of a body that may have no end is read: head and body of a response usually come together.
 _PROMPT_SECONDS = 0.5
 
 
@@ -88,7 +88,7 @@ def made_head(status: int, headers: Mapping[str, str]) -> Head:
 
 
 def plain_head(answer: AnswerHead, *, check_content_type: bool) -> Head | None:
-    """Return the head of a 200 whose body is an event stream as it is; None for any other answer."""
+    """Return the head of a 200 whose body is an event stream as it is; None for any other response."""
     if answer.status != 200:
         return None
     types: list[bytes] = []

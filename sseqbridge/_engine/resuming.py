@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Resuming"]
 
-# The headers of an answer that can name where its stream is resumed, the more specific one first: of a POST's answer,
-# Location is the resource that it has created, Content-Location what the answer represents.
+# The headers of a response that can name where its stream is resumed, the more specific one first: of a POST's answer,
+# Location is the resource that it has created, Content-Location what the response represents.
 # Source: RFC 9110, sections 8.7 and 10.2.2
 _PLACES = ("location", "content-location")
 
 
 class _Answer(NamedTuple):
-    """The request that was answered by an event stream last, and the headers of its answer."""
+    """The request that was answered by an event stream last, and the headers of its response."""
 
     request: SentRequest
     headers: httpx.Headers
 
 
 class Resuming:
-    """The `resume` of a stream's policy, applied to its answers."""
+    """The `resume` of a stream's policy, applied to its responses."""
 
     def __init__(self, options: RequestOptions) -> None:
         policy = options.reconnect
@@ -54,13 +54,13 @@ class Resuming:
         self._resume = policy.resume
         self._options = options
         self._answer: _Answer | None = None
-        # The place that an answer has named, and whether `follow_redirects=False` excludes it.
+        # The place that a response has named, and whether `follow_redirects=False` excludes it.
         self._place: Place | None = None
         self._is_place_excluded = False
 
     @property
     def has_place(self) -> bool:
-        """Whether an answer has named where to resume."""
+        """Whether a response has named where to resume."""
         return self._place is not None
 
     @property
@@ -69,14 +69,14 @@ class Resuming:
         return self._is_place_excluded
 
     def note(self, exchange: Exchange) -> None:
-        """Keep what the answer of an exchange, an event stream, says about the attempt after it."""
+        """Keep what the response of an exchange, an event stream, says about the attempt after it."""
         if self._resume is None or self._resume == "repeat":
             return
         request, headers = exchange.sent, exchange.headers
         self._answer = _Answer(request, headers)
         if self._resume == "get":
             url = _named_url(self._answer)
-            # An answer without a place leaves that of an earlier one.
+            # A response without a place leaves that of an earlier one.
             if url is not None:
                 is_trusted = is_trusted_hop(request.url, url)
                 self._place = Place("GET", url, None, request.is_trusted and is_trusted)
@@ -102,7 +102,7 @@ class Resuming:
 
 
 def _named_url(answer: _Answer) -> Any:
-    """Return the URL that an answer's headers name; None if they name none that can be requested."""
+    """Return the URL that a response's headers name; None if they name none that can be requested."""
     urls = (_joined(answer.request.url, answer.headers[name]) for name in _PLACES if name in answer.headers)
     return next((url for url in urls if url is not None), None)
 

@@ -1,4 +1,4 @@
-"""A RequestSender that sends its request again while the first answer is a failure that may pass.
+"""A RequestSender that sends its request again while the first response is a failure that may pass.
 
 Belongs to the loop thread, once made. The decision is in _sse/retries.py, this module waits.
 """
@@ -47,7 +47,7 @@ class _RetryingSender(RequestSender):
         self._started_at = clock.monotonic()
 
     async def send(self) -> Any:
-        """Do the same as RequestSender.send(). Returns the last answer, or raises the last error, of all attempts."""
+        """Do the same as RequestSender.send(). Returns the last response, or raises the last error, of all attempts."""
         tried = 0
         while True:
             pauses = self._options.pauses

@@ -57,7 +57,7 @@ class Resumption(NamedTuple):
     """A stream's position, for the connection after this one.
 
     `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
-    `redirects` are the permanent ones so far, `cookies` those that the answers so far have set. `place` is where the
+    `redirects` are the permanent ones so far, `cookies` those that the responses so far have set. `place` is where the
     stream is resumed, before the redirects; None for the URL of the call.
     """
 
@@ -81,9 +81,9 @@ class SentRequest(NamedTuple):
 
 
 class RequestSender(ClientLease):
-    """Sends a request with a leased client, and owns the connection of its answer.
+    """Sends a request with a leased client, and owns the connection of its response.
 
-    `redirects` are the permanent redirects so far, `cookies` those that the answers of the call have set.
+    `redirects` are the permanent redirects so far, `cookies` those that the responses of the call have set.
     `is_unsendable` says that the HTTP client refused the request itself, `was_processed` that the server has answered
     a request with a body by a redirect to its result. `sent` is the latest request of a call that reconnects.
     """
@@ -94,14 +94,14 @@ class RequestSender(ClientLease):
         # makes different clients for different origins.
         super().__init__(clients, origin_key(options.url) if clients.has_factory else "")
         self.redirects = resumption.redirects
-        # Of the answers of this call.
+        # Of the responses of this call.
         self.cookies = resumption.cookies or CallCookies()
         self.is_unsendable = False
         self.was_processed = False
         self.sent: SentRequest | None = None
         self.place = resumption.place
         self._last_event_id = resumption.last_event_id
-        # The answer, or error, of the request that was sent on reused_connection().
+        # The response, or error, of the request that was sent on reused_connection().
         self._direct_result: Any = None
         try:
             self._begin(options, resumption)
@@ -144,7 +144,7 @@ class RequestSender(ClientLease):
         return self._direct
 
     def continue_with(self, result: httpx.Response | Exception, *, is_open: bool) -> None:
-        """Take the answer, or error, of the request that was sent on reused_connection().
+        """Take the response, or error, of the request that was sent on reused_connection().
 
         Before the stream is open, send() returns or raises it. A safe request whose reused connection was closed is
         sent again by it.
@@ -236,7 +236,7 @@ class RequestSender(ClientLease):
         return response
 
     async def _follow(self, status: int, url: Any) -> None:
-        """Replace the request by the one that follows a redirect, and close the redirect's own answer."""
+        """Replace the request by the one that follows a redirect, and close the redirect's own response."""
         change = redirect(self._request, status, url, self._options, self._client.package)
         if self._options.has_body and change.request.method != self._request.method:
             self.was_processed = True

@@ -359,7 +359,7 @@ class StreamTask(TimedStream):
                 self._limit_total()
             self.channel.send_deferred(head)
             self.begin_streaming()
-        exchange.put_through(self.writer.try_write)
+        exchange.set_sink(self.writer.try_write)
         async for entry in exchange:
             await self.writer.write(entry)
             if exchange.outcome == "done":

@@ -264,7 +264,7 @@ def _has_value(data: str) -> bool:
 def event_rules(dialect: object, done: Done, *, is_json: bool, is_request: bool = False) -> EventRules:
     """Return the rules for `dialect` and `done`, as the caller passed them.
 
-    `is_request`: the answer is that of one request, which a JSON-RPC response ends. Raises UsageError for a `dialect`
+    `is_request`: the response is that of one request, which a JSON-RPC response ends. Raises UsageError for a `dialect`
     or `done` of a wrong type.
     """
     chosen = dialect_of(dialect)

@@ -31,7 +31,7 @@ class Attempt:
     `number` counts the consecutive attempts, from 1. `method`, `url` (a str) and `headers` (an httpx.Headers) are
     those of the request whose event stream was lost, after redirects; `headers` lack those that belong to one message
     (Host, Content-Length, Last-Event-ID) and cookies. `last_event_id` is "" if the server has sent none.
-    `response_headers` (an httpx.Headers) are those of its answer.
+    `response_headers` (an httpx.Headers) are those of its response.
     """
 
     number: int

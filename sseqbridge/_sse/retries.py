@@ -1,4 +1,4 @@
-"""When a request is sent again because its first answer was a failure, as the SDKs of providers decide it.
+"""When a request is sent again because its first response was a failure, as the SDKs of providers decide it.
 
 Pure and thread-safe: nothing here waits or reads a clock. Invariant: after an error, only a request that certainly did
 not reach the server is sent again, since it may cost money; a server that answers decides by its status.
@@ -14,7 +14,7 @@ from sseqbridge._exceptions import ConnectError, SSEError
 
 __all__ = ["MAX_RETRY_AFTER", "Failure", "retry_delay"]
 
-# In seconds. A longer Retry-After is not waited for: the caller gets the answer, and decides.
+# In seconds. A longer Retry-After is not waited for: the caller gets the response, and decides.
 MAX_RETRY_AFTER = 120.0
 
 _FIRST_DELAY = 0.5
@@ -28,9 +28,9 @@ _RETRIED_STATUSES = frozenset({408, 409, 429, *range(500, 600)})
 
 
 class Failure(NamedTuple):
-    """How an attempt failed: by an `error`, or by an answer with `status`.
+    """How an attempt failed: by an `error`, or by a response with `status`.
 
-    `retry_after` is the delay that the answer asks for, in seconds; `should_retry` its header X-Should-Retry.
+    `retry_after` is the delay that the response asks for, in seconds; `should_retry` its header X-Should-Retry.
     """
 
     error: SSEError | None = None

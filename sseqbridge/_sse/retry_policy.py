@@ -35,7 +35,7 @@ _NOTHING_TO_RESUME = (
 )
 
 _PLACE_EXCLUDED = (
-    "the answer's Location or Content-Location is at another origin, to which follow_redirects=False does not go. "
+    "the response's Location or Content-Location is at another origin, to which follow_redirects=False does not go. "
     "Leave follow_redirects out, or choose the request with a `resume` function"
 )
 

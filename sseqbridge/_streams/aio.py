@@ -128,12 +128,12 @@ class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStre
 
     @property
     def status(self) -> int:
-        """The answer's status, an int."""
+        """The response's status, an int."""
         return self[0]
 
     @property
     def headers(self) -> httpx.Headers:
-        """The answer's headers."""
+        """The response's headers."""
         return self[1]
 
     @property

@@ -95,7 +95,7 @@ def request_sse(
     **options: Unpack[BridgeKeywords],
 ) -> SSEResponse[Any]: ...
 def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
-    """Send a request, and return `status, headers, events` once the answer's headers have arrived.
+    """Send a request, and return `status, headers, events` once the response's headers have arrived.
 
         status, response_headers, it = request_sse(url, headers, data, timeout=Timeout(idle=120))
         for item in it:
@@ -135,14 +135,14 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     request is sent again with the ID of the last event. (One with a body is not, once an event stream has
     answered it, unless the policy's `resume` allows it.) `on_reconnect(attempt, delay, cause)` is called in
     the thread that reads the stream, before the wait of `delay` seconds, with the error, or None after a
-    clean end; an exception that it raises ends the stream. The call waits for its first answer for at most
+    clean end; an exception that it raises ends the stream. The call waits for its first response for at most
     `total` seconds, or 60. `last_event_id` is the ID to resume from.
 
     `bridge` is a Bridge to use instead of the process's own.
 
     Raises UsageError for arguments that cannot work, ConnectError, StreamTimeoutError and other
     TransportErrors, RedirectError, ContentTypeError for a 200 that is not text/event-stream,
-    RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought an answer.
+    RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought a response.
     """
     response = _pending(url, headers, data, **options)
     try:

@@ -128,7 +128,7 @@ def prepare(
     """Check the arguments. Raises UsageError for arguments that cannot work.
 
     `client_headers` are sent too, unless the arguments have headers of the same name. `retries` is the client's. With
-    `format="jsonl"` the answer is read as JSON Lines; see check_line_options.
+    `format="jsonl"` the response is read as JSON Lines; see check_line_options.
     """
     _check_combinations(arguments)
     body = arguments.data if arguments.data is not None else arguments.json
@@ -143,7 +143,7 @@ def prepare(
         raise UsageError(_not_of_lines("Last-Event-ID", _REASONS["last_event_id"]))
     check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or arguments.files is not None
-    # A stream that is resumed by GET is still the answer to one request.
+    # A stream that is resumed by GET is still the response to one request.
     is_request = (has_body or bool(own_id)) and not _is_batch(body, content)
     decoder, common_options = _reading(arguments, format, is_request=is_request)
     complete = partial(_with_defaults, is_json=body is not None, accept=ACCEPT[format])
@@ -179,7 +179,7 @@ _KEPT_TYPES = frozenset(
 
 
 def _reading(arguments: RequestArguments, format: Format, *, is_request: bool) -> tuple[Decoder, RequestOptions]:
-    """Return how the answer is read: its decoder, and options that lack the request, which with_values() adds."""
+    """Return how the response is read: its decoder, and options that lack the request, which with_values() adds."""
     key = (
         arguments.decode,
         arguments.dialect,

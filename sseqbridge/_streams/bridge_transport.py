@@ -1,6 +1,6 @@
 """BridgeTransport: the synchronous clients of httpx and httpx2 on a bridge, and with them the SDKs that use these.
 
-The consumer's thread sends the body of a request if it is an iterator, and takes the answer's bytes out of the
+The consumer's thread sends the body of a request if it is an iterator, and takes the response's bytes out of the
 exchange's channel; the exchange runs on the bridge's loop. `close` of a response or transport may be called by any
 thread. A response owns its exchange: when the last reference to it is dropped, the request is aborted.
 """
@@ -174,7 +174,7 @@ class BridgeTransport(NotCopyable, _BaseTransport):
 
 
 def _upload(exchange: RawExchange, body: Any) -> None:
-    """Send a body that is not in memory, until the answer comes."""
+    """Send a body that is not in memory, until the response comes."""
     upload = exchange.upload
     assert upload is not None
     for part in body:
@@ -184,9 +184,9 @@ def _upload(exchange: RawExchange, body: Any) -> None:
 
 
 def _received(exchange: RawExchange) -> RawHead | bytes | None:
-    """Return the next entry of an answer, None after its end.
+    """Return the next entry of a response, None after its end.
 
-    Raises the answer's error, Cancelled in a cancelled scope, and UsageError in a forked child.
+    Raises the response's error, Cancelled in a cancelled scope, and UsageError in a forked child.
     """
     ownership = exchange.ownership
     ownership.enter(exchange, current_scope())

@@ -65,7 +65,7 @@ class Call(Immutable, Generic[T_co]):
         return f"<{type(self).__name__} {options.method} {describe_text(options.url)}>"
 
     def __call__(self) -> SSEResponse[T_co]:
-        """Send the request, and return `status, headers, events` once the answer's headers have arrived.
+        """Send the request, and return `status, headers, events` once the response's headers have arrived.
 
         Raises what request_sse raises.
         """

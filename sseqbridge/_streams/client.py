@@ -81,9 +81,9 @@ class SSEClient(Immutable, Generic[T]):
     that expire: it is called for each attempt, the first time in the caller's thread (in a thread of its own for a
     coroutine), and before each reconnection in a thread of its own; a failure is a CallbackError.
 
-    `retries`: how often a request is sent again if its first answer is a failure that may pass: no connection, 408,
+    `retries`: how often a request is sent again if its first response is a failure that may pass: no connection, 408,
     409, 429 or 5xx. The delay is 0.5 s and doubles up to 8 s, a quarter of it random; a Retry-After of up to 120 s
-    replaces it, and after a longer one the answer is returned. X-Should-Retry overrides the status. Nothing is sent
+    replaces it, and after a longer one the response is returned. X-Should-Retry overrides the status. Nothing is sent
     again after a timeout or error of a request that was sent, nor in mid-stream. `total` includes the delays. Not
     together with `reconnect`.
 
@@ -240,7 +240,7 @@ class SSEClient(Immutable, Generic[T]):
     def request(
         self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[RequestKeywords]
     ) -> SSEResponse[T]:
-        """Send a request, and return `status, headers, events` once the answer's headers have arrived.
+        """Send a request, and return `status, headers, events` once the response's headers have arrived.
 
         `url` may be relative to the client's base URL. `headers` are added to the client's, and replace those of the
         same name. `data` and the other `options` are those of request_sse; an option that is given overrides the

@@ -143,22 +143,22 @@ class Cursor(Generic[T]):
 
     @property
     def is_refused(self) -> bool:
-        """Whether the answer is neither an event stream nor a 204."""
+        """Whether the response is neither an event stream nor a 204."""
         return not self.head.is_stream and self.head.status != 204
 
     @property
     def lacks_body(self) -> bool:
-        """Whether the body of an error answer may still arrive."""
+        """Whether the body of an error response may still arrive."""
         return self._body is None and self.is_open
 
     def status_error(self) -> StatusError:
-        """Return the error for the answer's status, with as much of the body as has arrived."""
+        """Return the error for the response's status, with as much of the body as has arrived."""
         body = self._body or Body(b"", None if self.end is None else self.end.error)
         return status_error(self.subscription.target, self.head, body)
 
     @property
     def body(self) -> Body | None:
-        """The body of an error answer, once it was received."""
+        """The body of an error response, once it was received."""
         return self._body
 
     @property
@@ -183,7 +183,7 @@ class Cursor(Generic[T]):
     def inline_decode(self) -> Callable[[Any], Any] | None:
         """The function that makes the items of the current entry, for loops that do the rest of item().
 
-        None: call item(). Comments, and the body of an error answer, are no events.
+        None: call item(). Comments, and the body of an error response, are no events.
         """
         decoder, batch = self.decoder, self._batch
         if batch is None or decoder.has_done_function:
@@ -191,7 +191,7 @@ class Cursor(Generic[T]):
         return None if decoder.may_get_comments and Comment in set(map(type, batch.items)) else decoder.item
 
     def item(self, event: Any) -> T:
-        """Return the item for an event, a comment, or an error answer's body."""
+        """Return the item for an event, a comment, or an error response's body."""
         decoder = self.decoder
         try:
             if type(event) is Body:

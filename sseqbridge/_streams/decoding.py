@@ -35,7 +35,7 @@ class Decoder:
     """Decodes the events of one stream: `item(event)`, `is_last(event)`, `body(bytes)`.
 
     `rules`: which events are end markers, heartbeats and errors.
-    `gives_body`: whether the body of an error answer is an item too, as in JSON mode.
+    `gives_body`: whether the body of an error response is an item too, as in JSON mode.
     `has_done_function`: whether `is_last` can return True.
     `is_function`: whether `decode` is a function of the caller's.
     `may_get_comments`: whether the events may be mixed with comments.
@@ -107,7 +107,7 @@ class Decoder:
             return bool(self._is_last(item))
 
     def body(self, body: bytes) -> Any:
-        """Return an error answer's body: decoded JSON, or text if it is not JSON."""
+        """Return an error response's body: decoded JSON, or text if it is not JSON."""
         text = body.decode("utf-8", "replace")
         value = _loaded(text)
         return text if value is _UNDECODED else value

@@ -1,4 +1,4 @@
-"""request_jsonl: what request_sse does, for an answer of JSON Lines."""
+"""request_jsonl: what request_sse does, for a response of JSON Lines."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def request_jsonl(
     **options: Unpack[LineKeywords],
 ) -> SSEResponse[Any]: ...
 def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
-    """Send a request, and return `status, headers, events` once the answer's headers have arrived, as request_sse does.
+    """Send a request as request_sse does, and return `status, headers, events` once the response's headers are in.
 
         for chunk in request_jsonl("http://localhost:11434/api/chat", None, body).events:  # Ollama
             print(chunk["message"]["content"])
 
-    The answer is JSON Lines: one JSON document a line (LF or CRLF; blank lines are skipped), as
+    The response is JSON Lines: one JSON document a line (LF or CRLF; blank lines are skipped), as
     application/jsonl, application/x-ndjson and their variants, application/json (Kubernetes), or a JSON text
     sequence, application/json-seq (RFC 7464). `events` yields the documents. `decode` is "json" (decoded),
     "text" (the line), "event" (a ServerSentEvent of type "message" whose `data` is the line), or a function of

@@ -67,7 +67,7 @@ class Opening(Protocol):
 
 
 class RequestOpening:
-    """A request whose answer's head has not arrived."""
+    """A request whose response's head has not arrived."""
 
     wakes_when_cancelled = True
 

@@ -1,4 +1,4 @@
-"""A request whose answer has not arrived: the core of request_sse, arequest_sse, SSEClient, Call, merge and gather.
+"""A request whose response has not arrived: the core of request_sse, arequest_sse, SSEClient, Call, merge and gather.
 
 A PendingResponse is made and sent by the consumer, in its thread or coroutine. If the consumer fails or is
 interrupted before it holds the response, it aborts the subscription.
@@ -33,7 +33,7 @@ __all__ = ["PendingResponse", "apending", "pending"]
 
 
 class PendingResponse(NamedTuple):
-    """A request whose answer's head has not arrived. It is not sent before `send`."""
+    """A request whose response's head has not arrived. It is not sent before `send`."""
 
     subscription: StreamTask
     prepared: PreparedRequest
@@ -61,7 +61,7 @@ class PendingResponse(NamedTuple):
         raise entry.error or RequestAbortedError("the request was aborted before the response's headers were in")
 
     def wait(self) -> Head:
-        """Send the request, and wait for the head of its answer. Raises the stream's error."""
+        """Send the request, and wait for the head of its response. Raises the stream's error."""
         self.send()
         while (head := self.head_of(self.subscription.channel.receive())) is None:
             pass

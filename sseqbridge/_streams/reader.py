@@ -77,7 +77,7 @@ _END_SECONDS = 0.02
 class Detached(NamedTuple):
     """What a reader read from, for its new owner: `unread` comes first, then the entries of `subscription`.
 
-    `end` is set if the stream has ended already; `body` is that of an error answer, if it was received.
+    `end` is set if the stream has ended already; `body` is that of an error response, if it was received.
     """
 
     subscription: Subscription
@@ -406,7 +406,7 @@ class ItemReader(StreamOwner[T]):
         return items, not items and self.cursor.outcome is not None
 
     def poll_refusal(self) -> StatusError:
-        """Return the StatusError of an error answer, whose body, or the reason for its absence, has arrived."""
+        """Return the StatusError of an error response, whose body, or the reason for its absence, has arrived."""
         entry = self.cursor.channel.poll()
         assert entry is not None
         try:
@@ -484,7 +484,7 @@ class ItemReader(StreamOwner[T]):
         return cursor.end is None
 
     async def arefusal(self) -> StatusError:
-        """Return the StatusError of an error answer, with its body."""
+        """Return the StatusError of an error response, with its body."""
         if self.cursor.lacks_body:
             try:
                 await self._aclaimed(self._areceive, None)

@@ -1,4 +1,4 @@
-"""What all streams share, and what event streams share: faces over an ItemReader.
+"""What all streams share, and what event streams share: thin wrappers of an ItemReader.
 
 A stream has no state of its own besides its reader. The properties may be read in any thread.
 """
@@ -70,17 +70,17 @@ class BaseEventStream(BaseStream[T]):
 
     @property
     def status(self) -> int:
-        """The answer's status, an int."""
+        """The response's status, an int."""
         return self._cursor.head.status
 
     @property
     def headers(self) -> httpx.Headers:
-        """The answer's headers."""
+        """The response's headers."""
         return self._cursor.head.headers
 
     @property
     def http_version(self) -> str:
-        """The HTTP version of the answer: "HTTP/1.1", "HTTP/2"."""
+        """The HTTP version of the response: "HTTP/1.1", "HTTP/2"."""
         return self._cursor.head.http_version
 
     @property

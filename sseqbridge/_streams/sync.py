@@ -184,12 +184,12 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
 
     @property
     def status(self) -> int:
-        """The answer's status, an int."""
+        """The response's status, an int."""
         return self[0]
 
     @property
     def headers(self) -> httpx.Headers:
-        """The answer's headers."""
+        """The response's headers."""
         return self[1]
 
     @property
