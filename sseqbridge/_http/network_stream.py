@@ -107,8 +107,8 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._can_write = True
-        if exc is not None and self.input is InputState.OPEN:
-            self._receive_rest()
+        if exc is not None and self.input is InputState.OPEN and (rest := _unread_bytes(self.transport)):
+            self._receive(rest)
         self._end_input(InputState.LOST, exc)
 
     def pause_writing(self) -> None:
@@ -126,19 +126,6 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
             self.bytes_received(data)
         else:
             self._receive_encrypted(self._tls, data)
-
-    def _receive_rest(self) -> None:
-        """Take the bytes that came before the connection was lost.
-
-        A server that refuses a request may close the connection while the request is being sent. asyncio closes its
-        side as soon as a write fails, and reads no more, so that the response would be lost.
-        """
-        connection = self.transport.get_extra_info("socket")
-        # Both loops close the socket after connection_lost(). A fake connection has none.
-        if connection is not None and connection.fileno() >= 0:
-            rest = sockets.unread_bytes(connection.fileno(), READ_BYTES)
-            if rest:
-                self._receive(rest)
 
     def _yield_to_loop(self) -> None:
         """Let the loop handle other events before it reads on from a peer that sends without end.
@@ -364,3 +351,16 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
 def _read_timeout(seconds: float) -> httpx.ReadTimeout:
     return httpx.ReadTimeout(f"no bytes were received for {seconds:g} s")
+
+
+def _unread_bytes(transport: Any) -> bytes:
+    """Return the bytes that came before the connection was lost.
+
+    A server that refuses a request may close the connection while the request is being sent. asyncio closes its side as
+    soon as a write fails, and reads no more, so that the response would be lost.
+    """
+    connection = transport.get_extra_info("socket")
+    # Both loops close the socket after connection_lost(). A fake connection has none.
+    if connection is None or connection.fileno() < 0:
+        return b""
+    return sockets.unread_bytes(connection.fileno(), READ_BYTES)
