@@ -35,6 +35,9 @@ _WRITE_BYTES = 64 * 1024
 # The most TLS protocol answers (such as key updates) that may wait to be sent: far more than a request leaves.
 _MAX_UNSENT_TLS_BYTES = 1024 * 1024
 
+# asyncio's names of what httpx names otherwise.
+_INFO_NAMES = {"server_addr": "peername", "client_addr": "sockname"}
+
 
 class InputState(enum.Enum):
     """The receiving side of a connection: OPEN -> ENDED -> LOST, or OPEN -> LOST."""
@@ -345,8 +348,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         """Return "socket", "ssl_object", "server_addr" or "client_addr", as httpx's network streams do."""
         if info == "ssl_object" and self._tls is not None:
             return self._tls.ssl_object
-        names = {"server_addr": "peername", "client_addr": "sockname"}
-        return self.transport.get_extra_info(names.get(info, info))
+        return self.transport.get_extra_info(_INFO_NAMES.get(info, info))
 
 
 def _read_timeout(seconds: float) -> httpx.ReadTimeout:
