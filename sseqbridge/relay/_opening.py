@@ -270,9 +270,8 @@ class AsyncFunctionSource(_BaseFunctionSource):
             return
         if self._task is None:
             loop = asyncio.get_running_loop()
-            call = _acall(
-                self._function, self._closing, self._results, self._wrap, self._caller or _Caller(self._after_work)
-            )
+            caller = self._caller or _call_in_own_thread
+            call = _acall(self._function, self._closing, self._results, self._wrap, caller)
             self._task = self._writer.context.copy().run(loop.create_task, call)
         await asyncio.wait({self._task}, timeout=timeout)
         if not self._task.done() or self._task.cancelled():
@@ -308,21 +307,8 @@ class AsyncFunctionSource(_BaseFunctionSource):
             post(task.get_loop(), task.cancel)
 
 
-class _Caller:
-    """Calls a plain function in a thread of its own, and `after_work` after it."""
-
-    def __init__(self, after_work: Callable[[], object] | None) -> None:
-        self._after_work = after_work
-
-    async def __call__(self, function: Callable[[], object]) -> None:
-        await run_in_daemon_thread("sseqbridge-opening", self._run, function)
-
-    def _run(self, function: Callable[[], object]) -> None:
-        try:
-            function()
-        finally:
-            if self._after_work is not None:
-                self._after_work()
+async def _call_in_own_thread(function: Callable[[], object]) -> None:
+    await run_in_daemon_thread("sseqbridge-opening", function)
 
 
 def _call_into(
