@@ -15,11 +15,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._async_frames import AsyncFrames
 from ._disconnect import reader_left
 from ._ending import RelayEnd
-from ._frames import AsyncFrames, Frames, aframes, frames
+from ._frames import aframes, frames
 from ._live import end_all
 from ._response import EVENT_STREAM_HEADERS
+from ._sync_frames import Frames
 
 if TYPE_CHECKING:
     from . import django, flask, starlette

@@ -30,12 +30,19 @@ if TYPE_CHECKING:
     from ._source import BaseSource
     from ._writer import Writer
 
-__all__ = ["LONG", "BaseFrames"]
+__all__ = ["LONG", "PATIENCE_SECONDS", "PIECE_BYTES", "POLL_SECONDS", "BaseFrames"]
 
 logger = logging.getLogger("sseqbridge")
 
 # Longest wait for a frame when no timeout is set.
 LONG = 3600.0
+# A piece is complete once it has this size.
+PIECE_BYTES = 64 * 1024
+# How long `on_end` waits for a call of `on_item` that is under way in the thread of an iterable.
+PATIENCE_SECONDS = 1.0
+POLL_SECONDS = 0.005
+# How long frames are collected for one piece: `map` may be slow.
+_COLLECT_SECONDS = 0.01
 
 
 class BaseFrames(NotCopyable):
@@ -147,6 +154,10 @@ class BaseFrames(NotCopyable):
         if self._sent_at is None:
             return 0.0
         return LONG if self._heartbeat is None else max(0.0, self._sent_at + self._heartbeat - clock.monotonic())
+
+    def _begin_piece(self) -> float:
+        """Return the time until which frames are collected for one piece."""
+        return clock.monotonic() + _COLLECT_SECONDS
 
     def _send(self, piece: bytes) -> bytes:
         self._sent_at = clock.monotonic()

@@ -14,9 +14,10 @@ from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
 from sseqbridge._streams.worker import check_unread
 
+from ._iterables import TaskSource, WorkerSource
 from ._opening import AsyncFunctionSource, FunctionSource
 from ._refused import refused_reader
-from ._source import StreamSource, TaskSource, WorkerSource
+from ._source import StreamSource
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -18,11 +18,13 @@ from django.http.response import HttpResponseBase
 from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import loops
 
+from ._async_frames import AsyncFrames
 from ._disconnect import disconnect_flag
 from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, RequestEnd, abounded
-from ._frames import AsyncFrames, Frames, arelay, relay
+from ._frames import arelay, relay
 from ._options import RelayOptions, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers, read_refusal, refusal_head
+from ._sync_frames import Frames
 from ._upstream import Upstream
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from sseqbridge._exceptions import SSEError
 
 from ._disconnect import disconnect_flag
 from ._ending import Ending, OnEnd, RelayEnd, RequestEnd
-from ._frames import Frames, relay
+from ._frames import relay
 from ._options import SYNC_WITHOUT, describe, relay_options
 from ._response import error_response, event_stream_headers, read_refusal
+from ._sync_frames import Frames
 from ._upstream import Upstream
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from sseqbridge._exceptions import SSEError
 
-from ._frames import AsyncFrames, arelay
+from ._async_frames import AsyncFrames
+from ._frames import arelay
 from ._options import ASYNC_WITHOUT, RelayOptions, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers
 from ._upstream import Upstream

@@ -37,7 +37,7 @@ from tests.support import in_thread, is_idle, is_waiting, until
 
 def test_frames_that_have_arrived_are_sent_in_one_piece(relayed: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the machine were infinitely fast.
-    monkeypatch.setattr("sseqbridge.relay._frames._COLLECT_SECONDS", 60.0)
+    monkeypatch.setattr("sseqbridge.relay._base_frames._COLLECT_SECONDS", 60.0)
     events = b"".join(b"data: %d\n\n" % n for n in range(100))
     with SSEServer([events, silence()]) as server:
         stream = request_sse(server.url)
