@@ -52,7 +52,7 @@ install_debian_packages() {
 # A change of the interpreter, directory, version or setup.cfg makes a new environment.
 make_environment() {
     local made_from
-    made_from=$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' && pwd && cat pyproject.toml setup.cfg &&
+    made_from=$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' && pwd && cat setup.py setup.cfg &&
         grep '^__version__' sseqbridge/__init__.py)
     if [ ! -x .venv/bin/python ] || [ "$(cat .venv/made-from 2>/dev/null)" != "$made_from" ]; then
         rm -rf .venv
