@@ -97,7 +97,8 @@ def translate(exc: BaseException, request: FailedRequest) -> SSEError:
         return error
     if isinstance(exc, (package.ConnectError, package.ProxyError)):
         return ConnectError(f"no connection to {target}: {_reason(exc)}")
-    if isinstance(exc, package.InvalidURL):
+    if isinstance(exc, package.InvalidURL) or _package(exc) == "idna":
+        # httpx looks at every Location, and its parser raises errors of idna for some hosts.
         return ProtocolError(f"{target}: a redirect without a usable Location")
     if isinstance(exc, package.RemoteProtocolError):
         return _translated_protocol_error(exc, request)

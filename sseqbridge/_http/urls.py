@@ -27,7 +27,18 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 @functools.lru_cache(maxsize=64)
 def parsed_url(url: str) -> httpx.URL:
     """Return a parsed URL, from a cache: parsing is slow. Raises httpx.InvalidURL."""
-    return httpx.URL(url)
+    parsed = httpx.URL(url)
+    if not _is_valid_name(parsed):
+        raise httpx.InvalidURL("the host is not a valid name")
+    return parsed
+
+
+def _is_valid_name(url: Any) -> bool:
+    """Whether a URL's host can be read. httpx decodes a host in Punycode ("xn--...") only when it is read."""
+    try:
+        return url.host is not None
+    except UnicodeError:
+        return False
 
 
 def describe(url: Any) -> str:
@@ -70,8 +81,8 @@ def is_url(value: object) -> bool:
 
 
 def is_requestable(url: Any) -> bool:
-    """Whether a URL is one of http or https, with a host and a port up to 65535."""
-    return url.scheme in _DEFAULT_PORTS and bool(url.host) and (url.port or 0) <= 65535
+    """Whether a URL is one of http or https, with a valid host and a port up to 65535."""
+    return url.scheme in _DEFAULT_PORTS and _is_valid_name(url) and bool(url.host) and (url.port or 0) <= 65535
 
 
 def check_base_url(base_url: object) -> str:

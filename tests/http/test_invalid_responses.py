@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from sseqbridge import Bridge, ProtocolError, request_sse
-from sseqbridge.testing import SSEServer, cut, in_turn, send, wire
+from sseqbridge import Bridge, ProtocolError, RedirectError, request_sse
+from sseqbridge.testing import SSEServer, cut, in_turn, respond, send, wire
 from tests.requesters import Requester
 from tests.support import until_no_stream_is_open
 
@@ -49,3 +49,13 @@ def test_text_of_httpxs_transport_is_not_quoted() -> None:
         with pytest.raises(ProtocolError) as caught:
             request_sse(server.url, bridge=bridge)
         assert str(caught.value) == f"{server.url}/: the response is not valid HTTP"
+
+
+def test_location_with_an_invalid_host_is_an_error(ask: Requester) -> None:
+    """httpx reads such a URL, and fails when the host is used."""
+    location = {"Location": "http://xn--b.test/"}
+    with SSEServer([respond(302, location, content_type=None)]) as server:
+        with pytest.raises(RedirectError, match="302 without a usable Location"):
+            ask(server.url)
+        with Bridge(client=httpx.AsyncClient) as bridge, pytest.raises(ProtocolError, match="without a usable"):
+            request_sse(server.url, bridge=bridge)

@@ -38,7 +38,10 @@ def test_location_is_relative_to_the_request(location: str, url: str) -> None:
     assert str(redirect_url(request(), 302, location)) == url
 
 
-@pytest.mark.parametrize("location", [None, "ftp://b.test/", "mailto:a@b.test", "http://b.test:99999/", "http://b:x/"])
+@pytest.mark.parametrize(
+    "location",
+    [None, "ftp://b.test/", "mailto:a@b.test", "http://b.test:99999/", "http://b:x/", "http://xn--b.test/", "//xn--/"],
+)
 def test_unusable_location_is_an_error(location: str | None) -> None:
     with pytest.raises(RedirectError, match=r"http://a.test/x: 302 without a usable Location") as caught:
         redirect_url(request(), 302, location)

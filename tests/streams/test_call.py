@@ -138,6 +138,7 @@ def test_body_in_memory_is_sent_each_time(server: SSEServer, options: dict[str, 
     ("url", "options", "message"),
     [
         ("http://h:x/secret", {}, "`url` must be a valid http:// or https:// URL"),
+        ("http://xn--h/secret", {}, "`url` must be a valid http:// or https:// URL"),
         ("ftp://h/secret", {}, "`url` must be an http:// or https:// URL with a host"),
         ("/secret", {}, "`url` must be an http:// or https:// URL with a host"),
         ("http://h:70000", {}, "`url` must have a port from 0 to 65535"),
