@@ -36,6 +36,8 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     @app.get("/chat")
     def chat_by_eventsource() -> flask.Response:
         """Answer one question. After a lost connection the browser requests the rest, with Last-Event-ID."""
+        if flask.request.method == "HEAD":
+            return flask.Response(mimetype="text/event-stream")
         if is_cross_site(flask.request.headers.get("Sec-Fetch-Site")):
             return refusal("only pages of this site may request answers", 403)
         arguments = flask.request.args
@@ -59,16 +61,17 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
         return "", 204
 
     def answer(messages: list[Message], last_event_id: str) -> flask.Response:
-        # The relay calls `ask` when the response starts: not for HEAD. If the client leaves, it cancels the call.
         key = flask.request.args.get("key")
         if answers is None or key is None:
-            ask: Any = partial(endpoint.ask, messages, last_event_id)
+            # The relay calls the function when the response starts: not for HEAD. If the client leaves, it cancels the
+            # call.
+            stream: Any = partial(endpoint.ask, messages, last_event_id)
         else:
             # The upstream's stream goes into the log, even if all readers disconnect. If the process of the request
             # dies, the next reader sends the request again.
             start = partial(endpoint.ask, messages)
-            ask = partial(answers.open, key, start, last_event_id=last_event_id, takeover=True)
-        return relay.flask.stream_response(ask, map=piece_of)
+            stream = answers.open(key, start, last_event_id=last_event_id, takeover=True)
+        return relay.flask.stream_response(stream, map=piece_of)
 
     @app.get("/panel")
     def panel() -> flask.Response:

@@ -37,8 +37,8 @@ class Question(BaseModel):
 async def ask(key: str, body: Question, last_event_id: LastEventID = None) -> Response:
     """Begin an answer. The request goes on when the client leaves."""
     start = partial(endpoint.aask, [{"role": "user", "content": body.question}])
-    opens = partial(log.aopen, key, start, last_event_id=last_event_id, takeover=True)
-    return relay.starlette.stream_response(opens, map=item_of)
+    events = await log.aopen(key, start, last_event_id=last_event_id, takeover=True)
+    return relay.starlette.stream_response(events, map=item_of)
 
 
 @app.get("/answers/{key}")

@@ -21,15 +21,16 @@ def ask(key: str) -> flask.Response:
     if not isinstance(body, dict) or not isinstance(body.get("question"), str):
         flask.abort(400)
     messages = [{"role": "user", "content": body["question"]}]
-    return answer(key, start=partial(endpoint.ask, messages), takeover=True)
+    last_event_id = flask.request.headers.get("Last-Event-ID")
+    events = log.open(key, partial(endpoint.ask, messages), last_event_id=last_event_id, takeover=True)
+    return relay.flask.stream_response(events, map=item_of)
 
 
 @app.get("/answers/<key>")
-def answer(key: str, **options: object) -> flask.Response:
+def answer(key: str) -> flask.Response:
     """Read an answer from its beginning, or after the event that the client has seen."""
     last_event_id = flask.request.headers.get("Last-Event-ID")
-    opens = partial(log.open, key, last_event_id=last_event_id, **options)
-    return relay.flask.stream_response(opens, map=item_of)
+    return relay.flask.stream_response(partial(log.open, key, last_event_id=last_event_id), map=item_of)
 
 
 @app.delete("/answers/<key>")
