@@ -31,41 +31,55 @@ _HEAD = made_head(200, {})
 _DECODER = Decoder("event", None, "raise")
 
 
-class PlainCursor(Cursor[T]):
-    """A cursor that returns the items as they are. `last_event` stays None, and `last_event_id` ""."""
+class _Mark(str):
+    """An empty event ID, which differs from another one by its identity."""
 
-    __slots__ = ("_newest",)
+    __slots__ = ()
+
+
+class PlainCursor(Cursor[T]):
+    """A cursor that returns the items as they are. `last_event` stays None, and `last_event_id` "".
+
+    For `lose`, another `committed_id` for each batch stands in place of a last event.
+    """
+
+    __slots__ = ()
 
     def __init__(self, subscription: Subscription, cancel: CancelFlag | None) -> None:
         super().__init__(subscription, _HEAD, _DECODER, cancel, None)
-        # In place of a last event: another object for each batch.
-        self._newest: Any = object()
 
     def fork(self, subscription: Subscription) -> PlainCursor[T]:
         """Return a cursor over another subscription of the same items."""
         return PlainCursor(subscription, self._cancel)
 
     @property
-    def position(self) -> Position:
-        return self._newest, self.committed_id
-
-    def lose(self, position: Position | None = None) -> None:
-        """End the stream as "closed", as for events. A `position` of last_event, which is None, says nothing."""
-        if position is not None and position[0] is not None:
-            if self._newest is not position[0] and self.end is not None and self.end.error is None:
-                self.end = CLOSED
-            position = None, position[1]
-        super().lose(position)
+    def last_event_id(self) -> str:
+        return ""
 
     @property
     def inline_decode(self) -> None:
         return None
 
+    def leave_batch(self) -> bool:
+        """Release the current batch. Returns False if no entry can follow."""
+        mark = self.committed_id
+        try:
+            return super().leave_batch()
+        finally:
+            self.committed_id = mark
+
+    def lose(self, position: Position | None = None) -> None:
+        """End the stream as "closed", also after its end if batches were taken since `position`."""
+        is_ahead = position is not None and self.committed_id is not position[1]
+        if is_ahead and self.end is not None and self.end.error is None:
+            self.end = CLOSED
+        super().lose(position)
+
     def accept(self, entry: Entry | End) -> None:
         """Make an entry the current one; the readers of a tee share its items. Raises the stream's error."""
         if isinstance(entry, Batch):
             self._batch, self.items = entry, iter(entry.items)
-            self._newest = object()
+            self.committed_id = _Mark()
         else:
             super().accept(entry)
 

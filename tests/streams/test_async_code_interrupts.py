@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,7 @@ class Code:
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
         self.running: set[object] = set()
+        self.ended = threading.Event()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[None]:
@@ -36,6 +38,7 @@ class Code:
                 await asyncio.sleep(0)
             finally:
                 self.running.discard(this)
+                self.ended.set()
 
     async def items(self) -> AsyncIterator[str]:
         async with self.session():
@@ -60,10 +63,23 @@ def code() -> Iterator[Code]:
         yield Code(bridge)
 
 
-@pytest.mark.parametrize("way", ["next", "poll", "loop", "keep_open", "collect"])
-def test_interrupt_at_any_bytecode_of_reading_an_iteration(code: Code, way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "has_ended"),
+    [
+        *((way, True) for way in ("next", "poll", "loop", "keep_open", "collect")),
+        *((way, False) for way in ("next", "loop", "keep_open", "collect")),
+    ],
+)
+def test_interrupt_at_any_bytecode_of_reading_an_iteration(code: Code, way: str, has_ended: bool) -> None:
+    """With `has_ended` all items and the end have arrived before the first read."""
+
     def make() -> tuple[Any, list[str]]:
-        return code.bridge.iterate(code.items), []
+        code.ended.clear()
+        stream = code.bridge.iterate(code.items)
+        if has_ended:
+            assert code.ended.wait(30)
+            code.check()
+        return stream, []
 
     def read(made: tuple[Any, list[str]]) -> None:
         stream, got = made
