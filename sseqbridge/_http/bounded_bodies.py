@@ -1,7 +1,7 @@
 """Bounds for the bodies that an HTTP client reads itself: for its auth flow, and in its event hooks.
 
-httpx reads the whole body of an answer when an auth flow yields another request, when an auth sets
-`requires_response_body`, and when an event hook calls `aread()`. This module replaces the stream of such an answer
+httpx reads the whole body of a response when an auth flow yields another request, when an auth sets
+`requires_response_body`, and when an event hook calls `aread()`. This module replaces the stream of such a response
 by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It uses the public interface of httpx
 (or httpx2) alone: `Response.stream`, `Auth.async_auth_flow`. Runs on the event loop's thread.
 """
@@ -29,7 +29,7 @@ __all__ = [
     "unbounded_stream",
 ]
 
-# The most decompressed bytes of an error answer's body that are kept, and the time limit for reading them.
+# The most decompressed bytes of an error response's body that are kept, and the time limit for reading them.
 MAX_BODY_BYTES = 1024 * 1024
 BODY_SECONDS = 10.0
 
@@ -43,7 +43,7 @@ _SLICE_BYTES = 64 * 1024
 
 
 class _BoundedBody:
-    """The body of one answer, cut off if it is too long or too slow.
+    """The body of one response, cut off if it is too long or too slow.
 
     Instances also inherit from the AsyncByteStream of httpx or httpx2; see `_with_base`.
     """

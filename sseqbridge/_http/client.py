@@ -107,7 +107,7 @@ async def _tls(own: ssl.SSLContext | None = None) -> ssl.SSLContext:
 
 
 class _StoreNoCookies(DefaultCookiePolicy):
-    """A cookie policy that stores no cookie of any answer; cookies set by the caller are sent."""
+    """A cookie policy that stores no cookie of any response; cookies set by the caller are sent."""
 
     def set_ok(self, cookie: Cookie, request: Request) -> bool:
         return False
@@ -158,7 +158,7 @@ class Client:
             await self.http.aclose()
 
     async def send(self, request: Any, **options: Any) -> Any:
-        """Return the answer to a request as soon as its head has been received.
+        """Return the response to a request as soon as its head has been received.
 
         The bodies that an auth flow reads, and the requests that it sends, are bounded; see bounded_bodies.py.
         """
@@ -172,7 +172,7 @@ class Client:
         return self.http
 
     async def forward(self, request: ForwardedRequest) -> Any:
-        """Send a request that another client built, and return the answer as soon as its head has been received.
+        """Send a request that another client built, and return the response as soon as its head has been received.
 
         This client's transports and event hooks are used, none of its other settings.
         """
@@ -358,7 +358,7 @@ class ClientPool:
         else:
             client = Client(_called(self._factory))
             client.bound_hooks()
-        # Streams of different users share a client: no cookie of an answer may reach another request.
+        # Streams of different users share a client: no cookie of a response may reach another request.
         client.http.cookies.jar.set_policy(_StoreNoCookies())
         self._admit(client)
         if not self._may_share(origin):
@@ -393,7 +393,7 @@ class ClientPool:
             return self._shared
 
     def learn(self, origin: str, http_version: str) -> None:
-        """Record the HTTP version of an answer of `origin`, such as "HTTP/1.1" or "HTTP/2"."""
+        """Record the HTTP version of a response of `origin`, such as "HTTP/1.1" or "HTTP/2"."""
         if self._factory is not None and http_version.startswith("HTTP/1"):
             with self._lock:
                 self._http11_origins.add(origin)

@@ -1,4 +1,4 @@
-"""Cookies that the answers of one call set, and that later requests of the same call send (RFC 6265).
+"""Cookies that the responses of one call set, and that later requests of the same call send (RFC 6265).
 
 A call is one stream: its redirects and reconnections. No cookie reaches another call. A cookie without a Domain
 attribute goes to the origin that set it alone, and not, as in browsers, to other ports of the host. Used on the
@@ -19,7 +19,7 @@ from .urls import is_https_upgrade, origin_key
 
 __all__ = ["CallCookies", "sets_cookies"]
 
-# The least that RFC 6265, section 6.1 asks of a client. A server must not fill memory, or heads, over many answers.
+# The least that RFC 6265, section 6.1 asks of a client. A server must not fill memory, or heads, over many responses.
 _MAX_COOKIES = 50
 _MAX_COOKIE_CHARACTERS = 4096
 

@@ -232,7 +232,7 @@ def _check_lines(data: bytes, limit: int) -> None:
 
 
 def body_reader(method: str, status: int, *, length: int | None, is_chunked: bool) -> BodyReader:
-    """Return the reader for an answer's body (RFC 9112, section 6.3)."""
+    """Return the reader for a response's body (RFC 9112, section 6.3)."""
     if method == "HEAD" or status in (101, 204, 304):
         return SizedBody(0)
     if is_chunked:

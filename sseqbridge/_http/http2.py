@@ -33,7 +33,7 @@ async def reset_stream(response: Any) -> bool:
 
 
 async def abort_unanswered(error: BaseException, request: Any) -> None:
-    """Close the stream of a request that was cancelled by `error` before its answer, if it was sent over HTTP/2.
+    """Close the stream of a request that was cancelled by `error` before its response, if it was sent over HTTP/2.
 
     Nothing but the error's traceback leads to the connection.
     """

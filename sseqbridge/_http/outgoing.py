@@ -1,7 +1,7 @@
-"""The sending of one request on a connection: its head and body, while the answer may already be arriving.
+"""The sending of one request on a connection: its head and body, while the response may already be arriving.
 
 Runs on the event loop's thread. What the connection takes at once is written without a task switch; a task writes the
-rest, so that an early answer (413, 401) can be read in the meantime, and ends the sending.
+rest, so that an early response (413, 401) can be read in the meantime, and ends the sending.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Outgoing:
         """Stop the sending, and wait until nothing uses the body any more."""
 
     def failure(self) -> Exception | None:
-        """Return the error for the reader of an early answer; None while its body can still be complete."""
+        """Return the error for the reader of an early response; None while its body can still be complete."""
         return None
 
 

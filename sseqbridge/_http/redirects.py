@@ -3,7 +3,7 @@
 httpx follows redirects too, but sends custom credentials (such as X-Api-Key) on to other origins, and turns a
 POST into a GET without asking. Here a request with a body only follows redirects that keep it and its origin,
 unless `follow_redirects` is True, and another origin gets none of the caller's headers but a few. The same host over
-https, on the default ports, gets them all. A place that an answer names for resuming its stream is treated alike.
+https, on the default ports, gets them all. A place that a response names for resuming its stream is treated alike.
 Sources: RFC 9110, section 15.4; https://fetch.spec.whatwg.org/#http-redirect-fetch
 """
 

@@ -75,7 +75,7 @@ _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RequestOptions:
-    """One request, and how its answer is read. Immutable; the repr is left out because it would show secrets."""
+    """One request, and how its response is read. Immutable; the repr is left out because it would show secrets."""
 
     method: str
     url: str
@@ -101,11 +101,11 @@ class RequestOptions:
     max_event_bytes: int
     max_buffered_bytes: int
     cancel: CancelFlag | None
-    # How the body of the answer is read.
+    # How the body of the response is read.
     format: Format = "sse"
     # A function of the caller's that returns the headers of the next attempt; None if they stay the same.
     new_headers: Callable[[], list[tuple[str, str]]] | None = None
-    # How often the request is sent again if its first answer is a failure that may pass.
+    # How often the request is sent again if its first response is a failure that may pass.
     retries: int = 0
     # Pauses that the call shares with others.
     pauses: CallPauses | None = None

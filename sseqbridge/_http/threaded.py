@@ -21,7 +21,7 @@ class ThreadedTransport(httpx.AsyncBaseTransport):
     """Sends each request with a new httpx.HTTPTransport, in a thread."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its answer as soon as the head has been received."""
+        """Send the request and return its response as soon as the head has been received."""
         assert isinstance(request.stream, httpx.AsyncByteStream)
         content = b"".join([part async for part in request.stream])
         sent = httpx.Request(
@@ -57,7 +57,7 @@ def _close(sent: tuple[httpx.HTTPTransport, httpx.Response]) -> None:
 
 
 class _ThreadedBody(httpx.AsyncByteStream):
-    """The body of an answer, whose chunks are read in threads."""
+    """The body of a response, whose chunks are read in threads."""
 
     def __init__(self, transport: httpx.HTTPTransport, response: httpx.Response) -> None:
         self._transport = transport

@@ -80,7 +80,7 @@ class Transport(httpx.AsyncBaseTransport):
         self.buffer = memoryview(bytearray(READ_BYTES))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its answer as soon as the head has been received."""
+        """Send the request and return its response as soon as the head has been received."""
         if not self.is_direct(request):
             return await self._send_plainly(request)
         origin, timeouts = origin_of(request.url), request.extensions.get("timeout", {})
