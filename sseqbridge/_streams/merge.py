@@ -183,7 +183,6 @@ class MergedStreams(_BaseMerged[K, T]):
                 step = merger.receive()
                 for named in merger.delivered(step):
                     if merger.is_closed:
-                        note_read(found_cancelled=True)
                         return
                     yield named
                 if step.number < 0:
@@ -193,6 +192,9 @@ class MergedStreams(_BaseMerged[K, T]):
             self._was_left = True
             raise
         finally:
+            if merger.is_closed:
+                # By another call of close(), during the loop.
+                note_read(found_cancelled=True)
             self.close()
             self._claims.discard(claim)
 
