@@ -22,7 +22,7 @@ from sseqbridge._streams.sync import EventStream
 from ._arguments import OpenArguments, PreparedOpen, check_key, prepare_open
 from ._producer import Producer
 from ._reader import Reader
-from ._start import acall_start, call_start, check_start, claim_producer, new_producer
+from ._start import acall_start, acall_start_shielded, call_start, check_start, claim_producer, new_producer
 
 if TYPE_CHECKING:
     from sseqbridge._engine.channel import Outcome
@@ -55,7 +55,7 @@ async def aopen_stream(core: LogCore, arguments: OpenArguments) -> AsyncEventStr
     try:
         core.start_reader(reader)
         while not isinstance(entry := await reader.channel.areceive(), Head):
-            await acall_start(_producer_in(entry), prepared.start)
+            await acall_start_shielded(_producer_in(entry), prepared.start)
         return AsyncEventStream(_item_reader(reader, entry, prepared))
     except BaseException:
         reader.abort()

@@ -6,6 +6,7 @@ bounds the data that is read from the upstream and not yet written: the upstream
 | field                    | written by      | guarded by                                            |
 |--------------------------|-----------------|-------------------------------------------------------|
 | `_stop_reason`           | the loop thread | nothing: any thread reads it, as the flag of `is_set` |
+| `is_start_called`        | any thread      | turns True once                                       |
 | `_upstream`, the futures | the loop thread | no other thread reads them                            |
 | `result`                 | the loop thread | the channel is thread-safe                            |
 """
@@ -90,6 +91,8 @@ class Producer(LoopTask):
         self._upstream: Upstream | None = None
         self._stop_reason: _StopReason | None = None
         self._log_error: LogError | None = None
+        # Whether the call of `start` has begun. From then on its thread passes an upstream or an error on.
+        self.is_start_called = False
 
     # In any thread.
 
@@ -133,11 +136,6 @@ class Producer(LoopTask):
         post(self.loop, self._stop, _StopReason.ABORTED)
 
     # On the loop thread.
-
-    @property
-    def is_started(self) -> bool:
-        """Whether `start` has returned or raised."""
-        return self._started.done()
 
     def start(self) -> None:
         """Hold the lease, and wait for the upstream."""

@@ -62,8 +62,8 @@ _READ_COUNT = 500
 class ElectedProducer(Protocol):
     """The producer that a reader's election made, as the reader uses it."""
 
-    @property
-    def is_started(self) -> bool: ...
+    is_start_called: bool
+
     async def call_start(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -345,12 +345,15 @@ class Reader(LoopTask):
         if is_set:
             if self._delivery.has_head:
                 self.channel.close()
+            elif self._producer is not None:
+                # The caller of `open` waits in `start`.
+                self._producer.abort()
             self._delivery.finish(End("error", RequestAbortedError("cancel was set before the stream had begun")))
             self._stop()
 
     def _stop(self) -> None:
-        if self._producer is not None and not self._producer.is_started:
-            # No consumer is left to call `start`.
+        if self._producer is not None and not self._producer.is_start_called:
+            # No consumer is left to call `start`. Once it is called, the stream outlives this reader.
             self._producer.abort()
         if self._task is not None:
             self._task.cancel()

@@ -35,7 +35,7 @@ from ._producer import Producer
 from ._store import Claim, ClaimState, FencingToken, MissingLease
 from ._upstream import IterableUpstream, StreamUpstream, Upstream
 
-__all__ = ["acall_start", "call_start", "check_start", "claim_producer", "new_producer"]
+__all__ = ["acall_start", "acall_start_shielded", "call_start", "check_start", "claim_producer", "new_producer"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -73,6 +73,24 @@ def call_start(producer: Producer, start: Any) -> None:
         _raise_for_start(producer, error)
 
 
+async def acall_start_shielded(producer: Producer, start: Any) -> None:
+    """Do the same as acall_start(), and go on if the caller is cancelled: the stream outlives its first reader."""
+    error = await asyncio.shield(asyncio.ensure_future(_error_of_start(producer, start)))
+    if error is not None:
+        raise error
+
+
+async def _error_of_start(producer: Producer, start: Any) -> BaseException | None:
+    # Returned: asyncio would report what a shielded task raises whose caller was cancelled.
+    try:
+        await acall_start(producer, start)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
 async def acall_start(producer: Producer, start: Any) -> None:
     """Call `start` in a thread of its own, and await an awaitable that it returns here; else like call_start().
 
@@ -96,6 +114,7 @@ def _raise_for_start(producer: Producer, error: BaseException) -> NoReturn:
 
 
 def _call(producer: Producer, start: Callable[[], Any]) -> _Started:
+    producer.is_start_called = True
     # In a copy of the context, in which an interrupt can leave no scope behind.
     return contextvars.copy_context().run(_call_in_scope, producer, start)
 

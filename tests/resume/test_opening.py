@@ -147,8 +147,8 @@ def test_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseExcept
         assert log.open("k", lambda: request_sse(upstream.url)).collect() == [1, 2]
 
 
-@pytest.mark.parametrize("is_loop_closed", [False, True], ids=["running loop", "closed loop"])
-def test_late_result_of_start_is_discarded(log: Log, is_loop_closed: bool) -> None:
+@pytest.mark.parametrize(("method", "is_loop_closed"), [("aopen", True), ("aproduce", False), ("aproduce", True)])
+def test_late_result_of_start_is_discarded(log: Log, method: str, is_loop_closed: bool) -> None:
     called, go = threading.Event(), threading.Event()
 
     async def cancel_opening(result: Any, is_discarded: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ def test_late_result_of_start_is_discarded(log: Log, is_loop_closed: bool) -> No
             assert go.wait(30)
             return result
 
-        opening = asyncio.create_task(log.aopen("k", start))
+        opening = asyncio.create_task(getattr(log, method)("k", start))
         assert await asyncio.to_thread(called.wait, 30)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
