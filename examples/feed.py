@@ -1,8 +1,9 @@
 """Follow a feed that never ends, through lost connections and restarts of this program.
 
-    python -m examples.feed URL
+    python -m examples.feed [URL]
 
-The ID of the last handled event is kept in feed.position, so a restarted program continues after it.
+The ID of the last handled event is kept in feed.position, so a restarted program continues after it. Without a URL it
+follows a local feed, which ends after ten prices.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sseqbridge import EventStream, ServerSentEvent, Timeout, request_sse
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
 
 
 def on_message(event: ServerSentEvent) -> None:
@@ -57,8 +60,29 @@ def save(event_id: str, position: Path) -> None:
     os.replace(temporary, position)
 
 
-if __name__ == "__main__":
+def prices(request: ReceivedRequest) -> Iterator[Step]:
+    """A local feed: ten prices, with a lost connection after the fifth."""
+    last = int(request.last_event_id or 0)
+    if last >= 10:
+        yield respond(204)
+    for number in range(last + 1, 11):
+        yield send({"symbol": "X", "value": number}, event="price", id=str(number), retry=0.5)
+        yield wait(0.1)
+        if number == 5:
+            yield cut()
+
+
+def main(arguments: list[str]) -> None:
+    """Follow the feed at a URL, or the local one, until a signal."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    follow(sys.argv[1], Path("feed.position"), stop)
+    if arguments:
+        follow(arguments[0], Path("feed.position"), stop)
+        return
+    with TemporaryDirectory() as directory, SSEServer(prices) as server:
+        follow(server.url, Path(directory) / "feed.position", stop)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Answer 200 prompts, eight at a time. After Ctrl-C, or a crash, the next run asks for the missing answers alone.
 
-    python -m examples.prompts answers.jsonl
+    python -m examples.prompts [answers.jsonl]
 
 The endpoint is that of the environment (examples/endpoint.py).
 """
@@ -51,6 +51,6 @@ def main(path: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        print(main(Path(sys.argv[1])))
+        print(main(Path(sys.argv[1] if len(sys.argv) > 1 else "answers.jsonl")))
     except KeyboardInterrupt:
         sys.exit("\nStopped. Run it again for the rest.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import inspect
 import pydoc
@@ -227,6 +228,26 @@ def test_help_is_readable(documented: Documented) -> None:
     assert not re.search(r"[(,] ?_(?!warn)[a-z]\w* ?[:=,]", text), "a private parameter"
     assert " at 0x" not in first, "the address of an object"
     assert len(text.splitlines()) < 250, rest[-1000:]
+
+
+def requirements(extra: str) -> set[str]:
+    """Return the packages of an extra, with those of the extras that it names."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    found: set[str] = set()
+    for line in filter(None, setup["options.extras_require"][extra].splitlines()):
+        name, _, rest = line.partition("[")
+        if name == "sseqbridge":
+            found = found.union(*map(requirements, rest.rstrip("]").split(",")))
+        elif not line.startswith("#"):
+            found.add(re.split(r"[^\w-]", line)[0])
+    return found
+
+
+def test_extra_docs_has_all_that_the_pages_import() -> None:
+    frameworks = {module.rpartition(".")[2] for module in MODULES if module.startswith("sseqbridge.relay.")}
+    # `resume` has RedisLog.
+    assert requirements("docs") == {"pdoc", "redis", *frameworks}
 
 
 @pytest.fixture(scope="module")

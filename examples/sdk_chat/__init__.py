@@ -1,6 +1,6 @@
 """The SDKs of OpenAI and Anthropic in Flask and Django: the answer streams to the browser, and who leaves aborts it.
 
-    pip install 'sseqbridge[flask,django]' openai anthropic
+    pip install '.[flask,django]' openai anthropic
     python -m examples.sdk_chat                                             # asks an upstream of its own
     gunicorn -k gthread --threads 64 'examples.sdk_chat.flask_app:app'
     uvicorn examples.sdk_chat.django_app:asgi

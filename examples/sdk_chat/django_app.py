@@ -16,7 +16,7 @@ from django.urls import path
 from sseqbridge import relay
 from sseqbridge.relay.django import ErrorMiddleware
 
-from .providers import ERRORS, PROVIDERS
+from .providers import ERRORS, PROVIDERS, refusal
 
 settings.configure(
     SECRET_KEY=secrets.token_urlsafe(),
@@ -34,7 +34,8 @@ class ProviderErrors(ErrorMiddleware):
         if not isinstance(exception, ERRORS):
             return super().process_exception(request, exception)
         logger.warning("%s", type(exception).__name__)
-        return JsonResponse({"error": {"message": "The upstream cannot be reached."}}, status=502)
+        status, headers = refusal(exception)
+        return JsonResponse({"error": {"message": "The upstream cannot be reached."}}, status=status, headers=headers)
 
 
 def plain(request: HttpRequest) -> HttpResponseBase:

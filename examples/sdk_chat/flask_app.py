@@ -9,7 +9,7 @@ from flask.typing import ResponseReturnValue
 
 from sseqbridge import relay
 
-from .providers import ERRORS, PROVIDERS
+from .providers import ERRORS, PROVIDERS, refusal
 
 app = flask.Flask(__name__)
 
@@ -30,7 +30,8 @@ def answer(name: str) -> flask.Response:
 def failed(error: Exception) -> ResponseReturnValue:
     """Answer an error of an SDK before the stream. (A relay reports later errors as an event.)"""
     app.logger.warning("%s", type(error).__name__)
-    return {"error": {"message": "The upstream refused the request, or cannot be reached."}}, 502
+    status, headers = refusal(error)
+    return {"error": {"message": "The upstream refused the request, or cannot be reached."}}, status, headers
 
 
 for error in ERRORS:

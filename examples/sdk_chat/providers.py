@@ -12,7 +12,7 @@ import openai
 
 from sseqbridge import BridgeTransport
 
-__all__ = ["ERRORS", "PROVIDERS", "Provider"]
+__all__ = ["ERRORS", "PROVIDERS", "Provider", "refusal"]
 
 # What the SDKs raise before the answer begins; a relay reports later errors itself.
 ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
@@ -26,6 +26,16 @@ class Provider(NamedTuple):
 
     ask: Callable[[str], Any]
     text: Callable[[Any], str | None]
+
+
+def refusal(error: Exception) -> tuple[int, dict[str, str]]:
+    """Return the status and headers for an SDK's error: 429 and 503 with Retry-After, 504 for a timeout, else 502."""
+    if isinstance(error, (openai.APITimeoutError, anthropic.APITimeoutError)):
+        return 504, {}
+    if isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)) and error.status_code in (429, 503):
+        seconds = error.response.headers.get("retry-after", "")
+        return error.status_code, {"Retry-After": seconds} if seconds.isdigit() else {}
+    return 502, {}
 
 
 @functools.cache

@@ -9,11 +9,14 @@ from typing import Any
 from examples import endpoint
 from sseqbridge.resume import Log, MemoryLog
 
-__all__ = ["MODULE", "PAGE", "STYLE", "item_of", "log"]
+__all__ = ["MODULE", "PAGE", "STYLE", "WAIT", "item_of", "log"]
 
 PAGE = Path(__file__).parent / "page.html"
 STYLE = Path(__file__).parent / "page.css"
 MODULE = Path(__file__).parent.parent / "flask_chat/static/relay.js"
+
+# Seconds that a GET waits for a POST to begin its answer.
+WAIT = 1
 
 
 def _log() -> Log:

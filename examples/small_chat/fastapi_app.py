@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from examples import endpoint
 from examples.shutdown import end_relays_at_shutdown
-from examples.small_chat.answers import MODULE, PAGE, STYLE, item_of, log
+from examples.small_chat.answers import MODULE, PAGE, STYLE, WAIT, item_of, log
 from sseqbridge import StreamNotFoundError, relay
 
 
@@ -44,7 +44,7 @@ async def ask(key: str, body: Question, last_event_id: LastEventID = None) -> Re
 @app.get("/answers/{key}")
 async def answer(key: str, last_event_id: LastEventID = None) -> Response:
     """Read an answer from its beginning, or after the event that the client has seen."""
-    opens = partial(log.aopen, key, last_event_id=last_event_id)
+    opens = partial(log.aopen, key, last_event_id=last_event_id, wait=WAIT)
     return relay.starlette.stream_response(opens, map=item_of)
 
 

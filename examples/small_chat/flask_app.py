@@ -7,7 +7,7 @@ from functools import partial
 import flask
 
 from examples import endpoint
-from examples.small_chat.answers import MODULE, PAGE, STYLE, item_of, log
+from examples.small_chat.answers import MODULE, PAGE, STYLE, WAIT, item_of, log
 from sseqbridge import StreamNotFoundError, relay
 
 app = flask.Flask(__name__)
@@ -30,7 +30,8 @@ def ask(key: str) -> flask.Response:
 def answer(key: str) -> flask.Response:
     """Read an answer from its beginning, or after the event that the client has seen."""
     last_event_id = flask.request.headers.get("Last-Event-ID")
-    return relay.flask.stream_response(partial(log.open, key, last_event_id=last_event_id), map=item_of)
+    opens = partial(log.open, key, last_event_id=last_event_id, wait=WAIT)
+    return relay.flask.stream_response(opens, map=item_of)
 
 
 @app.delete("/answers/<key>")

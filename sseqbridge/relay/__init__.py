@@ -1,8 +1,10 @@
 """Relays: a stream is forwarded to an HTTP client. `frames` works with any WSGI server, `aframes` with ASGI.
 
+    from functools import partial
+
     from sseqbridge import relay, request_sse
 
-    return relay.flask.stream_response(request_sse(url, headers, data))
+    return relay.flask.stream_response(partial(request_sse, url, headers, data))
 
 `EVENT_STREAM_HEADERS` are the headers of such a response, for a framework of your own.
 
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 _FRAMEWORKS = ("django", "flask", "starlette")
+# The package whose import fails first if the framework is missing, where that is another one.
+_IMPORTED_FIRST = {"django": "asgiref"}
 
 
 def __getattr__(name: str) -> Any:
@@ -49,6 +53,6 @@ def __getattr__(name: str) -> Any:
     try:
         return import_module(f".{name}", __name__)
     except ModuleNotFoundError as exc:
-        if exc.name != name:
+        if exc.name not in (name, _IMPORTED_FIRST.get(name)):
             raise
         raise ImportError(f"relay.{name} needs {name.title()}: pip install 'sseqbridge[{name}]'", name=name) from exc

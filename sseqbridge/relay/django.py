@@ -47,7 +47,7 @@ def stream_response(
     """Return a response to `request` that streams to the client; a disconnect aborts the upstream.
 
         def chat(request):
-            return stream_response(request, request_sse(url, headers, data))
+            return stream_response(request, partial(request_sse, url, headers, data))
 
     For synchronous and asynchronous views, under WSGI and under ASGI. `stream` and the options are those of
     `relay.frames`; under ASGI, `stream` and `on_end` may also be what `relay.aframes` accepts. A plain function

@@ -33,7 +33,7 @@ def stream_response(
 
         @app.post("/chat")
         def chat():
-            return stream_response(request_sse(url, headers, data))
+            return stream_response(partial(request_sse, url, headers, data))
 
     `stream` and the options are those of `relay.frames`. `map`, `on_item`, and an iterable, run in the request's
     context, `on_end` in an app context of its own. `headers` are added to those of an event stream. If the upstream's

@@ -43,7 +43,7 @@ def stream_response(
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
         async def chat(request):
-            return stream_response(await arequest_sse(url, headers, data))
+            return stream_response(partial(arequest_sse, url, headers, data))
 
     `stream` and the options are those of `relay.aframes`. A coroutine must not call request_sse: only a view
     that is a plain function passes its result. `headers` are added to those of an event stream. `background`

@@ -121,7 +121,8 @@ class Log(NotCopyable, abc.ABC):
 
         `start` may also return an iterable of items, as relays send them: str, dict or list (written as JSON),
         ServerSentEvent, or None for nothing. It runs in a worker thread, in a scope of its own, which cancel() and
-        close() cancel; an asynchronous one runs on the loop of iterate(). If it raises, readers get a CallbackError.
+        close() cancel; an asynchronous one runs on the loop of iterate(). If it raises an SSEError, readers get that
+        error; any other exception is a CallbackError.
 
         `last_event_id` is the id of the last event that the reader has, as a browser sends it; it never
         begins a stream. Without it, `replay` chooses the first event: "all" the stream's first, "kept" the

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import os
 import re
 import shlex
@@ -36,7 +37,9 @@ __all__ = [
     "Excerpt",
     "Session",
     "example",
+    "names_of",
     "python",
+    "run_as_printed",
     "run_in_shell",
     "shell",
 ]
@@ -127,6 +130,45 @@ class Session:
         if asyncio.iscoroutine(made):
             asyncio.run(made)
         return self.names
+
+
+def run_as_printed(code: str) -> dict[str, Any]:
+    """Run code as a module of its own, without the names that a Session has, and return its names."""
+    module = types.ModuleType("example")
+    exec(compile(code, "a guide", "exec"), module.__dict__)
+    return module.__dict__
+
+
+class Names(NamedTuple):
+    """The names of a piece of code: those that it imports, those that it binds in any way, and those that it reads."""
+
+    imported: set[str]
+    bound: set[str]
+    read: set[str]
+
+    @property
+    def undefined(self) -> set[str]:
+        return self.read - self.bound - set(dir(builtins))
+
+
+def names_of(code: str) -> Names:
+    """Return the names of a piece of code, whatever the scopes that they are in."""
+    imported, bound, read = set(), set(), set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                imported |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                bound.add(name)
+            case _:
+                pass
+    return Names(imported, imported | bound, read)
 
 
 def python(document: str, section: str) -> list[str]:

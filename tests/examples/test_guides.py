@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.guides import BLOCKS, EXAMPLES, EXCERPTS, GUIDES, Excerpt
+import sseqbridge
+import sseqbridge.resume
+import sseqbridge.testing
+from tests.examples.guides import BLOCKS, EXAMPLES, EXCERPTS, GUIDES, Excerpt, names_of, python
 from tests.support import ROOT
 from tests.support import python as in_new_process
 
 HERE = Path(__file__).parent
 EXAMPLES_DIRECTORY = ROOT / "examples"
+PUBLIC = {*sseqbridge.__all__, *sseqbridge.resume.__all__, *sseqbridge.testing.__all__}
 INDEX = EXAMPLES_DIRECTORY / "README.md"
 
 
@@ -69,6 +73,42 @@ def test_excerpt_is_a_part_of_its_program(excerpt: Excerpt) -> None:
     for part in excerpt.parts():
         found = [textwrap.dedent("\n".join(lines[n : n + len(part)])) for n in range(len(lines))]
         assert textwrap.dedent("\n".join(part)) in found, f"{excerpt.program.name} differs from the part at {part[0]!r}"
+
+
+def sections() -> list[tuple[str, str]]:
+    return [key for key, blocks in BLOCKS.items() if any(language == "python" for language, _ in blocks)]
+
+
+@pytest.mark.parametrize("section", sections(), ids=" ".join)
+def test_snippets_import_what_they_use_and_nothing_else(section: tuple[str, str]) -> None:
+    document, title = section
+    names = names_of("\n".join(python(document, title)))
+    of_document = [code for name, part in sections() if name == document for code in python(name, part)]
+    in_document = names_of("\n".join(of_document))
+    assert names.imported <= in_document.read, "a snippet imports a name that the page does not use"
+    if document == "examples/testing.md":
+        # Its snippets are whole modules.
+        assert names.undefined == set()
+    if names.imported & PUBLIC:
+        # A snippet that shows where names of the package come from shows all of them.
+        assert names.undefined & PUBLIC <= in_document.imported
+
+
+@pytest.mark.parametrize(
+    "excerpt",
+    [excerpt for excerpt in EXCERPTS if excerpt.program.suffix == ".py" and names_of(excerpt.code).imported],
+    ids=lambda excerpt: f"{excerpt.guide.name}-{excerpt.program.name}",
+)
+def test_excerpt_with_imports_is_complete(excerpt: Excerpt) -> None:
+    names = names_of(excerpt.code)
+    if re.search("^(?:from|import) ", excerpt.code, re.M):
+        assert names.undefined == set()
+        assert names.imported <= names.read
+
+
+def test_check_of_names_finds_undefined_and_unused_ones() -> None:
+    names = names_of("from a import b, c\n\ndef f(x):\n    return [b(x, y) for y in d]\n")
+    assert (names.undefined, names.imported - names.read) == ({"d"}, {"c"})
 
 
 def test_index_names_every_guide() -> None:

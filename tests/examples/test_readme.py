@@ -42,7 +42,7 @@ from sseqbridge.testing import (
     send,
     silence,
 )
-from tests.examples.guides import DONE, OPENAI, Session, example, python, run_in_shell, shell
+from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.support import in_thread
 
 
@@ -451,7 +451,7 @@ def test_command_line(tmp_path: Path) -> None:
 @example("examples/testing.md", "APIs of providers")
 def test_providers_apis(sse_server: SSEServer) -> None:
     [code] = python("examples/testing.md", "APIs of providers")
-    Session("").run(code)["test_application_survives_a_stalled_answer"](sse_server)
+    run_as_printed(code)["test_application_survives_a_stalled_answer"](sse_server)
 
 
 @example("examples/observability.md", "Counters")

@@ -26,7 +26,8 @@ from starlette.testclient import TestClient
 
 import sseqbridge
 import sseqbridge.relay
-from examples import failures, feed, ollama, prompts, providers
+from examples import endpoint, failures, feed, ollama, prompts, providers
+from examples.small_chat.answers import item_of
 
 # Tests, which pytest runs here.
 from examples.test_saved_answers import (  # noqa: F401
@@ -51,7 +52,7 @@ from sseqbridge.testing import (
     send,
     silence,
 )
-from tests.examples.guides import DONE, OPENAI, Session, example, python, run_in_shell, shell
+from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, until
 
@@ -70,6 +71,65 @@ def test_flask_view_without_reload(upstream: SSEServer) -> None:
     Session(upstream.url, **names).run(code)
     assert app.test_client().post("/chat", json={"messages": ["Hi"]}).text.endswith('{"n":4}\n\ndata: [DONE]\n\n')
     assert upstream.requests[0].json()["messages"] == ["Hi"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "last"),
+    [
+        ([DONE], "done", "data: [DONE]"),
+        ([cut()], "error", "event: error"),
+        ([silence()], "stopped", "event: cancelled"),
+        ([], "error", "event: error"),  # without its end
+    ],
+    ids=["complete", "cut", "stopped", "without its end"],
+)
+@example("examples/flask-chat.md", "Save it")
+def test_answer_in_a_log_is_saved_once(
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, ending: list[Step], outcome: str, last: str
+) -> None:
+    [code] = python("examples/flask-chat.md", "Save it")
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    saved: list[tuple[str, ...]] = []
+    has_saved = threading.Event()
+
+    def save(*row: str) -> None:
+        saved.append(row)
+        has_saved.set()
+
+    app = Flask("example")
+    upstream.play([send({"choices": [{"delta": {"content": "Hel"}}]}), *ending])
+    with MemoryLog() as log:
+        Session("", app=app, log=log, save=save, endpoint=endpoint, item_of=item_of).run(code)
+        clients = [app.test_client() for _ in range(2)]
+        readers: list[Iterator[Any]] = [
+            iter(client.post("/saved/a", json={"question": "Hi"}).response) for client in clients
+        ]
+        for reader in readers:
+            assert any(b"Hel" in piece for piece in reader)
+        if outcome == "stopped":
+            assert log.cancel("a")
+        assert all(last in b"".join(reader).decode() for reader in readers)
+        assert has_saved.wait(30)
+    assert saved == [("a", "Hel", outcome)]
+    assert len(upstream.requests) == 1
+
+
+def test_refused_answer_in_a_log_is_saved(
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    [code] = python("examples/flask-chat.md", "Save it")
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    saved: list[tuple[str, ...]] = []
+    app = Flask("example")
+    upstream.play([respond(401, json={"error": {"message": "wrong key"}})])
+    with MemoryLog() as log:
+        names = {"app": app, "log": log, "endpoint": endpoint, "item_of": item_of}
+        Session("", save=lambda *row: saved.append(row), **names).run(code)
+        response = app.test_client().post("/saved/a", json={"question": "Hi"})
+        assert (response.status_code, "event: error" in response.text) == (200, True)
+    assert saved == [("a", "", "error")]
+    # The record of the warning has the error, whose traceback leads to the stream.
+    caplog.clear()
 
 
 @example("examples/fastapi-chat.md", "Starlette")
@@ -261,6 +321,18 @@ def test_feed_as_a_program_ends_at_a_signal(sse_server: SSEServer, tmp_path: Pat
     assert sse_server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
+def test_feed_without_a_url_is_a_local_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with SSEServer(feed.prices) as server:
+        feed.follow(server.url, tmp_path / "position")
+    assert capsys.readouterr().out == "".join(f"price: X {number}\n" for number in range(1, 11))
+    command = [sys.executable, "-m", "examples.feed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert (ran.stdout.count("price: "), ran.stderr) == (10, "")
+    assert not (tmp_path / "feed.position").exists()
+
+
 def answers_in(path: Path) -> dict[str, str]:
     return {row["name"]: row["text"] for row in map(json.loads, path.read_text("utf-8").splitlines())}
 
@@ -418,7 +490,7 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
 @example("examples/testing.md", "Scripts")
 def test_script_of_an_upstream(sse_server: SSEServer) -> None:
     [code] = python("examples/testing.md", "Scripts")
-    Session("").run(code)["test_reader_resumes_after_a_cut"](sse_server)
+    run_as_printed(code)["test_reader_resumes_after_a_cut"](sse_server)
 
 
 @pytest.mark.slow

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from sseqbridge import (
-    relay,
-)
+from sseqbridge import relay
+from tests.support import python
 
 
 def test_public_names() -> None:
@@ -29,6 +28,28 @@ def test_public_names() -> None:
     assert all(hasattr(relay, name) for name in relay.__all__)
     with pytest.raises(AttributeError, match="no attribute 'pyramid'"):
         _ = relay.pyramid
+
+
+_WITHOUT_DJANGO = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("django", "asgiref"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Finder())
+from sseqbridge import relay
+
+try:
+    relay.django
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_missing_django_is_named_although_another_package_of_it_is_imported_first() -> None:
+    assert python(_WITHOUT_DJANGO) == (0, "relay.django needs Django: pip install 'sseqbridge[django]'\n", "")
 
 
 @pytest.mark.parametrize(

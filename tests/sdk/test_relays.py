@@ -110,6 +110,20 @@ def test_a_head_request_asks_nothing(servers: Servers, server: str, upstream: SS
 
 @on_servers
 @every_server
+@every_provider
+def test_overload_of_the_upstream_keeps_its_status_and_delay(
+    servers: Servers, server: str, upstream: SSEServer, provider: str
+) -> None:
+    # The SDKs send no request again after this header.
+    overloaded = {"Retry-After": "7", "X-Should-Retry": "false", "Content-Type": "application/json"}
+    upstream.play([respond(429, overloaded, json={"error": {"message": "slow down"}})])
+    response = httpx.get(address(servers, server, provider), timeout=30)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+    assert "slow down" not in response.text
+
+
+@on_servers
+@every_server
 def test_a_refusal_of_the_upstream_is_a_502(servers: Servers, server: str, upstream: SSEServer) -> None:
     upstream.play([respond(400, content_type="application/json"), raw(b'{"error": {"message": "no"}}')])
     with reading(address(servers, server, "openai")) as reader:
