@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import Any
 from unittest import mock
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
-from django.test import Client, TestCase
+from django.test import Client, TestCase, override_settings
 
-from sseqbridge.testing import SSEServer, chat_completions, cut, respond, send, silence
+from sseqbridge.resume import MemoryLog
+from sseqbridge.testing import SSEServer, chat_completions, cut, hold, respond, send, silence
 
+from . import reload_views
 from .models import Answer
 
 HELLO = send({"choices": [{"delta": {"content": "Hello"}}]})
 
 
-class ChatTests(TestCase):  # type: ignore[misc]
+class ChatTestCase(TestCase):  # type: ignore[misc]
     def setUp(self) -> None:
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
@@ -32,6 +36,8 @@ class ChatTests(TestCase):  # type: ignore[misc]
     def saved(self) -> list[tuple[str, str, str]]:
         return list(Answer.objects.order_by("pk").values_list("question", "text", "outcome"))
 
+
+class ChatTests(ChatTestCase):
     def test_answer_streams_and_is_saved(self) -> None:
         body = self.ask().getvalue().decode()
         assert 'data: {"text":"Hello, "}' in body
@@ -71,6 +77,17 @@ class ChatTests(TestCase):  # type: ignore[misc]
         assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
         assert [answer.outcome async for answer in Answer.objects.all()] == ["done"]
 
+    async def test_stopped_answer_under_asgi(self) -> None:
+        self.upstream.play([HELLO, silence()])
+        await self.async_client.aforce_login(self.user)
+        response = await self.async_client.post("/answers", {"question": "Hi"}, content_type="application/json")
+        async for piece in response.streaming_content:
+            if b"Hello" in piece:
+                break
+        await sync_to_async(response.close)()  # as Django's handler does; it returns after `on_end`
+        await asyncio.to_thread(self.upstream.assert_aborted)
+        assert [answer.outcome async for answer in Answer.objects.all()] == ["disconnected"]
+
     def test_page_shows_saved_answers(self) -> None:
         Answer.objects.create(user=self.user, question="<Hi>", text="Hello, <Ada>.", outcome="done")
         page = self.client.get("/")
@@ -96,3 +113,41 @@ class ChatTests(TestCase):  # type: ignore[misc]
         self.assertRedirects(self.ask(), "/accounts/login/?next=/answers")
         self.assertRedirects(self.client.get("/"), "/accounts/login/?next=/")
         assert (self.saved(), self.upstream.requests) == ([], [])
+
+
+@override_settings(ROOT_URLCONF="examples.django_chat.reload_views")
+class ReloadTests(ChatTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # Answers of other tests have the same keys.
+        log = MemoryLog()
+        self.addCleanup(log.close)
+        patched = mock.patch.multiple(reload_views, log=log, WAIT=0)
+        patched.start()
+        self.addCleanup(patched.stop)
+
+    def test_answer_goes_on_after_a_reload(self) -> None:
+        self.upstream.play([HELLO, hold(), HELLO, send("[DONE]")])
+        response = self.ask()
+        assert b"Hello" in next(piece for piece in response.streaming_content if b"data" in piece)
+        response.close()  # the page is reloaded
+        assert self.saved() == [("Hi", "", "running")]
+        self.upstream.release()
+        url = f"/answers/{Answer.objects.get().pk}/stream"
+        assert self.client.get(url).getvalue().count(b"Hello") == 2
+        assert self.saved() == [("Hi", "HelloHello", "done")]
+        assert len(self.upstream.requests) == 1
+
+    def test_answer_that_fails_is_saved(self) -> None:
+        self.upstream.play([HELLO, cut()])
+        assert b"event: error" in self.ask().getvalue()
+        assert self.saved() == [("Hi", "Hello", "error")]
+
+    def test_saved_answer_stays_when_the_log_has_forgotten_it(self) -> None:
+        answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
+        assert self.client.get(f"/answers/{answer.pk}/stream").status_code >= 400
+        assert self.saved() == [("Hi", "Hello", "done")]
+
+    def test_answer_is_its_users_alone(self) -> None:
+        answer = Answer.objects.create(user=get_user_model().objects.create_user("eve"), question="Hi")
+        assert self.client.get(f"/answers/{answer.pk}/stream").status_code == 404

@@ -112,7 +112,10 @@ class BatchReader:
             self._parser = JSONLinesParser(max_event_bytes=options.max_event_bytes)
         else:
             self._parser = EventStreamParser(
-                max_event_bytes=options.max_event_bytes, comments=options.comments, last_event_id=last_event_id
+                max_event_bytes=options.max_event_bytes,
+                comments=options.comments,
+                last_event_id=last_event_id,
+                end_events=options.rules.end_types,
             )
         self._parser.retry = retry
         # A chunk of this size is one slice, and this many items are one batch, however many streams share the memory.

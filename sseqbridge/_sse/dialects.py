@@ -51,7 +51,7 @@ class Dialect:
     `end_data`: the stream ends at the event with this data, which is no item; None for no such data.
 
     `end_events`: types of events that end the stream. Such an event is the last item. (With `decode="json"` it is
-    no item if its data is `null` or no JSON.)
+    no item if its data is `null` or no JSON.) One without a `data` line counts too, as an event with empty data.
 
     `heartbeat_events`, `heartbeat_data`: types and data of heartbeats. A heartbeat does not reset the `idle` limit,
     and is no item with `decode="json"`.
@@ -129,13 +129,13 @@ class EventRules:
     `is_json`: with `decode="json"` blanks around data do not count, and heartbeats are no items.
     `end_data`: the data that ends the stream, None if there is none.
     `error_types`: the types of events that report an error.
+    `end_types`: the types of events that end the stream.
     `ends_at_response`: a JSON-RPC response ends the stream.
     `asks_consumer`: the consumer decides whether an event is the last.
     `is_lines`: each event is a line of JSON Lines, so that none is a heartbeat.
     """
 
     __slots__ = (
-        "_end_types",
         "_heartbeat_data",
         "_heartbeat_types",
         "_lowest",
@@ -144,6 +144,7 @@ class EventRules:
         "_suspicious",
         "asks_consumer",
         "end_data",
+        "end_types",
         "ends_at_response",
         "error_types",
         "is_json",
@@ -165,10 +166,10 @@ class EventRules:
         self.ends_at_response = ends_at_response
         self.error_types = frozenset(("error", *dialect.error_events))
         self.end_data = None if dialect.end_data is None else self._data(dialect.end_data)
-        self._end_types = frozenset(dialect.end_events)
+        self.end_types = frozenset(dialect.end_events)
         self._heartbeat_types = frozenset(dialect.heartbeat_events)
         self._heartbeat_data = frozenset(map(self._data, dialect.heartbeat_data))
-        self._marked_types = self._end_types | self._heartbeat_types
+        self._marked_types = self.end_types | self._heartbeat_types
         markers = self._heartbeat_data if self.end_data is None else self._heartbeat_data | {self.end_data}
         self._markers = tuple(markers)
         # With what the data of an end marker or heartbeat can begin in JSON mode; "" is that of empty data.
@@ -182,7 +183,7 @@ class EventRules:
     @property
     def has_end(self) -> bool:
         """Whether any event can end the stream."""
-        return self.end_data is not None or bool(self._end_types) or self.asks_consumer
+        return self.end_data is not None or bool(self.end_types) or self.asks_consumer
 
     def count_plain(self, events: list[ServerSentEvent], *, have_types: bool) -> int:
         """Return how many events a quick look finds to be neither end markers nor heartbeats: all, or all but the last.
@@ -219,7 +220,7 @@ class EventRules:
 
     def is_end(self, event: ServerSentEvent) -> bool:
         """Whether the event's data or type ends the stream."""
-        return event.event in self._end_types or self.is_end_marker(event)
+        return event.event in self.end_types or self.is_end_marker(event)
 
     def is_last_item(self, event: ServerSentEvent) -> bool:
         """Whether an event that ends the stream is an item."""

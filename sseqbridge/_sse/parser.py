@@ -16,7 +16,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-str
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from sseqbridge._exceptions import BufferLimitError
 
@@ -55,7 +55,8 @@ class EventStreamParser:
 
     `max_event_bytes` limits the data of one event and the length of one line. `comments=True` also
     returns Comment items, each when its line ends. Pass the `last_event_id` of the previous connection
-    if the stream is resumed.
+    if the stream is resumed. `end_events` are types of events that are returned without a `data` line too, as
+    events with empty data; the standard drops such events.
 
     For the next connection, keep `last_event_id`, as of the last complete block, and `retry`, the
     server's latest reconnection time in seconds, None if it sent none.
@@ -72,6 +73,7 @@ class EventStreamParser:
         "_at_start",
         "_comments",
         "_data",
+        "_end_types",
         "_event",
         "_has_fields",
         "_id",
@@ -93,9 +95,12 @@ class EventStreamParser:
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         comments: bool = False,
         last_event_id: str = "",
+        end_events: Collection[str] = (),
     ) -> None:
         self._max = max_event_bytes
         self._comments = comments
+        # An event without an `event` field has no type of its own.
+        self._end_types = frozenset(end_events) - {"message"}
         self._at_start = True
         self._skip_lf = False
         self._tail = bytearray()
@@ -284,6 +289,8 @@ class EventStreamParser:
         new, append = _new_event, items.append
         for line in lines:
             if not line:
+                if data is None and not is_bare and kind in self._end_types:
+                    data = b""
                 if data is not None:
                     event = new(ServerSentEvent)
                     event.event = kind

@@ -64,11 +64,27 @@ def message_of(payload: object, depth: int = 0) -> str | None:
     if isinstance(payload, list):
         payload = payload[0] if payload and isinstance(payload[0], dict) else None
     if isinstance(payload, dict) and depth < _MAX_DEPTH:
+        if (both := _code_and_message(payload)) is not None:
+            return both
         for member in _MESSAGE_MEMBERS:
             message = message_of(payload.get(member), depth + 1)
             if message is not None:
                 return message
     return None
+
+
+def _code_and_message(payload: dict[str, Any]) -> str | None:
+    """Return the members "error" and "message" of LangGraph, Spring and others; None unless both are texts.
+
+    "error" is then a code or the type of an exception: {"error": "ValueError", "message": "no such node"}.
+    """
+    code, message = payload.get("error"), payload.get("message")
+    if not (isinstance(code, str) and isinstance(message, str)) or "error_description" in payload:
+        return None
+    code, message = code.strip(), message.strip()
+    if not (code and message):
+        return None
+    return message if code in message else f"{code}: {message}"
 
 
 def upstream_error(payload: object, event: ServerSentEvent | None) -> UpstreamError:

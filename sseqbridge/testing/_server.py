@@ -22,7 +22,7 @@ from sseqbridge._runtime.clock import clock
 from ._connection import Connection
 from ._openai import chat_completions
 from ._player import FlagWatcher, ResponsePlayer
-from ._steps import ReceivedRequest, Script, Step, as_script, in_turn
+from ._steps import ReceivedRequest, Script, Step, as_script, blocked_loop, in_turn
 
 if TYPE_CHECKING:
     import ssl
@@ -168,18 +168,20 @@ class SSEServer(NotCopyable):
     def wait_for_request(self, n: int = 1, timeout: float = 5.0) -> ReceivedRequest:
         """Return the `n`-th request, counted from 1, when its body is complete.
 
-        Raises TimeoutError after `timeout` seconds.
+        Raises TimeoutError after `timeout` seconds. It blocks: in a coroutine call it by asyncio.to_thread.
         """
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self._requests) >= n, timeout):
-                raise TimeoutError(f"{len(self._requests)} of {n} requests arrived within {timeout:g} s")
+                arrived = f"{len(self._requests)} of {n} requests arrived within {timeout:g} s"
+                raise TimeoutError(f"{arrived}{blocked_loop()}")
             return self._requests[n - 1]
 
     def assert_aborted(self, timeout: float = 5.0) -> None:
         """Assert that each request so far was aborted by its client, as a view does once its own client has left.
 
         Waits at most `timeout` seconds for the clients to leave. Raises AssertionError if there was no request, and if
-        a request is still open, or its script has ended without an abort.
+        a request is still open, or its script has ended without an abort. It blocks: in a coroutine call it by
+        asyncio.to_thread, or Django's sync_to_async.
         """
         requests = self.requests
         if not requests:
@@ -187,7 +189,8 @@ class SSEServer(NotCopyable):
         deadline = clock.monotonic() + timeout
         for request in requests:
             if not request.finished.wait(max(0.0, deadline - clock.monotonic())):
-                raise AssertionError(f"{request!r} was not aborted: its client is still connected after {timeout:g} s")
+                reason = f"its client is still connected after {timeout:g} s{blocked_loop()}"
+                raise AssertionError(f"{request!r} was not aborted: {reason}")
             if not request.aborted.is_set():
                 raise AssertionError(f"{request!r} was not aborted: its script ended by itself")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from sseqbridge._exceptions import UsageError
+from sseqbridge._runtime import loops
 from sseqbridge._runtime.clock import clock
 from sseqbridge._sse.encoder import StreamEncoder, encode
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -34,6 +35,7 @@ __all__ = [
     "Wait",
     "Wire",
     "as_script",
+    "blocked_loop",
     "comment",
     "cut",
     "expect",
@@ -351,10 +353,20 @@ class ReceivedRequest:
         return loads(self.body)
 
     def wait_aborted(self, timeout: float = 5.0) -> float:
-        """Wait until the client has left, and return `aborted_at`. Raises TimeoutError after `timeout` seconds."""
+        """Wait until the client has left, and return `aborted_at`. Raises TimeoutError after `timeout` seconds.
+
+        It blocks: in a coroutine call it by asyncio.to_thread.
+        """
         if not self.aborted.wait(timeout) or self.aborted_at is None:
-            raise TimeoutError(f"the client did not leave {self!r} within {timeout:g} s")
+            raise TimeoutError(f"the client did not leave {self!r} within {timeout:g} s{blocked_loop()}")
         return self.aborted_at
+
+
+def blocked_loop() -> str:
+    """Return the end of the message of a wait that was in vain: advice if it has blocked an event loop, else ""."""
+    if not loops.in_coroutine():
+        return ""
+    return ". The wait has blocked the event loop of this thread: in a coroutine, call the method by asyncio.to_thread"
 
 
 Script: TypeAlias = Callable[[ReceivedRequest], Iterable[Step]]

@@ -104,12 +104,14 @@ def _cut(stream: bytes, sizes: list[int]) -> list[bytes]:
 
 _LIMITS = (None, None, 8, 24)
 _IDS = ("", "", "", "7")
+_END_EVENTS: tuple[tuple[str, ...], ...] = ((), ("e", "end", "x", "message"))
 
 
 def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
-    """With and without comments, a limit, and the ID of an earlier connection; also in chunks of whole blocks."""
+    """With and without comments, a limit, an earlier connection's ID, end events; also in chunks of whole blocks."""
     comments, limit, last_event_id = bool(how & 2), _LIMITS[how >> 2 & 3], _IDS[how >> 4 & 3]
-    expected = parse(stream, limit or float("inf"), last_event_id)
+    end_events = _END_EVENTS[how >> 6 & 1]
+    expected = parse(stream, limit or float("inf"), last_event_id, end_events)
     if not comments:
         expected.items = [item for item in expected.items if type(item) is not Comment]
     blocks = [block for block in re.split(rb"(?<=\n\n)", stream) if block]
@@ -118,6 +120,7 @@ def _compare_events(stream: bytes, chunks: list[bytes], how: int) -> None:
             max_event_bytes=limit or DEFAULT_MAX_EVENT_BYTES,
             comments=comments,
             last_event_id=last_event_id,
+            end_events=end_events,
         )
         assert _parsed(parser, pieces) == expected, pieces
 

@@ -9,6 +9,7 @@ https://encoding.spec.whatwg.org/#utf-8-decoder
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -67,11 +68,14 @@ def _decoded(stream: bytes) -> str:
     return text + "\ufffd" if needed else text
 
 
-def parse(stream: bytes, limit: float = float("inf"), last_event_id: str = "") -> Parsed:
+def parse(
+    stream: bytes, limit: float = float("inf"), last_event_id: str = "", end_events: Collection[str] = ()
+) -> Parsed:
     """Parse all of `stream`, comments included, up to the place where it is refused.
 
     It is refused at the first line of more than `limit` bytes, even if incomplete, and at the first line that
     makes the data of an event longer than `limit` bytes. `last_event_id` is that of the previous connection.
+    Beyond the standard, events of the types `end_events` need no data.
     """
     # 9.2.6: "UTF-8 decode", which drops one byte order mark.
     stream = stream.removeprefix(b"\xef\xbb\xbf")
@@ -87,7 +91,7 @@ def parse(stream: bytes, limit: float = float("inf"), last_event_id: str = "") -
             return parsed
         if line == "":
             parsed.last_event_id = id_buffer
-            if data != "":
+            if data != "" or (event_type in end_events and event_type not in ("", "message")):
                 event = ServerSentEvent(event_type or "message", data.removesuffix("\n"), id_buffer, retry)
                 parsed.items.append(event)
             data = event_type = ""

@@ -139,6 +139,48 @@ def test_last_event_id_changes_with_the_blank_line() -> None:
     assert parser.last_event_id == "1"
 
 
+# Blocks without data: only those of the named types are events.
+BARE = b"""event: end
+
+event: x
+
+id: 1
+event: end
+
+event: end
+data: 1
+
+event: end
+event: x
+
+: end
+
+event: end
+retry: 7
+"""
+
+
+def test_event_of_a_named_type_needs_no_data() -> None:
+    expected = [
+        ServerSentEvent("end", ""),
+        ServerSentEvent("end", "", "1"),
+        ServerSentEvent("end", "1", "1"),
+        ServerSentEvent("end", "", "1", 0.007),
+    ]
+    for ending in (b"\n", b"\r", b"\r\n"):
+        for chunks in chunkings((BARE + b"\n").replace(b"\n", ending)):
+            assert feed(EventStreamParser(end_events=("end", "message")), chunks) == expected
+
+
+def test_block_without_data_and_blank_line_is_no_event() -> None:
+    for stream in (b"event: end\n", b"event: end"):
+        parser = EventStreamParser(end_events=("end",))
+        assert parser.feed(stream) == []
+        taken = parser.take_incomplete()
+        assert taken is None or taken[1] is False
+    assert EventStreamParser(end_events=("message",)).feed(b"event:\n\nid: 1\n\n\n") == []
+
+
 def test_initial_last_event_id_holds_until_another_arrives() -> None:
     parser = EventStreamParser(last_event_id="7")
     assert parser.last_event_id == "7"

@@ -46,6 +46,13 @@ def test_quotation_is_one_printable_line(text: str, expected: str) -> None:
         ({"errors": [{"message": "busy"}]}, "busy"),
         ([{"error": {"code": 400, "message": "no key"}}], "no key"),
         ({"error": {"message": ""}, "message": "busy"}, "busy"),
+        ({"error": "ValueError", "message": "boom\n"}, "ValueError: boom"),
+        ({"detail": {"error": "ValueError", "message": "boom"}}, "ValueError: boom"),
+        ({"error": "busy", "message": "busy, try later"}, "busy, try later"),
+        ({"error": "busy", "message": " "}, "busy"),
+        ({"error": " ", "message": "busy"}, "busy"),
+        ({"error": "busy", "message": ["try later"]}, "busy"),
+        ({"error": "x", "error_description": "unknown client", "message": "busy"}, "unknown client"),
         (" ", None),
         ({"error": {"message": ["busy"]}}, None),
         ({"error": 7}, None),
@@ -55,7 +62,7 @@ def test_quotation_is_one_printable_line(text: str, expected: str) -> None:
         (7, None),
         (DEEP, None),
     ],
-    ids=range(21),
+    ids=range(28),
 )
 def test_message_is_found_in_the_forms_of_providers(payload: Any, message: str | None) -> None:
     assert message_of(payload) == message

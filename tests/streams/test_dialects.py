@@ -90,6 +90,41 @@ def test_dialect_ends_the_stream(ask: Requester, steps: list[Step], options: dic
         assert response.events.outcome == "done"
 
 
+@pytest.mark.parametrize("decode", ["json", "text", "event"])
+@pytest.mark.parametrize(
+    "block", [b"event: end\n\n", b"event: end\r\nid: 2\r\n\r\n", b": bye\nevent:end\n\n", b"event: end\ndata\n\n"]
+)
+def test_end_event_needs_no_data(ask: Requester, decode: Any, block: bytes) -> None:
+    options = {"dialect": LANGGRAPH, "require_done": True, "decode": decode}
+    with SSEServer([send("1"), raw(block), AFTER]) as server, ask(server.url, **options) as response:
+        assert len(response.items()) == (1 if decode == "json" else 2)
+        assert response.events.outcome == "done"
+
+
+def test_end_event_whose_data_is_cut_off_is_no_end(ask: Requester) -> None:
+    with SSEServer([send("1"), raw(b"event: end\n")]) as server:
+        with ask(server.url, dialect=LANGGRAPH, require_done=True) as response:
+            items, error = response.fail()
+        assert items == [1]
+        assert isinstance(error, TruncatedStreamError)
+
+
+def test_event_without_data_is_no_end_if_done_overrides_the_dialect(ask: Requester) -> None:
+    steps = [raw(b"event: end\n\n"), send("1")]
+    with SSEServer(steps) as server, ask(server.url, dialect=LANGGRAPH, done=None) as response:
+        assert (response.items(), response.events.outcome) == ([1], "eof")
+
+
+def test_end_event_without_data_is_forwarded() -> None:
+    with SSEServer([send("1"), raw(b"event: end\n\n"), AFTER]) as server, MemoryLog() as log:
+        ask = partial(request_sse, server.url, dialect=LANGGRAPH)
+        forwarded = b"data: 1\n\nevent: end\ndata: \n\n"
+        assert b"".join(relay.frames(ask())) == forwarded
+        assert log.produce("a", ask) == "done"
+        events = log.open("a", decode="event", dialect=LANGGRAPH)
+        assert ([event.data for event in events], events.outcome) == (["1"], "done")
+
+
 def test_connection_is_reused_after_an_end_event(ask: Requester) -> None:
     with SSEServer(RESPONSES_API) as server:
         for _ in range(3):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from sseqbridge import request_sse
+from sseqbridge import arequest_sse, request_sse
 from sseqbridge.testing import SSEServer, send, silence
 
 
@@ -44,3 +46,26 @@ def test_one_of_several_requests_that_ended_by_itself_fails() -> None:
         assert request_sse(server.url).events.collect() == [1]
         with pytest.raises(AssertionError, match="its script ended by itself"):
             server.assert_aborted()
+
+
+def test_wait_on_an_event_loop_says_so() -> None:
+    advice = "has blocked the event loop of this thread: in a coroutine, call the method by asyncio.to_thread"
+
+    async def check(server: SSEServer) -> None:
+        with pytest.raises(TimeoutError, match=f"0 of 1 requests arrived within 0 s.*{advice}"):
+            server.wait_for_request(timeout=0)
+        async with await arequest_sse(server.url):
+            with pytest.raises(AssertionError, match=f"is still connected after 0 s.*{advice}"):
+                server.assert_aborted(timeout=0)
+            with pytest.raises(TimeoutError, match=f"within 0 s.*{advice}"):
+                server.requests[0].wait_aborted(timeout=0)
+        await asyncio.to_thread(server.assert_aborted)
+        await asyncio.to_thread(server.requests[0].wait_aborted)
+
+    with SSEServer([send(1), silence()]) as server:
+        asyncio.run(check(server))
+
+
+def test_wait_in_a_thread_does_not_mention_an_event_loop(sse_server: SSEServer) -> None:
+    with pytest.raises(TimeoutError, match=r"0 of 1 requests arrived within 0 s$"):
+        sse_server.wait_for_request(timeout=0)
