@@ -119,7 +119,7 @@ def test_end_event_without_data_is_forwarded() -> None:
     with SSEServer([send("1"), raw(b"event: end\n\n"), AFTER]) as server, MemoryLog() as log:
         ask = partial(request_sse, server.url, dialect=LANGGRAPH)
         forwarded = b"data: 1\n\nevent: end\ndata: \n\n"
-        assert b"".join(relay.frames(ask())) == forwarded
+        assert b"".join(relay.frames(ask())).removeprefix(b":\n") == forwarded
         assert log.produce("a", ask) == "done"
         events = log.open("a", decode="event", dialect=LANGGRAPH)
         assert ([event.data for event in events], events.outcome) == (["1"], "done")
