@@ -154,16 +154,18 @@ class TruncatedStreamError(TransportError):
 class StreamTimeoutError(SSEError):
     """Raised if a time limit of the stream elapsed.
 
-    `which` is "connect", "read", "write", "idle" or "total". `seconds` is the limit, None if it is not known.
+    `which` is "connect", "read", "write", "idle" or "total". `seconds` is the limit, None if it is not known. `target`
+    is the URL of the request, without credentials and query, "" if it is not known.
 
         except StreamTimeoutError as error:
             log.warning("limit %s elapsed after %s s", error.which, error.seconds)
     """
 
-    def __init__(self, which: str, seconds: float | None) -> None:
-        super().__init__(which, seconds)
+    def __init__(self, which: str, seconds: float | None, target: str = "") -> None:
+        super().__init__(which, seconds, target)
         self.which = which
         self.seconds = seconds
+        self.target = target
 
     @property
     def description(self) -> str:
@@ -179,7 +181,8 @@ class StreamTimeoutError(SSEError):
 
     def __str__(self) -> str:
         option = "read" if self.which == "write" else self.which
-        return f"{self.description}; timeout=Timeout({option}=...) sets this limit"
+        begin = f"{self.target}: " if self.target else ""
+        return f"{begin}{self.description}; timeout=Timeout({option}=...) sets this limit"
 
 
 class RequestAbortedError(SSEError):

@@ -86,11 +86,11 @@ def translate(exc: BaseException, request: FailedRequest) -> SSEError:
     if isinstance(exc, SSEError):
         return exc
     if isinstance(exc, (package.ConnectTimeout, package.PoolTimeout)):
-        return StreamTimeoutError("connect", timeout.connect)
+        return StreamTimeoutError("connect", timeout.connect, target)
     if isinstance(exc, package.ReadTimeout):
-        return StreamTimeoutError("read", timeout.read)
+        return StreamTimeoutError("read", timeout.read, target)
     if isinstance(exc, package.WriteTimeout):
-        return StreamTimeoutError("write", timeout.read)
+        return StreamTimeoutError("write", timeout.read, target)
     if isinstance(exc, package.ProxyError) and (status := _proxy_status(exc)) is not None:
         error = ConnectError(f"no connection to {target}: the proxy answered {_described(status)}")
         error.proxy_status = status

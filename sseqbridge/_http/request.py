@@ -225,6 +225,8 @@ def header_list(headers: object) -> list[tuple[str, str]]:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         hint = " Pass a function to SSEClient(headers=...)." if callable(headers) else ""
+        if isinstance(headers, str):
+            hint = " The URL is the first argument; pass another method than the default as `method`."
         raise UsageError(
             f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}.{hint}"
         ) from None
@@ -252,10 +254,10 @@ def _header(name: object, value: object) -> tuple[str, str]:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
-        raise UsageError(
-            f"`headers`: the value of {name!r} must be a str, got {type(value).__name__}. "
-            "Pass a JSON body as the third argument, `data`."
-        )
+        advice = "Pass a JSON body as the third argument, `data`."
+        if value is None:
+            advice = "Is a variable of the environment unset?"
+        raise UsageError(f"`headers`: the value of {name!r} must be a str, got {type(value).__name__}. {advice}")
     if name.lower() == "last-event-id":
         if _FORBIDDEN_IN_ID.search(value):
             raise UsageError(f"`headers`: the value of {name!r} must not contain NUL, CR or LF: no event ID does")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sseqbridge._checks import check_number, is_coroutine_function
+from sseqbridge._checks import check_number, is_coroutine_function, with_hints
 from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
 
 from .resumption import ResumeRule
@@ -96,6 +96,14 @@ class GiveUp(NamedTuple):
     reason: str
 
 
+@with_hints(
+    {
+        **dict.fromkeys(("max_attempts", "max_retries", "retries", "tries"), "Pass `attempts`."),
+        **dict.fromkeys(("base_delay", "initial_delay", "min_delay", "wait"), "Pass `delay`."),
+        **dict.fromkeys(("backoff", "backoff_factor", "multiplier"), "Pass `factor`."),
+    },
+    by_name="Name them, such as ReconnectionPolicy(delay=1, attempts=5).",
+)
 @dataclass(frozen=True, kw_only=True)
 class ReconnectionPolicy:
     """When a stream that was cut off is requested again: EventSource's rules, with backoff and jitter.

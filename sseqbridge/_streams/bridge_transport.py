@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import NotCopyable, check_seconds
+from sseqbridge._checks import NotCopyable, check_seconds, with_hints
 from sseqbridge._engine.bridge import has_clients_of_callers
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.raw_exchange import RawExchange, RawHead
@@ -45,6 +45,17 @@ __all__ = ["BridgeTransport"]
 _CLOSE_SECONDS = 1.0
 
 
+_OF_HTTPX = ("cert", "http1", "http2", "limits", "local_address", "proxies", "proxy", "socket_options", "trust_env")
+
+
+@with_hints(
+    {
+        **dict.fromkeys(_OF_HTTPX, "Pass bridge=Bridge(client=...), whose clients have it."),
+        "retries": "Pass it to the SDK, whose client repeats requests (max_retries=...).",
+        "timeout": "Pass it to the client. `idle` limits the seconds without an event.",
+    },
+    by_name="Name them, such as BridgeTransport(idle=60).",
+)
 class BridgeTransport(NotCopyable, _BaseTransport):
     """A transport for httpx.Client and httpx2.Client that sends requests over a Bridge.
 

@@ -182,6 +182,16 @@ class SSEClient(Immutable, Generic[T]):
         def __getattr__(self, name: str) -> NoReturn:
             no_attribute_of_client(type(self), name)
 
+        # `with` and `async with`, as for a client of httpx.
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"{type(self).__name__!r} has nothing to close. Use it without `with`.")
+
+        def __exit__(self, *exc_info: object) -> None:
+            """Not called: there is no way into the block."""
+
+        __aenter__ = __enter__
+        __aexit__ = __exit__
+
     def __repr__(self) -> str:
         base_url = [describe_text(self._own.base_url)] if self._own.base_url else []
         body_format = [] if self._own.format == "sse" else [self._own.format]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import check_limits
+from sseqbridge._checks import check_limits, with_hints
 from sseqbridge._http.pauses import Pauses
 
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
@@ -85,6 +85,13 @@ def gather(
     errors: Errors,
     progress: bool = False,
 ) -> Iterator[tuple[Any, Any]]: ...
+@with_hints(
+    {
+        **dict.fromkeys(("concurrency", "max_concurrency", "max_workers", "size", "workers"), "Pass `limit`."),
+        "ordered": "Pass `in_order`.",
+        "return_exceptions": 'Pass errors="yield".',
+    }
+)
 def gather(
     calls: NamedStreams,
     *,

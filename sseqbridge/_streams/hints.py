@@ -7,7 +7,9 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import NoReturn
 
-__all__ = ["check_names", "near_miss", "no_attribute", "no_attribute_of_client", "refuse_loop"]
+from sseqbridge._checks import near_miss
+
+__all__ = ["check_names", "no_attribute", "no_attribute_of_client", "refuse_loop"]
 
 _CLIENT = "Pass bridge=Bridge(client=lambda: httpx.AsyncClient({}=...))."
 
@@ -128,15 +130,6 @@ def check_names(options: Mapping[str, object], known: Collection[str], function:
 
 def _hint(name: str, known: Collection[str]) -> str:
     return _OPTIONS[name] if name in _OPTIONS else near_miss(name, known)
-
-
-def near_miss(name: str, known: Collection[str]) -> str:
-    """Return a sentence that names the known name most like `name`, "" if there is none."""
-    # Imported here: most programs have no use for it.
-    import difflib
-
-    similar = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {similar[0]!r}?" if similar else ""
 
 
 def no_attribute(kind: type, name: str, stream: str, kind_of_stream: type) -> NoReturn:

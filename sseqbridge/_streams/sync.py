@@ -173,6 +173,10 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
             refuse_loop(type(self), "for item in response.events")
             return super().__iter__()
 
+        def __next__(self) -> NoReturn:
+            name = type(self).__name__
+            raise TypeError(f"{name!r} is the tuple (status, headers, events). Call next(response.events).")
+
         def __getattr__(self, name: str) -> NoReturn:
             no_attribute(type(self), name, "response.events", EventStream)
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sseqbridge._checks import check_seconds, shown
+from sseqbridge._checks import check_seconds, near_miss, shown
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
-from sseqbridge._streams.hints import near_miss
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict

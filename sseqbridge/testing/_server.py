@@ -50,7 +50,7 @@ class SSEServer(NotCopyable):
 
     It listens on `host` and `port` (0: a free one), with TLS if there is an `ssl_context`.
 
-    Raises UsageError for a script of a wrong type, and from start() OSError if the address is not available.
+    Raises UsageError for a script or port of a wrong type, and from start() OSError if the address is not available.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class SSEServer(NotCopyable):
         if script is None:
             script = chat_completions()
         self._script = as_script(script)
+        if not isinstance(port, int) or not 0 <= port <= 65535:
+            raise UsageError(f"`port` must be an int from 0 to 65535, got {port!r}")
         self._address = (host, port)
         self._ssl_context = ssl_context
         self._listener: socket.socket | None = None

@@ -15,6 +15,7 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from sseqbridge._checks import is_number
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.clock import clock
@@ -160,8 +161,11 @@ def respond(
     no header is added and nothing marks the end; use it with framing `headers` of your own, correct or wrong. The
     statuses 204 and 304 have no body and always use "none".
 
-    Raises UsageError for an unknown `framing`, and for `json` together with `framing` or `length` (in bytes).
+    Raises UsageError for a `status` that is not an int from 100 to 999, an unknown `framing`, and for `json` together
+    with `framing` or `length` (in bytes).
     """
+    if not isinstance(status, int) or not 100 <= status <= 999:
+        raise UsageError(f"`status` must be an int from 100 to 999, got {status!r}")
     if framing not in get_args(_Framing):
         raise UsageError(f"`framing` must be one of {', '.join(get_args(_Framing))}, got {framing!r}")
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -226,8 +230,10 @@ def wait(seconds: float) -> Step:
 
         SSEServer([send(1), wait(0.5), send(2)])
 
-    Raises nothing.
+    Raises UsageError for a value that is not a number of at least 0.
     """
+    if not is_number(seconds) or not seconds >= 0:
+        raise UsageError(f"`seconds` must be a number of at least 0, got {seconds!r}")
     return Wait(seconds)
 
 

@@ -85,7 +85,7 @@ def of_httpcore(package: Any, argument: object) -> Exception:
 def test_timeouts_name_their_limit(package: Any, name: str, which: str, seconds: float) -> None:
     error = translate(getattr(package, name)(CONFUSING), failed(package))
     assert isinstance(error, StreamTimeoutError)
-    assert str(error) == str(StreamTimeoutError(which, seconds))
+    assert str(error) == str(StreamTimeoutError(which, seconds, failed(package).target))
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])

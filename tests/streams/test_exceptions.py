@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import _exceptions
+from sseqbridge import Timeout, _exceptions
 from sseqbridge._exceptions import (
     BufferLimitError,
     ContentTypeError,
@@ -28,7 +28,7 @@ from sseqbridge._exceptions import (
     copy_error,
 )
 from sseqbridge._sse.events import ServerSentEvent
-from sseqbridge.testing import SSEServer, raw, respond
+from sseqbridge.testing import SSEServer, raw, respond, silence
 from tests.requesters import Requester
 
 HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
@@ -162,6 +162,20 @@ def test_timeout_message_names_the_wait_and_its_option(which: str, message: str)
 
 def test_timeout_message_without_a_known_limit() -> None:
     assert str(StreamTimeoutError("read", None)).startswith("not a byte from the upstream; ")
+
+
+def test_timeout_message_names_the_target() -> None:
+    error = StreamTimeoutError("read", 1.5, "http://host/path")
+    assert str(error).startswith("http://host/path: not a byte from the upstream after 1.5 s; ")
+    assert pickle.loads(pickle.dumps(error)).target == copy.copy(error).target == "http://host/path"
+
+
+def test_timeout_of_a_request_names_it_without_query_and_credentials(ask: Requester) -> None:
+    with SSEServer([silence()]) as server:
+        url = server.url.replace("http://", "http://user:secret@")
+        with pytest.raises(StreamTimeoutError) as caught:
+            ask(f"{url}/path?token=secret", timeout=Timeout(read=0.05))
+    assert str(caught.value).startswith(f"{server.url}/path: not a byte from the upstream after 0.05 s; ")
 
 
 def test_limit_error_names_the_option_to_raise() -> None:

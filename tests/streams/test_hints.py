@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 import sseqbridge
-from sseqbridge import SSEClient, SSEError, UsageError, arequest_sse, request_jsonl, request_sse
+from sseqbridge import (
+    BridgeTransport,
+    ReconnectionPolicy,
+    SSEClient,
+    SSEError,
+    Timeout,
+    UsageError,
+    arequest_sse,
+    gather,
+    request_jsonl,
+    request_sse,
+)
 from sseqbridge._streams import hints
 from sseqbridge.testing import SSEServer, send
 from tests.requesters import Requester
@@ -234,3 +247,81 @@ def test_on_reconnect_needs_reconnect(ask: Requester) -> None:
     with pytest.raises(UsageError, match=r"must be a function of \(attempt, delay, cause\), got int"):
         ask(ANYWHERE, on_reconnect=not_callable, reconnect=True)
     assert not issubclass(UsageError, SSEError)
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "hint"),
+    [
+        (Timeout, "write", "`read` limits the sending"),
+        (Timeout, "timeout", "Timeout(read=30)"),
+        (Timeout, "conect", "Did you mean 'connect'?"),
+        (ReconnectionPolicy, "max_retries", "Pass `attempts`."),
+        (ReconnectionPolicy, "backoff_factor", "Pass `factor`."),
+        (ReconnectionPolicy, "maxdelay", "Did you mean 'max_delay'?"),
+        (BridgeTransport, "http2", "Pass bridge=Bridge(client=...)"),
+        (BridgeTransport, "retries", "max_retries="),
+        (BridgeTransport, "timeout", "Pass it to the client."),
+        (partial(gather, []), "concurrency", "Pass `limit`."),
+        (partial(gather, []), "return_exceptions", 'errors="yield"'),
+        (partial(gather, []), "in_ordr", "Did you mean 'in_order'?"),
+    ],
+)
+def test_unknown_argument_of_other_objects_names_the_right_one(function: Any, option: str, hint: str) -> None:
+    name = getattr(function, "func", function).__name__
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument '{option}'\. ") as caught:
+        function(**{option: 1})
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Timeout, ReconnectionPolicy, BridgeTransport])
+def test_positional_argument_of_a_class_without_any_shows_the_form(kind: Any) -> None:
+    name = kind.__name__
+    with pytest.raises(TypeError, match=rf"^{name}\(\) takes keyword arguments only, .* {name}\(\w+="):
+        kind(30)
+    assert str(inspect.signature(kind)).startswith("(*, ")
+
+
+def test_arguments_of_a_class_are_those_of_its_subclass() -> None:
+    class Own(BridgeTransport):
+        def __init__(self, name: str) -> None:
+            super().__init__(idle=1)
+            self.name = name
+
+    assert Own("a").name == "a"
+
+
+def test_next_of_a_response_names_its_stream(upstream: SSEServer) -> None:
+    with request_sse(upstream.url) as response:
+        made: Any = response
+        with pytest.raises(TypeError, match=r"Call next\(response\.events\)\."):
+            next(made)
+        assert next(response.events) == 1
+
+
+def test_client_is_no_context_manager() -> None:
+    client: Any = SSEClient(ANYWHERE)
+    with pytest.raises(TypeError, match=r"'SSEClient' has nothing to close\. Use it without `with`\."), client:
+        pass
+
+    async def main() -> None:
+        async with client:
+            pass
+
+    with pytest.raises(TypeError, match="has nothing to close"):
+        asyncio.run(main())
+
+
+def test_header_without_a_value_asks_for_the_environment(ask: Requester) -> None:
+    headers: Any = {"Authorization": None}
+    with pytest.raises(UsageError, match=r"got NoneType\. Is a variable of the environment unset\?$"):
+        ask(ANYWHERE, headers=headers)
+    headers = {"messages": []}
+    with pytest.raises(UsageError, match=r"Pass a JSON body as the third argument, `data`\.$"):
+        ask(ANYWHERE, headers=headers)
+
+
+def test_method_in_the_place_of_the_url_is_explained() -> None:
+    client: Any = SSEClient(ANYWHERE)
+    for send_request in (client.request, client.call):
+        with pytest.raises(UsageError, match=r"got str\. The URL is the first argument; .* `method`\.$"):
+            send_request("POST", "/x")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,25 @@ def test_plugin_imports_nothing_before_use() -> None:
     bare = python("import sys, pytest; print('asyncio' in sys.modules)")
     assert (status, out) == bare[:2]
     assert python("import sys, sseqbridge.pytest_plugin; print('h11' in sys.modules)")[1] == "False\n"
+
+
+@pytest.mark.parametrize("status", ["401", 42, 1000, 200.0, None, True])
+def test_respond_refuses_what_is_no_status(status: Any) -> None:
+    with pytest.raises(UsageError, match=f"^`status` must be an int from 100 to 999, got {status!r}$"):
+        respond(status)
+
+
+def test_respond_takes_a_status_of_the_standard_library() -> None:
+    assert respond(HTTPStatus.UNAUTHORIZED) == respond(401)
+
+
+@pytest.mark.parametrize("seconds", ["1", -1, float("nan"), None, True])
+def test_wait_refuses_what_is_no_number_of_seconds(seconds: Any) -> None:
+    with pytest.raises(UsageError, match=f"^`seconds` must be a number of at least 0, got {seconds!r}$"):
+        wait(seconds)
+
+
+@pytest.mark.parametrize("port", ["80", -1, 65536, 80.0, None])
+def test_server_refuses_what_is_no_port(port: Any) -> None:
+    with pytest.raises(UsageError, match=f"^`port` must be an int from 0 to 65535, got {port!r}$"):
+        SSEServer(port=port)
