@@ -395,8 +395,9 @@ def build_request(client: Client | _Builder, options: RequestOptions, last_event
     except Exception as exc:
         fault = type(exc)
     # Raised here, without a cause: the cause's message may hold the URL or the body.
-    # A UnicodeError is about the host's name.
-    if fault is not None and issubclass(fault, (client.package.InvalidURL, UnicodeError)):
+    # A UnicodeError is about the host's name, but a UnicodeEncodeError about a cookie.
+    is_of_url = fault is not None and issubclass(fault, (client.package.InvalidURL, UnicodeError))
+    if is_of_url and fault is not UnicodeEncodeError:
         raise UsageError("`url` must be a valid http:// or https:// URL")
     if fault is not None:
         raise UsageError(f"the HTTP client must be able to build a request from the arguments, got {fault.__name__}")
