@@ -26,7 +26,7 @@
     |  +- LogFullError            its store is out of memory
     |  +- StreamNotFoundError     the stream does not exist, or has expired
     +- CallbackError              code of the caller's raised
-    +- BridgeClosedError          the bridge was closed, or its loop thread ended
+    +- BridgeClosedError          the bridge was closed, its loop thread ended, or the interpreter is exiting
 
     UsageError (a RuntimeError)   the call cannot work, whatever the network does
     Cancelled (a BaseException)   the surrounding scope was cancelled: see cancel_on
@@ -39,6 +39,7 @@ text that the upstream sent, control characters are replaced.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -408,11 +409,31 @@ class StreamNotFoundError(LogError):
 
 
 class BridgeClosedError(SSEError):
-    """Raised if the bridge of the stream was closed, or its loop thread ended.
+    """Raised if the bridge of the stream was closed, its loop thread ended, or the interpreter is exiting.
 
         except BridgeClosedError:
             return  # the application shuts down
     """
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and the errors that it stands for, outermost first.
+
+    The error that was handled when it was raised counts as its cause, as a traceback shows it, unless it is one of
+    Python's own types: a NameError in the handler of an error has another cause.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        is_new = link.__suppress_context__ or type(link).__module__ == "builtins"
+        link = link.__cause__ or (None if is_new else link.__context__)
+
+
+def bridge_error_of(error: BaseException) -> BridgeClosedError | None:
+    """Return the BridgeClosedError that has led to `error`, as to an error of an SDK; None if there is none."""
+    return next((cause for cause in causes_of(error) if isinstance(cause, BridgeClosedError)), None)
 
 
 class Cancelled(BaseException):

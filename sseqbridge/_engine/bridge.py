@@ -265,8 +265,7 @@ class BaseBridge(NotCopyable):
             # From here on nothing is posted to the loop: the next request starts another one.
             if self._state is state:
                 self._state = None
-        reason = None if _exiting and cause is None else partial(_bridge_closed, cause)
-        winding_up = _wind_up(state, reason)
+        winding_up = _wind_up(state, partial(_bridge_closed, cause))
         try:
             _run_until(state.loop, state.loop.create_task(winding_up))
         except BaseException:
@@ -329,6 +328,8 @@ def _run_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) ->
 
 
 def _bridge_closed(cause: BaseException | None) -> SSEError:
+    if cause is None and _exiting:
+        return BridgeClosedError("the interpreter is exiting, and has ended this stream early")
     if cause is None:
         return BridgeClosedError("the bridge that this stream ran on was closed")
     error = BridgeClosedError(
@@ -338,7 +339,7 @@ def _bridge_closed(cause: BaseException | None) -> SSEError:
     return error
 
 
-async def _wind_up(state: LoopState, reason: Callable[[], SSEError] | None) -> None:
+async def _wind_up(state: LoopState, reason: Callable[[], SSEError]) -> None:
     await state.aclose(reason, _EXIT_SECONDS / 4)
     loop = asyncio.get_running_loop()
     late = [work.task for work in state.stream_tasks if work.task is not None and not work.task.done()]
@@ -388,6 +389,8 @@ def is_exiting() -> bool:
 def _close_all() -> None:
     global _exiting
     _exiting = True
+    # A daemon thread may run until the interpreter has exited: most end here, in their reads.
+    threads.end_daemons_quietly(BridgeClosedError)
     # Under the lock: a daemon thread may start another bridge.
     with _bridges_lock.native:
         bridges = tuple(_bridges)

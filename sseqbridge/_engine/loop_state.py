@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sseqbridge._exceptions import BridgeClosedError, SSEError, UsageError
+from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._runtime import fork, threads
 
 from .channel import post, settle
@@ -62,8 +62,6 @@ class Stream(Startable, Protocol):
     @property
     def channel(self) -> Channel[Any]: ...
     @property
-    def opened(self) -> bool: ...
-    @property
     def received(self) -> int: ...
     @property
     def events(self) -> int: ...
@@ -100,8 +98,8 @@ class LoopState:
         # The thread that pops a callback is the only one to call it.
         self._end_callbacks: set[Callable[[], object]] = set()
         self._has_ended = False
-        # Whether the loop ends with the process, which is no error for a consumer.
-        self.ends_quietly = False
+        # Whether the loop is ending, and with it every stream, wherever that is.
+        self.is_ending = False
         fork.detach_in_children(self)
 
     def post_start(self, stream: Startable, context: contextvars.Context) -> None:
@@ -189,18 +187,15 @@ class LoopState:
         for stream in tuple(self._watched):
             stream.check_cancel(self.loop_watch)
 
-    async def aclose(self, reason: Callable[[], SSEError] | None, seconds: float) -> None:
+    async def aclose(self, reason: Callable[[], SSEError], seconds: float) -> None:
         """Abort every stream and close the clients, in `seconds` each at most.
 
-        Each consumer gets the error that `reason` returns, or ends quietly if `reason` is None.
+        Each consumer gets an error that `reason` returns.
         """
-        self.ends_quietly = reason is None
+        self.is_ending = True
         stream_tasks = tuple(self.stream_tasks)
         for stream_task in stream_tasks:
-            if reason is None and stream_task.opened:
-                stream_task.channel.close()
-            error = BridgeClosedError("the interpreter is exiting") if reason is None else reason()
-            stream_task.abort_on_loop(error)
+            stream_task.abort_on_loop(reason())
         tasks = [stream_task.task for stream_task in stream_tasks if stream_task.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)

@@ -131,8 +131,6 @@ class RawExchange(LoopTask):
     channel are those of the request's package, httpx or httpx2.
     """
 
-    # At the interpreter's exit, too, its consumer gets an error: a response that was cut off has not ended.
-    opened = False
     events = 0
 
     def __init__(

@@ -17,7 +17,7 @@ from gevent.monkey import get_original
 
 from .clock import clock
 
-__all__ = ["GreenletWaiter", "in_hub", "original", "start_thread"]
+__all__ = ["GreenletWaiter", "end_greenlets_quietly", "in_hub", "original", "start_thread"]
 
 # gevent raises LoopExit from a wait that no event in its loop can end. With a timeout, a timer can.
 _WAIT_SECONDS = 1.0
@@ -157,3 +157,9 @@ class _LogInGreenlet(logging.Filter):
 def original(module: str, name: str) -> Any:
     """Return the function of the standard library that gevent has replaced."""
     return get_original(module, name)
+
+
+def end_greenlets_quietly(kind: type[BaseException]) -> None:
+    """Print no traceback of a greenlet of this thread that ends with an error of this kind."""
+    hub = get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, kind)

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from sseqbridge._exceptions import causes_of
+
 from .clock import clock
 from .patching import is_gevent, original
 
@@ -23,6 +25,7 @@ __all__ = [
     "ThreadWaiter",
     "Waiter",
     "at_exit",
+    "end_daemons_quietly",
     "may_wait",
     "new_lock",
     "new_waiter",
@@ -222,3 +225,24 @@ def _start_in_thread(target: Callable[..., object], args: tuple[object, ...]) ->
 def at_exit(callback: Callable[[], object]) -> None:
     """Call `callback` when the interpreter exits, after the last non-daemon thread."""
     atexit.register(callback)
+
+
+def end_daemons_quietly(kind: type[BaseException]) -> None:
+    """Print no traceback of a daemon thread or a greenlet that ends with an error of this kind.
+
+    For the exit of the interpreter. Other errors, and those of other threads, are reported as before. An error of a
+    daemon thread that such an error has caused counts too.
+    """
+    report = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs, /) -> None:
+        causes = () if args.exc_value is None else causes_of(args.exc_value)
+        is_daemon = args.thread is not None and args.thread.daemon
+        if not (is_daemon and any(isinstance(cause, kind) for cause in causes)):
+            report(args)
+
+    threading.excepthook = excepthook
+    if is_gevent():
+        from . import gevent
+
+        gevent.end_greenlets_quietly(kind)

@@ -12,7 +12,7 @@ from typing import Protocol
 from sseqbridge._checks import check_seconds
 from sseqbridge._runtime import fork
 
-from ._writer import notice
+from ._writer import shutdown_notice
 
 __all__ = ["add", "end_all", "remove"]
 
@@ -49,7 +49,7 @@ def end_all(retry: float | None = 5) -> None:
     Raises UsageError if `retry` is not a number of seconds, at least 0, or None.
     """
     check_seconds("retry", retry, zero=True, never=True)
-    frame = notice("shutdown", "ServerShutdown", "the server is shutting down", retry)
+    frame = shutdown_notice(retry)
     for token, reference in _live.copy().values():
         relay = reference()
         if relay is not None and token == fork.process_token():

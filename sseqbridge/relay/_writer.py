@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from sseqbridge._exceptions import SSEError, UpstreamError, UsageError
+from sseqbridge._exceptions import BridgeClosedError, SSEError, UpstreamError, UsageError
 from sseqbridge._runtime.callbacks import contained
 from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
@@ -22,7 +22,7 @@ from sseqbridge._sse.provider_errors import message_of, quoted
 
 from ._options import RelayOptions
 
-__all__ = ["CANCELLED", "HEARTBEAT", "Writer", "notice"]
+__all__ = ["CANCELLED", "HEARTBEAT", "Writer", "notice", "shutdown_notice"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
@@ -40,7 +40,6 @@ _MESSAGES = {
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
     "CallbackError": "the server failed while it made the stream",
-    "BridgeClosedError": "the server is shutting down",
     "ProducerLostError": "the answer was broken off",
     "EventsLostError": "earlier events are no longer kept",
     "StreamNotFoundError": "there is no such stream",
@@ -136,6 +135,9 @@ class Writer:
 
     def error(self, error: BaseException) -> bytes:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
+        if self._error is None and isinstance(error, BridgeClosedError):
+            # More ends than the answer: the client may connect again.
+            return shutdown_notice()
         if self._error is None:
             return encode(_error_event(error, quotes_body=self._quotes_body))
         # An exit of the function would end the server.
@@ -207,6 +209,11 @@ def _report(name: str, kind: str, message: str, retry: float | None = None) -> S
 def notice(name: str, kind: str, message: str, retry: float | None = None) -> bytes:
     """Return the frame of an event `name` that ends a stream early, with the data of an error `kind`."""
     return encode(_report(name, kind, message, retry))
+
+
+def shutdown_notice(retry: float | None = None) -> bytes:
+    """Return the last frame of a stream that ends with the server; a client may reconnect after `retry` seconds."""
+    return notice("shutdown", "ServerShutdown", "the server is shutting down", retry)
 
 
 # The last frame of a stream that this application has ended: without it the client would take the stream for whole.

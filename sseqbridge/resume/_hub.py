@@ -48,8 +48,8 @@ class HubReader(Subscriber, Protocol):
 
     channel: Channel[Any]
 
-    def end_with_loop(self, *, is_quiet: bool) -> None:
-        """End because the loop ends; without an error if `is_quiet`."""
+    def end_with_loop(self) -> None:
+        """End because the loop ends."""
 
 
 class Hub:
@@ -207,7 +207,7 @@ class Hub:
 
     def _end_readers(self) -> None:
         for reader in tuple(self.readers):
-            reader.end_with_loop(is_quiet=self.state.ends_quietly)
+            reader.end_with_loop()
 
     async def aclose(self) -> None:
         """End all readers and tasks, release all leases, and close the store. Idempotent."""

@@ -251,10 +251,11 @@ class Producer(LoopTask):
 
     async def _finish(self, upstream: Upstream, end: End) -> None:
         upstream.record_end(end)
-        if isinstance(end.error, BridgeClosedError):
-            # This process ends, and not the stream: another process may take it over.
+        if isinstance(end.error, BridgeClosedError) or (self.state.is_ending and end.outcome != "done"):
+            # This process ends, and not the stream: another process may take it over. An iterable that has handled
+            # the error of its own stream looks complete.
             await self._release()
-            raise end.error
+            raise end.error or BridgeClosedError("the bridge that the producer ran on was closed")
         if end.error is not None:
             await self._write_end(error_fields(end.error))
             raise end.error

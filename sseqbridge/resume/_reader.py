@@ -57,6 +57,7 @@ __all__ = ["ElectedProducer", "Reader", "ReaderOptions"]
 
 # How many existing entries one read returns.
 _READ_COUNT = 500
+_LOOP_ENDED = "the bridge, or the log, that this stream was read on was closed, or the interpreter is exiting"
 
 
 class ElectedProducer(Protocol):
@@ -315,12 +316,9 @@ class Reader(LoopTask):
         self._delivery.fail(error)
         self._leave_topic()
 
-    def end_with_loop(self, *, is_quiet: bool = False) -> None:
+    def end_with_loop(self) -> None:
         """End because the loop, or the log, is closing."""
-        if is_quiet and self._delivery.has_head:
-            self.channel.close()
-        error = BridgeClosedError("the bridge, or the log, that this stream was read on was closed")
-        self._delivery.finish(End("error", error))
+        self._delivery.finish(End("error", BridgeClosedError(_LOOP_ENDED)))
         self.mark_finished()
 
     release_consumer = end_with_loop

@@ -24,7 +24,7 @@ from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
 from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
-from sseqbridge._exceptions import CallbackError, SSEError, UsageError
+from sseqbridge._exceptions import CallbackError, SSEError, UsageError, bridge_error_of
 from sseqbridge._runtime.loops import run_in_daemon_thread
 from sseqbridge._sse.encoder import encode, item_event
 from sseqbridge._sse.events import ServerSentEvent
@@ -286,6 +286,10 @@ def _sse_end(end: End) -> End:
     error = end.error
     if error is None:
         return end
+    closed = bridge_error_of(error)
+    if closed is not None:
+        # Also if an SDK, or the iterable, has raised another error for it.
+        return End(end.outcome, closed)
     if not isinstance(error, SSEError):
         # Readers get neither the exception nor its traceback.
         logger.error("an iterable that `start` returned has failed", exc_info=error)

@@ -187,14 +187,15 @@ def test_unused_log_can_be_closed(logs: Logs) -> None:
     log.close()
 
 
-def test_readers_end_quietly_with_the_process(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_get_an_error_at_the_exit_of_the_process(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEServer([send(0), silence()]) as upstream, Bridge() as bridge:
         core_of(log).bridge = bridge
         stream = log.open("k", lambda: request_sse(upstream.url, bridge=bridge))
         assert next(stream) == 0
         monkeypatch.setattr("sseqbridge._engine.bridge._exiting", True)
         bridge.close()
-        assert (stream.collect(), stream.outcome) == ([], "closed")
+        with pytest.raises(BridgeClosedError):
+            stream.collect()
 
 
 def test_memory_log_outlives_the_bridges_loop() -> None:

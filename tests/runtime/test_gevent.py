@@ -313,3 +313,28 @@ except UsageError as error:
         assert "eventlet has patched this process" in out
         assert "gunicorn -k gevent" in out
         assert not server.requests
+
+
+@both_orders
+def test_greenlets_that_read_at_the_exit_get_an_error_and_print_nothing(order: str) -> None:
+    program = """
+import threading
+from sseqbridge import BridgeClosedError
+
+waiting = []
+def read():
+    try:
+        for _ in request_sse(url + "/silent").events:
+            waiting.append(1)
+    except BridgeClosedError:
+        print("error", flush=True)
+        raise
+    print("complete", flush=True)
+
+greenlets = [gevent.spawn(read), gevent.spawn(read)]
+threading.Thread(target=read, daemon=True).start()
+while len(waiting) < 3:
+    gevent.sleep(0.001)
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "error\n" * 3
