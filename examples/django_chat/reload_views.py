@@ -1,15 +1,14 @@
-"""Views whose answers survive a reload: a log keeps each answer, and goes on with it while nobody reads.
-
-They replace `ask` and the page's requests for unfinished answers. Stop is `log.cancel(key_of(answer))`.
-"""
+"""Views whose answers survive a reload: a log keeps each answer, and goes on with it while nobody reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from django.urls import path
@@ -17,19 +16,34 @@ from django.views.decorators.http import require_POST
 
 from examples import endpoint
 from sseqbridge import SSEError, relay
-from sseqbridge.relay import RelayEnd
 from sseqbridge.resume import MemoryLog
 
 from .models import Answer
 from .views import conversation_of, question_in
 
 log = MemoryLog(abandon_after=60)  # several processes share a RedisLog.from_url(...)
-# Seconds for which a reader waits until the stream has begun.
-WAIT = 5.0
+# Seconds for which a reader waits until the POST has begun the stream.
+WAIT = 1.0
 
 
 def key_of(answer: Answer) -> str:
     return f"answer-{answer.pk}"
+
+
+def saved_answer(answer: Answer, messages: list[endpoint.Message]) -> Iterator[Any]:
+    """Ask, and save the answer once: whole or not, with or without readers. Runs in a thread of its own."""
+    answer.outcome = "cancelled"  # after log.cancel or `abandon_after`
+    try:
+        for chunk in endpoint.ask(messages).raise_for_status().events:
+            answer.text += endpoint.text_of(chunk)
+            yield chunk
+        answer.outcome = "done"
+    except SSEError:
+        answer.outcome = "error"
+        raise  # The page gets an `event: error`.
+    finally:
+        answer.save()
+        connections.close_all()
 
 
 @login_required  # type: ignore[untyped-decorator]
@@ -38,8 +52,8 @@ def ask(request: HttpRequest) -> HttpResponseBase:
     question = question_in(request.body)
     messages = conversation_of(request.user, question)
     answer = Answer.objects.create(user=request.user, question=question)
-    stream = log.open(key_of(answer), start=partial(endpoint.ask, messages))
-    return stream_answer(request, answer, stream)
+    stream = log.open(key_of(answer), start=partial(saved_answer, answer, messages))
+    return relay.django.stream_response(request, stream, done="[DONE]")
 
 
 @login_required  # type: ignore[untyped-decorator]
@@ -48,22 +62,19 @@ def read(request: HttpRequest, pk: int) -> HttpResponseBase:
     answer = get_object_or_404(request.user.answers, pk=pk)
     last_event_id = request.headers.get("Last-Event-ID")
     stream = partial(log.open, key_of(answer), last_event_id=last_event_id, wait=WAIT)
-    return stream_answer(request, answer, stream)
+    return relay.django.stream_response(request, stream, done="[DONE]")
 
 
-def stream_answer(request: HttpRequest, answer: Answer, stream: Any) -> HttpResponseBase:
-    def on_end(end: RelayEnd) -> None:
-        if end.outcome == "disconnected":
-            return  # The answer goes on.
-        text = ""
-        try:
-            for chunk in log.open(key_of(answer), wait=0):
-                text += endpoint.text_of(chunk)
-        except SSEError:
-            pass  # The answer has failed, which the outcome says.
-        Answer.objects.filter(pk=answer.pk, outcome="running").update(text=text, outcome=end.outcome)
-
-    return relay.django.stream_response(request, stream, on_end=on_end)
+@login_required  # type: ignore[untyped-decorator]
+@require_POST  # type: ignore[untyped-decorator]
+def stop(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """End an answer for all its readers; 404 if it is not running."""
+    is_running = log.cancel(key_of(get_object_or_404(request.user.answers, pk=pk)))
+    return HttpResponse(status=204 if is_running else 404)
 
 
-urlpatterns = [path("answers", ask), path("answers/<int:pk>/stream", read)]
+urlpatterns = [
+    path("answers", ask),
+    path("answers/<int:pk>/stream", read),
+    path("answers/<int:pk>/stop", stop),
+]

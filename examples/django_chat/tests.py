@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from typing import Any
 from unittest import mock
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
-from django.test import Client, TestCase, override_settings
+from django.db.models.signals import post_save
+from django.test import Client, SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, chat_completions, cut, hold, respond, send, silence
@@ -21,7 +23,7 @@ from .models import Answer
 HELLO = send({"choices": [{"delta": {"content": "Hello"}}]})
 
 
-class ChatTestCase(TestCase):  # type: ignore[misc]
+class ChatTestCase(SimpleTestCase):  # type: ignore[misc]
     def setUp(self) -> None:
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
@@ -37,7 +39,7 @@ class ChatTestCase(TestCase):  # type: ignore[misc]
         return list(Answer.objects.order_by("pk").values_list("question", "text", "outcome"))
 
 
-class ChatTests(ChatTestCase):
+class ChatTests(ChatTestCase, TestCase):  # type: ignore[misc]
     def test_answer_streams_and_is_saved(self) -> None:
         body = self.ask().getvalue().decode()
         assert 'data: {"text":"Hello, "}' in body
@@ -116,7 +118,9 @@ class ChatTests(ChatTestCase):
 
 
 @override_settings(ROOT_URLCONF="examples.django_chat.reload_views")
-class ReloadTests(ChatTestCase):
+class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
+    """A thread of the log saves the answer, and must see the user: no TestCase."""
+
     def setUp(self) -> None:
         super().setUp()
         # Answers of other tests have the same keys.
@@ -126,28 +130,47 @@ class ReloadTests(ChatTestCase):
         patched.start()
         self.addCleanup(patched.stop)
 
-    def test_answer_goes_on_after_a_reload(self) -> None:
-        self.upstream.play([HELLO, hold(), HELLO, send("[DONE]")])
+    def begin(self) -> str:
+        """Begin an answer, leave it as a reload does, and return the path of its stream."""
         response = self.ask()
         assert b"Hello" in next(piece for piece in response.streaming_content if b"data" in piece)
-        response.close()  # the page is reloaded
+        response.close()
         assert self.saved() == [("Hi", "", "running")]
+        return f"/answers/{Answer.objects.get().pk}"
+
+    def test_answer_goes_on_after_a_reload(self) -> None:
+        self.upstream.play([HELLO, hold(), HELLO, send("[DONE]")])
+        response = self.client.get(f"{self.begin()}/stream")
         self.upstream.release()
-        url = f"/answers/{Answer.objects.get().pk}/stream"
-        assert self.client.get(url).getvalue().count(b"Hello") == 2
+        body = response.getvalue()
+        assert (body.count(b"Hello"), body.endswith(b"data: [DONE]\n\n")) == (2, True)
         assert self.saved() == [("Hi", "HelloHello", "done")]
         assert len(self.upstream.requests) == 1
+
+    def test_answer_is_stopped_for_all_readers(self) -> None:
+        self.upstream.play([HELLO, silence()])
+        answer = self.begin()
+        response = self.client.get(f"{answer}/stream")
+        is_saved = threading.Event()
+        post_save.connect(receiver := lambda **_: is_saved.set(), Answer)
+        self.addCleanup(post_save.disconnect, receiver, Answer)
+        assert self.client.post(f"{answer}/stop").status_code == 204
+        assert b"event: cancelled" in response.getvalue()
+        self.upstream.assert_aborted()
+        assert is_saved.wait(10)
+        assert self.saved() == [("Hi", "Hello", "cancelled")]
 
     def test_answer_that_fails_is_saved(self) -> None:
         self.upstream.play([HELLO, cut()])
         assert b"event: error" in self.ask().getvalue()
         assert self.saved() == [("Hi", "Hello", "error")]
 
-    def test_saved_answer_stays_when_the_log_has_forgotten_it(self) -> None:
+    def test_answer_that_the_log_has_forgotten_is_refused(self) -> None:
         answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
         assert self.client.get(f"/answers/{answer.pk}/stream").status_code >= 400
-        assert self.saved() == [("Hi", "Hello", "done")]
+        assert self.client.post(f"/answers/{answer.pk}/stop").status_code == 404
 
     def test_answer_is_its_users_alone(self) -> None:
         answer = Answer.objects.create(user=get_user_model().objects.create_user("eve"), question="Hi")
         assert self.client.get(f"/answers/{answer.pk}/stream").status_code == 404
+        assert self.client.post(f"/answers/{answer.pk}/stop").status_code == 404

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from subprocess import PIPE
 from typing import Any
 
 import openai
 import pytest
 
 from sseqbridge import iterate, run
-from sseqbridge.testing import SSEServer, chat_completions, respond, silence
-from tests.support import until
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, chat_completions, respond, silence
+from tests.examples.guides import python
+from tests.support import ROOT, until
 
 # The SDK imports modules, and reads files, when it is first used, and has the loop's executor look at the platform.
 pytestmark = [pytest.mark.blocks_its_loop, pytest.mark.leaves("thread")]
@@ -65,6 +72,28 @@ def test_error_is_that_of_the_sdk() -> None:
         with pytest.raises(openai.BadRequestError):
             next(iterate(lambda: client.chat.completions.create(model="m", messages=MESSAGES, stream=True)))
         run(client.close())
+
+
+def test_program_of_the_guide_that_leaves_the_loop_ends_quietly() -> None:
+    [code] = python("examples/async-libraries.md", "A stream: AsyncOpenAI in a script")
+    shown = '    print(text, end="", flush=True)\n'
+    assert code.endswith(shown)
+    # The text that follows in the meantime fills the buffer, so that the generator stands at its `yield`.
+    code = code.removesuffix(shown) + "    input()\n    break\n"
+    sent = threading.Event()
+
+    def script(request: ReceivedRequest) -> Iterator[Step]:
+        yield from list(chat_completions("Hello there! " * 200)(request))[:300]
+        sent.set()
+        yield silence()
+
+    with SSEServer(script) as server:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "test", "OPENAI_BASE_URL": server.url}
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+            assert sent.wait(60)
+            _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_stream_object_is_closed_when_the_loop_is_left() -> None:

@@ -54,7 +54,7 @@ from sseqbridge.testing import (
 )
 from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.redis_support import needs_redis, redis_server
-from tests.support import ROOT, until
+from tests.support import ROOT, in_thread, until
 
 relay = sseqbridge.relay
 ITEMS = [{"n": n} for n in range(5)]
@@ -230,8 +230,23 @@ def test_answer_of_a_worker_is_saved(upstream: SSEServer) -> None:
         saved.append(row)
 
     with MemoryLog() as log:
-        Session(upstream.url, log=log, key="a", save=save, partial=functools.partial).run(code)
-    assert saved == [("a", ITEMS, "done")]
+        produce = Session(upstream.url, log=log, save=save).run(code)["produce_and_save"]
+        produce("whole")
+        upstream.play([send(0), cut()])
+        produce("cut off")
+        upstream.play([respond(401)])
+        produce("refused")
+        assert saved == [("whole", ITEMS, "done"), ("cut off", [0], "error"), ("refused", [], "error")]
+
+        upstream.play([send(0), silence()])
+        worker = in_thread(functools.partial(produce, "stopped"))
+        with log.open("stopped") as reader:
+            assert next(reader) == 0
+            produce("stopped")  # another worker's
+            assert len(saved) == 3
+            assert log.cancel("stopped")
+        worker.result(30)
+        assert saved[3:] == [("stopped", [0], "closed")]
 
 
 # --- Scripts ---
@@ -479,9 +494,45 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
     from examples import mcp_view
     from tests.async_libraries.test_mcp import served
 
+    tools = mcp_view.app.test_client()
+    with served() as url, mcp_view.stack:
+        monkeypatch.setenv("MCP_SERVER", url)
+        for path in ("/tools/add", "/shared/add"):
+            assert tools.post(path, json={"a": 1, "b": 2}).json == {"result": 3}
+            failed = tools.post(path, json={"a": "x", "b": 2})
+            assert (failed.status_code, list(failed.json)) == (502, ["error"])
+            assert "Input should be a valid integer" in failed.json["error"][0]
+        session = mcp_view.shared_client()
+        calls = [in_thread(lambda: tools.post("/shared/add", json={"a": 1, "b": 2}).json) for _ in range(4)]
+        assert [call.result(60) for call in calls] == [{"result": 3}] * 4
+        assert mcp_view.shared_client() is session
+    mcp_view.shared_client.cache_clear()
+
+
+@pytest.mark.sdk
+@pytest.mark.blocks_its_loop
+def test_mcp_tool_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from examples import mcp_view
+    from tests.async_libraries.test_mcp import served
+
+    def run_with_little_time(call: Any, timeout: float) -> Any:
+        return sseqbridge.run(call, timeout=0.2)
+
     with served() as url:
         monkeypatch.setenv("MCP_SERVER", url)
-        assert mcp_view.app.test_client().post("/tools/add", json={"a": 1, "b": 2}).json == {"result": 3}
+        monkeypatch.setattr(mcp_view, "run", run_with_little_time)
+        late = mcp_view.app.test_client().post("/tools/wait", json={"directory": str(tmp_path)})
+        assert (late.status_code, late.json) == (504, {"error": "the tool took too long"})
+
+
+@pytest.mark.sdk
+@pytest.mark.blocks_its_loop
+@example("examples/async-libraries.md", "A session: an MCP client in a Flask view")
+def test_mcp_server_over_stdio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python("examples/async-libraries.md", "A session: an MCP client in a Flask view")
+    monkeypatch.chdir(ROOT)
+    Session("").run(code.replace("my_mcp_server", "tests.apps.mcp_server"))
+    assert "name='add'" in capsys.readouterr().out
 
 
 # --- Before and after ---
