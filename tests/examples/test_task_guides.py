@@ -499,7 +499,7 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MCP_SERVER", url)
         for path in ("/tools/add", "/shared/add"):
             assert tools.post(path, json={"a": 1, "b": 2}).json == {"result": 3}
-            failed = tools.post(path, json={"a": "x", "b": 2})
+            failed: Any = tools.post(path, json={"a": "x", "b": 2})
             assert (failed.status_code, list(failed.json)) == (502, ["error"])
             assert "Input should be a valid integer" in failed.json["error"][0]
         session = mcp_view.shared_client()
