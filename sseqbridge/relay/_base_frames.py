@@ -18,6 +18,7 @@ from . import _live
 from ._ending import Ending, RelayEnd
 from ._refused import is_refusal
 from ._source import ApplicationError
+from ._upstream_errors import upstream_error_of
 from ._writer import CANCELLED
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class BaseFrames(NotCopyable):
         if isinstance(error, Cancelled):
             # A scope of this application that surrounds the iterable.
             return CANCELLED
-        if isinstance(error, SSEError):
+        if isinstance(error, SSEError) or upstream_error_of(error) is not None:
             # The traceback helps where the application's own function failed.
             traceback_of = error if isinstance(error, (CallbackError, DecodeError)) else None
             logger.warning("a relayed stream ended with %s: %s", type(error).__name__, error, exc_info=traceback_of)

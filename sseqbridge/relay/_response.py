@@ -14,10 +14,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sseqbridge._exceptions import (
+    BridgeClosedError,
     CallbackError,
+    EventsLostError,
+    LogError,
+    LogFullError,
+    LogUnavailableError,
     RequestAbortedError,
     SSEError,
     StatusError,
+    StreamNotFoundError,
     StreamTimeoutError,
     UsageError,
 )
@@ -28,6 +34,7 @@ from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 
 from ._disconnect import ClientDisconnected
+from ._writer import client_message
 
 if TYPE_CHECKING:
     from sseqbridge._streams.reader import ItemReader
@@ -78,6 +85,16 @@ _BODY_HEADERS = ("content-type", "content-encoding")
 
 # The statuses of a refusal that the client can act on, and that reveal nothing about the application's own key.
 _FORWARDED_STATUSES = (429, 503)
+
+# The statuses of errors that no upstream has caused; an error of the first class that matches.
+_OWN_STATUSES: Mapping[type[SSEError], int] = MappingProxyType({
+    StreamNotFoundError: 404,
+    EventsLostError: 410,
+    LogUnavailableError: 503,
+    LogFullError: 503,
+    LogError: 500,
+    BridgeClosedError: 503,
+})
 
 # The types of a body that no browser runs.
 _PASSIVE_TYPES = frozenset({"application/json", "application/problem+json", "text/plain"})
@@ -197,10 +214,15 @@ def error_response(error: SSEError) -> Refusal | None:
         logger.warning("a stream could not be opened: %s: %s", type(error).__name__, error)
     if isinstance(error, StatusError):
         return _own_refusal(error, None)
+    headers = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+    status = next((status for kind, status in _OWN_STATUSES.items() if isinstance(error, kind)), None)
+    if status is not None:
+        # The upstream has no part in it.
+        kind = type(error).__name__
+        return Refusal(status, headers, _encoded({"error": {"type": kind, "message": client_message(error)}})[1])
     is_late = isinstance(error, StreamTimeoutError)
     message = "the upstream took too long" if is_late else "the upstream could not be read"
-    content_type, body = _encoded({"error": {"type": "upstream_error", "message": message}})
-    headers = {"Content-Type": content_type, "X-Content-Type-Options": "nosniff"}
+    _, body = _encoded({"error": {"type": "upstream_error", "message": message}})
     return Refusal(504 if is_late else 502, headers, body)
 
 

@@ -21,8 +21,9 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
 
 from ._options import RelayOptions
+from ._upstream_errors import upstream_error_of
 
-__all__ = ["CANCELLED", "HEARTBEAT", "Writer", "notice", "shutdown_notice"]
+__all__ = ["CANCELLED", "HEARTBEAT", "Writer", "client_message", "notice", "shutdown_notice"]
 
 # A comment without a blank line after it: some clients (fetch-event-source) take the blank line for an event.
 HEARTBEAT = b":\n"
@@ -39,6 +40,7 @@ _MESSAGES = {
     "DecodeError": "the upstream sent data that could not be decoded",
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
+    "BridgeClosedError": "the server is shutting down",
     "CallbackError": "the server failed while it made the stream",
     "ProducerLostError": "the answer was broken off",
     "EventsLostError": "earlier events are no longer kept",
@@ -135,10 +137,11 @@ class Writer:
 
     def error(self, error: BaseException) -> bytes:
         """Return the frame that reports an error to the client. Raises what the caller's function `error` raises."""
-        if self._error is None and isinstance(error, BridgeClosedError):
-            # More ends than the answer: the client may connect again.
-            return shutdown_notice()
         if self._error is None:
+            error = error if isinstance(error, SSEError) else upstream_error_of(error) or error
+            if isinstance(error, BridgeClosedError):
+                # More ends than the answer: the client may connect again.
+                return shutdown_notice()
             return encode(_error_event(error, quotes_body=self._quotes_body))
         # An exit of the function would end the server.
         with contained("the function `error`", passes=Exception):
@@ -173,6 +176,11 @@ class Writer:
         return encode(ServerSentEvent(done.event, done.data, "", done.retry))
 
 
+def client_message(error: SSEError) -> str:
+    """Return the text about an error for the client."""
+    return _MESSAGES.get(type(error).__name__, "the stream failed")
+
+
 def _encoded(item: Any, name: str) -> bytes:
     event = item_event(item, name)
     return b"" if event is None else encode(event)
@@ -186,8 +194,7 @@ def _error_event(error: BaseException, *, quotes_body: bool) -> ServerSentEvent:
     Its form is one that the SDKs of OpenAI, Anthropic and others, and Vercel's, recognize as an error.
     """
     if isinstance(error, SSEError):
-        kind = type(error).__name__
-        message = _MESSAGES.get(kind, "the stream failed")
+        kind, message = type(error).__name__, client_message(error)
     else:
         kind, message = "ServerError", "the server failed while it made the stream"
     if isinstance(error, UpstreamError) and (quotes_body or error.event is not None):

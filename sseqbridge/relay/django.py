@@ -300,8 +300,9 @@ class _ASGIEnding(_WSGIEnding):
 class ErrorMiddleware:
     """Middleware that answers an error of the library in a view with a response for the client, instead of 500.
 
-    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
-    logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
+    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; 404 for a log's
+    StreamNotFoundError, 410 for EventsLostError, 503 or 500 for other errors of a log. A warning is logged. The
+    upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
     (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is left to Django.
 
         MIDDLEWARE = [..., "sseqbridge.relay.django.ErrorMiddleware"]

@@ -76,8 +76,9 @@ def register_error_handlers(app: Starlette) -> None:
 
     `app` is the Starlette or FastAPI application.
 
-    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; a warning is
-    logged. The upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
+    504 for a time limit, 502 for each other error of an upstream, with the JSON object of a refusal; 404 for a log's
+    StreamNotFoundError, 410 for EventsLostError, 503 or 500 for other errors of a log. A warning is logged. The
+    upstream's StatusError is answered like a refusal. An error that the client's disconnect causes
     (RequestAbortedError) is not logged. CallbackError, which the application's own code causes, is raised on.
 
     Raises nothing itself.

@@ -1,4 +1,4 @@
-"""Errors before the stream become 502 and 504, and nothing is logged for a client that left."""
+"""Errors before the stream become responses of their own, and nothing is logged for a client that left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sseqbridge import (
+    BridgeClosedError,
     CallbackError,
     ConnectError,
+    EventsLostError,
+    LogError,
+    LogFullError,
+    LogUnavailableError,
     RequestAbortedError,
     SSEError,
     StatusError,
+    StreamNotFoundError,
     StreamTimeoutError,
     relay,
 )
@@ -44,6 +50,16 @@ ERRORS: list[tuple[Exception, int, dict[str, Any]]] = [
         {"status": 503, "message": "the upstream refused the request: 503 Service Unavailable"},
     ),
     (RequestAbortedError("the client left"), 502, {"message": "the upstream could not be read"}),
+    (StreamNotFoundError("key-1"), 404, {"type": "StreamNotFoundError", "message": "there is no such stream"}),
+    (EventsLostError("key-1"), 410, {"type": "EventsLostError", "message": "earlier events are no longer kept"}),
+    (LogError("key-1"), 500, {"type": "LogError", "message": "the log of streams failed"}),
+    (LogFullError("host-1"), 503, {"type": "LogFullError", "message": "the log of streams is full"}),
+    (
+        LogUnavailableError("host-1"),
+        503,
+        {"type": "LogUnavailableError", "message": "the log of streams cannot be reached"},
+    ),
+    (BridgeClosedError("exit"), 503, {"type": "BridgeClosedError", "message": "the server is shutting down"}),
 ]
 
 raised: list[Exception] = []
@@ -100,6 +116,10 @@ class Answer:
         self.body = body
 
 
+def is_json(response: Any) -> bool:
+    return str(response.headers["content-type"]) == "application/json"
+
+
 def by_flask(path: str) -> Answer:
     response = flask_app().test_client().get(path)
     return Answer(response.status_code, response.headers, response.get_json)
@@ -107,7 +127,7 @@ def by_flask(path: str) -> Answer:
 
 def by_django(path: str) -> Answer:
     response = Client(raise_request_exception=False).get(path)
-    return Answer(response.status_code, response.headers, response.json if response.status_code != 500 else None)
+    return Answer(response.status_code, response.headers, response.json if is_json(response) else None)
 
 
 def by_django_asgi(path: str) -> Answer:
@@ -115,7 +135,7 @@ def by_django_asgi(path: str) -> Answer:
         return await AsyncClient(raise_request_exception=False).get(path)
 
     response = asyncio.run(get(path))
-    return Answer(response.status_code, response.headers, response.json if response.status_code != 500 else None)
+    return Answer(response.status_code, response.headers, response.json if is_json(response) else None)
 
 
 def by_starlette(path: str) -> Answer:
@@ -157,7 +177,7 @@ def test_error_before_the_stream_has_a_response(
     assert (answer.status, answer.body()) == (status, {"error": {"type": "upstream_error", **content}})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers.get("retry-after") == ("7" if status == 503 else None)
+    assert answer.headers.get("retry-after") == ("7" if isinstance(error, StatusError) and status == 503 else None)
     logged = [record for record in caplog.records if record.name == "sseqbridge"]
     if isinstance(error, RequestAbortedError):
         assert logged == []

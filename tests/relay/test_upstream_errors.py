@@ -1,0 +1,84 @@
+"""Iterables whose other HTTP client, or SDK, has lost its upstream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sseqbridge import Bridge, BridgeTransport
+from sseqbridge.relay import RelayEnd
+from sseqbridge.testing import SSEServer, cut, send, silence
+from tests.relay.support import Relay, error_of
+
+
+class SDKError(Exception):
+    pass
+
+
+def reads(url: str, how: str, transport: Any = None) -> Iterator[Any]:
+    try:
+        with httpx.Client(transport=transport or BridgeTransport()) as client, client.stream("GET", url) as response:
+            for _ in response.iter_bytes():
+                yield {"n": 1}
+    except httpx.HTTPError as error:
+        if how == "caused":
+            raise SDKError("key-1") from error
+        if how == "in a handler":
+            raise SDKError("key-1")  # noqa: B904 - as some SDKs do
+        if how == "a mistake in a handler":
+            raise KeyError("key-1")  # noqa: B904
+        raise
+
+
+@pytest.mark.parametrize("how", ["raised", "caused", "in a handler"])
+def test_lost_upstream_is_a_warning_and_no_failure_of_the_application(
+    relayed: Relay, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: list[RelayEnd] = []
+    with SSEServer([send({"n": 1}), cut()]) as server:
+        error = error_of(relayed(reads(server.url, how), on_end=ends.append).rest())
+    assert error == {"type": "ReadError", "message": "the connection to the upstream broke"}
+    [record] = caplog.records
+    assert (record.levelno, record.exc_info) == (logging.WARNING, None)
+    assert record.getMessage().startswith("a relayed stream ended with ")
+    [end] = ends
+    assert end.outcome == "error"
+    assert isinstance(end.error, httpx.TransportError if how == "raised" else SDKError)
+
+
+def test_limit_of_another_client_is_a_time_limit_for_the_browser(relayed: Relay) -> None:
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        read = relayed(reads(server.url, "caused", BridgeTransport(idle=0.05))).rest()
+    assert error_of(read) == {"type": "StreamTimeoutError", "message": "the upstream took too long"}
+
+
+def test_upstream_that_cannot_be_reached_is_named_so(relayed: Relay) -> None:
+    with SSEServer([send(1)]) as server:
+        url = server.url
+    error = error_of(relayed(reads(url, "caused")).rest())
+    assert error == {"type": "ConnectError", "message": "no connection to the upstream"}
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", None])
+def test_mistake_of_the_application_stays_its_own(
+    relayed: Relay, url: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that cannot be sent, and an error in the handler of a lost connection."""
+    with SSEServer([send({"n": 1}), cut()]) as server:
+        how = "raised" if url else "a mistake in a handler"
+        error = error_of(relayed(reads(url or server.url, how, httpx.HTTPTransport())).rest())
+    assert error["type"] == "ServerError"
+    [record] = caplog.records
+    assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, True)
+
+
+def test_client_on_a_bridge_that_closes_is_told_of_the_shutdown(relayed: Relay) -> None:
+    with SSEServer([send({"n": 1}), silence()]) as server, Bridge() as bridge:
+        reading = relayed(reads(server.url, "caused", BridgeTransport(bridge=bridge)))
+        reading.next_event()
+        bridge.close()
+        assert reading.rest().startswith(b"event: shutdown\n")
