@@ -238,7 +238,8 @@ def _calls(
     function: Callable[[], Any], results: deque[Any], wrap: Callable[[Any], Opened]
 ) -> Iterator[bool]:
     """Call the function in a worker's scope, and yield True once its result is in `results`."""
-    results.append(function())
+    with contained(_NAME, passes=Exception):
+        results.append(function())
     scope = current_scope()
     if scope is not None and scope.cancelled:
         # The consumer has closed the relay, perhaps before the result was there.

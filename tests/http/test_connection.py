@@ -415,6 +415,9 @@ def test_reading_is_paused_once_for_several_reads(run: Run) -> None:
         def __init__(self) -> None:
             self.calls: list[str] = []
 
+        def is_closing(self) -> bool:
+            return False
+
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *args: self.calls.append(name)
 
