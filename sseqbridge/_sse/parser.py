@@ -99,8 +99,7 @@ class EventStreamParser:
     ) -> None:
         self._max = max_event_bytes
         self._comments = comments
-        # An event without an `event` field has no type of its own.
-        self._end_types = frozenset(end_events) - {"message"}
+        self._end_types = frozenset(end_events) - {"message"}  # "message" is the type of events without one
         self._at_start = True
         self._skip_lf = False
         self._tail = bytearray()

@@ -330,10 +330,7 @@ class Reader(LoopTask):
             is_set = is_cancelled(self._options.cancel)
         except BaseException as exc:
             # Even an exit ends this reader alone: raised here, it would end the loop.
-            error = (
-                exc if isinstance(exc, CallbackError) else CallbackError(f"cancel.is_set() raised {type(exc).__name__}")
-            )
-            self._delivery.finish(End("error", error))
+            self._delivery.finish(End("error", _error_of_flag(exc)))
             self._stop()
             return
         finally:
@@ -383,6 +380,12 @@ class Reader(LoopTask):
     def stats(self) -> StreamStats:
         """Return a snapshot of the counters."""
         return self._delivery.stats(self._opened_at)
+
+
+def _error_of_flag(error: BaseException) -> CallbackError:
+    if isinstance(error, CallbackError):
+        return error
+    return CallbackError(f"cancel.is_set() raised {type(error).__name__}")
 
 
 async def _resume_position(hub: Hub, options: ReaderOptions, claim: Claim) -> Position:
