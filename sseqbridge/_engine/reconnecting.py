@@ -180,7 +180,7 @@ class ReconnectingExchange:
                 self._options.pauses.extend(scope)
             return await self._attempt()
         tried = 0 if self._retry is None else self._retry.attempt
-        error = StreamTimeoutError("total", self._opening_seconds)
+        error = StreamTimeoutError("total", self._opening_seconds, self.target)
         return self._refusal_or_error(GiveUp(tried, "the time for it is over"), error)
 
     @property

@@ -127,7 +127,9 @@ def status_error(target: str, head: Head, body: Body) -> StatusError:
     except ValueError:
         phrase = ""
     message = _message_in(body.content)
-    detail = "; the answer is in .body" if message is None else f": {quoted(message.strip())}"
+    detail = "; its body is in .body" if body.content else ""
+    if message is not None:
+        detail = f": {quoted(message.strip())}"
     error = StatusError(f"{target} answered {head.status}{phrase}{detail}", head.status, head.headers, body.content)
     error.__cause__ = body.error
     return error
@@ -168,7 +170,7 @@ def content_type_error(target: str, head: Head, body: Body) -> ContentTypeError:
     else:
         wanted, name, other = "JSON Lines", "JSON Lines", is_event_stream_type(content_type) and "request_sse"
     advice = f"Request it with {other}." if other else f"Pass check_content_type=False to read it as {name}."
-    message = f"{target} answered 200 {found}, not as {wanted}; the answer is in .body. {advice}"
+    message = f"{target} answered 200 {found}, not as {wanted}; its body is in .body. {advice}"
     return ContentTypeError(message, 200, headers, body.content)
 
 

@@ -170,7 +170,7 @@ class TimedStream(StreamFacts):
             self._set_timer("idle", since + limit, self._check_idle, limit)
 
     def _time_out(self, which: str, seconds: float) -> None:
-        error = StreamTimeoutError(which, seconds)
+        error = StreamTimeoutError(which, seconds, self.target)
         if which != "idle" or not self.exchange.drop(error):
             self.abort_on_loop(error)
 

@@ -47,6 +47,8 @@ class SavedAnswers(TestCase):  # type: ignore[misc]
     @classmethod
     def setUpClass(cls) -> None:
         views_of_answers.create_table()
+        # Of tests whose views no transaction surrounds.
+        views_of_answers.Answer.objects.all().delete()
         super().setUpClass()
 
     @classmethod

@@ -208,7 +208,7 @@ def test_status_error_quotes_the_providers_message(
     steps = [respond(401, content_type=content_type), raw(content)]
     with SSEServer(steps) as server, ask(server.url, decode="text") as response:
         _, error = response.fail()
-        detail = "; the answer is in .body" if message is None else f": {message}"
+        detail = "; its body is in .body" if message is None else f": {message}"
         assert str(error) == f"{server.url}/ answered 401 Unauthorized{detail}"
         assert isinstance(error, StatusError)
         if isinstance(body, str):

@@ -150,7 +150,7 @@ def test_error_response_raises_status_error_in_text_mode(ask: Requester, decode:
         assert isinstance(error, StatusError)
         assert (error.status, error.headers, error.text) == (503, response.headers, "try später")
         assert error.body == "try später".encode()
-        assert str(error) == f"{server.url}/ answered 503 Service Unavailable; the answer is in .body"
+        assert str(error) == f"{server.url}/ answered 503 Service Unavailable; its body is in .body"
         assert response.fail() == ([], error)
         assert response.events.outcome == "error"
 
@@ -165,7 +165,7 @@ def test_204_has_no_items_in_every_mode(ask: Requester, decode: Any) -> None:
 def test_undefined_status_is_reported_without_a_name(ask: Requester) -> None:
     with SSEServer([respond(599, content_type=None), raw(b"?")]) as server, ask(server.url, decode="text") as response:
         _, error = response.fail()
-        assert str(error) == f"{server.url}/ answered 599; the answer is in .body"
+        assert str(error) == f"{server.url}/ answered 599; its body is in .body"
 
 
 @pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])
@@ -756,3 +756,9 @@ def test_one_stream_is_read_by_one_thread_at_a_time() -> None:
         assert read == ["1"]
     assert [type(error) for error in errors] == [UsageError] * 4
     assert "one consumer at a time" in str(errors[0])
+
+
+def test_message_about_an_empty_error_response_names_no_body(ask: Requester) -> None:
+    with SSEServer([respond(503)]) as server, ask(server.url, decode="text") as response:
+        _, error = response.fail()
+        assert str(error) == f"{server.url}/ answered 503 Service Unavailable"
