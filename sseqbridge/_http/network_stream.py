@@ -110,9 +110,12 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._can_write = True
-        if exc is not None and self.input is InputState.OPEN and (rest := _unread_bytes(self.transport)):
-            self._receive(rest)
-        self._end_input(InputState.LOST, exc)
+        try:
+            if exc is not None and self.input is InputState.OPEN and (rest := _unread_bytes(self.transport)):
+                self._receive(rest)
+        finally:
+            # Whatever fails: nothing else ends the exchange.
+            self._end_input(InputState.LOST, exc)
 
     def pause_writing(self) -> None:
         self._can_write = False

@@ -131,9 +131,14 @@ def unread_bytes(fd: int, limit: int) -> bytes:
     """
     if sys.platform == "win32":
         return b""
-    duplicate = _socket.socket(fileno=_socket.dup(fd))
     try:
-        received = bytearray()
+        duplicate = _socket.socket(fileno=_socket.dup(fd))
+    except OSError:
+        return b""  # For example if the process has no descriptor left.
+    received = bytearray()
+    try:
+        # Else the socket has the default timeout, if there is one, and waits for it.
+        duplicate.setblocking(False)
         while len(received) < limit and (part := duplicate.recv(limit - len(received), socket.MSG_DONTWAIT)):
             received += part
     except OSError:

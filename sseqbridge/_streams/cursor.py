@@ -247,6 +247,9 @@ class Cursor(Generic[T]):
         ownership = subscription.ownership
         if scope is not None or ownership.scope is not None:
             ownership.enter(subscription, scope)
+        else:
+            # As enter() does: the read of another stream makes an earlier note void.
+            note_read(found_cancelled=False)
 
     def note_end(self) -> None:
         """Tell the consumer's iterable, if it is one, that a read has found the stream's end."""

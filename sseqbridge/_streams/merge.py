@@ -192,8 +192,8 @@ class MergedStreams(_BaseMerged[K, T]):
             self._was_left = True
             raise
         finally:
-            if merger.is_closed:
-                # By another call of close(), during the loop.
+            if merger.is_closed and not self._was_left:
+                # By another call of close(), during the loop. (A loop that was left has read no end.)
                 note_read(found_cancelled=True)
             self.close()
             self._claims.discard(claim)

@@ -8,6 +8,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from sseqbridge import amerge, arequest_sse, cancel_on, iterate, merge, relay, request_sse, tee
 from sseqbridge.relay import RelayEnd
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import SSEServer, send, silence
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
 from tests.relay.support import Relay
 
 CANCELLED = b'event: cancelled\ndata: {"type":"error","message":"the answer was cancelled"'
@@ -183,6 +184,24 @@ def test_iterable_that_goes_on_with_another_stream_has_ended(relayed: Relay) -> 
     assert [end.outcome for end in ends] == ["eof"]
 
 
+@pytest.mark.parametrize("ends_by", ["exit", "close and break"])
+def test_iterable_that_takes_the_first_of_merged_streams_is_complete(relayed: Relay, ends_by: str) -> None:
+    ends: list[RelayEnd] = []
+
+    def first() -> Iterator[Any]:
+        calls = {name: partial(request_sse, server.url) for name in "ab"}
+        with merge(calls) as merged:
+            for _, item in merged:
+                if ends_by != "exit":
+                    merged.close()
+                break
+        yield item
+
+    with SSEServer([send({"n": 1}), silence()]) as server:
+        assert b"cancelled" not in relayed(first(), on_end=ends.append).rest()
+    assert [end.outcome for end in ends] == ["eof"]
+
+
 # Asynchronous iterables.
 
 
@@ -239,3 +258,23 @@ def test_stream_of_iterate_over_a_stream_that_is_ended_here_is_cancelled(relayed
         flag.set()
         assert_cancelled(reading, ends)
         assert stream.outcome == "closed"
+
+
+def test_stream_of_iterate_that_goes_on_with_another_stream_is_complete() -> None:
+    """Also without a scope around it."""
+    flag = threading.Event()
+
+    async def items() -> AsyncIterator[Any]:
+        async for item in (await arequest_sse(f"{server.url}/first", cancel=flag)).events:
+            yield item
+            flag.set()
+        async for item in (await arequest_sse(f"{server.url}/second")).events:
+            yield item
+
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [send({"n": 1}), silence()] if request.path == "/first" else [send({"n": 2}), send("[DONE]")]
+
+    with SSEServer(script) as server:
+        stream = iterate(items)
+        assert stream.collect() == [{"n": 1}, {"n": 2}]
+        assert stream.outcome == "eof"
