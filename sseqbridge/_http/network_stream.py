@@ -61,15 +61,13 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         self.transport: Any = None
         self.input = InputState.OPEN
         self.error: httpx.ReadError | httpx.ReadTimeout | None = None
-        # Read flow control: whether the subclass has paused the transport.
-        self.is_reading_paused = False
+        self.is_reading_paused = False  # Read flow control, by the subclass.
         # One read is over before the loop begins the next, except on Windows, where reads of all connections
         # are pending at the same time. (A buffer that asyncio allocates for each read costs several system calls.)
         self._buffer = memoryview(bytearray(READ_BYTES)) if sys.platform == "win32" else buffer
         self._tls: TlsSession | None = None
-        # Write flow control: whether the transport's buffer has room.
+        # Write flow control: whether the transport's buffer has room, and the coroutine that waits for room.
         self._can_write = True
-        # The coroutine that waits for room in the transport's buffer.
         self._writer: asyncio.Future[None] | None = None
         # The coroutine that waits for received bytes, and its time limit.
         self._waiter: asyncio.Future[None] | None = None
@@ -113,8 +111,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
         try:
             if exc is not None and self.input is InputState.OPEN and (rest := _unread_bytes(self.transport)):
                 self._receive(rest)
-        finally:
-            # Whatever fails: nothing else ends the exchange.
+        finally:  # Nothing else ends the exchange.
             self._end_input(InputState.LOST, exc)
 
     def pause_writing(self) -> None:

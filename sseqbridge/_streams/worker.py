@@ -116,6 +116,10 @@ class IterableWorker(Generic[T]):
             context = self._context.copy()
             self._start_thread(context.run, _work, job)
 
+    def interrupt(self) -> None:
+        """End the iteration at its next `yield`, if the worker thread was started. Safe in signal handlers."""
+        self._channel.close()
+
     def close(self) -> None:
         """End the iteration at its next `yield`, without waiting for it. Thread-safe and idempotent.
 

@@ -17,7 +17,7 @@ from sseqbridge._runtime.loops import in_coroutine
 
 from . import _live
 from ._base_frames import PATIENCE_SECONDS, PIECE_BYTES, POLL_SECONDS, BaseFrames
-from ._ending import Ending
+from ._ending import Ending, start_task
 from ._opening import AsyncFunctionSource
 from ._options import RelayOptions
 from ._refused import arefusal, is_refusal
@@ -206,8 +206,8 @@ class AsyncFrames(BaseFrames):
         self._note("disconnected")
         self._farewell = notice("error", "SendTimeout", "the answer was not read in time")
         self._source.abandon()
-        if self._loop is not None:
-            self._ending.call_later(self._relay_end(), self._loop)
+        # In a timer of the loop; it waits for a call of `on_item` that is under way.
+        start_task(self._aconclude())
 
     def close(self) -> None:
         """Abort the upstream, or cancel the iterable's task, without waiting for it."""

@@ -95,7 +95,7 @@ class BaseFrames(NotCopyable):
             self._note("cancelled")
             # A source that was not read may be the application's, whose close() must not run in a signal handler.
             if self._has_begun:
-                self._any_source.abandon()
+                self._any_source.interrupt()
 
     def _say_farewell(self) -> bytes:
         frame, self._farewell = self._farewell or b"", None

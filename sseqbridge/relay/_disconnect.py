@@ -65,7 +65,11 @@ class ClientDisconnected:
             now = clock.monotonic()
             if now >= self._next_check:
                 self._next_check = now + self.probe
-                self._is_set = self._client.has_disconnected()
+                if self._client.has_disconnected():
+                    # All flags of the request at once: a relay whose stream ends by another flag must find its own set.
+                    self._is_set = True
+                    for flag in tuple(self._flags_of_request):
+                        flag._is_set = flag._is_set or flag.probe is not None
         return self._is_set
 
     def end_request(self) -> None:

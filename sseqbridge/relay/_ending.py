@@ -23,7 +23,7 @@ from sseqbridge._exceptions import CallbackError
 from sseqbridge._runtime import fork, threads
 from sseqbridge._runtime.callbacks import CallersCode, contained
 
-__all__ = ["END_SECONDS", "Closable", "Ending", "OnEnd", "Outcome", "RelayEnd", "RequestEnd", "abounded"]
+__all__ = ["END_SECONDS", "Closable", "Ending", "OnEnd", "Outcome", "RelayEnd", "RequestEnd", "abounded", "start_task"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -170,7 +170,7 @@ class Ending:
         """Call the function in a task of the running loop."""
         on_end = self._take()
         if on_end is not None:
-            _start(self._acall(on_end, end))
+            start_task(self._acall(on_end, end))
 
     def call_in_thread(self, end: RelayEnd, loop: asyncio.AbstractEventLoop | None) -> None:
         """Call the function from a thread without an event loop, for a relay that `loop` reads, if any does."""
@@ -266,7 +266,7 @@ class RequestEnd:
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def _start(coroutine: Coroutine[Any, Any, None], context: contextvars.Context | None = None) -> asyncio.Task[None]:
+def start_task(coroutine: Coroutine[Any, Any, None], context: contextvars.Context | None = None) -> asyncio.Task[None]:
     create_task = asyncio.get_running_loop().create_task
     task = create_task(coroutine) if context is None else context.run(create_task, coroutine)
     _tasks.add(task)
@@ -285,7 +285,7 @@ async def abounded(
     async def run() -> None:
         await awaitable
 
-    task = _start(run(), context)
+    task = start_task(run(), context)
     loop = asyncio.get_running_loop()
     is_late = loop.create_future()
     # A timer, not a timeout of the wait, which ends early if the caller's coroutine is closed.

@@ -126,6 +126,10 @@ class WorkerSource:
 
     abandon = close
 
+    def interrupt(self) -> None:
+        """End the iteration, if it has begun, at its next `yield`."""
+        self._worker.interrupt()
+
     def drop(self) -> None:
         """Do nothing: the worker's own finalizer ends its thread."""
 
@@ -181,7 +185,7 @@ class TaskSource:
         if task is not None:
             post(task.get_loop(), _cancel, task, self._channel)
 
-    drop = abandon
+    interrupt = drop = abandon
 
 
 def _cancel(task: asyncio.Task[None], channel: Channel[_Frame]) -> None:

@@ -126,6 +126,12 @@ class _BaseFunctionSource:
             self.opened.abandon()
         self._discard()
 
+    def interrupt(self) -> None:
+        """Cancel the call, or end what is running of the source that it returned; in a signal handler."""
+        self._cancel_call()
+        if self.opened is not None:
+            self.opened.interrupt()
+
     def drop(self) -> None:
         """Do the same in a finalizer."""
         self._cancel_call()
@@ -225,7 +231,7 @@ class FunctionSource(_BaseFunctionSource):
     def _cancel_call(self) -> None:
         super()._cancel_call()
         if self._worker is not None:
-            self._worker.close()
+            self._worker.interrupt()
 
     def close(self) -> None:
         """Do the same, and wait shortly until the upstream's request is aborted."""

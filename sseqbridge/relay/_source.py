@@ -64,6 +64,9 @@ class BaseSource(Protocol):
     def abandon(self) -> None:
         """End the source, without waiting. Thread-safe and idempotent."""
 
+    def interrupt(self) -> None:
+        """End what is running, in a signal handler: call no code of the application's. `abandon` follows."""
+
     def drop(self) -> None:
         """Do the same in a finalizer: call no code of the application's. What is not running ends by itself."""
 
@@ -237,4 +240,4 @@ class StreamSource:
         if self._cursor.outcome is None:
             self._reader.abort()
 
-    drop = abandon
+    interrupt = drop = abandon

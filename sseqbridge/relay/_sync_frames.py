@@ -83,7 +83,8 @@ class Frames(BaseFrames):
                 self._is_being_read = False
             except BaseException as exc:
                 self._is_being_read = False
-                self._note_failure(exc)
+                if not self._disconnected.is_set():
+                    self._note_failure(exc)
                 self.close()
                 raise
             if self._ended or self._disconnected.is_set():
@@ -130,7 +131,7 @@ class Frames(BaseFrames):
                 if last:
                     return last
             except Exception as exc:
-                if self._farewell is not None:
+                if self._farewell is not None or self._disconnected.is_set():
                     continue
                 try:
                     report = self._fail(exc)

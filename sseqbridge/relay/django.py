@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asgiref.sync import SyncToAsync, async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    async_to_sync,
+    iscoroutinefunction,
+    markcoroutinefunction,
+    sync_to_async,
+)
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -129,18 +136,19 @@ def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
             '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
             "the upstream's body is in. Pass a function as `stream`, or await raise_for_status() before the call."
         )
-    frames = arelay(upstream, options, connections.close_all, _ASGIEnding, _call_as_django)
+    caller = _Caller()
+    frames = arelay(upstream, options, connections.close_all, _ASGIEnding, caller)
     _CloseRequest(request, frames)
     if request.method == "HEAD":
         frames.discard()
     elif upstream.is_function and not options.early:
-        return _AsyncUnopenedResponse(frames, head)
+        return _AsyncUnopenedResponse(frames, head, caller)
     if refused is None:
         return _AsyncResponse(frames, head)
     if not loops.in_coroutine():
         return _refused(frames, refused, head, None)
     # The view runs on the event loop, which must not wait for the body.
-    response = _AsyncUnopenedResponse(frames, head)
+    response = _AsyncUnopenedResponse(frames, head, caller)
     assert not callable(options.refusal)
     response.status_code, _ = refusal_head(refused, options.refusal, head.added)
     return response
@@ -248,8 +256,13 @@ class _UnopenedResponse(_Rendered, StreamingHttpResponse):  # type: ignore[misc]
 class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
     """A response under ASGI that opens its upstream, or reads its refusal, when Django renders it."""
 
+    def __init__(self, frames: AsyncFrames, head: _Head, caller: _Caller) -> None:
+        super().__init__(frames, head)
+        self._caller = caller
+
     async def render(self) -> HttpResponseBase:
         """Wait for the upstream's headers. Return this response, or the one for a refusal."""
+        self._caller.executor = _current_executor()
         try:
             refused = await self._frames.open_upstream()
             if refused is None:
@@ -264,11 +277,30 @@ class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
         return self._after_render(_with_changes_of(self, self._head, _response(refusal)))
 
 
-async def _call_as_django(function: Callable[[], object]) -> None:
-    """Call the function that opens the upstream in the request's thread, whose database connections it may use."""
-    # The context of a view that sync_to_async runs says that its thread is in use, which is over by now.
-    SyncToAsync.deadlock_context.set(False)
-    await sync_to_async(function)()
+def _current_executor() -> Any:
+    """Return the executor of a synchronous middleware, whose thread waits for this coroutine; None without one."""
+    return getattr(AsyncToSync.executors, "current", None)
+
+
+def _use_executor(executor: Any) -> None:
+    """Have sync_to_async use this executor in the current context; its own choice if None."""
+    if executor is not None:
+        AsyncToSync.executors.current = executor
+    elif hasattr(AsyncToSync.executors, "current"):
+        del AsyncToSync.executors.current
+
+
+class _Caller:
+    """Calls the function that opens the upstream in the request's thread, whose database connections it may use."""
+
+    # That of the request's task: the view's context has none, or that of an async_to_sync which has ended.
+    executor: Any = None
+
+    async def __call__(self, function: Callable[[], object]) -> None:
+        _use_executor(self.executor)
+        # The context of a view that sync_to_async runs says that its thread is in use, which is over by now.
+        SyncToAsync.deadlock_context.set(False)
+        await sync_to_async(function)()
 
 
 class _WSGIEnding(Ending):
@@ -281,6 +313,8 @@ class _WSGIEnding(Ending):
 class _ASGIEnding(_WSGIEnding):
     """Calls a plain `on_end` by sync_to_async, in the request's thread; awaits a coroutine function."""
 
+    _executor: Any = None
+
     def __init__(self, on_end: OnEnd | None) -> None:
         super().__init__(on_end)
         # The context of a view that sync_to_async runs says that its thread is in use, which is over by then.
@@ -289,7 +323,13 @@ class _ASGIEnding(_WSGIEnding):
     def run_awaitable(self, awaitable: Awaitable[None]) -> None:
         async_to_sync(abounded)(awaitable, END_SECONDS)
 
+    async def acall(self, end: RelayEnd) -> None:
+        self._executor = _current_executor()
+        await super().acall(end)
+
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        # See _Caller.
+        _use_executor(self._executor)
         return await sync_to_async(function)(*arguments)
 
     def call_in_thread(self, end: RelayEnd, loop: object) -> None:

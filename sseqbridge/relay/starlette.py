@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sseqbridge._exceptions import SSEError
 
@@ -139,17 +139,26 @@ class _RelayResponse(StreamingResponse):
             # Servers read the body of a response to HEAD to its end, and discard it.
             self._frames.discard()
         error: Exception | None = None
+        is_gone = False
+
+        async def send_or_leave(message: Message) -> None:
+            nonlocal is_gone
+            try:
+                await send(message)
+            except OSError:
+                # The client has disconnected: ASGI 2.4 has servers raise OSError then.
+                is_gone = True
+                raise
+
         try:
             await self._read_bodies()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_on_disconnect, receive)
                 try:
-                    await self._respond(scope, receive, send)
-                except OSError:
-                    pass  # The client has disconnected: ASGI 2.4 has servers raise OSError then.
+                    await self._respond(scope, receive, send_or_leave)
                 except Exception as exc:
-                    # Raised below: a task group would wrap it.
-                    error = exc
+                    # Raised below: a task group would wrap it. Not an OSError of `send`, but one of the application's.
+                    error = None if is_gone and isinstance(exc, OSError) else exc
                 tasks.cancel_scope.cancel()
         finally:
             await self._frames.aclose()

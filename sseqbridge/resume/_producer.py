@@ -7,6 +7,7 @@ bounds the data that is read from the upstream and not yet written: the upstream
 |--------------------------|-----------------|-------------------------------------------------------|
 | `_stop_reason`           | the loop thread | nothing: any thread reads it, as the flag of `is_set` |
 | `is_start_called`        | any thread      | turns True once                                       |
+| `start_loop`             | the caller      | written once, before `start` is called                |
 | `_upstream`, the futures | the loop thread | no other thread reads them                            |
 | `result`                 | the loop thread | the channel is thread-safe                            |
 """
@@ -93,6 +94,8 @@ class Producer(LoopTask):
         self._log_error: LogError | None = None
         # Whether the call of `start` has begun. From then on its thread passes an upstream or an error on.
         self.is_start_called = False
+        # The caller's loop on which `start` is awaited; None in a thread.
+        self.start_loop: asyncio.AbstractEventLoop | None = None
 
     # In any thread.
 
@@ -289,6 +292,10 @@ class Producer(LoopTask):
                 return
             except Exception as exc:
                 self.fail(as_log_error(exc))
+                return
+            if self.start_loop is not None and self.start_loop.is_closed() and not self._started.done():
+                # The loop was closed, and with it the task that awaits `start` was lost.
+                self._stop(_StopReason.ABORTED)
                 return
             now = self.loop.time()
             topic = self._hub.topics.get(self._token.key)

@@ -96,6 +96,7 @@ async def acall_start(producer: Producer, start: Any) -> None:
 
     An exit that `start` raises becomes a CallbackError: raised here, it would end the caller's event loop.
     """
+    producer.start_loop = asyncio.get_running_loop()
     try:
         with CallersCode("start", passes=Exception):
             started = await loops.run_in_daemon_thread(_THREAD_NAME, _call, producer, start, discard=_discard)

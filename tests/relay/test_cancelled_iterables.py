@@ -187,15 +187,17 @@ def test_iterable_that_goes_on_with_another_stream_has_ended(relayed: Relay) -> 
 @pytest.mark.parametrize("ends_by", ["exit", "close and break"])
 def test_iterable_that_takes_the_first_of_merged_streams_is_complete(relayed: Relay, ends_by: str) -> None:
     ends: list[RelayEnd] = []
+    taken: list[Any] = []
 
     def first() -> Iterator[Any]:
         calls = {name: partial(request_sse, server.url) for name in "ab"}
         with merge(calls) as merged:
             for _, item in merged:
+                taken.append(item)
                 if ends_by != "exit":
                     merged.close()
                 break
-        yield item
+        yield from taken
 
     with SSEServer([send({"n": 1}), silence()]) as server:
         assert b"cancelled" not in relayed(first(), on_end=ends.append).rest()

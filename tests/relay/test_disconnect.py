@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -202,3 +203,33 @@ def test_flags_of_a_request_keep_their_state_once_its_response_is_closed(pair: P
     connection.close()
     assert not flag.is_set()
     assert not other.is_set()
+
+
+def test_flags_of_a_request_are_set_together(pair: Pair) -> None:
+    """A relay whose stream is ended by another flag finds its own set, and its client gone."""
+    server, connection = pair
+    environ = {"gunicorn.socket": server}
+    seldom, often = (relay.reader_left(environ, probe=probe) for probe in (1000, 1e-9))
+    assert not seldom.is_set()
+    connection.close()
+    assert often.is_set()
+    assert seldom.is_set()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_stream_that_the_flag_of_its_view_ends_is_disconnected(pair: Pair, early: bool) -> None:
+    server, connection = pair
+    environ = {"gunicorn.socket": server}
+    ends: list[Any] = []
+    with SSEServer([silence()]) as upstream:
+        cancel = relay.reader_left(environ, probe=0.01)
+        frames = relay.frames(
+            lambda: request_sse(upstream.url, cancel=cancel), environ=environ, probe=1000, early=early,
+            on_end=ends.append,
+        )
+        reading = in_thread(lambda: list(frames))
+        upstream.wait_for_request(timeout=30)
+        connection.close()
+        assert b"cancelled" not in b"".join(reading.result(30))
+        frames.close()
+    assert [end.outcome for end in ends] == ["disconnected"]

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from sseqbridge import relay
+from sseqbridge import relay, request_sse
 from sseqbridge.relay._writer import HEARTBEAT
+from sseqbridge.testing import SSEServer, send, silence
 from tests.relay.support import Relay
 from tests.support import in_thread, until
 
@@ -109,3 +110,34 @@ def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
 
     asyncio.run(main())
     assert log == ["a", "disconnected"]
+
+
+def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item() -> None:
+    calls: list[str] = []
+    began, go = threading.Event(), threading.Event()
+
+    def on_item(item: str) -> None:
+        if item == "b":
+            began.set()
+            assert go.wait(30)
+            calls.append("on_item")
+
+    def items() -> Iterator[str]:
+        yield from request_sse(server.url, decode="text").events
+
+    async def main() -> None:
+        frames = relay.aframes(
+            items(), on_item=on_item, on_end=lambda end: calls.append(end.outcome), send_timeout=0.05
+        )
+        while b"data: a" not in await anext(frames):
+            pass
+        assert await asyncio.to_thread(began.wait, 30)
+        # The client does not read on.
+        await asyncio.to_thread(server.requests[0].wait_aborted, 30)
+        go.set()
+        await asyncio.to_thread(until, lambda: len(calls) == 2)
+        await frames.aclose()
+
+    with SSEServer([send("a"), send("b"), silence()]) as server:
+        asyncio.run(main())
+    assert calls == ["on_item", "disconnected"]
