@@ -36,7 +36,7 @@ from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.decoding import Decoder
 from sseqbridge._streams.reader import ItemReader
 
-__all__ = ["ALL", "COUNT", "MARKS", "Alarm", "InMemory", "Interrupt", "interruptions", "numbers"]
+__all__ = ["ALL", "COUNT", "MARKS", "Alarm", "InMemory", "Interrupt", "interruptions", "numbers", "read_all"]
 
 PACKAGE = str(Path(sseqbridge.__file__).parent)
 PREPARING = tuple(f"{PACKAGE}/{module}" for module in ("_streams/arguments", "_http", "_checks"))
@@ -238,3 +238,16 @@ class InMemory:
 def numbers(kind: Any = EventStream, *, end: End | None = None, **options: Any) -> Any:
     """Return a stream of "0", "1" and so on, in batches. The ID of each event is its data."""
     return InMemory([ALL[:2], ALL[2:3], ALL[3:]], end).stream(kind, **options)
+
+
+def read_all(stream: Any, got: list[str], way: str) -> None:
+    """Add COUNT items of a stream to `got`. `way` is "next", "poll", "loop", "keep_open" or "collect"."""
+    if way == "collect":
+        got += stream.collect()
+    elif way in ("loop", "keep_open"):
+        for item in stream if way == "loop" else stream.keep_open():
+            got.append(item)
+            if len(got) == COUNT:
+                break
+    while len(got) < COUNT:
+        got += [stream.next(30)] if way == "next" else stream.poll()

@@ -1,4 +1,4 @@
-"""What is saved."""
+"""The model of a saved answer."""
 
 from __future__ import annotations
 

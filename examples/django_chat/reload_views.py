@@ -1,4 +1,4 @@
-"""Views whose answers survive a reload: a log keeps each answer, and goes on with it while nobody reads."""
+"""Views whose answers survive a reload: a log keeps each answer, and continues it without readers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WAIT = 1
 
 
 def _log() -> Log:
-    # An answer that nobody reads for a minute is aborted.
+    # An answer without a reader is aborted after a minute.
     if url := os.environ.get("REDIS_URL"):
         from sseqbridge.resume import RedisLog  # needs the extra `redis`
 

@@ -343,7 +343,7 @@ class BatchReader:
             yield self._batch(part, count, last_event_id, retry, passed)
         count = len(items) if is_plain else self._count(items)
         if last is not None:
-            # Not before: an owner who sees `is_done` drops what is left.
+            # Only after the parts above: the consumer drops batches that are not yet yielded once `is_done` is true.
             self.end_at(last)
             self._parsing = None
             # The position at the last event, whatever else came in the same chunk.

@@ -1,4 +1,4 @@
-"""Which bytes of a response show that its upstream is alive: in an event stream, only those that complete an event.
+"""Finds the bytes of a response that restart its idle limit: in an event stream, those that complete an event.
 
 Sans-IO: bytes in, a boolean out. The response's bytes are passed on as they came; this module only looks at them, and
 only if the time without an event is limited.

@@ -201,7 +201,7 @@ class ReconnectingExchange:
             else:
                 await anyio.sleep(self._retry.delay)
                 again = await self._attempts.send_again(self._retry.attempt)
-                # Before the first response there is nothing that the caller's `resume` function could give up.
+                # `resume`, which may return None, is not called before the first response.
                 assert again is not None
                 head = again
         except (CallbackError, ReconnectionError):

@@ -70,7 +70,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._plain: dict[tuple[str, str | None], httpx.AsyncBaseTransport] = {}
         # Last in, first out, so that surplus connections expire. The first of each deque is the oldest.
         self._idle: dict[Origin, collections.deque[HTTP11Connection]] = {}
-        # Connections in the middle of an authentication, by what connection_owner() returns: nobody else may use them.
+        # Connections in the middle of an authentication, by the result of connection_owner(): reserved for that owner.
         self._reserved: dict[tuple[object, Origin], HTTP11Connection] = {}
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._closed = False

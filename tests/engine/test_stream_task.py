@@ -69,6 +69,15 @@ def fails(*args: object, **options: object) -> Any:
     raise MemoryError("no room for a task")
 
 
+def assert_ended_by_failed_start(task: StreamTask, bridge: Bridge) -> None:
+    end = task.channel.receive(30)
+    assert isinstance(end, End)
+    assert isinstance(end.error, BridgeClosedError)
+    assert isinstance(end.error.__cause__, MemoryError)
+    task.wait_finished(30)
+    assert bridge.stats().open_streams == 0
+
+
 @pytest.mark.parametrize("reconnect", [None, AT_ONCE])
 def test_failed_start_leaves_nothing_registered(
     server: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: Any
@@ -76,12 +85,7 @@ def test_failed_start_leaves_nothing_registered(
     with Bridge() as bridge:
         monkeypatch.setattr(StreamTask, "_start_task", fails)
         task = submitted(bridge, options(url=server.url, build=BUILD, reconnect=reconnect))
-        end = task.channel.receive(30)
-        assert isinstance(end, End)
-        assert isinstance(end.error, BridgeClosedError)
-        assert isinstance(end.error.__cause__, MemoryError)
-        task.wait_finished(30)
-        assert bridge.stats().open_streams == 0
+        assert_ended_by_failed_start(task, bridge)
         monkeypatch.undo()
         with request_sse(server.url, bridge=bridge) as response:
             assert response.status == 200
@@ -92,12 +96,7 @@ def test_start_that_fails_behind_the_task_ends_it(server: SSEServer, monkeypatch
         flag = threading.Event()
         monkeypatch.setattr(LoopState, "watch", fails)
         task = submitted(bridge, options(url=server.url, build=BUILD, cancel=flag))
-        end = task.channel.receive(30)
-        assert isinstance(end, End)
-        assert isinstance(end.error, BridgeClosedError)
-        assert isinstance(end.error.__cause__, MemoryError)
-        task.wait_finished(30)
-        assert bridge.stats().open_streams == 0
+        assert_ended_by_failed_start(task, bridge)
 
 
 def test_failed_start_of_other_work_leaves_nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:

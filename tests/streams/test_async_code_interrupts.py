@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import Bridge
-from tests.interrupts import ALL, COUNT, MARKS, interruptions
+from tests.interrupts import ALL, MARKS, interruptions, read_all
 from tests.support import until
 
 pytestmark = MARKS
@@ -81,19 +81,7 @@ def test_interrupt_at_any_bytecode_of_reading_an_iteration(code: Code, way: str,
             code.check()
         return stream, []
 
-    def read(made: tuple[Any, list[str]]) -> None:
-        stream, got = made
-        if way == "collect":
-            got += stream.collect()
-        elif way in ("loop", "keep_open"):
-            for item in stream if way == "loop" else stream.keep_open():
-                got.append(item)
-                if len(got) == COUNT:
-                    break
-        while len(got) < COUNT:
-            got += [stream.next(30)] if way == "next" else stream.poll()
-
-    for (stream, got), _ in interruptions(make, read):
+    for (stream, got), _ in interruptions(make, lambda made: read_all(*made, way)):
         if stream.outcome is None:
             got.extend(stream)
         assert got == ALL or (stream.outcome == "closed" and got == ALL[: len(got)])
