@@ -57,8 +57,8 @@ class Resumption(NamedTuple):
     """A stream's position, for the connection after this one.
 
     `last_event_id` is "" if there is none, `retry` the reconnection time that the server asked for, in seconds.
-    `redirects` are the permanent redirects so far, `cookies` the cookies that the responses so far have set. `place` says
-    where the next request goes, before redirects; None: to the URL of the call.
+    `redirects` are the permanent redirects so far, `cookies` the cookies that the responses so far have set. `place`
+    says where the next request goes, before redirects; None: to the URL of the call.
     """
 
     last_event_id: str = ""
