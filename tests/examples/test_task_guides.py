@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 
 import sseqbridge
 import sseqbridge.relay
-from examples import endpoint, failures, feed, ollama, prompts, providers
+from examples import coming_from, endpoint, failures, feed, ollama, prompts, providers
 from examples.small_chat.answers import item_of
 
 # Tests, which pytest runs here.
@@ -553,6 +553,13 @@ def test_instead_of_curl(tmp_path: Path) -> None:
         ran = run_in_shell(command, tmp_path, **{OPENAI: server.url})
         assert (ran.returncode, ran.stdout) == (0, "a\n")
         assert server.requests[0].headers["content-type"] == "application/json"
+
+
+def test_program_that_reads_in_other_ways_prints_what_the_guide_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    coming_from.main()
+    printed = capsys.readouterr().out
+    assert "TruncatedStreamError" in printed
+    assert f"```text\n{printed}```\n" in (ROOT / "examples/coming-from.md").read_text()
 
 
 @example("examples/coming-from.md", "httpx-sse")
