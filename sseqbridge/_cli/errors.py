@@ -38,10 +38,10 @@ def describe(error: Exception) -> str:
     if isinstance(error, ContentTypeError):
         content_type = error.headers.get("content-type", "no Content-Type")
         if is_event_stream_type(content_type):
-            return f"the answer is {quoted(content_type)}, not JSON Lines; leave out --jsonl"
+            return f"the response is {quoted(content_type)}, not JSON Lines; leave out --jsonl"
         if is_line_type(content_type):
-            return f"the answer is {quoted(content_type)}, not text/event-stream; `sseqbridge URL --jsonl` prints it"
-        return f"the answer is {quoted(content_type)}, not a stream; --any-content-type reads it anyway"
+            return f"the response is {quoted(content_type)}, not text/event-stream; `sseqbridge URL --jsonl` prints it"
+        return f"the response is {quoted(content_type)}, not a stream; --any-content-type reads it anyway"
     if isinstance(error, ResponseError):
         return f"the upstream answered {error.status} {http.client.responses.get(error.status, '')}".rstrip()
     if isinstance(error, StreamTimeoutError):

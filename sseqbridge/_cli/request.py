@@ -178,7 +178,7 @@ def send_request(
     with contextlib.ExitStack() as stack:
         # Without a certificate check the client is httpx's own.
         insecure = stack.enter_context(Bridge(client=_insecure_client)) if arguments.insecure else None
-        request = RequestArguments(
+        arguments_of_request = RequestArguments(
             arguments.url,
             headers,
             content=body,
@@ -190,30 +190,30 @@ def send_request(
             check_content_type=not arguments.any_content_type,
             **options,
         )
-        response = pending(prepare(request, format=format), insecure)
+        request = pending(prepare(arguments_of_request, format=format), insecure)
         try:
-            response.send()
-            head = _wait_for_head(response, status)
+            request.send()
+            head = _wait_for_head(request, status)
         except BaseException as exc:
-            response.subscription.abort()
+            request.subscription.abort()
             if on_head is not None and isinstance(exc, ResponseError):
                 on_head(made_head(exc.status, exc.headers))
             raise
-        with response.response(head) as answer:
+        with request.response(head) as response:
             status.clear()
             if on_head is not None:
                 on_head(head)
-            yield answer
+            yield response
 
 
-def _wait_for_head(response: PendingResponse, status: StatusLine) -> Head:
+def _wait_for_head(request: PendingResponse, status: StatusLine) -> Head:
     while True:
         try:
-            entry = response.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)
+            entry = request.subscription.channel.receive(_TICK_SECONDS if status.is_shown else None)
         except TimeoutError:
             status.show("waiting for the response")
             continue
-        head = response.head_of(entry)
+        head = request.head_of(entry)
         if head is not None:
             return head
 

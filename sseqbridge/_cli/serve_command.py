@@ -85,7 +85,7 @@ def _with_log(script: Script) -> Script:
 
 
 def _with_cors(script: Script) -> Script:
-    """Return the script with CORS headers, and with answers to preflight requests."""
+    """Return the script with CORS headers, and with responses to preflight requests."""
     from sseqbridge.testing import respond
 
     def shared(request: ReceivedRequest) -> Iterator[Step]:

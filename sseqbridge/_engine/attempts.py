@@ -46,7 +46,7 @@ class DroppedError(Exception):
 class Attempts:
     """Holds one exchange at a time, and replaces it by the next.
 
-    `opened_at` is when the current connection was answered, on the loop's clock; None between connections.
+    `opened_at` is when the current connection got its response, on the loop's clock; None between connections.
     `drop_request` is set from drop() until the reader takes it.
     """
 
@@ -82,7 +82,7 @@ class Attempts:
             self.exchange.set_sink(put)
 
     def mark_open(self, head: Head) -> None:
-        """The current connection has been answered."""
+        """The current connection has got its response."""
         self.opened_at = anyio.current_time()
         if head.is_stream:
             self.resuming.note(self.exchange)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._http.connection import BodyStream, HTTP11Connection
     from sseqbridge._http.direct_request import DirectRequest
-    from sseqbridge._http.h1_heads import AnswerHead
+    from sseqbridge._http.h1_heads import ResponseHead
 
     from .stream_task import StreamTask
 
@@ -45,9 +45,9 @@ class DirectExchange(Exchange):
         """Return an idle connection on which `direct` can be sent; None if open() has to send the request."""
         return self._sender.reused_connection()
 
-    def take_head(self, answer: AnswerHead, body: BodyStream) -> Head | None:
+    def take_head(self, response: ResponseHead, body: BodyStream) -> Head | None:
         """Return the head of the stream; None if continue_with() and open() have to take the response."""
-        head = plain_head(answer, check_content_type=self._options.check_content_type)
+        head = plain_head(response, check_content_type=self._options.check_content_type)
         if head is not None:
             self._head, self._body = head, body
             self._reader.decoder = BodyDecoder(self._reader.slice_bytes)
@@ -102,8 +102,8 @@ class CallbackTransfer(CallbackExchange):
         self.close()
         self._exchange.close_in_callback()
 
-    def head_received(self, answer: AnswerHead, body: BodyStream) -> bool:
-        head = self._exchange.take_head(answer, body)
+    def head_received(self, response: ResponseHead, body: BodyStream) -> bool:
+        head = self._exchange.take_head(response, body)
         if head is None:
             return False
         self._stream.channel.send_silently(head)

@@ -84,7 +84,7 @@ class _Sender(ClientLease):
             response = await self._client.forward(self._request)
         except asyncio.CancelledError as exc:
             if self._client.shared and not self.is_direct:
-                await http2.abort_unanswered(exc, self._request)
+                await http2.abort_before_response(exc, self._request)
             raise
         self._received(response)
         return response

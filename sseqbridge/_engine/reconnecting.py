@@ -87,7 +87,7 @@ class ReconnectingExchange:
         self._cause: SSEError | None = None
         # The last response before the first good one, in case that no better one comes.
         self._refusal: tuple[Head, Body] | None = None
-        self._is_answered = False
+        self._has_streamed = False
         self._started_at = clock.monotonic()
         self.reconnections = 0
 
@@ -95,7 +95,7 @@ class ReconnectingExchange:
 
     @property
     def opened_at(self) -> float | None:
-        """When the current connection was answered, on the loop's clock; None between connections."""
+        """When the current connection got its response, on the loop's clock; None between connections."""
         return self._attempts.opened_at
 
     @property
@@ -240,7 +240,7 @@ class ReconnectingExchange:
 
     def _accept(self, head: Head) -> Head:
         self._retry = None
-        self._is_answered = True
+        self._has_streamed = True
         self._stage = _Stage.CONTINUES if head.is_stream else _Stage.LAST
         self._attempts.mark_open(head)
         return head
@@ -338,7 +338,7 @@ class ReconnectingExchange:
             None,
             method=options.method,
             has_body=options.has_body,
-            answered=self._is_answered,
+            has_streamed=self._has_streamed,
             has_id=self._attempts.exchange.resumption.last_event_id not in ("", options.last_event_id),
             has_place=self._attempts.resuming.has_place,
             is_place_excluded=self._attempts.resuming.is_place_excluded,

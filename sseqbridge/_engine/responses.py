@@ -24,7 +24,7 @@ from sseqbridge._sse.provider_errors import message_of, quoted
 
 if TYPE_CHECKING:
     from sseqbridge._http.connection import Sink
-    from sseqbridge._http.h1_heads import AnswerHead
+    from sseqbridge._http.h1_heads import ResponseHead
     from sseqbridge._http.media_types import Format
 
 __all__ = [
@@ -87,12 +87,12 @@ def made_head(status: int, headers: Mapping[str, str]) -> Head:
     return Head(status, httpx.Headers(headers), "HTTP/1.1")
 
 
-def plain_head(answer: AnswerHead, *, check_content_type: bool) -> Head | None:
+def plain_head(response: ResponseHead, *, check_content_type: bool) -> Head | None:
     """Return the head of a 200 whose body is an event stream as it is; None for any other response."""
-    if answer.status != 200:
+    if response.status != 200:
         return None
     types: list[bytes] = []
-    for name, value in answer.headers:
+    for name, value in response.headers:
         key = name.lower()
         if key == b"content-type":
             types.append(value)
@@ -103,7 +103,7 @@ def plain_head(answer: AnswerHead, *, check_content_type: bool) -> Head | None:
         len(types) != 1 or b"," in types[0] or types[0].partition(b";")[0].strip().lower() != b"text/event-stream"
     ):
         return None
-    return Head(200, httpx.Headers(answer.headers), f"HTTP/{answer.http_version.decode('ascii')}")
+    return Head(200, httpx.Headers(response.headers), f"HTTP/{response.http_version.decode('ascii')}")
 
 
 class Body(NamedTuple):

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Resuming"]
 
-# The headers of a response that can name where its stream is resumed, the more specific one first: of a POST's answer,
-# Location is the resource that it has created, Content-Location what the response represents.
+# The headers of a response that can name where its stream is resumed, the more specific one first. In the
+# response to a POST, Location is the resource that was created, Content-Location that which the response represents.
 # Source: RFC 9110, sections 8.7 and 10.2.2
 _PLACES = ("location", "content-location")
 
 
-class _Answer(NamedTuple):
-    """The request that was answered by an event stream last, and the headers of its response."""
+class _LastResponse(NamedTuple):
+    """The last response that was an event stream: its request, and its headers."""
 
     request: SentRequest
     headers: httpx.Headers
@@ -53,7 +53,7 @@ class Resuming:
         assert policy is not None
         self._resume = policy.resume
         self._options = options
-        self._answer: _Answer | None = None
+        self._last: _LastResponse | None = None
         # The place that a response has named, and whether `follow_redirects=False` excludes it.
         self._place: Place | None = None
         self._is_place_excluded = False
@@ -73,9 +73,9 @@ class Resuming:
         if self._resume is None or self._resume == "repeat":
             return
         request, headers = exchange.sent, exchange.headers
-        self._answer = _Answer(request, headers)
+        self._last = _LastResponse(request, headers)
         if self._resume == "get":
-            url = _named_url(self._answer)
+            url = _named_url(self._last)
             # A response without a place leaves that of an earlier one.
             if url is not None:
                 is_trusted = is_trusted_hop(request.url, url)
@@ -87,8 +87,8 @@ class Resuming:
 
         Raises CallbackError if that function raises, and UsageError if it returns what cannot be requested.
         """
-        answer = self._answer
-        if answer is None:
+        last = self._last
+        if last is None:
             return self._options, resumption
         options = self._options.without_body()
         if self._resume == "get":
@@ -97,21 +97,21 @@ class Resuming:
                 resumption = resumption._replace(place=self._place, redirects=())
             return options, resumption
         assert callable(self._resume)
-        place = await _place_of(self._resume, attempt, answer, resumption.last_event_id)
+        place = await _place_of(self._resume, attempt, last, resumption.last_event_id)
         return None if place is None else (options, resumption._replace(place=place, redirects=()))
 
 
-def _named_url(answer: _Answer) -> Any:
+def _named_url(last: _LastResponse) -> Any:
     """Return the URL that a response's headers name; None if they name none that can be requested."""
-    urls = (_joined(answer.request.url, answer.headers[name]) for name in _PLACES if name in answer.headers)
+    urls = (_joined(last.request.url, last.headers[name]) for name in _PLACES if name in last.headers)
     return next((url for url in urls if url is not None), None)
 
 
 async def _place_of(
-    resume: Callable[[Attempt], Resume | None], attempt: int, answer: _Answer, last_event_id: str
+    resume: Callable[[Attempt], Resume | None], attempt: int, last: _LastResponse, last_event_id: str
 ) -> Place | None:
     """Call the caller's function, in a thread of its own, and return its place."""
-    request = answer.request
+    request = last.request
     shown = Attempt(
         number=attempt,
         method=request.method,
@@ -119,7 +119,7 @@ async def _place_of(
         # Copies, which the function may change.
         headers=httpx.Headers(own_headers(request.headers)),
         last_event_id=last_event_id,
-        response_headers=httpx.Headers(answer.headers),
+        response_headers=httpx.Headers(last.headers),
     )
     with CallersCode("the resume function", passes=()):
         chosen = await loops.run_in_daemon_thread("sseqbridge-resume", partial(resume, shown))

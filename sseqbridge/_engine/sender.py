@@ -157,7 +157,7 @@ class RequestSender(ClientLease):
         if not is_open:
             self._direct_result = result
 
-    async def _answer(self) -> Any:
+    async def _send_request(self) -> Any:
         result, self._direct_result = self._direct_result, None
         if result is None:
             return await self._client.send(self._request, **self._send_options)
@@ -194,8 +194,8 @@ class RequestSender(ClientLease):
                 raise ProtocolError(f"{self.target}: the server switched protocols, and the request did not ask for it")
             if self._options.is_repeated or status in REDIRECT_STATUSES:
                 # Those of an auth flow first.
-                for answer in (*response.history, response):
-                    self.cookies.store(answer)
+                for each in (*response.history, response):
+                    self.cookies.store(each)
             if status not in REDIRECT_STATUSES or self._options.follow_redirects is False:
                 return response
             url = redirect_url(self._request, status, response.headers.get("location"))
@@ -212,7 +212,7 @@ class RequestSender(ClientLease):
             self.sent = SentRequest(request.method, request.url, list(request.headers.raw), self._is_trusted)
         try:
             with CallersCode(CLIENT_CODE, passes=Exception):
-                response = await self._answer()
+                response = await self._send_request()
         except CallbackError as exc:
             # httpcore raises an error of the request's body once more, "from None".
             exc.__cause__ = exc.__cause__ or original(exc.__context__ or exc)
@@ -223,7 +223,7 @@ class RequestSender(ClientLease):
             raise
         except asyncio.CancelledError as exc:
             if self._client.shared:
-                await http2.abort_unanswered(exc, self._request)
+                await http2.abort_before_response(exc, self._request)
             raise
         except Exception as exc:
             error = original(exc)

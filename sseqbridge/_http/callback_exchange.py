@@ -1,8 +1,8 @@
 """One exchange on a reused connection, in the loop's callbacks: no task, no future.
 
 Most short streams are one write and one or two reads. Where something has to be awaited, or anything is unusual, the
-subclass starts a task, which continues from there: with the answer, with the error, or within the body. All bounds are
-those of HTTP11Connection.exchange() and BodyStream.read().
+subclass starts a task, which continues from there: with the response, with the error, or within the body. All bounds
+are those of HTTP11Connection.exchange() and BodyStream.read().
 
 Runs on the event loop's thread.
 """
@@ -16,7 +16,7 @@ import httpx
 from .connection import BodyStream, HTTP11Connection, check_no_switch, response_of
 from .errors import InvalidResponseError
 from .h1_bodies import BodyReader
-from .h1_heads import AnswerHead, FinalHeadReader, HeadError
+from .h1_heads import FinalHeadReader, HeadError, ResponseHead
 
 __all__ = ["CallbackExchange"]
 
@@ -34,12 +34,12 @@ class CallbackExchange(abc.ABC):
         self._timeout = timeout
         # Of an incomplete head.
         self._head_reader: FinalHeadReader | None = None
-        self._head: AnswerHead | None = None
+        self._head: ResponseHead | None = None
         self._body: BodyStream | None = None
         self._is_over = False
 
     @abc.abstractmethod
-    def head_received(self, head: AnswerHead, body: BodyStream) -> bool:
+    def head_received(self, head: ResponseHead, body: BodyStream) -> bool:
         """Return whether the body is to be received in callbacks; else continue_with() follows."""
 
     @abc.abstractmethod
@@ -59,7 +59,7 @@ class CallbackExchange(abc.ABC):
 
     @abc.abstractmethod
     def continue_with(self, result: httpx.Response | Exception) -> None:
-        """Continue in a task: with the answer, whose body may be read in part, or with an error before the head."""
+        """Continue in a task: with the response, whose body may be read in part, or with an error before the head."""
 
     def start(self, data: bytes) -> None:
         """Send the bytes of the request."""
@@ -79,7 +79,7 @@ class CallbackExchange(abc.ABC):
         self.continue_with(response_of(self._connection, self._head, self._body))
 
     def close(self) -> None:
-        """Release the connection to the pool if the answer is complete, else close it."""
+        """Release the connection to the pool if the response is complete, else close it."""
         self._leave()
         self._connection.finish()
 
@@ -95,7 +95,7 @@ class CallbackExchange(abc.ABC):
     # The connection's receiver.
 
     def bytes_received(self, data: bytes) -> None:
-        """Take bytes of the answer."""
+        """Take bytes of the response."""
         body = self._connection.body
         if body is None:
             self._head_bytes_received(data)
@@ -125,10 +125,10 @@ class CallbackExchange(abc.ABC):
             self.data_received(data)
         self._continue(body)
 
-    def _read_head(self, data: bytes) -> tuple[AnswerHead, bytes] | None:
+    def _read_head(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         reader = self._head_reader
         if reader is None:
-            self._connection.answer_begins()
+            self._connection.response_begins()
             reader = self._head_reader = FinalHeadReader()
         head = reader.feed(data)
         return None if head is None else (head, reader.rest)
@@ -147,7 +147,7 @@ class CallbackExchange(abc.ABC):
         """Take note of the end of the connection."""
         body = self._connection.body
         if body is None:
-            self._fail(self._connection.closed_before_answer())
+            self._fail(self._connection.closed_before_response())
         elif body.complete:
             self.body_completed()
         else:

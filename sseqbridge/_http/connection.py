@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection for httpx: requests are written to it, answers are read from it, one at a time.
+"""One HTTP/1.1 connection for httpx: requests are written to it, responses are read from it, one at a time.
 
 Runs on the event loop's thread. Body bytes can be passed to a callback (`Sink`) in the very iteration of the
 loop in which they arrive, so that an event costs no task switch. The bytes themselves are interpreted by
@@ -18,7 +18,7 @@ from sseqbridge._runtime import fork, sockets
 
 from .errors import ConnectionClosed, InvalidResponseError, ReusedConnectionClosed
 from .h1_bodies import BodyReader, body_reader
-from .h1_heads import AnswerHead, FinalHeadReader, HeadError
+from .h1_heads import FinalHeadReader, HeadError, ResponseHead
 from .network_stream import InputState, NetworkStream
 from .origin import Origin
 from .outgoing import SENT, Outgoing, OutgoingRequest
@@ -49,7 +49,7 @@ class ConnectionState(enum.Enum):
     """What a connection is used for; see HTTP11Connection."""
 
     NEW = enum.auto()
-    AWAITING_ANSWER = enum.auto()
+    AWAITING_RESPONSE = enum.auto()
     READING_HEAD = enum.auto()
     READING_BODY = enum.auto()
     IDLE = enum.auto()
@@ -80,18 +80,18 @@ class Receiver(Protocol):
 
 
 class HTTP11Connection(NetworkStream):
-    """A connection that exchanges one request and one answer at a time, read by one coroutine, or in callbacks.
+    """A connection that exchanges one request and one response at a time, read by one coroutine, or in callbacks.
 
-    | state           | meaning                                             | next, and by what                      |
-    |-----------------|-----------------------------------------------------|----------------------------------------|
-    | NEW             | connecting, or TLS handshake                        | AWAITING_ANSWER: exchange()            |
-    | AWAITING_ANSWER | the request is written, no byte of the answer came  | READING_HEAD: the first byte           |
-    | READING_HEAD    | interim answers, and the head                       | READING_BODY: the end of the head      |
-    | READING_BODY    | the BodyStream is not closed                        | IDLE: finish(), if it may be reused    |
-    | IDLE            | in the pool; every byte and the end close it        | AWAITING_ANSWER: exchange()            |
-    | CLOSED          | abort(), which is allowed in every state            |                                        |
+    | state             | meaning                                              | next, and by what                   |
+    |-------------------|------------------------------------------------------|-------------------------------------|
+    | NEW               | connecting, or TLS handshake                         | AWAITING_RESPONSE: exchange()       |
+    | AWAITING_RESPONSE | the request is written, no byte of the response came | READING_HEAD: the first byte        |
+    | READING_HEAD      | interim responses, and the head                      | READING_BODY: the end of the head   |
+    | READING_BODY      | the BodyStream is not closed                         | IDLE: finish(), if it may be reused |
+    | IDLE              | in the pool; every byte and the end close it         | AWAITING_RESPONSE: exchange()       |
+    | CLOSED            | abort(), which is allowed in every state             |                                     |
 
-    An answer may begin before the request is written completely, so sending is no state of its own. The socket may
+    A response may begin before the request is written completely, so sending is no state of its own. The socket may
     end before the received bytes are read: `NetworkStream.input` is independent of the state, and so is the flow
     control of reading and writing.
     """
@@ -100,7 +100,7 @@ class HTTP11Connection(NetworkStream):
         super().__init__(loop, pool.buffer)
         self.origin = origin
         self.state = ConnectionState.NEW
-        # Reads the body of the current answer; None before its head has been read, and between answers.
+        # Reads the body of the current response; None before its head has been read, and between responses.
         self.body: BodyReader | None = None
         self._pool = pool
         # Whether request and head of the current exchange allow another one on the connection.
@@ -161,7 +161,7 @@ class HTTP11Connection(NetworkStream):
         if self.state in (ConnectionState.IDLE, ConnectionState.CLOSED):
             self.abort()
             return
-        if self.state is ConnectionState.AWAITING_ANSWER:
+        if self.state is ConnectionState.AWAITING_RESPONSE:
             self.state = ConnectionState.READING_HEAD
         self._store(data)
 
@@ -196,13 +196,13 @@ class HTTP11Connection(NetworkStream):
     # One exchange.
 
     async def exchange(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> httpx.Response:
-        """Send a request and return its answer, whose body is still to be read.
+        """Send a request and return its response, whose body is still to be read.
 
-        The connection is closed if this raises. Raises ReusedConnectionClosed if an earlier request was answered
-        on the connection and the peer closes it before any byte of this answer.
+        The connection is closed if this raises. Raises ReusedConnectionClosed if the connection has served an earlier
+        request, and the peer closes it before any byte of this response.
         """
         is_reused = self.state is ConnectionState.IDLE
-        self.state = ConnectionState.AWAITING_ANSWER
+        self.state = ConnectionState.AWAITING_RESPONSE
         self._is_sink_full = False
         try:
             outgoing = self._outgoing = OutgoingRequest(self, request, timeouts.get("write"))
@@ -223,10 +223,10 @@ class HTTP11Connection(NetworkStream):
                 body.end(abruptly=self.ended_abruptly)
             return response_of(self, head, BodyStream(self, timeouts.get("read")))
         except BaseException as exc:
-            was_unanswered = self._has_ended_unanswered()
+            had_no_response = self._has_ended_without_response()
             self.abort()
             await self.stop_sending()
-            if is_reused and was_unanswered and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
+            if is_reused and had_no_response and isinstance(exc, (httpx.ReadError, httpx.RemoteProtocolError)):
                 raise _closed_when_reused() from exc
             raise
 
@@ -236,13 +236,13 @@ class HTTP11Connection(NetworkStream):
         if outgoing is not None:
             await outgoing.wait_stopped()
 
-    def _has_ended_unanswered(self) -> bool:
-        return self.state is ConnectionState.AWAITING_ANSWER and self.input is not InputState.OPEN
+    def _has_ended_without_response(self) -> bool:
+        return self.state is ConnectionState.AWAITING_RESPONSE and self.input is not InputState.OPEN
 
-    async def _read_head(self, timeout: float | None, outgoing: OutgoingRequest) -> tuple[AnswerHead, bytes]:
-        """Return the head of the final answer, and the bytes after it. Interim answers are skipped.
+    async def _read_head(self, timeout: float | None, outgoing: OutgoingRequest) -> tuple[ResponseHead, bytes]:
+        """Return the head of the final response, and the bytes after it. Interim responses are skipped.
 
-        The time limit begins when the request is sent. Raises the error of the sending if there is no answer yet.
+        The time limit begins when the request is sent. Raises the error of the sending if there is no response yet.
         """
         reader = FinalHeadReader()
         data = b""
@@ -260,12 +260,12 @@ class HTTP11Connection(NetworkStream):
             if outgoing.error is not None:
                 raise outgoing.error
             if self.input is not InputState.OPEN:
-                raise _closed_without_answer()
+                raise _closed_without_response()
             await self.wait(None if outgoing.is_under_way else timeout)
         return self._take_unread()
 
-    def begin_body(self, method: str, head: AnswerHead) -> BodyReader:
-        """Take note of the answer's head, and return the reader of its body."""
+    def begin_body(self, method: str, head: ResponseHead) -> BodyReader:
+        """Take note of the response's head, and return the reader of its body."""
         self.state = ConnectionState.READING_BODY
         self._keeps_alive = head.framing.keeps_alive and head.status != 101
         length, is_chunked = head.framing.length, head.framing.is_chunked
@@ -302,7 +302,7 @@ class HTTP11Connection(NetworkStream):
         return self.body is not None and self.body.complete and not self._unread
 
     def finish(self) -> None:
-        """End the exchange: release the connection to the pool if the answer is complete, else close it."""
+        """End the exchange: release the connection to the pool if the response is complete, else close it."""
         body, is_sent = self.body, self._outgoing is not None and self._outgoing.is_complete
         if not (self._keeps_alive and is_sent and body and body.complete and not body.rest) or self.is_down():
             self.abort()
@@ -322,7 +322,7 @@ class HTTP11Connection(NetworkStream):
 
         The request must allow another one on the connection. Raises httpx.WriteError.
         """
-        self.state = ConnectionState.AWAITING_ANSWER
+        self.state = ConnectionState.AWAITING_RESPONSE
         self._is_sink_full = False
         self._outgoing = SENT
         self._is_reserved = False
@@ -330,8 +330,8 @@ class HTTP11Connection(NetworkStream):
         self.limit_silence(timeout)
         self.write_at_once(data)
 
-    def answer_begins(self) -> None:
-        """Take note of the first byte of the answer."""
+    def response_begins(self) -> None:
+        """Take note of the first byte of the response."""
         self.state = ConnectionState.READING_HEAD
 
     def end_callbacks(self, rest: bytes = b"") -> None:
@@ -341,10 +341,10 @@ class HTTP11Connection(NetworkStream):
         if rest:
             self.bytes_received(rest)
 
-    def closed_before_answer(self) -> Exception:
+    def closed_before_response(self) -> Exception:
         """Return the error for an exchange whose connection has ended before the head."""
-        error = self.error or _closed_without_answer()
-        if self._has_ended_unanswered():
+        error = self.error or _closed_without_response()
+        if self._has_ended_without_response():
             closed = _closed_when_reused()
             closed.__cause__ = error
             return closed
@@ -360,7 +360,7 @@ class HTTP11Connection(NetworkStream):
             connection = self.transport.get_extra_info("socket")
             # A fake connection has no socket.
             self._read_check = _nothing if connection is None else sockets.read_check(connection.fileno())
-        # Bytes in the socket, which the loop has not read yet, are the peer's end or an answer to no request.
+        # Bytes in the socket, which the loop has not read yet, are the peer's end or a response to no request.
         return not self._read_check()
 
     def abort(self) -> None:
@@ -380,8 +380,8 @@ def _nothing() -> None:
     pass
 
 
-def response_of(connection: HTTP11Connection, head: AnswerHead, body: BodyStream) -> httpx.Response:
-    """Return an answer whose body is still to be read."""
+def response_of(connection: HTTP11Connection, head: ResponseHead, body: BodyStream) -> httpx.Response:
+    """Return a response whose body is still to be read."""
     return httpx.Response(
         head.status,
         headers=head.headers,
@@ -395,13 +395,13 @@ def response_of(connection: HTTP11Connection, head: AnswerHead, body: BodyStream
     )
 
 
-def check_no_switch(head: AnswerHead) -> None:
+def check_no_switch(head: ResponseHead) -> None:
     """Raise InvalidResponseError for a 101."""
     if head.status == 101:
         raise InvalidResponseError("the server switched protocols, and the request did not ask for it")
 
 
-def _closed_without_answer() -> ConnectionClosed:
+def _closed_without_response() -> ConnectionClosed:
     return ConnectionClosed("Server disconnected without sending a response.")
 
 
@@ -410,7 +410,7 @@ def _closed_when_reused() -> ReusedConnectionClosed:
 
 
 class BodyStream(httpx.AsyncByteStream):
-    """The body of one answer, read by one coroutine, from its head to its end or `aclose()`."""
+    """The body of one response, read by one coroutine, from its head to its end or `aclose()`."""
 
     def __init__(self, connection: HTTP11Connection, timeout: float | None) -> None:
         self._connection: HTTP11Connection | None = connection
@@ -441,5 +441,5 @@ class BodyStream(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.finish()
-            # An early answer may be closed while the body of the request is still being produced.
+            # An early response may be closed while the body of the request is still being produced.
             await connection.stop_sending()

@@ -106,7 +106,7 @@ def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
         return _Inflater(size, _WINDOW_BITS[codings[0]])
     if codings:
         raise ProtocolError(
-            f"the answer's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
+            f"the response's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
             'Ask for one of them with headers={"Accept-Encoding": "identity"}.'
         )
     logger.debug("Content-Encoding %r is no registered coding: the body is read as it is", name)

@@ -46,7 +46,7 @@ class CallCookies:
             return
         if key not in self._jars:
             self._jars[key] = url, http.cookiejar.CookieJar(_Policy(url, self))
-        self._jars[key][1].extract_cookies(_Answer(response), _request_to(url))  # type: ignore[arg-type]
+        self._jars[key][1].extract_cookies(_SetCookies(response), _request_to(url))  # type: ignore[arg-type]
 
     @property
     def count(self) -> int:
@@ -95,8 +95,8 @@ class _Policy(http.cookiejar.DefaultCookiePolicy):
         return bool(super().return_ok(cookie, request))
 
 
-class _Answer:
-    """A response, as http.cookiejar reads it."""
+class _SetCookies:
+    """The Set-Cookie headers of a response, as http.cookiejar reads them."""
 
     def __init__(self, response: Any) -> None:
         self._headers = response.headers.raw

@@ -40,7 +40,7 @@ __all__ = [
     "translate",
 ]
 
-# Where the caller's code may run between a request and the end of its answer.
+# Where the caller's code may run between a request and the end of its response.
 CLIENT_CODE = "the HTTP client, its transport, hooks or auth"
 
 _HTTPCORE = frozenset({"httpcore", "httpcore2"})
@@ -55,11 +55,11 @@ class InvalidResponseError(httpx.RemoteProtocolError):
 
 
 class ConnectionClosed(httpx.RemoteProtocolError):
-    """The peer closed the connection before the end of the answer."""
+    """The peer closed the connection before the end of the response."""
 
 
 class ReusedConnectionClosed(httpx.RemoteProtocolError):
-    """The peer closed a connection that had served an earlier request, and sent no byte of an answer.
+    """The peer closed a connection that had served an earlier request, and sent no byte of a response.
 
     The peer may have handled the request all the same: no client can know.
     """
@@ -68,7 +68,7 @@ class ReusedConnectionClosed(httpx.RemoteProtocolError):
 class FailedRequest(NamedTuple):
     """The request that an error of a transport belongs to.
 
-    `package` is httpx or httpx2. `has_head` says that the answer's head was received, `runs_callers_code` that
+    `package` is httpx or httpx2. `has_head` says that the response's head was received, `runs_callers_code` that
     code of the caller's may have raised the error.
     """
 
@@ -145,10 +145,10 @@ def _translated_protocol_error(exc: BaseException, request: FailedRequest) -> SS
         return TruncatedStreamError(f"{target}: the connection was closed in mid-stream")
     if isinstance(exc, ReusedConnectionClosed):
         return ReadError(
-            f"{target}: the connection, kept from an earlier request, was closed before an answer came; "
+            f"{target}: the connection, kept from an earlier request, was closed before a response came; "
             f"this {request.method} may be at work all the same, and is not sent again"
         )
-    return ReadError(f"{target}: the connection was closed before an answer came")
+    return ReadError(f"{target}: the connection was closed before a response came")
 
 
 def is_closed_by_peer(exc: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Sans-IO heads of HTTP/1.1 messages: write the head of a request, read the head of an answer (RFC 9112).
+"""Sans-IO heads of HTTP/1.1 messages: write the head of a request, read the head of a response (RFC 9112).
 
 The reader is lenient like curl and browsers where a fault cannot change where the body ends: lines may end in LF
 alone, fields may be folded, up to two empty lines may come first, and a line that is not a field is skipped. It is
@@ -20,12 +20,12 @@ from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
 
 __all__ = [
     "MAX_HEAD_BYTES",
-    "AnswerHead",
     "FinalHeadReader",
     "Framing",
     "HeadError",
     "HeadReader",
     "Headers",
+    "ResponseHead",
     "framing_of",
     "write_head",
 ]
@@ -33,8 +33,8 @@ __all__ = [
 # The longest head that is read: httpcore's limit.
 MAX_HEAD_BYTES = 100 * 1024
 
-# The most interim answers (1xx): a server sends one or two.
-_MAX_INTERIM_ANSWERS = 100
+# The most interim responses (1xx): a server sends one or two.
+_MAX_INTERIM_RESPONSES = 100
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -54,8 +54,8 @@ _STATUS_LINE = re.compile(rb"HTTP/([0-9]\.[0-9]) ([0-9]{3})(?: ([^\x00\n\x0b\x0c
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
-# Lines that most answers of a server have in common, by their bytes, and their fields: none can hold a secret. Bounded;
-# each step is atomic, and any thread would add the same entry.
+# Lines that most responses of a server have in common, by their bytes, and their fields: none can hold a secret.
+# Bounded; each step is atomic, and any thread would add the same entry.
 _COMMON_FIELDS = frozenset(
     {b"cache-control", b"connection", b"content-type", b"server", b"transfer-encoding", b"vary", b"x-accel-buffering"}
 )
@@ -65,7 +65,7 @@ _known_fields: dict[bytes, tuple[bytes, bytes]] = {}
 
 
 class HeadError(Exception):
-    """A head that cannot be sent, or bytes that are not the head of an HTTP/1.1 answer."""
+    """A head that cannot be sent, or bytes that are not the head of an HTTP/1.1 response."""
 
 
 def write_head(method: bytes, target: bytes, headers: Headers) -> bytes:
@@ -96,8 +96,8 @@ class Framing(NamedTuple):
     keeps_alive: bool
 
 
-class AnswerHead(NamedTuple):
-    """An answer's head: `http_version` is b"1.0" or b"1.1", `headers` are the fields as they were sent."""
+class ResponseHead(NamedTuple):
+    """A response's head: `http_version` is b"1.0" or b"1.1", `headers` are the fields as they were sent."""
 
     http_version: bytes
     status: int
@@ -119,10 +119,10 @@ class HeadReader:
         """The bytes after the last head that was read."""
         return bytes(self._data)
 
-    def feed(self, data: bytes) -> AnswerHead | None:
+    def feed(self, data: bytes) -> ResponseHead | None:
         """Return the next head, None while it is incomplete.
 
-        Raises HeadError if the bytes are not the head of an answer, or longer than MAX_HEAD_BYTES.
+        Raises HeadError if the bytes are not the head of a response, or longer than MAX_HEAD_BYTES.
         """
         self._data += data
         start = self._after_empty_lines() if self._data and self._data[0] <= 0x20 else 0
@@ -149,29 +149,29 @@ class HeadReader:
         # A CR at the end of the data may be the first half of another empty line.
         if not following or following[0] > 0x20 or (following == b"\r" and match[0].count(b"\n") < 2):
             return start
-        raise HeadError("an answer must begin with its status line, got a blank, a control character or empty lines")
+        raise HeadError("a response must begin with its status line, got a blank, a control character or empty lines")
 
 
 class FinalHeadReader(HeadReader):
-    """A HeadReader that skips interim answers (1xx)."""
+    """A HeadReader that skips interim responses (1xx)."""
 
     _interim = 0
 
-    def feed(self, data: bytes) -> AnswerHead | None:
-        """Return the head of the final answer, or of a 101; None while it is incomplete.
+    def feed(self, data: bytes) -> ResponseHead | None:
+        """Return the head of the final response, or of a 101; None while it is incomplete.
 
-        Raises HeadError, also for too many interim answers.
+        Raises HeadError, also for too many interim responses.
         """
         head = super().feed(data)
         while head is not None and head.status < 200 and head.status != 101:
             self._interim += 1
-            if self._interim > _MAX_INTERIM_ANSWERS:
-                raise HeadError(f"the server sent more than {_MAX_INTERIM_ANSWERS} interim answers")
+            if self._interim > _MAX_INTERIM_RESPONSES:
+                raise HeadError(f"the server sent more than {_MAX_INTERIM_RESPONSES} interim responses")
             head = super().feed(b"")
         return head
 
 
-def _head(data: bytes) -> AnswerHead:
+def _head(data: bytes) -> ResponseHead:
     first, *lines = data.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n")
     status_line = _STATUS_LINE.fullmatch(first)
     if status_line is None:
@@ -184,7 +184,7 @@ def _head(data: bytes) -> AnswerHead:
     framing = framing_of(headers, is_received=True)
     if version < b"1.1":
         framing = framing._replace(keeps_alive=False)
-    return AnswerHead(version, int(status), reason or b"", headers, framing)
+    return ResponseHead(version, int(status), reason or b"", headers, framing)
 
 
 def _unfolded(lines: list[bytes]) -> list[bytes]:

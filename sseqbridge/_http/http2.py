@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["abort_unanswered", "reset_stream"]
+__all__ = ["abort_before_response", "reset_stream"]
 
 # The error code CANCEL (RFC 9113, section 7).
 _CANCEL = 8
@@ -32,7 +32,7 @@ async def reset_stream(response: Any) -> bool:
     return True
 
 
-async def abort_unanswered(error: BaseException, request: Any) -> None:
+async def abort_before_response(error: BaseException, request: Any) -> None:
     """Close the stream of a request that was cancelled by `error` before its response, if it was sent over HTTP/2.
 
     Nothing but the error's traceback leads to the connection.

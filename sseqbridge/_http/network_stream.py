@@ -32,7 +32,7 @@ READ_BYTES = 64 * 1024 if sys.platform == "win32" else 256 * 1024
 # The size of one write to the loop.
 _WRITE_BYTES = 64 * 1024
 
-# The most TLS protocol answers (such as key updates) that may wait to be sent: far more than a request leaves.
+# The most TLS protocol replies (such as key updates) that may wait to be sent: far more than a request leaves.
 _MAX_UNSENT_TLS_BYTES = 1024 * 1024
 
 # asyncio's names of what httpx names otherwise.
@@ -158,18 +158,18 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     def _receive_encrypted(self, tls: TlsSession, data: bytes) -> None:
         was_established = tls.is_established
         data = tls.receive(data)
-        # The next part of the handshake, an alert, or the answer to a key update.
-        if (answer := tls.to_send()) and not self.transport.is_closing():
-            self.transport.write(answer)
+        # The next part of the handshake, an alert, or the reply to a key update.
+        if (reply := tls.to_send()) and not self.transport.is_closing():
+            self.transport.write(reply)
         # Before the end of the connection is reported: these bytes came first.
         if data:
-            # Only here: TLS protocol messages are no bytes of an answer, and extend no time limit.
+            # Only here: TLS protocol messages are no bytes of a response, and extend no time limit.
             self._last_received_at = self.loop.time()
             self.bytes_received(data)
         if tls.ended or tls.error is not None:
             self._end_input(InputState.ENDED, tls.error)
-        elif answer and self.transport.get_write_buffer_size() > _MAX_UNSENT_TLS_BYTES:
-            error = "the server requests TLS answers and does not read them"
+        elif reply and self.transport.get_write_buffer_size() > _MAX_UNSENT_TLS_BYTES:
+            error = "the server requests TLS replies and does not read them"
             self._end_input(InputState.ENDED, ConnectionFailedError(errno.ECONNABORTED, error))
             self.abort_transport()
         elif not was_established:
@@ -278,7 +278,7 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     async def write(self, data: Bytes, timeout: float | None) -> bool:
         """Write `data`, waiting while the transport's buffer is full. Return False if the input has ended.
 
-        The peer may have answered before it closed the connection, so its end is no error here. Raises
+        The peer may have responded before it closed the connection, so its end is no error here. Raises
         httpx.WriteTimeout after `timeout` seconds in which the peer took no bytes, httpx.WriteError if TLS
         cannot send.
         """

@@ -107,7 +107,7 @@ def unframed_body_error(body: bytes) -> SSEError:
         if payload is not None:
             return upstream_error(payload, None)
     return ProtocolError(
-        "the answer's body is no event stream, since it has no field of that format and no comment: "
+        "the response's body is no event stream, since it has no field of that format and no comment: "
         f'"{quoted(text, _MAX_QUOTED_BODY)}"'
     )
 

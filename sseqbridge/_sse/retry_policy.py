@@ -31,7 +31,7 @@ _NOT_SENT_AGAIN = (
     'ReconnectionPolicy(resume="get") asks for the rest by GET, resume="repeat" sends the request again'
 )
 _NOTHING_TO_RESUME = (
-    "the answer delivered no event ID, and no Location or Content-Location, from which a GET could continue it"
+    "the response delivered no event ID, and no Location or Content-Location, from which a GET could continue it"
 )
 
 _PLACE_EXCLUDED = (
@@ -58,7 +58,7 @@ class Drop(NamedTuple):
     opened. `events`: how many events it delivered. `retry`: the stream's reconnection time, and
     `retry_after`: the delay of a Retry-After header, in seconds.
 
-    The request and the whole stream so far: its `method`; `has_body`; `answered`: any response was an
+    The request and the whole stream so far: its `method`; `has_body`; `has_streamed`: any response was an
     event stream; `has_id`: the server has sent an ID to resume from; `has_place`: a response has named
     the URL to resume at; `is_place_excluded`: that is at another origin, and no redirects are followed.
     """
@@ -71,7 +71,7 @@ class Drop(NamedTuple):
     retry_after: float | None = None
     method: str = "GET"
     has_body: bool = False
-    answered: bool = True
+    has_streamed: bool = True
     has_id: bool = False
     has_place: bool = False
     is_place_excluded: bool = False
@@ -207,7 +207,7 @@ class ReconnectionPolicy:
 
         For use within the package. Raises nothing.
         """
-        if not drop.answered:
+        if not drop.has_streamed:
             return None
         if self.resume is None:
             return _NOT_SENT_AGAIN if drop.has_body else None
@@ -233,7 +233,7 @@ class ReconnectionPolicy:
             return is_plain_get if self.on_eof is None else self.on_eof
         if isinstance(cause, StatusError):
             return cause.status in self.statuses
-        if drop.has_body and not drop.answered:
+        if drop.has_body and not drop.has_streamed:
             # The server may be processing the request. Only a failed connect proves that it never received it.
             return isinstance(cause, ConnectError) or getattr(cause, "which", "") == "connect"
         if isinstance(cause, StreamTimeoutError):

@@ -87,7 +87,7 @@ class SSEClient(Immutable, Generic[T]):
     again after a timeout or error of a request that was sent, nor in mid-stream. `total` includes the delays. Not
     together with `reconnect`.
 
-    `format` is "sse", or "jsonl" for answers of JSON Lines: see request_jsonl, also for the options that have no
+    `format` is "sse", or "jsonl" for responses of JSON Lines: see request_jsonl, also for the options that have no
     meaning for them.
 
     `decode` and `comments` select the type of the items. `auth`, `dialect`, `done`, `require_done`, `error_events`,

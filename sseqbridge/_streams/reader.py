@@ -383,7 +383,7 @@ class ItemReader(StreamOwner[T]):
             self._claims.discard(claim)
 
     def refusal(self, timeout: float | None = None) -> StatusError | None:
-        """Return the StatusError of an error answer with its body; None if `timeout` elapsed first."""
+        """Return the StatusError of an error response with its body; None if `timeout` elapsed first."""
         if self.cursor.lacks_body:
             try:
                 self._claimed(self._receive, timeout)

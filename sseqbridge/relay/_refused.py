@@ -1,4 +1,4 @@
-"""Answers of an upstream that a relay does not forward as a stream: refusals, and a 204, after which nothing follows.
+"""Responses of an upstream that a relay does not forward as a stream: refusals, and a 204, after which nothing follows.
 
 Called in the thread or coroutine that reads the relay.
 """
@@ -15,7 +15,7 @@ __all__ = ["arefusal", "is_refusal", "refusal", "refused_reader"]
 
 
 def refused_reader(reader: ItemReader[Any]) -> ItemReader[Any] | None:
-    """Return the reader of an answer that is not forwarded as a stream, None for all others.
+    """Return the reader of a response that is not forwarded as a stream, None for all others.
 
     A 205 has no body (RFC 9110, 15.3.6), whatever its type says.
     """
@@ -24,7 +24,7 @@ def refused_reader(reader: ItemReader[Any]) -> ItemReader[Any] | None:
 
 
 def is_refusal(refused: ItemReader[Any] | None) -> bool:
-    """Whether an answer that is not forwarded is a refusal, and no 204."""
+    """Whether a response that is not forwarded is a refusal, and no 204."""
     return refused is not None and refused.cursor.head.status != 204
 
 

@@ -242,7 +242,7 @@ def _status(status: object) -> int:
 
 
 def _passive_body(error: StatusError) -> tuple[str, bytes]:
-    """Return the type and body of an answer, as a type that no browser runs."""
+    """Return the type and body of a response, as a type that no browser runs."""
     content_type, _, parameters = error.headers.get("content-type", "").partition(";")
     content_type = content_type.strip().lower()
     if content_type == "text/event-stream":

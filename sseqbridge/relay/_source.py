@@ -56,7 +56,7 @@ class BaseSource(Protocol):
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        """The reader of an upstream's answer that is no event stream; None for all others."""
+        """The reader of an upstream's response that is no event stream; None for all others."""
 
     def end(self) -> bytes:
         """Return the frame that follows the last one."""

@@ -71,7 +71,7 @@ class Upstream:
 
     @property
     def refused(self) -> ItemReader[Any] | None:
-        """The reader of an upstream's answer that is no event stream; None for all others."""
+        """The reader of an upstream's response that is no event stream; None for all others."""
         return None if self._reader is None else refused_reader(self._reader)
 
     def check_synchronous(self) -> None:

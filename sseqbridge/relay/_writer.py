@@ -33,10 +33,10 @@ _MESSAGES = {
     "ReadError": "the connection to the upstream broke",
     "TruncatedStreamError": "the upstream's stream was cut off",
     "ReconnectionError": "the upstream's stream was cut off",
-    "ProtocolError": "the upstream's answer could not be read",
+    "ProtocolError": "the upstream's response could not be read",
     "StreamTimeoutError": "the upstream took too long",
     "BufferLimitError": "the upstream sent an event that is too large",
-    "ContentTypeError": "the upstream's answer is no event stream",
+    "ContentTypeError": "the upstream's response is no event stream",
     "DecodeError": "the upstream sent data that could not be decoded",
     "StatusError": "the upstream refused the request",
     "UpstreamError": "the upstream reported an error",
@@ -140,7 +140,7 @@ class Writer:
         if self._error is None:
             error = error if isinstance(error, SSEError) else upstream_error_of(error) or error
             if isinstance(error, BridgeClosedError):
-                # More ends than the answer: the client may connect again.
+                # The server ends, and not the stream alone: the client may connect again.
                 return shutdown_notice()
             return encode(_error_event(error, quotes_body=self._quotes_body))
         # An exit of the function would end the server.

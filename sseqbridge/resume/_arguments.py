@@ -118,7 +118,7 @@ def prepare_open(arguments: OpenArguments) -> PreparedOpen:
     # The producer's dialect has ended the stream; the reader's own says what its events are.
     rules = event_rules(arguments.dialect, None, is_json=arguments.decode == "json")
     decoder = Decoder(arguments.decode, None, arguments.error_events, rules)
-    # The body of an error answer is part of the StatusError, and no item.
+    # The body of an error response is part of the StatusError, and no item.
     decoder.gives_body = False
     if start is not None:
         check_start(start)

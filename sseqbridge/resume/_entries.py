@@ -193,7 +193,7 @@ class Entry:
         return self._checked(lambda: _payloads.load_error(json.loads(self.fields[ERROR])))
 
     def refusal(self) -> tuple[Head, Body] | SSEError:
-        """Return the upstream's error answer, or the error in place of an answer, for the kind REFUSED."""
+        """Return the upstream's error response, or the error in place of a response, for the kind REFUSED."""
         return self._checked(lambda: _payloads.load_refusal(json.loads(self.fields[REFUSED])))
 
 
@@ -248,10 +248,10 @@ def error_fields(error: BaseException) -> dict[str, str]:
 
 
 def refusal_fields(head: Head, body: Body) -> dict[str, str]:
-    """Return the fields of the entry for an upstream's answer with a status other than 200."""
+    """Return the fields of the entry for an upstream's response with a status other than 200."""
     return _versioned({REFUSED: json.dumps(_payloads.dump_refusal(head, body))})
 
 
 def failure_fields(error: SSEError) -> dict[str, str]:
-    """Return the fields of the entry for a request without an answer."""
+    """Return the fields of the entry for a request without a response."""
     return _versioned({REFUSED: json.dumps({"error": _payloads.dump_error(error)})})

@@ -1,4 +1,4 @@
-"""Errors and error answers as JSON values in entries, and the checks of every value that is read back.
+"""Errors and error responses as JSON values in entries, and the checks of every value that is read back.
 
 Plain functions of their arguments. The readers of single values raise TypeError, ValueError or KeyError
 for a wrong value; `Entry` turns these into a LogError.
@@ -30,7 +30,7 @@ __all__ = ["dump_error", "dump_refusal", "load_error", "load_refusal", "one_of",
 
 S = TypeVar("S", bound=str)
 
-# The headers of an error answer that relays forward.
+# The headers of an error response that relays forward.
 _KEPT_HEADERS = ("content-type", "retry-after")
 # Above every number that this library writes.
 _NUMBER_LIMIT = 2**53
@@ -67,7 +67,7 @@ def load_error(fields: Any) -> SSEError:
 
 
 def dump_refusal(head: Head, body: Body) -> dict[str, Any]:
-    """Return the JSON form of an error answer."""
+    """Return the JSON form of an error response."""
     fields: dict[str, Any] = {
         "status": head.status,
         "headers": _kept(head.headers),
@@ -79,7 +79,7 @@ def dump_refusal(head: Head, body: Body) -> dict[str, Any]:
 
 
 def load_refusal(fields: Any) -> tuple[Head, Body] | SSEError:
-    """Return the error answer, or the error in place of an answer."""
+    """Return the error response, or the error in place of a response."""
     error = load_error(fields["error"]) if "error" in fields else None
     if error is not None and "status" not in fields:
         return error

@@ -1,6 +1,6 @@
 """The interface of a log's store, its values, and the settings of a log.
 
-All coroutines of a store run on one event loop. Each call is idempotent: it may be repeated if its answer
+All coroutines of a store run on one event loop. Each call is idempotent: it may be repeated if its reply
 was lost, and has no second effect.
 """
 
@@ -155,7 +155,7 @@ class MissingLease(NamedTuple):
 
     def longest_ttl(self, now: float, settings: LogSettings) -> int:
         """Return the longest TTL that the fence can have now if the lease was not renewed since."""
-        # Without the slack, the time between the store's answers would have to be exact.
+        # Without the slack, the time between the store's replies would have to be exact.
         slack = settings.renewal_interval / 4
         return round(self.fence_ttl - 1000 * (now - self.since - slack))
 

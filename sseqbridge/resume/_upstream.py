@@ -90,7 +90,7 @@ class Upstream(abc.ABC):
 
     @abc.abstractmethod
     async def refusal(self) -> tuple[dict[str, str], StatusError] | None:
-        """Return the fields and the error of an answer that is not an event stream; None for an event stream."""
+        """Return the fields and the error of a response that is not an event stream; None for an event stream."""
 
     @abc.abstractmethod
     async def gather(self) -> list[dict[str, str]]:
@@ -139,7 +139,7 @@ class StreamUpstream(Upstream):
         return refusal_fields(head, body), status_error(self._detached.subscription.target, head, body)
 
     async def _body(self) -> Body:
-        """Return the body of an answer that is not an event stream, as far as it arrived."""
+        """Return the body of a response that is not an event stream, as far as it arrived."""
         if self._detached.body is not None:
             return self._detached.body
         entry = await self._channel.areceive()

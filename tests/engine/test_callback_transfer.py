@@ -14,7 +14,7 @@ from sseqbridge._engine.callback_transfer import DirectExchange
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, silence
 from tests.clock import FakeClock
-from tests.engine.answers import Answer, AnswerServer
+from tests.engine.byte_server import ByteServer, Pieces
 from tests.engine.reconnecting import UNLIMITED
 from tests.requesters import Requester, Response
 from tests.support import HAS_OWN_TRANSPORT, until
@@ -41,7 +41,7 @@ OTHER = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Le
 JSON_TYPE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 
-ANSWERS: dict[str, Answer] = {
+RESPONSES: dict[str, Pieces] = {
     "one write": [PLAIN],
     "each byte alone": [PLAIN[at : at + 1] for at in range(len(PLAIN))],
     "an event a chunk": [CHUNKED + chunk(events("1")) + chunk(events("2")) + chunk(events("[DONE]")) + LAST],
@@ -52,9 +52,9 @@ ANSWERS: dict[str, Answer] = {
     "no event": [CHUNKED + LAST],
     "blank lines": [CHUNKED + chunk(b"\n\n") + LAST],
     "comment alone": [CHUNKED + chunk(b": hi\n\n") + LAST],
-    "interim answers": [INTERIM * 100 + PLAIN],
-    "too many interim answers": [INTERIM * 101 + PLAIN],
-    "interim answers one by one": [*[INTERIM] * 5, PLAIN],
+    "interim responses": [INTERIM * 100 + PLAIN],
+    "too many interim responses": [INTERIM * 101 + PLAIN],
+    "interim responses one by one": [*[INTERIM] * 5, PLAIN],
     "switch of protocols": [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"],
     "head too long": [b"HTTP/1.1 200 OK\r\n" + b"A: " + b"a" * 110_000],
     "no status line": [b"hello\r\n\r\n"],
@@ -91,7 +91,7 @@ ANSWERS: dict[str, Answer] = {
     "event too long": [sized(events("1", "2" * 5_000))],
     "many events": [sized(events(*map(str, range(5_000)), "[DONE]"))],
 }
-REDIRECTED: Answer = [PLAIN]
+REDIRECTED: Pieces = [PLAIN]
 
 
 def outcome_of(ask: Requester, url: str, **options: Any) -> Any:
@@ -116,8 +116,8 @@ def outcome_of(ask: Requester, url: str, **options: Any) -> Any:
 
 
 if HAS_OWN_TRANSPORT:
-    # httpx's transport reads them as the next answer.
-    ANSWERS["bytes after the body"] = [PLAIN + b"HTTP/1.1 200 OK\r\n\r\n"]
+    # httpx's transport reads them as the next response.
+    RESPONSES["bytes after the body"] = [PLAIN + b"HTTP/1.1 200 OK\r\n\r\n"]
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -129,18 +129,18 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["json", "event", "strict", "lenient"])
-@pytest.mark.parametrize("name", ANSWERS)
-def test_answers_are_read_as_on_a_new_connection(ask: Requester, name: str, options: dict[str, Any]) -> None:
-    answer = ANSWERS[name]
+@pytest.mark.parametrize("name", RESPONSES)
+def test_responses_are_read_as_on_a_new_connection(ask: Requester, name: str, options: dict[str, Any]) -> None:
+    response = RESPONSES[name]
     follow = [REDIRECTED] if name == "redirect" else []
-    with AnswerServer(answer, *follow, [PLAIN]) as server:
+    with ByteServer(response, *follow, [PLAIN]) as server:
         expected = outcome_of(ask, server.url, **options)
         port = server.url.rpartition(":")[2]
-    with AnswerServer([PLAIN], answer, *follow, [PLAIN]) as server:
+    with ByteServer([PLAIN], response, *follow, [PLAIN]) as server:
         assert ask(server.url).items() == [1, 2]
         found = outcome_of(ask, server.url, **options)
         assert repr(found).replace(server.url.rpartition(":")[2], port) == repr(expected)
-        # Nothing of the answer may be read as the next one.
+        # Nothing of the response may be read as the next one.
         assert ask(server.url).items() == [1, 2]
 
 
@@ -166,7 +166,7 @@ def test_only_the_first_stream_needs_a_task(ask: Requester, data: Any) -> None:
 @pytest.mark.own_transport
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(ask: Requester, method: str) -> None:
-    with AnswerServer([PLAIN], [None], [PLAIN]) as server:
+    with ByteServer([PLAIN], [None], [PLAIN]) as server:
         assert ask(server.url, method=method).items() == [1, 2]
         if method == "GET":
             assert ask(server.url, method=method).items() == [1, 2]
@@ -179,8 +179,8 @@ def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(ask: R
 @pytest.mark.own_transport
 def test_safe_request_is_sent_again_once(ask_fresh: Requester) -> None:
     both_open = threading.Event()
-    late: Answer = [CHUNKED, both_open, chunk(events("[DONE]")) + LAST]
-    with AnswerServer(late, late, [None], [PLAIN]) as server:
+    late: Pieces = [CHUNKED, both_open, chunk(events("[DONE]")) + LAST]
+    with ByteServer(late, late, [None], [PLAIN]) as server:
         responses = [ask_fresh(server.url), ask_fresh(server.url)]
         both_open.set()
         assert [response.items() for response in responses] == [[], []]
@@ -194,7 +194,7 @@ def test_fault_between_callbacks_and_task_ends_the_stream(ask: Requester, monkey
     def fail(*args: object) -> None:
         raise MemoryError
 
-    with AnswerServer([PLAIN], [OTHER], [PLAIN]) as server:
+    with ByteServer([PLAIN], [OTHER], [PLAIN]) as server:
         assert ask(server.url).items() == [1, 2]
         with monkeypatch.context() as patch:
             patch.setattr(DirectExchange, "continue_with", fail)
@@ -207,9 +207,9 @@ def test_fault_between_callbacks_and_task_ends_the_stream(ask: Requester, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", [[b""], [CHUNKED[:20]], [INTERIM]], ids=["nothing", "half a head", "interim"])
-def test_read_limit_before_the_head(ask: Requester, answer: Answer) -> None:
-    with AnswerServer([PLAIN], answer) as server:
+@pytest.mark.parametrize("response", [[b""], [CHUNKED[:20]], [INTERIM]], ids=["nothing", "half a head", "interim"])
+def test_read_limit_before_the_head(ask: Requester, response: Pieces) -> None:
+    with ByteServer([PLAIN], response) as server:
         assert ask(server.url).items() == [1, 2]
         with pytest.raises(StreamTimeoutError) as caught:
             ask(server.url, timeout={"read": 0.05})
@@ -219,7 +219,7 @@ def test_read_limit_before_the_head(ask: Requester, answer: Answer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["read", "idle", "total"])
 def test_limits_within_the_body(ask: Requester, limit: str) -> None:
-    with AnswerServer([PLAIN], [CHUNKED + chunk(events("1"))]) as server:
+    with ByteServer([PLAIN], [CHUNKED + chunk(events("1"))]) as server:
         assert ask(server.url).items() == [1, 2]
         items, error = ask(server.url, timeout={limit: 0.1}).fail()
         assert isinstance(error, StreamTimeoutError)
@@ -285,8 +285,8 @@ def test_slow_consumer_holds_the_upstream_back(ask: Requester) -> None:
 def test_end_waits_for_events_that_a_slow_consumer_holds_back(clock: FakeClock) -> None:
     """The rest of the body, for which the end waits a moment, does not come."""
     rest = threading.Event()
-    late: Answer = [CHUNKED, chunk(events("1", "2", "[DONE]")), rest, LAST]
-    with AnswerServer([PLAIN], late, [PLAIN]) as server, Bridge() as bridge:
+    late: Pieces = [CHUNKED, chunk(events("1", "2", "[DONE]")), rest, LAST]
+    with ByteServer([PLAIN], late, [PLAIN]) as server, Bridge() as bridge:
 
         def collected() -> list[Any]:
             return request_sse(server.url, bridge=bridge, timeout=UNLIMITED).events.collect()
@@ -306,7 +306,7 @@ def test_end_waits_for_events_that_a_slow_consumer_holds_back(clock: FakeClock) 
 @pytest.mark.own_transport
 def test_rest_of_the_body_is_drained(ask: Requester) -> None:
     late = [PLAIN[: -len(LAST)], LAST]
-    with AnswerServer([PLAIN], late, [PLAIN]) as server:
+    with ByteServer([PLAIN], late, [PLAIN]) as server:
         for _ in range(3):
             assert ask(server.url).items() == [1, 2]
         # The end of the consumer waits for a late end of the body, so that the connection is reused.
@@ -315,8 +315,8 @@ def test_rest_of_the_body_is_drained(ask: Requester) -> None:
 
 def test_long_rest_of_the_body_is_not_drained(ask: Requester) -> None:
     is_read = threading.Event()
-    long: Answer = [CHUNKED, chunk(events("1", "[DONE]")), is_read, *[chunk(b": " + b"x" * 20_000 + b"\n")] * 200]
-    with AnswerServer([PLAIN], long, [PLAIN]) as server:
+    long: Pieces = [CHUNKED, chunk(events("1", "[DONE]")), is_read, *[chunk(b": " + b"x" * 20_000 + b"\n")] * 200]
+    with ByteServer([PLAIN], long, [PLAIN]) as server:
         assert ask(server.url).items() == [1, 2]
         response = ask(server.url)
         assert response.items() == [1]
@@ -335,7 +335,7 @@ def test_long_rest_of_the_body_is_not_drained(ask: Requester) -> None:
 
 
 def test_done_function_drains(ask: Requester) -> None:
-    with AnswerServer([PLAIN], [CHUNKED, chunk(events("1", "2", "3")), LAST], [PLAIN]) as server:
+    with ByteServer([PLAIN], [CHUNKED, chunk(events("1", "2", "3")), LAST], [PLAIN]) as server:
         assert ask(server.url).items() == [1, 2]
         assert ask(server.url, done=lambda event: event.data == "2").items() == [1, 2]
         assert ask(server.url).items() == [1, 2]

@@ -32,7 +32,7 @@ from typing import Any
 import httpx
 
 from sseqbridge._http.h1_bodies import BodyReader, body_reader
-from sseqbridge._http.h1_heads import AnswerHead, HeadError, HeadReader
+from sseqbridge._http.h1_heads import HeadError, HeadReader, ResponseHead
 from sseqbridge._http.transport import Transport
 
 from .fake_connection import EOF, FakeConnection, FakeNetwork
@@ -136,7 +136,7 @@ class _Reading:
     def __init__(self, method: str) -> None:
         self._method = method
         self._reader = HeadReader()
-        self.head: AnswerHead | None = None
+        self.head: ResponseHead | None = None
         self.reader: BodyReader | None = None
         self.body = b""
 

@@ -11,7 +11,7 @@ import pytest
 
 from sseqbridge._http.callback_exchange import CallbackExchange
 from sseqbridge._http.connection import BodyStream, ConnectionState, HTTP11Connection
-from sseqbridge._http.h1_heads import AnswerHead
+from sseqbridge._http.h1_heads import ResponseHead
 from sseqbridge._http.network_stream import READ_BYTES
 from sseqbridge._http.origin import Origin
 from sseqbridge._http.transport import Transport
@@ -91,7 +91,7 @@ class Recorder(CallbackExchange):
         super().__init__(connection, "GET", timeout)
         self.calls: list[Any] = []
 
-    def head_received(self, head: AnswerHead, body: BodyStream) -> bool:
+    def head_received(self, head: ResponseHead, body: BodyStream) -> bool:
         self.calls.append(head.status)
         return True
 

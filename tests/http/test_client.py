@@ -626,7 +626,7 @@ def test_http2_server_that_ends_the_connection_is_an_error(
             with pytest.raises(TruncatedStreamError, match="mid-stream"):
                 next(items)
         else:
-            with pytest.raises(ReadError, match="before an answer"):
+            with pytest.raises(ReadError, match="before a response"):
                 request_sse(url, bridge=bridge)
         bridge.close()
         served.result(30)

@@ -402,7 +402,7 @@ def test_endless_interim_responses_are_refused(run: Run) -> None:
         async with upstream() as server, new_client() as client, asking(client, server.url) as pending:
             peer = await server.accept()
             await peer.respond(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200)
-            with pytest.raises(httpx.RemoteProtocolError, match="interim answers"):
+            with pytest.raises(httpx.RemoteProtocolError, match="interim responses"):
                 await pending
 
     run(main)
@@ -455,7 +455,7 @@ def test_connection_passes_through_its_states(run: Run) -> None:
                 assert await (await pending).aread() == b"hello"
                 states.append(connection.state)
             assert states == [
-                ConnectionState.AWAITING_ANSWER,
+                ConnectionState.AWAITING_RESPONSE,
                 ConnectionState.READING_HEAD,
                 ConnectionState.READING_BODY,
                 ConnectionState.IDLE,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sseqbridge._http.h1_heads import MAX_HEAD_BYTES, AnswerHead, HeadError, HeadReader, framing_of, write_head
+from sseqbridge._http.h1_heads import MAX_HEAD_BYTES, HeadError, HeadReader, ResponseHead, framing_of, write_head
 
 from .reference_http import Head, as_h11_has_it, head_by_h11, head_by_reference
 
@@ -125,7 +125,7 @@ def test_faulty_head_is_read_as_the_reference_reads_it(head: bytes, at: int, rem
     assert_read_alike(head[:at] + added + head[at + removed :])
 
 
-def read(fields: bytes, version: bytes = b"1.1") -> AnswerHead:
+def read(fields: bytes, version: bytes = b"1.1") -> ResponseHead:
     head = HeadReader().feed(b"HTTP/%s 200 OK\r\n%s\r\n" % (version, fields))
     assert head is not None
     return head

@@ -1,4 +1,4 @@
-"""Answers that a relay does not forward: what reaches the client of them."""
+"""Responses that a relay does not forward: what reaches the client of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_other_type_is_refused_without_its_text(content_type: str, early: bool) 
         response = app.test_client().get("/", buffered=True)
     assert response.status_code == (200 if early else 502)
     assert "sk-123" not in response.text
-    assert not early or error_of(response.data)["message"] == "the upstream's answer is no event stream"
+    assert not early or error_of(response.data)["message"] == "the upstream's response is no event stream"
 
 
 # A 205 has no body.

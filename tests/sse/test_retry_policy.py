@@ -258,28 +258,28 @@ def test_clean_end_follows_on_eof(on_eof: bool | None, method: str, has_body: bo
     assert isinstance(policy.after(Drop(None, method=method, has_body=has_body)), decision)
 
 
-ANSWERED_POST = Drop(BROKEN, method="POST", has_body=True)
+STREAMED_POST = Drop(BROKEN, method="POST", has_body=True)
 
 
 def test_request_with_a_body_is_not_sent_again() -> None:
-    for drop in (ANSWERED_POST, ANSWERED_POST._replace(has_id=True, has_place=True)):
+    for drop in (STREAMED_POST, STREAMED_POST._replace(has_id=True, has_place=True)):
         refused = ReconnectionPolicy().after(drop)
         assert isinstance(refused, GiveUp)
         assert 'resume="get"' in refused.reason
         assert 'resume="repeat"' in refused.reason
         assert isinstance(ReconnectionPolicy().at_once(drop), GiveUp)
-    clean = ANSWERED_POST._replace(cause=None)
+    clean = STREAMED_POST._replace(cause=None)
     assert isinstance(ReconnectionPolicy(on_eof=True).after(clean), GiveUp)
-    assert isinstance(ReconnectionPolicy().after(ANSWERED_POST._replace(has_body=False)), Retry)
+    assert isinstance(ReconnectionPolicy().after(STREAMED_POST._replace(has_body=False)), Retry)
 
 
 def test_repeat_allows_sending_a_body_again() -> None:
     """Also without an ID, as `resend=True` did."""
     for policy in (ReconnectionPolicy(resume="repeat"), ReconnectionPolicy(resend=True)):
-        assert isinstance(policy.after(ANSWERED_POST), Retry)
-        assert isinstance(policy.at_once(ANSWERED_POST), Retry)
-        # A request that may be processed, and has not been answered.
-        assert isinstance(policy.after(ANSWERED_POST._replace(answered=False)), Stop)
+        assert isinstance(policy.after(STREAMED_POST), Retry)
+        assert isinstance(policy.at_once(STREAMED_POST), Retry)
+        # A request that may be processed, and has had no response.
+        assert isinstance(policy.after(STREAMED_POST._replace(has_streamed=False)), Stop)
     assert ReconnectionPolicy(resend=True).resume == "repeat"
     assert dataclasses.replace(ReconnectionPolicy(resend=True), delay=1).resume == "repeat"
 
@@ -287,19 +287,19 @@ def test_repeat_allows_sending_a_body_again() -> None:
 @pytest.mark.parametrize("named", [{"has_id": True}, {"has_place": True}], ids=str)
 def test_get_needs_an_id_or_a_place(named: dict[str, Any]) -> None:
     policy = ReconnectionPolicy(resume="get")
-    refused = policy.after(ANSWERED_POST)
+    refused = policy.after(STREAMED_POST)
     assert isinstance(refused, GiveUp)
     assert "Location" in refused.reason
-    assert isinstance(policy.at_once(ANSWERED_POST), GiveUp)
-    assert isinstance(policy.after(ANSWERED_POST._replace(**named)), Retry)
+    assert isinstance(policy.at_once(STREAMED_POST), GiveUp)
+    assert isinstance(policy.after(STREAMED_POST._replace(**named)), Retry)
     # A request without a body can be repeated.
     assert isinstance(policy.after(Drop(BROKEN)), Retry)
 
 
 def test_function_decides_for_itself() -> None:
     policy = ReconnectionPolicy(resume=lambda attempt: None)
-    assert isinstance(policy.after(ANSWERED_POST), Retry)
-    assert policy.obstacle(ANSWERED_POST) is None
+    assert isinstance(policy.after(STREAMED_POST), Retry)
+    assert policy.obstacle(STREAMED_POST) is None
 
 
 def test_coroutine_function_is_refused() -> None:
@@ -312,8 +312,8 @@ def test_two_ways_to_resume_are_refused() -> None:
         ReconnectionPolicy(resend=True, resume="get")
 
 
-def test_unanswered_request_with_a_body_is_not_retried() -> None:
-    sent = Drop(BROKEN, method="POST", has_body=True, answered=False)
+def test_request_with_a_body_and_no_response_is_not_retried() -> None:
+    sent = Drop(BROKEN, method="POST", has_body=True, has_streamed=False)
     for cause in (BROKEN, ProtocolError("x"), StreamTimeoutError("read", 1), StreamTimeoutError("write", 1)):
         assert isinstance(ReconnectionPolicy().after(sent._replace(cause=cause)), Stop)
         assert isinstance(ReconnectionPolicy().after(sent._replace(cause=cause, has_body=False)), Retry)

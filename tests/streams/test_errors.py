@@ -115,7 +115,7 @@ def test_http_to_a_server_that_speaks_https(ask: Requester, server_tls: ssl.SSLC
 @pytest.mark.parametrize("data", [None, {"a": 1}])
 def test_a_server_that_closes_before_the_headers(ask: Requester, data: Any) -> None:
     with SSEServer([cut()]) as server:
-        with pytest.raises(ReadError, match="before an answer came"):
+        with pytest.raises(ReadError, match="before a response came"):
             ask(server.url, data=data)
         assert len(server.requests) == 1
 

@@ -11,19 +11,19 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-__all__ = ["Answer", "AnswerServer"]
+__all__ = ["ByteServer", "Pieces"]
 
-# The pieces of an answer; each is sent on its own. An Event is waited for. None at the end closes the connection.
-Answer = Sequence[bytes | threading.Event | None]
+# The pieces of a response; each is sent on its own. An Event is waited for. None at the end closes the connection.
+Pieces = Sequence[bytes | threading.Event | None]
 
 
-class AnswerServer:
-    """Sends the next of `answers` for each request without a body, and keeps the requests' heads."""
+class ByteServer:
+    """Sends the next of `responses` for each request without a body, and keeps the requests' heads."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *responses: Pieces) -> None:
         self.requests: list[bytes] = []
         self.connections = 0
-        self._answers = collections.deque(answers)
+        self._responses = collections.deque(responses)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -60,7 +60,7 @@ class AnswerServer:
         with connection, contextlib.suppress(OSError):
             while head := self._read_head(connection):
                 self.requests.append(head)
-                for piece in self._answers.popleft():
+                for piece in self._responses.popleft():
                     if piece is None:
                         return
                     if isinstance(piece, threading.Event):
