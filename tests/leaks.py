@@ -25,7 +25,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from sseqbridge import arequest_sse, request_sse, run
-from sseqbridge._http.client import ClientPool
+from sseqbridge._engine import bridge as engine_bridge
+from sseqbridge._engine import caller_loops
+from sseqbridge._engine.channel import post
+from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.transport import Transport
 from sseqbridge._streams import bridge
 from sseqbridge._streams.merge import AsyncMergedStreams, MergedStreams
@@ -151,11 +154,13 @@ def left_behind(before: set[Resource], scope: str = "function", *, but: Iterable
     def still_there() -> set[Resource]:
         return {resource for resource in inventory() - known if resource.kind not in but and not is_shared(resource)}
 
-    _close_idle_connections()
     started_at = time.monotonic()
     collect_at = started_at + _COLLECT_AFTER_SECONDS
     pause = 0.001
     while left := still_there():
+        if any(resource.kind == "descriptor" for resource in left):
+            # Each time: a connection that is in use may become idle.
+            _close_idle_connections()
         if time.monotonic() >= collect_at:
             # Resources in reference cycles raise their ResourceWarning here, in the test that made them.
             gc.collect()
@@ -374,25 +379,41 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
 }
 
 
-# The default bridge keeps idle connections for 4 s.
+# Loops keep idle connections for 4 s; those of httpx's pool stay open until the next request of the pool.
 
 
 def _close_idle_connections() -> None:
-    default = bridge._default
-    state = None if default is None else default._state
-    if state is not None:
-        asyncio.run_coroutine_threadsafe(_close_idle(state.clients), state.loop).result(WAIT_SECONDS)
+    """Close the idle connections of every loop that runs, without waiting."""
+    for state in _running_states():
+        post(state.loop, _close_idle_on_loop, state)
 
 
-async def _close_idle(clients: ClientPool) -> None:
-    for client in clients._made_clients.copy():
-        for transport in (client.http._transport, *client.http._mounts.values()):
-            if isinstance(transport, Transport):
-                _close_idle_connections_of(transport)
-            for plain in transport._plain.values() if isinstance(transport, Transport) else [transport]:
-                for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
-                    if connection.is_idle():
-                        await connection.aclose()
+def _running_states() -> Iterator[LoopState]:
+    with engine_bridge._bridges_lock.native:
+        bridges = tuple(engine_bridge._bridges)
+    for state in (each._state for each in bridges):
+        if state is not None:
+            yield state
+    for loop, state in caller_loops._states.copy().items():
+        if loop.is_running():
+            yield state
+
+
+def _close_idle_on_loop(state: LoopState) -> None:
+    for clients in (state.clients, *state._owned_clients.copy().values()):
+        for client in clients._made_clients.copy():
+            for transport in (getattr(client.http, "_transport", None), *getattr(client.http, "_mounts", {}).values()):
+                if isinstance(transport, Transport):
+                    _close_idle_connections_of(transport)
+                for plain in transport._plain.values() if isinstance(transport, Transport) else [transport]:
+                    for connection in getattr(getattr(plain, "_pool", None), "connections", ()):
+                        if connection.is_idle():
+                            _closing.add(task := state.loop.create_task(connection.aclose()))
+                            task.add_done_callback(_closing.discard)
+
+
+# Keeps the tasks alive: a loop refers to its tasks weakly.
+_closing: set[asyncio.Task[None]] = set()
 
 
 def _close_idle_connections_of(transport: Transport) -> None:

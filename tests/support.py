@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sseqbridge import _accelerators
 
 if TYPE_CHECKING:
-    from sseqbridge import Bridge
+    from sseqbridge import Bridge, EventStream
     from sseqbridge._engine.bridge import BaseBridge
     from sseqbridge._runtime.threads import DaemonThread
 
@@ -32,6 +32,7 @@ __all__ = [
     "is_waiting",
     "measured_environment",
     "peak_rss",
+    "polled",
     "python",
     "started",
     "subscription_of",
@@ -76,6 +77,18 @@ def until_no_stream_is_open(bridge: Bridge | None = None) -> None:
 
     awaited = bridge or Bridge.default()
     until(lambda: awaited.stats().open_streams == 0)
+
+
+def polled(stream: EventStream[Any], count: int) -> list[Any]:
+    """Poll until at least `count` items have arrived. (An event is counted shortly before it can be read.)"""
+    items: list[Any] = []
+
+    def have_arrived() -> bool:
+        items.extend(stream.poll())
+        return len(items) >= count
+
+    until(have_arrived)
+    return items
 
 
 def subscription_of(stream: Any) -> Any:

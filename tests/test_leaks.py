@@ -26,7 +26,7 @@ from sseqbridge._streams.bridge import default_bridge
 from sseqbridge.testing import SSEServer, send, silence
 from tests import leaks
 
-leaks.WAIT_SECONDS = 0.5
+leaks.WAIT_SECONDS = 0.1
 kept = []
 
 
@@ -187,7 +187,7 @@ def leaking_module_fixture():
 
 
 def test_last(leaking_module_fixture):
-    leaks.WAIT_SECONDS = 0.5
+    leaks.WAIT_SECONDS = 0.1
 """
 
 

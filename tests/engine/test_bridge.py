@@ -125,7 +125,7 @@ def test_closing_a_bridge_ends_its_streams_with_a_typed_error(silent: SSEServer)
     until(lambda: streams[2].stats.buffered)
     bridge.close()
     with pytest.raises(BridgeClosedError, match="bridge"):
-        reading.result(5)
+        reading.result(30)
     with pytest.raises(BridgeClosedError):
         next(streams[1])
     # Items received earlier come first.
@@ -145,7 +145,7 @@ def test_closing_a_bridge_ends_the_wait_for_headers() -> None:
             asking = in_thread(lambda: request_sse(server.url, bridge=bridge))
             request = server.wait_for_request()
         with pytest.raises(BridgeClosedError):
-            asking.result(5)
+            asking.result(30)
         request.wait_aborted()
 
 
@@ -167,7 +167,7 @@ def test_many_threads_close_one_bridge(silent: SSEServer) -> None:
         reading = in_thread(partial(list[Any], it))
         assert together([bridge.close] * 20) == [None] * 20
         with pytest.raises(BridgeClosedError):
-            reading.result(5)
+            reading.result(30)
         silent.wait_for_request(n + 1).wait_aborted()
 
 
@@ -226,7 +226,7 @@ def test_open_streams_end_with_an_error_at_exit(monkeypatch: pytest.MonkeyPatch,
         headless.wait_for_request()
         _bridge._close_all()
         with pytest.raises(BridgeClosedError, match="exiting"):
-            asking.result(5)
+            asking.result(30)
     with pytest.raises(BridgeClosedError, match="exiting"):
         list(it)
     silent.wait_for_request().wait_aborted()
@@ -349,7 +349,7 @@ def test_bridge_may_start_while_exit_closes_bridges(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(threading, "excepthook", threading.excepthook)
         _bridge._close_all()
         assert repr(bridge) == "<Bridge closed>"
-        assert starting[0].result(5) == [{"n": 1}]
+        assert starting[0].result(30) == [{"n": 1}]
 
 
 def test_totals_are_consistent_while_garbage_collection_adds_streams() -> None:
@@ -423,7 +423,7 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
         assert next(it) == {"n": 1}
     thread = thread_of(bridge)
     bridge.close()
-    thread.join(5)
+    thread.join(30)
     assert thread.has_ended
 
 
@@ -461,11 +461,11 @@ def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
         thread = thread_of(bridge)
         stop_loop(bridge)
         with pytest.raises(BridgeClosedError, match="RuntimeError") as caught:
-            reading.result(5)
+            reading.result(30)
         assert isinstance(caught.value.__cause__, RuntimeError)
         with pytest.raises(BridgeClosedError):
             next(streams[0])
-        thread.join(5)
+        thread.join(30)
         for request in silent.requests:
             request.wait_aborted()
         assert repr(bridge) == "<Bridge not started>"
@@ -522,8 +522,8 @@ def test_task_that_ignores_cancellation_delays_no_close() -> None:
     thread = thread_of(bridge)
     bridge.close()
     with pytest.raises(BridgeClosedError):
-        asking.result(5)
-    thread.join(5)
+        asking.result(30)
+    thread.join(30)
     assert thread.has_ended
 
 
@@ -536,7 +536,7 @@ def test_an_exit_in_a_transport_while_the_bridge_is_closed(caplog: pytest.LogCap
     until(lambda: "streams=1" in repr(bridge))
     bridge.close()
     with pytest.raises(SSEError):
-        asking.result(5)
+        asking.result(30)
     gc.collect()
 
 

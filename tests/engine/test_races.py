@@ -121,8 +121,8 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     closing = in_thread(stream.close)
     until(lambda: reader_of(stream).cursor.channel.closed)
     meeting.go_on.set()
-    closing.result(5)
-    got = list(stream) if reading is None else reading.result(5)
+    closing.result(30)
+    got = list(stream) if reading is None else reading.result(30)
     assert got == list(range(len(got)))
     assert stream.outcome == "closed"
     until(lambda: transport.closed == 1)
@@ -139,7 +139,7 @@ def test_arrival_against_close(ask: Ask) -> None:
     until(lambda: reader_of(stream).cursor.channel.closed)
     assert list(stream) == []
     meeting.go_on.set()
-    closing.result(5)
+    closing.result(30)
 
 
 def test_close_against_close(ask: Ask) -> None:
@@ -162,8 +162,8 @@ def test_close_against_the_end(ask: Ask, reads: bool) -> None:
     closing = in_thread(stream.close)
     until(lambda: reader_of(stream).cursor.channel.closed)
     meeting.go_on.set()
-    closing.result(5)
-    got = list(stream) if reading is None else reading.result(5)
+    closing.result(30)
+    got = list(stream) if reading is None else reading.result(30)
     assert got == list(range(len(got)))
     assert stream.outcome == "closed"
     until(lambda: transport.closed == 1)
@@ -190,7 +190,7 @@ def test_cancel_against_connect(cancel_by: str) -> None:
         asking = in_thread(lambda: request_sse("http://upstream/", bridge=bridge, cancel=flag))
         meeting.during(flag.set if cancel_by == "flag" else lambda: in_thread(bridge.close))
         try:
-            stream = asking.result(5).events
+            stream = asking.result(30).events
         except SSEError as error:
             assert isinstance(error, RequestAbortedError) == (cancel_by == "flag")
         else:
@@ -227,7 +227,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
         closing = in_thread(stream.close)
         until(lambda: reader_of(stream).cursor.channel.closed)
     loop_stands.go_on.set()
-    closing.result(5)
+    closing.result(30)
     until(lambda: transport.closed == 1)
     assert stream.stats.buffered <= 6000
 
@@ -242,7 +242,8 @@ reached, go_on = threading.Event(), threading.Event()
 make = loops.new_event_loop
 def slowly():
     reached.set()
-    go_on.wait(10)
+    # An exit waits for the start of a loop.
+    go_on.wait(0.5 if what == "exit" else 10)
     return make()
 loops.new_event_loop = slowly
 def ask():

@@ -16,7 +16,7 @@ from werkzeug.serving import make_server as make_werkzeug_server
 
 from tests.support import in_thread, until
 
-__all__ = ["under_uvicorn", "under_werkzeug", "under_wsgiref"]
+__all__ = ["sending", "under_uvicorn", "under_werkzeug", "under_wsgiref"]
 
 _FOLDER = tempfile.TemporaryDirectory()
 
@@ -69,3 +69,11 @@ def under_uvicorn(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             serving.result(30)
+
+
+@contextlib.contextmanager
+def sending(url: str, request: str) -> Iterator[None]:
+    """Send a request to a server of this module, and close the connection at the end of the block."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+        client.sendall(request.encode())
+        yield

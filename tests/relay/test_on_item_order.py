@@ -10,6 +10,7 @@ from typing import Any
 from sseqbridge import relay, request_sse
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import SSEServer, send, silence
+from tests.clock import FakeClock
 from tests.relay.support import Relay
 from tests.support import in_thread, until
 
@@ -112,7 +113,7 @@ def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
     assert log == ["a", "disconnected"]
 
 
-def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item() -> None:
+def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item(clock: FakeClock) -> None:
     calls: list[str] = []
     began, go = threading.Event(), threading.Event()
 
@@ -123,16 +124,17 @@ def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item() -> None:
             calls.append("on_item")
 
     def items() -> Iterator[str]:
-        yield from request_sse(server.url, decode="text").events
+        yield from request_sse(server.url, decode="text", timeout=None).events
 
     async def main() -> None:
         frames = relay.aframes(
-            items(), on_item=on_item, on_end=lambda end: calls.append(end.outcome), send_timeout=0.05
+            items(), on_item=on_item, on_end=lambda end: calls.append(end.outcome), send_timeout=300
         )
         while b"data: a" not in await anext(frames):
             pass
         assert await asyncio.to_thread(began.wait, 30)
         # The client does not read on.
+        clock.advance(300)
         await asyncio.to_thread(server.requests[0].wait_aborted, 30)
         go.set()
         await asyncio.to_thread(until, lambda: len(calls) == 2)

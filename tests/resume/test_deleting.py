@@ -189,5 +189,5 @@ def test_entry_of_a_deleted_stream_expires(logs: Logs) -> None:
             await asyncio.sleep(0.01)
         await store.aclose()
 
-    log = logs.new(ttl=0.1, lease=0.1)
+    log = logs.new(ttl=0.1)
     asyncio.run(main())

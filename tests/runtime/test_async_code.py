@@ -224,7 +224,7 @@ with enter(session()) as value:
     assert run(later(value)) == "session"
 
 try:
-    run(forever(), timeout=0.05)
+    run(forever(), timeout=0.5)
 except TimeoutError:
     print("timeout", flush=True)
 

@@ -14,7 +14,18 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import Bridge, CallbackError, ReconnectionError, SSEError, amerge, arequest_sse, relay, request_sse, tee
+from sseqbridge import (
+    Bridge,
+    CallbackError,
+    ReconnectionError,
+    RequestAbortedError,
+    SSEError,
+    amerge,
+    arequest_sse,
+    relay,
+    request_sse,
+    tee,
+)
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside, is_reportable
 from sseqbridge.testing import SSEServer, send, silence
 from tests.requesters import Caller
@@ -133,8 +144,8 @@ def test_exception_in_a_bodys_finally_ends_no_other_stream(
 
     other = world.ask(Request({}))
     assert world.next(other) == "1"
-    with pytest.raises(SSEError):
-        world.ask(Request({"content": Body() if is_class else body(), "timeout": {"total": 0.3}}))
+    with pytest.raises(RequestAbortedError):
+        world.ask(Request({"content": Body() if is_class else body(), "cancel": waits}))
     assert waits.is_set()
     assert is_open(other)
     world.check_flags()

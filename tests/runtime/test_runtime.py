@@ -50,7 +50,7 @@ def test_wait_accepts_a_timeout_of_centuries() -> None:
     waiter = threads.ThreadWaiter()
     waiting = in_thread(lambda: waiter.wait(100 * 365 * 24 * 3600.0 * 1000))
     waiter.wake()
-    assert waiting.result(5)
+    assert waiting.result(30)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Unix signals")
@@ -76,7 +76,7 @@ def test_signal_handler_can_wake_the_wait_it_interrupted() -> None:
 def test_thread_is_a_daemon_with_a_name() -> None:
     found: list[threading.Thread] = []
     thread = threads.DaemonThread(lambda: found.append(threading.current_thread()), "some-name")
-    thread.join(5)
+    thread.join(30)
     assert [(found.daemon, found.name, found.ident) for found in found] == [(True, "some-name", thread.ident)]
 
 

@@ -68,7 +68,7 @@ def test_exception_of_a_signal_handler_aborts_the_stream(silent: SSEServer, erro
         sending = in_thread(send_signal)
         with pytest.raises(error):
             next(it)
-        sending.result(5)
+        sending.result(30)
     finally:
         signal.signal(signal.SIGUSR1, before)
     silent.wait_for_request().wait_aborted()

@@ -196,9 +196,8 @@ def test_dropping_an_error_response_closes_it_without_a_warning(ask: Ask) -> Non
 def test_a_set_flag_aborts_without_a_consumer(ask: Ask) -> None:
     cancel = threading.Event()
     events, request = ask(ONE_THEN_SILENCE, cancel=cancel)
-    at = time.monotonic()
     cancel.set()
-    assert request.wait_aborted() - at < 1
+    request.wait_aborted()
     assert list(events) == []
     assert events.outcome == "closed"
 
@@ -219,7 +218,7 @@ def test_a_set_flag_ends_a_waiting_loop_quietly(ask: Ask) -> None:
     reading = in_thread(lambda: list(events))
     until(lambda: is_waiting(reading))
     cancel.set()
-    assert reading.result(5) == []
+    assert reading.result(30) == []
     request.wait_aborted()
     assert events.outcome == "closed"
 
@@ -231,7 +230,7 @@ def test_a_set_flag_aborts_while_the_headers_are_awaited(serve: Serve) -> None:
     request = server.wait_for_request()
     cancel.set()
     with pytest.raises(RequestAbortedError, match="before"):
-        asking.result(5)
+        asking.result(30)
     request.wait_aborted()
 
 
@@ -241,7 +240,7 @@ def test_closing_the_bridge_aborts_while_the_headers_are_awaited(serve: Serve, c
         asking = in_thread(lambda: request_sse(server.url, bridge=bridge))
         request = server.wait_for_request()
     with pytest.raises(Exception, match="closed"):
-        asking.result(5)
+        asking.result(30)
     request.wait_aborted()
 
 
@@ -313,8 +312,8 @@ def test_close_in_another_thread_ends_a_blocked_next(silent: SSEServer) -> None:
     reading = in_thread(lambda: next(it, "ended"))
     until(lambda: is_waiting(reading))
     it.close()
-    assert reading.result(5) == "ended"
-    assert silent.wait_for_request().aborted.wait(5)
+    assert reading.result(30) == "ended"
+    assert silent.wait_for_request().aborted.wait(30)
 
 
 def test_close_in_another_thread_ends_a_blocked_loop(silent: SSEServer) -> None:
@@ -323,7 +322,7 @@ def test_close_in_another_thread_ends_a_blocked_loop(silent: SSEServer) -> None:
     reading = in_thread(lambda: list(it))
     until(lambda: is_waiting(reading))
     it.close()
-    assert reading.result(5) == []
+    assert reading.result(30) == []
 
 
 def test_close_waits_until_the_socket_is_closed(silent: SSEServer) -> None:
@@ -375,7 +374,7 @@ def test_two_hundred_threads_close_one_stream(silent: SSEServer) -> None:
     reading = in_thread(lambda: list(it))
     until(lambda: is_waiting(reading))
     assert together([it.close] * 200) == [None] * 200
-    assert reading.result(5) == []
+    assert reading.result(30) == []
     silent.wait_for_request().wait_aborted()
 
 
@@ -515,21 +514,21 @@ def test_a_second_thread_cannot_read_while_the_first_waits(silent: SSEServer) ->
         with pytest.raises(UsageError, match="being read"):
             use(it)
     it.close()
-    assert reading.result(5) == []
+    assert reading.result(30) == []
 
 
 def test_a_second_thread_cannot_read_from_within_a_loop(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
     for _ in it:
         with pytest.raises(UsageError, match="being read"):
-            in_thread(lambda: next(it)).result(5)
+            in_thread(lambda: next(it)).result(30)
         break
 
 
 def test_a_loop_may_move_from_thread_to_thread(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
     loop: list[Iterator[Any]] = [iter(it)]
-    assert [in_thread(lambda: next(loop[0])["n"]).result(5) for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert [in_thread(lambda: next(loop[0])["n"]).result(30) for _ in range(5)] == [1, 2, 3, 4, 5]
     loop.clear()
     talkative.wait_for_request().wait_aborted()
 
@@ -596,7 +595,7 @@ def test_a_flag_that_raises_aborts_and_reaches_a_waiting_consumer(silent: SSESer
     until(lambda: is_waiting(reading))
     flag.value = KeyError("flag")
     with pytest.raises(CallbackError, match=r"is_set\(\) raised KeyError") as caught:
-        reading.result(5)
+        reading.result(30)
     assert caught.value.__cause__ is flag.value
     silent.wait_for_request().wait_aborted()
     with pytest.raises(CallbackError):
@@ -631,7 +630,7 @@ def test_a_flag_that_raises_while_the_headers_are_awaited() -> None:
         request = server.wait_for_request()
         flag.value = KeyError("flag")
         with pytest.raises(CallbackError):
-            asking.result(5)
+            asking.result(30)
         request.wait_aborted()
 
 
@@ -650,7 +649,7 @@ def test_a_flag_that_closes_the_stream_itself(silent: SSEServer) -> None:
     reading = in_thread(lambda: list(it))
     until(lambda: is_waiting(reading))
     streams.append(it)
-    assert reading.result(5) == []
+    assert reading.result(30) == []
 
 
 def test_a_flag_set_after_all_events_arrived_ends_the_loop() -> None:

@@ -29,7 +29,7 @@ from sseqbridge import (
 from sseqbridge._runtime import fork
 from sseqbridge._streams.merger import Member
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
-from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, together, until
+from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, polled, together, until
 
 DONE = send("[DONE]")
 
@@ -579,8 +579,7 @@ def test_poll_in_the_loops_body() -> None:
         it = request_sse(server.url).events
         for item in it:
             assert item == 1
-            until(lambda: it.stats.events == 3)
-            assert it.poll() == [2, 3]
+            assert polled(it, 2) == [2, 3]
 
 
 @pytest.mark.parametrize(

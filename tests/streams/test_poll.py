@@ -16,12 +16,12 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, send, silence
-from tests.support import until, until_no_stream_is_open
+from tests.support import polled, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
 
-# The fixed charge of an event, in addition to its text. (Events are counted before they can be read.)
+# The fixed charge of an event, in addition to its text.
 CHARGE = 256
 
 
@@ -29,8 +29,7 @@ def test_poll_returns_arrived_items() -> None:
     go = threading.Event()
     with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as server:
         stream = request_sse(server.url).events
-        until(lambda: stream.stats.buffered > 2 * CHARGE)
-        assert stream.poll() == [1, 2]
+        assert polled(stream, 2) == [1, 2]
         assert stream.poll() == []
         assert stream.outcome is None
         go.set()
@@ -49,10 +48,10 @@ def test_poll_returns_the_items_before_an_error_first() -> None:
     with SSEServer([send(1), b"data: {\n\n", silence()]) as server:
         stream = request_sse(server.url).events
         until(lambda: stream.stats.buffered > 2 * CHARGE)
-        assert stream.poll() == [1]
+        assert polled(stream, 1) == [1]
         for _ in range(2):
             with pytest.raises(DecodeError, match="not JSON"):
-                stream.poll()
+                until(stream.poll)
     with SSEServer([send(1), cut()]) as server:
         stream = request_sse(server.url).events
         until_no_stream_is_open()
@@ -84,9 +83,11 @@ def test_poll_after_close_is_empty() -> None:
 def test_collect_reads_to_the_end() -> None:
     async def main() -> list[Any]:
         response = await arequest_sse(server.url)
-        while response.events.stats.events < 2:
+        items: list[Any] = []
+        while len(items) < 2:
             await asyncio.sleep(0.001)
-        assert response.events.poll() == [1, 2]
+            items += response.events.poll()
+        assert items == [1, 2]
         go.set()
         return await response.events.collect()
 

@@ -166,7 +166,7 @@ def test_stall_may_come_before_the_end_or_instead_of_an_answer(build: Any) -> No
                 events.close()
             else:
                 with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-                    client.post(server.url, json=body, timeout=0.1)
+                    client.post(server.url, json=body, timeout=httpx.Timeout(30, read=0.1))
             server.wait_for_request().wait_aborted()
 
 
