@@ -72,7 +72,7 @@ def json_decode() -> Callable[[str], Any]:
 
 def in_use() -> str:
     """Return one line that names the parts in use, and the others with the reason. Imports no part."""
-    states = [(part, _why_not(part)) for part in PARTS]
+    states = [(part, _reason_unused(part)) for part in PARTS]
     used = ", ".join(_with_version(part) for part, why_not in states if not why_not)
     unused = ", ".join(f"{part} ({why_not})" for part, why_not in states if why_not)
     return f"in use: {used or 'no fast part'}" + (f"; not in use: {unused}" if unused else "")
@@ -85,7 +85,7 @@ def log_in_use() -> None:
         logger.info("%s", in_use())
 
 
-def _why_not(part: str) -> str:
+def _reason_unused(part: str) -> str:
     if not is_wanted(part):
         return _VARIABLE
     if part == "transport":

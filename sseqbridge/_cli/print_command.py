@@ -48,7 +48,7 @@ class ClosedReader:
             self._fd = -1  # Not a file: the output of a test or a notebook.
 
     def is_set(self) -> bool:
-        return self._fd >= 0 and sockets.reader_has_left(self._fd)
+        return self._fd >= 0 and sockets.is_reading_end_closed(self._fd)
 
 
 def print_stream(given: list[str]) -> None:

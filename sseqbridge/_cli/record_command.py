@@ -18,7 +18,7 @@ from sseqbridge._streams.sync import EventStream
 from .output import StatusLine, print_message
 from .recording_file import NewFile, OpenFile, is_replaceable
 from .request import add_request_arguments, batches, new_parser, read_body, send_request
-from .signals import HeldSignals
+from .signals import DeferredSignals
 from .terminal import standard_error
 
 __all__ = ["record_stream"]
@@ -47,12 +47,15 @@ def record_stream(given: list[str]) -> None:
     if arguments.overwrite and not is_replaceable(arguments.file):
         _record(arguments, body, OpenFile(arguments.file))
     else:
-        with HeldSignals() as signals:
+        with DeferredSignals() as signals:
             _record(arguments, body, NewFile(arguments.file, overwrite=arguments.overwrite), signals)
 
 
 def _record(
-    arguments: argparse.Namespace, body: bytes | None, output: NewFile | OpenFile, signals: HeldSignals | None = None
+    arguments: argparse.Namespace,
+    body: bytes | None,
+    output: NewFile | OpenFile,
+    signals: DeferredSignals | None = None,
 ) -> None:
     """Record into `output` and finish it. With `signals`, they interrupt only the recording."""
     status = StatusLine(standard_error())

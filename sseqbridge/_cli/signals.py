@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldSignals", "Interrupted", "ending_signals_raised", "exit_status"]
+__all__ = ["DeferredSignals", "Interrupted", "ending_signals_raised", "exit_status"]
 
 # Windows has no SIGHUP.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -47,7 +47,7 @@ def ending_signals_raised() -> Iterator[None]:
         _restore(before)
 
 
-class HeldSignals:
+class DeferredSignals:
     """Keeps the signals from interrupting a `with` block, except the part of it that is inside `raised()`.
 
     A signal that came outside that part is raised at its beginning, or at the end of the block. At most one signal
@@ -59,7 +59,7 @@ class HeldSignals:
         self._pending: int | None = None
         self._may_raise = False
 
-    def __enter__(self) -> HeldSignals:
+    def __enter__(self) -> DeferredSignals:
         self._before = _handle(_ENDING, self._on_signal)
         return self
 

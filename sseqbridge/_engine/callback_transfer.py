@@ -120,14 +120,14 @@ class CallbackTransfer(CallbackExchange):
             if exchange.is_drained:
                 self._end()
             else:
-                self.hand_over()
+                self.continue_with_rest()
         return False
 
     def body_completed(self) -> None:
         if self._exchange.take_end():
             self._end()
         else:
-            self.hand_over()
+            self.continue_with_rest()
 
     def _end(self) -> None:
         # The connection first, so that the consumer's next request finds it idle.

@@ -49,7 +49,7 @@ class ClientLease:
     def _received(self, response: Any) -> None:
         """Take a response whose head has arrived."""
         self._response = response
-        self._clients.learn(self._origin, response.http_version)
+        self._clients.record_http_version(self._origin, response.http_version)
         self.network_stream = response.extensions.get("network_stream")
         # Connections of the library's own transport register themselves.
         self._is_detachable = self.network_stream is not None and BODY_EXTENSION not in response.extensions
@@ -110,14 +110,14 @@ class ClientLease:
     async def release(self, *, is_read_to_end: bool) -> None:
         """Return the client to its pool, after the response was closed."""
         if is_read_to_end or (self._response is not None and not self._is_http2()):
-            await self._clients.give_back(self._client, self._origin)
+            await self._clients.release_or_close(self._client, self._origin)
         else:
             # Closing the response leaves an HTTP/2 connection open, and so does a request without a response.
             await self._clients.discard(self._client)
 
     def abandon(self) -> None:
         """Return the client, if the request was never sent."""
-        self._clients.put_back(self._client)
+        self._clients.release(self._client)
 
     async def close_quietly(self, closable: Any, name: str) -> None:
         """Close an object, if it has aclose(). A failure is only logged, since the stream is over."""

@@ -63,7 +63,7 @@ class _RetryingSender(RequestSender):
                 error = exc
                 failure = Failure(error=None if self.is_unsendable else exc)
             delay = None if self.was_processed else retry_delay(failure, tried, self._options.retries)
-            if delay is None or self._comes_too_late(delay):
+            if delay is None or self._exceeds_total(delay):
                 if error is not None:
                     raise error
                 return response
@@ -83,7 +83,7 @@ class _RetryingSender(RequestSender):
             self._options.pauses.begin(self._first_origin, retry_after or 0.0)
         return Failure(status=status, retry_after=retry_after, should_retry=headers.get("x-should-retry"))
 
-    def _comes_too_late(self, delay: float) -> bool:
+    def _exceeds_total(self, delay: float) -> bool:
         total, pauses = self._options.timeout.total, self._options.pauses
         paused = 0.0 if pauses is None else pauses.seconds
         return total is not None and clock.monotonic() + delay >= self._started_at + total + paused

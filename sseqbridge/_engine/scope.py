@@ -88,7 +88,7 @@ class CancelScope:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         try:
-            is_cancelled_by_itself = self._look()
+            is_cancelled_by_itself = self._check_own_flag()
             self._has_ended = True
             is_outer_cancelled = self._outer is not None and self._outer.cancelled
             swallows = isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
@@ -113,14 +113,14 @@ class CancelScope:
 
         Raises CallbackError if the flag's is_set() raises.
         """
-        return self._look() or (self._outer is not None and self._outer.cancelled)
+        return self._check_own_flag() or (self._outer is not None and self._outer.cancelled)
 
     def check(self) -> None:
         """Raise Cancelled if the scope is cancelled."""
         if self.cancelled:
             raise Cancelled("the scope is cancelled: its flag is set, or the client of its relay has disconnected")
 
-    def _look(self) -> bool:
+    def _check_own_flag(self) -> bool:
         # The first True is kept: an aborted stream must not look complete because the flag was cleared.
         if not self._is_set and not self._has_ended and is_cancelled(self._flag):
             self._is_set = True

@@ -25,9 +25,9 @@ from sseqbridge._http.redirects import (
     REDIRECT_STATUSES,
     Place,
     Redirect,
-    go_to,
     redirect,
     redirect_url,
+    request_for_place,
 )
 from sseqbridge._http.request import build_request
 from sseqbridge._http.transport import SAFE_METHODS
@@ -183,7 +183,7 @@ class RequestSender(ClientLease):
         Raises RedirectError, and the errors of _http/errors.py.
         """
         if self.place is not None:
-            await self._change_request(go_to(self._request, self.place, self._client.package))
+            await self._change_request(request_for_place(self._request, self.place, self._client.package))
         for status, url in self.redirects:
             await self._follow(status, url)
         is_permanent = True
@@ -266,9 +266,9 @@ class RequestSender(ClientLease):
         # The lease comes first: if it fails, there is still exactly one client to return.
         with CallersCode("the bridge's client function", passes=Exception):
             client = await loops.run_in_daemon_thread(
-                "sseqbridge-client", self._clients.lease, origin, discard=self._clients.put_back
+                "sseqbridge-client", self._clients.lease, origin, discard=self._clients.release
             )
-        self._clients.put_back(self._client)
+        self._clients.release(self._client)
         self._client, self._origin = client, origin
 
     def translate(self, exc: BaseException, *, has_head: bool) -> SSEError:

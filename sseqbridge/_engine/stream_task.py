@@ -284,7 +284,7 @@ class StreamTask(TimedStream):
     # For the CallbackTransfer.
 
     def begin_streaming(self) -> None:
-        """Take note that the head is in the channel."""
+        """Record that the head is in the channel."""
         self._phase = _Phase.STREAMING
         self.writer.idle_since = self.loop.time()
         if self._timeout.idle is not None:

@@ -24,7 +24,8 @@ __all__ = ["CallbackExchange"]
 class CallbackExchange(abc.ABC):
     """An exchange of which the subclass gets the head and the body. No method of a subclass may raise.
 
-    The subclass ends it by hand_over() or close(). Nothing is called after that, and nothing after continue_with().
+    The subclass ends it by continue_with_rest() or close(). Nothing is called after one of these, or after
+    continue_with().
     """
 
     def __init__(self, connection: HTTP11Connection, method: str, timeout: float | None) -> None:
@@ -48,11 +49,11 @@ class CallbackExchange(abc.ABC):
 
     @abc.abstractmethod
     def body_completed(self) -> None:
-        """Take note of the body's end. The connection can be released."""
+        """Record the body's end. The connection can be released."""
 
     @abc.abstractmethod
     def read_completed(self) -> None:
-        """Take note that all bytes that have arrived were passed on, and the body is not complete.
+        """All bytes that have arrived were passed on, and the body is not complete.
 
         Called after the read with the head, and after data_received() has returned False.
         """
@@ -71,7 +72,7 @@ class CallbackExchange(abc.ABC):
             self.close()
             raise
 
-    def hand_over(self, rest: bytes = b"") -> None:
+    def continue_with_rest(self, rest: bytes = b"") -> None:
         """Let continue_with() read the rest of the body, with `rest` first."""
         assert self._head is not None
         assert self._body is not None
@@ -119,7 +120,7 @@ class CallbackExchange(abc.ABC):
         body = connection.begin_body(self._method, head)
         self._head, self._body = head, BodyStream(connection, self._timeout)
         if not self.head_received(head, self._body):
-            self.hand_over(data)
+            self.continue_with_rest(data)
             return
         if data and (data := body.feed(data)):
             self.data_received(data)
@@ -139,28 +140,28 @@ class CallbackExchange(abc.ABC):
         if body.complete:
             self.body_completed()
         elif body.error is not None:
-            self.hand_over()
+            self.continue_with_rest()
         else:
             self.read_completed()
 
     def input_ended(self) -> None:
-        """Take note of the end of the connection."""
+        """Record the end of the connection."""
         body = self._connection.body
         if body is None:
             self._fail(self._connection.closed_before_response())
         elif body.complete:
             self.body_completed()
         else:
-            self.hand_over()
+            self.continue_with_rest()
 
     def silence_elapsed(self, error: httpx.ReadTimeout) -> None:
-        """Take note that the limit has elapsed."""
+        """The limit has elapsed."""
         if self._connection.body is None:
             self._fail(error)
         else:
             # Raised by the coroutine that reads.
             self._connection.error = error
-            self.hand_over()
+            self.continue_with_rest()
 
 
 def _protocol_error(exc: Exception) -> InvalidResponseError:

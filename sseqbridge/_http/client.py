@@ -363,7 +363,7 @@ class ClientPool:
         self._admit(client)
         if not self._may_share(origin):
             return client
-        self.put_back(client)
+        self.release(client)
         # Another thread may have been faster: all have to share the same client.
         return self._existing(origin) or client
 
@@ -392,25 +392,25 @@ class ClientPool:
                 self._shared.shared = True
             return self._shared
 
-    def learn(self, origin: str, http_version: str) -> None:
+    def record_http_version(self, origin: str, http_version: str) -> None:
         """Record the HTTP version of a response of `origin`, such as "HTTP/1.1" or "HTTP/2"."""
         if self._factory is not None and http_version.startswith("HTTP/1"):
             with self._lock:
                 self._http11_origins.add(origin)
 
-    def put_back(self, client: Client) -> None:
+    def release(self, client: Client) -> None:
         """Return a leased client to the pool, for the next request. Does nothing if the pool is closed."""
         with self._lock:
             if not client.shared and not self._is_closed:
                 self._idle.append(client)
 
-    async def give_back(self, client: Client, origin: str) -> None:
+    async def release_or_close(self, client: Client, origin: str) -> None:
         """Return a leased client to the pool, or close it if the pool has enough clients."""
         with self._lock:
             spare = self._shared if origin in self._http11_origins else None
             is_needed = spare is None and len(self._idle) < _MAX_IDLE
         if is_needed:
-            self.put_back(client)
+            self.release(client)
         else:
             await self.discard(client)
 

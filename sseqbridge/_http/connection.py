@@ -265,7 +265,7 @@ class HTTP11Connection(NetworkStream):
         return self._take_unread()
 
     def begin_body(self, method: str, head: ResponseHead) -> BodyReader:
-        """Take note of the response's head, and return the reader of its body."""
+        """Record the response's head, and return the reader of its body."""
         self.state = ConnectionState.READING_BODY
         self._keeps_alive = head.framing.keeps_alive and head.status != 101
         length, is_chunked = head.framing.length, head.framing.is_chunked
@@ -331,7 +331,7 @@ class HTTP11Connection(NetworkStream):
         self.write_at_once(data)
 
     def response_begins(self) -> None:
-        """Take note of the first byte of the response."""
+        """Record the first byte of the response."""
         self.state = ConnectionState.READING_HEAD
 
     def end_callbacks(self, rest: bytes = b"") -> None:

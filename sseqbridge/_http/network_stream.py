@@ -84,10 +84,10 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
 
     @abc.abstractmethod
     def input_ended(self) -> None:
-        """Take note, once, that nothing more will be received; see `error`."""
+        """Called once: nothing more will be received; see `error`."""
 
     def silence_elapsed(self, error: httpx.ReadTimeout) -> None:
-        """Take note that no bytes were received within the limit of limit_silence()."""
+        """No bytes were received within the limit of limit_silence()."""
 
     # asyncio's protocol.
 

@@ -25,11 +25,11 @@ __all__ = [
     "REDIRECT_STATUSES",
     "Place",
     "Redirect",
-    "go_to",
     "is_trusted_hop",
     "own_headers",
     "redirect",
     "redirect_url",
+    "request_for_place",
     "target_url",
 ]
 
@@ -116,7 +116,7 @@ def redirect(request: Any, status: int, url: Any, options: RequestOptions, packa
     return Redirect(_request(request, method, url, headers, content, is_trusted=is_trusted), is_trusted)
 
 
-def go_to(request: Any, place: Place, package: Any) -> Redirect:
+def request_for_place(request: Any, place: Place, package: Any) -> Redirect:
     """Return the request that resumes a stream at `place`, in place of `request`, which has the caller's headers."""
     method, url, own, is_trusted = place
     if own is None:

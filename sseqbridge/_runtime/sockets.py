@@ -26,13 +26,13 @@ __all__ = [
     "above_standard_descriptors",
     "detach_connection_after_fork",
     "identity",
+    "is_reading_end_closed",
     "is_writable",
     "keep_alive",
     "keep_connection_alive",
     "literal_address",
     "peer_has_left",
     "read_check",
-    "reader_has_left",
     "shut_down_connection",
     "shut_down_socket",
     "standard_descriptors",
@@ -192,7 +192,7 @@ def peer_has_left(fd: int, *, may_peek: bool) -> bool:
         duplicate.close()
 
 
-def reader_has_left(fd: int) -> bool:
+def is_reading_end_closed(fd: int) -> bool:
     """Return whether the reading end of a pipe or terminal is closed."""
     if sys.platform == "win32":
         return False

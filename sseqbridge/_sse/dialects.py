@@ -199,11 +199,11 @@ class EventRules:
             return len(texts)
         last = texts.pop()
         if self.end_data is not None and self._data(last) == self.end_data:
-            return len(texts) if self._have_no_marks(texts) else -1
+            return len(texts) if self._are_unmarked(texts) else -1
         texts.append(last)
-        return len(texts) if self._have_no_marks(texts) else -1
+        return len(texts) if self._are_unmarked(texts) else -1
 
-    def _have_no_marks(self, texts: list[str]) -> bool:
+    def _are_unmarked(self, texts: list[str]) -> bool:
         if self.is_json:
             suspicious = self._suspicious
             return min(texts, default=self._lowest) >= self._lowest or not [

@@ -46,7 +46,7 @@ def retry_delay(
 
     It was sent again `tried` times so far, and may be `retries` times. `chance` returns random numbers from 0 to 1.
     """
-    if tried >= retries or not _is_worth_it(failure):
+    if tried >= retries or not _is_retryable(failure):
         return None
     delay = min(_FIRST_DELAY * 2.0 ** min(tried, _MAX_DOUBLINGS), _MAX_DELAY)
     if failure.retry_after:
@@ -54,7 +54,7 @@ def retry_delay(
     return delay * (1.0 - _JITTER * chance())
 
 
-def _is_worth_it(failure: Failure) -> bool:
+def _is_retryable(failure: Failure) -> bool:
     error = failure.error
     status = failure.status
     if error is not None:

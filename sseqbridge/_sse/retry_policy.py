@@ -183,7 +183,7 @@ class ReconnectionPolicy:
         For use within the package. `chance` returns random numbers from 0 to 1, by default random.random. Raises
         nothing.
         """
-        if not self._is_worth_it(drop):
+        if not self._is_retryable(drop):
             return Stop()
         if reason := self.obstacle(drop):
             return GiveUp(self._tried, reason)
@@ -226,7 +226,7 @@ class ReconnectionPolicy:
     def _tried_before(self, drop: Drop) -> int:
         return 0 if drop.events or drop.open_for >= self.reset_after else self._tried
 
-    def _is_worth_it(self, drop: Drop) -> bool:
+    def _is_retryable(self, drop: Drop) -> bool:
         cause = drop.cause
         if cause is None or drop.is_clean:
             is_plain_get = drop.method == "GET" and not drop.has_body

@@ -194,7 +194,7 @@ class Broadcaster(Generic[T]):
         full = [reader for reader in self._readers if not reader.channel.fits(charge)]
         if self._ends_slow and len(full) < self.open_readers:
             for reader in full:
-                reader.fall_behind(limit_of(self._max_buffered).bytes)
+                reader.end_as_too_slow(limit_of(self._max_buffered).bytes)
                 self._remove(reader)
             return False
         self._full = [reader for reader in full if reader.channel.notify_when_drained(self._wake, charge)]
@@ -288,7 +288,7 @@ class TeeReader:
             entry = End(entry.outcome, copy_error(entry.error))
         self.channel.send_nowait(entry, _charge(entry))
 
-    def fall_behind(self, limit: int) -> None:
+    def end_as_too_slow(self, limit: int) -> None:
         """End the reader with EventsLostError, after the entries that it has."""
         message = f"this reader's backlog of max_buffered_bytes={limit} was full when other readers went on"
         self.channel.end(End("error", EventsLostError(message)))

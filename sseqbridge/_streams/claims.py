@@ -62,17 +62,17 @@ class Claims(deque[object]):
         except IndexError:
             return False
 
-    def contend(self, claim: object, lose: Callable[[], object]) -> bool:
+    def admit(self, claim: object, on_stale: Callable[[], object]) -> bool:
         """Make `claim`, which was appended, the first one by removing claims whose calls have ended.
 
-        Returns False, and removes `claim`, if another claim is held. `lose` is called before each removal of a
+        Returns False, and removes `claim`, if another claim is held. `on_stale` is called before each removal of a
         claim whose call has ended.
         """
         while (first := self[0]) is not claim:
             if not _is_gone(first):
                 self.discard(claim)
                 return False
-            lose()
+            on_stale()
             self.discard(first)
         return True
 

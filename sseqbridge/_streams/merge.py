@@ -176,7 +176,7 @@ class MergedStreams(_BaseMerged[K, T]):
     def _loop(self, claim: Claim) -> Generator[tuple[Any, Any], None, None]:
         merger = self._merger
         self._claims.append(claim)
-        if not self._claims.contend(claim, self.close):
+        if not self._claims.admit(claim, self.close):
             raise UsageError(_IS_READ)
         try:
             while len(merger):
@@ -248,7 +248,7 @@ class AsyncMergedStreams(_BaseMerged[K, T]):
         self._merger.check_process()
         self._claims.append(claim)
         # A call that has ended without releasing its claim has left its step to the next call.
-        if not self._claims.contend(claim, lambda: None):
+        if not self._claims.admit(claim, lambda: None):
             raise UsageError(_IS_READ)
         try:
             try:

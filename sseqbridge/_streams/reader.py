@@ -186,7 +186,7 @@ class StreamOwner(Generic[T]):
     # Claims.
 
     def _check_claim(self, claim: object) -> None:
-        if not self._claims.contend(claim, self._end_if_lossy):
+        if not self._claims.admit(claim, self._end_if_lossy):
             raise UsageError(
                 "this stream has one consumer at a time, and is being read already: by another thread, or by a "
                 "loop that is not over (a variable may hold its iterator); inside a loop, next() takes further items"

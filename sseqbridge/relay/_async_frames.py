@@ -80,7 +80,7 @@ class AsyncFrames(BaseFrames):
             failure: BaseException | None = None
             try:
                 self._is_being_read = True
-                if self._farewell is None:
+                if self._last_frame is None:
                     await source.open()
                 self._is_being_read = False
             except ApplicationError as exc:
@@ -131,7 +131,7 @@ class AsyncFrames(BaseFrames):
             raise
         if self._send_timeout is not None and self._loop is not None:
             self._send_timer = self._loop.call_later(
-                self._send_timeout, _give_up, weakref.ref(self), self._send_timeout
+                self._send_timeout, _time_out_sending, weakref.ref(self), self._send_timeout
             )
         return piece
 
@@ -145,19 +145,19 @@ class AsyncFrames(BaseFrames):
 
     async def _next_piece(self) -> bytes:
         while not self._ended:
-            if self._farewell is not None:
+            if self._last_frame is not None:
                 self._source.abandon()
-                return self._say_farewell()
+                return self._take_last_frame()
             try:
                 piece = await self._collect(self._wait())
             except StopAsyncIteration:
-                if self._farewell is not None:
+                if self._last_frame is not None:
                     continue
                 last = self._end_of_source()
                 if last:
                     return last
             except Exception as exc:
-                if self._farewell is not None:
+                if self._last_frame is not None:
                     continue
                 try:
                     report = self._fail(exc)
@@ -195,7 +195,7 @@ class AsyncFrames(BaseFrames):
             size += len(frame)
         return b"".join(collected)
 
-    def give_up(self, seconds: float) -> None:
+    def time_out_sending(self, seconds: float) -> None:
         """Abort the upstream, since the client has not read for so many `seconds`.
 
         For use within the package. Raises nothing.
@@ -204,7 +204,7 @@ class AsyncFrames(BaseFrames):
             return
         logger.warning("a relay's client has not read for %g s: its upstream is aborted", seconds)
         self._note("disconnected")
-        self._farewell = notice("error", "SendTimeout", "the answer was not read in time")
+        self._last_frame = notice("error", "SendTimeout", "the answer was not read in time")
         self._source.abandon()
         # In a timer of the loop; it waits for a call of `on_item` that is under way.
         start_task(self._aconclude())
@@ -253,7 +253,7 @@ class AsyncFrames(BaseFrames):
 show_members_of(AsyncFrames, BaseFrames)
 
 
-def _give_up(reference: weakref.ref[AsyncFrames], seconds: float) -> None:
+def _time_out_sending(reference: weakref.ref[AsyncFrames], seconds: float) -> None:
     frames = reference()
     if frames is not None:
-        frames.give_up(seconds)
+        frames.time_out_sending(seconds)

@@ -1,7 +1,7 @@
 """What Frames and AsyncFrames share: the times of heartbeats, and how a relay ended.
 
 One thread (or coroutine) of the web server at a time asks for the next piece, and writes all fields except these:
-`close` and `end_with` may be called by any thread, `end_with` in a signal handler too. `_farewell` and `_end` are
+`close` and `end_with` may be called by any thread, `end_with` in a signal handler too. `_last_frame` and `_end` are
 written once each; of two writers at the same time, either may count.
 """
 
@@ -61,7 +61,7 @@ class BaseFrames(NotCopyable):
         # How the relay ended, and its error; None until that is known.
         self._end: tuple[Outcome, BaseException | None] | None = None
         # A frame after which the relay ends, whatever its source does.
-        self._farewell: bytes | None = None
+        self._last_frame: bytes | None = None
         # An error behind the frames of a piece; it is reported after them.
         self._failure: Exception | None = None
         # During a call that reads.
@@ -90,15 +90,15 @@ class BaseFrames(NotCopyable):
 
         For use within the package. Raises nothing.
         """
-        if not self._ended and self._farewell is None:
-            self._farewell = frame
+        if not self._ended and self._last_frame is None:
+            self._last_frame = frame
             self._note("cancelled")
             # A source that was not read may be the application's, whose close() must not run in a signal handler.
             if self._has_begun:
                 self._any_source.interrupt()
 
-    def _say_farewell(self) -> bytes:
-        frame, self._farewell = self._farewell or b"", None
+    def _take_last_frame(self) -> bytes:
+        frame, self._last_frame = self._last_frame or b"", None
         self._ended = True
         return frame
 

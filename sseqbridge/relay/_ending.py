@@ -23,7 +23,17 @@ from sseqbridge._exceptions import CallbackError
 from sseqbridge._runtime import fork, threads
 from sseqbridge._runtime.callbacks import CallersCode, contained
 
-__all__ = ["END_SECONDS", "Closable", "Ending", "OnEnd", "Outcome", "RelayEnd", "RequestEnd", "abounded", "start_task"]
+__all__ = [
+    "END_SECONDS",
+    "Closable",
+    "Ending",
+    "OnEnd",
+    "Outcome",
+    "RelayEnd",
+    "RequestEnd",
+    "await_shielded",
+    "start_task",
+]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -159,7 +169,7 @@ class Ending:
 
     async def _acall(self, on_end: OnEnd, end: RelayEnd) -> None:
         limit = END_SECONDS if inspect.iscoroutinefunction(on_end) else None
-        await abounded(self._logged(on_end, end), limit, self.context.copy())
+        await await_shielded(self._logged(on_end, end), limit, self.context.copy())
 
     def call_later(self, end: RelayEnd, loop: asyncio.AbstractEventLoop) -> None:
         """Call the function in a task of `loop`. Thread-safe; safe in finalizers."""
@@ -205,7 +215,7 @@ class Ending:
 
     def run_awaitable(self, awaitable: Awaitable[None]) -> None:
         """Await `awaitable` for at most 5 s, in a thread without an event loop."""
-        asyncio.run(abounded(awaitable, END_SECONDS))
+        asyncio.run(await_shielded(awaitable, END_SECONDS))
 
     def release_thread(self) -> None:
         """Release what the function has used in a thread of its own, which ends now."""
@@ -274,7 +284,7 @@ def start_task(coroutine: Coroutine[Any, Any, None], context: contextvars.Contex
     return task
 
 
-async def abounded(
+async def await_shielded(
     awaitable: Awaitable[None], seconds: float | None, context: contextvars.Context | None = None
 ) -> None:
     """Await `awaitable` in a task of its own, which no cancellation of the caller's reaches, for at most `seconds`.

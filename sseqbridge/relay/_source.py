@@ -206,11 +206,11 @@ class StreamSource:
         if type(last) is RestartEvent:
             return writer.event(last)
         if self._decoder is not None:
-            self._look(last, self._decoder)
+            self._examine(last, self._decoder)
             return writer.event(last)
         return writer.item(item, last)
 
-    def _look(self, event: ServerSentEvent, decoder: Decoder) -> None:
+    def _examine(self, event: ServerSentEvent, decoder: Decoder) -> None:
         """Note an error that the event reports. Show the event's item to `on_item`, if it can be decoded."""
         error = decoder.reported_error(event)
         if error is not None:

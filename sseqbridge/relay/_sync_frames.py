@@ -78,7 +78,7 @@ class Frames(BaseFrames):
             try:
                 self._is_being_read = True
                 # Not after end_all(): the client then gets the event "shutdown" alone.
-                if self._farewell is None:
+                if self._last_frame is None:
                     self._source.open()
                 self._is_being_read = False
             except BaseException as exc:
@@ -115,9 +115,9 @@ class Frames(BaseFrames):
 
     def _next_piece(self) -> bytes:
         while not self._ended:
-            if self._farewell is not None:
+            if self._last_frame is not None:
                 self._source.close()
-                return self._say_farewell()
+                return self._take_last_frame()
             # Checked here, not only on timeout: `map` may leave out every event.
             if self._disconnected.is_set():
                 self.close()
@@ -125,13 +125,13 @@ class Frames(BaseFrames):
             try:
                 piece = self._collect(min(self._wait(), self._probe))
             except StopIteration:
-                if self._farewell is not None or self._disconnected.is_set():
+                if self._last_frame is not None or self._disconnected.is_set():
                     continue
                 last = self._end_of_source()
                 if last:
                     return last
             except Exception as exc:
-                if self._farewell is not None or self._disconnected.is_set():
+                if self._last_frame is not None or self._disconnected.is_set():
                     continue
                 try:
                     report = self._fail(exc)

@@ -27,7 +27,7 @@ from sseqbridge._runtime import loops
 
 from ._async_frames import AsyncFrames
 from ._disconnect import disconnect_flag
-from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, RequestEnd, abounded
+from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, RequestEnd, await_shielded
 from ._frames import arelay, relay
 from ._options import RelayOptions, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers, read_refusal, refusal_head
@@ -321,7 +321,7 @@ class _ASGIEnding(_WSGIEnding):
         self.context.run(SyncToAsync.deadlock_context.set, False)
 
     def run_awaitable(self, awaitable: Awaitable[None]) -> None:
-        async_to_sync(abounded)(awaitable, END_SECONDS)
+        async_to_sync(await_shielded)(awaitable, END_SECONDS)
 
     async def acall(self, end: RelayEnd) -> None:
         self._executor = _current_executor()

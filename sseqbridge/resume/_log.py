@@ -1,6 +1,6 @@
 """Log and MemoryLog: streams that one producer writes, and any number of readers read from any point.
 
-Thread-safe. The methods are a thin face: _log_core.py holds the state, _operations.py does the work.
+Thread-safe. The methods check their arguments: _log_core.py holds the state, _operations.py does the work.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 `start` runs in the thread that calls `open` or `produce`, in a thread of its own for `aopen` and `aproduce`,
 or in one for a reader that takes a stream over. The functions at the end run on the loop thread.
 
-`start` returns a stream, or an iterable of items: an asynchronous one runs on the caller's loop if that is the face,
-else on the loop of iterate(), a synchronous one in a worker thread. Both run in a copy of the context of `start`.
+`start` returns a stream, or an iterable of items. A synchronous iterable runs in a worker thread. An asynchronous one
+runs on the caller's loop for `aopen` and `aproduce`, else on the loop of iterate(). Both run in a copy of the context
+of `start`.
 """
 
 from __future__ import annotations

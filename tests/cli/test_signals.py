@@ -15,7 +15,7 @@ import pytest
 
 from sseqbridge.__main__ import run
 from sseqbridge._cli import main as main_module
-from sseqbridge._cli.signals import HeldSignals, Interrupted, ending_signals_raised, exit_status
+from sseqbridge._cli.signals import DeferredSignals, Interrupted, ending_signals_raised, exit_status
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, until
 
@@ -106,7 +106,7 @@ def test_ending_signals_raise_and_handlers_are_restored(number: signal.Signals) 
 def test_held_signal_is_raised_at_the_end(number: signal.Signals) -> None:
     before = handlers()
     passed = []
-    with pytest.raises(KeyboardInterrupt) as raised, HeldSignals():
+    with pytest.raises(KeyboardInterrupt) as raised, DeferredSignals():
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
         passed.append(number)
@@ -117,7 +117,7 @@ def test_held_signal_is_raised_at_the_end(number: signal.Signals) -> None:
 
 def test_held_signal_is_raised_where_it_may_be() -> None:
     entered = []
-    with HeldSignals() as signals:
+    with DeferredSignals() as signals:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted), signals.raised():
             entered.append(True)
@@ -126,7 +126,7 @@ def test_held_signal_is_raised_where_it_may_be() -> None:
 
 def test_second_signal_does_not_interrupt_the_handling_of_the_first() -> None:
     handled = []
-    with pytest.raises(Interrupted), HeldSignals() as signals, signals.raised():
+    with pytest.raises(Interrupted), DeferredSignals() as signals, signals.raised():
         try:
             signal.raise_signal(signal.SIGHUP)
         finally:
@@ -137,13 +137,13 @@ def test_second_signal_does_not_interrupt_the_handling_of_the_first() -> None:
 
 
 def test_error_of_the_block_precedes_a_held_signal() -> None:
-    with pytest.raises(ZeroDivisionError), HeldSignals():
+    with pytest.raises(ZeroDivisionError), DeferredSignals():
         signal.raise_signal(signal.SIGTERM)
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("guard", [ending_signals_raised, HeldSignals])
-def test_other_threads_install_no_handlers(guard: Callable[[], HeldSignals]) -> None:
+@pytest.mark.parametrize("guard", [ending_signals_raised, DeferredSignals])
+def test_other_threads_install_no_handlers(guard: Callable[[], DeferredSignals]) -> None:
     before = handlers()
 
     def enter() -> None:

@@ -29,12 +29,12 @@ OTHERS: dict[str, list[Step]] = {
 
 @pytest.mark.parametrize("steps", OTHERS.values(), ids=OTHERS)
 def test_abort_before_the_task_begins_closes_the_connection(monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> None:
-    hand_over = CallbackTransfer.continue_with
+    continue_with_rest = CallbackTransfer.continue_with
 
     def abort_first(self: CallbackTransfer, result: httpx.Response | Exception) -> None:
         # As another thread may, whose close() is posted in the same iteration of the loop.
         self._stream.abort()
-        hand_over(self, result)
+        continue_with_rest(self, result)
 
     def script(request: ReceivedRequest) -> list[Step]:
         return [send("[DONE]")] if request.path == "/first" else [*steps, silence()]

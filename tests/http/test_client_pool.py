@@ -47,8 +47,8 @@ def test_pool_without_a_factory_has_one_client() -> None:
     clients = {id(pool.lease(origin)) for origin in (_A, _B, _A)}
     assert len(clients) == 1
     client = pool.lease(_A)
-    pool.learn(_A, "HTTP/1.1")
-    pool.put_back(client)
+    pool.record_http_version(_A, "HTTP/1.1")
+    pool.release(client)
     assert pool.lease(_B) is client
     asyncio.run(pool.aclose())
     assert client.http.is_closed
@@ -57,33 +57,33 @@ def test_pool_without_a_factory_has_one_client() -> None:
 def test_unknown_origin_gets_an_exclusive_client(made: Made) -> None:
     first, second = made.pool.lease(_A), made.pool.lease(_A)
     assert first.http is not second.http
-    made.pool.put_back(first)
+    made.pool.release(first)
     assert made.pool.lease(_B) is first
     assert len(made.clients) == 2
 
 
 def test_http1_origin_shares_a_client(made: Made) -> None:
     leased = made.pool.lease(_A)
-    made.pool.learn(_A, "HTTP/1.1")
+    made.pool.record_http_version(_A, "HTTP/1.1")
     shared = made.pool.lease(_A)
     assert made.pool.lease(_A) is shared
     assert shared.http is not leased.http
     assert made.pool.lease(_B) is not shared
-    made.pool.put_back(shared)
+    made.pool.release(shared)
     assert made.pool.lease(_A) is shared
 
 
 def test_idle_client_becomes_the_shared_client(made: Made) -> None:
     """It has an open connection that the next request can reuse."""
     leased = made.pool.lease(_A)
-    made.pool.learn(_A, "HTTP/1.0")
-    made.pool.put_back(leased)
+    made.pool.record_http_version(_A, "HTTP/1.0")
+    made.pool.release(leased)
     assert made.pool.lease(_A).http is leased.http
     assert len(made.clients) == 1
 
 
 def test_http2_origin_never_shares_a_client(made: Made) -> None:
-    made.pool.learn(_A, "HTTP/2")
+    made.pool.record_http_version(_A, "HTTP/2")
     assert made.pool.lease(_A) is not made.pool.lease(_A)
 
 
@@ -93,7 +93,7 @@ def test_discarded_client_is_closed_and_removed(made: Made) -> None:
         await made.pool.discard(leased)
         assert leased.http.is_closed
         assert made.pool.lease(_A) is not leased
-        made.pool.learn(_A, "HTTP/1.1")
+        made.pool.record_http_version(_A, "HTTP/1.1")
         shared = made.pool.lease(_A)
         await made.pool.discard(shared)
         assert not shared.http.is_closed
@@ -104,13 +104,13 @@ def test_discarded_client_is_closed_and_removed(made: Made) -> None:
 def test_closing_the_pool_closes_all_clients(made: Made) -> None:
     async def main() -> None:
         in_use, idle = made.pool.lease(_A), made.pool.lease(_A)
-        made.pool.learn(_B, "HTTP/1.1")
+        made.pool.record_http_version(_B, "HTTP/1.1")
         shared = made.pool.lease(_B)
-        made.pool.put_back(idle)
+        made.pool.release(idle)
         await made.pool.aclose()
         assert [client.http.is_closed for client in (in_use, idle, shared)] == [True, True, True]
         # Their streams release them later.
-        await made.pool.give_back(in_use, _A)
+        await made.pool.release_or_close(in_use, _A)
         await made.pool.discard(idle)
         assert made.pool.connections == 0
 
@@ -120,7 +120,7 @@ def test_closing_the_pool_closes_all_clients(made: Made) -> None:
     # One that is made for a request that came too late is closed too.
     assert len(made.clients) == 4
     assert all(client.is_closed for client in made.clients)
-    made.pool.put_back(Client(made.clients[0]))
+    made.pool.release(Client(made.clients[0]))
     with pytest.raises(BridgeClosedError):
         made.pool.lease(_A)
 

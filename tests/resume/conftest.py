@@ -1,4 +1,4 @@
-"""Fixtures of all tests of logs: each kind of log, through each face."""
+"""Fixtures of all tests of logs: each kind of log, through each interface."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from sseqbridge.resume import Log
 from tests.redis_support import RedisServer, needs_redis, redis_server
 
-from .support import Face, Logs
+from .support import LogCaller, Logs
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def log(logs: Logs) -> Log:
 
 
 @pytest.fixture(params=["sync", "async"])
-def face(request: pytest.FixtureRequest) -> Iterator[Face]:
-    made = Face(is_async=request.param == "async")
+def caller(request: pytest.FixtureRequest) -> Iterator[LogCaller]:
+    made = LogCaller(is_async=request.param == "async")
     yield made
     made.close()

@@ -1,9 +1,9 @@
-"""Logs of both kinds through both faces, and stores whose producers can be killed.
+"""Logs of both kinds through both interfaces, and stores whose producers can be killed.
 
 Leases last far longer than any test, on any machine; a test ends one with `Logs.expire_lease`. Producers renew
 their leases, and readers check them, every 50 ms.
 
-The event loop of the asynchronous face runs only while the test waits for something, in the test's thread.
+The event loop of the asynchronous interface runs only while the test waits for something, in the test's thread.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tests.support import in_thread, until
 __all__ = [
     "DONE",
     "LEASE",
-    "Face",
     "KillableStore",
+    "LogCaller",
     "LogReading",
     "Logs",
     "assert_lost",
@@ -247,7 +247,7 @@ class Logs:
             assert client.delete(store.key_of(key, "events"), store.key_of(key, "fence"))
 
 
-class Face(Caller):
+class LogCaller(Caller):
     """The methods of a log, synchronous or asynchronous, under the same names."""
 
     def __init__(self, *, is_async: bool) -> None:
@@ -281,7 +281,7 @@ class Face(Caller):
 
 
 class LogReading(OpenStream):
-    """A stream of a log, as either face returns it."""
+    """A stream of a log, as either interface returns it."""
 
     def next(self, timeout: float | None = 30.0) -> Any:
         return super().next(timeout)

@@ -19,7 +19,7 @@ from tests.support import in_thread, until
 
 from .support import (
     DONE,
-    Face,
+    LogCaller,
     Logs,
     cancel_during_claim,
 )
@@ -28,29 +28,29 @@ from .support import (
 pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
-def test_cancel_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:
+def test_cancel_ends_all_readers_and_the_upstream(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), silence()]) as upstream:
-        readings = [face.open(log, "k", face.start(upstream.url)) for _ in range(3)]
+        readings = [caller.open(log, "k", caller.start(upstream.url)) for _ in range(3)]
         assert [reading.next() for reading in readings] == [1, 1, 1]
-        assert face.cancel(log, "k") is True
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        assert caller.cancel(log, "k") is True
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
-        assert face.cancel(log, "k") is False
-        after = face.open(log, "k", face.start(upstream.url))
+        assert caller.cancel(log, "k") is False
+        after = caller.open(log, "k", caller.start(upstream.url))
         assert (after.items(), after.outcome) == ([1], "closed")
-        assert face.cancel(log, "other") is False
+        assert caller.cancel(log, "other") is False
 
 
-def test_cancel_without_readers_aborts_the_upstream(log: Log, face: Face) -> None:
+def test_cancel_without_readers_aborts_the_upstream(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         reading.close()
-        assert face.cancel(log, "k") is True
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        assert caller.cancel(log, "k") is True
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
-def test_cancel_ends_a_request_without_an_answer(log: Log, face: Face) -> None:
+def test_cancel_ends_a_request_without_an_answer(log: Log, caller: LogCaller) -> None:
     asked = threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -60,16 +60,16 @@ def test_cancel_ends_a_request_without_an_answer(log: Log, face: Face) -> None:
     with SSEServer(script) as upstream:
         opened = in_thread(lambda: log.open("k", lambda: request_sse(upstream.url, timeout=30)))
         assert asked.wait(30)
-        assert face.cancel(log, "k") is True
+        assert caller.cancel(log, "k") is True
         with pytest.raises(RequestAbortedError):
             opened.result(30)
         upstream.requests[0].wait_aborted(30)
-        reading = face.open(log, "k")
+        reading = caller.open(log, "k")
         assert (reading.items(), reading.outcome) == ([], "closed")
 
 
 @pytest.mark.parametrize("ends", ["cancel", "flag"])
-def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: str) -> None:
+def test_upstream_started_after_the_end_is_aborted(log: Log, caller: LogCaller, ends: str) -> None:
     """`start` may be slow, and ignore all cancel flags."""
     called, go, flag = threading.Event(), threading.Event(), threading.Event()
     with SSEServer([send(1), silence()]) as upstream:
@@ -83,10 +83,10 @@ def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: s
         opened = in_thread(lambda: log.open("k", start, cancel=flag))
         assert called.wait(30)
         if ends == "cancel":
-            assert face.cancel(log, "k")
+            assert caller.cancel(log, "k")
         else:
             flag.set()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
         go.set()
         if ends == "cancel":
             assert opened.result(30).collect() == []
@@ -95,7 +95,7 @@ def test_upstream_started_after_the_end_is_aborted(log: Log, face: Face, ends: s
                 opened.result(30)
 
 
-def test_cancel_with_a_lost_reply_returns_true(logs: Logs, face: Face) -> None:
+def test_cancel_with_a_lost_reply_returns_true(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     cancel = store.cancel
     answers: list[bool] = []
@@ -108,56 +108,56 @@ def test_cancel_with_a_lost_reply_returns_true(logs: Logs, face: Face) -> None:
 
     store.cancel = lose_the_first  # type: ignore[attr-defined]
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 1
-        assert face.cancel(log, "k") is True
+        assert caller.cancel(log, "k") is True
         assert (reading.items(), reading.outcome, answers) == ([], "closed", [True, True])
-        assert face.cancel(log, "k") is False
+        assert caller.cancel(log, "k") is False
 
 
-def test_delete_lets_the_next_open_begin_again(log: Log, face: Face) -> None:
+def test_delete_lets_the_next_open_begin_again(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), DONE]) as upstream:
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
-        assert face.delete(log, "k") is True
-        assert face.delete(log, "k") is False
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
+        assert caller.delete(log, "k") is True
+        assert caller.delete(log, "k") is False
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
         assert len(upstream.requests) == 2
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "other", face.start(upstream.url))
+        reading = caller.open(log, "other", caller.start(upstream.url))
         assert reading.next() == 1
-        assert face.delete(log, "other") is True
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        assert caller.delete(log, "other") is True
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
-def test_upstream_is_aborted_after_abandon_after_without_readers(logs: Logs, face: Face) -> None:
+def test_upstream_is_aborted_after_abandon_after_without_readers(logs: Logs, caller: LogCaller) -> None:
     log = logs.new(abandon_after=0.2)
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 1
         # The upstream continues while there is a reader.
         with pytest.raises(TimeoutError):
             reading.next(0.6)
         assert not upstream.requests[0].aborted.is_set()
         reading.close()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
-        after = face.open(log, "k")
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
+        after = caller.open(log, "k")
         assert (after.items(), after.outcome) == ([1], "closed")
 
 
-def test_abandoned_producer_with_a_stale_token_aborts_its_upstream(logs: Logs, face: Face) -> None:
+def test_abandoned_producer_with_a_stale_token_aborts_its_upstream(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable(abandon_after=0.1)
     with SSEServer([send(0), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.failures["end"] = StaleTokenError()
         reading.close()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
-def test_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None:
+def test_cancel_flag_ends_its_reader_alone(log: Log, caller: LogCaller) -> None:
     flag, go = threading.Event(), threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url), cancel=flag)
+        reading = caller.open(log, "k", caller.start(upstream.url), cancel=flag)
         assert reading.next() == 1
         timer = threading.Timer(0.1, flag.set)
         timer.start()
@@ -165,12 +165,12 @@ def test_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None:
         assert (reading.items(), reading.outcome) == ([], "closed")
         timer.join()
         with pytest.raises(RequestAbortedError):
-            face.open(log, "k", cancel=flag)
+            caller.open(log, "k", cancel=flag)
         go.set()
-        assert face.open(log, "k").items() == [1, 2]
+        assert caller.open(log, "k").items() == [1, 2]
 
 
-def test_cancel_flag_ends_the_wait_for_a_producer(log: Log, face: Face) -> None:
+def test_cancel_flag_ends_the_wait_for_a_producer(log: Log, caller: LogCaller) -> None:
     class Flag:
         asked = 0
 
@@ -186,9 +186,9 @@ def test_cancel_flag_ends_the_wait_for_a_producer(log: Log, face: Face) -> None:
             return self.asked > 3 and 1 / 0 > 0
 
     with pytest.raises(RequestAbortedError, match="cancel was set"):
-        face.open(log, "k", wait=30, cancel=Flag())
+        caller.open(log, "k", wait=30, cancel=Flag())
     with pytest.raises(CallbackError):
-        face.open(log, "k", wait=30, cancel=Broken())
+        caller.open(log, "k", wait=30, cancel=Broken())
 
 
 def test_reader_cancelled_during_its_election_releases_the_lease(logs: Logs) -> None:

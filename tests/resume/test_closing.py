@@ -25,8 +25,8 @@ from tests.support import in_thread, is_waiting, until
 
 from .support import (
     DONE,
-    Face,
     KillableStore,
+    LogCaller,
     Logs,
     core_of,
     hub_of,
@@ -38,16 +38,16 @@ from .support import (
 pytestmark = pytest.mark.timeout(90)
 
 
-def test_close_ends_readers_and_releases_the_lease(logs: Logs, face: Face) -> None:
+def test_close_ends_readers_and_releases_the_lease(logs: Logs, caller: LogCaller) -> None:
     log = logs.new()
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 1
         log.close()
         assert (reading.items(), reading.outcome) == ([], "closed")
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
     with pytest.raises(UsageError, match="closed"):
-        face.open(log, "k")
+        caller.open(log, "k")
     log.close()
     assert repr(log) == f"<{type(log).__name__} closed>"
 
@@ -129,19 +129,21 @@ def test_close_ends_tasks_whose_cancellation_becomes_an_outage() -> None:
     assert events.outcome == "closed"
 
 
-def test_calls_during_close_raise_bridge_closed_error(logs: Logs, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_during_close_raise_bridge_closed_error(
+    logs: Logs, caller: LogCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = logs.new()
     hub = hub_of(log)
     log.close()
     # As if the log was closed right after the check that it is open.
     monkeypatch.setattr(core_of(log), "hub", lambda: hub)
     with pytest.raises(BridgeClosedError, match="log"):
-        face.open(log, "k", wait=0)
+        caller.open(log, "k", wait=0)
     with pytest.raises(BridgeClosedError, match="log"):
-        face.cancel(log, "k")
+        caller.cancel(log, "k")
 
 
-def test_open_during_close_makes_no_store(logs: Logs, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_during_close_makes_no_store(logs: Logs, caller: LogCaller, monkeypatch: pytest.MonkeyPatch) -> None:
     with Bridge() as bridge:
         log = logs.new(bridge=bridge)
         started = bridge.started
@@ -154,20 +156,20 @@ def test_open_during_close_makes_no_store(logs: Logs, face: Face, monkeypatch: p
         stores: list[object] = []
         core_of(log).new_store = stores.append  # type: ignore[assignment]
         with pytest.raises(UsageError, match="closed"):
-            face.open(log, "k", wait=0)
+            caller.open(log, "k", wait=0)
         assert stores == []
 
 
-def test_closing_the_bridge_ends_its_readers(logs: Logs, face: Face) -> None:
+def test_closing_the_bridge_ends_its_readers(logs: Logs, caller: LogCaller) -> None:
     with SSEServer([send(1), silence()]) as upstream:
         with Bridge() as bridge:
             log = logs.new(bridge=bridge)
-            reading = face.open(log, "k", face.start(upstream.url))
+            reading = caller.open(log, "k", caller.start(upstream.url))
             assert reading.next() == 1
         assert isinstance(reading.fail()[1], BridgeClosedError)
         log.close()
         with pytest.raises(UsageError):
-            face.open(log, "other")
+            caller.open(log, "other")
 
 
 def test_close_ends_a_waiting_call(logs: Logs) -> None:

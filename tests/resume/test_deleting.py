@@ -17,7 +17,7 @@ from sseqbridge.resume._store import OutageError, StaleTokenError
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, silence
 from tests.support import in_thread, until
 
-from .support import DONE, Face, Logs, claim_token, hub_of, new_store
+from .support import DONE, LogCaller, Logs, claim_token, hub_of, new_store
 
 # Most tests have several threads or processes wait for each other.
 pytestmark = pytest.mark.timeout(90)
@@ -31,23 +31,23 @@ def subscribers_of(log: Log) -> int:
     return 0 if topic is None else len(topic.subscribers)
 
 
-def test_delete_ends_all_readers_and_the_upstream(log: Log, face: Face) -> None:
+def test_delete_ends_all_readers_and_the_upstream(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), silence()]) as upstream:
-        readings = [face.open(log, "k", face.start(upstream.url)) for _ in range(3)]
+        readings = [caller.open(log, "k", caller.start(upstream.url)) for _ in range(3)]
         assert [reading.next() for reading in readings] == [1, 1, 1]
-        assert face.delete(log, "k") is True
+        assert caller.delete(log, "k") is True
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
-        assert face.delete(log, "k") is False
-        assert face.cancel(log, "k") is False
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
+        assert caller.delete(log, "k") is False
+        assert caller.cancel(log, "k") is False
     until(lambda: hub_of(log).topics == {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.parametrize("ends_first", [False, True])
-def test_delete_ends_readers_that_are_behind(log: Log, face: Face, begins_again: bool, ends_first: bool) -> None:
+def test_delete_ends_readers_that_are_behind(log: Log, caller: LogCaller, begins_again: bool, ends_first: bool) -> None:
     """They get the events that they have read from the store before, and nothing of the next stream."""
     go = threading.Event()
 
@@ -57,16 +57,16 @@ def test_delete_ends_readers_that_are_behind(log: Log, face: Face, begins_again:
         return [*(send(f"{n} {TEXT}") for n in range(2000)), *([DONE] if ends_first else [hold(go), DONE])]
 
     with SSEServer(script) as upstream:
-        start = face.start(f"{upstream.url}/first", decode="text")
-        behind = face.open(log, "k", start, decode="text", max_buffered_bytes=2000)
-        reading = face.open(log, "k", decode="text")
+        start = caller.start(f"{upstream.url}/first", decode="text")
+        behind = caller.open(log, "k", start, decode="text", max_buffered_bytes=2000)
+        reading = caller.open(log, "k", decode="text")
         assert len([reading.next() for _ in range(2000)]) == 2000
         if ends_first:
             assert reading.items() == []
         assert behind.next().startswith("0 ")
-        assert face.delete(log, "k") is True
+        assert caller.delete(log, "k") is True
         if begins_again:
-            again = face.open(log, "k", face.start(f"{upstream.url}/next", decode="text"), decode="text")
+            again = caller.open(log, "k", caller.start(f"{upstream.url}/next", decode="text"), decode="text")
             assert again.items() == ["next"]
         items = behind.items()
         assert behind.outcome == "closed"
@@ -78,7 +78,7 @@ def test_delete_ends_readers_that_are_behind(log: Log, face: Face, begins_again:
         go.set()
 
 
-def test_delete_ends_readers_without_an_event(log: Log, face: Face) -> None:
+def test_delete_ends_readers_without_an_event(log: Log, caller: LogCaller) -> None:
     asked = threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -90,7 +90,7 @@ def test_delete_ends_readers_without_an_event(log: Log, face: Face) -> None:
         assert asked.wait(30)
         waiting = in_thread(lambda: log.open("k", wait=30))
         until(lambda: subscribers_of(log) == 3)
-        assert face.delete(log, "k") is True
+        assert caller.delete(log, "k") is True
         with pytest.raises(RequestAbortedError, match="cancelled before it had begun"):
             opened.result(30)
         stream = waiting.result(30)
@@ -98,37 +98,37 @@ def test_delete_ends_readers_without_an_event(log: Log, face: Face) -> None:
         upstream.requests[0].wait_aborted(30)
 
 
-def test_deleted_stream_is_none_for_later_readers(log: Log, face: Face) -> None:
+def test_deleted_stream_is_none_for_later_readers(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), send(2), DONE]) as upstream:
-        first = face.open(log, "k", face.start(upstream.url))
+        first = caller.open(log, "k", caller.start(upstream.url))
         assert first.items() == [1, 2]
         event_id = first.last_event_id
-        assert face.delete(log, "k") is True
+        assert caller.delete(log, "k") is True
         with pytest.raises(StreamNotFoundError):
-            face.open(log, "k", wait=0)
+            caller.open(log, "k", wait=0)
         with pytest.raises(EventsLostError):
-            face.open(log, "k", last_event_id=event_id)
+            caller.open(log, "k", last_event_id=event_id)
         replays: list[Replay] = ["all", "kept"]
         waiting = [in_thread(partial(log.open, "k", replay=replay, wait=30)) for replay in replays]
         until(lambda: subscribers_of(log) == 2)
-        again = face.open(log, "k", face.start(upstream.url), decode="event")
+        again = caller.open(log, "k", caller.start(upstream.url), decode="event")
         events = again.items()
         assert [event.data for event in events] == ["1", "2"]
         assert [future.result(30).collect() for future in waiting] == [[1, 2], [1, 2]]
         with pytest.raises(EventsLostError):
-            face.open(log, "k", last_event_id=event_id)
-        assert face.open(log, "k", last_event_id=events[0].id).items() == [2]
+            caller.open(log, "k", last_event_id=event_id)
+        assert caller.open(log, "k", last_event_id=events[0].id).items() == [2]
 
 
-def test_readers_of_the_next_stream_start_at_its_beginning(log: Log, face: Face) -> None:
+def test_readers_of_the_next_stream_start_at_its_beginning(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), DONE]) as upstream:
         for _ in range(3):
-            reading = face.open(log, "k", face.start(upstream.url), replay="none")
+            reading = caller.open(log, "k", caller.start(upstream.url), replay="none")
             assert (reading.items(), reading.outcome) == ([1], "done")
-            assert face.delete(log, "k") is True
+            assert caller.delete(log, "k") is True
 
 
-def test_delete_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
+def test_delete_with_a_lost_answer_returns_true(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     delete = store.delete
     answers: list[bool] = []
@@ -141,11 +141,11 @@ def test_delete_with_a_lost_answer_returns_true(logs: Logs, face: Face) -> None:
 
     store.delete = lose_the_first  # type: ignore[attr-defined]
     with SSEServer([send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 1
-        assert face.delete(log, "k") is True
+        assert caller.delete(log, "k") is True
         assert (reading.items(), reading.outcome, answers) == ([], "closed", [True, True])
-        assert face.delete(log, "k") is False
+        assert caller.delete(log, "k") is False
 
 
 def test_store_keeps_one_entry_of_a_deleted_stream(logs: Logs) -> None:

@@ -36,7 +36,7 @@ from sseqbridge.testing import SSEServer, send
 from tests.redis_support import RedisServer, needs_redis
 from tests.support import ROOT
 
-from .support import DONE, Face, claim_token, hub_of
+from .support import DONE, LogCaller, claim_token, hub_of
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -68,9 +68,9 @@ def write(log: Log, key: str, entries: list[dict[str, str]], *, ends: bool) -> P
 
 
 @pytest.mark.parametrize("outcome", ["done", "eof", "closed"])
-def test_recorded_streams_of_version_1_are_read(log: Log, face: Face, outcome: str) -> None:
+def test_recorded_streams_of_version_1_are_read(log: Log, caller: LogCaller, outcome: str) -> None:
     first = write(log, "k", RECORDED[outcome], ends=True)
-    reading = face.open(log, "k", decode="event")
+    reading = caller.open(log, "k", decode="event")
     assert reading.items() == [
         ServerSentEvent("message", '{"n": 1}', f"{first.fence}-1", None),
         ServerSentEvent("update", "two\nlines", f"{first.fence}-2", None),
@@ -78,20 +78,20 @@ def test_recorded_streams_of_version_1_are_read(log: Log, face: Face, outcome: s
     ]
     assert reading.outcome == outcome
     # A reader that resumes after the last event gets the end.
-    resumed = face.open(log, "k", last_event_id=f"{first.fence}-3")
+    resumed = caller.open(log, "k", last_event_id=f"{first.fence}-3")
     assert (resumed.items(), resumed.outcome) == ([], outcome)
 
 
 @pytest.mark.parametrize(("name", "kind"), ERRORS.items(), ids=ERRORS)
-def test_recorded_errors_of_version_1_are_read(log: Log, face: Face, name: str, kind: type[Exception]) -> None:
+def test_recorded_errors_of_version_1_are_read(log: Log, caller: LogCaller, name: str, kind: type[Exception]) -> None:
     write(log, "k", RECORDED[name], ends=True)
-    items, error = face.open(log, "k", decode="text").fail()
+    items, error = caller.open(log, "k", decode="text").fail()
     assert (items, type(error)) == (["1"], kind)
 
 
-def test_recorded_refusal_of_version_1_is_read(log: Log, face: Face) -> None:
+def test_recorded_refusal_of_version_1_is_read(log: Log, caller: LogCaller) -> None:
     write(log, "k", RECORDED["refusal"], ends=True)
-    reading = face.open(log, "k")
+    reading = caller.open(log, "k")
     assert reading.events.status == 503
     items, error = reading.fail()
     assert (items, type(error)) == ([], StatusError)
@@ -99,7 +99,7 @@ def test_recorded_refusal_of_version_1_is_read(log: Log, face: Face) -> None:
     assert (error.body, error.headers["retry-after"]) == (b'{"error": "busy"}', "7")
 
 
-def test_recorded_restart_of_version_1_is_read(log: Log, face: Face) -> None:
+def test_recorded_restart_of_version_1_is_read(log: Log, caller: LogCaller) -> None:
     """A producer of version 1 has taken over: its first entry does not tell that from a new stream."""
 
     async def take_over() -> None:
@@ -112,32 +112,32 @@ def test_recorded_restart_of_version_1_is_read(log: Log, face: Face) -> None:
 
     write(log, "k", RECORDED["unfinished"], ends=False)
     asyncio.run_coroutine_threadsafe(take_over(), hub_of(log).loop).result(30)
-    assert face.open(log, "k").items() == [1, {"restart": True}]
+    assert caller.open(log, "k").items() == [1, {"restart": True}]
 
 
-def test_stream_of_version_1_is_taken_over(log: Log, face: Face) -> None:
+def test_stream_of_version_1_is_taken_over(log: Log, caller: LogCaller) -> None:
     """In a rolling upgrade, a new process takes over from an old one."""
     write(log, "k", RECORDED["unfinished"], ends=False)
     with SSEServer([send(7), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url), takeover=True)
+        reading = caller.open(log, "k", caller.start(upstream.url), takeover=True)
         assert (reading.items(), reading.outcome) == ([1, {"restart": True}, 7], "done")
 
 
 @pytest.mark.parametrize("version", ["3", "99", "", "2.0", "x" * 100])
 @pytest.mark.parametrize("fields", [{"data": "1"}, {"begin": "200"}, {"end": "eof"}, {"checkpoint": "1"}], ids=str)
-def test_later_format_is_refused_by_name(log: Log, face: Face, version: str, fields: dict[str, str]) -> None:
+def test_later_format_is_refused_by_name(log: Log, caller: LogCaller, version: str, fields: dict[str, str]) -> None:
     first = write(log, "k", [{"begin": "200"}, {"data": "0"}, {"v": version, **fields}], ends=False)
-    items, error = face.open(log, "k").fail()
+    items, error = caller.open(log, "k").fail()
     assert (items, type(error)) == ([0], LogError)
     assert f"entry {first.fence}-2 of the log's stream cannot be read: its format is {version[:20]!r}" in str(error)
     assert f"reads up to {FORMAT}" in str(error)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_known_versions_may_be_written_to_every_entry(log: Log, face: Face, version: str) -> None:
+def test_known_versions_may_be_written_to_every_entry(log: Log, caller: LogCaller, version: str) -> None:
     entries = [{"v": version, **fields} for fields in ({"begin": "200"}, {"data": "0"}, {"end": "eof", "later": "x"})]
     write(log, "k", entries, ends=True)
-    assert face.open(log, "k").items() == [0]
+    assert caller.open(log, "k").items() == [0]
 
 
 def test_entries_other_than_events_carry_the_version() -> None:
@@ -189,9 +189,9 @@ def test_redis_entries_have_the_documented_form(server: RedisServer) -> None:
         assert left == deleted_fields()
 
 
-def test_unknown_kind_is_named_as_such(log: Log, face: Face) -> None:
+def test_unknown_kind_is_named_as_such(log: Log, caller: LogCaller) -> None:
     write(log, "k", [{"begin": "200"}, {"v": "2", "checkpoint": "1"}], ends=False)
-    error = face.open(log, "k").fail()[1]
+    error = caller.open(log, "k").fail()[1]
     assert "its kind is unknown (fields: 'checkpoint', 'v'); a newer version of sseqbridge may have written it" in str(
         error
     )

@@ -25,7 +25,7 @@ from sseqbridge.testing import SSEServer, hold, send, silence
 from tests.redis_support import RedisServer, needs_redis
 from tests.support import until
 
-from .support import DONE, LEASE, Face, LogReading, hub_of
+from .support import DONE, LEASE, LogCaller, LogReading, hub_of
 
 # The machine may be busy, and many streams take part.
 pytestmark = pytest.mark.timeout(90)
@@ -139,16 +139,16 @@ def cannot_be_read(reading: LogReading, items: list[Any]) -> str:
     return str(error)
 
 
-def test_unreadable_entry_ends_readers_of_its_stream_alone(log: Log, face: Face) -> None:
+def test_unreadable_entry_ends_readers_of_its_stream_alone(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        good = face.open(log, "good", face.start(upstream.url))
+        good = caller.open(log, "good", caller.start(upstream.url))
         assert good.next() == 1
         writers = {name: Writer(log, name) for name in UNREADABLE}
         readings = {}
         for name, writer in writers.items():
             writer.write({"begin": "200"}, {"data": "1"})
-            readings[name] = face.open(log, name)
+            readings[name] = caller.open(log, name)
             assert readings[name].next() == 1
         until_tailed(log, "good", *UNREADABLE)
         for name, fields in UNREADABLE.items():
@@ -156,7 +156,7 @@ def test_unreadable_entry_ends_readers_of_its_stream_alone(log: Log, face: Face)
             text = cannot_be_read(readings[name], [2])
             assert f"entry {writers[name].token.fence}-3 " in text, name
             # A later reader catches up by itself.
-            cannot_be_read(face.open(log, name), [1, 2])
+            cannot_be_read(caller.open(log, name), [1, 2])
         go.set()
         assert (good.items(), good.outcome) == ([2], "done")
 
@@ -169,22 +169,22 @@ def test_unknown_kind_of_entry_is_named(log: Log) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ended", "lost"])
-def test_resuming_at_an_unreadable_entry_raises_log_error(log: Log, face: Face, kind: str) -> None:
+def test_resuming_at_an_unreadable_entry_raises_log_error(log: Log, caller: LogCaller, kind: str) -> None:
     fields = {"ended": {"end": "paused"}, "lost": {"checkpoint": "1"}}[kind]
     writer = Writer(log, "k")
     writer.write({"begin": "200"}, {"data": "1"}, fields)
     in_loop(log, hub_of(log).store.release(writer.token))
     for number, items in ((0, [1]), (1, [])):
-        cannot_be_read(face.open(log, "k", last_event_id=f"{writer.token.fence}-{number}"), items)
+        cannot_be_read(caller.open(log, "k", last_event_id=f"{writer.token.fence}-{number}"), items)
     if kind == "ended":
         with pytest.raises(LogError, match="cannot be read"):
-            face.open(log, "k", last_event_id=f"{writer.token.fence}-2").next()
+            caller.open(log, "k", last_event_id=f"{writer.token.fence}-2").next()
 
 
-def test_error_of_an_unknown_type_is_named(log: Log, face: Face) -> None:
+def test_error_of_an_unknown_type_is_named(log: Log, caller: LogCaller) -> None:
     writer = Writer(log, "k")
     writer.write({"begin": "200"}, failed(type="QuotaError", besides=7))
-    error = face.open(log, "k").fail()[1]
+    error = caller.open(log, "k").fail()[1]
     assert (type(error), str(error)) == (SSEError, "the producer failed with QuotaError: reason")
 
 
@@ -205,7 +205,7 @@ def test_each_reader_gets_its_own_copy_of_an_error(log: Log) -> None:
 # Functions of callers.
 
 
-def test_raising_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None:
+def test_raising_cancel_flag_ends_its_reader_alone(log: Log, caller: LogCaller) -> None:
     class Flag:
         error: BaseException | None = None
 
@@ -217,11 +217,11 @@ def test_raising_cancel_flag_ends_its_reader_alone(log: Log, face: Face) -> None
 
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        good = face.open(log, "k", face.start(upstream.url))
+        good = caller.open(log, "k", caller.start(upstream.url))
         assert good.next() == 1
         for raised in (ZeroDivisionError(), SystemExit(), KeyboardInterrupt()):
             flag = Flag()
-            reading = face.open(log, "k", cancel=flag)
+            reading = caller.open(log, "k", cancel=flag)
             assert reading.next() == 1
             flag.error = raised
             items, error = reading.fail()
@@ -307,19 +307,19 @@ def redis_log(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[R
 @needs_redis
 def test_invalid_utf8_ends_readers_of_its_stream_alone(redis_log: RedisLog, server: RedisServer) -> None:
     go = threading.Event()
-    face = Face(is_async=False)
+    caller = LogCaller(is_async=False)
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, server.client() as client:
-        good = face.open(redis_log, "good", face.start(upstream.url))
+        good = caller.open(redis_log, "good", caller.start(upstream.url))
         assert good.next() == 1
         entries: list[dict[Any, Any]] = [{"data": b"\xff"}, {b"\xff": "x"}, {"data": "1", "event": b"\xc3"}]
         for number, fields in enumerate(entries):
             writer = Writer(redis_log, f"k{number}")
             writer.write({"begin": "200"})
-            reading = face.open(redis_log, f"k{number}")
+            reading = caller.open(redis_log, f"k{number}")
             until_tailed(redis_log, "good", f"k{number}")
             client.xadd(f"sseqbridge:{{k{number}}}:events", fields, id=f"{writer.token.fence}-1")
             assert "not UTF-8" in cannot_be_read(reading, [])
-            assert "not UTF-8" in cannot_be_read(face.open(redis_log, f"k{number}"), [])
+            assert "not UTF-8" in cannot_be_read(caller.open(redis_log, f"k{number}"), [])
         go.set()
         assert good.items() == [2]
 
@@ -330,17 +330,17 @@ def test_foreign_entry_ids_end_readers_of_their_stream_alone(
     redis_log: RedisLog, server: RedisServer, entry_id: str
 ) -> None:
     go = threading.Event()
-    face = Face(is_async=False)
+    caller = LogCaller(is_async=False)
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, server.client() as client:
-        good = face.open(redis_log, "good", face.start(upstream.url))
+        good = caller.open(redis_log, "good", caller.start(upstream.url))
         assert good.next() == 1
         Writer(redis_log, "k").write({"begin": "200"}, {"data": "1"})
-        reading = face.open(redis_log, "k")
+        reading = caller.open(redis_log, "k")
         assert reading.next() == 1
         until_tailed(redis_log, "good", "k")
         client.xadd("sseqbridge:{k}:events", {"data": "2"}, id=entry_id)
         assert "no log has written it" in cannot_be_read(reading, [])
-        assert "no log has written it" in cannot_be_read(face.open(redis_log, "k"), [1])
+        assert "no log has written it" in cannot_be_read(caller.open(redis_log, "k"), [1])
         go.set()
         assert good.items() == [2]
 
@@ -350,15 +350,15 @@ def test_foreign_entry_ids_end_readers_of_their_stream_alone(
 def test_wrong_key_type_ends_readers_of_its_stream_alone(server: RedisServer, what: str) -> None:
     """Although one XREAD, and one heartbeat script, use the keys of all streams."""
     go = threading.Event()
-    face = Face(is_async=False)
+    caller = LogCaller(is_async=False)
     with (
         SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
         SSEServer([send(1), silence()]) as broken,
         RedisLog.from_url(server.url, prefix=f"wrong-{what}", lease=LEASE) as log,
         server.client() as client,
     ):
-        good = [face.open(log, f"good{n}", face.start(upstream.url)) for n in range(3)]
-        bad = [face.open(log, f"bad{n}", face.start(broken.url)) for n in range(2)]
+        good = [caller.open(log, f"good{n}", caller.start(upstream.url)) for n in range(3)]
+        bad = [caller.open(log, f"bad{n}", caller.start(broken.url)) for n in range(2)]
         for reading in (*good, *bad):
             assert reading.next() == 1
         until_tailed(log, "good0", "good1", "good2", "bad0", "bad1")
@@ -382,7 +382,7 @@ def test_wrong_key_type_ends_readers_of_its_stream_alone(server: RedisServer, wh
 @needs_redis
 def test_permission_error_ends_readers_of_all_streams(server: RedisServer) -> None:
     """The fault is in the permissions, not in the key of one stream."""
-    face = Face(is_async=False)
+    caller = LogCaller(is_async=False)
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "poor", "on", ">p", "~*", "+@all")
     url = f"redis://poor:p@127.0.0.1:{server.port}"
@@ -391,7 +391,7 @@ def test_permission_error_ends_readers_of_all_streams(server: RedisServer) -> No
         RedisLog.from_url(url, prefix="refused", lease=LEASE) as log,
         server.client() as client,
     ):
-        readings = [face.open(log, f"k{n}", face.start(upstream.url)) for n in range(3)]
+        readings = [caller.open(log, f"k{n}", caller.start(upstream.url)) for n in range(3)]
         for reading in readings:
             assert reading.next() == 1
         until_tailed(log, "k0", "k1", "k2")
@@ -406,13 +406,13 @@ def test_permission_error_ends_readers_of_all_streams(server: RedisServer) -> No
 @needs_redis
 def test_broken_wake_key_ends_readers_of_all_streams(server: RedisServer) -> None:
     """The fault is in the key that wakes the XREAD of the process."""
-    face = Face(is_async=False)
+    caller = LogCaller(is_async=False)
     with (
         SSEServer([send(1), silence()]) as upstream,
         RedisLog.from_url(server.url, prefix="woken", lease=LEASE) as log,
         server.client() as client,
     ):
-        readings = [face.open(log, f"k{n}", face.start(upstream.url)) for n in range(3)]
+        readings = [caller.open(log, f"k{n}", caller.start(upstream.url)) for n in range(3)]
         for reading in readings:
             assert reading.next() == 1
         until_tailed(log, "k0", "k1", "k2")
@@ -422,10 +422,10 @@ def test_broken_wake_key_ends_readers_of_all_streams(server: RedisServer) -> Non
             assert "WRONGTYPE" in str(reading.fail()[1])
 
 
-def test_reader_that_changes_its_events_changes_no_other(log: Log, face: Face) -> None:
+def test_reader_that_changes_its_events_changes_no_other(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send("a"), hold(go), send("b"), DONE]) as server:
-        readers = [face.open(log, "k", face.start(server.url), decode="event") for _ in range(2)]
+        readers = [caller.open(log, "k", caller.start(server.url), decode="event") for _ in range(2)]
         until(lambda: "k" in hub_of(log).topics and len(hub_of(log).topics["k"].subscribers) == 3)
         go.set()
         for event in readers[0].items():

@@ -31,7 +31,7 @@ from sseqbridge.testing import SSEServer, comment, respond, send, silence
 from tests.runtime.callers_code import KINDS
 from tests.support import in_thread, until
 
-from .support import DONE, Face, Logs, expire_lease_when_killed
+from .support import DONE, LogCaller, Logs, expire_lease_when_killed
 
 # Most tests have several threads or processes wait for each other.
 pytestmark = pytest.mark.timeout(90)
@@ -73,25 +73,25 @@ STARTS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", STARTS)
-def test_items_are_written_and_read(log: Log, face: Face, kind: str) -> None:
-    first = face.open(log, "k", STARTS[kind], decode="text")
-    second = face.open(log, "k", STARTS[kind], decode="text")
+def test_items_are_written_and_read(log: Log, caller: LogCaller, kind: str) -> None:
+    first = caller.open(log, "k", STARTS[kind], decode="text")
+    second = caller.open(log, "k", STARTS[kind], decode="text")
     assert first.next() == "one"
     after_one = first.last_event_id
     assert (first.items(), second.items()) == (["two"], ["one", "two"])
     assert (first.outcome, second.outcome) == ("eof", "eof")
-    assert face.open(log, "k", decode="text", last_event_id=after_one).items() == ["two"]
+    assert caller.open(log, "k", decode="text", last_event_id=after_one).items() == ["two"]
 
 
 @pytest.mark.parametrize("kind", STARTS)
-def test_produce_writes_items_to_their_end(log: Log, face: Face, kind: str) -> None:
-    assert face.produce(log, "k", STARTS[kind]) == "eof"
-    assert face.produce(log, "k", STARTS[kind]) is None
-    assert face.open(log, "k", decode="text").items() == ["one", "two"]
+def test_produce_writes_items_to_their_end(log: Log, caller: LogCaller, kind: str) -> None:
+    assert caller.produce(log, "k", STARTS[kind]) == "eof"
+    assert caller.produce(log, "k", STARTS[kind]) is None
+    assert caller.open(log, "k", decode="text").items() == ["one", "two"]
 
 
-@pytest.mark.parametrize("face", ["async"], indirect=True)
-def test_coroutine_returns_an_iterable(log: Log, face: Face) -> None:
+@pytest.mark.parametrize("caller", ["async"], indirect=True)
+def test_coroutine_returns_an_iterable(log: Log, caller: LogCaller) -> None:
     async def start() -> Any:
         await asyncio.sleep(0)
         return words("one")
@@ -100,11 +100,11 @@ def test_coroutine_returns_an_iterable(log: Log, face: Face) -> None:
         await asyncio.sleep(0)
         return awords("two")
 
-    assert face.open(log, "k", start, decode="text").items() == ["one"]
-    assert face.open(log, "other", astart, decode="text").items() == ["two"]
+    assert caller.open(log, "k", start, decode="text").items() == ["one"]
+    assert caller.open(log, "other", astart, decode="text").items() == ["two"]
 
 
-def test_items_are_encoded_as_a_relay_encodes_them(log: Log, face: Face) -> None:
+def test_items_are_encoded_as_a_relay_encodes_them(log: Log, caller: LogCaller) -> None:
     items = [
         "two\nlines",
         {"text": "\N{SNOWMAN}"},
@@ -115,7 +115,7 @@ def test_items_are_encoded_as_a_relay_encodes_them(log: Log, face: Face) -> None
         "\ud83d",
         "",
     ]
-    reading = face.open(log, "k", lambda: items, decode="event")
+    reading = caller.open(log, "k", lambda: items, decode="event")
     assert [(event.event, event.data, event.retry) for event in reading.items()] == [
         ("message", "two\nlines", None),
         ("message", '{"text":"\N{SNOWMAN}"}', None),
@@ -133,7 +133,7 @@ def test_items_are_encoded_as_a_relay_encodes_them(log: Log, face: Face) -> None
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("unfit", [12, b"bytes", {"a": {1}}, float("nan"), ServerSentEvent("two\nlines")])
-def test_unfit_item_ends_the_stream(log: Log, face: Face, unfit: Any, asynchronous: bool) -> None:
+def test_unfit_item_ends_the_stream(log: Log, caller: LogCaller, unfit: Any, asynchronous: bool) -> None:
     items = ["one", unfit, "three"]
     closed = threading.Event()
 
@@ -147,40 +147,40 @@ def test_unfit_item_ends_the_stream(log: Log, face: Face, unfit: Any, asynchrono
         for item in produced():
             yield item
 
-    reading = face.open(log, "k", aproduced if asynchronous else produced, decode="text")
+    reading = caller.open(log, "k", aproduced if asynchronous else produced, decode="text")
     read, error = reading.fail()
     assert read == ["one"]
     assert isinstance(error, CallbackError)
     assert "an item cannot be written to a log" in str(error)
-    face.run_blocking(closed.wait, 30)
+    caller.run_blocking(closed.wait, 30)
     assert closed.is_set()
-    assert isinstance(face.open(log, "k", decode="text").fail()[1], CallbackError)
+    assert isinstance(caller.open(log, "k", decode="text").fail()[1], CallbackError)
 
 
 @pytest.mark.parametrize("result", [None, 12, "text", b"bytes", {"a": 1}, object()], ids=lambda value: repr(value)[:9])
-def test_other_results_are_refused(log: Log, face: Face, result: Any) -> None:
+def test_other_results_are_refused(log: Log, caller: LogCaller, result: Any) -> None:
     with pytest.raises(UsageError, match="must return a response of request_sse, a stream, or an iterable"):
-        face.open(log, "k", lambda: result)
+        caller.open(log, "k", lambda: result)
     with pytest.raises(UsageError, match=f"got {type(result).__name__}"):
-        face.produce(log, "other", lambda: result)
-    assert face.open(log, "k", one_two, decode="text").items() == ["one", "two"]
+        caller.produce(log, "other", lambda: result)
+    assert caller.open(log, "k", one_two, decode="text").items() == ["one", "two"]
 
 
-def test_generator_that_has_ended_is_refused(log: Log, face: Face) -> None:
+def test_generator_that_has_ended_is_refused(log: Log, caller: LogCaller) -> None:
     read = one_two()
     assert list(read) == ["one", "two"]
     aread = aone_two()
     asyncio.run(aread.aclose())  # type: ignore[attr-defined]
     for ended in (read, aread):
         with pytest.raises(UsageError, match="must be unread, got a generator that has ended already"):
-            face.open(log, "k", lambda ended=ended: ended)
+            caller.open(log, "k", lambda ended=ended: ended)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_exception_of_an_iterable_ends_the_stream(
-    log: Log, face: Face, kind: type[BaseException], asynchronous: bool, caplog: pytest.LogCaptureFixture
+    log: Log, caller: LogCaller, kind: type[BaseException], asynchronous: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing() -> Iterator[str]:
         yield "one"
@@ -191,7 +191,7 @@ def test_exception_of_an_iterable_ends_the_stream(
         raise kind
 
     start: Any = afailing if asynchronous else failing
-    reading = face.open(log, "k", start, decode="text")
+    reading = caller.open(log, "k", start, decode="text")
     items, error = reading.fail()
     assert items == ["one"]
     assert type(error) is CallbackError
@@ -201,11 +201,11 @@ def test_exception_of_an_iterable_ends_the_stream(
     assert record.exc_info is not None
     assert "failing" in str(record.exc_text or logging.Formatter().formatException(record.exc_info))
     with pytest.raises(CallbackError) as caught:
-        face.produce(log, "other", start)
+        caller.produce(log, "other", start)
     assert isinstance(caught.value.__cause__, (kind, RuntimeError))
-    assert isinstance(face.open(log, "other", decode="text").fail()[1], CallbackError)
+    assert isinstance(caller.open(log, "other", decode="text").fail()[1], CallbackError)
     # Nothing else was harmed.
-    assert face.open(log, "healthy", STARTS["generator"], decode="text").items() == ["one", "two"]
+    assert caller.open(log, "healthy", STARTS["generator"], decode="text").items() == ["one", "two"]
 
 
 class Agent:
@@ -246,22 +246,22 @@ both_agents = pytest.mark.parametrize("asynchronous", [False, True])
 
 
 @both_agents
-def test_cancel_ends_an_agent_that_waits(log: Log, face: Face, asynchronous: bool) -> None:
+def test_cancel_ends_an_agent_that_waits(log: Log, caller: LogCaller, asynchronous: bool) -> None:
     with SSEServer([send({"n": 1}), silence()]) as upstream:
         agent = Agent(upstream.url)
-        readings = [face.open(log, "k", agent.start(asynchronous)) for _ in range(2)]
+        readings = [caller.open(log, "k", agent.start(asynchronous)) for _ in range(2)]
         assert [[reading.next(), reading.next()] for reading in readings] == [[{"asks": True}, {"n": 1}]] * 2
-        assert face.cancel(log, "k") is True
+        assert caller.cancel(log, "k") is True
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
-        face.run_blocking(agent.ended.wait, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(agent.ended.wait, 30)
         expected: Any = (asyncio.CancelledError, GeneratorExit) if asynchronous else Cancelled
         assert isinstance(agent.error, expected)
-        assert face.cancel(log, "k") is False
+        assert caller.cancel(log, "k") is False
 
 
-def test_cancelled_agent_that_never_waits_is_closed_at_its_next_yield(log: Log, face: Face) -> None:
+def test_cancelled_agent_that_never_waits_is_closed_at_its_next_yield(log: Log, caller: LogCaller) -> None:
     closed, go = threading.Event(), threading.Event()
 
     def numbers() -> Iterator[str]:
@@ -272,43 +272,43 @@ def test_cancelled_agent_that_never_waits_is_closed_at_its_next_yield(log: Log, 
         finally:
             closed.set()
 
-    reading = face.open(log, "k", numbers, decode="text")
+    reading = caller.open(log, "k", numbers, decode="text")
     assert reading.next() == "one"
-    assert face.cancel(log, "k") is True
+    assert caller.cancel(log, "k") is True
     assert (reading.items(), reading.outcome) == ([], "closed")
     assert not closed.is_set()
     go.set()
-    face.run_blocking(closed.wait, 30)
+    caller.run_blocking(closed.wait, 30)
     assert closed.is_set()
 
 
 @both_agents
-def test_closing_the_log_ends_an_agent(log: Log, face: Face, asynchronous: bool) -> None:
+def test_closing_the_log_ends_an_agent(log: Log, caller: LogCaller, asynchronous: bool) -> None:
     with SSEServer([send({"n": 1}), silence()]) as upstream:
         agent = Agent(upstream.url)
-        reading = face.open(log, "k", agent.start(asynchronous))
+        reading = caller.open(log, "k", agent.start(asynchronous))
         assert [reading.next(), reading.next()] == [{"asks": True}, {"n": 1}]
-        face.run_blocking(log.close)
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
-        face.run_blocking(agent.ended.wait, 30)
+        caller.run_blocking(log.close)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(agent.ended.wait, 30)
         assert agent.ended.is_set()
 
 
 @pytest.mark.slow
 @both_agents
-def test_agent_without_readers_is_abandoned(logs: Logs, face: Face, asynchronous: bool) -> None:
+def test_agent_without_readers_is_abandoned(logs: Logs, caller: LogCaller, asynchronous: bool) -> None:
     log = logs.new(abandon_after=0.1)
     with SSEServer([send({"n": 1}), silence()]) as upstream:
         agent = Agent(upstream.url)
-        reading = face.open(log, "k", agent.start(asynchronous))
+        reading = caller.open(log, "k", agent.start(asynchronous))
         assert reading.next() == {"asks": True}
         reading.close()
-        face.run_blocking(agent.ended.wait, 30)
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(agent.ended.wait, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 @both_agents
-def test_scope_around_open_does_not_end_the_agent(log: Log, face: Face, asynchronous: bool) -> None:
+def test_scope_around_open_does_not_end_the_agent(log: Log, caller: LogCaller, asynchronous: bool) -> None:
     flag, go = threading.Event(), threading.Event()
 
     def numbers() -> Iterator[str]:
@@ -328,11 +328,11 @@ def test_scope_around_open_does_not_end_the_agent(log: Log, face: Face, asynchro
     with SSEServer([respond(framing="close"), send("two"), DONE]) as upstream:
         url = upstream.url
         with cancel_on(flag):
-            reading = face.open(log, "k", anumbers if asynchronous else numbers, decode="text")
+            reading = caller.open(log, "k", anumbers if asynchronous else numbers, decode="text")
             assert reading.next() == "one"
         flag.set()
         go.set()
-        reading = face.open(log, "k", decode="text")
+        reading = caller.open(log, "k", decode="text")
         assert reading.items() == ["one", "two"]
 
 
@@ -340,7 +340,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 @both_agents
-def test_iterable_runs_in_the_context_of_start(log: Log, face: Face, asynchronous: bool) -> None:
+def test_iterable_runs_in_the_context_of_start(log: Log, caller: LogCaller, asynchronous: bool) -> None:
     def numbers() -> Iterator[str]:
         yield variable.get()
 
@@ -353,7 +353,7 @@ def test_iterable_runs_in_the_context_of_start(log: Log, face: Face, asynchronou
 
     token = variable.set("by the caller")
     try:
-        reading = face.open(log, "k", start, decode="text")
+        reading = caller.open(log, "k", start, decode="text")
     finally:
         variable.reset(token)
     assert reading.items() == ["by the caller, then by start"]
@@ -397,7 +397,7 @@ def test_unavailable_store_holds_an_iterable_back(logs: Logs) -> None:
 
 
 @both_agents
-def test_lost_producer_is_taken_over_by_a_new_iterable(logs: Logs, face: Face, asynchronous: bool) -> None:
+def test_lost_producer_is_taken_over_by_a_new_iterable(logs: Logs, caller: LogCaller, asynchronous: bool) -> None:
     log, store = logs.killable()
     store.kill_at = "append", 1, False
     calls: list[None] = []
@@ -408,7 +408,7 @@ def test_lost_producer_is_taken_over_by_a_new_iterable(logs: Logs, face: Face, a
 
     opened = in_thread(lambda: log.open("k", start, decode="text"))
     expire_lease_when_killed(logs, store)
-    reading = face.open(log, "k", start, decode="text", takeover=True)
+    reading = caller.open(log, "k", start, decode="text", takeover=True)
     items = reading.items()
     assert items[-2:] == ["one", "two"]
     assert reading.outcome == "eof"
@@ -434,17 +434,17 @@ def test_end_of_the_callers_loop_ends_an_asynchronous_agent(logs: Logs) -> None:
             log.open("k").collect()
 
 
-def test_agent_reads_another_stream_of_the_log(log: Log, face: Face) -> None:
+def test_agent_reads_another_stream_of_the_log(log: Log, caller: LogCaller) -> None:
     def outer() -> Iterator[str]:
         yield "begin"
         yield from log.open("inner", one_two, decode="text")
         yield "end"
 
-    assert face.open(log, "outer", outer, decode="text").items() == ["begin", "one", "two", "end"]
-    assert face.open(log, "inner", decode="text").items() == ["one", "two"]
+    assert caller.open(log, "outer", outer, decode="text").items() == ["begin", "one", "two", "end"]
+    assert caller.open(log, "inner", decode="text").items() == ["one", "two"]
 
 
-def test_merged_streams_are_an_iterable(log: Log, face: Face) -> None:
+def test_merged_streams_are_an_iterable(log: Log, caller: LogCaller) -> None:
     with SSEServer([send("one"), comment("heartbeat"), DONE]) as upstream:
 
         def start() -> Iterator[dict[str, Any]]:
@@ -452,7 +452,7 @@ def test_merged_streams_are_an_iterable(log: Log, face: Face) -> None:
                 for name, item in merged:
                     yield {name: item}
 
-        items = face.open(log, "k", start).items()
+        items = caller.open(log, "k", start).items()
     assert sorted(map(json.dumps, items)) == ['{"a": "one"}', '{"b": "one"}']
 
 

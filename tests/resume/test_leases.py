@@ -22,7 +22,7 @@ from tests.clock import FakeClock
 from tests.redis_support import RedisServer, needs_redis
 from tests.support import in_thread, until
 
-from .support import DONE, LEASE, Face, Logs, check_often, claim_token, expire_lease_when_killed, new_store
+from .support import DONE, LEASE, LogCaller, Logs, check_often, claim_token, expire_lease_when_killed, new_store
 
 # Most tests have several threads or processes wait for each other.
 pytestmark = pytest.mark.timeout(90)
@@ -233,17 +233,17 @@ def test_released_lease_is_noticed_without_the_grace(server: RedisServer, takeov
         elsewhere.close()
 
 
-def test_lost_stream_is_taken_over_by_produce(logs: Logs, face: Face) -> None:
+def test_lost_stream_is_taken_over_by_produce(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     store.kill_at = ("append", 2, False)
     go = threading.Event()
     with SSEServer([send(0), hold(go), send(1), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         go.set()
-        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
-        assert face.produce(log, "k", face.start(upstream.url), takeover=True) == "done"
-        assert face.open(log, "k").items() == [0, {"restart": True}, 0, 1]
+        caller.run_blocking(lambda: expire_lease_when_killed(logs, store))
+        assert caller.produce(log, "k", caller.start(upstream.url), takeover=True) == "done"
+        assert caller.open(log, "k").items() == [0, {"restart": True}, 0, 1]
 
 
 @needs_redis

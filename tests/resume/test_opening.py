@@ -25,7 +25,7 @@ from tests.support import in_thread, until
 
 from .support import (
     DONE,
-    Face,
+    LogCaller,
     Logs,
     hub_of,
 )
@@ -47,85 +47,85 @@ def test_one_of_many_concurrent_openers_begins(log: Log) -> None:
         assert len(upstream.requests) == 1
 
 
-def test_replay_selects_the_first_event(log: Log, face: Face) -> None:
+def test_replay_selects_the_first_event(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as upstream:
-        first = face.open(log, "k", face.start(upstream.url))
+        first = caller.open(log, "k", caller.start(upstream.url))
         assert [first.next(), first.next()] == [1, 2]
-        new, kept = face.open(log, "k", replay="none"), face.open(log, "k", replay="kept")
+        new, kept = caller.open(log, "k", replay="none"), caller.open(log, "k", replay="kept")
         go.set()
         assert (new.items(), kept.items(), first.items()) == ([3], [1, 2, 3], [3])
-    assert face.open(log, "k", replay="none").items() == []
+    assert caller.open(log, "k", replay="none").items() == []
 
 
-def test_trimmed_events_raise_events_lost_error(logs: Logs, face: Face) -> None:
+def test_trimmed_events_raise_events_lost_error(logs: Logs, caller: LogCaller) -> None:
     log = logs.new(max_events=5)
     with SSEServer([*map(send, range(10)), DONE]) as upstream:
-        assert face.produce(log, "k", face.start(upstream.url)) == "done"
-    kept = face.open(log, "k", replay="kept", decode="event").items()
+        assert caller.produce(log, "k", caller.start(upstream.url)) == "done"
+    kept = caller.open(log, "k", replay="kept", decode="event").items()
     assert [event.data for event in kept] == ["6", "7", "8", "9"]
     with pytest.raises(EventsLostError, match="max_events"):
-        face.open(log, "k", last_event_id="1-1")
+        caller.open(log, "k", last_event_id="1-1")
     fence = kept[0].id.split("-")[0]
-    assert face.open(log, "k", last_event_id=f"{fence}-6").items() == [6, 7, 8, 9]
+    assert caller.open(log, "k", last_event_id=f"{fence}-6").items() == [6, 7, 8, 9]
     with pytest.raises(EventsLostError, match="max_events"):
-        face.open(log, "k", last_event_id=f"{fence}-5")
+        caller.open(log, "k", last_event_id=f"{fence}-5")
     with pytest.raises(EventsLostError, match='replay="kept"'):
-        face.open(log, "k")
+        caller.open(log, "k")
 
 
 @pytest.mark.parametrize("event_id", ["", "7", "x", "1-", "99999999999999-3", "1-1\n", "-1-1", "1-1-1"])
-def test_foreign_last_event_ids_never_begin_a_stream(log: Log, face: Face, event_id: str) -> None:
+def test_foreign_last_event_ids_never_begin_a_stream(log: Log, caller: LogCaller, event_id: str) -> None:
     with SSEServer([send(1), DONE]) as upstream:
         if event_id:
             for _ in range(2):
                 with pytest.raises(EventsLostError, match="last event ID"):
-                    face.open(log, "k", face.start(upstream.url), last_event_id=event_id)
-                face.open(log, "k", face.start(upstream.url)).items()
+                    caller.open(log, "k", caller.start(upstream.url), last_event_id=event_id)
+                caller.open(log, "k", caller.start(upstream.url)).items()
         else:
-            assert face.open(log, "k", face.start(upstream.url), last_event_id=event_id).items() == [1]
+            assert caller.open(log, "k", caller.start(upstream.url), last_event_id=event_id).items() == [1]
         assert len(upstream.requests) == 1
 
 
-def test_resuming_an_expired_stream_raises_events_lost_error(logs: Logs, face: Face) -> None:
+def test_resuming_an_expired_stream_raises_events_lost_error(logs: Logs, caller: LogCaller) -> None:
     log = logs.new()
     with SSEServer([send(1), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.items() == [1]
         logs.expire_stream(log, "k")
         with pytest.raises(StreamNotFoundError):
-            face.open(log, "k", wait=0)
-        assert face.open(log, "other", face.start(upstream.url)).items() == [1]
+            caller.open(log, "k", wait=0)
+        assert caller.open(log, "other", caller.start(upstream.url)).items() == [1]
         with pytest.raises(EventsLostError, match="expired"):
-            face.open(log, "k", face.start(upstream.url), last_event_id=reading.last_event_id)
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+            caller.open(log, "k", caller.start(upstream.url), last_event_id=reading.last_event_id)
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
         assert len(upstream.requests) == 3
         with pytest.raises(EventsLostError):
-            face.open(log, "k", last_event_id=reading.last_event_id)
+            caller.open(log, "k", last_event_id=reading.last_event_id)
 
 
-def test_reader_without_start_waits_for_a_producer(log: Log, face: Face) -> None:
+def test_reader_without_start_waits_for_a_producer(log: Log, caller: LogCaller) -> None:
     with pytest.raises(StreamNotFoundError, match="start="):
-        face.open(log, "k", wait=0)
+        caller.open(log, "k", wait=0)
     with pytest.raises(StreamNotFoundError, match="wait="):
-        face.open(log, "k", wait=0.1)
+        caller.open(log, "k", wait=0.1)
     with SSEServer([send(1), DONE]) as upstream:
         waiting = in_thread(lambda: log.open("k", wait=30).collect())
         until(lambda: hub_of(log).topics)
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
         assert waiting.result(30) == [1]
 
 
-def test_failed_start_lets_another_opener_begin(log: Log, face: Face) -> None:
+def test_failed_start_lets_another_opener_begin(log: Log, caller: LogCaller) -> None:
     def fail() -> Any:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        face.open(log, "k", fail)
+        caller.open(log, "k", fail)
     with pytest.raises(UsageError, match="must return a response of request_sse"):
-        face.open(log, "k", lambda: 12)
+        caller.open(log, "k", lambda: 12)
     with SSEServer([send(1), DONE]) as upstream:
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, StopIteration])
@@ -232,18 +232,18 @@ def test_package_exports_its_names_lazily() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a" * 513, "ü" * 300, "a{b", "a}b", "a\nb", "a\0b", "a\x7f", "\ud800", 7, None])
-def test_invalid_keys_are_rejected(log: Log, face: Face, key: Any) -> None:
-    for call in (face.open, face.cancel, face.delete):
+def test_invalid_keys_are_rejected(log: Log, caller: LogCaller, key: Any) -> None:
+    for call in (caller.open, caller.cancel, caller.delete):
         with pytest.raises(UsageError, match="key"):
             call(log, key)
     with pytest.raises(UsageError, match="key"):
-        face.produce(log, key, lambda: None)
+        caller.produce(log, key, lambda: None)
 
 
-def test_unusual_keys_are_accepted(log: Log, face: Face) -> None:
+def test_unusual_keys_are_accepted(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), DONE]) as upstream:
         for key in ("a b", "ü" * 256, "a:events", "*", "../x", "[a]", "a" * 512):
-            assert face.open(log, key, face.start(upstream.url)).items() == [1]
+            assert caller.open(log, key, caller.start(upstream.url)).items() == [1]
         assert len(upstream.requests) == 7
 
 
@@ -262,9 +262,11 @@ def test_unusual_keys_are_accepted(log: Log, face: Face) -> None:
     ],
     ids=str,
 )
-def test_invalid_arguments_of_open_are_rejected(log: Log, face: Face, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_of_open_are_rejected(
+    log: Log, caller: LogCaller, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        face.open(log, "k", **options)
+        caller.open(log, "k", **options)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from tests.support import in_thread, until
 
 from .support import (
     DONE,
-    Face,
+    LogCaller,
     Logs,
     hub_of,
 )
@@ -48,25 +48,25 @@ ENDINGS: dict[str, tuple[list[Step], dict[str, Any], type[SSEError]]] = {
 }
 
 
-def test_produce_writes_a_stream_to_its_end(log: Log, face: Face) -> None:
+def test_produce_writes_a_stream_to_its_end(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), send(2), DONE]) as upstream:
-        assert face.produce(log, "k", face.start(upstream.url)) == "done"
-        assert face.produce(log, "k", face.start(upstream.url)) is None
-        assert face.open(log, "k").items() == [1, 2]
+        assert caller.produce(log, "k", caller.start(upstream.url)) == "done"
+        assert caller.produce(log, "k", caller.start(upstream.url)) is None
+        assert caller.open(log, "k").items() == [1, 2]
         assert len(upstream.requests) == 1
 
 
-def test_produce_raises_the_upstreams_error(log: Log, face: Face) -> None:
+def test_produce_raises_the_upstreams_error(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1)]) as upstream:
         with pytest.raises(TruncatedStreamError):
-            face.produce(log, "k", face.start(upstream.url, require_done=True))
-        assert isinstance(face.open(log, "k").fail()[1], TruncatedStreamError)
+            caller.produce(log, "k", caller.start(upstream.url, require_done=True))
+        assert isinstance(caller.open(log, "k").fail()[1], TruncatedStreamError)
     with SSEServer([respond(404)]) as upstream, pytest.raises(StatusError):
-        face.produce(log, "other", face.start(upstream.url))
+        caller.produce(log, "other", caller.start(upstream.url))
     with pytest.raises(ConnectError):
-        face.produce(log, "third", face.start("http://127.0.0.1:1/"))
+        caller.produce(log, "third", caller.start("http://127.0.0.1:1/"))
     with pytest.raises(UsageError):
-        face.produce(log, "fourth", lambda: None)
+        caller.produce(log, "fourth", lambda: None)
 
 
 def test_cancelled_produce_returns_closed(log: Log) -> None:
@@ -80,11 +80,11 @@ def test_cancelled_produce_returns_closed(log: Log) -> None:
         upstream.requests[0].wait_aborted(30)
 
 
-def test_done_function_ends_the_stream_for_all_readers(log: Log, face: Face) -> None:
+def test_done_function_ends_the_stream_for_all_readers(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), b"data: 2\n\ndata: 3\n\n", silence()]) as upstream:
-        start = face.start(upstream.url, done=lambda event: event.data == "2")
-        reading = face.open(log, "k", start)
+        start = caller.start(upstream.url, done=lambda event: event.data == "2")
+        reading = caller.open(log, "k", start)
         assert reading.next() == 1
         go.set()
         assert (reading.items(), reading.outcome) == ([2], "done")
@@ -92,15 +92,15 @@ def test_done_function_ends_the_stream_for_all_readers(log: Log, face: Face) -> 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit])
 def test_raising_request_callback_ends_the_stream_for_all_readers(
-    log: Log, face: Face, failure: type[BaseException]
+    log: Log, caller: LogCaller, failure: type[BaseException]
 ) -> None:
     def fail(*_: object) -> bool:
         raise failure
 
     with SSEServer([send(1, id="1"), cut()]) as upstream:
         for key, options in (("a", {"done": fail}), ("b", {"reconnect": True, "on_reconnect": fail})):
-            start = face.start(upstream.url, **options)
-            for reading in (face.open(log, key, start), face.open(log, key)):
+            start = caller.start(upstream.url, **options)
+            for reading in (caller.open(log, key, start), caller.open(log, key)):
                 assert isinstance(reading.fail()[1], CallbackError)
 
 
@@ -114,7 +114,7 @@ def test_raising_done_function_aborts_the_upstream(log: Log) -> None:
         upstream.wait_for_request().wait_aborted()
 
 
-def test_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
+def test_reconnecting_upstream_is_one_stream(log: Log, caller: LogCaller) -> None:
     attempts: list[Any] = []
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -123,39 +123,39 @@ def test_reconnecting_upstream_is_one_stream(log: Log, face: Face) -> None:
         return [send(1, id="1"), cut()]
 
     with SSEServer(script) as upstream:
-        start = face.start(upstream.url, reconnect=SOON, on_reconnect=lambda *args: attempts.append(args[0]))
-        assert face.open(log, "k", start).items() == [1, 2]
-        assert face.open(log, "unobserved", face.start(upstream.url, reconnect=SOON)).items() == [1, 2]
+        start = caller.start(upstream.url, reconnect=SOON, on_reconnect=lambda *args: attempts.append(args[0]))
+        assert caller.open(log, "k", start).items() == [1, 2]
+        assert caller.open(log, "unobserved", caller.start(upstream.url, reconnect=SOON)).items() == [1, 2]
     assert attempts == [1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_upstream_error_reaches_all_readers(
-    log: Log, face: Face, ending: tuple[list[Step], dict[str, Any], type[SSEError]]
+    log: Log, caller: LogCaller, ending: tuple[list[Step], dict[str, Any], type[SSEError]]
 ) -> None:
     steps, options, kind = ending
     with SSEServer(steps) as upstream:
-        first = face.open(log, "k", face.start(upstream.url, **options))
-        second = face.open(log, "k")
-        for reading in (first, second, face.open(log, "k")):
+        first = caller.open(log, "k", caller.start(upstream.url, **options))
+        second = caller.open(log, "k")
+        for reading in (first, second, caller.open(log, "k")):
             items, error = reading.fail()
             assert (items, type(error), reading.outcome) == ([1], kind, "error")
             with pytest.raises(kind):
                 reading.next()
 
 
-def test_error_event_is_an_event_of_the_log(log: Log, face: Face) -> None:
+def test_error_event_is_an_event_of_the_log(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), b'event: error\ndata: {"message": "no"}\n\n']) as upstream:
-        items, error = face.open(log, "k", face.start(upstream.url)).fail()
+        items, error = caller.open(log, "k", caller.start(upstream.url)).fail()
         assert items == [1]
         assert isinstance(error, UpstreamError)
         assert error.payload == {"message": "no"}
-        reading = face.open(log, "k", error_events="yield")
+        reading = caller.open(log, "k", error_events="yield")
         assert reading.items() == [1, {"message": "no"}]
 
 
-def test_refusal_reaches_waiting_readers_and_is_not_kept(log: Log, face: Face) -> None:
+def test_refusal_reaches_waiting_readers_and_is_not_kept(log: Log, caller: LogCaller) -> None:
     is_called, go = threading.Event(), threading.Event()
 
     def script(request: ReceivedRequest) -> list[Step]:
@@ -175,11 +175,11 @@ def test_refusal_reaches_waiting_readers_and_is_not_kept(log: Log, face: Face) -
             with pytest.raises(StatusError) as caught:
                 next(events)
             assert (caught.value.status, caught.value.body) == (429, b"slow down")
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.items() == [1]
 
 
-def test_failed_request_reaches_waiting_readers(log: Log, face: Face) -> None:
+def test_failed_request_reaches_waiting_readers(log: Log, caller: LogCaller) -> None:
     reached, go = threading.Event(), threading.Event()
 
     def start() -> Any:
@@ -196,15 +196,15 @@ def test_failed_request_reaches_waiting_readers(log: Log, face: Face) -> None:
         with pytest.raises(ConnectError):
             result.result(30)
     with SSEServer([send(1), DONE]) as upstream:
-        assert face.open(log, "k", face.start(upstream.url)).items() == [1]
+        assert caller.open(log, "k", caller.start(upstream.url)).items() == [1]
     with SSEServer([respond(200, {"Content-Type": "text/html"}), raw(b"<p>")]) as upstream:
         with pytest.raises(ContentTypeError):
-            face.open(log, "other", face.start(upstream.url))
+            caller.open(log, "other", caller.start(upstream.url))
         with pytest.raises(ContentTypeError):
-            face.open(log, "other").next()
+            caller.open(log, "other").next()
 
 
-def test_refusal_includes_a_body_that_start_read(log: Log, face: Face) -> None:
+def test_refusal_includes_a_body_that_start_read(log: Log, caller: LogCaller) -> None:
     def start() -> Any:
         response = request_sse(upstream.url)
         with pytest.raises(StatusError):
@@ -212,14 +212,14 @@ def test_refusal_includes_a_body_that_start_read(log: Log, face: Face) -> None:
         return response
 
     with SSEServer([respond(404), raw(b"none")]) as upstream:
-        error = face.open(log, "k", start).fail()[1]
+        error = caller.open(log, "k", start).fail()[1]
         assert isinstance(error, StatusError)
         assert error.body == b"none"
 
 
-def test_refusal_with_a_truncated_body_keeps_the_cause(log: Log, face: Face) -> None:
+def test_refusal_with_a_truncated_body_keeps_the_cause(log: Log, caller: LogCaller) -> None:
     with SSEServer([respond(500), raw(b"half"), cut()]) as upstream:
-        for reading in (face.open(log, "k", face.start(upstream.url)), face.open(log, "k")):
+        for reading in (caller.open(log, "k", caller.start(upstream.url)), caller.open(log, "k")):
             error = reading.fail()[1]
             assert isinstance(error, StatusError)
             assert (error.status, error.body) == (500, b"half")
@@ -236,34 +236,34 @@ def test_closing_the_upstreams_bridge_ends_the_producer(logs: Logs) -> None:
             next(stream)
 
 
-def test_stale_append_ends_the_producer(logs: Logs, face: Face) -> None:
+def test_stale_append_ends_the_producer(logs: Logs, caller: LogCaller) -> None:
     """Before the producer, as a subscriber, receives the entry with the newer fence."""
     log, store = logs.killable()
     go = threading.Event()
     with SSEServer([send(0), hold(go), send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.failures["append"] = StaleTokenError()
         go.set()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
-def test_stale_renewal_ends_the_producer(logs: Logs, face: Face) -> None:
+def test_stale_renewal_ends_the_producer(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     with SSEServer([send(0), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.failures["renew"] = StaleTokenError()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
-def test_stream_with_another_consumer_is_rejected_and_stays_open(log: Log, face: Face) -> None:
+def test_stream_with_another_consumer_is_rejected_and_stays_open(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), send(2), DONE]) as upstream:
         events = request_sse(upstream.url).events
         loop = iter(events)
         assert next(loop) == 1
         with pytest.raises(UsageError, match="one consumer"):
-            face.open(log, "k", lambda: events)
+            caller.open(log, "k", lambda: events)
         assert list(loop) == [2]
 
 

@@ -23,7 +23,7 @@ from tests.support import in_thread, until
 
 from .support import (
     DONE,
-    Face,
+    LogCaller,
     hub_of,
 )
 
@@ -31,85 +31,87 @@ from .support import (
 pytestmark = pytest.mark.timeout(90)
 
 
-def test_all_readers_share_one_upstream(log: Log, face: Face) -> None:
+def test_all_readers_share_one_upstream(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), send(2), hold(go), send(3), DONE]) as upstream:
-        start = face.start(upstream.url)
-        first = face.open(log, "k", start)
+        start = caller.start(upstream.url)
+        first = caller.open(log, "k", start)
         assert (first.events.status, first.events.headers["content-type"]) == (200, "text/event-stream")
         assert [first.next(), first.next()] == [1, 2]
-        second = face.open(log, "k", start)
-        third = face.open(log, "k")
-        late = face.open(log, "k", last_event_id=first.last_event_id)
+        second = caller.open(log, "k", start)
+        third = caller.open(log, "k")
+        late = caller.open(log, "k", last_event_id=first.last_event_id)
         assert [second.next(), third.next()] == [1, 1]
         go.set()
         assert [first.items(), second.items(), third.items(), late.items()] == [[3], [2, 3], [2, 3], [3]]
         assert {reading.outcome for reading in (first, second, third, late)} == {"done"}
-        assert face.open(log, "k", start).items() == [1, 2, 3]
+        assert caller.open(log, "k", start).items() == [1, 2, 3]
         assert len(upstream.requests) == 1
 
 
-def test_event_ids_are_positions_of_entries(log: Log, face: Face) -> None:
+def test_event_ids_are_positions_of_entries(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1, id="its-own"), send(2), DONE]) as upstream:
-        events = face.open(log, "k", face.start(upstream.url), decode="event").items()
+        events = caller.open(log, "k", caller.start(upstream.url), decode="event").items()
         fences, numbers = zip(*(event.id.split("-") for event in events), strict=True)
         assert len(set(fences)) == 1
         assert numbers == ("1", "2")
 
 
-def test_resuming_after_each_id_yields_exactly_the_rest(log: Log, face: Face) -> None:
+def test_resuming_after_each_id_yields_exactly_the_rest(log: Log, caller: LogCaller) -> None:
     go, done = threading.Event(), threading.Event()
     with SSEServer([*map(send, range(20)), hold(go), *map(send, range(20, 30)), hold(done), DONE]) as upstream:
-        first = face.open(log, "k", face.start(upstream.url), decode="event")
+        first = caller.open(log, "k", caller.start(upstream.url), decode="event")
         seen = [first.next() for _ in range(20)]
-        live = [face.open(log, "k", last_event_id=event.id) for event in seen]
+        live = [caller.open(log, "k", last_event_id=event.id) for event in seen]
         go.set()
         seen += [first.next() for _ in range(10)]
         done.set()
         for count, reading in enumerate(live, 1):
             assert reading.items() == list(range(count, 30))
         for count, event in enumerate(seen, 1):
-            after = face.open(log, "k", last_event_id=event.id)
+            after = caller.open(log, "k", last_event_id=event.id)
             assert (after.items(), after.outcome) == (list(range(count, 30)), "done")
 
 
-def test_resuming_after_the_done_event_answers_204(log: Log, face: Face) -> None:
+def test_resuming_after_the_done_event_answers_204(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), DONE]) as upstream:
-        face.open(log, "k", face.start(upstream.url)).items()
-    ended = face.open(log, "k", decode="event")
+        caller.open(log, "k", caller.start(upstream.url)).items()
+    ended = caller.open(log, "k", decode="event")
     assert [event.data for event in ended.items()] == ["1"]
     relayed = reader_of(ended.events).cursor.done_event
     assert relayed is not None
     assert relayed.data == "[DONE]"
-    again = face.open(log, "k", last_event_id=relayed.id)
+    again = caller.open(log, "k", last_event_id=relayed.id)
     # An EventSource does not reconnect after a 204.
     assert (again.events.status, again.items(), again.outcome) == (204, [], "done")
 
 
 @pytest.mark.parametrize(("steps", "outcome"), [([], "eof"), ([silence()], "closed")], ids=["eof", "closed"])
-def test_resuming_after_the_last_event_answers_204(log: Log, face: Face, steps: list[Step], outcome: str) -> None:
+def test_resuming_after_the_last_event_answers_204(
+    log: Log, caller: LogCaller, steps: list[Step], outcome: str
+) -> None:
     with SSEServer([send(1), send(2), *steps]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url), decode="event")
+        reading = caller.open(log, "k", caller.start(upstream.url), decode="event")
         ids = [reading.next().id, reading.next().id]
         if outcome == "closed":
-            assert face.cancel(log, "k")
+            assert caller.cancel(log, "k")
         assert reading.items() == []
-        again = face.open(log, "k", last_event_id=ids[1])
+        again = caller.open(log, "k", last_event_id=ids[1])
         assert (again.events.status, again.items(), again.outcome) == (204, [], outcome)
-        rest = face.open(log, "k", last_event_id=ids[0])
+        rest = caller.open(log, "k", last_event_id=ids[0])
         assert (rest.events.status, rest.items(), rest.outcome) == (200, [2], outcome)
 
 
-def test_done_event_keeps_its_type(log: Log, face: Face) -> None:
+def test_done_event_keeps_its_type(log: Log, caller: LogCaller) -> None:
     with SSEServer([send(1), b"event: last\ndata: [DONE]\n\n"]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert (reading.items(), reading.outcome) == ([1], "done")
         done = reader_of(reading.events).cursor.done_event
         assert done is not None
         assert done.event == "last"
 
 
-def test_events_keep_type_data_and_retry(log: Log, face: Face) -> None:
+def test_events_keep_type_data_and_retry(log: Log, caller: LogCaller) -> None:
     frames = [
         b"event: note\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n",
         b": a comment\n\n",
@@ -118,23 +120,23 @@ def test_events_keep_type_data_and_retry(log: Log, face: Face) -> None:
         b'data: {"a": 1}\n\n',
     ]
     with SSEServer(frames) as upstream:
-        start = face.start(upstream.url, decode="event", comments=True)
-        events = face.open(log, "k", start, decode="event").items()
+        start = caller.start(upstream.url, decode="event", comments=True)
+        events = caller.open(log, "k", start, decode="event").items()
     assert [(event.event, event.data, event.retry) for event in events] == [
         ("note", "a\nb", 1.5),
         ("message", "ü→🎉", None),
         ("message", "", None),
         ("message", '{"a": 1}', None),
     ]
-    reading = face.open(log, "k", decode="text")
+    reading = caller.open(log, "k", decode="text")
     assert reading.items() == ["a\nb", "ü→🎉", "", '{"a": 1}']
     assert (reading.events.retry, reading.outcome) == (1.5, "eof")
-    assert face.open(log, "k", decode=lambda event: len(event.data)).items() == [3, 3, 0, 8]
-    assert isinstance(face.open(log, "k").fail()[1], DecodeError)
-    assert face.open(log, "k", last_event_id=events[1].id).items() == [{"a": 1}]
+    assert caller.open(log, "k", decode=lambda event: len(event.data)).items() == [3, 3, 0, 8]
+    assert isinstance(caller.open(log, "k").fail()[1], DecodeError)
+    assert caller.open(log, "k", last_event_id=events[1].id).items() == [{"a": 1}]
 
 
-def test_items_read_by_start_are_not_in_the_log(log: Log, face: Face) -> None:
+def test_items_read_by_start_are_not_in_the_log(log: Log, caller: LogCaller) -> None:
     """`start` may read the first event before it returns the stream."""
     with SSEServer([b"data: 1\n\ndata: 2\n\n", send(3), DONE]) as upstream:
 
@@ -143,16 +145,16 @@ def test_items_read_by_start_are_not_in_the_log(log: Log, face: Face) -> None:
             assert next(response.events) == 1
             return response
 
-        assert face.open(log, "k", start).items() == [2, 3]
+        assert caller.open(log, "k", start).items() == [2, 3]
 
 
-def test_slow_reader_delays_no_other_and_loses_nothing(log: Log, face: Face) -> None:
+def test_slow_reader_delays_no_other_and_loses_nothing(log: Log, caller: LogCaller) -> None:
     text = "x" * 1000
     with SSEServer([*(send(f"{n} {text}") for n in range(400)), DONE]) as upstream:
-        start = face.start(upstream.url, decode="text")
-        slow = face.open(log, "k", start, decode="text", max_buffered_bytes=4096)
+        start = caller.start(upstream.url, decode="text")
+        slow = caller.open(log, "k", start, decode="text", max_buffered_bytes=4096)
         first = slow.next()
-        assert len(face.open(log, "k", decode="text").items()) == 400
+        assert len(caller.open(log, "k", decode="text").items()) == 400
         assert slow.events.stats.buffered <= 4096
         assert [item.split()[0] for item in (first, *slow.items())] == [str(n) for n in range(400)]
 
@@ -179,15 +181,15 @@ def test_reader_that_falls_behind_catches_up(log: Log) -> None:
         assert fast.collect() == []
 
 
-def test_slow_reader_of_a_deleted_stream_blocks_no_new_stream(log: Log, face: Face) -> None:
+def test_slow_reader_of_a_deleted_stream_blocks_no_new_stream(log: Log, caller: LogCaller) -> None:
     with SSEServer([*(send("x" * 500) for _ in range(50)), DONE]) as upstream:
-        start = face.start(upstream.url, decode="text")
-        slow = face.open(log, "k", start, decode="text", max_buffered_bytes=2048)
-        assert len(face.open(log, "k", decode="text").items()) == 50
-        assert face.delete(log, "k")
+        start = caller.start(upstream.url, decode="text")
+        slow = caller.open(log, "k", start, decode="text", max_buffered_bytes=2048)
+        assert len(caller.open(log, "k", decode="text").items()) == 50
+        assert caller.delete(log, "k")
         with pytest.raises(StreamNotFoundError):
-            face.open(log, "k", wait=0.1)
-        assert len(face.open(log, "k", start, decode="text").items()) == 50
+            caller.open(log, "k", wait=0.1)
+        assert len(caller.open(log, "k", start, decode="text").items()) == 50
         assert len(upstream.requests) == 2
         slow.close()
 
@@ -200,30 +202,30 @@ def test_leaving_a_for_loop_keeps_the_upstream(log: Log) -> None:
         assert log.open("k").collect() == list(range(10))
 
 
-def test_closing_a_reader_keeps_the_upstream(log: Log, face: Face) -> None:
+def test_closing_a_reader_keeps_the_upstream(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 1
         reading.close()
         assert (reading.outcome, reading.items()) == ("closed", [])
         go.set()
-        assert face.open(log, "k").items() == [1, 2]
+        assert caller.open(log, "k").items() == [1, 2]
         assert not upstream.requests[0].aborted.is_set()
 
 
-def test_stream_without_readers_continues(log: Log, face: Face) -> None:
+def test_stream_without_readers_continues(log: Log, caller: LogCaller) -> None:
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        face.open(log, "k", face.start(upstream.url)).close()
+        caller.open(log, "k", caller.start(upstream.url)).close()
         until(lambda: not hub_of(log).readers)
         go.set()
-        assert face.open(log, "k").items() == [1, 2]
+        assert caller.open(log, "k").items() == [1, 2]
         assert not upstream.requests[0].aborted.is_set()
 
 
 @pytest.mark.slow
-def test_false_lease_alarm_loses_and_repeats_nothing(log: Log, face: Face) -> None:
+def test_false_lease_alarm_loses_and_repeats_nothing(log: Log, caller: LogCaller) -> None:
     """A reader that wrongly assumes a lost lease continues at its position."""
     steps: list[Step] = []
     for n in range(100):
@@ -237,7 +239,7 @@ def test_false_lease_alarm_loses_and_repeats_nothing(log: Log, face: Face) -> No
                 hub.loop.call_soon_threadsafe(reader.on_lease_lost)
 
     with SSEServer([*steps, DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         alarming = in_thread(alarm)
         try:
             assert reading.items() == list(range(100))

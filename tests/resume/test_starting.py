@@ -28,7 +28,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, sil
 from tests.redis_support import needs_redis, redis_server
 from tests.support import in_thread, until
 
-from .support import DONE, LEASE, Face, KillableStore, Logs, check_often, hub_of, new_store, use_store
+from .support import DONE, LEASE, KillableStore, LogCaller, Logs, check_often, hub_of, new_store, use_store
 
 # Most tests have several threads or processes wait for each other.
 pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
@@ -77,7 +77,7 @@ class Upstream:
 
 
 @pytest.mark.parametrize("method", ["open", "produce"])
-def test_close_ends_a_start_that_waits(logs: Logs, face: Face, method: str) -> None:
+def test_close_ends_a_start_that_waits(logs: Logs, caller: LogCaller, method: str) -> None:
     log = logs.new()
     with Upstream() as upstream:
 
@@ -87,9 +87,9 @@ def test_close_ends_a_start_that_waits(logs: Logs, face: Face, method: str) -> N
 
         closing = in_thread(close)
         with pytest.raises(BridgeClosedError, match="closed before the stream had begun"):
-            getattr(face, method)(log, "k", face.start(upstream.server.url, **HANG))
+            getattr(caller, method)(log, "k", caller.start(upstream.server.url, **HANG))
         closing.result(30)
-        face.run_blocking(upstream.server.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.server.requests[0].wait_aborted, 30)
 
 
 def test_close_ends_a_takeover_that_waits(logs: Logs) -> None:
@@ -144,7 +144,7 @@ def test_start_that_ignores_the_end_is_discarded(logs: Logs) -> None:
 
 
 @pytest.mark.parametrize("method", ["open", "produce"])
-def test_full_store_during_start_raises_log_full_error(logs: Logs, face: Face, method: str) -> None:
+def test_full_store_during_start_raises_log_full_error(logs: Logs, caller: LogCaller, method: str) -> None:
     log, store = logs.killable()
     with Upstream() as upstream:
 
@@ -154,9 +154,9 @@ def test_full_store_during_start_raises_log_full_error(logs: Logs, face: Face, m
 
         filling = in_thread(fill)
         with pytest.raises(LogFullError, match="no memory left"):
-            getattr(face, method)(log, "k", face.start(upstream.server.url, **HANG))
+            getattr(caller, method)(log, "k", caller.start(upstream.server.url, **HANG))
         filling.result(30)
-        face.run_blocking(upstream.server.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.server.requests[0].wait_aborted, 30)
         store.failures.clear()
         until_nothing_is_left(log)
 
@@ -195,20 +195,20 @@ def test_full_redis_cancels_and_deletes_streams(method: str) -> None:
         upstream.requests[0].wait_aborted(30)
 
 
-def test_cancel_during_start_names_the_cancel(log: Log, face: Face) -> None:
+def test_cancel_during_start_names_the_cancel(log: Log, caller: LogCaller) -> None:
     with Upstream() as upstream:
         cancelling = in_thread(lambda: upstream.asked.wait(30) and log.cancel("k"))
         with pytest.raises(RequestAbortedError, match="the stream was cancelled before it had begun"):
-            face.open(log, "k", face.start(upstream.server.url, **HANG))
+            caller.open(log, "k", caller.start(upstream.server.url, **HANG))
         assert cancelling.result(30)
 
 
-def test_own_error_of_start_stays(log: Log, face: Face) -> None:
+def test_own_error_of_start_stays(log: Log, caller: LogCaller) -> None:
     def start() -> Any:
         raise UsageError("own")
 
     with pytest.raises(UsageError, match="own"):
-        face.open(log, "k", start)
+        caller.open(log, "k", start)
     until_nothing_is_left(log)
 
 
@@ -217,28 +217,28 @@ def test_own_error_of_start_stays(log: Log, face: Face) -> None:
 
 @pytest.mark.parametrize("name", ["claim", "read", "append", "end", "renew", "heartbeat"])
 @pytest.mark.parametrize("error", [LogFullError("full"), ZeroDivisionError("bug")], ids=["full", "bug"])
-def test_no_topic_stays_after_an_error(logs: Logs, face: Face, name: str, error: Exception) -> None:
+def test_no_topic_stays_after_an_error(logs: Logs, caller: LogCaller, name: str, error: Exception) -> None:
     log, store = logs.killable()
     go = threading.Event()
     with SSEServer([send(1), hold(go), send(2), DONE]) as upstream:
-        readings = [face.open(log, "k", face.start(upstream.url)), face.open(log, "k")]
+        readings = [caller.open(log, "k", caller.start(upstream.url)), caller.open(log, "k")]
         assert [reading.next() for reading in readings] == [1, 1]
         store.failures[name] = error
         go.set()
         if name == "claim":
             with pytest.raises(Exception, match=r"full|failed with ZeroDivisionError"):
-                face.open(log, "other", face.start(upstream.url))
+                caller.open(log, "other", caller.start(upstream.url))
         for reading in readings:
             # A heartbeat or renewal may fail before or after the end of the stream.
             with contextlib.suppress(LogError, ProducerLostError):
                 reading.items()
         store.failures.clear()
         until_nothing_is_left(log)
-        assert face.open(log, "new", face.start(upstream.url)).items() == [1, 2]
+        assert caller.open(log, "new", caller.start(upstream.url)).items() == [1, 2]
     until_nothing_is_left(log)
 
 
-def test_topic_that_fails_during_a_read_leaves_no_reader(face: Face) -> None:
+def test_topic_that_fails_during_a_read_leaves_no_reader(caller: LogCaller) -> None:
     with SSEServer([send(1), silence()]) as upstream, Bridge() as bridge, MemoryLog(lease=LEASE, bridge=bridge) as log:
         store = KillableStore(new_store(log))
         use_store(log, store)
@@ -256,7 +256,7 @@ def test_topic_that_fails_during_a_read_leaves_no_reader(face: Face) -> None:
             return entries
 
         store.inner.read = read_and_fail
-        items, error = face.open(log, "k").fail()
+        items, error = caller.open(log, "k").fail()
         assert (items, str(error)) == ([1], "the topic failed")
         with pytest.raises(LogError, match="the topic failed"):
             produced.result(30)

@@ -21,7 +21,7 @@ from tests.support import until
 
 from .support import (
     DONE,
-    Face,
+    LogCaller,
     Logs,
     claim_token,
     hub_of,
@@ -113,11 +113,11 @@ def test_memory_store_deletes_expired_streams_without_access(clock: FakeClock) -
     asyncio.run(main())
 
 
-def test_readers_and_producer_survive_an_outage(logs: Logs, face: Face) -> None:
+def test_readers_and_producer_survive_an_outage(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     go, later = threading.Event(), threading.Event()
     with SSEServer([send(0), hold(go), *map(send, range(1, 50)), hold(later), send(50), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.is_out = True
         go.set()
@@ -129,46 +129,46 @@ def test_readers_and_producer_survive_an_outage(logs: Logs, face: Face) -> None:
         assert reading.items() == list(range(1, 51))
 
 
-def test_long_outage_raises_log_unavailable_error(logs: Logs, face: Face) -> None:
+def test_long_outage_raises_log_unavailable_error(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable(outage=0.3)
     with SSEServer([send(0), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.is_out = True
         with pytest.raises(LogUnavailableError, match="outage="):
             reading.next()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
         with pytest.raises(LogUnavailableError):
-            face.open(log, "other", face.start(upstream.url))
+            caller.open(log, "other", caller.start(upstream.url))
         with pytest.raises(LogUnavailableError):
-            face.produce(log, "other", face.start(upstream.url))
+            caller.produce(log, "other", caller.start(upstream.url))
         logs.expire_lease(store, "k")
         store.is_out = False
-        assert isinstance(face.open(log, "k").fail()[1], ProducerLostError)
+        assert isinstance(caller.open(log, "k").fail()[1], ProducerLostError)
 
 
-def test_long_outage_of_appends_ends_readers_and_producer(logs: Logs, face: Face) -> None:
+def test_long_outage_of_appends_ends_readers_and_producer(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable(outage=0.2)
     go = threading.Event()
     with SSEServer([send(0), hold(go), send(1), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.failures["append"] = OutageError("it is out")
         go.set()
         with pytest.raises(LogUnavailableError):
             reading.next()
-        face.run_blocking(upstream.requests[0].wait_aborted, 30)
+        caller.run_blocking(upstream.requests[0].wait_aborted, 30)
 
 
 @pytest.mark.parametrize("name", ["read", "heartbeat", "claim"])
-def test_store_exception_leaves_no_reader_waiting(logs: Logs, face: Face, name: str) -> None:
+def test_store_exception_leaves_no_reader_waiting(logs: Logs, caller: LogCaller, name: str) -> None:
     log, store = logs.killable()
     with SSEServer([send(0), silence()]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url))
+        reading = caller.open(log, "k", caller.start(upstream.url))
         assert reading.next() == 0
         store.failures[name] = ZeroDivisionError()
         if name == "heartbeat":
             with pytest.raises(LogError, match="ZeroDivisionError"):
                 reading.next()
         with pytest.raises(LogError, match="ZeroDivisionError"):
-            face.open(log, "k").next()
+            caller.open(log, "k").next()

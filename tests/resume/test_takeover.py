@@ -26,8 +26,8 @@ from tests.support import in_thread, until
 
 from .support import (
     DONE,
-    Face,
     KillableStore,
+    LogCaller,
     LogReading,
     Logs,
     assert_lost,
@@ -70,13 +70,13 @@ def test_readers_notice_a_producer_killed_at_each_step(logs: Logs, step: tuple[s
             assert isinstance(waiting.exception(30), StreamNotFoundError)
             assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0, 1, 2]
             return
-        face = Face(is_async=False)
-        reading = LogReading(face, log.open("k"))
+        caller = LogCaller(is_async=False)
+        reading = LogReading(caller, log.open("k"))
         logs.expire_lease(store, "k")
         assert_lost(reading, 3)
-        assert_lost(LogReading(face, opened.result(30)), 3)
+        assert_lost(LogReading(caller, opened.result(30)), 3)
         # A later reader gets the same error, without waiting.
-        assert_lost(LogReading(face, log.open("k", lambda: request_sse(upstream.url))), 3)
+        assert_lost(LogReading(caller, log.open("k", lambda: request_sse(upstream.url))), 3)
 
 
 def test_stream_that_is_deleted_while_its_producer_is_looked_for_has_ended(clock: FakeClock) -> None:
@@ -130,7 +130,7 @@ def test_lease_ttl_check_interval_and_grace_fit_into_the_lease() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS[2:], ids=str)
-def test_producer_with_a_stale_token_writes_nothing(logs: Logs, face: Face, step: tuple[str, int, bool]) -> None:
+def test_producer_with_a_stale_token_writes_nothing(logs: Logs, caller: LogCaller, step: tuple[str, int, bool]) -> None:
     log, store = logs.killable()
     store.kill_at = step
     go = threading.Event()
@@ -144,16 +144,16 @@ def test_producer_with_a_stale_token_writes_nothing(logs: Logs, face: Face, step
     with SSEServer(script) as upstream:
         opened = in_thread(lambda: log.open("k", lambda: request_sse(f"{upstream.url}/old", decode="text")))
         assert store.killed.wait(30)
-        start = face.start(f"{upstream.url}/new", decode="text")
+        start = caller.start(f"{upstream.url}/new", decode="text")
 
         logs.expire_lease(store, "k")
-        reading = face.open(log, "k", start, takeover=True, decode="event")
+        reading = caller.open(log, "k", start, takeover=True, decode="event")
         while reading.next().data != "new 0":
             pass
         store.revive()
         go.set()
         assert [event.data for event in reading.items()] == ["new 1"]
-        whole = [event.data for event in face.open(log, "k", decode="event").items()]
+        whole = [event.data for event in caller.open(log, "k", decode="event").items()]
         begun = whole.index("new 0")
         assert whole[begun:] == ["new 0", "new 1"]
         assert whole[:begun] in (
@@ -166,16 +166,16 @@ def test_producer_with_a_stale_token_writes_nothing(logs: Logs, face: Face, step
             opened.result().close()
 
 
-def test_iterating_reader_takes_over(logs: Logs, face: Face) -> None:
+def test_iterating_reader_takes_over(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     store.kill_at = ("append", 2, False)
     go = threading.Event()
     with SSEServer([send(0), hold(go), send(1), send(2), DONE]) as upstream:
-        reading = face.open(log, "k", face.start(upstream.url), takeover=True, decode="event")
+        reading = caller.open(log, "k", caller.start(upstream.url), takeover=True, decode="event")
         other = log.open("k", lambda: request_sse(upstream.url), takeover=True)
         before = [reading.next()]
         go.set()
-        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
+        caller.run_blocking(lambda: expire_lease_when_killed(logs, store))
         for event in iter(reading.next, None):
             before.append(event)
             if event.event == "restart":
@@ -183,7 +183,7 @@ def test_iterating_reader_takes_over(logs: Logs, face: Face) -> None:
         assert [event.data for event in before] == ["0", '{"restart":true}']
         # A relay forwards the restart past `map`, so that applications need not handle it.
         frames: list[bytes] = []
-        face.run_blocking(lambda: frames.extend(relay.frames(log.open("k"), map=lambda item: str(item + 1))))
+        caller.run_blocking(lambda: frames.extend(relay.frames(log.open("k"), map=lambda item: str(item + 1))))
         relayed = b"".join(frames).decode()
         assert re.findall("event: (.*)", relayed) == ["restart"]
         assert re.findall("data: (.*)", relayed) == ["1", '{"restart":true}', "1", "2", "3", "[DONE]"]
@@ -191,7 +191,7 @@ def test_iterating_reader_takes_over(logs: Logs, face: Face) -> None:
         assert reading.outcome == "done"
         assert other.collect() == [0, {"restart": True}, 0, 1, 2]
         # A reader that resumes before the restart gets it too.
-        assert face.open(log, "k", last_event_id=before[0].id).items() == [{"restart": True}, 0, 1, 2]
+        assert caller.open(log, "k", last_event_id=before[0].id).items() == [{"restart": True}, 0, 1, 2]
         assert len(upstream.requests) == 2
 
 
@@ -222,7 +222,7 @@ def test_failed_takeover_ends_all_readers(logs: Logs, failure: BaseException) ->
         assert len(calls) == 2
 
 
-def test_refused_takeover_ends_all_readers_and_can_be_retried(logs: Logs, face: Face) -> None:
+def test_refused_takeover_ends_all_readers_and_can_be_retried(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     store.kill_at = ("append", 2, False)
 
@@ -235,14 +235,14 @@ def test_refused_takeover_ends_all_readers_and_can_be_retried(logs: Logs, face: 
         return [respond(503)] if number == 2 else [send(7), DONE]
 
     with SSEServer(script) as upstream:
-        start = face.start(upstream.url)
-        reading = face.open(log, "k", start, takeover=True)
+        start = caller.start(upstream.url)
+        reading = caller.open(log, "k", start, takeover=True)
         assert reading.next() == 0
         go.set()
-        face.run_blocking(lambda: expire_lease_when_killed(logs, store))
+        caller.run_blocking(lambda: expire_lease_when_killed(logs, store))
         items, error = reading.fail()
         assert (items, type(error)) == ([], StatusError)
         # A later reader may take over again.
-        again = face.open(log, "k", start, takeover=True)
+        again = caller.open(log, "k", start, takeover=True)
         assert again.events.status == 200
         assert again.items() == [0, {"restart": True}, 7]

@@ -24,7 +24,7 @@ def test_claim_of_an_ended_call_is_taken_over() -> None:
     assert not claims.is_held()
     mine = Claim()
     claims.append(mine)
-    assert claims.contend(mine, lambda: lost.append(True))
+    assert claims.admit(mine, lambda: lost.append(True))
     assert list(claims) == [mine]
     assert lost == [True]
     assert claims.is_held()
@@ -35,7 +35,7 @@ def test_claim_of_a_running_call_is_not_taken_over() -> None:
     claims, mine = Claims([running]), Claim()
     claims.append(mine)
     assert claims.is_held()
-    assert not claims.contend(mine, lambda: pytest.fail("the claim is held"))
+    assert not claims.admit(mine, lambda: pytest.fail("the claim is held"))
     assert list(claims) == [running]
     # A claim that is in the queue no more is not an error.
     claims.discard(mine)

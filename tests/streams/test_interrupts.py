@@ -533,7 +533,7 @@ def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
         claim = sys._getframe()
         barrier.wait()
         claims.append(claim)
-        mine = claims.contend(claim, lambda: None)
+        mine = claims.admit(claim, lambda: None)
         # All threads have tried before the first one continues.
         barrier.wait()
         return mine
