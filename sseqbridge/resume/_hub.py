@@ -41,6 +41,9 @@ _FIRST_DELAY, _MAX_DELAY = 0.02, 1.0
 # How long the release of leases may take: at the end of the loop, whose thread does not wait much longer, and
 # in `close`, which a process on a busy machine may call at its end.
 _LOOP_END_SECONDS, _CLOSE_SECONDS = 0.15, 3.0
+# After this time a read that goes on is cancelled again: asyncio.wait_for, in which redis-py sends commands, loses a
+# cancellation that meets the end of its wait (before Python 3.12).
+_CANCEL_AGAIN_SECONDS = 0.05
 
 
 class HubReader(Subscriber, Protocol):
@@ -88,12 +91,19 @@ class Hub:
             await self.loop.create_future()
         finally:
             self.is_closing = True
-            tasks = tuple(self._tasks)
-            for task in tasks:
+            for task in tuple(self._tasks):
                 task.cancel()
-            if tasks or self._releases:
-                await asyncio.wait({*tasks, *self._releases}, timeout=self._release_seconds)
+            await self._wait_for_tasks()
             await self.store.aclose()
+
+    async def _wait_for_tasks(self) -> None:
+        """Wait for the cancelled tasks and the release of leases, for a limited time."""
+        waiting: set[asyncio.Task[Any]] = {*self._tasks, *self._releases}
+        deadline = self.loop.time() + self._release_seconds
+        while waiting and (left := deadline - self.loop.time()) > 0:
+            _, waiting = await asyncio.wait(waiting, timeout=min(left, _CANCEL_AGAIN_SECONDS))
+            for group in self.groups.values():
+                group.cancel()
 
     async def retry_while_unavailable(
         self,
@@ -182,7 +192,7 @@ class Hub:
         if group is None:
             group = self.groups[name] = TopicGroup(self, name, self.store.new_tail())
             group.topics[topic.key] = topic
-            self.spawn(group.run())
+            group.task = self.spawn(group.run())
         else:
             group.topics[topic.key] = topic
             group.wake()

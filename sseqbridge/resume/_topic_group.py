@@ -32,6 +32,13 @@ class TopicGroup:
         self.tail = tail
         self._retry_now = asyncio.Event()
         self.topics: dict[str, Topic] = {}
+        # Runs run().
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Cancel the read."""
+        if self.task is not None:
+            self.task.cancel()
 
     def wake(self) -> None:
         """Begin to wait for the present topics at once, also during an outage: others may have ended it."""

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import django
@@ -34,7 +35,8 @@ if not settings.configured:
 
 @contextlib.contextmanager
 def serving_wsgi(server: Any) -> Iterator[str]:
-    serving = in_thread(server.serve_forever)
+    # shutdown() takes as long as one poll.
+    serving = in_thread(lambda: server.serve_forever(poll_interval=0.02))
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -74,6 +76,6 @@ def under_uvicorn(app: Any) -> Iterator[str]:
 @contextlib.contextmanager
 def sending(url: str, request: str) -> Iterator[None]:
     """Send a request to a server of this module, and close the connection at the end of the block."""
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as client:
         client.sendall(request.encode())
         yield

@@ -30,7 +30,8 @@ from sseqbridge._streams.stream import reader_of
 from sseqbridge.relay._disconnect import Client, ClientDisconnected
 from sseqbridge.relay._response import read_refusal, refusal_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
-from tests.relay.serving import under_uvicorn, under_werkzeug, under_wsgiref
+from tests.clock import FakeClock
+from tests.relay.serving import sending, under_uvicorn, under_werkzeug, under_wsgiref
 from tests.support import until
 
 pytestmark = pytest.mark.slow
@@ -312,26 +313,47 @@ def test_a_function_is_refused_in_an_asynchronous_view_of_django() -> None:
     [
         (lambda: under_werkzeug(flask_app()), ""),
         (lambda: under_werkzeug(WSGIHandler()), ""),
-        *((SERVERS[server], path) for server in ("django-asgi", "starlette") for path in ("", "async")),
+        (SERVERS["django-asgi"], "async"),
+        (SERVERS["starlette"], ""),
+        (SERVERS["starlette"], "async"),
     ],
-    ids=["flask", "django-wsgi", "django-asgi", "django-asgi async", "starlette", "starlette async"],
+    ids=["flask", "django-wsgi", "django-asgi async", "starlette", "starlette async"],
 )
 def test_disconnect_during_an_endless_refusal_aborts_the_upstream(
     serving: Callable[[], Any], path: str, pause: float | None, passes: None
 ) -> None:
+    with serving() as origin, endless_refusal(pause) as server:
+        leave_during_the_refusal(f"{origin}/{path}", server)
+        server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("pause", [0.01, None], ids=["drags on", "stalls"])
+def test_endless_refusal_in_a_thread_of_asgi_ends_with_its_time_limit(
+    clock: FakeClock, pause: float | None, passes: None
+) -> None:
+    """Django does not tell a synchronous view that the client has left."""
+    with SERVERS["django-asgi"]() as origin, endless_refusal(pause) as server:
+        leave_during_the_refusal(f"{origin}/", server)
+        clock.advance_until(server.requests[0].aborted.is_set)
+
+
+def endless_refusal(pause: float | None) -> SSEServer:
+    """Return an upstream that refuses, and whose body drags on, or stalls without a `pause`."""
+
     def drag(request: ReceivedRequest) -> Iterator[Step]:
         yield respond(503, content_type="text/plain")
         while True:
             yield b"x"
             yield silence() if pause is None else wait(pause)
 
-    with serving() as origin, SSEServer(drag) as server:
-        upstream[:] = [server.url]
-        with socket.create_connection(("127.0.0.1", httpx.URL(origin).port or 0)) as client:
-            client.sendall(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
-            server.wait_for_request()
-            until(lambda: server.requests[0].sent_bytes > (0 if pause is None else 5))
-        server.requests[0].wait_aborted()
+    return SSEServer(drag)
+
+
+def leave_during_the_refusal(url: str, server: SSEServer) -> None:
+    upstream[:] = [server.url]
+    with sending(url, f"GET {httpx.URL(url).path} HTTP/1.1\r\nHost: a\r\n\r\n"):
+        request = server.wait_for_request()
+        until(lambda: request.sent_bytes > 0)
 
 
 def test_client_is_checked_while_the_body_of_a_refusal_arrives() -> None:

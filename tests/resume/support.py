@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import Bridge, ProducerLostError, RequestAbortedError, arequest_sse, request_sse
+from sseqbridge._engine.channel import post
 from sseqbridge.resume import Log, MemoryLog, RedisLog
 from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._log_core import LogCore
@@ -121,9 +122,9 @@ class KillableStore:
     def revive(self) -> None:
         """Let the calls of killed owners continue."""
         self.dead.clear()
-        assert self._loop is not None
         for held in self._held:
-            self._loop.call_soon_threadsafe(held.set)
+            assert self._loop is not None
+            post(self._loop, held.set)
 
     @property
     def is_quiet(self) -> bool:
@@ -225,6 +226,8 @@ class Logs:
         log = self.new(bridge=self._stack.enter_context(Bridge()), **options)
         store = KillableStore(new_store(log))
         use_store(log, store)
+        # Before the log is closed, which waits for the store.
+        self._stack.callback(store.revive)
         return log, store
 
     def expire_lease(self, store: KillableStore, key: str) -> None:

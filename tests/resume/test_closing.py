@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,39 @@ def test_close_ends_readers_and_releases_the_lease(logs: Logs, caller: LogCaller
         caller.open(log, "k")
     log.close()
     assert repr(log) == f"<{type(log).__name__} closed>"
+
+
+def test_read_that_loses_its_cancellation_delays_no_close() -> None:
+    """asyncio.wait_for loses one, before Python 3.12."""
+    reads, cancelled = threading.Event(), []
+    with SSEServer([send(1), silence()]) as upstream, Bridge() as bridge, MemoryLog(bridge=bridge) as log:
+        store = new_store(log)
+        new_tail = store.new_tail
+
+        def losing_tail() -> Any:
+            tail = new_tail()
+            read = tail.read
+
+            async def read_on(positions: Any) -> Any:
+                reads.set()
+                while True:
+                    try:
+                        return await read(positions)
+                    except asyncio.CancelledError:
+                        cancelled.append(True)
+                        if len(cancelled) == 2:
+                            raise
+
+            tail.read = read_on
+            return tail
+
+        store.new_tail = losing_tail
+        use_store(log, store)
+        reading = log.open("k", lambda: request_sse(upstream.url, bridge=bridge))
+        assert next(reading) == 1
+        assert reads.wait(30)
+        log.close()
+        assert len(cancelled) == 2
 
 
 @pytest.mark.parametrize("ends", ["closed", "interrupted and closed", "closed twice"])

@@ -120,6 +120,7 @@ def test_dead_producer_is_noticed_within_the_lease(clock: FakeClock) -> None:
         clock.advance(30)
         with pytest.raises(ProducerLostError):
             next(reading)
+        store.revive()
 
 
 def test_lease_ttl_check_interval_and_grace_fit_into_the_lease() -> None:
