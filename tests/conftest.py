@@ -44,6 +44,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Whether coverage is measured.
 IS_MEASURED = coverage.Coverage.current() is not None
 
+# The file in which tests/run.sh collects the failures of all its sessions. Not for a pytest that a test starts.
+_FAILURES = os.environ.pop("SSEQBRIDGE_FAILURES", None)
+_LINES_OF_A_FAILURE = 8
+
 _left_loopback: list[str] = []
 
 
@@ -224,12 +228,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     # pytest-randomly's own header is not printed with --quiet.
-    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+    if failed := terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", []):
         seed = config.getoption("randomly_seed", None)
         terminalreporter.write_line(f"in random order: --randomly-seed={seed}, or -p no:randomly for none")
+        if _FAILURES is not None:
+            _collect_failures(_FAILURES, failed, seed)
     if count := _skips_that_fail(config):
         message = f"the run fails: SSEQBRIDGE_NO_SKIPS is set, and {count} tests were skipped"
         terminalreporter.write_line(message, red=True)
+
+
+def _collect_failures(path: str, reports: list[Any], seed: object) -> None:
+    """Append the tests' names to a file, each with the last lines of its failure."""
+    with open(path, "a", encoding="utf-8") as file:
+        for report in reports:
+            print(f"{report.nodeid} ({tiers.CONFIGURATION}, --randomly-seed={seed})", file=file)
+            for line in report.longreprtext.splitlines()[-_LINES_OF_A_FAILURE:]:
+                print(f"  {line[:200]}", file=file)
 
 
 @pytest.fixture(scope="session")

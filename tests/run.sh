@@ -70,7 +70,22 @@ make_environment() {
 }
 
 burners=()
-trap '[ "${#burners[@]}" -eq 0 ] || kill "${burners[@]}"' EXIT
+# tests/conftest.py adds the failed tests of each session, whose output is far above that of the last session.
+SSEQBRIDGE_FAILURES=$(mktemp)
+export SSEQBRIDGE_FAILURES
+finish() {
+    [ "${#burners[@]}" -eq 0 ] || kill "${burners[@]}"
+    if [ -s "$SSEQBRIDGE_FAILURES" ]; then
+        echo "Failed tests:"
+        if [ "$(wc -l <"$SSEQBRIDGE_FAILURES")" -le 60 ]; then
+            cat "$SSEQBRIDGE_FAILURES"
+        else
+            grep -v '^  ' "$SSEQBRIDGE_FAILURES" | head -n 60
+        fi
+    fi
+    rm -f "$SSEQBRIDGE_FAILURES"
+}
+trap finish EXIT
 burn() {
     # Ends with the script, also if the script is killed.
     while kill -0 $$ 2>/dev/null; do

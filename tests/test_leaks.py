@@ -112,6 +112,7 @@ def test_child():
 
 def test_child_without_wait():
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_temporary_file():
@@ -192,15 +193,20 @@ def test_last(leaking_module_fixture):
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> str:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("leaking")
+
+
+@pytest.fixture(scope="module")
+def output(directory: Path) -> str:
     """The output of pytest for these tests."""
-    path = tmp_path_factory.mktemp("leaking") / "test_leaking.py"
+    path = directory / "test_leaking.py"
     path.write_text(LEAKING)
     options = ["-c", str(ROOT / "setup.cfg"), f"--rootdir={path.parent}", "-p", "tests.conftest", "-p", "no:randomly"]
     run = subprocess.run(  # noqa: PLW1510 (its tests fail)
         [sys.executable, "-m", "pytest", *options, "-v", "-rA", path],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(path.parent)},
+        env={**os.environ, "TMPDIR": str(directory), "SSEQBRIDGE_FAILURES": str(directory / "failures")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -263,6 +269,13 @@ def test_failed_test_has_one_report(output: str) -> None:
     name = "test_stream_of_a_failed_test"
     assert re.search(rf"^FAILED \S*test_leaking.py::{name}\b", output, re.MULTILINE), output
     assert errors_of(name, output) == ""
+
+
+def test_failures_are_collected_for_the_end_of_a_run_of_all_sessions(directory: Path, output: str) -> None:
+    failures = (directory / "failures").read_text()
+    assert re.search(r"test_leaking.py::test_stream_of_a_failed_test \(\w+, --randomly-seed=", failures)
+    assert re.search(r"test_leaking.py::test_thread \(.*\n(  .*\n)*  +thread 'left', now at", failures)
+    assert "test_marked" not in failures
 
 
 def test_temporary_files_are_counted_per_session(tmp_path: Path) -> None:
