@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._http.content_encoding import BodyDecoder
@@ -52,8 +52,9 @@ class Batch:
     """Consecutive items of a stream, and the stream's position after them.
 
     `events` counts the items that are neither comments nor heartbeats, `charge` is what the batch counts for in a
-    bounded channel. `incomplete` is the event of a last block without its blank line: the standard drops it, unless
-    the caller's `done` function accepts it as the last event. The batch then has no items.
+    bounded channel. In JSON mode the consumer leaves heartbeats out, unless it forwards events unchanged. `incomplete`
+    is the event of a last block without its blank line: the standard drops it, unless the caller's `done` function
+    accepts it as the last event. The batch then has no items.
     """
 
     items: list[Item]
@@ -83,6 +84,15 @@ class Batch:
             return self.retry
         count = next((number for number, item in enumerate(self.items, 1) if item is event), 0)
         return next((seconds for index, seconds in reversed(self.retries) if index < count), before)
+
+    def without_heartbeats(self, rules: EventRules) -> Batch:
+        """Return this batch, or one without its heartbeats, if there are any."""
+        if self.events == len(self.items):
+            return self
+        is_kept = [rules.counts(item) or rules.is_end(item) for item in self.items]  # type: ignore[arg-type]
+        kept = [item for item, keeps in zip(self.items, is_kept, strict=True) if keeps]
+        retries = [(sum(is_kept[:index]), seconds) for index, seconds in self.retries]
+        return replace(self, items=kept, retries=retries)
 
     def rest(self, items: list[Item]) -> Batch:
         """Return a batch of the last items of this one."""
@@ -333,7 +343,7 @@ class BatchReader:
                 last = items.pop()
             else:
                 is_plain = False
-                items, last, retries = _sorted(items, retries, self._rules)
+                items, last, retries = _up_to_end(items, retries, self._rules)
         while len(items) > most_items:
             part, items = items[:most_items], items[most_items:]
             last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
@@ -389,32 +399,15 @@ def _batch_items(limit: int) -> int:
     return max(limit // (4 * EVENT_OVERHEAD), 1)
 
 
-def _sorted(
+def _up_to_end(
     items: list[Any], retries: Retries, rules: EventRules
 ) -> tuple[list[Any], ServerSentEvent | None, Retries]:
-    """Return the items up to the event that ends the stream, that event or None, and the retries up to it.
-
-    In JSON mode heartbeats are left out.
-    """
-    kept: list[Any] = []
-    # The index in `kept` for each item.
-    indices: list[int] = []
-    last = None
-    for item in items:
-        indices.append(len(kept))
-        if type(item) is Comment:
-            kept.append(item)
-        elif rules.is_end(item):
-            last = item
-            if rules.is_last_item(item):
-                kept.append(item)
-            break
-        elif not rules.is_json or not rules.is_heartbeat(item):
-            kept.append(item)
-    moved = [(indices[index], seconds) for index, seconds in retries if index < len(indices)]
-    if last is None:
-        moved += [(len(kept), seconds) for index, seconds in retries if index >= len(indices)]
-    return kept, last, moved
+    """Return the items up to the event that ends the stream, that event or None, and the retries up to it."""
+    for index, item in enumerate(items):
+        if type(item) is not Comment and rules.is_end(item):
+            kept = items[: index + rules.is_last_item(item)]
+            return kept, item, [(before, seconds) for before, seconds in retries if before <= index]
+    return items, None, retries
 
 
 def _split(retries: Retries, count: int) -> tuple[Retries, Retries]:

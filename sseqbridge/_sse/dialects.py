@@ -244,11 +244,11 @@ class EventRules:
         """Whether an item is neither a comment nor a heartbeat."""
         return type(item) is not Comment and not self.is_heartbeat(item)  # type: ignore[arg-type]
 
-    def without_heartbeats(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
-        """Return the events that are items: in JSON mode without heartbeats. End markers are not looked for."""
-        if not self.is_json or self.count_plain(events, have_types=True) == len(events):
-            return events
-        return [event for event in events if not self.is_heartbeat(event)]
+    def count(self, events: list[ServerSentEvent]) -> int:
+        """Return how many of the events are no heartbeats. End markers are not looked for."""
+        if self.count_plain(events, have_types=True) == len(events):
+            return len(events)
+        return sum(map(self.counts, events))
 
 
 def _has_value(data: str) -> bool:

@@ -289,6 +289,8 @@ class Cursor(Generic[T]):
     def accept(self, entry: Entry | End) -> None:
         """Make an entry the current one. Raises the stream's error if the entry is one."""
         if isinstance(entry, Batch):
+            if not self.decoder.keeps_heartbeats:
+                entry = entry.without_heartbeats(self.decoder.rules)
             if self.subscription.shares_events:
                 # Other readers must not notice if the consumer changes an event.
                 entry = replace(entry, items=[copied(item) for item in entry.items])

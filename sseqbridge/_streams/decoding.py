@@ -38,6 +38,7 @@ class Decoder:
     `gives_body`: whether the body of an error response is an item too, as in JSON mode.
     `has_done_function`: whether `is_last` can return True.
     `is_function`: whether `decode` is a function of the caller's.
+    `keeps_heartbeats`: whether heartbeats are items.
     `may_get_comments`: whether the events may be mixed with comments.
     """
 
@@ -48,6 +49,7 @@ class Decoder:
         "has_done_function",
         "is_function",
         "item",
+        "keeps_heartbeats",
         "may_get_comments",
         "rules",
     )
@@ -67,6 +69,7 @@ class Decoder:
         self.is_function = callable(decode)
         self._raises = error_events == "raise"
         self.may_get_comments = decode == "event"
+        self.keeps_heartbeats = not self.rules.is_json
         self.item: Callable[[Any], Any]
         if callable(decode):
             self.item = _called(decode)
@@ -76,9 +79,10 @@ class Decoder:
             self.item = _text if decode == "text" else _whole
 
     def undecoded(self) -> Decoder:
-        """Return a decoder by the same rules whose items are the events."""
+        """Return a decoder by the same rules whose items are all events, heartbeats too."""
         whole = copy.copy(self)
         whole.item = _whole
+        whole.keeps_heartbeats = True
         return whole
 
     def reported_error(self, event: ServerSentEvent) -> UpstreamError | None:

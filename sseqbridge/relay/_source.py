@@ -205,10 +205,12 @@ class StreamSource:
         # A RestartEvent is a log's own: `map` and `on_item` are not called with it.
         if type(last) is RestartEvent:
             return writer.event(last)
-        if self._decoder is not None:
-            self._examine(last, self._decoder)
-            return writer.event(last)
-        return writer.item(item, last)
+        if self._decoder is None:
+            return writer.item(item, last)
+        if self._decoder.rules.is_json and self._decoder.rules.is_heartbeat(last):
+            return writer.heartbeat(last)
+        self._examine(last, self._decoder)
+        return writer.event(last)
 
     def _examine(self, event: ServerSentEvent, decoder: Decoder) -> None:
         """Note an error that the event reports. Show the event's item to `on_item`, if it can be decoded."""

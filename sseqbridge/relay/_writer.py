@@ -117,6 +117,13 @@ class Writer:
         self._id = event.id
         return frame
 
+    def heartbeat(self, event: ServerSentEvent) -> bytes:
+        """Return the frame of an upstream's heartbeat, b"" for one that has neither a name nor an ID of its own.
+
+        A page would take such an event for an item, whose data is no JSON.
+        """
+        return b"" if event.event == "message" and event.id == self._id else self.event(event)
+
     def item(self, item: Any, source: ServerSentEvent | None = None) -> bytes:
         """Return the frame of an item, through `map`; it takes the name and id of the event `source`.
 

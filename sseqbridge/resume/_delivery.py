@@ -85,13 +85,14 @@ class Delivery:
             self._advance(part)
 
     def _batch(self, segment: Segment) -> Batch:
-        items = self._rules.without_heartbeats(segment.items)
+        items = segment.items
         retries = [(index, item.retry) for index, item in enumerate(items) if item.retry is not None]
         if retries:
             self._retry = retries[-1][1]
         charge = charge_of(segment.size, len(items))
         # The items are shared with other readers, and never written to.
-        return Batch(cast("list[Item]", items), len(items), charge, str(segment.position), self._retry, retries)
+        events = self._rules.count(items)
+        return Batch(cast("list[Item]", items), events, charge, str(segment.position), self._retry, retries)
 
     def _advance(self, segment: Segment) -> None:
         self.position = segment.position

@@ -154,7 +154,9 @@ class StreamUpstream(Upstream):
                 break
             if isinstance(entry, Batch):
                 size += entry.charge
-                await self._add(entry.items, fields)
+                decoder = self._detached.decoder
+                kept = entry if decoder.keeps_heartbeats else entry.without_heartbeats(decoder.rules)
+                await self._add(kept.items, fields)
                 if entry.incomplete is not None:
                     await self._add_incomplete(entry.incomplete, fields)
             elif isinstance(entry, End):

@@ -13,6 +13,8 @@ from sseqbridge._http.content_encoding import body_decoder
 from sseqbridge._http.request import RequestOptions
 from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules
 
+RULES = event_rules("openai", DEFAULT_DONE, is_json=True)
+
 
 def options(**changes: Any) -> RequestOptions:
     values: dict[str, Any] = {
@@ -144,7 +146,8 @@ def test_without_an_end_marker_every_event_is_an_item() -> None:
 def test_empty_events_are_skipped_but_errors_are_not() -> None:
     source = reader(is_json=True)
     (batch,) = fed(source, b"data:\n\nevent: error\ndata:\n\n" + event(1))
-    assert [(item.event, item.data) for item in batch.items if isinstance(item, ServerSentEvent)] == [
+    items = batch.without_heartbeats(RULES).items
+    assert [(item.event, item.data) for item in items if isinstance(item, ServerSentEvent)] == [
         ("error", ""),
         ("message", "1"),
     ]
@@ -156,9 +159,13 @@ def test_heartbeats_are_not_counted() -> None:
     assert (len(batch.items), batch.events, batch.last_event_id) == (3, 1, "a")
     (batch,) = fed(reader(comments=True), b": ping\n" + chunk)
     assert (len(batch.items), batch.events) == (4, 1)
-    (batch,) = fed(reader(is_json=True), chunk)
-    assert (len(batch.items), batch.events, batch.last_event_id) == (1, 1, "a")
-    assert fed(reader(is_json=True), b"event: ping\ndata: now\n\n") == []
+    source = reader(is_json=True)
+    (batch,) = fed(source, b"retry: 1\n\n" + chunk + b"retry: 2\n\n")
+    assert (len(batch.items), batch.events, batch.last_event_id) == (3, 1, "a")
+    assert batch.retries == [(0, 0.001), (3, 0.002)]
+    kept = batch.without_heartbeats(RULES)
+    assert (data_of([kept]), kept.retries, kept.last_event_id) == ([["1"]], [(0, 0.001), (1, 0.002)], "a")
+    assert kept.without_heartbeats(RULES) is kept
 
 
 def test_an_end_event_is_the_last_item() -> None:
@@ -190,13 +197,18 @@ RETRIES = b"".join(
 @pytest.mark.parametrize("is_json", [True, False])
 def test_the_reconnection_time_is_known_for_each_item(is_json: bool) -> None:
     expected = [5.0, 1.0, 1.0, 2.0] if is_json else [5.0, 1.0, 1.0, 2.0, 2.0]
-    (batch,) = fed(reader(retry=5.0, is_json=is_json), RETRIES)
+    batch, later = (_consumed(fed(reader(retry=5.0, is_json=is_json), RETRIES), is_json) for _ in range(2))
     assert times_in(batch) == expected
     assert batch.retry == 3.0
     assert times_in(batch.rest(batch.items[1:]))[1:] == expected[2:]
-    (later,) = fed(reader(retry=5.0, is_json=is_json), RETRIES)
     batch.absorb(later)
     assert times_in(batch) == [*expected, *expected[1:]]
+
+
+def _consumed(batches: list[Batch], is_json: bool) -> Batch:
+    """Return the one batch as the consumer reads it."""
+    (batch,) = batches
+    return batch.without_heartbeats(RULES) if is_json else batch
 
 
 def times_in(batch: Batch) -> list[float | None]:

@@ -177,7 +177,13 @@ def playing(*answers: Sequence[Step]) -> Iterator[tuple[str, Answers]]:
         yield server.url, script
 
 
-ITEMS = [send({"n": 1}, id="a"), comment("heartbeat"), send(["\N{SNOWMAN}"], "note", "b"), send({"n": 3})]
+ITEMS = [
+    send({"n": 1}, id="a"),
+    comment("heartbeat"),
+    send("ping", "ping"),
+    send(["\N{SNOWMAN}"], "note", "b"),
+    send({"n": 3}),
+]
 
 
 # Endings that a relay makes.

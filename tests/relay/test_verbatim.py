@@ -18,6 +18,11 @@ from tests.relay.support import DONE, Relay, error_of
     ("body", "options"),
     [
         (b"event: ping\ndata: ping\n\n", {"dialect": "events"}),
+        (b"event: ping\ndata: ping\n\n", {}),
+        (b'event: ping\ndata: {"type": "ping"}\n\n', {"dialect": "anthropic"}),
+        (b"event: keepalive\ndata: \n\n", {}),
+        (b"event: ping\ndata: ping\n\n", {"decode": "text"}),
+        (b"event: tick\ndata: now\n\n", {"dialect": Dialect(heartbeat_events=("tick",))}),
         (b'data: {"a": 1, "error": ""}\n\n', {}),
         (b'data: {"a": 1, "error": null}\n\n', {}),
         (b"data: [DONE] \n\n", {"decode": "text"}),
@@ -36,6 +41,36 @@ def test_event_is_forwarded_as_it_is(relayed: Relay, body: bytes, options: dict[
     assert read.replace(b"id: 5\n", b"").endswith(b'data: {"n": 2}\n\n')
     assert body in read
     assert [(end.outcome, end.error) for end in ends] == [("eof", None)]
+
+
+HEARTBEATS = b"event: ping\ndata: 1\n\ndata:\n\ndata: : keepalive\n\n"
+
+
+def test_heartbeats_are_no_items(relayed: Relay) -> None:
+    """Those without a name are left out, since a page would take their data for JSON."""
+    items: list[Any] = []
+    with SSEServer([HEARTBEATS, send({"n": 1}), HEARTBEATS, DONE]) as server:
+        ping = b"event: ping\ndata: 1\n\n"
+        read = relayed(request_sse(server.url), on_item=items.append).rest()
+        assert read == ping + b'data: {"n": 1}\n\n' + ping + b"data: [DONE]\n\n"
+        mapped = relayed(request_sse(server.url), on_item=items.append, map=lambda item: item).rest()
+        assert mapped == b'data: {"n":1}\n\ndata: [DONE]\n\n'
+    assert items == [{"n": 1}] * 2
+
+
+def test_id_of_an_event_without_data_is_forwarded(relayed: Relay) -> None:
+    """A client of MCP resumes there."""
+    ends: list[RelayEnd] = []
+    with SSEServer([b"id: 5\ndata:\n\n", send({"jsonrpc": "2.0", "method": "m"})]) as server:
+        read = relayed(request_sse(server.url, dialect="mcp"), on_end=ends.append).rest()
+    assert read.startswith(b"id: 5\ndata: \n\n")
+    assert [end.last_event_id for end in ends] == ["5"]
+
+
+def test_log_keeps_no_heartbeats(relayed: Relay) -> None:
+    with SSEServer([HEARTBEATS, send({"n": 1}), HEARTBEATS, DONE]) as server, MemoryLog() as log:
+        assert log.produce("key", lambda: request_sse(server.url)) == "done"
+        assert [event.data for event in log.open("key", decode="event", dialect="events")] == ['{"n": 1}']
 
 
 @pytest.mark.parametrize("decode", ["json", "text", "event"])

@@ -285,7 +285,9 @@ def _relay(url: str) -> list[Any]:
     body = b"".join(relay.frames(request_sse(url))).replace(b":\n", b"")
     with SSEServer([raw(body)]) as server:
         assert body.endswith(b"data: [DONE]\n\n")
-        return list(request_sse(server.url, decode=ServerSentEvent.json).events)
+        events = request_sse(server.url, decode="event").events
+        # Heartbeats with a name are forwarded.
+        return [event.json() for event in events if isinstance(event, ServerSentEvent) and event.event == "message"]
 
 
 def _log(url: str) -> list[Any]:

@@ -40,7 +40,10 @@ export declare class RelayError extends Error {
 }
 
 export interface ReadOptions {
-  /** Called with each event that is neither the last one nor an error. What it throws ends the reading. */
+  /**
+   * Called with each event that is neither the last one, an error, nor a heartbeat ("ping", "heartbeat", "keepalive",
+   * "keep-alive", "keep_alive"). What it throws ends the reading.
+   */
   onEvent(event: RelayEvent): void;
   /** Called when the connection was lost, and another attempt follows. */
   onLost?(reason: RelayError): void;

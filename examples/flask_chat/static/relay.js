@@ -10,6 +10,8 @@ const MESSAGES = {
 };
 // The statuses of a server, or a proxy before it, that is being restarted.
 const RESTARTING = [502, 503, 504];
+// The types of an upstream's heartbeats, which a relay forwards. They are no part of the answer.
+const HEARTBEATS = ["ping", "heartbeat", "keepalive", "keep-alive", "keep_alive"];
 // How long the end of the response may take after the last event, in milliseconds.
 const END = 1000;
 
@@ -84,7 +86,7 @@ async function readEvents(reader, place, { onEvent, isLast, signal }) {
       place.failures = 0;
       place.lastEventId = event.id;
       place.pause = event.retry ?? place.pause;
-      const outcome = handle(event, onEvent, isLast);
+      const outcome = HEARTBEATS.includes(event.event) ? null : handle(event, onEvent, isLast);
       if (signal?.aborted) return "stopped";
       if (outcome) return outcome;
     }
