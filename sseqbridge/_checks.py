@@ -33,8 +33,6 @@ __all__ = [
     "is_coroutine_function",
     "is_number",
     "near_miss",
-    "show_members_of",
-    "shown",
     "with_hints",
 ]
 
@@ -91,38 +89,6 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> object:
         """Return whether to abort the request. Called on the loop thread; must not block."""
-
-
-def show_members_of(kind: type, *bases: type) -> None:
-    """Let help() and pdoc show the members of internal base classes as those of the public class `kind`.
-
-    Members for use within the package stay members of the bases.
-    """
-    for base in bases:
-        for name, member in vars(base).items():
-            is_internal = "For use within the package" in (getattr(member, "__doc__", None) or "")
-            if not (name.startswith("_") or name in vars(kind) or is_internal):
-                setattr(kind, name, member)
-
-
-@dataclass(frozen=True, repr=False)
-class _Shown:
-    """An annotation that help() and pdoc show as text: its names exist for type checkers alone."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def shown(signature: inspect.Signature) -> inspect.Signature:
-    """Return a signature whose annotations help() and pdoc show as they stand in the source, without quotes."""
-    parameters = [each.replace(annotation=_as_text(each.annotation)) for each in signature.parameters.values()]
-    return signature.replace(parameters=parameters, return_annotation=_as_text(signature.return_annotation))
-
-
-def _as_text(annotation: Any) -> Any:
-    return _Shown(annotation) if isinstance(annotation, str) else annotation
 
 
 class NotCopyable:

@@ -68,20 +68,19 @@ READ_BY_TESTS = {
     "the work of a loop between two of its callbacks": "_posted _run_end_callback _version _counted _timer _loop",
     "what a fork leaves to the child": "_pinned _wiped_on_fork _NEVER _detachables _detach_all _close_with_loop",
     "the exit of the interpreter, called early": "_close_all _take_standard_descriptors",
-    "the lookups of a process, and their limits": "_resolvers _running _MAX_AWAITED _MAX_PER_HOST _MAX_THREADS",
-    "the sizes and times that tests exceed": "_SHORT_BYTES _END_SECONDS",
+    "the lookups of a process": "_resolvers _running",
     "the readers of a tee, in the middle of a race": "_broadcaster _is_left _leaving _is_moving _move _must_move",
     "the members of merged streams, in the middle of a race": "_merger _members _step",
     "the checked request of a client or call, which has no public form": "_prepared _own _bridge",
     "the connection of a response of a BridgeTransport": "_stream _exchange",
     "the own transport, its TLS, and its fallback": "_built_tls_context _transport _plain_transport _plain _incoming",
-    "which optional parts are in use, and the names of hints": "_left_out _failed _OPTIONS _ELSEWHERE",
+    "which optional parts are in use, and the names of hints": "_left_out _failed _ELSEWHERE",
     "the context of a scope, or of asynchronous code": "_current _context",
     "the store behind a log, and the driver of redis": "_core _DRIVER",
     "the iterator of a response of Django": "_iterator",
     "the cache of the targets of requests": "_target",
 }
-MOST_PRIVATE_READS_OF_TESTS = 91
+MOST_PRIVATE_READS_OF_TESTS = 81
 # Those of Python and other packages.
 FOREIGN_TO_TESTS = {
     "_Compress", "_auth_header", "_build_redirect_request", "_exit", "_log_destroy_pending", "_run_once",

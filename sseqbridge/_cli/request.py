@@ -19,7 +19,7 @@ from sseqbridge._checks import Timeout
 from sseqbridge._engine.responses import Head, made_head
 from sseqbridge._exceptions import ResponseError, SSEError, UsageError
 from sseqbridge._sse.events import Comment
-from sseqbridge._streams.arguments import RequestArguments, check_line_options, prepare
+from sseqbridge._streams.arguments import check_line_options, prepare
 from sseqbridge._streams.bridge import Bridge
 from sseqbridge._streams.pending import PendingResponse, pending
 from sseqbridge._streams.sync import EventStream, SSEResponse
@@ -178,19 +178,17 @@ def send_request(
     with contextlib.ExitStack() as stack:
         # Without a certificate check the client is httpx's own.
         insecure = stack.enter_context(Bridge(client=_insecure_client)) if arguments.insecure else None
-        arguments_of_request = RequestArguments(
-            arguments.url,
-            headers,
-            content=body,
-            method=arguments.request,
-            timeout=Timeout() if arguments.timeout is None else arguments.timeout,
-            reconnect=arguments.reconnect,
-            on_reconnect=partial(_report_reconnect, status) if arguments.reconnect else None,
-            last_event_id=arguments.last_event_id,
-            check_content_type=not arguments.any_content_type,
-            **options,
-        )
-        request = pending(prepare(arguments_of_request, format=format), insecure)
+        own: dict[str, Any] = {
+            "content": body,
+            "method": arguments.request,
+            "timeout": Timeout() if arguments.timeout is None else arguments.timeout,
+            "reconnect": arguments.reconnect,
+            "on_reconnect": partial(_report_reconnect, status) if arguments.reconnect else None,
+            "last_event_id": arguments.last_event_id,
+            "check_content_type": not arguments.any_content_type,
+        }
+        prepared = prepare(arguments.url, headers, options={**own, **options}, format=format)
+        request = pending(prepared, insecure)
         try:
             request.send()
             head = _wait_for_head(request, status)

@@ -54,8 +54,8 @@ Entry = Head | Batch | Body | Reconnecting
 
 # After the stream's last event: how long the consumer's end waits for the rest of the body, and for how long
 # the rest is read in the background. The connection can be reused if the rest comes in that time.
-_END_SECONDS = 0.02
-_DRAIN_SECONDS = 1.0
+END_SECONDS = 0.02
+DRAIN_SECONDS = 1.0
 
 
 class _Phase(enum.Enum):
@@ -377,8 +377,8 @@ class StreamTask(TimedStream):
         if self.exchange.is_complete:
             return
         now = self.loop.time()
-        self._set_timer("end", now + _END_SECONDS, self.channel.end, End("done"))
-        self._set_timer("drain", now + _DRAIN_SECONDS, self.abort_on_loop, None)
+        self._set_timer("end", now + END_SECONDS, self.channel.end, End("done"))
+        self._set_timer("drain", now + DRAIN_SECONDS, self.abort_on_loop, None)
 
     def drain_on_loop(self) -> None:
         """Read the rest of the body within bounds, without forwarding any of it."""

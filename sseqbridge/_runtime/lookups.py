@@ -27,11 +27,11 @@ __all__ = ["look_up"]
 
 # The most threads. The second limit counts the lookups that requests wait for, or waited for until a moment ago: when
 # many names hang at the same time, their requests give up at the same time, and leave the other threads to later ones.
-_MAX_THREADS = 64
-_MAX_AWAITED = 32
+MAX_THREADS = 64
+MAX_AWAITED = 32
 _MOMENT_SECONDS = 1.0
 # The most threads with lookups of one host, so that one that always hangs leaves threads to others.
-_MAX_PER_HOST = 16
+MAX_PER_HOST = 16
 # How old a lookup may be that another request joins.
 _JOIN_SECONDS = 1.0
 
@@ -118,11 +118,11 @@ class _Resolver:
         """Return a lookup that waited and may run now, marked as running."""
         with self._lock.native:
             running = tuple(self._running)
-            if len(running) >= _MAX_THREADS or sum(lookup.is_awaited for lookup in running) >= _MAX_AWAITED:
+            if len(running) >= MAX_THREADS or sum(lookup.is_awaited for lookup in running) >= MAX_AWAITED:
                 return None
             for lookup in tuple(self._waiting):
                 host = lookup.arguments[0]
-                if sum(other.arguments[0] == host for other in running) < _MAX_PER_HOST:
+                if sum(other.arguments[0] == host for other in running) < MAX_PER_HOST:
                     self._waiting.remove(lookup)
                     self._running.append(lookup)
                     lookup.started_at = clock.monotonic()

@@ -31,7 +31,7 @@ DEFAULT_MAX_EVENT_BYTES = 32 * 1024 * 1024
 _MAX_RETRY_SECONDS = 1e12
 
 # Up to this size, one copy per line of an event costs less than a growing buffer.
-_SHORT_BYTES = 1024
+SHORT_BYTES = 1024
 
 _BOM = b"\xef\xbb\xbf"
 _CR = 13
@@ -135,7 +135,7 @@ class EventStreamParser:
         items: list[ServerSentEvent | Comment] = []
         if self._is_between_events and chunk[-2:] == b"\n\n" and self._take_plain(chunk, items):
             return items
-        if len(chunk) > _SHORT_BYTES:
+        if len(chunk) > SHORT_BYTES:
             self._take_long(chunk, items)
         else:
             self._take_chunk(chunk, items)
@@ -334,7 +334,7 @@ class EventStreamParser:
 
     def _joined(self, data: bytes | bytearray, value: bytes) -> bytes | bytearray:
         """Return an event's data with one more line appended."""
-        if len(data) < _SHORT_BYTES:
+        if len(data) < SHORT_BYTES:
             data = data + b"\n" + value
         else:
             # Append in place: copying would take O(n²) time for an event of many lines.

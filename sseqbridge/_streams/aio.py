@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable, show_members_of
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
+from sseqbridge._signatures import show_members_of
 
 from .hints import no_attribute, refuse_loop
 from .stream import BaseEventStream, BaseStream

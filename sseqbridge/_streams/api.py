@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import shown
+from sseqbridge._signatures import signature_with
 
-from .arguments import RequestArguments, prepare
+from .arguments import check_options, prepare
+from .keywords import AsyncKeywords, BridgeKeywords, ItemKeywords
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .aio import AsyncSSEResponse
     from .arguments import Headers
     from .bridge import Bridge
-    from .keywords import AsyncKeywords, BridgeKeywords
     from .pending import PendingResponse
     from .sync import SSEResponse
 
@@ -234,20 +234,12 @@ async def arequest_sse(
         raise
 
 
-def _describe(function: Callable[..., object], name: str, annotation: str, result: str) -> None:
-    """Give a function the signature of RequestArguments, plus one keyword argument."""
-    signature = inspect.signature(RequestArguments)
-    own = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-    signature = signature.replace(parameters=[*signature.parameters.values(), own], return_annotation=result)
-    function.__signature__ = shown(signature)  # type: ignore[attr-defined]
-
-
 # The reference of both functions is complete, and is written once.
 _, _request, _rest = (inspect.getdoc(request_sse) or "").partition("Request. ")
 arequest_sse.__doc__ = f"{inspect.getdoc(arequest_sse)}\n\n{_request}{_rest.replace(_OF_BRIDGES, '')}"
 
-_describe(request_sse, "bridge", "Bridge | None", "SSEResponse[Any]")
-_describe(arequest_sse, "client", "Any", "AsyncSSEResponse[Any]")
+request_sse.__signature__ = signature_with(request_sse, ItemKeywords, BridgeKeywords)  # type: ignore[attr-defined]
+arequest_sse.__signature__ = signature_with(arequest_sse, ItemKeywords, AsyncKeywords)  # type: ignore[attr-defined]
 
 
 def pending_of(call: functools.partial[Any], pauses: Pauses | None = None) -> PendingResponse:
@@ -264,16 +256,29 @@ async def apending_of(call: functools.partial[Any]) -> PendingResponse:
 
 
 def _pending(
-    *args: Any, bridge: Bridge | None = None, _pauses: Pauses | None = None, **options: Any
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    *,
+    bridge: Bridge | None = None,
+    _pauses: Pauses | None = None,
+    **options: Any,
 ) -> PendingResponse:
-    prepared = prepare(_arguments("request_sse", args, options))
-    request: PendingResponse = _engine().pending(prepared, bridge, _pauses)
+    check_options(options, "request_sse")
+    request: PendingResponse = _engine().pending(prepare(url, headers, data, options), bridge, _pauses)
     return request
 
 
-async def _apending(*args: Any, client: Any = None, **options: Any) -> PendingResponse:
-    request: PendingResponse = await _engine().apending(prepare(_arguments("arequest_sse", args, options)), client)
+async def _apending(
+    url: str | httpx.URL, headers: Headers = None, data: Any = None, *, client: Any = None, **options: Any
+) -> PendingResponse:
+    check_options(options, "arequest_sse")
+    request: PendingResponse = await _engine().apending(prepare(url, headers, data, options), client)
     return request
+
+
+# The names in the TypeError of a missing argument, or of too many ones.
+_pending.__qualname__, _apending.__qualname__ = "request_sse", "arequest_sse"
 
 
 @functools.cache
@@ -282,15 +287,3 @@ def _engine() -> Any:
     from . import pending
 
     return pending
-
-
-def _arguments(function: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> RequestArguments:
-    try:
-        return RequestArguments(*args, **options)
-    except TypeError:
-        # Imported here: most programs have no use for them.
-        from .hints import check_names
-        from .keywords import RequestKeywords
-
-        check_names(options, RequestKeywords.__optional_keys__ | {"decode", "comments"}, function)
-        raise

@@ -1,18 +1,18 @@
-"""The arguments of request_sse and arequest_sse, and their checks.
+"""The checks of the arguments of request_sse and arequest_sse, whose options keywords.py declares.
 
-`RequestArguments` declares each option once, with its default; the functions' signatures are made of it.
 A wrong argument raises UsageError before anything is sent. Nothing that the caller passed is changed.
 """
 
 from __future__ import annotations
 
 import io
+import operator
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sseqbridge._checks import CancelFlag, Timeout, TimeoutLimits, as_timeout, check_limits, is_coroutine_function
+from sseqbridge._checks import Timeout, as_timeout, check_limits, is_coroutine_function
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import check_not_cancelled, checked_flag
 from sseqbridge._exceptions import UsageError
@@ -29,10 +29,11 @@ from sseqbridge._http.request import (
 from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
-from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, DialectName, Done, event_rules, line_rules
-from sseqbridge._sse.parser import DEFAULT_MAX_EVENT_BYTES
+from sseqbridge._signatures import defaults_of
+from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules, line_rules
 
-from .decoding import Decode, Decoder, ErrorEvents
+from .decoding import Decoder
+from .keywords import ItemKeywords, RequestKeywords, SharedKeywords
 
 if TYPE_CHECKING:
     import httpx
@@ -41,13 +42,15 @@ if TYPE_CHECKING:
     from sseqbridge._http.media_types import Format
     from sseqbridge._sse.retry_policy import ReconnectionPolicy
 
+    from .keywords import AllKeywords
+
 __all__ = [
     "NOT_OF_LINES",
     "Headers",
     "HeadersFunction",
     "PreparedRequest",
-    "RequestArguments",
     "check_line_options",
+    "check_options",
     "prepare",
 ]
 
@@ -55,8 +58,12 @@ Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 HeadersFunction = Callable[[], Headers]
 _Pairs = list[tuple[str, str]]
 
-_DEFAULT_TIMEOUT = Timeout()
 _READ_BYTES = 64 * 1024
+_NO_OPTIONS: Mapping[str, Any] = {}
+_DEFAULTS = defaults_of(ItemKeywords, RequestKeywords)
+# The options about reading a response: those that a client may have, without those about sending a request.
+_READING = sorted({*defaults_of(ItemKeywords, SharedKeywords)} - {"auth", "reconnect", "on_reconnect"})
+_values_for_reading = operator.itemgetter(*_READING)
 # Why options have no meaning for JSON Lines.
 _REASONS = {
     "comments": "no comments",
@@ -68,43 +75,6 @@ _REASONS = {
 NOT_OF_LINES = frozenset(_REASONS)
 # A sentinel other than None: a caller's iterator that yields None is an error, not the end of the body.
 _NO_CHUNK: Any = object()
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class RequestArguments:
-    """The arguments as the caller passed them; see request_sse."""
-
-    url: str | httpx.URL
-    headers: Headers = None
-    data: Any = None
-    _: KW_ONLY
-    json: Any = None
-    method: str | None = None
-    params: Any = None
-    content: Any = None
-    auth: Any = None
-    cookies: Any = None
-    files: Any = None
-    extensions: Mapping[str, Any] | None = None
-    decode: Decode = "json"
-    dialect: Dialect | DialectName = "openai"
-    done: Done = DEFAULT_DONE
-    require_done: bool = False
-    error_events: ErrorEvents = "raise"
-    comments: bool = False
-    timeout: Timeout | float | TimeoutLimits | None = _DEFAULT_TIMEOUT
-    cancel: CancelFlag | None = None
-    reconnect: ReconnectionPolicy | bool | None = None
-    on_reconnect: OnReconnect | None = None
-    last_event_id: str | None = None
-    follow_redirects: bool | None = None
-    check_content_type: bool = True
-    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
-    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES
-
-
-# The name in the TypeError of an unknown or missing argument.
-RequestArguments.__init__.__qualname__ = "request_sse"
 
 
 class PreparedRequest(NamedTuple):
@@ -119,57 +89,72 @@ class PreparedRequest(NamedTuple):
         check_not_cancelled(self.options.cancel, "the request was sent")
 
 
+def check_options(options: Mapping[str, Any], function: str) -> None:
+    """Raise TypeError for an unknown option of a function that has those of request_sse."""
+    if not _DEFAULTS.keys() >= options.keys():
+        # Imported here: most programs have no use for it.
+        from .hints import check_names
+
+        check_names(options, _DEFAULTS, function)
+
+
 def prepare(
-    arguments: RequestArguments,
+    url: str | httpx.URL,
+    headers: Headers = None,
+    data: Any = None,
+    options: Mapping[str, Any] = _NO_OPTIONS,
+    *,
     client_headers: Headers | HeadersFunction = None,
     retries: int = 0,
     format: Format = "sse",
 ) -> PreparedRequest:
-    """Check the arguments. Raises UsageError for arguments that cannot work.
+    """Check the arguments of a request. Raises UsageError for arguments that cannot work.
 
-    `client_headers` are sent too, unless the arguments have headers of the same name. `retries` is the client's. With
-    `format="jsonl"` the response is read as JSON Lines; see check_line_options.
+    `options` are those of RequestKeywords and ItemKeywords that the caller has passed. `client_headers` are sent too,
+    unless `headers` have some of the same name. `retries` is the client's. With `format="jsonl"` the response is read
+    as JSON Lines; see check_line_options.
     """
-    _check_combinations(arguments)
-    body = arguments.data if arguments.data is not None else arguments.json
-    content = arguments.content
-    replayable = arguments.files is None and is_replayable(content)
-    policy = _policy(arguments.reconnect, arguments.on_reconnect, replayable)
-    headers = header_list(arguments.headers)
+    given: AllKeywords = {**_DEFAULTS, **options}  # type: ignore[typeddict-item]
+    _check_combinations(data, given)
+    body = data if data is not None else given["json"]
+    content = given["content"]
+    replayable = given["files"] is None and is_replayable(content)
+    policy = _policy(given["reconnect"], given["on_reconnect"], replayable)
+    pairs = header_list(headers)
     if client_headers is not None and not callable(client_headers):
-        headers = _merged(header_list(client_headers), headers)
-    own_headers, own_id = _without_last_event_id(headers, check_last_event_id(arguments.last_event_id))
-    if format == "jsonl" and len(own_headers) < len(headers):
+        pairs = _merged(header_list(client_headers), pairs)
+    own_headers, own_id = _without_last_event_id(pairs, check_last_event_id(given["last_event_id"]))
+    if format == "jsonl" and len(own_headers) < len(pairs):
         raise UsageError(_not_of_lines("Last-Event-ID", _REASONS["last_event_id"]))
     check_framing(own_headers, own_length=content is not None)
-    has_body = body is not None or content is not None or arguments.files is not None
+    has_body = body is not None or content is not None or given["files"] is not None
     # A stream that is resumed by GET is still the response to one request.
     is_request = (has_body or bool(own_id)) and not _is_batch(body, content)
-    decoder, common_options = _reading(arguments, format, is_request=is_request)
+    decoder, common_options = _reading(given, format, is_request=is_request)
     complete = partial(_with_defaults, is_json=body is not None, accept=ACCEPT[format])
     own_options = {
-        "method": _method(arguments.method, has_body),
-        "url": _url(arguments.url),
+        "method": _method(given["method"], has_body),
+        "url": _url(url),
         "headers": complete(own_headers),
         "build": {
-            "params": _copied(arguments.params),
+            "params": _copied(given["params"]),
             "content": encode_json(body) if body is not None else _content(content),
-            "cookies": _copied(arguments.cookies),
-            "files": _copied(arguments.files),
-            "extensions": dict(arguments.extensions or {}),
+            "cookies": _copied(given["cookies"]),
+            "files": _copied(given["files"]),
+            "extensions": dict(given["extensions"] or {}),
         },
-        "send": {} if arguments.auth is None else {"auth": arguments.auth},
+        "send": {} if given["auth"] is None else {"auth": given["auth"]},
         "has_body": has_body,
         "last_event_id": own_id,
         "reconnect": policy,
         "replayable": replayable,
-        "cancel": checked_flag(arguments.cancel),
+        "cancel": checked_flag(given["cancel"]),
         "new_headers": _HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
         "retries": retries,
     }
-    options = common_options.with_values(own_options)
-    _check_retries(options)
-    return PreparedRequest(options, decoder, arguments.on_reconnect)
+    complete_options = common_options.with_values(own_options)
+    _check_retries(complete_options)
+    return PreparedRequest(complete_options, decoder, given["on_reconnect"])
 
 
 # The types of arguments for which _checked_reading() keeps its results: plain values, none of a caller's own type.
@@ -178,53 +163,28 @@ _KEPT_TYPES = frozenset(
 )
 
 
-def _reading(arguments: RequestArguments, format: Format, *, is_request: bool) -> tuple[Decoder, RequestOptions]:
+def _reading(given: AllKeywords, format: Format, *, is_request: bool) -> tuple[Decoder, RequestOptions]:
     """Return how the response is read: its decoder, and options that lack the request, which with_values() adds."""
-    key = (
-        arguments.decode,
-        arguments.dialect,
-        arguments.done,
-        arguments.require_done,
-        arguments.error_events,
-        arguments.comments,
-        arguments.timeout,
-        arguments.follow_redirects,
-        arguments.check_content_type,
-        arguments.max_event_bytes,
-        arguments.max_buffered_bytes,
-        format,
-        is_request,
-    )
+    values = _values_for_reading(given)
     # Most requests of a process are read in one of few ways. Functions of the caller's are not kept alive.
-    is_kept = _KEPT_TYPES.issuperset(map(type, key))
-    return _kept_reading(*key) if is_kept else _checked_reading(*key)
+    read = _kept_reading if _KEPT_TYPES.issuperset(map(type, values)) else _checked_reading
+    return read(format, is_request, *values)
 
 
-def _checked_reading(
-    decode: Decode,
-    dialect: Dialect | DialectName,
-    done: Done,
-    require_done: bool,
-    error_events: ErrorEvents,
-    comments: bool,
-    timeout: Timeout | float | TimeoutLimits | None,
-    follow_redirects: bool | None,
-    check_content_type: bool,
-    max_event_bytes: int,
-    max_buffered_bytes: int,
-    format: Format,
-    is_request: bool,
-) -> tuple[Decoder, RequestOptions]:
+def _checked_reading(format: Format, is_request: bool, *values: Any) -> tuple[Decoder, RequestOptions]:
+    """Check the options of reading, whose `values` have the order of _READING."""
+    given = cast("AllKeywords", dict(zip(_READING, values, strict=True)))
+    decode, done = given["decode"], given["done"]
     is_json = decode == "json"
     if format == "jsonl":
         rules = line_rules(done, is_json=is_json)
         got = "none. JSON Lines have no end of their own"
     else:
-        rules = event_rules(dialect, done, is_json=is_json, is_request=is_request)
-        got = "done=None" if done is None else f"dialect={dialect!r}, which has none here"
-    if require_done and not rules.has_end:
+        rules = event_rules(given["dialect"], done, is_json=is_json, is_request=is_request)
+        got = "done=None" if done is None else f"dialect={given['dialect']!r}, which has none here"
+    if given["require_done"] and not rules.has_end:
         raise UsageError(f"`require_done=True` must come with an end marker, got {got}. Pass `done`.")
-    decoder = Decoder(decode, done, error_events, rules)
+    decoder = Decoder(decode, done, given["error_events"], rules)
     options = RequestOptions(
         method="GET",
         url="",
@@ -235,14 +195,14 @@ def _checked_reading(
         last_event_id="",
         reconnect=None,
         replayable=True,
-        timeout=as_timeout(timeout),
-        follow_redirects=follow_redirects,
-        check_content_type=check_content_type,
+        timeout=as_timeout(given["timeout"]),
+        follow_redirects=given["follow_redirects"],
+        check_content_type=given["check_content_type"],
         rules=rules,
-        require_done=require_done,
-        comments=comments,
-        max_event_bytes=check_limits("max_event_bytes", max_event_bytes),
-        max_buffered_bytes=check_limits("max_buffered_bytes", max_buffered_bytes),
+        require_done=given["require_done"],
+        comments=given["comments"],
+        max_event_bytes=check_limits("max_event_bytes", given["max_event_bytes"]),
+        max_buffered_bytes=check_limits("max_buffered_bytes", given["max_buffered_bytes"]),
         cancel=None,
         format=format,
     )
@@ -253,17 +213,18 @@ def _checked_reading(
 _kept_reading = lru_cache(maxsize=64, typed=True)(_checked_reading)
 
 
-def _check_combinations(arguments: RequestArguments) -> None:
-    if arguments.comments and arguments.decode != "event":
+def _check_combinations(data: Any, given: AllKeywords) -> None:
+    if given["comments"] and given["decode"] != "event":
         raise UsageError('`comments=True` must come with decode="event", which yields Comment items')
-    if arguments.data is not None and arguments.json is not None:
+    if data is not None and given["json"] is not None:
         raise UsageError("`data` and `json` are two names for the JSON body, got both. Pass one of them.")
-    body = arguments.data if arguments.data is not None else arguments.json
-    if (body is not None) + (arguments.content is not None) + (arguments.files is not None) > 1:
+    body = data if data is not None else given["json"]
+    if (body is not None) + (given["content"] is not None) + (given["files"] is not None) > 1:
         raise UsageError("a request must have one body, got several. Pass `data` (or `json`), `content` or `files`.")
-    if not _is_auth(arguments.auth):
-        raise UsageError(f"`auth` must be (user, password) or an httpx.Auth, got {type(arguments.auth).__name__}")
-    extensions: object = arguments.extensions
+    auth = given["auth"]
+    if not _is_auth(auth):
+        raise UsageError(f"`auth` must be (user, password) or an httpx.Auth, got {type(auth).__name__}")
+    extensions: object = given["extensions"]
     if extensions is not None and not isinstance(extensions, Mapping):
         raise UsageError(f"`extensions` must be a mapping, as httpx has it, got {type(extensions).__name__}")
 

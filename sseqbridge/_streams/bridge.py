@@ -9,10 +9,10 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from sseqbridge._checks import show_members_of
 from sseqbridge._engine.bridge import BaseBridge, is_exiting
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
+from sseqbridge._signatures import show_members_of
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function, shown
+from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import header_list
 from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
+from sseqbridge._signatures import defaults_of, signature_with
 
-from .arguments import PreparedRequest, RequestArguments, check_line_options, prepare
+from .arguments import PreparedRequest, check_line_options, prepare
 from .bridge import check_bridge
 from .call import Call
 from .hints import check_names, no_attribute_of_client
-from .keywords import RequestKeywords, SharedKeywords
+from .keywords import ItemKeywords, OwnKeywords, RequestKeywords, SharedKeywords
 from .pending import apending, pending
 
 if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
 
-    from sseqbridge._http.media_types import Format
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
     from .aio import AsyncSSEResponse
-    from .arguments import Headers, HeadersFunction
-    from .bridge import Bridge
+    from .arguments import Headers
     from .keywords import AsyncKeywords, ClientKeywords
     from .sync import SSEResponse
 
@@ -42,29 +40,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, repr=False)
-class _Own:
-    """The options that a client has, and none of its requests, but for `decode` and `comments`."""
-
-    base_url: Any = ""
-    headers: Headers | HeadersFunction = None
-    retries: int = 0
-    bridge: Bridge | None = None
-    format: Format = "sse"
-
-    def prepare(self, url: Any, headers: Headers, data: Any, options: dict[str, Any]) -> PreparedRequest:
-        """Check a request with these options. Raises UsageError for options that cannot work."""
-        if self.format not in ("sse", "jsonl"):
-            raise UsageError(f'`format` must be "sse" or "jsonl", got {self.format!r}')
-        if self.format == "jsonl":
-            check_line_options(options)
-        arguments = RequestArguments(url, headers, data, **options)
-        return prepare(arguments, self.headers, self.retries, self.format)
-
-
-_OWN = frozenset(field.name for field in fields(_Own))
+_OWN = defaults_of(OwnKeywords)
 # The options that a client passes on to its requests, and those of a request.
-_SHARED = SharedKeywords.__optional_keys__ | {"decode", "comments"}
+_SHARED = frozenset(defaults_of(ItemKeywords, SharedKeywords))
 _OF_REQUEST = RequestKeywords.__optional_keys__
 # For the check of a client's options, which needs a URL.
 _ANY_URL = "http://localhost"
@@ -102,9 +80,10 @@ class SSEClient(Immutable, Generic[T]):
     Raises UsageError for options that cannot work.
     """
 
-    __slots__ = ("_own", "_shared")
+    __slots__ = ("_base_url", "_own", "_shared")
 
-    _own: _Own
+    _base_url: str
+    _own: OwnKeywords
     _shared: Mapping[str, Any]
 
     @overload
@@ -160,22 +139,23 @@ class SSEClient(Immutable, Generic[T]):
     ) -> None: ...
     def __init__(self, base_url: Any = "", **options: Any) -> None:
         """Check the options; see the class."""
-        self._set_all({"base_url": base_url, **options})
+        self._set_all(base_url, options)
 
-    def _set_all(self, options: dict[str, Any]) -> None:
+    def _set_all(self, base_url: Any, options: dict[str, Any]) -> None:
         for name in sorted(_OF_REQUEST.difference(_SHARED).intersection(options)):
             raise UsageError(f"`{name}` must be an option of a request, got it for the client. Pass it to request().")
-        check_names(options, _SHARED | _OWN, type(self).__name__)
-        own = _Own(**{name: options.pop(name) for name in _OWN.intersection(options)})
-        check_bridge(own.bridge)
-        if is_coroutine_function(own.headers):
+        check_names(options, _SHARED | _OWN.keys(), type(self).__name__)
+        own: OwnKeywords = {**_OWN, **{name: options.pop(name) for name in _OWN.keys() & options}}  # type: ignore[typeddict-item]
+        check_bridge(own["bridge"])
+        headers = own["headers"]
+        if is_coroutine_function(headers):
             raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
-        own.prepare(_ANY_URL, None, None, options)
+        _prepare(own, _ANY_URL, None, None, options)
         # Of objects that their owner may change: a copy.
-        headers = own.headers if callable(own.headers) else header_list(own.headers)
+        own["headers"] = headers if callable(headers) else header_list(headers)
         if "timeout" in options:
             options["timeout"] = as_timeout(options["timeout"])
-        self._set(_own=replace(own, base_url=check_base_url(own.base_url), headers=headers), _shared=options)
+        self._set(_base_url=check_base_url(base_url), _own=own, _shared=options)
 
     if not TYPE_CHECKING:
 
@@ -193,8 +173,8 @@ class SSEClient(Immutable, Generic[T]):
         __aexit__ = __exit__
 
     def __repr__(self) -> str:
-        base_url = [describe_text(self._own.base_url)] if self._own.base_url else []
-        body_format = [] if self._own.format == "sse" else [self._own.format]
+        base_url = [describe_text(self._base_url)] if self._base_url else []
+        body_format = [] if self._own["format"] == "sse" else [self._own["format"]]
         return f"<{' '.join([type(self).__name__, *base_url, *body_format, *sorted(self._shared)])}>"
 
     @overload
@@ -244,7 +224,8 @@ class SSEClient(Immutable, Generic[T]):
         `options` are those of the constructor. Raises UsageError for options that cannot work.
         """
         made = object.__new__(type(self))
-        made._set_all({**vars(self._own), **self._shared, **options})
+        base_url = options.pop("base_url", self._base_url)
+        made._set_all(base_url, {**self._own, **self._shared, **options})
         return made
 
     def request(
@@ -256,7 +237,7 @@ class SSEClient(Immutable, Generic[T]):
         same name. `data` and the other `options` are those of request_sse; an option that is given overrides the
         client's, and `decode`, `comments` and `bridge` are the client's. Raises what request_sse raises.
         """
-        response = pending(self._prepared("request", url, headers, data, options), self._own.bridge)
+        response = pending(self._prepared("request", url, headers, data, options), self._own["bridge"])
         try:
             # Sent inside of the block: an interrupt leaves no request running.
             return response.response(response.wait())
@@ -289,28 +270,43 @@ class SSEClient(Immutable, Generic[T]):
         `url`, `headers`, `data` and `options` are those of `request`. Raises UsageError for arguments that cannot work,
         and for a body that can be read only once: a call may be sent several times.
         """
-        return Call(self._prepared("call", url, headers, data, options), self._own.bridge)
+        return Call(self._prepared("call", url, headers, data, options), self._own["bridge"])
 
     def _prepared(
         self, method: str, url: Any, headers: Headers, data: Any, options: Mapping[str, Any]
     ) -> PreparedRequest:
-        for name in sorted((_OWN | _SHARED).difference(_OF_REQUEST).intersection(options)):
+        for name in sorted({"base_url", *_OWN, *_SHARED}.difference(_OF_REQUEST).intersection(options)):
             raise UsageError(
                 f"`{name}` must be an option of the client, got it for one request. "
                 f"Send it with client.with_options({name}=...).{method}(...)"
             )
         check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
-        own = self._own
-        joined = join_base_url(own.base_url, str(url)) if is_url(url) else url
-        return own.prepare(joined, headers, data, {**self._shared, **options})
+        joined = join_base_url(self._base_url, str(url)) if is_url(url) else url
+        return _prepare(self._own, joined, headers, data, {**self._shared, **options})
 
 
-def _described(kind: type[SSEClient[Any]]) -> None:
+def _prepare(own: OwnKeywords, url: Any, headers: Headers, data: Any, options: dict[str, Any]) -> PreparedRequest:
+    """Check a request of a client with its own options. Raises UsageError for options that cannot work."""
+    if own["format"] not in ("sse", "jsonl"):
+        raise UsageError(f'`format` must be "sse" or "jsonl", got {own["format"]!r}')
+    if own["format"] == "jsonl":
+        check_line_options(options)
+    return prepare(
+        url,
+        headers,
+        data,
+        options,
+        client_headers=own["headers"],
+        retries=own["retries"],
+        format=own["format"],
+    )
+
+
+def _describe(kind: type[SSEClient[Any]]) -> None:
     """Give the class a signature with all options and their defaults, in place of `**options`."""
-    shared = [each for each in inspect.signature(RequestArguments).parameters.values() if each.name in _SHARED]
-    base_url, *own = inspect.signature(_Own).parameters.values()
-    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-    kind.__signature__ = shown(inspect.Signature([base_url, *keywords, *shared]))  # type: ignore[attr-defined]
+    signature = signature_with(kind.__init__, OwnKeywords, ItemKeywords, SharedKeywords)
+    _, *parameters = signature.parameters.values()
+    kind.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
 
-_described(SSEClient)
+_describe(SSEClient)

@@ -19,7 +19,7 @@ _RETRIES = "Make an SSEClient(retries=...), or pass `reconnect` for a stream tha
 _AUTHORIZATION = 'Pass `headers`: {"Authorization": "Bearer ..."}.'
 
 # By the name of an unknown option.
-_OPTIONS = {
+OPTIONS = {
     "allow_redirects": "Pass `follow_redirects`.",
     "auth_token": _AUTHORIZATION,
     "api_key": _AUTHORIZATION,
@@ -129,7 +129,7 @@ def check_names(options: Mapping[str, object], known: Collection[str], function:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    return _OPTIONS[name] if name in _OPTIONS else near_miss(name, known)
+    return OPTIONS[name] if name in OPTIONS else near_miss(name, known)
 
 
 def no_attribute(kind: type, name: str, stream: str, kind_of_stream: type) -> NoReturn:

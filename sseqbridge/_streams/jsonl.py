@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import shown
+from sseqbridge._signatures import signature_with
 
-from .arguments import NOT_OF_LINES, RequestArguments, check_line_options, prepare
+from .arguments import NOT_OF_LINES, check_line_options, prepare
 from .hints import check_names
-from .keywords import LineKeywords
+from .keywords import DecodeKeywords, LineKeywords
 from .pending import pending
 from .sync import SSEResponse
 
@@ -104,7 +103,7 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     check_names(options, _KNOWN, "request_jsonl")
     check_line_options(options)
     bridge = options.pop("bridge", None)
-    prepared = prepare(RequestArguments(url, headers, data, **options), format="jsonl")
+    prepared = prepare(url, headers, data, options, format="jsonl")
     response = pending(prepared, bridge)
     try:
         # Sent inside of the block: an interrupt leaves no request running.
@@ -115,13 +114,10 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
 
 
 def _describe() -> None:
-    """Give the function its signature: that of RequestArguments without the options that have no meaning here."""
-    signature = inspect.signature(RequestArguments)
-    parameters = [each for name, each in signature.parameters.items() if name not in NOT_OF_LINES]
-    parameters = [each.replace(default=None) if each.name == "done" else each for each in parameters]
-    own = inspect.Parameter("bridge", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Bridge | None")
-    signature = signature.replace(parameters=[*parameters, own], return_annotation="SSEResponse[Any]")
-    request_jsonl.__signature__ = shown(signature)  # type: ignore[attr-defined]
+    signature = signature_with(request_jsonl, DecodeKeywords, LineKeywords)
+    # JSON Lines have no end of their own, so that the default of `done` stands for none.
+    parameters = [each.replace(default=None) if each.name == "done" else each for each in signature.parameters.values()]
+    request_jsonl.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
 
 _describe()

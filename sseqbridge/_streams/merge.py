@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, show_members_of
+from sseqbridge._checks import NotCopyable
 from sseqbridge._engine.last_read import note_read
 from sseqbridge._exceptions import Cancelled, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
+from sseqbridge._signatures import show_members_of
 
 from .claims import Claim, Claims
 from .merger import Errors, Merger, NamedStreams, Step, amember_of, member_of, named_streams

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable, show_members_of
+from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
+from sseqbridge._signatures import show_members_of
 
 from .hints import no_attribute, refuse_loop
 from .stream import BaseEventStream, BaseStream

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits, show_members_of
+from sseqbridge._checks import NotCopyable, check_limits
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
+from sseqbridge._signatures import show_members_of
 
 from .broadcaster import Broadcaster
 from .stream import reader_of

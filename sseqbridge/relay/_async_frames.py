@@ -10,10 +10,10 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import show_members_of
 from sseqbridge._exceptions import Cancelled
 from sseqbridge._runtime.clock import clock
 from sseqbridge._runtime.loops import in_coroutine
+from sseqbridge._signatures import show_members_of
 
 from . import _live
 from ._base_frames import PATIENCE_SECONDS, PIECE_BYTES, POLL_SECONDS, BaseFrames

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sseqbridge._checks import check_seconds, near_miss, shown
+from sseqbridge._checks import check_seconds, near_miss
 from sseqbridge._exceptions import StatusError, UsageError
+from sseqbridge._signatures import shown
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
 

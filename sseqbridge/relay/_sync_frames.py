@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import show_members_of
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
+from sseqbridge._signatures import show_members_of
 
 from . import _live
 from ._base_frames import LONG, PATIENCE_SECONDS, PIECE_BYTES, POLL_SECONDS, BaseFrames

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits, check_seconds, shown
+from sseqbridge._checks import NotCopyable, check_limits, check_seconds
+from sseqbridge._signatures import shown
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
 from sseqbridge._streams.bridge import Bridge, check_bridge

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from sseqbridge._checks import shown
 from sseqbridge._exceptions import UsageError
+from sseqbridge._signatures import shown
 
 from ._steps import ReceivedRequest, Script, Step, respond, silence, wait
 

@@ -13,7 +13,7 @@ from sseqbridge._engine.batches import BatchReader
 from sseqbridge._engine.callback_transfer import CallbackTransfer
 from sseqbridge._http.content_encoding import BodyDecoder
 from sseqbridge._http.direct_request import direct_request
-from sseqbridge._streams.arguments import RequestArguments, prepare
+from sseqbridge._streams.arguments import prepare
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, silence
 from tests.support import until, until_no_stream_is_open
 
@@ -57,7 +57,7 @@ def test_request_that_was_aborted_before_its_start_is_not_sent(is_reused: bool) 
             assert request_sse(server.url, bridge=bridge).events.collect() == []
             until_no_stream_is_open(bridge)
         state, go_on = bridge.started(), threading.Event()
-        stream = bridge.new_task(prepare(RequestArguments(server.url, data={"pay": 1})).options)
+        stream = bridge.new_task(prepare(server.url, data={"pay": 1}).options)
         state.loop.call_soon_threadsafe(go_on.wait)
         bridge.start(state, stream)
         stream.abort()
@@ -71,7 +71,7 @@ def test_request_that_was_aborted_before_its_start_is_not_sent(is_reused: bool) 
 
 def test_batch_keeps_its_reconnection_times_while_the_next_one_is_parsed() -> None:
     """Its consumer reads them in another thread."""
-    options = prepare(RequestArguments("http://127.0.0.1:9")).options
+    options = prepare("http://127.0.0.1:9").options
     reader = BatchReader(options, "", None)
     reader.decoder = BodyDecoder(reader.slice_bytes)
     batches: list[Any] = []
@@ -86,8 +86,8 @@ def test_batch_keeps_its_reconnection_times_while_the_next_one_is_parsed() -> No
 
 
 def test_request_of_bytes_shows_no_secrets() -> None:
-    arguments = RequestArguments("http://127.0.0.1:9/?key=secret", {"Authorization": "secret"}, {"a": "secret"})
-    request = direct_request(prepare(arguments).options, [])
+    prepared = prepare("http://127.0.0.1:9/?key=secret", {"Authorization": "secret"}, {"a": "secret"})
+    request = direct_request(prepared.options, [])
     assert request is not None
     assert b"secret" in request.data
     assert repr(request) == "<DirectRequest POST http://127.0.0.1>"
@@ -99,5 +99,5 @@ def test_parts_of_long_urls_are_not_kept() -> None:
     before = module._target.cache_info().currsize
     for number in range(3):
         url = f"http://127.0.0.1:9/?{'x' * 4000}{number}"
-        assert direct_request(prepare(RequestArguments(url)).options, []) is not None
+        assert direct_request(prepare(url).options, []) is not None
     assert module._target.cache_info().currsize == before

@@ -26,9 +26,9 @@ from .targets import SHORT_BYTES, TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("short_bytes", [parser._SHORT_BYTES, SHORT_BYTES])
+@pytest.mark.parametrize("short_bytes", [parser.SHORT_BYTES, SHORT_BYTES])
 def test_corpus_is_read_alike(target: str, short_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parser, "_SHORT_BYTES", short_bytes)
+    monkeypatch.setattr(parser, "SHORT_BYTES", short_bytes)
     inputs = kept(target)
     assert len(inputs) > 30
     for data in inputs:

@@ -32,7 +32,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Fuzz until libFuzzer ends the process."""
-    sseqbridge._sse.parser._SHORT_BYTES = SHORT_BYTES
+    sseqbridge._sse.parser.SHORT_BYTES = SHORT_BYTES
     target = TARGETS[sys.argv[1]]
 
     def run(data: bytes) -> None:

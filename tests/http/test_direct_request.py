@@ -13,7 +13,7 @@ from sseqbridge import ReconnectionPolicy
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.h1_heads import write_head
 from sseqbridge._http.request import build_request
-from sseqbridge._streams.arguments import RequestArguments, prepare
+from sseqbridge._streams.arguments import prepare
 
 URL = "http://localhost:8000/a%20b?key=1&c=%7E"
 
@@ -67,7 +67,8 @@ NOT_SENDABLE: dict[str, dict[str, Any]] = {
 def made(changes: dict[str, Any]) -> tuple[Any, Any]:
     """Return the client and the options of a request."""
     arguments: dict[str, Any] = {"url": URL, **changes}
-    return ClientPool().lease(""), prepare(RequestArguments(**arguments)).options
+    first = {name: arguments.pop(name) for name in ("url", "headers", "data") if name in arguments}
+    return ClientPool().lease(""), prepare(**first, options=arguments).options
 
 
 @pytest.mark.parametrize("name", SENDABLE)

@@ -103,8 +103,8 @@ def late_end(request: ReceivedRequest) -> Iterator[Step]:
 @pytest.mark.parametrize("script", [RESPONSE, late_end])
 def test_100_requests_in_a_row_open_one_connection(served: Any, monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
     # A busy machine takes longer for the 3 ms. (Other tests cover bodies that never end.)
-    assert stream_task._END_SECONDS == 0.02
-    monkeypatch.setattr(stream_task, "_END_SECONDS", 5)
+    assert stream_task.END_SECONDS == 0.02
+    monkeypatch.setattr(stream_task, "END_SECONDS", 5)
     server, bridge = served(script)
     for _ in range(100):
         assert list(request_sse(server.url, bridge=bridge).events) == [{"n": 1}]
@@ -126,8 +126,8 @@ def test_done_function_keeps_the_connection(served: Any) -> None:
 @pytest.fixture
 def drained_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a body be read for 300 s after its last event, far longer than a busy machine needs to end the stream."""
-    assert stream_task._DRAIN_SECONDS == 1.0
-    monkeypatch.setattr(stream_task, "_DRAIN_SECONDS", 300.0)
+    assert stream_task.DRAIN_SECONDS == 1.0
+    monkeypatch.setattr(stream_task, "DRAIN_SECONDS", 300.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"done": lambda event: '"n": 1' in event.data}], ids=["marker", "function"])

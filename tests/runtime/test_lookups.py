@@ -254,7 +254,7 @@ def test_lookup_of_a_loop_that_was_closed_is_dropped(resolver: Resolver) -> None
 
 def test_threads_are_bounded_for_each_name(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        most = lookups._MAX_PER_HOST
+        most = lookups.MAX_PER_HOST
         for n in range(most):
             waiting = start("one.hang.test")
             await begun(resolver, n + 1)
@@ -273,15 +273,15 @@ def test_threads_are_bounded_for_each_name(resolver: Resolver, loop: asyncio.Abs
 def test_names_that_hang_at_the_same_time_leave_threads_to_others(clock: FakeClock, resolver: Resolver) -> None:
     async def main() -> None:
         hung = [start(f"{n}.hang.test") for n in range(300)]
-        await begun(resolver, lookups._MAX_AWAITED)
+        await begun(resolver, lookups.MAX_AWAITED)
         other = start("other.test")
         await cancelled(*hung)
         assert not other.done()
         # Once no request has waited for them for a moment, others are looked up beside them.
         assert await clock.aadvance_until_done(other)
-        assert resolver.waiting == lookups._MAX_AWAITED
+        assert resolver.waiting == lookups.MAX_AWAITED
         # Requests that were aborted while they waited for a thread look nothing up.
-        assert len(resolver.begun) == lookups._MAX_AWAITED + 1
+        assert len(resolver.begun) == lookups.MAX_AWAITED + 1
 
     loop = loops.new_event_loop()
     loop.run_until_complete(main())
@@ -290,7 +290,7 @@ def test_names_that_hang_at_the_same_time_leave_threads_to_others(clock: FakeClo
 
 def test_threads_are_bounded_however_many_names_hang(resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        most = lookups._MAX_THREADS
+        most = lookups.MAX_THREADS
         for n in range(most):
             waiting = start(f"{n}.hang.test")
             await begun(resolver, n + 1)
@@ -347,8 +347,8 @@ def test_forked_child_has_threads_of_its_own(
     monkeypatch: pytest.MonkeyPatch, resolver: Resolver, loop: asyncio.AbstractEventLoop
 ) -> None:
     async def main() -> None:
-        hung = [start(f"{n}.hang.test") for n in range(lookups._MAX_AWAITED)]
-        await begun(resolver, lookups._MAX_AWAITED)
+        hung = [start(f"{n}.hang.test") for n in range(lookups.MAX_AWAITED)]
+        await begun(resolver, lookups.MAX_AWAITED)
         with monkeypatch.context() as patch:
             patch.setattr(fork, "process_token", lambda: ("child", 1))
             assert await start("other.test")
@@ -440,12 +440,12 @@ async def traced(name: str, info: Any) -> None:
 def test_request_waits_for_a_thread_no_longer_than_for_its_connection(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, ask: Requester, resolver: Resolver
 ) -> None:
-    monkeypatch.setattr(lookups, "_MAX_THREADS", 0)
+    monkeypatch.setattr(lookups, "MAX_THREADS", 0)
     with pytest.raises(StreamTimeoutError) as caught:
         clock.advance_until_done(lambda: ask("http://one.hang.test/", timeout=Timeout(connect=60)), step=5)
     assert caught.value.which == "connect"
     assert resolver.begun == []
-    monkeypatch.setattr(lookups, "_MAX_THREADS", 1)
+    monkeypatch.setattr(lookups, "MAX_THREADS", 1)
     with pytest.raises(ConnectError):
         ask("http://other.test:1/")
 

@@ -12,13 +12,13 @@ import pytest
 from sseqbridge import Dialect, ServerSentEvent, Timeout, UsageError
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES, limit_of, memory
 from sseqbridge._http.request import RequestOptions
-from sseqbridge._streams.arguments import PreparedRequest, RequestArguments, prepare
+from sseqbridge._streams.arguments import PreparedRequest, prepare
 
 URL = "http://127.0.0.1:9"
 
 
-def prepared(**options: Any) -> PreparedRequest:
-    return prepare(RequestArguments(URL, **options))
+def prepared(headers: Any = None, data: Any = None, **options: Any) -> PreparedRequest:
+    return prepare(URL, headers, data, options)
 
 
 def test_requests_that_are_read_alike_share_a_decoder() -> None:

@@ -99,7 +99,7 @@ def test_other_mistakes_of_a_signature_stay_as_python_reports_them() -> None:
 def test_hints_are_no_options() -> None:
     """An option of such a name would never get its hint, and one that is hinted at must exist."""
     known = request_sse.__signature__.parameters  # type: ignore[attr-defined]
-    assert not set(hints._OPTIONS) & (set(known) - {"bridge"})
+    assert not set(hints.OPTIONS) & (set(known) - {"bridge"})
 
 
 def test_pair_of_time_limits_is_a_timeout(ask: Requester) -> None:
