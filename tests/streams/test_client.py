@@ -283,17 +283,16 @@ def test_signature_shows_the_options_with_their_defaults() -> None:
 
 def test_signatures_of_the_functions_are_frozen() -> None:
     """New options belong to the client."""
-    arguments = ["url", "headers", "data"]
-    options = (
-        "json method params content auth cookies files extensions decode dialect done require_done error_events "
-        "comments timeout cancel reconnect on_reconnect last_event_id follow_redirects check_content_type "
-        "max_event_bytes max_buffered_bytes"
-    ).split()
+    frozen = (
+        "url headers data json method params content auth cookies files extensions decode dialect done require_done "
+        "error_events comments timeout cancel reconnect on_reconnect last_event_id follow_redirects "
+        "check_content_type max_event_bytes max_buffered_bytes"
+    )
     for function, last in ((request_sse, "bridge"), (arequest_sse, "client")):
         parameters = inspect.signature(function).parameters
-        assert list(parameters)[:3] == arguments
+        assert list(parameters)[:3] == ["url", "headers", "data"]
         # The order of keyword arguments has no meaning.
-        assert sorted(parameters) == sorted([*arguments, *options, last])
+        assert sorted(parameters) == sorted(f"{frozen} {last}".split())
 
 
 def test_requests_run_on_the_bridge_of_the_client(server: SSEServer) -> None:
