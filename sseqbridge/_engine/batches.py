@@ -15,7 +15,7 @@ from sseqbridge._http.content_encoding import BodyDecoder
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import EventStreamParser
-from sseqbridge._sse.provider_errors import unframed_body_error
+from sseqbridge._sse.provider_errors import unframed_body_error, unframed_end_error
 
 from .memory import limit_of
 
@@ -35,7 +35,8 @@ _SLICES_OF_A_READ = 32
 
 _BOM = b"\xef\xbb\xbf"
 
-# How much of a body is read before it is decided that it is no event stream.
+# How much of a body is read before it is decided that it is no event stream, and how much of its end is searched for
+# an error.
 _UNFRAMED_BYTES = 64 * 1024
 
 _EXHAUSTED: Any = object()
@@ -142,6 +143,8 @@ class BatchReader:
         self._uncharged = 0
         # The body so far, as long as it has no field of the format; None from then on.
         self._unframed: bytearray | None = None if options.format == "jsonl" else bytearray()
+        # The slice of the body that completed the last event, and the slices behind it.
+        self._latest: bytes | bytearray = b""
 
     @property
     def slice_bytes(self) -> int:
@@ -249,15 +252,19 @@ class BatchReader:
         """Whether an event stream may end here: neither finish() nor take_incomplete() would find anything."""
         assert isinstance(self._parser, EventStreamParser)
         has_begun = self._unframed is None or self._parser.has_fields
-        return self._parser.is_between_blocks and (has_begun or not self._unframed)
+        is_plain = self._parser.is_between_blocks and (has_begun or not self._unframed)
+        return is_plain and unframed_end_error(self._latest) is None
 
     def finish(self) -> None:
         """Mark the end of the body.
 
-        Raises TruncatedStreamError if a compressed body is incomplete, and the errors of unframed_body_error().
+        Raises TruncatedStreamError if a compressed body is incomplete, and the errors of unframed_body_error() and
+        unframed_end_error().
         """
         assert self.decoder is not None
         self.decoder.finish()
+        if isinstance(self._parser, EventStreamParser) and (error := unframed_end_error(self._latest)) is not None:
+            raise error
         if self._unframed is not None and not self._parser.has_fields:
             body = bytes(self._unframed)
             if body.removeprefix(_BOM).strip():
@@ -312,10 +319,22 @@ class BatchReader:
         """Return the items that a slice of the body completes, and EventRules.count_plain() of the events in them."""
         self._uncharged += len(piece)
         items: list[Any] = self._parser.feed(piece)
+        if items:
+            self._latest = piece
+        else:
+            self._keep(piece)
         if self._unframed is not None:
             self._check_framing(piece)
         events = [item for item in items if type(item) is not Comment] if self._has_comments else items
         return items, self._rules.count_plain(events, have_types=self._parser.has_types)
+
+    def _keep(self, piece: bytes) -> None:
+        """Append a slice that completes no event to those behind the last event."""
+        if type(self._latest) is not bytearray:
+            self._latest = bytearray(self._latest)
+        self._latest += piece
+        if len(self._latest) > 2 * _UNFRAMED_BYTES:
+            del self._latest[:-_UNFRAMED_BYTES]
 
     def _are_plain(self, items: list[Any], plain: int, most_items: int) -> bool:
         """Whether the items of a slice are one batch of events, none of which is an end marker or heartbeat."""

@@ -114,10 +114,10 @@ class Body(NamedTuple):
 
 
 def retry_after_of(headers: httpx.Headers) -> float | None:
-    """Return the delay that a Retry-After header asks for, in seconds; None if there is none."""
+    """Return the delay that a Retry-After or Retry-After-Ms header asks for, in seconds; None if there is none."""
     # Relative to the server's own clock, if it sends the time.
     now = http_date(headers.get("date")) or datetime.now(timezone.utc)
-    return retry_after(headers.get("retry-after"), now)
+    return retry_after(headers.get("retry-after"), now, headers.get("retry-after-ms"))
 
 
 def status_error(target: str, head: Head, body: Body) -> StatusError:

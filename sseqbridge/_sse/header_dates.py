@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 from datetime import datetime, timezone
 
 __all__ = ["http_date", "retry_after"]
@@ -10,14 +11,20 @@ __all__ = ["http_date", "retry_after"]
 # About 30 years; every clock can add it.
 _MAX_SECONDS = 1e9
 
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
-def retry_after(value: str | None, now: datetime) -> float | None:
+
+def retry_after(value: str | None, now: datetime, milliseconds: str | None = None) -> float | None:
     """Return the delay of a Retry-After header, a number of seconds or a date, in seconds. None if it is neither.
+
+    `milliseconds` is a header Retry-After-Ms, which has priority: OpenAI's, which SDKs of providers read. As they do,
+    a number may have decimals.
 
     Source: RFC 9110, section 10.2.3
     """
-    if value is not None and value.isascii() and value.isdigit():
-        return min(float(value), _MAX_SECONDS)
+    for number, unit in ((milliseconds, 1000.0), (value, 1.0)):
+        if number is not None and _NUMBER.fullmatch(number):
+            return min(float(number) / unit, _MAX_SECONDS)
     date = http_date(value)
     return None if date is None else min(max(0.0, (date - now).total_seconds()), _MAX_SECONDS)
 

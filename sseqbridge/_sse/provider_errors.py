@@ -13,7 +13,16 @@ from sseqbridge._exceptions import ProtocolError, SSEError, UpstreamError
 
 from .events import ServerSentEvent
 
-__all__ = ["MAX_QUOTED", "escaped", "is_error", "message_of", "quoted", "unframed_body_error", "upstream_error"]
+__all__ = [
+    "MAX_QUOTED",
+    "escaped",
+    "is_error",
+    "message_of",
+    "quoted",
+    "unframed_body_error",
+    "unframed_end_error",
+    "upstream_error",
+]
 
 # How many characters of an upstream's message are quoted.
 MAX_QUOTED = 200
@@ -100,16 +109,45 @@ def unframed_body_error(body: bytes) -> SSEError:
     It is an UpstreamError for a JSON error object, else a ProtocolError that quotes the begin of the body.
     """
     text = body.decode("utf-8-sig", "replace").strip()
+    return _error_in(text) or ProtocolError(
+        "the response's body is no event stream, since it has no field of that format and no comment: "
+        f'"{quoted(text, _MAX_QUOTED_BODY)}"'
+    )
+
+
+def unframed_end_error(body: bytes | bytearray) -> UpstreamError | None:
+    """Return the error if an event stream's body ends with a JSON error object in place of an event; else None.
+
+    `body` is the part behind the last event, or a little more.
+    """
+    end = bytes(body.rstrip())
+    # Most bodies: the last line is one of an event.
+    last = end[max(end.rfind(b"\n"), end.rfind(b"\r")) + 1 :]
+    if last[-1:] not in (b"}", b"]") or _is_field(last):
+        return None
+    unframed: list[bytes] = []
+    for line in reversed(end.splitlines()):
+        if _is_field(line):
+            break
+        unframed.append(line)
+    return _error_in(b"\n".join(reversed(unframed)).decode("utf-8", "replace").strip())
+
+
+def _is_field(line: bytes) -> bool:
+    """Whether a line of an event stream is a field of the format, or a comment."""
+    name, colon, _ = line.partition(b":")
+    return name in (b"data", b"event", b"id", b"retry") or bool(colon and not name)
+
+
+def _error_in(text: str) -> UpstreamError | None:
+    """Return the error if a text is a JSON error object, or the line "error: " with a JSON object."""
     is_labelled = text.startswith("error:")
     labelled = text.removeprefix("error:")
     for candidate in (labelled, labelled.partition("\n")[0]) if is_labelled else (text,):
         payload = _error_object(candidate, is_labelled=is_labelled)
         if payload is not None:
             return upstream_error(payload, None)
-    return ProtocolError(
-        "the response's body is no event stream, since it has no field of that format and no comment: "
-        f'"{quoted(text, _MAX_QUOTED_BODY)}"'
-    )
+    return None
 
 
 def _error_object(text: str, *, is_labelled: bool) -> Any:

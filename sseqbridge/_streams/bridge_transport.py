@@ -139,6 +139,8 @@ class BridgeTransport(NotCopyable, _BaseTransport):
         loop's thread.
         """
         package = package_of(request)
+        if request.url.scheme not in ("http", "https") or not request.url.host:
+            raise package.UnsupportedProtocol("the URL must be one of an http:// or https:// server, got another one")
         if "upgrade" in request.headers:
             raise package.UnsupportedProtocol(
                 "a BridgeTransport must get requests without an Upgrade header, such as that of a WebSocket. "

@@ -393,7 +393,14 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
         ("Fri Jan  2 03:05:05 2026", 60),
         (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0),
         ("-5", None),
-        ("1.5", None),
+        ("1.5", 1.5),
+        ("2.", 2),
+        (".25", 0.25),
+        ("1e3", None),
+        ("+5", None),
+        ("inf", None),
+        ("1_0", None),
+        ("1.5.5", None),
         ("9" * 400, 1e9),
         ("Fri, 02 Jan 2026 03:04:05 +99999999999999999999", None),
         ("Fri, 02 Jan 99999999999999999999 03:04:05 GMT", None),
@@ -406,6 +413,14 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "value", "seconds"),
+    [("250", "7", 0.25), ("0", "7", 0), ("1500.5", None, 1.5005), ("soon", "7", 7), ("", None, None)],
+)
+def test_retry_after_in_milliseconds_has_priority(milliseconds: str, value: str | None, seconds: float | None) -> None:
+    assert retry_after(value, NOW, milliseconds) == seconds
 
 
 @pytest.mark.slow

@@ -312,6 +312,58 @@ def test_other_body_is_a_protocol_error_with_its_text(
         assert str(error).isprintable()
 
 
+UNFRAMED_ENDS = [
+    ERROR + b"\n\n",
+    b"\n\n" + ERROR,
+    b"error: " + ERROR + b"\r\n\r\n",
+    b'{\r  "error": {\r\r    "message": "too long"\r  }\r}\r',
+    b": ping\n\n" * 20_000 + b"retry: 5\n\nunknown: field\nid: 9\n" + ERROR,
+]
+
+
+@pytest.mark.parametrize("decode", ["json", "event"])
+@pytest.mark.parametrize("before", [b'id: 1\ndata: {"n": 1}\n\n', b'data: {"n": 1}\n\n: ping\n\n'], ids=range(2))
+@pytest.mark.parametrize("end", UNFRAMED_ENDS, ids=range(5))
+def test_error_object_behind_the_events_is_an_upstream_error(
+    ask: Requester, before: bytes, end: bytes, decode: Any
+) -> None:
+    with SSEServer([raw(before), raw(end)]) as server, ask(server.url, decode=decode, require_done=True) as response:
+        items, error = response.fail()
+        assert len(items) == 1
+        assert isinstance(error, UpstreamError)
+        assert (error.event, error.payload, str(error)) == (
+            None,
+            json.loads(ERROR),
+            "the upstream sent an error: too long",
+        )
+        assert response.events.outcome == "error"
+
+
+@pytest.mark.parametrize("body", [b": ping\n\n", b"id: 1\n\n", b"retry: 5\n\n"])
+def test_error_object_behind_fields_alone_is_an_upstream_error(ask: Requester, body: bytes) -> None:
+    for pieces in ([body + ERROR], [body[n : n + 1] for n in range(len(body))] + [ERROR[:9], ERROR[9:]]):
+        with SSEServer([raw(piece) for piece in pieces]) as server, ask(server.url) as response:
+            items, error = response.fail()
+            assert (items, type(error)) == ([], UpstreamError)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        ERROR + b"\n\ndata: [DONE]\n\n",
+        ERROR + b"\n\n: ping\n\n",
+        b'{"n": 2}\n\n',
+        b'{"error": ""}\n\n',
+        b"error: [1]\n\n",
+        ERROR[:-1],
+        b"[DONE]\n\n",
+    ],
+)
+def test_other_unknown_lines_behind_the_events_are_ignored(ask: Requester, end: bytes) -> None:
+    with SSEServer([send({"n": 1}), raw(end)]) as server, ask(server.url) as response:
+        assert response.items() == [{"n": 1}]
+
+
 @pytest.mark.parametrize("body", [ERROR, LINES, PAGE])
 def test_body_of_another_type_is_an_error_too(ask: Requester, body: bytes) -> None:
     steps = [respond(content_type="text/html"), raw(body)]

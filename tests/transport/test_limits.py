@@ -259,3 +259,10 @@ def test_a_websocket_is_refused(package: Any, client: Any) -> None:
         with pytest.raises(package.UnsupportedProtocol, match="WebSocket"):
             client.get(server.url, headers={"Upgrade": "websocket", "Connection": "Upgrade"})
         assert server.connections == 0
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "ws://127.0.0.1/", "file:///x", "http:///x", "//127.0.0.1/", "/x"])
+def test_a_url_of_no_http_server_is_refused(package: Any, client: Any, url: str) -> None:
+    with pytest.raises(package.UnsupportedProtocol) as caught:
+        client.get(url)
+    assert caught.value.request.method == "GET"
