@@ -49,7 +49,7 @@ class AsyncFrames(BaseFrames):
     def __init__(self, source: AsyncSource, writer: Writer, options: RelayOptions, ending: Ending) -> None:
         super().__init__(source, writer, options, ending)
         self._source = source
-        self._send_timeout = options.send_timeout
+        self._send_timeout = options["send_timeout"]
         self._send_timer: asyncio.TimerHandle | None = None
 
     def __del__(self) -> None:

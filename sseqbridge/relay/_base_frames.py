@@ -52,7 +52,7 @@ class BaseFrames(NotCopyable):
     def __init__(self, source: BaseSource, writer: Writer, options: RelayOptions, ending: Ending) -> None:
         self._any_source = source
         self._writer = writer
-        self._heartbeat = options.heartbeat
+        self._heartbeat = options["heartbeat"]
         self._ending = ending
         self._sent_at: float | None = None
         # The ID of the last event that the web server was given.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._async_frames import AsyncFrames
 from ._disconnect import disconnect_flag
 from ._ending import Ending
-from ._options import ASYNC_WITHOUT, SYNC_WITHOUT, RelayOptions, describe, relay_options
+from ._options import AsyncRelayOptions, RelayOptions, SyncRelayOptions, check_synchronous, describe, relay_options
 from ._refused import is_refusal, refusal
 from ._sync_frames import Frames
 from ._upstream import Upstream
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._opening import Caller
-    from ._options import AsyncRelayKeywords, SyncRelayKeywords
 
 __all__ = ["aframes", "arelay", "frames", "relay"]
 
 
-def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[SyncRelayKeywords]) -> Frames:
+def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: Unpack[SyncRelayOptions]) -> Frames:
     """Return an iterator of bytes that a WSGI application can return; `close()` aborts the upstream.
 
         def application(environ, start_response):
@@ -47,8 +46,8 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
     the upstream's status is not 200.
     """
     with Upstream(stream) as upstream:
-        checked = relay_options("frames", options, without=SYNC_WITHOUT)
-        checked.check_synchronous()
+        checked = relay_options("frames", SyncRelayOptions, options)
+        check_synchronous(checked)
         upstream.check_synchronous()
         refused = upstream.refused
         if refused is not None and is_refusal(refused):
@@ -58,7 +57,7 @@ def frames(stream: Any, *, environ: Mapping[str, Any] | None = None, **options: 
         return relay(upstream, checked, environ)
 
 
-def aframes(stream: Any, **options: Unpack[AsyncRelayKeywords]) -> AsyncFrames:
+def aframes(stream: Any, **options: Unpack[AsyncRelayOptions]) -> AsyncFrames:
     """Return the same as `frames` for an asynchronous server: an asynchronous iterator with `aclose()`.
 
         async for piece in aframes(await arequest_sse(url, headers, data)):
@@ -72,11 +71,11 @@ def aframes(stream: Any, **options: Unpack[AsyncRelayKeywords]) -> AsyncFrames:
     is not 200.
     """
     with Upstream(stream) as upstream:
-        return arelay(upstream, relay_options("aframes", options, without=ASYNC_WITHOUT))
+        return arelay(upstream, relay_options("aframes", AsyncRelayOptions, options))
 
 
-describe(frames, without=(*SYNC_WITHOUT, "refusal"))
-describe(aframes, without=(*ASYNC_WITHOUT, "refusal"))
+describe(frames, SyncRelayOptions, without=("refusal",))
+describe(aframes, AsyncRelayOptions, without=("refusal",))
 
 
 def relay(
@@ -91,9 +90,9 @@ def relay(
     `after_work` is called in the worker thread of an iterable after its end. `ending` says how `on_end` is called.
     """
     writer = Writer(options)
-    disconnected = disconnect_flag(environ, options.probe)
-    source = upstream.source(writer, after_work, early=options.early, cancel=disconnected)
-    return Frames(source, writer, options, ending(options.on_end), disconnected)
+    disconnected = disconnect_flag(environ, options["probe"])
+    source = upstream.source(writer, after_work, early=options["early"], cancel=disconnected)
+    return Frames(source, writer, options, ending(options["on_end"]), disconnected)
 
 
 def arelay(
@@ -108,5 +107,5 @@ def arelay(
     `caller` awaits the call of a plain function that opens the upstream; None: in a thread of its own.
     """
     writer = Writer(options)
-    source = upstream.async_source(writer, after_work, early=options.early, caller=caller)
-    return AsyncFrames(source, writer, options, ending(options.on_end))
+    source = upstream.async_source(writer, after_work, early=options["early"], caller=caller)
+    return AsyncFrames(source, writer, options, ending(options["on_end"]))

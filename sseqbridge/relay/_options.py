@@ -1,61 +1,62 @@
-"""RelayOptions: the keyword arguments that all functions of sseqbridge.relay share, checked. Immutable."""
+"""The keyword arguments of the functions of sseqbridge.relay: their declaration, documentation and checks."""
 
-from __future__ import annotations
+# Without annotations of __future__: the types are quoted, and the defaults are evaluated. See _signatures.py.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from sseqbridge._checks import check_seconds, near_miss
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._signatures import shown
+from sseqbridge._signatures import defaults_of, signature_with
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict
-
     from ._ending import RelayEnd
 
-    class CommonRelayKeywords(TypedDict, total=False):
-        """The keyword arguments of all relays, for type checkers; see RelayOptions."""
-
-        heartbeat: float | None
-        map: Callable[[Any], Any] | None
-        done: bool | str | ServerSentEvent | None
-        error: Callable[[BaseException], Any] | None
-        refusal: RefusalOption
-        early: bool
-        on_item: Callable[[Any], Any] | None
-        on_end: Callable[[RelayEnd], Any] | None
-
-    class AsyncRelayKeywords(CommonRelayKeywords, total=False):
-        """The keyword arguments of relays for asynchronous servers, for type checkers; see RelayOptions."""
-
-        send_timeout: float | None
-
-    class SyncRelayKeywords(CommonRelayKeywords, total=False):
-        """The keyword arguments of relays for synchronous servers, for type checkers; see RelayOptions."""
-
-        probe: float | None
-
-    class RelayKeywords(AsyncRelayKeywords, SyncRelayKeywords, total=False):
-        """The keyword arguments of relays for servers of both kinds, for type checkers; see RelayOptions."""
-
-
-__all__ = ["ASYNC_WITHOUT", "SYNC_WITHOUT", "RelayOptions", "describe", "relay_options"]
-
-# The options that have no meaning for an asynchronous server, and for a synchronous one.
-ASYNC_WITHOUT = ("probe",)
-SYNC_WITHOUT = ("send_timeout",)
+__all__ = [
+    "AsyncRelayOptions",
+    "CommonRelayOptions",
+    "RefusalOption",
+    "RelayOptions",
+    "SyncRelayOptions",
+    "check_synchronous",
+    "describe",
+    "done_event",
+    "relay_options",
+]
 
 RefusalFunction = Callable[[StatusError], tuple[int, Any]]
 RefusalOption = Literal["error", "pass"] | RefusalFunction
 
 
-@dataclass(frozen=True, kw_only=True)
-class RelayOptions:
+class CommonRelayOptions(TypedDict, total=False):
+    """The options of all relays; see RelayOptions."""
+
+    heartbeat: Annotated["float | None", 15.0]
+    map: Annotated["Callable[[Any], Any] | None", None]
+    done: Annotated["bool | str | ServerSentEvent | None", True]
+    error: Annotated["Callable[[BaseException], Any] | None", None]
+    refusal: Annotated["RefusalOption", "error"]
+    early: Annotated["bool", False]
+    on_item: Annotated["Callable[[Any], Any] | None", None]
+    on_end: Annotated["Callable[[RelayEnd], Any] | None", None]
+
+
+class AsyncRelayOptions(CommonRelayOptions, total=False):
+    """The options of relays for asynchronous servers; see RelayOptions."""
+
+    send_timeout: Annotated["float | None", None]
+
+
+class SyncRelayOptions(CommonRelayOptions, total=False):
+    """The options of relays for synchronous servers; see RelayOptions."""
+
+    probe: Annotated["float | None", 1.0]
+
+
+class RelayOptions(AsyncRelayOptions, SyncRelayOptions, total=False):
     """How a stream is relayed.
 
     `heartbeat`: seconds without an event after which a comment is sent, None for never. The first heartbeat
@@ -105,53 +106,48 @@ class RelayOptions:
     be encoded.
     """
 
-    heartbeat: float | None = 15.0
-    probe: float | None = 1.0
-    map: Callable[[Any], Any] | None = None
-    done: bool | str | ServerSentEvent | None = True
-    error: Callable[[BaseException], Any] | None = None
-    refusal: RefusalOption = "error"
-    early: bool = False
-    on_item: Callable[[Any], Any] | None = None
-    on_end: Callable[[RelayEnd], Any] | None = None
-    send_timeout: float | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("heartbeat", "probe", "send_timeout"):
-            check_seconds(name, getattr(self, name), never=True)
-        _check_function("map", self.map, "the item")
-        _check_function("on_item", self.on_item, "the item")
-        _check_function("error", self.error, "the error")
-        _check_function("on_end", self.on_end, "the RelayEnd", may_be_coroutine=True)
-        if not isinstance(self.early, bool):
-            raise UsageError(f"`early` must be a bool, got {type(self.early).__name__}")
-        if not (self.done is None or isinstance(self.done, (bool, str, ServerSentEvent))):
-            raise UsageError(
-                f"`done` must be a bool, a str, a ServerSentEvent or None, got {type(self.done).__name__}. "
-                "Pass True to forward [DONE], False to leave it out."
-            )
-        if self.done_event is not None:
-            # An event that cannot be encoded is refused now, not at the end of the stream.
-            encode(self.done_event)
-        if not (callable(self.refusal) or self.refusal in ("error", "pass")):
-            raise UsageError(
-                f'`refusal` must be "error", "pass" or a function of the StatusError, got {self.refusal!r}'
-            )
+_DEFAULTS = defaults_of(RelayOptions)
 
-    def check_synchronous(self) -> None:
-        """Raise UsageError for an option that only an asynchronous server can use."""
-        if inspect.iscoroutinefunction(self.on_end):
-            raise UsageError(
-                "`on_end` must be a plain function for a synchronous server, got a coroutine function, which is never "
-                "awaited"
-            )
 
-    @property
-    def done_event(self) -> ServerSentEvent | None:
-        """The event to send at every clean end instead of the upstream's `[DONE]`; None if there is none."""
-        if isinstance(self.done, str):
-            return ServerSentEvent(data=self.done)
-        return self.done if isinstance(self.done, ServerSentEvent) else None
+def relay_options(name: str, declared: type, options: Mapping[str, Any]) -> RelayOptions:
+    """Return the options of the function `name`, with their defaults. `declared` is the TypedDict of those that it has.
+
+    Raises UsageError for a wrong value, and TypeError, as a call does, for an option that the function does not have.
+    """
+    known = defaults_of(declared)
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {option!r}. {near_miss(option, known)}".rstrip()
+            )
+    checked = cast("RelayOptions", {**_DEFAULTS, **options})
+    _check(checked)
+    return checked
+
+
+def _check(options: RelayOptions) -> None:
+    check_seconds("heartbeat", options["heartbeat"], never=True)
+    check_seconds("probe", options["probe"], never=True)
+    check_seconds("send_timeout", options["send_timeout"], never=True)
+    _check_function("map", options["map"], "the item")
+    _check_function("on_item", options["on_item"], "the item")
+    _check_function("error", options["error"], "the error")
+    _check_function("on_end", options["on_end"], "the RelayEnd", may_be_coroutine=True)
+    early, done, refusal = options["early"], options["done"], options["refusal"]
+    if not isinstance(early, bool):
+        raise UsageError(f"`early` must be a bool, got {type(early).__name__}")
+    if not (done is None or isinstance(done, (bool, str, ServerSentEvent))):
+        raise UsageError(
+            f"`done` must be a bool, a str, a ServerSentEvent or None, got {type(done).__name__}. "
+            "Pass True to forward [DONE], False to leave it out."
+        )
+    event = done_event(options)
+    if event is not None:
+        # An event that cannot be encoded is refused now, not at the end of the stream.
+        encode(event)
+    if not (callable(refusal) or refusal in ("error", "pass")):
+        raise UsageError(f'`refusal` must be "error", "pass" or a function of the StatusError, got {refusal!r}')
 
 
 def _check_function(name: str, function: object, argument: str, *, may_be_coroutine: bool = False) -> None:
@@ -161,29 +157,27 @@ def _check_function(name: str, function: object, argument: str, *, may_be_corout
         raise UsageError(f"`{name}` must be a plain function, got a coroutine function, which is never awaited")
 
 
-def describe(function: Callable[..., Any], *, without: tuple[str, ...] = ()) -> None:
+def check_synchronous(options: RelayOptions) -> None:
+    """Raise UsageError for an option that only an asynchronous server can use."""
+    if inspect.iscoroutinefunction(options["on_end"]):
+        raise UsageError(
+            "`on_end` must be a plain function for a synchronous server, got a coroutine function, which is never "
+            "awaited"
+        )
+
+
+def done_event(options: RelayOptions) -> ServerSentEvent | None:
+    """Return the event to send at every clean end instead of the upstream's `[DONE]`; None if there is none."""
+    done = options["done"]
+    if isinstance(done, str):
+        return ServerSentEvent(data=done)
+    return done if isinstance(done, ServerSentEvent) else None
+
+
+def describe(function: Callable[..., Any], declared: type, *, without: tuple[str, ...] = ()) -> None:
     """Give a function that takes relay options as `**options` a signature, and a docstring, that list them."""
-    signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    shared = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, one in inspect.signature(RelayOptions).parameters.items()
-        if name not in without
-    ]
-    first = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
-    last = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    function.__signature__ = shown(signature.replace(parameters=[*first, *shared, *last]))  # type: ignore[attr-defined]
-    names = {one.name for one in shared}
+    function.__signature__ = signature_with(function, declared, without=without)  # type: ignore[attr-defined]
+    names = defaults_of(declared).keys() - without
     text, raises, errors = (inspect.getdoc(function) or "").rpartition("\n\nRaises ")
     options = [part for part in (inspect.getdoc(RelayOptions) or "").split("\n\n") if part[1:].split("`")[0] in names]
     function.__doc__ = "\n\n".join([text, *options]) + raises + errors
-
-
-def relay_options(name: str, options: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> RelayOptions:
-    """Return the options of the function `name`. Raises TypeError, as a call does, for one that it does not have."""
-    known = inspect.signature(RelayOptions).parameters
-    for option in options:
-        if option not in known or option in without:
-            hint = near_miss(option, set(known).difference(without))
-            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}. {hint}".rstrip())
-    return RelayOptions(**options)

@@ -20,7 +20,7 @@ from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
 
-from ._options import RelayOptions
+from ._options import RelayOptions, done_event
 from ._upstream_errors import upstream_error_of
 
 __all__ = ["CANCELLED", "HEARTBEAT", "Writer", "client_message", "notice", "shutdown_notice"]
@@ -56,12 +56,12 @@ class Writer:
     """Encodes items and events as frames; a frame is b"" if nothing is sent for an item."""
 
     def __init__(self, options: RelayOptions) -> None:
-        self._map = options.map
-        self._on_item = options.on_item
-        self._error = options.error
-        self._done_event = options.done_event
-        self._forwards_done = options.done is True
-        self._quotes_body = options.refusal == "pass"
+        self._map = options["map"]
+        self._on_item = options["on_item"]
+        self._error = options["error"]
+        self._done_event = done_event(options)
+        self._forwards_done = options["done"] is True
+        self._quotes_body = options["refusal"] == "pass"
         # The context of the view that made the relay; `map` and iterables run in it.
         self.context = contextvars.copy_context()
         # Each side writes its own field, then reads the other's: no call of `on_item` begins after end_observing().

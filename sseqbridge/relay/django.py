@@ -29,7 +29,7 @@ from ._async_frames import AsyncFrames
 from ._disconnect import disconnect_flag
 from ._ending import END_SECONDS, Ending, OnEnd, RelayEnd, RequestEnd, await_shielded
 from ._frames import arelay, relay
-from ._options import RelayOptions, describe, relay_options
+from ._options import RelayOptions, check_synchronous, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers, read_refusal, refusal_head
 from ._sync_frames import Frames
 from ._upstream import Upstream
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from sseqbridge._streams.reader import ItemReader
 
-    from ._options import RelayKeywords
 
 __all__ = ["ErrorMiddleware", "stream_response"]
 
@@ -49,7 +48,7 @@ def stream_response(
     stream: Any,
     *,
     headers: Mapping[str, str] | None = None,
-    **options: Unpack[RelayKeywords],
+    **options: Unpack[RelayOptions],
 ) -> HttpResponseBase:
     """Return a response to `request` that streams to the client; a disconnect aborts the upstream.
 
@@ -67,7 +66,7 @@ def stream_response(
     Raises UsageError for arguments that cannot work.
     """
     with Upstream(stream) as upstream:
-        checked = relay_options("stream_response", options)
+        checked = relay_options("stream_response", RelayOptions, options)
         merged = event_stream_headers(headers)
         # A request of Django REST framework wraps Django's.
         request = getattr(request, "_request", request)
@@ -79,7 +78,7 @@ def stream_response(
         return make(request, upstream, _Head(checked, headers, merged))
 
 
-describe(stream_response)
+describe(stream_response, RelayOptions)
 
 
 class _CloseRequest:
@@ -114,7 +113,7 @@ class _Head(NamedTuple):
 
 def _wsgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> HttpResponseBase:
     options = head.options
-    options.check_synchronous()
+    check_synchronous(options)
     environ = getattr(request, "environ", None)
     # The worker thread of an iterable has database connections of its own.
     frames = relay(upstream, options, environ, connections.close_all, _WSGIEnding)
@@ -122,7 +121,7 @@ def _wsgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
     if request.method == "HEAD":
         # Servers read the body of a response to HEAD to its end, and discard it.
         frames.discard()
-    elif upstream.is_function and not options.early:
+    elif upstream.is_function and not options["early"]:
         return _UnopenedResponse(frames, head, environ)
     if upstream.refused is not None:
         return _refused(frames, upstream.refused, head, environ)
@@ -131,7 +130,7 @@ def _wsgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
 
 def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> HttpResponseBase:
     options, refused = head.options, upstream.refused
-    if callable(options.refusal) and loops.in_coroutine() and not upstream.is_function:
+    if callable(options["refusal"]) and loops.in_coroutine() and not upstream.is_function:
         raise UsageError(
             '`refusal` must be "error" or "pass" in an asynchronous view, where the response is returned before '
             "the upstream's body is in. Pass a function as `stream`, or await raise_for_status() before the call."
@@ -141,7 +140,7 @@ def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
     _CloseRequest(request, frames)
     if request.method == "HEAD":
         frames.discard()
-    elif upstream.is_function and not options.early:
+    elif upstream.is_function and not options["early"]:
         return _AsyncUnopenedResponse(frames, head, caller)
     if refused is None:
         return _AsyncResponse(frames, head)
@@ -149,8 +148,8 @@ def _asgi_response(request: HttpRequest, upstream: Upstream, head: _Head) -> Htt
         return _refused(frames, refused, head, None)
     # The view runs on the event loop, which must not wait for the body.
     response = _AsyncUnopenedResponse(frames, head, caller)
-    assert not callable(options.refusal)
-    response.status_code, _ = refusal_head(refused, options.refusal, head.added)
+    assert not callable(options["refusal"])
+    response.status_code, _ = refusal_head(refused, options["refusal"], head.added)
     return response
 
 
@@ -159,8 +158,8 @@ def _refused(
 ) -> HttpResponse:
     """Return the response for a refusal, whose body is read in this thread."""
     frames.note_refusal(refused)
-    disconnected = disconnect_flag(environ, head.options.probe)
-    refusal = read_refusal(refused, head.options.refusal, head.added, disconnected)
+    disconnected = disconnect_flag(environ, head.options["probe"])
+    refusal = read_refusal(refused, head.options["refusal"], head.added, disconnected)
     if isinstance(frames, Frames):
         return _RefusalResponse(frames, refusal)
     # Now, in the view's thread: Django may close the response in another one.
@@ -267,7 +266,7 @@ class _AsyncUnopenedResponse(_Rendered, _AsyncResponse):
             refused = await self._frames.open_upstream()
             if refused is None:
                 return self._after_render(self)
-            refusal = await aread_refusal(refused, self._head.options.refusal, self._head.added)
+            refusal = await aread_refusal(refused, self._head.options["refusal"], self._head.added)
         except BaseException:
             # The client has left, or Django drops this response for that of the error.
             await self._frames.aclose()

@@ -13,7 +13,7 @@ from sseqbridge._exceptions import SSEError
 from ._disconnect import disconnect_flag
 from ._ending import Ending, OnEnd, RelayEnd, RequestEnd
 from ._frames import relay
-from ._options import SYNC_WITHOUT, describe, relay_options
+from ._options import SyncRelayOptions, check_synchronous, describe, relay_options
 from ._response import error_response, event_stream_headers, read_refusal
 from ._sync_frames import Frames
 from ._upstream import Upstream
@@ -21,13 +21,13 @@ from ._upstream import Upstream
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._options import RelayOptions, SyncRelayKeywords
+    from ._options import RelayOptions
 
 __all__ = ["register_error_handlers", "stream_response"]
 
 
 def stream_response(
-    stream: Any, *, headers: Mapping[str, str] | None = None, **options: Unpack[SyncRelayKeywords]
+    stream: Any, *, headers: Mapping[str, str] | None = None, **options: Unpack[SyncRelayOptions]
 ) -> flask.Response:
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
@@ -46,8 +46,8 @@ def stream_response(
     Raises UsageError for arguments that cannot work.
     """
     with Upstream(stream) as upstream:
-        checked = relay_options("stream_response", options, without=SYNC_WITHOUT)
-        checked.check_synchronous()
+        checked = relay_options("stream_response", SyncRelayOptions, options)
+        check_synchronous(checked)
         merged = event_stream_headers(headers)
         environ = flask.request.environ if flask.has_request_context() else None
         frames = relay(upstream, checked, environ, ending=_FlaskEnding)
@@ -62,7 +62,7 @@ def stream_response(
         return response
 
 
-describe(stream_response, without=SYNC_WITHOUT)
+describe(stream_response, SyncRelayOptions)
 
 
 def register_error_handlers(app: flask.Flask | flask.Blueprint) -> None:
@@ -134,7 +134,7 @@ def _begin(response: _RelayResponse, method: str) -> None:
     """Open the upstream, unless it is open, `early` is set, or there is nothing to send."""
     if method == "HEAD":
         response._frames.discard()
-    elif not response._options.early:
+    elif not response._options["early"]:
         _open(response)
 
 
@@ -146,7 +146,7 @@ def _open(response: _RelayResponse) -> None:
         return
     environ = flask.request.environ if flask.has_request_context() else None
     try:
-        refusal = read_refusal(refused, options.refusal, response._added, disconnect_flag(environ, options.probe))
+        refusal = read_refusal(refused, options["refusal"], response._added, disconnect_flag(environ, options["probe"]))
     except BaseException:
         frames.close()
         raise

@@ -21,14 +21,13 @@ from sseqbridge._exceptions import SSEError
 
 from ._async_frames import AsyncFrames
 from ._frames import arelay
-from ._options import ASYNC_WITHOUT, RelayOptions, describe, relay_options
+from ._options import AsyncRelayOptions, RelayOptions, describe, relay_options
 from ._response import Refusal, aread_refusal, error_response, event_stream_headers
 from ._upstream import Upstream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._options import AsyncRelayKeywords
 
 __all__ = ["register_error_handlers", "stream_response"]
 
@@ -38,7 +37,7 @@ def stream_response(
     *,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
-    **options: Unpack[AsyncRelayKeywords],
+    **options: Unpack[AsyncRelayOptions],
 ) -> Response:
     """Return a response that streams to the client; a disconnect aborts the upstream.
 
@@ -56,9 +55,9 @@ def stream_response(
     Raises UsageError for arguments that cannot work.
     """
     with Upstream(stream) as upstream:
-        checked = relay_options("stream_response", options, without=ASYNC_WITHOUT)
+        checked = relay_options("stream_response", AsyncRelayOptions, options)
         merged = event_stream_headers(headers)
-        opens = not (upstream.is_function and checked.early)
+        opens = not (upstream.is_function and checked["early"])
         response = _RelayResponse(
             arelay(upstream, checked), checked, headers, opens, headers=merged, background=background
         )
@@ -66,7 +65,7 @@ def stream_response(
         return response
 
 
-describe(stream_response, without=ASYNC_WITHOUT)
+describe(stream_response, AsyncRelayOptions)
 
 
 def register_error_handlers(app: Starlette) -> None:
@@ -183,7 +182,7 @@ class _RelayResponse(StreamingResponse):
         if refused is None:
             await self.stream_response(send)
         else:
-            refusal = await aread_refusal(refused, self._relay.refusal, self._added)
+            refusal = await aread_refusal(refused, self._relay["refusal"], self._added)
             await self._response(refusal)(scope, receive, send)
 
     def _response(self, refusal: Refusal) -> Response:

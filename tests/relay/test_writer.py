@@ -20,7 +20,6 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
-from sseqbridge.relay._options import RelayOptions
 from sseqbridge.relay._writer import Writer
 from sseqbridge.testing import (
     SSEServer,
@@ -158,7 +157,7 @@ def test_done_event_can_be_sent_at_an_end_without_one(relayed: Relay) -> None:
     )
 )
 def test_every_frame_parses_back_to_its_item(items: list[Any]) -> None:
-    writer = Writer(RelayOptions())
+    writer = Writer(options())
     read = EventStreamParser().feed(b"".join(map(writer.item, items)))
     last_id = ""
     for item, event in zip(items, read, strict=True):
@@ -191,7 +190,7 @@ def test_error_event_of_the_upstream_ends_a_mapped_stream_with_its_message(relay
     ],
 )
 def test_message_of_an_upstream_error(payload: Any, message: str) -> None:
-    frame = Writer(RelayOptions()).error(UpstreamError("secret", ServerSentEvent(), payload))
+    frame = Writer(options()).error(UpstreamError("secret", ServerSentEvent(), payload))
     assert error_of(frame) == {"type": "UpstreamError", "message": message}
 
 
@@ -220,7 +219,7 @@ def test_ids_that_map_sets_are_not_reset(relayed: Relay) -> None:
 
 
 def test_error_frame_is_compact_json() -> None:
-    frame = Writer(RelayOptions()).error(TruncatedStreamError("secret"))
+    frame = Writer(options()).error(TruncatedStreamError("secret"))
     message = "the upstream's stream was cut off"
     assert json.loads(frame.split(b"data: ")[1]) == {
         "type": "error",
@@ -231,7 +230,7 @@ def test_error_frame_is_compact_json() -> None:
 
 
 def report_of(error: Callable[[BaseException], Any]) -> bytes:
-    return Writer(RelayOptions(error=error)).error(TruncatedStreamError("secret"))
+    return Writer(options(error=error)).error(TruncatedStreamError("secret"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +273,7 @@ def test_error_function_that_returns_nothing_ends_quietly(relayed: Relay) -> Non
     "item", ["\ud83d", ServerSentEvent(data="\ud83d"), Comment("\ud83d")], ids=["text", "event", "comment"]
 )
 def test_lone_surrogate_is_replaced(item: Any) -> None:
-    assert "\N{REPLACEMENT CHARACTER}" in Writer(RelayOptions()).item(item).decode()
+    assert "\N{REPLACEMENT CHARACTER}" in Writer(options()).item(item).decode()
 
 
 def test_halves_of_an_emoji_do_not_end_the_stream(relayed: Relay) -> None:
