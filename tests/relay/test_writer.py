@@ -20,6 +20,7 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
+from sseqbridge.relay._options import SyncRelayOptions, relay_options
 from sseqbridge.relay._writer import Writer
 from sseqbridge.testing import (
     SSEServer,
@@ -31,6 +32,10 @@ from sseqbridge.testing import (
 from tests.relay.support import DONE, Relay, error_of
 
 keys = st.text(st.characters(exclude_characters="\r\n\0", codec="utf-8"), min_size=1)
+
+
+def writer_with(**options: Any) -> Writer:
+    return Writer(relay_options("frames", SyncRelayOptions, options))
 
 
 def with_line_feeds(text: str) -> str:
@@ -157,7 +162,7 @@ def test_done_event_can_be_sent_at_an_end_without_one(relayed: Relay) -> None:
     )
 )
 def test_every_frame_parses_back_to_its_item(items: list[Any]) -> None:
-    writer = Writer(options())
+    writer = writer_with()
     read = EventStreamParser().feed(b"".join(map(writer.item, items)))
     last_id = ""
     for item, event in zip(items, read, strict=True):
@@ -190,7 +195,7 @@ def test_error_event_of_the_upstream_ends_a_mapped_stream_with_its_message(relay
     ],
 )
 def test_message_of_an_upstream_error(payload: Any, message: str) -> None:
-    frame = Writer(options()).error(UpstreamError("secret", ServerSentEvent(), payload))
+    frame = writer_with().error(UpstreamError("secret", ServerSentEvent(), payload))
     assert error_of(frame) == {"type": "UpstreamError", "message": message}
 
 
@@ -219,7 +224,7 @@ def test_ids_that_map_sets_are_not_reset(relayed: Relay) -> None:
 
 
 def test_error_frame_is_compact_json() -> None:
-    frame = Writer(options()).error(TruncatedStreamError("secret"))
+    frame = writer_with().error(TruncatedStreamError("secret"))
     message = "the upstream's stream was cut off"
     assert json.loads(frame.split(b"data: ")[1]) == {
         "type": "error",
@@ -230,7 +235,7 @@ def test_error_frame_is_compact_json() -> None:
 
 
 def report_of(error: Callable[[BaseException], Any]) -> bytes:
-    return Writer(options(error=error)).error(TruncatedStreamError("secret"))
+    return writer_with(error=error).error(TruncatedStreamError("secret"))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +278,7 @@ def test_error_function_that_returns_nothing_ends_quietly(relayed: Relay) -> Non
     "item", ["\ud83d", ServerSentEvent(data="\ud83d"), Comment("\ud83d")], ids=["text", "event", "comment"]
 )
 def test_lone_surrogate_is_replaced(item: Any) -> None:
-    assert "\N{REPLACEMENT CHARACTER}" in Writer(options()).item(item).decode()
+    assert "\N{REPLACEMENT CHARACTER}" in writer_with().item(item).decode()
 
 
 def test_halves_of_an_emoji_do_not_end_the_stream(relayed: Relay) -> None:
