@@ -57,7 +57,8 @@ def body_text(error: ResponseError) -> str:
     """Return the body of a response as text; of an HTML page the beginning of its text, without markup."""
     text = error.text
     content_type = error.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in _HTML_TYPES and not _HTML_START.match(text[:_SHOWN_CHARACTERS]):
+    is_html = content_type in _HTML_TYPES or _HTML_START.match(text[:_SHOWN_CHARACTERS])
+    if not (text and is_html):
         return text
     page = _Page()
     page.feed(text[:_READ_CHARACTERS])

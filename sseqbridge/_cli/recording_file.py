@@ -81,9 +81,10 @@ class NewFile:
         self.error: OSError | None = None
         # The number of bytes in whole lines.
         self._size = 0
-        if file.is_dir():
+        exists = _exists(file)
+        if exists and file.is_dir():
             raise UsageError(f"FILE must be a file, got the directory {file}")
-        if os.path.lexists(file) and not overwrite:
+        if exists and not overwrite:
             raise UsageError(f"{file} must not exist yet. Pass --overwrite to replace it.")
         self._part = file.with_name(f".{file.name[:_NAME_CHARACTERS]}.{secrets.token_hex(4)}.part")
         try:
@@ -142,6 +143,17 @@ class NewFile:
             name.unlink()
             raise
         return name
+
+
+def _exists(file: Path) -> bool:
+    """Whether `file` is the name of something. Raises UsageError if nothing can have that name."""
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise UsageError(f"{file} cannot be created: {exc.strerror}") from exc
+    return True
 
 
 def _copy_mode(file: Path, part: Path) -> None:

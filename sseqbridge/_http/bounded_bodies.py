@@ -8,8 +8,9 @@ by one that ends after `MAX_BODY_BYTES` decompressed bytes or `BODY_SECONDS`. It
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -51,6 +52,8 @@ class _BoundedBody:
     def __init__(self, stream: Any, content_encoding: str, *, seconds: float | None) -> None:
         self.stream = stream
         self.is_cut = False
+        # Whether reading it has failed.
+        self.has_failed = False
         self._content_encoding = content_encoding
         self._seconds = seconds
 
@@ -88,6 +91,9 @@ class _BoundedBody:
                 return await chunks.__anext__()
             except StopAsyncIteration:
                 return None
+            except BaseException:
+                self.has_failed = True
+                raise
         self.is_cut = True
         return None
 
@@ -108,12 +114,14 @@ class _BoundedAuth:
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         flow = self._auth.async_auth_flow(request)
         try:
-            request = await flow.__anext__()
+            with _faults_of_auth(self._package):
+                request = await flow.__anext__()
             for _ in range(MAX_REQUESTS):
                 response = yield request
                 _bound_body(self._package, response)
                 try:
-                    request = await flow.asend(self._for_flow(response))
+                    with _faults_of_auth(self._package, response.stream):
+                        request = await flow.asend(self._for_flow(response))
                 except StopAsyncIteration:
                     return
         finally:
@@ -131,9 +139,31 @@ class _BoundedAuth:
         )
 
 
+@contextlib.contextmanager
+def _faults_of_auth(package: Any, body: Any = None) -> Iterator[None]:
+    """Raise CallbackError for an error of an auth's own that would look like one of the request's connection.
+
+    An auth may read a file, or request a token with another client. It has no fault in an error of `body`, which it
+    reads too.
+    """
+    try:
+        yield
+    except (OSError, package.HTTPError) as exc:
+        if body is not None and body.has_failed:
+            raise
+        raise CallbackError(f"auth raised {type(exc).__name__}") from exc
+
+
 def bounded_auth(package: Any, auth: Any) -> Any:
-    """Return an auth of `package` (httpx or httpx2) that bounds the bodies and requests of `auth`."""
-    return _with_base(_BoundedAuth, package.Auth)(auth, package)
+    """Return an auth of `package` (httpx or httpx2) that bounds the bodies and requests of `auth`, or a function."""
+    if hasattr(auth, "async_auth_flow"):
+        return _with_base(_BoundedAuth, package.Auth)(auth, package)
+
+    def signed(request: Any) -> Any:
+        with _faults_of_auth(package):
+            return auth(request)
+
+    return signed
 
 
 class BoundingHook:

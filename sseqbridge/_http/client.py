@@ -163,7 +163,7 @@ class Client:
         The bodies that an auth flow reads, and the requests that it sends, are bounded; see bounded_bodies.py.
         """
         auth = options.get("auth", self.http.auth)
-        if hasattr(auth, "async_auth_flow"):
+        if callable(auth) or hasattr(auth, "async_auth_flow"):
             options["auth"] = bounded_auth(self.package, auth)
         return await self._with_bounded_hooks().send(request, stream=True, follow_redirects=False, **options)
 

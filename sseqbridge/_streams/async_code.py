@@ -174,11 +174,11 @@ class Entered(NotCopyable, Generic[T]):
         # Not `bool`: type checkers would take every block for one whose exceptions are swallowed.
         try:
             context = self._context
-            assert context is not None
-            if context.is_inherited:
+            if context is not None and context.is_inherited:
                 # A forked child that leaves its parent's block has nothing to exit.
-                self._is_open = False
                 return None
+            if context is None or not self._is_open:
+                raise UsageError("only a block that was entered, and not left yet, can be left. Use `with enter(...)`.")
             context.leave(error)
             end = _received(context, None)
             self._is_open = False
@@ -222,9 +222,10 @@ def _cancel(work: AsyncWork) -> None:
 
 def _error_of(work: AsyncWork, end: End) -> BaseException:
     """Return the error of a call or context that did not end by itself. Raises Cancelled if its scope is cancelled."""
-    if end.error is None:
-        check_scope()
-    return end.error or RequestAbortedError(f"{work.target} was cancelled")
+    if end.error is not None:
+        return end.error
+    check_scope()
+    return RequestAbortedError(f"{work.target} was cancelled")
 
 
 def _close_coroutine(source: Any) -> None:

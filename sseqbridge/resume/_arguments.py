@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sseqbridge._streams.sync import SSEResponse, Stream
 
 __all__ = [
-    "AsyncStart",
     "LogOptions",
     "OpenArguments",
     "OpenOptions",
@@ -44,8 +43,7 @@ AnyStream = Union[
     Iterable[Any],
     AsyncIterable[Any],
 ]
-Start = Callable[[], AnyStream]
-AsyncStart = Callable[[], AnyStream | Awaitable[AnyStream]]
+Start = Callable[[], AnyStream | Awaitable[AnyStream]]
 Replay = Literal["all", "kept", "none"]
 
 _MAX_KEY_BYTES = 512

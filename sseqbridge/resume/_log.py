@@ -18,7 +18,7 @@ from sseqbridge._streams.aio import AsyncEventStream
 from sseqbridge._streams.bridge import Bridge, check_bridge
 from sseqbridge._streams.sync import EventStream
 
-from ._arguments import AsyncStart, LogOptions, OpenArguments, OpenOptions, Replay, Start, check_key
+from ._arguments import LogOptions, OpenArguments, OpenOptions, Replay, Start, check_key
 from ._log_core import LogCore
 from ._memory import MemoryStores
 from ._operations import aopen_stream, aproduce, cancel_stream, delete_stream, open_stream, produce
@@ -122,8 +122,8 @@ class Log(NotCopyable, abc.ABC):
 
         `start` may also return an iterable of items, as relays send them: str, dict or list (written as JSON),
         ServerSentEvent, or None for nothing. It runs in a worker thread, in a scope of its own, which cancel() and
-        close() cancel; an asynchronous one runs on the loop of iterate(). If it raises an SSEError, readers get that
-        error; any other exception is a CallbackError.
+        close() cancel; an asynchronous one runs on the loop of iterate(), where an awaitable that `start` returns is
+        awaited. If it raises an SSEError, readers get that error; any other exception is a CallbackError.
 
         `last_event_id` is the id of the last event that the reader has, as a browser sends it; it never
         begins a stream. Without it, `replay` chooses the first event: "all" the stream's first, "kept" the
@@ -148,33 +148,33 @@ class Log(NotCopyable, abc.ABC):
     async def aopen(
         self,
         key: str,
-        start: AsyncStart | None = None,
+        start: Start | None = None,
         *,
         decode: Literal["json"] = "json",
         **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[Any]: ...
     @overload
     async def aopen(
-        self, key: str, start: AsyncStart | None = None, *, decode: Literal["text"], **options: Unpack[OpenOptions]
+        self, key: str, start: Start | None = None, *, decode: Literal["text"], **options: Unpack[OpenOptions]
     ) -> AsyncEventStream[str]: ...
     @overload
     async def aopen(
-        self, key: str, start: AsyncStart | None = None, *, decode: Literal["event"], **options: Unpack[OpenOptions]
+        self, key: str, start: Start | None = None, *, decode: Literal["event"], **options: Unpack[OpenOptions]
     ) -> AsyncEventStream[ServerSentEvent]: ...
     @overload
     async def aopen(
         self,
         key: str,
-        start: AsyncStart | None = None,
+        start: Start | None = None,
         *,
         decode: Callable[[ServerSentEvent], T],
         **options: Unpack[OpenOptions],
     ) -> AsyncEventStream[T]: ...
     @overload
     async def aopen(
-        self, key: str, start: AsyncStart | None = None, *, decode: str, **options: Unpack[OpenOptions]
+        self, key: str, start: Start | None = None, *, decode: str, **options: Unpack[OpenOptions]
     ) -> AsyncEventStream[Any]: ...
-    async def aopen(self, key: str, start: AsyncStart | None = None, **options: Any) -> AsyncEventStream[Any]:
+    async def aopen(self, key: str, start: Start | None = None, **options: Any) -> AsyncEventStream[Any]:
         """Return the same as `open`, for the caller's own event loop.
 
         `start` runs in a thread of its own, so it may call request_sse. If it returns an awaitable, such as a
@@ -195,7 +195,7 @@ class Log(NotCopyable, abc.ABC):
         self._core.check_may_wait("Log.produce", "aproduce")
         return produce(self._core, key, start, takeover=takeover)
 
-    async def aproduce(self, key: str, start: AsyncStart, *, takeover: bool = False) -> Outcome | None:
+    async def aproduce(self, key: str, start: Start, *, takeover: bool = False) -> Outcome | None:
         """Do the same as `produce` in a coroutine; `start` runs as in `aopen`.
 
         `key` and `takeover` are those of `produce`, as are the errors that it raises.
@@ -229,18 +229,18 @@ class Log(NotCopyable, abc.ABC):
     def close(self) -> None:
         """End this process's readers and producers, and close its connections to the store. Thread-safe.
 
-        The streams stay. Leases are released, so that readers elsewhere notice at once. Waits for the log's
-        store for at most 3 seconds.
+        The readers end as "closed". The streams stay. Leases are released, so that readers elsewhere notice at once.
+        Waits for the log's store for at most 3 seconds.
         """
         self._core.close()
 
 
-def _set_signature(method: Callable[..., object], start: str, result: str) -> None:
+def _set_signature(method: Callable[..., object], result: str) -> None:
     """Give `open` or `aopen` the signature of OpenArguments, for inspect and editors."""
     options = inspect.signature(OpenArguments)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [
-        parameter.replace(annotation=f"{start} | None") if parameter.name == "start" else parameter
+        parameter.replace(annotation="Start | None") if parameter.name == "start" else parameter
         for parameter in options.parameters.values()
     ]
     signature = options.replace(parameters=[own, *parameters], return_annotation=result)
@@ -251,8 +251,8 @@ def _show_signature(method: Callable[..., object]) -> None:
     method.__signature__ = shown(inspect.signature(method))  # type: ignore[attr-defined]
 
 
-_set_signature(Log.open, "Start", "EventStream[Any]")
-_set_signature(Log.aopen, "AsyncStart", "AsyncEventStream[Any]")
+_set_signature(Log.open, "EventStream[Any]")
+_set_signature(Log.aopen, "AsyncEventStream[Any]")
 _show_signature(Log.produce)
 _show_signature(Log.aproduce)
 

@@ -60,6 +60,8 @@ local where, kind = last_of(KEYS[1])
 local lease = redis.call('GET', KEYS[2])
 if lease then
   local fence, owner = string.match(lease, '^(%d+):(.*)$')
+  -- Not written by a log: it would never be renewed, and perhaps never expire.
+  if not fence then return redis.error_reply('ERR ' .. KEYS[2] .. ' holds no lease of a log') end
   if owner == ARGV[1] then return {'elected', fence, where, kind and '' or 'begins', -1} end
   return {'live', '0', where, '', -1}
 end

@@ -24,6 +24,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     UpstreamError,
 )
+from sseqbridge._http.header_syntax import FORBIDDEN_IN_FETCH_VALUE, TOKEN
 from sseqbridge._sse.events import ServerSentEvent
 
 __all__ = ["dump_error", "dump_refusal", "load_error", "load_refusal", "one_of", "seconds"]
@@ -142,7 +143,10 @@ def _status(value: Any) -> int:
 def _mapping(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise TypeError(f"must be an object, got {type(value).__name__}")
-    return {_text(name): _text(text) for name, text in value.items()}
+    for name, text in value.items():
+        if not TOKEN.fullmatch(name) or FORBIDDEN_IN_FETCH_VALUE.search(_text(text)):
+            raise ValueError("must be headers")
+    return dict(value)
 
 
 def _bytes(value: Any) -> bytes:

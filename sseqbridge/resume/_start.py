@@ -25,7 +25,7 @@ from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._streams.aio import AsyncSSEResponse
 from sseqbridge._streams.async_code import aiterate
-from sseqbridge._streams.calls import iterate
+from sseqbridge._streams.calls import iterate, run
 from sseqbridge._streams.stream import BaseStream, reader_of
 from sseqbridge._streams.sync import SSEResponse
 from sseqbridge._streams.worker import check_unread
@@ -181,11 +181,22 @@ def _is_async_iterable(result: Any) -> bool:
 
 
 def _iterated(producer: Producer, started: _Started) -> _Started:
-    """Return a stream in place of an asynchronous iterable, which runs on the loop of iterate()."""
+    """Await a result of `start` that is awaitable; return a stream in place of an asynchronous iterable.
+
+    Both run on the loop of iterate().
+    """
     result, context = started
+    if inspect.isawaitable(result):
+        result = context.run(_run_in_scope, producer, result)
+        started = _Started(result, context)
     if isinstance(result, Iterable) or not _is_async_iterable(result):
         return started
     return _Started(context.run(_iterate_in_scope, producer, result), context)
+
+
+def _run_in_scope(producer: Producer, awaitable: Awaitable[Any]) -> Any:
+    with _cancelled_by(producer):
+        return run(awaitable)
 
 
 def _iterate_in_scope(producer: Producer, items: AsyncIterable[Any]) -> Any:

@@ -175,6 +175,16 @@ def test_directory_is_refused(tmp_path: Path, capsys: Capture, options: list[str
     assert "must be a file, got the directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["a" * 256, "file/file"])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_impossible_name_is_refused_before_the_request(
+    tmp_path: Path, capsys: Capture, name: str, options: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["record", "http://localhost", str(tmp_path / name), *options]) == 2
+    assert "cannot be created: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ['"$@" | cat', '"$@" > /dev/null | cat', 'exec 3>&1; "$@" /dev/fd/3 | cat'])
 def test_open_files_are_written_directly(tmp_path: Path, shell: str) -> None:
     """/dev/stdout and the like are links to open files, and no names that could be replaced."""

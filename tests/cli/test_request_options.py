@@ -166,11 +166,14 @@ def test_html_page_instead_of_events_is_shortened(capsys: Capture) -> None:
         ("<script>x", ""),
         ("</script><p>Hello", "Hello"),
         (f"<p>{'word ' * 1000}", f"{'word ' * 60}..."),
-        ("", ""),
     ],
 )
 def test_text_of_html_pages(page: str, text: str) -> None:
     assert shown(page) == f"{text} [from an HTML page of {len(page):,} bytes]".lstrip()
+
+
+def test_empty_html_page_shows_nothing() -> None:
+    assert shown("") == ""
 
 
 @pytest.mark.parametrize("start", ["<!doctype html>", "<html lang=en>", "\n <!-- x --> <HTML>", "<?xml ?>\n<html>"])

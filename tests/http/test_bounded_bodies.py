@@ -23,6 +23,7 @@ from sseqbridge import (
     ReconnectionPolicy,
     SSEError,
     Timeout,
+    TransportError,
     arequest_sse,
     request_sse,
 )
@@ -239,6 +240,32 @@ def test_auth_flow_that_is_endless_later_ends_the_stream(ask: Requester) -> None
         assert isinstance(error, ReconnectionError)
         assert isinstance(error.__cause__, CallbackError)
         assert len(server.requests) == 1 + MAX_REQUESTS
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "no token file"), TimeoutError(), httpx.ConnectTimeout("a token's")], ids=repr
+)
+@pytest.mark.parametrize("kind", ["function", "before the request", "after the response"])
+def test_error_of_an_auth_is_no_error_of_the_connection(ask: Requester, kind: str, error: Exception) -> None:
+    """Which would be retried, or look like a time limit of the request."""
+
+    def fails(request: Any) -> Any:
+        raise error
+
+    class Auth(httpx.Auth):
+        def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+            if kind == "after the response":
+                yield request
+            raise error
+
+    with SSEServer([send("1"), DONE]) as server, pytest.raises(CallbackError, match="auth raised") as caught:
+        ask(server.url, auth=fails if kind == "function" else Auth())
+    assert caught.value.__cause__ is error
+
+
+def test_body_that_breaks_while_an_auth_reads_it_is_an_error_of_the_connection(ask: Requester) -> None:
+    with SSEServer([respond(401), raw(b"tok"), cut()]) as server, pytest.raises(TransportError):
+        ask(server.url, auth=TokenAuth())
 
 
 def test_auth_flow_is_closed_if_the_request_fails(ask: Requester) -> None:

@@ -110,6 +110,8 @@ UNREADABLE: dict[str, dict[str, str]] = {
     "status without the rest": failed(type="StatusError", status=500),
     "status with a list for headers": failed(type="StatusError", status=500, headers=[], body=""),
     "status with numbers as headers": failed(type="StatusError", status=500, headers={"a": 1}, body=""),
+    "status with a line break in a header": failed(type="StatusError", status=500, headers={"a": "1\n2"}, body=""),
+    "status with a header without a name": failed(type="StatusError", status=500, headers={"": "1"}, body=""),
     "status with a body that is not ASCII": failed(type="StatusError", status=500, headers={}, body="ü"),
     "status with a body that is no base64": failed(type="StatusError", status=500, headers={}, body="*"),
     "event that is a number": failed(type="DecodeError", event=7),
@@ -377,6 +379,18 @@ def test_wrong_key_type_ends_readers_of_its_stream_alone(server: RedisServer, wh
         go.set()
         for reading in good:
             assert (reading.items(), reading.outcome) == ([2], "done")
+
+
+@needs_redis
+def test_foreign_lease_is_a_log_error(server: RedisServer) -> None:
+    """A reader would wait forever for a producer that does not exist."""
+    caller = LogCaller(is_async=False)
+    with RedisLog.from_url(server.url, prefix="foreign", lease=LEASE) as log, server.client() as client:
+        client.set("foreign:{k}:lease", "of no log")
+        for start in (None, lambda: ["1"]):
+            with pytest.raises(LogError, match="holds no lease of a log"):
+                caller.open(log, "k", start)
+        assert caller.open(log, "other", lambda: ["1"]).items() == [1]
 
 
 @needs_redis

@@ -90,7 +90,6 @@ def test_produce_writes_items_to_their_end(log: Log, caller: LogCaller, kind: st
     assert caller.open(log, "k", decode="text").items() == ["one", "two"]
 
 
-@pytest.mark.parametrize("caller", ["async"], indirect=True)
 def test_coroutine_returns_an_iterable(log: Log, caller: LogCaller) -> None:
     async def start() -> Any:
         await asyncio.sleep(0)

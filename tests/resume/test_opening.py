@@ -316,5 +316,5 @@ def test_signature_of_open_shows_every_option(name: str) -> None:
         "cancel",
         "max_buffered_bytes",
     ]
-    assert str(parameters["start"].annotation) == ("Start | None" if name == "open" else "AsyncStart | None")
+    assert str(parameters["start"].annotation) == "Start | None"
     assert parameters["wait"].default == 10.0

@@ -265,6 +265,16 @@ def test_it_is_entered_once() -> None:
         pass
 
 
+def test_it_is_left_once_and_only_if_it_was_entered() -> None:
+    entered = enter(Session())
+    with pytest.raises(UsageError, match="entered, and not left yet"):
+        entered.__exit__(None, None, None)
+    with entered:
+        pass
+    with pytest.raises(UsageError, match="entered, and not left yet"):
+        entered.__exit__(None, None, None)
+
+
 def test_calling_it_on_the_loop_is_a_usage_error() -> None:
     async def nested() -> None:
         with enter(Session()):

@@ -118,8 +118,14 @@ class OwnError(Exception):
     pass
 
 
+class FalseError(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
 @pytest.mark.parametrize(
-    "error", [OwnError(), TimeoutError("own"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()]
+    "error",
+    [OwnError(), FalseError(), TimeoutError("own"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()],
 )
 def test_error_of_the_coroutine_is_raised_with_its_traceback(error: BaseException) -> None:
     async def fails() -> None:
