@@ -24,6 +24,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from sseqbridge import Bridge
+from sseqbridge._runtime import loop_watch
 from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
@@ -112,6 +113,8 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
         patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
+        # A busy machine delays loops: that is no warning, but for tests which set a limit of their own.
+        patch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
         leaks.start_shared()
         # The garbage collections of tests need not examine modules and thousands of collected tests.
         gc.freeze()

@@ -296,15 +296,17 @@ def test_cancelled_code_that_blocks_its_loop_is_logged(clock: FakeClock, caplog:
         bridge.run(ready())
 
 
-@pytest.mark.slow
 @pytest.mark.blocks_its_loop
-def test_flag_that_blocks_the_loop_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_flag_that_blocks_the_loop_is_reported_by_name(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow:
         def is_set(self) -> bool:
             if asyncio._get_running_loop() is not None and not caplog.records:
-                time.sleep(0.6)
+                clock.advance(600)
             return False
 
+    clock.report_blocked_loops(monkeypatch)
     with Bridge() as bridge, caplog.at_level("WARNING", "sseqbridge.loop"):
         stream = bridge.iterate(Silent().generator(), cancel=Slow())
         until(lambda: caplog.records)

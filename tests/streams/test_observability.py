@@ -192,8 +192,7 @@ def test_stats_of_a_parents_bridge(bridge: Bridge, monkeypatch: pytest.MonkeyPat
 def warnings(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Callable[[], list[str]]:
-    # Longer than a busy machine delays a loop.
-    monkeypatch.setattr(loop_watch, "_BLOCKED_SECONDS", 60)
+    clock.report_blocked_loops(monkeypatch)
     caplog.set_level(logging.WARNING, "sseqbridge")
     return lambda: [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
 

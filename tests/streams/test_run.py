@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Generator
@@ -306,15 +305,17 @@ def test_closing_the_bridge_ends_the_call() -> None:
         bridge.run(double(1))
 
 
-@pytest.mark.slow
 @pytest.mark.blocks_its_loop
-def test_blocking_code_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_blocking_code_is_reported_by_name(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def blocks() -> None:
         # The watch has begun, and sees a beat after the block.
         await asyncio.sleep(0.1)
-        time.sleep(0.6)
+        clock.advance(600)
         await asyncio.sleep(0.1)
 
+    clock.report_blocked_loops(monkeypatch)
     with Bridge() as bridge, caplog.at_level(logging.WARNING, "sseqbridge.loop"):
         bridge.run(blocks())
     assert "a step of run(test_blocking_code_is_reported_by_name.<locals>.blocks) took" in caplog.text

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -209,20 +208,23 @@ def test_body_that_never_waits_is_aborted(on_transport: Callable[..., Any], firs
         until(lambda: exchange.finished)
 
 
-@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_transport_that_blocks_the_loop_is_reported_with_the_url(
-    on_transport: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    clock: FakeClock,
+    on_transport: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def handle(request: httpx.Request) -> httpx.Response:
         # The watch of the loop has begun, and sees a beat after the block.
         await asyncio.sleep(0.1)
-        time.sleep(0.6)
+        clock.advance(600)
         await asyncio.sleep(0.1)
         return httpx.Response(200)
 
+    clock.report_blocked_loops(monkeypatch)
     with caplog.at_level(logging.WARNING, "sseqbridge.loop"):
-        on_transport(Handler(handle)).get("http://user:secret@upstream.test/path?token=secret")
+        on_transport(Handler(handle)).get("http://user:secret@upstream.test/path?token=secret", timeout=None)
     assert "what the HTTP client, its transport, hooks or auth did for http://upstream.test/path" in caplog.text
     assert "secret" not in caplog.text
 
