@@ -24,6 +24,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from sseqbridge import Bridge
+from sseqbridge._engine import stream_task
 from sseqbridge._runtime import loop_watch
 from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
@@ -301,6 +302,17 @@ def ask_fresh(request: pytest.FixtureRequest) -> Iterator[Requester]:
     else:
         with Bridge() as bridge:
             yield Requester(is_async=False, bridge=bridge)
+
+
+@pytest.fixture
+def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the end of each stream wait for the rest of its body, however busy the machine is: its connection is idle.
+
+    Other tests cover bodies that do not end.
+    """
+    assert stream_task.END_SECONDS == 0.02
+    monkeypatch.setattr(stream_task, "END_SECONDS", 10.0)
+    monkeypatch.setattr(stream_task, "DRAIN_SECONDS", 10.0)
 
 
 @pytest.fixture

@@ -57,8 +57,9 @@ LOOPS = ["asyncio", "uvloop"] if _accelerators.is_wanted("uvloop") else ["asynci
 # Set while coverage measures the tests. conftest.py removes the variable, since tests start hundreds of programs.
 _COVERAGE_CONFIGURATION = os.environ.get("COVERAGE_PROCESS_START")
 
-# The most seconds for an interpreter's exit: 0.3 s of its own, and room for a busy machine.
-EXITS = 3.0
+# The most seconds for an interpreter's exit: 0.3 s of its own, and room for a busy machine. A call that must not delay
+# it takes 60 s.
+EXITS = 10.0
 
 
 def until(condition: Callable[[], object], timeout: float = 30.0) -> None:

@@ -306,6 +306,7 @@ def test_end_waits_for_events_that_a_slow_consumer_holds_back(clock: FakeClock) 
 
 
 @pytest.mark.own_transport
+@pytest.mark.usefixtures("patient_end")
 def test_rest_of_the_body_is_drained(ask: Requester) -> None:
     late = [PLAIN[: -len(LAST)], LAST]
     with ByteServer([PLAIN], late, [PLAIN]) as server:

@@ -49,6 +49,6 @@ def exits(program: str, *args: str) -> tuple[int, str, str]:
     with started(PRELUDE + program, *args) as process:
         line = read_line(process)
         at = time.monotonic()
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=60)
         assert time.monotonic() - at < EXITS
         return process.returncode, line + out, err

@@ -139,6 +139,7 @@ def test_blocked_loop_at_the_end_loses_no_item(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("patient_end")
 def test_a_hundred_requests_open_one_connection(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(1), send("[DONE]")]) as server:

@@ -97,6 +97,7 @@ def package(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.mark.usefixtures("patient_end")
 def test_the_callers_client_keeps_its_cookies_and_stays_open(run: Run, package: Any) -> None:
     def script(request: ReceivedRequest) -> list[Step]:
         cookie = request.headers.get("cookie", "none")
