@@ -38,18 +38,14 @@ needs_redis = pytest.mark.redis
 PROGRAMS = ["redis-server", *filter(shutil.which, ["valkey-server"])]
 
 
-def free_port() -> int:
-    """Return a port on which no process listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 class RedisServer:
     """One server, with what it has written in a directory of its own. `program` may be one that is compatible."""
 
-    def __init__(self, directory: Path, *options: str, program: str = "redis-server", port: int | None = None) -> None:
-        self.port = port or free_port()
+    def __init__(self, directory: Path, *options: str, program: str = "redis-server", max_port: int = 65_535) -> None:
+        # Until the end of the block no other process gets the port, also while the server is killed. The server can
+        # bind it too, since this socket does not listen.
+        self._reserved = _reserved_port(max_port)
+        self.port: int = self._reserved.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
         self._directory = directory
         self._options = options
@@ -104,6 +100,17 @@ class RedisServer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
+        self._reserved.close()
+
+
+def _reserved_port(max_port: int) -> socket.socket:
+    while True:
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        if reserved.getsockname()[1] <= max_port:
+            return reserved
+        reserved.close()
 
 
 class RedisSentinel(RedisServer):
@@ -144,11 +151,10 @@ def redis_cluster(replicas: int = 0, program: str = "redis-server") -> Iterator[
     with contextlib.ExitStack() as stack:
         nodes = []
         for _ in range(3 + replicas):
-            port = free_port()
-            while port > 50_000:
-                port = free_port()  # The port of the node's bus is 10,000 higher.
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            nodes.append(stack.enter_context(RedisServer(directory, *options, program=program, port=port)))
+            # The port of the node's bus is 10,000 higher.
+            node = RedisServer(directory, *options, program=program, max_port=50_000)
+            nodes.append(stack.enter_context(node))
         clients: list[Any] = [stack.enter_context(node.client()) for node in nodes]
         for index, client in enumerate(clients[:3]):
             begin, end = index * 5461, 16_384 if index == 2 else (index + 1) * 5461

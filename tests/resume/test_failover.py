@@ -20,7 +20,7 @@ from sseqbridge.resume import RedisLog
 from sseqbridge.resume._redis_errors import DemotedError, UnknownScriptError, code_of, error_of
 from sseqbridge.resume._store import OutageError
 from sseqbridge.testing import SSEServer, hold, send, silence
-from tests.redis_support import PROGRAMS, Proxy, RedisServer, free_port, needs_redis, redis_server
+from tests.redis_support import PROGRAMS, Proxy, RedisServer, needs_redis, redis_server
 from tests.support import in_thread, until
 
 from .failovers import PATIENT, command, fail_over, is_in_step, role_of, stages, was_disturbed
@@ -28,6 +28,10 @@ from .support import DONE, hub_of, new_store
 
 # Servers are slow to fail over and to start on a busy machine.
 pytestmark = [needs_redis, pytest.mark.timeout(120)]
+
+# A port on which no process listens.
+NO_SERVER = 1
+
 
 @pytest.fixture(params=PROGRAMS)
 def master(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
@@ -110,7 +114,7 @@ def test_demoted_master_unblocks_readers_and_refuses_writes(master: RedisServer,
             reader.close()
         else:
             until(lambda: "cmd=xread" in str(command(master, "CLIENT", "LIST")), 30)
-        command(master, "REPLICAOF", "127.0.0.1", free_port())
+        command(master, "REPLICAOF", "127.0.0.1", NO_SERVER)
         until(was_disturbed(log if what == "reader" else producing), 30)
         go.set()
         until(was_disturbed(producing), 30)
@@ -125,7 +129,7 @@ def test_long_failover_raises_log_unavailable_error(master: RedisServer) -> None
     with SSEServer([send(1), silence()]) as upstream, RedisLog.from_url(master.url, lease=5, outage=0.1) as log:
         reader = log.open("k", lambda: request_sse(upstream.url))
         assert next(reader) == 1
-        command(master, "REPLICAOF", "127.0.0.1", free_port())
+        command(master, "REPLICAOF", "127.0.0.1", NO_SERVER)
         with pytest.raises(LogUnavailableError, match=r"READONLY|read only replica|UNBLOCKED"):
             reader.next(30)
         upstream.requests[0].wait_aborted(30)
@@ -144,7 +148,7 @@ def without_replicas(server: RedisServer) -> Iterator[None]:
 @contextlib.contextmanager
 def without_master(server: RedisServer) -> Iterator[None]:
     command(server, "CONFIG", "SET", "replica-serve-stale-data", "no")
-    command(server, "REPLICAOF", "127.0.0.1", free_port())
+    command(server, "REPLICAOF", "127.0.0.1", NO_SERVER)
     yield
     command(server, "REPLICAOF", "NO", "ONE")
 
@@ -323,7 +327,7 @@ def test_failure_to_drop_connections_is_an_outage(master: RedisServer) -> None:
         async def fail(**_: object) -> None:
             raise ConnectionResetError
 
-        command(master, "REPLICAOF", "127.0.0.1", free_port())
+        command(master, "REPLICAOF", "127.0.0.1", NO_SERVER)
         store.client.client.connection_pool.disconnect = fail
         with pytest.raises(OutageError):
             await asyncio.wait_for(store.remove_reader("k", "reader"), 30)
