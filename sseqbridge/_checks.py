@@ -11,11 +11,12 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict, TypeGuard
 
 from ._exceptions import UsageError
+from ._signatures import with_hints
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,51 +33,7 @@ __all__ = [
     "check_seconds",
     "is_coroutine_function",
     "is_number",
-    "near_miss",
-    "with_hints",
 ]
-
-C = TypeVar("C", bound=Callable[..., Any])
-
-
-def near_miss(name: str, known: Collection[str]) -> str:
-    """Return a sentence that names the known name most like `name`, "" if there is none."""
-    # Imported here: most programs have no use for it.
-    import difflib
-
-    similar = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {similar[0]!r}?" if similar else ""
-
-
-def with_hints(hints: Mapping[str, str], *, by_name: str = "") -> Callable[[C], C]:
-    """Return a decorator that adds a hint to the TypeError of an unknown keyword argument, by its name in `hints`.
-
-    For functions and for the constructors of classes. `by_name`, a sentence, is the hint for positional arguments of a
-    class that has none.
-    """
-
-    def decorate(called: C) -> C:
-        function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
-        known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-        @functools.wraps(function)
-        def checked(*arguments: Any, **options: Any) -> Any:
-            if by_name and len(arguments) > 1:
-                raise TypeError(f"{called.__name__}() takes keyword arguments only, got a positional one. {by_name}")
-            for name in options:
-                if name not in known:
-                    hint = hints.get(name) or near_miss(name, known)
-                    message = f"{called.__name__}() got an unexpected keyword argument {name!r}. {hint}"
-                    raise TypeError(message.rstrip())
-            return function(*arguments, **options)
-
-        if not isinstance(called, type):
-            return checked  # type: ignore[return-value]
-        called.__init__ = checked  # type: ignore[misc]
-        return called
-
-    return decorate
-
 
 def is_coroutine_function(function: object) -> bool:
     """Whether calling `function` returns a coroutine: also a partial of one, or an object with `async def __call__`."""

@@ -1,27 +1,46 @@
-"""Signatures of public functions whose options are declared once, as the keys of a TypedDict.
+"""Signatures of public functions, and hints in the TypeErrors of wrong calls. Pure.
+
+Options are declared once, as the keys of a TypedDict:
 
     class Keywords(TypedDict, total=False):
         require_done: Annotated["bool", False]
 
     def request(url: str, **options: Unpack[Keywords]) -> None: ...
 
-A type checker reads the types. `defaults_of` returns the defaults, and `signature_with` a signature that lists the
-options, for help(), editors and pdoc. The types are quoted, so that no module is imported for them.
+A type checker reads the types. At runtime `complete` adds the defaults of the options that a caller has left out, and
+`signature_with` returns a signature that lists the options, for help(), editors and pdoc. The types are quoted, so that
+no module is imported for them.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["defaults_of", "show_members_of", "shown", "signature_with"]
+__all__ = ["complete", "defaults_of", "near_miss", "show_members_of", "shown", "signature_with", "with_hints"]
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def defaults_of(*keywords: type) -> dict[str, Any]:
     """Return the defaults of all options that some TypedDicts declare, by name."""
     return {name: option.__metadata__[0] for name, option in _options_of(keywords)}
+
+
+def complete(name: str, keywords: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of the function `name`: those that were passed, and the defaults of the others.
+
+    Raises TypeError, as a call does, for an option that the TypedDict does not declare.
+    """
+    defaults = defaults_of(keywords)
+    for option in options:
+        if option not in defaults:
+            hint = near_miss(option, defaults)
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}. {hint}".rstrip())
+    return {**defaults, **options}
 
 
 def signature_with(
@@ -82,3 +101,42 @@ def show_members_of(kind: type, *bases: type) -> None:
             is_internal = "For use within the package" in (getattr(member, "__doc__", None) or "")
             if not (name.startswith("_") or name in vars(kind) or is_internal):
                 setattr(kind, name, member)
+
+
+def near_miss(name: str, known: Collection[str]) -> str:
+    """Return a sentence that names the known name most like `name`, "" if there is none."""
+    # Imported here: most programs have no use for it.
+    import difflib
+
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {similar[0]!r}?" if similar else ""
+
+
+def with_hints(hints: Mapping[str, str], *, by_name: str = "") -> Callable[[C], C]:
+    """Return a decorator that adds a hint to the TypeError of an unknown keyword argument, by its name in `hints`.
+
+    For functions and for the constructors of classes. `by_name`, a sentence, is the hint for positional arguments of a
+    class that has none.
+    """
+
+    def decorate(called: C) -> C:
+        function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            if by_name and len(arguments) > 1:
+                raise TypeError(f"{called.__name__}() takes keyword arguments only, got a positional one. {by_name}")
+            for name in options:
+                if name not in known:
+                    hint = hints.get(name) or near_miss(name, known)
+                    message = f"{called.__name__}() got an unexpected keyword argument {name!r}. {hint}"
+                    raise TypeError(message.rstrip())
+            return function(*arguments, **options)
+
+        if not isinstance(called, type):
+            return checked  # type: ignore[return-value]
+        called.__init__ = checked  # type: ignore[misc]
+        return called
+
+    return decorate

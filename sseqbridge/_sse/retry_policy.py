@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sseqbridge._checks import check_number, is_coroutine_function, with_hints
+from sseqbridge._checks import check_number, is_coroutine_function
 from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
+from sseqbridge._signatures import with_hints
 
 from .resumption import ResumeRule
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._checks import NotCopyable, check_seconds, with_hints
+from sseqbridge._checks import NotCopyable, check_seconds
 from sseqbridge._engine.bridge import has_clients_of_callers
 from sseqbridge._engine.channel import End
 from sseqbridge._engine.raw_exchange import RawExchange, RawHead
@@ -23,6 +23,7 @@ from sseqbridge._exceptions import BridgeClosedError, UsageError
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.forwarded import package_of, with_base
 from sseqbridge._runtime import threads
+from sseqbridge._signatures import with_hints
 
 from .bridge import Bridge, check_bridge, default_bridge
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import check_limits, with_hints
+from sseqbridge._checks import check_limits
 from sseqbridge._http.pauses import Pauses
+from sseqbridge._signatures import with_hints
 
 from .merger import Errors, Merger, NamedStreams, member_of, named_streams
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import NoReturn
 
-from sseqbridge._checks import near_miss
+from sseqbridge._signatures import near_miss
 
 __all__ = ["check_names", "no_attribute", "no_attribute_of_client", "refuse_loop"]
 

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
-from sseqbridge._checks import check_seconds, near_miss
+from sseqbridge._checks import check_seconds
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._signatures import defaults_of, signature_with
+from sseqbridge._signatures import complete, defaults_of, signature_with
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
 
@@ -115,13 +115,7 @@ def relay_options(name: str, declared: type, options: Mapping[str, Any]) -> Rela
 
     Raises UsageError for a wrong value, and TypeError, as a call does, for an option that the function does not have.
     """
-    known = defaults_of(declared)
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"{name}() got an unexpected keyword argument {option!r}. {near_miss(option, known)}".rstrip()
-            )
-    checked = cast("RelayOptions", {**_DEFAULTS, **options})
+    checked = cast("RelayOptions", {**_DEFAULTS, **complete(name, declared, options)})
     _check(checked)
     return checked
 

@@ -3,35 +3,38 @@
 Plain functions of their arguments; any thread may call them.
 """
 
-from __future__ import annotations
+# Without annotations of __future__: the types of options are quoted, and the defaults evaluated. See _signatures.py.
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Union
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, Union, cast
 
 from sseqbridge._checks import CancelFlag, check_limits, check_seconds
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import cancel_flag
 from sseqbridge._exceptions import UsageError
+from sseqbridge._signatures import complete
 from sseqbridge._sse.dialects import Dialect, DialectName, event_rules
-from sseqbridge._streams.bridge import Bridge
-from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
+from sseqbridge._streams.bridge import Bridge, check_bridge
+from sseqbridge._streams.decoding import Decoder, ErrorEvents
+from sseqbridge._streams.keywords import DecodeKeywords
 
 from ._reader import ReaderOptions
 from ._start import check_start
+from ._store import LogSettings
 
 if TYPE_CHECKING:
     from sseqbridge._streams.aio import AsyncEventStream, AsyncSSEResponse
     from sseqbridge._streams.sync import SSEResponse, Stream
 
 __all__ = [
+    "AllOpenOptions",
     "LogOptions",
-    "OpenArguments",
     "OpenOptions",
     "PreparedOpen",
     "Replay",
     "Start",
     "check_key",
+    "checked_settings",
     "prepare_open",
 ]
 
@@ -50,49 +53,45 @@ _MAX_KEY_BYTES = 512
 
 
 class LogOptions(TypedDict, total=False):
-    """The options of every log, for type checkers; see Log."""
+    """The options of every log; see Log."""
 
-    lease: float
-    ttl: float
-    max_events: int | None
-    abandon_after: float | None
-    outage: float
-    bridge: Bridge | None
+    lease: Annotated["float", 10.0]
+    ttl: Annotated["float", 3600.0]
+    max_events: Annotated["int | None", 10_000]
+    abandon_after: Annotated["float | None", None]
+    outage: Annotated["float", 30.0]
+    bridge: Annotated["Bridge | None", None]
 
 
 class OpenOptions(TypedDict, total=False):
-    """The options of `open` and `aopen` except `decode`, for type checkers."""
+    """The options of `open` and `aopen` except `decode`, whose types are those of overloads."""
 
-    last_event_id: str | None
-    replay: Replay
-    takeover: bool
-    wait: float
-    dialect: Dialect | DialectName
-    error_events: ErrorEvents
-    cancel: CancelFlag | None
-    max_buffered_bytes: int
-
-
-@dataclass(frozen=True)
-class OpenArguments:
-    """The arguments of `open` and `aopen`, as the caller passed them."""
-
-    key: str
-    start: Any = None
-    _: KW_ONLY
-    last_event_id: str | None = None
-    replay: Replay = "all"
-    takeover: bool = False
-    wait: float = 10.0
-    decode: Decode = "json"
-    dialect: Dialect | DialectName = "openai"
-    error_events: ErrorEvents = "raise"
-    cancel: CancelFlag | None = None
-    max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES
+    last_event_id: Annotated["str | None", None]
+    replay: Annotated["Replay", "all"]
+    takeover: Annotated["bool", False]
+    wait: Annotated["float", 10.0]
+    dialect: Annotated["Dialect | DialectName", "openai"]
+    error_events: Annotated["ErrorEvents", "raise"]
+    cancel: Annotated["CancelFlag | None", None]
+    max_buffered_bytes: Annotated["int", DEFAULT_MAX_BUFFERED_BYTES]
 
 
-# The name in the TypeError of an unknown or missing argument.
-OpenArguments.__init__.__qualname__ = "Log.open"
+class AllOpenOptions(OpenOptions, DecodeKeywords, total=False):
+    """The options of `open` and `aopen`."""
+
+
+def checked_settings(log: str, options: Mapping[str, Any]) -> tuple[LogSettings, Bridge | None]:
+    """Return the settings and the bridge of a log. Raises UsageError for an option that cannot work."""
+    settings = complete(log, LogOptions, options)
+    check_seconds("lease", settings["lease"])
+    check_seconds("ttl", settings["ttl"])
+    check_seconds("outage", settings["outage"], zero=True)
+    check_seconds("abandon_after", settings["abandon_after"], zero=True, never=True)
+    if settings["max_events"] is not None:
+        check_limits("max_events", settings["max_events"])
+    bridge: Bridge | None = settings.pop("bridge")
+    check_bridge(bridge)
+    return LogSettings(**settings), bridge
 
 
 class PreparedOpen(NamedTuple):
@@ -103,36 +102,37 @@ class PreparedOpen(NamedTuple):
     start: Any
 
 
-def prepare_open(arguments: OpenArguments) -> PreparedOpen:
+def prepare_open(key: str, start: Any, options: Mapping[str, Any]) -> PreparedOpen:
     """Check the arguments. Raises UsageError for a wrong one, RequestAbortedError if `cancel` is set."""
-    start, last_event_id, replay = arguments.start, arguments.last_event_id, arguments.replay
+    given = cast("AllOpenOptions", complete("Log.open", AllOpenOptions, options))
+    last_event_id, replay = given["last_event_id"], given["replay"]
     if replay not in ("all", "kept", "none"):
         raise UsageError(f'`replay` must be "all", "kept" or "none", got {replay!r}')
     if last_event_id is not None and not isinstance(last_event_id, str):
         raise UsageError(f"`last_event_id` must be a str or None, got {type(last_event_id).__name__}")
-    if arguments.takeover and start is None:
+    if given["takeover"] and start is None:
         raise UsageError("`takeover=True` must come with `start`, got none. Pass the function that begins the stream.")
-    check_seconds("wait", arguments.wait, zero=True)
+    check_seconds("wait", given["wait"], zero=True)
     # The producer's dialect has ended the stream; the reader's own says what its events are.
-    rules = event_rules(arguments.dialect, None, is_json=arguments.decode == "json")
-    decoder = Decoder(arguments.decode, None, arguments.error_events, rules)
+    rules = event_rules(given["dialect"], None, is_json=given["decode"] == "json")
+    decoder = Decoder(given["decode"], None, given["error_events"], rules)
     # The body of an error response is part of the StatusError, and no item.
     decoder.gives_body = False
     if start is not None:
         check_start(start)
-    cancel = cancel_flag(arguments.cancel, "the stream was opened")
-    options = ReaderOptions(
-        key=check_key(arguments.key),
+    cancel = cancel_flag(given["cancel"], "the stream was opened")
+    reader_options = ReaderOptions(
+        key=check_key(key),
         last_event_id=last_event_id or "",
         replay=replay,
         may_begin=start is not None,
-        takeover=arguments.takeover,
-        wait=arguments.wait,
+        takeover=given["takeover"],
+        wait=given["wait"],
         rules=rules,
-        max_buffered_bytes=check_limits("max_buffered_bytes", arguments.max_buffered_bytes),
+        max_buffered_bytes=check_limits("max_buffered_bytes", given["max_buffered_bytes"]),
         cancel=cancel,
     )
-    return PreparedOpen(options, decoder, start)
+    return PreparedOpen(reader_options, decoder, start)
 
 
 def check_key(key: object) -> str:

@@ -6,19 +6,26 @@ Thread-safe. The methods check their arguments: _log_core.py holds the state, _o
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from sseqbridge._checks import NotCopyable, check_limits, check_seconds
-from sseqbridge._signatures import shown
+from sseqbridge._checks import NotCopyable
+from sseqbridge._signatures import signature_with
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._streams.aio import AsyncEventStream
-from sseqbridge._streams.bridge import Bridge, check_bridge
 from sseqbridge._streams.sync import EventStream
 
-from ._arguments import LogOptions, OpenArguments, OpenOptions, Replay, Start, check_key
+from ._arguments import (
+    AllOpenOptions,
+    LogOptions,
+    OpenOptions,
+    Replay,
+    Start,
+    check_key,
+    checked_settings,
+    prepare_open,
+)
 from ._log_core import LogCore
 from ._memory import MemoryStores
 from ._operations import aopen_stream, aproduce, cancel_stream, delete_stream, open_stream, produce
@@ -49,25 +56,10 @@ class Log(NotCopyable, abc.ABC):
     Raises UsageError for arguments that cannot work.
     """
 
-    def __init__(
-        self,
-        *,
-        lease: float = 10.0,
-        ttl: float = 3600.0,
-        max_events: int | None = 10_000,
-        abandon_after: float | None = None,
-        outage: float = 30.0,
-        bridge: Bridge | None = None,
-    ) -> None:
-        check_seconds("lease", lease)
-        check_seconds("ttl", ttl)
-        check_seconds("outage", outage, zero=True)
-        check_seconds("abandon_after", abandon_after, zero=True, never=True)
-        if max_events is not None:
-            check_limits("max_events", max_events)
-        check_bridge(bridge)
-        settings = LogSettings(lease, ttl, max_events, abandon_after, outage)
-        self._core = LogCore(type(self).__name__, settings, bridge, self._store_factory())
+    def __init__(self, **options: Unpack[LogOptions]) -> None:
+        name = type(self).__name__
+        settings, bridge = checked_settings(name, options)
+        self._core = LogCore(name, settings, bridge, self._store_factory())
 
     @abc.abstractmethod
     def _store_factory(self) -> Callable[[LogSettings], Store]:
@@ -142,7 +134,7 @@ class Log(NotCopyable, abc.ABC):
         and LogError if the log's store fails, or an entry of the stream cannot be read.
         """
         self._core.check_may_wait("Log.open", "aopen")
-        return open_stream(self._core, OpenArguments(key, start, **options))
+        return open_stream(self._core, prepare_open(key, start, options))
 
     @overload
     async def aopen(
@@ -183,7 +175,7 @@ class Log(NotCopyable, abc.ABC):
         `key`, `last_event_id`, `replay`, `takeover`, `wait` (seconds), `decode`, `dialect`, `error_events`, `cancel`
         and `max_buffered_bytes` (bytes), and the errors that it raises, are those of `open`.
         """
-        return await aopen_stream(self._core, OpenArguments(key, start, **options))
+        return await aopen_stream(self._core, prepare_open(key, start, options))
 
     def produce(self, key: str, start: Start, *, takeover: bool = False) -> Outcome | None:
         """Write the stream `key` to its end, and return its outcome: "done", "eof" or "closed".
@@ -235,26 +227,15 @@ class Log(NotCopyable, abc.ABC):
         self._core.close()
 
 
-def _set_signature(method: Callable[..., object], result: str) -> None:
-    """Give `open` or `aopen` the signature of OpenArguments, for inspect and editors."""
-    options = inspect.signature(OpenArguments)
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [
-        parameter.replace(annotation="Start | None") if parameter.name == "start" else parameter
-        for parameter in options.parameters.values()
-    ]
-    signature = options.replace(parameters=[own, *parameters], return_annotation=result)
-    method.__signature__ = shown(signature)  # type: ignore[attr-defined]
+def _describe(method: Callable[..., object], *options: type) -> None:
+    method.__signature__ = signature_with(method, *options)  # type: ignore[attr-defined]
 
 
-def _show_signature(method: Callable[..., object]) -> None:
-    method.__signature__ = shown(inspect.signature(method))  # type: ignore[attr-defined]
-
-
-_set_signature(Log.open, "EventStream[Any]")
-_set_signature(Log.aopen, "AsyncEventStream[Any]")
-_show_signature(Log.produce)
-_show_signature(Log.aproduce)
+_describe(Log.__init__, LogOptions)
+_describe(Log.open, AllOpenOptions)
+_describe(Log.aopen, AllOpenOptions)
+_describe(Log.produce)
+_describe(Log.aproduce)
 
 
 class MemoryLog(Log):

@@ -19,7 +19,7 @@ from sseqbridge._streams.cursor import Cursor
 from sseqbridge._streams.reader import ItemReader
 from sseqbridge._streams.sync import EventStream
 
-from ._arguments import OpenArguments, PreparedOpen, check_key, prepare_open
+from ._arguments import PreparedOpen, check_key
 from ._producer import Producer
 from ._reader import Reader
 from ._start import acall_start, acall_start_shielded, call_start, check_start, claim_producer, new_producer
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["aopen_stream", "aproduce", "cancel_stream", "delete_stream", "open_stream", "produce"]
 
 
-def open_stream(core: LogCore, arguments: OpenArguments) -> EventStream[Any]:
+def open_stream(core: LogCore, prepared: PreparedOpen) -> EventStream[Any]:
     """Return a stream of the log after its head has arrived; see Log.open."""
-    prepared = prepare_open(arguments)
     reader = _new_reader(prepared, core.hub(), None)
     try:
         # Started inside of the block: an interrupt leaves no reader running.
@@ -48,9 +47,8 @@ def open_stream(core: LogCore, arguments: OpenArguments) -> EventStream[Any]:
         raise
 
 
-async def aopen_stream(core: LogCore, arguments: OpenArguments) -> AsyncEventStream[Any]:
+async def aopen_stream(core: LogCore, prepared: PreparedOpen) -> AsyncEventStream[Any]:
     """Do the same in a coroutine."""
-    prepared = prepare_open(arguments)
     reader = _new_reader(prepared, await core.ahub(), asyncio.get_running_loop())
     try:
         core.start_reader(reader)
