@@ -368,9 +368,9 @@ class BatchReader:
             last_event_id = next((item.id for item in reversed(part) if type(item) is not Comment), last_event_id)
             passed, retries = _split(retries, len(part))
             retry = passed[-1][1] if passed else retry
-            count = len(part) if is_plain else self._count(part)
+            count = len(part) if is_plain else sum(map(self._rules.counts, part))
             yield self._batch(part, count, last_event_id, retry, passed)
-        count = len(items) if is_plain else self._count(items)
+        count = len(items) if is_plain else sum(map(self._rules.counts, items))
         if last is not None:
             # Only after the parts above: the consumer drops batches that are not yet yielded once `is_done` is true.
             self.end_at(last)
@@ -394,9 +394,6 @@ class BatchReader:
             self._unframed += piece
             if len(self._unframed) > _UNFRAMED_BYTES:
                 raise unframed_body_error(bytes(self._unframed))
-
-    def _count(self, items: list[Any]) -> int:
-        return sum(map(self._rules.counts, items))
 
     def _batch(
         self, items: list[Item], events: int, last_event_id: str, retry: float | None, retries: Retries = ()
