@@ -1,4 +1,4 @@
-"""Errors of other HTTP clients, and of SDKs, whose cause is the connection to an upstream.
+"""Errors of other HTTP clients, and of SDKs, whose cause is an upstream: its connection, its status, or an error event.
 
 Pure: it only looks at exceptions. It imports neither httpx nor httpx2: an error of a package that is not loaded cannot
 have been raised.
@@ -7,6 +7,7 @@ have been raised.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from sseqbridge._exceptions import (
@@ -14,8 +15,10 @@ from sseqbridge._exceptions import (
     ConnectError,
     ReadError,
     SSEError,
+    StatusError,
     StreamTimeoutError,
     TransportError,
+    UpstreamError,
     bridge_error_of,
     causes_of,
 )
@@ -24,15 +27,45 @@ __all__ = ["upstream_error_of"]
 
 
 def upstream_error_of(error: BaseException) -> SSEError | None:
-    """Return the error of this package for the network's failure that `error` stands for; None for other errors."""
+    """Return the error of this package for the upstream's failure that `error` stands for; None for other errors."""
     for cause in causes_of(error):
         if isinstance(cause, (BridgeClosedError, TransportError, StreamTimeoutError)):
             return cause
-        for name in ("httpx", "httpx2"):
-            package = sys.modules.get(name)
+        for package in _packages():
             if isinstance(cause, getattr(package, "TransportError", ())):
                 # A bridge that was closed is the cause of an error of its transport.
                 return bridge_error_of(cause) or _translated(cause, package)
+        reported = _reported(cause)
+        if reported is not None:
+            return reported
+    return None
+
+
+def _packages() -> list[Any]:
+    return [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+
+
+def _is_any(value: object, kind: str) -> bool:
+    return any(isinstance(value, getattr(package, kind, ())) for package in _packages())
+
+
+def _reported(error: BaseException) -> SSEError | None:
+    """Return the error for the upstream's response, or error event, that an error of a client or SDK refers to."""
+    # Not by getattr(): an attribute may be a property that raises.
+    attributes = vars(error)
+    body = attributes.get("body")
+    responses: list[Any] = [attributes.get(name) for name in ("response", "raw_response")]
+    statuses = [response.status_code for response in responses if _is_any(response, "Response")]
+    if not statuses and body is not None and isinstance(attributes.get("headers"), Mapping):
+        # Cohere's SDK keeps the parts of the response.
+        statuses = [attributes.get("status_code")]
+    status = statuses[0] if statuses else None
+    if isinstance(status, int) and status >= 300:
+        from httpx import Headers
+
+        return StatusError(f"the upstream answered {status}", status, Headers(), b"")
+    if body is not None and (status == 200 or _is_any(attributes.get("request"), "Request")):
+        return UpstreamError("the upstream sent an error", None, body)
     return None
 
 

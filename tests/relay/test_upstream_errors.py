@@ -82,3 +82,93 @@ def test_client_on_a_bridge_that_closes_is_told_of_the_shutdown(relayed: Relay) 
         reading.next_event()
         bridge.close()
         assert reading.rest().startswith(b"event: shutdown\n")
+
+
+class SDKStatusError(SDKError):
+    """As the SDKs of OpenAI and Anthropic raise it; that of Mistral calls the response `raw_response`."""
+
+    def __init__(self, status: int, name: str = "response") -> None:
+        super().__init__("Incorrect API key: key-1")
+        setattr(self, name, httpx.Response(status, request=httpx.Request("POST", "http://upstream/")))
+        self.body = {"error": {"message": "Incorrect API key: key-1"}}
+
+
+class SDKPartsError(SDKError):
+    """As Cohere's SDK raises it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("key-1")
+        self.status_code, self.body = status, {"message": "key-1"}
+        self.headers: dict[str, str] = {}
+
+
+class SDKEventError(SDKError):
+    """As OpenAI's SDK raises it for an error event."""
+
+    def __init__(self) -> None:
+        super().__init__("overloaded")
+        self.request, self.body = httpx.Request("POST", "http://upstream/"), {"message": "overloaded"}
+
+
+def _raised_by_httpx(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://upstream/")
+    return httpx.HTTPStatusError("key-1", request=request, response=httpx.Response(status, request=request))
+
+
+REFUSALS = [SDKStatusError(401), SDKStatusError(429, "raw_response"), SDKPartsError(401), _raised_by_httpx(503)]
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+@pytest.mark.parametrize("is_caused", [False, True])
+def test_refusal_that_an_sdk_raises_is_a_refusal(
+    relayed: Relay, error: Exception, is_caused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: list[RelayEnd] = []
+
+    def items() -> Iterator[Any]:
+        yield {"n": 1}
+        if is_caused:
+            raise SDKError("key-1") from error
+        raise error
+
+    sent = relayed(items(), on_end=ends.append).rest()
+    assert error_of(sent) == {"type": "StatusError", "message": "the upstream refused the request"}
+    assert b"key-1" not in sent
+    [record] = caplog.records
+    assert (record.levelno, record.exc_info) == (logging.WARNING, None)
+    assert [(end.outcome, type(end.error)) for end in ends] == [("error", SDKError if is_caused else type(error))]
+
+
+@pytest.mark.parametrize("error", [SDKEventError(), SDKStatusError(200)])
+def test_error_event_that_an_sdk_raises_is_the_upstreams(
+    relayed: Relay, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def items() -> Iterator[Any]:
+        yield {"n": 1}
+        raise error
+
+    expected = {"type": "UpstreamError", "message": "the upstream reported an error"}
+    assert error_of(relayed(items()).rest()) == expected
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+class OwnError(Exception):
+    """An error of the application, such as a web framework's HTTPException."""
+
+    status_code, headers = 404, {"X": "1"}
+
+    @property
+    def response(self) -> Any:
+        raise RuntimeError("no response")
+
+
+@pytest.mark.parametrize("error", [OwnError(), OwnError("x"), _raised_by_httpx(200)])
+def test_error_of_the_application_with_a_status_stays_its_own(
+    relayed: Relay, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def items() -> Iterator[Any]:
+        yield {"n": 1}
+        raise error
+
+    assert error_of(relayed(items()).rest())["type"] == "ServerError"
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
