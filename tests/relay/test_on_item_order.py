@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from sseqbridge import relay, request_sse
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import SSEServer, send, silence
@@ -111,6 +113,37 @@ def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
 
     asyncio.run(main())
     assert log == ["a", "disconnected"]
+
+
+@pytest.mark.parametrize("where", ["coroutine", "thread"])
+def test_on_end_after_close_waits_for_a_call_of_on_item(where: str) -> None:
+    """The relay is not being read."""
+    log: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def on_item(item: str) -> None:
+        if item == "b":
+            begun.set()
+            assert go.wait(30)
+        log.append(item)
+
+    async def main() -> None:
+        frames = relay.aframes(iter(["a", "b"]), on_item=on_item, on_end=lambda end: log.append(end.outcome))
+        while b"data: a" not in await anext(frames):
+            pass
+        await asyncio.to_thread(begun.wait, 30)
+        if where == "coroutine":
+            frames.close()
+        else:
+            closing = asyncio.create_task(asyncio.to_thread(frames.close))
+            await asyncio.to_thread(until, lambda: repr(frames) == "<AsyncFrames ended>")
+        go.set()
+        await asyncio.to_thread(until, lambda: len(log) == 3)
+        if where == "thread":
+            await closing
+
+    asyncio.run(main())
+    assert log == ["a", "b", "disconnected"]
 
 
 def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item(clock: FakeClock) -> None:

@@ -79,6 +79,32 @@ async def generator(request: Request) -> Response:
     return respond(items())
 
 
+class Turn:
+    """Refers to the request by several objects, one of which has no __dict__, and to a request of another client."""
+
+    __slots__ = ("context", "other")
+
+    def __init__(self, request: Request) -> None:
+        self.context = [{"turn": functools.partial(lambda by_name: by_name["request"], {"request": request})}]
+        self.other = Request({"type": "http"})
+
+    async def opens(self) -> Any:
+        return await opened(self.context[0]["turn"]())
+
+
+class Service:
+    def __init__(self, turn: Turn) -> None:
+        self.turns = {"now": [turn]}
+
+    async def __call__(self) -> Any:
+        return await self.turns["now"][0].opens()
+
+
+async def deep(request: Request) -> Response:
+    service = Service(Turn(request))
+    return respond(service)
+
+
 async def pipeline(request: Request) -> Response:
     async def texts(request: Request) -> AsyncIterator[str]:
         async for chunk in request.stream():
@@ -97,7 +123,7 @@ async def read_before(request: Request) -> Response:
     return respond(opens)
 
 
-VIEWS: list[Any] = [closure, of_partial, of_lambda, of_default, Chat, generator, read_before]
+VIEWS: list[Any] = [closure, of_partial, of_lambda, of_default, Chat, generator, deep, read_before]
 
 
 @pytest.fixture
