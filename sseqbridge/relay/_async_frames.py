@@ -235,12 +235,13 @@ class AsyncFrames(BaseFrames):
             self._send_timer.cancel()
 
     def _conclude_elsewhere(self) -> None:
-        self._writer.end_observing()
-        end = self._relay_end()
-        if in_coroutine():
-            self._ending.call_later(end, asyncio.get_running_loop())
+        if not in_coroutine():
+            self._wait_for_on_item()
+            self._ending.call_in_thread(self._relay_end(), self._loop)
+        elif self._writer.end_observing():
+            self._ending.call_later(self._relay_end(), asyncio.get_running_loop())
         else:
-            self._ending.call_in_thread(end, self._loop)
+            start_task(self._aconclude())
 
     async def _aconclude(self) -> None:
         _live.remove(self)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import CallbackError, Cancelled, DecodeError, SSEError, UsageError
+from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 
 from . import _live
@@ -112,6 +113,12 @@ class BaseFrames(NotCopyable):
         self._note("disconnected")
         assert self._end is not None
         return RelayEnd(*self._end, self._sent_id)
+
+    def _wait_for_on_item(self) -> None:
+        """Let no further call of `on_item` begin, and wait shortly for one that is under way in another thread."""
+        until = clock.monotonic() + PATIENCE_SECONDS
+        while not self._writer.end_observing() and clock.monotonic() < until:
+            threads.new_waiter().wait(POLL_SECONDS)
 
     def _drop(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Abort the upstream, and have `on_end` called later: the finalizer runs in any thread, in any code.

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 from sseqbridge._signatures import show_members_of
 
 from . import _live
-from ._base_frames import LONG, PATIENCE_SECONDS, PIECE_BYTES, POLL_SECONDS, BaseFrames
+from ._base_frames import LONG, PIECE_BYTES, BaseFrames
 from ._disconnect import ClientDisconnected
 from ._ending import Ending
 from ._opening import FunctionSource
@@ -184,9 +183,7 @@ class Frames(BaseFrames):
 
     def _conclude(self) -> None:
         _live.remove(self)
-        until = clock.monotonic() + PATIENCE_SECONDS
-        while not self._writer.end_observing() and clock.monotonic() < until:
-            threads.new_waiter().wait(POLL_SECONDS)
+        self._wait_for_on_item()
         self._ending.call(self._relay_end())
 
 

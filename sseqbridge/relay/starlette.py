@@ -5,9 +5,11 @@ The responses run on the event loop. However a response ends, its upstream is ab
 
 from __future__ import annotations
 
-import functools
+import gc
 import inspect
+from collections import deque
 from collections.abc import Mapping
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -92,24 +94,35 @@ async def _handle(request: Request, error: Exception) -> Response:
     return Response(refusal.body, refusal.status, refusal.headers)
 
 
-def _requests_in(value: Any, depth: int = 4) -> list[Request]:
-    """Return the requests that a function or generator refers to: as an argument or variable, or by its `self`."""
-    if isinstance(value, Request):
-        return [value]
-    if depth == 0:
-        return []
-    return [request for part in _parts(value) for request in _requests_in(part, depth - 1)]
+# How many objects a function or iterable may refer to that are searched for requests.
+_MOST_OBJECTS = 1000
+_WITHOUT_REQUESTS = (type, ModuleType, CodeType, str, bytes, int, float, type(None))
+
+
+def _requests_in(stream: Any) -> list[Request]:
+    """Return the requests that a function or iterable refers to: in its arguments and variables, or by its objects."""
+    found: list[Request] = []
+    queue = deque([stream])
+    # Kept alive during the search, so that no ID is used twice.
+    seen: dict[int, Any] = {}
+    while queue and len(seen) < _MOST_OBJECTS:
+        value = queue.popleft()
+        if id(value) in seen or isinstance(value, _WITHOUT_REQUESTS):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Request):
+            found.append(value)
+        else:
+            queue += _parts(value)
+    return found
 
 
 def _parts(value: Any) -> list[Any]:
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if inspect.ismethod(value):
-        return [value.__func__, *getattr(value.__self__, "__dict__", {}).values()]
+    """Return the objects that an object refers to, without the global variables of functions."""
     if inspect.isfunction(value):
-        return [*inspect.getclosurevars(value).nonlocals.values(), *(value.__defaults__ or ())]
+        return [value.__closure__, value.__defaults__, value.__kwdefaults__]
     frame = getattr(value, "ag_frame", None) or getattr(value, "gi_frame", None)
-    return [] if frame is None else list(frame.f_locals.values())
+    return gc.get_referents(value) if frame is None else list(frame.f_locals.values())
 
 
 class _RelayResponse(StreamingResponse):
@@ -128,7 +141,7 @@ class _RelayResponse(StreamingResponse):
         self._added = added
         # Whether the upstream's headers are waited for.
         self._opens = opens
-        # The requests whose bodies the application's code may read during the response.
+        # The requests whose bodies the application's code may read during the response. One of them may be this one's.
         self.requests: list[Request] = []
         # Of an event stream; the others were set by the view.
         self._own_headers = list(self.raw_headers)
@@ -150,7 +163,7 @@ class _RelayResponse(StreamingResponse):
                 raise
 
         try:
-            await self._read_bodies()
+            await self._read_bodies(scope, receive)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_on_disconnect, receive)
                 try:
@@ -166,9 +179,12 @@ class _RelayResponse(StreamingResponse):
         if self.background is not None:
             await self.background()
 
-    async def _read_bodies(self) -> None:
-        """Read the bodies of the requests, which keep them, before this response receives messages itself."""
+    async def _read_bodies(self, scope: Scope, receive: Receive) -> None:
+        """Read the body of the request, which keeps it, before this response receives messages itself."""
         for request in self.requests:
+            if request.scope is not scope and request.receive is not receive:
+                # Another client's.
+                continue
             try:
                 await request.body()
             except ClientDisconnect:
