@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.constants
 import contextlib
 import gc
 import logging
@@ -50,7 +51,7 @@ def coroutine_runner(
 
 @contextlib.contextmanager
 def _short_debug_tracebacks() -> Iterator[None]:
-    """Let asyncio's debug mode record one frame for each future and callback, and not the whole stack: half the time."""
+    """Let asyncio's debug mode record one frame of each future and callback: whole stacks take half the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "tracebacklimit", 1, raising=False)
         patch.setattr(asyncio.constants, "DEBUG_STACK_DEPTH", 1)
