@@ -16,6 +16,7 @@ import httpx
 
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.callbacks import CallersCode
+from sseqbridge._sse.provider_errors import quoted
 
 __all__ = ["ForwardedRequest", "PartSource", "error_of", "package_of", "with_base"]
 
@@ -47,16 +48,21 @@ def with_base(kind: type, base: type) -> Any:
 
 
 def error_of(package: Any, error: BaseException) -> BaseException:
-    """Return the error of `package` for an error of httpx or httpx2; other errors unchanged."""
+    """Return the error of `package` for an error of httpx or httpx2; other errors unchanged.
+
+    Its message has no control characters: a proxy's text is among those that httpx quotes.
+    """
+    message = str(error)
+    safe = quoted(message, len(message))
     for kind in type(error).__mro__:
         if kind.__module__.partition(".")[0] in _PACKAGES:
             own = getattr(package, kind.__name__, None)
-            if own is type(error):
+            if own is type(error) and safe == message:
                 return error
             if own is None:
                 # Internal to one package.
                 continue
-            made: BaseException = own(str(error))
+            made: BaseException = own(safe)
             made.__cause__ = error
             return made
     return error

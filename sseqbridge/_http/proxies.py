@@ -27,6 +27,9 @@ _SEPARATORS = re.compile(r"[,\s]+")
 # Scheme, host and port: "[::1]:80", "::1", "https://a.test", "*.a.test:81".
 _ENTRY = re.compile(r"(?:([a-z]+)://)?(?:\[([0-9a-f:.%\w]+)\](?::(\d+))?|([^:/]+)(?::(\d+))?|([0-9a-f:.%\w]+))/?")
 
+# Not "%25", which may stand before the zone of an IPv6 address.
+_ESCAPED_HOST = re.compile(rb"%(?!25)")
+
 # The bits before the IPv4 address in an IPv6 address that it is mapped to.
 _MAPPED_BITS = 96
 
@@ -135,6 +138,9 @@ def _check(proxy: str, variable: str, host: str) -> None:
     try:
         url = httpx.URL(proxy)
         got = f"the scheme {url.scheme!r}" if url.scheme not in _SCHEMES else "" if url.host else "no host"
+        if _ESCAPED_HOST.search(url.raw_host):
+            # httpx escapes blanks and other characters that no host has.
+            got = got or "an invalid host"
     except httpx.InvalidURL:
         got = "an invalid URL"
     if not got and (url.port or 0) > 65535:

@@ -142,6 +142,7 @@ def test_other_hosts_use_the_proxy(no_proxy: str, url: str) -> None:
         ("http://user:secret@127.0.0.1:port", "got an invalid URL"),
         ("http://user:secret@127.0.0.1:99999", "got an invalid port"),
         ("http://", "got no host"),
+        ("http://not a host", "got an invalid host"),
         ("socks5://user:secret@127.0.0.1:9", r"httpx\[socks\]"),
         ("socks5h://user:secret@127.0.0.1:9", r"Run pip install 'httpx\[socks\]', unset it, or add .* to NO_PROXY\."),
     ],

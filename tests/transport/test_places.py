@@ -11,7 +11,7 @@ import pytest
 from sseqbridge import Bridge
 from sseqbridge._http import client as http_client
 from sseqbridge._runtime import fork
-from sseqbridge.testing import SSEServer, raw, respond, send, silence
+from sseqbridge.testing import SSEServer, raw, respond, send, silence, wire
 from tests.support import in_thread, is_waiting, python, until
 
 NewClient = Callable[..., Any]
@@ -64,6 +64,17 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_an_error_of_the_pac
         assert type(caught.value) is package.ConnectError
         assert caught.value.request.url == url
         assert repr(bridge) == "<Bridge open streams=0>"
+
+
+def test_a_refusal_of_a_proxy_is_quoted_without_control_characters(
+    package: Any, monkeypatch: pytest.MonkeyPatch, new_client: NewClient
+) -> None:
+    refusal = b"HTTP/1.1 407 \x1b[31mProxy\x07 Auth\r\nContent-Length: 0\r\n\r\n"
+    with SSEServer([wire(refusal)]) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with Bridge() as bridge, pytest.raises(package.ProxyError) as caught:
+            new_client(bridge=bridge).get("https://upstream.test")
+        assert str(caught.value) == "407  [31mProxy  Auth"
 
 
 @pytest.mark.slow
