@@ -342,6 +342,7 @@ class ReconnectingExchange:
             has_id=self._attempts.exchange.resumption.last_event_id not in ("", options.last_event_id),
             has_place=self._attempts.resuming.has_place,
             is_place_excluded=self._attempts.resuming.is_place_excluded,
+            lacks_response=options.rules.ends_at_response,
         )
 
     def _describe_drop(self, cause: SSEError | None) -> Drop:

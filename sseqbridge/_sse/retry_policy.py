@@ -61,7 +61,8 @@ class Drop(NamedTuple):
 
     The request and the whole stream so far: its `method`; `has_body`; `has_streamed`: any response was an
     event stream; `has_id`: the server has sent an ID to resume from; `has_place`: a response has named
-    the URL to resume at; `is_place_excluded`: that is at another origin, and no redirects are followed.
+    the URL to resume at; `is_place_excluded`: that is at another origin, and no redirects are followed;
+    `lacks_response`: the stream must end with a JSON-RPC response, which it has not done.
     """
 
     cause: SSEError | None
@@ -76,6 +77,7 @@ class Drop(NamedTuple):
     has_id: bool = False
     has_place: bool = False
     is_place_excluded: bool = False
+    lacks_response: bool = False
 
 
 class Retry(NamedTuple):
@@ -125,7 +127,8 @@ class ReconnectionPolicy:
     sends no `retry:`); 0 means 0.1. The stream's `total` limit includes the delays.
 
     `statuses` are the response statuses that are worth another attempt. `on_eof` decides about a clean end
-    without the stream's last event: None reconnects GET requests without a body, True every request, False none.
+    without the stream's last event: True reconnects every request, False none, None GET requests without a body, and
+    those of `dialect="mcp"` whose result is missing, if `resume` is "get" or a function.
 
     `resume` is the request that continues a stream whose response was lost:
     None repeats a request without a body, and never one with a body, which then ends with ReconnectionError.
@@ -230,8 +233,7 @@ class ReconnectionPolicy:
     def _is_retryable(self, drop: Drop) -> bool:
         cause = drop.cause
         if cause is None or drop.is_clean:
-            is_plain_get = drop.method == "GET" and not drop.has_body
-            return is_plain_get if self.on_eof is None else self.on_eof
+            return self._continues_by_default(drop) if self.on_eof is None else self.on_eof
         if isinstance(cause, StatusError):
             return cause.status in self.statuses
         if drop.has_body and not drop.has_streamed:
@@ -240,6 +242,13 @@ class ReconnectionPolicy:
         if isinstance(cause, StreamTimeoutError):
             return cause.which != "total"
         return isinstance(cause, TransportError)
+
+    def _continues_by_default(self, drop: Drop) -> bool:
+        """Whether a clean end is not the end of the stream, unless `on_eof` decides."""
+        if drop.method == "GET" and not drop.has_body:
+            return True
+        # An MCP server may end its response on purpose before the result, and expects a GET.
+        return drop.lacks_response and self.resume not in (None, "repeat") and self.obstacle(drop) is None
 
     def _delay(self, tried: int, drop: Drop, chance: Callable[[], float]) -> float:
         maximum = self.max_delay or _MIN_SECONDS

@@ -27,7 +27,7 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
-from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, in_turn, respond, send
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, in_turn, raw, respond, send, silence
 from tests.engine.reconnecting import AT_ONCE, DONE, Notes, ids_sent
 from tests.requesters import Requester
 
@@ -288,6 +288,22 @@ def test_clean_end_of_a_post_is_resumed_only_with_on_eof(ask: Requester) -> None
         policy = dataclasses.replace(GET, on_eof=True)
         assert ask(server.url, data={}, reconnect=policy).items() == [1, 2]
         assert lines(server) == [("POST", "/"), ("GET", "/")]
+
+
+@pytest.mark.parametrize("priming", [raw(b"id: a\nretry: 100\ndata:\n\n"), raw(b"id: a\n\n"), send({}, id="a")])
+def test_mcp_stream_that_ends_before_its_response_is_resumed(ask: Requester, priming: Step) -> None:
+    result = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    with SSEServer(in_turn([priming], [send(result, id="b"), silence()])) as server:
+        items = ask(server.url, data={}, dialect="mcp", reconnect=GET).items()
+        assert [item for item in items if item] == [result]
+        assert lines(server) == [("POST", "/"), ("GET", "/")]
+        assert ids_sent(server) == [None, "a"]
+
+
+def test_mcp_stream_without_an_id_ends_with_its_body(ask: Requester) -> None:
+    with SSEServer([send({"jsonrpc": "2.0", "method": "n"})]) as server:
+        assert len(ask(server.url, data={}, dialect="mcp", reconnect=GET).items()) == 1
+        assert len(server.requests) == 1
 
 
 def test_reconnect_call_resumes_by_get(ask: Requester) -> None:

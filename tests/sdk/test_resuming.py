@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
@@ -145,8 +144,7 @@ def test_answer_that_an_mcp_server_ends_on_purpose_is_resumed() -> None:
         url = f"http://127.0.0.1:{port}/mcp"
         headers = session(url)
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CALL}
-        policy = dataclasses.replace(GET, on_eof=True)
-        it = request_sse(url, headers, call, dialect="mcp", reconnect=policy).events
+        it = request_sse(url, headers, call, dialect="mcp", reconnect=GET).events
         assert next(it)["params"]["progress"] == 1
         until(lambda: it.stats.reconnections)
         tool.may_go_on.set()

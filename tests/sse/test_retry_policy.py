@@ -258,6 +258,28 @@ def test_clean_end_follows_on_eof(on_eof: bool | None, method: str, has_body: bo
     assert isinstance(policy.after(Drop(None, method=method, has_body=has_body)), decision)
 
 
+@pytest.mark.parametrize(
+    ("options", "changes", "decision"),
+    [
+        ({"resume": "get"}, {}, Retry),
+        ({"resume": lambda attempt: None}, {}, Retry),
+        ({"resume": lambda attempt: None}, {"has_id": False}, Retry),
+        ({"resume": "get"}, {"has_id": False}, Stop),
+        ({"resume": "get"}, {"has_id": False, "has_place": True}, Retry),
+        ({"resume": "get"}, {"lacks_response": False}, Stop),
+        ({"resume": "get", "on_eof": False}, {}, Stop),
+        ({"resume": "repeat"}, {}, Stop),
+        ({}, {}, Stop),
+    ],
+    ids=range(9),
+)
+def test_clean_end_before_the_response_is_resumed(
+    options: dict[str, Any], changes: dict[str, Any], decision: type
+) -> None:
+    drop = Drop(None, is_clean=True, method="POST", has_body=True, has_id=True, lacks_response=True)
+    assert isinstance(ReconnectionPolicy(**options).after(drop._replace(**changes)), decision)
+
+
 STREAMED_POST = Drop(BROKEN, method="POST", has_body=True)
 
 
