@@ -154,6 +154,8 @@ class BridgeTransport(NotCopyable, _BaseTransport):
             raise package.ConnectError(str(exc)) from exc
         try:
             self._start(bridge, exchange, package)
+            # Also while the body is sent, which may block.
+            exchange.ownership.enter(exchange, current_scope())
             if exchange.upload is not None:
                 _upload(exchange, request.stream)
             entry = _received(exchange)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +43,19 @@ def test_a_wait_ends_with_cancelled(client: Any, steps: list[Any]) -> None:
         flag.set()
         assert type(asking.result(30)) is Cancelled
         server.requests[0].wait_aborted()
+
+
+def test_the_sending_of_a_body_ends_with_cancelled(client: Any) -> None:
+    flag = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        asking = in_scope(flag, lambda: client.post(url, content=itertools.repeat(b"x" * 65_536)))
+        connection = listener.accept()[0]
+        with connection:
+            # Once the socket is full, the thread that produces the body waits.
+            until(lambda: is_waiting(asking))
+            flag.set()
+            assert type(asking.result(30)) is Cancelled
 
 
 def test_a_response_belongs_to_the_scope_that_reads_it(client: Any) -> None:
