@@ -60,14 +60,26 @@ def imported(part: str) -> ModuleType | None:
 
 @functools.cache
 def json_decode() -> Callable[[str], Any]:
-    """Return msgspec's decoder, or json.loads. If the decoder raises, the caller must try json.loads.
+    """Return a decoder: msgspec's, or json's own. If it raises, the caller must try json.loads.
 
-    Both return equal values for text that both accept. json.loads accepts some text that msgspec
-    refuses (NaN, lone surrogates, floats beyond the largest one), and defines the error for the rest.
+    Both return equal values for text that both accept. json.loads accepts some text that they
+    refuse (msgspec: NaN, lone surrogates, floats beyond the largest one; both differ about blanks around the
+    value), and defines the error for the rest.
     Both limit nesting to the interpreter's recursion limit, msgspec up to three levels later.
     """
     msgspec = imported("msgspec")
-    return json.loads if msgspec is None else msgspec.json.Decoder().decode
+    return _loads if msgspec is None else msgspec.json.Decoder().decode
+
+
+_raw_decode = json.JSONDecoder().raw_decode
+
+
+def _loads(text: str) -> Any:
+    """Do the same as json.loads, with fewer calls, for text without blanks around the value."""
+    value, end = _raw_decode(text)
+    if end != len(text):
+        raise ValueError("not one value")
+    return value
 
 
 def in_use() -> str:

@@ -6,6 +6,7 @@ decompresses to a thousand times its size neither blocks the loop nor makes a ba
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -373,7 +374,8 @@ class BatchReader:
         count = len(items) if is_plain else sum(map(self._rules.counts, items))
         if last is not None:
             # Only after the parts above: the consumer drops batches that are not yet yielded once `is_done` is true.
-            self.end_at(last)
+            self.is_done = True
+            self.done_event = None if self._rules.is_last_item(last) else last
             self._parsing = None
             # The position at the last event, whatever else came in the same chunk.
             yield self._batch(items, count, last.id, retries[-1][1] if retries else retry, retries)
@@ -407,10 +409,12 @@ class BatchReader:
 # A slice, and a batch, are a small part of the buffer, also if its events are tiny.
 
 
+@functools.lru_cache(maxsize=64)
 def _slice_bytes(limit: int) -> int:
     return min(max(limit // 16, 512), 64 * 1024)
 
 
+@functools.lru_cache(maxsize=64)
 def _batch_items(limit: int) -> int:
     return max(limit // (4 * EVENT_OVERHEAD), 1)
 

@@ -130,9 +130,11 @@ class BaseBridge(NotCopyable):
         For use within the package. `name` and `async_name` are those of the function and its alternative in the
         message. The warning is about the line at `stacklevel`; None means the line that has called the package.
         """
-        if loops.in_own_loop() or (self._thread is not None and self._thread.ident == threads.thread_id()):
+        in_coroutine = loops.in_coroutine()
+        is_own = in_coroutine and loops.in_own_loop()
+        if is_own or (self._thread is not None and self._thread.ident == threads.thread_id()):
             raise UsageError(f"{name} was called in the bridge's own thread, which must not wait")
-        if loops.in_coroutine() and not loops.in_notebook():
+        if in_coroutine and not loops.in_notebook():
             message = f"{name} blocks the event loop that runs in this thread; await {async_name} instead"
             warnings.warn(message, RuntimeWarning, stacklevel=stacklevel or _stacklevel_of_caller())
 

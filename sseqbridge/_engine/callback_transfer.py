@@ -36,13 +36,8 @@ class DirectExchange(Exchange):
 
     # Instead of open() and __anext__.
 
-    @property
-    def direct(self) -> DirectRequest:
-        """The request that is sent on reused_connection()."""
-        return self._sender.direct
-
-    def reused_connection(self) -> HTTP11Connection | None:
-        """Return an idle connection on which `direct` can be sent; None if open() has to send the request."""
+    def reused_connection(self) -> tuple[HTTP11Connection, DirectRequest] | None:
+        """Return an idle connection, and the request to send on it; None if open() has to send the request."""
         return self._sender.reused_connection()
 
     def take_head(self, response: ResponseHead, body: BodyStream) -> Head | None:
@@ -85,17 +80,23 @@ class CallbackTransfer(CallbackExchange):
     """Moves entries from an exchange into its stream's channel."""
 
     def __init__(
-        self, stream: StreamTask, exchange: DirectExchange, connection: HTTP11Connection, timeout: float | None
+        self,
+        stream: StreamTask,
+        exchange: DirectExchange,
+        connection: HTTP11Connection,
+        request: DirectRequest,
+        timeout: float | None,
     ) -> None:
-        super().__init__(connection, exchange.direct.method, timeout)
+        super().__init__(connection, request.method, timeout)
         self._stream = stream
         self._exchange = exchange
+        self._request = request
         # The caller's, in which the stream's task runs.
         self._context = contextvars.copy_context()
 
     def begin(self) -> None:
         """Send the request."""
-        self.start(self._exchange.direct.data)
+        self.start(self._request.data)
 
     def abort(self) -> None:
         """Close the connection. Idempotent."""
@@ -157,5 +158,5 @@ class CallbackTransfer(CallbackExchange):
 
 def begun(stream: StreamTask, exchange: DirectExchange, timeout: float | None) -> CallbackTransfer | None:
     """Return a transfer on an idle connection, whose begin() sends the request; None if the stream needs its task."""
-    connection = exchange.reused_connection()
-    return None if connection is None else CallbackTransfer(stream, exchange, connection, timeout)
+    reused = exchange.reused_connection()
+    return None if reused is None else CallbackTransfer(stream, exchange, *reused, timeout)

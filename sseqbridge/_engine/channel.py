@@ -210,7 +210,8 @@ class Channel(Generic[T]):
 
     def take_within(self, timeout: float | None) -> T | End | None:
         """Do the same as receive(), but return None when `timeout` elapses."""
-        self._release()
+        if self._in_hand:
+            self._release()
         left = timeout
         deadline = 0.0 if timeout is None else clock.monotonic() + timeout
         while (entry := self._pop()) is None:

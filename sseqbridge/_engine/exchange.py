@@ -31,7 +31,7 @@ from .responses import (
     seconds_for_other_type,
 )
 from .retrying import new_sender
-from .sender import Resumption
+from .sender import BEGINNING, Resumption
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +64,8 @@ class Exchange:
 
     def __init__(self, clients: ClientPool, options: RequestOptions, resumption: Resumption | None = None) -> None:
         """Build the request. Raises UsageError if `options` make no valid request."""
-        resumption = resumption or Resumption(options.last_event_id)
+        if resumption is None:
+            resumption = Resumption(options.last_event_id) if options.last_event_id else BEGINNING
         self._options = options
         self._sender = new_sender(clients, options, resumption)
         self._reader = BatchReader(options, resumption.last_event_id, resumption.retry)

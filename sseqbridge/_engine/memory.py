@@ -121,7 +121,11 @@ class _Memory(ByteLimit):
     def _update(self) -> None:
         while True:
             count = len(self._open)
-            share = self.bytes = max(_MIN_SHARE, min(_MAX_SHARE, _TOTAL_BYTES // max(count, 1)))
+            share = max(_MIN_SHARE, min(_MAX_SHARE, _TOTAL_BYTES // max(count, 1)))
+            if share == self.bytes == self._notified:
+                # The usual case. A thread that is about to write another share finds another number after it.
+                return
+            self.bytes = share
             if len(self._open) == count:
                 break
         if share < self._notified:

@@ -130,9 +130,9 @@ class CancelScope:
 _current: ContextVar[CancelScope | None] = ContextVar("sseqbridge-scope", default=None)
 
 
-def current_scope() -> CancelScope | None:
-    """Return the scope that surrounds the caller, None if there is none."""
-    return _current.get()
+# Returns the scope that surrounds the caller, None if there is none. Without a function around it, which would run for
+# every batch of every stream.
+current_scope: Callable[[], CancelScope | None] = _current.get
 
 
 def check_scope() -> None:
@@ -186,7 +186,7 @@ class Ownership:
     def __init__(self) -> None:
         # The scope that the subscription belongs to, None if it belongs to none.
         self.scope: CancelScope | None = None
-        self._turn = _Turn()
+        self._turn: _Turn | None = None
 
     def enter(self, subscription: Owned, scope: CancelScope | None) -> None:
         """Let the subscription belong to `scope`. Aborts it, and raises Cancelled, if the scope is cancelled."""
@@ -202,7 +202,9 @@ class Ownership:
 
     def move(self, subscription: Owned, scope: CancelScope | None) -> None:
         """Let the subscription belong to `scope` alone."""
-        self._turn.is_over = True
+        if self._turn is not None:
+            self._turn.is_over = True
+            self._turn = None
         self.scope = scope
         if scope is not None:
             self._turn = _Turn()
@@ -260,7 +262,7 @@ def checked_flag(cancel: Any) -> CancelFlag | None:
 def check_not_cancelled(flag: CancelFlag | None, before: str) -> None:
     """Raise RequestAbortedError if a flag is set, Cancelled if the current scope is cancelled; see cancel_flag."""
     check_scope()
-    if is_cancelled(flag):
+    if flag is not None and is_cancelled(flag):
         raise RequestAbortedError(f"cancel was set before {before}")
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.direct_request import DirectRequest
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["RequestSender", "Resumption", "SentRequest"]
+__all__ = ["BEGINNING", "RequestSender", "Resumption", "SentRequest"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -66,6 +66,10 @@ class Resumption(NamedTuple):
     redirects: Redirects = ()
     cookies: CallCookies | None = None
     place: Place | None = None
+
+
+# That of a stream which has not begun.
+BEGINNING = Resumption()
 
 
 class SentRequest(NamedTuple):
@@ -116,7 +120,7 @@ class RequestSender(ClientLease):
         self._is_trusted = True
         self._built: Any = None
         self._direct: DirectRequest | None = None
-        if not (resumption.last_event_id or resumption.redirects or resumption.cookies or resumption.place):
+        if resumption is BEGINNING:
             self._direct = self._client.direct_request(options)
         if self._direct is None:
             self._client.check(self._request)
@@ -131,17 +135,12 @@ class RequestSender(ClientLease):
 
     # Sending in the loop's callbacks.
 
-    def reused_connection(self) -> HTTP11Connection | None:
-        """Return an idle connection on which `direct` can be sent; None if send() has to send the request."""
-        connection = None if self._direct is None else self._client.reused_connection(self._direct)
+    def reused_connection(self) -> tuple[HTTP11Connection, DirectRequest] | None:
+        """Return an idle connection, and the request to send on it; None if send() has to send the request."""
+        direct = self._direct
+        connection = None if direct is None else self._client.reused_connection(direct)
         self.network_stream = connection
-        return connection
-
-    @property
-    def direct(self) -> DirectRequest:
-        """The request that is sent on reused_connection()."""
-        assert self._direct is not None
-        return self._direct
+        return None if direct is None or connection is None else (connection, direct)
 
     def continue_with(self, result: httpx.Response | Exception, *, is_open: bool) -> None:
         """Take the response, or error, of the request that was sent on reused_connection().
@@ -161,7 +160,7 @@ class RequestSender(ClientLease):
         result, self._direct_result = self._direct_result, None
         if result is None:
             return await self._client.send(self._request, **self._send_options)
-        if isinstance(result, ReusedConnectionClosed) and self.direct.method in SAFE_METHODS:
+        if isinstance(result, ReusedConnectionClosed) and self._request.method in SAFE_METHODS:
             return await self._client.resend(self._request)
         if isinstance(result, Exception):
             raise result
@@ -175,7 +174,9 @@ class RequestSender(ClientLease):
     @property
     def target(self) -> str:
         """The request's URL, as messages may show it."""
-        return describe(self.direct.url if self._built is None else self._built.url)
+        request = self._built or self._direct
+        assert request is not None
+        return describe(request.url)
 
     async def send(self) -> Any:
         """Send the request, follow redirects, and return the response once its head is in.

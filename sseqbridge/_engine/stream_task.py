@@ -258,11 +258,12 @@ class StreamTask(TimedStream):
             self._start_task()
         else:
             self._callbacks.begin()
-        if not self.exchange.bounds_its_opening:
+        if self._timeout.total is not None and not self.exchange.bounds_its_opening:
             self._limit_total()
         if self._cancel is not None:
             self.state.watch(self)
-        self.ownership.move(self, current_scope())
+        if (scope := current_scope()) is not None:
+            self.ownership.move(self, scope)
 
     def _begun_in_callbacks(self) -> CallbackTransfer | None:
         exchange = self.exchange
@@ -445,7 +446,8 @@ class StreamTask(TimedStream):
             self._finish(cancelled if task.cancelled() else task.exception())
 
     def _finish(self, error: BaseException | None) -> None:
-        self._cancel_timers()
+        if self._timers:
+            self._cancel_timers()
         self.state.discard(self)
         self.writer.flush()
         self.channel.end(self._end_of(error))

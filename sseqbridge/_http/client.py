@@ -312,6 +312,8 @@ class ClientPool:
     def __init__(self, factory: ClientFactory | None = None, *, tls_context: ssl.SSLContext | None = None) -> None:
         """`tls_context` is for the library's own client; None means the process's."""
         self._factory = factory
+        # Whether different origins may get different clients.
+        self.has_factory = factory is not None
         self._tls_context = tls_context
         # Whether the clients may run transports and event hooks of the caller.
         self.has_callers_code = factory is not None
@@ -338,17 +340,16 @@ class ClientPool:
         """The number of open connections, in use or idle. Thread-safe."""
         return sum(client.connections for client in self._made_clients.copy())
 
-    @property
-    def has_factory(self) -> bool:
-        """Whether different origins may get different clients."""
-        return self._factory is not None
-
     def lease(self, origin: str) -> Client:
         """Return a client for a request to `origin`. May block: do not call it on the loop's thread.
 
         Raises UsageError if the factory returns no client, CallbackError if it raises, BridgeClosedError if the pool
         is closed.
         """
+        shared = self._shared
+        if shared is not None and self._factory is None:
+            # Without the lock: once there is a client for all, only aclose() changes that.
+            return shared
         client = self._existing(origin)
         if client is not None:
             return client

@@ -308,8 +308,9 @@ class HTTP11Connection(NetworkStream):
             self.abort()
             return
         self.state, self.body, self._idle_since = ConnectionState.IDLE, None, self.loop.time()
-        # Drops the rest of a body that was received and not read.
-        self._take_unread()
+        if self._unread or self.is_reading_paused:
+            # Drops the rest of a body that was received and not read.
+            self._take_unread()
         if self._is_reserved:
             self._pool.reserve(self)
         else:

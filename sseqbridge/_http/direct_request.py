@@ -34,9 +34,9 @@ _SPECIAL_HEADERS = frozenset(
     {"connection", "content-length", "host", "last-event-id", "proxy-authorization", "transfer-encoding", "upgrade"}
 )
 
-# Lines of headers that are no secrets.
+# Names in lower case, and lines, of headers that are no secrets.
 _KNOWN_LINES = {
-    pair: b"%b: %b\r\n" % (pair[0].encode(), pair[1].encode())
+    pair: (pair[0].lower(), b"%b: %b\r\n" % (pair[0].encode(), pair[1].encode()))
     for pair in (("Accept", ACCEPT["sse"]), ("Content-Type", "application/json"), *DEFAULT_HEADERS)
 }
 
@@ -101,34 +101,34 @@ def direct_request(options: RequestOptions, defaults: DefaultHeaders) -> DirectR
     target = (_target if len(options.url) <= _MAX_CACHED_URL else _target.__wrapped__)(options.url)
     if target is None:
         return None
-    own = {name.lower() for name, _ in options.headers}
-    if not own.isdisjoint(_SPECIAL_HEADERS):
-        return None
-    lines = _lines(options.headers)
-    if lines is None:
+    own: dict[str, None] = {}
+    lines: list[bytes] = []
+    for pair in options.headers:
+        known = _KNOWN_LINES.get(pair) or _line(*pair)
+        if known is None:
+            return None
+        own[known[0]] = None
+        lines.append(known[1])
+    if not _SPECIAL_HEADERS.isdisjoint(own):
         return None
     body = content or b""
     parts = [method.encode("ascii"), target.start]
     if not body and method in _SENDS_EMPTY_LENGTH:
         parts.append(b"Content-Length: 0\r\n")
-    parts += [line for key, line in defaults if key not in own]
+    for key, line in defaults:
+        if key not in own:
+            parts.append(line)
     parts += lines
     parts.append(b"Content-Length: %d\r\n\r\n%b" % (len(body), body) if body else b"\r\n")
     data = b"".join(parts)
     return DirectRequest(target.url, target.origin, method, data) if len(data) <= _MAX_BYTES else None
 
 
-def _lines(headers: list[tuple[str, str]]) -> list[bytes] | None:
-    """Return the lines of the headers; None if one must not be sent, or authenticates the connection."""
-    lines = []
-    for pair in headers:
-        line = _KNOWN_LINES.get(pair)
-        if line is None:
-            name, value = pair[0].encode("ascii", "replace"), pair[1].encode("latin-1", "replace")
-            if not TOKEN_BYTES.fullmatch(name) or FORBIDDEN_IN_FETCH_VALUE_BYTES.search(value):
-                return None
-            if authenticates_connection([(name, value)]):
-                return None
-            line = b"%b: %b\r\n" % (name, value)
-        lines.append(line)
-    return lines
+def _line(name: str, value: str) -> tuple[str, bytes] | None:
+    """Return a header's name in lower case and its line; None if it must not be sent, or authenticates a connection."""
+    raw_name, raw_value = name.encode("ascii", "replace"), value.encode("latin-1", "replace")
+    if not TOKEN_BYTES.fullmatch(raw_name) or FORBIDDEN_IN_FETCH_VALUE_BYTES.search(raw_value):
+        return None
+    if authenticates_connection([(raw_name, raw_value)]):
+        return None
+    return name.lower(), b"%b: %b\r\n" % (raw_name, raw_value)

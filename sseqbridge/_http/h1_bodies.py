@@ -30,6 +30,8 @@ _MAX_KNOWN = 256
 # full. Each step is atomic, and any thread would add the same entry.
 _known: dict[bytes, tuple[int, int]] = {}
 _CR = 13
+# The line end of the last chunk but one, the last chunk, and no trailers.
+_END = b"\r\n0\r\n\r\n"
 
 
 class _BodyError(Exception):
@@ -150,8 +152,9 @@ class ChunkedBody(BodyReader):
         while True:
             if self._lacks_line_end:
                 while at < last and (between := known.get(data[at : at + _KEY_BYTES])) is not None:
-                    begin = at + between[0]
-                    at = begin + between[1]
+                    length_of_line, size = between
+                    begin = at + length_of_line
+                    at = begin + size
                     append(data[begin:at])
                 if at > length:
                     self._left = at - length
@@ -172,6 +175,11 @@ class ChunkedBody(BodyReader):
         """Return where the next chunk begins and its size; size 0 if its line is incomplete, or the last one."""
         begin = at
         if self._lacks_line_end:
+            if data.startswith(_END, at):
+                # The usual end. All others go the long way.
+                self._in_trailers = self.complete = True
+                self.rest = data[at + len(_END) :]
+                return 0, 0
             if len(data) - at < 2:
                 self._hold_line_end(data[at:])
                 return 0, 0

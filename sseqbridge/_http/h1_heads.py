@@ -179,8 +179,13 @@ def _head(data: bytes) -> ResponseHead:
     version, status, reason = status_line.groups()
     if status < b"100" or version[:1] != b"1":
         raise HeadError("the status or version must be one of HTTP/1")
-    fields = [_known_fields.get(line) or _field(line) for line in _unfolded(lines)]
-    headers = [field for field in fields if field is not None]
+    if b"\n " in data or b"\n\t" in data:
+        lines = _unfolded(lines)
+    headers = []
+    for line in lines:
+        field = _known_fields.get(line) or _field(line)
+        if field is not None:
+            headers.append(field)
     framing = framing_of(headers, is_received=True)
     if version < b"1.1":
         framing = framing._replace(keeps_alive=False)
@@ -193,8 +198,6 @@ def _unfolded(lines: list[bytes]) -> list[bytes]:
     Raises HeadError if a folded line names a framing field: a parser that does not unfold (RFC 9112, section 5.2)
     would read another body.
     """
-    if not any(line.startswith((b" ", b"\t")) for line in lines):
-        return lines
     fields: list[list[bytes]] = []
     for line in lines:
         if not line.startswith((b" ", b"\t")):

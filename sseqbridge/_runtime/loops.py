@@ -68,7 +68,8 @@ def may_wait() -> bool:
 
 def check_may_wait() -> None:
     """Raise UsageError on a bridge's own thread."""
-    if in_own_loop():
+    # As in_own_loop(), inlined: this runs for every wait.
+    if isinstance(asyncio._get_running_loop(), _DaemonLookups):
         raise UsageError("this call waits, and was made in a bridge's own thread, which must not wait")
 
 

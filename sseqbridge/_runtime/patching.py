@@ -7,10 +7,15 @@ Thread-safe.
 from __future__ import annotations
 
 import _socket
+import socket
 import sys
 from typing import Any
 
 __all__ = ["is_eventlet", "is_gevent", "is_socket_replaced", "original"]
+
+
+# The class at import, if it is a genuine one. The name is looked up again for each request.
+_SOCKET = socket.socket if issubclass(socket.socket, _socket.socket) else None
 
 
 def is_gevent() -> bool:
@@ -36,4 +41,6 @@ def original(module: str, name: str) -> Any:
 
 def is_socket_replaced() -> bool:
     """Return whether sockets are objects that no event loop can wait for, as those of mocket are."""
+    if socket.socket is _SOCKET:
+        return False
     return not issubclass(original("socket", "socket"), _socket.socket)

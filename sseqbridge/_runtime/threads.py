@@ -9,6 +9,7 @@ Everything here is thread-safe.
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -102,7 +103,8 @@ class Waiter(Protocol):
 
 def new_waiter() -> Waiter:
     """Return a waiter for the caller, a thread or a greenlet."""
-    if is_gevent():
+    # The first look costs no call: this runs for every wait.
+    if "gevent.monkey" in sys.modules and is_gevent():
         from . import gevent
 
         return gevent.GreenletWaiter()

@@ -64,6 +64,10 @@ _DEFAULTS = defaults_of(ItemKeywords, RequestKeywords)
 # The options about reading a response: those that a client may have, without those about sending a request.
 _READING = sorted({*defaults_of(ItemKeywords, SharedKeywords)} - {"auth", "reconnect", "on_reconnect"})
 _values_for_reading = operator.itemgetter(*_READING)
+# Those whose checks and values take a while: all others but `method`.
+_RARE = _DEFAULTS.keys() - {*_READING, "method"}
+# The further arguments of httpx's build_request() without rare options. Never changed.
+_USUAL_BUILD: dict[str, Any] = {"params": None, "content": None, "cookies": None, "files": None, "extensions": {}}
 # Why options have no meaning for JSON Lines.
 _REASONS = {
     "comments": "no comments",
@@ -115,46 +119,59 @@ def prepare(
     as JSON Lines; see check_line_options.
     """
     given: AllKeywords = {**_DEFAULTS, **options}  # type: ignore[typeddict-item]
-    _check_combinations(data, given)
+    # Most requests have no rare options. The checks of those take as long as all others.
+    is_usual = _RARE.isdisjoint(options)
+    if not is_usual:
+        _check_combinations(data, given)
     body = data if data is not None else given["json"]
     content = given["content"]
-    replayable = given["files"] is None and is_replayable(content)
-    policy = _policy(given["reconnect"], given["on_reconnect"], replayable)
+    replayable = is_usual or (given["files"] is None and is_replayable(content))
+    policy = None if is_usual else _policy(given["reconnect"], given["on_reconnect"], replayable)
     pairs = header_list(headers)
     if client_headers is not None and not callable(client_headers):
         pairs = _merged(header_list(client_headers), pairs)
-    own_headers, own_id = _without_last_event_id(pairs, check_last_event_id(given["last_event_id"]))
-    if format == "jsonl" and len(own_headers) < len(pairs):
-        raise UsageError(_not_of_lines("Last-Event-ID", _REASONS["last_event_id"]))
-    check_framing(own_headers, own_length=content is not None)
+    own_headers, own_id = pairs, "" if is_usual else check_last_event_id(given["last_event_id"])
+    if pairs:
+        own_headers, own_id = _without_last_event_id(pairs, own_id)
+        if format == "jsonl" and len(own_headers) < len(pairs):
+            raise UsageError(_not_of_lines("Last-Event-ID", _REASONS["last_event_id"]))
+        check_framing(own_headers, own_length=content is not None)
     has_body = body is not None or content is not None or given["files"] is not None
     # A stream that is resumed by GET is still the response to one request.
     is_request = (has_body or bool(own_id)) and not _is_batch(body, content)
     decoder, common_options = _reading(given, format, is_request=is_request)
     complete = partial(_with_defaults, is_json=body is not None, accept=ACCEPT[format])
-    own_options = {
+    own_options: dict[str, Any] = {
         "method": _method(given["method"], has_body),
         "url": _url(url),
         "headers": complete(own_headers),
-        "build": {
-            "params": _copied(given["params"]),
-            "content": encode_json(body) if body is not None else _content(content),
-            "cookies": _copied(given["cookies"]),
-            "files": _copied(given["files"]),
-            "extensions": dict(given["extensions"] or {}),
-        },
-        "send": {} if given["auth"] is None else {"auth": given["auth"]},
+        "build": _USUAL_BUILD if body is None else {**_USUAL_BUILD, "content": encode_json(body)},
         "has_body": has_body,
         "last_event_id": own_id,
         "reconnect": policy,
         "replayable": replayable,
-        "cancel": checked_flag(given["cancel"]),
         "new_headers": _HeadersOfAttempts(client_headers, own_headers, complete) if callable(client_headers) else None,
         "retries": retries,
     }
+    if not is_usual:
+        _add_rare(own_options, given)
     complete_options = common_options.with_values(own_options)
-    _check_retries(complete_options)
+    if type(retries) is not int or retries:
+        _check_retries(complete_options)
     return PreparedRequest(complete_options, decoder, given["on_reconnect"])
+
+
+def _add_rare(own_options: dict[str, Any], given: AllKeywords) -> None:
+    content = own_options["build"]["content"]
+    own_options["build"] = {
+        "params": _copied(given["params"]),
+        "content": _content(given["content"]) if content is None else content,
+        "cookies": _copied(given["cookies"]),
+        "files": _copied(given["files"]),
+        "extensions": dict(given["extensions"] or {}),
+    }
+    own_options["send"] = {} if given["auth"] is None else {"auth": given["auth"]}
+    own_options["cancel"] = checked_flag(given["cancel"])
 
 
 # The types of arguments for which _checked_reading() keeps its results: plain values, none of a caller's own type.
@@ -175,6 +192,8 @@ def _checked_reading(format: Format, is_request: bool, *values: Any) -> tuple[De
     """Check the options of reading, whose `values` have the order of _READING."""
     given = cast("AllKeywords", dict(zip(_READING, values, strict=True)))
     decode, done = given["decode"], given["done"]
+    if given["comments"] and decode != "event":
+        raise UsageError('`comments=True` must come with decode="event", which yields Comment items')
     is_json = decode == "json"
     if format == "jsonl":
         rules = line_rules(done, is_json=is_json)
@@ -189,7 +208,7 @@ def _checked_reading(format: Format, is_request: bool, *values: Any) -> tuple[De
         method="GET",
         url="",
         headers=[],
-        build={},
+        build=_USUAL_BUILD,
         send={},
         has_body=False,
         last_event_id="",
@@ -214,8 +233,6 @@ _kept_reading = lru_cache(maxsize=64, typed=True)(_checked_reading)
 
 
 def _check_combinations(data: Any, given: AllKeywords) -> None:
-    if given["comments"] and given["decode"] != "event":
-        raise UsageError('`comments=True` must come with decode="event", which yields Comment items')
     if data is not None and given["json"] is not None:
         raise UsageError("`data` and `json` are two names for the JSON body, got both. Pass one of them.")
     body = data if data is not None else given["json"]
@@ -324,6 +341,8 @@ def _method(method: object, has_body: bool) -> str:
 
 
 def _url(url: object) -> str:
+    if type(url) is str:
+        return url
     if not is_url(url):
         raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
     return str(url)
@@ -336,9 +355,14 @@ def _copied(value: Any) -> Any:
     return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
-def _with_defaults(headers: _Pairs, *, is_json: bool, accept: str) -> _Pairs:
+@lru_cache(maxsize=8)
+def _default_headers(accept: str, *, is_json: bool) -> tuple[tuple[str, str], ...]:
     content_type = (("Content-Type", "application/json"),) if is_json else ()
-    defaults = (("Accept", accept), *DEFAULT_HEADERS, *content_type)
+    return (("Accept", accept), *DEFAULT_HEADERS, *content_type)
+
+
+def _with_defaults(headers: _Pairs, *, is_json: bool, accept: str) -> _Pairs:
+    defaults = _default_headers(accept, is_json=is_json)
     if not headers:
         return list(defaults)
     present = {name.lower() for name, _ in headers}

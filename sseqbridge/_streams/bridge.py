@@ -139,6 +139,10 @@ _async: Bridge | None = None
 def default_bridge() -> Bridge:
     """Return the process's own bridge for requests, a new one if it was closed. Thread-safe."""
     global _default
+    bridge = _default
+    if bridge is not None and not bridge.is_closed:
+        # Without the lock: if it is closed from here on, its own methods notice.
+        return bridge
     with _default_lock.native:
         # At the exit of the process it stays closed.
         if _default is None or (_default.is_closed and not is_exiting()):

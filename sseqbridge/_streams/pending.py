@@ -97,9 +97,11 @@ def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | N
     Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set, UsageError if
     `bridge` is none.
     """
-    check_bridge(bridge)
+    if bridge is None:
+        bridge = default_bridge()
+    else:
+        check_bridge(bridge)
     prepared.check_not_cancelled()
-    bridge = bridge or default_bridge()
     options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses.of_call())
     return PendingResponse(bridge.new_task(options), prepared, bridge)
 

@@ -46,6 +46,7 @@ from sseqbridge._runtime.clock import clock
 
 from .claims import Claim, Claims
 from .cursor import Cursor
+from .decoding import UNDECODED
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -97,7 +98,7 @@ class StreamOwner(Generic[T]):
         self._claims = Claims()
         # Whether a call that is interrupted may have taken an item, and the position before it.
         self._may_lose = False
-        self._position = cursor.position
+        self._position = cursor.last_event, cursor.committed_id
         # The thread of a for loop that is under way: the loop's body may call next() and poll().
         self._loop_thread: int | None = None
         # Whether a for loop was left, which aborted the request.
@@ -336,15 +337,18 @@ class ItemReader(StreamOwner[T]):
     def _iterate(self, claim: Claim, abort_when_left: bool) -> Generator[T, None, None]:
         cursor = self.cursor
         cursor.subscription.check_process()
-        self._claims.append(claim)
-        self._check_claim(claim)
+        claims = self._claims
+        claims.append(claim)
+        if claims[0] is not claim:
+            self._check_claim(claim)
         channel, has_cancel = cursor.channel, cursor.has_cancel
         this_thread = threading.get_ident
-        last_event, committed_id = cursor.position
+        last_event, committed_id = cursor.last_event, cursor.committed_id
         is_undelivered = False
         try:
             while True:
                 items, decode = cursor.items, cursor.inline_decode
+                loads, error_types = cursor.decoder.loads, cursor.decoder.rules.error_types
                 for event in items:
                     if channel.closed or (has_cancel and cursor.is_stopped()):
                         break
@@ -353,8 +357,15 @@ class ItemReader(StreamOwner[T]):
                     if decode is None:
                         item = cursor.item(event)
                     else:
-                        # As cursor.item, inlined: this runs for every event.
-                        item = decode(event)
+                        # As cursor.item, and decoder.item of JSON mode, inlined: this runs for every event.
+                        item = UNDECODED
+                        if loads is not None:
+                            try:
+                                item = loads(event.data)
+                            except Exception:
+                                pass
+                        if item is UNDECODED or (type(item) is dict and "error" in item) or event.event in error_types:
+                            item = decode(event)
                         cursor.last_event = event
                         cursor.committed_id = None
                     # Set in the loop's body alone: a signal handler that interrupts a wait must not read.
@@ -380,7 +391,7 @@ class ItemReader(StreamOwner[T]):
             raise
         finally:
             self._loop_thread = None
-            self._claims.discard(claim)
+            claims.discard(claim)
 
     def refusal(self, timeout: float | None = None) -> StatusError | None:
         """Return the StatusError of an error response with its body; None if `timeout` elapsed first."""
