@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sseqbridge._http.request import RequestOptions
 
-__all__ = ["BaseBridge", "has_clients_of_callers", "is_exiting"]
+__all__ = ["BaseBridge", "has_clients_of_callers", "is_exiting", "run_posted_calls"]
 
 logger = logging.getLogger("sseqbridge")
 
@@ -381,6 +381,18 @@ _exiting = False
 def has_clients_of_callers(bridge: BaseBridge) -> bool:
     """Whether the bridge was made with `client=`."""
     return bridge._factory is not None
+
+
+def run_posted_calls(timeout: float) -> None:
+    """Wait until the loops of all bridges have run what was posted to them, at most `timeout` seconds for each."""
+    with _bridges_lock.native:
+        bridges = tuple(_bridges)
+    for bridge in bridges:
+        state = bridge._state
+        if state is not None and not state.loop.is_closed():
+            has_run = threads.OneShotEvent()
+            post(state.loop, has_run.set)
+            has_run.wait(timeout)
 
 
 def is_exiting() -> bool:

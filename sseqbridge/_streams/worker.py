@@ -14,7 +14,7 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sseqbridge._engine.channel import Channel, End, ThreadChannel
@@ -67,6 +67,7 @@ class IterableWorker(Generic[T]):
         self._channel: ThreadChannel[T] = ThreadChannel(max_buffered)
         # None once it was started, or closed.
         self._job: _Job[T] | None = _Job(items, convert, self._channel, on_end)
+        self._has_ended = self._job.has_ended
         self._context = context
         self._start_thread = start_thread
         self._process = fork.process_token()
@@ -128,7 +129,12 @@ class IterableWorker(Generic[T]):
         self._channel.close()
         job, self._job = self._job, None
         if job is not None:
+            job.has_ended.set()
             _close(job.items)
+
+    def wait_ended(self, timeout: float) -> None:
+        """Wait until the worker thread has ended, at most `timeout` seconds, after close()."""
+        self._has_ended.wait(timeout)
 
 
 @dataclass
@@ -139,6 +145,8 @@ class _Job(Generic[T]):
     convert: Callable[[Any], tuple[T, int] | None]
     channel: ThreadChannel[T]
     on_end: Callable[[], object] | None
+    # Set by the worker thread's last step.
+    has_ended: threads.OneShotEvent = field(default_factory=threads.OneShotEvent)
 
 
 class ChannelClosed:
@@ -190,6 +198,7 @@ def _iterate(job: _Job[Any], last_read: LastRead) -> None:
         job.items = ()
         _call_on_end(job.on_end)
         channel.end(end)
+        job.has_ended.set()
 
 
 def _closed(iterator: Any, job: _Job[Any], end: End) -> End:

@@ -16,7 +16,7 @@ from sseqbridge._checks import check_seconds
 from sseqbridge._runtime import sockets
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["Client", "ClientDisconnected", "client_of", "disconnect_flag", "reader_left"]
+__all__ = ["Client", "ClientDisconnected", "client_of", "disconnect_flag", "reader_left", "stops_threads"]
 
 
 # The key of a WSGI environment under which the flags of its request are kept.
@@ -117,6 +117,14 @@ def client_of(environ: Mapping[str, Any]) -> Client | None:
     if uwsgi is not None and "uwsgi.version" in environ:
         return _client(uwsgi.connection_fd(), is_tls=environ.get("wsgi.url_scheme") == "https")
     return None
+
+
+def stops_threads(environ: Mapping[str, Any] | None) -> bool:
+    """Whether the web server runs other threads of Python only during a request, as uWSGI does by default."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None or environ is None or "uwsgi.version" not in environ:
+        return False
+    return not (uwsgi.opt.get("enable-threads") or uwsgi.opt.get("threads"))
 
 
 def _client(fd: int, *, is_tls: bool) -> Client | None:

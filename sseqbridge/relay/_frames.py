@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._async_frames import AsyncFrames
-from ._disconnect import disconnect_flag
+from ._disconnect import disconnect_flag, stops_threads
 from ._ending import Ending
 from ._options import AsyncRelayOptions, RelayOptions, SyncRelayOptions, check_synchronous, describe, relay_options
 from ._refused import is_refusal, refusal
@@ -92,7 +92,8 @@ def relay(
     writer = Writer(options)
     disconnected = disconnect_flag(environ, options["probe"])
     source = upstream.source(writer, after_work, early=options["early"], cancel=disconnected)
-    return Frames(source, writer, options, ending(options["on_end"]), disconnected)
+    end = ending(options["on_end"])
+    return Frames(source, writer, options, end, disconnected, must_wait=stops_threads(environ))
 
 
 def arelay(

@@ -126,6 +126,10 @@ class WorkerSource:
 
     abandon = close
 
+    def wait_ended(self, timeout: float) -> None:
+        """Wait until the worker thread has ended, at most `timeout` seconds, after close()."""
+        self._worker.wait_ended(timeout)
+
     def interrupt(self) -> None:
         """End the iteration, if it has begun, at its next `yield`."""
         self._worker.interrupt()

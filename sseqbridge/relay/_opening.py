@@ -239,6 +239,13 @@ class FunctionSource(_BaseFunctionSource):
         if self._source is not None:
             self._source.close()
 
+    def wait_ended(self, timeout: float) -> None:
+        """Wait until no thread of the source runs, at most `timeout` seconds, after close()."""
+        if self._worker is not None:
+            self._worker.wait_ended(timeout)
+        if self._source is not None:
+            self._source.wait_ended(timeout)
+
 
 def _calls(
     function: Callable[[], Any], results: deque[Any], wrap: Callable[[Any], Opened]

@@ -87,6 +87,9 @@ class Source(BaseSource, Protocol):
     def close(self) -> None:
         """End the source, and wait shortly until the upstream's request is aborted."""
 
+    def wait_ended(self, timeout: float) -> None:
+        """Wait until no thread of the source runs, at most `timeout` seconds, after close()."""
+
 
 class StreamSource:
     """The frames of an event stream that request_sse or arequest_sse opened.
@@ -236,6 +239,9 @@ class StreamSource:
         """Abort the request, unless it has ended, and wait until it is aborted."""
         if not self._cursor.subscription.is_inherited:
             self._reader.close()
+
+    def wait_ended(self, timeout: float) -> None:
+        """Do nothing: a stream has no thread of its own."""
 
     def abandon(self) -> None:
         """Abort the request, unless it has ended, without waiting."""

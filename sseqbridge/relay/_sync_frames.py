@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._engine.bridge import run_posted_calls
 from sseqbridge._runtime.clock import clock
 from sseqbridge._signatures import show_members_of
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Frames"]
 
+# How long close() waits for the source's threads, and then for the loops, where they would stop after the request.
+_CLOSE_SECONDS = 3.0
+
 
 class Frames(BaseFrames):
     """An iterator of bytes, each one or more whole frames, for a WSGI server.
@@ -43,10 +47,14 @@ class Frames(BaseFrames):
         options: RelayOptions,
         ending: Ending,
         disconnected: ClientDisconnected,
+        *,
+        must_wait: bool = False,
     ) -> None:
+        """`must_wait`: no other thread runs after the request, so that close() waits for the source's threads."""
         super().__init__(source, writer, options, ending)
         self._source = source
         self._disconnected = disconnected
+        self._must_wait = must_wait
         self._probe = LONG if disconnected.probe is None else disconnected.probe
 
     def __del__(self) -> None:
@@ -173,6 +181,9 @@ class Frames(BaseFrames):
         self._ended = True
         self._disconnected.end_request()
         self._source.close()
+        if self._must_wait:
+            self._source.wait_ended(_CLOSE_SECONDS)
+            run_posted_calls(_CLOSE_SECONDS)
         if not self._is_being_read:
             self._conclude()
 

@@ -40,6 +40,12 @@ def function() -> flask.Response:
     return relay.flask.stream_response(partial(request_sse, query["upstream"]), **relay_options(query))
 
 
+@app.get("/iterated")
+def iterated() -> flask.Response:
+    query = flask.request.args
+    return relay.flask.stream_response((item for item in request_sse(query["upstream"]).events), **relay_options(query))
+
+
 @app.get("/watched")
 def watched() -> flask.Response:
     """Watch the client until the upstream's headers arrive."""

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._runtime import sockets
-from sseqbridge.relay._disconnect import client_of
+from sseqbridge.relay._disconnect import client_of, stops_threads
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import (
     ReceivedRequest,
@@ -131,6 +132,42 @@ def test_disconnect_is_detected_while_map_leaves_out_every_event(
         connection.close()
         assert reading.result(30) in ([], [HEARTBEAT])
         server.requests[0].wait_aborted()
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("kind", ["iterable", "function", "stream"])
+def test_close_under_uwsgi_without_threads_waits_for_the_threads(
+    kind: str, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uWSGI would not run them after the request."""
+
+    class Uwsgi:
+        opt = MappingProxyType[str, Any]({})
+
+        @staticmethod
+        def connection_fd() -> int:
+            return -1
+
+    monkeypatch.setitem(sys.modules, "uwsgi", Uwsgi())
+    steps: list[str] = []
+
+    def items() -> Iterator[Any]:
+        try:
+            yield from request_sse(server.url).events
+        finally:
+            steps.append("ended")
+
+    with SSEServer([send(1), silence()]) as server:
+        stream: Any = {"iterable": items, "function": lambda: items, "stream": lambda: request_sse(server.url)}[kind]
+        frames = relay.frames(stream(), environ={"uwsgi.version": b"2.0"}, early=early)
+        while next(frames) == HEARTBEAT:
+            pass
+        frames.close()
+        assert steps == ([] if kind == "stream" else ["ended"])
+        server.requests[0].wait_aborted()
+    monkeypatch.setattr(Uwsgi, "opt", {"threads": b"2"})
+    assert not stops_threads({"uwsgi.version": b"2.0"})
+    assert not stops_threads({})
 
 
 def test_socket_of_uwsgi_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

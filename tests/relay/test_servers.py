@@ -241,6 +241,19 @@ def test_asgi_servers_detect_a_disconnect_in_silence_at_once(address: Address, h
         upstream.requests[0].wait_aborted(30)
 
 
+ITERATED = [Place(place.server, "/iterated") for place in SOCKET if not place.server.startswith("django")]
+
+
+@pytest.mark.parametrize("script", [without_end, ONE_THEN_SILENCE], ids=["between events", "in silence"])
+@at(ITERATED)
+def test_disconnect_aborts_the_stream_of_an_iterable(address: Address, script: Any) -> None:
+    """Without another request, during which uWSGI would run the iterable's thread."""
+    with SSEServer(script) as upstream, reading(address(upstream, heartbeat="never", probe=0.2)) as reader:
+        assert reader.event().json() == {"n": 1}
+        reader.leave()
+        upstream.requests[0].wait_aborted(30)
+
+
 WATCHED = [Place(place.server, "/watched") for place in SOCKET if not place.server.startswith("django")]
 CANCELLED = [Place("django uvicorn", "/arelay"), Place("django daphne", "/arelay")]
 
