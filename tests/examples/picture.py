@@ -10,17 +10,16 @@ import base64
 import contextlib
 import logging
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from selenium import webdriver
-from werkzeug.serving import make_server
 
 from examples.flask_chat.app import create_app
 from examples.flask_chat.scripted import PROMPTS
 from examples.flask_chat.upstream import Upstream
 from tests.browser_support import ControlledUpstream, Page, chromium
+from tests.local_servers import under_werkzeug
 from tests.support import ROOT, until
 
 __all__ = ["SCHEMES", "draw"]
@@ -57,16 +56,8 @@ def _serving(upstream: ControlledUpstream) -> Iterator[str]:
     """Serve the page, as if its upstream were the scripted one."""
     about = {"name": "a scripted upstream", "place": "inside this program", "suggestions": PROMPTS}
     app = create_app(Upstream(upstream.base_url, "scripted", about=about))
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    server.daemon_threads = False  # type: ignore[attr-defined]
-    serving = threading.Thread(target=server.serve_forever)
-    serving.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}/"
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
+    with under_werkzeug(app, joins_threads=True) as url:
+        yield f"{url}/"
 
 
 def _picture(chrome: webdriver.Chrome, url: str, upstream: ControlledUpstream, scheme: str) -> bytes:

@@ -12,13 +12,13 @@ from typing import Any
 import flask
 import pytest
 from selenium import webdriver
-from werkzeug.serving import make_server
 
 from sseqbridge import relay, request_sse
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, hold, send, silence
 from tests.browser_support import chromium
 from tests.examples.guides import SCRIPTS
+from tests.local_servers import under_werkzeug
 from tests.support import ROOT, until
 
 pytestmark = pytest.mark.browser
@@ -45,16 +45,8 @@ def serving(app: flask.Flask) -> Iterator[str]:
     module = ROOT / "examples/flask_chat/static/relay.js"
     app.add_url_rule("/", "page", lambda: "<!doctype html><title>guide</title>")
     app.add_url_rule("/relay.js", "module", lambda: flask.send_file(module, "text/javascript"))
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    server.daemon_threads = False  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with under_werkzeug(app, joins_threads=True) as url:
+        yield f"{url}/"
 
 
 def script_of(block: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from examples.saved_answers import create_app
 from sseqbridge.testing import SSEServer, chat_completions, cut, respond, send, silence
-from tests.relay.serving import under_werkzeug
+from tests.local_servers import under_werkzeug
 from tests.support import until
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,6 @@ The module with which the page reads is tested in test_browser_module.py.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from werkzeug.serving import make_server
 
 from sseqbridge import ServerSentEvent, relay, request_sse
 from sseqbridge.testing import SSEServer, comment, raw, respond, send, silence
@@ -32,6 +30,7 @@ from tests.browser_support import (
     reserved_port,
     running,
 )
+from tests.local_servers import under_werkzeug
 from tests.support import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
@@ -353,45 +352,35 @@ def test_eventsource_without_ids_does_not_reconnect(chrome: webdriver.Chrome, up
 
 
 class Relay:
-    """A web server in this process that relays one upstream, and records its own requests."""
+    """An application that relays one upstream, and records its own requests. `url` is that of its server."""
 
     def __init__(self, upstream: SSEServer) -> None:
+        self.url = ""
         self.requests: list[tuple[dict[str, str], Any]] = []
         modules = npm_directory() / "node_modules/@microsoft/fetch-event-source/lib/esm"
-        app = flask.Flask(__name__)
+        self.app = flask.Flask(__name__)
 
-        @app.get("/")
+        @self.app.get("/")
         def page() -> str:
             return "<!doctype html><title>relay</title>"
 
-        @app.get("/npm/<name>")
+        @self.app.get("/npm/<name>")
         def module(name: str) -> flask.Response:
             return flask.send_from_directory(modules, Path(name).with_suffix(".js"))
 
-        @app.route("/relay", methods=["GET", "POST"])
+        @self.app.route("/relay", methods=["GET", "POST"])
         def relayed() -> flask.Response:
             headers = {name.lower(): value for name, value in flask.request.headers.items()}
             self.requests.append((headers, flask.request.get_json(silent=True)))
             stream = request_sse(upstream.url, decode="event", done=None)
             return relay.flask.stream_response(stream, heartbeat=0.05)
 
-        self.server = make_server("127.0.0.1", 0, app, threaded=True)
-        # Closing the server waits for these threads, so that none is left to the next test.
-        self.server.daemon_threads = False  # type: ignore[attr-defined]
-        self.url = f"http://127.0.0.1:{self.server.port}"
-
 
 @contextmanager
 def relaying(upstream: SSEServer) -> Iterator[Relay]:
     relaying = Relay(upstream)
-    thread = threading.Thread(target=relaying.server.serve_forever)
-    thread.start()
-    try:
+    with under_werkzeug(relaying.app, joins_threads=True) as relaying.url:
         yield relaying
-    finally:
-        relaying.server.shutdown()
-        thread.join()
-        relaying.server.server_close()
 
 
 EVENTS = [

@@ -16,12 +16,12 @@ from typing import Any
 import flask
 import pytest
 from selenium import webdriver
-from werkzeug.serving import make_server
 
 from sseqbridge import SSEError, relay, request_sse
 from sseqbridge.resume import Log, MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, comment, cut, hold, raw, reset, respond, send, silence
 from tests.browser_support import chromium
+from tests.local_servers import under_werkzeug
 from tests.support import ROOT, until
 
 pytestmark = pytest.mark.browser
@@ -127,17 +127,8 @@ def serving(chat: Callable[[], Any]) -> Iterator[str]:
     app.add_url_rule("/", "page", lambda: PAGE)
     app.add_url_rule("/relay.js", "module", lambda: flask.send_file(MODULE, "text/javascript"))
     app.add_url_rule("/chat", "chat", chat, methods=["GET", "POST"])
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    # Closing the server waits for these threads, so that none is left to the next test.
-    server.daemon_threads = False  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with under_werkzeug(app, joins_threads=True) as url:
+        yield url
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,10 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelAPIError
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from werkzeug.serving import make_server
 
 from sseqbridge import ServerSentEvent, relay, request_sse
 from sseqbridge.testing import SSEServer, Step, cut
+from tests.local_servers import under_werkzeug
 from tests.sdk.answers import chat_steps, cohere_steps, message_steps, response_steps
 from tests.sdk.clients import MESSAGES
 from tests.support import ROOT
@@ -48,16 +47,15 @@ DIALECTS: dict[str, Any] = {"v1/messages": "anthropic", COHERE: "events"}
 
 
 class Relays:
-    """A web server that relays `upstream` under every path. `sends` is "stream" or "iterable"."""
+    """An application that relays `upstream` under every path, at `url`. `sends` is "stream" or "iterable"."""
 
     def __init__(self) -> None:
         self.upstream = SSEServer()
         self.sends = "stream"
         self.options: dict[str, Any] = {}
-        app = flask.Flask(__name__)
-        app.add_url_rule("/<path:path>", "relay", self._relay, methods=["POST"])
-        self.server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.url = ""
+        self.app = flask.Flask(__name__)
+        self.app.add_url_rule("/<path:path>", "relay", self._relay, methods=["POST"])
 
     def _relay(self, path: str) -> flask.Response:
         # Werkzeug waits for what a view has not read of a request, also after an error that breaks the response off.
@@ -74,15 +72,8 @@ class Relays:
 @pytest.fixture
 def relays() -> Iterator[Relays]:
     relays = Relays()
-    thread = threading.Thread(target=relays.server.serve_forever, args=(0.01,))
-    thread.start()
-    with relays.upstream:
-        try:
-            yield relays
-        finally:
-            relays.server.shutdown()
-            thread.join()
-            relays.server.server_close()
+    with relays.upstream, under_werkzeug(relays.app) as relays.url:
+        yield relays
 
 
 @dataclass(frozen=True)
