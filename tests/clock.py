@@ -22,6 +22,7 @@ from weakref import WeakSet
 import pytest
 
 from sseqbridge import _accelerators
+from sseqbridge._engine.channel import post
 from sseqbridge._runtime import loop_watch, loops, threads
 from sseqbridge._runtime.clock import clock
 from sseqbridge._streams import bridge
@@ -34,6 +35,9 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.002
 # Real seconds after which a wait that no advance ends fails.
 _HANGS = 30.0
+# How long the clock waits for a loop, which may be blocked, and how many iterations it lets the loop run.
+_LOOP_SECONDS = 0.1
+_ITERATIONS = 5
 
 
 class FakeClock:
@@ -103,7 +107,18 @@ class FakeClock:
             if time.monotonic() > stop:
                 raise TimeoutError("advancing the clock did not end the wait")
             self.advance(step)
+            self._let_loops_run()
             time.sleep(_POLL_SECONDS)
+
+    def _let_loops_run(self) -> None:
+        """Wait until each loop has run its due timers: the clock must not run far ahead of a busy machine."""
+        with self._lock:
+            loops = tuple(self._loops)
+        for loop in loops:
+            if loop.is_running():
+                have_run = threading.Event()
+                post(loop, _iterate, loop, _ITERATIONS, have_run)
+                have_run.wait(_LOOP_SECONDS)
 
     async def aadvance_until_done(self, awaitable: Awaitable[T], step: float = 1.0) -> T:
         """Return the result of `awaitable`, as `advance_until_done` does for a function, on the running loop."""
@@ -170,6 +185,14 @@ class _OnFakeClock:
         for timer in due:
             if not timer.cancelled():
                 timer._run()
+
+
+def _iterate(loop: asyncio.AbstractEventLoop, left: int, have_run: threading.Event) -> None:
+    """Set the event after some iterations of the loop."""
+    if left:
+        loop.call_soon(_iterate, loop, left - 1, have_run)
+    else:
+        have_run.set()
 
 
 def _nothing() -> None:

@@ -212,13 +212,16 @@ class Agent:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.reads_on = threading.Event()
         self.ended = threading.Event()
         self.error: BaseException | None = None
 
     def __call__(self) -> Iterator[Any]:
         try:
             yield {"asks": True}
-            yield from request_sse(self.url).events
+            for item in request_sse(self.url).events:
+                yield item
+                self.reads_on.set()
         except BaseException as exc:
             self.error = exc
             raise
@@ -231,6 +234,7 @@ class Agent:
             async with await arequest_sse(self.url) as response:
                 async for item in response.events:
                     yield item
+                    self.reads_on.set()
         except BaseException as exc:
             self.error = exc
             raise
@@ -250,6 +254,8 @@ def test_cancel_ends_an_agent_that_waits(log: Log, caller: LogCaller, asynchrono
         agent = Agent(upstream.url)
         readings = [caller.open(log, "k", agent.start(asynchronous)) for _ in range(2)]
         assert [[reading.next(), reading.next()] for reading in readings] == [[{"asks": True}, {"n": 1}]] * 2
+        # Else it would be closed at its yield.
+        caller.run_blocking(agent.reads_on.wait, 30)
         assert caller.cancel(log, "k") is True
         for reading in readings:
             assert (reading.items(), reading.outcome) == ([], "closed")

@@ -288,7 +288,7 @@ def test_cancelled_code_that_blocks_its_loop_is_logged(clock: FakeClock, caplog:
     with Bridge() as bridge:
         calling = in_thread(lambda: bridge.run(blocks(), timeout=30))
         blocked.wait(30)
-        clock.advance_until(calling.done)
+        clock.advance_until(calling.done, step=10)
         with pytest.raises(TimeoutError):
             calling.result(0)
         assert "was cancelled, but something blocks its loop" in caplog.text

@@ -258,7 +258,7 @@ def test_request_whose_result_fails_is_not_sent_again(ask: ClientRequester, stat
         redirect = [respond(status, {"Location": location}, framing="length")]
         server.play(lambda request: redirect if request.path == "/" else refusal(503))
         for options in ({"retries": 2}, {"reconnect": ReconnectionPolicy(delay=0.01, attempts=2)}):
-            client = SSEClient(server.url, follow_redirects=True, **options)
+            client = SSEClient(server.url, follow_redirects=True, timeout=UNLIMITED, **options)
             if failure == "refused":
                 with pytest.raises(ConnectError):
                     ask(client, "/", data={"pay": 1})
