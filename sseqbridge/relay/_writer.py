@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sseqbridge._exceptions import BridgeClosedError, SSEError, UpstreamError, UsageError
-from sseqbridge._runtime.callbacks import contained
+from sseqbridge._runtime.callbacks import CallersFunction, contained
 from sseqbridge._sse.encoder import encode, item_event, item_text
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import message_of, quoted
@@ -150,8 +150,9 @@ class Writer:
                 # The server ends, and not the stream alone: the client may connect again.
                 return shutdown_notice()
             return encode(_error_event(error, quotes_body=self._quotes_body))
-        # An exit of the function would end the server.
-        with contained("the function `error`", passes=Exception):
+        # An exit of the function would end the server, and a StopIteration would make the relay look complete.
+        function = "the function `error`"
+        with contained(function, passes=Exception), CallersFunction(function, passes=BaseException):
             report = self.context.run(self._error, error)
         name = "a result of `error`"
         if isinstance(report, (str, dict, list)):

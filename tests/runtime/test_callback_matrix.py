@@ -499,6 +499,18 @@ def test_function_of_a_relayed_stream(loops: Loops, name: str) -> None:
     loops.check()
 
 
+def test_error_function_of_a_relay(loops: Loops) -> None:
+    """It breaks the connection to the client off: without an error event the relay would look complete."""
+    ends_iterations = loops.kind in (StopIteration, StopAsyncIteration)
+    is_replaced = ends_iterations or (loops.is_exit and (loops.is_async or issubclass(loops.kind, REPORTED)))
+    with SSEServer([raw(b"data: 1\n\n"), cut()]) as server:
+        frames: Any = (relay.aframes if loops.is_async else relay.frames)(loops.ask(server.url), error=loops.fault)
+        with pytest.raises(CallbackError if is_replaced else loops.kind):
+            loops.run(arest(frames)) if loops.is_async else rest(frames)
+        frames.close() if not loops.is_async else loops.run(frames.aclose())
+    loops.check()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["item", "closing", "map", "iter"])
 def test_relayed_iterable(loops: Loops, where: str) -> None:
