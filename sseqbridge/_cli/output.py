@@ -204,13 +204,12 @@ class StatusLine:
         if waited < _SHOWN_AFTER_SECONDS:
             return
         count = f", {self.events} events so far" if self.events else ""
-        text = f"{activity}, {waited:.0f} s{count}"
+        # Text that is longer than the line would scroll it away, or leave a part of itself behind.
+        text = f"{activity}, {waited:.0f} s{count}"[: shutil.get_terminal_size().columns - 1]
         if self._output is not None and self._output.is_line_full:
             # The next character begins another line in any case.
             self._output.break_line()
         if self._output is not None and self._output.column:
-            # Text that is longer than the line would scroll it away.
-            text = text[: shutil.get_terminal_size().columns - 1]
             self._write(f"{_MAKE_LINE_BELOW}{_SAVE}{_DOWN}{_CLEAR_LINE}{text}{_RESTORE}")
             self._eraser = f"{_SAVE}{_DOWN}{_CLEAR_LINE}{_RESTORE}"
         else:

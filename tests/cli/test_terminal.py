@@ -138,12 +138,12 @@ def test_full_line_is_ended_before_the_status_line(
     clock.advance(100)
     line.show("waiting for a long time")
     drawn = terminal.getvalue().removeprefix(text)
-    shown = "waiting for a long time, 100 s, 1 events so far"
+    # Not longer than the terminal is wide.
+    shown = "waiting for a long time, 100 s, 1 events so far"[:39]
     if is_full or not text:
         assert drawn == "\n" * is_full + f"\r\x1b[K{shown}"
     else:
-        # Not longer than the terminal is wide.
-        assert drawn == f"\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K{shown[:39]}\x1b8"
+        assert drawn == f"\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K{shown}\x1b8"
 
 
 @pytest.mark.slow
