@@ -1,7 +1,6 @@
 """Errors of other HTTP clients, and of SDKs, whose cause is an upstream: its connection, its status, or an error event.
 
-Pure: it only looks at exceptions. It imports neither httpx nor httpx2: an error of a package that is not loaded cannot
-have been raised.
+Pure: it only looks at exceptions. The packages are those that are loaded: no other one can have raised an error.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from sseqbridge._engine.responses import made_head
 from sseqbridge._exceptions import (
     BridgeClosedError,
     ConnectError,
@@ -61,9 +61,7 @@ def _reported(error: BaseException) -> SSEError | None:
         statuses = [attributes.get("status_code")]
     status = statuses[0] if statuses else None
     if isinstance(status, int) and status >= 300:
-        from httpx import Headers
-
-        return StatusError(f"the upstream answered {status}", status, Headers(), b"")
+        return StatusError(f"the upstream answered {status}", status, made_head(status, {}).headers, b"")
     if body is not None and (status == 200 or _is_any(attributes.get("request"), "Request")):
         return UpstreamError("the upstream sent an error", None, body)
     return None
