@@ -320,22 +320,11 @@ class BatchReader:
         """Return the items that a slice of the body completes, and EventRules.count_plain() of the events in them."""
         self._uncharged += len(piece)
         items: list[Any] = self._parser.feed(piece)
-        if items:
-            self._latest = piece
-        else:
-            self._keep(piece)
+        self._latest = piece if items else _extended(self._latest, piece)
         if self._unframed is not None:
             self._check_framing(piece)
         events = [item for item in items if type(item) is not Comment] if self._has_comments else items
         return items, self._rules.count_plain(events, have_types=self._parser.has_types)
-
-    def _keep(self, piece: bytes) -> None:
-        """Append a slice that completes no event to those behind the last event."""
-        if type(self._latest) is not bytearray:
-            self._latest = bytearray(self._latest)
-        self._latest += piece
-        if len(self._latest) > 2 * _UNFRAMED_BYTES:
-            del self._latest[:-_UNFRAMED_BYTES]
 
     def _are_plain(self, items: list[Any], plain: int, most_items: int) -> bool:
         """Whether the items of a slice are one batch of events, none of which is an end marker or heartbeat."""
@@ -417,6 +406,15 @@ def _slice_bytes(limit: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _batch_items(limit: int) -> int:
     return max(limit // (4 * EVENT_OVERHEAD), 1)
+
+
+def _extended(latest: bytes | bytearray, piece: bytes) -> bytearray:
+    """Return the end of a body after a slice that completes no event; `latest`, if it is a bytearray, is changed."""
+    end = latest if type(latest) is bytearray else bytearray(latest)
+    end += piece
+    if len(end) > 2 * _UNFRAMED_BYTES:
+        del end[:-_UNFRAMED_BYTES]
+    return end
 
 
 def _up_to_end(
