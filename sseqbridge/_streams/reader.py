@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from sseqbridge._engine.reconnection_notice import OnReconnect
     from sseqbridge._engine.responses import Body, Head
 
+    from .cursor import Position
     from .decoding import Decoder
     from .subscription import Subscription
 
@@ -378,20 +379,24 @@ class ItemReader(StreamOwner[T]):
                     cursor.note_end()
                     return
         except BaseException as exc:
-            # Not a GeneratorExit that `decode` raised.
-            was_left = isinstance(exc, GeneratorExit) and self._loop_thread is not None
-            if not was_left:
-                if isinstance(exc, SSEError) and cursor.is_open:
-                    # Raised by `decode`.
-                    cursor.fail(exc)
-                cursor.lose((last_event, committed_id) if is_undelivered else None)
-            elif abort_when_left and cursor.is_open:
-                self.is_abandoned = True
-                self.abort()
+            self._leave_loop(exc, (last_event, committed_id) if is_undelivered else None, abort_when_left)
             raise
         finally:
             self._loop_thread = None
             claims.discard(claim)
+
+    def _leave_loop(self, error: BaseException, position: Position | None, abort_when_left: bool) -> None:
+        """End the stream after an exception in a loop. `position` is that before an item that was not delivered."""
+        # Not a GeneratorExit that `decode` raised.
+        was_left = isinstance(error, GeneratorExit) and self._loop_thread is not None
+        if not was_left:
+            if isinstance(error, SSEError) and self.cursor.is_open:
+                # Raised by `decode`.
+                self.cursor.fail(error)
+            self.cursor.lose(position)
+        elif abort_when_left and self.cursor.is_open:
+            self.is_abandoned = True
+            self.abort()
 
     def refusal(self, timeout: float | None = None) -> StatusError | None:
         """Return the StatusError of an error response with its body; None if `timeout` elapsed first."""
