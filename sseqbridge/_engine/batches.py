@@ -36,9 +36,10 @@ _SLICES_OF_A_READ = 32
 
 _BOM = b"\xef\xbb\xbf"
 
-# How much of a body is read before it is decided that it is no event stream, and how much of its end is searched for
-# an error.
+# How much of a body is read before it is decided that it is no event stream.
 _UNFRAMED_BYTES = 64 * 1024
+# How much of the end of a body is searched for an error.
+_END_BYTES = 16 * 1024
 
 _EXHAUSTED: Any = object()
 
@@ -144,7 +145,7 @@ class BatchReader:
         self._uncharged = 0
         # The body so far, as long as it has no field of the format; None from then on.
         self._unframed: bytearray | None = None if options.format == "jsonl" else bytearray()
-        # The slice of the body that completed the last event, and the slices behind it.
+        # The end of the slice of the body that completed the last event, and the slices behind it.
         self._latest: bytes | bytearray = b""
 
     @property
@@ -320,7 +321,7 @@ class BatchReader:
         """Return the items that a slice of the body completes, and EventRules.count_plain() of the events in them."""
         self._uncharged += len(piece)
         items: list[Any] = self._parser.feed(piece)
-        self._latest = piece if items else _extended(self._latest, piece)
+        self._latest = piece[-_END_BYTES:] if items else _extended(self._latest, piece)
         if self._unframed is not None:
             self._check_framing(piece)
         events = [item for item in items if type(item) is not Comment] if self._has_comments else items
@@ -412,8 +413,8 @@ def _extended(latest: bytes | bytearray, piece: bytes) -> bytearray:
     """Return the end of a body after a slice that completes no event; `latest`, if it is a bytearray, is changed."""
     end = latest if type(latest) is bytearray else bytearray(latest)
     end += piece
-    if len(end) > 2 * _UNFRAMED_BYTES:
-        del end[:-_UNFRAMED_BYTES]
+    if len(end) > 2 * _END_BYTES:
+        del end[:-_END_BYTES]
     return end
 
 

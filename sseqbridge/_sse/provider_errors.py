@@ -118,19 +118,19 @@ def unframed_body_error(body: bytes) -> SSEError:
 def unframed_end_error(body: bytes | bytearray) -> UpstreamError | None:
     """Return the error if an event stream's body ends with a JSON error object in place of an event; else None.
 
-    `body` is the part behind the last event, or a little more.
+    `body` is the part behind the last event and a little more, which may begin within a line of that event.
     """
     end = bytes(body.rstrip())
     # Most bodies: the last line is one of an event.
     last = end[max(end.rfind(b"\n"), end.rfind(b"\r")) + 1 :]
     if last[-1:] not in (b"}", b"]") or _is_field(last):
         return None
-    unframed: list[bytes] = []
-    for line in reversed(end.splitlines()):
-        if _is_field(line):
-            break
-        unframed.append(line)
-    return _error_in(b"\n".join(reversed(unframed)).decode("utf-8", "replace").strip())
+    lines = end.splitlines()
+    # Behind the last field, or else behind the first blank line.
+    begin = next((number for number in range(len(lines), 0, -1) if _is_field(lines[number - 1])), 0)
+    if not begin:
+        begin = lines.index(b"") if b"" in lines else len(lines)
+    return _error_in(b"\n".join(lines[begin:]).decode("utf-8", "replace").strip())
 
 
 def _is_field(line: bytes) -> bool:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from sseqbridge import BufferLimitError, Comment, ProtocolError, ServerSentEvent, Timeout, TruncatedStreamError
+from sseqbridge import (
+    BufferLimitError,
+    Comment,
+    ProtocolError,
+    ServerSentEvent,
+    Timeout,
+    TruncatedStreamError,
+    UpstreamError,
+)
 from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch, BatchReader
 from sseqbridge._http.content_encoding import body_decoder
 from sseqbridge._http.request import RequestOptions
@@ -332,3 +341,31 @@ def test_a_batch_absorbs_the_next() -> None:
     first.absorb(second)
     assert data_of([first]) == [["1", "2"]]
     assert (first.events, first.charge, first.last_event_id, first.retry) == (2, charge, "b", 0.01)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=repr)
+@pytest.mark.parametrize("has_error", [True, False])
+def test_error_object_behind_an_event_that_arrives_in_two_parts(line_end: bytes, has_error: bool) -> None:
+    """The rest of an event may look like an error object, and is none."""
+    error = b'{"error": "busy"}'
+    whole = b"id: 7" + line_end + b"data: " + error + 2 * line_end
+    for cut_at in range(len(whole) + 1):
+        source = reader()
+        batches = fed(source, whole[:cut_at]) + fed(source, whole[cut_at:])
+        if has_error:
+            batches += fed(source, error + line_end)
+        assert data_of(batches) == [[error.decode()]]
+        assert source.ends_plainly is not has_error
+        with pytest.raises(UpstreamError) if has_error else nullcontext():
+            source.finish()
+
+
+def test_error_object_is_found_behind_much_that_completes_no_event() -> None:
+    source = reader()
+    for _ in range(100):
+        assert fed(source, b": ping\n\n" * 400) == []
+    assert source.ends_plainly
+    assert fed(source, b'{"error": "busy"}') == []
+    assert not source.ends_plainly
+    with pytest.raises(UpstreamError, match="busy"):
+        source.finish()
