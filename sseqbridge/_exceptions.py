@@ -170,7 +170,7 @@ class StreamTimeoutError(SSEError):
 
     @property
     def description(self) -> str:
-        """What did not happen in time, as text, without the advice that str() adds."""
+        """The text that names what did not happen in time, without the advice that str() adds."""
         missing = {
             "connect": "no connection to the upstream",
             "read": "not a byte from the upstream",

@@ -345,7 +345,7 @@ class BatchReader:
         """Yield the batches of a slice; None if it changes nothing a consumer could notice."""
         parser = self._parser
         last_event_id, retry = self._position
-        # The parser goes on to use an empty list, but the consumer's thread reads the batch's.
+        # The parser continues to use an empty list, but the consumer's thread reads the batch's.
         retries: Retries = parser.retries or ()
         last, is_plain = None, not self._has_comments
         if plain != len(items):

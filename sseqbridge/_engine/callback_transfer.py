@@ -1,9 +1,9 @@
 """The transfer of a stream in the callbacks of a reused connection, from the request to the end, without a task.
 
 The callback of the first read puts all entries that it finds into the channel (the head, batches, the end), and wakes
-the consumer once, at its end. Those of later reads mostly find one batch, which wakes the consumer. Where something has
-to be awaited (a full channel), and for every response but a plain event stream, the stream's task is started, and
-continues from there.
+the consumer once, at its end. The callback of a later read mostly finds one batch, which wakes the consumer. Where
+something has to be awaited (a full channel), and for every response but a plain event stream, the stream's task is
+started, and continues from there.
 
 Runs on the loop thread.
 """

@@ -31,7 +31,7 @@ async def running_loop_state() -> LoopState:
     loop = asyncio.get_running_loop()
     inherited = _states.get(loop)
     if inherited is not None and inherited.process != fork.process_token():
-        # A forked child goes on with the loop, but the connections are its parent's.
+        # A forked child continues to use the loop, but the connections are its parent's.
         fork.pin(_states.pop(loop, None))
     if loop not in _states:
         for other in _states.copy():

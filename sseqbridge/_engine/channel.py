@@ -298,7 +298,7 @@ class Channel(Generic[T]):
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 
     def close(self) -> None:
-        """End the consumer's wait, drop the entries that are held, and let the producer go on."""
+        """End the consumer's wait, drop the entries that are held, and let the producer continue."""
         self.closed = True
         for wake in tuple(self._waiters):
             wake()
@@ -306,7 +306,7 @@ class Channel(Generic[T]):
         memory.leave(self)
 
     def limit_has_grown(self) -> None:
-        """Let a waiting producer go on if its entry fits now, although the consumer has taken none."""
+        """Let a waiting producer continue if its entry fits now, although the consumer has taken none."""
         if self._resume is not None:
             post(self._loop, self._resume_if_it_fits)
 

@@ -6,7 +6,7 @@ reader of a stream notes it in the context of its consumer. Threads and tasks th
 the record.
 
 Rule: an iterable was cut short if the last stream that it read was ended by this application, or its last `cancel_on`
-block was cancelled. A later read of another stream makes the record void: the iterable went on without the first one.
+block was cancelled. A later read of another stream makes the record void: the iterable continued without the first one.
 A loop that is left by `break` has read no end. Of several threads that note something at the same time, any may win.
 """
 

@@ -300,7 +300,7 @@ class RawExchange(LoopTask):
                 await asyncio.sleep(0)
 
     def _take(self, data: bytes) -> bool:
-        """Take what the transport has just read. Returns False if the task has to go on."""
+        """Take what the transport has just read. Returns False if the task has to continue."""
         self._note(data)
         if self._drain_left is not None:
             self._drain_left -= len(data)

@@ -52,7 +52,7 @@ _OPEN_SECONDS = 60.0
 
 
 class _Stage(enum.Enum):
-    """What can still follow the current connection."""
+    """The connections that can still follow the current one."""
 
     # Another connection may follow, also if this one is dropped.
     CONTINUES = enum.auto()

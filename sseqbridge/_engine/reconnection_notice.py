@@ -25,7 +25,7 @@ class Reconnecting(NamedTuple):
 
     @property
     def charge(self) -> int:
-        """What the entry counts for in a bounded channel."""
+        """The size of the entry in a bounded channel."""
         return _OVERHEAD + (len(self.cause.body) if isinstance(self.cause, StatusError) else 0)
 
 

@@ -194,7 +194,7 @@ class RequestSender(ClientLease):
             if status == 101 and "upgrade" not in response.request.headers:
                 raise ProtocolError(f"{self.target}: the server switched protocols, and the request did not ask for it")
             if self._options.is_repeated or status in REDIRECT_STATUSES:
-                # Those of an auth flow first.
+                # The responses of an auth flow come first.
                 for each in (*response.history, response):
                     self.cookies.store(each)
             if status not in REDIRECT_STATUSES or self._options.follow_redirects is False:

@@ -16,7 +16,7 @@ from .content_encoding import BodyDecoder, body_decoder
 
 __all__ = ["client_decoder"]
 
-# The packages in the order in which they are tried. Those of the same name have the same interface.
+# The packages in the order in which they are tried. Packages of the same name have the same interface.
 _BROTLI = ("brotli", "brotlicffi")
 _ZSTD = ("compression.zstd", "backports.zstd")
 _ZSTANDARD = "zstandard"

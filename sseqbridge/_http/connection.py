@@ -46,7 +46,7 @@ Sink = Callable[[bytes], bool]
 
 
 class ConnectionState(enum.Enum):
-    """What a connection is used for; see HTTP11Connection."""
+    """The state of a connection; see HTTP11Connection."""
 
     NEW = enum.auto()
     AWAITING_RESPONSE = enum.auto()

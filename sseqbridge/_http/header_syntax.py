@@ -29,6 +29,6 @@ VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
 FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
 FORBIDDEN_IN_VALUE_BYTES = re.compile(FORBIDDEN_IN_VALUE.pattern.encode())
 
-# What the Fetch standard excludes from a header value: https://fetch.spec.whatwg.org/#header-value
+# The characters that the Fetch standard excludes from a header value: https://fetch.spec.whatwg.org/#header-value
 FORBIDDEN_IN_FETCH_VALUE = re.compile(r"[\x00\n\r]")
 FORBIDDEN_IN_FETCH_VALUE_BYTES = re.compile(FORBIDDEN_IN_FETCH_VALUE.pattern.encode())

@@ -1,7 +1,7 @@
 """Closing one stream of an HTTP/2 connection that other streams share.
 
 httpcore, the HTTP/2 implementation of httpx and httpx2, forgets an aborted stream and sends no RST_STREAM: the server
-would send on, and the stream would count as open for ever. Runs on the event loop's thread.
+would continue to send, and the stream would count as open forever. Runs on the event loop's thread.
 """
 
 from __future__ import annotations

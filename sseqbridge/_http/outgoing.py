@@ -1,7 +1,7 @@
 """The sending of one request on a connection: its head and body, while the response may already be arriving.
 
-Runs on the event loop's thread. What the connection takes at once is written without a task switch; a task writes the
-rest, so that an early response (413, 401) can be read in the meantime, and ends the sending.
+Runs on the event loop's thread. Bytes that the connection takes at once are written without a task switch; a task
+writes the rest, so that an early response (413, 401) can be read in the meantime, and ends the sending.
 """
 
 from __future__ import annotations

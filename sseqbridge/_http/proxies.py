@@ -54,7 +54,7 @@ class _Exemption(NamedTuple):
 
 
 class ProxySettings:
-    """What the environment says about proxies at one time."""
+    """The proxy settings of the environment at one time."""
 
     def __init__(self, found: Mapping[str, str]) -> None:
         """Take the proxies by scheme, and the exempt hosts as "no", as urllib.request.getproxies() returns them."""

@@ -1,4 +1,4 @@
-"""Redirects, and other places where a stream goes on: the request that follows. Pure: nothing is sent here.
+"""Redirects, and other places where a stream continues: the request that follows. Pure: nothing is sent here.
 
 httpx follows redirects too, but sends custom credentials (such as X-Api-Key) on to other origins, and turns a
 POST into a GET without asking. Here a request with a body only follows redirects that keep it and its origin,
@@ -41,7 +41,7 @@ PERMANENT_STATUSES = frozenset({301, 308})
 _CROSS_ORIGIN_HEADERS = BODY_HEADERS | {"accept", "last-event-id"}
 # The new request gets its own.
 _RENEWED_HEADERS = frozenset({"content-length", "transfer-encoding"})
-# Those of one message, and those that the library adds to each.
+# The headers of one message, and those that the library adds to each.
 _MESSAGE_HEADERS = _RENEWED_HEADERS | BODY_HEADERS | {"connection", "cookie", "host", "last-event-id"}
 
 

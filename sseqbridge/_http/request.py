@@ -51,7 +51,7 @@ __all__ = [
     "is_replayable",
 ]
 
-# What a request for each format accepts. Kubernetes has no type for the lines of its watches.
+# The Accept header of a request for each format. Kubernetes has no type for the lines of its watches.
 ACCEPT: Mapping[Format, str] = {
     "sse": "text/event-stream",
     "jsonl": "application/jsonl, application/x-ndjson, application/json-seq;q=0.9, application/json;q=0.8",

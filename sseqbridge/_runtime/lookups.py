@@ -26,7 +26,7 @@ from .threads import DaemonThread
 __all__ = ["look_up"]
 
 # The most threads. The second limit counts the lookups that requests wait for, or waited for until a moment ago: when
-# many names hang at the same time, their requests give up at the same time, and leave the other threads to later ones.
+# many names hang at the same time, their requests time out at the same time, and leave the other threads to later ones.
 MAX_THREADS = 64
 MAX_AWAITED = 32
 _MOMENT_SECONDS = 1.0

@@ -29,7 +29,7 @@ Done = str | Callable[[ServerSentEvent], bool] | None
 
 # The blanks that JSON allows around a value.
 _BLANKS = " \t\r\n"
-# What the data of most events in JSON mode begins with.
+# The first character of the data of most events in JSON mode.
 _OBJECT = "{"
 
 

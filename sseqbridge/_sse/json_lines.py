@@ -88,7 +88,7 @@ class JSONLinesParser:
     def take_rest(self, *, is_broken: bool = False) -> tuple[str, bool] | None:
         """Return the text behind the last complete document, and whether it is whole if it is JSON.
 
-        None if there is none but blanks. `is_broken`: the connection failed there, so that a number may go on.
+        None if there is none but blanks. `is_broken`: the connection failed there, so that a number may be incomplete.
         """
         text = self._tail.decode("utf-8", "replace")
         self._tail.clear()
@@ -99,7 +99,7 @@ class JSONLinesParser:
         return stripped if self._is_sequence else text.removesuffix("\r"), not is_uncertain
 
     def _from_start(self, chunk: bytes) -> bytes:
-        """Return the chunk, in a sequence without the blanks before it. What came before it is blank."""
+        """Return the chunk, in a sequence without the blanks before it. Everything before it is blank."""
         if self._at_start:
             chunk = bytes(self._tail) + chunk
             self._tail.clear()
@@ -197,7 +197,7 @@ def _events(texts: Iterable[str]) -> list[ServerSentEvent | Comment]:
 
 
 def _may_be_cut(text: str, stripped: str) -> bool:
-    """Whether a document that was cut off may go on: 1 may be the begin of 12. See RFC 7464, section 2.4."""
+    """Whether a document that was cut off may be incomplete: 1 may be a part of 12. See RFC 7464, section 2.4."""
     return bool(stripped) and text[-1] not in _BLANKS and not stripped.startswith(_SELF_DELIMITED)
 
 

@@ -1,4 +1,4 @@
-"""What a caller's `resume` function receives and returns: the lost request, and the one that continues its stream.
+"""The argument and the result of a caller's `resume` function: the lost request, and the one that continues its stream.
 
 Immutable values; their reprs hold no URL, header or event ID, each of which may be a secret.
 """

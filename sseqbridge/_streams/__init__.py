@@ -1,1 +1,1 @@
-"""What users hold: streams, response tuples, merge, gather, tee, and the functions that open them."""
+"""The objects of users: streams, response tuples, merge, gather, tee, and the functions that open them."""

@@ -1,4 +1,4 @@
-"""What arequest_sse returns: AsyncEventStream, and the response tuple."""
+"""The stream and the response tuple of arequest_sse."""
 
 from __future__ import annotations
 

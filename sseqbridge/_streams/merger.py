@@ -1,4 +1,4 @@
-"""Many streams as one: what merge and gather share.
+"""Many streams as one: the common part of merge and gather.
 
 Each stream keeps its own channel, and so its own bound (backpressure is per stream). A stream that has
 something for the consumer puts its number into one queue, and again after the consumer has taken that:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sseqbridge._http.pauses import Pauses
 
     T = TypeVar("T")
-    # What merge, gather and amerge take, for type checkers. A Call is a function that returns a response.
+    # The arguments of merge, gather and amerge, for type checkers. A Call is a function that returns a response.
     Source = SSEResponse[T] | Stream[T] | Callable[[], SSEResponse[T] | Stream[T]]
     AsyncStream = AsyncSSEResponse[T] | AsyncEventStream[T]
     # Iterables of streams of different types. A mapping is none of them, so that the type of its names is kept.
@@ -138,7 +138,7 @@ class Member:
 
 
 class Step(NamedTuple):
-    """What one stream delivered: items, or its end, with the error if there was one."""
+    """The delivery of one stream: items, or its end, with the error if there was one."""
 
     number: int
     name: Any

@@ -77,7 +77,7 @@ _END_SECONDS = 0.02
 
 
 class Detached(NamedTuple):
-    """What a reader read from, for its new owner: `unread` comes first, then the entries of `subscription`.
+    """The source of a reader, for its new owner: `unread` comes first, then the entries of `subscription`.
 
     `end` is set if the stream has ended already; `body` is that of an error response, if it was received.
     """

@@ -1,4 +1,4 @@
-"""What all streams share, and what event streams share: thin wrappers of an ItemReader.
+"""The base classes of streams and of event streams: thin wrappers of an ItemReader.
 
 A stream has no state of its own besides its reader. The properties may be read in any thread.
 """

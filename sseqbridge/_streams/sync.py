@@ -1,4 +1,4 @@
-"""What synchronous code reads: Stream, what request_sse returns (EventStream), and the response tuple.
+"""The streams of synchronous code: Stream, EventStream (of request_sse), and the response tuple.
 
 A Stream has no `__aiter__`, and AsyncEventStream no `__iter__`: a server that tries `iter()` first
 would drain an asynchronous stream synchronously.

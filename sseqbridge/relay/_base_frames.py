@@ -1,4 +1,4 @@
-"""What Frames and AsyncFrames share: the times of heartbeats, and how a relay ended.
+"""The common part of Frames and AsyncFrames: the times of heartbeats, and how a relay ended.
 
 One thread (or coroutine) of the web server at a time asks for the next piece, and writes all fields except these:
 `close` and `end_with` may be called by any thread, `end_with` in a signal handler too. `_last_frame` and `_end` are

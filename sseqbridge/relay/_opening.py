@@ -4,7 +4,7 @@
 it in a worker thread (or a task), so that heartbeats are sent in the meantime. The call runs in a scope that is
 cancelled once the client has disconnected or the relay is closed, so that it does not outlive them.
 
-The function's result is handed over through a deque: the side that takes it, the consumer or `abandon`, owns it. The
+The function's result is passed through a deque: the side that takes it, the consumer or `abandon`, owns it. The
 consumer writes all other fields. `close` and `abandon` may be called by any thread.
 """
 
@@ -44,7 +44,7 @@ _NAME = "the function that opens the relay's stream"
 
 
 class Opened(Protocol):
-    """What a function returned: an Upstream."""
+    """The result of a function: an Upstream."""
 
     @property
     def refused(self) -> ItemReader[Any] | None: ...

@@ -68,7 +68,7 @@ class BaseSource(Protocol):
         """End what is running, in a signal handler: call no code of the application's. `abandon` follows."""
 
     def drop(self) -> None:
-        """Do the same in a finalizer: call no code of the application's. What is not running ends by itself."""
+        """Do the same in a finalizer: call no code of the application's. An idle iterable ends by itself."""
 
 
 class AsyncSource(BaseSource, Protocol):

@@ -209,7 +209,7 @@ class _AsyncResponse(StreamingHttpResponse):  # type: ignore[misc]
 
 
 class _Rendered:
-    """What Django's middlewares and decorators of views expect of a response with render()."""
+    """The methods that Django's middlewares and decorators of views expect of a response with render()."""
 
     # For middlewares with process_template_response.
     template_name = None

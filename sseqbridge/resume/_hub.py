@@ -41,7 +41,7 @@ _FIRST_DELAY, _MAX_DELAY = 0.02, 1.0
 # How long the release of leases may take: at the end of the loop, whose thread does not wait much longer, and
 # in `close`, which a process on a busy machine may call at its end.
 _LOOP_END_SECONDS, _CLOSE_SECONDS = 0.15, 3.0
-# After this time a read that goes on is cancelled again: asyncio.wait_for, in which redis-py sends commands, loses a
+# After this time a read that continues is cancelled again: asyncio.wait_for, in which redis-py sends commands, loses a
 # cancellation that meets the end of its wait (before Python 3.12).
 _CANCEL_AGAIN_SECONDS = 0.05
 

@@ -75,7 +75,7 @@ def call_start(producer: Producer, start: Any) -> None:
 
 
 async def acall_start_shielded(producer: Producer, start: Any) -> None:
-    """Do the same as acall_start(), and go on if the caller is cancelled: the stream outlives its first reader."""
+    """Do the same as acall_start(), and continue if the caller is cancelled: the stream outlives its first reader."""
     error = await asyncio.shield(asyncio.ensure_future(_error_of_start(producer, start)))
     if error is not None:
         raise error

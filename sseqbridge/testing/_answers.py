@@ -1,4 +1,4 @@
-"""What the builders of providers' APIs share: the request, the text's tokens, calls of tools, errors, a stall.
+"""The common part of the builders of providers' APIs: request, tokens of the text, calls of tools, errors, a stall.
 
 Pure functions, which the server calls on its loop thread.
 """

@@ -164,7 +164,7 @@ class SSEServer(NotCopyable):
         self._script = in_turn(*scripts)
 
     def release(self) -> None:
-        """Let every script go on that waits at a hold() without a flag. Later ones do not wait."""
+        """Let every script continue that waits at a hold() without a flag. Later ones do not wait."""
         self._flags.released.set()
 
     def wait_for_request(self, n: int = 1, timeout: float = 5.0) -> ReceivedRequest:

@@ -240,7 +240,7 @@ def wait(seconds: float) -> Step:
 def hold(flag: threading.Event | None = None) -> Step:
     """Wait until `flag` is set, by any thread, or without one until `SSEServer.release()` is called.
 
-        SSEServer([send(1), hold(), send(2)])  # server.release() lets it go on
+        SSEServer([send(1), hold(), send(2)])  # server.release() lets it continue
 
     Raises nothing.
     """
@@ -369,7 +369,7 @@ class ReceivedRequest:
 
 
 def blocked_loop() -> str:
-    """Return the end of the message of a wait that was in vain: advice if it has blocked an event loop, else ""."""
+    """Return the end of the message of a wait that timed out: advice if it has blocked an event loop, else ""."""
     if not loops.in_coroutine():
         return ""
     return ". The wait has blocked the event loop of this thread: in a coroutine, call the method by asyncio.to_thread"
