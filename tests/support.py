@@ -238,7 +238,7 @@ def peak_rss() -> int:
 
 
 def python(
-    program: str, *args: str, timeout: float = 60.0, env: Mapping[str, str] | None = None
+    program: str, *args: str, timeout: float = 100.0, env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
     """Run a program to its end. Returns its exit status, output and errors."""
     with started(program, *args, env=env) as process:

@@ -209,7 +209,7 @@ def read():
     assert items == list(range(10)), items
 
 readers = [gevent.spawn(read) for _ in range(50)]
-gevent.joinall(readers, timeout=30, raise_error=True)
+gevent.joinall(readers, timeout=90, raise_error=True)
 print(sum(reader.successful() for reader in readers))
 """
     with SSEServer(script) as server:

@@ -150,7 +150,7 @@ def test_greenlets_wait_side_by_side() -> None:
             gevent.joinall(asking, raise_error=True)
             print({each.value.text for each in asking})
             response.close()
-            gevent.joinall(reading, timeout=20)
+            gevent.joinall(reading, timeout=90)
             print(reading[0].value)
             """,
             server.url,
