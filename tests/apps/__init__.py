@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from tests.apps.cancelling import acancelling, cancelling
+
 __all__ = ["GENERATORS", "LARGE", "relay_options", "running_loop"]
 
 # Long enough for every compressing middleware.
@@ -78,6 +80,8 @@ GENERATORS: dict[str, Callable[[Mapping[str, str]], Any]] = {
     "endless": endless,
     "acounting": acounting,
     "aendless": aendless,
+    "cancelling": cancelling,
+    "acancelling": acancelling,
 }
 
 

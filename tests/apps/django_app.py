@@ -95,8 +95,8 @@ urlpatterns = [
     path("asave", asave),
     path("answers", answers),
     path("aanswers", ajson),
-    re_path("^(counting|endless)$", generated),
-    re_path("^(acounting|aendless)$", agenerated),
+    re_path("^(counting|endless|cancelling)$", generated),
+    re_path("^(acounting|aendless|acancelling)$", agenerated),
 ]
 
 call_command("migrate", verbosity=0)

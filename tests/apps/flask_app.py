@@ -58,7 +58,7 @@ def watched() -> flask.Response:
     return relay.flask.stream_response(opened)
 
 
-@app.get("/<any(counting, endless):name>")
+@app.get("/<any(counting, endless, cancelling):name>")
 def generated(name: str) -> flask.Response:
     query = flask.request.args
     return relay.flask.stream_response(GENERATORS[name](query), **relay_options(query))
