@@ -31,6 +31,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.requesters import Requester
+from tests.support import INTERFACES
 
 # Hypothesis: the same examples in every run, without a database.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
@@ -284,15 +285,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
             each.close()
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=INTERFACES)
 def ask(request: pytest.FixtureRequest) -> Iterator[Requester]:
-    """Sends requests with request_sse, and in a second run of the test with arequest_sse."""
+    """Sends requests with request_sse, and in a second run of the test with arequest_sse. See INTERFACES."""
     requester = Requester(is_async=request.param == "async")
     yield requester
     requester.close()
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=INTERFACES)
 def ask_fresh(request: pytest.FixtureRequest) -> Iterator[Requester]:
     """Like `ask`, but with a new HTTP client."""
     if request.param == "async":

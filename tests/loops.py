@@ -54,7 +54,7 @@ def _short_debug_tracebacks() -> Iterator[None]:
     """Let asyncio's debug mode record one frame of each future and callback: whole stacks take half the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "tracebacklimit", 1, raising=False)
-        patch.setattr(asyncio.constants, "DEBUG_STACK_DEPTH", 1)
+        patch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
         yield
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EXITS",
     "HAS_OWN_TRANSPORT",
+    "INTERFACES",
+    "IS_DEFAULT",
     "LOOPS",
     "in_thread",
     "is_idle",
@@ -51,8 +53,14 @@ ROOT = Path(__file__).parent.parent
 # Whether the tests run on the library's own transport rather than httpx's.
 HAS_OWN_TRANSPORT = _accelerators.is_wanted("transport")
 
-# The loops for tests with a loop of the caller's; without uvloop, only asyncio's.
-LOOPS = ["asyncio", "uvloop"] if _accelerators.is_wanted("uvloop") else ["asyncio"]
+# Whether all fast parts are in use. The default configuration runs each test through both interfaces, and on both kinds
+# of loops. One of them suffices elsewhere: an asynchronous caller has asyncio's loop in every configuration, while the
+# loop of a bridge depends on it; and neither JSON nor httpx's transport depends on the interface.
+IS_DEFAULT = all(_accelerators.is_wanted(part) for part in _accelerators.PARTS)
+INTERFACES = ["sync", "async"] if IS_DEFAULT else ["sync"]
+
+# The loops for tests with a loop of the caller's.
+LOOPS = ["asyncio", "uvloop"] if IS_DEFAULT else ["asyncio"]
 
 # Set while coverage measures the tests. conftest.py removes the variable, since tests start hundreds of programs.
 _COVERAGE_CONFIGURATION = os.environ.get("COVERAGE_PROCESS_START")

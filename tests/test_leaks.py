@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 # Tests for another pytest process. `kept` keeps their resources alive until the interpreter exits.
 LEAKING = """

@@ -15,6 +15,8 @@ import sseqbridge.testing
 from sseqbridge import SSEError, UsageError
 from tests.support import python
 
+pytestmark = pytest.mark.configurations("default")
+
 NAMES = [
     "AsyncEventStream",
     "AsyncMergedStreams",

@@ -62,7 +62,7 @@ _MARKERS = {
 
 def set_defaults(item: pytest.Item, *configurations: str) -> None:
     """Let a test run in these configurations, unless its file names others. For a folder's `pytest_itemcollected`."""
-    if item.get_closest_marker("configurations") is None:
+    if not any(marker.name == "configurations" or marker.name in _DEFAULT_ONLY for marker in item.iter_markers()):
         item.add_marker(pytest.mark.configurations(*configurations))
 
 

@@ -22,6 +22,8 @@ from sseqbridge._http.content_encoding import body_decoder
 from sseqbridge._http.request import RequestOptions
 from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules
 
+pytestmark = pytest.mark.configurations("default")
+
 RULES = event_rules("openai", DEFAULT_DONE, is_json=True)
 
 

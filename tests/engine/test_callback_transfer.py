@@ -19,6 +19,8 @@ from tests.engine.reconnecting import UNLIMITED
 from tests.requesters import Requester, Response
 from tests.support import HAS_OWN_TRANSPORT, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"

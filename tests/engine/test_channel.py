@@ -25,6 +25,8 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, respond, send, 
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, python, together, until
 
+pytestmark = pytest.mark.configurations("default")
+
 EOF = End("eof")
 
 

@@ -18,6 +18,8 @@ from sseqbridge._http.transport import Transport
 
 from .response_cases import no_plain, no_tls
 
+pytestmark = pytest.mark.configurations("default")
+
 ORIGIN = Origin("http", "a.example", 80)
 
 

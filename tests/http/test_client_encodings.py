@@ -16,6 +16,8 @@ from sseqbridge._exceptions import ProtocolError
 from sseqbridge._http.client_encodings import client_decoder
 from sseqbridge._http.content_encoding import BodyDecoder
 
+pytestmark = pytest.mark.configurations("default")
+
 SIZE = 64
 
 BODY = b"".join(b"data: %d\n\n" % number for number in range(500))

@@ -16,6 +16,8 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http.client import Client, ClientPool
 from tests.support import in_thread
 
+pytestmark = pytest.mark.configurations("default")
+
 _A, _B = "https://a.test:443", "https://b.test:443"
 
 

@@ -22,7 +22,7 @@ from tests.clock import FakeClock
 
 from .upstream import SHORT, Peer, Run, asking, new_client, new_transport, until_read, upstream
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("end", [b"HTTP/1.0 200 OK\r\n\r\nhello", b"HTTP/1.1 200 OK\r\n\r\nhello"])

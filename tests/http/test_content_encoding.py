@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from sseqbridge._exceptions import ProtocolError, TruncatedStreamError
 from sseqbridge._http.content_encoding import BodyDecoder, body_decoder
 
+pytestmark = pytest.mark.configurations("default")
+
 SIZE = 64
 
 BODY = b"".join(b"data: %d\n\n" % number for number in range(500))

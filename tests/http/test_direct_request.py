@@ -15,6 +15,8 @@ from sseqbridge._http.h1_heads import write_head
 from sseqbridge._http.request import build_request
 from sseqbridge._streams.arguments import prepare
 
+pytestmark = pytest.mark.configurations("default")
+
 URL = "http://localhost:8000/a%20b?key=1&c=%7E"
 
 SENDABLE: dict[str, dict[str, Any]] = {

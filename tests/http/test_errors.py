@@ -36,6 +36,8 @@ from sseqbridge._http.errors import (
 )
 from sseqbridge._http.forwarded import error_of
 
+pytestmark = pytest.mark.configurations("default")
+
 PACKAGES = {httpx: httpcore, httpx2: httpcore2}
 CONFUSING = "peer closed connection, StreamReset, disconnected"
 

@@ -16,6 +16,8 @@ from sseqbridge._http.transport import Transport
 from .fake_connection import EOF, FakeConnection, FakeNetwork
 from .response_cases import no_plain, no_tls
 
+pytestmark = pytest.mark.configurations("default")
+
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 

@@ -13,6 +13,8 @@ from sseqbridge._http.h1_bodies import BodyReader, ChunkedBody, SizedBody, Unbou
 
 from .reference_http import MEANT_OF_BODIES, Body, body_by_h11
 
+pytestmark = pytest.mark.configurations("default")
+
 
 def feed_all(body: BodyReader, pieces: Iterable[bytes]) -> Body:
     data = b"".join([body.feed(piece) for piece in pieces])

@@ -14,6 +14,8 @@ from sseqbridge._http.h1_heads import MAX_HEAD_BYTES, HeadError, HeadReader, Res
 
 from .reference_http import Head, as_h11_has_it, head_by_h11, head_by_reference
 
+pytestmark = pytest.mark.configurations("default")
+
 
 def by_us(data: bytes, cuts: list[int] | None = None) -> Head:
     reader = HeadReader()

@@ -18,7 +18,7 @@ from sseqbridge import arequest_sse
 from .http2_server import Http2Server
 from .upstream import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 Asked = Callable[[Any, Http2Server], Awaitable[None]]
 

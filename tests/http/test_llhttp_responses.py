@@ -33,6 +33,8 @@ import pytest
 
 from .response_cases import Case, every_split, load, read_by_units, read_over_transport
 
+pytestmark = pytest.mark.configurations("default")
+
 CASES = load("http_llhttp.json") + load("http_responses.json")
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

@@ -8,6 +8,8 @@ import pytest
 from sseqbridge._engine.responses import is_event_stream
 from sseqbridge._http.media_types import media_type
 
+pytestmark = pytest.mark.configurations("default")
+
 
 @pytest.mark.parametrize(
     ("sent", "found"),

@@ -7,6 +7,8 @@ import pytest
 
 from sseqbridge._http.origin import Origin, origin_of
 
+pytestmark = pytest.mark.configurations("default")
+
 
 @pytest.mark.parametrize(
     ("url", "origin"),

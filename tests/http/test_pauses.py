@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from sseqbridge._http.pauses import Pauses
 from tests.clock import FakeClock
+
+pytestmark = pytest.mark.configurations("default")
 
 
 def test_longest_pause_of_an_origin_counts(clock: FakeClock) -> None:

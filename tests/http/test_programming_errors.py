@@ -10,6 +10,8 @@ from sseqbridge import Bridge, CallbackError, ReconnectionPolicy, SSEError, Tran
 from sseqbridge._http.errors import is_unsendable
 from tests.requesters import Requester
 
+pytestmark = pytest.mark.configurations("default")
+
 FAULTS = [ImportError("h2"), AttributeError("x"), TypeError("x"), NotImplementedError(), KeyError("x")]
 
 

@@ -11,6 +11,8 @@ from sseqbridge import RedirectError
 from sseqbridge._http.redirects import redirect, redirect_url
 from tests.engine.test_batches import options
 
+pytestmark = pytest.mark.configurations("default")
+
 SECRETS = {"Authorization": "Bearer secret", "X-Api-Key": "secret", "Cookie": "secret=1", "X-Trace": "1"}
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from sseqbridge._http.tls import TlsSession
 
+pytestmark = pytest.mark.configurations("default")
+
 Begin = Callable[[], tuple[TlsSession, "Server"]]
 
 

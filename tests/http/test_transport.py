@@ -15,7 +15,7 @@ from tests.clock import FakeClock
 
 from .upstream import SHORT, Run, asking, new_client, new_transport, until_read, upstream
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -13,6 +13,8 @@ import pytest
 
 from .response_cases import Case, Outcome, every_split, load, read_by_units, read_over_transport
 
+pytestmark = pytest.mark.configurations("default")
+
 # Where a character is put: `{...}` names the place.
 HEAD = (
     "{first}HT{in-http}TP{before-slash}/{after-slash}1{before-dot}.{after-dot}1{after-version} "

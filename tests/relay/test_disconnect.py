@@ -34,6 +34,8 @@ from tests.clock import FakeClock
 from tests.relay.support import DONE
 from tests.support import in_thread, is_waiting, until
 
+pytestmark = pytest.mark.configurations("default", "plain", "httpx_transport")
+
 # A web server's socket, and its client's.
 Pair = tuple[socket.socket, socket.socket]
 

@@ -21,6 +21,8 @@ from tests.clock import FakeClock
 from tests.relay.support import DONE, Relay, error_of
 from tests.support import in_thread, is_waiting, until
 
+pytestmark = pytest.mark.configurations("default", "plain", "httpx_transport")
+
 
 def shutdown_of(read: bytes) -> ServerSentEvent:
     """Return the last event, which must be that of a shutdown."""

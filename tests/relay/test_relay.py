@@ -10,6 +10,8 @@ import pytest
 from sseqbridge import relay
 from tests.support import python
 
+pytestmark = pytest.mark.configurations("default", "plain", "httpx_transport")
+
 
 def test_public_names() -> None:
     assert sorted(relay.__all__) == [

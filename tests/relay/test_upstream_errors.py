@@ -14,6 +14,8 @@ from sseqbridge.relay import RelayEnd
 from sseqbridge.testing import SSEServer, cut, send, silence
 from tests.relay.support import Relay, error_of
 
+pytestmark = pytest.mark.configurations("default", "plain", "httpx_transport")
+
 
 class SDKError(Exception):
     pass

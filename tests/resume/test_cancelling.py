@@ -25,7 +25,10 @@ from .support import (
 )
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.configurations("default", "plain", "httpx_transport"),
+    pytest.mark.timeout(90), pytest.mark.slow,
+]
 
 
 def test_cancel_ends_all_readers_and_the_upstream(log: Log, caller: LogCaller) -> None:

@@ -37,7 +37,7 @@ from .support import (
 )
 
 # Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.configurations("default", "plain", "httpx_transport"), pytest.mark.timeout(90)]
 
 SOON = ReconnectionPolicy(delay=0.02)
 

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from tests.support import IS_DEFAULT
+
 __all__ = [
     "ENDS",
     "EVENT_STREAM",
     "FAILING",
     "KINDS",
+    "KINDS_HERE",
     "Auth",
     "Fault",
     "Flag",
@@ -40,6 +43,8 @@ KINDS: list[type[BaseException]] = [
     RecursionError,
     Interrupted,
 ]
+# One of each kind of handler suffices in the other configurations.
+KINDS_HERE = KINDS if IS_DEFAULT else [ZeroDivisionError, SystemExit, asyncio.CancelledError]
 
 
 class Fault:

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from sseqbridge import DecodeError, ServerSentEvent, _accelerators
 from sseqbridge._streams.decoding import Decoder
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 Logs = pytest.LogCaptureFixture
 
 OURS = "the library's own transport"

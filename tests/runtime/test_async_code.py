@@ -10,7 +10,7 @@ from tests.support import python
 
 from .programs import exits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 PRELUDE = """
 import asyncio, gc, os, signal, sys, threading, time, warnings

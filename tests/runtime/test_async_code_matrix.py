@@ -21,9 +21,9 @@ from sseqbridge import Bridge, CallbackError, RequestAbortedError
 from sseqbridge.resume import RedisLog
 from tests.requesters import Caller
 
-from .callers_code import KINDS, Fault, Flag
+from .callers_code import KINDS_HERE, Fault, Flag
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 
 class Guarded:
@@ -78,7 +78,7 @@ class Guarded:
         await asyncio.Event().wait()
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=KINDS_HERE, ids=lambda kind: kind.__name__)
 def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     made = Guarded(request.param)
     yield made

@@ -39,9 +39,9 @@ from sseqbridge import (
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, cut, hold, raw, send, silence
 from tests.requesters import Caller
-from tests.support import thread_of
+from tests.support import INTERFACES, thread_of
 
-from .callers_code import ENDS, FAILING, KINDS, Fault, Interrupted
+from .callers_code import ENDS, FAILING, KINDS, KINDS_HERE, Fault, Interrupted
 
 # Exceptions that do not interrupt the thread of a web server.
 REPORTED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
@@ -126,14 +126,14 @@ class Loops(Caller):
         self.healthy.__exit__(None, None, None)
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=KINDS_HERE, ids=lambda kind: kind.__name__)
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "async"])
+@pytest.fixture(params=INTERFACES)
 def loops(request: pytest.FixtureRequest, kind: type[BaseException]) -> Iterator[Loops]:
-    made = Loops(kind, is_async=request.param)
+    made = Loops(kind, is_async=request.param == "async")
     yield made
     made.close()
 

@@ -29,7 +29,7 @@ from sseqbridge import (
 from sseqbridge._runtime.callbacks import CallersCode, is_from_outside, is_reportable
 from sseqbridge.testing import SSEServer, send, silence
 from tests.requesters import Caller
-from tests.support import in_thread, python, thread_of
+from tests.support import INTERFACES, in_thread, python, thread_of
 
 from .callers_code import EVENT_STREAM, KINDS, Auth, Fault, Flag, Request, Transport
 
@@ -75,10 +75,10 @@ class World(Caller):
         assert stream.outcome == "closed"
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "async"])
+@pytest.fixture(params=INTERFACES)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     with SSEServer([send("1"), silence()]) as server:
-        made = World(server, is_async=request.param)
+        made = World(server, is_async=request.param == "async")
         yield made
         for bridge in made.bridges:
             bridge.close()

@@ -18,7 +18,7 @@ from tests.clock import FakeClock
 from tests.requesters import Requester
 from tests.support import LOOPS, in_thread, is_waiting, measured_environment, python, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 SILENT = (send("a"), silence())
 

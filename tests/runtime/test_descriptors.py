@@ -15,7 +15,10 @@ from sseqbridge._runtime import sockets
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import LOOPS, ROOT, python
 
-pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="needs Unix descriptors"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.configurations("default", "plain"),
+    pytest.mark.skipif(sys.platform == "win32", reason="needs Unix descriptors"), pytest.mark.slow,
+]
 
 PROGRAM = """
 import asyncio, os, resource, sys

@@ -7,7 +7,7 @@ import pytest
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 # The last exit function, registered first, waits until the daemon thread has ended: the interpreter stops it otherwise.
 PROGRAM = """

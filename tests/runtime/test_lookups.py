@@ -20,7 +20,7 @@ from tests.clock import FakeClock
 from tests.requesters import Requester
 from tests.support import LOOPS, python, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 DONE = send("[DONE]")
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]

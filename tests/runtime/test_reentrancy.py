@@ -34,7 +34,10 @@ from tests.support import in_thread, thread_of
 # A stream that has ended in the meantime says so; a bridge that was closed, too.
 ALLOWED = (UsageError, SSEError, StopIteration, TimeoutError)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*blocks the event loop that runs in this thread:RuntimeWarning")
+pytestmark = [
+    pytest.mark.configurations("default", "plain"),
+    pytest.mark.filterwarnings("ignore:.*blocks the event loop that runs in this thread:RuntimeWarning"),
+]
 
 
 class World:

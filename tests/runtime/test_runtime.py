@@ -20,6 +20,8 @@ from sseqbridge._runtime import loops, sockets, threads
 from tests.conftest import watched_loops
 from tests.support import in_thread, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 def test_wake_before_the_wait_is_not_lost() -> None:
     waiter = threads.ThreadWaiter()

@@ -21,7 +21,7 @@ from tests.support import (
 
 from .programs import PRELUDE, read_line
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 RESPONSE = (send({"n": 1}), send("[DONE]"))
 

@@ -9,6 +9,8 @@ import pytest
 
 from sseqbridge._runtime.threads import OneShotEvent
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 @pytest.mark.parametrize("is_set_in_between", [False, True])
 def test_event_that_is_set_around_notify_wakes_once(is_set_in_between: bool) -> None:

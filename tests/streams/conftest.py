@@ -9,7 +9,7 @@ import pytest
 from tests.loops import coroutine_runner, states_of_callers_loops
 from tests.streams.async_support import Run
 from tests.streams.client_support import WAYS, ClientRequester
-from tests.support import LOOPS
+from tests.support import IS_DEFAULT, LOOPS
 
 
 @pytest.fixture(params=LOOPS)
@@ -20,7 +20,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
     assert states_of_callers_loops() == {}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=WAYS if IS_DEFAULT else WAYS[:1])
 def send_with(request: pytest.FixtureRequest) -> Iterator[ClientRequester]:
     """Sends requests with an SSEClient: by request, arequest, a call, and a call in a coroutine."""
     requester = ClientRequester(request.param)

@@ -14,6 +14,8 @@ from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES, limit_of, memo
 from sseqbridge._http.request import RequestOptions
 from sseqbridge._streams.arguments import PreparedRequest, prepare
 
+pytestmark = pytest.mark.configurations("default")
+
 URL = "http://127.0.0.1:9"
 
 

@@ -28,6 +28,8 @@ from sseqbridge._streams.stream import reader_of
 from tests.clock import FakeClock
 from tests.support import in_thread, until, until_blocked
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 async def never() -> Any:
     await asyncio.Event().wait()

@@ -13,6 +13,8 @@ import pytest
 from sseqbridge import Cancelled, cancel_on, enter, iterate, merge, relay, run
 from tests.support import in_thread, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 class Waiting:
     """Asynchronous code that waits forever, and records that it was cleaned up."""

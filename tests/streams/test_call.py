@@ -19,6 +19,8 @@ from tests.streams.async_support import Run
 from tests.streams.client_support import ClientRequester
 from tests.support import in_thread
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 

@@ -13,6 +13,8 @@ from sseqbridge._streams.claims import Claim, Claims
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import in_thread, is_waiting, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 def ended_call() -> FrameType:
     return sys._getframe()

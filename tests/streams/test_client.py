@@ -30,6 +30,8 @@ from tests.streams.async_support import Run
 from tests.streams.client_support import ClientRequester
 from tests.support import python, together
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 

@@ -13,6 +13,8 @@ from sseqbridge._sse.dialects import DEFAULT_DONE, Dialect, Done, event_rules
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._streams.decoding import Decode, Decoder, ErrorEvents
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 # More nesting than json.loads takes, and an integer with more digits than int() does.
 TOO_DEEP = "[" * 100_000
 TOO_LONG = "9" * 5000

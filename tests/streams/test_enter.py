@@ -17,6 +17,8 @@ import pytest
 from sseqbridge import Bridge, BridgeClosedError, UsageError, enter, run
 from tests.support import in_thread, until, until_blocked
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 class Session:
     """An asynchronous context manager with a task group, as sessions have; it records what happens to it."""

@@ -31,6 +31,8 @@ from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge.testing import SSEServer, raw, respond, silence
 from tests.requesters import Requester
 
+pytestmark = pytest.mark.configurations("default")
+
 HEADERS = httpx.Headers([("content-type", "text/plain"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
 EVENT = ServerSentEvent("error", "secret", "7", 1.0)
 

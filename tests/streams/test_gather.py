@@ -21,6 +21,8 @@ from sseqbridge import (
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 

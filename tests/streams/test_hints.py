@@ -29,6 +29,8 @@ from sseqbridge._streams import hints
 from sseqbridge.testing import SSEServer, send
 from tests.requesters import Requester
 
+pytestmark = pytest.mark.configurations("default")
+
 ANYWHERE = "http://127.0.0.1:9"
 
 

@@ -27,6 +27,8 @@ from sseqbridge._streams.bridge import async_bridge, default_bridge
 from sseqbridge._streams.stream import reader_of
 from tests.support import in_thread, is_waiting, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 async def numbers(count: int) -> AsyncIterator[int]:
     for n in range(count):

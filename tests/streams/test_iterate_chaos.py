@@ -10,6 +10,8 @@ import pytest
 
 from .iterate_chaos import run
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* was dropped while it was open:ResourceWarning")

@@ -21,7 +21,7 @@ from sseqbridge._streams.stream import reader_of
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, until
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.filterwarnings("error")]
 
 
 class Source:

@@ -35,6 +35,8 @@ from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send
 from tests.support import in_thread
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 async def numbers(count: int) -> AsyncIterator[int]:
     for n in range(count):

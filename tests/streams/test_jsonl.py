@@ -41,6 +41,7 @@ from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, in_turn, respond, silence
 from tests.clock import FakeClock
 from tests.requesters import Requester, Response
+from tests.support import INTERFACES
 
 LINES = respond(content_type="application/jsonl")
 TYPES = [
@@ -68,9 +69,9 @@ class LineRequester(Requester):
         return Response(self, self.run(client.arequest(url, headers, data, **options)))
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "async"])
+@pytest.fixture(params=INTERFACES)
 def ask(request: pytest.FixtureRequest) -> Iterator[LineRequester]:
-    requester = LineRequester(is_async=request.param)
+    requester = LineRequester(is_async=request.param == "async")
     yield requester
     requester.close()
 

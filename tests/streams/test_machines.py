@@ -18,6 +18,8 @@ from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
 from tests.sse.reference_parser import parse
 
+pytestmark = pytest.mark.configurations("default")
+
 # The explain phase of hypothesis takes minutes.
 PHASES = (Phase.generate, Phase.shrink)
 STEPS = settings(max_examples=60, stateful_step_count=30, phases=PHASES)

@@ -31,6 +31,8 @@ from sseqbridge._streams.merger import Member
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
 from tests.support import HAS_OWN_TRANSPORT, in_thread, is_waiting, polled, together, until
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 

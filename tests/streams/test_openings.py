@@ -37,7 +37,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, 
 from tests.streams.async_support import Run
 from tests.support import in_thread, is_waiting, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.slow]
 
 DONE = send("[DONE]")
 

@@ -18,6 +18,8 @@ from sseqbridge import Bridge, RequestAbortedError, Timeout, UsageError, request
 from sseqbridge.testing import SSEServer, send
 from tests.requesters import Requester
 
+pytestmark = pytest.mark.configurations("default")
+
 DONE = send("[DONE]")
 
 
@@ -77,9 +79,14 @@ def test_method_must_be_a_token(ask: Requester, server: SSEServer, method: Any) 
 
 CIRCULAR: list[Any] = []
 CIRCULAR.append(CIRCULAR)
-NESTED: list[Any] = []
-for _ in range(200_000):
-    NESTED = [NESTED]
+
+
+def nested() -> list[Any]:
+    """Return lists in lists. Each test makes its own: the garbage collector examines them during imports."""
+    outermost: list[Any] = []
+    for _ in range(200_000):
+        outermost = [outermost]
+    return outermost
 
 
 @pytest.mark.parametrize(
@@ -94,11 +101,13 @@ for _ in range(200_000):
         ({"a": "\udc80"}, "lone surrogate"),
         ({(1, 2): 3}, "key"),
         (CIRCULAR, "itself"),
-        (NESTED, "nested too deeply"),
+        (nested, "nested too deeply"),
         (1j, "complex"),
     ],
 )
 def test_data_must_be_json_serializable(ask: Requester, server: SSEServer, data: Any, reason: str) -> None:
+    if data is nested:
+        data = nested()
     is_refused(ask, server.url, f"`data` must be something that JSON can represent, got .*{reason}", None, data)
     is_refused(ask, server.url, f"`data` must be something that JSON can represent, got .*{reason}", json=data)
 

@@ -18,6 +18,8 @@ from sseqbridge import (
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, send, silence
 from tests.support import polled, until, until_no_stream_is_open
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 

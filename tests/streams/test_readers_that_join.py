@@ -24,6 +24,8 @@ from tests.support import in_thread
 
 from .test_tee_races import Upstream
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 @pytest.fixture
 def upstream() -> Upstream:

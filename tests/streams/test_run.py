@@ -21,6 +21,8 @@ from sseqbridge import Bridge, BridgeClosedError, CallbackError, RequestAbortedE
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, until, until_blocked
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 
 async def double(value: int) -> int:
     await asyncio.sleep(0)

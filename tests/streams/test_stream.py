@@ -19,6 +19,8 @@ from sseqbridge.relay import aframes, frames
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 MAKERS = pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
 
 

@@ -34,6 +34,8 @@ from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, Step, comment, cut, hold, raw, respond, send, silence, wait
 from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
+pytestmark = pytest.mark.configurations("default", "plain")
+
 DONE = send("[DONE]")
 
 
