@@ -80,7 +80,7 @@ finish() {
         if [ "$(wc -l <"$SSEQBRIDGE_FAILURES")" -le 60 ]; then
             cat "$SSEQBRIDGE_FAILURES"
         else
-            grep -v '^  ' "$SSEQBRIDGE_FAILURES" | head -n 60
+            grep -v '^  ' "$SSEQBRIDGE_FAILURES" | sed -n 1,60p
         fi
     fi
     rm -f "$SSEQBRIDGE_FAILURES"
