@@ -248,7 +248,7 @@ def interrupted_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Cal
         def slowly() -> asyncio.AbstractEventLoop:
             if not handled.is_set():
                 signal.pthread_kill(main, signal.SIGUSR1)
-                assert handled.wait(10)
+                assert handled.wait(30)
             return make()
 
         signal.signal(signal.SIGUSR1, handle)

@@ -40,11 +40,11 @@ class Meeting:
 
     def __call__(self) -> None:
         self.reached.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(30)
 
     def during(self, function: Hook) -> None:
         """Act while the loop thread waits."""
-        assert self.reached.wait(10)
+        assert self.reached.wait(30)
         try:
             function()
         finally:
@@ -116,7 +116,7 @@ def test_close_against_arrival(ask: Ask, step: str, reads: bool) -> None:
     transport = Steps(CHUNKS, {step: meeting}, stays_open=True)
     stream = ask(transport)
     reading: Future[list[Any]] | None = in_thread(partial(list, stream)) if reads else None
-    assert meeting.reached.wait(10)
+    assert meeting.reached.wait(30)
     # In another thread, since it waits for the loop thread.
     closing = in_thread(stream.close)
     until(lambda: reader_of(stream).cursor.channel.closed)
@@ -133,7 +133,7 @@ def test_arrival_against_close(ask: Ask) -> None:
     meeting = Meeting()
     stream = ask(Steps(CHUNKS, {"end": meeting}, stays_open=True))
     assert next(stream) == 0
-    assert meeting.reached.wait(10)
+    assert meeting.reached.wait(30)
     until(lambda: stream.stats.events == 3)
     closing = in_thread(stream.close)
     until(lambda: reader_of(stream).cursor.channel.closed)
@@ -158,7 +158,7 @@ def test_close_against_the_end(ask: Ask, reads: bool) -> None:
     reading: Future[list[Any]] | None = in_thread(partial(list, stream)) if reads else None
     if reading is not None:
         until(lambda: is_waiting(reading))
-    assert meeting.reached.wait(10)
+    assert meeting.reached.wait(30)
     closing = in_thread(stream.close)
     until(lambda: reader_of(stream).cursor.channel.closed)
     meeting.go_on.set()
@@ -215,7 +215,7 @@ def test_backpressure_against_abort(ask: Ask, first: str) -> None:
     until(lambda: channel.buffered > 1500 and channel.is_producer_waiting)
     loop_stands = Meeting()
     reader_of(stream).cursor.subscription.loop.call_soon_threadsafe(loop_stands)
-    assert loop_stands.reached.wait(10)
+    assert loop_stands.reached.wait(30)
     if first == "abort":
         closing = in_thread(stream.close)
         until(lambda: reader_of(stream).cursor.channel.closed)
@@ -253,7 +253,7 @@ def ask():
         print(type(error).__name__, flush=True)
 thread = threading.Thread(target=ask, daemon=True)
 thread.start()
-reached.wait(10)
+reached.wait(30)
 # A bridge is starting now: its lock is held, its thread is starting.
 if what == "fork":
     child = os.fork()

@@ -458,7 +458,7 @@ def test_exit_in_a_foreign_callback_ends_no_stream(caplog: pytest.LogCaptureFixt
             loop.call_soon_threadsafe(loop.call_later, 0.001, Fault(kind))
             asyncio.run_coroutine_threadsafe(task(kind), loop)
             loop.call_soon_threadsafe(loop.call_later, 0.02, ran.set)
-            assert ran.wait(10)
+            assert ran.wait(30)
         assert all(map(is_open, streams))
         assert bridge.started() is state
         assert thread_of(bridge) is thread

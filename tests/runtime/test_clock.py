@@ -50,7 +50,7 @@ def test_waiting_thread_times_out_when_the_clock_advances(clock: FakeClock, sile
         until(lambda: is_waiting(waiting))
         assert not waiting.done()
         clock.advance(61)
-        assert isinstance(waiting.exception(10), TimeoutError)
+        assert isinstance(waiting.exception(30), TimeoutError)
         assert stream.outcome is None
 
 

@@ -136,9 +136,9 @@ if __name__ == "__main__":
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         try:
-            silent.wait_for_request(timeout=15)
-            until(is_reloaded)
-            silent.wait_for_request(2, timeout=15)
+            silent.wait_for_request(timeout=60)
+            until(is_reloaded, 60)
+            silent.wait_for_request(2, timeout=60)
         finally:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -457,7 +457,7 @@ def test_keep_open_can_be_left_and_read_on(talkative: SSEServer) -> None:
 def test_next_continues_at_the_current_position(talkative: SSEServer) -> None:
     it = request_sse(talkative.url).events
     assert [next(it)["n"] for _ in range(50)] == list(range(1, 51))
-    assert it.next(timeout=5) == {"n": 51}
+    assert it.next(timeout=30) == {"n": 51}
     it.close()
 
 
@@ -472,7 +472,7 @@ def test_next_in_the_loops_body_may_take_the_next_batch(talkative: SSEServer) ->
     it = request_sse(talkative.url).events
     seen = []
     for item in it:
-        seen += [item["n"], next(it)["n"], it.next(timeout=5)["n"]]
+        seen += [item["n"], next(it)["n"], it.next(timeout=30)["n"]]
         if len(seen) > 300:
             break
     assert seen == list(range(1, len(seen) + 1))
@@ -545,14 +545,14 @@ def test_next_that_times_out_leaves_the_stream_open() -> None:
 
     with SSEServer(script) as server:
         it = request_sse(server.url).events
-        assert it.next(timeout=5) == 1
+        assert it.next(timeout=30) == 1
         for timeout in (0, 0.05):
             with pytest.raises(TimeoutError, match="still open"):
                 it.next(timeout=timeout)
         more.set()
-        assert it.next(timeout=5) == 2
+        assert it.next(timeout=30) == 2
         with pytest.raises(StopIteration):
-            it.next(timeout=5)
+            it.next(timeout=30)
         assert it.outcome == "done"
 
 

@@ -156,7 +156,7 @@ def test_interrupt_at_any_bytecode_leaves_no_gap_and_no_lock(read: Reading, func
 
     for (stream, got), _ in interruptions(make, lambda made: read(*made)):
         if elsewhere:
-            in_thread(partial(check, stream, got)).result(10)
+            in_thread(partial(check, stream, got)).result(30)
         else:
             check(stream, got)
 
@@ -503,7 +503,7 @@ def test_running_call_is_not_taken_over() -> None:
         with pytest.raises(UsageError, match="one consumer"):
             stream.poll()
         stream.close()
-        assert reading.result(10) == []
+        assert reading.result(30) == []
 
 
 def test_call_in_a_suspended_greenlet_is_not_taken_over() -> None:
@@ -541,7 +541,7 @@ def test_abandoned_claims_are_taken_over_by_one_thread() -> None:
     for _ in range(50):
         claims, barrier = Claims([ended_call(), ended_call(), ended_call()]), threading.Barrier(8)
         reading = [in_thread(partial(read, claims, barrier)) for _ in range(8)]
-        assert sum(future.result(10) for future in reading) == 1
+        assert sum(future.result(30) for future in reading) == 1
         assert not claims.is_held()
 
 
