@@ -5,12 +5,14 @@ Runs on the loop thread.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from sseqbridge._exceptions import TransportError
 from sseqbridge._runtime import loops
+from sseqbridge._sse.dialects import is_response
 from sseqbridge._sse.events import ServerSentEvent
 from sseqbridge._sse.json_lines import is_json, torn_line_error
 from sseqbridge._sse.provider_errors import escaped, quoted
@@ -37,10 +39,10 @@ async def last_batch(
 ) -> Batch | None:
     """Return the batch of what came after the last complete block or line; None if that is nothing, or is dropped.
 
-    `broken_by` is the error if the connection has failed. In an event stream the end marker counts. In JSON mode a
-    whole object or array is an item, unless the stream reconnects, since the event may come again. A `done` function
-    is asked by the consumer, unless the connection is broken. Of JSON Lines, a last document without its line end is
-    an item.
+    `broken_by` is the error if the connection has failed. In an event stream the end marker counts, and so does a whole
+    JSON-RPC response that ends the stream. In JSON mode a whole object or array is an item, unless the stream
+    reconnects, since the event may come again. A `done` function is asked by the consumer, unless the connection is
+    broken. Of JSON Lines, a last document without its line end is an item.
 
     Raises TruncatedStreamError for an incomplete document of JSON Lines; if the connection is broken, `broken_by` gets
     the document's text.
@@ -57,7 +59,12 @@ async def last_batch(
     is_whole = is_object or (is_line_complete and not is_half_json) or rules.is_end_marker(event)
     if is_whole and reader.end_at(event):
         return reader.last_batch(event) if reader.done_event is None else None
-    if broken_by is not None or rules.is_heartbeat(event):
+    if rules.is_heartbeat(event):
+        return None
+    if broken_by is not None:
+        may_end = rules.ends_at_response and is_object
+        if may_end and await _in_thread_if_large(len(event.data), _is_response, event.data):
+            return reader.last_batch(event, is_incomplete=True)
         return None
     if is_object and rules.is_json and options.reconnect is None:
         return reader.last_batch(event)
@@ -90,6 +97,10 @@ async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object
     if size <= _SMALL_JSON:
         return decode(*args)
     return await loops.run_in_daemon_thread("sseqbridge-json", decode, *args)
+
+
+def _is_response(data: str) -> bool:
+    return is_response(json.loads(data))
 
 
 def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:

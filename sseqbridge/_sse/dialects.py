@@ -21,7 +21,17 @@ from sseqbridge._exceptions import UsageError
 
 from .events import Comment, ServerSentEvent
 
-__all__ = ["DEFAULT_DONE", "Dialect", "DialectName", "Done", "EventRules", "dialect_of", "event_rules", "line_rules"]
+__all__ = [
+    "DEFAULT_DONE",
+    "Dialect",
+    "DialectName",
+    "Done",
+    "EventRules",
+    "dialect_of",
+    "event_rules",
+    "is_response",
+    "line_rules",
+]
 
 DialectName = Literal["openai", "anthropic", "mcp", "events"]
 
@@ -308,3 +318,22 @@ def _rules(
     if is_overridden:
         dialect = replace(dialect, end_data=end_data, end_events=())
     return EventRules(dialect, is_json=is_json, asks_consumer=asks_consumer, ends_at_response=ends_at_response)
+
+
+def is_response(value: object) -> bool:
+    """Whether a value is a JSON-RPC response, rather than a request or notification of the server's.
+
+    A server may send it in a batch with others, an array: https://modelcontextprotocol.io/specification/2025-03-26/basic
+    """
+    if isinstance(value, list):
+        return any(map(_is_single_response, value))
+    return _is_single_response(value)
+
+
+def _is_single_response(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and "jsonrpc" in value
+        and "method" not in value
+        and ("result" in value or "error" in value)
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sseqbridge import _accelerators
 from sseqbridge._exceptions import DecodeError, UsageError
 from sseqbridge._runtime.callbacks import CallersFunction
-from sseqbridge._sse.dialects import Done, event_rules
+from sseqbridge._sse.dialects import Done, event_rules, is_response
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.provider_errors import is_error, quoted, upstream_error
 
@@ -107,7 +107,7 @@ class Decoder:
             return False
         if self.rules.ends_at_response:
             is_decoded = self.rules.is_json and decoded is not UNDECODED and decoded is not item
-            return _is_response(decoded if is_decoded else _loaded(item.data))
+            return is_response(decoded if is_decoded else _loaded(item.data))
         if self._is_last is None:
             return False
         with CallersFunction("the done function", passes=()):
@@ -126,25 +126,6 @@ def _loaded(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return UNDECODED
-
-
-def _is_response(value: object) -> bool:
-    """Whether a value is a JSON-RPC response, rather than a request or notification of the server's.
-
-    A server may send it in a batch with others, an array: https://modelcontextprotocol.io/specification/2025-03-26/basic
-    """
-    if isinstance(value, list):
-        return any(map(_is_single_response, value))
-    return _is_single_response(value)
-
-
-def _is_single_response(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and "jsonrpc" in value
-        and "method" not in value
-        and ("result" in value or "error" in value)
-    )
 
 
 def _json(rules: EventRules, *, raises: bool) -> Callable[[ServerSentEvent], Any]:

@@ -73,6 +73,35 @@ def test_end_marker_counts_if_the_connection_breaks_behind_it(ask: Requester, re
         assert (response.events.outcome, len(server.requests)) == ("done", 1)
 
 
+@pytest.mark.parametrize("reconnect", [None, AT_ONCE], ids=["once", "reconnecting"])
+@pytest.mark.parametrize("decode", ["json", "event"])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_json_rpc_response_counts_if_the_connection_breaks_behind_it(
+    ask: Requester, end: bytes, decode: Any, reconnect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = [send({"n": 1}), raw(b'data: {"jsonrpc": "2.0", "id": 1, "result": {}}' + end), cut()]
+    with (
+        SSEServer(steps) as server,
+        ask(server.url, data={}, dialect="mcp", decode=decode, reconnect=reconnect) as response,
+    ):
+        assert len(response.items()) == 2
+        assert response.events.outcome == "done"
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b'data: {"jsonrpc": "2.0", "method": "n"}', b'data: {"jsonrpc": "2.0", "id": 1, "result": {}', b"data: []"],
+)
+def test_other_json_rpc_does_not_count_if_the_connection_breaks_behind_it(
+    ask: Requester, block: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SSEServer([send({"n": 1}), raw(block), cut()]) as server, ask(server.url, data={}, dialect="mcp") as response:
+        items, error = response.fail()
+        assert (items, type(error)) == ([{"n": 1}], TruncatedStreamError)
+    assert warnings_of(caplog) == []
+
+
 def test_half_an_end_marker_is_a_truncated_stream(ask: Requester) -> None:
     with SSEServer([send({"n": 1}), raw(b"data: [DO"), cut()]) as server, ask(server.url) as response:
         items, error = response.fail()
