@@ -145,12 +145,7 @@ def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None,
     RequestAbortedError if `cancel` was set first, and ReconnectionError if no attempt brought a response.
     """
     response = _pending(url, headers, data, **options)
-    try:
-        # Sent inside of the block: an interrupt leaves no request running.
-        return response.response(response.wait())
-    except BaseException:
-        response.subscription.abort()
-        raise
+    return response.open()
 
 
 @overload
@@ -227,11 +222,7 @@ async def arequest_sse(
     The other arguments, and the errors, are those of request_sse, except `bridge`:
     """
     response = await _apending(url, headers, data, **options)
-    try:
-        return response.aresponse(await response.await_head())
-    except BaseException:
-        response.subscription.abort_on_loop(None)
-        raise
+    return await response.aopen()
 
 
 # The reference of both functions is complete, and is written once.

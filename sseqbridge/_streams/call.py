@@ -70,12 +70,7 @@ class Call(Immutable, Generic[T_co]):
         Raises what request_sse raises.
         """
         response = pending_call(self)
-        try:
-            # Sent inside of the block: an interrupt leaves no request running.
-            return response.response(response.wait())
-        except BaseException:
-            response.subscription.abort()
-            raise
+        return response.open()
 
     async def asend(self) -> AsyncSSEResponse[T_co]:
         """Send the request in a coroutine, on its own event loop and without a bridge, as arequest_sse does.
@@ -83,11 +78,7 @@ class Call(Immutable, Generic[T_co]):
         Raises what arequest_sse raises.
         """
         response = await apending_call(self)
-        try:
-            return response.aresponse(await response.await_head())
-        except BaseException:
-            response.subscription.abort_on_loop(None)
-            raise
+        return await response.aopen()
 
 
 def pending_call(call: Call[Any], pauses: Pauses | None = None) -> PendingResponse:

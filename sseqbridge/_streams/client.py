@@ -238,12 +238,7 @@ class SSEClient(Immutable, Generic[T]):
         client's, and `decode`, `comments` and `bridge` are the client's. Raises what request_sse raises.
         """
         response = pending(self._prepared("request", url, headers, data, options), self._own["bridge"])
-        try:
-            # Sent inside of the block: an interrupt leaves no request running.
-            return response.response(response.wait())
-        except BaseException:
-            response.subscription.abort()
-            raise
+        return response.open()
 
     async def arequest(
         self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[AsyncKeywords]
@@ -256,11 +251,7 @@ class SSEClient(Immutable, Generic[T]):
         own: dict[str, Any] = {**options}
         http = own.pop("client", None)
         response = await apending(self._prepared("arequest", url, headers, data, own), http)
-        try:
-            return response.aresponse(await response.await_head())
-        except BaseException:
-            response.subscription.abort_on_loop(None)
-            raise
+        return await response.aopen()
 
     def call(
         self, url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Unpack[RequestKeywords]

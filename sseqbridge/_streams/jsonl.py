@@ -105,12 +105,7 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     bridge = options.pop("bridge", None)
     prepared = prepare(url, headers, data, options, format="jsonl")
     response = pending(prepared, bridge)
-    try:
-        # Sent inside of the block: an interrupt leaves no request running.
-        return response.response(response.wait())
-    except BaseException:
-        response.subscription.abort()
-        raise
+    return response.open()
 
 
 def _describe() -> None:

@@ -81,14 +81,27 @@ class PendingResponse(NamedTuple):
         return ItemReader(Cursor(self.subscription, head, prepared.decoder, cancel, prepared.on_reconnect))
 
     def response(self, head: Head) -> SSEResponse[Any]:
-        """Return what request_sse returns."""
+        """Return the response of synchronous code."""
         return SSEResponse(EventStream(self.reader(head)))
 
-    def aresponse(self, head: Head) -> AsyncSSEResponse[Any]:
-        """Return what arequest_sse returns."""
+    def open(self) -> SSEResponse[Any]:
+        """Send the request, and return its response. An interrupt leaves no request running."""
+        try:
+            return self.response(self.wait())
+        except BaseException:
+            self.subscription.abort()
+            raise
+
+    async def aopen(self) -> AsyncSSEResponse[Any]:
+        """Do the same in a coroutine."""
         from .aio import AsyncEventStream, AsyncSSEResponse
 
-        return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
+        try:
+            head = await self.await_head()
+            return AsyncSSEResponse(AsyncEventStream(self.reader(head)))
+        except BaseException:
+            self.subscription.abort_on_loop(None)
+            raise
 
 
 def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | None = None) -> PendingResponse:
