@@ -29,27 +29,27 @@ __all__ = [
 
 # Linux's MADV_WIPEONFORK, which the module mmap does not name.
 _WIPE_ON_FORK = 18
-_NEVER = b"\0"
+NEVER = b"\0"
 
 
-def _wiped_on_fork() -> mmap.mmap | bytes:
-    """Return memory whose first byte is 0 in each new process, whoever forks it; `_NEVER` if there is no such memory.
+def wiped_on_fork() -> mmap.mmap | bytes:
+    """Return memory whose first byte is 0 in each new process, whoever forks it; `NEVER` if there is no such memory.
 
     The first byte says whether the process ID is known. Asking the system for it, at each step of a short stream, is a
     measurable part of the stream's time.
     """
     if sys.platform != "linux":
-        return _NEVER
+        return NEVER
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
     except OSError:
         # Before Linux 4.14, and in some sandboxes.
-        return _NEVER
+        return NEVER
     return page
 
 
-_id_is_known: Any = _wiped_on_fork()
+_id_is_known: Any = wiped_on_fork()
 _process_id = 0
 
 _allocate_rlock = original("_thread", "RLock")
@@ -57,7 +57,7 @@ _allocate_rlock = original("_thread", "RLock")
 _forks = 0
 _detachables: WeakSet[Detachable] = WeakSet()
 # Objects of the parent process, kept alive.
-_pinned: list[object] = []
+pinned: list[object] = []
 
 
 def process_token() -> tuple[int, int]:
@@ -72,7 +72,7 @@ def process_token() -> tuple[int, int]:
 def _look_up_id() -> int:
     global _process_id
     _process_id = os.getpid()
-    if _id_is_known is not _NEVER:
+    if _id_is_known is not NEVER:
         _id_is_known[0] = 1
     return _process_id
 
@@ -99,7 +99,7 @@ def stop_detaching(inherited: Detachable) -> None:
 
 def pin(*objects: object) -> None:
     """Keep objects of the parent process alive: finalizing them in the child would affect the parent's sockets."""
-    _pinned.extend(objects)
+    pinned.extend(objects)
 
 
 def _detach_all() -> None:

@@ -382,7 +382,7 @@ def test_forks_during_reads_succeed() -> None:
 @pytest.fixture
 def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A function that turns this process into another one, by its token."""
-    kept = len(fork._pinned)
+    kept = len(fork.pinned)
     real = fork.process_token
     parents: set[int | None] = set()
 
@@ -395,7 +395,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
         monkeypatch.setattr(fork, "process_token", process)
 
     yield become
-    del fork._pinned[kept:]
+    del fork.pinned[kept:]
 
 
 def test_lock_differs_between_processes(other_process: Callable[[], None]) -> None:
@@ -509,7 +509,7 @@ WITHOUT_HOOKS = """
 import ctypes, os, sys
 from sseqbridge._runtime import fork
 if sys.argv[1] == "by number":
-    fork._id_is_known = fork._NEVER
+    fork._id_is_known = fork.NEVER
 before = fork.process_token()
 for generation in range(2):
     # As uWSGI forks: without Python's hooks.
@@ -564,19 +564,19 @@ def test_system_without_pages_that_a_fork_wipes(monkeypatch: pytest.MonkeyPatch)
         def madvise(self, *args: int) -> None:
             raise OSError(errno.EINVAL, "unknown advice")
 
-    assert fork._wiped_on_fork() is not fork._NEVER or sys.platform != "linux"
+    assert fork.wiped_on_fork() is not fork.NEVER or sys.platform != "linux"
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", OldPage)
-        assert fork._wiped_on_fork() is fork._NEVER
+        assert fork.wiped_on_fork() is fork.NEVER
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert fork._wiped_on_fork() is fork._NEVER
+    assert fork.wiped_on_fork() is fork.NEVER
 
 
 @pytest.mark.parametrize("reconnect", [False, True])
 def test_fork_hooks_close_the_parents_streams(
     upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, reconnect: bool
 ) -> None:
-    kept = len(fork._pinned)
+    kept = len(fork.pinned)
     monkeypatch.setattr(fork, "_forks", 0)
     others = set(fork._detachables)
     before = fork.process_token()
@@ -590,7 +590,7 @@ def test_fork_hooks_close_the_parents_streams(
             next(stream)
         assert stream.outcome == "closed"
         monkeypatch.setattr(fork, "_forks", 0)
-    del fork._pinned[kept:]
+    del fork.pinned[kept:]
 
 
 # Web servers that load the application before they fork.

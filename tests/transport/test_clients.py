@@ -18,6 +18,7 @@ from sseqbridge import Bridge, BridgeTransport
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, in_turn, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, until, until_no_stream_is_open
+from tests.transport.exchanges import exchange_of
 
 NewClient = Callable[..., Any]
 EVENTS = {"Content-Type": "text/event-stream"}
@@ -178,7 +179,7 @@ def test_limit_that_has_elapsed_stays_the_reason(clock: FakeClock, on_transport:
         reading = in_thread(lambda: next(lines))
         until(lambda: is_waiting(reading))
         clock.advance_until(stubborn.cancelled.is_set)
-        response.stream._stream._exchange.abort()
+        exchange_of(response).abort()
         stubborn.go.set()
         assert type(reading.exception(30)) is httpx.ReadTimeout
 
@@ -200,7 +201,7 @@ def test_body_that_never_waits_is_aborted(on_transport: Callable[..., Any], firs
 
     with on_transport(Handler(handle)).stream("GET", "http://upstream.test/") as response:
         assert next(response.iter_lines()) == f"data: {first}"
-        exchange = response.stream._stream._exchange
+        exchange = exchange_of(response)
         closing = in_thread(response.close)
         until(lambda: exchange.channel.closed)
         closed.set()
@@ -243,5 +244,5 @@ def test_slow_consumer_without_a_limit_gets_everything(package: Any) -> None:
         response = BridgeTransport().handle_request(package.Request("GET", server.url))
         chunks = response.iter_raw()
         received = len(next(chunks))
-        until(lambda: response.stream._exchange.channel.is_producer_waiting)
+        until(lambda: exchange_of(response).channel.is_producer_waiting)
         assert received + sum(map(len, chunks)) == 100 * (len(b"data: \n\n") + 100_000)

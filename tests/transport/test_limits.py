@@ -21,6 +21,7 @@ from sseqbridge._engine.idle_clock import event_detector
 from sseqbridge.testing import SSEServer, comment, hold, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread, is_waiting, until
+from tests.transport.exchanges import exchange_of
 
 NewClient = Callable[..., Any]
 
@@ -168,7 +169,7 @@ def test_a_slow_consumer_is_not_idle(clock: FakeClock, package: Any) -> None:
         response = BridgeTransport(idle=30).handle_request(package.Request("GET", server.url))
         chunks = response.iter_raw()
         received = len(next(chunks))
-        until(lambda: response.stream._exchange.channel.is_producer_waiting)
+        until(lambda: exchange_of(response).channel.is_producer_waiting)
         clock.advance(300)
         received += sum(map(len, chunks))
         assert received == 100 * (len(b"data: \n\n") + 100_000)

@@ -13,6 +13,7 @@ from sseqbridge._http import client as http_client
 from sseqbridge._runtime import fork
 from sseqbridge.testing import SSEServer, raw, respond, send, silence, wire
 from tests.support import in_thread, is_waiting, python, until
+from tests.transport.exchanges import exchange_of
 
 NewClient = Callable[..., Any]
 JSON = [respond(framing="length", content_type="application/json"), raw(b"[1]")]
@@ -116,7 +117,7 @@ def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
 def test_closing_in_a_child_of_a_fork_neither_waits_nor_aborts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A different process token stands for the child."""
     with SSEServer([send("1"), silence()]) as server, client.stream("GET", server.url) as response:
-        exchange = response.stream._stream._exchange
+        exchange = exchange_of(response)
         with monkeypatch.context() as patch:
             patch.setattr(fork, "process_token", lambda: ("child", 1))
             response.stream.close()
