@@ -69,6 +69,9 @@ def test_readers_notice_a_producer_killed_at_each_step(logs: Logs, step: tuple[s
             logs.expire_lease(store, "k")
             assert isinstance(waiting.exception(30), StreamNotFoundError)
             assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0, 1, 2]
+            store.revive()
+            if opened.exception(30) is None:
+                opened.result().close()
             return
         caller = LogCaller(is_async=False)
         reading = LogReading(caller, log.open("k"))
