@@ -1,4 +1,4 @@
-"""Web servers that end their relays when they are told to stop, by the hooks of the guide."""
+"""Web servers that end their relays when they receive a signal to stop, by the hooks of the guide."""
 
 from __future__ import annotations
 
