@@ -448,6 +448,15 @@ class Cancelled(BaseException):
     """
 
 
+def is_cancellation(error: BaseException | None) -> bool:
+    """Whether an error is Cancelled, or a group of nothing else, as asyncio.TaskGroup raises it."""
+    # By its attribute: Python 3.10 has no class of groups.
+    members = getattr(error, "exceptions", None)
+    if isinstance(members, tuple) and members:
+        return all(map(is_cancellation, members))
+    return isinstance(error, Cancelled)
+
+
 def copy_error(error: E) -> E:
     """Return a copy for one of several readers: raising an error changes its traceback and context.
 

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sseqbridge._checks import CancelFlag
-from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError
+from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError, is_cancellation
 from sseqbridge._runtime.callbacks import CallersFunction
 
 from .last_read import note_read
@@ -91,7 +91,7 @@ class CancelScope:
             is_cancelled_by_itself = self._check_own_flag()
             self._has_ended = True
             is_outer_cancelled = self._outer is not None and self._outer.cancelled
-            swallows = isinstance(error, Cancelled) and is_cancelled_by_itself and not is_outer_cancelled
+            swallows = is_cancellation(error) and is_cancelled_by_itself and not is_outer_cancelled
             if swallows:
                 note_read(found_cancelled=True)
             return swallows
@@ -148,7 +148,8 @@ def cancel_on(flag: CancelFlag) -> CancelScope:
     `flag` is an object with `is_set()`, such as a threading.Event. Once it is set, Cancelled is raised, within about
     50 ms, in every wait of the block: where the block reads a stream, waits for the headers of a response, or reads
     merged streams, a tee or a log. The streams that it read last are aborted. The context manager swallows the
-    exception, and `cancelled` says whether the scope was cancelled:
+    exception (or a group of nothing else, as asyncio.TaskGroup raises it), and `cancelled` says whether the scope was
+    cancelled:
 
         with cancel_on(stop) as scope:
             for item in request_sse(url).events:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from sseqbridge._engine.channel import Channel, End, ThreadChannel
 from sseqbridge._engine.last_read import LastRead, record_reads
 from sseqbridge._engine.scope import CancelScope
-from sseqbridge._exceptions import Cancelled, UsageError, bridge_error_of
+from sseqbridge._exceptions import UsageError, bridge_error_of, is_cancellation
 from sseqbridge._runtime import fork, threads
 
 __all__ = ["ChannelClosed", "IterableWorker", "check_unread"]
@@ -189,7 +189,7 @@ def _iterate(job: _Job[Any], last_read: LastRead) -> None:
     except BaseException as exc:
         # SystemExit too: it would end this thread alone, and leave the consumer waiting.
         end = End("error", exc)
-        if channel.closed and not isinstance(exc, Cancelled) and bridge_error_of(exc) is None:
+        if channel.closed and not is_cancellation(exc) and bridge_error_of(exc) is None:
             logger.exception("an iterable failed after its consumer had closed it")
     finally:
         end = _closed(iterator, job, end)

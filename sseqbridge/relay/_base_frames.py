@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._checks import NotCopyable
-from sseqbridge._exceptions import CallbackError, Cancelled, DecodeError, SSEError, UsageError
+from sseqbridge._exceptions import CallbackError, DecodeError, SSEError, UsageError, is_cancellation
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.clock import clock
 
@@ -141,7 +141,7 @@ class BaseFrames(NotCopyable):
         return last
 
     def _note_failure(self, error: BaseException) -> None:
-        if isinstance(error, Cancelled):
+        if is_cancellation(error):
             self._note("cancelled")
         else:
             self._note("error", error)
@@ -178,7 +178,7 @@ class BaseFrames(NotCopyable):
         if isinstance(error, ApplicationError):
             error = error.error
         self._note_failure(error)
-        if isinstance(error, Cancelled):
+        if is_cancellation(error):
             # A scope of this application that surrounds the iterable.
             return CANCELLED
         if isinstance(error, SSEError) or upstream_error_of(error) is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sseqbridge._engine.channel import CLOSED, Channel, End, post
 from sseqbridge._engine.last_read import LastRead, record_reads
 from sseqbridge._engine.scope import CancelScope
-from sseqbridge._exceptions import Cancelled, bridge_error_of
+from sseqbridge._exceptions import bridge_error_of, is_cancellation
 from sseqbridge._runtime.callbacks import is_from_outside
 from sseqbridge._streams.worker import ChannelClosed, IterableWorker
 
@@ -231,7 +231,7 @@ async def _aiterate(
             raise
         # SystemExit too: it would end the server's event loop.
         end = End("error", exc)
-        if channel.closed and not isinstance(exc, Cancelled) and bridge_error_of(exc) is None:
+        if channel.closed and not is_cancellation(exc) and bridge_error_of(exc) is None:
             logger.exception("an asynchronous iterable failed after the client had disconnected")
     finally:
         try:

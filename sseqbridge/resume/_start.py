@@ -19,7 +19,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from sseqbridge._engine.scope import CancelScope
+from sseqbridge._engine.scope import CancelScope, check_scope
 from sseqbridge._exceptions import RequestAbortedError, UsageError
 from sseqbridge._runtime import loops, threads
 from sseqbridge._runtime.callbacks import CallersCode
@@ -109,6 +109,9 @@ async def acall_start(producer: Producer, start: Any) -> None:
 
 
 def _raise_for_start(producer: Producer, error: BaseException) -> NoReturn:
+    if isinstance(error, RequestAbortedError):
+        # Perhaps since the caller, whose scope is cancelled, was the last reader.
+        check_scope()
     own = producer.error_for_start(error)
     if own is error:
         raise error

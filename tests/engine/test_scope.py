@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,9 @@ from sseqbridge._engine import scope as scopes
 from sseqbridge._engine.scope import is_cancelled
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 
 @pytest.fixture
@@ -194,6 +198,19 @@ def test_other_exceptions_pass(silent: SSEServer) -> None:
         flag.set()
         raise ZeroDivisionError
     assert scope.cancelled
+
+
+def test_groups_of_cancelled_end_a_cancelled_scope() -> None:
+    """asyncio.TaskGroup raises them for tasks that read streams."""
+    flag = threading.Event()
+    flag.set()
+    with cancel_on(flag) as scope:
+        raise BaseExceptionGroup("", [Cancelled(), BaseExceptionGroup("", [Cancelled()])])
+    assert scope.cancelled
+    with pytest.raises(BaseExceptionGroup), cancel_on(flag):
+        raise BaseExceptionGroup("", [Cancelled(), ValueError()])
+    with pytest.raises(BaseExceptionGroup), cancel_on(threading.Event()):
+        raise BaseExceptionGroup("", [Cancelled()])
 
 
 def test_cancelled_of_nobody_passes() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import RequestAbortedError, arequest_sse, cancel_on, relay, request_sse
-from sseqbridge.resume import Log
+from sseqbridge.resume import Log, MemoryLog
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, send, silence
 from tests.support import in_thread, until
 
@@ -63,6 +63,22 @@ def test_cancelled_scope_keeps_the_stream(log: Log, go: threading.Event) -> None
         until(lambda: not hub_of(log).readers)
         is_read_whole(log, go)
         assert reading.result(30)
+
+
+def test_cancelled_scope_whose_stream_is_abandoned_ends_quietly() -> None:
+    flag = threading.Event()
+
+    def read() -> bool:
+        with cancel_on(flag) as scope:
+            log.open("k", partial(request_sse, upstream.url))
+        return scope.cancelled
+
+    with SSEServer([silence()]) as upstream, MemoryLog(abandon_after=0.01) as log:
+        reading = in_thread(read)
+        waiting(upstream)
+        flag.set()
+        assert reading.result(30)
+        upstream.requests[0].wait_aborted(30)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["request_sse", "arequest_sse"])
