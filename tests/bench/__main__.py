@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,8 +49,10 @@ def main() -> None:
     only = [name for name in options.clients.split(",") if name]
     with Bench(rounds=rounds, quick=options.quick, only=only) as bench:
         for name in names or WORKLOADS:
+            began = time.monotonic()
             WORKLOADS[name].run(bench)
             print_table(WORKLOADS[name], bench.results)
+            print(f"({name} took {time.monotonic() - began:.0f} s)")
     write_json(options.json, bench)
     if options.charts is not None:
         for path in draw(bench.results, options.charts):
@@ -66,8 +69,11 @@ def write_json(path: Path, bench: Bench) -> None:
     ]
     facts = {"machine": machine(), "quick": bench.quick, "targets": targets, **bench.results.to_json()}
     path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    reached = sum(bool(target["reached"]) for target in targets)
-    print(f"\n{reached} of {len(targets)} targets reached; all figures are in {path}")
+    missed = [verdict for verdict in verdicts(bench.results) if not verdict.is_reached]
+    print(f"\n{len(targets) - len(missed)} of {len(targets)} targets reached; all figures are in {path}")
+    for verdict in missed:
+        at = verdict.target
+        print(f"{at.workload}, {at.case}, {at.client}: {verdict}")
     if bench.rounds < ROUNDS:
         print(f"These are figures of {bench.rounds} rounds. Targets are decided by {ROUNDS}.")
 

@@ -13,7 +13,7 @@ BATCHES = {"one event a chunk": 1, "100 events a chunk": 100}
 
 def run(bench: Bench) -> None:
     """Measure every client with one and with 100 events per HTTP chunk."""
-    events, warmup = (4_000, 200) if bench.quick else (50_000, 50_000)
+    events, warmup = (4_000, 200) if bench.quick else (50_000, 10_000)
     for case, batch in BATCHES.items():
         for number in (warmup, events):
             Control(bench.upstream.http).prepare_burst(number, batch)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .meter import CountError, Meter, check_count, count, percentile
 from .peers import Client, SseqbridgeMerge
-from .runner import BASELINE, CONFIGURATIONS, OURS, Bench, Column, Configuration, Control, Workload
+from .runner import BASELINE, CONFIGURATIONS, OURS, PEER_ROUNDS, Bench, Column, Configuration, Control, Workload
 
 __all__ = ["WORKLOAD", "case_of", "measure", "merged"]
 
@@ -40,11 +40,14 @@ def case_of(streams: int) -> str:
 
 def run(bench: Bench) -> None:
     """Measure every client at one size, and sseqbridge at smaller sizes too, to compare the cost of a stream."""
-    for_all, only_ours, events = (40, (10,), 5) if bench.quick else (1_000, (100, 300), 100)
-    for streams in (*only_ours, for_all):
+    for_all, only_ours, events = (40, (10,), 5) if bench.quick else (1_000, (100, 300), 60)
+    for streams in only_ours:
         arguments = {"streams": streams, "events": events}
-        clients = (*CONFIGURATIONS, *MERGED) if streams == for_all else OURS
-        bench.measure_each("many", case_of(streams), bench.upstream.http, arguments, clients)
+        bench.measure_each(
+            "many", case_of(streams), bench.upstream.http, arguments, OURS, rounds=min(bench.rounds, PEER_ROUNDS)
+        )
+    arguments = {"streams": for_all, "events": events}
+    bench.measure_each("many", case_of(for_all), bench.upstream.http, arguments, (*CONFIGURATIONS, *MERGED))
 
 
 def measure(client: Client, url: str, *, streams: int, events: int) -> dict[str, float]:

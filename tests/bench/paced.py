@@ -15,7 +15,7 @@ INTERVAL_SECONDS = 0.001
 
 def run(bench: Bench) -> None:
     """Measure every client."""
-    events, warmup = (300, 20) if bench.quick else (3_000, 100)
+    events, warmup = (300, 20) if bench.quick else (2_000, 100)
     bench.measure_each("paced", "one event a millisecond", bench.upstream.http, {"events": events, "warmup": warmup})
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "LLHTTP_FLOOR",
     "NAIVE",
     "OURS",
+    "PEER_ROUNDS",
     "PLAIN",
     "Bench",
     "Column",
@@ -43,16 +44,21 @@ T = TypeVar("T")
 PLAIN, FAST, BASELINE, NAIVE, FLOOR = "sseqbridge", "sseqbridge[fast]", "httpx-sse", "naive bridge", "http.client"
 LLHTTP_FLOOR = "socket + httptools"
 TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 30.0
+PEER_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A row of the tables: a client, the modules that it needs, and the environment of its process."""
+    """A row of the tables: a client, the modules that it needs, and the environment of its process.
+
+    `is_peer`: no target depends on it closely, so that fewer rounds are enough.
+    """
 
     name: str
     client: str
     needs: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_peer: bool = False
 
 
 # SSEQBRIDGE_WITHOUT lists optional parts that are treated as not installed.
@@ -63,16 +69,16 @@ OURS = (
 CONFIGURATIONS = (
     *OURS,
     Configuration(BASELINE, "httpx-sse", ("httpx_sse",)),
-    Configuration("httpx2", "httpx2", ("httpx2",)),
-    Configuration("requests + sseclient-py", "requests + sseclient-py", ("requests", "sseclient")),
-    Configuration("requests-sse", "requests-sse", ("requests_sse",)),
-    Configuration(NAIVE, "naive bridge", ()),
+    Configuration("httpx2", "httpx2", ("httpx2",), is_peer=True),
+    Configuration("requests + sseclient-py", "requests + sseclient-py", ("requests", "sseclient"), is_peer=True),
+    Configuration("requests-sse", "requests-sse", ("requests_sse",), is_peer=True),
+    Configuration(NAIVE, "naive bridge", (), is_peer=True),
     *(
-        Configuration(f"{package} + split", package, (package, "msgspec"))
+        Configuration(f"{package} + split", package, (package, "msgspec"), is_peer=True)
         for package in ("requests", "urllib3", "pycurl", "pyreqwest", "primp", "rqx", "pyqwest")
     ),
     Configuration(FLOOR, "http.client", ("msgspec",)),
-    Configuration(LLHTTP_FLOOR, "socket + httptools", ("httptools", "msgspec")),
+    Configuration(LLHTTP_FLOOR, "socket + httptools", ("httptools", "msgspec"), is_peer=True),
 )
 # Of the extra bench-peers: compiled packages, which not every interpreter and machine has wheels of.
 PEERS = frozenset({"httptools", "primp", "pycurl", "pyqwest", "pyreqwest", "rqx", "urllib3"})
@@ -201,13 +207,15 @@ class Bench:
     ) -> None:
         """Measure the workload with each client in each round, every time in a new process.
 
-        `overrides` replaces some of the `arguments` for clients, by name.
+        Peers take part in the first rounds alone. `overrides` replaces some of the `arguments` for clients, by name.
         """
         available = self.available(configurations)
         rounds = rounds or self.rounds
         for number in range(rounds):
             print(f"{workload}, {case}: round {number + 1} of {rounds}", file=sys.stderr)
             for configuration in rotated(available, number):
+                if configuration.is_peer and number >= PEER_ROUNDS:
+                    continue
                 name = configuration.name
                 merged = {**arguments, **(overrides or {}).get(name, {})}
                 self.record(workload, case, name, number, self._measure(configuration, workload, url, merged))
