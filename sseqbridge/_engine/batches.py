@@ -365,7 +365,8 @@ class BatchReader:
         if last is not None:
             # Only after the parts above: the consumer drops batches that are not yet yielded once `is_done` is true.
             self.is_done = True
-            self.done_event = None if self._rules.is_last_item(last) else last
+            # The quick look has found the end marker, which is no item.
+            self.done_event = last if is_plain or not self._rules.is_last_item(last) else None
             self._parsing = None
             # The position at the last event, whatever else came in the same chunk.
             yield self._batch(items, count, last.id, retries[-1][1] if retries else retry, retries)

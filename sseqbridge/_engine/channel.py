@@ -208,6 +208,15 @@ class Channel(Generic[T]):
             raise TimeoutError(ELAPSED)
         return entry
 
+    def receive_after(self, start: Callable[[], object]) -> T | End:
+        """Call `start`, which makes the loop send the first entry, and receive that.
+
+        All that a wait needs is ready before. So this thread blocks, and releases the GIL, by the time at which the
+        loop's thread is awake.
+        """
+        self._wait(None, start)
+        return self.receive()
+
     def take_within(self, timeout: float | None) -> T | End | None:
         """Do the same as receive(), but return None when `timeout` elapses."""
         if self._in_hand:
@@ -222,13 +231,15 @@ class Channel(Generic[T]):
                 left = deadline - clock.monotonic()
         return entry
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout: float | None, start: Callable[[], object] | None = None) -> None:
         loops.check_may_wait()
         waiter = threads.new_waiter()
         wake = waiter.wake
         self._waiters.append(wake)
         woken = False
         try:
+            if start is not None:
+                start()
             if not self._queue and not self.closed:
                 woken = waiter.wait(timeout)
         finally:

@@ -62,9 +62,10 @@ class PendingResponse(NamedTuple):
 
     def wait(self) -> Head:
         """Send the request, and wait for the head of its response. Raises the stream's error."""
-        self.send()
-        while (head := self.head_of(self.subscription.channel.receive())) is None:
-            pass
+        channel = self.subscription.channel
+        entry = channel.receive_after(self.send)
+        while (head := self.head_of(entry)) is None:
+            entry = channel.receive()
         return head
 
     async def await_head(self) -> Head:
