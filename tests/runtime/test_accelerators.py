@@ -113,6 +113,11 @@ def test_unknown_name_logs_one_warning_with_the_known_names(monkeypatch: pytest.
 # Imports.
 
 
+def is_of_json(decode: Callable[[str], Any]) -> bool:
+    """Whether a decoder is the one of the standard library: msgspec refuses NaN."""
+    return str(decode("NaN")) == "nan"
+
+
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module in the place of uvloop."""
@@ -140,7 +145,7 @@ def test_package_that_fails_to_import_is_left_out(
     versions["msgspec"] = "1.2"
     monkeypatch.setattr(_accelerators, "import_module", fail)
     assert _accelerators.imported("msgspec") is None
-    assert _accelerators.json_decode() is json.loads
+    assert is_of_json(_accelerators.json_decode())
     assert "msgspec (cannot be imported)" in _accelerators.in_use()
 
 
@@ -214,7 +219,7 @@ def decoded_by_the_library(text: str) -> Any:
 
 def test_json_is_decoded_by_json_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "msgspec")
-    assert _accelerators.json_decode() is json.loads
+    assert is_of_json(_accelerators.json_decode())
 
 
 def test_json_is_decoded_by_msgspec_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
