@@ -463,7 +463,7 @@ socket.getaddrinfo = getaddrinfo
 from sseqbridge import StreamTimeoutError, Timeout, arequest_sse
 async def main():
     try:
-        await arequest_sse("http://one.hang.test/", timeout=Timeout(connect=0.2))
+        await arequest_sse("http://one.hang.test/", timeout=Timeout(connect=0.5))
     except StreamTimeoutError as exc:
         print(exc.which, begun.is_set(), flush=True)
 loop = importlib.import_module(sys.argv[1]).new_event_loop()
