@@ -176,7 +176,7 @@ class DaemonThread:
         else:
             thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._join = thread.join
-            thread.start()
+            _start(thread)
 
     def _run(self) -> None:
         self.ident = thread_id()
@@ -199,7 +199,22 @@ class DaemonThread:
 
 def start_worker(target: Callable[..., object], *args: object) -> None:
     """Start a daemon thread for code of the application; under gevent, a greenlet."""
-    threading.Thread(target=target, args=args, name=_WORKER_NAME, daemon=True).start()
+    _start(threading.Thread(target=target, args=args, name=_WORKER_NAME, daemon=True))
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start a thread. An interrupt (Ctrl-C) during the call is raised as it is.
+
+    Thread.start() waits in a Condition, which can replace it by the RuntimeError "release unlocked lock".
+    """
+    outer = sys.exc_info()[1]
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        interrupt = exc.__context__
+        if interrupt is None or interrupt is outer or isinstance(interrupt, Exception):
+            raise
+        raise interrupt from None
 
 
 def start_os_worker(target: Callable[..., object], *args: object) -> None:
