@@ -1,6 +1,6 @@
 """Bridge, and the two bridges of the process: one for requests, one for asynchronous code of the application.
 
-The two are made under a lock, in any thread; the rest is in BaseBridge.
+The two are made under a lock, in any thread, and read without it; the rest is in BaseBridge.
 """
 
 from __future__ import annotations
