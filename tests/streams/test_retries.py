@@ -127,6 +127,8 @@ def test_timeout_of_a_sent_request_is_not_retried(clock: FakeClock, ask: Asking)
         with pytest.raises(StreamTimeoutError) as caught:
             ask(client_of(server, timeout=Timeout(connect=None, read=30)))
         assert caught.value.which == "read"
+        # The server may receive it later.
+        server.wait_for_request().wait_aborted()
         assert len(server.requests) == 1
 
 

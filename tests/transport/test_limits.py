@@ -58,7 +58,7 @@ def test_the_read_limit_ends_the_wait_for_a_head(clock: FakeClock, package: Any,
             clock.advance_until_done(partial(client.get, server.url))
         assert type(caught.value) is package.ReadTimeout
         assert caught.value.request.url == server.url
-        server.requests[0].wait_aborted()
+        server.wait_for_request().wait_aborted()
 
 
 def test_the_read_limit_ends_the_wait_for_bytes(clock: FakeClock, package: Any, new_client: NewClient) -> None:
