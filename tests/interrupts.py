@@ -12,6 +12,7 @@ Signals arrive at no chosen point, so the tests send none. An interrupt is not r
 
 from __future__ import annotations
 
+import collections
 import dis
 import gc
 import inspect
@@ -66,11 +67,18 @@ class Alarm(BaseException):
 class Interrupt:
     """Raises an Alarm before one bytecode of the package; with `is_deep` also of the standard library that it calls.
 
-    Leaves out the modules that only check arguments and build a request, if `is_prepared`.
+    Leaves out the modules that only check arguments and build a request, if `is_prepared`. `number` counts bytecodes
+    from 1, of all frames, or of one: `frame` is its number, in the order in which they are entered or resumed, from 0.
+    Tracing one frame is much faster. `passed` has the frame of each bytecode that was passed.
     """
 
-    def __init__(self, number: int, *, is_deep: bool = False, is_prepared: bool = False) -> None:
+    def __init__(
+        self, number: int, frame: int | None = None, *, is_deep: bool = False, is_prepared: bool = False
+    ) -> None:
         self.left = number
+        self.passed: list[int] = []
+        self._frame = frame
+        self._entered = 0
         self._is_deep = is_deep
         self._left_out = PREPARING if is_prepared else ()
         # Where it was raised, for the message of a failed test.
@@ -86,20 +94,27 @@ class Interrupt:
         sys.settrace(None)
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not (self._is_deep or _is_in_package(frame)):
+            return None
         if self._left_out and _is_in(frame, self._left_out):
             return None
         is_inner = _is_called_by_package(frame) if self._is_deep or _is_in_package(frame) else False
         if is_inner and not _is_in_package(frame) and "site-packages" in frame.f_code.co_filename:
             return None
-        if not (_is_in_package(frame) or (self._is_deep and is_inner)):
+        if not (is_inner or _is_in_package(frame)):
+            return None
+        number = self._entered
+        self._entered += 1
+        if self._frame not in (None, number):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        return partial(self._step, _uninterrupted(frame.f_code, is_inner))
+        return partial(self._step, number, _uninterrupted(frame.f_code, is_inner))
 
-    def _step(self, uninterrupted: frozenset[int], frame: FrameType, event: str, argument: Any) -> None:
+    def _step(self, number: int, uninterrupted: frozenset[int], frame: FrameType, event: str, argument: Any) -> None:
         if event == "opcode" and frame.f_lasti not in uninterrupted:
             self.left -= 1
+            self.passed.append(number)
             if not self.left:
                 sys.settrace(None)
                 self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name} +{frame.f_lasti}"
@@ -152,17 +167,23 @@ def _uninterrupted(code: CodeType, is_inner: bool) -> frozenset[int]:
 
 
 def interruptions(
-    make: Callable[[], T], read: Callable[[T], object], *, least: int = 50, **options: bool
+    make: Callable[[], T], read: Callable[[T], object], *, least: int = 50, opens: bool = False, **options: bool
 ) -> Iterator[tuple[T, BaseException]]:
     """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception.
 
+    A complete call before the others finds the frame of each bytecode, unless it `opens` what the caller must close.
     `least` is the least number of bytecodes that are expected, `options` are those of Interrupt.
     """
-    number = 0
+    places = [] if opens else _places(make(), read, **options)
+    number = 1
+    is_placed = True
     while True:
-        number += 1
         made = make()
-        interrupt = Interrupt(number, **options)
+        if is_placed and number <= len(places):
+            interrupt = Interrupt(*places[number - 1], **options)
+        else:
+            is_placed = False
+            interrupt = Interrupt(number, **options)
         # Nothing of the package runs by chance.
         gc.disable()
         try:
@@ -173,14 +194,37 @@ def interruptions(
             assert alarm.__traceback__ is not None
             yield made, alarm
         else:
-            if interrupt.left > 0:
+            if interrupt.left > 0 and not is_placed:
                 break
+            if interrupt.left > 0:
+                # The call took another path than the first one: count all bytecodes.
+                is_placed = False
+                continue
             # The interrupt was raised in a finalizer, which swallows it.
         finally:
             gc.enable()
+        number += 1
+        is_placed = True
     # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
     gc.collect()
     assert number > least
+
+
+def _places(made: T, read: Callable[[T], object], **options: bool) -> list[tuple[int, int]]:
+    """Return for each bytecode of a call its number in its frame, from 1, and the number of the frame."""
+    recording = Interrupt(-1, **options)
+    gc.disable()
+    try:
+        with recording:
+            read(made)
+    finally:
+        gc.enable()
+    counts: collections.Counter[int] = collections.Counter()
+    counts_so_far = []
+    for frame in recording.passed:
+        counts[frame] += 1
+        counts_so_far.append((counts[frame], frame))
+    return counts_so_far
 
 
 class Loop:

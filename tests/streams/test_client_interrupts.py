@@ -38,7 +38,7 @@ def test_interrupt_of_a_request_leaves_no_request_running(client: SSEClient[str]
     def ask(_: object) -> None:
         opened.append(client.request("/") if way == "request" else call())
 
-    for _ in interruptions(lambda: None, ask, is_prepared=True, least=100):
+    for _ in interruptions(lambda: None, ask, opens=True, is_prepared=True, least=100):
         assert not opened
         until(lambda: not bridge.stats().open_streams)
     opened[0].events.close()

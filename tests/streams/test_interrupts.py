@@ -384,7 +384,7 @@ def test_interrupt_at_any_bytecode_of_request_sse_leaves_no_request_running(
 ) -> None:
     call = call_of(numbered)
     opened: list[Any] = []
-    interrupted = interruptions(lambda: None, lambda _: opened.append(call()), is_prepared=True, least=200)
+    interrupted = interruptions(lambda: None, lambda _: opened.append(call()), opens=True, is_prepared=True, least=200)
     for number, _ in enumerate(interrupted):
         assert not opened
         until(lambda: not open_requests(numbered[1]))
@@ -409,7 +409,7 @@ def test_interrupt_of_all_code_that_request_sse_calls_leaves_no_request_running(
         def ask(_: object) -> None:
             opened.append(call())
 
-        for _ in interruptions(lambda: None, ask, is_deep=True, is_prepared=True, least=400):
+        for _ in interruptions(lambda: None, ask, opens=True, is_deep=True, is_prepared=True, least=400):
             assert not opened
             until(lambda: not open_requests(bridge))
         opened[0].events.close()
@@ -428,7 +428,7 @@ def test_interrupt_at_any_bytecode_of_the_first_request_leaves_no_thread() -> No
             bridges.append(Bridge())
             return bridges[-1]
 
-        for made, _ in interruptions(make, lambda bridge: bridge.started()):
+        for made, _ in interruptions(make, lambda bridge: bridge.started(), opens=True):
             made.close()
             until(lambda: not started())
         bridges[-1].close()
