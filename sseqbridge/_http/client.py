@@ -364,9 +364,19 @@ class ClientPool:
         self._admit(client)
         if not self._may_share(origin):
             return client
-        self.release(client)
-        # Another thread may have been faster: all have to share the same client.
-        return self._existing(origin) or client
+        return self._share(client)
+
+    def _share(self, client: Client) -> Client:
+        """Share a new client, unless another thread was faster. Return the client for its request.
+
+        A surplus client of the factory serves this request alone, and release_or_close() closes it. All streams share
+        one client of the library's own.
+        """
+        with self._lock:
+            if self._shared is None and not self._is_closed:
+                self._shared = client
+                client.shared = True
+            return client if self._shared is None or self._factory is not None else self._shared
 
     def _may_share(self, origin: str) -> bool:
         return self._factory is None or origin in self._http11_origins

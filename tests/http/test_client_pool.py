@@ -189,3 +189,27 @@ def test_pool_of_a_callers_client_keeps_its_cookies() -> None:
             assert dict(http.cookies) == {"a": "1"}
 
     asyncio.run(main())
+
+
+def test_client_of_a_slower_thread_is_closed_after_its_request() -> None:
+    inner: list[Client] = []
+
+    def factory() -> httpx.AsyncClient:
+        if not inner:
+            # Meanwhile another thread's response has shown that clients may be shared, and a third thread makes one.
+            pool.record_http_version("origin", "HTTP/1.1")
+            inner.append(None)  # type: ignore[arg-type]
+            inner[0] = pool.lease("origin")
+        return httpx.AsyncClient(verify=False)
+
+    async def main() -> None:
+        await pool.release_or_close(surplus, "origin")
+        assert surplus.http.is_closed
+        assert pool.lease("origin") is inner[0]
+        await pool.aclose()
+
+    pool = ClientPool(factory)
+    surplus = pool.lease("origin")
+    assert surplus is not inner[0]
+    asyncio.run(main())
+    assert inner[0].http.is_closed
