@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -65,9 +66,10 @@ class IterableWorker(Generic[T]):
         start_thread: Callable[..., object] = threads.start_worker,
     ) -> None:
         self._channel: ThreadChannel[T] = ThreadChannel(max_buffered)
-        # None once it was started, or closed.
-        self._job: _Job[T] | None = _Job(items, convert, self._channel, on_end)
-        self._has_ended = self._job.has_ended
+        job = _Job(items, convert, self._channel, on_end)
+        # The side that takes the job, start() or close(), owns it.
+        self._jobs = deque((job,))
+        self._has_ended = job.has_ended
         self._context = context
         self._start_thread = start_thread
         self._process = fork.process_token()
@@ -112,7 +114,7 @@ class IterableWorker(Generic[T]):
             raise UsageError("an iterable's worker was made before a fork. Make a new one in the child process.")
         if _running.get() is self._channel:
             raise UsageError("an iterable must not read the relay that runs it: the relay would wait for itself")
-        job, self._job = self._job, None
+        job = self._take_job()
         if job is not None:
             context = self._context.copy()
             self._start_thread(context.run, _work, job)
@@ -127,10 +129,17 @@ class IterableWorker(Generic[T]):
         If the worker thread was not started, the iterable is closed in the calling thread.
         """
         self._channel.close()
-        job, self._job = self._job, None
+        job = self._take_job()
         if job is not None:
             job.has_ended.set()
             _close(job.items)
+
+    def _take_job(self) -> _Job[T] | None:
+        """Return the job, None if it was started or closed. An atomic step."""
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            return None
 
     def wait_ended(self, timeout: float) -> None:
         """Wait until the worker thread has ended, at most `timeout` seconds, after close()."""
