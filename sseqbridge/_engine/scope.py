@@ -5,12 +5,12 @@ which it was read last, or was opened. Once the scope's flag is set, the stream 
 Cancelled. A flag is checked on the loop thread (every 25 ms, one timer for all streams of a loop) and by the consumer
 where it takes a batch.
 
-| object      | field         | written by                   | guarded by                                |
-|-------------|---------------|------------------------------|-------------------------------------------|
-| CancelScope | `_is_set`     | any thread                   | turns True once                           |
-| CancelScope | all others    | the thread or task of the block | one writer                             |
-| Ownership   | all fields    | the stream's consumer        | its claim                                 |
-| _Turn       | `is_over`     | the stream's consumer; the loop | turns True once                        |
+| object      | field      | written by                                              | guarded by      |
+|-------------|------------|---------------------------------------------------------|-----------------|
+| CancelScope | `_is_set`  | any thread                                              | turns True once |
+| CancelScope | all others | the thread or task of the block                         | one writer      |
+| Ownership   | all fields | the loop at the stream's start, then the consumer       | the claim       |
+| _Turn       | `is_over`  | the stream's consumer; the loop                         | turns True once |
 """
 
 from __future__ import annotations

@@ -162,8 +162,9 @@ class Merger:
         self._numbers = itertools.count()
         self._process = fork.process_token()
         self._members: dict[int, Member] = {}
-        # The scope in which the consumer read last. `_has_new` is set by add(), cleared by the consumer.
+        # The scope in which the consumer read last.
         self._scope: CancelScope | None = None
+        # Whether streams were added since: set by any thread, cleared by the consumer before it reads the members.
         self._has_new = False
 
     def __len__(self) -> int:
@@ -212,7 +213,7 @@ class Merger:
             raise
 
     def _remove(self, number: int, member: Member) -> None:
-        """Undo add(): abort the request if it is the merger's own, and tell the consumer."""
+        """Undo add(): abort the request if it is the merger's own, and wake the consumer."""
         self._members.pop(number, None)
         if member.is_own:
             member.abort()
@@ -273,7 +274,8 @@ class Merger:
             if is_new:
                 self._check_unmerged(member)
             # A stream that a function has opened belongs to the function's scope.
-            self._has_new = self._has_new or (was_opening and member.reader is not None)
+            if was_opening and member.reader is not None:
+                self._has_new = True
         except Exception as exc:
             member.abort()
             self._members.pop(number, None)
