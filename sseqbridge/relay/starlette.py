@@ -6,10 +6,9 @@ The responses run on the event loop. However a response ends, its upstream is ab
 from __future__ import annotations
 
 import gc
-import inspect
 from collections import deque
 from collections.abc import Mapping
-from types import CodeType, ModuleType
+from types import AsyncGeneratorType, CodeType, FunctionType, GeneratorType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,6 +19,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from sseqbridge._exceptions import SSEError
+from sseqbridge._streams.aio import AsyncSSEResponse
+from sseqbridge._streams.stream import BaseStream
+from sseqbridge._streams.sync import SSEResponse
 
 from ._async_frames import AsyncFrames
 from ._frames import arelay
@@ -94,34 +96,41 @@ async def _handle(request: Request, error: Exception) -> Response:
     return Response(refusal.body, refusal.status, refusal.headers)
 
 
-# How many objects a function or iterable may refer to that are searched for requests.
+# How many objects a function or iterable may refer to that are searched for requests, and each container.
 _MOST_OBJECTS = 1000
 _WITHOUT_REQUESTS = (type, ModuleType, CodeType, str, bytes, int, float, type(None))
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
 
 
 def _requests_in(stream: Any) -> list[Request]:
     """Return the requests that a function or iterable refers to: in its arguments and variables, or by its objects."""
     found: list[Request] = []
+    if isinstance(stream, (BaseStream, SSEResponse, AsyncSSEResponse)):
+        # Its task, which reads no request, refers to much.
+        return found
     queue = deque([stream])
     # Kept alive during the search, so that no ID is used twice.
     seen: dict[int, Any] = {}
     while queue and len(seen) < _MOST_OBJECTS:
         value = queue.popleft()
-        if id(value) in seen or isinstance(value, _WITHOUT_REQUESTS):
+        # Not isinstance(), nor any attribute: code of the application's may answer.
+        kind = type(value)
+        if id(value) in seen or issubclass(kind, _WITHOUT_REQUESTS):
             continue
         seen[id(value)] = value
-        if isinstance(value, Request):
+        if issubclass(kind, Request):
             found.append(value)
-        else:
+        elif kind not in _CONTAINERS or len(value) <= _MOST_OBJECTS:
             queue += _parts(value)
     return found
 
 
 def _parts(value: Any) -> list[Any]:
     """Return the objects that an object refers to, without the global variables of functions."""
-    if inspect.isfunction(value):
+    kind = type(value)
+    if kind is FunctionType:
         return [value.__closure__, value.__defaults__, value.__kwdefaults__]
-    frame = getattr(value, "ag_frame", None) or getattr(value, "gi_frame", None)
+    frame = value.ag_frame if kind is AsyncGeneratorType else value.gi_frame if kind is GeneratorType else None
     return gc.get_referents(value) if frame is None else list(frame.f_locals.values())
 
 
