@@ -14,7 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._exceptions import UsageError
+from sseqbridge._signatures import signature_with
 
+from ._arguments import LogOptions
 from ._log import Log
 
 try:
@@ -40,7 +42,6 @@ else:
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from ._log import LogOptions
     from ._redis_client import Client, ClientFactory
     from ._store import LogSettings, Store
 
@@ -122,6 +123,14 @@ class RedisLog(Log):
 
     def _store_factory(self) -> Callable[[LogSettings], Store]:
         return partial(RedisStore, self._client, self._prefix)
+
+
+def _describe(method: Callable[..., object]) -> None:
+    method.__signature__ = signature_with(method, LogOptions)  # type: ignore[attr-defined]
+
+
+_describe(RedisLog.__init__)
+_describe(vars(RedisLog)["from_url"].__func__)
 
 
 def _may_make_clients(client: object) -> bool:

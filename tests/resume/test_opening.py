@@ -20,6 +20,7 @@ from sseqbridge import (
     resume,
 )
 from sseqbridge.resume import Log, MemoryLog, _start
+from sseqbridge.resume.redis import RedisLog
 from sseqbridge.testing import SSEServer, hold, send, silence, wait
 from tests.support import in_thread, until
 
@@ -318,3 +319,12 @@ def test_signature_of_open_shows_every_option(name: str) -> None:
     }
     assert str(parameters["start"].annotation) == "Start | None"
     assert parameters["wait"].default == 10.0
+
+
+@pytest.mark.parametrize("make", [MemoryLog, RedisLog, RedisLog.from_url])
+def test_signature_of_a_log_shows_every_option(make: Callable[..., Any]) -> None:
+    parameters = inspect.signature(make).parameters
+    assert {"lease", "ttl", "max_events", "abandon_after", "outage", "bridge"} <= set(parameters)
+    assert "options" not in parameters
+    assert parameters["lease"].default == 10.0
+    assert str(parameters["max_events"].annotation) == "int | None"
