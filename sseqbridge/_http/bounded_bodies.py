@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
 
 from sseqbridge._exceptions import CallbackError, ProtocolError
+from sseqbridge._runtime.callbacks import guarded_coroutine_function
 
 from .content_encoding import BodyDecoder, body_decoder
 from .media_types import is_event_stream_type, is_line_type
@@ -24,8 +25,9 @@ __all__ = [
     "BODY_SECONDS",
     "MAX_BODY_BYTES",
     "MAX_REQUESTS",
-    "BoundingHook",
     "bounded_auth",
+    "bounded_hooks",
+    "has_bounded_hooks",
     "is_cut",
     "unbounded_stream",
 ]
@@ -41,6 +43,9 @@ MAX_REQUESTS = 20
 _COMPRESSED_BYTES = 1024
 
 _SLICE_BYTES = 64 * 1024
+
+_HOOK = "an event hook of the HTTP client"
+Hook = Callable[[Any], Awaitable[None]]
 
 
 class _BoundedBody:
@@ -91,7 +96,7 @@ class _BoundedBody:
                 return await chunks.__anext__()
             except StopAsyncIteration:
                 return None
-            except BaseException:
+            except Exception:
                 self.has_failed = True
                 raise
         self.is_cut = True
@@ -166,7 +171,7 @@ def bounded_auth(package: Any, auth: Any) -> Any:
     return signed
 
 
-class BoundingHook:
+class _BoundingHook:
     """An event hook for a client of `package` (httpx or httpx2) that bounds the bodies for the hooks after it."""
 
     def __init__(self, package: Any) -> None:
@@ -174,6 +179,36 @@ class BoundingHook:
 
     async def __call__(self, response: Any) -> None:
         _bound_body(self._package, response)
+
+
+def bounded_hooks(package: Any, hooks: Mapping[str, list[Hook]]) -> dict[str, list[Hook]]:
+    """Return event hooks for a client of `package` that call `hooks`, which get bounded bodies.
+
+    Their errors are CallbackErrors: an OSError would look like one of the connection.
+    """
+    before = [guarded_coroutine_function(hook, _HOOK) for hook in hooks["request"]]
+    return {"request": before, "response": [_BoundingHook(package), *map(_guarded, hooks["response"])]}
+
+
+def has_bounded_hooks(hooks: Mapping[str, list[Hook]]) -> bool:
+    """Whether bounded_hooks() has returned the hooks."""
+    return any(isinstance(hook, _BoundingHook) for hook in hooks["response"])
+
+
+def _guarded(hook: Hook) -> Hook:
+    guarded = guarded_coroutine_function(hook, _HOOK)
+
+    async def call(response: Any) -> None:
+        body = response.stream
+        try:
+            await guarded(response)
+        except CallbackError as exc:
+            if isinstance(body, _BoundedBody) and body.has_failed:
+                # An error of the connection, which the hook reads from.
+                raise exc.__cause__ or exc from None
+            raise
+
+    return call
 
 
 def _bound_body(package: Any, response: Any) -> None:

@@ -26,7 +26,7 @@ from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
 from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
-from .bounded_bodies import BoundingHook, bounded_auth
+from .bounded_bodies import bounded_auth, bounded_hooks, has_bounded_hooks
 from .direct_request import DirectRequest, direct_request
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
@@ -179,28 +179,24 @@ class Client:
         return await self.http.send(request.rebuilt(self.package), stream=True, follow_redirects=False, auth=None)
 
     def bound_hooks(self) -> None:
-        """Bound the bodies that the client's event hooks read. Idempotent."""
+        """Bound the bodies that the client's event hooks read, and guard the hooks. Idempotent."""
         # A factory may return the same client twice.
-        if not any(isinstance(hook, BoundingHook) for hook in self.http.event_hooks["response"]):
-            _bound_hooks(self.http, self.package)
-
-
-def _bound_hooks(http: Any, package: Any) -> None:
-    hooks = http.event_hooks
-    http.event_hooks = {**hooks, "response": [BoundingHook(package), *hooks["response"]]}
+        if not has_bounded_hooks(self.http.event_hooks):
+            self.http.event_hooks = bounded_hooks(self.package, self.http.event_hooks)
 
 
 class _BorrowedClient(Client):
-    """A client of the caller's, which is not changed: its requests go through a copy whose event hooks are bounded."""
+    """A client of the caller's, which is not changed: its requests go through a copy whose event hooks are guarded."""
 
     __slots__ = ()
 
     def _with_bounded_hooks(self) -> Any:
-        if not self.http.event_hooks["response"]:
+        hooks = self.http.event_hooks
+        if not (hooks["request"] or hooks["response"]):
             return self.http
         # A new copy for each request, since the caller may change the hooks. It shares the transports and cookies.
         bounded = copy.copy(self.http)
-        _bound_hooks(bounded, self.package)
+        bounded.event_hooks = bounded_hooks(self.package, hooks)
         return bounded
 
 

@@ -14,10 +14,10 @@ import inspect
 import logging
 import opcode
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import CallbackError, SSEError
+from sseqbridge._exceptions import CallbackError, SSEError, UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +27,7 @@ __all__ = [
     "CallersFunction",
     "contained",
     "guarded_body",
+    "guarded_coroutine_function",
     "is_exit_of_callers_function",
     "is_from_outside",
     "is_reportable",
@@ -178,6 +179,19 @@ def _was_raised(error: BaseException) -> bool:
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == _RAISE
+
+
+def guarded_coroutine_function(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Return a coroutine function that calls `function`, named `what`, and raises its errors as CallbackError.
+
+    Errors of the package pass through.
+    """
+
+    async def guarded(*arguments: Any) -> Any:
+        with CallersCode(what, passes=(SSEError, UsageError)):
+            return await function(*arguments)
+
+    return guarded
 
 
 def guarded_body(content: AsyncIterable[bytes]) -> AsyncIterable[bytes]:

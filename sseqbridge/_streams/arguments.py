@@ -28,7 +28,7 @@ from sseqbridge._http.request import (
 )
 from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
-from sseqbridge._runtime.callbacks import CallersFunction, guarded_body
+from sseqbridge._runtime.callbacks import CallersFunction, guarded_body, guarded_coroutine_function
 from sseqbridge._signatures import defaults_of
 from sseqbridge._sse.dialects import DEFAULT_DONE, event_rules, line_rules
 
@@ -59,6 +59,7 @@ HeadersFunction = Callable[[], Headers]
 _Pairs = list[tuple[str, str]]
 
 _READ_BYTES = 64 * 1024
+_TRACE = "the `trace` extension"
 _NO_OPTIONS: Mapping[str, Any] = {}
 _DEFAULTS = defaults_of(ItemKeywords, RequestKeywords)
 # The options about reading a response: those that a client may have, without those about sending a request.
@@ -168,10 +169,16 @@ def _add_rare(own_options: dict[str, Any], given: AllKeywords) -> None:
         "content": _content(given["content"]) if content is None else content,
         "cookies": _copied(given["cookies"]),
         "files": _copied(given["files"]),
-        "extensions": dict(given["extensions"] or {}),
+        "extensions": _guarded(given["extensions"] or {}),
     }
     own_options["send"] = {} if given["auth"] is None else {"auth": given["auth"]}
     own_options["cancel"] = checked_flag(given["cancel"])
+
+
+def _guarded(extensions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a request's extensions, of which httpcore calls `trace` within its own code."""
+    trace = extensions.get("trace")
+    return {**extensions, "trace": guarded_coroutine_function(trace, _TRACE)} if callable(trace) else {**extensions}
 
 
 # The types of arguments for which _checked_reading() keeps its results: plain values, none of a caller's own type.

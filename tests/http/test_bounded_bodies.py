@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sseqbridge._http.client import ClientPool
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.requesters import Requester, Response
-from tests.support import in_thread, peak_rss, until
+from tests.support import INTERFACES, in_thread, peak_rss, until
 
 DONE = send("[DONE]")
 # Generous for busy machines: the amounts of data here are large.
@@ -287,6 +288,49 @@ def test_auth_flow_is_closed_if_the_request_fails(ask: Requester) -> None:
 
 
 # Event hooks.
+
+
+def ask_with(make: Callable[[], httpx.AsyncClient], interface: str, url: str, **options: Any) -> None:
+    """Send a request with a client of the caller's."""
+
+    async def ask() -> None:
+        async with make() as client:
+            await arequest_sse(url, client=client, **options)
+
+    if interface == "async":
+        asyncio.run(ask())
+        return
+    with Bridge(client=make) as bridge:
+        request_sse(url, bridge=bridge, **options)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "a full disk"), httpx.ConnectTimeout("a token's"), httpx.InvalidURL("a log's"), ValueError("a bug")],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", ["request", "response", "trace"])
+def test_error_of_a_hook_is_no_error_of_the_connection(interface: str, kind: str, error: Exception) -> None:
+    async def fails(*_: Any) -> None:
+        raise error
+
+    hooks: dict[str, Any] = {} if kind == "trace" else {kind: [fails]}
+    extensions = {"trace": fails} if kind == "trace" else {}
+    make = partial(httpx.AsyncClient, event_hooks=hooks)
+    with SSEServer([send("1"), DONE]) as server, pytest.raises(CallbackError, match=r"event hook|trace") as caught:
+        ask_with(make, interface, server.url, extensions=extensions)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_body_that_breaks_while_a_hook_reads_it_is_an_error_of_the_connection(interface: str) -> None:
+    async def reads(response: httpx.Response) -> None:
+        await response.aread()
+
+    make = partial(httpx.AsyncClient, event_hooks={"response": [reads]})
+    with SSEServer([respond(401), raw(b"tok"), cut()]) as server, pytest.raises(TransportError):
+        ask_with(make, interface, server.url)
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def test_event_hook_that_raises_causes_a_typed_error() -> None:
         SSEServer([respond(500, content_type=None), raw(b"no")]) as server,
         with_hook("response", on_response) as bridge,
     ):
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(CallbackError) as caught:
             request_sse(f"{server.url}/?key=secret", bridge=bridge)
         assert isinstance(caught.value.__cause__, httpx.HTTPStatusError)
         assert "secret" not in str(caught.value)
