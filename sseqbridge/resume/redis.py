@@ -100,8 +100,8 @@ class RedisLog(Log):
         """Return a log in the Redis at a `url` of redis-py's form: `redis://`, `rediss://`, `unix://`.
 
         `cluster=True` is for a Redis Cluster, with the URL of any node. With Sentinels, pass a function that calls
-        `Sentinel.master_for` to RedisLog instead. redis-py's client takes `client_options`. `prefix` and the other
-        `options` are those of RedisLog.
+        `Sentinel.master_for` to RedisLog instead. redis-py's client takes `client_options`. `prefix`, `lease`, `ttl`,
+        `max_events`, `abandon_after`, `outage` (times in seconds) and `bridge` are those of RedisLog.
 
         Raises UsageError for a wrong URL. Does not connect yet.
         """

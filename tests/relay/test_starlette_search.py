@@ -29,7 +29,7 @@ class Database:
 class Lazy:
     """Like an object that is made when it is used first."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         raise RuntimeError("made by the search")
 
