@@ -83,13 +83,20 @@ stream.close()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fork_during_a_call_ends_neither() -> None:
     program = """
-calling = threading.Thread(target=lambda: print(run(asyncio.sleep(0.3, "parent")), flush=True))
+begun, child_ended = threading.Event(), threading.Event()
+async def call():
+    begun.set()
+    while not child_ended.is_set():
+        await asyncio.sleep(0.001)
+    return "parent"
+calling = threading.Thread(target=lambda: print(run(call()), flush=True))
 calling.start()
-time.sleep(0.1)
+begun.wait()
 child = os.fork()
 if not child:
     os._exit(run(later(7)))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+child_ended.set()
 calling.join()
 """
     assert output(program) == "parent\n"
@@ -230,7 +237,8 @@ except TimeoutError:
 
 stream = iterate(silent())
 reading = gevent.spawn(stream.collect)
-gevent.sleep(0.05)
+while not stream.stats.events:
+    gevent.sleep(0.001)
 stream.close()
 assert reading.get() == [1] or reading.get() == []
 """

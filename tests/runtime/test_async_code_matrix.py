@@ -181,14 +181,16 @@ def test_code_of_run(guarded: Guarded, name: str) -> None:
         if name == "coroutine, after a wait":
             guarded.fault()
         try:
+            waits.set()
             await asyncio.Event().wait()
         finally:
             guarded.fault()
 
+    waits = threading.Event()
     if name == "cleanup":
         # The reason for which the coroutine was cancelled comes first; the exception is logged.
-        with pytest.raises(TimeoutError):
-            guarded.bridge.run(coroutine, timeout=0.05)
+        with pytest.raises(RequestAbortedError):
+            guarded.bridge.run(coroutine, cancel=waits)
     else:
         guarded.raises(lambda: guarded.bridge.run(guarded.fault if name == "function" else coroutine))
     guarded.check()

@@ -242,7 +242,9 @@ try:
     gevent.joinall([gevent.spawn(sleep) for _ in range(5)], raise_error=True)
 finally:
     over.append(True)
-gevent.sleep(0.1)
+# Until the hub has run the last wake-up of the other thread.
+while gevent.get_hub().loop.activecnt and time.monotonic() < end + 30:
+    gevent.sleep(0.001)
 print(gevent.get_hub().loop.activecnt)
 """
     assert run(program, "", order) == "0\n"

@@ -44,7 +44,7 @@ def test_wait_that_times_out_returns_false() -> None:
     waiter = threads.ThreadWaiter()
     at = time.monotonic()
     assert not waiter.wait(0.02)
-    assert time.monotonic() - at < 2
+    assert time.monotonic() - at < 30
     assert not waiter.wait(0)
 
 
