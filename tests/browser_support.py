@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -67,6 +68,19 @@ class Program:
         match = re.search(pattern, self.output)
         assert match, f"the program ended; its output:\n{self.output}"
         return match
+
+    def wait_until_serving(self, url: str) -> None:
+        """Wait until the program answers a request."""
+
+        def is_serving() -> bool:
+            assert self.process.poll() is None, self.output
+            try:
+                httpx.get(url)
+            except httpx.TransportError:
+                return False
+            return True
+
+        until(is_serving, 60)
 
     def kill(self) -> None:
         """Kill the program and its child processes, like a crash."""

@@ -28,7 +28,7 @@ from sseqbridge import (
 )
 from sseqbridge.testing import SSEServer, raw, respond
 from tests.browser_support import FLASK_CHAT, ControlledUpstream, Program, reserved_port, running
-from tests.support import ROOT, until
+from tests.support import ROOT
 
 pytestmark = pytest.mark.server
 
@@ -85,19 +85,10 @@ def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple
     # All tests share this client, so no connection may outlive its test.
     limits = httpx.Limits(max_keepalive_connections=0)
     with running(command, cwd, **variables) as program, httpx.Client(timeout=30, limits=limits) as client:
-        until(lambda: is_serving(url, program))
+        program.wait_until_serving(url)
         site = Site(name, url, client)
         yield site, program
         site.reset()
-
-
-def is_serving(url: str, program: Program) -> bool:
-    assert program.process.poll() is None, program.output
-    try:
-        httpx.get(url)
-    except httpx.TransportError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +314,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
         assert "[warn]" not in check.stderr
         with running([*command, "-g", "daemon off;"], tmp_path) as program:
             url = f"http://127.0.0.1:{port}"
-            until(lambda: is_serving(url, program))
+            program.wait_until_serving(url)
             yield url, application
 
 

@@ -75,16 +75,7 @@ def site(
         command = [sys.executable, "-m", *command, *APPLICATIONS.get(request.param, [])]
         with running(command, directory, HOME=str(directory), **database) as program:
             url = f"http://127.0.0.1:{port}"
-
-            def is_serving() -> bool:
-                assert program.process.poll() is None, program.output
-                try:
-                    httpx.get(url)
-                except httpx.TransportError:
-                    return False
-                return True
-
-            until(is_serving, 60)
+            program.wait_until_serving(url)
             yield Site(request.param, url)
             assert "Traceback" not in program.output
 
