@@ -11,14 +11,17 @@ __all__ = ["BridgeStats", "StreamStats"]
 class StreamStats:
     """Counters of one stream.
 
-    The attribute `stats` of a stream is one.
+    The attribute `stats` of a stream returns them.
 
         print(it.stats.events, it.stats.time_to_first_event)
 
-    `bytes` of body and `events`, without heartbeats, were received; `buffered` bytes were received and are not
-    consumed yet (each event is charged 256 bytes besides). For a stream of iterate(), `events` and `buffered` count
-    items, and `bytes` is 0. `reconnections` counts connections after the first, and
-    `time_to_first_event` is in seconds from the call, None before the first event.
+    `bytes`: bytes of the body that were received.
+    `events`: events that were received, without heartbeats.
+    `buffered`: bytes that were received and wait for the consumer, with 256 bytes more for each event.
+    `reconnections`: connections after the first.
+    `time_to_first_event`: seconds from the call to the first event, None before it.
+
+    For a stream of iterate(), `events` and `buffered` count items, and `bytes` is 0.
     """
 
     bytes: int
@@ -37,11 +40,12 @@ class BridgeStats:
         stats = Bridge.default().stats()
         print(stats.open_streams, stats.longest_wait)
 
-    `open_streams` are running, calls of run and enter included, on `connections` (open ones, idle ones included, as
-    far as the HTTP client reports them). `events` and `bytes` of body were received since the bridge was made;
-    `buffered` bytes wait for consumers: those of requests, and readers of tees and logs (each event is charged 256
-    bytes besides). `longest_wait` is the longest delay of the event loop, in seconds, while streams were open:
-    blocking code on the loop delays every stream.
+    `open_streams`: streams, and calls of run and enter, that are running.
+    `connections`: open connections, idle ones included, as far as the HTTP client reports them.
+    `events`, `bytes`: events, and bytes of bodies, that were received since the bridge was made.
+    `buffered`: bytes that wait for consumers, readers of tees and logs included, with 256 bytes more for each event.
+    `longest_wait`: the longest delay of the event loop, in seconds, while streams were open. Code that blocks the loop
+    delays every stream.
     """
 
     open_streams: int

@@ -19,7 +19,7 @@ __all__ = ["Attempt", "Resume", "ResumeRule"]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt to resume a stream that is about to be made.
+    """The next attempt to resume a stream, and the request that was lost.
 
         def resume(attempt):
             return Resume(f"/answers/{answer_id}?after={attempt.last_event_id}")

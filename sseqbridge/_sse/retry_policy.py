@@ -123,8 +123,8 @@ class ReconnectionPolicy:
     was open for `reset_after` seconds.
 
     Every delay is at least 0.1 s, even after `retry: 0`, with `jitter=1` or after a connection that delivered
-    events. A `delay` or `max_delay` between 0 and 0.1 lowers this minimum to itself (`delay` only if the server
-    sends no `retry:`); 0 means 0.1. The stream's `total` limit includes the delays.
+    events. Only a `max_delay` between 0 and 0.1, or such a `delay` if the server sends no `retry:`, makes shorter
+    delays; 0 means 0.1. The stream's `total` limit includes the delays.
 
     `statuses` are the response statuses that are worth another attempt. `on_eof` decides about a clean end
     without the stream's last event: True reconnects every request, False none, None GET requests without a body, and

@@ -95,10 +95,12 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     (in seconds), `cancel`, `follow_redirects`, `check_content_type`, `max_buffered_bytes` and `bridge` are those of
     request_sse.
 
-    Raises what request_sse raises, UsageError for `comments`, `dialect`, `last_event_id`, `reconnect` and
-    `on_reconnect`, which have no meaning here, and TruncatedStreamError if the last line is incomplete: its text is
-    `torn_line`. A whole document without its line end is an item, also before the error of a lost connection, which has
-    the text of a number, true, false or null as `torn_line`, since it may go on.
+    Raises what request_sse raises, and UsageError for `comments`, `dialect`, `last_event_id`, `reconnect` and
+    `on_reconnect`, which have no meaning here.
+
+    An incomplete last line raises TruncatedStreamError, or the ReadError of a lost connection, with the text of the
+    line as `torn_line`. A whole document without its line end is an item. If the connection was lost there, a number,
+    true, false or null is no item but a `torn_line`, since it may be incomplete.
     """
     check_names(options, _KNOWN, "request_jsonl")
     check_line_options(options)

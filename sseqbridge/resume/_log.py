@@ -128,7 +128,7 @@ class Log(NotCopyable, abc.ABC):
 
         `dialect`, `error_events` and `max_buffered_bytes` (bytes) are those of request_sse, for this reader.
 
-        The stream's `status` is 200, or that of the upstream's error response; reading that raises the StatusError.
+        The stream's `status` is 200, or that of the upstream's error response; then a read raises the StatusError.
         Raises UsageError for wrong arguments, StreamNotFoundError, EventsLostError, ProducerLostError,
         RequestAbortedError after a cancel, the error of `start` (waiting readers get it too if it is an SSEError),
         and LogError if the log's store fails, or an entry of the stream cannot be read.
