@@ -80,7 +80,7 @@ READ_BY_TESTS = {
     "the cache of the targets of requests": "_target",
 }
 MOST_PRIVATE_READS_OF_TESTS = 63
-# Those of Python and other packages.
+# Private names of Python and of other packages.
 FOREIGN_TO_TESTS = {
     "_Compress", "_auth_header", "_build_redirect_request", "_exit", "_log_destroy_pending", "_run_once",
     "_set_running_loop",

@@ -139,7 +139,7 @@ def feed(upstream: Upstream, *, keeps_answers: bool = False) -> Iterator[ServerS
 
     For None the relay sends nothing, but can end this generator after a disconnect.
     """
-    # Whoever knows the key of an answer can read it, so each page gets an unguessable prefix for its keys.
+    # Everybody who knows the key of an answer can read it, so each page gets an unguessable prefix for its keys.
     key = {"key": secrets.token_urlsafe()} if keeps_answers else {}
     # `retry`: the panel reconnects a second after a restart of the server.
     yield ServerSentEvent("about", json.dumps(upstream.about | key), retry=1.0)

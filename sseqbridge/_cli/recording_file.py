@@ -146,7 +146,7 @@ class NewFile:
 
 
 def _exists(file: Path) -> bool:
-    """Whether `file` is the name of something. Raises UsageError if nothing can have that name."""
+    """Whether a file, directory or link has this name. Raises UsageError if no file can have it."""
     try:
         file.lstat()
     except FileNotFoundError:

@@ -123,7 +123,7 @@ class _Memory(ByteLimit):
             count = len(self._open)
             share = max(_MIN_SHARE, min(_MAX_SHARE, _TOTAL_BYTES // max(count, 1)))
             if share == self.bytes == self._notified:
-                # The usual case. A thread that is about to write another share finds another number after it.
+                # The usual case. A thread that writes an outdated share later sees that the number has changed.
                 return
             self.bytes = share
             if len(self._open) == count:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Resuming"]
 
-# The headers of a response that can name where its stream is resumed, the more specific one first. In the
-# response to a POST, Location is the resource that was created, Content-Location that which the response represents.
+# The headers of a response that can name the URL at which its stream is resumed, in the order of their priority. In the
+# response to a POST, Location is the resource that was created, Content-Location the one that the response represents.
 # Source: RFC 9110, sections 8.7 and 10.2.2
 _PLACES = ("location", "content-location")
 

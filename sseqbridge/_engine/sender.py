@@ -68,7 +68,7 @@ class Resumption(NamedTuple):
     place: Place | None = None
 
 
-# That of a stream which has not begun.
+# For a stream without an earlier response.
 BEGINNING = Resumption()
 
 

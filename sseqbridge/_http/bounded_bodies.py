@@ -57,7 +57,7 @@ class _BoundedBody:
     def __init__(self, stream: Any, content_encoding: str, *, seconds: float | None) -> None:
         self.stream = stream
         self.is_cut = False
-        # Whether reading it has failed.
+        # Whether a read of the body has failed.
         self.has_failed = False
         self._content_encoding = content_encoding
         self._seconds = seconds

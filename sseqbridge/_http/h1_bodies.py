@@ -176,7 +176,7 @@ class ChunkedBody(BodyReader):
         begin = at
         if self._lacks_line_end:
             if data.startswith(_END, at):
-                # The usual end. All others go the long way.
+                # The usual end. All others take the slow path.
                 self._in_trailers = self.complete = True
                 self.rest = data[at + len(_END) :]
                 return 0, 0

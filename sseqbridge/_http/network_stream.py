@@ -35,7 +35,7 @@ _WRITE_BYTES = 64 * 1024
 # The most TLS protocol replies (such as key updates) that may wait to be sent: far more than a request leaves.
 _MAX_UNSENT_TLS_BYTES = 1024 * 1024
 
-# asyncio's names of what httpx names otherwise.
+# The names of httpx, and those of asyncio for the same addresses.
 _INFO_NAMES = {"server_addr": "peername", "client_addr": "sockname"}
 
 

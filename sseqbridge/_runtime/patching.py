@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["is_eventlet", "is_gevent", "is_socket_replaced", "original"]
 
 
-# The class at import, if it is a genuine one. The name is looked up again for each request.
+# The class at import, None if it had been replaced by then. `is_socket_replaced` compares the current class with it.
 _SOCKET = socket.socket if issubclass(socket.socket, _socket.socket) else None
 
 

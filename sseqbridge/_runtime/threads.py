@@ -103,7 +103,7 @@ class Waiter(Protocol):
 
 def new_waiter() -> Waiter:
     """Return a waiter for the caller, a thread or a greenlet."""
-    # The first look costs no call: this runs for every wait.
+    # The first condition costs no call: this runs for every wait.
     if "gevent.monkey" in sys.modules and is_gevent():
         from . import gevent
 

@@ -65,7 +65,7 @@ _DEFAULTS = defaults_of(ItemKeywords, RequestKeywords)
 # The options about reading a response: those that a client may have, without those about sending a request.
 _READING = sorted({*defaults_of(ItemKeywords, SharedKeywords)} - {"auth", "reconnect", "on_reconnect"})
 _values_for_reading = operator.itemgetter(*_READING)
-# Those whose checks and values take a while: all others but `method`.
+# The options that most requests lack, and whose checks take a while: all others but `method`.
 _RARE = _DEFAULTS.keys() - {*_READING, "method"}
 # The further arguments of httpx's build_request() without rare options. Never changed.
 _USUAL_BUILD: dict[str, Any] = {"params": None, "content": None, "cookies": None, "files": None, "extensions": {}}

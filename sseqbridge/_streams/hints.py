@@ -1,4 +1,4 @@
-"""Hints in the errors of frequent mistakes: the names that other libraries give to what this one names otherwise."""
+"""Hints in the errors of frequent mistakes: names of options and methods that are those of other libraries."""
 
 from __future__ import annotations
 

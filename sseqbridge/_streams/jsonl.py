@@ -1,4 +1,4 @@
-"""request_jsonl: what request_sse does, for a response of JSON Lines."""
+"""request_jsonl: request_sse for responses of JSON Lines."""
 
 from __future__ import annotations
 

@@ -356,7 +356,7 @@ async def _acall(
                 except IndexError:
                     # The relay is closed.
                     return None
-                # That of a lambda that calls a coroutine function is awaitable.
+                # The result of a lambda that calls a coroutine function is awaitable.
                 results.append(await result if inspect.isawaitable(result) else result)
             if closing.is_closed:
                 _discard(results, wrap)

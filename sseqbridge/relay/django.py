@@ -292,7 +292,7 @@ def _use_executor(executor: Any) -> None:
 class _Caller:
     """Calls the function that opens the upstream in the request's thread, whose database connections it may use."""
 
-    # That of the request's task: the view's context has none, or that of an async_to_sync which has ended.
+    # The executor of the request's task: the view's context has none, or the one of an async_to_sync that has ended.
     executor: Any = None
 
     async def __call__(self, function: Callable[[], object]) -> None:

@@ -106,7 +106,7 @@ def _requests_in(stream: Any) -> list[Request]:
     """Return the requests that a function or iterable refers to: in its arguments and variables, or by its objects."""
     found: list[Request] = []
     if isinstance(stream, (BaseStream, SSEResponse, AsyncSSEResponse)):
-        # Its task, which reads no request, refers to much.
+        # It reads no request, and its task refers to many objects.
         return found
     queue = deque([stream])
     # Kept alive during the search, so that no ID is used twice.
@@ -192,7 +192,7 @@ class _RelayResponse(StreamingResponse):
         """Read the body of the request, which keeps it, before this response receives messages itself."""
         for request in self.requests:
             if request.scope is not scope and request.receive is not receive:
-                # Another client's.
+                # The request of another client.
                 continue
             try:
                 await request.body()

@@ -110,7 +110,7 @@ async def acall_start(producer: Producer, start: Any) -> None:
 
 def _raise_for_start(producer: Producer, error: BaseException) -> NoReturn:
     if isinstance(error, RequestAbortedError):
-        # Perhaps since the caller, whose scope is cancelled, was the last reader.
+        # The reason may be that the caller's scope was cancelled, and the caller was the last reader.
         check_scope()
     own = producer.error_for_start(error)
     if own is error:

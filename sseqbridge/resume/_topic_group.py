@@ -32,7 +32,7 @@ class TopicGroup:
         self.tail = tail
         self._retry_now = asyncio.Event()
         self.topics: dict[str, Topic] = {}
-        # Runs run().
+        # The task that runs run().
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:

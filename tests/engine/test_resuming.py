@@ -57,7 +57,7 @@ def lines(server: SSEServer) -> list[tuple[str, str]]:
         ({"Location": "/runs/1/stream?b=2"}, "/runs/1/stream?b=2"),
         ({"Content-Location": "runs/1"}, "/runs/1"),
         ({"Location": "/runs/1/stream", "Content-Location": "/runs/1"}, "/runs/1/stream"),
-        # One that cannot be requested names no place.
+        # A header with a URL that cannot be requested is ignored.
         ({"Location": "mailto:x", "Content-Location": "/runs/1"}, "/runs/1"),
         ({"Location": "http://127.0.0.1:99999/"}, "/run?a=1"),
         ({"Location": "http://127.0.0.1:x/"}, "/run?a=1"),

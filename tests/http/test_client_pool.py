@@ -119,7 +119,7 @@ def test_closing_the_pool_closes_all_clients(made: Made) -> None:
     asyncio.run(main())
     with pytest.raises(BridgeClosedError):
         made.pool.lease(_A)
-    # One that is made for a request that came too late is closed too.
+    # A client that is made for a request after the end is closed too.
     assert len(made.clients) == 4
     assert all(client.is_closed for client in made.clients)
     made.pool.release(Client(made.clients[0]))

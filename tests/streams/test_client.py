@@ -235,7 +235,7 @@ def test_with_options_keeps_a_subclass(server: SSEServer) -> None:
     assert repr(Own(server.url).with_options(done=None)) == f"<Own {server.url}/ done timeout>"
 
 
-# What a client is.
+# The client as an object.
 
 
 def test_client_is_immutable() -> None:

@@ -131,7 +131,7 @@ def check(stream: EventStream[str], got: list[str]) -> None:
         else:
             assert [*got, item, *stream.poll()] == ALL
             return
-    # Whoever resumes the stream after this ID misses no event. An interrupt of a loop that comes just after it was
+    # A stream that is resumed after this ID misses no event. An interrupt of a loop that comes just after it was
     # resumed takes the position behind the item that was delivered before.
     assert stream.last_event_id in ("".join(got[-1:]), "".join(got[-2:-1]))
 
@@ -490,7 +490,7 @@ def test_interrupt_of_a_bridges_close_can_be_repeated(numbered: tuple[SSEServer,
             stream.collect()
 
 
-# Who reads, and who does not any more.
+# Claims of calls that run, and of calls that have ended.
 
 
 def test_running_call_is_not_taken_over() -> None:
