@@ -115,9 +115,10 @@ class LoopState:
         try:
             stream.start()
         except BaseException:
-            stream.release_consumer()
+            # First, as in every other end: the consumer, once released, does not find it among the open streams.
             for registered in self.stream_tasks.intersection([stream]):
                 self.discard(registered)
+            stream.release_consumer()
             raise
         finally:
             self._posted.discard(stream)

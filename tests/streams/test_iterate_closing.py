@@ -294,7 +294,8 @@ def test_source_that_swallows_cancellation_is_left(clock: FakeClock, caplog: pyt
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert "iterate(stubborn) has not ended 1 s after it was cancelled" in record.getMessage()
-        assert iteration.finished
+        # The warning is logged first.
+        until(lambda: iteration.finished)
         assert bridge.stats().open_streams == 0
         gc.collect()
         assert not iteration.task.done()
