@@ -147,6 +147,8 @@ class BatchReader:
         self._unframed: bytearray | None = None if options.format == "jsonl" else bytearray()
         # The end of the slice of the body that completed the last event, and the slices behind it.
         self._latest: bytes | bytearray = b""
+        # The last item of the batches, of a stream that a JSON-RPC response ends.
+        self.last_item: Item | None = None
 
     @property
     def slice_bytes(self) -> int:
@@ -394,6 +396,8 @@ class BatchReader:
         charge = self._uncharged + EVENT_OVERHEAD * max(1, len(items))
         self._uncharged = 0
         self.events += events
+        if items and self._rules.ends_at_response:
+            self.last_item = items[-1]
         return Batch(items, events, charge, last_event_id, retry, retries)
 
 

@@ -17,9 +17,10 @@ from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES, is_cut
 from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
 from sseqbridge._runtime.callbacks import CallersCode, original
+from sseqbridge._sse.events import ServerSentEvent
 
 from .batches import Batch, BatchReader
-from .last_block import last_batch
+from .last_block import holds_response, last_batch
 from .responses import (
     Body,
     Head,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.connection import Sink
     from sseqbridge._http.request import RequestOptions
-    from sseqbridge._sse.events import ServerSentEvent
 
     from .channel import Outcome
     from .sender import SentRequest
@@ -233,6 +233,14 @@ class Exchange:
         if self._reader.is_done:
             self.drain()
         return False
+
+    async def take_response(self) -> bool:
+        """End the stream if its last event so far is the JSON-RPC response that ends it; return whether it is."""
+        event = self._reader.last_item
+        if not isinstance(event, ServerSentEvent) or not await holds_response(event):
+            return False
+        self.outcome = "done"
+        return True
 
     @property
     def is_drained(self) -> bool:

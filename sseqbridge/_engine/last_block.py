@@ -62,8 +62,7 @@ async def last_batch(
     if rules.is_heartbeat(event):
         return None
     if broken_by is not None:
-        may_end = rules.ends_at_response and is_object
-        if may_end and await _in_thread_if_large(len(event.data), _is_response, event.data):
+        if rules.ends_at_response and await holds_response(event):
             return reader.last_batch(event, is_incomplete=True)
         return None
     if is_object and rules.is_json and options.reconnect is None:
@@ -99,8 +98,13 @@ async def _in_thread_if_large(size: int, decode: Callable[..., T], *args: object
     return await loops.run_in_daemon_thread("sseqbridge-json", decode, *args)
 
 
+async def holds_response(event: ServerSentEvent) -> bool:
+    """Whether the event's data is a JSON-RPC response."""
+    return await _in_thread_if_large(len(event.data), _is_response, event.data)
+
+
 def _is_response(data: str) -> bool:
-    return is_response(json.loads(data))
+    return is_complete_json(data) and is_response(json.loads(data))
 
 
 def warn_of_dropped_event(target: str, event: ServerSentEvent) -> None:

@@ -286,8 +286,8 @@ class ReconnectingExchange:
 
     async def _after_end(self, cause: SSEError | None) -> Reconnecting:
         decision: Retry | Stop | GiveUp
-        if self._attempts.exchange.outcome == "done":
-            # A failure after the last event does not matter.
+        if self._attempts.exchange.outcome == "done" or await self._attempts.exchange.take_response():
+            # A failure after the last event does not matter, nor whether the consumer has seen that event.
             decision = Stop()
             cause = None
         elif (request := self._attempts.take_drop_request()) is not None:

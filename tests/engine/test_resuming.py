@@ -27,9 +27,11 @@ from sseqbridge import (
     UsageError,
     request_sse,
 )
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, in_turn, raw, respond, send, silence
 from tests.engine.reconnecting import AT_ONCE, DONE, Notes, ids_sent
 from tests.requesters import Requester
+from tests.support import until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -298,6 +300,20 @@ def test_mcp_stream_that_ends_before_its_response_is_resumed(ask: Requester, pri
         assert [item for item in items if item] == [result]
         assert lines(server) == [("POST", "/"), ("GET", "/")]
         assert ids_sent(server) == [None, "a"]
+
+
+@pytest.mark.parametrize("last", [[], [cut()]], ids=["clean", "broken"])
+def test_mcp_stream_is_not_resumed_after_its_response(ask: Requester, last: list[Step]) -> None:
+    """Although the consumer, which decides about the end, has not read the response yet."""
+    steps = [send({"jsonrpc": "2.0", "method": "n"}, id="a"), send({"jsonrpc": "2.0", "id": 1, "result": {}}, id="b")]
+    with SSEServer([*steps, *last]) as server:
+        response = ask(server.url, data={}, dialect="mcp", reconnect=GET)
+        subscription = reader_of(response.events).cursor.subscription
+        # A stream that is resumed does not end before it is read.
+        ask.run_blocking(until, lambda: subscription.finished or len(server.requests) > 1)
+        assert len(response.items()) == 2
+        assert response.events.outcome == "done"
+        assert lines(server) == [("POST", "/")]
 
 
 def test_mcp_stream_without_an_id_ends_with_its_body(ask: Requester) -> None:
