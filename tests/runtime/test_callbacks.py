@@ -367,21 +367,20 @@ def test_cancelled_error_passes_through_a_cancelled_task() -> None:
 
 
 def test_closed_coroutine_raises_no_callback_error() -> None:
-    async def work() -> None:
-        with CallersCode("work"):
-            await asyncio.sleep(60)
-
     async def main() -> None:
+        async def work() -> None:
+            with CallersCode("work"):
+                await asyncio.Event().wait()
+
         coroutine = work()
-        task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
-        # The coroutine was never started, so that close() runs none of it.
-        await task
+        task = asyncio.create_task(coroutine)
+        await asyncio.sleep(0)
+        # Outside of the steps of its task, as the end of a loop does it.
         coroutine.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(main())
-    suspended = work()
-    asyncio._set_running_loop(None)
-    suspended.close()
 
 
 class TaskOf310:

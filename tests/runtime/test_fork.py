@@ -30,7 +30,7 @@ from sseqbridge._runtime import fork
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, send, wait
 from tests.servers import UWSGI, Servers
-from tests.support import python, started, thread_of
+from tests.support import in_thread, python, started, thread_of
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"), pytest.mark.slow]
 
@@ -400,12 +400,13 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
 
 def test_lock_differs_between_processes(other_process: Callable[[], None]) -> None:
     lock = fork.ForkSafeLock()
-    # As if another thread had held it at the fork: it is never released.
-    lock.native.acquire()
+    # Another thread holds it at the fork, and never releases it.
+    in_thread(lock.native.acquire).result(30)
+    assert not lock.native.acquire(blocking=False)
     other_process()
     for _ in range(2):
-        with lock.native:
-            pass
+        assert lock.native.acquire(blocking=False)
+        lock.native.release()
 
 
 def test_streams_of_another_process_are_refused(upstream: SSEServer, other_process: Callable[[], None]) -> None:
