@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -27,6 +28,7 @@ __all__ = [
     "MAX_REQUESTS",
     "bounded_auth",
     "bounded_hooks",
+    "errors_of_hooks_pass",
     "has_bounded_hooks",
     "is_cut",
     "unbounded_stream",
@@ -46,6 +48,7 @@ _SLICE_BYTES = 64 * 1024
 
 _HOOK = "an event hook of the HTTP client"
 Hook = Callable[[Any], Awaitable[None]]
+_errors_pass: ContextVar[bool] = ContextVar("sseqbridge-errors-of-hooks-pass", default=False)
 
 
 class _BoundedBody:
@@ -186,8 +189,8 @@ def bounded_hooks(package: Any, hooks: Mapping[str, list[Hook]]) -> dict[str, li
 
     Their errors are CallbackErrors: an OSError would look like one of the connection.
     """
-    before = [guarded_coroutine_function(hook, _HOOK) for hook in hooks["request"]]
-    return {"request": before, "response": [_BoundingHook(package), *map(_guarded, hooks["response"])]}
+    guarded = {kind: [_guarded(hook) for hook in those] for kind, those in hooks.items()}
+    return {**guarded, "response": [_BoundingHook(package), *guarded["response"]]}
 
 
 def has_bounded_hooks(hooks: Mapping[str, list[Hook]]) -> bool:
@@ -195,13 +198,27 @@ def has_bounded_hooks(hooks: Mapping[str, list[Hook]]) -> bool:
     return any(isinstance(hook, _BoundingHook) for hook in hooks["response"])
 
 
+@contextlib.contextmanager
+def errors_of_hooks_pass() -> Iterator[None]:
+    """Let the errors of bounded_hooks() pass in the block: another client is to get them as they are."""
+    token = _errors_pass.set(True)
+    try:
+        yield
+    finally:
+        _errors_pass.reset(token)
+
+
 def _guarded(hook: Hook) -> Hook:
     guarded = guarded_coroutine_function(hook, _HOOK)
 
-    async def call(response: Any) -> None:
-        body = response.stream
+    async def call(message: Any) -> None:
+        # Of a response, which the hook may replace.
+        body = message.stream
+        if _errors_pass.get():
+            await hook(message)
+            return
         try:
-            await guarded(response)
+            await guarded(message)
         except CallbackError as exc:
             if isinstance(body, _BoundedBody) and body.has_failed:
                 # An error of the connection, which the hook reads from.

@@ -26,7 +26,7 @@ from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
 from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
-from .bounded_bodies import bounded_auth, bounded_hooks, has_bounded_hooks
+from .bounded_bodies import bounded_auth, bounded_hooks, errors_of_hooks_pass, has_bounded_hooks
 from .direct_request import DirectRequest, direct_request
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
@@ -176,7 +176,8 @@ class Client:
 
         This client's transports and event hooks are used, none of its other settings.
         """
-        return await self.http.send(request.rebuilt(self.package), stream=True, follow_redirects=False, auth=None)
+        with errors_of_hooks_pass():
+            return await self.http.send(request.rebuilt(self.package), stream=True, follow_redirects=False, auth=None)
 
     def bound_hooks(self) -> None:
         """Bound the bodies that the client's event hooks read, and guard the hooks. Idempotent."""

@@ -103,6 +103,21 @@ def test_body_that_a_hook_has_read_is_received_decompressed(package: Any, inner:
         assert "content-encoding" not in response.headers
 
 
+@pytest.mark.parametrize("kind", ["request", "response"])
+def test_error_of_a_hook_is_raised_as_it_is(package: Any, kind: str) -> None:
+    error = ConnectionResetError("a hook's")
+
+    async def fails(_: Any) -> None:
+        raise error
+
+    hooks = {"request": [], "response": [], kind: [fails]}
+    with SSEServer([send("1")]) as server, Bridge(client=lambda: package.AsyncClient(event_hooks=hooks)) as bridge:
+        client = package.Client(transport=BridgeTransport(bridge=bridge), timeout=None)
+        with pytest.raises(ConnectionResetError) as caught:
+            client.get(server.url)
+        assert caught.value is error
+
+
 def test_upstream_that_sends_on_is_cut_after_its_last_event(package: Any) -> None:
     closed = threading.Event()
     steps = [respond(), send("[DONE]"), hold(closed), *[raw(b"x" * 10_000)] * 100, silence()]
