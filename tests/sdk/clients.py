@@ -15,13 +15,13 @@ import openai
 from langchain_openai import ChatOpenAI
 from mistralai.client import Mistral
 from mistralai.client.utils import BackoffStrategy, RetryConfig
-from pydantic import SecretStr
+from pydantic import RootModel, SecretStr
 
 from sseqbridge import BridgeTransport
 from sseqbridge.testing import Step
 from tests.sdk.answers import chat_steps, message_steps, response_steps
 
-__all__ = ["SDK", "SDKS"]
+__all__ = ["MESSAGES", "SDK", "SDKS", "STRUCTURED"]
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
@@ -105,12 +105,40 @@ def _chat_text(chunk: Any) -> str | None:
     return text
 
 
+def _delta_text(event: Any) -> str | None:
+    """Of an event of a stream manager."""
+    text: str | None = event.delta if event.type in {"content.delta", "response.output_text.delta"} else None
+    return text
+
+
 SDKS = [
     SDK(
         "openai chat",
         chat_steps,
         _openai,
         lambda client: client.chat.completions.create(model="test", messages=MESSAGES, stream=True),
+        _chat_text,
+        openai.APIConnectionError,
+        openai.APITimeoutError,
+        openai.APIConnectionError,
+    ),
+    SDK(
+        "openai chat.stream",
+        chat_steps,
+        _openai,
+        lambda client: client.chat.completions.stream(model="test", messages=MESSAGES).__enter__(),
+        _delta_text,
+        openai.APIConnectionError,
+        openai.APITimeoutError,
+        openai.APIConnectionError,
+    ),
+    SDK(
+        "openai raw response",
+        chat_steps,
+        _openai,
+        lambda client: client.chat.completions.with_raw_response.create(
+            model="test", messages=MESSAGES, stream=True
+        ).parse(),
         _chat_text,
         openai.APIConnectionError,
         openai.APITimeoutError,
@@ -127,11 +155,31 @@ SDKS = [
         openai.APIConnectionError,
     ),
     SDK(
+        "openai responses.stream",
+        response_steps,
+        _openai,
+        lambda client: client.responses.stream(model="test", input="Hello").__enter__(),
+        _delta_text,
+        openai.APIConnectionError,
+        openai.APITimeoutError,
+        openai.APIConnectionError,
+    ),
+    SDK(
         "anthropic",
         message_steps,
         _anthropic,
         lambda client: client.messages.create(model="test", max_tokens=9, messages=MESSAGES, stream=True),
         lambda event: event.delta.text if event.type == "content_block_delta" else None,
+        httpx2.ReadError,
+        httpx2.ReadTimeout,
+        httpx2.RemoteProtocolError,
+    ),
+    SDK(
+        "anthropic messages.stream",
+        message_steps,
+        _anthropic,
+        lambda client: client.messages.stream(model="test", max_tokens=9, messages=MESSAGES).__enter__(),
+        lambda event: event.text if event.type == "text" else None,
         httpx2.ReadError,
         httpx2.ReadTimeout,
         httpx2.RemoteProtocolError,
@@ -168,3 +216,17 @@ SDKS = [
         is_closable=False,
     ),
 ]
+
+# Its answers are JSON.
+STRUCTURED = SDK(
+    "openai structured output",
+    lambda: chat_steps(["[", '"Hello"', ", ", '"world"', "]"]),
+    _openai,
+    lambda client: client.chat.completions.stream(
+        model="test", messages=MESSAGES, response_format=RootModel[list[str]]
+    ).__enter__(),
+    lambda event: event.delta.strip('["]') if event.type == "content.delta" else None,
+    openai.APIConnectionError,
+    openai.APITimeoutError,
+    openai.APIConnectionError,
+)

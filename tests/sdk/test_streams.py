@@ -11,11 +11,11 @@ import pytest
 from sseqbridge import Cancelled, cancel_on
 from sseqbridge.testing import SSEServer, comment, cut, hold, in_turn, raw, respond, silence
 from tests.clock import FakeClock
-from tests.sdk.clients import SDK, SDKS
+from tests.sdk.clients import SDK, SDKS, STRUCTURED
 from tests.support import in_thread, is_waiting, until
 
-every_sdk = pytest.mark.parametrize("sdk", SDKS, ids=str)
-closable_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in SDKS if sdk.is_closable], ids=str)
+every_sdk = pytest.mark.parametrize("sdk", [*SDKS, STRUCTURED], ids=str)
+closable_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in [*SDKS, STRUCTURED] if sdk.is_closable], ids=str)
 
 
 @every_sdk
