@@ -105,6 +105,14 @@ def httpx_transport(session: nox.Session) -> None:
 
 
 @nox.session
+def cut_answers(session: nox.Session) -> None:
+    """The SDKs of providers, from PyPI and npm, raise an error for a relayed answer that was cut off."""
+    # In one process: each one would import all SDKs, which takes as long as the tests.
+    tests = ["tests/sdk/test_truncated_relays.py", "-k", "cut_answer_is_an_error"]
+    python(session, "pytest", "--quiet", "-m", "sdk", *tests)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz the parser for 20 s of CPU time, on all cores; `long` does so for long."""
     options = ["--target", "parser", "--jobs", str(CORES), "--seconds", str(max(1, 20 // CORES))]
@@ -127,7 +135,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def sdk(session: nox.Session) -> None:
-    """Tests that need providers' SDKs beyond those of the default tests, and a LangGraph server."""
+    """All tests that need SDKs of providers, and a LangGraph server."""
     # In an environment of its own: its dependencies change how the servers of other tests work.
     langgraph = Path(sys.prefix) / "langgraph"
     if not (langgraph / "bin" / "langgraph").exists():

@@ -2,8 +2,9 @@
 
 A client has the options of `SharedKeywords`, and so has each of its requests. `_signatures.py` explains the form.
 
-The overloads for `decode` are written out in each function that has it: to mypy and pyright a ParamSpec, which could
-share them, is the first overload alone. That is why the one of the default comes first: functools.partial has its type.
+The overloads for `decode` are written out in each function that has it. A ParamSpec carries overloads over to another
+type of result, but not to other keyword arguments: none may stand between `*args: P.args` and `**kwargs: P.kwargs`, and
+`Unpack` takes no type variable. The overload of the default comes first: functools.partial has its type.
 """
 
 # Without annotations of __future__: the types are quoted, and the defaults are evaluated.
