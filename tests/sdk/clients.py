@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import anthropic
+import cohere
 import groq
 import httpx
 import httpx2
@@ -19,7 +20,7 @@ from pydantic import RootModel, SecretStr
 
 from sseqbridge import BridgeTransport
 from sseqbridge.testing import Step
-from tests.sdk.answers import chat_steps, message_steps, response_steps
+from tests.sdk.answers import chat_steps, cohere_steps, message_steps, response_steps
 
 __all__ = ["MESSAGES", "SDK", "SDKS", "STRUCTURED"]
 
@@ -30,7 +31,8 @@ MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 class SDK:
     """One way in which an SDK streams. `open` takes a client, `text` an item; `steps` are a whole answer.
 
-    `aborted`, `timed_out` and `cut` are the errors of a reader. `retries`: whether a request is repeated after 429.
+    `aborted`, `timed_out` and `cut` are the errors of a reader. `is_closable`: whether another thread can close the
+    stream. `is_retried`: whether the SDK repeats the request of a stream after 429.
     """
 
     name: str
@@ -41,8 +43,8 @@ class SDK:
     aborted: type[Exception]
     timed_out: type[Exception]
     cut: type[Exception]
-    # Whether another thread can close the stream.
     is_closable: bool = True
+    is_retried: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -98,6 +100,10 @@ def _mistral(url: str, transport: BridgeTransport, retries: int) -> Any:
         client=httpx2.Client(transport=transport),
         retry_config=RetryConfig("backoff", backoff, retry_connection_errors=True) if retries else None,
     )
+
+
+def _cohere(url: str, transport: BridgeTransport, retries: int) -> Any:
+    return cohere.ClientV2(api_key="test", base_url=url, httpx_client=httpx.Client(transport=transport))
 
 
 def _chat_text(chunk: Any) -> str | None:
@@ -203,6 +209,18 @@ SDKS = [
         httpx2.ReadError,
         httpx2.ReadTimeout,
         httpx2.RemoteProtocolError,
+    ),
+    SDK(
+        "cohere",
+        cohere_steps,
+        _cohere,
+        lambda client: client.chat_stream(model="test", messages=MESSAGES),
+        lambda event: event.delta.message.content.text if event.type == "content-delta" else None,
+        httpx.ReadError,
+        httpx.ReadTimeout,
+        httpx.RemoteProtocolError,
+        is_closable=False,
+        is_retried=False,
     ),
     SDK(
         "langchain-openai",

@@ -37,6 +37,7 @@ BUSY = {
 
 every_sdk = pytest.mark.parametrize("sdk", SDKS, ids=str)
 closable_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in SDKS if sdk.is_closable], ids=str)
+retrying_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in SDKS if sdk.is_retried], ids=str)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def test_the_idle_limit_ends_a_silent_stream(sdk: SDK, mock: AIMock, clock: Fake
         assert isinstance(reading.exception(), sdk.timed_out)
 
 
-@every_sdk
+@retrying_sdk
 def test_a_request_is_repeated_after_429(sdk: SDK, mock: AIMock) -> None:
     with sdk.client(mock.answer(BUSY, ANSWER)) as client:
         assert "".join(sdk.texts(sdk.open(client))) == TEXT

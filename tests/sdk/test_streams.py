@@ -16,6 +16,7 @@ from tests.support import in_thread, is_waiting, until
 
 every_sdk = pytest.mark.parametrize("sdk", [*SDKS, STRUCTURED], ids=str)
 closable_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in [*SDKS, STRUCTURED] if sdk.is_closable], ids=str)
+retrying_sdk = pytest.mark.parametrize("sdk", [sdk for sdk in [*SDKS, STRUCTURED] if sdk.is_retried], ids=str)
 
 
 @every_sdk
@@ -125,7 +126,7 @@ def test_a_dropped_stream_is_aborted(sdk: SDK) -> None:
         server.requests[0].wait_aborted()
 
 
-@every_sdk
+@retrying_sdk
 def test_a_request_is_repeated_after_429(sdk: SDK) -> None:
     refusal = [respond(429, {"Retry-After": "0.01", "Retry-After-Ms": "10"}, content_type="application/json")]
     with (
