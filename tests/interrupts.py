@@ -17,7 +17,7 @@ import dis
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -94,14 +94,12 @@ class Interrupt:
         sys.settrace(None)
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not (self._is_deep or _is_in_package(frame)):
+        is_package = _is_in_package(frame)
+        if not (is_package or self._is_deep):
             return None
         if self._left_out and _is_in(frame, self._left_out):
             return None
-        is_inner = _is_called_by_package(frame) if self._is_deep or _is_in_package(frame) else False
-        if is_inner and not _is_in_package(frame) and "site-packages" in frame.f_code.co_filename:
-            return None
-        if not (is_inner or _is_in_package(frame)):
+        if not is_package and ("site-packages" in frame.f_code.co_filename or not _is_called_by_package(frame)):
             return None
         number = self._entered
         self._entered += 1
@@ -109,7 +107,7 @@ class Interrupt:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        return partial(self._step, number, _uninterrupted(frame.f_code, is_inner))
+        return partial(self._step, number, _uninterrupted(frame.f_code, _is_called_by_package(frame)))
 
     def _step(self, number: int, uninterrupted: frozenset[int], frame: FrameType, event: str, argument: Any) -> None:
         if event == "opcode" and frame.f_lasti not in uninterrupted:
@@ -175,6 +173,22 @@ def interruptions(
     `least` is the least number of bytecodes that are expected, `options` are those of Interrupt.
     """
     places = [] if opens else _places(make(), read, **options)
+    # The collections, also those of the tests, look only at the objects of the test.
+    gc.collect()
+    gc.freeze()
+    try:
+        number = yield from _interrupt_each(make, read, places, options)
+    finally:
+        gc.unfreeze()
+    # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
+    gc.collect()
+    assert number > least
+
+
+def _interrupt_each(
+    make: Callable[[], T], read: Callable[[T], object], places: list[tuple[int, int]], options: dict[str, bool]
+) -> Generator[tuple[T, BaseException], None, int]:
+    """Do what interruptions() says. Returns the number of bytecodes, and one."""
     number = 1
     is_placed = True
     while True:
@@ -195,7 +209,7 @@ def interruptions(
             yield made, alarm
         else:
             if interrupt.left > 0 and not is_placed:
-                break
+                return number
             if interrupt.left > 0:
                 # The call took another path than the first one: count all bytecodes.
                 is_placed = False
@@ -205,9 +219,6 @@ def interruptions(
             gc.enable()
         number += 1
         is_placed = True
-    # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
-    gc.collect()
-    assert number > least
 
 
 def _places(made: T, read: Callable[[T], object], **options: bool) -> list[tuple[int, int]]:

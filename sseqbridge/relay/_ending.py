@@ -322,5 +322,4 @@ def _cancel_late(task: asyncio.Task[None], is_late: asyncio.Future[None], second
     if not task.done():
         logger.warning("`on_end` was cancelled, since it had not ended after %g s", seconds)
         task.cancel()
-    if not is_late.done():
-        is_late.set_result(None)
+    is_late.set_result(None)

@@ -77,9 +77,8 @@ class Writer:
         return self._on_item is not None
 
     def observe(self, item: Any) -> None:
-        """Call the application's function `on_item`. Raises CallbackError if it raises."""
-        if self._on_item is None:
-            return
+        """Call the application's function `on_item`, which there must be. Raises CallbackError if it raises."""
+        assert self._on_item is not None
         # Before `_is_over` is read: see end_observing().
         self._is_observing = True
         try:
@@ -129,7 +128,7 @@ class Writer:
 
         Raises UsageError for an item that cannot be sent, CallbackError for `on_item`, and the exceptions of `map`.
         """
-        if self._on_item is not None and item is not None and type(item) is not Comment:
+        if self.is_observed and item is not None and type(item) is not Comment:
             self.observe(item)
         if self._map is not None and type(item) is not Comment:
             item = self.context.run(self._map, item)

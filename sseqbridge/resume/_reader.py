@@ -328,9 +328,9 @@ class Reader(LoopTask):
         began = clock.monotonic()
         try:
             is_set = is_cancelled(self._options.cancel)
-        except BaseException as exc:
-            # Even an exit ends this reader alone: raised here, it would end the loop.
-            self._delivery.finish(End("error", _error_of_flag(exc)))
+        except CallbackError as exc:
+            # Also for an exit, which would end the loop.
+            self._delivery.finish(End("error", exc))
             self._stop()
             return
         finally:
@@ -380,12 +380,6 @@ class Reader(LoopTask):
     def stats(self) -> StreamStats:
         """Return a snapshot of the counters."""
         return self._delivery.stats(self._opened_at)
-
-
-def _error_of_flag(error: BaseException) -> CallbackError:
-    if isinstance(error, CallbackError):
-        return error
-    return CallbackError(f"cancel.is_set() raised {type(error).__name__}")
 
 
 async def _resume_position(hub: Hub, options: ReaderOptions, claim: Claim) -> Position:

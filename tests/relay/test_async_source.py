@@ -257,3 +257,25 @@ def test_ctrl_c_in_an_asynchronous_iterable_ends_the_loop(place: str) -> None:
         assert loop.run_until_complete(reading) == []
     finally:
         loop.close()
+
+
+def test_closed_coroutine_ends_the_relay_without_a_wait() -> None:
+    """An event loop that is dropped closes its coroutines."""
+
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        frames = relay.aframes(items(), heartbeat=None, on_end=lambda end: loop.call_soon_threadsafe(ended.set))
+        loop = asyncio.get_running_loop()
+        while await anext(frames) == HEARTBEAT:
+            pass
+        step = frames.__anext__()
+        step.send(None)
+        step.close()
+        await ended.wait()
+        assert await collect(frames) == []
+
+    asyncio.run(main())

@@ -10,6 +10,7 @@ import pytest
 
 from sseqbridge import arequest_sse, relay, request_sse
 from sseqbridge.relay import RelayEnd
+from sseqbridge.relay._ending import Ending
 from sseqbridge.testing import SSEServer, send, silence
 from tests.support import until
 
@@ -181,3 +182,26 @@ def test_frames_that_are_closed_after_their_loop_call_on_end_in_the_thread() -> 
     frames = asyncio.run(main())
     frames.close()
     assert [end.outcome for end in ends] == ["disconnected"]
+
+
+def test_on_end_that_two_threads_ask_for_is_called_once() -> None:
+    ends: list[RelayEnd] = []
+    ending = Ending(ends.append)
+
+    async def main() -> None:
+        for _ in range(2):
+            ending.call_later(RelayEnd("eof", None, ""), asyncio.get_running_loop())
+        while not ends:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert len(ends) == 1
+
+
+def test_relay_that_a_forked_child_drops_calls_no_on_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[RelayEnd] = []
+    ending = Ending(ends.append)
+    monkeypatch.setattr("sseqbridge._runtime.fork.process_token", lambda: (1, 1))
+    ending.drop(RelayEnd("disconnected", None, ""), None)
+    ending.call(RelayEnd("eof", None, ""))
+    assert ends == []

@@ -19,6 +19,7 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._runtime import sockets
+from sseqbridge.relay import RelayEnd
 from sseqbridge.relay._disconnect import client_of, stops_threads
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import (
@@ -272,3 +273,17 @@ def test_stream_that_the_flag_of_its_view_ends_is_disconnected(pair: Pair, early
         assert b"cancelled" not in b"".join(reading.result(30))
         frames.close()
     assert [end.outcome for end in ends] == ["disconnected"]
+
+
+def test_function_that_fails_after_the_disconnect_is_no_error(pair: Pair) -> None:
+    server, connection = pair
+
+    def opens() -> Any:
+        connection.close()
+        raise LookupError
+
+    ends: list[RelayEnd] = []
+    frames = relay.frames(opens, environ={"gunicorn.socket": server}, on_end=ends.append)
+    with pytest.raises(LookupError):
+        frames.open()
+    assert ends == [RelayEnd("disconnected", None, "")]

@@ -225,3 +225,46 @@ def test_send_timeout_is_for_asynchronous_servers() -> None:
         options = {"send_timeout": seconds}
         with pytest.raises(UsageError, match="`send_timeout` must be a number of seconds above 0"):
             relay.aframes([], **options)
+
+
+def test_end_all_in_a_forked_child_leaves_the_parents_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = relay.frames(["a"], heartbeat=None)
+    with monkeypatch.context() as child:
+        child.setattr("sseqbridge._runtime.fork.process_token", lambda: (1, 1))
+        relay.end_all()
+    assert b"".join(frames).endswith(b"data: a\n\n")
+
+
+def test_error_that_follows_end_all_is_not_sent() -> None:
+    def fail(item: str) -> str:
+        relay.end_all()
+        raise LookupError
+
+    async def main() -> bytes:
+        stream = await arequest_sse(server.url)
+        return b"".join([piece async for piece in relay.aframes(stream, map=fail)])
+
+    with SSEServer([send(1), silence()]) as server:
+        shutdown_of(asyncio.run(main()))
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_send_timeout_after_the_last_frame_does_nothing(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture, is_dropped: bool
+) -> None:
+    async def items() -> AsyncIterator[str]:
+        raise LookupError
+        yield ""
+
+    async def main() -> None:
+        frames: Any = relay.aframes(items(), send_timeout=30, heartbeat=None)
+        while b"error" not in await anext(frames):
+            pass
+        if is_dropped:
+            frames = None
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(31, passed.set)
+        await clock.aadvance_until_done(passed.wait(), step=10)
+
+    asyncio.run(main())
+    assert "has not read" not in caplog.text

@@ -9,6 +9,7 @@ import flask
 import pytest
 
 from sseqbridge import ConnectError, UsageError, relay, request_sse
+from sseqbridge.relay import RelayEnd
 from sseqbridge.testing import SSEServer, respond, send
 
 Made = Callable[..., "Application"]
@@ -134,3 +135,11 @@ def test_response_outside_of_a_request_is_opened_by_the_server() -> None:
         assert b"upstream_error" in b"".join(body)
         body.close()  # type: ignore[attr-defined]
     assert statuses == ["502 BAD GATEWAY"]
+
+
+def test_relay_may_be_made_without_an_application() -> None:
+    ends: list[RelayEnd] = []
+    response = relay.flask.stream_response(["a"], on_end=ends.append)
+    assert response.get_data().endswith(b"data: a\n\n")
+    response.close()
+    assert ends == [RelayEnd("eof", None, "")]

@@ -12,11 +12,15 @@ import pytest
 
 from sseqbridge import (
     StatusError,
+    UsageError,
     arequest_sse,
     relay,
     request_sse,
     tee,
 )
+from sseqbridge._engine.channel import End
+from sseqbridge._streams.reader import ItemReader
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.relay._writer import HEARTBEAT
 from sseqbridge.testing import (
     ReceivedRequest,
@@ -31,6 +35,7 @@ from sseqbridge.testing import (
     wait,
 )
 from tests.clock import FakeClock
+from tests.interrupts import COUNT, numbers
 from tests.relay.support import DONE, Relay, collect, error_of
 from tests.support import in_thread, is_idle, is_waiting, until
 
@@ -296,3 +301,65 @@ def test_frames_of_a_refusal_raise_status_error() -> None:
     with SSEServer([respond(503), b"busy"]) as server, pytest.raises(StatusError) as caught:
         relay.frames(request_sse(server.url))
     assert caught.value.body == b"busy"
+
+
+# The exceptions of signal handlers.
+
+
+class Interrupted(ItemReader[Any]):
+    """A reader in whose call a signal handler raises an exception, after an item was taken."""
+
+    kind: type[Exception]
+
+    def next(self, timeout: float | None = None) -> Any:
+        super().next(timeout)
+        raise self.kind
+
+    async def anext(self, timeout: float | None = None) -> Any:
+        await super().anext(timeout)
+        raise self.kind
+
+
+def interrupted_stream(kind: type[Exception]) -> Any:
+    stream = numbers(end=End("eof"))
+    reader: Any = reader_of(stream)
+    reader.__class__ = Interrupted
+    reader.kind = kind
+    return stream
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, LookupError])
+def test_exception_of_a_signal_handler_ends_the_relay(kind: type[Exception], relayed: Relay) -> None:
+    """A TimeoutError is not taken for a wait that has elapsed."""
+    stream = interrupted_stream(kind)
+    assert b"event: error" in relayed(stream).rest()
+    assert stream.outcome == "closed"
+
+
+def test_stop_async_iteration_of_a_signal_handler_ends_the_relay() -> None:
+    stream = interrupted_stream(StopAsyncIteration)
+    assert b"event: error" in b"".join(relay.frames(stream))
+    assert stream.outcome == "closed"
+
+
+def test_frames_are_read_by_one_call_at_a_time() -> None:
+    errors: list[UsageError] = []
+
+    def read_again(item: str) -> str:
+        with pytest.raises(UsageError, match="one call at a time") as caught:
+            next(frames)
+        errors.append(caught.value)
+        return item
+
+    frames = relay.frames(numbers(end=End("eof")), map=read_again)
+    assert b"".join(frames).endswith(b"data: 3\n\n")
+    assert len(errors) == COUNT
+
+
+def test_iterable_must_not_read_its_own_relay() -> None:
+    def items() -> Iterator[str]:
+        yield "0"
+        next(frames)
+
+    frames = relay.frames(items())
+    assert b"event: error" in b"".join(frames)

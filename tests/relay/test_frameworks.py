@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import re
 import socket
 import sqlite3
@@ -27,6 +28,7 @@ from starlette.routing import Route
 
 from sseqbridge import StatusError, UsageError, arequest_sse, relay, request_sse
 from sseqbridge._streams.stream import reader_of
+from sseqbridge.relay import RelayEnd
 from sseqbridge.relay._disconnect import Client, ClientDisconnected
 from sseqbridge.relay._response import read_refusal, refusal_of
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, respond, send, silence, wait
@@ -451,6 +453,29 @@ def test_failure_to_close_database_connections_is_logged(
     response = relay.django.stream_response(RequestFactory().get("/"), ["a"], heartbeat=None)
     assert b"".join(response).endswith(b"data: a\n\n")
     assert "no database" in caplog.text
+
+
+def test_thread_of_on_end_closes_its_database_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request and its response were dropped without an end of the request."""
+    closing, ending = list[threading.Thread](), list[threading.Thread]()
+    monkeypatch.setattr(connections, "close_all", lambda: closing.append(threading.current_thread()))
+
+    def on_end(end: RelayEnd) -> None:
+        ending.append(threading.current_thread())
+
+    relay.django.stream_response(RequestFactory().get("/"), ["a"], on_end=on_end)
+    gc.collect()
+    until(lambda: ending and ending[0] in closing)
+
+
+def test_refusal_has_the_headers_that_a_django_view_has_set() -> None:
+    with SSEServer([respond(429), b"busy"]) as server:
+        response: Any = relay.django.stream_response(RequestFactory().get("/"), lambda: request_sse(server.url))
+        response["X-View"] = "2"
+        refusal = response.render()
+        response.close()
+    assert (refusal.status_code, refusal["X-View"]) == (429, "2")
+    refusal.close()
 
 
 def test_background_task_runs_after_the_response() -> None:

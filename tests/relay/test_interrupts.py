@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import EventStreamParser, ServerSentEvent, UsageError, relay
+from sseqbridge import EventStreamParser, ServerSentEvent, relay
 from sseqbridge._engine.channel import End
-from sseqbridge._streams.stream import reader_of
 from tests.interrupts import ALL, MARKS, interruptions, numbers
 from tests.support import until
 
@@ -117,44 +116,3 @@ def test_interrupt_at_any_bytecode_of_asynchronous_frames() -> None:
         assert [*got, *data(later)] == ALL or (not later and got == ALL[: len(got)])
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-
-
-# The exceptions of signal handlers.
-
-
-@pytest.mark.parametrize("kind", [TimeoutError, StopAsyncIteration, LookupError])
-def test_exception_of_a_signal_handler_ends_the_relay(kind: type[Exception]) -> None:
-    """A TimeoutError is not taken for a wait that has elapsed."""
-
-    class Interrupted(type(reader_of(numbers()))):  # type: ignore[misc]
-        def next(self, timeout: float | None = None) -> Any:
-            super().next(timeout)
-            raise kind
-
-    stream = numbers(end=End("eof"))
-    reader_of(stream).__class__ = Interrupted
-    assert b"event: error" in b"".join(relay.frames(stream))
-    assert stream.outcome == "closed"
-
-
-def test_frames_are_read_by_one_call_at_a_time() -> None:
-    errors: list[UsageError] = []
-
-    def read_again(item: str) -> str:
-        with pytest.raises(UsageError, match="one call at a time") as caught:
-            next(frames)
-        errors.append(caught.value)
-        return item
-
-    frames = relay.frames(numbers(end=End("eof")), map=read_again)
-    assert data(list(frames)) == ALL
-    assert len(errors) == len(ALL)
-
-
-def test_iterable_must_not_read_its_own_relay() -> None:
-    def items() -> Iterator[str]:
-        yield "0"
-        next(frames)
-
-    frames = relay.frames(items())
-    assert b"event: error" in b"".join(frames)

@@ -10,7 +10,7 @@ import pytest
 
 from sseqbridge import arequest_sse, iterate
 from sseqbridge.testing import SSEServer, send, silence
-from tests.relay.support import Relay
+from tests.relay.support import Relay, error_of
 
 
 @pytest.mark.filterwarnings("ignore:.*was dropped while it was open")
@@ -30,3 +30,14 @@ def test_stream_of_iterated_code_is_aborted_without_a_collection(relayed: Relay)
             server.requests[0].wait_aborted(30)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("error", [TimeoutError, LookupError])
+def test_error_of_iterated_code_is_the_applications(relayed: Relay, error: type[Exception]) -> None:
+    """A TimeoutError is not taken for a wait that has elapsed."""
+
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+        raise error
+
+    assert error_of(relayed(iterate(items)).rest())["type"] == "ServerError"

@@ -42,3 +42,9 @@ def test_unknown_option_names_the_one_that_is_like_it(name: str, hint: str) -> N
     with pytest.raises(TypeError) as caught:
         relay.frames([], **options)
     assert str(caught.value) == f"frames() got an unexpected keyword argument '{name}'.{hint}"
+
+
+@pytest.mark.parametrize("refusal", ["passes", 5, None])
+def test_refusal_must_be_known_or_a_function(refusal: Any) -> None:
+    with pytest.raises(UsageError, match='`refusal` must be "error", "pass" or a function'):
+        relay.flask.stream_response([], refusal=refusal)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import Bridge, BridgeTransport
+from sseqbridge import Bridge, BridgeTransport, ConnectError
 from sseqbridge.relay import RelayEnd
 from sseqbridge.testing import SSEServer, cut, send, silence
 from tests.relay.support import Relay, error_of
@@ -174,3 +174,12 @@ def test_error_of_the_application_with_a_status_stays_its_own(
 
     assert error_of(relayed(items()).rest())["type"] == "ServerError"
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_error_of_this_package_may_be_the_cause(relayed: Relay) -> None:
+    def items() -> Iterator[Any]:
+        yield {"n": 1}
+        raise SDKError("key-1") from ConnectError("no connection")
+
+    error = error_of(relayed(items()).rest())
+    assert error == {"type": "ConnectError", "message": "no connection to the upstream"}

@@ -286,3 +286,12 @@ def test_halves_of_an_emoji_do_not_end_the_stream(relayed: Relay) -> None:
         read = relayed(request_sse(server.url), map=lambda chunk: chunk["t"]).rest().decode()
     assert read.endswith("data: the rest\n\ndata: [DONE]\n\n")
     assert read.count("\N{REPLACEMENT CHARACTER}") == 2
+
+
+def test_on_item_is_not_called_after_the_end() -> None:
+    seen: list[Any] = []
+    writer = writer_with(on_item=seen.append)
+    writer.item("a")
+    assert writer.end_observing()
+    writer.item("b")
+    assert seen == ["a"]

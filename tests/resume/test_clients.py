@@ -14,7 +14,7 @@ import redis.asyncio
 from sseqbridge import LogError, UsageError, request_sse
 from sseqbridge._exceptions import LogAccessError
 from sseqbridge.resume import RedisLog, _redis_client
-from sseqbridge.resume._redis_client import RedisClient
+from sseqbridge.resume._redis_client import RedisClient, Script
 from sseqbridge.resume._redis_errors import code_of, error_of
 from sseqbridge.resume._store import OutageError
 from sseqbridge.testing import SSEServer, hold, send, silence
@@ -143,6 +143,32 @@ def test_cluster_command_without_an_answer_is_an_outage(monkeypatch: pytest.Monk
         await client.aclose()
 
     asyncio.run(main())
+
+
+def test_scripts_and_waits_of_a_cluster_are_sent_to_its_nodes() -> None:
+    sent: list[Any] = []
+    client = client_of(lambda: redis.asyncio.RedisCluster(host="127.0.0.1", port=1))
+
+    async def initialize() -> None: ...
+
+    async def execute(*command: Any, target_nodes: Any = None, **options: Any) -> bytes:
+        sent.append((command[0], target_nodes))
+        if command[0] == "EVALSHA":
+            raise redis.exceptions.NoScriptError
+        if command[0] == "EVAL":
+            raise redis.exceptions.ResponseError("unknown")
+        return b"reply"
+
+    async def main() -> None:
+        client.client.initialize, client.client.execute_command = initialize, execute
+        client.client.get_node_from_key = lambda key: ("the node of", key)
+        assert await client.execute_alone("XREAD", key=b"k") == b"reply"
+        with pytest.raises(LogError, match="unknown"):
+            await client.run(Script("return 1"), ["k"], [])
+        await client.aclose()
+
+    asyncio.run(main())
+    assert sent == [("XREAD", ("the node of", b"k")), ("EVALSHA", None), ("EVAL", None)]
 
 
 @needs_redis

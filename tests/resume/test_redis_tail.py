@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from sseqbridge import request_sse
 from sseqbridge.resume import RedisLog
-from sseqbridge.resume._redis_tail import _BLOCK_MILLISECONDS, _PackedXRead
+from sseqbridge.resume._entries import Position
+from sseqbridge.resume._redis_tail import _BLOCK_MILLISECONDS, RedisTail, _PackedXRead
 from sseqbridge.testing import SSEServer, send, silence
 from tests.redis_support import RedisServer, needs_redis, redis_server
 from tests.support import until
@@ -34,6 +36,49 @@ def test_command_is_what_redis_py_would_send(reads: list[tuple[int, list[tuple[i
         texts = [f"{fence}-{number}" for fence, number in ids]
         arguments = ("XREAD", "COUNT", count, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *NAMES, *texts)
         assert command.pack(count, ids) == b"".join(connection.pack_command(*arguments))
+
+
+class ClusterStore:
+    """A store in a Cluster, and its client."""
+
+    is_cluster = True
+    demotions = 0
+
+    def __init__(self) -> None:
+        self.client = self
+        self.sent: list[Any] = []
+
+    def wake_key(self, name: str) -> str:
+        return "wake"
+
+    def count(self) -> int:
+        return 7
+
+    def key_of(self, key: str, kind: str) -> str:
+        return f"log:{{{key}}}:{kind}"
+
+    def entries(self, entries: Any) -> Any:
+        return entries
+
+    async def execute_alone(self, *command: Any, key: bytes) -> Any:
+        self.sent.append((command, key))
+        return [(key, [(b"1-2", ())])]
+
+
+def test_stream_of_a_cluster_is_awaited_alone() -> None:
+    store = ClusterStore()
+    tail: Any = RedisTail(store)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        [(stream, entries)] = await tail.read({"a": Position(1, 1)})
+        assert (stream, entries) == ("a", [(b"1-2", ())])
+        tail.wake()
+        await tail.aclose()
+
+    asyncio.run(main())
+    [(command, key)] = store.sent
+    assert command == ("XREAD", "COUNT", 7, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", "log:{a}:events", "1-1")
+    assert key == b"log:{a}:events"
 
 
 @pytest.fixture(scope="module")
