@@ -13,6 +13,7 @@ Signals arrive at no chosen point, so the tests send none. An interrupt is not r
 from __future__ import annotations
 
 import collections
+import contextlib
 import dis
 import gc
 import inspect
@@ -176,13 +177,33 @@ def interruptions(
     # The collections, also those of the tests, look only at the objects of the test.
     gc.collect()
     gc.freeze()
-    try:
-        number = yield from _interrupt_each(make, read, places, options)
-    finally:
-        gc.unfreeze()
-    # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
-    gc.collect()
+    with _finalizers_find_their_attributes():
+        try:
+            number = yield from _interrupt_each(make, read, places, options)
+        finally:
+            gc.unfreeze()
+        # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
+        gc.collect()
     assert number > least
+
+
+@contextlib.contextmanager
+def _finalizers_find_their_attributes() -> Iterator[None]:
+    """Fail if a finalizer of the package raises an AttributeError: an interrupt may end any __init__."""
+    errors: list[str] = []
+
+    def note(unraisable: Any) -> None:
+        is_ours = getattr(unraisable.object, "__module__", "").startswith("sseqbridge.")
+        if is_ours and issubclass(unraisable.exc_type, AttributeError):
+            errors.append(str(unraisable.exc_value))
+        reported(unraisable)
+
+    reported, sys.unraisablehook = sys.unraisablehook, note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = reported
+    assert errors == []
 
 
 def _interrupt_each(

@@ -244,4 +244,6 @@ class _ResponseStream(NotCopyable):
             exchange.wait_finished(_CLOSE_SECONDS)
 
     def __del__(self) -> None:
-        self._exchange.close()
+        # The attribute is missing if an interrupt has ended __init__.
+        if hasattr(self, "_exchange"):
+            self._exchange.close()

@@ -78,7 +78,9 @@ class IterableWorker(Generic[T]):
         self.end: End | None = None
 
     def __del__(self) -> None:
-        self._channel.close()
+        # The attribute is missing if an interrupt has ended __init__.
+        if hasattr(self, "_channel"):
+            self._channel.close()
 
     def receive(self, timeout: float | None) -> T | End | None:
         """Return the next entry, None if `timeout` seconds elapse first; at the end, and after it, return the End.

@@ -125,6 +125,9 @@ class BaseFrames(NotCopyable):
 
         `loop` is the event loop that has read the relay.
         """
+        # The last attribute of __init__, which an interrupt may have ended.
+        if not hasattr(self, "_has_begun"):
+            return
         _live.remove(self)
         self._any_source.drop()
         if self._has_begun or self._ending.is_of_request:

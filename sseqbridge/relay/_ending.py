@@ -236,7 +236,9 @@ class _LaterCall:
         self._ending.start_call(self._end)
 
     def __del__(self) -> None:
-        self._ending.call_in_own_thread(self._end)
+        # The last attribute of __init__, which an interrupt may have ended.
+        if hasattr(self, "_end"):
+            self._ending.call_in_own_thread(self._end)
 
 
 class Closable(Protocol):
@@ -261,8 +263,9 @@ class RequestEnd:
         self._ending.is_of_request = True
 
     def __del__(self) -> None:
-        # Usually after end().
-        self._ending.drop_request()
+        # Usually after end(). The attribute is missing if an interrupt has ended __init__.
+        if hasattr(self, "_ending"):
+            self._ending.drop_request()
 
     def end(self, *, closes: bool) -> None:
         """Call `on_end` if the relay was dropped. `closes`: also if it was not, since its response is not sent."""

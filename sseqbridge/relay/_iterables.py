@@ -143,13 +143,14 @@ class TaskSource:
 
     error: BaseException | None = None
     refused: ItemReader[Any] | None = None
+    # Of the class: __del__ also reads it if an interrupt has ended __init__.
+    _task: asyncio.Task[None] | None = None
 
     def __init__(self, items: AsyncIterable[Any], writer: Writer) -> None:
         self._items = items
         self._writer = writer
         self._channel: Channel[_Frame] | None = None
         self.last_event_id = ""
-        self._task: asyncio.Task[None] | None = None
         self._end: End | None = None
 
     def __del__(self) -> None:

@@ -143,7 +143,9 @@ class _BaseFunctionSource:
         self._closing.is_closed = True
 
     def __del__(self) -> None:
-        self.drop()
+        # The last attribute of __init__, which an interrupt may have ended.
+        if hasattr(self, "_results"):
+            self.drop()
 
 
 def _discard(results: deque[Any], wrap: Callable[[Any], Opened]) -> None:
