@@ -61,7 +61,8 @@ async def aopen_stream(core: LogCore, prepared: PreparedOpen) -> AsyncEventStrea
 
 
 def _new_reader(prepared: PreparedOpen, hub: Hub, loop: asyncio.AbstractEventLoop | None) -> Reader:
-    return Reader(hub, prepared.options, partial(new_producer, hub, prepared.start, loop))
+    options = prepared.options._replace(callers_loop=loop)
+    return Reader(hub, options, partial(new_producer, hub, prepared.start, loop))
 
 
 def _producer_in(entry: object) -> Producer:

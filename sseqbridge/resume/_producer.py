@@ -7,7 +7,7 @@ bounds the data that is read from the upstream and not yet written: the upstream
 |--------------------------|-----------------|-------------------------------------------------------|
 | `_stop_reason`           | the loop thread | nothing: any thread reads it, as the flag of `is_set` |
 | `is_start_called`        | any thread      | turns True once                                       |
-| `start_loop`             | the caller      | written once, before `start` is called                |
+| `start_loop`             | reader, caller  | the same loop, before `start` is called               |
 | `_upstream`, the futures | the loop thread | no other thread reads them                            |
 | `result`                 | the loop thread | the channel is thread-safe                            |
 """

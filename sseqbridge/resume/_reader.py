@@ -64,6 +64,7 @@ class ElectedProducer(Protocol):
     """The producer that a reader's election made, as the reader uses it."""
 
     is_start_called: bool
+    start_loop: asyncio.AbstractEventLoop | None
 
     async def call_start(self) -> None: ...
     def abort(self) -> None: ...
@@ -81,6 +82,8 @@ class ReaderOptions(NamedTuple):
     rules: EventRules
     max_buffered_bytes: int
     cancel: CancelFlag | None
+    # The consumer's event loop; None in a thread.
+    callers_loop: asyncio.AbstractEventLoop | None = None
 
 
 class Reader(LoopTask):
@@ -202,6 +205,7 @@ class Reader(LoopTask):
             if self._delivery.has_head:
                 self._hub.spawn(producer.call_start())
             else:
+                producer.start_loop = self._options.callers_loop
                 self.channel.send_nowait(producer)
         return claim
 
@@ -256,6 +260,8 @@ class Reader(LoopTask):
         """Become the producer, or find another one. Raises ProducerLostError or StreamNotFoundError."""
         self._must_look = False
         has_head = self._delivery.has_head
+        if not has_head:
+            _check_callers_loop(self._options.callers_loop)
         claim = await self._claim(may_begin=self._options.may_begin and not has_head)
         if claim.state is ClaimState.NONE and not has_head:
             if clock.monotonic() - self._opened_at >= self._options.wait:
@@ -396,6 +402,12 @@ async def _resume_position(hub: Hub, options: ReaderOptions, claim: Claim) -> Po
             "events after the last event ID were trimmed away (max_events=). Read the stream from its start."
         )
     return position
+
+
+def _check_callers_loop(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Raise BridgeClosedError if nobody is left who could call `start`: other readers may begin the stream."""
+    if loop is not None and loop.is_closed():
+        raise BridgeClosedError("the event loop that was to read this stream was closed")
 
 
 def _not_found() -> StreamNotFoundError:

@@ -150,18 +150,15 @@ def test_interrupt_in_start_ends_no_other_stream(log: Log, kind: type[BaseExcept
 
 @pytest.mark.parametrize(("method", "is_loop_closed"), [("aopen", True), ("aproduce", False), ("aproduce", True)])
 def test_late_result_of_start_is_discarded(log: Log, method: str, is_loop_closed: bool) -> None:
-    called, go = threading.Event(), threading.Event()
-
-    async def cancel_opening(result: Any, is_discarded: Callable[[], bool]) -> None:
-        called.clear()
-        go.clear()
+    async def cancel_opening(key: str, result: Any, go: threading.Event, is_discarded: Callable[[], bool]) -> None:
+        called = threading.Event()
 
         def start() -> Any:
             called.set()
             assert go.wait(30)
             return result
 
-        opening = asyncio.create_task(getattr(log, method)("k", start))
+        opening = asyncio.create_task(getattr(log, method)(key, start))
         assert await asyncio.to_thread(called.wait, 30)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -170,22 +167,52 @@ def test_late_result_of_start_is_discarded(log: Log, method: str, is_loop_closed
             go.set()
             await asyncio.to_thread(until, is_discarded)
 
-    def open_and_cancel(result: Any, is_discarded: Callable[[], bool]) -> None:
-        asyncio.run(cancel_opening(result, is_discarded))
+    def open_and_cancel(key: str, result: Any, is_discarded: Callable[[], bool]) -> None:
+        go = threading.Event()
+        asyncio.run(cancel_opening(key, result, go, is_discarded))
         go.set()
         until(is_discarded)
+        # The lease was released, or is released in a moment.
+        assert log.open(key, lambda: ["0"], decode="text").collect() == ["0"]
 
     with SSEServer([send(0), silence()]) as upstream:
         coroutine: Any = arequest_sse(upstream.url)
-        open_and_cancel(coroutine, lambda: inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED)
+        open_and_cancel("a", coroutine, lambda: inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED)
         # With a response that has arrived before.
         answered = request_sse(upstream.url)
-        open_and_cancel(answered, upstream.requests[0].aborted.is_set)
+        open_and_cancel("b", answered, upstream.requests[0].aborted.is_set)
         events = request_sse(upstream.url).events
-        open_and_cancel(events, upstream.requests[1].aborted.is_set)
-        open_and_cancel(7, lambda: True)
-    with SSEServer([send(0), DONE]) as upstream:
-        assert log.open("k", lambda: request_sse(upstream.url)).collect() == [0]
+        open_and_cancel("c", events, upstream.requests[1].aborted.is_set)
+        open_and_cancel("d", 7, lambda: True)
+
+
+@pytest.mark.leaves("task")
+def test_loop_that_is_closed_during_start_releases_the_lease(log: Log) -> None:
+    """Without a cancellation, which asyncio.run() would send: nobody is left who could receive the result."""
+    called, go = threading.Event(), threading.Event()
+
+    def start() -> list[str]:
+        called.set()
+        assert go.wait(30)
+        return ["0"]
+
+    async def main() -> asyncio.Task[Any]:
+        opening = asyncio.create_task(log.aopen("k", start))
+        while not called.is_set():
+            await asyncio.sleep(0)
+        return opening
+
+    loop = asyncio.new_event_loop()
+    opening = loop.run_until_complete(main())
+    tasks = asyncio.all_tasks(loop)
+    loop.close()
+    assert log.open("k", lambda: ["1"], decode="text").collect() == ["1"]
+    assert not opening.done()
+    go.set()
+    task: Any
+    for task in tasks:
+        # Else asyncio prints that it was destroyed while it was pending.
+        task._log_destroy_pending = False
 
 
 @pytest.mark.parametrize("part", ["response", "events"])
