@@ -20,6 +20,9 @@ from typing import Any
 
 import httpx
 import pytest
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from sseqbridge import (
     Bridge,
@@ -37,7 +40,7 @@ from sseqbridge import (
     tee,
 )
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import SSEServer, cut, hold, raw, send, silence
+from sseqbridge.testing import SSEServer, cut, hold, raw, respond, send, silence
 from tests.requesters import Caller
 from tests.support import INTERFACES, thread_of
 
@@ -508,6 +511,36 @@ def test_error_function_of_a_relay(loops: Loops) -> None:
         with pytest.raises(CallbackError if is_replaced else loops.kind):
             loops.run(arest(frames)) if loops.is_async else rest(frames)
         frames.close() if not loops.is_async else loops.run(frames.aclose())
+    loops.check()
+
+
+def test_refusal_function_of_a_relay(loops: Loops) -> None:
+    """It is called before the response. An Exception is the view's own, an exit would end the server."""
+    with SSEServer([respond(401, json={})]) as server:
+
+        async def endpoint(request: Any) -> Any:
+            response = await arequest_sse(server.url)
+            return relay.starlette.stream_response(response, refusal=loops.fault)
+
+        def view() -> Any:
+            return relay.flask.stream_response(request_sse(server.url, bridge=loops.bridge), refusal=loops.fault)
+
+        async def aget() -> None:
+            transport = httpx.ASGITransport(Starlette(routes=[Route("/", endpoint)]))
+            async with httpx.AsyncClient(transport=transport) as client:
+                await client.get("http://application/")
+
+        def get() -> None:
+            application = Flask(__name__)
+            application.testing = True
+            application.add_url_rule("/", view_func=view)
+            application.test_client().get("/")
+
+        is_replaced = loops.is_exit and (loops.is_async or issubclass(loops.kind, REPORTED))
+        # Python replaces the StopIteration of a coroutine.
+        passed = RuntimeError if loops.is_async and loops.kind is StopIteration else loops.kind
+        with pytest.raises(CallbackError if is_replaced else passed):
+            loops.run(aget()) if loops.is_async else get()
     loops.check()
 
 

@@ -279,6 +279,32 @@ def test_loop_that_ends_releases_the_consumer_of_code_that_does_not(clock: FakeC
     assert stubborn.ended.wait(30)
 
 
+def test_generator_that_is_being_closed_is_cancelled_at_the_end_of_the_loop() -> None:
+    """asyncio closes a generator that was dropped in a task of its own, which nobody awaits."""
+    closing, errors = threading.Event(), list[type[BaseException]]()
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closing.set()
+            try:
+                await asyncio.Event().wait()
+            except BaseException as error:
+                errors.append(type(error))
+                raise
+
+    async def drop() -> None:
+        async for _ in items():
+            break
+
+    bridge = Bridge()
+    bridge.run(drop())
+    assert closing.wait(30)
+    bridge.close()
+    assert errors == [asyncio.CancelledError]
+
+
 @pytest.mark.blocks_its_loop
 def test_cancelled_code_that_blocks_its_loop_is_logged(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     blocked, go = threading.Event(), threading.Event()
