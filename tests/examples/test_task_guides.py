@@ -528,11 +528,12 @@ def test_mcp_tool_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.sdk
 @pytest.mark.blocks_its_loop
 @example("examples/async-libraries.md", "A session: an MCP client in a Flask view")
-def test_mcp_server_over_stdio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mcp_server_over_stdio(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    # With capfd: mcp passes sys.stderr on to the server, as it was when mcp was imported, which needs a descriptor.
     [code] = python("examples/async-libraries.md", "A session: an MCP client in a Flask view")
     monkeypatch.chdir(ROOT)
     Session("").run(code.replace("my_mcp_server", "tests.apps.mcp_server"))
-    assert "name='add'" in capsys.readouterr().out
+    assert "name='add'" in capfd.readouterr().out
 
 
 # --- Before and after ---
