@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import gc
 import ipaddress
 import multiprocessing.util
@@ -11,9 +12,8 @@ import shutil
 import signal
 import socket
 import ssl
-import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -54,16 +54,40 @@ _LINES_OF_A_FAILURE = 8
 _left_loopback: list[str] = []
 
 
-def _stay_on_loopback(event: str, args: tuple[Any, ...]) -> None:
-    """Refuse connections and name lookups beyond loopback. An audit hook sees the sockets of all threads and loops."""
-    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        if args[0] not in (None, "", "localhost", b"localhost") and _address(args[0]) is None:
+def _stay_on_loopback() -> None:
+    """Refuse connections and name lookups beyond loopback from now on, in all threads.
+
+    Not by an audit hook: while it runs in sys.settrace(), which coverage calls in each new thread, no other thread may
+    call that.
+    """
+    for name in ("getaddrinfo", "gethostbyname"):
+        setattr(socket, name, _checking_name(getattr(socket, name)))
+    for name in ("connect", "connect_ex", "sendto"):
+        setattr(socket.socket, name, _checking_address(getattr(socket.socket, name)))
+
+
+def _checking_name(look_up: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(look_up)
+    def checked(host: Any, *others: Any, **options: Any) -> Any:
+        if host not in (None, "", "localhost", b"localhost") and _address(host) is None:
             raise socket.gaierror(socket.EAI_NONAME, "tests must not look up names other than localhost")
-    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
-        address = _address(args[1][0])
+        return look_up(host, *others, **options)
+
+    return checked
+
+
+def _checking_address(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: socket.socket, *arguments: Any) -> Any:
+        # The last argument: sendto() has data, and perhaps flags, before it.
+        target = arguments[-1]
+        address = _address(target[0]) if isinstance(target, tuple) else None
         if address and not (address.is_loopback or address.is_unspecified):
-            _left_loopback.append(f"{event} {address}")
+            _left_loopback.append(f"{method.__name__} {address}")
             raise OSError("tests must not connect to addresses beyond loopback")
+        return method(self, *arguments)
+
+    return checked
 
 
 def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -74,7 +98,7 @@ def _address(host: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address
         return None
 
 
-sys.addaudithook(_stay_on_loopback)
+_stay_on_loopback()
 leaks.install()
 tiers.watch()
 

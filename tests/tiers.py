@@ -4,15 +4,16 @@ setup.cfg describes the markers of needs and cost. Its addopts deselect all test
 has an option -m. A test without the marker `configurations` runs in each configuration, unless the conftest.py of its
 folder names other defaults. A test that needs a program or is heavy runs in the default configuration only.
 
-An audit hook keeps the markers complete: a test that starts a program without the program's marker fails.
-All functions run in the main thread; the hook runs in every thread, and reads one attribute.
+A check of subprocess.Popen keeps the markers complete: a test that starts a program without the program's marker fails.
+All functions run in the main thread; the check runs in every thread, and reads one attribute.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import sys
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -115,16 +116,26 @@ def running(item: pytest.Item) -> Iterator[None]:
 
 def watch() -> None:
     """From now on, fail tests that start a program without its marker."""
-    sys.addaudithook(_check_command)
+    # Not an audit hook: while it runs in sys.settrace(), which coverage calls in each new thread, no other thread may
+    # call that.
+    start = subprocess.Popen.__init__
+
+    @functools.wraps(start)
+    def checked(self: Any, args: Any, *others: Any, **options: Any) -> None:
+        _check_command(args)
+        start(self, args, *others, **options)
+
+    subprocess.Popen.__init__ = checked  # type: ignore[method-assign]
 
 
-def _check_command(event: str, args: tuple[Any, ...]) -> None:
+def _check_command(command: Any) -> None:
     item = _running
-    if event != "subprocess.Popen" or item is None:
+    if item is None:
         return
-    for name in needs_of_command([args[0], *args[1]]):
+    words = [command] if isinstance(command, (str, bytes, os.PathLike)) else command
+    for name in needs_of_command(words):
         if item.get_closest_marker(name) is None:
-            raise RuntimeError(f"{item.nodeid} must have the marker {name}, since it starts {args[1]!r}. Mark it.")
+            raise RuntimeError(f"{item.nodeid} must have the marker {name}, since it starts {command!r}. Mark it.")
 
 
 def needs_of_command(command: Iterable[str | bytes | os.PathLike[str]]) -> set[str]:

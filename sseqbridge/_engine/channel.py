@@ -103,9 +103,9 @@ class Channel(Generic[T]):
             while not self.fits(charge):
                 self._resume = self._loop.create_future()
                 try:
-                    # The second check, after the future was published: the consumer may have taken the last entry
-                    # after the first check, and found no future to settle.
-                    if not self._is_drained():
+                    # The second check, after the future was published: after the first one the consumer may have taken
+                    # the last entry, or the limit may have grown, and found no future to settle.
+                    if not self.fits(charge):
                         await self._resume
                 finally:
                     self._resume = None
@@ -363,8 +363,9 @@ class ThreadChannel(Channel[T]):
             return False
         self._wanted = charge
         self._paused.append(wake)
-        # The second check, after the wake-up was published: the consumer may have found none to call.
-        if not self._is_drained():
+        # The second check, after the wake-up was published: the consumer, or a limit that grew, may have found none to
+        # call.
+        if not self.fits(charge):
             return True
         self.cancel_notify(wake)
         return False

@@ -76,8 +76,7 @@ class _Memory(ByteLimit):
         super().__init__(_MAX_SHARE, _MIN_SHARE)
         self._open: dict[ReferenceType[Holder], asyncio.AbstractEventLoop] = {}
         self._process = fork.process_token()
-        # The share when producers were notified last, or a smaller one since then. Threads may overwrite each other's
-        # values: then some producers wait until their consumers make room.
+        # The share when producers were notified last, or a smaller one since then.
         self._notified = _MAX_SHARE
         # An estimate of the sum, and when it was counted.
         self._held = 0
@@ -89,7 +88,11 @@ class _Memory(ByteLimit):
         if wanted <= _MIN_SHARE:
             return True
         if wanted > self.bytes:
-            return False
+            # The producer will wait. Whoever raises the share writes it first, and then reads what was notified: either
+            # that thread notifies this producer, or the larger share is seen here.
+            self._notified = min(self._notified, self.bytes)
+            if wanted > self.bytes:
+                return False
         now = clock.monotonic()
         if not 0 <= now - self._counted_at < _ESTIMATE_SECONDS:
             self._counted_at = now

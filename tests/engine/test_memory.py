@@ -282,6 +282,34 @@ def test_producer_in_a_thread_is_notified_when_its_share_grows(small: None) -> N
     assert channel.poll() == End("eof")
 
 
+@pytest.mark.heavy
+def test_producer_that_waits_while_the_share_is_lowered_is_notified_when_it_grows(small: None) -> None:
+    line, is_stopped, has_waited = 0, True, False
+    while is_stopped:
+        line += 1
+        others = [Held() for _ in range(4)]
+        channel: ThreadChannel[str] = ThreadChannel(DEFAULT_MAX_BUFFERED_BYTES)
+        memory.enter(channel, LOOP)
+        for one in others[:3]:
+            memory.enter(one, LOOP)
+        channel.send_nowait("a", 200 * KIB)
+        woken: list[bool] = []
+        wake = partial(woken.append, True)
+        # The fifth stream lowers the share from 256 to 204.8 KiB.
+        opening = Stepped(partial(memory.enter, others[3], LOOP), line, stepped)
+        is_stopped = opening.reached_its_stop
+        waits = channel.notify_when_drained(wake, 20 * KIB)
+        has_waited |= waits
+        memory.leave(others[0])
+        opening.finish()
+        assert woken or not waits
+        channel.cancel_notify(wake)
+        channel.close()
+        for one in others:
+            memory.leave(one)
+    assert has_waited
+
+
 # Streams. httpx's transport reads other portions: what each stream holds is tested with the library's own transport.
 
 own_transport = pytest.mark.own_transport
