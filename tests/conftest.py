@@ -70,6 +70,9 @@ def _checking_name(look_up: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(look_up)
     def checked(host: Any, *others: Any, **options: Any) -> Any:
         if host not in (None, "", "localhost", b"localhost") and _address(host) is None:
+            if isinstance(host, str):
+                # Raises UnicodeError for a name that is none, as the lookup does.
+                host.encode("idna")
             raise socket.gaierror(socket.EAI_NONAME, "tests must not look up names other than localhost")
         return look_up(host, *others, **options)
 
