@@ -20,9 +20,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["complete", "defaults_of", "near_miss", "show_members_of", "shown", "signature_with", "with_hints"]
+__all__ = ["check_names", "complete", "defaults_of", "show_members_of", "shown", "signature_with", "with_hints"]
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+_NO_HINTS: Mapping[str, str] = {}
 
 
 def defaults_of(*keywords: type) -> dict[str, Any]:
@@ -31,15 +33,12 @@ def defaults_of(*keywords: type) -> dict[str, Any]:
 
 
 def complete(name: str, keywords: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of the function `name`: those that were passed, and the defaults of the others.
+    """Return the options that were passed to the function `name`, with the defaults of those that were left out.
 
     Raises TypeError, as a call does, for an option that the TypedDict does not declare.
     """
     defaults = defaults_of(keywords)
-    for option in options:
-        if option not in defaults:
-            hint = near_miss(option, defaults)
-            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}. {hint}".rstrip())
+    check_names(options, defaults, name)
     return {**defaults, **options}
 
 
@@ -103,8 +102,20 @@ def show_members_of(kind: type, *bases: type) -> None:
                 setattr(kind, name, member)
 
 
-def near_miss(name: str, known: Collection[str]) -> str:
-    """Return a sentence that names the known name most like `name`, "" if there is none."""
+def check_names(
+    options: Iterable[str], known: Collection[str], function: str, hints: Mapping[str, str] = _NO_HINTS
+) -> None:
+    """Raise TypeError for an option that is not among those of `function`, with the hint for its name in `hints`.
+
+    For other names the hint is the most similar known name, if there is one.
+    """
+    for name in options:
+        if name not in known:
+            hint = hints.get(name) or _near_miss(name, known)
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}. {hint}".rstrip())
+
+
+def _near_miss(name: str, known: Collection[str]) -> str:
     # Imported here: most programs have no use for it.
     import difflib
 
@@ -127,11 +138,7 @@ def with_hints(hints: Mapping[str, str], *, by_name: str = "") -> Callable[[C], 
         def checked(*arguments: Any, **options: Any) -> Any:
             if by_name and len(arguments) > 1:
                 raise TypeError(f"{called.__name__}() takes keyword arguments only, got a positional one. {by_name}")
-            for name in options:
-                if name not in known:
-                    hint = hints.get(name) or near_miss(name, known)
-                    message = f"{called.__name__}() got an unexpected keyword argument {name!r}. {hint}"
-                    raise TypeError(message.rstrip())
+            check_names(options, known, called.__name__, hints)
             return function(*arguments, **options)
 
         if not isinstance(called, type):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import NoReturn
 
-from sseqbridge._signatures import near_miss
+from sseqbridge import _signatures
 
 __all__ = ["check_names", "no_attribute", "no_attribute_of_client", "refuse_loop"]
 
@@ -123,13 +123,7 @@ _GET_ITER = opcode.opmap["GET_ITER"]
 
 def check_names(options: Mapping[str, object], known: Collection[str], function: str) -> None:
     """Raise TypeError, with a hint, for an unknown keyword argument of a function that has those of `known`."""
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}. {_hint(name, known)}".rstrip())
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    return OPTIONS[name] if name in OPTIONS else near_miss(name, known)
+    _signatures.check_names(options, known, function, OPTIONS)
 
 
 def no_attribute(kind: type, name: str, stream: str, kind_of_stream: type) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from sseqbridge._checks import check_seconds
 from sseqbridge._exceptions import StatusError, UsageError
-from sseqbridge._signatures import complete, defaults_of, signature_with
+from sseqbridge._signatures import check_names, defaults_of, signature_with
 from sseqbridge._sse.encoder import encode
 from sseqbridge._sse.events import ServerSentEvent
 
@@ -111,11 +111,13 @@ _DEFAULTS = defaults_of(RelayOptions)
 
 
 def relay_options(name: str, declared: type, options: Mapping[str, Any]) -> RelayOptions:
-    """Return the options of the function `name`, with their defaults. `declared` is the TypedDict of those that it has.
+    """Return all relay options: those that were passed to the function `name`, and the defaults of the others.
 
-    Raises UsageError for a wrong value, and TypeError, as a call does, for an option that the function does not have.
+    `declared` is the TypedDict of the options that the function has. Raises UsageError for a wrong value, and
+    TypeError, as a call does, for an option that the function does not have.
     """
-    checked = cast("RelayOptions", {**_DEFAULTS, **complete(name, declared, options)})
+    check_names(options, defaults_of(declared), name)
+    checked = cast("RelayOptions", {**_DEFAULTS, **options})
     _check(checked)
     return checked
 
