@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, send, silence, wait
 from tests.servers import NGINX, UWSGI, Reader, Servers
 
-__all__ = ["ROWS", "main"]
+__all__ = ["ROWS", "WAIT_SECONDS", "Row", "cells", "main", "one_event", "selected", "spaced"]
 
 EVENT_SECONDS = 0.1
 WAIT_SECONDS = 20.0
@@ -61,13 +61,7 @@ ROWS = (
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.relay", description=__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="disconnects for each figure (10)")
-    parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"{', '.join(row.server for row in ROWS)}; or all")
-    options = parser.parse_args()
-    rows = [row for row in ROWS if not options.servers or row.server in options.servers]
-    if UWSGI is None:
-        rows = [row for row in rows if not row.server.startswith("uwsgi")]
+    rows, runs = selected(ROWS, "relay", __doc__)
     if NGINX is None:
         rows = [row for row in rows if not row.is_behind_nginx]
     print("| server | between events, median | worst | in silence, median | worst |")
@@ -77,9 +71,19 @@ def main() -> None:
             url = f"{servers[row.server].url}{row.view}"
             if row.is_behind_nginx:
                 url = f"{servers['nginx'].url}/{url.removeprefix('http://127.0.0.1:')}"
-            between = measure(url, spaced, options.runs, EVENT_SECONDS)
-            in_silence = measure(url, one_event, options.runs, row.spread, row.in_silence)
+            between = measure(url, spaced, runs, EVENT_SECONDS)
+            in_silence = measure(url, one_event, runs, row.spread, row.in_silence)
             print(f"| {row.heading} | {cells(between)} | {cells(in_silence)} |", flush=True)
+
+
+def selected(rows: Sequence[Row], module: str, description: str | None) -> tuple[list[Row], int]:
+    """Return the rows whose servers the command line names, without missing programs, and the runs for each figure."""
+    parser = argparse.ArgumentParser(prog=f"python -m tests.bench.{module}", description=description)
+    parser.add_argument("--runs", type=int, default=10, help="disconnects for each figure (10)")
+    parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"{', '.join(row.server for row in rows)}; or all")
+    options = parser.parse_args()
+    chosen = [row for row in rows if not options.servers or row.server in options.servers]
+    return [row for row in chosen if UWSGI is not None or not row.server.startswith("uwsgi")], options.runs
 
 
 def spaced(request: ReceivedRequest) -> Iterator[Step]:

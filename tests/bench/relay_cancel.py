@@ -9,62 +9,49 @@ client disconnects between events, which are sent every 100 ms, or while the ups
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlencode
 
 from sseqbridge.testing import Script, SSEServer, respond
-from tests.bench.relay import WAIT_SECONDS, cells, one_event, spaced
-from tests.servers import UWSGI, Reader, Servers
+from tests.bench.relay import WAIT_SECONDS, Row, cells, one_event, selected, spaced
+from tests.servers import Reader, Servers
 
 __all__ = ["ROWS", "main"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a view on a server."""
-
-    heading: str
-    server: str
-    view: str = "/cancelling"
-
+_cancelling = partial(Row, view="/cancelling")
+_acancelling = partial(Row, view="/acancelling")
 
 ROWS = (
-    Row("Flask, development server", "flask run"),
-    Row("Flask, gunicorn sync", "gunicorn sync"),
-    Row("Flask, gunicorn gthread", "gunicorn gthread"),
-    Row("Flask, gunicorn gevent", "gunicorn gevent"),
-    Row("Flask, uWSGI", "uwsgi"),
-    Row("Flask, uWSGI --enable-threads", "uwsgi threads"),
-    Row("Django, gunicorn gthread", "django gunicorn"),
-    Row("Django, gunicorn gevent", "django gevent"),
-    Row("Django, runserver", "runserver"),
-    Row("Django, uvicorn, generator", "django uvicorn"),
-    Row("Django, uvicorn, asynchronous generator", "django uvicorn", "/acancelling"),
-    Row("Django, daphne, generator", "django daphne"),
-    Row("Django, daphne, asynchronous generator", "django daphne", "/acancelling"),
-    Row("Starlette, uvicorn, generator", "starlette"),
-    Row("Starlette, uvicorn, asynchronous generator", "starlette", "/acancelling"),
+    _cancelling("Flask, development server", "flask run"),
+    _cancelling("Flask, gunicorn sync", "gunicorn sync"),
+    _cancelling("Flask, gunicorn gthread", "gunicorn gthread"),
+    _cancelling("Flask, gunicorn gevent", "gunicorn gevent"),
+    _cancelling("Flask, uWSGI", "uwsgi"),
+    _cancelling("Flask, uWSGI --enable-threads", "uwsgi threads"),
+    _cancelling("Django, gunicorn gthread", "django gunicorn"),
+    _cancelling("Django, gunicorn gevent", "django gevent"),
+    _cancelling("Django, runserver", "runserver"),
+    _cancelling("Django, uvicorn, generator", "django uvicorn"),
+    _acancelling("Django, uvicorn, asynchronous generator", "django uvicorn"),
+    _cancelling("Django, daphne, generator", "django daphne"),
+    _acancelling("Django, daphne, asynchronous generator", "django daphne"),
+    _cancelling("Starlette, uvicorn, generator", "starlette"),
+    _acancelling("Starlette, uvicorn, asynchronous generator", "starlette"),
 )
 
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.relay_cancel", description=__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="disconnects for each figure, half in silence (10)")
-    parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"{', '.join(row.server for row in ROWS)}; or all")
-    options = parser.parse_args()
-    rows = [row for row in ROWS if not options.servers or row.server in options.servers]
-    if UWSGI is None:
-        rows = [row for row in rows if not row.server.startswith("uwsgi")]
+    rows, runs = selected(ROWS, "relay_cancel", __doc__)
     print("| server | read cancelled, median | maximum | upstream aborted, median | maximum |")
     print("|---|---:|---:|---:|---:|")
     with Servers() as servers:
         for row in rows:
             url = f"{servers[row.server].url}{row.view}"
-            times = [both for script in (spaced, one_event) for both in measure(url, script, -(-options.runs // 2))]
+            times = [both for script in (spaced, one_event) for both in measure(url, script, -(-runs // 2))]
             cancelled, aborted = zip(*times, strict=True)
             print(f"| {row.heading} | {cells(cancelled)} | {cells(aborted)} |", flush=True)
 

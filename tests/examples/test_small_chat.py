@@ -98,16 +98,7 @@ def url(
         command = [sys.executable, "-m", *(argument.format(port=port) for argument in SERVERS[request.param])]
         program = stack.enter_context(running(command, directory, **variables))
         address = f"http://127.0.0.1:{port}/"
-
-        def is_serving() -> bool:
-            assert program.process.poll() is None, program.output
-            try:
-                httpx.get(address)
-            except httpx.TransportError:
-                return False
-            return True
-
-        until(is_serving, 60)
+        program.wait_until_serving(address)
         yield address
         assert "Traceback" not in program.output, program.output
 

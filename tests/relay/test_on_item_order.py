@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,20 @@ from sseqbridge.testing import SSEServer, send, silence
 from tests.clock import FakeClock
 from tests.relay.support import Relay
 from tests.support import in_thread, until
+
+
+def held_at_b() -> tuple[list[Any], threading.Event, threading.Event, Callable[[str], None]]:
+    """Return a log, two events, and an `on_item` that logs. At "b" it sets the first event, and waits for the other."""
+    log: list[Any] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def on_item(item: str) -> None:
+        if item == "b":
+            begun.set()
+            assert go.wait(30)
+        log.append(item)
+
+    return log, begun, go, on_item
 
 
 def test_item_after_the_close_is_not_seen(relayed: Relay) -> None:
@@ -39,14 +53,7 @@ def test_item_after_the_close_is_not_seen(relayed: Relay) -> None:
 
 
 def test_on_end_waits_for_a_call_of_on_item(relayed: Relay) -> None:
-    log: list[Any] = []
-    begun, go = threading.Event(), threading.Event()
-
-    def on_item(item: str) -> None:
-        if item == "b":
-            begun.set()
-            assert go.wait(30)
-        log.append(item)
+    log, begun, go, on_item = held_at_b()
 
     reading = relayed(iter(["a", "b"]), on_item=on_item, on_end=lambda end: log.append(end.outcome))
     assert reading.next_event().startswith(b"data: a\n\n")
@@ -118,14 +125,7 @@ def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
 @pytest.mark.parametrize("where", ["coroutine", "thread"])
 def test_on_end_after_close_waits_for_a_call_of_on_item(where: str) -> None:
     """The relay is not being read."""
-    log: list[str] = []
-    begun, go = threading.Event(), threading.Event()
-
-    def on_item(item: str) -> None:
-        if item == "b":
-            begun.set()
-            assert go.wait(30)
-        log.append(item)
+    log, begun, go, on_item = held_at_b()
 
     async def main() -> None:
         frames = relay.aframes(iter(["a", "b"]), on_item=on_item, on_end=lambda end: log.append(end.outcome))

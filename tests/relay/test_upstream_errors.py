@@ -21,6 +21,11 @@ class SDKError(Exception):
     pass
 
 
+def one_item_and(error: Exception) -> Iterator[Any]:
+    yield {"n": 1}
+    raise error
+
+
 def reads(url: str, how: str, transport: Any = None) -> Iterator[Any]:
     try:
         with httpx.Client(transport=transport or BridgeTransport()) as client, client.stream("GET", url) as response:
@@ -145,12 +150,8 @@ def test_refusal_that_an_sdk_raises_is_a_refusal(
 def test_error_event_that_an_sdk_raises_is_the_upstreams(
     relayed: Relay, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def items() -> Iterator[Any]:
-        yield {"n": 1}
-        raise error
-
     expected = {"type": "UpstreamError", "message": "the upstream reported an error"}
-    assert error_of(relayed(items()).rest()) == expected
+    assert error_of(relayed(one_item_and(error)).rest()) == expected
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -168,11 +169,7 @@ class OwnError(Exception):
 def test_error_of_the_application_with_a_status_stays_its_own(
     relayed: Relay, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def items() -> Iterator[Any]:
-        yield {"n": 1}
-        raise error
-
-    assert error_of(relayed(items()).rest())["type"] == "ServerError"
+    assert error_of(relayed(one_item_and(error)).rest())["type"] == "ServerError"
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
