@@ -35,6 +35,7 @@ __all__ = [
     "is_number",
 ]
 
+
 def is_coroutine_function(function: object) -> bool:
     """Whether calling `function` returns a coroutine: also a partial of one, or an object with `async def __call__`."""
     call = getattr(type(function), "__call__", None)  # noqa: B004

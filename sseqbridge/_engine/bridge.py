@@ -384,7 +384,7 @@ def has_clients_of_callers(bridge: BaseBridge) -> bool:
 
 
 def run_posted_calls(timeout: float) -> None:
-    """Wait until the loops of all bridges have run what was posted to them, at most `timeout` seconds for each."""
+    """Wait until the loop of each bridge has run the callbacks posted so far, at most `timeout` seconds for each."""
     with _bridges_lock.native:
         bridges = tuple(_bridges)
     for bridge in bridges:

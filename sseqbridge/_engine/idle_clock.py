@@ -1,4 +1,4 @@
-"""Finds the bytes of a response that restart its idle limit: in an event stream, those that complete an event.
+"""Decides which bytes restart the idle limit of a response. In an event stream only the end of an event does.
 
 Sans-IO: bytes in, a boolean out. The response's bytes are passed on as they came; this module only looks at them, and
 only if the time without an event is limited.

@@ -88,8 +88,9 @@ class _Memory(ByteLimit):
         if wanted <= _MIN_SHARE:
             return True
         if wanted > self.bytes:
-            # The producer will wait. Whoever raises the share writes it first, and then reads what was notified: either
-            # that thread notifies this producer, or the larger share is seen here.
+            # The producer is about to wait for room. A thread that raises the share writes `bytes` first, and reads
+            # `_notified` after it. So either it finds the value written here and notifies the producer, or the second
+            # check finds the larger share.
             self._notified = min(self._notified, self.bytes)
             if wanted > self.bytes:
                 return False

@@ -50,7 +50,7 @@ def with_base(kind: type, base: type) -> Any:
 def error_of(package: Any, error: BaseException) -> BaseException:
     """Return the error of `package` for an error of httpx or httpx2; other errors unchanged.
 
-    Its message has no control characters: a proxy's text is among those that httpx quotes.
+    Control characters in its message are replaced: httpx quotes the text of a proxy there.
     """
     message = str(error)
     safe = quoted(message, len(message))

@@ -41,7 +41,7 @@ PERMANENT_STATUSES = frozenset({301, 308})
 _CROSS_ORIGIN_HEADERS = BODY_HEADERS | {"accept", "last-event-id"}
 # The new request gets its own.
 _RENEWED_HEADERS = frozenset({"content-length", "transfer-encoding"})
-# The headers of one message, and those that the library adds to each.
+# Headers that describe a single request, or that the library adds to each request.
 _MESSAGE_HEADERS = _RENEWED_HEADERS | BODY_HEADERS | {"connection", "cookie", "host", "last-event-id"}
 
 

@@ -33,7 +33,7 @@ NEVER = b"\0"
 
 
 def wiped_on_fork() -> mmap.mmap | bytes:
-    """Return memory whose first byte is 0 in each new process, whoever forks it; `NEVER` if there is no such memory.
+    """Return memory whose first byte the kernel sets to 0 in each forked child; `NEVER` if it cannot do that.
 
     The first byte says whether the process ID is known. Asking the system for it, at each step of a short stream, is a
     measurable part of the stream's time.

@@ -62,7 +62,7 @@ _READ_BYTES = 64 * 1024
 _TRACE = "the `trace` extension"
 _NO_OPTIONS: Mapping[str, Any] = {}
 _DEFAULTS = defaults_of(ItemKeywords, RequestKeywords)
-# The options about reading a response: those that a client may have, without those about sending a request.
+# The options that decide how a response is read. A client may have each of them.
 _READING = sorted({*defaults_of(ItemKeywords, SharedKeywords)} - {"auth", "reconnect", "on_reconnect"})
 _values_for_reading = operator.itemgetter(*_READING)
 # The options that most requests lack, and whose checks take a while: all others but `method`.

@@ -127,7 +127,7 @@ class _BaseFunctionSource:
         self._discard()
 
     def interrupt(self) -> None:
-        """Cancel the call, or end what is running of the source that it returned; in a signal handler."""
+        """Cancel the call, or interrupt the source that it returned. Safe in a signal handler."""
         self._cancel_call()
         if self.opened is not None:
             self.opened.interrupt()

@@ -65,7 +65,10 @@ class BaseSource(Protocol):
         """End the source, without waiting. Thread-safe and idempotent."""
 
     def interrupt(self) -> None:
-        """End what is running, in a signal handler: call no code of the application's. `abandon` follows."""
+        """Stop the running thread or task, without calling the application's code. Safe in a signal handler.
+
+        `abandon` is called later, when the relay is read.
+        """
 
     def drop(self) -> None:
         """Do the same in a finalizer: call no code of the application's. An idle iterable ends by itself."""

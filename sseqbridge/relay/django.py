@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from sseqbridge._streams.reader import ItemReader
 
-
 __all__ = ["ErrorMiddleware", "stream_response"]
 
 

@@ -32,7 +32,6 @@ from ._upstream import Upstream
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
 __all__ = ["register_error_handlers", "stream_response"]
 
 
