@@ -74,10 +74,11 @@ def test_full_disk_keeps_the_old_file_and_whole_lines(tmp_path: Path, exists: bo
         file.write_text("precious")
     # In blocks of 512 bytes.
     limited = 'ulimit -f 40; exec "$@"'
+    # The limit would also cut off the file of coverage, and compiled modules, which all later processes would load.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (
         SSEServer([send(f"{n:0500}") for n in range(100)]) as server,
-        # Not measured: the limit would cut the file of coverage off, too.
-        command("record", server.url, str(file), "--overwrite", shell=limited, env=dict(os.environ)) as process,
+        command("record", server.url, str(file), "--overwrite", shell=limited, env=environment) as process,
     ):
         assert process.stderr is not None
         err = process.stderr.read()
