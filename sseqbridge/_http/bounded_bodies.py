@@ -29,7 +29,6 @@ __all__ = [
     "bounded_auth",
     "bounded_hooks",
     "errors_of_hooks_pass",
-    "has_bounded_hooks",
     "is_cut",
     "unbounded_stream",
 ]
@@ -174,28 +173,17 @@ def bounded_auth(package: Any, auth: Any) -> Any:
     return signed
 
 
-class _BoundingHook:
-    """An event hook for a client of `package` (httpx or httpx2) that bounds the bodies for the hooks after it."""
-
-    def __init__(self, package: Any) -> None:
-        self._package = package
-
-    async def __call__(self, response: Any) -> None:
-        _bound_body(self._package, response)
-
-
 def bounded_hooks(package: Any, hooks: Mapping[str, list[Hook]]) -> dict[str, list[Hook]]:
     """Return event hooks for a client of `package` that call `hooks`, which get bounded bodies.
 
     Their errors are CallbackErrors: an OSError would look like one of the connection.
     """
+
+    async def bound(response: Any) -> None:
+        _bound_body(package, response)
+
     guarded = {kind: [_guarded(hook) for hook in those] for kind, those in hooks.items()}
-    return {**guarded, "response": [_BoundingHook(package), *guarded["response"]]}
-
-
-def has_bounded_hooks(hooks: Mapping[str, list[Hook]]) -> bool:
-    """Whether bounded_hooks() has returned the hooks."""
-    return any(isinstance(hook, _BoundingHook) for hook in hooks["response"])
+    return {**guarded, "response": [bound, *guarded["response"]]}
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
 from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
-from .bounded_bodies import bounded_auth, bounded_hooks, errors_of_hooks_pass, has_bounded_hooks
+from .bounded_bodies import bounded_auth, bounded_hooks, errors_of_hooks_pass
 from .direct_request import DirectRequest, direct_request
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
@@ -168,8 +168,16 @@ class Client:
         return await self._with_bounded_hooks().send(request, stream=True, follow_redirects=False, **options)
 
     def _with_bounded_hooks(self) -> Any:
-        """Return the client, whose event hooks bound_hooks() has bounded."""
-        return self.http
+        """Return the client, or, if it has event hooks, a copy whose hooks are guarded and get bounded bodies.
+
+        A new copy for each request, since the caller may change the hooks. It shares the transports and cookies.
+        """
+        hooks = self.http.event_hooks
+        if not (hooks["request"] or hooks["response"]):
+            return self.http
+        bounded = copy.copy(self.http)
+        bounded.event_hooks = bounded_hooks(self.package, hooks)
+        return bounded
 
     async def forward(self, request: ForwardedRequest) -> Any:
         """Send a request that another client built, and return the response as soon as its head has been received.
@@ -177,28 +185,8 @@ class Client:
         This client's transports and event hooks are used, none of its other settings.
         """
         with errors_of_hooks_pass():
-            return await self.http.send(request.rebuilt(self.package), stream=True, follow_redirects=False, auth=None)
-
-    def bound_hooks(self) -> None:
-        """Bound the bodies that the client's event hooks read, and guard the hooks. Idempotent."""
-        # A factory may return the same client twice.
-        if not has_bounded_hooks(self.http.event_hooks):
-            self.http.event_hooks = bounded_hooks(self.package, self.http.event_hooks)
-
-
-class _BorrowedClient(Client):
-    """A client of the caller's, which is not changed: its requests go through a copy whose event hooks are guarded."""
-
-    __slots__ = ()
-
-    def _with_bounded_hooks(self) -> Any:
-        hooks = self.http.event_hooks
-        if not (hooks["request"] or hooks["response"]):
-            return self.http
-        # A new copy for each request, since the caller may change the hooks. It shares the transports and cookies.
-        bounded = copy.copy(self.http)
-        bounded.event_hooks = bounded_hooks(self.package, hooks)
-        return bounded
+            rebuilt = request.rebuilt(self.package)
+            return await self._with_bounded_hooks().send(rebuilt, stream=True, follow_redirects=False, auth=None)
 
 
 class _OwnClient(Client):
@@ -327,7 +315,7 @@ class ClientPool:
     def of(cls, http: Any) -> ClientPool:
         """Return a pool of one client that the caller owns: it keeps its cookies, and is never closed here."""
         pool = cls()
-        pool._shared = _BorrowedClient(http)
+        pool._shared = Client(http)
         pool._shared.shared = True
         pool.has_callers_code = True
         return pool
@@ -351,11 +339,7 @@ class ClientPool:
         if client is not None:
             return client
         # Not under the lock, which the loop takes too: a factory may be slow.
-        if self._factory is None:
-            client = _OwnClient(self._tls_context)
-        else:
-            client = Client(_called(self._factory))
-            client.bound_hooks()
+        client = _OwnClient(self._tls_context) if self._factory is None else Client(_called(self._factory))
         # Streams of different users share a client: no cookie of a response may reach another request.
         client.http.cookies.jar.set_policy(_StoreNoCookies())
         self._admit(client)

@@ -29,7 +29,6 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge._http.bounded_bodies import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS
-from sseqbridge._http.client import ClientPool
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.requesters import Requester, Response
@@ -381,13 +380,24 @@ def test_event_hook_may_wait_for_an_event_stream(clock: FakeClock) -> None:
         assert list(asking.result(30).events) == [1]
 
 
-def test_client_returned_twice_gets_one_bounding_hook() -> None:
+@pytest.mark.parametrize("kind", ["request", "response"])
+def test_hook_that_is_added_after_the_first_request_is_guarded(kind: str) -> None:
+    """A function that returns the same client each time may also change it."""
+    error = OSError(5, "a full disk")
     client = httpx.AsyncClient()
-    pool = ClientPool(lambda: client)
-    for _ in range(3):
-        pool.lease("http://a.test:80")
-    assert len(client.event_hooks["response"]) == 1
-    asyncio.run(client.aclose())
+
+    async def fails(_: Any) -> None:
+        raise error
+
+    with SSEServer([DONE]) as server, Bridge(client=lambda: client) as bridge:
+        assert list(request_sse(server.url, bridge=bridge).events) == []
+        client.event_hooks[kind].append(fails)
+        with pytest.raises(CallbackError, match="event hook") as caught:
+            request_sse(server.url, bridge=bridge)
+        assert caught.value.__cause__ is error
+        assert client.event_hooks == {"request": [], "response": [], kind: [fails]}
+        client.event_hooks[kind].remove(fails)
+        assert list(request_sse(server.url, bridge=bridge).events) == []
 
 
 async def body() -> AsyncIterator[bytes]:
