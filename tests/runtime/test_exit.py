@@ -285,15 +285,24 @@ print("looks up", flush=True)
 
 def test_concurrent_requests_share_a_lookup() -> None:
     program = f"""{NAMES}
+all_wait = threading.Event()
+slow = socket.getaddrinfo
+def wait_for_all(*args, **options):
+    all_wait.wait(30)
+    return slow(*args, **options)
+socket.getaddrinfo = wait_for_all
 threads = [threading.Thread(target=lambda: list(request_sse(named).events)) for _ in range(40)]
 for thread in threads:
     thread.start()
+while not all(waits(thread.ident) for thread in threads):
+    time.sleep(0.001)
+all_wait.set()
 for thread in threads:
     thread.join()
 print(len(lookups), set(lookups), flush=True)
 """
     with SSEServer(RESPONSE) as server:
-        # Concurrent requests share a lookup; on a slow machine there may be a few.
+        # The lookup takes 1 s after the last request; on a slow machine the loop may take longer to begin all of them.
         status, out, err = exits(program, server.url, "1.0")
         assert (status, err) == (0, "")
         assert out.endswith(" {'sseqbridge-resolver'}")

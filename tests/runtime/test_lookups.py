@@ -465,7 +465,7 @@ async def main():
     try:
         await arequest_sse("http://one.hang.test/", timeout=Timeout(connect=0.5))
     except StreamTimeoutError as exc:
-        print(exc.which, begun.is_set(), flush=True)
+        print(exc.which, begun.wait(30), flush=True)
 loop = importlib.import_module(sys.argv[1]).new_event_loop()
 loop.run_until_complete(main())
 loop.run_until_complete(loop.shutdown_asyncgens())
