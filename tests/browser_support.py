@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,6 @@ __all__ = [
     "Program",
     "chromium",
     "npm_directory",
-    "reserved_port",
     "running",
 ]
 
@@ -112,16 +110,6 @@ def running(command: Sequence[str], cwd: Path = ROOT, **variables: str) -> Itera
             yield program
         finally:
             program.kill()
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port for programs that run one after another. No other process can get it in between."""
-    with socket.socket() as bound:
-        # With this option two sockets may share an address, as long as only one of them listens.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 class ControlledResponse:

@@ -31,7 +31,7 @@ from sseqbridge.testing import ReceivedRequest, SSEServer
 from tests import leaks, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.requesters import Requester
-from tests.support import INTERFACES
+from tests.support import INTERFACES, reserved_port
 
 # Hypothesis: the same examples in every run, without a database.
 settings.register_profile("sseqbridge", max_examples=300, derandomize=True, database=None, deadline=None)
@@ -345,7 +345,6 @@ def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on 127.0.0.1 on which nothing listens, and that no other process can get."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
+    """A port on 127.0.0.1 on which nothing listens, and that no other process can get. A server of the test can."""
+    with reserved_port() as port:
+        yield port

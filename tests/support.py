@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ __all__ = [
     "peak_rss",
     "polled",
     "python",
+    "reserved_port",
     "started",
     "subscription_of",
     "thread_of",
@@ -67,7 +69,7 @@ _COVERAGE_CONFIGURATION = os.environ.get("COVERAGE_PROCESS_START")
 
 # The most seconds for an interpreter's exit: 0.3 s of its own, and room for a busy machine. A call that must not delay
 # it takes 60 s.
-EXITS = 10.0
+EXITS = 30.0
 
 
 def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
@@ -234,6 +236,19 @@ def started(program: str, *args: str, env: Mapping[str, str] | None = None) -> I
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port on 127.0.0.1 on which nothing listens until the test or one of its programs does.
+
+    No other process can get it, neither before that nor between two such programs.
+    """
+    with socket.socket() as bound:
+        # With this option two sockets may share an address, as long as only one of them listens.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def peak_rss() -> int:

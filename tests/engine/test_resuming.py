@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import socket
 import threading
 from collections.abc import Callable, Iterable
 from itertools import count
@@ -368,23 +367,21 @@ def test_headers_function_is_called_for_the_resumed_request(resume: Any) -> None
 @pytest.mark.parametrize(
     "resume", [None, "repeat", "get", lambda attempt: None], ids=["None", "repeat", "get", "function"]
 )
-def test_request_that_did_not_reach_the_server_is_sent(ask: Requester, resume: Any) -> None:
+def test_request_that_did_not_reach_the_server_is_sent(ask: Requester, closed_port: int, resume: Any) -> None:
     """It is no second time, whatever `resume` says. A refusal is not either: the server says that it did nothing."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    listener.close()
     servers: list[SSEServer] = []
 
     def on_reconnect(attempt: int, delay: float, cause: Any) -> None:
         causes.append(type(cause))
         if not servers:
-            servers.append(SSEServer(in_turn([respond(503)], [send(1), DONE]), port=port))
+            servers.append(SSEServer(in_turn([respond(503)], [send(1), DONE]), port=closed_port))
             servers[0].__enter__()
 
     causes: list[type] = []
     try:
         policy = dataclasses.replace(AT_ONCE, resume=resume)
-        assert ask(f"http://127.0.0.1:{port}/", data=PROMPT, reconnect=policy, on_reconnect=on_reconnect).items() == [1]
+        url = f"http://127.0.0.1:{closed_port}/"
+        assert ask(url, data=PROMPT, reconnect=policy, on_reconnect=on_reconnect).items() == [1]
         # The next attempts may come before the server has started.
         assert [cause for cause, _ in itertools.groupby(causes)] == [ConnectError, StatusError]
         assert [(request.method, request.json()) for request in servers[0].requests] == [("POST", PROMPT)] * 2

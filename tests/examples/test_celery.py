@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
-from tests.browser_support import ControlledUpstream, Program, reserved_port, running
+from tests.browser_support import ControlledUpstream, Program, running
 from tests.redis_support import RedisServer, redis_server
+from tests.support import reserved_port
 
 # The programs are slow on a busy machine.
 pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]

@@ -27,8 +27,8 @@ from sseqbridge import (
     request_sse,
 )
 from sseqbridge.testing import SSEServer, raw, respond
-from tests.browser_support import FLASK_CHAT, ControlledUpstream, Program, reserved_port, running
-from tests.support import ROOT
+from tests.browser_support import FLASK_CHAT, ControlledUpstream, Program, running
+from tests.support import ROOT, reserved_port
 
 pytestmark = pytest.mark.server
 

@@ -16,8 +16,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import EventStream, request_sse
-from tests.browser_support import ControlledUpstream, chromium, reserved_port, running
-from tests.support import ROOT, until
+from tests.browser_support import ControlledUpstream, chromium, running
+from tests.support import ROOT, reserved_port, until
 
 PROJECT = [sys.executable, "-W", "error", "-m", "examples.django_chat"]
 SERVERS = {

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from sseqbridge import EventStream, TruncatedStreamError, request_sse
-from tests.browser_support import ControlledUpstream, Program, reserved_port, running
-from tests.support import ROOT, until
+from tests.browser_support import ControlledUpstream, Program, running
+from tests.support import ROOT, reserved_port, until
 
 pytestmark = [pytest.mark.nginx, pytest.mark.server]
 

@@ -24,11 +24,10 @@ from tests.browser_support import (
     Page,
     Program,
     chromium,
-    reserved_port,
     running,
 )
 from tests.redis_support import RedisServer, redis_server
-from tests.support import until
+from tests.support import reserved_port, until
 
 # The browser and the workers are slow on a busy machine.
 pytestmark = [pytest.mark.browser, pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]

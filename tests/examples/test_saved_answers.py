@@ -41,10 +41,8 @@ def test_answers_are_saved_whole_or_not(tmp_path: Path) -> None:
         assert server.requests[-1].wait_aborted()
 
 
-def test_unreachable_upstream_is_502(tmp_path: Path) -> None:
-    with SSEServer() as server:
-        pass
-    client = create_app(server.url, str(tmp_path / "answers")).test_client()
+def test_unreachable_upstream_is_502(tmp_path: Path, closed_port: int) -> None:
+    client = create_app(f"http://127.0.0.1:{closed_port}", str(tmp_path / "answers")).test_client()
     assert client.get("/ask?q=Hello").status_code == 502
     [answer] = client.get("/answers").get_json()
     assert (answer["text"], answer["outcome"]) == ("", "error")

@@ -15,9 +15,9 @@ from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import request_sse
 from sseqbridge.testing import respond
-from tests.browser_support import ControlledUpstream, chromium, reserved_port, running
+from tests.browser_support import ControlledUpstream, chromium, running
 from tests.redis_support import redis_server
-from tests.support import until
+from tests.support import reserved_port, until
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.timeout(180)]
 

@@ -27,11 +27,10 @@ from tests.browser_support import (
     Page,
     chromium,
     npm_directory,
-    reserved_port,
     running,
 )
 from tests.local_servers import under_werkzeug
-from tests.support import until
+from tests.support import reserved_port, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 

@@ -63,10 +63,8 @@ def test_limit_of_another_client_is_a_time_limit_for_the_browser(relayed: Relay)
     assert error_of(read) == {"type": "StreamTimeoutError", "message": "the upstream took too long"}
 
 
-def test_upstream_that_cannot_be_reached_is_named_so(relayed: Relay) -> None:
-    with SSEServer([send(1)]) as server:
-        url = server.url
-    error = error_of(relayed(reads(url, "caused")).rest())
+def test_upstream_that_cannot_be_reached_is_named_so(relayed: Relay, closed_port: int) -> None:
+    error = error_of(relayed(reads(f"http://127.0.0.1:{closed_port}", "caused")).rest())
     assert error == {"type": "ConnectError", "message": "no connection to the upstream"}
 
 

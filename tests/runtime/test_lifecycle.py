@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import socket
 import ssl
 import threading
 import warnings
@@ -176,6 +175,7 @@ def test_upstream_that_sends_after_done_is_cut_after_64_kib(of_the_caller: bool,
         assert it.stats.events == 0
 
 
+@pytest.mark.usefixtures("patient_end")
 def test_aborted_stream_costs_only_its_own_connection(silent: SSEServer) -> None:
     for _ in range(20):
         request_sse(silent.url).events.close()
@@ -292,12 +292,10 @@ def test_loop_keeps_no_stream_alive(silent: SSEServer) -> None:
     silent.wait_for_request().wait_aborted()
 
 
-def test_closed_port_leaves_no_thread_behind() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_closed_port_leaves_no_thread_behind(closed_port: int) -> None:
     for _ in range(10):
         with pytest.raises(Exception, match="no connection"):
-            request_sse(f"http://127.0.0.1:{port}/")
+            request_sse(f"http://127.0.0.1:{closed_port}/")
     assert len(loop_threads()) == 1
 
 

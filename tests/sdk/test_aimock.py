@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from sseqbridge import cancel_on
 from tests.clock import FakeClock
 from tests.leaks import shared
 from tests.sdk.clients import SDK, SDKS
-from tests.support import in_thread, is_waiting, until
+from tests.support import in_thread, is_waiting, reserved_port, until
 
 TEXT = "Hello, world. " * 20
 MATCH = {"userMessage": "Hello"}
@@ -72,16 +71,15 @@ def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AIMock]:
         pytest.skip(f"npm install --prefix {program.parents[2]} @copilotkit/aimock was not run")
     fixtures = tmp_path_factory.mktemp("aimock") / "fixtures.json"
     fixtures.write_text(json.dumps({"fixtures": [ANSWER]}), "utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
-    command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--fixtures", str(fixtures)]
-    url = f"http://127.0.0.1:{port}"
-    with shared(), subprocess.Popen([*command, "--log-level", "silent"], stdout=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: _answers(url))
-            yield AIMock(url)
-        finally:
-            process.kill()
+    with shared(), reserved_port() as port:
+        command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--fixtures", str(fixtures)]
+        url = f"http://127.0.0.1:{port}"
+        with subprocess.Popen([*command, "--log-level", "silent"], stdout=subprocess.DEVNULL) as process:
+            try:
+                until(lambda: _answers(url))
+                yield AIMock(url)
+            finally:
+                process.kill()
 
 
 def _answers(url: str) -> bool:

@@ -21,7 +21,7 @@ import uvicorn
 from sseqbridge import ReconnectionError, ReconnectionPolicy, Timeout, request_sse
 from tests.leaks import shared
 from tests.proxy import CuttingProxy
-from tests.support import in_thread, until
+from tests.support import in_thread, reserved_port, until
 
 pytest.importorskip("mcp", reason="needs the extra sdk")
 
@@ -198,15 +198,14 @@ def langgraph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     (directory / "graph.py").write_text(GRAPH, "utf-8")
     config = {"dependencies": ["."], "graphs": {"agent": "./graph.py:graph"}}
     (directory / "langgraph.json").write_text(json.dumps(config), "utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
-    command = [str(program), "dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(program), "dev", "--no-browser", "--no-reload", "--host", "127.0.0.1"]
     quiet = {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "LANGGRAPH_NO_VERSION_CHECK": "true", "LANGSMITH_TRACING": "false"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "PYTHON"))}
     with (
         shared(),
+        reserved_port() as port,
         subprocess.Popen(
-            command,
+            [*command, "--port", str(port)],
             cwd=directory,
             env=kept | quiet,
             stdout=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from sseqbridge.testing import (
     ReceivedRequest,
-    SSEServer,
     Step,
     send,
 )
@@ -35,8 +34,3 @@ async def aborted(request: ReceivedRequest) -> bool:
 
 def numbers(count: int) -> list[Step]:
     return [send({"n": n}) for n in range(count)]
-
-
-def unused_url() -> str:
-    with SSEServer() as server:
-        return server.url

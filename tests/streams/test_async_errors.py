@@ -38,7 +38,7 @@ from sseqbridge.testing import (
     wire,
 )
 from tests.clock import FakeClock
-from tests.streams.async_support import Run, aborted, until, unused_url
+from tests.streams.async_support import Run, aborted, until
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_errors_before_the_headers_are_raised_by_the_call(run: Run, steps: list[
     run(main)
 
 
-def test_a_refused_connection_is_a_connect_error(run: Run) -> None:
+def test_a_refused_connection_is_a_connect_error(run: Run, closed_port: int) -> None:
     async def main() -> None:
         with pytest.raises(ConnectError) as caught:
-            await arequest_sse(f"{unused_url()}/path?key=secret")
+            await arequest_sse(f"http://127.0.0.1:{closed_port}/path?key=secret")
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
         assert "secret" not in str(caught.value)
 

@@ -32,7 +32,7 @@ from sseqbridge.testing import (
 )
 from tests.clock import FakeClock
 from tests.loops import states_of_callers_loops
-from tests.streams.async_support import Run, aborted, unused_url
+from tests.streams.async_support import Run, aborted
 from tests.support import HAS_OWN_TRANSPORT
 
 pytestmark = pytest.mark.slow
@@ -132,11 +132,13 @@ def test_the_callers_client_outlives_an_abort(run: Run, package: Any) -> None:
     run(main)
 
 
-def test_errors_of_httpx_and_httpx2_are_mapped(clock: FakeClock, run: Run, package: Any) -> None:
+def test_errors_of_httpx_and_httpx2_are_mapped(
+    clock: FakeClock, run: Run, package: Any, closed_port: int
+) -> None:
     async def main() -> None:
         async with package.AsyncClient() as client:
             with pytest.raises(ConnectError) as refused:
-                await arequest_sse(unused_url(), client=client)
+                await arequest_sse(f"http://127.0.0.1:{closed_port}", client=client)
             assert isinstance(refused.value.__cause__, package.ConnectError)
             with SSEServer([send(1), cut()]) as server:
                 _, _, items = await arequest_sse(server.url, client=client)
