@@ -104,6 +104,7 @@ def check_base_url(base_url: object) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=64)
 def join_base_url(base_url: str, url: str) -> str:
     """Return a request's URL as httpx joins it to a client's `base_url`: its path is added to the base's path.
 

@@ -1,7 +1,7 @@
-"""The two functions that most users call: request_sse and arequest_sse.
+"""The two functions that most users call: request_sse and arequest_sse, requests of an SSEClient without options.
 
-Importing them loads the checks of arguments. The first call loads the engine, so that a program which imports the
-functions and does not call them starts faster.
+Importing them loads the checks of arguments. The first call loads the client and the engine, so that a program which
+imports the functions and does not call them starts faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sseqbridge._signatures import signature_with
 
-from .arguments import check_options, prepare
+from .arguments import check_options
 from .keywords import AsyncKeywords, BridgeKeywords, ItemKeywords
 
 if TYPE_CHECKING:
@@ -256,7 +256,10 @@ def _pending(
     **options: Any,
 ) -> PendingResponse:
     check_options(options, "request_sse")
-    request: PendingResponse = _engine().pending(prepare(url, headers, data, options), bridge, _pauses)
+    module = _clients()
+    request: PendingResponse = module.pending_of_client(
+        module.DEFAULT_CLIENT, url, headers, data, options, bridge, _pauses
+    )
     return request
 
 
@@ -264,7 +267,10 @@ async def _apending(
     url: str | httpx.URL, headers: Headers = None, data: Any = None, *, client: Any = None, **options: Any
 ) -> PendingResponse:
     check_options(options, "arequest_sse")
-    request: PendingResponse = await _engine().apending(prepare(url, headers, data, options), client)
+    module = _clients()
+    request: PendingResponse = await module.apending_of_client(
+        module.DEFAULT_CLIENT, url, headers, data, options, client
+    )
     return request
 
 
@@ -273,8 +279,8 @@ _pending.__qualname__, _apending.__qualname__ = "request_sse", "arequest_sse"
 
 
 @functools.cache
-def _engine() -> Any:
-    """Return the module that sends requests. A statement would look for it at each call: 3 % of a short stream."""
-    from . import pending
+def _clients() -> Any:
+    """Return the module of clients. An import statement would look for it at each call: 3 % of a short stream."""
+    from . import client
 
-    return pending
+    return client

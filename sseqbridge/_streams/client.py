@@ -16,7 +16,7 @@ from sseqbridge._http.request import header_list
 from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
 from sseqbridge._signatures import defaults_of, signature_with
 
-from .arguments import PreparedRequest, check_line_options, prepare
+from .arguments import check_line_options, prepare
 from .bridge import check_bridge
 from .call import Call
 from .hints import check_names, no_attribute_of_client
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     import httpx
     from typing_extensions import Unpack
 
+    from sseqbridge._http.pauses import Pauses
     from sseqbridge._sse.events import Comment, ServerSentEvent
 
     from .aio import AsyncSSEResponse
-    from .arguments import Headers
+    from .arguments import Headers, PreparedRequest
+    from .bridge import Bridge
     from .keywords import AsyncKeywords, ClientKeywords
+    from .pending import PendingResponse
     from .sync import SSEResponse
 
-__all__ = ["SSEClient"]
+__all__ = ["DEFAULT_CLIENT", "LINES_CLIENT", "SSEClient", "apending_of_client", "pending_of_client"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -150,12 +153,15 @@ class SSEClient(Immutable, Generic[T]):
         headers = own["headers"]
         if is_coroutine_function(headers):
             raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
-        _prepare(own, _ANY_URL, None, None, options)
+        if own["format"] not in ("sse", "jsonl"):
+            raise UsageError(f'`format` must be "sse" or "jsonl", got {own["format"]!r}')
         # Of objects that their owner may change: a copy.
-        own["headers"] = headers if callable(headers) else header_list(headers)
+        own["headers"] = headers if callable(headers) else header_list(headers) or None
+        self._set(_base_url="", _own=own, _shared={})
+        self._prepared(_ANY_URL, None, None, options)
         if "timeout" in options:
             options["timeout"] = as_timeout(options["timeout"])
-        self._set(_base_url=check_base_url(base_url), _own=own, _shared=options)
+        self._set(_base_url=check_base_url(base_url), _shared=options)
 
     if not TYPE_CHECKING:
 
@@ -237,7 +243,8 @@ class SSEClient(Immutable, Generic[T]):
         same name. `data` and the other `options` are those of request_sse; an option that is given overrides the
         client's, and `decode`, `comments` and `bridge` are the client's. Raises what request_sse raises.
         """
-        response = pending(self._prepared("request", url, headers, data, options), self._own["bridge"])
+        self._check_names(options, "request")
+        response = pending_of_client(self, url, headers, data, options)
         return response.open()
 
     async def arequest(
@@ -250,7 +257,8 @@ class SSEClient(Immutable, Generic[T]):
         """
         own: dict[str, Any] = {**options}
         http = own.pop("client", None)
-        response = await apending(self._prepared("arequest", url, headers, data, own), http)
+        self._check_names(own, "arequest")
+        response = await apending_of_client(self, url, headers, data, own, http)
         return await response.aopen()
 
     def call(
@@ -261,36 +269,36 @@ class SSEClient(Immutable, Generic[T]):
         `url`, `headers`, `data` and `options` are those of `request`. Raises UsageError for arguments that cannot work,
         and for a body that can be read only once: a call may be sent several times.
         """
-        return Call(self._prepared("call", url, headers, data, options), self._own["bridge"])
+        self._check_names(options, "call")
+        return Call(self._prepared(url, headers, data, options), self._own["bridge"])
 
-    def _prepared(
-        self, method: str, url: Any, headers: Headers, data: Any, options: Mapping[str, Any]
-    ) -> PreparedRequest:
-        for name in sorted({"base_url", *_OWN, *_SHARED}.difference(_OF_REQUEST).intersection(options)):
-            raise UsageError(
-                f"`{name}` must be an option of the client, got it for one request. "
-                f"Send it with client.with_options({name}=...).{method}(...)"
-            )
-        check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
-        joined = join_base_url(self._base_url, str(url)) if is_url(url) else url
-        return _prepare(self._own, joined, headers, data, {**self._shared, **options})
+    def _check_names(self, options: Mapping[str, Any], method: str) -> None:
+        if not options.keys() <= _OF_REQUEST:
+            for name in sorted({"base_url", *_OWN, *_SHARED}.difference(_OF_REQUEST).intersection(options)):
+                raise UsageError(
+                    f"`{name}` must be an option of the client, got it for one request. "
+                    f"Send it with client.with_options({name}=...).{method}(...)"
+                )
+            check_names(options, _OF_REQUEST, f"{type(self).__name__}.{method}")
 
-
-def _prepare(own: OwnKeywords, url: Any, headers: Headers, data: Any, options: dict[str, Any]) -> PreparedRequest:
-    """Check a request of a client with its own options. Raises UsageError for options that cannot work."""
-    if own["format"] not in ("sse", "jsonl"):
-        raise UsageError(f'`format` must be "sse" or "jsonl", got {own["format"]!r}')
-    if own["format"] == "jsonl":
-        check_line_options(options)
-    return prepare(
-        url,
-        headers,
-        data,
-        options,
-        client_headers=own["headers"],
-        retries=own["retries"],
-        format=own["format"],
-    )
+    def _prepared(self, url: Any, headers: Headers, data: Any, options: Mapping[str, Any]) -> PreparedRequest:
+        """Check a request. Raises UsageError for options that cannot work."""
+        own = self._own
+        if self._base_url and is_url(url):
+            url = join_base_url(self._base_url, str(url))
+        if self._shared:
+            options = {**self._shared, **options}
+        if own["format"] == "jsonl":
+            check_line_options(options)
+        return prepare(
+            url,
+            headers,
+            data,
+            options,
+            client_headers=own["headers"],
+            retries=own["retries"],
+            format=own["format"],
+        )
 
 
 def _describe(kind: type[SSEClient[Any]]) -> None:
@@ -301,3 +309,32 @@ def _describe(kind: type[SSEClient[Any]]) -> None:
 
 
 _describe(SSEClient)
+
+# The clients of request_sse and arequest_sse, and of request_jsonl.
+DEFAULT_CLIENT: SSEClient[Any] = SSEClient()
+LINES_CLIENT: SSEClient[Any] = SSEClient(format="jsonl")
+
+
+def pending_of_client(
+    client: SSEClient[Any],
+    url: Any,
+    headers: Headers,
+    data: Any,
+    options: Mapping[str, Any],
+    bridge: Bridge | None = None,
+    pauses: Pauses | None = None,
+) -> PendingResponse:
+    """Return a request of a client, which was not sent yet. The caller has checked the names of the options.
+
+    Besides the options of a request, `options` may have `decode` and `comments`. `bridge` overrides the client's;
+    `pauses` are those that the request shares.
+    """
+    prepared = client._prepared(url, headers, data, options)
+    return pending(prepared, client._own["bridge"] if bridge is None else bridge, pauses)
+
+
+async def apending_of_client(
+    client: SSEClient[Any], url: Any, headers: Headers, data: Any, options: Mapping[str, Any], http: Any = None
+) -> PendingResponse:
+    """Return a request of a client on the running loop, which was not sent yet. `http` is a client of httpx or None."""
+    return await apending(client._prepared(url, headers, data, options), http)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from sseqbridge._signatures import signature_with
 
-from .arguments import NOT_OF_LINES, check_line_options, prepare
+from .arguments import NOT_OF_LINES
+from .client import LINES_CLIENT, pending_of_client
 from .hints import check_names
 from .keywords import DecodeKeywords, LineKeywords
-from .pending import pending
 from .sync import SSEResponse
 
 if TYPE_CHECKING:
@@ -103,10 +103,8 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     true, false or null is no item but a `torn_line`, since it may be incomplete.
     """
     check_names(options, _KNOWN, "request_jsonl")
-    check_line_options(options)
     bridge = options.pop("bridge", None)
-    prepared = prepare(url, headers, data, options, format="jsonl")
-    response = pending(prepared, bridge)
+    response = pending_of_client(LINES_CLIENT, url, headers, data, options, bridge)
     return response.open()
 
 
