@@ -315,9 +315,8 @@ class BatchReader:
             if self._are_plain(items, plain, most_items):
                 yield self._plain_batch(items)
             else:
+                # Not resumed after the batch that ends the stream.
                 yield from self._batches_of(items, plain, most_items)
-                if self.is_done:
-                    return
 
     def _events_of(self, piece: bytes) -> tuple[list[Any], int]:
         """Return the items that a slice of the body completes, and EventRules.count_plain() of the events in them."""
@@ -369,15 +368,16 @@ class BatchReader:
             self.is_done = True
             # The quick look has found the end marker, which is no item.
             self.done_event = last if is_plain or not self._rules.is_last_item(last) else None
+            # The reader drops this generator, and with it the bytes behind the last event.
             self._parsing = None
             # The position at the last event, whatever else came in the same chunk.
             yield self._batch(items, count, last.id, retries[-1][1] if retries else retry, retries)
-            return
-        is_new = bool(items) or (parser.last_event_id, parser.retry) != (last_event_id, retry)
-        self._position = parser.last_event_id, parser.retry
-        yield self._batch(items, count, *self._position, retries) if is_new else None
-        if parser.error is not None:
-            raise parser.error
+        else:
+            is_new = bool(items) or (parser.last_event_id, parser.retry) != (last_event_id, retry)
+            self._position = parser.last_event_id, parser.retry
+            yield self._batch(items, count, *self._position, retries) if is_new else None
+            if parser.error is not None:
+                raise parser.error
 
     def _check_framing(self, piece: bytes) -> None:
         """Raise the error for a body that is no event stream, once enough of it was received."""

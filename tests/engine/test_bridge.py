@@ -27,7 +27,7 @@ from sseqbridge._engine.loop_state import LoopState
 from sseqbridge._http.client import ClientPool
 from sseqbridge._runtime import loops, threads
 from sseqbridge._streams import bridge as _public
-from sseqbridge.testing import SSEServer, send, silence
+from sseqbridge.testing import SSEServer, hold, in_turn, send, silence
 from tests.support import in_thread, is_waiting, thread_of, together, until
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
@@ -425,6 +425,24 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     bridge.close()
     thread.join(30)
     assert thread.has_ended
+
+
+def test_surplus_client_that_cannot_be_closed_ends_its_stream_with_an_error() -> None:
+    class Failing(httpx.AsyncClient):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise ZeroDivisionError
+
+    go = threading.Event()
+    script = in_turn([send(1), hold(go)], [send(2)])
+    with SSEServer(script) as server, Bridge(client=Failing) as bridge:
+        first = request_sse(server.url, bridge=bridge).events
+        assert next(first) == 1
+        # The streams that follow share another client.
+        assert request_sse(server.url, bridge=bridge).events.collect() == [2]
+        go.set()
+        with pytest.raises(CallbackError, match="closing the HTTP client raised ZeroDivisionError"):
+            next(first)
 
 
 @pytest.mark.slow

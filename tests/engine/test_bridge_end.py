@@ -14,7 +14,7 @@ import pytest
 from sseqbridge import Bridge, BridgeClosedError, UsageError, arequest_sse, merge, request_sse
 from sseqbridge._engine import bridge as _bridge
 from sseqbridge._engine.loop_state import LoopState
-from sseqbridge._runtime import loops
+from sseqbridge._runtime import loops, threads
 from sseqbridge._streams import bridge as _public
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
@@ -91,6 +91,26 @@ def test_thread_that_ends_at_once_is_a_typed_error(monkeypatch: pytest.MonkeyPat
             patch.setattr(Bridge, "_main", end)
             with pytest.raises(BridgeClosedError, match="has ended before its event loop ran"):
                 request_sse(responses.url, bridge=bridge)
+        assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
+
+
+def test_loop_that_starts_slowly_is_awaited(monkeypatch: pytest.MonkeyPatch, responses: SSEServer) -> None:
+    wait, make = threads.ThreadWaiter.wait, loops.new_event_loop
+    elapsed = threading.Event()
+
+    def elapse(waiter: threads.ThreadWaiter, timeout: float | None) -> bool:
+        if not elapsed.is_set():
+            elapsed.set()
+            return False
+        return wait(waiter, timeout)
+
+    def make_slowly() -> asyncio.AbstractEventLoop:
+        assert elapsed.wait(30)
+        return make()
+
+    monkeypatch.setattr(threads.ThreadWaiter, "wait", elapse)
+    monkeypatch.setattr(loops, "new_event_loop", make_slowly)
+    with Bridge() as bridge:
         assert request_sse(responses.url, bridge=bridge).events.collect() == [{"n": 1}]
 
 

@@ -406,6 +406,25 @@ def test_blocking_send_sees_room_made_before_its_wait(monkeypatch: pytest.Monkey
     assert not channel.send_blocking(2, 10)
 
 
+def test_entry_taken_before_the_wake_up_is_published_is_no_lost_wakeup() -> None:
+    class Racing(ThreadChannel[str]):
+        """The consumer releases the only entry just after the producer has found that no other one fits."""
+
+        def fits(self, charge: int) -> bool:
+            fits = super().fits(charge)
+            if not fits:
+                assert self.poll() is None
+            return fits
+
+    channel = Racing(1)
+    channel.send_nowait("first", 1)
+    assert channel.poll() == "first"
+    woken: list[bool] = []
+    assert not channel.notify_when_drained(lambda: woken.append(True), 1)
+    assert not channel.is_producer_waiting
+    assert woken == []
+
+
 @pytest.mark.slow
 def test_close_races_with_send_and_receive(loop: asyncio.AbstractEventLoop) -> None:
     for n in range(300):

@@ -208,6 +208,27 @@ def test_share_is_right_after_a_change_while_it_is_computed(monkeypatch: pytest.
     assert not open_channels()
 
 
+def test_share_that_grows_during_the_check_lets_an_entry_in() -> None:
+    held = [Held() for _ in range(1000)]
+    for one in held:
+        memory.enter(one, LOOP)
+
+    class Racing(int):
+        """A sum whose first comparison is followed by the end of the other streams, in another thread."""
+
+        def __add__(self, other: int) -> Racing:
+            return Racing(int(self) + other)
+
+        def __gt__(self, share: int) -> bool:
+            is_greater = super().__gt__(share)
+            while held:
+                memory.leave(held.pop())
+            return is_greater
+
+    assert not memory.allows(100 * KIB, 0)
+    assert memory.allows(Racing(100 * KIB), 0)
+
+
 def test_growth_notifies_the_others_of_a_channel_that_is_just_being_dropped() -> None:
     held = [Held() for _ in range(1000)]
     for one in held:

@@ -111,6 +111,23 @@ def test_failed_start_of_other_work_leaves_nothing_registered(monkeypatch: pytes
         assert bridge.stats().open_streams == 0
 
 
+def test_exit_of_a_callers_task_factory_reaches_the_caller(server: SSEServer) -> None:
+    def leave(*args: object, **options: object) -> Any:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(leave)
+        try:
+            with pytest.raises(SystemExit):
+                await arequest_sse(server.url)
+        finally:
+            loop.set_task_factory(None)
+        assert not (await running_loop_state()).stream_tasks
+
+    asyncio.run(main())
+
+
 def test_failing_task_factory_of_a_caller_leaves_nothing_registered(server: SSEServer) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

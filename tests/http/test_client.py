@@ -137,6 +137,13 @@ def test_errors_of_a_transport_become_typed_errors(raised: Exception, kind: type
         assert "secret" not in str(caught.value)
 
 
+def test_switch_of_protocols_is_an_error_unless_the_request_asks_for_it() -> None:
+    with mocked(lambda request: httpx.Response(101, headers={"Upgrade": "x"})) as bridge:
+        with pytest.raises(ProtocolError, match="the request did not ask for it"):
+            request_sse("http://mock.test/", bridge=bridge)
+        assert request_sse("http://mock.test/", {"Upgrade": "x"}, bridge=bridge).status == 101
+
+
 def test_errors_of_a_body_become_typed_errors() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"

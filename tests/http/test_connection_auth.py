@@ -182,6 +182,22 @@ def test_connection_of_a_handshake_can_end(run: Run, way: str) -> None:
     run(main)
 
 
+def test_connection_of_a_handshake_ends_with_its_response_if_the_client_is_closed(run: Run) -> None:
+    async def main() -> None:
+        transport: Any = new_transport(keepalive_expiry=400)
+        client = httpx.AsyncClient(transport=transport, timeout=None)
+        async with upstream() as server, asking(client, server.url, headers={"Authorization": "NTLM one"}) as pending:
+            peer = await server.accept()
+            await peer.respond(REFUSAL.replace(b"0\r\n\r\n", b"2\r\n\r\n"))
+            response = await pending
+            await client.aclose()
+            await peer.send(b"no")
+            assert await response.aread() == b"no"
+            assert await peer.client_has_left()
+
+    run(main)
+
+
 def test_two_lengths_end_the_connection(ask: Requester) -> None:
     """With both fields, an intermediary may have found another end of the body."""
     fields = b"Content-Type: text/event-stream\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"

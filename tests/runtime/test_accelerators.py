@@ -222,6 +222,14 @@ def test_json_is_decoded_by_json_without_msgspec(monkeypatch: pytest.MonkeyPatch
     assert is_of_json(_accelerators.json_decode())
 
 
+@pytest.mark.parametrize("text", ["1 2", "[]]", "{} ", "1\x00"])
+def test_document_with_text_behind_it_decodes_as_with_json_without_msgspec(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    without(monkeypatch, "msgspec")
+    assert_decodes_alike(text)
+
+
 def test_json_is_decoded_by_msgspec_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("msgspec", reason="tests msgspec")
     loads = decoded_by_the_library

@@ -13,8 +13,20 @@ from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, send, sil
 from tests.support import IS_DEFAULT, measured_environment, python
 
 PRELUDE = """
-import asyncio, sys
+import _thread, asyncio, sys, threading
 url, order = sys.argv[1:]
+trace, start_new_thread = threading.gettrace(), _thread.start_new_thread
+
+def start_traced(function, args):
+    def run(*args):
+        sys.settrace(trace)
+        function(*args)
+
+    return start_new_thread(run, args)
+
+if trace is not None:
+    # Coverage traces the threads of `threading` alone, not those that the library starts.
+    _thread.start_new_thread = start_traced
 if order == "imported first":
     from sseqbridge import relay, request_sse
 from gevent import monkey
@@ -37,7 +49,6 @@ def script(request: ReceivedRequest) -> list[Step]:
 
 
 def run(program: str, url: str, order: str) -> str:
-    # Of the greenlets in the main thread; Python traces no thread that gevent has not replaced.
     env = measured_environment("tests/runtime/gevent.coveragerc")
     status, out, err = python(PRELUDE + program, url, order, env=env)
     assert (status, err) == (0, "")

@@ -350,6 +350,14 @@ def test_events_before_a_refused_one_are_returned_first(stream: bytes) -> None:
         assert read(chunks, LIMIT) == ([Comment("hi"), ServerSentEvent(data="a", id="1")], True)
 
 
+def test_long_chunk_ends_where_the_rest_of_its_first_block_is_refused() -> None:
+    parser = EventStreamParser(max_event_bytes=2000, comments=True)
+    assert parser.feed(b"data: 1\n") == []
+    chunk = b": comment\ndata: " + b"x" * 2000 + b"\n\ndata: 2\n\n"
+    assert parser.feed(chunk) == [Comment("comment")]
+    assert isinstance(parser.error, BufferLimitError)
+
+
 def test_line_too_long_is_refused_before_it_ends() -> None:
     parser = EventStreamParser(max_event_bytes=LIMIT)
     parser.feed(b"data: 123456")

@@ -305,6 +305,24 @@ def test_generator_that_is_being_closed_is_cancelled_at_the_end_of_the_loop() ->
     assert errors == [asyncio.CancelledError]
 
 
+def test_error_of_a_generator_that_the_end_of_the_loop_closes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def failing() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            raise ZeroDivisionError
+
+    async def begin() -> int:
+        return await anext(items)
+
+    items = failing()
+    with Bridge() as bridge:
+        assert bridge.run(begin()) == 1
+    [record] = [record for record in caplog.records if record.name == "asyncio"]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
 @pytest.mark.blocks_its_loop
 def test_cancelled_code_that_blocks_its_loop_is_logged(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     blocked, go = threading.Event(), threading.Event()

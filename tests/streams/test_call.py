@@ -106,8 +106,9 @@ async def achunks() -> AsyncIterator[bytes]:
         {"files": {"a": io.BytesIO(b"x")}},
         {"files": {"a": ("name", io.BytesIO(b"x"), "text/plain")}},
         {"files": [("a", b"x"), ("b", io.BytesIO(b"x"))]},
+        {"files": iter([("a", b"x")])},
     ],
-    ids=["iterator", "asynchronous iterator", "list", "file", "files", "named file", "list of files"],
+    ids=["iterator", "asynchronous iterator", "list", "file", "files", "named file", "list of files", "files, once"],
 )
 def test_body_that_can_be_read_once_is_a_usage_error(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"the body of a Call must be readable again.*Pass bytes, or send it once"):
