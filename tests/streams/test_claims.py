@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from types import FrameType
+from typing import Any
 
 import pytest
 
-from sseqbridge import UsageError, request_sse
+from sseqbridge import EventStream, UsageError, request_sse
+from sseqbridge._engine.channel import End
 from sseqbridge._streams.claims import Claim, Claims
+from sseqbridge._streams.plain_cursor import PlainCursor
+from sseqbridge._streams.reader import ItemReader
+from sseqbridge._streams.stream import reader_of
 from sseqbridge.testing import SSEServer, send, silence
+from tests.interrupts import ALL, Alarm, InMemory, numbers
 from tests.support import in_thread, is_waiting, until
 
 pytestmark = pytest.mark.configurations("default", "plain")
@@ -97,3 +103,67 @@ def test_poll_is_refused_while_another_thread_waits() -> None:
             stream.poll()
         stream.close()
         assert reading.result(30) == []
+
+
+# Calls that an interrupt has ended.
+
+
+def test_interrupt_before_a_call_releases_its_claim_ends_the_stream() -> None:
+    stream = numbers()
+
+    def interrupted() -> None:
+        reader_of(stream).enter(sys._getframe())
+
+    assert stream.next() == "0"
+    interrupted()
+    assert list(stream) == []
+    assert (stream.outcome, stream.last_event_id) == ("closed", "0")
+
+
+def test_interrupt_after_a_call_has_timed_out_loses_nothing() -> None:
+    source = InMemory([])
+    stream = source.stream()
+
+    def interrupted() -> None:
+        reader_of(stream).enter(sys._getframe())
+        with pytest.raises(TimeoutError):
+            reader_of(stream).take(0)
+
+    interrupted()
+    source.channel.end(End("eof"))
+    assert list(stream) == []
+    assert stream.outcome == "eof"
+
+
+def test_interrupt_of_close_leaves_no_stream_open() -> None:
+    class Interrupted(InMemory):
+        aborts = 0
+
+        def abort(self) -> None:
+            self.aborts += 1
+            if self.aborts == 1:
+                raise Alarm
+            super().abort()
+
+    source = Interrupted([ALL])
+    stream = source.stream()
+    with pytest.raises(Alarm):
+        stream.close()
+    assert (source.aborts, stream.outcome, list(stream)) == (2, "closed", [])
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["events", "plain items"])
+def test_interrupt_of_a_poll_that_has_read_the_end_shows_that_items_are_lost(is_plain: bool) -> None:
+    class Interrupted(InMemory):
+        def check_process(self) -> None:
+            if streams and streams[0].outcome == "eof":
+                raise Alarm
+
+    streams: list[EventStream[Any]] = []
+    source = Interrupted([ALL], End("eof"))
+    stream = EventStream(ItemReader(PlainCursor(source, None))) if is_plain else source.stream()
+    streams.append(stream)
+    with pytest.raises(Alarm):
+        stream.poll()
+    streams.clear()
+    assert (stream.outcome, stream.last_event_id, stream.poll()) == ("closed", "", [])

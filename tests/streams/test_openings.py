@@ -347,6 +347,18 @@ def test_function_that_is_cancelled_has_no_stream() -> None:
         opening.poll()
 
 
+def test_stream_of_a_function_that_nobody_has_read_is_aborted() -> None:
+    with SSEServer([send(1), silence()]) as server:
+        opening = FunctionOpening("a", lambda: request_sse(server.url))
+        ended = threading.Event()
+        opening.notify(ended.set)
+        opening.start()
+        assert ended.wait(30)
+        opening.abort()
+        server.requests[0].wait_aborted()
+        assert opening.poll().cursor.outcome == "closed"
+
+
 def test_coroutine_function_is_not_called_after_the_end(run: Run) -> None:
     async def function() -> Any:
         raise AssertionError("it must not be called")
