@@ -570,6 +570,9 @@ def test_system_without_pages_that_a_fork_wipes(monkeypatch: pytest.MonkeyPatch)
         assert fork.wiped_on_fork() is fork.NEVER
     monkeypatch.setattr(sys, "platform", "darwin")
     assert fork.wiped_on_fork() is fork.NEVER
+    monkeypatch.setattr(fork, "_id_is_known", fork.NEVER)
+    monkeypatch.setattr(fork, "_process_id", 0)
+    assert fork.process_token()[1] == os.getpid()
 
 
 @pytest.mark.parametrize("reconnect", [False, True])

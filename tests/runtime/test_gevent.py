@@ -351,3 +351,43 @@ while len(waiting) < 3:
 """
     with SSEServer(script) as server:
         assert run(program, server.url, order) == "error\n" * 3
+
+
+@both_orders
+def test_record_of_a_greenlet_is_handled_at_once_by_itself(order: str) -> None:
+    program = """
+import logging
+from sseqbridge import Bridge
+
+class Handler(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), gevent.getcurrent() is greenlet)
+
+greenlet = gevent.getcurrent()
+logger = logging.getLogger("httpx")
+logger.addHandler(Handler(logging.WARNING))
+for _ in range(2):
+    # Each starts a thread, and so makes sure that its records are forwarded.
+    with Bridge() as bridge:
+        list(request_sse(url, bridge=bridge).events)
+    logger.warning("once")
+"""
+    with SSEServer(script) as server:
+        assert run(program, server.url, order) == "once True\nonce True\n"
+
+
+@both_orders
+def test_wake_after_the_end_of_a_hub_does_nothing(order: str) -> None:
+    program = """
+from sseqbridge._runtime import threads
+
+def wait_in_a_thread():
+    waiter, hub = threads.new_waiter(), gevent.get_hub()
+    hub.destroy(destroy_loop=True)
+    return waiter
+
+waiter = gevent.get_hub().threadpool.apply(wait_in_a_thread)
+waiter.wake()
+print("woken")
+"""
+    assert run(program, "", order) == "woken\n"

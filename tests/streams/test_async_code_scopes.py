@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import Cancelled, cancel_on, enter, iterate, merge, relay, run
+from sseqbridge import Cancelled, RequestAbortedError, cancel_on, enter, iterate, merge, relay, run
 from tests.support import in_thread, until
 
 pytestmark = pytest.mark.configurations("default", "plain")
@@ -150,3 +150,19 @@ def test_disconnect_of_a_relays_client_ends_asynchronous_code_in_its_iterable() 
     assert waiting.waiting.wait(30)
     frames.close()
     assert waiting.cleaned_up.wait(30)
+
+
+def test_code_that_a_flag_with_an_error_has_cancelled_is_an_error() -> None:
+    """The loop cancels the code of a scope whose flag it cannot check. By then the flag may be usable again."""
+    consumer = threading.get_ident()
+
+    class Flag:
+        def is_set(self) -> bool:
+            if threading.get_ident() != consumer:
+                raise ZeroDivisionError
+            return False
+
+    waiting = Waiting()
+    with cancel_on(Flag()), pytest.raises(RequestAbortedError, match="was cancelled"):
+        run(waiting.forever())
+    assert waiting.cleaned_up.is_set()
