@@ -33,12 +33,11 @@ class TopicGroup:
         self._retry_now = asyncio.Event()
         self.topics: dict[str, Topic] = {}
         # The task that runs run().
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None]
 
     def cancel(self) -> None:
         """Cancel the read."""
-        if self.task is not None:
-            self.task.cancel()
+        self.task.cancel()
 
     def wake(self) -> None:
         """Begin to wait for the present topics at once, also during an outage: others may have ended it."""

@@ -53,6 +53,13 @@ def test_retry_may_be_left_out(relayed: Relay) -> None:
     assert shutdown_of(reading.rest()).retry is None
 
 
+def test_first_of_two_shutdowns_counts(relayed: Relay) -> None:
+    reading = relayed(["a"])
+    relay.end_all(retry=1.0)
+    relay.end_all(retry=2.0)
+    assert shutdown_of(reading.rest()).retry == 1.0
+
+
 @pytest.mark.parametrize("retry", [-1, "5", float("inf")])
 def test_retry_must_be_a_number_of_seconds(retry: Any) -> None:
     with pytest.raises(UsageError, match="`retry` must be a number of seconds, at least 0"):

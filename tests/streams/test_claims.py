@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sseqbridge import EventStream, UsageError, request_sse
-from sseqbridge._engine.channel import End
+from sseqbridge import EventStream, ReadError, UsageError, merge, request_sse
+from sseqbridge._engine.channel import End, ThreadChannel
 from sseqbridge._streams.claims import Claim, Claims
 from sseqbridge._streams.plain_cursor import PlainCursor
 from sseqbridge._streams.reader import ItemReader
@@ -167,3 +167,30 @@ def test_interrupt_of_a_poll_that_has_read_the_end_shows_that_items_are_lost(is_
         stream.poll()
     streams.clear()
     assert (stream.outcome, stream.last_event_id, stream.poll()) == ("closed", "", [])
+
+
+def test_interrupt_of_a_poll_that_has_read_an_error_leaves_the_error() -> None:
+    stream = InMemory([ALL], End("error", ReadError("reset"))).stream()
+    cursor = reader_of(stream).cursor
+    position = cursor.position
+    assert stream.poll() == ALL
+    # As after an interrupt at the end of that call.
+    cursor.lose(position)
+    assert stream.outcome == "error"
+    with pytest.raises(ReadError):
+        stream.poll()
+
+
+def test_interrupt_of_add_leaves_the_callers_stream_open() -> None:
+    class Interrupted(ThreadChannel[Any]):
+        def notify(self, wake: object) -> None:
+            raise Alarm
+
+    source = InMemory([])
+    source.channel = Interrupted(1 << 20)
+    merged = merge()
+    with source.stream() as stream:
+        with pytest.raises(Alarm):
+            merged.add("a", stream)
+        assert stream.outcome is None
+    assert list(merged) == []

@@ -356,7 +356,9 @@ def test_stream_of_a_function_that_nobody_has_read_is_aborted() -> None:
         assert ended.wait(30)
         opening.abort()
         server.requests[0].wait_aborted()
-        assert opening.poll().cursor.outcome == "closed"
+        reader = opening.poll()
+        assert reader is not None
+        assert reader.cursor.outcome == "closed"
 
 
 def test_coroutine_function_is_not_called_after_the_end(run: Run) -> None:
