@@ -198,4 +198,7 @@ def _called(decode: Callable[[ServerSentEvent], Any]) -> Callable[[ServerSentEve
 
 def _where(exc: ValueError | RecursionError) -> str:
     # The position in the document, never the document itself: it may hold secrets.
-    return f"{exc.msg} at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
+    if not isinstance(exc, json.JSONDecodeError):
+        return type(exc).__name__
+    # Some messages of json end with "at", for the position.
+    return f"{exc.msg.removesuffix(' at')} at character {exc.pos}"

@@ -60,9 +60,17 @@ def test_invalid_json_raises_decode_error_with_event_and_cause(data: str, error_
     assert "99" not in message
 
 
-def test_decode_error_has_the_position_of_the_fault() -> None:
-    with pytest.raises(DecodeError, match=r"\(Expecting value at character 6\)"):
-        decoder().item(ServerSentEvent(data='{"a": oops}'))
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ('{"a": oops}', "Expecting value at character 6"),
+        ('{"a": "\x00"}', "Invalid control character at character 7"),
+        ('{"a": "b', "Unterminated string starting at character 6"),
+    ],
+)
+def test_decode_error_has_the_position_of_the_fault(data: str, fault: str) -> None:
+    with pytest.raises(DecodeError, match=rf"\({fault}\)"):
+        decoder().item(ServerSentEvent(data=data))
 
 
 def test_json_that_only_the_standard_library_accepts_is_decoded() -> None:
