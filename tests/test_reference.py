@@ -207,6 +207,36 @@ def test_docstring_has_an_example(documented: Documented) -> None:
     assert re.search(r"(?:^|\n\n) {4}\S|^Example: `", documented.text, re.MULTILINE)
 
 
+PUBLIC = {each.name.rpartition(".")[2]: each.value for each in NAMES}
+
+
+def calls_in_examples(text: str) -> Iterator[ast.Call]:
+    """Yield the calls of public names in the indented examples of a docstring."""
+    for example in re.findall(r"(?:^|\n\n)((?: {4}.*(?:\n|$)|\n(?= {4}))+)", text):
+        code = textwrap.dedent(example)
+        begin = "try:\n    ...\n" if code.startswith("except") else ""
+        for node in ast.walk(ast.parse(begin + code)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PUBLIC:
+                yield node
+
+
+@each_of([*NAMES, *MEMBERS])
+def test_calls_in_examples_match_the_signatures(documented: Documented) -> None:
+    for call in calls_in_examples(documented.text):
+        assert isinstance(call.func, ast.Name)
+        if not any(isinstance(each, ast.Starred) for each in call.args):
+            keywords = {each.arg: None for each in call.keywords if each.arg is not None}
+            # Each framework has a stream_response.
+            is_own = call.func.id == getattr(documented.value, "__name__", "")
+            called = documented.value if is_own else PUBLIC[call.func.id]
+            inspect.signature(called).bind(*call.args, **keywords)
+
+
+def test_examples_are_found() -> None:
+    names = {call.func.id for each in NAMES for call in calls_in_examples(each.text) if isinstance(call.func, ast.Name)}
+    assert {"Resume", "SSEClient", "gather", "request_sse"} <= names
+
+
 @each_of([each for each in CLASSES if each.value.__name__ in RETURNED])
 def test_docstring_names_what_returns_the_class(documented: Documented) -> None:
     assert is_named(RETURNED[documented.value.__name__].rpartition(".")[2], documented.text)

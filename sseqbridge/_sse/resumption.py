@@ -22,7 +22,7 @@ class Attempt:
     """The next attempt to resume a stream, and the request that was lost.
 
         def resume(attempt):
-            return Resume(f"/answers/{answer_id}?after={attempt.last_event_id}")
+            return Resume("GET", f"/answers/{answer_id}?after={attempt.last_event_id}")
 
         request_sse(url, headers, data, reconnect=ReconnectionPolicy(resume=resume))
 
@@ -46,7 +46,7 @@ class Attempt:
 class Resume:
     """The request that continues a stream. It has no body.
 
-        Resume("/answers/7", headers={"Authorization": f"Bearer {new_token()}"})
+        Resume("GET", "/answers/7", headers={"Authorization": f"Bearer {new_token()}"})
 
     `url` may be relative to that of the lost request. `headers` replace those of the caller; None: they are kept, and
     another origin gets none of them but Accept and Last-Event-ID. Last-Event-ID is added to both, unless `headers`
