@@ -252,6 +252,16 @@ def test_architecture_names_files_that_exist() -> None:
     assert [name for name in sorted(names) if not any(path.endswith(f"/{name}") for path in existing)] == []
 
 
+def test_architecture_names_each_module() -> None:
+    text = (ROOT / "sseqbridge/README.md").read_text("utf-8")
+    paragraphs = dict(re.findall(r"^- \*\*`(\w+)/`\*\*(.*?)(?=^- |\n\n)", text, re.M | re.S))
+    [by_keyword] = re.findall(r"^By keyword: .*?\n\n", text, re.M | re.S)
+    paths = [path.relative_to(ROOT / "sseqbridge") for path in ROOT.glob("sseqbridge/*/*.py")]
+    modules = [path for path in paths if path.name != "__init__.py"]
+    assert len(modules) > 150
+    assert [path for path in modules if f"`{path.name}`" not in paragraphs[path.parts[0]] + by_keyword] == []
+
+
 def _rows(heading: str) -> list[str]:
     """Return the names in the first cells of a table of tests/README.md."""
     sections = re.split(r"^#+ ", (ROOT / "tests/README.md").read_text("utf-8"), flags=re.M)
