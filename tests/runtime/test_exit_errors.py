@@ -65,9 +65,13 @@ def collect():
     began.set()
     return stream.collect()
 
-def gathered():
-    began.set()
-    return gather([lambda: request_sse(url)] * 2)
+both_open = threading.Barrier(2, action=began.set)
+
+def opened():
+    response = request_sse(url)
+    # A request that begins after the interpreter's exit has closed the bridges runs on a new one.
+    both_open.wait()
+    return response
 
 READERS = {
     "for": lambda: items_of(one),
@@ -75,7 +79,7 @@ READERS = {
     "collect": collect,
     "poll": poll,
     "merge": lambda: items_of(lambda: merge({"a": one(), "b": one()})),
-    "gather": lambda: list(gathered()),
+    "gather": lambda: list(gather([opened] * 2)),
     "tee": lambda: items_of(lambda: tee(one(), 2)[0]),
     "iterate": lambda: items_of(lambda: iterate(numbers)),
     "run": lambda: run(forever),
