@@ -167,15 +167,15 @@ def test_deferred_send_wakes_after_the_rest_of_the_step(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     channel: Channel[int] = Channel(loop, 100)
-    woken: list[list[int]] = []
+    woken: list[int] = []
 
     async def produce() -> None:
-        channel._waiters.append(lambda: woken.append([entry for _, entry in channel._queue if type(entry) is int]))
+        channel.notify(lambda: woken.append(channel.pending))
         channel.send_deferred(1, 10)
         assert woken == []
-        channel._queue.append((10, 2))
+        channel.send_silently(2, 10)
         await asyncio.sleep(0)
-        assert woken == [[1, 2]]
+        assert woken == [2]
 
     in_loop(loop, produce()).result(30)
 
@@ -209,8 +209,7 @@ def test_try_send_refuses_entries_that_do_not_fit(loop: asyncio.AbstractEventLoo
         # The first entry of any size, then as many as fit.
         assert channel.try_send(1, 500)
         assert not channel.try_send(2, 0)
-        assert channel._pop() == 1
-        channel._release()
+        assert [channel.poll(), channel.poll()] == [1, None]
         assert channel.try_send(3, 60)
         assert not channel.try_send(4, 41)
         assert channel.try_send(5, 40)
@@ -309,7 +308,7 @@ def test_entry_taken_before_the_producers_wait_is_no_lost_wakeup(
 def test_closed_is_set_before_waiters_are_woken(loop: asyncio.AbstractEventLoop) -> None:
     channel: Channel[int] = Channel(loop, 10)
     seen = []
-    channel._waiters.append(lambda: seen.append(channel.closed))
+    channel.notify(lambda: seen.append(channel.closed))
     channel.close()
     assert seen == [True]
 

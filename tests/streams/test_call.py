@@ -247,7 +247,7 @@ def test_call_is_immutable_and_shows_no_secrets() -> None:
     assert copy.copy(call) is call
     assert copy.deepcopy([call]) == [call]
     with pytest.raises(AttributeError, match="Call is immutable"):
-        call._bridge = None
+        call.url = "http://other"
     with pytest.raises(TypeError, match="Call cannot be pickled"):
         pickle.dumps(call)
 
