@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 PLAIN, FAST, BASELINE, NAIVE, FLOOR = "sseqbridge", "sseqbridge[fast]", "httpx-sse", "naive bridge", "http.client"
 LLHTTP_FLOOR = "socket + httptools"
-TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 30.0
+TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 180.0, 120.0
 PEER_ROUNDS = 3
 
 
