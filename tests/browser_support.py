@@ -25,7 +25,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
-from tests.support import ROOT, until
+from tests.support import ROOT, reserved_port, until
 
 __all__ = [
     "FLASK_CHAT",
@@ -228,9 +228,10 @@ def chromium() -> Iterator[webdriver.Chrome]:
     for argument in ("--headless=new", "--window-size=1280,900", "--lang=en", *_ON_LOOPBACK, *_IN_A_CONTAINER):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # Chromium leaves files behind.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        chrome = webdriver.Chrome(options, Service(driver, env={**os.environ, "TMPDIR": directory}))
+    # Chromium leaves files behind. Selenium itself would choose a port that another process may get first.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, reserved_port() as port:
+        service = Service(driver, port=port, env={**os.environ, "TMPDIR": directory})
+        chrome = webdriver.Chrome(options, service)
         try:
             yield chrome
         finally:
