@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import pytest
@@ -70,14 +70,14 @@ class Interrupt:
 
     Leaves out the modules that only check arguments and build a request, if `is_prepared`. `number` counts bytecodes
     from 1, of all frames, or of one: `frame` is its number, in the order in which they are entered or resumed, from 0.
-    Tracing one frame is much faster. `passed` has the frame of each bytecode that was passed.
+    Tracing one frame is much faster. `passed` has the frame's number, code and offset of each bytecode that was passed.
     """
 
     def __init__(
         self, number: int, frame: int | None = None, *, is_deep: bool = False, is_prepared: bool = False
     ) -> None:
         self.left = number
-        self.passed: list[int] = []
+        self.passed: list[tuple[int, CodeType, int]] = []
         self._frame = frame
         self._entered = 0
         self._is_deep = is_deep
@@ -113,7 +113,7 @@ class Interrupt:
     def _step(self, number: int, uninterrupted: frozenset[int], frame: FrameType, event: str, argument: Any) -> None:
         if event == "opcode" and frame.f_lasti not in uninterrupted:
             self.left -= 1
-            self.passed.append(number)
+            self.passed.append((number, frame.f_code, frame.f_lasti))
             if not self.left:
                 sys.settrace(None)
                 self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name} +{frame.f_lasti}"
@@ -166,20 +166,30 @@ def _uninterrupted(code: CodeType, is_inner: bool) -> frozenset[int]:
 
 
 def interruptions(
-    make: Callable[[], T], read: Callable[[T], object], *, least: int = 50, opens: bool = False, **options: bool
+    make: Callable[[], T],
+    read: Callable[[T], object],
+    *,
+    least: int = 50,
+    close: Callable[[T], object] | None = None,
+    **options: bool,
 ) -> Iterator[tuple[T, BaseException]]:
     """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception.
 
-    A complete call before the others finds the frame of each bytecode, unless it `opens` what the caller must close.
+    A complete call before the others finds the frame of each bytecode. `close` closes what a complete call has opened;
+    with it, each interrupt is at the very bytecode, even if the thread of a bridge is faster than in the first call.
     `least` is the least number of bytecodes that are expected, `options` are those of Interrupt.
     """
-    places = [] if opens else _places(make(), read, **options)
+    made = make()
+    places = _places(made, read, **options)
+    if close is not None:
+        close(made)
+    del made
     # The collections, also those of the tests, look only at the objects of the test.
     gc.collect()
     gc.freeze()
     with _finalizers_find_their_attributes():
         try:
-            number = yield from _interrupt_each(make, read, places, options)
+            number = yield from _interrupt_each(make, read, close, places, options)
         finally:
             gc.unfreeze()
         # Interrupted streams are in cycles with their tracebacks. Here, where their warnings are ignored.
@@ -207,7 +217,11 @@ def _finalizers_find_their_attributes() -> Iterator[None]:
 
 
 def _interrupt_each(
-    make: Callable[[], T], read: Callable[[T], object], places: list[tuple[int, int]], options: dict[str, bool]
+    make: Callable[[], T],
+    read: Callable[[T], object],
+    close: Callable[[T], object] | None,
+    places: list[Place],
+    options: dict[str, bool],
 ) -> Generator[tuple[T, BaseException], None, int]:
     """Do what interruptions() says. Returns the number of bytecodes, and one."""
     number = 1
@@ -215,7 +229,8 @@ def _interrupt_each(
     while True:
         made = make()
         if is_placed and number <= len(places):
-            interrupt = Interrupt(*places[number - 1], **options)
+            place = places[number - 1]
+            interrupt = Interrupt(place.number, place.frame, **options)
         else:
             is_placed = False
             interrupt = Interrupt(number, **options)
@@ -228,7 +243,13 @@ def _interrupt_each(
             # The exception, and so all of its frames, are alive during the check.
             assert alarm.__traceback__ is not None
             yield made, alarm
+            if close is not None and is_placed and interrupt.passed[-1][1:] != places[number - 1][2:]:
+                # The call took another path than the first one, so that the interrupt was at another bytecode.
+                is_placed = False
+                continue
         else:
+            if close is not None:
+                close(made)
             if interrupt.left > 0 and not is_placed:
                 return number
             if interrupt.left > 0:
@@ -242,8 +263,17 @@ def _interrupt_each(
         is_placed = True
 
 
-def _places(made: T, read: Callable[[T], object], **options: bool) -> list[tuple[int, int]]:
-    """Return for each bytecode of a call its number in its frame, from 1, and the number of the frame."""
+class Place(NamedTuple):
+    """A bytecode of a call: its number in its frame, from 1, the number of the frame, and the instruction."""
+
+    number: int
+    frame: int
+    code: CodeType
+    offset: int
+
+
+def _places(made: T, read: Callable[[T], object], **options: bool) -> list[Place]:
+    """Return the bytecodes of a call."""
     recording = Interrupt(-1, **options)
     gc.disable()
     try:
@@ -252,11 +282,11 @@ def _places(made: T, read: Callable[[T], object], **options: bool) -> list[tuple
     finally:
         gc.enable()
     counts: collections.Counter[int] = collections.Counter()
-    counts_so_far = []
-    for frame in recording.passed:
+    places = []
+    for frame, code, offset in recording.passed:
         counts[frame] += 1
-        counts_so_far.append((counts[frame], frame))
-    return counts_so_far
+        places.append(Place(counts[frame], frame, code, offset))
+    return places
 
 
 class Loop:

@@ -38,10 +38,12 @@ def test_interrupt_of_a_request_leaves_no_request_running(client: SSEClient[str]
     def ask(_: object) -> None:
         opened.append(client.request("/") if way == "request" else call())
 
-    for _ in interruptions(lambda: None, ask, opens=True, is_prepared=True, least=100):
+    def close(_: object) -> None:
+        opened.pop().events.close()
+
+    for _ in interruptions(lambda: None, ask, close=close, is_prepared=True, least=100):
         assert not opened
         until(lambda: not bridge.stats().open_streams)
-    opened[0].events.close()
 
 
 def test_interrupt_of_merged_functions_leaves_no_request_running(client: SSEClient[str], bridge: Bridge) -> None:

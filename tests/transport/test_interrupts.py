@@ -37,11 +37,10 @@ def test_interrupt_at_any_bytecode_of_a_request(package: Any, bridge: Bridge, ha
         def ask(_: object) -> None:
             opened.append(client.send(client.build_request("POST", server.url, content=content()), stream=True))
 
-        for _ in interruptions(lambda: None, ask, opens=True, least=100):
+        for _ in interruptions(lambda: None, ask, close=lambda _: opened.pop().close(), least=100):
             assert not opened
             until(lambda: not bridge.stats().open_streams)
             until(lambda: "requests=0" in repr(transport))
-        opened[0].close()
 
 
 @pytest.mark.parametrize("ends", [False, True])
