@@ -2,7 +2,8 @@
 
 The task of a RawExchange sends the request, puts the head into a channel, then bytes of the body, then an End. Body
 bytes go from the transport's callback into the channel; the task resumes only for the head, the end, an error, and a
-full channel (backpressure). Everything runs on the loop thread, except for the methods that are marked thread-safe.
+full channel (backpressure). On a reused connection a RawTransfer does all this in callbacks, without a task, until
+something has to be awaited. Everything runs on the loop thread, except for the methods that are marked thread-safe.
 
 The channel's consumer gets an End of outcome "eof" only if the whole body was received.
 Neither a RawExchange nor anything that it references may reference the response that the user holds, which aborts
@@ -18,27 +19,32 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
+import httpx
 
 from sseqbridge._exceptions import BridgeClosedError, ConnectError, SSEError, UsageError
 from sseqbridge._http import http2
 from sseqbridge._http.bounded_bodies import unbounded_stream
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.connection_auth import own_connections
-from sseqbridge._http.errors import CLIENT_CODE
+from sseqbridge._http.errors import CLIENT_CODE, ReusedConnectionClosed
 from sseqbridge._http.forwarded import ForwardedRequest, error_of, package_of
+from sseqbridge._http.transport import SAFE_METHODS
 from sseqbridge._http.urls import describe, origin_key
 from sseqbridge._runtime.callbacks import CallersCode, original
 
 from .channel import CLOSED, Channel, End, ThreadChannel, post
 from .client_lease import ClientLease
-from .idle_clock import EventDetector, event_detector
-from .last_event import ends_stream
 from .loop_state import LoopState, LoopTask
 from .memory import DEFAULT_MAX_BUFFERED_BYTES, memory
+from .raw_transfer import RawTransfer
+from .raw_writer import RawWriter
 from .responses import PulledBody, response_headers
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
+    from sseqbridge._http.connection import HTTP11Connection
+    from sseqbridge._http.direct_request import DirectRequest
+    from sseqbridge._http.h1_heads import ResponseHead
 
 __all__ = ["RawExchange", "RawHead"]
 
@@ -47,10 +53,9 @@ logger = logging.getLogger("sseqbridge")
 # How many bytes of a request's body may be ahead of the connection.
 _MAX_UPLOAD_BYTES = 256 * 1024
 
-# After an event stream's last event: for how long, and how much of, the rest of the body is read in the background.
-# The connection can be reused if the rest comes in that time.
+# After an event stream's last event: for how long the rest of the body is read in the background. The connection can be
+# reused if the rest comes in that time.
 _DRAIN_SECONDS = 1.0
-_DRAIN_BYTES = 64 * 1024
 
 
 class RawHead(NamedTuple):
@@ -67,6 +72,9 @@ class _Sender(ClientLease):
     def __init__(self, clients: ClientPool, request: ForwardedRequest) -> None:
         super().__init__(clients, origin_key(request.url) if clients.has_factory else "")
         self._request = request
+        self._direct = self._client.forwarded_bytes(request)
+        # The error of the request that was sent on reused_connection().
+        self._failure: Exception | None = None
 
     @cached_property
     def is_direct(self) -> bool:
@@ -78,10 +86,41 @@ class _Sender(ClientLease):
         """The request's URL, as messages may show it."""
         return describe(self._request.url)
 
+    def reused_connection(self) -> tuple[HTTP11Connection, DirectRequest] | None:
+        """Return an idle connection, and the request to send on it; None if send() has to send the request."""
+        direct = self._direct
+        connection = None if direct is None else self._client.reused_connection(direct)
+        self.network_stream = connection
+        return None if direct is None or connection is None else (connection, direct)
+
+    @property
+    def read_timeout(self) -> float | None:
+        """The limit of the seconds without a byte."""
+        seconds: float | None = self._request.extensions.get("timeout", {}).get("read")
+        return seconds
+
+    def continue_with(self, result: httpx.Response | Exception) -> None:
+        """Take the response, or its error, of the request that was sent on reused_connection().
+
+        send() raises the error. A safe request whose reused connection was closed is sent again by it.
+        """
+        self.network_stream = None
+        if isinstance(result, Exception):
+            self._failure = result
+        else:
+            self._received(result)
+
+    async def _send_request(self) -> Any:
+        failure, self._failure = self._failure, None
+        is_again = isinstance(failure, ReusedConnectionClosed) and self._request.method in SAFE_METHODS
+        if failure is not None and not is_again:
+            raise failure
+        return await self._client.forward(self._request, is_again=is_again)
+
     async def send(self) -> Any:
         """Send the request and return its response."""
         try:
-            response = await self._client.forward(self._request)
+            response = await self._send_request()
         except asyncio.CancelledError as exc:
             if self._client.shared and not self.is_direct:
                 await http2.abort_before_response(exc, self._request)
@@ -147,21 +186,14 @@ class RawExchange(LoopTask):
         self.upload = None if in_memory else Upload()
         self._sender = _Sender(clients, ForwardedRequest(request, self._package, self.upload))
         self.channel: Channel[RawHead | bytes] = Channel(state.loop, DEFAULT_MAX_BUFFERED_BYTES)
+        self.writer = RawWriter(self.channel, state.loop)
         self.task: asyncio.Task[None] | None = None
-        self.received = 0
+        # Does the work as long as there is no task.
+        self._callbacks: RawTransfer | None = None
         self._idle = idle
         self._owner = owner
-        # When the last byte or event came, on the loop's clock; None while the consumer holds the response back.
-        self._idle_since: float | None = None
-        self._detector: EventDetector | None = None
         self._timer: asyncio.TimerHandle | None = None
-        # Bytes that the channel had no room for.
-        self._pending = b""
-        # The last two reads: they show whether an event stream has come to its last event.
-        self._newest = self._previous = b""
         self._body: BodyStream | PulledBody | None = None
-        # How many bytes may still be read after the consumer has closed an ended stream; None before.
-        self._drain_left: int | None = None
         self._is_aborted = False
         self._reason: BaseException | None = None
         # Cancels _transfer while it runs.
@@ -173,6 +205,11 @@ class RawExchange(LoopTask):
     def target(self) -> str:
         """The request's URL, as messages may show it."""
         return self._sender.target
+
+    @property
+    def received(self) -> int:
+        """The number of bytes of the body so far."""
+        return self.writer.received
 
     def abort(self) -> None:
         """Abort the request. Its consumer gets closed_error(). Does nothing in a forked child."""
@@ -193,7 +230,7 @@ class RawExchange(LoopTask):
                 self.channel.close()
             return False
         self.channel.close()
-        is_at_end = ends_stream(self._previous, self._newest)
+        is_at_end = self.writer.ends_stream
         post(self.loop, self._drain_on_loop if is_at_end else self.abort_on_loop, None)
         return not is_at_end
 
@@ -205,11 +242,54 @@ class RawExchange(LoopTask):
     # On the loop thread.
 
     def start(self) -> None:
-        """Start the task, in the context of the caller."""
+        """Send the request on an idle connection, in callbacks, or start the task; in the context of the caller."""
         self.state.add(self)
         memory.enter(self.channel, self.loop)
+        # A handler of log records is code of the caller's, and expects its context.
+        reused = None if logger.isEnabledFor(logging.DEBUG) else self._sender.reused_connection()
+        if reused is None:
+            self._start_task()
+            return
+        connection, request = reused
+        self._callbacks = RawTransfer(self, connection, request.method, self._sender.read_timeout)
+        self._callbacks.start(request.data)
+
+    def _start_task(self) -> None:
         self.task = self.loop.create_task(self._run(), name="sseqbridge-request")
         self.task.add_done_callback(self._done)
+
+    # For the RawTransfer.
+
+    def open_in_callback(self, response: ResponseHead, body: BodyStream) -> None:
+        """Put the head into the channel, without waking the consumer."""
+        self._body = body
+        extensions = {
+            "http_version": b"HTTP/" + response.http_version,
+            "reason_phrase": response.reason,
+            "network_stream": ConnectionInfo(self._sender.network_stream),
+        }
+        self.writer.wakes_consumer = False
+        self.channel.send_silently(RawHead(response.status, response.headers, extensions))
+        if self._idle is not None:
+            self._watch_idle(httpx.Headers(response.headers))
+
+    def take(self, data: bytes) -> bool:
+        """Take what the transport has just read. Returns False if the task has to continue."""
+        is_taken = self.writer.take(data)
+        if self.writer.is_drained:
+            self.abort_on_loop(None)
+        return is_taken
+
+    def continue_with(self, result: httpx.Response | Exception) -> None:
+        """Start the task, which continues with the response, or with the error before its head."""
+        self._callbacks = None
+        self._sender.continue_with(result)
+        self._start_task()
+
+    def end_in_callback(self) -> None:
+        """End the exchange: the body is complete, and the connection is back in the pool, or closed."""
+        self._callbacks = self._body = self._sender.network_stream = None
+        self._finish(None, is_complete=True)
 
     async def _run(self) -> None:
         error: BaseException | None = None
@@ -252,17 +332,20 @@ class RawExchange(LoopTask):
         return f"what the HTTP client, its transport, hooks or auth did for {self.target}"
 
     async def _transfer(self) -> None:
-        response = await self._sender.send()
-        if self.upload is not None:
-            # A response ends the sending of the request.
-            self.upload.close()
-        head, self._body = self._opened(response)
-        # Wakes the consumer in the next iteration of the loop, or with the end of the body if that is here already.
-        self.channel.send_deferred(head)
-        if self._idle is not None:
-            self._watch_idle(response)
+        if self._body is None:
+            response = await self._sender.send()
+            if self.upload is not None:
+                # A response ends the sending of the request.
+                self.upload.close()
+            head, self._body = self._opened(response)
+            # Wakes the consumer in the next iteration of the loop, or with the end of the body if that is here already.
+            self.channel.send_deferred(head)
+            if self._idle is not None:
+                self._watch_idle(response_headers(response))
+        elif rest := self.writer.pop_pending():
+            await self.writer.write(rest)
         while data := await self._read():
-            await self._send(data)
+            await self.writer.write(data)
         await self._close(is_read_to_end=True)
         self._finish(None, is_complete=True)
 
@@ -283,87 +366,50 @@ class RawExchange(LoopTask):
     async def _read(self) -> bytes:
         """Return bytes that are to be sent to the consumer, b"" at the end of the body."""
         assert self._body is not None
-        while True:
-            data = await self._body.read(self._take)
+        while (data := await self._body.read(self.take)) != b"":
             if data is None:
-                data, self._pending = self._pending, b""
+                return self.writer.pop_pending()
+            if self.writer.note(data):
                 return data
-            if not data:
-                return b""
-            self._note(data)
-            if self._drain_left is None:
-                return data
-            self._drain_left -= len(data)
-            if self._drain_left < 0:
+            if self.writer.is_drained:
                 self.abort_on_loop(None)
                 # A body that never waits would keep the loop from cancelling this.
                 await asyncio.sleep(0)
+        return b""
 
-    def _take(self, data: bytes) -> bool:
-        """Take what the transport has just read. Returns False if the task has to continue."""
-        self._note(data)
-        if self._drain_left is not None:
-            self._drain_left -= len(data)
-            if self._drain_left < 0:
-                self.abort_on_loop(None)
-            return True
-        if self.channel.try_send(data, len(data)):
-            return True
-        self._pending = data
-        return False
-
-    def _note(self, data: bytes) -> None:
-        self.received += len(data)
-        self._previous, self._newest = self._newest, data
-        if self._idle is not None and (self._detector is None or self._detector.feed(data)):
-            self._idle_since = self.loop.time()
-
-    async def _send(self, data: bytes) -> None:
-        if self.channel.try_send(data, len(data)):
-            return
-        if self.channel.closed:
-            # The consumer has left. Yield to the loop, so that the abort runs however much can be read at once.
-            await asyncio.sleep(0)
-            return
-        # The idle clock stops while the consumer holds the response back.
-        since, held_at = self._idle_since, self.loop.time()
-        self._idle_since = None
-        await self.channel.send(data, len(data))
-        if since is not None:
-            self._idle_since = since + self.loop.time() - held_at
-
-    def _watch_idle(self, response: Any) -> None:
-        self._detector = event_detector(response_headers(response))
-        self._idle_since = self.loop.time()
+    def _watch_idle(self, headers: httpx.Headers) -> None:
+        self.writer.watch_idle(headers)
         self._check_idle()
 
     def _check_idle(self) -> None:
         # One timer a response, set again when it fires: a read only costs a look at the clock.
         assert self._idle is not None
         now = self.loop.time()
-        since = now if self._idle_since is None else self._idle_since
+        since = now if self.writer.idle_since is None else self.writer.idle_since
         if now - since >= self._idle:
-            what = "no byte" if self._detector is None else "no event (comments and heartbeats do not count)"
+            what = "no event (comments and heartbeats do not count)" if self.writer.detects_events else "no byte"
             self.abort_on_loop(self._package.ReadTimeout(f"{what} came for {self._idle:g} s, the limit `idle`"))
         else:
             self._timer = self.loop.call_at(since + self._idle, self._check_idle)
 
     def _drain_on_loop(self, reason: None) -> None:
-        if not self.finished and self._drain_left is None:
-            self._drain_left = _DRAIN_BYTES
-            self._set_timer(_DRAIN_SECONDS)
-
-    def _set_timer(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self.abort_on_loop, None)
+        if not self.finished and self.writer.start_draining():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_later(_DRAIN_SECONDS, self.abort_on_loop, None)
 
     def abort_on_loop(self, reason: BaseException | None) -> None:
         """Shut the connection down and end the task. The consumer gets `reason`, or that the response was closed."""
-        if self.finished or self.task is None or self.is_inherited:
+        if self.finished or (self.task is None and self._callbacks is None) or self.is_inherited:
             return
         if self._reason is None:
             self._reason = reason
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            callbacks.close()
+            self._sender.network_stream = None
+            self._finish(None)
+            return
         # The socket first: a task that waits for something else could take its time.
         self._sender.shut_down()
         self._is_aborted = True

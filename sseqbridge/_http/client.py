@@ -27,7 +27,7 @@ from sseqbridge._runtime import fork, loops, sockets, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .bounded_bodies import bounded_auth, bounded_hooks, errors_of_hooks_pass
-from .direct_request import DirectRequest, direct_request
+from .direct_request import DirectRequest, direct_request, forwarded_bytes
 from .proxies import ProxySettings
 from .transport import Transport, count_connections, is_client_replaced
 from .urls import parsed_url
@@ -148,6 +148,10 @@ class Client:
         """Return a request that can be sent on reused_connection(); None if `options` need a request of the package."""
         return None
 
+    def forwarded_bytes(self, request: ForwardedRequest) -> DirectRequest | None:
+        """Return a request that can be sent on reused_connection(); None if forward() is to send `request`."""
+        return None
+
     def reused_connection(self, request: DirectRequest) -> HTTP11Connection | None:
         """Return an idle connection for the request, now the caller's; None if send() is to send the request."""
         return None
@@ -179,10 +183,11 @@ class Client:
         bounded.event_hooks = bounded_hooks(self.package, hooks)
         return bounded
 
-    async def forward(self, request: ForwardedRequest) -> Any:
+    async def forward(self, request: ForwardedRequest, *, is_again: bool = False) -> Any:
         """Send a request that another client built, and return the response as soon as its head has been received.
 
-        This client's transports and event hooks are used, none of its other settings.
+        This client's transports and event hooks are used, none of its other settings. `is_again` after the request
+        failed on reused_connection(): it is not sent on an idle connection.
         """
         with errors_of_hooks_pass():
             rebuilt = request.rebuilt(self.package)
@@ -245,9 +250,19 @@ class _OwnClient(Client):
         response.request = request
         return response
 
-    async def forward(self, request: ForwardedRequest) -> Any:
+    def forwarded_bytes(self, request: ForwardedRequest) -> DirectRequest | None:
+        try:
+            is_proxied = self._proxies.proxy_for(request.url) is not None
+        except UsageError:
+            # forward() raises it.
+            return None
+        return None if is_proxied else forwarded_bytes(request)
+
+    async def forward(self, request: ForwardedRequest, *, is_again: bool = False) -> Any:
         sent: Any = request
-        response = await self._transport.handle_async_request(sent)
+        transport = self._transport
+        send = transport.send_on_new_connection if is_again and self.is_direct(sent) else transport.handle_async_request
+        response = await send(sent)
         response.request = sent
         return response
 

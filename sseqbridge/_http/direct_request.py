@@ -1,7 +1,8 @@
-"""The bytes of a request that needs no more than headers and a body in memory, without a request object of httpx.
+"""The bytes of a request that needs no more than headers and a body in memory, for a reused connection.
 
-They are the bytes that the transport would send for the object, which the tests compare. Pure; runs on the caller's
-thread. The cached parts of a URL are those of its target and its Host header.
+They are the bytes that the transport would send for a request object of httpx, which the tests compare: built from the
+options of a call without such an object, or from the object of another client. Pure; runs on the caller's thread. The
+cached parts of a URL are those of its target and its Host header.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 
 from .connection_auth import authenticates_connection
-from .h1_heads import HeadError, write_head
+from .h1_heads import HeadError, framing_of, write_head
 from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
 from .origin import Origin, origin_of
 from .request import ACCEPT, DEFAULT_HEADERS
 
 if TYPE_CHECKING:
+    from .forwarded import ForwardedRequest
     from .request import RequestOptions
 
-__all__ = ["DefaultHeaders", "DirectRequest", "direct_request"]
+__all__ = ["DefaultHeaders", "DirectRequest", "direct_request", "forwarded_bytes"]
 
 # Of the client: (name in lower case, line).
 DefaultHeaders = list[tuple[str, bytes]]
@@ -48,7 +50,7 @@ _MAX_BYTES = 63 * 1024
 
 
 class DirectRequest(NamedTuple):
-    """A request as bytes. `url` is an httpx.URL. The repr shows no secrets."""
+    """A request as bytes. `url` is a URL of httpx or httpx2. The repr shows no secrets."""
 
     url: httpx.URL
     origin: Origin
@@ -132,3 +134,23 @@ def _line(name: str, value: str) -> tuple[str, bytes] | None:
     if authenticates_connection([(raw_name, raw_value)]):
         return None
     return name.lower(), b"%b: %b\r\n" % (raw_name, raw_value)
+
+
+def forwarded_bytes(request: ForwardedRequest) -> DirectRequest | None:
+    """Return the request that another client built; None if it takes more than the bytes of a head and a body.
+
+    A request that would not be valid HTTP takes more: an error.
+    """
+    headers, stream = request.headers.raw, request.stream
+    if not request.extensions.keys() <= {"timeout"} or not isinstance(stream, httpx.ByteStream):
+        return None
+    try:
+        framing = framing_of(headers)
+        head = write_head(request.method.encode("ascii", "replace"), request.url.raw_path, headers)
+    except HeadError:
+        return None
+    body = b"".join(stream)
+    is_plain = framing.keeps_alive and not framing.is_chunked and len(body) == (framing.length or 0)
+    if not is_plain or len(head) + len(body) > _MAX_BYTES or authenticates_connection(headers):
+        return None
+    return DirectRequest(request.url, origin_of(request.url), request.method, head + body)

@@ -153,12 +153,15 @@ class BridgeTransport(NotCopyable, _BaseTransport):
         except BridgeClosedError as exc:
             raise package.ConnectError(str(exc)) from exc
         try:
-            self._start(bridge, exchange, package)
-            # Also while the body is sent, which may block.
-            exchange.ownership.enter(exchange, current_scope())
-            if exchange.upload is not None:
+            self._exchanges.add(exchange)
+            exchange.notify_finished(partial(self._exchanges.discard, exchange))
+            start = partial(_start, bridge, exchange, package)
+            if exchange.upload is None:
+                entry = _checked(exchange, exchange.channel.receive_after(start))
+            else:
+                start()
                 _upload(exchange, request.stream)
-            entry = _received(exchange)
+                entry = _received(exchange)
             assert isinstance(entry, RawHead)
             stream = with_base(_ResponseStream, package.SyncByteStream)(exchange)
             return package.Response(entry.status, headers=entry.headers, stream=stream, extensions=entry.extensions)
@@ -180,13 +183,14 @@ class BridgeTransport(NotCopyable, _BaseTransport):
         owner = self._owner, threading.get_ident()
         return RawExchange(state, clients, request, self._idle, owner)
 
-    def _start(self, bridge: Bridge, exchange: RawExchange, package: Any) -> None:
-        self._exchanges.add(exchange)
-        exchange.notify_finished(partial(self._exchanges.discard, exchange))
-        try:
-            bridge.start(exchange.state, exchange)
-        except BridgeClosedError as exc:
-            raise package.ConnectError(str(exc)) from exc
+
+def _start(bridge: Bridge, exchange: RawExchange, package: Any) -> None:
+    try:
+        bridge.start(exchange.state, exchange)
+    except BridgeClosedError as exc:
+        raise package.ConnectError(str(exc)) from exc
+    # Also while the body is sent, which may block.
+    exchange.ownership.enter(exchange, current_scope())
 
 
 def _upload(exchange: RawExchange, body: Any) -> None:
@@ -204,16 +208,19 @@ def _received(exchange: RawExchange) -> RawHead | bytes | None:
 
     Raises the response's error, Cancelled in a cancelled scope, and UsageError in a forked child.
     """
-    ownership = exchange.ownership
-    ownership.enter(exchange, current_scope())
-    entry = exchange.channel.receive()
+    exchange.ownership.enter(exchange, current_scope())
+    return _checked(exchange, exchange.channel.receive())
+
+
+def _checked(exchange: RawExchange, entry: RawHead | bytes | End) -> RawHead | bytes | None:
+    """Return an entry of a response, None for its end. Raises the errors of _received()."""
     if not isinstance(entry, End):
         return entry
     if entry.outcome == "eof":
         return None
     exchange.check_process()
     # If the scope was cancelled during the wait, it has aborted the request.
-    ownership.enter(exchange, current_scope())
+    exchange.ownership.enter(exchange, current_scope())
     raise exchange.closed_error() if entry.error is None else entry.error
 
 
