@@ -23,7 +23,7 @@ import httpx
 
 from sseqbridge import _accelerators
 from sseqbridge._exceptions import BridgeClosedError, ConnectError, UsageError
-from sseqbridge._runtime import fork, loops, sockets, threads
+from sseqbridge._runtime import fork, loops, threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .bounded_bodies import bounded_auth, bounded_hooks, errors_of_hooks_pass
@@ -292,13 +292,14 @@ async def _plain_transport(
     tls_context: ssl.SSLContext | None, scheme: str, proxy: str | None
 ) -> httpx.AsyncHTTPTransport:
     """Return a transport of httpx for requests of one scheme through one proxy, or without."""
+    # Imports httpcore.
+    from .plain_transport import PlainTransport
+
     needs_tls = scheme == "https" or (proxy is not None and proxy.startswith("https:"))
     # For http alone a context that trusts nobody, so that the certificates need not be readable.
     context = await _tls(tls_context) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    options: dict[str, Any] = {"verify": context, "limits": _NO_LIMITS, "socket_options": sockets.TCP_OPTIONS}
-    if proxy is not None:
-        options["proxy"] = httpx.Proxy(proxy, ssl_context=context if proxy.startswith("https:") else None)
-    return httpx.AsyncHTTPTransport(**options)
+    given = None if proxy is None else httpx.Proxy(proxy, ssl_context=context if proxy.startswith("https:") else None)
+    return PlainTransport(context, _NO_LIMITS, given)
 
 
 class ClientPool:

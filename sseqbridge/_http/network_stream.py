@@ -252,12 +252,12 @@ class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     # Writing.
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Do the TLS handshake with `host`; every later byte is encrypted.
+        """Do the TLS handshake with `host`, inside of an earlier session; every later byte is encrypted.
 
         Raises ssl.SSLError if it fails, OSError if the peer closes the connection during the handshake, and
         ValueError if `host` cannot be a name in a certificate.
         """
-        self._tls = tls = TlsSession(context, host)
+        self._tls = tls = TlsSession(context, host, self._tls)
         self.transport.write(tls.to_send())
         while not tls.is_established:
             if tls.error is not None:

@@ -24,11 +24,12 @@ class TlsSession:
     certificate, an invalid record.
     """
 
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, context: ssl.SSLContext, host: str, below: TlsSession | None = None) -> None:
         """Begin a handshake with `host`; the context decides how its certificate is checked.
 
-        Raises ValueError if `host` cannot be a host name.
+        `below` is the session with a proxy that carries this one. Raises ValueError if `host` cannot be a host name.
         """
+        self._below = below
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
@@ -39,11 +40,17 @@ class TlsSession:
 
     def to_send(self) -> bytes:
         """Return the bytes to send next, b"" if there are none. Call it after every other method."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        data = self._outgoing.read() if self._outgoing.pending else b""
+        if self._below is None:
+            return data
+        return self._below.encrypt(data) if data else self._below.to_send()
 
     def receive(self, data: bytes) -> bytes:
         """Return received bytes decrypted, up to the end or fault that sets `ended` or `error`."""
         parts: list[bytes] = []
+        if self._below is not None:
+            data = self._below.receive(data)
+            self.error = self._below.error
         for start in range(0, max(1, len(data)), _SLICE_BYTES):
             # Bytes after the end have no meaning, and would fill the buffer.
             if self.ended or self.error is not None:

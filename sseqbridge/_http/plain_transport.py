@@ -1,0 +1,306 @@
+"""httpx's transport for the requests that the library's own does not send, on the library's own connections.
+
+httpcore, the implementation of httpx's transport, reads a response once the request is sent, or once a write fails
+with WriteError, since a server may refuse a request before it has read all of it. The connections here receive while
+the body of a request is sent, and fail with that error when the server has refused the request: so httpcore reads the
+refusal at once. HTTP/1.1 only.
+
+Runs on the event loop's thread. Imported on first use, since httpcore is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import httpcore
+import httpx
+
+from sseqbridge._runtime import sockets
+
+from .dial import dial
+from .errors import ConnectionFailedError
+from .h1_heads import FinalHeadReader, HeadError
+from .network_stream import READ_BYTES, Bytes, InputState, NetworkStream
+
+__all__ = ["PlainTransport"]
+
+# The longest body in memory that is sent without reading: it leaves in one write.
+_MAX_UNWATCHED_BYTES = 63 * 1024
+
+# The most that is read ahead of httpcore.
+_MAX_UNREAD_BYTES = 64 * 1024
+
+
+class PlainTransport(httpx.AsyncHTTPTransport):
+    """A transport for requests through one proxy, or without."""
+
+    def __init__(self, tls_context: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None) -> None:
+        super().__init__(verify=tls_context, limits=limits, proxy=proxy)
+        # In the place of httpx's own pool, which cannot be given a network backend.
+        self._pool = _pool(tls_context, limits, proxy)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request and return its response as soon as the head has been received."""
+        body = request.stream
+        if isinstance(body, httpx.ByteStream) and len(b"".join(body)) <= _MAX_UNWATCHED_BYTES:
+            return await super().handle_async_request(request)
+        assert isinstance(body, httpx.AsyncByteStream)
+        upload = _Upload(body)
+        token = _upload.set(upload)
+        request.stream = upload
+        try:
+            return await super().handle_async_request(request)
+        finally:
+            request.stream = body
+            _upload.reset(token)
+
+
+def _pool(
+    tls_context: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None
+) -> httpcore.AsyncConnectionPool:
+    options: dict[str, Any] = {
+        "ssl_context": tls_context,
+        "max_connections": limits.max_connections,
+        "max_keepalive_connections": limits.max_keepalive_connections,
+        "keepalive_expiry": limits.keepalive_expiry,
+        "network_backend": _Backend(),
+    }
+    if proxy is None:
+        return httpcore.AsyncConnectionPool(**options)
+    options["proxy_auth"] = proxy.raw_auth
+    options["proxy_url"] = httpcore.URL(
+        scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=proxy.url.raw_path
+    )
+    if proxy.url.scheme.startswith("socks"):
+        return httpcore.AsyncSOCKSProxy(**options)
+    return httpcore.AsyncHTTPProxy(proxy_headers=proxy.headers.raw, proxy_ssl_context=proxy.ssl_context, **options)
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Opens connections over TCP."""
+
+    def __init__(self) -> None:
+        # The buffer that all connections read into.
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        connection = _Connection(asyncio.get_running_loop(), self._buffer)
+        with connection.connecting():
+            with anyio.fail_after(timeout):
+                await dial(connection, host, port)
+        return _HTTPCoreStream(connection)
+
+
+class _Connection(NetworkStream):
+    """A connection whose bytes wait to be read, also while a request is being written."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
+        super().__init__(loop, buffer)
+        self._unread = bytearray()
+        # Reads the head of the response while a request's body is sent; None at other times.
+        self._head: FinalHeadReader | None = None
+        # Whether that head has been received, and whether the server needs no more of the body.
+        self.has_responded = False
+        self._has_refused = False
+        # Waits for the next part of the body.
+        self._scope: anyio.CancelScope | None = None
+
+    @contextlib.contextmanager
+    def connecting(self) -> Iterator[None]:
+        """Close the connection if the block fails, with an error of httpcore."""
+        try:
+            yield
+        except BaseException as exc:
+            self.abort_transport()
+            # The operating system's own ETIMEDOUT is a TimeoutError too, and not the caller's limit.
+            if isinstance(exc, TimeoutError) and not (isinstance(exc, OSError) and exc.errno is not None):
+                raise httpcore.ConnectTimeout("the connection was not established in time") from exc
+            if isinstance(exc, (OSError, OverflowError, ValueError)):
+                raise httpcore.ConnectError(str(exc)) from exc
+            raise
+
+    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        if self._unread:
+            # They are not encrypted, and must not count as bytes of the session.
+            raise ConnectionFailedError(errno.EPROTO, "the proxy sent bytes before the TLS handshake")
+        await super().start_tls(context, host)
+
+    # Receiving.
+
+    def bytes_received(self, data: bytes) -> None:
+        self._unread += data
+        if len(self._unread) > _MAX_UNREAD_BYTES:
+            self.pause_reading()
+        if self._head is not None:
+            self._look_at_response(self._head, data)
+        self.wake()
+
+    def input_ended(self) -> None:
+        if self._head is not None:
+            self._response_begins(is_refusal=True)
+
+    def _look_at_response(self, reader: FinalHeadReader, data: bytes) -> None:
+        try:
+            head = reader.feed(data)
+        except HeadError:
+            # httpcore reports it.
+            self._response_begins(is_refusal=True)
+        else:
+            if head is not None:
+                # The server may need the rest of the request for a 2xx.
+                self._response_begins(is_refusal=head.status >= 300)
+
+    def _response_begins(self, *, is_refusal: bool) -> None:
+        self._head = None
+        self.has_responded = True
+        if is_refusal:
+            self._has_refused = True
+            if self._writer is not None and not self._writer.done():
+                self._writer.set_exception(_refused())
+            if self._scope is not None:
+                self._scope.cancel()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether read() would return at once."""
+        if self._unread or self.is_down():
+            return True
+        return bool(sockets.read_check(self.transport.get_extra_info("socket").fileno())())
+
+    async def read(self, max_bytes: int, timeout: float | None) -> bytes:
+        """Return the next bytes, b"" at the end of the connection. Raises httpx.ReadTimeout, ReadError and others."""
+        self._head, self.has_responded, self._has_refused = None, False, False
+        while not self._unread:
+            if self.error is not None:
+                raise self.error
+            if self.ended_abruptly:
+                raise httpx.RemoteProtocolError("the connection ended without the close-notify of TLS")
+            if self.input is not InputState.OPEN:
+                return b""
+            await self.wait(timeout)
+        data = bytes(self._unread[:max_bytes])
+        del self._unread[:max_bytes]
+        if len(self._unread) <= _MAX_UNREAD_BYTES:
+            self.resume_reading()
+        return data
+
+    # While a body is sent.
+
+    def watch(self) -> None:
+        """Look at bytes that arrive from now until the next call of read()."""
+        self._head = FinalHeadReader()
+        if self._unread:
+            self._look_at_response(self._head, bytes(self._unread))
+        if self.input is not InputState.OPEN:
+            self.input_ended()
+
+    @contextlib.contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Cancel the block, and raise httpcore.WriteError, when the server has refused the request."""
+        if not self._has_refused:
+            try:
+                with anyio.CancelScope() as self._scope:
+                    yield
+            finally:
+                self._scope = None
+        if self._has_refused:
+            raise _refused()
+
+    async def write(self, data: Bytes, timeout: float | None) -> bool:
+        if self._has_refused:
+            raise _refused()
+        return await super().write(data, timeout)
+
+
+def _refused() -> httpcore.WriteError:
+    return httpcore.WriteError("the server has refused the request")
+
+
+class _HTTPCoreStream(httpcore.AsyncNetworkStream):
+    """A connection as httpcore uses it: with errors of httpcore."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with _errors_of_httpcore():
+            return await self._connection.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        connection, upload = self._connection, _upload.get()
+        if upload is not None:
+            # This may be the head of the request, which the body follows.
+            upload.connection = connection
+        try:
+            with _errors_of_httpcore():
+                is_written = await connection.write(buffer, timeout)
+        except httpcore.WriteTimeout as exc:
+            if connection.has_responded:
+                raise httpcore.WriteError("the server has responded, and reads no more of the request") from exc
+            raise
+        if not is_written:
+            # The server may have responded before: httpcore goes on to read.
+            raise httpcore.WriteError("the server reads no more of the request")
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        with self._connection.connecting():
+            with anyio.fail_after(timeout):
+                await self._connection.start_tls(ssl_context, server_hostname or "")
+        return self
+
+    async def aclose(self) -> None:
+        self._connection.abort_transport()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._connection.is_readable if info == "is_readable" else self._connection.get_extra_info(info)
+
+
+@contextlib.contextmanager
+def _errors_of_httpcore() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as exc:
+        kind: type[Exception] = getattr(httpcore, type(exc).__name__)
+        raise kind(str(exc)) from exc.__cause__
+
+
+class _Upload(httpx.AsyncByteStream):
+    """The body of a request, whose sending ends when the server has refused the request."""
+
+    def __init__(self, body: httpx.AsyncByteStream) -> None:
+        self._parts = body.__aiter__()
+        # Set when the head of the request is written. None in a test that replaces httpcore.
+        self.connection: _Connection | None = None
+        self._is_watched = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self.connection is None:
+            return await self._parts.__anext__()
+        if not self._is_watched:
+            self._is_watched = True
+            self.connection.watch()
+        with self.connection.unless_refused():
+            return await self._parts.__anext__()
+
+
+# The body of the request that the current task sends.
+_upload: ContextVar[_Upload | None] = ContextVar("sseqbridge_upload", default=None)
