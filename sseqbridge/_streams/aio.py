@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._signatures import show_members_of
 
 from .hints import no_attribute, refuse_loop
-from .stream import BaseEventStream, BaseStream
+from .stream import BaseEventStream, BaseResponse, BaseStream
 
 if TYPE_CHECKING:
-    import httpx
     from typing_extensions import Self
-
-    from sseqbridge._http.unpacked import UnpackedHeaders
 
 __all__ = ["AsyncEventStream", "AsyncSSEResponse"]
 
@@ -93,7 +89,7 @@ class AsyncEventStream(BaseEventStream[T]):
 show_members_of(AsyncEventStream, BaseEventStream, BaseStream)
 
 
-class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStream[T_co]], Generic[T_co]):
+class AsyncSSEResponse(BaseResponse[AsyncEventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: the tuple that arequest_sse returns; `async with` closes the stream.
 
         async with await arequest_sse(url, headers, data) as response:
@@ -104,13 +100,6 @@ class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStre
     """
 
     __slots__ = ()
-
-    def __new__(cls, events: AsyncEventStream[T_co]) -> Self:
-        headers: Any = events.headers
-        return super().__new__(cls, (events.status, headers, events))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.events!r}>"
 
     if not TYPE_CHECKING:
 
@@ -127,22 +116,10 @@ class AsyncSSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", AsyncEventStre
     async def __aexit__(self, *exc_info: object) -> None:
         await self.events.__aexit__(*exc_info)
 
-    @property
-    def status(self) -> int:
-        """The response's status, an int."""
-        return self[0]
-
-    @property
-    def headers(self) -> httpx.Headers:
-        """The response's headers."""
-        return self[1]
-
-    @property
-    def events(self) -> AsyncEventStream[T_co]:
-        """The stream."""
-        return self[2]
-
     async def raise_for_status(self) -> Self:
         """Return the response. Raises StatusError, with the body, for a status but 200 and 204."""
         await self.events.raise_for_status()
         return self
+
+
+show_members_of(AsyncSSEResponse, BaseResponse)

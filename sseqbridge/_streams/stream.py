@@ -1,4 +1,4 @@
-"""The base classes of streams and of event streams: thin wrappers of an ItemReader.
+"""The base classes of streams, event streams and responses: thin wrappers of an ItemReader.
 
 A stream has no state of its own besides its reader. The properties may be read in any thread.
 """
@@ -6,23 +6,26 @@ A stream has no state of its own besides its reader. The properties may be read 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._checks import NotCopyable
 
 if TYPE_CHECKING:
     import httpx
+    from typing_extensions import Self
 
     from sseqbridge._engine.channel import Outcome
     from sseqbridge._engine.stats import StreamStats
+    from sseqbridge._http.unpacked import UnpackedHeaders
     from sseqbridge._sse.events import ServerSentEvent
 
     from .cursor import Cursor
     from .reader import ItemReader
 
-__all__ = ["BaseEventStream", "BaseStream", "reader_of"]
+__all__ = ["BaseEventStream", "BaseResponse", "BaseStream", "reader_of"]
 
 T = TypeVar("T")
+S_co = TypeVar("S_co", bound="BaseEventStream[Any]", covariant=True)
 
 
 class BaseStream(NotCopyable, Generic[T]):
@@ -107,6 +110,34 @@ class BaseEventStream(BaseStream[T]):
         """
         self._cursor.subscription.check_process()
         self._cursor.subscription.reconnect()
+
+
+class BaseResponse(NotCopyable, tuple[int, "UnpackedHeaders", S_co], Generic[S_co]):
+    """The tuple `status, headers, events`, and its parts that do not wait."""
+
+    __slots__ = ()
+
+    def __new__(cls, events: S_co) -> Self:
+        headers: Any = events.headers
+        return super().__new__(cls, (events.status, headers, events))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.events!r}>"
+
+    @property
+    def status(self) -> int:
+        """The response's status, an int."""
+        return self[0]
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The response's headers."""
+        return self[1]
+
+    @property
+    def events(self) -> S_co:
+        """The stream."""
+        return self[2]
 
 
 def reader_of(stream: BaseStream[T]) -> ItemReader[T]:

@@ -10,18 +10,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sseqbridge._checks import NotCopyable
 from sseqbridge._exceptions import SSEError, UsageError
 from sseqbridge._signatures import show_members_of
 
 from .hints import no_attribute, refuse_loop
-from .stream import BaseEventStream, BaseStream
+from .stream import BaseEventStream, BaseResponse, BaseStream
 
 if TYPE_CHECKING:
-    import httpx
     from typing_extensions import Self
-
-    from sseqbridge._http.unpacked import UnpackedHeaders
 
 __all__ = ["EventStream", "SSEResponse", "Stream"]
 
@@ -149,7 +145,7 @@ class EventStream(BaseEventStream[T], Stream[T]):
 show_members_of(EventStream, BaseEventStream)
 
 
-class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]], Generic[T_co]):
+class SSEResponse(BaseResponse[EventStream[T_co]], Generic[T_co]):
     """`status, headers, events`: the tuple that request_sse returns, and a context manager that closes the stream.
 
         with request_sse(url, headers, data) as response:
@@ -160,13 +156,6 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
     """
 
     __slots__ = ()
-
-    def __new__(cls, events: EventStream[T_co]) -> Self:
-        headers: Any = events.headers
-        return super().__new__(cls, (events.status, headers, events))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.events!r}>"
 
     if not TYPE_CHECKING:
 
@@ -187,22 +176,10 @@ class SSEResponse(NotCopyable, tuple[int, "UnpackedHeaders", EventStream[T_co]],
     def __exit__(self, *exc_info: object) -> None:
         self.events.__exit__(*exc_info)
 
-    @property
-    def status(self) -> int:
-        """The response's status, an int."""
-        return self[0]
-
-    @property
-    def headers(self) -> httpx.Headers:
-        """The response's headers."""
-        return self[1]
-
-    @property
-    def events(self) -> EventStream[T_co]:
-        """The stream."""
-        return self[2]
-
     def raise_for_status(self) -> Self:
         """Return the response. Raises StatusError, with the body, for a status but 200 and 204."""
         self.events.raise_for_status()
         return self
+
+
+show_members_of(SSEResponse, BaseResponse)
