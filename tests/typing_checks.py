@@ -60,8 +60,10 @@ if TYPE_CHECKING:
     # Not in a function, where mypy lets `_` have any type.
     _, _, texts = request_sse("http://h", decode="text")
     _, _, events = request_sse("http://h", decode="event")
+    _, _, sizes = SSEClient("http://h", decode=size).request("/")
     assert_type(texts, EventStream[str])
     assert_type(events, EventStream[ServerSentEvent])
+    assert_type(sizes, EventStream[int])
 
 
 def check_request_sse(url: str, flag: bool, decode: str, literal: Literal["text", "json"]) -> None:
@@ -112,6 +114,8 @@ def check_request_jsonl(url: str, decode: str) -> None:
     assert_type(request_jsonl(url, decode="text"), SSEResponse[str])
     assert_type(request_jsonl(url, {"X-A": "1"}, {"a": 1}, decode="event", done=None), SSEResponse[ServerSentEvent])
     assert_type(request_jsonl(url, decode=size, bridge=Bridge()), SSEResponse[int])
+    assert_type(request_jsonl(url, decode=lambda event: event.data), SSEResponse[str])
+    request_jsonl(url, comments=True)  # type: ignore[call-overload]
     request_jsonl(url, reconnect=True)  # type: ignore[call-overload]
     request_jsonl(url, dialect="openai")  # type: ignore[call-overload]
     assert_type(SSEClient(url, format="jsonl", decode="text"), SSEClient[str])
@@ -172,6 +176,8 @@ async def check_client(url: str, flag: bool, decode: str) -> None:
     assert_type(SSEClient(url, decode="event", comments=False), SSEClient[ServerSentEvent])
     assert_type(SSEClient(url, decode="event", comments=flag), SSEClient[ServerSentEvent | Comment])
     assert_type(SSEClient(url, decode=size), SSEClient[int])
+    assert_type(SSEClient(url, decode=lambda event: event.retry), SSEClient[float | None])
+    assert_type(SSEClient(url, decode="event", comments=True).call("/"), Call[ServerSentEvent | Comment])
     client = SSEClient(url, decode="text", timeout=Timeout(), bridge=Bridge())
     assert_type(client.request("/", {"X-A": "1"}, {"a": 1}, timeout=5), SSEResponse[str])
     assert_type(await client.arequest("/", client=httpx.AsyncClient()), AsyncSSEResponse[str])
@@ -183,7 +189,12 @@ async def check_client(url: str, flag: bool, decode: str) -> None:
     assert_type(client.with_options(decode="text"), SSEClient[str])
     assert_type(client.with_options(decode="event"), SSEClient[ServerSentEvent])
     assert_type(client.with_options(decode="event", comments=flag), SSEClient[ServerSentEvent | Comment])
+    assert_type(client.with_options(decode="event", comments=False), SSEClient[ServerSentEvent])
     assert_type(client.with_options(decode=size), SSEClient[int])
+    assert_type(client.with_options(decode=lambda event: event.retry), SSEClient[float | None])
+    client.with_options(timeout={"idel": 3})  # type: ignore[call-overload]
+    client.request("/", timeout={"idel": 3})  # type: ignore[arg-type]
+    client.call("/", decode="text")  # type: ignore[call-arg]
     SSEClient(url, params={})  # type: ignore[call-overload]
     client.request("/", decode="json")  # type: ignore[call-arg]
     client.request("/", client=httpx.AsyncClient())  # type: ignore[call-arg]
