@@ -67,7 +67,8 @@ def test_owners_of_threads_and_connections_cannot_be_copied(make: Callable[[Any]
         gc.collect()
         assert log.open("key", lambda: request_sse(server.url)).collect() == [1]
         assert request_sse(server.url, bridge=bridge).events.collect() == [1]
-        assert b"".join(piece).startswith(b"data: a")
+        # On a busy machine the first heartbeat comes before the item.
+        assert b"".join(piece).removeprefix(b":\n").startswith(b"data: a")
 
 
 @MAKERS
