@@ -450,8 +450,12 @@ class Cancelled(BaseException):
 
 def is_cancellation(error: BaseException | None) -> bool:
     """Whether an error is Cancelled, or a group of nothing else, as asyncio.TaskGroup raises it."""
-    # By its attribute: Python 3.10 has no class of groups.
-    members = getattr(error, "exceptions", None)
+    try:
+        # By its attribute: Python 3.10 has no class of groups.
+        members = getattr(error, "exceptions", None)
+    except Exception:
+        # A property of another class, which must not replace the error.
+        members = None
     if isinstance(members, tuple) and members:
         return all(map(is_cancellation, members))
     return isinstance(error, Cancelled)

@@ -162,6 +162,25 @@ def test_outcome_of_a_function_that_fails_is_error(relayed: Relay, early: bool) 
     assert ends == [RelayEnd("error", failure, "")]
 
 
+class LazyError(Exception):
+    """An error whose attribute of that name is no group's."""
+
+    @property
+    def exceptions(self) -> tuple[Exception, ...]:
+        raise RuntimeError("not loaded")
+
+
+def test_error_whose_property_raises_is_reported(relayed: Relay) -> None:
+    def fails() -> Iterator[str]:
+        yield "1"
+        raise LazyError("broken")
+
+    ends: Ends = []
+    assert relayed(fails(), map=str, on_end=ends.append).rest()
+    [end] = ends
+    assert (end.outcome, type(end.error)) == ("error", LazyError)
+
+
 def test_outcome_of_an_open_that_fails_is_error(relayed: Relay) -> None:
     ends: Ends = []
     with SSEServer([respond(401), b"no"]) as server:
