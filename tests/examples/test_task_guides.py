@@ -353,9 +353,7 @@ def answers_in(path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def prompts_upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[SSEServer]:
-    # The progress bar starts no thread of its own.
-    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+def prompts_upstream(monkeypatch: pytest.MonkeyPatch, bare_tqdm: None) -> Iterator[SSEServer]:
     with SSEServer(chat_completions()) as upstream:
         monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
         yield upstream
