@@ -156,6 +156,8 @@ async def check_arequest_sse(url: str, flag: bool, decode: str) -> None:
     assert_type(await events.next(timeout=1), str)
     assert_type(aiter(events), AsyncEventStream[str])
     assert_type([item async for item in events], list[str])
+    iter(events)  # type: ignore[call-overload]
+    [item async for item in request_sse(url).events]  # type: ignore[attr-defined]
     any_iterator: AsyncIterator[str] = events
     assert_type(await anext(any_iterator), str)
     async with response as entered, events as same:

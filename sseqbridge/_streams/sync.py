@@ -1,7 +1,8 @@
 """The streams of synchronous code: Stream, EventStream (of request_sse), and the response tuple.
 
-A Stream has no `__aiter__`, and AsyncEventStream no `__iter__`: a server that tries `iter()` first
-would drain an asynchronous stream synchronously.
+A Stream has no `__aiter__`, and AsyncEventStream no `__iter__`, not even one that raises an error with a hint:
+frameworks and httpx choose by these methods how to read a body, and some look for `__iter__` first (httpx, Litestar's
+ServerSentEvent, Quart), others for `__aiter__` (Starlette).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_both_functions_take_the_same_arguments() -> None:
 
 
 def test_no_object_is_both_iterable_and_async_iterable() -> None:
-    """Django tries iter() first, and would drain an asynchronous stream synchronously."""
+    """Frameworks choose by these methods, some by the one and some by the other: see test_bodies.py."""
     for kind in (sseqbridge.EventStream, AsyncEventStream, sseqbridge.SSEResponse, AsyncSSEResponse):
         assert not (hasattr(kind, "__iter__") and hasattr(kind, "__aiter__")), kind
     assert hasattr(AsyncEventStream, "__aiter__")

@@ -183,7 +183,7 @@ def test_loop_over_a_response_names_the_stream(upstream: SSEServer) -> None:
 
 
 def test_loops_of_the_other_kind_name_the_class(upstream: SSEServer) -> None:
-    """Their text is Python's: an `__iter__` that raises would make frameworks take the stream for a synchronous one."""
+    """Their text is Python's: a method that raises would make frameworks read the stream wrongly (test_bodies.py)."""
 
     async def main() -> None:
         response: Any = await arequest_sse(upstream.url)
