@@ -81,6 +81,19 @@ def test_metadata_names_versions_and_extras(distributions: Path) -> None:
     assert plain == {"httpx", "anyio", "h11"}
 
 
+def test_page_of_an_index_links_to_no_files(distributions: Path) -> None:
+    with zipfile.ZipFile(distributions / f"{NAME}-py3-none-any.whl") as wheel:
+        page = Parser().parsestr(wheel.read(f"{NAME}.dist-info/METADATA").decode()).get_payload()
+    assert isinstance(page, str)
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)]*)\)|(?:href|src|srcset)=\"([^\"]*)\"", prose)
+    assert links
+    assert [link for link in links if not "".join(link).startswith(("https://", "#"))] == []
+    # The examples and headings are those of the README.
+    kept = re.compile(r"^```.*?^```$|^#[^\n]*$", re.MULTILINE | re.DOTALL)
+    assert kept.findall(page) == kept.findall((ROOT / "README.md").read_text("utf-8"))
+
+
 def test_installed_wheel_reads_a_stream(distributions: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"

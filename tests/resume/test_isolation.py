@@ -410,11 +410,12 @@ def test_permission_error_ends_readers_of_all_streams(server: RedisServer) -> No
             assert reading.next() == 1
         until_tailed(log, "k0", "k1", "k2")
         client.execute_command("ACL", "SETUSER", "poor", "-xread")
-        # Ends the current XREAD.
+        # Ends the current XREAD: up to Redis 7.0 with this entry; later versions, and Valkey, check permissions again.
         client.xadd("refused:{k0}:events", {"data": "2"}, id=f"{readings[0].last_event_id.split('-')[0]}-2")
-        assert readings[0].next() == 2
-        for reading in readings:
-            assert "NoPermissionError" in str(reading.fail()[1])
+        ended = [reading.fail() for reading in readings]
+        assert [items for items, _ in ended] in ([[2], [], []], [[], [], []])
+        for _, error in ended:
+            assert "NoPermissionError" in str(error)
 
 
 @needs_redis
