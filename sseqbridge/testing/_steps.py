@@ -137,6 +137,13 @@ BY_HAND = Respond(200, (), "none", None)
 Step: TypeAlias = Respond | Wire | Wait | Hold | Leave | Expect | ServerSentEvent | Comment | bytes
 
 
+def _pairs_of(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    if isinstance(headers, (str, bytes)):
+        hint = "The body is the next step: respond(...), raw(body)."
+        raise UsageError(f"`headers` must be a mapping or pairs, got {type(headers).__name__}. {hint}")
+    return tuple(headers.items() if isinstance(headers, Mapping) else headers)
+
+
 def respond(
     status: int = 200,
     headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
@@ -161,14 +168,14 @@ def respond(
     no header is added and nothing marks the end; use it with framing `headers` of your own, correct or wrong. The
     statuses 204 and 304 have no body and always use "none".
 
-    Raises UsageError for a `status` that is not an int from 100 to 999, an unknown `framing`, and for `json` together
-    with `framing` or `length` (in bytes).
+    Raises UsageError for a `status` that is not an int from 100 to 999, a str or bytes as `headers`, an unknown
+    `framing`, and for `json` together with `framing` or `length` (in bytes).
     """
     if not isinstance(status, int) or not 100 <= status <= 999:
         raise UsageError(f"`status` must be an int from 100 to 999, got {status!r}")
     if framing not in get_args(_Framing):
         raise UsageError(f"`framing` must be one of {', '.join(get_args(_Framing))}, got {framing!r}")
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    pairs = _pairs_of(headers)
     body = b""
     if json is not _UNCHECKED:
         if framing != "chunked" or length is not None:

@@ -543,6 +543,12 @@ def test_script_of_an_upstream(sse_server: SSEServer) -> None:
     run_as_printed(code)["test_reader_resumes_after_a_cut"](sse_server)
 
 
+@example("examples/testing.md", "JSON Lines")
+def test_script_of_json_lines(sse_server: SSEServer) -> None:
+    [code] = python("examples/testing.md", "JSON Lines")
+    run_as_printed(code)["test_answer_in_lines"](sse_server)
+
+
 @pytest.mark.slow
 @example("examples/coming-from.md", "curl")
 def test_instead_of_curl(tmp_path: Path) -> None:

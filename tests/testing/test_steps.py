@@ -343,6 +343,12 @@ def test_respond_refuses_what_is_no_status(status: Any) -> None:
         respond(status)
 
 
+@pytest.mark.parametrize("body", ["text", b"bytes"])
+def test_respond_refuses_a_body_as_headers(body: Any) -> None:
+    with pytest.raises(UsageError, match=r"^`headers` must be a mapping or pairs, got (str|bytes)\. .* raw\(body\)\.$"):
+        respond(200, body)
+
+
 def test_respond_takes_a_status_of_the_standard_library() -> None:
     assert respond(HTTPStatus.UNAUTHORIZED) == respond(401)
 
