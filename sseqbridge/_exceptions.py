@@ -448,17 +448,21 @@ class Cancelled(BaseException):
     """
 
 
-def is_cancellation(error: BaseException | None) -> bool:
-    """Whether an error is Cancelled, or a group of nothing else, as asyncio.TaskGroup raises it."""
+def members_of(error: object) -> tuple[BaseException, ...]:
+    """Return the errors of which a group consists, none for any other error."""
     try:
-        # By its attribute: Python 3.10 has no class of groups.
+        # By the attribute: Python 3.10 has no class of groups.
         members = getattr(error, "exceptions", None)
     except Exception:
         # A property of another class, which must not replace the error.
-        members = None
-    if isinstance(members, tuple) and members:
-        return all(map(is_cancellation, members))
-    return isinstance(error, Cancelled)
+        return ()
+    return members if isinstance(members, tuple) else ()
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Whether an error is Cancelled, or a group of nothing else, as asyncio.TaskGroup raises it."""
+    members = members_of(error)
+    return all(map(is_cancellation, members)) if members else isinstance(error, Cancelled)
 
 
 def copy_error(error: E) -> E:

@@ -27,9 +27,9 @@ from .responses import (
     PulledBody,
     content_type_error,
     open_body,
+    read_other_type,
     read_within_bounds,
     response_headers,
-    seconds_for_other_type,
 )
 from .retrying import new_sender
 from .sender import BEGINNING, Resumption
@@ -153,9 +153,7 @@ class Exchange:
         self._body, self._reader.decoder = open_body(response, head, self._reader.slice_bytes)
         if head.is_stream:
             if self._options.check_content_type and not head.is_accepted_type:
-                body = await read_within_bounds(
-                    self._next_chunk, self._reader.decoder, seconds_for_other_type(headers)
-                )
+                body = await read_other_type(self._next_chunk, self._reader.decoder, headers)
                 raise content_type_error(self.target, head, body)
             if is_cut(response):
                 raise SSEError(

@@ -36,16 +36,17 @@ __all__ = [
     "made_head",
     "open_body",
     "plain_head",
+    "read_other_type",
     "read_within_bounds",
     "response_headers",
     "retry_after_of",
-    "seconds_for_other_type",
     "status_error",
 ]
 
-# How long the beginning of a body that may have no end is read: head and body of a response usually come together.
+# How long a body that may have no end is read for the text of an error: head and body usually come together, and an
+# error page in several packets comes without long pauses. A pause ends it sooner.
 _PROMPT_SECONDS = 0.5
-
+_PAUSE_SECONDS = 0.1
 
 # A larger body is not searched for the provider's message: decoding it would block the event loop.
 _MAX_ERROR_OBJECT = 64 * 1024
@@ -223,12 +224,26 @@ def open_body(response: Any, head: Head, slice_bytes: int) -> tuple[BodyStream |
     return response.extensions.get(BODY_EXTENSION) or PulledBody(unbounded_stream(response)), decoder
 
 
-def seconds_for_other_type(headers: httpx.Headers) -> float:
-    """Return how long to read the body of a 200 that is no event stream, for the error that it becomes.
+async def read_other_type(
+    next_chunk: Callable[[], Awaitable[bytes | None]], decoder: BodyDecoder, headers: httpx.Headers
+) -> Body:
+    """Return the body of a 200 that is no event stream, for the error that it becomes.
 
-    A body of unknown length may be another kind of stream, without an end: its error must not wait for it.
+    A body of unknown length may be another kind of stream, without an end: its error does not wait for it.
     """
-    return BODY_SECONDS if "content-length" in headers and "transfer-encoding" not in headers else _PROMPT_SECONDS
+    if "content-length" in headers and "transfer-encoding" not in headers:
+        return await read_within_bounds(next_chunk, decoder)
+    has_begun = False
+
+    async def next_without_pause() -> bytes | None:
+        nonlocal has_begun
+        chunk = None
+        with anyio.move_on_after(_PAUSE_SECONDS if has_begun else _PROMPT_SECONDS):
+            chunk = await next_chunk()
+        has_begun = True
+        return chunk
+
+    return await read_within_bounds(next_without_pause, decoder, _PROMPT_SECONDS)
 
 
 async def read_within_bounds(

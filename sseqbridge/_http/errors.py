@@ -26,6 +26,7 @@ from sseqbridge._exceptions import (
     StreamTimeoutError,
     TransportError,
     TruncatedStreamError,
+    members_of,
 )
 
 __all__ = [
@@ -223,4 +224,4 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         # A name with several addresses makes a group: its first error is shown.
-        link = link.__cause__ or link.__context__ or next(iter(getattr(link, "exceptions", ())), None)
+        link = link.__cause__ or link.__context__ or next(iter(members_of(link)), None)

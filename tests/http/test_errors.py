@@ -110,6 +110,16 @@ def test_a_reason_is_found_in_a_group_of_causes() -> None:
     assert "No route to host" in str(translate(raised_from(httpx.ConnectError("?"), GroupError()), failed()))
 
 
+def test_an_error_whose_property_raises_is_no_group() -> None:
+    class LazyError(OSError):
+        @property
+        def exceptions(self) -> tuple[Exception, ...]:
+            raise RuntimeError("not loaded")
+
+    cause = LazyError(errno.EHOSTUNREACH, "No route to host")
+    assert "No route to host" in str(translate(raised_from(httpx.ConnectError("?"), cause), failed()))
+
+
 def test_a_host_that_is_no_name_is_a_reason() -> None:
     cause = UnicodeError("label empty or too long")
     assert "the host is not a valid name" in str(translate(raised_from(httpx.ConnectError("?"), cause), failed()))

@@ -76,14 +76,32 @@ def test_content_encoding_that_is_no_coding_is_ignored(
 def test_endless_stream_of_another_type_is_an_error_at_once(
     ask: Requester, monkeypatch: pytest.MonkeyPatch, has_data: bool
 ) -> None:
-    # The limit for other bodies, which would end the test.
+    # The limits that would end the test: of other bodies, and of those that come without a pause.
     monkeypatch.setattr(responses, "BODY_SECONDS", 1000.0)
+    if has_data:
+        monkeypatch.setattr(responses, "_PROMPT_SECONDS", 1000.0)
     head = respond(200, content_type="application/x-ndjson")
     with SSEServer([head, *[raw(b'{"a": 1}\n')] * has_data, silence()]) as server:
         with pytest.raises(ContentTypeError) as caught:
             ask(server.url, timeout=None)
         assert caught.value.text == '{"a": 1}\n' * has_data
         server.requests[0].wait_aborted()
+
+
+@pytest.mark.slow
+def test_page_of_unknown_length_in_several_packets_is_read_whole(
+    ask: Requester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_PROMPT_SECONDS", 1000.0)
+    monkeypatch.setattr(responses, "_PAUSE_SECONDS", 1000.0)
+    go = threading.Event()
+    with SSEServer([respond(200, content_type="text/html"), raw(b"<p>a"), hold(go), raw(b"b</p>")]) as server:
+        opened = threading.Timer(0.5, go.set)
+        opened.start()
+        with pytest.raises(ContentTypeError) as caught:
+            ask(server.url)
+        opened.join()
+        assert caught.value.text == "<p>ab</p>"
 
 
 @pytest.mark.slow
