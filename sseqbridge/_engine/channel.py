@@ -78,7 +78,6 @@ class Channel(Generic[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
         self._loop = loop
-        self._late_calls = loops.late_calls_of(loop)
         self._limit = limit_of(max_bytes)
         self._queue: deque[tuple[int, T | End]] = deque()
         self._waiters: deque[Callable[[], None]] = deque()
@@ -332,10 +331,7 @@ class Channel(Generic[T]):
             wake = self._waiters.pop()
         except IndexError:
             return
-        if self._late_calls is None:
-            wake()
-        else:
-            self._late_calls.call(wake)
+        wake()
 
 
 class ThreadChannel(Channel[T]):

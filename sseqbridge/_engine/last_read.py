@@ -12,10 +12,9 @@ A loop that is left by `break` has read no end. Of several threads that note som
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
 
-__all__ = ["LastRead", "current_record", "note_read", "record_reads"]
+__all__ = ["LastRead", "note_read", "record_reads"]
 
 
 class LastRead:
@@ -29,10 +28,6 @@ class LastRead:
 
 
 _current: ContextVar[LastRead | None] = ContextVar("sseqbridge-last-read", default=None)
-
-# Returns the record of the current context, None if there is none. Without a function around it, which would run for
-# every batch of every stream.
-current_record: Callable[[], LastRead | None] = _current.get
 
 
 def record_reads() -> LastRead:

@@ -83,7 +83,7 @@ class StreamFacts(LoopTask):
 
             self.exchange = ReconnectingExchange(state.clients, options, options.reconnect)
         self.channel: Channel[Entry] = Channel(state.loop, options.max_buffered_bytes)
-        self.writer = EntryWriter(self.channel, state.loop, limits_idle=options.timeout.idle is not None)
+        self.writer = EntryWriter(self.channel, state.loop)
         self.initial_event_id = options.last_event_id
         # Not the loop's time: uvloop's clock stands still while the loop waits.
         self.started_at = clock.monotonic()
@@ -475,14 +475,12 @@ class EntryWriter:
     Used on the loop thread alone; other threads read `first_event_at`.
     """
 
-    def __init__(self, channel: Channel[Entry], loop: asyncio.AbstractEventLoop, *, limits_idle: bool) -> None:
+    def __init__(self, channel: Channel[Entry], loop: asyncio.AbstractEventLoop) -> None:
         self._channel = channel
         self._loop = loop
-        self._limits_idle = limits_idle
         # Batches that were read since the task last waited for the network.
         self._gathered: Batch | None = None
-        # When the last event came, on the loop's clock; None while the consumer holds the stream back. Without an idle
-        # limit it stays at the stream's begin.
+        # When the last event came, on the loop's clock; None while the consumer holds the stream back.
         self.idle_since: float | None = None
         self.first_event_at: float | None = None
         # Whether each batch of try_add() wakes the consumer.
@@ -500,8 +498,7 @@ class EntryWriter:
 
     def _note(self, batch: Batch) -> None:
         if batch.events:
-            if self._limits_idle:
-                self.idle_since = self._loop.time()
+            self.idle_since = self._loop.time()
             if self.first_event_at is None:
                 self.first_event_at = clock.monotonic()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from sseqbridge._runtime import loops, sockets
+from sseqbridge._runtime import sockets
 
 from .errors import ConnectionFailedError
 from .tls import TlsSession
@@ -49,38 +49,7 @@ class InputState(enum.Enum):
     LOST = enum.auto()
 
 
-class _BufferedReads(asyncio.BufferedProtocol, abc.ABC):
-    """Reads into a buffer, and makes the late calls of a loop that leaves them to its callbacks."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
-        self.loop = loop
-        # One read is over before the loop begins the next, except on Windows, where reads of all connections
-        # are pending at the same time. (A buffer that asyncio allocates for each read costs several system calls.)
-        self._buffer = memoryview(bytearray(READ_BYTES)) if sys.platform == "win32" else buffer
-        late_calls = loops.late_calls_of(loop)
-        self._late_calls = late_calls if late_calls is not None and late_calls.by_callbacks else None
-
-    @abc.abstractmethod
-    def _receive(self, data: bytes) -> None:
-        """Take bytes of the socket."""
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self._buffer[:nbytes])
-        late_calls = self._late_calls
-        if late_calls is None:
-            self._receive(data)
-            return
-        late_calls.are_allowed = True
-        try:
-            self._receive(data)
-        finally:
-            late_calls.end()
-
-
-class NetworkStream(_BufferedReads):
+class NetworkStream(asyncio.BufferedProtocol, abc.ABC):
     """The protocol of one connection; a subclass receives the bytes.
 
     `transport` is None until connection_made(). `error` is set if the input has ended by an error.
@@ -88,11 +57,14 @@ class NetworkStream(_BufferedReads):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         """Read into `buffer`, which has READ_BYTES bytes and may be shared by the connections of a loop."""
-        super().__init__(loop, buffer)
+        self.loop = loop
         self.transport: Any = None
         self.input = InputState.OPEN
         self.error: httpx.ReadError | httpx.ReadTimeout | None = None
         self.is_reading_paused = False  # Read flow control, by the subclass.
+        # One read is over before the loop begins the next, except on Windows, where reads of all connections
+        # are pending at the same time. (A buffer that asyncio allocates for each read costs several system calls.)
+        self._buffer = memoryview(bytearray(READ_BYTES)) if sys.platform == "win32" else buffer
         self._tls: TlsSession | None = None
         # Write flow control: whether the transport's buffer has room, and the coroutine that waits for room.
         self._can_write = True
@@ -122,8 +94,11 @@ class NetworkStream(_BufferedReads):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
     def buffer_updated(self, nbytes: int) -> None:
-        super().buffer_updated(nbytes)
+        self._receive(bytes(self._buffer[:nbytes]))
         if nbytes == READ_BYTES:
             self._yield_to_loop()
 

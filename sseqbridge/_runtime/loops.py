@@ -1,16 +1,13 @@
 """Event loops: the library's own loop, whose name lookups delay neither the loop nor the process's exit.
 
-Functions that take a running loop must be called on its thread, and so must the methods of LateCalls; the rest is
-thread-safe.
+Functions that take a running loop must be called on its thread; the rest is thread-safe.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import os
-import selectors
 import socket
 import sys
 from collections.abc import Callable
@@ -32,12 +29,10 @@ else:
 
 __all__ = [
     "ClockedEventLoop",
-    "LateCalls",
     "check_may_wait",
     "in_coroutine",
     "in_notebook",
     "in_own_loop",
-    "late_calls_of",
     "may_wait",
     "new_event_loop",
     "resolve",
@@ -45,8 +40,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("sseqbridge")
 
 # The descriptors of a loop, and some that other threads may open at the same time. (uvloop needs 7.)
 _DESCRIPTORS = 4
@@ -173,96 +166,11 @@ def _check_descriptors(count: int) -> None:
             os.close(fd)
 
 
-class LateCalls:
-    """Wakes threads at the end of a callback, just before the loop releases the GIL.
-
-    A thread that is woken earlier waits again, for the GIL: two context switches more. Only the last call is late, so
-    that a callback which wakes many threads does not wake them all at once. `by_callbacks`: the callbacks of
-    connections call end(), since the loop does not.
-    """
-
-    def __init__(self, *, by_callbacks: bool = False) -> None:
-        self.by_callbacks = by_callbacks
-        # Set by the callback, or the loop, that calls end() soon.
-        self.are_allowed = False
-        # The call that end() makes.
-        self.pending: Callable[[], object] | None = None
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Call `function`, which wakes a thread: now, or in end()."""
-        if not self.are_allowed:
-            function()
-            return
-        earlier, self.pending = self.pending, function
-        if earlier is not None:
-            earlier()
-
-    def end(self) -> None:
-        """Make the late call, if there is one."""
-        self.are_allowed = False
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            try:
-                pending()
-            except Exception:
-                logger.exception("a consumer could not be woken")
-
-
-def late_calls_of(loop: asyncio.AbstractEventLoop | None) -> LateCalls | None:
-    """Return the late calls of one of the library's loops, None for another loop."""
-    return getattr(loop, "late_calls", None)
-
-
-class _LateCallsSelector:
-    """Mixin of a selector that makes late calls just before it waits.
-
-    asyncio waits with a timeout of 0 if it has callbacks to run. After another wait that finds one descriptor ready,
-    the callback of that descriptor is the only one, but for timers and calls that threads have posted.
-    """
-
-    def __init__(self, late_calls: LateCalls) -> None:
-        super().__init__()
-        self._late_calls = late_calls
-
-    def select(self, timeout: float | None = None) -> Any:
-        late_calls = self._late_calls
-        late_calls.are_allowed = False
-        if late_calls.pending is not None:
-            late_calls.end()
-        ready = super().select(timeout)  # type: ignore[misc]
-        if len(ready) == 1 and timeout != 0:
-            late_calls.are_allowed = True
-        return ready
-
-
 class ClockedEventLoop(_DaemonLookups, StandardEventLoop):
     """asyncio's event loop on the library's clock. (uvloop always uses libuv's clock.)"""
 
-    def __init__(self) -> None:
-        self.late_calls = LateCalls()
-        if sys.platform == "win32":
-            super().__init__()
-        else:
-            # Here, since gevent replaces the base class.
-            kind = type("LateCallsSelector", (_LateCallsSelector, selectors.DefaultSelector), {})
-            super().__init__(kind(self.late_calls))
-
     def time(self) -> float:
         return clock.monotonic()
-
-    def run_forever(self) -> None:
-        try:
-            super().run_forever()
-        finally:
-            self.late_calls.end()
-
-
-class _UvloopMixin(_DaemonLookups):
-    """Mixin for uvloop's loop, which releases the GIL after each callback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.late_calls = LateCalls(by_callbacks=True)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -274,5 +182,5 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
             return ClockedEventLoop()
         # uvloop aborts the process if it cannot open its descriptors.
         _check_descriptors(_UVLOOP_DESCRIPTORS)
-        kind = type("UvloopWithDaemonLookups", (_UvloopMixin, uvloop.Loop), {})
+        kind = type("UvloopWithDaemonLookups", (_DaemonLookups, uvloop.Loop), {})
         return kind()  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sseqbridge._engine.batches import Batch
 from sseqbridge._engine.channel import CLOSED, End
 from sseqbridge._engine.last_block import warn_of_dropped_event
-from sseqbridge._engine.last_read import current_record, note_read
+from sseqbridge._engine.last_read import note_read
 from sseqbridge._engine.reconnection_notice import Reconnecting, call_on_reconnect
 from sseqbridge._engine.responses import Body, status_error
 from sseqbridge._engine.scope import current_scope, is_cancelled
@@ -247,9 +247,9 @@ class Cursor(Generic[T]):
         ownership = subscription.ownership
         if scope is not None or ownership.scope is not None:
             ownership.enter(subscription, scope)
-        elif (record := current_record()) is not None:
+        else:
             # As enter() does: the read of another stream makes an earlier note void.
-            record.found_cancelled = False
+            note_read(found_cancelled=False)
 
     def note_end(self) -> None:
         """Tell the consumer's iterable, if it is one, that a read has found the stream's end."""
