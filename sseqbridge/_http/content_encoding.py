@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 from sseqbridge._exceptions import ProtocolError, TruncatedStreamError
+from sseqbridge._sse.provider_errors import escaped
 
 __all__ = ["BodyDecoder", "body_decoder"]
 
@@ -106,8 +107,8 @@ def body_decoder(content_encoding: str, size: int) -> BodyDecoder:
         return _Inflater(size, _WINDOW_BITS[codings[0]])
     if codings:
         raise ProtocolError(
-            f"the response's Content-Encoding must be identity, gzip or deflate, got {name!r}. "
+            f"the response's Content-Encoding must be identity, gzip or deflate, got {escaped(name)}. "
             'Ask for one of them with headers={"Accept-Encoding": "identity"}.'
         )
-    logger.debug("Content-Encoding %r is no registered coding: the body is read as it is", name)
+    logger.debug("Content-Encoding %s is no registered coding: the body is read as it is", escaped(name))
     return BodyDecoder(size)

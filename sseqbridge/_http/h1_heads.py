@@ -239,27 +239,33 @@ def _names_framing(line: bytes) -> bool:
 def framing_of(headers: Headers, *, is_received: bool = False) -> Framing:
     """Return the framing of a message's body (RFC 9112, section 6.3).
 
-    Raises HeadError for a Transfer-Encoding other than "chunked", and for a Content-Length that is not one number.
-    In a received message the Transfer-Encoding "identity" of RFC 2616 counts as none, and no Content-Length counts
-    beside "chunked".
+    Raises HeadError for a Transfer-Encoding other than "chunked", for a Content-Length that is not one number, and
+    for two Host headers. In a received message the Transfer-Encoding "identity" of RFC 2616 counts as none, no
+    Content-Length counts beside "chunked", and the same length may be given several times.
     """
-    lengths: set[bytes] = set()
+    lengths: list[bytes] = []
     codings: list[bytes] = []
     connection: list[bytes] = []
+    hosts = 0
     for name, value in headers:
         key = name.lower()
         if key == b"content-length":
-            lengths.update(part.strip(b" \t") for part in value.split(b","))
+            lengths += [part.strip(b" \t") for part in value.split(b",")]
         elif key == b"transfer-encoding":
             codings.append(value.lower())
         elif key == b"connection":
             connection += [token.strip() for token in value.lower().split(b",")]
+        elif key == b"host":
+            hosts += 1
+    if hosts > 1 and not is_received:
+        raise HeadError("Host must be given once at most")
     is_chunked = codings == [b"chunked"]
     if codings and not is_chunked and not (is_received and set(codings) == {b"identity"}):
         raise HeadError("Transfer-Encoding must be chunked")
-    is_one_number = len(lengths) <= 1 and all(map(_LENGTH.fullmatch, lengths))
+    count = len(set(lengths) if is_received else lengths)
+    is_one_number = count <= 1 and all(map(_LENGTH.fullmatch, lengths))
     if not is_one_number and not (is_received and is_chunked):
         raise HeadError("Content-Length must be one number of at most 18 digits")
-    length = int(next(iter(lengths))) if lengths and not is_chunked else None
+    length = int(lengths[0]) if lengths and not is_chunked else None
     # With both fields, an intermediary may have found another end of the body, so the connection is not reused.
     return Framing(length, is_chunked, b"close" not in connection and not (codings and lengths))

@@ -335,19 +335,29 @@ def _check_length(length: int, sent: int, *, is_over: bool) -> None:
 
 
 class _MeasuredContent:
-    """A body that raises UsageError while it is read if it is not `length` bytes long."""
+    """A body that raises UsageError while it is read if it is not `length` bytes long.
+
+    The part that completes it is held back until the content ends: a server that got `length` bytes would process the
+    request.
+    """
 
     def __init__(self, content: AsyncIterable[bytes], length: int) -> None:
         self._content = content
         self._length = length
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        sent = 0
+        sent, last = 0, b""
         async for part in self._content:
             sent += len(part)
             _check_length(self._length, sent, is_over=False)
-            yield part
+            if sent < self._length:
+                yield part
+            else:
+                # More than one part at most: others are empty.
+                last += part
         _check_length(self._length, sent, is_over=True)
+        if last:
+            yield last
 
 
 def is_replayable(content: object) -> bool:

@@ -31,7 +31,12 @@ _MAX_QUOTED_BODY = 500
 
 # The members that hold the message in the error objects of providers and frameworks, the more specific ones first.
 # Sources: RFC 6749, section 5.2 (error_description); RFC 9457, section 3 (detail, title)
-_MESSAGE_MEMBERS = ("error_description", "error", "message", "detail", "msg", "errors", "title")
+_MESSAGE_MEMBERS = (
+    *("error_description", "error", "message", "detail", "msg", "errors"),
+    # AWS, Baidu, Apigee.
+    *("Message", "errorMessage", "error_message", "error_msg", "fault", "faultstring"),
+    "title",
+)
 # How deeply a message may be nested: {"error": {"error": {"message": ...}}}.
 _MAX_DEPTH = 5
 
@@ -71,7 +76,7 @@ def message_of(payload: object, depth: int = 0) -> str | None:
     if isinstance(payload, str):
         return payload if payload.strip() else None
     if isinstance(payload, list):
-        payload = payload[0] if payload and isinstance(payload[0], dict) else None
+        return message_of(payload[0], depth + 1) if payload and depth < _MAX_DEPTH else None
     if isinstance(payload, dict) and depth < _MAX_DEPTH:
         if (both := _code_and_message(payload)) is not None:
             return both
@@ -88,6 +93,9 @@ def _code_and_message(payload: dict[str, Any]) -> str | None:
     "error" is then a code or the type of an exception: {"error": "ValueError", "message": "no such node"}.
     """
     code, message = payload.get("error"), payload.get("message")
+    if isinstance(message, list) and message:
+        # The messages of a validation, as of NestJS.
+        message = message[0]
     if not (isinstance(code, str) and isinstance(message, str)) or "error_description" in payload:
         return None
     code, message = code.strip(), message.strip()
@@ -161,4 +169,6 @@ def _error_object(text: str, *, is_labelled: bool) -> Any:
     if not isinstance(first, dict):
         return None
     is_typed = first.get("type") == "error" or first.get("object") == "error"
-    return value if is_labelled or is_typed or _has_error(first) else None
+    # In place of events, an error may also be true, a code, or a list: {"error": 500, "message": "..."}.
+    has_other = isinstance(first.get("error"), (int, list)) and bool(first["error"])
+    return value if is_labelled or is_typed or has_other or _has_error(first) else None

@@ -215,7 +215,18 @@ def test_empty_body_is_no_truncated_stream(kind: str) -> None:
 def test_name_that_is_no_coding_counts_as_identity(caplog: pytest.LogCaptureFixture, header: str) -> None:
     caplog.set_level(logging.DEBUG, "sseqbridge")
     assert read(body_decoder(header, SIZE), BODY) == BODY
-    assert repr(header.lower()) in caplog.text
+    assert f'"{header.lower()}"' in caplog.text
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m\x9b", "x" * 50_000])
+def test_quoted_encoding_is_short_and_printable(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    caplog.set_level(logging.DEBUG, "sseqbridge")
+    body_decoder(text, SIZE)
+    with pytest.raises(ProtocolError) as raised:
+        body_decoder(f"br, {text}", SIZE)
+    for message in (str(raised.value), caplog.messages[0]):
+        assert message.isprintable()
+        assert len(message) < 500
 
 
 @pytest.mark.parametrize("header", ["utf-8, gzip", "gzip, none", "gzip,"])
@@ -245,4 +256,4 @@ def test_zeros_between_gzip_members_are_padding(size: int) -> None:
 def test_unsupported_encoding_is_a_protocol_error_with_advice(header: str) -> None:
     with pytest.raises(ProtocolError, match=r"Accept-Encoding.*identity") as raised:
         body_decoder(header, SIZE)
-    assert repr(header) in str(raised.value)
+    assert f'"{header}"' in str(raised.value)

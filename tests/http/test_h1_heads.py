@@ -287,6 +287,9 @@ def test_value_may_contain_any_byte_except_nul_cr_lf() -> None:
         [(b"Content-Length", b"1,2")],
         [(b"transfer-encoding", b"gzip")],
         [(b"Content-Length", b"1,2"), (b"Transfer-Encoding", b"chunked")],
+        [(b"Content-Length", b"6, 6")],
+        [(b"Content-Length", b"6"), (b"content-length", b"6")],
+        [(b"Host", b"a"), (b"host", b"a")],
     ],
 )
 def test_invalid_framing_headers_are_refused(fields: list[tuple[bytes, bytes]]) -> None:

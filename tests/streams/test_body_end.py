@@ -316,6 +316,17 @@ def test_error_object_in_place_of_events_is_an_upstream_error(
         assert response.events.outcome == "error"
 
 
+@pytest.mark.parametrize("member", [True, 500, ["too long"], [{"message": "too long"}]], ids=repr)
+def test_error_object_of_any_form_is_an_upstream_error(ask: Requester, member: Any) -> None:
+    payload = {"error": member, "message": "too long"}
+    with SSEServer([respond(), raw(json.dumps(payload).encode())]) as server, ask(server.url, data={}) as response:
+        items, error = response.fail()
+        assert items == []
+        assert isinstance(error, UpstreamError)
+        assert (error.event, error.payload) == (None, payload)
+        assert "too long" in str(error)
+
+
 @pytest.mark.slow
 @framings
 @pytest.mark.parametrize("decode", ["json", *NOT_JSON_MODES])

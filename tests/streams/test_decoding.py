@@ -110,7 +110,7 @@ JSONRPC_ERROR = {"jsonrpc": "2.0", "id": 1, "error": BUSY}
         (ServerSentEvent("error", TOO_DEEP), TOO_DEEP, TOO_DEEP[:200]),
         (ServerSentEvent(data=json.dumps({"error": "x" * 1000})), {"error": "x" * 1000}, "x" * 200),
         (ServerSentEvent(data='{"error": {"code": 7}}'), {"error": {"code": 7}}, None),
-        (ServerSentEvent(data='{"error": {"message": ["busy"]}}'), {"error": {"message": ["busy"]}}, None),
+        (ServerSentEvent(data='{"error": {"message": ["busy"]}}'), {"error": {"message": ["busy"]}}, "busy"),
         (ServerSentEvent(data='{"error": {"message": {"code": 7}}}'), {"error": {"message": {"code": 7}}}, None),
         (ServerSentEvent(data='{"error": {"error": {"msg": "busy"}}}'), {"error": {"error": {"msg": "busy"}}}, "busy"),
         (ServerSentEvent("error", '{"error": {}}'), {"error": {}}, None),

@@ -71,6 +71,19 @@ def test_body_of_unknown_length_is_measured(
         ask(server.url, {"Content-Length": length}, content=make())
 
 
+def one_by_one() -> Iterator[bytes]:
+    yield from (b"a", b"", b"b", b"", b"c")
+
+
+def test_body_that_is_too_long_is_never_sent_as_a_complete_one(ask: Requester, server: SSEServer) -> None:
+    with pytest.raises(UsageError, match="got 2 for a body of at least 3 bytes"):
+        ask(server.url, {"Content-Length": "2"}, content=one_by_one())
+    assert server.requests == []
+    with ask(server.url, {"Content-Length": "3"}, content=one_by_one()) as response:
+        assert response.items() == []
+    assert [request.body for request in server.requests] == [b"abc"]
+
+
 @pytest.mark.parametrize("end", ["\xa0", "\x85", "x\xa0"])
 def test_only_spaces_and_tabs_are_refused_at_the_ends_of_a_value(ask: Requester, server: SSEServer, end: str) -> None:
     values = [f"a{end}", f"{end}a", f"{end}a{end}", f"a{end}".encode("latin-1")]

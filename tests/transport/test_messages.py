@@ -54,6 +54,23 @@ def test_every_method_is_sent(client: Any, method: str) -> None:
         assert response.content == (b"" if method == "HEAD" else b'{"a": [1, 2]}')
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Host", "a"), ("Host", "b")],
+        [("Content-Length", "6, 6")],
+        [("Content-Length", "6"), ("Content-Length", "6")],
+    ],
+)
+def test_request_with_two_hosts_or_lengths_is_refused(package: Any, client: Any, headers: Any) -> None:
+    with SSEServer(JSON) as server:
+        # The second on a reused connection, if the first leaves one.
+        for _ in range(2):
+            with pytest.raises(package.LocalProtocolError, match=r"Host|Content-Length"):
+                client.post(server.url, headers=headers, content=b"abcdef")
+            assert server.requests == []
+
+
 @pytest.mark.parametrize("status", [204, 304])
 def test_an_answer_without_a_body_ends(client: Any, status: int) -> None:
     with SSEServer([respond(status)]) as server:
