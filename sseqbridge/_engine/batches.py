@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._exceptions import SSEError, UpstreamError
 from sseqbridge._http.content_encoding import BodyDecoder
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.json_lines import JSONLinesParser
@@ -267,12 +268,23 @@ class BatchReader:
         """
         assert self.decoder is not None
         self.decoder.finish()
-        if isinstance(self._parser, EventStreamParser) and (error := unframed_end_error(self._latest)) is not None:
+        if (error := self._error_in_body()) is not None:
             raise error
-        if self._unframed is not None and not self._parser.has_fields:
-            body = bytes(self._unframed)
-            if body.removeprefix(_BOM).strip():
-                raise unframed_body_error(body)
+
+    def received_error(self) -> UpstreamError | None:
+        """Return the error if the body so far ends with a JSON error object in place of an event; else None."""
+        error = self._error_in_body()
+        return error if isinstance(error, UpstreamError) else None
+
+    def _error_in_body(self) -> SSEError | None:
+        if not isinstance(self._parser, EventStreamParser):
+            return None
+        if (error := unframed_end_error(self._latest)) is not None:
+            return error
+        if self._unframed is None or self._parser.has_fields:
+            return None
+        body = bytes(self._unframed)
+        return unframed_body_error(body) if body.removeprefix(_BOM).strip() else None
 
     def take_incomplete(self) -> tuple[ServerSentEvent, bool] | None:
         """Return the event of a last block without its blank line, and whether its last line is complete.

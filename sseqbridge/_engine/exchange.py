@@ -214,6 +214,9 @@ class Exchange:
             if self._reader.is_done:
                 self.outcome = "done"
             elif last is None:
+                if (error := self._reader.received_error()) is not None:
+                    # Otherwise its text would be lost.
+                    exc.args = (f"{exc}; before that, {error}", *exc.args[1:])
                 raise
             else:
                 self._end_error = exc

@@ -44,6 +44,8 @@ _TARGET = re.compile(rb"[\x21-\x7e]+")
 _FORBIDDEN_IN_RECEIVED_VALUE = re.compile(rb"[\x00\n\x0b\x0c\r]")
 # Parsers disagree whether these end a line (RFC 9110, section 5.5; RFC 9112, section 2.2).
 _NUL_OR_CR = re.compile(rb"[\x00\r]")
+# HTTP clients quote the reason phrase in logs and errors: it must not carry terminal escapes there.
+_CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_LETTERS = re.compile(rb"[^a-z]+")
 
 # As many bytes before the status line as Chromium skips.
@@ -97,7 +99,10 @@ class Framing(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """A response's head: `http_version` is b"1.0" or b"1.1", `headers` are the fields as they were sent."""
+    """A response's head: `http_version` is b"1.0" or b"1.1", `headers` are the fields as they were sent.
+
+    Control characters of `reason` are replaced by spaces.
+    """
 
     http_version: bytes
     status: int
@@ -189,7 +194,8 @@ def _head(data: bytes) -> ResponseHead:
     framing = framing_of(headers, is_received=True)
     if version < b"1.1":
         framing = framing._replace(keeps_alive=False)
-    return ResponseHead(version, int(status), reason or b"", headers, framing)
+    reason = b"" if reason is None else _CONTROL_CHARACTERS.sub(b" ", reason)
+    return ResponseHead(version, int(status), reason, headers, framing)
 
 
 def _unfolded(lines: list[bytes]) -> list[bytes]:

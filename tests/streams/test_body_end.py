@@ -462,9 +462,20 @@ def test_first_line_may_be_long(ask: Requester) -> None:
         assert response.items() == ["1"]
 
 
-def test_lost_connection_is_reported_as_such(ask: Requester) -> None:
-    with SSEServer([raw(ERROR), cut()]) as server, ask(server.url) as response:
-        assert type(response.fail()[1]) is TruncatedStreamError
+@pytest.mark.parametrize("before", [[], [send(1)]], ids=["alone", "behind an event"])
+def test_lost_connection_is_reported_as_such_with_the_error_before_it(ask: Requester, before: list[Step]) -> None:
+    with SSEServer([*before, raw(ERROR), cut()]) as server, ask(server.url) as response:
+        items, error = response.fail()
+        assert (items, type(error)) == ([1] * len(before), TruncatedStreamError)
+        assert str(error).endswith("closed in mid-stream; before that, the upstream sent an error: too long")
+
+
+@pytest.mark.parametrize("body", [ERROR[:-1], LINES, PAGE, b"data: " + ERROR[:-1]])
+def test_lost_connection_quotes_no_other_body(ask: Requester, body: bytes) -> None:
+    with SSEServer([raw(body), cut()]) as server, ask(server.url) as response:
+        items, error = response.fail()
+        assert (items, type(error)) == ([], TruncatedStreamError)
+        assert str(error).endswith("closed in mid-stream")
 
 
 def test_reconnecting_stream_ends_with_an_upstream_error(ask: Requester) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import logging
 import ssl
 import threading
 import time
@@ -69,6 +70,23 @@ def test_request_with_two_hosts_or_lengths_is_refused(package: Any, client: Any,
             with pytest.raises(package.LocalProtocolError, match=r"Host|Content-Length"):
                 client.post(server.url, headers=headers, content=b"abcdef")
             assert server.requests == []
+
+
+def test_reason_phrase_that_errors_quote_has_no_control_characters(
+    package: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answer = b"HTTP/1.1 401 \x1b[31mNo\x7f\x07\t!\r\nContent-Length: 0\r\n\r\n"
+    with SSEServer([wire(answer)]) as server:
+        # The second on a reused connection.
+        for _ in range(2):
+            response = client.get(server.url)
+            assert response.reason_phrase == " [31mNo  \t!"
+            with pytest.raises(package.HTTPStatusError) as raised:
+                response.raise_for_status()
+            assert "\x1b" not in str(raised.value)
+    assert "\x1b" not in caplog.text
+    assert "[31mNo" in caplog.text
 
 
 @pytest.mark.parametrize("status", [204, 304])
