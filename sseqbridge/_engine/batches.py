@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sseqbridge._exceptions import SSEError, UpstreamError
 from sseqbridge._http.content_encoding import BodyDecoder
 from sseqbridge._sse.events import Comment, ServerSentEvent
 from sseqbridge._sse.json_lines import JSONLinesParser
@@ -22,6 +21,7 @@ from sseqbridge._sse.provider_errors import unframed_body_error, unframed_end_er
 from .memory import limit_of
 
 if TYPE_CHECKING:
+    from sseqbridge._exceptions import SSEError
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._sse.dialects import EventRules
 
@@ -268,22 +268,16 @@ class BatchReader:
         """
         assert self.decoder is not None
         self.decoder.finish()
-        if (error := self._error_in_body()) is not None:
+        if (error := self.error_in_body()) is not None:
             raise error
 
-    def received_error(self) -> UpstreamError | None:
-        """Return the error if the body so far ends with a JSON error object in place of an event; else None."""
-        error = self._error_in_body()
-        return error if isinstance(error, UpstreamError) else None
-
-    def _error_in_body(self) -> SSEError | None:
+    def error_in_body(self) -> SSEError | None:
+        """Return the error of unframed_end_error() or unframed_body_error() for the body so far, or None."""
         if not isinstance(self._parser, EventStreamParser):
             return None
         if (error := unframed_end_error(self._latest)) is not None:
             return error
-        if self._unframed is None or self._parser.has_fields:
-            return None
-        body = bytes(self._unframed)
+        body = b"" if self._unframed is None or self._parser.has_fields else bytes(self._unframed)
         return unframed_body_error(body) if body.removeprefix(_BOM).strip() else None
 
     def take_incomplete(self) -> tuple[ServerSentEvent, bool] | None:

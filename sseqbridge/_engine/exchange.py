@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sseqbridge._exceptions import SSEError, TransportError, TruncatedStreamError, UsageError
+from sseqbridge._exceptions import SSEError, TransportError, TruncatedStreamError, UpstreamError, UsageError
 from sseqbridge._http.bounded_bodies import MAX_BODY_BYTES, is_cut
 from sseqbridge._http.connection import BodyStream
 from sseqbridge._http.errors import CLIENT_CODE
@@ -214,7 +214,7 @@ class Exchange:
             if self._reader.is_done:
                 self.outcome = "done"
             elif last is None:
-                if (error := self._reader.received_error()) is not None:
+                if isinstance(error := self._reader.error_in_body(), UpstreamError):
                     # Otherwise its text would be lost.
                     exc.args = (f"{exc}; before that, {error}", *exc.args[1:])
                 raise
