@@ -17,7 +17,7 @@ from typing import Any
 import flask
 import httpx
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
@@ -108,7 +108,7 @@ async def django_aview(request: Any) -> Any:
 
 @sync_and_async_middleware  # type: ignore[untyped-decorator]
 def changes(get_response: Any) -> Any:
-    if asyncio.iscoroutinefunction(get_response):
+    if iscoroutinefunction(get_response):
 
         async def amiddleware(request: Any) -> Any:
             return case.change(await get_response(request), HttpResponse)

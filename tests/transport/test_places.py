@@ -82,10 +82,11 @@ def test_a_refusal_of_a_proxy_is_quoted_without_control_characters(
 def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
     status, out, err = python(
         """if True:
-        import os, httpx
+        import os, threading, warnings
+        import httpx
         from sseqbridge import BridgeTransport, UsageError
         from sseqbridge.testing import SSEServer, hold, send
-        import threading
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
 
         go_on = threading.Event()
         parent = [send("1"), hold(go_on), send("2")]
