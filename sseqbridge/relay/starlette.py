@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import AsyncGeneratorType, CodeType, FunctionType, GeneratorType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def stream_response(
         response = _RelayResponse(
             arelay(upstream, checked), checked, headers, opens, headers=merged, background=background
         )
-        response.requests = _requests_in(stream)
+        response.stream = stream
         return response
 
 
@@ -101,16 +101,20 @@ _WITHOUT_REQUESTS = (type, ModuleType, CodeType, str, bytes, int, float, type(No
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
 
 
-def _requests_in(stream: Any) -> list[Request]:
-    """Return the requests that a function or iterable refers to: in its arguments and variables, or by its objects."""
+def _requests_in(stream: Any, known: Iterable[object]) -> list[Request]:
+    """Return the requests that a function or iterable refers to: in its arguments and variables, or by its objects.
+
+    The objects in `known` are not searched.
+    """
     found: list[Request] = []
     if isinstance(stream, (BaseStream, SSEResponse, AsyncSSEResponse)):
         # It reads no request, and its task refers to many objects.
         return found
     queue = deque([stream])
     # Kept alive during the search, so that no ID is used twice.
-    seen: dict[int, Any] = {}
-    while queue and len(seen) < _MOST_OBJECTS:
+    seen = {id(value): value for value in known}
+    most = len(seen) + _MOST_OBJECTS
+    while queue and len(seen) < most:
         value = queue.popleft()
         # Not isinstance(), nor any attribute: code of the application's may answer.
         kind = type(value)
@@ -149,8 +153,8 @@ class _RelayResponse(StreamingResponse):
         self._added = added
         # Whether the upstream's headers are waited for.
         self._opens = opens
-        # The requests whose bodies the application's code may read during the response. One of them may be this one's.
-        self.requests: list[Request] = []
+        # What runs during the response, and may read the bodies of requests.
+        self.stream: Any = None
         # Of an event stream; the others were set by the view.
         self._own_headers = list(self.raw_headers)
 
@@ -171,7 +175,7 @@ class _RelayResponse(StreamingResponse):
                 raise
 
         try:
-            await self._read_bodies(scope, receive)
+            await self._read_bodies(scope, receive, send)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_on_disconnect, receive)
                 try:
@@ -187,9 +191,18 @@ class _RelayResponse(StreamingResponse):
         if self.background is not None:
             await self.background()
 
-    async def _read_bodies(self, scope: Scope, receive: Receive) -> None:
+    def requests(self, *asgi: Any) -> list[Request]:
+        """Return the requests that the stream refers to by itself, not by the objects of the ASGI call.
+
+        A class-based view refers to the three, and the server's `receive` to all that runs. Starlette and middleware
+        have requests of their own there: such a request waits forever for a body that was read by another one.
+        """
+        stream, self.stream = self.stream, None
+        return _requests_in(stream, asgi)
+
+    async def _read_bodies(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body of the request, which keeps it, before this response receives messages itself."""
-        for request in self.requests:
+        for request in self.requests(scope, receive, send):
             if request.scope is not scope and request.receive is not receive:
                 # The request of another client.
                 continue

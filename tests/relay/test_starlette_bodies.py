@@ -10,9 +10,11 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sseqbridge import arequest_sse, relay
 from sseqbridge.relay import RelayEnd
@@ -71,6 +73,17 @@ class Chat(HTTPEndpoint):
         return await opened(self.request)
 
 
+class ReadBefore(HTTPEndpoint):
+    """Reads the body in the view, and refers to the request's messages, but not to the request."""
+
+    async def post(self, request: Request) -> Response:
+        self.data = await request.json()
+        return respond(self.opens)
+
+    async def opens(self) -> Any:
+        return await arequest_sse(case.url, json=self.data)
+
+
 async def generator(request: Request) -> Response:
     async def items() -> AsyncIterator[Any]:
         async for item in (await opened(request)).events:
@@ -123,14 +136,30 @@ async def read_before(request: Request) -> Response:
     return respond(opens)
 
 
-VIEWS: list[Any] = [closure, of_partial, of_lambda, of_default, Chat, generator, deep, read_before]
+VIEWS: list[Any] = [closure, of_partial, of_lambda, of_default, Chat, ReadBefore, generator, deep, read_before]
+
+
+class OwnRequest:
+    """Middleware whose `receive` refers to a request of its own, as the servers' can refer to those of Starlette."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_by_request() -> Message:
+            return await request.receive()
+
+        if scope["type"] == "http":
+            request = Request(scope, receive)
+            receive = receive_by_request
+        await self.app(scope, receive, send)
 
 
 @pytest.fixture
 def url() -> Any:
     case.ends = []
     routes = [Route(f"/{view.__name__}", view, methods=["GET", "POST"]) for view in [*VIEWS, pipeline]]
-    with under_uvicorn(Starlette(routes=routes)) as url:
+    with under_uvicorn(Starlette(routes=routes, middleware=[Middleware(OwnRequest)])) as url:
         yield url
 
 

@@ -16,7 +16,7 @@ REQUEST = Request({"type": "http"})
 def found_in(*objects: object) -> list[Request]:
     """Return the requests that a relay finds for a function with a variable that refers to the objects."""
     response: Any = relay.starlette.stream_response(lambda: objects)
-    return list(response.requests)
+    return list(response.requests())
 
 
 class Database:
@@ -32,6 +32,12 @@ class Lazy:
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         raise RuntimeError("made by the search")
+
+
+def test_objects_of_the_call_are_not_searched() -> None:
+    call = [REQUEST]
+    response: Any = relay.starlette.stream_response(lambda: call)
+    assert response.requests({}, call) == []
 
 
 @pytest.mark.parametrize("kind", [Database, Lazy])
