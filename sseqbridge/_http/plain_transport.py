@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import ssl
+import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -116,8 +117,9 @@ class _Connection(NetworkStream):
         # Whether that head has been received, and whether the server needs no more of the body.
         self.has_responded = False
         self._has_refused = False
-        # Waits for the next part of the body.
-        self._scope: anyio.CancelScope | None = None
+        # The task that waits for the next part of the body, and whether the refusal has cancelled that wait.
+        self._sender: asyncio.Task[Any] | None = None
+        self._is_sender_cancelled = False
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[None]:
@@ -171,8 +173,9 @@ class _Connection(NetworkStream):
             self._has_refused = True
             if self._writer is not None and not self._writer.done():
                 self._writer.set_exception(_refused())
-            if self._scope is not None:
-                self._scope.cancel()
+            if self._sender is not None:
+                self._is_sender_cancelled = True
+                self._sender.cancel()
 
     @property
     def is_readable(self) -> bool:
@@ -212,18 +215,36 @@ class _Connection(NetworkStream):
     def unless_refused(self) -> Iterator[None]:
         """Cancel the block, and raise httpcore.WriteError, when the server has refused the request."""
         if not self._has_refused:
+            task = self._sender = asyncio.current_task()
+            assert task is not None
             try:
-                with anyio.CancelScope() as self._scope:
-                    yield
+                # Not in a cancel scope: a body that yields within a scope of its own would leave the two in the wrong
+                # order.
+                yield
+            except asyncio.CancelledError:
+                if not self._is_sender_cancelled or _is_cancelled_again(task):
+                    raise
             finally:
-                self._scope = None
+                self._forget_sender(task)
         if self._has_refused:
             raise _refused()
+
+    def _forget_sender(self, task: asyncio.Task[Any]) -> None:
+        self._sender = None
+        if self._is_sender_cancelled:
+            self._is_sender_cancelled = False
+            if sys.version_info >= (3, 11):
+                task.uncancel()
 
     async def write(self, data: Bytes, timeout: float | None) -> bool:
         if self._has_refused:
             raise _refused()
         return await super().write(data, timeout)
+
+
+def _is_cancelled_again(task: asyncio.Task[Any]) -> bool:
+    """Whether a task that was cancelled here was cancelled by others, too. Python 3.10 does not count that."""
+    return sys.version_info >= (3, 11) and task.cancelling() > 1
 
 
 def _refused() -> httpcore.WriteError:

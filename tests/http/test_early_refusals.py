@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 import pytest
@@ -22,6 +25,7 @@ from sseqbridge import (
     TruncatedStreamError,
 )
 from sseqbridge._http import client as http_client
+from sseqbridge._http.plain_transport import PlainTransport
 from sseqbridge.testing import SSEServer, respond, send
 from tests.requesters import Requester
 from tests.support import in_thread
@@ -253,6 +257,64 @@ def test_success_of_a_server_that_stops_reading_is_returned_after_the_write_time
     with Body("bytes") as body, ask_fresh(server.url, timeout=2, **body.arguments, **server.options) as response:
         assert response.items() == [1]
     ended.set()
+    serving.result(30)
+
+
+@pytest.mark.parametrize("scope", [anyio.CancelScope, anyio.create_task_group])
+def test_body_may_yield_within_a_scope(ask_fresh: Requester, server: Server, scope: Any) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        async with contextlib.AsyncExitStack() as stack:
+            if scope is anyio.CancelScope:
+                stack.enter_context(scope())
+            else:
+                await stack.enter_async_context(scope())
+            yield b"one"
+            while not accepted.is_set():
+                await anyio.sleep(0.01)
+            yield b"two"
+
+    def serve() -> None:
+        connection = server.accept()
+        accepted.set()
+        received(connection, b"3\r\ntwo\r\n0\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + FRAMED)
+
+    accepted = threading.Event()
+    serving = in_thread(serve)
+    with ask_fresh(server.url, timeout=60, content=parts(), **server.options) as response:
+        assert response.items() == [1]
+    serving.result(30)
+
+
+@pytest.mark.parametrize("server", ["by httpx"], indirect=True)
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_cancellation_at_the_moment_of_a_refusal_is_not_lost(server: Server, *, is_cancelled: bool) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        waiting = asyncio.get_running_loop().create_future()
+        if is_cancelled:
+            task = asyncio.current_task()
+            assert task is not None
+            # Runs after the refusal has ended the wait, and before the task does.
+            waiting.add_done_callback(lambda _: task.cancel())
+        await waiting
+
+    async def send() -> int:
+        transport = PlainTransport(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), httpx.Limits(), None)
+        async with httpx.AsyncClient(transport=transport) as client:
+            response = await client.post(server.url, content=parts())
+        task = asyncio.current_task()
+        assert task is not None
+        assert sys.version_info < (3, 11) or not task.cancelling()
+        return response.status_code
+
+    serving = in_thread(lambda: server.accept().sendall(REFUSAL))
+    # Python 3.10 does not count cancellations.
+    if is_cancelled and sys.version_info >= (3, 11):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(send())
+    else:
+        assert asyncio.run(send()) == 413
     serving.result(30)
 
 
