@@ -8,7 +8,7 @@ cached parts of a URL are those of its target and its Host header.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -139,10 +139,10 @@ def _line(name: str, value: str) -> tuple[str, bytes] | None:
 def forwarded_bytes(request: ForwardedRequest) -> DirectRequest | None:
     """Return the request that another client built; None if it takes more than the bytes of a head and a body.
 
-    A request that would not be valid HTTP takes more: an error.
+    A request that would not be valid HTTP, or has no valid timeouts, takes more: an error.
     """
     headers, stream = request.headers.raw, request.stream
-    if not request.extensions.keys() <= {"timeout"} or not isinstance(stream, httpx.ByteStream):
+    if not _has_only_timeouts(request.extensions) or not isinstance(stream, httpx.ByteStream):
         return None
     try:
         framing = framing_of(headers)
@@ -154,3 +154,11 @@ def forwarded_bytes(request: ForwardedRequest) -> DirectRequest | None:
     if not is_plain or len(head) + len(body) > _MAX_BYTES or authenticates_connection(headers):
         return None
     return DirectRequest(request.url, origin_of(request.url), request.method, head + body)
+
+
+def _has_only_timeouts(extensions: dict[str, Any]) -> bool:
+    timeouts = extensions.get("timeout", {})
+    if not extensions.keys() <= {"timeout"} or not isinstance(timeouts, dict):
+        return False
+    read = timeouts.get("read")
+    return read is None or isinstance(read, (int, float))

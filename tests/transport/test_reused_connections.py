@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sseqbridge import Bridge, cancel_on
+from sseqbridge import Bridge, BridgeTransport, cancel_on
 from sseqbridge._http.client import ClientPool
 from sseqbridge._http.forwarded import ForwardedRequest
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, raw, respond, send, silence
@@ -155,6 +155,18 @@ def test_an_invalid_request_is_refused_on_a_reused_connection(
             client.post(server.url, headers=headers, content=b"abc")
         assert client.get(server.url).content == b"abc"
         assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("timeout", [None, {"read": "1"}], ids=["None", "str"])
+def test_invalid_timeouts_are_an_error_on_a_reused_connection(package: Any, timeout: Any) -> None:
+    with SSEServer([respond(framing="length"), raw(b"abc")]) as server, Bridge() as bridge:
+        transport = BridgeTransport(bridge=bridge)
+        transport.handle_request(package.Request("GET", server.url)).read()
+        with pytest.raises((AttributeError, TypeError)):
+            transport.handle_request(package.Request("GET", server.url, extensions={"timeout": timeout}))
+        transport.handle_request(package.Request("GET", server.url)).read()
+        # None is left open besides the one that is idle.
+        assert bridge.stats().connections == 1
 
 
 @pytest.mark.own_transport
