@@ -28,6 +28,7 @@ from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.connection_auth import own_connections
 from sseqbridge._http.errors import CLIENT_CODE, ReusedConnectionClosed
 from sseqbridge._http.forwarded import ForwardedRequest, error_of, package_of
+from sseqbridge._http.h1_heads import printable_reason
 from sseqbridge._http.transport import SAFE_METHODS
 from sseqbridge._http.urls import describe, origin_key
 from sseqbridge._runtime.callbacks import CallersCode, original
@@ -350,7 +351,7 @@ class RawExchange(LoopTask):
         self._finish(None, is_complete=True)
 
     def _opened(self, response: Any) -> tuple[RawHead, BodyStream | PulledBody]:
-        extensions = {**response.extensions, "network_stream": ConnectionInfo(self._sender.network_stream)}
+        extensions = _extensions(response, ConnectionInfo(self._sender.network_stream))
         headers = response.headers.raw
         body: BodyStream | PulledBody | None = extensions.pop(BODY_EXTENSION, None)
         if body is None and response.is_stream_consumed:
@@ -462,6 +463,14 @@ class RawExchange(LoopTask):
         own: BaseException = getattr(self._package, name)(str(error))
         own.__cause__ = error
         return own
+
+
+def _extensions(response: Any, connection: ConnectionInfo) -> dict[str, Any]:
+    """Return the extensions of a transport's response as another client gets them."""
+    extensions = {**response.extensions, "network_stream": connection}
+    if "reason_phrase" in extensions:
+        extensions["reason_phrase"] = printable_reason(extensions["reason_phrase"])
+    return extensions
 
 
 async def _only(content: bytes) -> AsyncIterator[bytes]:

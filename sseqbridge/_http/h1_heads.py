@@ -27,6 +27,7 @@ __all__ = [
     "Headers",
     "ResponseHead",
     "framing_of",
+    "printable_reason",
     "write_head",
 ]
 
@@ -194,8 +195,12 @@ def _head(data: bytes) -> ResponseHead:
     framing = framing_of(headers, is_received=True)
     if version < b"1.1":
         framing = framing._replace(keeps_alive=False)
-    reason = b"" if reason is None else _CONTROL_CHARACTERS.sub(b" ", reason)
-    return ResponseHead(version, int(status), reason, headers, framing)
+    return ResponseHead(version, int(status), printable_reason(reason or b""), headers, framing)
+
+
+def printable_reason(reason: bytes) -> bytes:
+    """Return a reason phrase with control characters replaced by spaces."""
+    return _CONTROL_CHARACTERS.sub(b" ", reason)
 
 
 def _unfolded(lines: list[bytes]) -> list[bytes]:

@@ -55,6 +55,7 @@ def test_every_method_is_sent(client: Any, method: str) -> None:
         assert response.content == (b"" if method == "HEAD" else b'{"a": [1, 2]}')
 
 
+@pytest.mark.own_transport  # h11 sends two equal lengths as one.
 @pytest.mark.parametrize(
     "headers",
     [
