@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import errno
 import ssl
-import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -22,8 +21,10 @@ from typing import Any
 import anyio
 import httpcore
 import httpx
+from anyio.streams.memory import MemoryObjectSendStream
 
 from sseqbridge._runtime import sockets
+from sseqbridge._runtime.callbacks import CallersCode
 
 from .dial import dial
 from .errors import ConnectionFailedError
@@ -61,6 +62,7 @@ class PlainTransport(httpx.AsyncHTTPTransport):
         finally:
             request.stream = body
             _upload.reset(token)
+            await upload.stop()
 
 
 def _pool(
@@ -116,10 +118,9 @@ class _Connection(NetworkStream):
         self._head: FinalHeadReader | None = None
         # Whether that head has been received, and whether the server needs no more of the body.
         self.has_responded = False
-        self._has_refused = False
-        # The task that waits for the next part of the body, and whether the refusal has cancelled that wait.
-        self._sender: asyncio.Task[Any] | None = None
-        self._is_sender_cancelled = False
+        self.has_refused = False
+        # Reads the body.
+        self._body_reader: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[None]:
@@ -170,12 +171,11 @@ class _Connection(NetworkStream):
         self._head = None
         self.has_responded = True
         if is_refusal:
-            self._has_refused = True
+            self.has_refused = True
             if self._writer is not None and not self._writer.done():
                 self._writer.set_exception(_refused())
-            if self._sender is not None:
-                self._is_sender_cancelled = True
-                self._sender.cancel()
+            if self._body_reader is not None:
+                self._body_reader.cancel()
 
     @property
     def is_readable(self) -> bool:
@@ -186,7 +186,7 @@ class _Connection(NetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
         """Return the next bytes, b"" at the end of the connection. Raises httpx.ReadTimeout, ReadError and others."""
-        self._head, self.has_responded, self._has_refused = None, False, False
+        self._head, self.has_responded, self.has_refused = None, False, False
         while not self._unread:
             if self.error is not None:
                 raise self.error
@@ -203,48 +203,18 @@ class _Connection(NetworkStream):
 
     # While a body is sent.
 
-    def watch(self) -> None:
-        """Look at bytes that arrive from now until the next call of read()."""
-        self._head = FinalHeadReader()
+    def watch(self, body_reader: asyncio.Task[None]) -> None:
+        """Look at bytes that arrive from now until the next call of read(). A refusal cancels `body_reader`."""
+        self._head, self._body_reader = FinalHeadReader(), body_reader
         if self._unread:
             self._look_at_response(self._head, bytes(self._unread))
         if self.input is not InputState.OPEN:
             self.input_ended()
 
-    @contextlib.contextmanager
-    def unless_refused(self) -> Iterator[None]:
-        """Cancel the block, and raise httpcore.WriteError, when the server has refused the request."""
-        if not self._has_refused:
-            task = self._sender = asyncio.current_task()
-            assert task is not None
-            try:
-                # Not in a cancel scope: a body that yields within a scope of its own would leave the two in the wrong
-                # order.
-                yield
-            except asyncio.CancelledError:
-                if not self._is_sender_cancelled or _is_cancelled_again(task):
-                    raise
-            finally:
-                self._forget_sender(task)
-        if self._has_refused:
-            raise _refused()
-
-    def _forget_sender(self, task: asyncio.Task[Any]) -> None:
-        self._sender = None
-        if self._is_sender_cancelled:
-            self._is_sender_cancelled = False
-            if sys.version_info >= (3, 11):
-                task.uncancel()
-
     async def write(self, data: Bytes, timeout: float | None) -> bool:
-        if self._has_refused:
+        if self.has_refused:
             raise _refused()
         return await super().write(data, timeout)
-
-
-def _is_cancelled_again(task: asyncio.Task[Any]) -> bool:
-    """Whether a task that was cancelled here was cancelled by others, too. Python 3.10 does not count that."""
-    return sys.version_info >= (3, 11) and task.cancelling() > 1
 
 
 def _refused() -> httpcore.WriteError:
@@ -302,25 +272,54 @@ def _errors_of_httpcore() -> Iterator[None]:
 
 
 class _Upload(httpx.AsyncByteStream):
-    """The body of a request, whose sending ends when the server has refused the request."""
+    """The body of a request, whose sending ends when the server has refused the request.
+
+    A task of its own reads the body, which may hold scopes and task groups open between two parts.
+    """
 
     def __init__(self, body: httpx.AsyncByteStream) -> None:
-        self._parts = body.__aiter__()
+        self._body = body
         # Set when the head of the request is written. None in a test that replaces httpcore.
         self.connection: _Connection | None = None
-        self._is_watched = False
+        self._task: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        connection = self.connection
+        if connection is None:
+            async for part in self._body:
+                yield part
+            return
+        sender, receiver = anyio.create_memory_object_stream[bytes](0)
+        with receiver:
+            self._task = asyncio.get_running_loop().create_task(self._read(sender), name="sseqbridge-body")
+            # Not in the task, which never begins if it is cancelled before its first step.
+            self._task.add_done_callback(lambda _: sender.close())
+            connection.watch(self._task)
+            async for part in receiver:
+                yield part
+        if self._error is not None:
+            raise self._error
+        if connection.has_refused:
+            raise _refused()
 
-    async def __anext__(self) -> bytes:
-        if self.connection is None:
-            return await self._parts.__anext__()
-        if not self._is_watched:
-            self._is_watched = True
-            self.connection.watch()
-        with self.connection.unless_refused():
-            return await self._parts.__anext__()
+    async def _read(self, sender: MemoryObjectSendStream[bytes]) -> None:
+        try:
+            # Also for a GeneratorExit of an iterator in a thread, as in outgoing.py.
+            with CallersCode("the request's body, an iterator,", passes=Exception):
+                async for part in self._body:
+                    await sender.send(part)
+        except anyio.BrokenResourceError:
+            pass  # The sending has failed.
+        except Exception as exc:
+            self._error = exc
+
+    async def stop(self) -> None:
+        """Stop the reading, and wait until the body is not used any more."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({self._task})
 
 
 # The body of the request that the current task sends.

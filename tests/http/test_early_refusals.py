@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -25,7 +23,6 @@ from sseqbridge import (
     TruncatedStreamError,
 )
 from sseqbridge._http import client as http_client
-from sseqbridge._http.plain_transport import PlainTransport
 from sseqbridge.testing import SSEServer, respond, send
 from tests.requesters import Requester
 from tests.support import in_thread
@@ -260,14 +257,18 @@ def test_success_of_a_server_that_stops_reading_is_returned_after_the_write_time
     serving.result(30)
 
 
+async def entered(stack: contextlib.AsyncExitStack, scope: Any) -> None:
+    if isinstance(scope, anyio.CancelScope):
+        stack.enter_context(scope)
+    else:
+        await stack.enter_async_context(scope)
+
+
 @pytest.mark.parametrize("scope", [anyio.CancelScope, anyio.create_task_group])
 def test_body_may_yield_within_a_scope(ask_fresh: Requester, server: Server, scope: Any) -> None:
     async def parts() -> AsyncIterator[bytes]:
         async with contextlib.AsyncExitStack() as stack:
-            if scope is anyio.CancelScope:
-                stack.enter_context(scope())
-            else:
-                await stack.enter_async_context(scope())
+            await entered(stack, scope())
             yield b"one"
             while not accepted.is_set():
                 await anyio.sleep(0.01)
@@ -286,35 +287,23 @@ def test_body_may_yield_within_a_scope(ask_fresh: Requester, server: Server, sco
     serving.result(30)
 
 
-@pytest.mark.parametrize("server", ["by httpx"], indirect=True)
-@pytest.mark.parametrize("is_cancelled", [False, True])
-def test_cancellation_at_the_moment_of_a_refusal_is_not_lost(server: Server, *, is_cancelled: bool) -> None:
+@pytest.mark.parametrize("scope", [anyio.CancelScope, anyio.create_task_group])
+def test_refusal_is_returned_while_a_body_holds_a_scope(ask_fresh: Requester, server: Server, scope: Any) -> None:
     async def parts() -> AsyncIterator[bytes]:
-        yield b"one"
-        waiting = asyncio.get_running_loop().create_future()
-        if is_cancelled:
-            task = asyncio.current_task()
-            assert task is not None
-            # Runs after the refusal has ended the wait, and before the task does.
-            waiting.add_done_callback(lambda _: task.cancel())
-        await waiting
+        async with contextlib.AsyncExitStack() as stack:
+            await entered(stack, scope())
+            while True:
+                yield bytes(1_000_000)
 
-    async def send() -> int:
-        transport = PlainTransport(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), httpx.Limits(), None)
-        async with httpx.AsyncClient(transport=transport) as client:
-            response = await client.post(server.url, content=parts())
-        task = asyncio.current_task()
-        assert task is not None
-        assert sys.version_info < (3, 11) or not task.cancelling()
-        return response.status_code
+    def serve() -> None:
+        server.accept().sendall(REFUSAL)
+        answered.wait(30)
 
-    serving = in_thread(lambda: server.accept().sendall(REFUSAL))
-    # Python 3.10 does not count cancellations.
-    if is_cancelled and sys.version_info >= (3, 11):
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(send())
-    else:
-        assert asyncio.run(send()) == 413
+    answered = threading.Event()
+    serving = in_thread(serve)
+    with ask_fresh(server.url, timeout=60, content=parts(), **server.options) as response:
+        assert (response.status, response.items()) == (413, ["hello"])
+    answered.set()
     serving.result(30)
 
 
