@@ -78,7 +78,7 @@ finish() {
     [ "${#burners[@]}" -eq 0 ] || kill "${burners[@]}"
     if [ -n "$beside" ]; then
         # The script was interrupted.
-        kill -INT -- "-$beside" && wait "$beside" || true
+        kill -INT -- "-$beside" 2>/dev/null && wait "$beside" || true
         cat "$output"
     fi
     rm -f "$output"

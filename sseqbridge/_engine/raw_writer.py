@@ -1,6 +1,6 @@
-"""RawWriter: moves a response's bytes into its channel, and looks at them as far as limits and ends depend on them.
+"""RawWriter: moves a response's bytes into its channel, restarts the idle limit, and recognizes the last event.
 
-Used on the loop thread alone, except for what other threads read.
+Used on the loop thread alone. Any thread may read `received` and `ends_stream`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DRAIN_BYTES = 64 * 1024
 
 
 class RawWriter:
-    """Writes the bytes of one body. Any thread may read `received` and `ends_stream`."""
+    """Writes the bytes of one body."""
 
     def __init__(self, channel: Channel[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._channel = channel

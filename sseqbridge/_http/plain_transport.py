@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import httpcore
 import httpx
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from sseqbridge._runtime import sockets
 from sseqbridge._runtime.callbacks import CallersCode
@@ -32,6 +32,8 @@ from .h1_heads import FinalHeadReader, HeadError
 from .network_stream import READ_BYTES, Bytes, InputState, NetworkStream
 
 __all__ = ["PlainTransport"]
+
+_Streams = tuple[MemoryObjectSendStream[bytes], MemoryObjectReceiveStream[bytes]]
 
 # The longest body in memory that is sent without reading: it leaves in one write.
 _MAX_UNWATCHED_BYTES = 63 * 1024
@@ -290,7 +292,9 @@ class _Upload(httpx.AsyncByteStream):
             async for part in self._body:
                 yield part
             return
-        sender, receiver = anyio.create_memory_object_stream[bytes](0)
+        # Without a type argument, which anyio 3 does not take.
+        streams: _Streams = anyio.create_memory_object_stream(0)
+        sender, receiver = streams
         with receiver:
             self._task = asyncio.get_running_loop().create_task(self._read(sender), name="sseqbridge-body")
             # Not in the task, which never begins if it is cancelled before its first step.
