@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -319,32 +320,40 @@ def test_error_of_a_body_is_raised(ask_fresh: Requester, server: Server) -> None
     assert serving.result(30)
 
 
+async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(65_536):
+            target.write(data)
+            await target.drain()
+    target.close()
+
+
+async def serve_tls_proxy(listener: socket.socket, tls: ssl.SSLContext, port: int) -> None:
+    """Serve one CONNECT, to a port of this machine. (In a loop: two threads must not use one SSLSocket.)"""
+    ended = asyncio.Event()
+
+    async def tunnel(client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        try:
+            assert (await client.readuntil(b"\r\n\r\n")).startswith(b"CONNECT ")
+            upstream, onward = await asyncio.open_connection("127.0.0.1", port)
+            answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await asyncio.gather(forward(client, onward), forward(upstream, answers))
+        finally:
+            ended.set()
+
+    async with await asyncio.start_server(tunnel, sock=listener, ssl=tls):
+        await asyncio.wait_for(ended.wait(), 30)
+
+
 def test_proxy_is_connected_to_over_tls(
     ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-
-    def forward(source: Any, target: Any) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    def serve_proxy() -> None:
-        connection, _ = listener.accept()
-        with server_tls.wrap_socket(connection, server_side=True) as client:
-            head = received(client, b"\r\n\r\n")
-            assert head.startswith(b"CONNECT ")
-            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as onward:
-                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                sending = in_thread(lambda: forward(client, onward))
-                forward(onward, client)
-            sending.result(30)
-
     monkeypatch.setattr(http_client, "_tls_context", client_tls)
     script = [respond(framing="close"), send("x" * 100_000), send("[DONE]")]
     with socket.create_server(("127.0.0.1", 0)) as listener, SSEServer(script, ssl_context=server_tls) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{listener.getsockname()[1]}")
-        serving = in_thread(serve_proxy)
+        port = int(server.url.rpartition(":")[2])
+        serving = in_thread(lambda: asyncio.run(serve_tls_proxy(listener, server_tls, port)))
         with ask_fresh(server.url, content=bytes(200_000), timeout=60, decode="text") as response:
             assert response.items() == ["x" * 100_000]
         serving.result(30)
