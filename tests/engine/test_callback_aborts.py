@@ -50,6 +50,7 @@ def test_abort_before_the_task_begins_closes_the_connection(monkeypatch: pytest.
         until(lambda: bridge.stats().connections == 0)
 
 
+@pytest.mark.blocks_its_loop
 @pytest.mark.parametrize("is_reused", [False, True])
 def test_request_that_was_aborted_before_its_start_is_not_sent(is_reused: bool) -> None:
     with SSEServer([send("[DONE]")]) as server, Bridge() as bridge:

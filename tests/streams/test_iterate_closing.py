@@ -109,6 +109,7 @@ def test_leaving_closes_a_source_at_its_yield() -> None:
         next(stream)
 
 
+@pytest.mark.blocks_its_loop
 def test_closing_before_the_first_step_starts_nothing() -> None:
     entered: list[int] = []
 
