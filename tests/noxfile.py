@@ -7,7 +7,6 @@ the tests to run. Arguments after `--` go to pytest, as in `-- -k parser`.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,9 +20,6 @@ CORES = os.cpu_count() or 1
 WORKERS = CORES + 1
 # Tests that start programs mostly wait.
 WORKERS_WITH_PROGRAMS = 2 * CORES
-
-# A folder for each session that measures coverage: run.sh runs them at the same time.
-MEASUREMENTS = ROOT / ".coverage-data"
 
 PROGRAMS = "redis or browser or nginx or server or gevent"
 NOT_IN_DEFAULT_RUN = "sdk or cluster"
@@ -51,11 +47,8 @@ def pytest(
 ) -> None:
     """Run the tests that `expression` selects by their markers, in several processes."""
     if with_coverage:
-        folder = MEASUREMENTS / session.name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         # Coverage starts with the workers, before pytest imports the package as a plugin.
-        env.update(COVERAGE_PROCESS_START=str(ROOT / "setup.cfg"), COVERAGE_FILE=str(folder / ".coverage"))
+        env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
     options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
     # 5: the arguments select no test of this session.
     success_codes = (0, 5) if session.posargs else (0,)
@@ -86,6 +79,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The default tests with coverage, then heavy tests without coverage."""
+    if not session.posargs:
+        python(session, "coverage", "erase")
     pytest(session, f"not (heavy or {PROGRAMS} or {NOT_IN_DEFAULT_RUN})", with_coverage=not session.posargs)
     pytest(session, f"heavy and not ({NOT_IN_DEFAULT_RUN})")
 
@@ -134,7 +129,7 @@ def bench_quick(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """At least 99 % of the package is covered by `tests` and `programs`, which must have run before."""
-    python(session, "coverage", "combine", "--quiet", *(str(MEASUREMENTS / name) for name in ("tests", "programs")))
+    python(session, "coverage", "combine", "--quiet")
     python(session, "coverage", "report", "--fail-under=99")
 
 

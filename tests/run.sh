@@ -70,18 +70,11 @@ make_environment() {
 }
 
 burners=()
-beside= output=
 # tests/conftest.py adds the failed tests of each session, whose output is far above that of the last session.
 SSEQBRIDGE_FAILURES=$(mktemp)
 export SSEQBRIDGE_FAILURES
 finish() {
     [ "${#burners[@]}" -eq 0 ] || kill "${burners[@]}"
-    if [ -n "$beside" ]; then
-        # The script was interrupted.
-        kill -INT -- "-$beside" 2>/dev/null && wait "$beside" || true
-        cat "$output"
-    fi
-    rm -f "$output"
     if [ -s "$SSEQBRIDGE_FAILURES" ]; then
         echo "Failed tests:"
         if [ "$(wc -l <"$SSEQBRIDGE_FAILURES")" -le 60 ]; then
@@ -93,8 +86,6 @@ finish() {
     rm -f "$SSEQBRIDGE_FAILURES"
 }
 trap finish EXIT
-# Otherwise the script goes on once nox has handled the interrupt.
-trap 'exit 130' INT
 burn() {
     # Ends with the script, also if the script is killed.
     while kill -0 $$ 2>/dev/null; do
@@ -110,27 +101,6 @@ if $is_busy; then
         burners+=($!)
     done
 fi
-# Sessions that wait for half of their time run beside those that compute. Their output follows at the end.
-sessions=(lint tests plain httpx_transport)
-sessions_beside=(types programs bench_quick cut_answers fuzz)
-sessions_after=(coverage)
-if [ "$#" -gt 0 ]; then
-    # The arguments are pytest's.
-    sessions=(tests plain httpx_transport)
-    sessions_beside=(programs)
-    sessions_after=()
-fi
-nox=(.venv/bin/nox -f tests/noxfile.py --session)
-output=$(mktemp)
-# In a process group of its own (set -m), which finish() interrupts.
-set -m
-"${nox[@]}" "${sessions_beside[@]}" -- "$@" >"$output" 2>&1 </dev/null &
-beside=$!
-set +m
-status=0
-"${nox[@]}" "${sessions[@]}" -- "$@" || status=$?
-wait "$beside" || status=$?
-beside=
-cat "$output"
-[ "${#sessions_after[@]}" -eq 0 ] || "${nox[@]}" "${sessions_after[@]}" || status=$?
-exit "$status"
+sessions=()
+[ "$#" -eq 0 ] || sessions=(--session tests programs plain httpx_transport)
+.venv/bin/nox -f tests/noxfile.py ${sessions[@]+"${sessions[@]}"} -- "$@"

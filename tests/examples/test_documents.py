@@ -270,21 +270,11 @@ def _rows(heading: str) -> list[str]:
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
 
-def _sessions() -> dict[str, str]:
-    """Return the sessions of nox, each with its decorator."""
+def test_sessions_in_the_table_are_those_of_nox() -> None:
     tree = ast.parse((ROOT / "tests/noxfile.py").read_text("utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return {each.name: ast.unparse(each.decorator_list[0]) for each in functions if each.decorator_list}
-
-
-def test_sessions_in_the_table_are_those_of_nox() -> None:
-    assert sorted(_rows("Sessions")) == sorted(_sessions())
-
-
-def test_run_sh_runs_every_default_session_once() -> None:
-    text = (ROOT / "tests/run.sh").read_text("utf-8")
-    listed = [name for names in re.findall(r"^sessions\w*=\((.*)\)$", text, re.M) for name in names.split()]
-    assert sorted(listed) == sorted(name for name, decorator in _sessions().items() if "default=False" not in decorator)
+    sessions = [function.name for function in functions if function.decorator_list]
+    assert sorted(_rows("Sessions")) == sorted(sessions)
 
 
 def test_markers_in_the_table_are_declared(pytestconfig: pytest.Config) -> None:

@@ -281,9 +281,14 @@ def full_listener() -> Iterator[str]:
 UNLIMITED: dict[str, float | None] = {"connect": None, "read": None}
 
 
-def times_out(clock: FakeClock, call: Callable[[], Any], which: str, seconds: float) -> None:
-    """Advance the clock until a call fails. It must fail by this limit, and not before the limit has elapsed."""
-    began = clock.monotonic()
+def times_out(
+    clock: FakeClock, call: Callable[[], Any], which: str, seconds: float, *, began: float | None = None
+) -> None:
+    """Advance the clock until a call fails. It must fail by this limit, and not before the limit has elapsed.
+
+    `began` is the time before a call that another thread makes.
+    """
+    began = clock.monotonic() if began is None else began
     with pytest.raises(StreamTimeoutError) as caught:
         clock.advance_until_done(call)
     assert (caught.value.which, caught.value.seconds) == (which, seconds)
@@ -316,9 +321,10 @@ def test_connect_timeout_covers_the_tls_handshake(clock: FakeClock, ask: Request
 @pytest.mark.parametrize("timeout", [30, {"read": 30}, Timeout(read=30)])
 def test_read_timeout_before_the_headers(clock: FakeClock, ask: Requester, timeout: Any) -> None:
     with SSEServer([silence()]) as server:
+        began = clock.monotonic()
         asking = in_thread(lambda: ask(server.url, timeout=timeout))
         request = server.wait_for_request(timeout=30)
-        times_out(clock, asking.result, "read", 30)
+        times_out(clock, asking.result, "read", 30, began=began)
         assert request.wait_aborted(30)
 
 
@@ -448,9 +454,10 @@ def test_total_timeout_during_backpressure_is_no_clean_end(clock: FakeClock, ask
 def test_total_counts_from_the_call(clock: FakeClock, ask: Requester) -> None:
     timeout = {**UNLIMITED, "total": 300}
     with SSEServer([silence()]) as server:
+        began = clock.monotonic()
         asking = in_thread(lambda: ask(server.url, timeout=timeout))
         request = server.wait_for_request(timeout=30)
-        times_out(clock, asking.result, "total", 300)
+        times_out(clock, asking.result, "total", 300, began=began)
         assert request.wait_aborted(30)
     with full_listener() as url:
         times_out(clock, lambda: ask(url, timeout=timeout), "total", 300)
