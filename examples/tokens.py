@@ -14,18 +14,19 @@ GRANT = {"grant_type": "client_credentials"}
 
 
 class TokenHeaders:
-    """Returns headers with a token that is valid for another minute at least."""
+    """Returns headers with a token that does not expire soon."""
 
     def __init__(self, token_url: str) -> None:
         self.token_url = token_url
         self.lock = threading.Lock()
-        self.token, self.valid_until = "", 0.0
+        self.token, self.renew_at = "", 0.0
 
     def __call__(self) -> dict[str, str]:
         with self.lock:
-            if time.monotonic() > self.valid_until - 60:
+            if time.monotonic() >= self.renew_at:
                 answer = httpx.post(self.token_url, data=GRANT).raise_for_status().json()
-                self.token, self.valid_until = answer["access_token"], time.monotonic() + answer["expires_in"]
+                self.token, seconds = answer["access_token"], answer["expires_in"]
+                self.renew_at = time.monotonic() + seconds - min(60, seconds / 4)
             return {"Authorization": f"Bearer {self.token}"}
 
 
