@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+
+import anyio
 
 from sseqbridge._runtime import loops, sockets
 
 from .errors import ConnectionFailedError
 
-__all__ = ["Dial", "attempt", "dial", "interleaved"]
+__all__ = ["Dial", "attempt", "connecting", "dial", "interleaved"]
 
 # Seconds until the next address is tried in parallel (RFC 8305, section 5).
 _ATTEMPT_DELAY = 0.25
@@ -30,6 +33,26 @@ _ATTEMPT_DELAY = 0.25
 # Connects a protocol to a host and port on the running loop: calls its `connection_made`, and its other
 # methods later. Raises OSError if there is no connection.
 Dial = Callable[[asyncio.BufferedProtocol, str, int], Awaitable[None]]
+
+
+@contextlib.contextmanager
+def connecting(timeout: float | None, package: Any, abort: Callable[[], None]) -> Iterator[None]:
+    """Give the block, which makes a connection, `timeout` seconds. If it fails, close the connection with `abort`.
+
+    Raises the ConnectTimeout and ConnectError of `package` (httpx or httpcore).
+    """
+    try:
+        with anyio.fail_after(timeout):
+            yield
+    except BaseException as exc:
+        # If this is cancelled just after connection_made(), the loop would only close the connection gracefully.
+        abort()
+        # The operating system's own ETIMEDOUT is a TimeoutError too, and not the caller's limit.
+        if isinstance(exc, TimeoutError) and not (isinstance(exc, OSError) and exc.errno is not None):
+            raise package.ConnectTimeout("the connection was not established in time") from exc
+        if isinstance(exc, (OSError, OverflowError, ValueError)):
+            raise package.ConnectError(str(exc)) from exc
+        raise
 
 
 async def dial(protocol: asyncio.BufferedProtocol, host: str, port: int) -> None:

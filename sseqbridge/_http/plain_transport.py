@@ -26,7 +26,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from sseqbridge._runtime import sockets
 from sseqbridge._runtime.callbacks import CallersCode
 
-from .dial import dial
+from .dial import connecting, dial
 from .errors import ConnectionFailedError
 from .h1_heads import FinalHeadReader, HeadError
 from .network_stream import READ_BYTES, Bytes, InputState, NetworkStream
@@ -104,9 +104,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         connection = _Connection(asyncio.get_running_loop(), self._buffer)
-        with connection.connecting():
-            with anyio.fail_after(timeout):
-                await dial(connection, host, port)
+        with connecting(timeout, httpcore, connection.abort_transport):
+            await dial(connection, host, port)
         return _HTTPCoreStream(connection)
 
 
@@ -123,20 +122,6 @@ class _Connection(NetworkStream):
         self.has_refused = False
         # Reads the body.
         self._body_reader: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def connecting(self) -> Iterator[None]:
-        """Close the connection if the block fails, with an error of httpcore."""
-        try:
-            yield
-        except BaseException as exc:
-            self.abort_transport()
-            # The operating system's own ETIMEDOUT is a TimeoutError too, and not the caller's limit.
-            if isinstance(exc, TimeoutError) and not (isinstance(exc, OSError) and exc.errno is not None):
-                raise httpcore.ConnectTimeout("the connection was not established in time") from exc
-            if isinstance(exc, (OSError, OverflowError, ValueError)):
-                raise httpcore.ConnectError(str(exc)) from exc
-            raise
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         if self._unread:
@@ -252,9 +237,8 @@ class _HTTPCoreStream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        with self._connection.connecting():
-            with anyio.fail_after(timeout):
-                await self._connection.start_tls(ssl_context, server_hostname or "")
+        with connecting(timeout, httpcore, self._connection.abort_transport):
+            await self._connection.start_tls(ssl_context, server_hostname or "")
         return self
 
     async def aclose(self) -> None:

@@ -21,14 +21,13 @@ import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anyio
 import httpx
 
 from sseqbridge._runtime import patching
 
 from .connection import HTTP11Connection
 from .connection_auth import authenticates_connection, connection_owner
-from .dial import Dial, dial
+from .dial import Dial, connecting, dial
 from .errors import ReusedConnectionClosed
 from .h1_heads import Headers
 from .network_stream import READ_BYTES
@@ -205,21 +204,11 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: Origin, timeout: float | None) -> HTTP11Connection:
         connection = HTTP11Connection(asyncio.get_running_loop(), origin, self)
-        try:
-            with anyio.fail_after(timeout):
-                context = await self._tls_context() if origin.scheme == "https" else None
-                await self._dial(connection, origin.host, origin.port)
-                if context is not None:
-                    await connection.start_tls(context, origin.host)
-        except BaseException as exc:
-            # If this is cancelled just after connection_made(), the loop would only close the connection gracefully.
-            connection.abort()
-            # The operating system's own ETIMEDOUT is a TimeoutError too, and not the caller's limit.
-            if isinstance(exc, TimeoutError) and not (isinstance(exc, OSError) and exc.errno is not None):
-                raise httpx.ConnectTimeout("the connection was not established in time") from exc
-            if isinstance(exc, (OSError, OverflowError, ValueError)):
-                raise httpx.ConnectError(str(exc)) from exc
-            raise
+        with connecting(timeout, httpx, connection.abort):
+            context = await self._tls_context() if origin.scheme == "https" else None
+            await self._dial(connection, origin.host, origin.port)
+            if context is not None:
+                await connection.start_tls(context, origin.host)
         return connection
 
 

@@ -326,8 +326,8 @@ def pending_of_client(
 ) -> PendingResponse:
     """Return a request of a client, which was not sent yet. The caller has checked the names of the options.
 
-    Besides the options of a request, `options` may have `decode` and `comments`. `bridge` overrides the client's;
-    `pauses` are those that the request shares.
+    Besides the options of a request, `options` may have `decode` and `comments`. `bridge` overrides the client's.
+    `pauses` are shared with the other calls of a gather.
     """
     prepared = client._prepared(url, headers, data, options)
     return pending(prepared, client._own["bridge"] if bridge is None else bridge, pauses)

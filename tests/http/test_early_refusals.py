@@ -65,7 +65,7 @@ class Body:
 
 
 class Server:
-    """A server of one connection, and the way to it. It does not read a body to its end unless told to."""
+    """A server for one connection, reached by one of ROUTES. By itself it reads only a request's head."""
 
     def __init__(self, route: str, monkeypatch: pytest.MonkeyPatch, tls: ssl.SSLContext) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -110,7 +110,7 @@ def received(connection: socket.socket, ending: bytes) -> bytes:
 
 
 def until_left(connection: socket.socket) -> bool:
-    """Wait until the client closes the connection. Reads what it had sent before."""
+    """Read until the client closes the connection."""
     with contextlib.suppress(ConnectionResetError, ssl.SSLError):
         while connection.recv(1_000_000):
             pass

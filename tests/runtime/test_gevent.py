@@ -25,7 +25,7 @@ def start_traced(function, args):
     return start_new_thread(run, args)
 
 if trace is not None:
-    # Coverage traces the threads of `threading` alone, not those that the library starts.
+    # Coverage traces only threads of the module `threading`. The library starts its threads by `_thread`.
     _thread.start_new_thread = start_traced
 if order == "imported first":
     from sseqbridge import relay, request_sse

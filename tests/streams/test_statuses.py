@@ -76,7 +76,7 @@ def test_content_encoding_that_is_no_coding_is_ignored(
 def test_endless_stream_of_another_type_is_an_error_at_once(
     ask: Requester, monkeypatch: pytest.MonkeyPatch, has_data: bool
 ) -> None:
-    # The limits that would end the test: of other bodies, and of those that come without a pause.
+    # Limits that must not be what ends the request: that of bodies with a length, and that of bodies without a pause.
     monkeypatch.setattr(responses, "BODY_SECONDS", 1000.0)
     if has_data:
         monkeypatch.setattr(responses, "_PROMPT_SECONDS", 1000.0)

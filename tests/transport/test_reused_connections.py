@@ -282,10 +282,17 @@ def test_a_slow_consumer_holds_the_upstream_back(client: Any) -> None:
 
 
 @pytest.mark.own_transport
-def test_rest_after_the_last_event_is_drained(client: Any) -> None:
+@pytest.mark.parametrize(
+    ("events", "rest", "connections"),
+    [(b"data: 1\n\ndata: [DONE]\n\n", [], 1), (b"data: [DONE]\n\n", [chunk(b"x" * 20_000)] * 200, 2)],
+    ids=["short", "too long"],
+)
+def test_rest_after_the_last_event_is_drained_within_bounds(
+    client: Any, events: bytes, rest: Pieces, connections: int
+) -> None:
     is_closed = threading.Event()
     stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    late: Pieces = [stream + chunk(b"data: 1\n\ndata: [DONE]\n\n"), is_closed, LAST]
+    late: Pieces = [stream + chunk(events), is_closed, *rest, LAST]
     with ByteServer([SHORT], late, [SHORT]) as server:
         client.get(server.url)
         with client.stream("GET", server.url) as response:
@@ -293,22 +300,7 @@ def test_rest_after_the_last_event_is_drained(client: Any) -> None:
         is_closed.set()
         until(lambda: Bridge.default().stats().open_streams == 0)
         assert client.get(server.url).content == b"abc"
-        assert server.connections == 1
-
-
-@pytest.mark.own_transport
-def test_long_rest_after_the_last_event_is_not_drained(client: Any) -> None:
-    is_closed = threading.Event()
-    stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    late: Pieces = [stream + chunk(b"data: [DONE]\n\n"), is_closed, *[chunk(b"x" * 20_000)] * 200, LAST]
-    with ByteServer([SHORT], late, [SHORT]) as server:
-        client.get(server.url)
-        with client.stream("GET", server.url) as response:
-            next(response.iter_raw())
-        is_closed.set()
-        until(lambda: Bridge.default().stats().open_streams == 0)
-        assert client.get(server.url).content == b"abc"
-        assert server.connections == 2
+        assert server.connections == connections
 
 
 def test_bytes_of_a_request_with_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
