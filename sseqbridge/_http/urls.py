@@ -111,8 +111,6 @@ def join_base_url(base_url: str, url: str) -> str:
     An absolute URL stays as it is, and so does one that cannot be parsed, or has a scheme or a host alone, which
     building the request reports.
     """
-    if not base_url:
-        return url
     try:
         relative = parsed_url(url)
     except httpx.InvalidURL:
