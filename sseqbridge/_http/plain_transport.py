@@ -16,7 +16,7 @@ import errno
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import httpcore
@@ -109,19 +109,26 @@ class _Backend(httpcore.AsyncNetworkBackend):
         return _HTTPCoreStream(connection)
 
 
+class _Sending(NamedTuple):
+    """The sending of a request's body, until the response begins."""
+
+    # Reads the head of the response.
+    head_reader: FinalHeadReader
+    # Reads the body.
+    body_reader: asyncio.Task[None]
+
+
 class _Connection(NetworkStream):
     """A connection whose bytes wait to be read, also while a request is being written."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         super().__init__(loop, buffer)
         self._unread = bytearray()
-        # Reads the head of the response while a request's body is sent; None at other times.
-        self._head: FinalHeadReader | None = None
-        # Whether that head has been received, and whether the server needs no more of the body.
+        # None while no body is sent.
+        self._sending: _Sending | None = None
+        # Whether the response has begun while the body was sent, and whether the server needs no more of the body.
         self.has_responded = False
         self.has_refused = False
-        # Reads the body.
-        self._body_reader: asyncio.Task[None] | None = None
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         if self._unread:
@@ -135,34 +142,33 @@ class _Connection(NetworkStream):
         self._unread += data
         if len(self._unread) > _MAX_UNREAD_BYTES:
             self.pause_reading()
-        if self._head is not None:
-            self._look_at_response(self._head, data)
+        if self._sending is not None:
+            self._look_at_response(self._sending, data)
         self.wake()
 
     def input_ended(self) -> None:
-        if self._head is not None:
-            self._response_begins(is_refusal=True)
+        if self._sending is not None:
+            self._response_begins(self._sending, is_refusal=True)
 
-    def _look_at_response(self, reader: FinalHeadReader, data: bytes) -> None:
+    def _look_at_response(self, sending: _Sending, data: bytes) -> None:
         try:
-            head = reader.feed(data)
+            head = sending.head_reader.feed(data)
         except HeadError:
             # httpcore reports it.
-            self._response_begins(is_refusal=True)
+            self._response_begins(sending, is_refusal=True)
         else:
             if head is not None:
                 # The server may need the rest of the request for a 2xx.
-                self._response_begins(is_refusal=head.status >= 300)
+                self._response_begins(sending, is_refusal=head.status >= 300)
 
-    def _response_begins(self, *, is_refusal: bool) -> None:
-        self._head = None
+    def _response_begins(self, sending: _Sending, *, is_refusal: bool) -> None:
+        self._sending = None
         self.has_responded = True
         if is_refusal:
             self.has_refused = True
             if self._writer is not None and not self._writer.done():
                 self._writer.set_exception(_refused())
-            if self._body_reader is not None:
-                self._body_reader.cancel()
+            sending.body_reader.cancel()
 
     @property
     def is_readable(self) -> bool:
@@ -173,7 +179,7 @@ class _Connection(NetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
         """Return the next bytes, b"" at the end of the connection. Raises httpx.ReadTimeout, ReadError and others."""
-        self._head, self.has_responded, self.has_refused = None, False, False
+        self._sending, self.has_responded, self.has_refused = None, False, False
         while not self._unread:
             if self.error is not None:
                 raise self.error
@@ -192,9 +198,9 @@ class _Connection(NetworkStream):
 
     def watch(self, body_reader: asyncio.Task[None]) -> None:
         """Look at bytes that arrive from now until the next call of read(). A refusal cancels `body_reader`."""
-        self._head, self._body_reader = FinalHeadReader(), body_reader
+        self._sending = sending = _Sending(FinalHeadReader(), body_reader)
         if self._unread:
-            self._look_at_response(self._head, bytes(self._unread))
+            self._look_at_response(sending, bytes(self._unread))
         if self.input is not InputState.OPEN:
             self.input_ended()
 
@@ -297,9 +303,8 @@ class _Upload(httpx.AsyncByteStream):
             with CallersCode("the request's body, an iterator,", passes=Exception):
                 async for part in self._body:
                     await sender.send(part)
-        except anyio.BrokenResourceError:
-            pass  # The sending has failed.
         except Exception as exc:
+            # Nothing reads a BrokenResourceError: it says that the sending has ended.
             self._error = exc
 
     async def stop(self) -> None:
