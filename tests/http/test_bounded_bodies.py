@@ -286,6 +286,25 @@ def test_auth_flow_is_closed_if_the_request_fails(ask: Requester) -> None:
     assert closed == [True]
 
 
+def test_body_that_a_hook_and_an_auth_read_is_bounded_once() -> None:
+    async def on_response(response: httpx.Response) -> None:
+        if response.status_code == 401:
+            seen.append(len(await response.aread()))
+
+    seen: list[int] = []
+    auth = TokenAuth()
+    refusal = [respond(401, {"Content-Encoding": "gzip"}), *map(raw, BOMB)]
+    with (
+        SSEServer(protected(refusal, send(1), DONE)) as server,
+        Bridge(client=lambda: httpx.AsyncClient(auth=auth, event_hooks={"response": [on_response]})) as bridge,
+        memory_is_bounded(),
+    ):
+        assert list(request_sse(server.url, bridge=bridge).events) == [1]
+    [size] = seen
+    assert MAX_BODY_BYTES <= size <= 3 * MAX_BODY_BYTES
+    assert [(status, len(body)) for status, body in auth.seen] == [(401, size), (200, 0)]
+
+
 # Event hooks.
 
 

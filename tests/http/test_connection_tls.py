@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trustme
 
-from sseqbridge import StreamTimeoutError, TransportError
+from sseqbridge import StreamTimeoutError, TransportError, TruncatedStreamError
 from sseqbridge._http import client as http_client
 from sseqbridge._http import dial, network_stream
 from sseqbridge.testing import SSEServer, send
@@ -137,6 +137,27 @@ def test_tls_tickets_do_not_extend_the_read_timeout(
         with pytest.raises(StreamTimeoutError) as caught:
             response.next()
         assert caught.value.which == "read"
+
+
+@own_transport
+@pytest.mark.parametrize("end", ["close-notify", "length"])
+def test_response_may_end_with_the_read_that_has_its_head(
+    hand_made: Callable[..., AbstractContextManager[Response]], end: str
+) -> None:
+    def serve(connection: socket.socket, records: Records) -> None:
+        head = ENDLESS if end == "close-notify" else ENDLESS.replace(b"\r\n\r\n", b"\r\nContent-Length: 99\r\n\r\n")
+        # One segment, and so one read.
+        connection.sendall(records.data(head) + records.goodbye())
+        is_read.wait(30)
+
+    is_read = threading.Event()
+    with hand_made(serve, timeout=None, done=None) as response:
+        if end == "close-notify":
+            assert response.items() == [1]
+        else:
+            items, error = response.fail()
+            assert (items, type(error)) == ([1], TruncatedStreamError)
+        is_read.set()
 
 
 @own_transport

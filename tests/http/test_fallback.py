@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from types import ModuleType
 from typing import Any
 
@@ -95,14 +95,20 @@ def test_replaced_pool_of_httpcore_is_used(ask_fresh: Requester, monkeypatch: py
     """As RESPX does."""
 
     async def handle(pool: object, request: httpcore.Request) -> httpcore.Response:
+        assert isinstance(request.stream, AsyncIterable)
+        size = sum([len(part) async for part in request.stream])
         headers = [(b"Content-Type", b"text/event-stream")]
-        return httpcore.Response(200, headers=headers, content=b"data: %b\n\n" % request.url.target[1:])
+        return httpcore.Response(200, headers=headers, content=b"data: [%b, %d]\n\n" % (request.url.target[1:], size))
 
     with SSEServer([send(1), DONE]) as server:
         assert ask_fresh(server.url).items() == [1]
         with monkeypatch.context() as patch:
             patch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", handle)
-            assert ask_fresh("http://upstream.test/23").items() == [23]
+            assert ask_fresh("http://upstream.test/23").items() == [[23, 0]]
+            # Neither a short body nor a long one needs a connection.
+            for content in (bytes(10), bytes(100_000), iter([b"abc"])):
+                size = 3 if not isinstance(content, bytes) else len(content)
+                assert ask_fresh("http://upstream.test/23", content=content).items() == [[23, size]]
         assert ask_fresh(server.url).items() == [1]
 
 

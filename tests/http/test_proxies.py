@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from sseqbridge._http import client as http_client
 from sseqbridge._http.proxies import ProxySettings
 from sseqbridge.testing import SSEServer, respond, send
 from tests.requesters import Requester
-from tests.support import subscription_of
+from tests.support import in_thread, subscription_of
 
 from .upstream import own_transport
 
@@ -232,6 +233,54 @@ def test_refused_connect_has_the_status_of_the_proxy(
             ask_fresh("https://upstream.test/?key=secret")
         assert caught.value.proxy_status == status
         assert proxy.requests[0].method == "CONNECT"
+
+
+def read_exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += connection.recv(count - len(data))
+    return data
+
+
+def serve_as_socks_proxy(listener: socket.socket) -> tuple[bytes, bytes, bytes, int]:
+    """Serve one request as a SOCKS5 proxy (RFC 1928, RFC 1929), and as the upstream behind it.
+
+    Returns the user, the password, and the host and port that the proxy is to connect to.
+    """
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(30)
+        _, count = read_exactly(connection, 2)
+        assert 2 in read_exactly(connection, count)
+        connection.sendall(b"\x05\x02")
+        _, length = read_exactly(connection, 2)
+        user = read_exactly(connection, length)
+        password = read_exactly(connection, read_exactly(connection, 1)[0])
+        connection.sendall(b"\x01\x00")
+        # A request to connect to a name.
+        assert read_exactly(connection, 4) == b"\x05\x01\x00\x03"
+        host = read_exactly(connection, read_exactly(connection, 1)[0])
+        port = int.from_bytes(read_exactly(connection, 2), "big")
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += read_exactly(connection, 1)
+        assert head.startswith(b"GET /a HTTP/1.1\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\ndata: [DONE]\n\n")
+    return user, password, host, port
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_socks_proxy_of_the_environment_is_used(
+    ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:secret@127.0.0.1:{listener.getsockname()[1]}")
+        serving = in_thread(lambda: serve_as_socks_proxy(listener))
+        # The proxy looks the name up.
+        with ask_fresh("http://upstream.test:8080/a") as response:
+            assert response.items() == [1]
+        assert serving.result(30) == (b"user", b"secret", b"upstream.test", 8080)
 
 
 def test_other_failures_have_no_proxy_status(ask_fresh: Requester, closed_port: int) -> None:

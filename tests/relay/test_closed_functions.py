@@ -136,6 +136,22 @@ def test_function_that_closes_its_own_relay_aborts_its_stream() -> None:
             request.wait_aborted(30)
 
 
+def test_function_that_closes_its_own_relay_may_return_a_stream_that_has_ended() -> None:
+    def opens() -> Any:
+        response = request_sse(server.url)
+        outcomes.append((response.events.collect(), response.events))
+        frames.close()
+        return response
+
+    outcomes: list[Any] = []
+    with SSEServer([send(1), send("[DONE]")]) as server:
+        frames = relay.frames(opens)
+        frames.open()
+        assert list(frames) == []
+        [(items, events)] = outcomes
+        assert (items, events.outcome) == ([1], "done")
+
+
 def test_on_end_that_the_end_of_its_loop_cancels_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         begun = asyncio.Event()

@@ -65,6 +65,42 @@ def test_cancelled_scope_keeps_the_stream(log: Log, go: threading.Event) -> None
         assert reading.result(30)
 
 
+def test_coroutine_that_is_cancelled_after_its_election_releases_the_lease(logs: Logs) -> None:
+    """Before it has called `start`."""
+    log, store = logs.killable()
+    claim, renew = store.claim, store.renew
+    renewed, go = threading.Event(), asyncio.Event()
+
+    async def main() -> None:
+        loop, is_claimed = asyncio.get_running_loop(), asyncio.Event()
+
+        async def claim_late(*args: Any, **options: Any) -> Any:
+            reply = await claim(*args, **options)
+            loop.call_soon_threadsafe(is_claimed.set)
+            await go.wait()
+            return reply
+
+        async def renew_and_note(token: Any) -> Any:
+            renewed.set()
+            return await renew(token)
+
+        store.claim, store.renew = claim_late, renew_and_note  # type: ignore[method-assign]
+        opening = asyncio.create_task(log.aopen("k", partial(arequest_sse, upstream.url)))
+        await is_claimed.wait()
+        store.claim = claim  # type: ignore[method-assign]
+        hub_of(log).loop.call_soon_threadsafe(go.set)
+        # Blocks this loop, so that the task cannot receive the producer, which renews its lease after the election.
+        assert renewed.wait(30)
+        opening.cancel()
+        await asyncio.wait({opening})
+        assert opening.cancelled()
+
+    with SSEServer([send({"n": 1}), DONE]) as upstream:
+        asyncio.run(main())
+        until(lambda: log.produce("k", partial(request_sse, upstream.url)) == "done")
+        assert len(upstream.requests) == 1
+
+
 def test_cancelled_scope_whose_stream_is_abandoned_ends_quietly() -> None:
     flag = threading.Event()
 

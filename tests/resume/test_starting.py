@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import redis
 from sseqbridge import (
     Bridge,
     BridgeClosedError,
+    EventStream,
     LogError,
     ProducerLostError,
     RequestAbortedError,
@@ -230,7 +232,7 @@ def test_no_topic_stays_after_an_error(logs: Logs, caller: LogCaller, name: str,
                 caller.open(log, "other", caller.start(upstream.url))
         for reading in readings:
             # A heartbeat or renewal may fail before or after the end of the stream.
-            with contextlib.suppress(LogError, ProducerLostError):
+            with suppress(LogError, ProducerLostError):
                 reading.items()
         store.failures.clear()
         until_nothing_is_left(log)
@@ -266,13 +268,17 @@ def test_topic_that_fails_during_a_read_leaves_no_reader(caller: LogCaller) -> N
 # A tail that sleeps.
 
 
-def test_new_reader_does_not_wait_for_a_tail_that_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage of the tail alone, as of one connection, is over before its next attempt."""
+@contextmanager
+def log_whose_tail_sleeps(
+    monkeypatch: pytest.MonkeyPatch, upstream: SSEServer
+) -> Iterator[tuple[Log, EventStream[Any]]]:
+    """Yield a log, and a reader of its stream "k", after an outage of the tail alone, as of one connection.
+
+    The outage is over, and the tail's next attempt is due in minutes.
+    """
     monkeypatch.setattr(hub_module, "_FIRST_DELAY", 300.0)
     monkeypatch.setattr(hub_module, "_MAX_DELAY", 300.0)
-    go = threading.Event()
-    with SSEServer([send(1), hold(go), send(2), DONE]) as upstream, Bridge() as bridge:
-        log = MemoryLog(lease=LEASE, outage=600, bridge=bridge)
+    with Bridge() as bridge, MemoryLog(lease=LEASE, outage=600, bridge=bridge) as log:
         store = KillableStore(new_store(log))
         use_store(log, store)
         is_out, failed = threading.Event(), threading.Event()
@@ -300,11 +306,32 @@ def test_new_reader_does_not_wait_for_a_tail_that_sleeps(monkeypatch: pytest.Mon
             assert log.produce("waking", lambda: request_sse(another.url, bridge=bridge)) == "done"
         assert failed.wait(30)
         is_out.clear()
+        yield log, reader
+
+
+def test_new_reader_does_not_wait_for_a_tail_that_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    with (
+        SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
+        log_whose_tail_sleeps(monkeypatch, upstream) as (log, reader),
+    ):
         began = time.monotonic()
-        other = log.open("other", lambda: request_sse(upstream.url, bridge=bridge))
+        other = log.open("other", lambda: request_sse(upstream.url))
         assert other.next(30) == 1
         go.set()
         assert (other.next(30), reader.next(30)) == (2, 2)
         assert time.monotonic() - began < 60
         assert (reader.collect(), other.collect()) == ([], [])
-        log.close()
+
+
+def test_tail_that_sleeps_ends_with_the_last_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    with (
+        SSEServer([send(1), hold(go), DONE]) as upstream,
+        log_whose_tail_sleeps(monkeypatch, upstream) as (log, reader),
+    ):
+        assert hub_of(log).groups
+        reader.close()
+        # Ends the producer, which follows its own stream.
+        go.set()
+        until_nothing_is_left(log)

@@ -23,7 +23,7 @@ from weakref import WeakSet
 import httpx
 import pytest
 
-from sseqbridge import Bridge, UsageError, arequest_sse, relay, request_sse
+from sseqbridge import Bridge, UsageError, arequest_sse, cancel_on, relay, request_sse
 from sseqbridge._engine import caller_loops
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._runtime import fork
@@ -461,6 +461,31 @@ def test_streams_of_another_process_are_refused(upstream: SSEServer, other_proce
         parents_stop.get_loop().call_soon_threadsafe(parents_stop.set_result, None)
         parents_thread.join(30)
     upstream.requests[0].wait_aborted(30)
+
+
+def test_scope_that_is_cancelled_in_another_process_aborts_nothing(
+    upstream: SSEServer, other_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flag:
+        """Set in the thread that is the child, once it is."""
+
+        is_armed = False
+
+        def is_set(self) -> bool:
+            return self.is_armed and threading.current_thread() is threading.main_thread()
+
+    flag = Flag()
+    with request_sse(upstream.url) as response:
+        with cancel_on(flag) as scope:
+            for _ in response.events:
+                if not flag.is_armed:
+                    other_process()
+                    flag.is_armed = True
+        assert scope.cancelled
+        monkeypatch.undo()
+        # The parent reads on.
+        assert isinstance(next(response.events), int)
+        assert not upstream.requests[0].aborted.is_set()
 
 
 # A task that is cancelled closes its connection on httpx's transport, which has no support for forks.

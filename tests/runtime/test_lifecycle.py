@@ -238,6 +238,19 @@ def test_stream_can_be_collected_on_the_loop_thread(silent: SSEServer) -> None:
     assert [warning.category for warning in caught] == [ResourceWarning]
 
 
+def test_stream_that_a_done_function_ends_can_be_read_on_the_loop_thread(silent: SSEServer) -> None:
+    """Without waiting for the rest of the body, which that thread reads."""
+    items: list[Any] = []
+    go = threading.Event()
+    with SSEServer([send(1), send(2), hold(go)]) as server:
+        stream = request_sse(server.url, done=lambda event: event.data == "2").events
+        # The loop counts an event and puts it into the channel in one callback.
+        until(lambda: stream.stats.events == 2)
+        in_the_loops_thread(silent, lambda: items.extend(stream))
+        assert (items, stream.outcome) == ([1, 2], "done")
+        go.set()
+
+
 def test_streams_collected_during_channel_operations_do_not_block_the_loop(silent: SSEServer) -> None:
     # With these thresholds the collector finds dropped streams inside the loop's send() and the
     # consumers' receive(), while a busy stream passes through both.

@@ -84,6 +84,13 @@ def test_body_that_is_too_long_is_never_sent_as_a_complete_one(ask: Requester, s
     assert [request.body for request in server.requests] == [b"abc"]
 
 
+@pytest.mark.parametrize("content", [[], [b"", b""]], ids=["no part", "empty parts"])
+def test_empty_body_of_unknown_length_is_sent(ask: Requester, server: SSEServer, content: list[bytes]) -> None:
+    with ask(server.url, {"Content-Length": "0"}, content=iter(content)) as response:
+        assert response.items() == []
+    assert [(request.body, request.headers["content-length"]) for request in server.requests] == [(b"", "0")]
+
+
 @pytest.mark.parametrize("end", ["\xa0", "\x85", "x\xa0"])
 def test_only_spaces_and_tabs_are_refused_at_the_ends_of_a_value(ask: Requester, server: SSEServer, end: str) -> None:
     values = [f"a{end}", f"{end}a", f"{end}a{end}", f"a{end}".encode("latin-1")]

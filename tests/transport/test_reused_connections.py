@@ -282,6 +282,27 @@ def test_a_slow_consumer_holds_the_upstream_back(client: Any) -> None:
 
 
 @pytest.mark.own_transport
+def test_end_of_a_body_may_come_while_the_channel_is_full(client: Any) -> None:
+    go = threading.Event()
+    # As much as a channel holds.
+    size = 1024 * 1024
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (size + 3)
+    with ByteServer([SHORT], [head + b"x" * size, go, b"abc"], [SHORT]) as server:
+        client.get(server.url)
+        with client.stream("GET", server.url) as response:
+            exchange = exchange_of(response)
+            until(lambda: exchange.channel.buffered == size)
+            assert exchange.task is None
+            go.set()
+            # The last bytes and the end come in one read; the task waits for room.
+            until(lambda: exchange.channel.is_producer_waiting)
+            body = response.read()
+            assert (len(body), body[-4:]) == (size + 3, b"xabc")
+        assert client.get(server.url).content == b"abc"
+        assert server.connections == 1
+
+
+@pytest.mark.own_transport
 @pytest.mark.parametrize(
     ("events", "rest", "connections"),
     [(b"data: 1\n\ndata: [DONE]\n\n", [], 1), (b"data: [DONE]\n\n", [chunk(b"x" * 20_000)] * 200, 2)],
