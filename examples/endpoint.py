@@ -18,20 +18,23 @@ __all__ = ["Message", "aask", "ask", "body", "client", "text_of"]
 Message = dict[str, str]
 
 
-# Ends an answer that stalls. `require_done` makes an answer without its end an error.
-_TIMEOUT = Timeout(idle=60)
-
-
 def ask(messages: Sequence[Message]) -> SSEResponse[Any]:
     """Request the answer to a conversation."""
     url, headers = _endpoint()
-    return request_sse(f"{url}/chat/completions", headers, body(messages), timeout=_TIMEOUT, require_done=True)
+    return request_sse(
+        f"{url}/chat/completions",
+        headers,
+        body(messages),
+        timeout=Timeout(read=60, idle=60),  # a minute for the response's head, and between events
+        require_done=True,  # an answer without `[DONE]` was cut off: TruncatedStreamError
+    )
 
 
 async def aask(messages: Sequence[Message]) -> Any:
-    """Do the same in a coroutine."""
+    """Request the answer to a conversation, in a coroutine."""
     url, headers = _endpoint()
-    return await arequest_sse(f"{url}/chat/completions", headers, body(messages), timeout=_TIMEOUT, require_done=True)
+    timeout = Timeout(read=60, idle=60)  # a minute for the response's head, and between events
+    return await arequest_sse(f"{url}/chat/completions", headers, body(messages), timeout=timeout, require_done=True)
 
 
 def client(**options: Any) -> SSEClient[Any]:

@@ -1,4 +1,4 @@
-"""Ask an upstream that is busy, stalls, cuts answers off and refuses: `python -m examples.failures`."""
+"""Ask an upstream that is busy, silent, stalls, cuts answers off and refuses: `python -m examples.failures`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def answer(client: SSEClient[Any], question: str) -> Iterator[str]:
     except StatusError as error:
         yield f"[refused: {error.status}]"
     except StreamTimeoutError as error:
-        yield f"[no event for {error.seconds} s]" if error.which == "idle" else f"[{error}]"
+        waited_for = {"read": "answer", "idle": "event"}.get(error.which, error.which)
+        yield f"[no {waited_for} for {error.seconds} s]"
     except TruncatedStreamError:
         yield "[cut off]"
     except SSEError as error:  # connection refused or lost, invalid JSON, an error event
@@ -26,20 +27,21 @@ def answer(client: SSEClient[Any], question: str) -> Iterator[str]:
 
 
 def main() -> None:
-    from sseqbridge.testing import SSEServer, chat_completions, in_turn, respond, send
+    from sseqbridge.testing import SSEServer, chat_completions, in_turn, respond, send, silence
 
     begin = send({"choices": [{"delta": {"content": "Well, "}}]})
     busy = respond(503, {"Retry-After": "0"}, json={"error": {"message": "busy"}})
     stalls = chat_completions("Hello!", stall_after=1)
-    script = in_turn([busy], chat_completions("Hello!"), stalls, [begin], [respond(401)])
+    is_silent = [silence()]  # before the head of its response
+    script = in_turn([busy], chat_completions("Hello!"), is_silent, stalls, [begin], [respond(401)])
     with SSEServer(script) as upstream:
         client = SSEClient(
             upstream.url,
             retries=2,  # only if the request did not reach the server, or the status of its answer allows it
-            timeout=Timeout(connect=5, idle=1, total=300),
+            timeout=Timeout(connect=5, read=2, idle=1, total=300),
             require_done=True,  # an answer without [DONE] is cut off
         )
-        for question in ("Are you busy?", "Do you stall?", "Do you finish?", "Do you know me?"):
+        for question in ("Are you busy?", "Do you hear me?", "Do you stall?", "Do you finish?", "Do you know me?"):
             print(f"{question:18}", "".join(answer(client, question)))
 
 

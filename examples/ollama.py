@@ -24,7 +24,9 @@ def answer(prompt: str) -> Iterator[str]:
         data=data,
         done=lambda event: event.json().get("done"),  # the last line has `"done": true`
         require_done=True,
-        timeout=Timeout(idle=300),  # the model may have to be loaded first
+        # `read` limits the wait for the response's head: the model may have to be loaded first. `idle` limits the time
+        # from the head, or a line, to the next line.
+        timeout=Timeout(read=300, idle=60),
     )
     for chunk in chunks.raise_for_status().events:
         yield chunk["message"]["content"]

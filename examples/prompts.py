@@ -30,7 +30,7 @@ def saved_in(path: Path) -> dict[str, str]:
 def main(path: Path) -> str:
     """Save the answers, one line of JSON each, and return a summary."""
     saved = saved_in(path)
-    client = endpoint.client(retries=4, timeout=Timeout(idle=60), require_done=True)
+    client = endpoint.client(retries=4, timeout=Timeout(read=60, idle=60), require_done=True)
     calls = {
         name: client.call("chat/completions", data=endpoint.body([{"role": "user", "content": prompt}]))
         for name, prompt in PROMPTS.items()

@@ -29,7 +29,7 @@ def gemini(url: str, key: str, prompt: str) -> Iterator[str]:
         {"contents": [{"parts": [{"text": prompt}]}]},
         params={"alt": "sse"},
         dialect=GEMINI,
-        timeout=Timeout(idle=60),
+        timeout=Timeout(read=60, idle=60),
     ).raise_for_status()
     finished = False
     for chunk in chunks.events:
@@ -43,7 +43,7 @@ def gemini(url: str, key: str, prompt: str) -> Iterator[str]:
 def gradio(url: str, *arguments: Any) -> Iterator[list[Any]]:
     """Yield the outputs of a Gradio function, from the first to the final ones. `url` ends in /call/NAME."""
     event = httpx.post(url, json={"data": arguments}).raise_for_status().json()["event_id"]
-    stream = request_sse(f"{url}/{event}", dialect=GRADIO, timeout=Timeout(idle=60), require_done=True)
+    stream = request_sse(f"{url}/{event}", dialect=GRADIO, timeout=Timeout(read=60, idle=60), require_done=True)
     yield from stream.raise_for_status().events
 
 

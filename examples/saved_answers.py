@@ -21,10 +21,10 @@ from sseqbridge.relay import RelayEnd
 __all__ = ["create_app"]
 
 
-def create_app(upstream: str, database: str, *, idle: float = 60) -> flask.Flask:
+def create_app(upstream: str, database: str, *, read: float = 60, idle: float = 60) -> flask.Flask:
     """Return an application that relays the chat completions of `upstream` and saves them in a file of SQLite.
 
-    An answer without an event for `idle` seconds is ended with an error.
+    An upstream without a response for `read` seconds, or without an event for `idle` seconds, is an error.
     """
     app = flask.Flask(__name__)
     relay.flask.register_error_handlers(app)
@@ -53,7 +53,7 @@ def create_app(upstream: str, database: str, *, idle: float = 60) -> flask.Flask
             request_sse,
             upstream,
             data=body([{"role": "user", "content": question}]),
-            timeout=Timeout(idle=idle),
+            timeout=Timeout(read=read, idle=idle),
             require_done=True,
         )
         return relay.flask.stream_response(opens, on_item=on_item, on_end=on_end)

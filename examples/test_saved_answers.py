@@ -42,6 +42,14 @@ def test_refusal(sse_server: SSEServer, client: FlaskClient) -> None:
     assert saved(client) == ("", "error")
 
 
+def test_silent_upstream(sse_server: SSEServer, tmp_path: Path) -> None:
+    client = create_app(sse_server.url, str(tmp_path / "answers.sqlite3"), read=0.2).test_client()
+    sse_server.play([silence()])  # before the head of its response
+    with client.get("/ask?q=Hi") as response:
+        assert response.status_code == 504
+    assert saved(client) == ("", "error")
+
+
 def test_stalled_upstream(sse_server: SSEServer, client: FlaskClient) -> None:
     sse_server.play([HELLO, silence()])
     assert "StreamTimeoutError" in client.get("/ask?q=Hi").text

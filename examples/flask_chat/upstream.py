@@ -57,9 +57,9 @@ class Upstream:
         data = {"model": self._model, "messages": messages, "stream": True}
         self._count(open=1)
         try:
-            # `idle` ends a stream without events, even if there are heartbeats. `require_done` makes an answer
-            # without [DONE] an error, so that an incomplete answer is not taken for a complete one.
-            response = request_sse(self._url, headers, data, timeout=Timeout(idle=60), require_done=True)
+            # `read` limits the wait for the response's head. `idle` ends a stream without events, even if there are
+            # heartbeats. `require_done` makes an answer without [DONE] an error: it was cut off.
+            response = request_sse(self._url, headers, data, timeout=Timeout(read=60, idle=60), require_done=True)
         except BaseException as exc:
             self._count(open=-1, **{"stopped" if isinstance(exc, Cancelled) else "failed": 1})
             raise

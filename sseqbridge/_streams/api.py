@@ -97,7 +97,7 @@ def request_sse(
 def request_sse(url: str | httpx.URL, headers: Headers = None, data: Any = None, **options: Any) -> SSEResponse[Any]:
     """Send a request, and return `status, headers, events` once the response's headers have arrived.
 
-        status, response_headers, it = request_sse(url, headers, data, timeout=Timeout(idle=120))
+        status, response_headers, it = request_sse(url, headers, data, timeout=Timeout(read=60, idle=120))
         for item in it:
             print(item)
 

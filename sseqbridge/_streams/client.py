@@ -77,8 +77,8 @@ class SSEClient(Immutable, Generic[T]):
     `request` and of calls, None for the process's own.
 
     Immutable and thread-safe, it keeps no cookies and starts no thread before its first request, so that it may be a
-    global variable of a program that forks. A copy is the client itself; it cannot be pickled. The repr shows no
-    secrets.
+    global variable of a program that forks. It needs no close(). A copy is the client itself; it cannot be pickled. The
+    repr shows no secrets.
 
     Raises UsageError for options that cannot work.
     """

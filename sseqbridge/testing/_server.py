@@ -181,6 +181,8 @@ class SSEServer(NotCopyable):
     def assert_aborted(self, timeout: float = 5.0) -> None:
         """Assert that each request so far was aborted by its client, as a view does once its own client has left.
 
+        In a test of a view close the view's response first: a test client leaves only then.
+
         Waits at most `timeout` seconds for the clients to leave. Raises AssertionError if there was no request, and if
         a request is still open, or its script has ended without an abort. It blocks: in a coroutine call it by
         asyncio.to_thread, or Django's sync_to_async.
@@ -191,7 +193,8 @@ class SSEServer(NotCopyable):
         deadline = clock.monotonic() + timeout
         for request in requests:
             if not request.finished.wait(max(0.0, deadline - clock.monotonic())):
-                reason = f"its client is still connected after {timeout:g} s{blocked_loop()}"
+                advice = blocked_loop() or ". In a test of a view, close the view's response first"
+                reason = f"its client is still connected after {timeout:g} s{advice}"
                 raise AssertionError(f"{request!r} was not aborted: {reason}")
             if not request.aborted.is_set():
                 raise AssertionError(f"{request!r} was not aborted: its script ended by itself")

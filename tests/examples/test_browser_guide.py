@@ -57,7 +57,7 @@ def script_of(block: str) -> str:
 
 def test_every_block_is_run() -> None:
     assert {name: len(blocks) for name, blocks in SCRIPTS.items()} == {
-        "examples/browser.md": 2,
+        "examples/browser.md": 3,
         "examples/celery.md": 1,
         "examples/flask-chat.md": 1,
         "examples/sdks.md": 1,
@@ -88,11 +88,37 @@ def test_reading_by_fetch(chrome: webdriver.Chrome) -> None:
         chrome.get("about:blank")
 
 
+def test_post_that_is_sent_again_asks_once(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    received: list[str] = []
+    steps = [send({"n": 1}), hold(), send({"n": 2}), send("[DONE]")]
+
+    @app.post("/answers/<key>")
+    def ask(key: str) -> flask.Response:
+        received.append(key)
+        last_event_id = flask.request.headers.get("Last-Event-ID")
+        stream = log.open(key, partial(request_sse, upstream.url), last_event_id=last_event_id)
+        return relay.flask.stream_response(stream)
+
+    script = f'const question = "why";{script_of(BLOCKS[1])}'
+    with MemoryLog() as log, SSEServer(steps) as upstream, serving(app) as url:
+        chrome.get(url)
+        chrome.execute_script(f"(async () => {{{script}}})();")
+        until(lambda: chrome.execute_script("return window.shown") == [{"n": 1}])
+        relay.end_all()
+        until(lambda: len(received) == 2)
+        upstream.release()
+        until(lambda: chrome.execute_script("return window.shown") == [{"n": 1}, {"n": 2}, "done"])
+        assert received[0] == received[1]
+        assert len(upstream.requests) == 1
+        chrome.get("about:blank")
+
+
 def test_going_on_after_a_reload(chrome: webdriver.Chrome) -> None:
     app = flask.Flask(__name__)
     go_on = threading.Event()
     steps = [send({"text": "one "}), hold(go_on), send({"text": "two"}), send("[DONE]")]
-    script = f'const key = "secret";{script_of(BLOCKS[1])}; return [answer, kept.text];'
+    script = f'const key = "secret";{script_of(BLOCKS[2])}; return [answer, kept.text];'
 
     @app.get("/answers/<key>")
     def answer(key: str) -> flask.Response:
@@ -125,7 +151,7 @@ def test_page_without_reload(chrome: webdriver.Chrome) -> None:
         document.body.innerHTML = "<button id=stop></button><p id=answer></p>";
         setTimeout(() => document.querySelector("#stop").click(), STOP);
     """
-    shown = '; return [outcome, document.querySelector("#answer").textContent]'
+    shown = '; return [shown.at(-1), document.querySelector("#answer").textContent]'
     with SSEServer([send({"text": "one "}), send({"text": "two"}), send("[DONE]")]) as upstream, serving(app) as url:
         chrome.get(url)
         assert chrome.execute_script(begin.replace("STOP", "60000") + script_of(block) + shown) == ["done", "one two"]

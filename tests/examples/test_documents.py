@@ -10,13 +10,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import sseqbridge
 from sseqbridge import Dialect, ReconnectionPolicy, Timeout, request_sse, tee
+from sseqbridge._engine.channel import Outcome as StreamOutcome
 from sseqbridge.relay import django
+from sseqbridge.relay._ending import Outcome as RelayOutcome
 from sseqbridge.resume import MemoryLog
 from tests.examples.guides import GUIDES
 from tests.support import ROOT, python
@@ -206,6 +208,22 @@ def test_table_of_options_is_the_signature(table: tuple[str, str]) -> None:
 def test_timeout_in_the_table_has_its_defaults() -> None:
     [shown] = re.findall(r"`(Timeout\(\w+=.*?\))`", (ROOT / "README.md").read_text("utf-8"))
     assert eval(shown, {"Timeout": Timeout}) == Timeout()
+
+
+# --- Outcomes ---
+
+
+def test_table_of_outcomes_has_all_of_them() -> None:
+    text = (ROOT / "examples/reading.md").read_text("utf-8")
+    [section] = [part for part in re.split(r"^## ", text, flags=re.M) if part.startswith("Outcomes\n")]
+    rows = [row.strip("|").split("|") for row in re.findall(r"^\|.*\|$", section, re.M)[2:]]
+    of_streams, of_relays = ({name for row in rows for name in re.findall(r'`"(\w+)"`', row[n])} for n in (1, 2))
+    assert of_streams == set(get_args(StreamOutcome))
+    assert of_relays == set(get_args(RelayOutcome))
+    declared = (ROOT / "examples/flask_chat/static/relay.d.ts").read_text("utf-8")
+    types = re.findall(r"^export type (?:Outcome|Failure) = (.*);$", declared, re.M)
+    assert len(types) == 2
+    assert set(re.findall(r'"(\w+)"', " ".join(types))) <= set(re.findall(r'`"(\w+)"`', section))
 
 
 # --- Errors ---

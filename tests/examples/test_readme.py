@@ -296,7 +296,7 @@ def test_relay(upstream: SSEServer) -> None:
 
     if not settings.configured:
         settings.configure(ALLOWED_HOSTS=["*"])
-    shared = {"relay": session.names["relay"], "partial": functools.partial}
+    shared = {name: session.names[name] for name in ("relay", "partial", "Timeout", "ask")}
     view = Session(upstream.url, json=json, **shared).run(in_django)["chat"]
     django_response = view(RequestFactory().post("/chat", {"q": 1}, content_type="application/json"))
     assert b"".join(django_response.streaming_content).decode().endswith(relayed)
@@ -314,7 +314,7 @@ def test_relay(upstream: SSEServer) -> None:
     with app.test_request_context():
         response = session.run(made)["response"]
         text = "".join(piece.decode() for piece in response.response)
-    assert re.findall("data: (.*)\n", text) == ['{"done":0,"of":2}', '{"done":1,"of":2}']
+    assert re.findall("data: (.*)\n", text) == ['{"done":0,"of":2}', '{"done":1,"of":2}', "[DONE]"]
     assert worked == ["a", "b"]
 
 
@@ -329,7 +329,8 @@ def test_saved_answer(upstream: SSEServer) -> None:
     def save(*row: str) -> None:
         saved.append(row)
 
-    names = {"relay": sseqbridge.relay, "partial": functools.partial, "save": save, "app": app}
+    ask = functools.partial(sseqbridge.request_sse, upstream.url)
+    names = {"relay": sseqbridge.relay, "partial": functools.partial, "save": save, "app": app, "ask": ask}
     session = Session(upstream.url, **names)
     session.run(handlers)
     app.add_url_rule("/", view_func=session.run(answer)["answer"], defaults={"question": "why"})

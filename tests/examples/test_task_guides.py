@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from django.conf import settings
 from django.test import RequestFactory
@@ -35,8 +36,14 @@ from examples.test_saved_answers import (  # noqa: F401
     test_client_that_leaves,
     test_complete_answer,
     test_refusal,
+    test_silent_upstream,
     test_stalled_upstream,
     test_truncated_answer,
+)
+from examples.test_tokens import (  # noqa: F401
+    test_token_is_renewed_before_it_expires,
+    test_token_that_is_not_issued_is_an_error,
+    test_token_that_was_refused_is_renewed,
 )
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import (
@@ -67,8 +74,8 @@ ITEMS = [{"n": n} for n in range(5)]
 def test_flask_view_without_reload(upstream: SSEServer) -> None:
     [code] = python("examples/flask-chat.md", "Without reload")
     app = Flask("example")
-    names = {"app": app, "request": request, "relay": relay, "partial": functools.partial, "item_of": lambda item: item}
-    Session(upstream.url, **names).run(code)
+    shared = {"relay": relay, "partial": functools.partial, "Timeout": sseqbridge.Timeout}
+    Session(upstream.url, app=app, request=request, item_of=lambda item: item, **shared).run(code)
     assert app.test_client().post("/chat", json={"messages": ["Hi"]}).text.endswith('{"n":4}\n\ndata: [DONE]\n\n')
     assert upstream.requests[0].json()["messages"] == ["Hi"]
 
@@ -135,8 +142,8 @@ def test_refused_answer_in_a_log_is_saved(
 @example("examples/fastapi-chat.md", "Starlette")
 def test_starlette_application(upstream: SSEServer) -> None:
     [code] = python("examples/fastapi-chat.md", "Starlette")
-    names = {"relay": relay, "partial": functools.partial, "Starlette": Starlette, "Route": Route}
-    app = Session(upstream.url, **names).run(code)["app"]
+    names = {"relay": relay, "partial": functools.partial, "Timeout": sseqbridge.Timeout}
+    app = Session(upstream.url, Starlette=Starlette, Route=Route, **names).run(code)["app"]
     with TestClient(app) as requests:
         assert requests.post("/chat", json={"messages": ["Hi"]}).text.endswith("data: [DONE]\n\n")
         upstream.close()
@@ -160,6 +167,7 @@ def test_commands_of_the_django_project(tmp_path: Path) -> None:
 @pytest.mark.sdk
 @example("examples/sdks.md", "Clients")
 @example("examples/sdks.md", "Views")
+@example("examples/sdks.md", "Save an answer")
 @example("examples/sdks.md", "LangChain")
 @example("examples/sdks.md", "Stop a stream elsewhere")
 def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +176,7 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         monkeypatch.setenv(f"{name}_BASE_URL", upstream.url)
     [clients] = python("examples/sdks.md", "Clients")
     in_flask, in_django = python("examples/sdks.md", "Views")
+    [save_it] = python("examples/sdks.md", "Save an answer")
     [langchain] = python("examples/sdks.md", "LangChain")
     closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
     app = Flask("example")
@@ -179,12 +188,24 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}}]},
     ]
     upstream.play([*map(send, chunks), DONE])
-    session.run(in_flask)
-    session.run(langchain)
+    saved: list[Any] = []
+
+    def save(*row: str, is_whole: bool) -> None:
+        saved.append((*row, is_whole))
+
+    session.names["save"] = save
+    for code in (in_flask, langchain, save_it):
+        session.run(code)
     assert app.test_client().head("/chat?prompt=Hello").status_code == 200
     assert upstream.requests == []
     assert app.test_client().get("/chat?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
     assert app.test_client().get("/langchain?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
+
+    last = {"id": "1", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    for rest, shown in (([send(last), DONE], "data: [DONE]"), ([], "data: [DONE]"), ([cut()], "event: error")):
+        upstream.play([send(chunks[1]), *rest])
+        assert shown in app.test_client().get("/saved?prompt=Hello").text
+    assert saved == [("Hello", "Hi", True), ("Hello", "Hi", False), ("Hello", "Hi", False)]
 
     delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
     upstream.play([send(delta, "content_block_delta"), send({"type": "message_stop"}, "message_stop")])
@@ -539,8 +560,17 @@ def test_mcp_server_over_stdio(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
 @example("examples/testing.md", "Scripts")
 def test_script_of_an_upstream(sse_server: SSEServer) -> None:
-    [code] = python("examples/testing.md", "Scripts")
-    run_as_printed(code)["test_reader_resumes_after_a_cut"](sse_server)
+    [steps, _] = python("examples/testing.md", "Scripts")
+    run_as_printed(steps)["test_reader_resumes_after_a_cut"](sse_server)
+
+
+def test_script_that_is_a_function(sse_server: SSEServer) -> None:
+    [_, function] = python("examples/testing.md", "Scripts")
+    names = run_as_printed(function)
+    names["test_api"](sse_server)
+    assert sseqbridge.request_sse(sse_server.url).status == 401
+    response = httpx.get(f"{sse_server.url}/models?limit=1", headers={"Authorization": "Bearer secret"})
+    assert response.json() == {"models": ["small"]}
 
 
 @example("examples/testing.md", "JSON Lines")

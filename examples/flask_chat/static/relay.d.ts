@@ -54,8 +54,10 @@ export interface ReadOptions {
   /** Aborts the request, and with that the upstream's. */
   signal?: AbortSignal;
   /**
-   * Whether the server keeps the answer (sseqbridge.resume), so that the request may be sent again with Last-Event-ID.
-   * By default false: a question must not be asked, and paid for, twice.
+   * Whether the request may be sent again, with Last-Event-ID, after a lost connection. By default false.
+   *
+   * A POST that is sent again asks, and pays, again, unless the server keeps the answer under a key that the page has
+   * chosen (sseqbridge.resume: `log.open(key, start, last_event_id=...)`). Pass true only then, and for a GET that reads.
    */
   resumes?: boolean;
   /** How many attempts in a row may fail without an event. By default 5. */
