@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from typing import Any, ClassVar
+
 from django.conf import settings
 from django.db import models
 
@@ -12,5 +15,10 @@ class Answer(models.Model):  # type: ignore[misc]
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="answers")
     question = models.TextField()
     text = models.TextField(blank=True)
-    # "running", then the outcome of the relay: "done", "disconnected" (stopped), "error" ...
+    # "running", then "done", "eof", "error", "disconnected" (the client left) or "cancelled" (log.cancel, a shutdown).
     outcome = models.CharField(max_length=12, default="running")
+    # Names the answer in URLs. A page may choose it, so that it knows the address before the response begins.
+    key = models.UUIDField(default=uuid.uuid4, editable=False)
+
+    class Meta:
+        constraints: ClassVar[list[Any]] = [models.UniqueConstraint(fields=["user", "key"], name="key_of_user")]

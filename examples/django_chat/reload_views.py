@@ -1,17 +1,19 @@
-"""Views whose answers survive a reload: a log keeps each answer, and continues it without readers."""
+"""The chat whose answers survive a reload: a log keeps each answer, and continues it without readers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, render
 from django.urls import path
+from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST
 
 from examples import endpoint
@@ -19,7 +21,7 @@ from sseqbridge import SSEError, relay
 from sseqbridge.resume import MemoryLog
 
 from .models import Answer
-from .views import conversation_of, question_in
+from .views import conversation_of, item_of, question_in
 
 log = MemoryLog(abandon_after=60)  # several processes share a RedisLog.from_url(...)
 # Seconds for which a reader waits until the POST has begun the stream.
@@ -47,34 +49,45 @@ def saved_answer(answer: Answer, messages: list[endpoint.Message]) -> Iterator[A
 
 
 @login_required  # type: ignore[untyped-decorator]
-@require_POST  # type: ignore[untyped-decorator]
-def ask(request: HttpRequest) -> HttpResponseBase:
-    question = question_in(request.body)
-    messages = conversation_of(request.user, question)
-    answer = Answer.objects.create(user=request.user, question=question)
-    stream = log.open(key_of(answer), start=partial(saved_answer, answer, messages))
-    return relay.django.stream_response(request, stream, done="[DONE]")
+@ensure_csrf_cookie  # type: ignore[untyped-decorator]
+def page(request: HttpRequest) -> HttpResponseBase:
+    return render(request, "reload_chat.html", {"answers": request.user.answers.order_by("pk")})
 
 
 @login_required  # type: ignore[untyped-decorator]
-def read(request: HttpRequest, pk: int) -> HttpResponseBase:
+@require_POST  # type: ignore[untyped-decorator]
+def ask(request: HttpRequest, key: UUID) -> HttpResponseBase:
+    """Begin an answer. The same POST, sent again after a lost connection, continues it and does not ask twice."""
+    question = question_in(request.body)
+    answer, _ = request.user.answers.get_or_create(key=key, defaults={"question": question})
+    if answer.outcome != "running":
+        return read(request, key)
+    start = partial(saved_answer, answer, conversation_of(request.user, answer.question))
+    last_event_id = request.headers.get("Last-Event-ID")
+    stream = log.open(key_of(answer), start, last_event_id=last_event_id, takeover=True)
+    return relay.django.stream_response(request, stream, map=item_of, done="[DONE]")
+
+
+@login_required  # type: ignore[untyped-decorator]
+def read(request: HttpRequest, key: UUID) -> HttpResponseBase:
     """Stream an answer from its beginning, or from where a client was that has lost its connection."""
-    answer = get_object_or_404(request.user.answers, pk=pk)
+    answer = get_object_or_404(request.user.answers, key=key)
     last_event_id = request.headers.get("Last-Event-ID")
     stream = partial(log.open, key_of(answer), last_event_id=last_event_id, wait=WAIT)
-    return relay.django.stream_response(request, stream, done="[DONE]")
+    return relay.django.stream_response(request, stream, map=item_of, done="[DONE]")
 
 
 @login_required  # type: ignore[untyped-decorator]
 @require_POST  # type: ignore[untyped-decorator]
-def stop(request: HttpRequest, pk: int) -> HttpResponseBase:
+def stop(request: HttpRequest, key: UUID) -> HttpResponseBase:
     """End an answer for all its readers; 404 if it is not running."""
-    is_running = log.cancel(key_of(get_object_or_404(request.user.answers, pk=pk)))
+    is_running = log.cancel(key_of(get_object_or_404(request.user.answers, key=key)))
     return HttpResponse(status=204 if is_running else 404)
 
 
 urlpatterns = [
-    path("answers", ask),
-    path("answers/<int:pk>/stream", read),
-    path("answers/<int:pk>/stop", stop),
+    path("", page),
+    path("answers/<uuid:key>", ask),
+    path("answers/<uuid:key>/stream", read),
+    path("answers/<uuid:key>/stop", stop),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 
 SECRET_KEY = os.environ.get("SECRET_KEY") or secrets.token_urlsafe()
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
@@ -16,6 +17,7 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "examples.django_chat",
 ]
 MIDDLEWARE = [
@@ -38,3 +40,10 @@ DATABASES = {
         "NAME": os.environ.get("DATABASE", "django_chat.sqlite3"),
     }
 }
+
+_EXAMPLES = Path(__file__).parent.parent
+STATIC_URL = "static/"
+# relay.js and page.css are files of other examples. In a project of its own they are in the static/chat/ of an app.
+STATICFILES_DIRS = [("chat", _EXAMPLES / "flask_chat/static"), ("chat", _EXAMPLES / "small_chat/static")]
+# The directory that `collectstatic` fills.
+STATIC_ROOT = os.environ.get("STATIC_ROOT")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from django.core.management import call_command
 from django.db.models.signals import post_save
-from django.test import Client, SimpleTestCase, TestCase, TransactionTestCase, override_settings
+from django.test import Client, SimpleTestCase, TestCase, TransactionTestCase
 
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, chat_completions, cut, hold, respond, send, silence
@@ -32,8 +37,8 @@ class ChatTestCase(SimpleTestCase):  # type: ignore[misc]
         self.user = get_user_model().objects.create_user("ada", password="secret")
         self.client.force_login(self.user)
 
-    def ask(self, question: object = "Hi", **options: Any) -> Any:
-        return self.client.post("/answers", {"question": question}, content_type="application/json", **options)
+    def ask(self, question: object = "Hi", path: str = "/answers", **options: Any) -> Any:
+        return self.client.post(path, {"question": question}, content_type="application/json", **options)
 
     def saved(self) -> list[tuple[str, str, str]]:
         return list(Answer.objects.order_by("pk").values_list("question", "text", "outcome"))
@@ -98,9 +103,9 @@ class ChatTests(ChatTestCase, TestCase):  # type: ignore[misc]
 
     def test_saved_answer_is_its_users_alone(self) -> None:
         answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
-        assert self.client.get(f"/answers/{answer.pk}").json() == {"text": "Hello", "outcome": "done"}
+        assert self.client.get(f"/answers/{answer.key}").json() == {"text": "Hello", "outcome": "done"}
         self.client.force_login(get_user_model().objects.create_user("eve"))
-        assert self.client.get(f"/answers/{answer.pk}").status_code == 404
+        assert self.client.get(f"/answers/{answer.key}").status_code == 404
 
     def test_malformed_questions_are_refused(self) -> None:
         assert self.ask(1).status_code == 400
@@ -116,45 +121,78 @@ class ChatTests(ChatTestCase, TestCase):  # type: ignore[misc]
         self.assertRedirects(self.client.get("/"), "/accounts/login/?next=/")
         assert (self.saved(), self.upstream.requests) == ([], [])
 
+    def test_static_files_are_served_and_collected(self) -> None:
+        for name, kind in (("relay.js", "javascript"), ("page.css", "css")):
+            response = self.client.get(f"/static/chat/{name}")
+            assert kind in response.headers["Content-Type"]
+            assert f"/static/chat/{name}" in self.client.get("/").content.decode()
+        assert self.client.get("/static/chat/unknown.js").status_code == 404
+        with tempfile.TemporaryDirectory() as directory, self.settings(STATIC_ROOT=directory):
+            call_command("collectstatic", interactive=False, verbosity=0)
+            assert b"readByFetch" in (Path(directory) / "chat/relay.js").read_bytes()
 
-@override_settings(ROOT_URLCONF="examples.django_chat.reload_views")
+
 class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
     """A thread of the log saves the answer, and must see the user: no TestCase."""
 
     def setUp(self) -> None:
         super().setUp()
-        # Answers of other tests have the same keys.
+        # Each test has a log of its own: answers of other tests have the same keys.
+        self.use_log()
+        self.url = f"/reload/answers/{uuid4()}"
+
+    def use_log(self) -> None:
         log = MemoryLog()
         self.addCleanup(log.close)
         patched = mock.patch.multiple(reload_views, log=log, WAIT=0)
         patched.start()
         self.addCleanup(patched.stop)
 
-    def begin(self) -> str:
-        """Begin an answer, leave it as a reload does, and return the path of its stream."""
-        response = self.ask()
-        assert b"Hello" in next(piece for piece in response.streaming_content if b"data" in piece)
+    def begin(self) -> bytes:
+        """Begin an answer, leave it as a reload or a lost connection does, and return what has arrived."""
+        response = self.ask(path=self.url)
+        piece: bytes = next(piece for piece in response.streaming_content if b"data" in piece)
         response.close()
+        assert b'data: {"text":"Hello"}' in piece
         assert self.saved() == [("Hi", "", "running")]
-        return f"/answers/{Answer.objects.get().pk}"
+        return piece
 
     def test_answer_goes_on_after_a_reload(self) -> None:
         self.upstream.play([HELLO, hold(), HELLO, send("[DONE]")])
-        response = self.client.get(f"{self.begin()}/stream")
+        self.begin()
+        self.assertContains(self.client.get("/reload/"), f'data-key="{self.url[-36:]}" data-outcome="running"')
+        response = self.client.get(f"{self.url}/stream")
         self.upstream.release()
         body = response.getvalue()
         assert (body.count(b"Hello"), body.endswith(b"data: [DONE]\n\n")) == (2, True)
         assert self.saved() == [("Hi", "HelloHello", "done")]
         assert len(self.upstream.requests) == 1
 
+    def test_post_that_is_sent_again_continues_the_answer(self) -> None:
+        self.upstream.play([HELLO, hold(), HELLO, send("[DONE]")])
+        [last_event_id] = re.findall(r"^id: ?(.*)$", self.begin().decode(), re.M)
+        response = self.ask(path=self.url, headers={"Last-Event-ID": last_event_id})
+        self.upstream.release()
+        body = response.getvalue()
+        assert (body.count(b"Hello"), body.endswith(b"data: [DONE]\n\n")) == (1, True)
+        assert len(self.upstream.requests) == 1
+
+    def test_saved_answer_is_never_asked_again(self) -> None:
+        for _ in range(2):
+            data = re.findall(rb"^data: (.*)$", self.ask(path=self.url).getvalue(), re.M)
+            assert data == [b'{"text":"Hello, "}', b'{"text":"Ada."}', b"[DONE]"]
+        self.use_log()  # as after its `ttl`
+        assert self.ask(path=self.url).status_code == 404
+        assert len(self.upstream.requests) == 1
+
     def test_answer_is_stopped_for_all_readers(self) -> None:
         self.upstream.play([HELLO, silence()])
-        answer = self.begin()
-        response = self.client.get(f"{answer}/stream")
+        self.begin()
+        response = self.client.get(f"{self.url}/stream")
         is_saved = threading.Event()
         post_save.connect(receiver := lambda **_: is_saved.set(), Answer)
         self.addCleanup(post_save.disconnect, receiver, Answer)
-        assert self.client.post(f"{answer}/stop").status_code == 204
+        assert self.client.post(f"{self.url}/stop").status_code == 204
         assert b"event: cancelled" in response.getvalue()
         self.upstream.assert_aborted()
         assert is_saved.wait(10)
@@ -162,15 +200,20 @@ class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
 
     def test_answer_that_fails_is_saved(self) -> None:
         self.upstream.play([HELLO, cut()])
-        assert b"event: error" in self.ask().getvalue()
+        assert b"event: error" in self.ask(path=self.url).getvalue()
         assert self.saved() == [("Hi", "Hello", "error")]
 
     def test_answer_that_the_log_has_forgotten_is_refused(self) -> None:
         answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
-        assert self.client.get(f"/answers/{answer.pk}/stream").status_code == 404
-        assert self.client.post(f"/answers/{answer.pk}/stop").status_code == 404
+        assert self.client.get(f"/reload/answers/{answer.key}/stream").status_code == 404
+        assert self.client.post(f"/reload/answers/{answer.key}/stop").status_code == 404
 
     def test_answer_is_its_users_alone(self) -> None:
-        answer = Answer.objects.create(user=get_user_model().objects.create_user("eve"), question="Hi")
-        assert self.client.get(f"/answers/{answer.pk}/stream").status_code == 404
-        assert self.client.post(f"/answers/{answer.pk}/stop").status_code == 404
+        self.ask(path=self.url).getvalue()
+        self.client.force_login(get_user_model().objects.create_user("eve"))
+        assert self.client.get(f"{self.url}/stream").status_code == 404
+        assert self.client.post(f"{self.url}/stop").status_code == 404
+        # The same key names an answer of Eve's own.
+        self.upstream.play(chat_completions("Hello, Eve."))
+        assert b"Eve" in self.ask(path=self.url).getvalue()
+        assert [text for _, text, _ in self.saved()] == ["Hello, Ada.", "Hello, Eve."]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
+from django.contrib.staticfiles import finders
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.csrf import ensure_csrf_cookie
@@ -20,10 +23,6 @@ from sseqbridge import relay
 from sseqbridge.relay import RelayEnd
 
 from .models import Answer
-
-# A production site serves these with its other static files.
-_EXAMPLES = Path(__file__).parent.parent
-_FILES = {"relay.js": _EXAMPLES / "flask_chat/static/relay.js", "page.css": _EXAMPLES / "small_chat/page.css"}
 
 
 @login_required  # type: ignore[untyped-decorator]
@@ -50,17 +49,23 @@ def ask(request: HttpRequest) -> HttpResponseBase:
     return relay.django.stream_response(
         request,
         partial(endpoint.ask, messages),
-        map=lambda chunk: {"text": text} if (text := endpoint.text_of(chunk)) else None,
+        map=item_of,
         on_item=on_item,
         on_end=on_end,
     )
 
 
 @login_required  # type: ignore[untyped-decorator]
-def saved(request: HttpRequest, pk: int) -> HttpResponseBase:
+def saved(request: HttpRequest, key: UUID) -> HttpResponseBase:
     """Return a saved answer. A page that is reloaded asks until the outcome is not "running" any more."""
-    answer = get_object_or_404(request.user.answers, pk=pk)
+    answer = get_object_or_404(request.user.answers, key=key)
     return JsonResponse({"text": answer.text, "outcome": answer.outcome})
+
+
+def item_of(chunk: dict[str, Any]) -> dict[str, str] | None:
+    """Return what the page gets for one chunk; None: nothing."""
+    text = endpoint.text_of(chunk)
+    return {"text": text} if text else None
 
 
 def question_in(body: bytes) -> str:
@@ -82,6 +87,9 @@ def conversation_of(user: Any, question: str) -> list[endpoint.Message]:
     return [*messages, {"role": "user", "content": question}]
 
 
-def static(request: HttpRequest, name: str) -> HttpResponseBase:
-    kind = "text/javascript" if name.endswith("js") else "text/css"
-    return HttpResponse(_FILES[name].read_bytes(), content_type=kind)
+def static(request: HttpRequest, path: str) -> HttpResponseBase:
+    """Serve a static file without `collectstatic`: for this example alone."""
+    file = finders.find(path)
+    if file is None:
+        raise Http404
+    return HttpResponse(Path(file).read_bytes(), content_type=mimetypes.guess_type(path)[0])

@@ -11,4 +11,5 @@ number of processes, otherwise in the memory of one.
     fastapi_app.py   the views in FastAPI
     answers.py       the log in which answers are kept
     page.html        the page, which reads answers with examples/flask_chat/static/relay.js
+    static/          its style
 """

@@ -12,7 +12,7 @@ from sseqbridge.resume import Log, MemoryLog
 __all__ = ["MODULE", "PAGE", "STYLE", "WAIT", "item_of", "log"]
 
 PAGE = Path(__file__).parent / "page.html"
-STYLE = Path(__file__).parent / "page.css"
+STYLE = Path(__file__).parent / "static/page.css"
 MODULE = Path(__file__).parent.parent / "flask_chat/static/relay.js"
 
 # Seconds that a GET waits for a POST to begin its answer.

@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import EventStream, request_sse
 from tests.browser_support import ControlledUpstream, chromium, running
+from tests.proxy import CuttingProxy
 from tests.support import ROOT, reserved_port, until
 
 PROJECT = [sys.executable, "-W", "error", "-m", "examples.django_chat"]
@@ -86,6 +87,36 @@ def chrome() -> Iterator[webdriver.Chrome]:
         yield chrome
 
 
+class ChatPage:
+    """A page of the site, logged in."""
+
+    def __init__(self, chrome: webdriver.Chrome, url: str) -> None:
+        self._chrome = chrome
+        chrome.get(url)
+        chrome.delete_all_cookies()
+        chrome.get(url)
+        chrome.find_element(By.NAME, "username").send_keys("ada")
+        chrome.find_element(By.NAME, "password").send_keys(PASSWORD, Keys.ENTER)
+        until(lambda: chrome.find_elements(By.NAME, "question"), 60)
+
+    def ask(self, question: str) -> None:
+        self._chrome.find_element(By.NAME, "question").send_keys(question, Keys.ENTER)
+
+    def stop(self) -> None:
+        self._chrome.find_element(By.NAME, "stop").click()
+
+    def shows(self, question: str, text: str, note: str) -> None:
+        """Wait until the last answer is this one."""
+        script = """
+            const article = [...document.querySelectorAll("article")].at(-1);
+            return article && [...article.children].map((element) => element.textContent);
+        """
+        try:
+            until(lambda: self._chrome.execute_script(script) == [question, text, note], 60)
+        except TimeoutError:
+            assert self._chrome.execute_script(script) == [question, text, note]
+
+
 @pytest.mark.server
 def test_own_tests_pass_and_migrations_are_complete(tmp_path: Path) -> None:
     database = {"DATABASE": str(tmp_path / "database")}
@@ -112,9 +143,9 @@ def test_stopped_answer_aborts_its_upstream_and_is_saved(site: Site, upstream: C
             until(is_noticed, 60)
         response.request.wait_aborted(60)
         page = client.get(f"{site.url}/").text
-        number = page.rpartition('data-id="')[2].partition('"')[0]
-        until(lambda: client.get(f"{site.url}/answers/{number}").json()["outcome"] == "disconnected", 60)
-        assert client.get(f"{site.url}/answers/{number}").json()["text"].startswith("Hm")
+        key = page.rpartition('data-key="')[2].partition('"')[0]
+        until(lambda: client.get(f"{site.url}/answers/{key}").json()["outcome"] == "disconnected", 60)
+        assert client.get(f"{site.url}/answers/{key}").json()["text"].startswith("Hm")
 
 
 @pytest.mark.server
@@ -122,44 +153,88 @@ def test_stopped_answer_aborts_its_upstream_and_is_saved(site: Site, upstream: C
 @pytest.mark.parametrize("site", ["gunicorn", "uvicorn"], indirect=True)
 def test_page_in_a_browser(site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
     upstream.reset()
-
-    def last(selector: str) -> str:
-        script = f"return [...document.querySelectorAll('article {selector}')].at(-1)?.textContent"
-        return str(chrome.execute_script(script))
-
-    def ask(question: str) -> None:
-        chrome.find_element(By.NAME, "question").send_keys(question, Keys.ENTER)
-
-    chrome.get(site.url)
-    chrome.find_element(By.NAME, "username").send_keys("ada")
-    chrome.find_element(By.NAME, "password").send_keys(PASSWORD, Keys.ENTER)
-    until(lambda: chrome.find_elements(By.NAME, "question"), 60)
-    ask("<b>One?</b>")
+    page = ChatPage(chrome, site.url)
+    page.ask("<b>One?</b>")
     upstream.response().send_text("one ", "<i>")
     upstream.response().end()
-    until(lambda: (last("h2"), last(".text"), last(".note")) == ("<b>One?</b>", "one <i>", "Complete"), 60)
+    page.shows("<b>One?</b>", "one <i>", "Complete")
 
-    ask("Stop?")
+    page.ask("Stop?")
     upstream.response(2).send_text("two")
-    until(lambda: last(".text") == "two", 60)
-    chrome.find_element(By.NAME, "stop").click()
-    until(lambda: last(".note") == "Stopped", 60)
+    page.shows("Stop?", "two", "")
+    page.stop()
+    page.shows("Stop?", "two", "Stopped")
     upstream.response(2).request.wait_aborted(60)
 
-    ask("Reload?")
+    page.ask("Reload?")
     upstream.response(3).send_text("three")
-    until(lambda: last(".text") == "three", 60)
+    page.shows("Reload?", "three", "")
     chrome.refresh()
-    until(lambda: (last("h2"), last(".text"), last(".note")) == ("Reload?", "three", "Stopped"), 60)
+    page.shows("Reload?", "three", "Stopped")
     upstream.response(3).request.wait_aborted(60)
 
-    ask("Fail?")
+    page.ask("Fail?")
     upstream.response(4).cut()
-    until(lambda: last(".note") == "The upstream's stream was cut off.", 60)
-    ask("Expired?")
+    page.shows("Fail?", "", "The upstream's stream was cut off.")
+    page.ask("Expired?")
     upstream.response(5).end()
-    until(lambda: last(".note") == "Complete", 60)
+    page.shows("Expired?", "", "Complete")
     chrome.delete_cookie("sessionid")
-    ask("Who am I?")
-    until(lambda: last(".note") == "The server refused to answer.", 60)
+    page.ask("Who am I?")
+    page.shows("Who am I?", "", "The server refused to answer.")
     chrome.get("about:blank")
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.parametrize("site", ["gunicorn", "uvicorn"], indirect=True)
+def test_page_with_answers_that_survive(site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
+    upstream.reset()
+    page = ChatPage(chrome, f"{site.url}/reload/")
+    page.ask("Reload?")
+    response = upstream.response()
+    response.send_text("one, ")
+    page.shows("Reload?", "one, ", "")
+    chrome.refresh()
+    page.shows("Reload?", "one, ", "")
+    response.send_text("two")
+    page.shows("Reload?", "one, two", "")
+    response.end()
+    page.shows("Reload?", "one, two", "Complete")
+    chrome.refresh()
+    page.shows("Reload?", "one, two", "Complete")
+
+    page.ask("Stop?")
+    upstream.response(2).send_text("three")
+    page.shows("Stop?", "three", "")
+    chrome.refresh()
+    page.shows("Stop?", "three", "")
+    page.stop()
+    page.shows("Stop?", "three", "Stopped")
+    upstream.response(2).request.wait_aborted(60)
+
+    assert upstream.request_count == 2
+    chrome.get("about:blank")
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.parametrize("site", ["gunicorn", "uvicorn"], indirect=True)
+def test_page_goes_on_after_a_lost_connection(
+    site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome
+) -> None:
+    upstream.reset()
+    with CuttingProxy(int(site.url.rpartition(":")[2]), most=None, seed=0) as proxy:
+        page = ChatPage(chrome, f"http://127.0.0.1:{proxy.port}/reload/")
+        page.ask("Lost?")
+        response = upstream.response()
+        response.send_text("one, ")
+        page.shows("Lost?", "one, ", "")
+        proxy.cut_all()
+        until(lambda: proxy.cuts)
+        response.send_text("two")
+        page.shows("Lost?", "one, two", "")
+        response.end()
+        page.shows("Lost?", "one, two", "Complete")
+        assert upstream.request_count == 1
+        chrome.get("about:blank")

@@ -1,3 +1,4 @@
+import uuid
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -15,12 +16,14 @@ class Migration(migrations.Migration):  # type: ignore[misc]
                 ("question", models.TextField()),
                 ("text", models.TextField(blank=True)),
                 ("outcome", models.CharField(default="running", max_length=12)),
+                ("key", models.UUIDField(default=uuid.uuid4, editable=False)),
                 (
                     "user",
-                    models.ForeignKey(
-                        on_delete=models.CASCADE, related_name="answers", to=settings.AUTH_USER_MODEL
-                    ),
+                    models.ForeignKey(on_delete=models.CASCADE, related_name="answers", to=settings.AUTH_USER_MODEL),
                 ),
             ],
+            options={
+                "constraints": [models.UniqueConstraint(fields=("user", "key"), name="key_of_user")],
+            },
         ),
     ]
