@@ -65,21 +65,21 @@ READ_BY_TESTS = {
     "the waiters of a channel, in the middle of a race": "_waiters",
     "the channels that are counted": "_open",
     "the future that ends the thread of a bridge": "_stop",
-    "the work of a loop between two of its callbacks": "_posted _run_end_callback _version _counted _timer _loop",
+    "the work of a loop between two of its callbacks": "_posted _run_end_callback _version _counted _timer",
     "what a fork leaves to the child": "_detachables _detach_all _close_with_loop",
     "the exit of the interpreter, called early": "_close_all _take_standard_descriptors",
     "the lookups of a process": "_resolvers _running",
     "the readers of a tee, in the middle of a race": "_broadcaster _is_left _leaving _is_moving _move _must_move",
     "the members of merged streams, in the middle of a race": "_merger _members _step",
     "the checked request of a client or call, which has no public form": "_prepared",
-    "the own transport, its TLS, and its fallback": "_built_tls_context _transport _plain_transport _plain _incoming",
+    "the TLS of the own transport": "_built_tls_context _incoming",
     "which optional parts are in use, and the names of hints": "_left_out _failed _ELSEWHERE",
     "the context of a scope, or of asynchronous code": "_current _context",
-    "the store behind a log, and the driver of redis": "_core _DRIVER",
+    "the driver of redis": "_DRIVER",
     "the iterator of a response of Django": "_iterator",
     "the cache of the targets of requests": "_target",
 }
-MOST_PRIVATE_READS_OF_TESTS = 54
+MOST_PRIVATE_READS_OF_TESTS = 49
 # Private names of Python and of other packages.
 FOREIGN_TO_TESTS = {
     "_Compress", "_auth_header", "_build_redirect_request", "_exit", "_log_destroy_pending", "_run_once",

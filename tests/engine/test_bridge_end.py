@@ -19,6 +19,7 @@ from sseqbridge._streams import bridge as _public
 from sseqbridge._streams.stream import reader_of
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, send, silence
+from tests.resume.support import hub_of
 from tests.support import in_thread, is_waiting, python, thread_of, together, until
 
 pytestmark = pytest.mark.slow
@@ -261,7 +262,7 @@ def test_no_call_waits_for_a_loop_that_broke(call: str, monkeypatch: pytest.Monk
         followed = log.open("followed", partial(request_sse, server.url, bridge=bridge))
         assert next(followed) == 1
         if call == "cancel":
-            store = log._core.hub().store
+            store = hub_of(log).store
             monkeypatch.setattr(store, "cancel", hangs)
         merged = merge([opened])
         calls: dict[str, Callable[[], Any]] = {

@@ -441,11 +441,12 @@ def test_reading_is_paused_once_for_several_reads(run: Run) -> None:
 
 def test_connection_passes_through_its_states(run: Run) -> None:
     async def main() -> None:
-        async with upstream() as server, new_client() as client:
+        transport = new_transport()
+        async with upstream() as server, httpx.AsyncClient(transport=transport, timeout=10.0) as client:
             async with asking(client, server.url) as pending:
                 peer = await server.accept()
                 await peer.receive()
-                [connection] = client._transport.connections  # type: ignore[attr-defined]
+                [connection] = transport.connections
                 states = [connection.state]
                 for part in (b"HTTP/1.1 200 OK\r\n", b"Content-Length: 5\r\n\r\n"):
                     await peer.send(part)

@@ -15,6 +15,7 @@ import pytest
 
 from sseqbridge import ConnectError, arequest_sse
 from sseqbridge._http import client as http_client
+from sseqbridge._http.plain_transport import PlainTransport
 from sseqbridge._http.transport import Transport
 from sseqbridge.testing import SSEServer, send
 from tests.loops import states_of_callers_loops
@@ -26,20 +27,13 @@ from .upstream import DONE, Run, own_transport
 def sent_by_httpx(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     """Return a list to which the URLs of requests are added that httpx's own transport sends."""
     seen: list[httpx.URL] = []
-    make = http_client._plain_transport
+    handle = PlainTransport.handle_async_request
 
-    async def noting(context: ssl.SSLContext | None, scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
-        transport = await make(context, scheme, proxy)
-        handle = transport.handle_async_request
+    async def handle_and_note(transport: PlainTransport, request: httpx.Request) -> httpx.Response:
+        seen.append(request.url)
+        return await handle(transport, request)
 
-        async def handle_and_note(request: httpx.Request) -> httpx.Response:
-            seen.append(request.url)
-            return await handle(request)
-
-        monkeypatch.setattr(transport, "handle_async_request", handle_and_note)
-        return transport
-
-    monkeypatch.setattr(http_client, "_plain_transport", noting)
+    monkeypatch.setattr(PlainTransport, "handle_async_request", handle_and_note)
     return seen
 
 
@@ -171,9 +165,9 @@ def test_concurrent_requests_share_one_transport_of_httpx(run: Run) -> None:
             all_wait.set()
             assert [(await ask).content for ask in asks] == [b"data: 1\n\n"] * 3
             assert (await client.get(server.url, extensions={"target": b"/b"})).content == b"data: 1\n\n"
-            assert len(made) == 3
-        # The transports that lost the race were never used, and the winner is closed.
-        assert transport._plain == {("http", None): made[0]}
+            # The transports that lost the race are never used.
+            assert [bool(each._pool.connections) for each in made] == [True, False, False]
+        # The winner is closed.
         assert made[0]._pool.connections == []
 
     with SSEServer([send(1)]) as server:

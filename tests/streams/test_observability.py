@@ -315,13 +315,14 @@ def test_coroutine_wrapper_forwards_every_step() -> None:
         finally:
             seen.append("closed")
 
-    watch = loop_watch.LoopWatch(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    watch = loop_watch.LoopWatch(loop)
     steps: Any = watch.steps_of(coroutine(), lambda: "x").__await__()
     assert next(steps) == "pause"
     assert steps.throw(ValueError()) == "pause"
     steps.close()
     assert seen == [ValueError, "closed"]
-    watch._loop.close()
+    loop.close()
 
 
 # The repr of objects.
