@@ -21,6 +21,7 @@ import pytest
 
 from sseqbridge import Bridge, ProducerLostError, RequestAbortedError, arequest_sse, request_sse
 from sseqbridge._engine.channel import post
+from sseqbridge._runtime.clock import clock
 from sseqbridge.resume import Log, MemoryLog, RedisLog
 from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._log_core import LogCore
@@ -239,6 +240,14 @@ class Logs:
             return
         with self._server.client() as client:
             assert client.delete(store.key_of(key, "lease"))
+
+    def hold_lease(self, store: KillableStore, key: str) -> None:
+        """Hold the lease of a stream that has had a producer."""
+        if self._server is None:
+            store.streams[key].lease_expires_at = clock.monotonic() + LEASE
+            return
+        with self._server.client() as client:
+            client.set(store.key_of(key, "lease"), "1:another", ex=int(LEASE))
 
     def expire_stream(self, log: Log, key: str) -> None:
         """Let a stream that has ended expire."""

@@ -24,6 +24,7 @@ from tests.support import in_thread, until
 from .support import (
     DONE,
     LogCaller,
+    Logs,
     hub_of,
 )
 
@@ -84,6 +85,20 @@ def test_resuming_after_the_done_event_answers_204(log: Log, caller: LogCaller) 
     again = caller.open(log, "k", last_event_id=relayed.id)
     # An EventSource does not reconnect after a 204.
     assert (again.events.status, again.items(), again.outcome) == (204, [], "done")
+
+
+def test_resuming_after_the_done_event_ends_once_no_process_holds_the_lease(logs: Logs, caller: LogCaller) -> None:
+    log, store = logs.killable()
+    with SSEServer([send(1), DONE]) as upstream:
+        first = caller.open(log, "k", caller.start(upstream.url))
+        assert first.items() == [1]
+    done = reader_of(first.events).cursor.done_event
+    assert done is not None
+    logs.hold_lease(store, "k")
+    again = caller.open(log, "k", last_event_id=done.id)
+    assert (again.events.status, again.outcome) == (200, None)
+    logs.expire_lease(store, "k")
+    assert (again.items(), again.outcome) == ([], "done")
 
 
 @pytest.mark.parametrize(("steps", "outcome"), [([], "eof"), ([silence()], "closed")], ids=["eof", "closed"])

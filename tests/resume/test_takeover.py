@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -196,6 +198,23 @@ def test_iterating_reader_takes_over(logs: Logs, caller: LogCaller) -> None:
         assert other.collect() == [0, {"restart": True}, 0, 1, 2]
         # A reader that resumes before the restart gets it too.
         assert caller.open(log, "k", last_event_id=before[0].id).items() == [{"restart": True}, 0, 1, 2]
+        assert len(upstream.requests) == 2
+
+
+def test_asynchronous_reader_takes_over_with_a_plain_function(logs: Logs) -> None:
+    log, store = logs.killable()
+    store.kill_at = ("append", 2, False)
+    go = threading.Event()
+
+    async def main() -> None:
+        reading = await log.aopen("k", partial(request_sse, upstream.url), takeover=True)
+        assert await reading.next() == 0
+        go.set()
+        await asyncio.to_thread(expire_lease_when_killed, logs, store)
+        assert await reading.collect() == [{"restart": True}, 0, 1, 2]
+
+    with SSEServer([send(0), hold(go), send(1), send(2), DONE]) as upstream:
+        asyncio.run(main())
         assert len(upstream.requests) == 2
 
 
