@@ -160,6 +160,10 @@ class Channel(Generic[T]):
         if self._waiters and self._queue:
             self._wake()
 
+    def wake_consumer_soon(self) -> None:
+        """Call wake_consumer() in the next iteration of the event loop."""
+        self._loop.call_soon(self.wake_consumer)
+
     def _add(self, entry: T | End, charge: int) -> bool:
         if self._ended or self.closed:
             return False

@@ -7,7 +7,6 @@ Any thread may read `outcome`, `last_event`, `last_event_id`, `retry`, and call 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sseqbridge._engine.batches import Batch
@@ -294,7 +293,7 @@ class Cursor(Generic[T]):
                 entry = entry.without_heartbeats(self.decoder.rules)
             if self.subscription.shares_events:
                 # Other readers must not notice if the consumer changes an event.
-                entry = replace(entry, items=[copied(item) for item in entry.items])
+                entry = entry.with_own_items()
             self._batch, self.items = entry, iter(entry.items)
             if entry.incomplete is not None:
                 self._accept_incomplete(entry.incomplete)

@@ -9,7 +9,7 @@ event that the channel has not received.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sseqbridge._engine.batches import EVENT_OVERHEAD, Batch
 from sseqbridge._engine.channel import Channel, End
@@ -24,7 +24,6 @@ from ._entries import BEGIN, CANCEL, END, ERROR, START, Entry
 from ._segments import MISSING, Segment, charge_of, split_segment
 
 if TYPE_CHECKING:
-    from sseqbridge._engine.batches import Item
     from sseqbridge._sse.dialects import EventRules
 
 __all__ = ["Delivery"]
@@ -52,14 +51,22 @@ class Delivery:
         self._rules = rules
         self._retry: float | None = None
 
-    def try_put(self, segment: Segment) -> bool:
-        """Put a segment into the channel; False if the channel has no room for it."""
+    def try_put(self, segment: Segment, *, wakes_later: bool = False) -> bool:
+        """Put a segment into the channel; False if the channel has no room for it.
+
+        With `wakes_later`, events wake the consumer in the next iteration of the event loop: after the hub has sent its
+        next read of the store, which would otherwise wait for the GIL, behind all consumers.
+        """
         if segment.kind == "event":
             self.send_head()
             batch = self._batch(segment)
             # A segment above the limit never fits whole: put() splits it.
-            if batch.charge > self._limit.bytes or not self._channel.try_send(batch, batch.charge):
+            if batch.charge > self._limit.bytes or not self._channel.try_send(
+                batch, batch.charge, wakes=not wakes_later
+            ):
                 return False
+            if wakes_later:
+                self._channel.wake_consumer_soon()
         elif segment.kind == MISSING:
             message = (
                 'events were trimmed away (max_events=), or the log has lost them. Read the rest with replay="kept".'
@@ -85,14 +92,14 @@ class Delivery:
             self._advance(part)
 
     def _batch(self, segment: Segment) -> Batch:
-        items = segment.items
-        retries = [(index, item.retry) for index, item in enumerate(items) if item.retry is not None]
-        if retries:
-            self._retry = retries[-1][1]
-        charge = charge_of(segment.size, len(items))
         # The items are shared with other readers, and never written to.
+        items: list[Any] = segment.items
+        if segment.retries:
+            self._retry = segment.retries[-1][1]
+        charge = charge_of(segment.size, len(items))
         events = self._rules.count(items)
-        return Batch(cast("list[Item]", items), events, charge, str(segment.position), self._retry, retries)
+        # The ID of an event is its position.
+        return Batch(items, events, charge, items[-1].id, self._retry, segment.retries)
 
     def _advance(self, segment: Segment) -> None:
         self.position = segment.position

@@ -295,7 +295,7 @@ class Reader(LoopTask):
         """Put new segments into the channel; False without room, or at an end."""
         delivery = self._delivery
         for segment in segments:
-            if delivery.has_ended or not delivery.try_put(segment):
+            if delivery.has_ended or not delivery.try_put(segment, wakes_later=True):
                 break
         else:
             if not delivery.has_ended:

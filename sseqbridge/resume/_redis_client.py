@@ -58,6 +58,9 @@ _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 # The limit of one command to a Cluster, with its redirections and new connections: far above that of a reply.
 _CLUSTER_SECONDS = 60.0
 
+# From how many unsent bytes on asyncio and uvloop let a writer wait.
+_WRITE_BUFFER_BYTES = 64 * 1024
+
 
 class Script:
     """A Lua script, and the hash that Redis knows it by."""
@@ -212,7 +215,7 @@ class HeldConnection:
         if self._connection is None:
             self._connection = await self._pool.get_connection()
         try:
-            await self._connection.send_packed_command(packed)
+            await _send(self._connection, packed)
             return await self._connection.read_response(disable_decoding=True)
         except BaseException:
             # Unless it is an error reply, redis-py has closed the connection; the pool opens it again.
@@ -224,6 +227,27 @@ class HeldConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             await _reply(self._pool.release(connection))
+
+
+async def _send(connection: Any, packed: bytes) -> None:
+    """Send a packed command on a connection whose last command was answered. Raises redis-py's errors.
+
+    redis-py bounds a send by asyncio.wait_for, which before Python 3.12 runs it in a task of its own: the command would
+    leave two iterations of the event loop later. A command for which the empty write buffer has room does not wait, and
+    needs no bound.
+    """
+    if len(packed) >= _WRITE_BUFFER_BYTES:
+        await connection.send_packed_command(packed)
+        return
+    # Before the time limit is lifted, which these need.
+    if not connection.is_connected:
+        await connection.connect()
+    await connection.check_health()
+    seconds, connection.socket_timeout = connection.socket_timeout, None
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    finally:
+        connection.socket_timeout = seconds
 
 
 async def _cluster_reply(reply: Awaitable[Any]) -> Any:

@@ -49,7 +49,8 @@ class RedisTail:
         self._wakes = self._seen_wakes = 0
         # The client's count when the connection of the XREAD was made.
         self._demotions = 0
-        # The streams of the last XREAD by their names in Redis, and the XREAD.
+        # The streams of the last XREAD, in its order and by their names in Redis, and the XREAD.
+        self._order: list[str] = []
         self._keys: dict[str, str] = {}
         self._command = _PackedXRead(())
 
@@ -106,7 +107,7 @@ class RedisTail:
     async def _reply(self, positions: Mapping[str, Position]) -> Any:
         count = self._store.count()
         if self._connection is not None:
-            ids = [*map(positions.__getitem__, self._keys.values()), (self._seen_wakes, 0)]
+            ids = [*positions.values(), (self._seen_wakes, 0)]
             return await self._connection.execute(self._command.pack(count, ids))
         [(name, key)] = self._keys.items()
         command = ("XREAD", "COUNT", count, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", name, str(positions[key]))
@@ -114,7 +115,9 @@ class RedisTail:
 
     def _name(self, positions: Mapping[str, Position]) -> None:
         """Look the names of the streams up in Redis, if they are not those of the last XREAD."""
-        if len(positions) != len(self._keys) or not all(map(positions.__contains__, self._keys.values())):
+        order = list(positions)
+        if order != self._order:
+            self._order = order
             self._keys = {self._store.key_of(key, "events"): key for key in positions}
             self._command = _PackedXRead([*(name.encode() for name in self._keys), self.wake_key])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sseqbridge._engine.batches import EVENT_OVERHEAD
+from sseqbridge._engine.batches import EVENT_OVERHEAD, Retries
 from sseqbridge._exceptions import LogError
 from sseqbridge._sse.events import ServerSentEvent
 
@@ -23,7 +23,8 @@ MISSING = "missing"
 class Segment(NamedTuple):
     """Events, one entry of another kind, or a gap. `position` is that of the last entry.
 
-    `error` is the reason why the entry cannot be read, for the kind UNREADABLE.
+    `size` is that of the events' data, and `retries` are their reconnection times; see Batch. `error` is the reason why
+    the entry cannot be read, for the kind UNREADABLE.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Segment(NamedTuple):
     entry: Entry | None = None
     items: list[ServerSentEvent] = []  # noqa: RUF012 (never written to)
     size: int = 0
+    retries: Retries = ()
     error: LogError | None = None
 
 
@@ -72,7 +74,12 @@ def _event_in(entry: Entry) -> ServerSentEvent | None:
 
 def _events(items: list[ServerSentEvent], last: Position) -> Iterator[Segment]:
     if items:
-        yield Segment("event", last, items=items, size=sum(len(item.data) for item in items))
+        yield _of_events(items, last)
+
+
+def _of_events(items: list[ServerSentEvent], last: Position) -> Segment:
+    retries = [(index, item.retry) for index, item in enumerate(items) if item.retry is not None]
+    return Segment("event", last, items=items, size=sum([len(item.data) for item in items]), retries=retries)
 
 
 def charge_of(size: int, events: int) -> int:
@@ -89,14 +96,14 @@ def split_segment(segment: Segment, limit: int) -> Iterator[Segment]:
     size = 0
     for item in segment.items:
         if items and charge_of(size + len(item.data), len(items) + 1) > limit:
-            yield _split_off(items, size)
+            yield _split_off(items)
             items, size = [], 0
         items.append(item)
         size += len(item.data)
-    yield _split_off(items, size)
+    yield _split_off(items)
 
 
-def _split_off(items: list[ServerSentEvent], size: int) -> Segment:
+def _split_off(items: list[ServerSentEvent]) -> Segment:
     position = parse_position(items[-1].id)
     assert position is not None
-    return Segment("event", position, items=items, size=size)
+    return _of_events(items, position)

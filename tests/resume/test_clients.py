@@ -171,6 +171,71 @@ def test_scripts_and_waits_of_a_cluster_are_sent_to_its_nodes() -> None:
     assert sent == [("XREAD", ("the node of", b"k")), ("EVALSHA", None), ("EVAL", None)]
 
 
+class RecordedConnection:
+    """A connection of redis-py, which records the time limit of each step."""
+
+    socket_timeout: float | None = 7.0
+
+    def __init__(self, *, is_connected: bool = True, error: Exception | None = None) -> None:
+        self.is_connected = is_connected
+        self.error = error
+        self.steps: list[tuple[str, float | None]] = []
+
+    def record(self, step: str) -> None:
+        self.steps.append((step, self.socket_timeout))
+
+    async def connect(self) -> None:
+        self.record("connect")
+
+    async def check_health(self) -> None:
+        self.record("health")
+
+    async def send_packed_command(self, packed: bytes, check_health: bool = True) -> None:
+        self.record("send")
+        if self.error is not None:
+            raise self.error
+
+    async def read_response(self, *, disable_decoding: bool) -> bytes:
+        self.record("read")
+        return b"reply"
+
+
+async def execute_on(connection: RecordedConnection, packed: bytes) -> object:
+    """Execute a command on a held connection, the only one of its pool."""
+
+    class Pool:
+        async def get_connection(self) -> RecordedConnection:
+            return connection
+
+        async def release(self, connection: RecordedConnection) -> None:
+            connection.record("release")
+
+    class RedisWithPool:
+        connection_pool = Pool()
+
+    return await _redis_client.HeldConnection(RedisWithPool()).execute(packed)
+
+
+def test_send_that_cannot_wait_is_not_limited() -> None:
+    """redis-py would send it in a task of its own."""
+    connection = RecordedConnection(is_connected=False)
+    assert asyncio.run(execute_on(connection, b"short")) == b"reply"
+    assert connection.steps == [("connect", 7.0), ("health", 7.0), ("send", None), ("read", 7.0)]
+
+
+def test_send_that_may_wait_is_limited() -> None:
+    connection = RecordedConnection()
+    asyncio.run(execute_on(connection, bytes(64 * 1024)))
+    assert connection.steps == [("send", 7.0), ("read", 7.0)]
+
+
+def test_failed_send_leaves_the_time_limit_as_it_was() -> None:
+    connection = RecordedConnection(error=redis.ConnectionError("lost"))
+    with pytest.raises(OutageError, match="lost"):
+        asyncio.run(execute_on(connection, b"short"))
+    assert connection.steps[-1] == ("release", 7.0)
+
+
 @needs_redis
 def test_two_connections_are_enough(server: RedisServer) -> None:
     go = threading.Event()
