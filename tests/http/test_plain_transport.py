@@ -19,7 +19,7 @@ from sseqbridge._http.plain_transport import PlainTransport
 from tests.clock import FakeClock
 
 from .fake_connection import EOF, FakeConnection, FakeNetwork
-from .upstream import Peer, Run, Upstream, asking, until_read, upstream
+from .upstream import SHORT, Peer, Run, Upstream, asking, until_read, upstream
 
 pytestmark = pytest.mark.configurations("default")
 
@@ -152,6 +152,21 @@ def test_bytes_before_a_tls_handshake_are_an_error(run: Run) -> None:
                 with pytest.raises(httpx.ConnectError, match="before the TLS handshake"):
                     await pending
                 assert await peers[0].client_has_left()
+
+    run(main)
+
+
+def test_idle_connection_that_was_closed_is_not_used_again(run: Run) -> None:
+    async def main() -> None:
+        async with upstream() as server, new_client() as client:
+            for _ in range(2):
+                async with asking(client, server.url) as pending:
+                    peer = await server.accept()
+                    await peer.respond(SHORT)
+                    assert await (await pending).aread() == b"hello"
+                peer.socket.shutdown(socket.SHUT_WR)
+                await until_read(peer)
+            assert server.connections == 2
 
     run(main)
 

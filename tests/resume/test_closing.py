@@ -12,6 +12,7 @@ from sseqbridge import (
     Bridge,
     BridgeClosedError,
     LogFullError,
+    RequestAbortedError,
     UsageError,
     request_sse,
     run,
@@ -51,6 +52,14 @@ def test_close_ends_readers_and_releases_the_lease(logs: Logs, caller: LogCaller
         caller.open(log, "k")
     log.close()
     assert repr(log) == f"<{type(log).__name__} closed>"
+
+
+def test_close_ends_an_open_that_waits_for_a_producer(log: Log) -> None:
+    opening = in_thread(lambda: log.open("k", wait=60))
+    until(lambda: hub_of(log).readers and is_waiting(opening))
+    log.close()
+    with pytest.raises(RequestAbortedError, match="closed before it had begun"):
+        opening.result(30)
 
 
 def test_read_that_loses_its_cancellation_delays_no_close() -> None:
