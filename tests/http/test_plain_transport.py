@@ -6,6 +6,7 @@ Tests of the public functions on this transport are in test_early_refusals.py, t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -71,6 +72,26 @@ def test_refusal_that_arrives_in_parts_ends_the_sending(run: Run) -> None:
             await peer.send(REFUSAL[10:])
             response = await pending
             assert (response.status_code, await response.aread()) == (413, b"hello")
+
+    run(main)
+
+
+def test_body_that_continues_in_spite_of_its_cancellation_is_not_sent(run: Run) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"one"
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        yield b"two"
+
+    async def main() -> None:
+        async with upstream() as server, new_client() as client:
+            async with asking(client, server.url, "POST", content=body()) as pending:
+                peer = await server.accept()
+                await peer.receive(b"one\r\n")
+                await peer.send(REFUSAL)
+                assert await (await pending).aread() == b"hello"
+            with pytest.raises((AssertionError, ConnectionResetError)):
+                await peer.receive(b"two")
 
     run(main)
 
