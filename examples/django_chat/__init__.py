@@ -12,7 +12,7 @@ The page at / stops its answer when it is left; the one at /reload/ continues it
     python -m examples.django_chat test examples.django_chat
 
 The endpoint is that of the environment (examples/endpoint.py), the database a file of SQLite: DATABASE, or
-django_chat.sqlite3.
+django_chat.sqlite3. With REDIS_URL the answers of /reload/ are kept in Redis, for any number of processes.
 
     models.py         a question, its answer, and how the answer ended
     views.py          the page, the answer as a stream, and the saved answer

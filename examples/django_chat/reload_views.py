@@ -17,15 +17,11 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST
 
 from examples import endpoint
+from examples.small_chat.answers import WAIT, log
 from sseqbridge import SSEError, relay
-from sseqbridge.resume import MemoryLog
 
 from .models import Answer
 from .views import conversation_of, item_of, question_in
-
-log = MemoryLog(abandon_after=60)  # several processes share a RedisLog.from_url(...)
-# Seconds for which a reader waits until the POST has begun the stream.
-WAIT = 1.0
 
 
 def key_of(answer: Answer) -> str:

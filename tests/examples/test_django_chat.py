@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -18,6 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from sseqbridge import EventStream, request_sse
 from tests.browser_support import ControlledUpstream, chromium, running
 from tests.proxy import CuttingProxy
+from tests.redis_support import redis_server
 from tests.support import ROOT, reserved_port, until
 
 PROJECT = [sys.executable, "-W", "error", "-m", "examples.django_chat"]
@@ -43,6 +47,14 @@ def manage(*arguments: str, **variables: str) -> str:
 class Site(NamedTuple):
     server: str
     url: str
+    database: Path
+
+    def add_running_answer(self, question: str) -> None:
+        """Add an answer as a process leaves it that is killed."""
+        with contextlib.closing(sqlite3.connect(self.database)) as database, database:
+            row = (question, uuid4().hex)
+            columns = "(user_id, question, text, outcome, key) VALUES (1, ?, '', 'running', ?)"
+            database.execute(f"INSERT INTO django_chat_answer {columns}", row)
 
     def log_in(self, client: httpx.Client) -> dict[str, str]:
         """Log in, and return the headers of later requests."""
@@ -61,24 +73,32 @@ def upstream() -> Iterator[ControlledUpstream]:
         yield upstream
 
 
+def prepared(directory: Path, upstream: ControlledUpstream) -> dict[str, str]:
+    """Make a database with a user, and return the environment of a server."""
+    database = {"DATABASE": str(directory / "database"), "OPENAI_BASE_URL": upstream.base_url}
+    manage("migrate", **database)
+    names = {"DJANGO_SUPERUSER_USERNAME": "ada", "DJANGO_SUPERUSER_EMAIL": "ada@localhost"}
+    manage("createsuperuser", "--noinput", **database, **names, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
+    return {**database, "HOME": str(directory)}
+
+
+def command_of(server: str, port: int) -> list[str]:
+    command = [argument.format(port=port) for argument in SERVERS[server]]
+    return [sys.executable, "-m", *command, *APPLICATIONS.get(server, [])]
+
+
 @pytest.fixture(scope="module", params=SERVERS)
 def site(
     request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """The site with a user, under each server."""
     directory = tmp_path_factory.mktemp("site")
-    database = {"DATABASE": str(directory / "database"), "OPENAI_BASE_URL": upstream.base_url}
-    manage("migrate", **database)
-    names = {"DJANGO_SUPERUSER_USERNAME": "ada", "DJANGO_SUPERUSER_EMAIL": "ada@localhost"}
-    manage("createsuperuser", "--noinput", **database, **names, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
-    with reserved_port() as port:
-        command = [argument.format(port=port) for argument in SERVERS[request.param]]
-        command = [sys.executable, "-m", *command, *APPLICATIONS.get(request.param, [])]
-        with running(command, directory, HOME=str(directory), **database) as program:
-            url = f"http://127.0.0.1:{port}"
-            program.wait_until_serving(url)
-            yield Site(request.param, url)
-            assert "Traceback" not in program.output
+    variables = prepared(directory, upstream)
+    with reserved_port() as port, running(command_of(request.param, port), directory, **variables) as program:
+        url = f"http://127.0.0.1:{port}"
+        program.wait_until_serving(url)
+        yield Site(request.param, url, directory / "database")
+        assert "Traceback" not in program.output
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +120,8 @@ class ChatPage:
         until(lambda: chrome.find_elements(By.NAME, "question"), 60)
 
     def ask(self, question: str) -> None:
+        # A new page first reads the answers that it takes for running.
+        until(self._chrome.find_element(By.NAME, "send").is_enabled, 60)
         self._chrome.find_element(By.NAME, "question").send_keys(question, Keys.ENTER)
 
     def stop(self) -> None:
@@ -213,6 +235,9 @@ def test_page_with_answers_that_survive(site: Site, upstream: ControlledUpstream
     page.shows("Stop?", "three", "Stopped")
     upstream.response(2).request.wait_aborted(60)
 
+    site.add_running_answer("Killed?")
+    chrome.refresh()
+    page.shows("Killed?", "", "Not finished")
     assert upstream.request_count == 2
     chrome.get("about:blank")
 
@@ -238,3 +263,31 @@ def test_page_goes_on_after_a_lost_connection(
         page.shows("Lost?", "one, two", "Complete")
         assert upstream.request_count == 1
         chrome.get("about:blank")
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.redis
+@pytest.mark.timeout(180)
+def test_answer_of_a_killed_process_starts_again(
+    upstream: ControlledUpstream, chrome: webdriver.Chrome, tmp_path: Path
+) -> None:
+    upstream.reset()
+    variables = {**prepared(tmp_path, upstream), "SECRET_KEY": "the same for both processes"}
+    with redis_server() as redis, reserved_port() as port:
+        variables["REDIS_URL"] = redis.url
+        with running(command_of("gunicorn", port), tmp_path, **variables) as program:
+            program.wait_until_serving(f"http://127.0.0.1:{port}")
+            page = ChatPage(chrome, f"http://127.0.0.1:{port}/reload/")
+            page.ask("Survive?")
+            upstream.response().send_text("Yes")
+            page.shows("Survive?", "Yes", "")
+            program.kill()
+        # The page sends its POST again.
+        with running(command_of("gunicorn", port), tmp_path, **variables):
+            upstream.response(2).send_text("No")
+            page.shows("Survive?", "No", "")
+            upstream.response(2).end()
+            page.shows("Survive?", "No", "Complete")
+            assert upstream.request_count == 2
+            chrome.get("about:blank")
