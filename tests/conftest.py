@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import coverage
@@ -29,7 +30,7 @@ from sseqbridge._engine import stream_task
 from sseqbridge._runtime import loop_watch
 from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
-from tests import leaks, tiers
+from tests import leaks, selection, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.requesters import Requester
 from tests.support import INTERFACES, reserved_port
@@ -235,8 +236,27 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             options.numprocesses, options.dist = workers, "worksteal"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("sseqbridge")
+    group.addoption(
+        "--fewer-cases", action="store_true", help="of a slow test, run so many cases that each argument occurs"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file whose tests are all deselected: importing all takes ten seconds in each process."""
+    return selection.is_left_out(collection_path, config) or None
+
+
+# After -m has deselected tests.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    tiers.deselect(config, items)
+    selected = [item for item in items if tiers.runs_here(item)]
+    if config.option.fewer_cases:
+        selected = selection.chosen_cases(selected)
+    if others := set(items).difference(selected):
+        items[:] = selected
+        config.hook.pytest_deselected(items=list(others))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

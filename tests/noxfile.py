@@ -28,31 +28,56 @@ nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
 
 
-def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), **env: str) -> None:
+def run(
+    session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), silent: bool = False, **env: str
+) -> None:
     """Run a command in the root directory. Thread-safe."""
     # nox runs sessions in the directory of this file.
     os.chdir(ROOT)
     # Tests start hundreds of interpreters: let them share compiled modules.
     variables = {"PYTHONDONTWRITEBYTECODE": None, **env}
-    session.run(*command, external=True, success_codes=success_codes, env=variables)
+    session.run(*command, external=True, success_codes=success_codes, silent=silent, env=variables)
 
 
-def python(session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0,), **env: str) -> None:
+def python(
+    session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0,), silent: bool = False, **env: str
+) -> None:
     """Run a module with the shared environment's interpreter."""
-    run(session, sys.executable, "-m", *args, success_codes=success_codes, **env)
+    run(session, sys.executable, "-m", *args, success_codes=success_codes, silent=silent, **env)
 
 
 def pytest(
-    session: nox.Session, expression: str, *, with_coverage: bool = False, workers: int = WORKERS, **env: str
+    session: nox.Session,
+    expression: str,
+    *,
+    with_coverage: bool = False,
+    with_all_cases: bool = False,
+    workers: int = WORKERS,
+    **env: str,
 ) -> None:
-    """Run the tests that `expression` selects by their markers, in several processes."""
+    """Run the tests that `expression` selects by their markers, in several processes.
+
+    Unless the arguments select tests, or `with_all_cases`: of a test with several parameters, only so many cases that
+    each argument occurs; see selection.py.
+    """
     if with_coverage:
         # Coverage starts with the workers, before pytest imports the package as a plugin.
         env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
     options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
+    if not (with_all_cases or session.posargs):
+        options.append("--fewer-cases")
     # 5: the arguments select no test of this session.
     success_codes = (0, 5) if session.posargs else (0,)
     python(session, "pytest", *options, *session.posargs, success_codes=success_codes, **env)
+
+
+def compile_tests(session: nox.Session) -> None:
+    """Import all test modules on all cores, so that they are compiled once, and not by each worker at the same time."""
+    files = sorted(str(path) for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "sdk")
+    collect = partial(python, session, "pytest", "--collect-only", "-qq", "-n", "0", silent=True)
+    with ThreadPoolExecutor(CORES) as pool:
+        for done in [pool.submit(collect, *files[number::CORES]) for number in range(CORES)]:
+            done.result()
 
 
 @nox.session
@@ -64,9 +89,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict: everything for this Python, and the package for every supported version."""
+    """mypy --strict: everything for this Python, and the package for the oldest and the newest supported version."""
     current = "{}.{}".format(*sys.version_info)
-    others = [version for version in ("3.10", "3.11", "3.12", "3.13", "3.14") if version != current]
+    others = [version for version in ("3.10", "3.14") if version != current]
     mypy = partial(python, session, "mypy", "--strict", "--no-error-summary")
     # mypy has a separate cache for each version.
     with ThreadPoolExecutor(CORES) as pool:
@@ -78,18 +103,21 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The default tests with coverage, then heavy tests without coverage."""
+    """The tests in the default configuration with coverage, then heavy tests without coverage."""
     if not session.posargs:
         python(session, "coverage", "erase")
-    pytest(session, f"not (heavy or {PROGRAMS} or {NOT_IN_DEFAULT_RUN})", with_coverage=not session.posargs)
+        compile_tests(session)
+    # One session for tests that compute and tests of programs, which mostly wait.
+    expression = f"not (heavy or {NOT_IN_DEFAULT_RUN})"
+    pytest(session, expression, with_coverage=not session.posargs, workers=WORKERS_WITH_PROGRAMS)
     pytest(session, f"heavy and not ({NOT_IN_DEFAULT_RUN})")
 
 
-@nox.session
+@nox.session(default=False)
 def programs(session: nox.Session) -> None:
-    """Tests that need Redis, a browser, nginx, web servers or gevent, with coverage."""
+    """The part of `tests` that needs Redis, a browser, nginx, web servers or gevent."""
     expression = f"({PROGRAMS}) and not (heavy or {NOT_IN_DEFAULT_RUN})"
-    pytest(session, expression, with_coverage=not session.posargs, workers=WORKERS_WITH_PROGRAMS)
+    pytest(session, expression, workers=WORKERS_WITH_PROGRAMS)
 
 
 @nox.session
@@ -102,6 +130,14 @@ def plain(session: nox.Session) -> None:
 def httpx_transport(session: nox.Session) -> None:
     """The default tests with httpx's transport instead of the library's own."""
     pytest(session, f"not (heavy or {NOT_IN_DEFAULT_RUN})", SSEQBRIDGE_WITHOUT="transport")
+
+
+@nox.session(default=False)
+def all_cases(session: nox.Session) -> None:
+    """The tests of all configurations with all combinations of their arguments."""
+    for without in ("", "uvloop,msgspec", "transport"):
+        expression = f"not (heavy or {NOT_IN_DEFAULT_RUN})"
+        pytest(session, expression, with_all_cases=True, workers=WORKERS_WITH_PROGRAMS, SSEQBRIDGE_WITHOUT=without)
 
 
 @nox.session

@@ -23,7 +23,16 @@ import pytest
 from sseqbridge import _accelerators
 from tests.support import HAS_OWN_TRANSPORT
 
-__all__ = ["CONFIGURATION", "deselect", "needs_of_command", "running", "set_defaults", "skip_without_program", "watch"]
+__all__ = [
+    "CONFIGURATION",
+    "DEFAULT_ONLY",
+    "needs_of_command",
+    "running",
+    "runs_here",
+    "set_defaults",
+    "skip_without_program",
+    "watch",
+]
 
 CONFIGURATIONS = ("default", "plain", "httpx_transport")
 CONFIGURATION = (
@@ -31,7 +40,7 @@ CONFIGURATION = (
 )
 
 # Tests with these markers run in the default configuration, unless their own `configurations` name others.
-_DEFAULT_ONLY = {"redis", "browser", "nginx", "server", "gevent", "sdk", "cluster", "heavy"}
+DEFAULT_ONLY = {"redis", "browser", "nginx", "server", "gevent", "sdk", "cluster", "heavy"}
 
 # The last part of a program's path, or a module after -m, and the marker of tests that start the program.
 _MARKERS = {
@@ -63,20 +72,12 @@ _MARKERS = {
 
 def set_defaults(item: pytest.Item, *configurations: str) -> None:
     """Let a test run in these configurations, unless its file names others. For a folder's `pytest_itemcollected`."""
-    if not any(marker.name == "configurations" or marker.name in _DEFAULT_ONLY for marker in item.iter_markers()):
+    if not any(marker.name == "configurations" or marker.name in DEFAULT_ONLY for marker in item.iter_markers()):
         item.add_marker(pytest.mark.configurations(*configurations))
 
 
-def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that do not run in the current configuration."""
-    others = [item for item in items if not _runs_here(item)]
-    if others:
-        deselected = set(others)
-        items[:] = [item for item in items if item not in deselected]
-        config.hook.pytest_deselected(items=others)
-
-
-def _runs_here(item: pytest.Item) -> bool:
+def runs_here(item: pytest.Item) -> bool:
+    """Return whether a test runs in the current configuration."""
     # In one pass, since there are thousands of tests. The closest marker of a name comes first.
     markers: dict[str, pytest.Mark] = {}
     for marker in item.iter_markers():
@@ -84,7 +85,7 @@ def _runs_here(item: pytest.Item) -> bool:
     if "own_transport" in markers and not HAS_OWN_TRANSPORT:
         return False
     if "configurations" not in markers:
-        return CONFIGURATION == "default" or not markers.keys() & _DEFAULT_ONLY
+        return CONFIGURATION == "default" or not markers.keys() & DEFAULT_ONLY
     names = markers["configurations"].args
     if unknown := sorted(set(names) - set(CONFIGURATIONS)):
         known = ", ".join(CONFIGURATIONS)

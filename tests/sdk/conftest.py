@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 _PREFIXES = ("OPENAI_", "ANTHROPIC_", "GROQ_", "MISTRAL_", "CO_", "COHERE_", "LANGSMITH_", "LANGCHAIN_", "OTEL_")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no SDKs, which takes a second in each process, for an -m that excludes them."""
-    return True if re.search(r"\bnot \([^()]*\bsdk\b", config.option.markexpr) else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -1,0 +1,147 @@
+"""Saves time of a run: which files it need not import, and which cases of a test it need not run.
+
+All functions run on the main thread, while pytest collects.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.tiers import CONFIGURATION, DEFAULT_ONLY
+
+__all__ = ["chosen_cases", "covering", "is_left_out", "may_select"]
+
+_TESTS = Path(__file__).parent
+_MARK = re.compile(r"\bmark\.(\w+)")
+_MARK_OF_FOLDER = re.compile(r"\bitem\.add_marker\(pytest\.mark\.(\w+)\)")
+_IMPORT = re.compile(r"^\s*(?:from|import) .*", re.MULTILINE)
+# A statement at the margin: the lines after it are indented, or close its bracket.
+_MODULE_MARKS = re.compile(r"^pytestmark = .*\n(?:[ \])].*\n)*", re.MULTILINE)
+
+
+# --- Files ---
+
+
+def is_left_out(path: Path, config: pytest.Config) -> bool:
+    """Return whether the option -m, or the configuration, selects no test of a file. Imports nothing.
+
+    A file that the command line names is not left out: pytest would say that it has no tests.
+    """
+    if not path.name.startswith("test_") or any(_is_named(path, argument) for argument in config.args):
+        return False
+    text = path.read_text("utf-8")
+    of_folder = _text_of_conftest(path.parent)
+    of_module = "".join(_MODULE_MARKS.findall(text))
+    always = set(_MARK.findall(of_module)) | set(_MARK_OF_FOLDER.findall(of_folder))
+    names_configurations = "configurations" in always or "set_defaults(" in of_folder
+    if names_configurations and f'"{CONFIGURATION}"' not in text + of_folder:
+        return True
+    if CONFIGURATION != "default" and always & DEFAULT_ONLY and "configurations(" not in text:
+        return True
+    possible = {name for each in (text, *_helpers_of(text, path.parent)) for name in _MARK.findall(each)}
+    return not may_select(config.option.markexpr, always, possible)
+
+
+def _is_named(path: Path, argument: str) -> bool:
+    return Path(argument.partition("::")[0]).resolve() == path
+
+
+@functools.cache
+def _text_of_conftest(folder: Path) -> str:
+    path = folder / "conftest.py"
+    return path.read_text("utf-8") if folder != _TESTS and path.exists() else ""
+
+
+def _helpers_of(text: str, folder: Path) -> list[str]:
+    """Return the texts of the helpers that a module imports, and of those that they import: they may have markers."""
+    unread = dict(_helpers(folder))
+    # Fixtures of conftest.py are not imported.
+    imported = [text, unread.pop("conftest", "")]
+    for each in imported:
+        words = {word for line in _IMPORT.findall(each) for word in re.findall(r"\w+", line)}
+        imported += [unread.pop(name) for name in sorted(words & unread.keys())]
+    return imported[1:]
+
+
+@functools.cache
+def _helpers(folder: Path) -> dict[str, str]:
+    # The folder's own conftest.py comes last, and so counts.
+    paths = [path for each in (_TESTS, folder) for path in each.glob("*.py") if not path.name.startswith("test_")]
+    others = {Path(__file__).stem, "tiers", "noxfile", "__init__"}
+    return {path.stem: path.read_text("utf-8") for path in paths if path.stem not in others}
+
+
+def may_select(expression: str, always: set[str], possible: set[str]) -> bool:
+    """Return whether an expression of -m may select a test that has the markers `always`, and others of `possible`."""
+    return not expression or _value(ast.parse(expression, mode="eval").body, always, possible) is not False
+
+
+def _value(node: ast.expr, always: set[str], possible: set[str]) -> bool | None:
+    """Evaluate an expression; None if it depends on the test."""
+    if isinstance(node, ast.Name):
+        return True if node.id in always else None if node.id in possible else False
+    if isinstance(node, ast.UnaryOp):
+        value = _value(node.operand, always, possible)
+        return None if value is None else not value
+    if isinstance(node, ast.BoolOp):
+        values = [_value(each, always, possible) for each in node.values]
+        decisive = isinstance(node.op, ast.Or)
+        return decisive if decisive in values else None if None in values else not decisive
+    return None
+
+
+# --- Cases ---
+
+
+def chosen_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests without surplus cases: of a slow test, and of any test in a configuration but the default one.
+
+    A test with several parameters keeps so many cases that each argument of each parameter occurs.
+    """
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        has_surplus = CONFIGURATION != "default" or item.get_closest_marker("slow") is not None
+        if has_surplus and getattr(item, "callspec", None) is not None:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    surplus = set()
+    for of_one_test in cases.values():
+        # In one order in each process, whatever the order of the run.
+        of_one_test.sort(key=lambda item: item.nodeid)
+        kept = covering([_arguments(item) for item in of_one_test])
+        surplus.update(item for number, item in enumerate(of_one_test) if number not in kept)
+    return [item for item in items if item not in surplus]
+
+
+def _arguments(item: pytest.Item) -> set[object]:
+    """Return a case's rows of each list of parameters: an element is equal for the same row."""
+    values = {name: id(value) for name, value in item.callspec.params.items()}  # type: ignore[attr-defined]
+    rows: set[object] = set()
+    for marker in item.iter_markers("parametrize"):
+        names = marker.args[0]
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        rows.add(tuple((name, values.pop(name)) for name in names if name in values))
+    return rows | set(values.items())
+
+
+def covering(cases: Sequence[Iterable[object]]) -> set[int]:
+    """Return the numbers of cases that together have every element of all cases: greedily, so few of them."""
+    sets = [frozenset(case) for case in cases]
+    if all(len(case) == 1 for case in sets):
+        return set(range(len(sets)))
+    missing = set().union(*sets)
+    uses: Counter[object] = Counter()
+    kept: set[int] = set()
+    while missing:
+        # Of equal ones that whose elements were used the least, so that the kept cases have many different pairs.
+        best = max(range(len(sets)), key=lambda n: (len(sets[n] & missing), -sum(uses[each] for each in sets[n])))
+        kept.add(best)
+        uses.update(sets[best])
+        missing -= sets[best]
+    return kept
