@@ -7,6 +7,7 @@ the tests to run. Arguments after `--` go to pytest, as in `-- -k parser`.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,22 +29,18 @@ nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "none"
 
 
-def run(
-    session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), silent: bool = False, **env: str
-) -> None:
+def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), **env: str) -> None:
     """Run a command in the root directory. Thread-safe."""
     # nox runs sessions in the directory of this file.
     os.chdir(ROOT)
     # Tests start hundreds of interpreters: let them share compiled modules.
     variables = {"PYTHONDONTWRITEBYTECODE": None, **env}
-    session.run(*command, external=True, success_codes=success_codes, silent=silent, env=variables)
+    session.run(*command, external=True, success_codes=success_codes, env=variables)
 
 
-def python(
-    session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0,), silent: bool = False, **env: str
-) -> None:
+def python(session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0,), **env: str) -> None:
     """Run a module with the shared environment's interpreter."""
-    run(session, sys.executable, "-m", *args, success_codes=success_codes, silent=silent, **env)
+    run(session, sys.executable, "-m", *args, success_codes=success_codes, **env)
 
 
 def pytest(
@@ -71,13 +68,20 @@ def pytest(
     python(session, "pytest", *options, *session.posargs, success_codes=success_codes, **env)
 
 
-def compile_tests(session: nox.Session) -> None:
-    """Import all test modules on all cores, so that they are compiled once, and not by each worker at the same time."""
+def compile_tests() -> None:
+    """Import all test modules, so that they are compiled once, on all cores, and not by each worker at the same time.
+
+    pytest reports an import that fails when it runs the tests.
+    """
     files = sorted(str(path) for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "sdk")
-    collect = partial(python, session, "pytest", "--collect-only", "-qq", "-n", "0", silent=True)
-    with ThreadPoolExecutor(CORES) as pool:
-        for done in [pool.submit(collect, *files[number::CORES]) for number in range(CORES)]:
-            done.result()
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-n", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    parts = [files[number::CORES] for number in range(CORES)]
+    collecting = [
+        subprocess.Popen([*command, *part], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) for part in parts
+    ]
+    for process in collecting:
+        process.wait()
 
 
 @nox.session
@@ -106,7 +110,7 @@ def tests(session: nox.Session) -> None:
     """The tests in the default configuration with coverage, then heavy tests without coverage."""
     if not session.posargs:
         python(session, "coverage", "erase")
-        compile_tests(session)
+        compile_tests()
     # One session for tests that compute and tests of programs, which mostly wait.
     expression = f"not (heavy or {NOT_IN_DEFAULT_RUN})"
     pytest(session, expression, with_coverage=not session.posargs, workers=WORKERS_WITH_PROGRAMS)

@@ -34,7 +34,7 @@ def is_left_out(path: Path, config: pytest.Config) -> bool:
 
     A file that the command line names is not left out: pytest would say that it has no tests.
     """
-    if not path.name.startswith("test_") or any(_is_named(path, argument) for argument in config.args):
+    if not path.match("test_*.py") or any(_is_named(path, argument) for argument in config.args):
         return False
     text = path.read_text("utf-8")
     of_folder = _text_of_conftest(path.parent)
@@ -110,7 +110,7 @@ def chosen_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
         has_surplus = CONFIGURATION != "default" or item.get_closest_marker("slow") is not None
         if has_surplus and getattr(item, "callspec", None) is not None:
             cases[item.nodeid.partition("[")[0]].append(item)
-    surplus = set()
+    surplus: set[pytest.Item] = set()
     for of_one_test in cases.values():
         # In one order in each process, whatever the order of the run.
         of_one_test.sort(key=lambda item: item.nodeid)

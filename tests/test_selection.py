@@ -1,0 +1,110 @@
+"""What a run leaves out to save time: files without tests of it, and surplus cases."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import selection
+from tests.support import ROOT
+
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
+
+WITHOUT_PROGRAMS = "not (heavy or redis or sdk)"
+
+
+@pytest.mark.parametrize(
+    ("expression", "always", "possible", "may"),
+    [
+        ("", set(), set(), True),
+        (WITHOUT_PROGRAMS, set(), set(), True),
+        (WITHOUT_PROGRAMS, set(), {"redis"}, True),
+        (WITHOUT_PROGRAMS, {"redis"}, {"redis"}, False),
+        ("redis and not heavy", set(), set(), False),
+        ("redis and not heavy", set(), {"redis"}, True),
+        ("redis and not heavy", {"redis"}, {"redis", "heavy"}, True),
+        ("redis and not heavy", {"heavy"}, {"redis", "heavy"}, False),
+        ("(redis or nginx) and not heavy", {"nginx"}, {"nginx"}, True),
+        # An argument of a marker depends on the test.
+        ("redis(version=8)", {"redis"}, {"redis"}, True),
+    ],
+)
+def test_files_are_left_out_only_if_no_test_can_be_selected(
+    expression: str, always: set[str], possible: set[str], may: bool
+) -> None:
+    assert selection.may_select(expression, always, possible) is may
+
+
+SOURCES = {
+    # Imported by the first test, which is not heavy, by way of another helper.
+    "helpers.py": "from .marks import needs_redis\n",
+    "marks.py": "import pytest\nneeds_redis = pytest.mark.redis\n",
+    "test_imported.py": "from .helpers import needs_redis\n\n@needs_redis\ndef test_it(): pass\n",
+    "test_all_heavy.py": "import pytest\npytestmark = [\n    pytest.mark.heavy,\n]\n\ndef test_it(): pass\n",
+    "test_unmarked.py": "def test_it(): pass\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("expression", "selected"),
+    [
+        ("redis", ["test_imported.py"]),
+        ("heavy", ["test_all_heavy.py"]),
+        ("not heavy", ["test_imported.py", "test_unmarked.py"]),
+        ("", ["test_all_heavy.py", "test_imported.py", "test_unmarked.py"]),
+    ],
+)
+def test_markers_of_imported_helpers_count(
+    expression: str, selected: list[str], tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in SOURCES.items():
+        (tmp_path / name).write_text(source)
+    monkeypatch.setattr(pytestconfig, "args", [str(tmp_path)])
+    monkeypatch.setattr(pytestconfig.option, "markexpr", expression)
+    files = sorted(tmp_path.glob("test_*.py"))
+    assert [path.name for path in files if not selection.is_left_out(path, pytestconfig)] == selected
+
+
+def test_fewer_cases_have_each_argument() -> None:
+    cases = [
+        {("url", url), ("kind", kind), ("is_async", is_async)}
+        for url, kind, is_async in itertools.product(range(7), range(3), range(2))
+    ]
+    kept = selection.covering(cases)
+    assert len(kept) == 7
+    assert set().union(*(cases[number] for number in kept)) == set().union(*cases)
+
+
+def test_cases_of_one_parameter_are_all_kept() -> None:
+    assert selection.covering([{("url", 1)}, {("url", 1)}, {("url", 2)}]) == {0, 1, 2}
+
+
+def collected(path: Path, *options: str) -> set[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-n", "0", "-m", "", "-p", "tests.conftest"]
+    done = subprocess.run([*command, *options, str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_rows_of_one_list_are_all_kept(tmp_path: Path) -> None:
+    """As they were written for a reason, although their elements occur in other rows."""
+    path = tmp_path / "test_rows.py"
+    path.write_text(
+        "import pytest\n\n"
+        "@pytest.mark.slow\n"
+        "@pytest.mark.parametrize('loop', ['uvloop', 'asyncio'])\n"
+        "@pytest.mark.parametrize('a, b', [(1, 1), (1, 2), (2, 1), (2, 2)])\n"
+        "def test_slow(a, b, loop): pass\n\n"
+        "@pytest.mark.parametrize('c', [1, 2])\n"
+        "@pytest.mark.parametrize('d', [3, 4])\n"
+        "def test_quick(c, d): pass\n"
+    )
+    kept = collected(path, "--fewer-cases")
+    assert {name for name in kept if "quick" in name} == {f"test_quick[{d}-{c}]" for c in (1, 2) for d in (3, 4)}
+    slow = sorted(name for name in kept if "slow" in name)
+    assert [name[len("test_slow[") :][:3] for name in slow] == ["1-1", "1-2", "2-1", "2-2"]
+    assert {name[len("test_slow[1-1-") : -1] for name in slow} == {"uvloop", "asyncio"}
+    assert kept < collected(path)
