@@ -101,14 +101,14 @@ def _value(node: ast.expr, always: set[str], possible: set[str]) -> bool | None:
 
 
 def chosen_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests without surplus cases: of a slow test, and of any test in a configuration but the default one.
+    """Return the tests without the surplus cases of those that are slow or need a program, or of other configurations.
 
     A test with several parameters keeps so many cases that each argument of each parameter occurs.
     """
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        has_surplus = CONFIGURATION != "default" or item.get_closest_marker("slow") is not None
-        if has_surplus and getattr(item, "callspec", None) is not None:
+        is_costly = any(marker.name == "slow" or marker.name in DEFAULT_ONLY for marker in item.iter_markers())
+        if (is_costly or CONFIGURATION != "default") and getattr(item, "callspec", None) is not None:
             cases[item.nodeid.partition("[")[0]].append(item)
     surplus: set[pytest.Item] = set()
     for of_one_test in cases.values():
