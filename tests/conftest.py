@@ -30,7 +30,7 @@ from sseqbridge._engine import stream_task
 from sseqbridge._runtime import loop_watch
 from sseqbridge._streams import bridge as _bridge
 from sseqbridge.testing import ReceivedRequest, SSEServer
-from tests import leaks, selection, tiers
+from tests import interrupts, leaks, selection, tiers
 from tests.clock import FakeClock, fake_clock
 from tests.requesters import Requester
 from tests.support import INTERFACES, reserved_port
@@ -243,6 +243,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    interrupts.step = 3 if config.option.fewer_cases else 1
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Import no file whose tests are all deselected: importing all takes ten seconds in each process."""
     return selection.is_left_out(collection_path, config) or None
@@ -332,6 +336,13 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Run the finalizers of what the test leaves in reference cycles, while its filters of warnings are in force."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

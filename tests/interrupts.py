@@ -17,6 +17,7 @@ import contextlib
 import dis
 import gc
 import inspect
+import random
 import sys
 from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
@@ -40,6 +41,9 @@ from sseqbridge._streams.reader import ItemReader
 
 __all__ = ["ALL", "COUNT", "MARKS", "Alarm", "InMemory", "Interrupt", "interruptions", "numbers", "read_all"]
 
+# Interrupt a call at every how many bytecodes, from a random one on. conftest.py sets it.
+step = 1
+
 PACKAGE = str(Path(sseqbridge.__file__).parent)
 PREPARING = tuple(f"{PACKAGE}/{module}" for module in ("_streams/arguments", "_http", "_checks"))
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
@@ -53,6 +57,7 @@ MARKS = [
     # They set a tracer of their own, which is slow, and cannot be combined with coverage's.
     pytest.mark.heavy,
     pytest.mark.timeout(900),
+    pytest.mark.usefixtures("no_garbage"),
     # Streams that are left open after an interrupt.
     pytest.mark.filterwarnings("ignore:.*was dropped while it was open:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*was dropped with requests under way:ResourceWarning"),
@@ -175,6 +180,8 @@ def interruptions(
 ) -> Iterator[tuple[T, BaseException]]:
     """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception.
 
+    With the option --fewer-cases, at every third one.
+
     A complete call before the others finds the frame of each bytecode. `close` closes what a complete call has opened;
     with it, each interrupt is at the very bytecode, even if the thread of a bridge is faster than in the first call.
     `least` is the least number of bytecodes that are expected, `options` are those of Interrupt.
@@ -223,8 +230,8 @@ def _interrupt_each(
     places: list[Place],
     options: dict[str, bool],
 ) -> Generator[tuple[T, BaseException], None, int]:
-    """Do what interruptions() says. Returns the number of bytecodes, and one."""
-    number = 1
+    """Do what interruptions() says. Returns a number that is greater than that of the bytecodes."""
+    number = random.randint(1, step)
     is_placed = True
     while True:
         made = make()
@@ -259,7 +266,7 @@ def _interrupt_each(
             # The interrupt was raised in a finalizer, which swallows it.
         finally:
             gc.enable()
-        number += 1
+        number += step
         is_placed = True
 
 
