@@ -72,10 +72,10 @@ def _helpers_of(text: str, folder: Path) -> list[str]:
 
 @functools.cache
 def _helpers(folder: Path) -> dict[str, str]:
-    # The folder's own conftest.py comes last, and so counts.
+    # Not tests/conftest.py, which marks no test, and imports much.
+    others = {_TESTS / name for name in ("conftest.py", "noxfile.py", "selection.py", "tiers.py")}
     paths = [path for each in (_TESTS, folder) for path in each.glob("*.py") if not path.name.startswith("test_")]
-    others = {Path(__file__).stem, "tiers", "noxfile", "__init__"}
-    return {path.stem: path.read_text("utf-8") for path in paths if path.stem not in others}
+    return {path.stem: path.read_text("utf-8") for path in paths if path not in others}
 
 
 def may_select(expression: str, always: set[str], possible: set[str]) -> bool:
