@@ -19,7 +19,7 @@ from tests.examples.guides import python
 from tests.support import ROOT, until
 
 # The SDK imports modules, and reads files, when it is first used, and has the loop's executor look at the platform.
-pytestmark = [pytest.mark.blocks_its_loop, pytest.mark.leaves("thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.blocks_its_loop, pytest.mark.leaves("thread")]
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there!"}]
 

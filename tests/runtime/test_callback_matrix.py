@@ -46,6 +46,8 @@ from tests.support import INTERFACES, thread_of
 
 from .callers_code import ENDS, FAILING, KINDS, KINDS_HERE, Fault, Interrupted
 
+pytestmark = pytest.mark.slow
+
 # Exceptions that do not interrupt the thread of a web server.
 REPORTED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 
@@ -158,7 +160,6 @@ def callers_loops(kind: type[BaseException]) -> Iterator[Loops]:
 # Code that an event loop runs.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_code_on_a_loop(loops: Loops, name: str) -> None:
     request = FAILING[name](loops.fault)
@@ -219,7 +220,6 @@ def test_decode_in_a_cancelled_task(callers_loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["poll", "loop", "keep_open", "collect"])
 def test_decode_in_other_ways_of_reading(bridge_loops: Loops, way: str) -> None:
     loops = bridge_loops
@@ -283,7 +283,6 @@ def test_cancel_flag_before_the_request(loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_open", [False, True])
 def test_on_reconnect(loops: Loops, is_open: bool) -> None:
     script = [raw(b"retry: 1\nid: 1\ndata: 1\n\n"), cut()] if is_open else [cut()]
@@ -305,7 +304,6 @@ def test_headers_function(loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 def test_headers_function_of_a_reconnection(loops: Loops) -> None:
     """The function runs in a thread of its own, so that every exception ends its stream alone."""
     client = SSEClient(headers=loops.fault, reconnect=True, bridge=None if loops.is_async else loops.bridge)
@@ -320,7 +318,6 @@ def test_headers_function_of_a_reconnection(loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 def test_resume(loops: Loops) -> None:
     """The function runs in a thread of its own, so that an exit does not reach the consumer's thread."""
     policy = ReconnectionPolicy(delay=0.01, resume=loops.fault)
@@ -421,7 +418,6 @@ def test_decode_of_a_merged_stream(loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["function", "coroutine function", "gather"])
 def test_function_that_opens_a_stream(loops: Loops, way: str) -> None:
     """The function runs in a thread or task of its own, and the consumer receives every exception."""
@@ -479,7 +475,6 @@ async def arest(frames: Any) -> bytes:
     return b"".join([piece async for piece in frames])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["map", "decode", "done", "on_reconnect"])
 def test_function_of_a_relayed_stream(loops: Loops, name: str) -> None:
     """The thread belongs to a web server: an exit is reported to the client, an interrupt ends the relay."""
@@ -544,7 +539,6 @@ def test_refusal_function_of_a_relay(loops: Loops) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["item", "closing", "map", "iter"])
 def test_relayed_iterable(loops: Loops, where: str) -> None:
     def items() -> Iterator[str]:
@@ -580,7 +574,6 @@ def test_relayed_iterable(loops: Loops, where: str) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("of_an_iterable", [False, True])
 def test_on_item_of_a_relay(loops: Loops, of_an_iterable: bool) -> None:
     ends: list[Any] = []
@@ -605,7 +598,6 @@ def test_on_item_of_a_relay(loops: Loops, of_an_iterable: bool) -> None:
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_coroutine", [False, True])
 def test_on_end_of_a_relay(
     loops: Loops, caplog: pytest.LogCaptureFixture, is_coroutine: bool
@@ -629,7 +621,6 @@ def test_on_end_of_a_relay(
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("is_coroutine", [False, True])
 def test_function_that_opens_a_relays_stream(loops: Loops, early: bool, is_coroutine: bool) -> None:
@@ -672,7 +663,6 @@ def log(loops: Loops) -> Iterator[MemoryLog]:
         yield log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["open", "produce"])
 @pytest.mark.parametrize("is_coroutine", [False, True])
 def test_start_of_a_log(loops: Loops, log: MemoryLog, way: str, is_coroutine: bool) -> None:
@@ -692,7 +682,6 @@ def test_start_of_a_log(loops: Loops, log: MemoryLog, way: str, is_coroutine: bo
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["open", "produce"])
 @pytest.mark.parametrize("where", ["item", "closing", "iter"])
 @pytest.mark.parametrize("is_async_iterable", [False, True])
@@ -737,7 +726,6 @@ def test_iterable_of_a_log(loops: Loops, log: MemoryLog, way: str, where: str, i
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["done", "on_reconnect"])
 def test_function_of_a_logs_upstream(loops: Loops, log: MemoryLog, name: str) -> None:
     """The producer calls it in a thread, and all readers get its error."""
@@ -756,7 +744,6 @@ def test_function_of_a_logs_upstream(loops: Loops, log: MemoryLog, name: str) ->
     loops.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode", "cancel"])
 def test_function_of_a_logs_reader(loops: Loops, log: MemoryLog, name: str) -> None:
     class Flag:

@@ -32,6 +32,9 @@ from sseqbridge.testing import SSEServer, chat_completions
 from tests.clock import FakeClock
 from tests.support import in_thread, until
 
+# Importing openai and other clients takes a second.
+pytestmark = pytest.mark.slow
+
 TEXT = "Hello, world:  two spaces, äöü € 🙂, \t tab,\nnew lines\n\nand quotes\"'.\n "
 
 # Payloads in use, and their items with decode="json".

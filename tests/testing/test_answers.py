@@ -23,6 +23,9 @@ from sseqbridge.testing import (
 from tests.clock import FakeClock
 from tests.support import in_thread, until
 
+# Importing the SDKs takes a second.
+pytestmark = pytest.mark.slow
+
 WEATHER = [("weather", {"city": "Oslo"}), ("clock", {})]
 BUILDERS: list[Any] = [chat_completions, openai_responses, anthropic_messages]
 

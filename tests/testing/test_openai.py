@@ -15,6 +15,9 @@ from sseqbridge.testing import (
     chat_completions,
 )
 
+# Importing the SDK takes a second.
+pytestmark = pytest.mark.slow
+
 MESSAGES: list[ChatCompletionMessageParam] = [
     {"role": "system", "content": "You are terse."},
     {"role": "user", "content": "Not this"},
