@@ -29,6 +29,7 @@ IMPORT = 'const { readByEventSource, readByFetch, RelayError } = await import("/
 FUNCTIONS = """
 const shown = (window.shown = window.shown ?? []);
 const show = (item) => shown.push(item);
+const clear = () => shown.splice(0);
 const showEnd = (outcome) => shown.push(outcome);
 const showError = (message) => shown.push(message);
 """

@@ -487,11 +487,42 @@ def test_restart_of_the_server_behind_a_proxy(by_fetch: Reading) -> None:
 
 
 def test_refusal_of_another_attempt_is_final(by_fetch: Reading) -> None:
-    gone = [respond(410, content_type="application/json"), raw(b'{"error": {"message": "Not kept any more."}}')]
-    with playing([send(1, id="a")], gone) as (url, _):
-        assert by_fetch.read(url, resumes=True, pause=10) == by_fetch.failure(
-            "refused", "Not kept any more.", status=410
-        )
+    refused = [respond(403, content_type="application/json"), raw(b'{"error": {"message": "Log in again."}}')]
+    with playing([send(1, id="a")], refused) as (url, _):
+        assert by_fetch.read(url, resumes=True, pause=10) == by_fetch.failure("refused", "Log in again.", status=403)
+
+
+GONE = [respond(410, content_type="application/json"), raw(b'{"error": {"message": "Not kept any more."}}')]
+RESTART = ("restart", '{"restart":true}', "")
+
+
+def test_answer_whose_events_were_lost_begins_again(by_fetch: Reading) -> None:
+    with playing([send(1, id="a")], GONE, [send(1, id="b"), send(2, id="c"), DONE]) as (url, script):
+        assert by_fetch.read(url, resumes=True, pause=10) == {"outcome": "done"}
+        assert by_fetch.seen == [("", "1", "a"), RESTART, ("", "1", "b"), ("", "2", "c")]
+        assert by_fetch.notes == ["lost: lost", "back"]
+        assert script.last_event_ids == ["", "a", ""]
+
+
+def test_position_of_an_earlier_reading_that_was_lost_begins_again(by_fetch: Reading) -> None:
+    with playing(GONE, [send(1), DONE]) as (url, script):
+        assert by_fetch.read(url, lastEventId="a", resumes=True) == {"outcome": "done"}
+        assert by_fetch.seen == [RESTART, ("", "1", "")]
+        assert script.last_event_ids == ["a", ""]
+
+
+def test_beginning_that_was_lost_is_a_refusal(by_fetch: Reading) -> None:
+    with playing(GONE, GONE) as (url, script):
+        gone = by_fetch.failure("refused", "Not kept any more.", status=410)
+        assert by_fetch.read(url, lastEventId="a", resumes=True) == gone
+        assert script.last_event_ids == ["a", ""]
+
+
+def test_lost_events_of_a_request_that_must_not_be_repeated(by_fetch: Reading) -> None:
+    with playing(GONE) as (url, script):
+        gone = by_fetch.failure("refused", "Not kept any more.", status=410)
+        assert by_fetch.read(url, lastEventId="a") == gone
+        assert len(script.requests) == 1
 
 
 def test_first_request_is_not_repeated(by_fetch: Reading) -> None:

@@ -37,10 +37,17 @@ export async function readByFetch(url, options) {
     if (!sent.has("Accept")) sent.set("Accept", "text/event-stream");
     if (place.lastEventId) sent.set("Last-Event-ID", encoded(place.lastEventId));
     try {
-      const request = { ...init, headers: sent, signal };
+      // A browser keeps some refusals, such as a 410, by its own rules.
+      const request = { cache: "no-store", ...init, headers: sent, signal };
       return await readOnce(url, request, place, { onEvent, onBack, isLast });
     } catch (error) {
       if (signal?.aborted) return "stopped";
+      if (resumes && place.lastEventId && error instanceof RelayError && error.status === 410) {
+        // The server has lost the events up to this one. Begin again: the events so far are void.
+        place.lastEventId = "";
+        onEvent({ event: "restart", data: '{"restart":true}', id: "" });
+        continue;
+      }
       const mayResume = resumes && (place.isOpen || lastEventId) && isTemporary(error);
       if (!mayResume || (place.failures += 1) > attempts) throw error;
       onLost?.(error);
