@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
 from sseqbridge import (
@@ -17,12 +18,15 @@ from sseqbridge import (
     ReconnectionError,
     ReconnectionPolicy,
     SSEClient,
+    StreamTimeoutError,
+    Timeout,
     UsageError,
     amerge,
     gather,
     merge,
 )
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, hold, raw, respond, send, silence
+from tests.clock import FakeClock
 from tests.engine.reconnecting import AT_ONCE
 from tests.streams.async_support import Run
 from tests.streams.client_support import ClientRequester
@@ -195,6 +199,64 @@ def test_failure_is_a_callback_error(send_with: ClientRequester, server: SSEServ
     assert str(caught.value) == "the headers function raised KeyError"
     assert caught.value.__cause__ is error
     assert server.requests == []
+
+
+def test_failure_is_not_retried(send_with: ClientRequester, server: SSEServer) -> None:
+    tokens = Tokens()
+
+    def headers() -> dict[str, str]:
+        tokens()
+        raise ConnectionError
+
+    with pytest.raises(CallbackError):
+        send_with(SSEClient(server.url, headers=headers, retries=2), "/")
+    assert tokens.count == 1
+
+
+def test_total_begins_after_the_first_call(clock: FakeClock, send_with: ClientRequester, server: SSEServer) -> None:
+    def headers() -> dict[str, str]:
+        clock.advance(30)
+        return {}
+
+    with send_with(SSEClient(server.url, headers=headers, timeout=Timeout(total=10)), "/") as response:
+        assert response.items() == [1]
+
+
+def test_total_includes_the_call_for_a_retry(clock: FakeClock, send_with: ClientRequester, server: SSEServer) -> None:
+    tokens, has_timed_out = Tokens(), threading.Event()
+
+    def headers() -> dict[str, str]:
+        if tokens()["Authorization"] == "Bearer 2":
+            clock.advance(30)
+            has_timed_out.wait(20)
+        return {}
+
+    server.play([respond(503, {"Retry-After": "0"})], [send(1), DONE])
+    with pytest.raises(StreamTimeoutError) as caught:
+        send_with(SSEClient(server.url, headers=headers, retries=1, timeout=Timeout(total=10)), "/")
+    has_timed_out.set()
+    assert caught.value.which == "total"
+
+
+class Signing(httpx.Auth):
+    """Sends the number of the function's token again, signed, after a 401."""
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        response = yield request
+        assert response.status_code == 401
+        request.headers["Authorization"] += ", signed"
+        yield request
+
+
+def test_function_is_combined_with_an_auth(send_with: ClientRequester) -> None:
+    def script(request: ReceivedRequest) -> list[Step]:
+        return [send(1), DONE] if request.headers["authorization"].endswith("signed") else [respond(401)]
+
+    with SSEServer(script) as server:
+        client = SSEClient(server.url, headers=Tokens(), auth=Signing())
+        with send_with(client, "/") as response:
+            assert response.items() == [1]
+        assert tokens_sent(server) == ["Bearer 1", "Bearer 1, signed"]
 
 
 @pytest.mark.parametrize("script", [[raw(b"id: 1\ndata: 1\n\n"), cut()], [raw(b"id: 1\ndata: 1\n\n")]])
