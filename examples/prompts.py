@@ -1,5 +1,6 @@
 """Answer 200 prompts, eight at a time. After Ctrl-C, or a crash, the next run asks for the missing answers alone.
 
+    pip install tqdm
     python -m examples.prompts [answers.jsonl]
 
 The endpoint is that of the environment (examples/endpoint.py).
@@ -8,6 +9,7 @@ The endpoint is that of the environment (examples/endpoint.py).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,11 +22,11 @@ PROMPTS = {f"prompt-{number}": f"Say the number {number}." for number in range(1
 def saved_in(path: Path) -> dict[str, str]:
     """Return the answers of earlier runs. A crash can leave an incomplete last line, which is removed."""
     path.touch()
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        path.write_bytes(b"".join(lines[:-1]))
-        lines.pop()
-    return {answer["name"]: answer["text"] for answer in map(json.loads, lines)}
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))  # Nothing is written again: a crash here would lose it.
+    return {answer["name"]: answer["text"] for answer in map(json.loads, complete.splitlines())}
 
 
 def main(path: Path) -> str:

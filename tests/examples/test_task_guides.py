@@ -393,6 +393,22 @@ def test_prompts_are_answered_once(prompts_upstream: SSEServer, tmp_path: Path) 
     assert len(prompts_upstream.requests) == 199
 
 
+def test_repair_of_saved_answers_writes_none_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "answers.jsonl"
+    content = '{"name": "prompt-1", "text": "one"}\n{"name": "promp'
+    path.write_text(content, "utf-8")
+
+    def crash(path: Path, length: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "truncate", crash)
+        prompts.saved_in(path)
+    assert path.read_text("utf-8") == content
+    assert prompts.saved_in(path) == {"prompt-1": "one"}
+    assert path.read_text("utf-8") == content[: content.index("\n") + 1]
+
+
 @pytest.mark.slow
 def test_failed_prompt_is_repeated_by_the_next_run(
     prompts_upstream: SSEServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
