@@ -29,6 +29,7 @@ from tests.support import ROOT, reserved_port, until
 
 __all__ = [
     "FLASK_CHAT",
+    "HELD_QUESTION",
     "ControlledResponse",
     "ControlledUpstream",
     "Page",
@@ -40,6 +41,21 @@ __all__ = [
 
 # Prefixes of environment variables that the examples or Python read.
 _VARIABLES = ("KEEP_ANSWERS", "OPENAI_", "PYTHON", "REDIS_URL")
+# JavaScript that keeps questions back until `sendQuestion()`, and counts the refusals of a Stop before.
+HELD_QUESTION = """
+const send = window.fetch;
+const question = new Promise((resolve) => (window.sendQuestion = resolve));
+window.refusedStops = 0;
+window.fetch = async (url, options) => {
+    if (options.body) {
+        await question;
+        return send(url, { ...options, signal: undefined });
+    }
+    const response = await send(url, options);
+    if (response.status === 404) window.refusedStops += 1;
+    return response;
+};
+"""
 FLASK_CHAT = [sys.executable, "-m", "examples.flask_chat", "--port"]
 
 

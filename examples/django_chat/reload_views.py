@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
-from django.db import connections
+from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, render
@@ -18,30 +18,42 @@ from django.views.decorators.http import require_POST
 
 from examples import endpoint
 from examples.small_chat.answers import WAIT, log
-from sseqbridge import SSEError, relay
+from sseqbridge import BridgeClosedError, Cancelled, relay
 
 from .models import Answer
-from .views import conversation_of, item_of, question_in
+from .views import conversation_of, item_of, question_in, saved
 
 
 def key_of(answer: Answer) -> str:
-    return f"answer-{answer.pk}"
+    # The log of another database, or of one that was reset, must not lead to this answer: no primary key alone.
+    return f"answer-{answer.user_id}-{answer.key}"
 
 
 def saved_answer(answer: Answer, messages: list[endpoint.Message]) -> Iterator[Any]:
     """Ask, and save the answer once: whole or not, with or without readers. Runs in a thread of its own."""
-    answer.outcome = "cancelled"  # after log.cancel or `abandon_after`
+    text, outcome = "", "error"  # After any exception but these the page gets an `event: error`.
     try:
         for chunk in endpoint.ask(messages).raise_for_status().events:
-            answer.text += endpoint.text_of(chunk)
+            text += endpoint.text_of(chunk)
             yield chunk
-        answer.outcome = "done"
-    except SSEError:
-        answer.outcome = "error"
-        raise  # The page gets an `event: error`.
+        outcome = "done"
+    except (Cancelled, GeneratorExit):
+        outcome = "cancelled"  # log.cancel, `abandon_after`, or another process has taken over
+        raise
+    except BridgeClosedError:
+        text, outcome = "", "running"  # This process ends, not the answer: another one may take it over.
+        raise
     finally:
-        answer.save()
+        save(answer, text, outcome)
         connections.close_all()
+
+
+def save(answer: Answer, text: str, outcome: str) -> None:
+    """Save the end of an answer. A process of which another has taken over must not replace its complete answer."""
+    rows = Answer.objects.filter(pk=answer.pk)
+    if outcome != "done":
+        rows = rows.exclude(outcome="done")
+    rows.update(text=text, outcome=outcome)  # Unlike answer.save(), this adds no row if the user has deleted it.
 
 
 @login_required  # type: ignore[untyped-decorator]
@@ -52,6 +64,7 @@ def page(request: HttpRequest) -> HttpResponseBase:
 
 @login_required  # type: ignore[untyped-decorator]
 @require_POST  # type: ignore[untyped-decorator]
+@transaction.non_atomic_requests  # type: ignore[untyped-decorator]
 def ask(request: HttpRequest, key: UUID) -> HttpResponseBase:
     """Begin an answer. The same POST, sent again after a lost connection, continues it and does not ask twice."""
     question = question_in(request.body)
@@ -86,4 +99,5 @@ urlpatterns = [
     path("answers/<uuid:key>", ask),
     path("answers/<uuid:key>/stream", read),
     path("answers/<uuid:key>/stop", stop),
+    path("answers/<uuid:key>/saved", saved),
 ]

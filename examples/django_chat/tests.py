@@ -16,9 +16,11 @@ from uuid import uuid4
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.db.models.signals import post_save
+from django.db import connections
 from django.test import Client, SimpleTestCase, TestCase, TransactionTestCase
 
+from examples import endpoint
+from sseqbridge import BridgeClosedError
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import SSEServer, chat_completions, cut, hold, respond, send, silence
 
@@ -137,14 +139,14 @@ class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
 
     def setUp(self) -> None:
         super().setUp()
-        # Each test has a log of its own: answers of other tests have the same keys.
         self.use_log()
         self.url = f"/reload/answers/{uuid4()}"
 
     def use_log(self) -> None:
-        log = MemoryLog()
-        self.addCleanup(log.close)
-        patched = mock.patch.multiple(reload_views, log=log, WAIT=0)
+        """Use a new log, so that no answer outlives its test. A GET of an unknown answer does not wait in it."""
+        self.log = MemoryLog()
+        self.addCleanup(self.log.close)
+        patched = mock.patch.multiple(reload_views, log=self.log, WAIT=0)
         patched.start()
         self.addCleanup(patched.stop)
 
@@ -182,26 +184,91 @@ class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
             data = re.findall(rb"^data: (.*)$", self.ask(path=self.url).getvalue(), re.M)
             assert data == [b'{"text":"Hello, "}', b'{"text":"Ada."}', b"[DONE]"]
         self.use_log()  # as after its `ttl`
-        assert self.ask(path=self.url).status_code == 404
+        assert self.ask(path=self.url).status_code == 404  # the page then shows what is saved
+        assert self.client.get(f"{self.url}/saved").json() == {"text": "Hello, Ada.", "outcome": "done"}
         assert len(self.upstream.requests) == 1
+
+    def notice_save(self) -> threading.Event:
+        """Return an event that is set once an answer was saved."""
+        save, is_saved = reload_views.save, threading.Event()
+
+        def save_and_set(*arguments: Any) -> None:
+            try:
+                save(*arguments)
+            finally:
+                is_saved.set()
+
+        patched = mock.patch.object(reload_views, "save", save_and_set)
+        patched.start()
+        self.addCleanup(patched.stop)
+        return is_saved
 
     def test_answer_is_stopped_for_all_readers(self) -> None:
         self.upstream.play([HELLO, silence()])
         self.begin()
         response = self.client.get(f"{self.url}/stream")
-        is_saved = threading.Event()
-        post_save.connect(receiver := lambda **_: is_saved.set(), Answer)
-        self.addCleanup(post_save.disconnect, receiver, Answer)
+        is_saved = self.notice_save()
         assert self.client.post(f"{self.url}/stop").status_code == 204
         assert b"event: cancelled" in response.getvalue()
         self.upstream.assert_aborted()
-        assert is_saved.wait(10)
+        assert is_saved.wait(10)  # the readers do not wait for it
         assert self.saved() == [("Hi", "Hello", "cancelled")]
 
     def test_answer_that_fails_is_saved(self) -> None:
         self.upstream.play([HELLO, cut()])
         assert b"event: error" in self.ask(path=self.url).getvalue()
         assert self.saved() == [("Hi", "Hello", "error")]
+
+    def test_exception_of_the_application_is_saved_as_an_error(self) -> None:
+        self.upstream.play([HELLO, send([1, 2]), silence()])  # AttributeError
+        with self.assertLogs("sseqbridge", "ERROR"):
+            assert b"event: error" in self.ask(path=self.url).getvalue()
+        assert self.saved() == [("Hi", "Hello", "error")]
+
+    def test_answer_that_is_refused_at_once_is_saved_with_atomic_requests(self) -> None:
+        self.upstream.play([respond(401)])
+        is_saved, open_log = self.notice_save(), self.log.open
+
+        def open_and_wait(*arguments: Any, **options: Any) -> Any:
+            stream = open_log(*arguments, **options)
+            assert is_saved.wait(10)
+            return stream
+
+        with (
+            mock.patch.object(self.log, "open", open_and_wait),
+            mock.patch.dict(connections.settings["default"], ATOMIC_REQUESTS=True),
+        ):
+            assert b"event: error" in self.ask(path=self.url).getvalue()
+        assert self.saved() == [("Hi", "", "error")]
+
+    def test_process_that_was_taken_over_leaves_a_complete_answer(self) -> None:
+        self.upstream.play([HELLO, silence()], chat_completions("Hello, Ada."))
+        answer = Answer.objects.create(user=self.user, question="Hi")
+        lost: Any = reload_views.saved_answer(answer, [])
+        next(lost)
+        list(reload_views.saved_answer(answer, []))
+        lost.close()
+        assert self.saved() == [("Hi", "Hello, Ada.", "done")]
+
+    def test_answer_of_a_process_that_ends_starts_again(self) -> None:
+        ask = endpoint.ask
+        with (
+            mock.patch.object(endpoint, "ask", side_effect=[BridgeClosedError("the process ends"), ask([])]),
+            mock.patch.object(reload_views, "save", wraps=reload_views.save) as save,
+        ):
+            body = self.ask(path=self.url).getvalue()
+        assert [outcome for (_, _, outcome), _ in save.call_args_list] == ["running", "done"]
+        assert body.index(b"event: restart") < body.index(b"Hello") < body.index(b"[DONE]")
+        assert self.saved() == [("Hi", "Hello, Ada.", "done")]
+
+    def test_answer_that_is_deleted_stays_deleted(self) -> None:
+        self.upstream.play([HELLO, hold(), send("[DONE]")])
+        response = self.ask(path=self.url)
+        assert b"Hello" in next(piece for piece in response.streaming_content if b"data" in piece)
+        Answer.objects.all().delete()
+        self.upstream.release()
+        assert response.getvalue().endswith(b"data: [DONE]\n\n")
+        assert self.saved() == []
 
     def test_answer_that_the_log_has_forgotten_is_refused(self) -> None:
         answer = Answer.objects.create(user=self.user, question="Hi", text="Hello", outcome="done")
@@ -217,3 +284,14 @@ class ReloadTests(ChatTestCase, TransactionTestCase):  # type: ignore[misc]
         self.upstream.play(chat_completions("Hello, Eve."))
         assert b"Eve" in self.ask(path=self.url).getvalue()
         assert [text for _, text, _ in self.saved()] == ["Hello, Ada.", "Hello, Eve."]
+
+    def test_log_outlives_the_database(self) -> None:
+        self.ask(path=self.url).getvalue()
+        primary_key = Answer.objects.get().pk
+        Answer.objects.all().delete()
+        # After a reset of the database its primary key names an answer to somebody else.
+        eve = get_user_model().objects.create_user("eve")
+        answer = Answer.objects.create(pk=primary_key, user=eve, question="Hi")
+        self.client.force_login(eve)
+        self.upstream.play(chat_completions("Hello, Eve."))
+        assert b"Eve" in self.ask(path=f"/reload/answers/{answer.key}").getvalue()

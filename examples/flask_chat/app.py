@@ -56,8 +56,8 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     @app.delete("/chat")
     def stop() -> tuple[str, int]:
         """End an answer in the log for all readers. (An answer that is not kept ends with its reader's connection.)"""
-        if answers is not None:
-            answers.cancel(flask.request.args.get("key", ""))
+        if answers is not None and not answers.cancel(flask.request.args.get("key", "")):
+            flask.abort(404)
         return "", 204
 
     def answer(messages: list[Message], last_event_id: str) -> flask.Response:

@@ -48,10 +48,10 @@ async def answer(key: str, last_event_id: LastEventID = None) -> Response:
     return relay.starlette.stream_response(opens, map=item_of)
 
 
-@app.delete("/answers/{key}", status_code=204)
-async def stop(key: str) -> None:
-    """End an answer, and its upstream request, for all its readers."""
-    await log.acancel(key)
+@app.delete("/answers/{key}")
+async def stop(key: str) -> Response:
+    """End an answer, and its upstream request, for all its readers; 404 if it is not running."""
+    return Response(status_code=204 if await log.acancel(key) else 404)
 
 
 @app.get("/")

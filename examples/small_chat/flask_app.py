@@ -36,9 +36,8 @@ def answer(key: str) -> flask.Response:
 
 @app.delete("/answers/<key>")
 def stop(key: str) -> tuple[str, int]:
-    """End an answer, and its upstream request, for all its readers."""
-    log.cancel(key)
-    return "", 204
+    """End an answer, and its upstream request, for all its readers; 404 if it is not running."""
+    return "", 204 if log.cancel(key) else 404
 
 
 @app.get("/")

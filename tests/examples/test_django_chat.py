@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import EventStream, request_sse
-from tests.browser_support import ControlledUpstream, chromium, running
+from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, running
 from tests.proxy import CuttingProxy
 from tests.redis_support import redis_server
 from tests.support import ROOT, reserved_port, until
@@ -244,6 +244,23 @@ def test_page_with_answers_that_survive(site: Site, upstream: ControlledUpstream
 
 @pytest.mark.server
 @pytest.mark.browser
+@pytest.mark.parametrize("site", ["gunicorn"], indirect=True)
+def test_stop_before_the_question_arrives(site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
+    upstream.reset()
+    page = ChatPage(chrome, f"{site.url}/reload/")
+    chrome.execute_script(HELD_QUESTION)
+    page.ask("Early?")
+    page.shows("Early?", "", "")
+    page.stop()
+    until(lambda: chrome.execute_script("return window.refusedStops"), 60)
+    chrome.execute_script("sendQuestion()")
+    page.shows("Early?", "", "Stopped")
+    upstream.response().request.wait_aborted(60)
+    chrome.get("about:blank")
+
+
+@pytest.mark.server
+@pytest.mark.browser
 @pytest.mark.parametrize("site", ["gunicorn", "uvicorn"], indirect=True)
 def test_page_goes_on_after_a_lost_connection(
     site: Site, upstream: ControlledUpstream, chrome: webdriver.Chrome
@@ -263,6 +280,34 @@ def test_page_goes_on_after_a_lost_connection(
         page.shows("Lost?", "one, two", "Complete")
         assert upstream.request_count == 1
         chrome.get("about:blank")
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+def test_answer_of_a_killed_process_without_redis_starts_again(
+    upstream: ControlledUpstream, chrome: webdriver.Chrome, tmp_path: Path
+) -> None:
+    upstream.reset()
+    variables = {**prepared(tmp_path, upstream), "SECRET_KEY": "the same for both processes"}
+    with reserved_port() as port:
+        with running(command_of("gunicorn", port), tmp_path, **variables) as program:
+            program.wait_until_serving(f"http://127.0.0.1:{port}")
+            page = ChatPage(chrome, f"http://127.0.0.1:{port}/reload/")
+            page.ask("Survive?")
+            upstream.response().send_text("Yes")
+            page.shows("Survive?", "Yes", "")
+            program.kill()
+        # The new process does not know the last event ID of the page's POST (410).
+        with running(command_of("gunicorn", port), tmp_path, **variables):
+            upstream.response(2).send_text("No")
+            page.shows("Survive?", "No", "")
+            upstream.response(2).end()
+            page.shows("Survive?", "No", "Complete")
+            chrome.refresh()
+            page.shows("Survive?", "No", "Complete")
+            assert upstream.request_count == 2
+            chrome.get("about:blank")
 
 
 @pytest.mark.server

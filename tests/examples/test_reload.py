@@ -19,6 +19,7 @@ from sseqbridge import EventStream, request_sse
 from sseqbridge.testing import hold, respond, send, silence
 from tests.browser_support import (
     FLASK_CHAT,
+    HELD_QUESTION,
     ControlledResponse,
     ControlledUpstream,
     Page,
@@ -209,6 +210,18 @@ def test_stop_aborts_an_upstream_that_has_not_begun(page: Page, upstream: Contro
     assert upstream.request_count == 1
 
 
+@pytest.mark.parametrize("way", ["fetch"])
+def test_stop_before_the_question_arrives(page: Page, upstream: ControlledUpstream) -> None:
+    page.run(HELD_QUESTION)
+    page.ask("Think")
+    page.wait_for_answer("", "waiting")
+    page.stop()
+    until(lambda: page.run("return window.refusedStops"), 60)
+    page.run("sendQuestion()")
+    upstream.response().request.wait_aborted(60)
+    page.wait_for_answer("", "stopped")
+
+
 def test_complete_answer_is_not_read_again(page: Page, upstream: ControlledUpstream, chrome: webdriver.Chrome) -> None:
     page.ask("Count")
     response = upstream.response()
@@ -293,7 +306,7 @@ def test_unknown_answer_is_refused(site: Site, upstream: ControlledUpstream) -> 
     for key in ("", "{", "x" * 513):
         assert request_answer(site, key).status == 400
         assert httpx.delete(f"{site.url}chat", params={"key": key}, timeout=60).status_code == 400
-    assert httpx.delete(f"{site.url}chat", params={"key": "nobody's"}, timeout=60).status_code == 204
+    assert httpx.delete(f"{site.url}chat", params={"key": "nobody's"}, timeout=60).status_code == 404
     assert upstream.request_count == 0
 
 

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import request_sse
 from sseqbridge.testing import respond
-from tests.browser_support import ControlledUpstream, chromium, running
+from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, running
 from tests.redis_support import redis_server
 from tests.support import reserved_port, until
 
@@ -146,6 +146,17 @@ def test_stop_ends_the_answer_on_every_device(
         each.shows("Think?", "Hm", "Stopped")
     upstream.response().request.wait_aborted(60)
     second.close()
+
+
+@pytest.mark.parametrize("url", ["flask", "fastapi"], indirect=True)
+def test_stop_before_the_question_arrives(page: Page, upstream: ControlledUpstream) -> None:
+    page.chrome.execute_script(HELD_QUESTION)
+    page.ask("Early?")
+    page.chrome.find_element(By.NAME, "stop").click()
+    until(lambda: page.chrome.execute_script("return window.refusedStops"), 60)
+    page.chrome.execute_script("sendQuestion()")
+    page.shows("Early?", "", "Stopped")
+    upstream.response().request.wait_aborted(60)
 
 
 def test_failures_are_shown(page: Page, upstream: ControlledUpstream) -> None:

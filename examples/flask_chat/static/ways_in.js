@@ -36,7 +36,13 @@ function reading(key, { onText, onRestart, ...on }) {
   };
 }
 
-/** End a kept answer. If this request fails, the server aborts the answer when it has had no reader for a while. */
-export function cancel(key) {
-  fetch(`chat?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true }).catch(() => {});
+/** End a kept answer. If this fails, the server aborts the answer when it has had no reader for a while. */
+export async function cancel(key) {
+  for (let attempts = 0; attempts < 5; attempts += 1) {
+    const request = fetch(`chat?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true });
+    const response = await request.catch(() => null);
+    if (response?.status !== 404) return;
+    // The question may not have reached the log yet.
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
 }
