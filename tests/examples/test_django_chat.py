@@ -314,20 +314,30 @@ def test_answer_of_a_killed_process_without_redis_starts_again(
 @pytest.mark.browser
 @pytest.mark.redis
 @pytest.mark.timeout(180)
-def test_answer_of_a_killed_process_starts_again(
-    upstream: ControlledUpstream, chrome: webdriver.Chrome, tmp_path: Path
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "shut down"])
+def test_answer_of_a_process_that_ends_starts_again(
+    upstream: ControlledUpstream, chrome: webdriver.Chrome, tmp_path: Path, is_killed: bool
 ) -> None:
     upstream.reset()
     variables = {**prepared(tmp_path, upstream), "SECRET_KEY": "the same for both processes"}
     with redis_server() as redis, reserved_port() as port:
         variables["REDIS_URL"] = redis.url
-        with running(command_of("gunicorn", port), tmp_path, **variables) as program:
+        command = command_of("gunicorn" if is_killed else "uvicorn", port)
+        if not is_killed:
+            # uvicorn waits for open streams.
+            command += ["--timeout-graceful-shutdown", "1"]
+        with running(command, tmp_path, **variables) as program:
             program.wait_until_serving(f"http://127.0.0.1:{port}")
             page = ChatPage(chrome, f"http://127.0.0.1:{port}/reload/")
             page.ask("Survive?")
             upstream.response().send_text("Yes")
             page.shows("Survive?", "Yes", "")
-            program.kill()
+            if is_killed:
+                program.kill()
+            else:
+                program.process.terminate()
+                program.wait()
+            upstream.response().request.wait_aborted(60)
         # The page sends its POST again.
         with running(command_of("gunicorn", port), tmp_path, **variables):
             upstream.response(2).send_text("No")
