@@ -65,6 +65,14 @@ EVENT_STREAM_HEADERS: Mapping[str, str] = MappingProxyType({
     "Content-Encoding": "identity",
 })
 
+# Of a response in place of the stream, with or without a body.
+_REFUSAL_HEADERS: Mapping[str, str] = MappingProxyType({
+    # The same URL has a stream later: caches may keep a 204, 404 or 410 by themselves (RFC 9111, 4.2.2).
+    "Cache-Control": "no-store",
+    # A browser must not run the upstream's text as a page of this origin.
+    "X-Content-Type-Options": "nosniff",
+})
+
 # Hop-by-hop headers, which WSGI forbids to applications (PEP 3333), and the length, which a stream does not have.
 _SERVER_HEADERS = {
     "connection",
@@ -214,7 +222,7 @@ def error_response(error: SSEError) -> Refusal | None:
         logger.warning("a stream could not be opened: %s: %s", type(error).__name__, error)
     if isinstance(error, StatusError):
         return _own_refusal(error, None)
-    headers = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+    headers = {**_REFUSAL_HEADERS, "Content-Type": "application/json"}
     status = next((status for kind, status in _OWN_STATUSES.items() if isinstance(error, kind)), None)
     if status is not None:
         # The upstream has no part in it.
@@ -281,8 +289,7 @@ def _encoded(content: object) -> tuple[str, bytes]:
 def _refusal_headers(
     error: StatusError, content_type: str | None, headers: Mapping[str, str] | None
 ) -> dict[str, str]:
-    # nosniff: a browser must not run the upstream's text as a page of this origin.
-    own = {"X-Content-Type-Options": "nosniff"}
+    own = dict(_REFUSAL_HEADERS)
     if content_type is not None:
         own["Content-Type"] = content_type
     retry_after = error.headers.get("retry-after", "")

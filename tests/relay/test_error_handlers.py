@@ -177,6 +177,7 @@ def test_error_before_the_stream_has_a_response(
     assert (answer.status, answer.body()) == (status, {"error": {"type": "upstream_error", **content}})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
     assert answer.headers.get("retry-after") == ("7" if isinstance(error, StatusError) and status == 503 else None)
     logged = [record for record in caplog.records if record.name == "sseqbridge"]
     if isinstance(error, RequestAbortedError):

@@ -224,6 +224,7 @@ def test_refusal_reveals_nothing_of_the_upstreams_response(origin: str, upstream
     assert str(upstreams) in error["message"]
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
     assert response.headers["retry-after"] == "7"
     assert response.headers["x-mine"] == "1"
     assert "x-secret" not in response.headers
@@ -236,6 +237,7 @@ def test_refusal_is_passed_without_its_other_headers(view: str, passes: None) ->
     assert (response.status_code, response.json()) == (402, {"error": "busy"})
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
     assert response.headers["retry-after"] == "7"
     assert "x-secret" not in response.headers
 

@@ -113,3 +113,4 @@ def test_refusal_that_is_passed_on_keeps_its_character_set(content_type: str, ex
     response = answered([respond(400, {"Content-Type": content_type}), body], refusal="pass")
     assert (response.status_code, response.headers["Content-Type"], response.data) == (400, expected, body)
     assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
