@@ -1,4 +1,4 @@
-"""Streams of Gemini, Gradio and LangGraph, each with its own dialect."""
+"""Streams of Gemini, Gradio and LangGraph, each with its own dialect: `python -m examples.providers`."""
 
 from __future__ import annotations
 
@@ -65,3 +65,27 @@ def langgraph(url: str, thread: str, text: str) -> Iterator[tuple[str, Any]]:
         event = stream.events.last_event
         assert event is not None
         yield event.event, value
+
+
+def main() -> None:
+    """Read one stream of each service. A local server plays all three."""
+    from sseqbridge.testing import SSEServer, comment, in_turn, respond, send
+
+    def chunk(text: str, **more: str) -> dict[str, Any]:
+        return {"candidates": [{"content": {"parts": [{"text": text}]}, **more}]}
+
+    script = in_turn(
+        [send(chunk("Hello ")), send(chunk("from Gemini", finishReason="STOP"))],
+        [respond(json={"event_id": "1"})],  # the POST of Gradio, which only returns the address of the stream
+        [send(["Hel"], event="generating"), send("null", event="heartbeat"), send(["Hello"], event="complete")],
+        [comment("heartbeat"), send([{"content": "Hello"}], event="messages"), send("null", event="end")],
+    )
+    with SSEServer(script) as upstream:
+        print("Gemini:   ", "".join(gemini(upstream.url, "a-key", "Hi")))
+        print("Gradio:   ", *gradio(f"{upstream.url}/call/greet", "Hi"))
+        for event, value in langgraph(upstream.url, "a-thread", "Hi"):
+            print("LangGraph:", event, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from selenium import webdriver
 
 from sseqbridge import relay, request_sse
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import SSEServer, hold, send, silence
+from sseqbridge.testing import SSEServer, hold, respond, send, silence
 from tests.browser_support import chromium
 from tests.examples.guides import SCRIPTS
 from tests.local_servers import under_werkzeug
@@ -60,6 +60,7 @@ def test_every_block_is_run() -> None:
     assert {name: len(blocks) for name, blocks in SCRIPTS.items()} == {
         "examples/browser.md": 3,
         "examples/celery.md": 1,
+        "examples/fastapi-chat.md": 1,
         "examples/flask-chat.md": 1,
         "examples/sdks.md": 1,
     }
@@ -163,6 +164,39 @@ def test_page_without_reload(chrome: webdriver.Chrome) -> None:
         chrome.get("about:blank")
         for request in upstream.requests[1:]:
             request.wait_aborted()
+
+
+def test_page_of_starlette(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+    received: list[Any] = []
+
+    @app.post("/chat")
+    def chat() -> flask.Response:
+        received.append(flask.request.json)
+        return relay.flask.stream_response(partial(request_sse, upstream.url))
+
+    [block] = SCRIPTS["examples/fastapi-chat.md"]
+    begin = 'document.body.innerHTML = "<button id=stop></button>"; const question = "why";'
+    script = f"{begin}{script_of(block)}; return shown;"
+    deltas = [[], [{"delta": {"role": "assistant"}}], [{"delta": {"content": "Hi"}}]]
+    whole = [*(send({"choices": choices}) for choices in deltas), send("[DONE]")]
+    with SSEServer(whole) as upstream, serving(app) as url:
+        chrome.get(url)
+        assert chrome.execute_script(script) == ["", "Hi", "done"]
+        assert received == [{"messages": [{"role": "user", "content": "why"}]}]
+        upstream.play([respond(401, json={"error": {"message": "wrong key"}})])
+        chrome.get(url)
+        [message] = chrome.execute_script(script)
+        assert "wrong key" not in message
+        assert message.endswith(".")
+        upstream.play([*whole[:-1], silence()])
+        chrome.get(url)
+        press_stop = script.replace(
+            "show(delta?.content", 'document.querySelector("#stop").click(), show(delta?.content'
+        )
+        assert chrome.execute_script(press_stop)[-1] == "stopped"
+        chrome.get("about:blank")
+        upstream.requests[-1].wait_aborted()
 
 
 def test_page_of_an_sdk(chrome: webdriver.Chrome) -> None:

@@ -70,6 +70,24 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
     assert reached == set(DOCUMENTS)
 
 
+# --- README and changelog ---
+
+
+def test_readme_is_short_and_begins_with_its_purpose() -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) < 250
+    assert lines[:2] == ["# sseqbridge", ""]
+    assert lines.index("", 2) - 2 <= 2
+
+
+def test_each_breaking_change_has_a_migration() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    sections = re.findall(r"^### Breaking changes\n(.*?)^###? ", text, re.M | re.S)
+    changes = [change for section in sections for change in re.split(r"^- ", section, flags=re.M)[1:]]
+    assert len(changes) > 30
+    assert [change for change in changes if "Migration:" not in change] == []
+
+
 # --- Commands ---
 
 

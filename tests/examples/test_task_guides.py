@@ -511,6 +511,12 @@ def test_langgraph(sse_server: SSEServer) -> None:
     assert sse_server.requests[1].path == "/threads/t/runs/r/stream"
 
 
+def test_what_the_program_of_the_dialects_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    providers.main()
+    page = (ROOT / "examples/dialects.md").read_text("utf-8")
+    assert f"$ python -m examples.providers\n{capsys.readouterr().out}```" in page
+
+
 def test_other_dialects(upstream: SSEServer) -> None:
     queue = [send('{"msg":"heartbeat"}'), send({"n": 1}), send('{"msg":"close_stream"}'), send("not read")]
     home = [send("ping"), send({"n": 1}), send("ping")]
