@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sseqbridge import (
+    Bridge,
     RequestAbortedError,
     UsageError,
     relay,
@@ -165,6 +166,10 @@ def test_close_under_uwsgi_without_threads_waits_for_the_threads(
         frames = relay.frames(stream(), environ={"uwsgi.version": b"2.0"}, early=early)
         while next(frames) == HEARTBEAT:
             pass
+        # A bridge that has ended has no loop to wait for.
+        ended = Bridge()
+        ended.started()
+        ended.close()
         frames.close()
         assert steps == ([] if kind == "stream" else ["ended"])
         server.requests[0].wait_aborted()

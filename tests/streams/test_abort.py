@@ -18,7 +18,7 @@ import pytest
 
 from sseqbridge import Bridge, CallbackError, EventStream, RequestAbortedError, SSEResponse, UsageError, request_sse
 from sseqbridge._streams.stream import reader_of
-from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, respond, send, silence
+from sseqbridge.testing import ReceivedRequest, Script, SSEServer, Step, hold, respond, send, silence
 from tests.support import in_thread, is_waiting, together, until, until_no_stream_is_open
 
 ONE_THEN_SILENCE = (send({"n": 1}), silence())
@@ -586,6 +586,31 @@ def test_any_object_with_is_set_is_a_flag(silent: SSEServer) -> None:
     flag.value = True
     assert next(it, "ended") == "ended"
     silent.wait_for_request().wait_aborted()
+
+
+def test_read_on_the_loop_thread_is_refused_and_loses_nothing() -> None:
+    """A flag's is_set() runs there: a wait would block the stream that it waits for."""
+    go = threading.Event()
+    caller = threading.current_thread()
+    refused: list[UsageError] = []
+    with SSEServer([send(1), hold(go), send(2), send(3)]) as server:
+        it = request_sse(server.url).events
+        assert next(it) == 1
+
+        class ReadingFlag:
+            def is_set(self) -> bool:
+                if not refused and threading.current_thread() is not caller:
+                    try:
+                        next(it)
+                    except UsageError as exc:
+                        refused.append(exc)
+                return False
+
+        with request_sse(server.url, cancel=ReadingFlag()):
+            until(lambda: bool(refused))
+            go.set()
+            assert list(it) == [2, 3]
+    assert "thread" in str(refused[0])
 
 
 def test_a_flag_that_raises_aborts_and_reaches_a_waiting_consumer(silent: SSEServer) -> None:

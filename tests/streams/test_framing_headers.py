@@ -84,9 +84,17 @@ def test_body_that_is_too_long_is_never_sent_as_a_complete_one(ask: Requester, s
     assert [request.body for request in server.requests] == [b"abc"]
 
 
+async def asynchronous(content: list[bytes]) -> AsyncIterator[bytes]:
+    for part in content:
+        yield part
+
+
+@pytest.mark.parametrize("iterator_of", [iter, asynchronous])
 @pytest.mark.parametrize("content", [[], [b"", b""]], ids=["no part", "empty parts"])
-def test_empty_body_of_unknown_length_is_sent(ask: Requester, server: SSEServer, content: list[bytes]) -> None:
-    with ask(server.url, {"Content-Length": "0"}, content=iter(content)) as response:
+def test_empty_body_of_unknown_length_is_sent(
+    ask: Requester, server: SSEServer, content: list[bytes], iterator_of: Callable[[list[bytes]], Any]
+) -> None:
+    with ask(server.url, {"Content-Length": "0"}, content=iterator_of(content)) as response:
         assert response.items() == []
     assert [(request.body, request.headers["content-length"]) for request in server.requests] == [(b"", "0")]
 
