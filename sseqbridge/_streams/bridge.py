@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from sseqbridge._engine.bridge import BaseBridge, is_exiting
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
-from sseqbridge._signatures import show_members_of
+from sseqbridge._signatures import show_members_of, with_hints
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
@@ -25,6 +25,18 @@ __all__ = ["Bridge", "async_bridge", "check_bridge", "default_bridge"]
 T = TypeVar("T")
 
 
+_OF_CLIENTS = ("cert", "http2", "limits", "mounts", "proxy", "transport", "trust_env", "verify")
+_CLIENT = "Pass client=lambda: httpx.AsyncClient(...), which has it."
+
+
+@with_hints(
+    {
+        **dict.fromkeys(_OF_CLIENTS, _CLIENT),
+        "proxies": "Pass client=lambda: httpx.AsyncClient(proxy=...).",
+        "timeout": "Pass it with a request: timeout=Timeout(...).",
+    },
+    by_name="Name them, such as Bridge(client=lambda: httpx.AsyncClient(http2=True)).",
+)
 class Bridge(BaseBridge):
     """A loop thread, and the HTTP client that its streams share.
 

@@ -14,6 +14,7 @@ import pytest
 
 import sseqbridge
 from sseqbridge import (
+    Bridge,
     BridgeTransport,
     ReconnectionPolicy,
     SSEClient,
@@ -260,6 +261,9 @@ def test_on_reconnect_needs_reconnect(ask: Requester) -> None:
         (ReconnectionPolicy, "max_retries", "Pass `attempts`."),
         (ReconnectionPolicy, "backoff_factor", "Pass `factor`."),
         (ReconnectionPolicy, "maxdelay", "Did you mean 'max_delay'?"),
+        (Bridge, "verify", "Pass client=lambda: httpx.AsyncClient(...)"),
+        (Bridge, "proxies", "httpx.AsyncClient(proxy=...)"),
+        (Bridge, "timeout", "timeout=Timeout(...)"),
         (BridgeTransport, "http2", "Pass bridge=Bridge(client=...)"),
         (BridgeTransport, "retries", "max_retries="),
         (BridgeTransport, "timeout", "Pass it to the client."),
@@ -275,7 +279,7 @@ def test_unknown_argument_of_other_objects_names_the_right_one(function: Any, op
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [Timeout, ReconnectionPolicy, BridgeTransport])
+@pytest.mark.parametrize("kind", [Bridge, Timeout, ReconnectionPolicy, BridgeTransport])
 def test_positional_argument_of_a_class_without_any_shows_the_form(kind: Any) -> None:
     name = kind.__name__
     with pytest.raises(TypeError, match=rf"^{name}\(\) takes keyword arguments only, .* {name}\(\w+="):
