@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +21,17 @@ import pytest
 from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
 from tests.browser_support import ControlledUpstream, Program, running
 from tests.redis_support import RedisServer, redis_server
-from tests.support import reserved_port
+from tests.support import ROOT, reserved_port
 
 # The programs are slow on a busy machine.
 pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
 
-WORKER = ["-m", "celery", "-A", "examples.celery_worker.tasks", "worker", "--loglevel", "INFO", "--concurrency", "1"]
-# The workers' gossip takes seconds at the start, and there is only one worker.
-ALONE = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-WEB = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "examples.celery_worker.app:create_app()"]
+# The commands of the guide: the worker, the web server, and three requests.
+[_BLOCK] = re.findall(r"^```text\n(celery .*?)^```", (ROOT / "examples/celery.md").read_text("utf-8"), re.M | re.S)
+_WORKER, _WEB, *REQUESTS = [line for line in _BLOCK.splitlines() if line]
+WORKER, WEB = (["-m", *shlex.split(command)] for command in (_WORKER, _WEB))
+# One task at a time. The workers' gossip takes seconds at the start, and there is only one worker.
+ALONE = ["--loglevel", "INFO", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
 
 
 class Site:
@@ -114,6 +121,29 @@ def test_answer_is_streamed_to_every_reader(site: Site, upstream: ControlledUpst
     # The complete answer can be read again.
     assert [text_of(event) for event in events_at(url)] == ["one", "two", "three", "four"]
     assert upstream.request_count == 1
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_requests_of_the_guide(site: Site, upstream: ControlledUpstream) -> None:
+    key = ""
+
+    def curl(command: str) -> subprocess.Popen[str]:
+        words = shlex.split(command.replace("http://127.0.0.1:8000", site.url).replace("KEY", key))
+        return subprocess.Popen([*words, "--silent", "--show-error"], stdout=subprocess.PIPE, text=True)
+
+    ask, read, stop = REQUESTS
+    with curl(ask) as asking:
+        key = json.loads(asking.communicate(timeout=60)[0])["key"]
+    response = upstream.response()
+    assert response.request.json()["messages"] == [{"role": "user", "content": "Hello"}]
+    response.send_text("Hello yourself!")
+    with curl(read) as reading:
+        assert reading.stdout is not None
+        assert any("Hello yourself!" in line for line in reading.stdout)
+        with curl(stop) as stopping:
+            assert stopping.wait(60) == 0
+        assert "event: cancelled" in reading.communicate(timeout=60)[0]
+    response.request.wait_aborted(60)
 
 
 def test_answer_is_produced_without_a_reader(site: Site, upstream: ControlledUpstream) -> None:

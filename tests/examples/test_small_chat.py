@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,15 +19,19 @@ from sseqbridge import request_sse
 from sseqbridge.testing import respond
 from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, running
 from tests.redis_support import redis_server
-from tests.support import reserved_port, until
+from tests.support import ROOT, reserved_port, until
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.timeout(180)]
 
 GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "16", "--bind", "127.0.0.1:{port}"]
 UVICORN = ["uvicorn", "--port", "{port}", "examples.small_chat.fastapi_app:app"]
+# The command of the guide for several processes.
+[OF_THE_GUIDE] = re.findall(
+    r"^REDIS_URL=\S+ (gunicorn .*)$", (ROOT / "examples/reload.md").read_text("utf-8"), re.MULTILINE
+)
 SERVERS = {
     "flask": [*GUNICORN, "examples.small_chat.flask_app:app"],
-    "flask redis": [*GUNICORN, "--workers", "2", "examples.small_chat.flask_app:app"],
+    "flask redis": [*shlex.split(OF_THE_GUIDE), "--bind", "127.0.0.1:{port}"],
     "fastapi": UVICORN,
     "fastapi redis": [*UVICORN[:-1], "--workers", "2", UVICORN[-1]],
 }
