@@ -518,6 +518,15 @@ def test_beginning_that_was_lost_is_a_refusal(by_fetch: Reading) -> None:
         assert script.last_event_ids == ["a", ""]
 
 
+def test_server_that_loses_each_answer_is_not_asked_without_end(by_fetch: Reading) -> None:
+    """An event resets the count of failed attempts, but not that of restarts: each may have been paid for."""
+    answer = [send(1, id="a")]
+    with playing(*[answer, GONE] * 4) as (url, script):
+        gone = by_fetch.failure("refused", "Not kept any more.", status=410)
+        assert by_fetch.read(url, resumes=True, pause=10, attempts=2) == gone
+        assert script.last_event_ids == ["", "a"] * 3
+
+
 def test_lost_events_of_a_request_that_must_not_be_repeated(by_fetch: Reading) -> None:
     with playing(GONE) as (url, script):
         gone = by_fetch.failure("refused", "Not kept any more.", status=410)

@@ -60,7 +60,8 @@ export interface ReadOptions {
    * chosen (sseqbridge.resume: `log.open(key, start, last_event_id=...)`). Pass true only then, and for a GET that reads.
    *
    * If the server answers 410, it has lost the events up to Last-Event-ID, and readByFetch begins again without an ID.
-   * `onEvent` first gets an event "restart", as a log sends it: the events so far are void.
+   * `onEvent` first gets an event "restart", as a log sends it: the events so far are void. After `attempts` such restarts
+   * the next 410 is a refusal.
    */
   resumes?: boolean;
   /** How many attempts in a row may fail without an event. By default 5. */

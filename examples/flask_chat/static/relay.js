@@ -32,6 +32,7 @@ export async function readByFetch(url, options) {
   const { onEvent, onLost, onBack, isLast, resumes = false, attempts = 5, pause = 1000, ...more } = options;
   const { lastEventId = "", signal, headers, ...init } = more;
   const place = { lastEventId, pause, failures: 0, isOpen: false };
+  let restarts = 0;
   for (;;) {
     const sent = new Headers(headers);
     if (!sent.has("Accept")) sent.set("Accept", "text/event-stream");
@@ -43,7 +44,9 @@ export async function readByFetch(url, options) {
     } catch (error) {
       if (signal?.aborted) return "stopped";
       if (resumes && place.lastEventId && error instanceof RelayError && error.status === 410) {
-        // The server has lost the events up to this one. Begin again: the events so far are void.
+        // The server has lost the events up to this one. Begin again: the events so far are void. Not without end: a
+        // server that loses every answer would ask, and pay, for each.
+        if ((restarts += 1) > attempts) throw error;
         place.lastEventId = "";
         onEvent({ event: "restart", data: '{"restart":true}', id: "" });
         continue;
