@@ -15,7 +15,7 @@ from selenium import webdriver
 
 from sseqbridge import relay, request_sse
 from sseqbridge.resume import MemoryLog
-from sseqbridge.testing import SSEServer, hold, respond, send, silence
+from sseqbridge.testing import SSEServer, comment, cut, hold, respond, send, silence
 from tests.browser_support import chromium
 from tests.examples.guides import SCRIPTS
 from tests.local_servers import under_werkzeug
@@ -58,7 +58,7 @@ def script_of(block: str) -> str:
 
 def test_every_block_is_run() -> None:
     assert {name: len(blocks) for name, blocks in SCRIPTS.items()} == {
-        "examples/browser.md": 3,
+        "examples/browser.md": 4,
         "examples/celery.md": 1,
         "examples/fastapi-chat.md": 1,
         "examples/flask-chat.md": 1,
@@ -87,6 +87,44 @@ def test_reading_by_fetch(chrome: webdriver.Chrome) -> None:
             {"n": 1},
             "The connection was lost before the answer was complete.",
         ]
+        chrome.get("about:blank")
+
+
+READ_ANSWER = """
+const got = [];
+try {
+  await readAnswer("/chat", { method: "POST" }, ({ event, data }) => got.push([event, data]));
+} catch (error) {
+  got.push(error.message);
+}
+return got;
+"""
+
+
+def test_reader_to_copy(chrome: webdriver.Chrome) -> None:
+    app = flask.Flask(__name__)
+
+    @app.post("/chat")
+    def chat() -> flask.Response:
+        if ends_early:
+            return relay.flask.stream_response(iter([{"n": 1}]))
+        return relay.flask.stream_response(request_sse(upstream.url, decode="event"), early=False)
+
+    ends_early = False
+    first = [send("one\ntwo  ö"), comment("heartbeat"), send(" 3", event="tool")]
+    events = [["message", "one\ntwo  ö"], ["tool", " 3"]]
+    with SSEServer([*first, send("[DONE]")]) as upstream, serving(app) as url:
+        chrome.get(url)
+        script = BLOCKS[3] + READ_ANSWER
+        assert chrome.execute_script(script) == events
+        upstream.play([*first, cut()])
+        assert chrome.execute_script(script) == [*events, "the upstream's stream was cut off"]
+        # An iterable has no last event by itself.
+        ends_early = True
+        assert chrome.execute_script(script) == [["message", '{"n":1}'], "the answer was cut off"]
+        ends_early = False
+        upstream.play([respond(503)])
+        assert chrome.execute_script(script) == ["the server answered 503"]
         chrome.get("about:blank")
 
 
