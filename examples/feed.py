@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sseqbridge import EventStream, ServerSentEvent, Timeout, request_sse
+from sseqbridge import EventStream, RequestAbortedError, ServerSentEvent, Timeout, request_sse
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
 
 
@@ -36,15 +36,18 @@ HANDLERS: dict[str, Callable[[ServerSentEvent], None]] = {"message": on_message,
 def follow(url: str, position: Path, stop: threading.Event | None = None) -> None:
     """Handle each event of the feed. Returns when the server ends it (status 204), or once `stop` is set."""
     last_event_id = position.read_text("utf-8") if position.exists() else None
-    events: EventStream[ServerSentEvent] = request_sse(
-        url,
-        decode="event",
-        dialect="events",  # no event ends the feed
-        reconnect=True,
-        last_event_id=last_event_id,
-        timeout=Timeout(read=60),  # a feed without events and heartbeats for a minute is reconnected
-        cancel=stop,
-    ).events
+    try:
+        events: EventStream[ServerSentEvent] = request_sse(
+            url,
+            decode="event",
+            dialect="events",  # no event ends the feed
+            reconnect=True,
+            last_event_id=last_event_id,
+            timeout=Timeout(read=60),  # a feed without events and heartbeats for a minute is reconnected
+            cancel=stop,
+        ).events
+    except RequestAbortedError:
+        return  # `stop` was set before the first response
     events.raise_for_status()
     for event in events:
         if handle := HANDLERS.get(event.event):

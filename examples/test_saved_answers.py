@@ -19,7 +19,7 @@ HELLO = send({"choices": [{"delta": {"content": "Hello"}}]})
 
 @pytest.fixture
 def client(sse_server: SSEServer, tmp_path: Path) -> FlaskClient:
-    return create_app(sse_server.url, str(tmp_path / "answers.sqlite3"), idle=0.2).test_client()
+    return create_app(sse_server.url, str(tmp_path / "answers.sqlite3")).test_client()
 
 
 def saved(client: FlaskClient) -> Any:
@@ -50,7 +50,8 @@ def test_silent_upstream(sse_server: SSEServer, tmp_path: Path) -> None:
     assert saved(client) == ("", "error")
 
 
-def test_stalled_upstream(sse_server: SSEServer, client: FlaskClient) -> None:
+def test_stalled_upstream(sse_server: SSEServer, tmp_path: Path) -> None:
+    client = create_app(sse_server.url, str(tmp_path / "answers.sqlite3"), idle=0.2).test_client()
     sse_server.play([HELLO, silence()])
     assert "StreamTimeoutError" in client.get("/ask?q=Hi").text
     assert saved(client) == ("Hello", "error")

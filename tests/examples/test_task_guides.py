@@ -357,6 +357,16 @@ def test_feed_as_a_program_ends_at_a_signal(sse_server: SSEServer, tmp_path: Pat
     assert sse_server.requests[0].wait_aborted()
 
 
+def test_feed_is_stopped_before_the_first_response(sse_server: SSEServer, tmp_path: Path) -> None:
+    sse_server.play([silence()])
+    stop = threading.Event()
+    following = in_thread(lambda: feed.follow(sse_server.url, tmp_path / "feed.position", stop))
+    sse_server.wait_for_request()
+    stop.set()
+    assert following.result(30) is None
+    sse_server.assert_aborted()
+
+
 @pytest.mark.slow
 def test_feed_without_a_url_is_a_local_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with SSEServer(feed.prices) as server:
