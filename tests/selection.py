@@ -60,7 +60,7 @@ def _text_of_conftest(folder: Path) -> str:
 
 
 def _helpers_of(text: str, folder: Path) -> list[str]:
-    """Return the texts of the helpers that a module imports, and of those that they import: they may have markers."""
+    """Return the source of the helpers that a module imports, directly or not: they may define its markers."""
     unread = dict(_helpers(folder))
     # Fixtures of conftest.py are not imported.
     imported = [text, unread.pop("conftest", "")]
@@ -101,9 +101,9 @@ def _value(node: ast.expr, always: set[str], possible: set[str]) -> bool | None:
 
 
 def chosen_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests without the surplus cases of those that are slow or need a program, or of other configurations.
+    """Return the tests to run: of a test with several parameters, a few cases in which each argument occurs.
 
-    A test with several parameters keeps so many cases that each argument of each parameter occurs.
+    A test that is neither slow nor needs a program keeps all its cases in the default configuration.
     """
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -131,7 +131,7 @@ def _arguments(item: pytest.Item) -> set[object]:
 
 
 def covering(cases: Sequence[Iterable[object]]) -> set[int]:
-    """Return the numbers of cases that together have every element of all cases: greedily, so few of them."""
+    """Return the numbers of a few cases that together contain every element of all cases (a greedy set cover)."""
     sets = [frozenset(case) for case in cases]
     if all(len(case) == 1 for case in sets):
         return set(range(len(sets)))
@@ -139,7 +139,7 @@ def covering(cases: Sequence[Iterable[object]]) -> set[int]:
     uses: Counter[object] = Counter()
     kept: set[int] = set()
     while missing:
-        # Of equal ones that whose elements were used the least, so that the kept cases have many different pairs.
+        # On a tie the case whose elements were used least, so that the kept cases have many different pairs.
         best = max(range(len(sets)), key=lambda n: (len(sets[n] & missing), -sum(uses[each] for each in sets[n])))
         kept.add(best)
         uses.update(sets[best])

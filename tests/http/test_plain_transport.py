@@ -28,7 +28,7 @@ REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nhello"
 
 
 def new_client(timeout: Any = 10.0, proxy: httpx.Proxy | None = None) -> httpx.AsyncClient:
-    # It trusts nobody: no handshake here succeeds.
+    # It trusts no certificate, so that every handshake fails.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return httpx.AsyncClient(transport=PlainTransport(context, httpx.Limits(), proxy), timeout=timeout)
 
