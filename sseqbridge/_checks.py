@@ -120,7 +120,7 @@ class Timeout:
     `read`: without a byte from the upstream, or, while the request is sent, without the upstream accepting one.
     `idle`: without an event, from the response's head on. Comments and heartbeats do not count; the time that
     backpressure from the consumer takes is left out.
-    `total`: the whole stream, from the call to the end.
+    `total`: the whole stream, from the call to the end. The first call of a client's headers function comes before.
 
     Raises UsageError if a limit is not a number above 0. A limit that elapses raises StreamTimeoutError.
     """
@@ -163,9 +163,12 @@ def as_timeout(value: object) -> Timeout:
         return _timeout_of(value)
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
+    kind = type(value)
+    # The name alone of another library's Timeout would be that of this one.
+    got = repr(value) if isinstance(value, (str, tuple, list)) else f"{kind.__module__}.{kind.__qualname__}"
     raise UsageError(
-        f"`timeout` must be a number of seconds, a mapping or a sseqbridge.Timeout, "
-        f"got {type(value).__module__}.{type(value).__qualname__}. Pass Timeout(connect=..., read=...)."
+        "`timeout` must be a number of seconds, a mapping or a sseqbridge.Timeout, "
+        f"got {got}. Pass Timeout(connect=..., read=...)."
     )
 
 

@@ -156,26 +156,29 @@ class StreamTimeoutError(SSEError):
     """Raised if a time limit of the stream elapsed.
 
     `which` is "connect", "read", "write", "idle" or "total". `seconds` is the limit, None if it is not known. `target`
-    is the URL of the request, without credentials and query, "" if it is not known.
+    is the URL of the request, without credentials and query, "" if it is not known. `unit` is what the limit "idle"
+    waits for: "event", or "document" of JSON Lines.
 
         except StreamTimeoutError as error:
             log.warning("limit %s elapsed after %s s", error.which, error.seconds)
     """
 
-    def __init__(self, which: str, seconds: float | None, target: str = "") -> None:
+    def __init__(self, which: str, seconds: float | None, target: str = "", *, unit: str = "event") -> None:
         super().__init__(which, seconds, target)
         self.which = which
         self.seconds = seconds
         self.target = target
+        self.unit = unit
 
     @property
     def description(self) -> str:
         """The text that names what did not happen in time, without the advice that str() adds."""
+        silent = "comments" if self.unit == "event" else "blank lines"
         missing = {
             "connect": "no connection to the upstream",
             "read": "not a byte from the upstream",
             "write": "the upstream took no more of the request",
-            "idle": "no event from the upstream (comments do not count)",
+            "idle": f"no {self.unit} from the upstream ({silent} do not count)",
             "total": "the stream is not at its end",
         }[self.which]
         return missing if self.seconds is None else f"{missing} after {self.seconds:g} s"

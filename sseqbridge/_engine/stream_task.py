@@ -132,6 +132,7 @@ class TimedStream(StreamFacts):
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
         super().__init__(state, options)
         self._timeout = options.timeout
+        self._unit = "document" if options.format == "jsonl" else "event"
         self._pauses = options.pauses
         # An aborted stream has no idle limit any more.
         self._is_aborted = False
@@ -170,7 +171,7 @@ class TimedStream(StreamFacts):
             self._set_timer("idle", since + limit, self._check_idle, limit)
 
     def _time_out(self, which: str, seconds: float) -> None:
-        error = StreamTimeoutError(which, seconds, self.target)
+        error = StreamTimeoutError(which, seconds, self.target, unit=self._unit)
         if which != "idle" or not self.exchange.drop(error):
             self.abort_on_loop(error)
 

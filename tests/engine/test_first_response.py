@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 
 import pytest
@@ -147,6 +148,16 @@ def test_without_total_only_the_first_response_has_a_limit(clock: FakeClock, ask
         flag.set()
         assert response.items() == []
         assert len(server.requests) == 1
+
+
+def test_infinite_total_waits_for_the_first_response(clock: FakeClock, ask: Requester) -> None:
+    timeout = dataclasses.replace(UNLIMITED, total=math.inf)
+    with SSEServer(in_turn([cut()], [hold(), send(1), DONE])) as server:
+        asking = in_thread(lambda: ask(server.url, reconnect=AT_ONCE, timeout=timeout).items())
+        server.wait_for_request(2, timeout=30)
+        clock.advance(1_000_000)
+        server.release()
+        assert asking.result(30) == [1]
 
 
 def test_total_holds_across_connections(clock: FakeClock, ask: Requester) -> None:

@@ -187,6 +187,15 @@ def test_reconnecting(upstream: SSEServer) -> None:
     assert names["policy"].attempts == 5
 
 
+@example("examples/reconnecting.md", "The first response")
+def test_first_connection_is_tried_forever(upstream: SSEServer) -> None:
+    [code] = python("examples/reconnecting.md", "The first response")
+    upstream.play([testing.respond(503)], [cut()], [send(1), DONE])
+    names = Session(upstream.url).run(code.replace("reconnect=True", "reconnect=ReconnectionPolicy(delay=0.01)"))
+    assert names["it"].collect() == [1]
+    assert names["timeout"].total == float("inf")
+
+
 @example("examples/reconnecting.md", "Requests with a body")
 def test_resuming_by_another_request(upstream: SSEServer) -> None:
     by_get, by_function = python("examples/reconnecting.md", "Requests with a body")

@@ -172,6 +172,12 @@ def test_timeout_message_names_the_target() -> None:
     assert pickle.loads(pickle.dumps(error)).target == copy.copy(error).target == "http://host/path"
 
 
+def test_timeout_message_of_json_lines_names_no_events() -> None:
+    error = StreamTimeoutError("idle", 1.5, unit="document")
+    for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert str(same).startswith("no document from the upstream (blank lines do not count) after 1.5 s; ")
+
+
 def test_timeout_of_a_request_names_it_without_query_and_credentials(ask: Requester) -> None:
     with SSEServer([silence()]) as server:
         url = server.url.replace("http://", "http://user:secret@")

@@ -106,7 +106,7 @@ def test_hints_are_no_options() -> None:
 
 
 def test_pair_of_time_limits_is_a_timeout(ask: Requester) -> None:
-    with pytest.raises(UsageError, match=r"got builtins\.tuple\. Pass Timeout\(connect=\.\.\., read=\.\.\.\)"):
+    with pytest.raises(UsageError, match=r"got \(3, 30\)\. Pass Timeout\(connect=\.\.\., read=\.\.\.\)"):
         ask(ANYWHERE, timeout=(3, 30))
 
 

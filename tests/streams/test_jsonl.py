@@ -355,6 +355,7 @@ def test_blank_lines_do_not_hide_a_stalled_upstream(clock: FakeClock, ask: LineR
         with pytest.raises(StreamTimeoutError) as caught:
             clock.advance_until_done(response.next)
         assert caught.value.which == "idle"
+        assert "no document from the upstream (blank lines do not count) after 30 s; " in str(caught.value)
         ask.run_blocking(server.requests[0].wait_aborted, 30)
 
 
