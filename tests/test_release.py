@@ -62,13 +62,15 @@ def test_wheel_holds_the_package_alone(distributions: Path) -> None:
     with zipfile.ZipFile(distributions / f"{NAME}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sseqbridge").rglob("*.py")}
-    assert {name for name in names if not name.startswith(NAME)} == modules | {"sseqbridge/py.typed"}
+    others = {"sseqbridge/py.typed", "sseqbridge/relay/browser/relay.js", "sseqbridge/relay/browser/relay.d.ts"}
+    assert {name for name in names if not name.startswith(NAME)} == modules | others
 
 
 def test_sdist_holds_what_a_build_needs(distributions: Path) -> None:
     with tarfile.open(distributions / f"{NAME}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "setup.cfg", "setup.py", "sseqbridge/py.typed"} <= names
+    assert "sseqbridge/relay/browser/relay.js" in names
 
 
 def test_metadata_names_versions_and_extras(distributions: Path) -> None:

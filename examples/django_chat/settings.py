@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from importlib.resources import files
 from pathlib import Path
 
 SECRET_KEY = os.environ.get("SECRET_KEY") or secrets.token_urlsafe()
@@ -41,9 +42,10 @@ DATABASES = {
     }
 }
 
-_EXAMPLES = Path(__file__).parent.parent
 STATIC_URL = "static/"
-# relay.js and page.css are files of other examples. In a project of its own they are in the static/chat/ of an app.
-STATICFILES_DIRS = [("chat", _EXAMPLES / "flask_chat/static"), ("chat", _EXAMPLES / "small_chat/static")]
+STATICFILES_DIRS = [
+    ("chat", files("sseqbridge.relay") / "browser"),  # relay.js
+    ("chat", Path(__file__).parent.parent / "small_chat/static"),  # page.css; in a project: static/chat/ of an app
+]
 # The directory that `collectstatic` fills.
 STATIC_ROOT = os.environ.get("STATIC_ROOT")

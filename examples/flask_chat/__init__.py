@@ -17,5 +17,5 @@ a worker is killed another one repeats its request. An answer without a reader i
     answers.py    the log in which answers are kept
     upstream.py   the requests to the upstream, and their counts
     scripted.py   the upstream that is used if the environment selects none
-    static/       the page, which needs neither npm nor a build; relay.js, to copy, reads streams (../browser.md)
+    static/       the page, which needs neither npm nor a build; relay.js of the package reads streams (../browser.md)
 """

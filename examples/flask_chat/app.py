@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.resources import files
 from typing import Any
 
 import flask
@@ -32,6 +33,10 @@ def create_app(upstream: Upstream | None = None, log: Log | None = None) -> flas
     @app.get("/")
     def page() -> flask.Response:
         return app.send_static_file("chat.html")
+
+    @app.get("/static/relay.js")
+    def module() -> flask.Response:
+        return flask.send_file(str(files("sseqbridge.relay") / "browser/relay.js"), "text/javascript")
 
     @app.get("/chat")
     def chat_by_eventsource() -> flask.Response:

@@ -10,6 +10,6 @@ number of processes, otherwise in the memory of one.
     flask_app.py     the views in Flask
     fastapi_app.py   the views in FastAPI
     answers.py       the log in which answers are kept
-    page.html        the page, which reads answers with examples/flask_chat/static/relay.js
+    page.html        the page, which reads answers with relay.js of the package (../browser.md)
     static/          its style
 """

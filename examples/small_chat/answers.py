@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ __all__ = ["MODULE", "PAGE", "STYLE", "WAIT", "item_of", "log"]
 
 PAGE = Path(__file__).parent / "page.html"
 STYLE = Path(__file__).parent / "static/page.css"
-MODULE = Path(__file__).parent.parent / "flask_chat/static/relay.js"
+MODULE = str(files("sseqbridge.relay") / "browser/relay.js")
 
 # Seconds that a GET waits for a POST to begin its answer.
 WAIT = 1

@@ -43,7 +43,7 @@ def chrome() -> Iterator[webdriver.Chrome]:
 
 @contextmanager
 def serving(app: flask.Flask) -> Iterator[str]:
-    module = ROOT / "examples/flask_chat/static/relay.js"
+    module = ROOT / "sseqbridge/relay/browser/relay.js"
     app.add_url_rule("/", "page", lambda: "<!doctype html><title>guide</title>")
     app.add_url_rule("/relay.js", "module", lambda: flask.send_file(module, "text/javascript"))
     with under_werkzeug(app, joins_threads=True) as url:

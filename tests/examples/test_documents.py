@@ -238,7 +238,7 @@ def test_table_of_outcomes_has_all_of_them() -> None:
     of_streams, of_relays = ({name for row in rows for name in re.findall(r'`"(\w+)"`', row[n])} for n in (1, 2))
     assert of_streams == set(get_args(StreamOutcome))
     assert of_relays == set(get_args(RelayOutcome))
-    declared = (ROOT / "examples/flask_chat/static/relay.d.ts").read_text("utf-8")
+    declared = (ROOT / "sseqbridge/relay/browser/relay.d.ts").read_text("utf-8")
     types = re.findall(r"^export type (?:Outcome|Failure) = (.*);$", declared, re.M)
     assert len(types) == 2
     assert set(re.findall(r'"(\w+)"', " ".join(types))) <= set(re.findall(r'`"(\w+)"`', section))

@@ -367,6 +367,20 @@ def test_relay_in_aiohttp(upstream: SSEServer) -> None:
     assert asyncio.run(main()).endswith("".join(RELAYED))
 
 
+@example("examples/browser.md", "Read a relay in a browser")
+def test_module_is_copied_from_the_package_or_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copying, serving = python("examples/browser.md", "Read a relay in a browser")
+    monkeypatch.chdir(tmp_path)
+    names = run_as_printed(copying)
+    assert sorted(path.name for path in (tmp_path / "static").iterdir()) == ["relay.d.ts", "relay.js"]
+    app = Flask(__name__)
+    Session("", app=app, files=names["files"]).run(serving)
+    response = app.test_client().get("/relay.js")
+    assert response.mimetype == "text/javascript"
+    assert response.data == (tmp_path / "static/relay.js").read_bytes()
+    response.close()
+
+
 @example("examples/resume.md", "Agents and events of your own")
 def test_log_of_an_agent(upstream: SSEServer) -> None:
     [code] = python("examples/resume.md", "Agents and events of your own")

@@ -1,4 +1,4 @@
-"""examples/flask_chat/static/relay.js in Chromium: every way in which an answer ends, by fetch and by EventSource.
+"""sseqbridge/relay/browser/relay.js in Chromium: every way in which an answer ends, by fetch and by EventSource.
 
 The relays are served by Flask in this process. Where a test needs other bytes than a relay sends, an SSEServer serves
 the page too.
@@ -26,7 +26,7 @@ from tests.support import ROOT, until
 
 pytestmark = pytest.mark.browser
 
-MODULE = ROOT / "examples/flask_chat/static/relay.js"
+MODULE = ROOT / "sseqbridge/relay/browser/relay.js"
 PAGE = "<!doctype html><title>relay</title><link rel=icon href=data:,>"
 DONE = send("[DONE]")
 LOST = "The connection was lost before the answer was complete."

@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 pytestmark = pytest.mark.browser
 
-STATIC = ROOT / "examples/flask_chat/static"
+BROWSER = ROOT / "sseqbridge/relay/browser"
 
 # What users write; each comment names the error that the compiler must report in its line.
 PROGRAM = """\
@@ -70,7 +70,7 @@ def compile_program(directory: Path, text: str, module: str = "bundler") -> list
     if not compiler.exists():
         pytest.skip(f"npm install --prefix {compiler.parents[2]} typescript was not run")
     for name in ("relay.js", "relay.d.ts"):
-        (directory / name).write_text((STATIC / name).read_text("utf-8"), "utf-8")
+        (directory / name).write_text((BROWSER / name).read_text("utf-8"), "utf-8")
     (directory / "page.ts").write_text(text, "utf-8")
     (directory / "package.json").write_text('{"type": "module"}')
     target = "nodenext" if module == "nodenext" else "es2022"
@@ -95,7 +95,7 @@ def test_declaration_refuses_mistakes(tmp_path: Path) -> None:
 
 
 def test_declaration_has_what_the_module_exports() -> None:
-    module, declaration = ((STATIC / name).read_text("utf-8") for name in ("relay.js", "relay.d.ts"))
+    module, declaration = ((BROWSER / name).read_text("utf-8") for name in ("relay.js", "relay.d.ts"))
     exported = set(re.findall(r"^export (?:async )?(?:function|class) (\w+)", module, re.M))
     assert set(re.findall(r"^export declare (?:function|class) (\w+)", declaration, re.M)) == exported
     assert exported == {"RelayError", "readByEventSource", "readByFetch"}
