@@ -1,7 +1,7 @@
-"""A Flask application that relays answers and saves them, whole or not: `python -m examples.saved_answers`.
+"""A Flask application with a page that saves each answer, whole or not: `python -m examples.saved_answers [DATABASE]`.
 
-`curl -N localhost:8000/ask?q=Hello` streams an answer of a local upstream, and `curl localhost:8000/answers` lists what
-was saved. Leave the first one with Ctrl-C: the upstream is aborted, and the text so far is saved as "disconnected".
+http://127.0.0.1:8000/ asks the endpoint of the environment (endpoint.py), and shows the answers in the database, a file
+of SQLite. Stop, or a closed tab, aborts the upstream's request; the text so far is saved as "disconnected".
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
-from functools import partial
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import flask
 
-from examples.endpoint import body, text_of
-from sseqbridge import Timeout, relay, request_sse
+from examples import endpoint
+from sseqbridge import SSEClient, Timeout, relay
 from sseqbridge.relay import RelayEnd
 
 __all__ = ["create_app"]
 
+PAGE = Path(__file__).parent / "saved_answers.html"
+MODULE = str(files("sseqbridge.relay") / "browser/relay.js")
 
-def create_app(upstream: str, database: str, *, read: float = 60, idle: float = 60) -> flask.Flask:
-    """Return an application that relays the chat completions of `upstream` and saves them in a file of SQLite.
 
-    An upstream without a response for `read` seconds, or without an event for `idle` seconds, is an error.
-    """
+def create_app(client: SSEClient[Any], database: str) -> flask.Flask:
+    """Return an application that relays the chat completions of the client's API, and saves them."""
     app = flask.Flask(__name__)
-    relay.flask.register_error_handlers(app)
+    relay.flask.register_error_handlers(app)  # an upstream that cannot be reached: 502 or 504
 
     def connection() -> contextlib.closing[sqlite3.Connection]:
         return contextlib.closing(sqlite3.connect(database, isolation_level=None))
@@ -35,13 +36,13 @@ def create_app(upstream: str, database: str, *, read: float = 60, idle: float = 
     with connection() as opened:
         opened.execute("CREATE TABLE IF NOT EXISTS answers (question, text, outcome, error)")
 
-    @app.get("/ask")
+    @app.post("/ask")
     def ask() -> flask.Response:
-        question = flask.request.args["q"]
+        question = flask.request.get_json()["question"]
         parts: list[str] = []
 
         def on_item(chunk: dict[str, Any]) -> None:
-            parts.append(text_of(chunk))
+            parts.append(endpoint.text_of(chunk))
 
         def on_end(end: RelayEnd) -> None:
             error = None if end.error is None else str(end.error)
@@ -49,14 +50,9 @@ def create_app(upstream: str, database: str, *, read: float = 60, idle: float = 
                 row = question, "".join(parts), end.outcome, error
                 opened.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", row)
 
-        opens = partial(
-            request_sse,
-            upstream,
-            data=body([{"role": "user", "content": question}]),
-            timeout=Timeout(read=read, idle=idle),
-            require_done=True,
-        )
-        return relay.flask.stream_response(opens, on_item=on_item, on_end=on_end)
+        data = endpoint.body([{"role": "user", "content": question}])
+        call = client.call("chat/completions", data=data, require_done=True)
+        return relay.flask.stream_response(call, map=item_of, on_item=on_item, on_end=on_end)
 
     @app.get("/answers")
     def answers() -> flask.Response:
@@ -64,15 +60,27 @@ def create_app(upstream: str, database: str, *, read: float = 60, idle: float = 
             rows = opened.execute("SELECT question, text, outcome, error FROM answers").fetchall()
         return flask.jsonify([dict(zip(("question", "text", "outcome", "error"), row, strict=True)) for row in rows])
 
+    @app.get("/")
+    def page() -> flask.Response:
+        return flask.send_file(PAGE)
+
+    @app.get("/relay.js")
+    def module() -> flask.Response:
+        return flask.send_file(MODULE, "text/javascript")
+
     return app
 
 
-def main() -> None:
-    from sseqbridge.testing import SSEServer, chat_completions
+def item_of(chunk: dict[str, Any]) -> dict[str, str] | None:
+    """Return what the page gets for one chunk; None: nothing."""
+    text = endpoint.text_of(chunk)
+    return {"text": text} if text else None
 
+
+def main() -> None:
     database = sys.argv[1] if len(sys.argv) > 1 else "answers.sqlite3"
-    with SSEServer(chat_completions("This answer is saved, whole or in part. " * 5, delay=0.2)) as server:
-        create_app(server.url, database).run(port=8000, threaded=True)
+    # A minute for the response's head, and between events.
+    create_app(endpoint.client(timeout=Timeout(read=60, idle=60)), database).run(port=8000, threaded=True)
 
 
 if __name__ == "__main__":

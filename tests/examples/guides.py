@@ -119,7 +119,6 @@ class Session:
             UPSTREAM=url,
             headers=HEADERS,
             data={"n": 1},
-            prompt=lambda body: {"prompt": body},
             **names,
         )
 

@@ -61,7 +61,6 @@ def test_every_block_is_run() -> None:
         "examples/browser.md": 4,
         "examples/celery.md": 1,
         "examples/fastapi-chat.md": 1,
-        "examples/flask-chat.md": 1,
         "examples/sdks.md": 1,
     }
 
@@ -175,33 +174,6 @@ def test_going_on_after_a_reload(chrome: webdriver.Chrome) -> None:
         assert chrome.execute_script(script) == ["done", "one two"]
         assert len(upstream.requests) == 1
         chrome.get("about:blank")
-
-
-def test_page_without_reload(chrome: webdriver.Chrome) -> None:
-    app = flask.Flask(__name__)
-    received: list[Any] = []
-
-    @app.post("/chat")
-    def chat() -> flask.Response:
-        received.append(flask.request.json)
-        return relay.flask.stream_response(partial(request_sse, upstream.url))
-
-    [block] = SCRIPTS["examples/flask-chat.md"]
-    begin = """
-        document.body.innerHTML = "<button id=stop></button><p id=answer></p>";
-        setTimeout(() => document.querySelector("#stop").click(), STOP);
-    """
-    shown = '; return [shown.at(-1), document.querySelector("#answer").textContent]'
-    with SSEServer([send({"text": "one "}), send({"text": "two"}), send("[DONE]")]) as upstream, serving(app) as url:
-        chrome.get(url)
-        assert chrome.execute_script(begin.replace("STOP", "60000") + script_of(block) + shown) == ["done", "one two"]
-        assert received == [{"messages": [{"role": "user", "content": "Hello!"}]}]
-        upstream.play([send({"text": "one "}), silence()])
-        outcome, text = chrome.execute_script(begin.replace("STOP", "500") + script_of(block) + shown)
-        assert (outcome, text.strip()) in (("stopped", "one"), ("stopped", ""))
-        chrome.get("about:blank")
-        for request in upstream.requests[1:]:
-            request.wait_aborted()
 
 
 def test_page_of_starlette(chrome: webdriver.Chrome) -> None:

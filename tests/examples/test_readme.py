@@ -30,6 +30,7 @@ from flask import Flask, request
 
 import sseqbridge
 import sseqbridge.relay
+from examples import endpoint
 from sseqbridge import testing
 from sseqbridge.resume import redis
 from sseqbridge.testing import (
@@ -222,8 +223,9 @@ def test_clients_of_json_lines(upstream: SSEServer, capsys: pytest.CaptureFixtur
     [code] = python("examples/json-lines.md", "Clients, coroutines, and many streams")
     upstream.play(lines({"response": "Hel"}, {"response": "lo"}))
     names = Session(upstream.url).run(code.replace("http://localhost:11434", upstream.url))
-    assert sorted(capsys.readouterr().out.splitlines()) == ["a Hello", "b Hello"]
+    assert sorted(capsys.readouterr().out.splitlines()) == ["sea Hello", "sky Hello"]
     assert asyncio.run(names["main"]()) == [{"response": "Hel"}, {"response": "lo"}]
+    assert upstream.requests[-1].json() == {"model": "llama3.2", "prompt": "Why is grass green?"}
 
 
 @example("examples/json-lines.md", "Watch Kubernetes")
@@ -270,9 +272,11 @@ def test_tee(upstream: SSEServer) -> None:
 def test_view_without_relay(upstream: SSEServer) -> None:
     [code] = python("examples/reading.md", "Use it in a Flask or Django view")
     app = Flask("example")
-    Session(upstream.url, app=app, request=request, text_of=lambda chunk: str(chunk["n"])).run(code)
-    assert app.test_client().post("/summary", json={"q": 1}).json == {"summary": "01234"}
-    assert upstream.requests[0].json() == {"prompt": {"q": 1}}
+    Session(upstream.url, app=app, request=request, endpoint=endpoint).run(code)
+    upstream.play(chat_completions("A short text."))
+    messages = [{"role": "user", "content": "Sum up."}]
+    assert app.test_client().post("/summary", json={"messages": messages}).json == {"summary": "A short text."}
+    assert upstream.requests[0].json()["messages"] == messages
 
 
 RELAYED = [f"id: {n}\ndata: {json.dumps({'n': n})}\n\n" for n in range(5)] + ["data: [DONE]\n\n"]
@@ -301,13 +305,14 @@ def test_relay(upstream: SSEServer) -> None:
     session = Session(upstream.url, app=app, request=request)
     session.run(in_flask)
     relayed = "".join(RELAYED)
-    assert app.test_client().post("/chat", json={"q": 1}).text.endswith(relayed)
+    question = {"messages": [{"role": "user", "content": "Hi"}]}
+    assert app.test_client().post("/chat", json=question).text.endswith(relayed)
 
     if not settings.configured:
         settings.configure(ALLOWED_HOSTS=["*"])
-    shared = {name: session.names[name] for name in ("relay", "partial", "Timeout", "ask")}
+    shared = {name: session.names[name] for name in ("relay", "partial", "Timeout", "ask", "prompt")}
     view = Session(upstream.url, json=json, **shared).run(in_django)["chat"]
-    django_response = view(RequestFactory().post("/chat", {"q": 1}, content_type="application/json"))
+    django_response = view(RequestFactory().post("/chat", question, content_type="application/json"))
     assert b"".join(django_response.streaming_content).decode().endswith(relayed)
     django_response.close()
 
@@ -315,8 +320,9 @@ def test_relay(upstream: SSEServer) -> None:
     # FastAPI resolves annotations in the module that defines the view.
     Session(upstream.url, app=api, Request=Request, **shared).run(in_starlette)
     with TestClient(api) as client:
-        assert client.post("/chat", json={"q": 1}).text.endswith(relayed)
-    assert [received.json() for received in upstream.requests] == [{"prompt": {"q": 1}}] * 3
+        assert client.post("/chat", json=question).text.endswith(relayed)
+    sent = {"model": "gpt-4o-mini", **question, "stream": True}
+    assert [received.json() for received in upstream.requests] == [sent] * 3
 
     worked: list[str] = []
     session.names.update(parts=["a", "b"], work_on=worked.append)
@@ -333,21 +339,15 @@ def test_saved_answer(upstream: SSEServer) -> None:
     [answer] = python("examples/relay.md", "Save an answer")
     [handlers] = python("examples/relay.md", "Errors before the stream")
     app = Flask("example")
-    saved: list[Any] = []
-
-    def save(*row: str) -> None:
-        saved.append(row)
-
-    ask = functools.partial(sseqbridge.request_sse, upstream.url)
-    names = {"relay": sseqbridge.relay, "partial": functools.partial, "save": save, "app": app, "ask": ask}
-    session = Session(upstream.url, **names)
+    session = Session(upstream.url, app=app, request=request)
+    session.run(python("examples/relay.md", "Views")[0])
     session.run(handlers)
     app.add_url_rule("/", view_func=session.run(answer)["answer"], defaults={"question": "why"})
     upstream.play([send({"choices": [{"delta": {"content": "so"}}]}), send({"choices": []}), DONE])
     assert app.test_client().get("/").text.endswith("data: [DONE]\n\n")
     upstream.close()
     assert app.test_client().get("/").status_code == 502
-    assert saved == [("why", "so", "done"), ("why", "", "error")]
+    assert session.names["answers"] == [("why", "so", "done"), ("why", "", "error")]
 
 
 @example("examples/relay.md", "Other frameworks")
@@ -382,14 +382,15 @@ def test_module_is_copied_from_the_package_or_served(tmp_path: Path, monkeypatch
 
 
 @example("examples/resume.md", "Agents and events of your own")
-def test_log_of_an_agent(upstream: SSEServer) -> None:
+def test_log_of_an_agent(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch) -> None:
     [code] = python("examples/resume.md", "Agents and events of your own")
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
     with sseqbridge.resume.MemoryLog() as log:
-        session = Session(upstream.url, log=log, id="7", question="why", search=lambda question: [question])
-        session.names["prompt"] = lambda question, sources: {"prompt": question, "sources": sources}
-        items = session.run(code)["events"].collect()
+        names = {"log": log, "id": "7", "question": "Why?", "search": lambda question: ["a book"]}
+        items = Session("", endpoint=endpoint, **names).run(code)["events"].collect()
     assert items == [{"step": "searching"}, *({"n": n} for n in range(5)), {"step": "done"}]
-    assert upstream.requests[0].json() == {"prompt": "why", "sources": ["why"]}
+    [message] = upstream.requests[0].json()["messages"]
+    assert message["content"] == "Why? Use these sources: ['a book']"
 
 
 @example("examples/http-client.md", "Proxies, certificates, HTTP/2")

@@ -11,7 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,8 +32,14 @@ from examples import coming_from, endpoint, failures, feed, ollama, prompts, pro
 from examples.small_chat.answers import item_of
 
 # Tests, which pytest runs here.
+from examples.test_leaving import (  # noqa: F401
+    port,
+    test_client_that_leaves_a_silent_answer,
+    test_client_that_leaves_before_the_head,
+)
 from examples.test_saved_answers import (  # noqa: F401
     client,
+    limits,
     test_client_that_leaves,
     test_complete_answer,
     test_refusal,
@@ -60,8 +67,13 @@ from sseqbridge.testing import (
     silence,
 )
 from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
+from tests.local_servers import under_werkzeug
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, in_thread, until
+
+# The relay notices the client that has left within a second.
+test_client_that_leaves_a_silent_answer = pytest.mark.slow(test_client_that_leaves_a_silent_answer)
+test_client_that_leaves_before_the_head = pytest.mark.slow(test_client_that_leaves_before_the_head)
 
 relay = sseqbridge.relay
 ITEMS = [{"n": n} for n in range(5)]
@@ -70,14 +82,10 @@ ITEMS = [{"n": n} for n in range(5)]
 # --- Chats ---
 
 
-@example("examples/flask-chat.md", "Without reload")
-def test_flask_view_without_reload(upstream: SSEServer) -> None:
-    [code] = python("examples/flask-chat.md", "Without reload")
-    app = Flask("example")
-    shared = {"relay": relay, "partial": functools.partial, "Timeout": sseqbridge.Timeout}
-    Session(upstream.url, app=app, request=request, item_of=lambda item: item, **shared).run(code)
-    assert app.test_client().post("/chat", json={"messages": ["Hi"]}).text.endswith('{"n":4}\n\ndata: [DONE]\n\n')
-    assert upstream.requests[0].json()["messages"] == ["Hi"]
+def rows_of(directory: Path) -> list[Any]:
+    """Return the answers that the guide's `save` has written."""
+    with closing(sqlite3.connect(directory / "answers.sqlite3")) as database:
+        return database.execute("SELECT key, text, outcome FROM answers").fetchall()
 
 
 @pytest.mark.parametrize(
@@ -92,21 +100,15 @@ def test_flask_view_without_reload(upstream: SSEServer) -> None:
 )
 @example("examples/flask-chat.md", "Save it")
 def test_answer_in_a_log_is_saved_once(
-    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, ending: list[Step], outcome: str, last: str
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: list[Step], outcome: str, last: str
 ) -> None:
     [code] = python("examples/flask-chat.md", "Save it")
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    saved: list[tuple[str, ...]] = []
-    has_saved = threading.Event()
-
-    def save(*row: str) -> None:
-        saved.append(row)
-        has_saved.set()
-
+    monkeypatch.chdir(tmp_path)
     app = Flask("example")
     upstream.play([send({"choices": [{"delta": {"content": "Hel"}}]}), *ending])
     with MemoryLog() as log:
-        Session("", app=app, log=log, save=save, endpoint=endpoint, item_of=item_of).run(code)
+        names = Session("", app=app, log=log, endpoint=endpoint, item_of=item_of).run(code)
         clients = [app.test_client() for _ in range(2)]
         readers: list[Iterator[Any]] = [
             iter(client.post("/saved/a", json={"question": "Hi"}).response) for client in clients
@@ -116,25 +118,28 @@ def test_answer_in_a_log_is_saved_once(
         if outcome == "stopped":
             assert log.cancel("a")
         assert all(last in b"".join(reader).decode() for reader in readers)
-        assert has_saved.wait(30)
-    assert saved == [("a", "Hel", outcome)]
+        until(lambda: rows_of(tmp_path) != [], 30)
+    assert rows_of(tmp_path) == [("a", "Hel", outcome)]
     assert len(upstream.requests) == 1
+    names["save"]("a", "Hello", "done")
+    names["save"]("a", "Hel", "stopped")
+    assert rows_of(tmp_path) == [("a", "Hel" if outcome == "done" else "Hello", "done")]
 
 
 def test_refused_answer_in_a_log_is_saved(
-    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     [code] = python("examples/flask-chat.md", "Save it")
     monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
-    saved: list[tuple[str, ...]] = []
+    monkeypatch.chdir(tmp_path)
     app = Flask("example")
     upstream.play([respond(401, json={"error": {"message": "wrong key"}})])
     with MemoryLog() as log:
         names = {"app": app, "log": log, "endpoint": endpoint, "item_of": item_of}
-        Session("", save=lambda *row: saved.append(row), **names).run(code)
+        Session("", **names).run(code)
         response = app.test_client().post("/saved/a", json={"question": "Hi"})
         assert (response.status_code, "event: error" in response.text) == (200, True)
-    assert saved == [("a", "", "error")]
+    assert rows_of(tmp_path) == [("a", "", "error")]
     # The record of the warning has the error, whose traceback leads to the stream.
     caplog.clear()
 
@@ -603,6 +608,50 @@ def test_script_that_is_a_function(sse_server: SSEServer) -> None:
     assert sseqbridge.request_sse(sse_server.url).status == 401
     response = httpx.get(f"{sse_server.url}/models?limit=1", headers={"Authorization": "Bearer secret"})
     assert response.json() == {"models": ["small"]}
+
+
+RESPONSE = 'flask.Response(events(flask.request.get_json()), mimetype="text/event-stream")'
+UNSAFE = {
+    "as printed": RESPONSE,
+    "relay over httpx": "relay.flask.stream_response(events(flask.request.get_json()))",
+    "response over request_sse": RESPONSE.replace("events(", "lines("),
+}
+
+
+def lines(upstream: str, data: object) -> Iterator[str]:
+    return (f"data: {text}\n\n" for text in sseqbridge.request_sse(upstream, data=data, decode="text").events)
+
+
+def unsafe_view(upstream: str, view: str) -> Flask:
+    [code] = python("examples/testing.md", "A view on a web server")
+    assert RESPONSE in code
+    names = {"relay": relay, "lines": functools.partial(lines, upstream)}
+    app: Flask = Session("", **names).run(code.replace(RESPONSE, view))["create_app"](upstream)
+    return app
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", UNSAFE.values(), ids=list(UNSAFE))
+@pytest.mark.parametrize("leave", [test_client_that_leaves_a_silent_answer, test_client_that_leaves_before_the_head])
+@example("examples/testing.md", "A view on a web server")
+def test_unsafe_view_fails_the_tests_with_a_server(
+    view: str, leave: Callable[[SSEServer, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The relay checks the socket every second.
+    patient = functools.partialmethod(SSEServer.assert_aborted, timeout=1.5)
+    monkeypatch.setattr(SSEServer, "assert_aborted", patient)
+    with SSEServer() as upstream:
+        server = under_werkzeug(unsafe_view(upstream.url, view), joins_threads=True)
+        with server as url, closing(upstream), pytest.raises(AssertionError, match="its client is still connected"):
+            leave(upstream, int(url.rpartition(":")[2]))
+
+
+def test_unsafe_view_passes_with_a_test_client(sse_server: SSEServer) -> None:
+    sse_server.play([send("Hello"), silence()])
+    response = unsafe_view(sse_server.url, RESPONSE).test_client().post("/ask", json={})
+    assert next(iter(response.response)) == b"data: Hello\n"
+    response.close()
+    sse_server.assert_aborted()
 
 
 @example("examples/testing.md", "JSON Lines")
