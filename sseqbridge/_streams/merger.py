@@ -25,11 +25,19 @@ from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime import fork
 
 from .aio import AsyncEventStream, AsyncSSEResponse
-from .api import apending_of, arequest_sse, pending_of, request_sse
+from .api import arequest_sse, request_sse
 from .bridge import Bridge
 from .call import Call
 from .calls import iterate
-from .openings import AsyncFunctionOpening, FunctionOpening, Opening, RequestOpening, aopening_of, opening_of
+from .openings import (
+    AsyncFunctionOpening,
+    FunctionOpening,
+    Opening,
+    aopening_of,
+    aopening_of_partial,
+    opening_of,
+    opening_of_partial,
+)
 from .reader import ItemReader
 from .stream import reader_of
 from .subscription import Subscription
@@ -341,7 +349,7 @@ def member_of(name: Any, stream: Any, pauses: Pauses | None = None) -> Member:
         return Member(name, opening_of(stream, pauses), None)
     if isinstance(stream, functools.partial):
         if stream.func is request_sse:
-            return Member(name, RequestOpening(pending_of(stream, pauses)), None)
+            return Member(name, opening_of_partial(stream, pauses), None)
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
     if callable(stream) and not is_coroutine_function(stream):
@@ -361,7 +369,7 @@ async def amember_of(name: Any, stream: Any) -> Member:
     if isinstance(stream, Call):
         return Member(name, await aopening_of(stream), None)
     if isinstance(stream, functools.partial) and stream.func is arequest_sse:
-        return Member(name, RequestOpening(await apending_of(stream)), None)
+        return Member(name, await aopening_of_partial(stream), None)
     if callable(stream):
         return Member(name, AsyncFunctionOpening(name, stream), None)
     raise UsageError(

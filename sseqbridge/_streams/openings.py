@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +28,7 @@ from sseqbridge._runtime import threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
 from .aio import AsyncEventStream, AsyncSSEResponse
+from .api import apending_of, pending_of
 from .call import Call, apending_call, pending_call
 from .reader import ItemReader
 from .stream import reader_of
@@ -38,7 +40,15 @@ if TYPE_CHECKING:
 
     from .pending import PendingResponse
 
-__all__ = ["AsyncFunctionOpening", "FunctionOpening", "Opening", "RequestOpening", "aopening_of", "opening_of"]
+__all__ = [
+    "AsyncFunctionOpening",
+    "FunctionOpening",
+    "Opening",
+    "aopening_of",
+    "aopening_of_partial",
+    "opening_of",
+    "opening_of_partial",
+]
 
 
 class Opening(Protocol):
@@ -99,7 +109,7 @@ class FailedOpening:
 
     wakes_when_cancelled = True
 
-    def __init__(self, error: SSEError) -> None:
+    def __init__(self, error: SSEError | UsageError) -> None:
         self._error = error
 
     def start(self) -> None:
@@ -119,10 +129,13 @@ class FailedOpening:
 
 
 def opening_of(call: Call[Any], pauses: Pauses | None) -> Opening:
-    """Return a request of a call that was not sent yet. Raises UsageError; other errors are those of the stream."""
+    """Return a request of a call that was not sent yet. An error, such as that of its headers, is that of the stream.
+
+    A UsageError too: the arguments of a call are checked already, so that it is about this moment.
+    """
     try:
         return RequestOpening(pending_call(call, pauses))
-    except SSEError as exc:
+    except (SSEError, UsageError) as exc:
         return FailedOpening(exc)
 
 
@@ -130,6 +143,25 @@ async def aopening_of(call: Call[Any]) -> Opening:
     """Do the same for a request on the running loop."""
     try:
         return RequestOpening(await apending_call(call))
+    except (SSEError, UsageError) as exc:
+        return FailedOpening(exc)
+
+
+def opening_of_partial(call: functools.partial[Any], pauses: Pauses | None) -> Opening:
+    """Return the request of functools.partial(request_sse, ...), which was not sent yet.
+
+    Raises UsageError and TypeError for wrong arguments; another error, such as a set `cancel`, is that of the stream.
+    """
+    try:
+        return RequestOpening(pending_of(call, pauses))
+    except SSEError as exc:
+        return FailedOpening(exc)
+
+
+async def aopening_of_partial(call: functools.partial[Any]) -> Opening:
+    """Do the same for functools.partial(arequest_sse, ...), on the running loop."""
+    try:
+        return RequestOpening(await apending_of(call))
     except SSEError as exc:
         return FailedOpening(exc)
 
@@ -203,9 +235,9 @@ class FunctionOpening(_BaseFunctionOpening):
             return reader_of(stream)
         if inspect.iscoroutine(stream):
             stream.close()
+        advice = "Return call()" if isinstance(stream, Call) else "Pass an asynchronous one to amerge"
         raise UsageError(
-            f"{self._what} must return what request_sse or iterate returns, got {type(stream).__name__}. "
-            "Pass an asynchronous one to amerge."
+            f"{self._what} must return what request_sse or iterate returns, got {type(stream).__name__}. {advice}."
         )
 
 
@@ -247,7 +279,8 @@ class AsyncFunctionOpening(_BaseFunctionOpening):
             stream = stream.events
         if isinstance(stream, AsyncEventStream):
             return reader_of(stream)
+        advice = "Return call.asend()" if isinstance(stream, Call) else "Pass a synchronous one to merge"
         raise UsageError(
             f"{self._what} must return what arequest_sse returns, or an awaitable of it, got {type(stream).__name__}. "
-            "Pass a synchronous one to merge."
+            f"{advice}."
         )

@@ -17,6 +17,8 @@ from sseqbridge import (
     AsyncMergedStreams,
     ConnectError,
     ReconnectionPolicy,
+    RequestAbortedError,
+    SSEClient,
     StatusError,
     TruncatedStreamError,
     UsageError,
@@ -592,6 +594,7 @@ def test_poll_in_the_loops_body() -> None:
         ([5], "stream 0 must be .*, got int"),
         ({"a": lambda: None}, "the function of the stream 'a' must return what .*, got NoneType"),
         ([partial(len, "x")], "the function of the stream 0 must return what .*, got int"),
+        ([lambda: SSEClient("http://h").call("/")], r"got Call\. Return call"),
     ],
 )
 def test_type_of_the_streams_is_checked(merging: Merging, streams: Any, words: str) -> None:
@@ -609,6 +612,19 @@ def test_one_stream_instead_of_many_raises_usage_error() -> None:
 
 async def _read_all(merged: AsyncMergedStreams[Any, Any]) -> list[Any]:
     return [named async for named in merged]
+
+
+def test_request_that_is_not_sent_is_an_error_of_its_own_stream(merging: Merging) -> None:
+    is_set = threading.Event()
+    is_set.set()
+    with SSEServer([send(1), DONE]) as server:
+        calls = [merging.call(server, cancel=is_set), merging.call(server)]
+        cancelled, item = sorted(merging.items(calls, errors="yield"), key=lambda named: named[0])
+        assert item == (1, 1)
+        assert type(cancelled[1]) is RequestAbortedError
+        assert cancelled[1].stream_name == 0
+        with pytest.raises(RequestAbortedError):
+            merging.items(calls)
 
 
 def test_wrong_arguments_raise_usage_error(merging: Merging) -> None:
