@@ -7,6 +7,7 @@ no credentials, and gives none back.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,6 +126,9 @@ async def _place_of(
         chosen = await loops.run_in_daemon_thread("sseqbridge-resume", partial(resume, shown))
     if chosen is None:
         return None
+    if inspect.iscoroutine(chosen):
+        # A lambda that calls a coroutine function.
+        chosen.close()
     if not isinstance(chosen, Resume):
         raise UsageError(f"`resume` must return a sseqbridge.Resume or None, got {type(chosen).__name__}")
     url = _joined(request.url, str(chosen.url))
@@ -135,7 +139,7 @@ async def _place_of(
 
 
 def _own_list(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    pairs = header_list(headers)
+    pairs = header_list(headers, "`headers` of a Resume must be")
     check_framing(pairs, own_length=False)
     if isinstance(headers, dict):
         # {**attempt.headers, "Authorization": ...}: httpx's names are lower-case ones, and the later value is meant.

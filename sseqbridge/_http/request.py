@@ -69,6 +69,7 @@ BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"
 # ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
 _FORBIDDEN_IN_ID = FORBIDDEN_IN_FETCH_VALUE
 _LENGTH = re.compile("[0-9]{1,18}")
+_MUST = "`headers` must be"
 
 _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
@@ -208,10 +209,11 @@ def _value_reason(data: object) -> str:
     return "a number that is not finite"
 
 
-def header_list(headers: object) -> list[tuple[str, str]]:
+def header_list(headers: object, must: str = _MUST) -> list[tuple[str, str]]:
     """Return `headers`, a mapping or pairs of str or bytes, as a new list of pairs of str.
 
-    Raises UsageError, which never shows a value, if they are of another type or cannot be sent.
+    Raises UsageError, which never shows a value, if they are of another type or cannot be sent. `must` begins its
+    message about the type.
     """
     if headers is None:
         return []
@@ -224,13 +226,18 @@ def header_list(headers: object) -> list[tuple[str, str]]:
         else:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        hint = " Pass a function to SSEClient(headers=...)." if callable(headers) else ""
-        if isinstance(headers, str):
-            hint = " The URL is the first argument; pass another method than the default as `method`."
-        raise UsageError(
-            f"`headers` must be a mapping or a list of (name, value) pairs, got {type(headers).__name__}.{hint}"
-        ) from None
+        got = type(headers).__name__
+        if must == _MUST:
+            # Of one request.
+            got += "." + _hint_for_headers(headers)
+        raise UsageError(f"{must} a mapping or a list of (name, value) pairs, got {got}") from None
     return [_header(name, value) for name, value in pairs]
+
+
+def _hint_for_headers(headers: object) -> str:
+    if isinstance(headers, str):
+        return " The URL is the first argument; pass another method than the default as `method`."
+    return " Pass a function to SSEClient(headers=...)." if callable(headers) else ""
 
 
 def check_raw_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -5,6 +5,7 @@ A wrong argument raises UsageError before anything is sent. Nothing that the cal
 
 from __future__ import annotations
 
+import inspect
 import io
 import operator
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -400,7 +401,11 @@ class _HeadersOfAttempts:
         """
         with CallersFunction("the headers function", passes=()):
             returned = self.function()
-        headers = header_list(returned)
+        if inspect.iscoroutine(returned):
+            # A lambda that calls a coroutine function.
+            returned.close()
+            raise UsageError("`headers`: the function must return headers, got a coroutine, which is never awaited")
+        headers = header_list(returned, "`headers`: the function must return")
         check_framing(headers, own_length=False)
         if any(name.lower() == "last-event-id" for name, _ in headers):
             raise UsageError("`headers`: the function must not return Last-Event-ID. Pass `last_event_id`.")

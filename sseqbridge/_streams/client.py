@@ -156,7 +156,7 @@ class SSEClient(Immutable, Generic[T]):
         if own["format"] not in ("sse", "jsonl"):
             raise UsageError(f'`format` must be "sse" or "jsonl", got {own["format"]!r}')
         # Of objects that their owner may change: a copy.
-        own["headers"] = headers if callable(headers) else header_list(headers) or None
+        own["headers"] = headers if callable(headers) else header_list(headers, "`headers` must be a function,") or None
         self._set(_base_url="", _own=own, _shared={})
         self._prepared(_ANY_URL, None, None, options)
         if "timeout" in options:

@@ -504,7 +504,7 @@ def test_function_that_gives_up_after_reconnect_loses_the_stream(ask: Requester)
         (Resume("GET", "http://127.0.0.1:99999/"), "http"),
         (Resume("GET", "http://127.0.0.1:x/"), "http"),
         (Resume("GET", "/", {"X": "a\nb"}), "control characters"),
-        (Resume("GET", "/", 5), "mapping"),  # type: ignore[arg-type]
+        (Resume("GET", "/", 5), "`headers` of a Resume must be a mapping"),  # type: ignore[arg-type]
         (Resume("GET", "/", {"Transfer-Encoding": "chunked"}), "of a request, not of a response"),
         (Resume("GET", "/", {"Content-Length": "3"}), "of a request, not of a response"),
     ],
@@ -518,6 +518,19 @@ def test_function_that_returns_no_request(ask: Requester, returned: Any, words: 
         assert isinstance(error.__cause__, UsageError)
         assert words in str(error.__cause__)
         assert len(server.requests) == 1
+
+
+def test_function_that_returns_a_coroutine(ask: Requester) -> None:
+    """A lambda that calls a coroutine function; the coroutine is closed, without a warning."""
+
+    async def resume(attempt: Attempt) -> Resume:
+        return Resume("GET", attempt.url)
+
+    wrong: Any = lambda attempt: resume(attempt)  # noqa: E731, PLW0108
+    with SSEServer([send(1, id="a"), cut()]) as server:
+        items, error = ask(server.url, data={}, reconnect=by(wrong)).fail()
+        assert items == [1]
+        assert "Resume or None, got coroutine" in str(error.__cause__)
 
 
 def test_function_that_raises(ask: Requester) -> None:

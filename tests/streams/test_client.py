@@ -129,7 +129,7 @@ def test_base_url_that_cannot_work_is_a_usage_error(base_url: Any, message: str)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"headers": 5}, "`headers` must be a mapping"),
+        ({"headers": 5}, "`headers` must be a function, a mapping"),
         ({"headers": {"X-A": "a\nb"}}, "`headers`: the value of 'X-A'"),
         ({"headers": {"Content-Length": "5"}}, "`headers` must not contain 'Content-Length'"),
         ({"auth": 5}, "`auth` must be"),

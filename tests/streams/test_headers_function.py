@@ -286,7 +286,7 @@ def test_failure_before_the_second_attempt_ends_the_opening(send_with: ClientReq
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (5, "`headers` must be a mapping"),
+        ("Bearer 1", "`headers`: the function must return a mapping or a list of (name, value) pairs, got str"),
         ({"X": "a\nb"}, "`headers`: the value of 'X'"),
         ({"Content-Length": "5"}, "`headers` must not contain 'Content-Length'"),
         ({"Last-Event-ID": "5"}, "`headers`: the function must not return Last-Event-ID. Pass `last_event_id`."),
@@ -322,9 +322,27 @@ def test_coroutine_function_is_a_usage_error() -> None:
             SSEClient("http://h", headers=wrong)
 
 
-def test_failure_in_merged_streams_is_an_error_of_its_own_stream(run: Run, server: SSEServer) -> None:
+def test_function_that_returns_a_coroutine_is_a_usage_error(send_with: ClientRequester) -> None:
+    """A lambda that calls a coroutine function; the coroutine is closed, without a warning."""
+
+    async def headers() -> dict[str, str]:
+        return {}
+
+    wrong: Any = lambda: headers()  # noqa: E731, PLW0108
+    with pytest.raises(UsageError, match="the function must return headers, got a coroutine, which is never awaited"):
+        send_with(SSEClient("http://h", headers=wrong), "/")
+
+
+@pytest.mark.parametrize(
+    ("headers", "kind"),
+    [(failing(0, KeyError()), CallbackError), (lambda: {"Authorization": None}, UsageError)],
+    ids=["raises", "returns-none"],
+)
+def test_failure_in_merged_streams_is_an_error_of_its_own_stream(
+    run: Run, server: SSEServer, headers: Any, kind: Any
+) -> None:
     client = SSEClient(server.url)
-    calls = {"bad": client.with_options(headers=failing(0, KeyError())).call("/"), "good": client.call("/")}
+    calls = {"bad": client.with_options(headers=headers).call("/"), "good": client.call("/")}
 
     async def main() -> dict[str, Any]:
         async with amerge(calls, errors="yield") as merged:
@@ -332,12 +350,12 @@ def test_failure_in_merged_streams_is_an_error_of_its_own_stream(run: Run, serve
 
     for named in (dict(merge(calls, errors="yield")), run(main)):
         assert named["good"] == 1
-        assert type(named["bad"]) is CallbackError
+        assert type(named["bad"]) is kind
         assert named["bad"].stream_name == "bad"
     results = dict(gather(calls, errors="yield"))
     assert results["good"] == [1]
-    assert type(results["bad"]) is CallbackError
-    with pytest.raises(CallbackError):
+    assert type(results["bad"]) is kind
+    with pytest.raises(kind):
         list(merge(calls))
 
 
