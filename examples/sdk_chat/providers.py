@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import anthropic
 import openai
 
-from sseqbridge import BridgeTransport
+from sseqbridge import BridgeTransport, TruncatedStreamError
 
-__all__ = ["ERRORS", "PROVIDERS", "Provider", "refusal"]
+__all__ = ["ERRORS", "PROVIDERS", "Provider", "refusal", "whole"]
 
 # What the SDKs raise before the answer begins; a relay reports later errors itself.
 ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
@@ -22,10 +23,21 @@ _transport = BridgeTransport(idle=60)
 
 
 class Provider(NamedTuple):
-    """`ask` sends a prompt and returns the SDK's stream; `text` returns an item's text, None if it has none."""
+    """`ask` sends a prompt and returns the SDK's chunks; `text` returns a chunk's text, None if it has none."""
 
-    ask: Callable[[str], Any]
+    ask: Callable[[str], Iterator[Any]]
     text: Callable[[Any], str | None]
+
+
+def whole(stream: Any, is_last: Callable[[Any], object]) -> Iterator[Any]:
+    """Yield the chunks of an SDK's stream. Raises TruncatedStreamError if none of them was the last of an answer."""
+    has_ended = False
+    with closing(stream):
+        for chunk in stream:
+            has_ended = has_ended or bool(is_last(chunk))
+            yield chunk
+    if not has_ended:
+        raise TruncatedStreamError("the answer was cut off")
 
 
 def refusal(error: Exception) -> tuple[int, dict[str, str]]:
@@ -48,9 +60,11 @@ def _anthropic() -> anthropic.Anthropic:
     return anthropic.Anthropic(http_client=anthropic.DefaultHttpxClient(transport=_transport))
 
 
-def _ask_openai(prompt: str) -> Any:
+def _ask_openai(prompt: str) -> Iterator[Any]:
     model = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")
-    return _openai().chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}], stream=True)
+    messages: Any = [{"role": "user", "content": prompt}]
+    stream = _openai().chat.completions.create(model=model, messages=messages, stream=True)
+    return whole(stream, lambda chunk: any(choice.finish_reason for choice in chunk.choices))
 
 
 def _openai_text(chunk: Any) -> str | None:
@@ -58,10 +72,11 @@ def _openai_text(chunk: Any) -> str | None:
     return text or None
 
 
-def _ask_anthropic(prompt: str) -> Any:
+def _ask_anthropic(prompt: str) -> Iterator[Any]:
     model = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-5")
     messages: Any = [{"role": "user", "content": prompt}]
-    return _anthropic().messages.create(model=model, max_tokens=1024, messages=messages, stream=True)
+    stream = _anthropic().messages.create(model=model, max_tokens=1024, messages=messages, stream=True)
+    return whole(stream, lambda event: event.type == "message_stop")
 
 
 def _anthropic_text(event: Any) -> str | None:

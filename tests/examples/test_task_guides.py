@@ -176,6 +176,8 @@ def test_commands_of_the_django_project(tmp_path: Path) -> None:
 @example("examples/sdks.md", "LangChain")
 @example("examples/sdks.md", "Stop a stream elsewhere")
 def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from examples.sdk_chat.providers import whole
+
     for name in ("OPENAI", "ANTHROPIC"):
         monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
         monkeypatch.setenv(f"{name}_BASE_URL", upstream.url)
@@ -185,20 +187,15 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [langchain] = python("examples/sdks.md", "LangChain")
     closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
     app = Flask("example")
-    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[])
+    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[], whole=whole)
     session.run(clients)
 
     chunks = [
         {"choices": [], "prompt_filter_results": []},
         {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}}]},
     ]
-    upstream.play([*map(send, chunks), DONE])
-    saved: list[Any] = []
-
-    def save(*row: str, is_whole: bool) -> None:
-        saved.append((*row, is_whole))
-
-    session.names["save"] = save
+    last = {"id": "1", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    upstream.play([*map(send, chunks), send(last), DONE])
     for code in (in_flask, langchain, save_it):
         session.run(code)
     assert app.test_client().head("/chat?prompt=Hello").status_code == 200
@@ -206,11 +203,13 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert app.test_client().get("/chat?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
     assert app.test_client().get("/langchain?prompt=Hello").text.endswith("data: Hi\n\ndata: [DONE]\n\n")
 
-    last = {"id": "1", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    for rest, shown in (([send(last), DONE], "data: [DONE]"), ([], "data: [DONE]"), ([cut()], "event: error")):
+    outcomes = ["eof", "error", "error"]
+    for rest, outcome in zip(([send(last), DONE], [], [cut()]), outcomes, strict=True):
         upstream.play([send(chunks[1]), *rest])
-        assert shown in app.test_client().get("/saved?prompt=Hello").text
-    assert saved == [("Hello", "Hi", True), ("Hello", "Hi", False), ("Hello", "Hi", False)]
+        for path in ("/saved", "/chat", "/langchain"):
+            text = app.test_client().get(f"{path}?prompt=Hello").text
+            assert ("data: [DONE]" in text, "event: error" in text) == (outcome == "eof", outcome == "error"), path
+    assert session.names["answers"] == [("Hello", "Hi", outcome) for outcome in outcomes]
 
     delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
     upstream.play([send(delta, "content_block_delta"), send({"type": "message_stop"}, "message_stop")])
@@ -219,6 +218,10 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     view = session.run(in_django)["answer"]
     response = view(RequestFactory().get("/chat", {"prompt": "Hello"}))
     assert b"".join(response.streaming_content).endswith(b"data: Hi\n\ndata: [DONE]\n\n")
+    response.close()
+    upstream.play([send(delta, "content_block_delta")])
+    response = view(RequestFactory().get("/chat", {"prompt": "Hello"}))
+    assert b"event: error" in b"".join(response.streaming_content)
     response.close()
 
     upstream.play([send(chunks[1]), silence()])

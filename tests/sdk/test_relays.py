@@ -66,6 +66,21 @@ def test_an_answer_is_relayed(servers: Servers, server: str, upstream: SSEServer
 @on_servers
 @every_server
 @every_provider
+def test_an_answer_without_its_end_is_reported(
+    servers: Servers, server: str, upstream: SSEServer, provider: str
+) -> None:
+    # As if a proxy had ended it.
+    upstream.play(begin(provider))
+    with reading(address(servers, server, provider)) as reader:
+        events = list(reader.events())
+    assert [event.data for event in events[:-1]] == ["Hello"]
+    assert events[-1].event == "error"
+    assert "TruncatedStreamError" in events[-1].data
+
+
+@on_servers
+@every_server
+@every_provider
 def test_leaving_a_silent_answer_aborts_it(servers: Servers, server: str, upstream: SSEServer, provider: str) -> None:
     count = len(upstream.requests)
     upstream.play([*begin(provider), silence()])
