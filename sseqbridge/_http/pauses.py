@@ -7,12 +7,13 @@ A CallPauses belongs to one call, and to the loop of its stream.
 from __future__ import annotations
 
 from collections import deque
+from contextvars import ContextVar
 
 import anyio
 
 from sseqbridge._runtime.clock import clock
 
-__all__ = ["CallPauses", "Pauses"]
+__all__ = ["CallPauses", "Pauses", "pauses_of_function"]
 
 
 class Pauses:
@@ -72,3 +73,7 @@ class CallPauses:
     def extend(self, scope: anyio.CancelScope) -> None:
         """Let each wait from now on move the deadline of `scope`, in place of an earlier scope's."""
         self._scope = scope
+
+
+# The pauses of the gather that has called a function of the caller's, in that function's context.
+pauses_of_function: ContextVar[Pauses | None] = ContextVar("sseqbridge-pauses", default=None)

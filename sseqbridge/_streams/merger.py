@@ -353,7 +353,7 @@ def member_of(name: Any, stream: Any, pauses: Pauses | None = None) -> Member:
         if stream.func is iterate or getattr(stream.func, "__func__", None) is Bridge.iterate:
             return Member(name, None, reader_of(stream()), is_own=True)
     if callable(stream) and not is_coroutine_function(stream):
-        return Member(name, FunctionOpening(name, stream), None)
+        return Member(name, FunctionOpening(name, stream, pauses), None)
     raise UsageError(
         f"the stream {name!r} must be what request_sse or iterate returns, or a Call or other function that returns "
         f"it, as functools.partial(request_sse, url) does, got {_kind(stream)}"

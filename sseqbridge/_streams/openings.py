@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sseqbridge._engine.channel import post
 from sseqbridge._engine.scope import CancelScope
 from sseqbridge._exceptions import CallbackError, RequestAbortedError, SSEError, UsageError
+from sseqbridge._http.pauses import Pauses, pauses_of_function
 from sseqbridge._runtime import threads
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
@@ -36,7 +37,6 @@ from .sync import SSEResponse, Stream
 
 if TYPE_CHECKING:
     from sseqbridge._engine.scope import CancelScope as Scope
-    from sseqbridge._http.pauses import Pauses
 
     from .pending import PendingResponse
 
@@ -210,10 +210,19 @@ class _BaseFunctionOpening:
 
 
 class FunctionOpening(_BaseFunctionOpening):
-    """A function that runs in a thread of its own, and returns what request_sse or iterate returns."""
+    """A function that runs in a thread of its own, and returns what request_sse or iterate returns.
+
+    The requests that it sends share `pauses`.
+    """
+
+    def __init__(self, name: Any, function: Callable[[], Any], pauses: Pauses | None = None) -> None:
+        super().__init__(name, function)
+        self._pauses = pauses
 
     def start(self) -> None:
         context = contextvars.copy_context()
+        if self._pauses is not None:
+            context.run(pauses_of_function.set, self._pauses)
         threads.start_worker(context.run, self._run)
 
     def _run(self) -> None:

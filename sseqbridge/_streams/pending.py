@@ -17,6 +17,7 @@ from sseqbridge._engine.responses import Head
 from sseqbridge._engine.scope import check_scope
 from sseqbridge._engine.stream_task import StreamTask
 from sseqbridge._exceptions import RequestAbortedError
+from sseqbridge._http.pauses import Pauses, pauses_of_function
 
 from .bridge import Bridge, check_bridge, default_bridge
 from .cursor import Cursor
@@ -24,8 +25,6 @@ from .reader import ItemReader
 from .sync import EventStream, SSEResponse
 
 if TYPE_CHECKING:
-    from sseqbridge._http.pauses import Pauses
-
     from .aio import AsyncSSEResponse
     from .arguments import PreparedRequest
 
@@ -106,16 +105,17 @@ class PendingResponse(NamedTuple):
 
 
 def pending(prepared: PreparedRequest, bridge: Bridge | None, pauses: Pauses | None = None) -> PendingResponse:
-    """Return a request on a bridge, None for the process's own, which was not sent yet. `pauses` are those it shares.
+    """Return a request on a bridge, None for the process's own, which was not sent yet.
 
-    Calls the headers function of a client in this thread. Raises RequestAbortedError if `cancel` is set, UsageError if
-    `bridge` is none.
+    `pauses` are those it shares, None for those of the gather whose function sends it. Calls the headers function of a
+    client in this thread. Raises RequestAbortedError if `cancel` is set, UsageError if `bridge` is none.
     """
     if bridge is None:
         bridge = default_bridge()
     else:
         check_bridge(bridge)
     prepared.check_not_cancelled()
+    pauses = pauses or pauses_of_function.get()
     options = prepared.options if pauses is None else replace(prepared.options, pauses=pauses.of_call())
     return PendingResponse(bridge.new_task(options), prepared, bridge)
 

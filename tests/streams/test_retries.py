@@ -347,16 +347,19 @@ def test_headers_after_a_pause_are_new(clock: FakeClock) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["call", "partial"])
+@pytest.mark.parametrize("kind", ["call", "function", "partial"])
 def test_calls_of_a_gather_share_the_pause_after_a_429(clock: FakeClock, kind: str) -> None:
     limited = Limited(clock, "60")
     with SSEServer(limited) as server:
-        retries = 1 if kind == "call" else 0
-        client = client_of(server, retries)
-        call: Any = client.call("/") if kind == "call" else partial(request_sse, server.url, timeout=UNLIMITED)
+        client = client_of(server, retries=1)
+        call: Any = {
+            "call": client.call("/"),
+            "function": lambda: client.request("/"),
+            "partial": partial(request_sse, server.url, timeout=UNLIMITED),
+        }[kind]
         results = clock.advance_until_done(lambda: list(gather([call] * 5, limit=1, errors="yield")), step=1)
     assert [name for name, _ in results] == list(range(5))
-    if kind == "call":
+    if kind != "partial":
         assert [items for _, items in results] == [[1]] * 5
     else:
         assert isinstance(results[0][1], StatusError)
