@@ -40,10 +40,12 @@ class RenewingAuth(httpx.Auth):
         self.token = "none yet"
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self.token}"
+        sent = self.token
+        request.headers["Authorization"] = f"Bearer {sent}"
         response = yield request
         if response.status_code == 401:
-            answer = yield httpx.Request("POST", self.token_url, data=GRANT)
-            self.token = answer.json()["access_token"]
+            if self.token == sent:  # unless another request has renewed it in the meantime
+                answer = yield httpx.Request("POST", self.token_url, data=GRANT)
+                self.token = answer.json()["access_token"]
             request.headers["Authorization"] = f"Bearer {self.token}"
             yield request

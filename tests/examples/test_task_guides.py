@@ -52,6 +52,7 @@ from examples.test_tokens import (  # noqa: F401
     test_token_that_is_not_issued_is_an_error,
     test_token_that_was_refused_is_renewed,
 )
+from examples.tokens import RenewingAuth
 from sseqbridge.resume import MemoryLog
 from sseqbridge.testing import (
     ReceivedRequest,
@@ -323,6 +324,18 @@ def test_tokens_that_expire() -> None:
             assert changing.request("/").status == 401
         first, second = (received.headers["x-request-id"] for received in upstream.requests[-2:])
         assert first != second
+
+
+def test_token_that_another_request_has_renewed_is_used() -> None:
+    auth = RenewingAuth("http://h/token")
+    requests = [httpx.Request("GET", "http://h/") for _ in range(2)]
+    first, second = (auth.auth_flow(request) for request in requests)
+    assert next(first) is requests[0]
+    assert next(second) is requests[1]
+    assert first.send(httpx.Response(401)).url == "http://h/token"
+    first.send(httpx.Response(200, json={"access_token": "new"}))
+    assert second.send(httpx.Response(401)) is requests[1]
+    assert [request.headers["authorization"] for request in requests] == ["Bearer new"] * 2
 
 
 def price(number: int) -> Step:
