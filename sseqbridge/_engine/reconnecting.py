@@ -181,12 +181,16 @@ class ReconnectingExchange:
             return await self._attempt()
         tried = 0 if self._retry is None else self._retry.attempt
         error = StreamTimeoutError("total", self._opening_seconds, self.target)
-        return self._refusal_or_error(GiveUp(tried, "the time for it is over"), error)
+        return self._refusal_or_error(GiveUp(tried, f"there was no response {self._opening_limit}"), error)
 
     @property
     def _opening_seconds(self) -> float:
         total = self._options.timeout.total
         return _OPEN_SECONDS if total is None else total
+
+    @property
+    def _opening_limit(self) -> str:
+        return f"within {self._opening_seconds:g} s; timeout=Timeout(total=...) sets this limit"
 
     @property
     def _opening_deadline(self) -> float:
@@ -229,7 +233,8 @@ class ReconnectingExchange:
         if isinstance(decision, Retry):
             if clock.monotonic() + decision.delay <= self._opening_deadline:
                 return await self._plan(decision, cause)
-            decision = GiveUp(decision.attempt - 1, f"the next attempt, in {decision.delay:.3g} s, would come too late")
+            reason = f"the next attempt, in {decision.delay:.3g} s, would not be {self._opening_limit}"
+            decision = GiveUp(decision.attempt - 1, reason)
         return self._refusal_or_error(decision, cause)
 
     def _refusal_or_error(self, decision: GiveUp, cause: SSEError) -> Head:

@@ -225,7 +225,8 @@ def test_short_connection_without_events_counts_as_an_attempt(ask: Requester) ->
 def test_refused_connection_is_retried(ask: Requester) -> None:
     notes = Notes()
     policy = ReconnectionPolicy(delay=0.01, factor=1, jitter=0, attempts=2)
-    with SSEServer([send(1), cut()]) as server:
+    # The end of the server cuts the connection: no attempt before it can get another item.
+    with SSEServer([send(1), silence()]) as server:
         response = ask(server.url, reconnect=policy, on_reconnect=notes)
         assert response.next() == 1
     items, error = response.fail()
