@@ -181,16 +181,12 @@ class ReconnectingExchange:
             return await self._attempt()
         tried = 0 if self._retry is None else self._retry.attempt
         error = StreamTimeoutError("total", self._opening_seconds, self.target)
-        return self._refusal_or_error(GiveUp(tried, f"there was no response {self._opening_limit}"), error)
+        return self._refusal_or_error(GiveUp(tried, f"there was no response {_within(self._opening_seconds)}"), error)
 
     @property
     def _opening_seconds(self) -> float:
         total = self._options.timeout.total
         return _OPEN_SECONDS if total is None else total
-
-    @property
-    def _opening_limit(self) -> str:
-        return f"within {self._opening_seconds:g} s; timeout=Timeout(total=...) sets this limit"
 
     @property
     def _opening_deadline(self) -> float:
@@ -233,7 +229,7 @@ class ReconnectingExchange:
         if isinstance(decision, Retry):
             if clock.monotonic() + decision.delay <= self._opening_deadline:
                 return await self._plan(decision, cause)
-            reason = f"the next attempt, in {decision.delay:.3g} s, would not be {self._opening_limit}"
+            reason = f"the next attempt, in {decision.delay:.3g} s, would not be {_within(self._opening_seconds)}"
             decision = GiveUp(decision.attempt - 1, reason)
         return self._refusal_or_error(decision, cause)
 
@@ -368,6 +364,10 @@ class ReconnectingExchange:
         reason = "a clean end, or as the caller asked" if cause is None else type(cause).__name__
         logger.debug("%s: attempt %d to reconnect in %.3g s, after %s", self.target, retry.attempt, retry.delay, reason)
         return Reconnecting(retry.attempt, retry.delay, cause)
+
+
+def _within(seconds: float) -> str:
+    return f"within {seconds:g} s; timeout=Timeout(total=...) sets this limit"
 
 
 def _lost(target: str, decision: GiveUp, cause: SSEError | None) -> ReconnectionError:

@@ -90,7 +90,7 @@ def test_total_limits_the_wait_for_the_first_response(clock: FakeClock, ask: Req
 
 def test_no_attempt_is_planned_after_the_deadline(ask: Requester, closed_port: int) -> None:
     notes = Notes()
-    with pytest.raises(ReconnectionError, match=r"would not be within 999 s; timeout=Timeout\(total=\.\.\.\)") as caught:
+    with pytest.raises(ReconnectionError, match=r"would not be within 999 s; timeout=Timeout\(total=") as caught:
         ask(f"http://127.0.0.1:{closed_port}", reconnect=LATE, timeout=Timeout(total=999), on_reconnect=notes)
     assert (caught.value.attempts, notes.calls) == (0, [])
     assert isinstance(caught.value.__cause__, ConnectError)
