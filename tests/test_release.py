@@ -111,8 +111,11 @@ def test_installed_wheel_reads_a_stream(distributions: Path, tmp_path: Path) -> 
         "with SSEServer([send({'n': 1}), send('[DONE]')]) as server:\n"
         "    items = list(sseqbridge.request_sse(server.url).events)\n"
         "print(sseqbridge.__version__, items, sseqbridge.__file__, sep='\\n')\n"
+        "from importlib.resources import files\n"
+        "print((files('sseqbridge.relay') / 'browser/relay.js').read_text('utf-8'))\n"
     )
-    version, items, place = run(python, program, cwd=tmp_path).splitlines()
+    version, items, place, *module = run(python, program, cwd=tmp_path).splitlines()
+    assert "export async function readByFetch(url, options) {" in module
     assert (version, items) == (sseqbridge.__version__, "[{'n': 1}]")
     assert Path(place).is_relative_to(site)
     assert run(python.with_name("sseqbridge"), "--version", cwd=tmp_path).strip() == f"sseqbridge {version}"
