@@ -327,7 +327,7 @@ class ReconnectingExchange:
         self._stage = _Stage.DECIDED
         self._attempts.take_drop_request()
         if head.status != 204:
-            raise status_error(self.target, head, await self._attempts.exchange.read_body())
+            raise status_error(self.target, head, await self._attempts.exchange.read_body(), self._cause)
         self._stage = _Stage.LAST
 
     # Deciding.

@@ -121,8 +121,11 @@ def retry_after_of(headers: httpx.Headers) -> float | None:
     return retry_after(headers.get("retry-after"), now, headers.get("retry-after-ms"))
 
 
-def status_error(target: str, head: Head, body: Body) -> StatusError:
-    """Return the error for a response whose status is not 200. It quotes the provider's message if the body has one."""
+def status_error(target: str, head: Head, body: Body, lost: SSEError | None = None) -> StatusError:
+    """Return the error for a response whose status is not 200. It quotes the provider's message if the body has one.
+
+    Its cause is why the body is incomplete, else why the stream that the request continues was `lost`.
+    """
     try:
         phrase = f" {HTTPStatus(head.status).phrase}"
     except ValueError:
@@ -132,7 +135,7 @@ def status_error(target: str, head: Head, body: Body) -> StatusError:
     if message is not None:
         detail = f": {quoted(message.strip())}"
     error = StatusError(f"{target} answered {head.status}{phrase}{detail}", head.status, head.headers, body.content)
-    error.__cause__ = body.error
+    error.__cause__ = body.error or lost
     return error
 
 

@@ -23,6 +23,7 @@ from sseqbridge import (
     Resume,
     SSEClient,
     StatusError,
+    TruncatedStreamError,
     UsageError,
     request_sse,
 )
@@ -277,6 +278,7 @@ def test_get_that_is_refused_ends_the_stream(ask: Requester) -> None:
         assert items == [1]
         assert isinstance(error, StatusError)
         assert error.status == 405
+        assert isinstance(error.__cause__, TruncatedStreamError)
         assert lines(server) == [("POST", "/"), ("GET", "/")]
 
 
