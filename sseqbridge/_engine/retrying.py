@@ -50,11 +50,7 @@ class _RetryingSender(RequestSender):
         """Do the same as RequestSender.send(). Returns the last response, or raises the last error, of all attempts."""
         tried = 0
         while True:
-            pauses = self._options.pauses
-            has_waited = pauses is not None and await pauses.wait(self._first_origin)
-            # The headers of a function may have expired.
-            if tried or (has_waited and self._options.new_headers is not None):
-                await self._renew()
+            await self._wait_for_pauses(is_sent=tried > 0)
             response, error = None, None
             try:
                 response = await super().send()
@@ -73,6 +69,18 @@ class _RetryingSender(RequestSender):
             await self.close_response()
             self._response = None
             await anyio.sleep(delay)
+
+    async def _wait_for_pauses(self, *, is_sent: bool) -> None:
+        """Wait until no pause is left, and build a request that was sent, or whose headers may have expired."""
+        pauses, is_stale = self._options.pauses, is_sent
+        while True:
+            if pauses is not None and await pauses.wait(self._first_origin):
+                is_stale = is_stale or self._options.new_headers is not None
+            if not is_stale:
+                return
+            await self._renew()
+            # Another pause may have begun while the caller's function made the headers.
+            is_stale = False
 
     def _failure_of(self, response: Any) -> Failure:
         headers = response_headers(response)

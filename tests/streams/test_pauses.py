@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from sseqbridge._engine import retrying
 from sseqbridge._engine.attempt_options import options_of_attempt
 from sseqbridge._http.pauses import CallPauses
 from sseqbridge._http.request import RequestOptions
-from sseqbridge.testing import SSEServer, hold, in_turn, raw, respond, send, silence
+from sseqbridge._http.urls import origin_key
+from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, in_turn, raw, respond, send, silence
 from tests.clock import FakeClock
 from tests.support import in_thread
 
@@ -124,3 +126,30 @@ def test_request_is_built_once_for_each_attempt(
         assert [request.headers["x-key"] for request in server.requests] == ["1", "1"]
     # With a function, the second request is built again after the pause: its headers may have expired.
     assert len(renewed) == has_function
+
+
+def test_pause_that_begins_while_headers_are_made_holds(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed, sent = 0, []
+
+    async def renew(options: RequestOptions) -> RequestOptions:
+        nonlocal renewed
+        renewed += 1
+        if renewed == 1:
+            # As after the refusal of another call.
+            assert options.pauses is not None
+            options.pauses.begin(origin_key(options.url), 60)
+        return await options_of_attempt(options)
+
+    script = in_turn(limited(), GOOD)
+
+    def noted(request: ReceivedRequest) -> Iterable[Step]:
+        sent.append(clock.monotonic())
+        return script(request)
+
+    monkeypatch.setattr(retrying, "options_of_attempt", renew)
+    with SSEServer(noted) as server:
+        calls = [client_of(server, None, headers=dict).call("/")] * 2
+        results = clock.advance_until_done(lambda: dict(gather(calls, limit=1, errors="yield")))
+    assert results[1] == [1]
+    assert sent[1] - sent[0] >= 120
+    assert renewed == 2
