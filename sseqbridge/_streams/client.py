@@ -6,7 +6,6 @@ process, which the first request starts. So a client may be made at import, befo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
@@ -301,14 +300,10 @@ class SSEClient(Immutable, Generic[T]):
         )
 
 
-def _describe(kind: type[SSEClient[Any]]) -> None:
-    """Give the class a signature with all options and their defaults, in place of `**options`."""
-    signature = signature_with(kind.__init__, OwnKeywords, ItemKeywords, SharedKeywords)
-    _, *parameters = signature.parameters.values()
-    kind.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-
-_describe(SSEClient)
+# Of the constructor, not of the class: a subclass with a constructor of its own would inherit it.
+SSEClient.__init__.__signature__ = signature_with(  # type: ignore[attr-defined]
+    SSEClient.__init__, OwnKeywords, ItemKeywords, SharedKeywords
+)
 
 # The clients of request_sse and arequest_sse, and of request_jsonl.
 DEFAULT_CLIENT: SSEClient[Any] = SSEClient()

@@ -283,6 +283,17 @@ def test_signature_shows_the_options_with_their_defaults() -> None:
     assert {"json", "params", "content", "cancel", "last_event_id"}.isdisjoint(own)
 
 
+def test_subclass_has_the_signature_of_its_own_constructor() -> None:
+    """Frameworks that inject dependencies read it."""
+
+    class Ours(SSEClient[Any]):
+        def __init__(self, key: str) -> None:
+            super().__init__("http://h", headers={"Authorization": f"Bearer {key}"})
+
+    assert list(inspect.signature(Ours).parameters) == ["key"]
+    assert repr(Ours("sk-secret").with_options(retries=1)) == "<Ours http://h/>"
+
+
 def test_signatures_of_the_functions_are_frozen() -> None:
     """New options belong to the client."""
     frozen = (
