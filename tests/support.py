@@ -72,7 +72,7 @@ _COVERAGE_CONFIGURATION = os.environ.get("COVERAGE_PROCESS_START")
 EXITS = 30.0
 
 
-def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+def until(condition: Callable[[], object], timeout: float = 100.0) -> None:
     """Wait until `condition` holds. Raises TimeoutError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -211,7 +211,7 @@ def output(directory: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
     return str(run.stdout)

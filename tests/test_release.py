@@ -29,7 +29,7 @@ def run(*command: str | Path, cwd: Path) -> str:
     # The environment without what would let the checkout be imported.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
     words = [str(part) for part in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

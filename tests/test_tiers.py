@@ -39,5 +39,5 @@ def test_folder_decides_configurations(without: str, collected: bool) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/sse/test_events.py"]
     environment = {**os.environ, "SSEQBRIDGE_WITHOUT": without}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert ("tests/sse/test_events.py::" in done.stdout) is collected, done.stdout

@@ -21,7 +21,7 @@ from tests.support import ROOT, in_thread, until
 mcp = pytest.importorskip("mcp", reason="needs the extra sdk")
 
 # The SDK imports modules, and reads files, when it is first used.
-pytestmark = [pytest.mark.sdk, pytest.mark.blocks_its_loop, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sdk, pytest.mark.blocks_its_loop]
 
 Client = Callable[[], Any]
 

@@ -31,8 +31,7 @@ from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes
 from tests.requesters import Requester
 from tests.support import in_thread, until
 
-# A wait for an event takes up to 30 s on a busy machine.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 # The first response.

@@ -50,10 +50,6 @@ from tests.engine.reconnecting import AT_ONCE, DONE, LATE, UNLIMITED, Notes, ids
 from tests.requesters import Requester
 from tests.support import in_thread, subscription_of, until
 
-# A wait for an event takes up to 30 s on a busy machine.
-pytestmark = pytest.mark.timeout(120)
-
-
 # Final ends of a stream.
 
 

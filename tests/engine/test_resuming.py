@@ -33,8 +33,6 @@ from tests.engine.reconnecting import AT_ONCE, DONE, Notes, ids_sent
 from tests.requesters import Requester
 from tests.support import until
 
-pytestmark = pytest.mark.timeout(30)
-
 GET = dataclasses.replace(AT_ONCE, resume="get")
 SECRETS = {"Authorization": "Bearer sk-secret", "X-Api-Key": "sk-secret"}
 PROMPT = {"prompt": "x"}

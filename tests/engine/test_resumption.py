@@ -43,10 +43,6 @@ from tests.engine.reconnecting import AT_ONCE, DONE, UNLIMITED, Notes, ids_sent
 from tests.requesters import Requester
 from tests.support import HAS_OWN_TRANSPORT, in_thread
 
-# A wait for an event takes up to 30 s on a busy machine.
-pytestmark = pytest.mark.timeout(120)
-
-
 # Last-Event-ID, and the request that is sent again.
 
 

@@ -183,5 +183,5 @@ def run_in_shell(code: str, directory: Path, **replaced: str) -> subprocess.Comp
         code = code.replace(old, new)
     environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=100, cwd=directory, env=environment
+        ["bash", "-ec", code], check=False, capture_output=True, text=True, timeout=250, cwd=directory, env=environment
     )

@@ -23,8 +23,7 @@ from tests.browser_support import ControlledUpstream, Program, running
 from tests.redis_support import RedisServer, redis_server
 from tests.support import ROOT, reserved_port
 
-# The programs are slow on a busy machine.
-pytestmark = [pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.redis, pytest.mark.server]
 
 # The commands of the guide: the worker, the web server, and three requests.
 [_BLOCK] = re.findall(r"^```text\n(celery .*?)^```", (ROOT / "examples/celery.md").read_text("utf-8"), re.M | re.S)

@@ -30,8 +30,7 @@ from tests.browser_support import (
 from tests.redis_support import RedisServer, redis_server
 from tests.support import reserved_port, until
 
-# The browser and the workers are slow on a busy machine.
-pytestmark = [pytest.mark.browser, pytest.mark.redis, pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.redis, pytest.mark.server]
 
 WAYS = ["fetch", "eventsource"]
 WORDS = [f"{number} " for number in range(1, 201)]

@@ -21,7 +21,7 @@ from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, r
 from tests.redis_support import redis_server
 from tests.support import ROOT, reserved_port, until
 
-pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.server, pytest.mark.browser]
 
 GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "16", "--bind", "127.0.0.1:{port}"]
 UVICORN = ["uvicorn", "--port", "{port}", "examples.small_chat.fastapi_app:app"]

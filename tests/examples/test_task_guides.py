@@ -481,7 +481,7 @@ def test_prompts_after_an_interrupt(tmp_path: Path) -> None:
         assert len(upstream.requests) <= 28
         sent = len(upstream.requests)
         go_on.set()
-        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
         assert again.stdout.startswith("180 answers saved, 0 failed."), again.stderr
         assert len(upstream.requests) == sent + 180
     assert set(answers_in(path)) == set(prompts.PROMPTS)
@@ -710,4 +710,3 @@ def test_instead_of_other_packages(upstream: SSEServer, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "1\n"
     session.run(threads)
     assert sorted(capsys.readouterr().out.splitlines()) == ["a 1", "b 1"]
-

@@ -61,7 +61,7 @@ def test_short_run_finds_no_difference(target: str, seconds: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris does not support this Python")
     command = [sys.executable, "-m", "tests.fuzz", "1000000", "--target", target, "--seconds", str(seconds)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     result = re.fullmatch(rf"{target}: ([\d,]+) inputs, [\d,]+ a second, no difference\n", run.stdout)
     assert result is not None

@@ -35,8 +35,6 @@ from tests.requesters import Requester, Response
 from tests.support import INTERFACES, in_thread, peak_rss, until
 
 DONE = send("[DONE]")
-# Generous for busy machines: the amounts of data here are large.
-pytestmark = pytest.mark.timeout(120)
 
 CHALLENGE = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
 

@@ -215,7 +215,7 @@ def test_send_timeout_keeps_no_relay_alive() -> None:
             finally:
                 closed.set()
 
-        frames = relay.aframes(items(), send_timeout=1000)
+        frames = relay.aframes(items(), send_timeout=2500)
         while await anext(frames) == HEARTBEAT:
             pass
         del frames

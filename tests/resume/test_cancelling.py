@@ -24,10 +24,9 @@ from .support import (
     cancel_during_claim,
 )
 
-# Most tests have several threads or processes wait for each other.
 pytestmark = [
     pytest.mark.configurations("default", "plain", "httpx_transport"),
-    pytest.mark.timeout(90), pytest.mark.slow,
+    pytest.mark.slow,
 ]
 
 

@@ -23,8 +23,6 @@ from tests.redis_support import RedisServer, needs_redis, sentinel_of
 from .faulty_redis import FaultyRedis
 from .support import DONE
 
-pytestmark = pytest.mark.timeout(90)
-
 # Without the annotations that it lacks.
 Sentinel: Any = redis.asyncio.Sentinel
 

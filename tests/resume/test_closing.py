@@ -36,9 +36,6 @@ from .support import (
     use_store,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_close_ends_readers_and_releases_the_lease(logs: Logs, caller: LogCaller) -> None:
     log = logs.new()

@@ -19,8 +19,7 @@ from tests.support import in_thread, until
 from .failovers import command, replicate, role_of, stages
 from .support import DONE
 
-# Nodes take seconds to agree, more on a busy machine.
-pytestmark = [needs_redis, pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [needs_redis, pytest.mark.cluster]
 
 # No test here waits for the end of a lease or of `outage`. A failover that is tried again pauses writes for 10 s.
 PATIENT: dict[str, Any] = {"lease": 300.0, "outage": 300.0}

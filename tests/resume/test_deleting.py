@@ -19,9 +19,6 @@ from tests.support import in_thread, until
 
 from .support import DONE, LogCaller, Logs, claim_token, hub_of, new_store
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 TEXT = "x" * 300
 
 

@@ -14,9 +14,6 @@ from tests.engine.reconnecting import AT_ONCE
 
 from .support import DONE, LogCaller
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 PING = send("now", event="ping")
 ERROR = b'{"error": {"message": "too long"}}'
 

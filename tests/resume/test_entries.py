@@ -32,9 +32,6 @@ from sseqbridge.resume._hub import Hub
 from sseqbridge.resume._memory import MemoryStore
 from sseqbridge.resume._store import LogSettings
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 ERRORS: list[SSEError] = [
     StreamTimeoutError("idle", 2.5),
     BufferLimitError(7),

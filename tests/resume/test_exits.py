@@ -13,8 +13,6 @@ from sseqbridge import Bridge, BridgeClosedError, BridgeTransport, ProducerLostE
 from sseqbridge.testing import SSEServer, send, silence
 from tests.resume.support import Logs, core_of
 
-pytestmark = pytest.mark.timeout(90)
-
 
 class UpstreamFailedError(Exception):
     """As SDKs raise it."""

@@ -26,8 +26,7 @@ from tests.support import in_thread, until
 from .failovers import PATIENT, command, fail_over, is_in_step, role_of, stages, was_disturbed
 from .support import DONE, hub_of, new_store
 
-# Servers are slow to fail over and to start on a busy machine.
-pytestmark = [needs_redis, pytest.mark.timeout(120)]
+pytestmark = needs_redis
 
 # A port on which no process listens.
 NO_SERVER = 1

@@ -38,8 +38,6 @@ from tests.support import ROOT
 
 from .support import DONE, LogCaller, claim_token, hub_of
 
-pytestmark = pytest.mark.timeout(90)
-
 # Streams as version 1 of the format has them in Redis: for each a list of entries, without their ids.
 RECORDED: dict[str, list[dict[str, str]]] = json.loads((ROOT / "tests/data/log_format_1.json").read_text("utf-8"))
 

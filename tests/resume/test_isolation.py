@@ -27,9 +27,6 @@ from tests.support import until
 
 from .support import DONE, LEASE, LogCaller, LogReading, hub_of
 
-# The machine may be busy, and many streams take part.
-pytestmark = pytest.mark.timeout(90)
-
 T = TypeVar("T")
 
 
@@ -59,7 +56,7 @@ def until_tailed(log: Log, *keys: str) -> None:
         topic = hub_of(log).topics.get(key)
         return topic is not None and any(subscriber.is_reader for subscriber in topic.subscribers)
 
-    until(lambda: all(is_tailed(key) for key in keys), 30)
+    until(lambda: all(is_tailed(key) for key in keys))
 
 
 # Entries that cannot be read.

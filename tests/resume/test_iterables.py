@@ -33,9 +33,6 @@ from tests.support import in_thread, until
 
 from .support import DONE, LogCaller, Logs, expire_lease_when_killed
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 
 def words(*texts: str) -> Iterator[str]:
     yield from texts

@@ -25,9 +25,6 @@ from tests.support import until
 
 from .support import DONE, LEASE, LogCaller, Logs, check_often, claim_token, expire_lease_when_killed, new_store
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 
 class Follower:
     """A subscriber that counts lost leases."""

@@ -16,7 +16,7 @@ from tests.support import in_thread, until
 
 from .support import DONE, Logs, expire_lease_when_killed, hub_of
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -31,9 +31,6 @@ from .support import (
     hub_of,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_one_of_many_concurrent_openers_begins(log: Log) -> None:
     barrier = threading.Barrier(16)

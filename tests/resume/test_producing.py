@@ -36,8 +36,7 @@ from .support import (
     hub_of,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = [pytest.mark.configurations("default", "plain", "httpx_transport"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.configurations("default", "plain", "httpx_transport")
 
 SOON = ReconnectionPolicy(delay=0.02)
 

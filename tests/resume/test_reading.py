@@ -28,9 +28,6 @@ from .support import (
     hub_of,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_all_readers_share_one_upstream(log: Log, caller: LogCaller) -> None:
     go = threading.Event()

@@ -42,7 +42,7 @@ from tests.support import ROOT, until
 from .support import DONE, LEASE, check_often, hub_of, new_store
 
 # Most tests have several processes wait for each other.
-pytestmark = [needs_redis, pytest.mark.timeout(90)]
+pytestmark = needs_redis
 
 
 @pytest.fixture(scope="module")

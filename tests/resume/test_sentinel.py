@@ -18,8 +18,7 @@ from tests.support import in_thread, until
 
 from .failovers import PATIENT, is_in_step, replicate, role_of, stages, was_disturbed
 
-# Sentinels take seconds to agree, more on a busy machine.
-pytestmark = [needs_redis, pytest.mark.timeout(120)]
+pytestmark = needs_redis
 
 # Without the annotations that it lacks.
 Sentinel: Any = redis.asyncio.Sentinel

@@ -31,8 +31,7 @@ from tests.support import in_thread, until
 
 from .support import DONE, LEASE, KillableStore, LogCaller, Logs, check_often, hub_of, new_store, use_store
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 HANG = {"timeout": None}
 

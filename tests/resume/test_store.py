@@ -28,8 +28,7 @@ from .support import (
     new_store,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_store_calls_are_idempotent(logs: Logs) -> None:

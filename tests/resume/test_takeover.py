@@ -39,8 +39,7 @@ from .support import (
     use_store,
 )
 
-# Most tests have several threads or processes wait for each other.
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 STEPS = [
     ("claim", 0, True),

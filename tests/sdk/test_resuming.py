@@ -25,7 +25,7 @@ from tests.support import in_thread, reserved_port, until
 
 pytest.importorskip("mcp", reason="needs the extra sdk")
 
-pytestmark = [pytest.mark.sdk, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.sdk
 
 POLICY = ReconnectionPolicy(delay=0.05, jitter=0)
 GET = ReconnectionPolicy(delay=0.05, jitter=0, resume="get")
@@ -153,7 +153,7 @@ def test_answer_that_an_mcp_server_ends_on_purpose_is_resumed() -> None:
         assert (it.outcome, tool.runs) == ("done", 1)
 
 
-GRAPH = '''
+GRAPH = """
 import asyncio
 from pathlib import Path
 from typing import TypedDict
@@ -185,7 +185,7 @@ builder.add_edge(START, "begin")
 builder.add_edge("begin", "end")
 builder.add_edge("end", END)
 graph = builder.compile()
-'''
+"""
 
 
 @pytest.fixture(scope="module")

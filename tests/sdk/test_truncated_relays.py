@@ -346,7 +346,7 @@ def read_with_node(name: str, url: str) -> tuple[str, str | None]:
         if not (directory / "node_modules" / package).is_dir():
             pytest.skip(f"npm install --prefix {directory} {package} was not run")
     command = ["node", str(ROOT / "tests/sdk/read_stream.cjs"), str(directory), url, name]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True)
     result = json.loads(ran.stdout)
     return result["text"], result["error"]
 

@@ -29,8 +29,6 @@ from sseqbridge.testing import SSEServer, Step, comment, cut, in_turn, raw, resp
 from tests.engine.reconnecting import AT_ONCE, LATE
 from tests.requesters import Requester
 
-pytestmark = pytest.mark.timeout(120)
-
 DONE = send("[DONE]")
 FRAMINGS: list[Step] = [respond(), respond(framing="length"), respond(framing="close")]
 NOT_JSON_MODES = ["text", "event", ServerSentEvent.json]

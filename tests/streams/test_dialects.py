@@ -32,7 +32,7 @@ from tests.clock import FakeClock
 from tests.requesters import Requester
 from tests.support import until
 
-pytestmark = [pytest.mark.configurations("default", "plain"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.configurations("default", "plain")
 
 DONE = send("[DONE]")
 # What follows an end is not read.

@@ -323,7 +323,7 @@ def test_that_fails(sse_server):
 def test_fixture_is_available_to_users(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250, cwd=tmp_path)
     assert "3 passed, 1 error" in done.stdout
     assert "the method is 'GET', and 'POST' was expected" in done.stdout
 
