@@ -15,14 +15,14 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import coverage
 import pytest
 import trustme
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 from hypothesis import given, settings, strategies
 
 from sseqbridge import Bridge
@@ -107,6 +107,10 @@ _stay_on_loopback()
 leaks.install()
 tiers.watch()
 
+# Raises BlockingError in code of the package that blocks the thread of a running loop. Scripts of an SSEServer are code
+# of the tests.
+_loop_guard = BlockBuster("sseqbridge", excluded_modules=["sseqbridge.testing"])
+
 _has_failed = pytest.StashKey[bool]()
 
 
@@ -131,7 +135,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start the default bridge, and put temporary files into a new directory."""
+    """Start the default bridge, put temporary files into a new directory, and unset the proxies of the environment."""
     # pytest creates its temporary directory in tempfile's, so first.
     tmp_path_factory.getbasetemp()
     # multiprocessing does the same, and removes its directory when the interpreter exits.
@@ -144,6 +148,9 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
         patch.delenv("COVERAGE_PROCESS_START", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            patch.delenv(name, raising=False)
+            patch.delenv(name.upper(), raising=False)
         # A busy machine delays loops: that is no warning, but for tests which set a limit of their own.
         patch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
         leaks.start_shared()
@@ -190,32 +197,9 @@ def nothing_is_left(
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
-def watched_loops() -> AbstractContextManager[object]:
-    """Raise BlockingError in code of the package that blocks the thread of a running loop."""
-    # Scripts of an SSEServer are code of the tests.
-    return blockbuster_ctx("sseqbridge", excluded_modules=["sseqbridge.testing"])
-
-
 @pytest.fixture(autouse=True)
-def nothing_blocks_a_loop(request: pytest.FixtureRequest, nothing_is_left: None) -> Iterator[None]:
-    """Raise BlockingError in code of the package that blocks the thread of a running loop.
-
-    Not in tests with the marker `blocks_its_loop`, which test just that, and not under coverage, which acquires a lock
-    at every line.
-    """
-    if IS_MEASURED or request.node.get_closest_marker("blocks_its_loop") is not None:
-        yield
-        return
-    with watched_loops():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that connects beyond loopback, and unset the proxies of the environment."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def nothing_leaves_loopback(nothing_is_left: None) -> Iterator[None]:
+    """Fail a test that connects beyond loopback."""
     _left_loopback.clear()
     yield
     assert _left_loopback == []
@@ -223,13 +207,16 @@ def on_loopback(nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run all tests in several processes, unless the command line names files or has xdist's options."""
+    """Run all tests with fewer cases and in several processes, unless the command line has paths or such options."""
+    options = config.option
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if options.cases is None:
+        options.cases = "fewer" if is_whole and not options.keyword else "all"
     if "PYTEST_XDIST_WORKER" in os.environ:
         # This is a worker, or a pytest that a test in a worker has started.
         return
-    options = config.option
-    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
-    if is_whole and not IS_MEASURED and not options.usepdb and config.pluginmanager.hasplugin("xdist"):
+    may_divide = not (IS_MEASURED or options.collectonly or options.usepdb) and config.pluginmanager.hasplugin("xdist")
+    if is_whole and may_divide:
         # One more than cores, since tests also wait; but each worker collects all tests, which takes seconds.
         workers = (os.cpu_count() or 1) + 1
         if options.numprocesses is None and options.dist == "no":
@@ -239,12 +226,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sseqbridge")
     group.addoption(
-        "--fewer-cases", action="store_true", help="of a slow test, run so many cases that each argument occurs"
+        "--cases",
+        choices=["fewer", "all"],
+        help="of a test with several parameters: so many that each argument occurs (default, unless -k or the command "
+        "line selects tests), or all",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    interrupts.step = 3 if config.option.fewer_cases else 1
+    interrupts.step = 3 if config.option.cases == "fewer" else 1
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -256,7 +246,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     selected = [item for item in items if tiers.runs_here(item)]
-    if config.option.fewer_cases:
+    if config.option.cases == "fewer":
         selected = selection.chosen_cases(selected)
     if others := set(items).difference(selected):
         items[:] = selected
@@ -269,8 +259,39 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    _guard_loops(item)
     with tiers.running(item):
         return (yield)
+
+
+def _guard_loops(item: pytest.Item) -> None:
+    """Raise BlockingError in a test in which code of the package blocks the thread of a running loop.
+
+    Not in tests with the marker `blocks_its_loop`, which test just that, and not under coverage, which acquires a lock
+    at every line. The guard stays active between tests, since it replaces 58 functions.
+    """
+    if IS_MEASURED or item.get_closest_marker("blocks_its_loop") is not None:
+        _loop_guard.deactivate()
+    else:
+        _loop_guard.activate()
+
+
+@contextmanager
+def guarded_loops() -> Iterator[None]:
+    """Activate the guard in a test with the marker `blocks_its_loop`."""
+    _loop_guard.activate()
+    try:
+        yield
+    finally:
+        _loop_guard.deactivate()
+
+
+def pytest_collection() -> None:
+    """Turn automatic garbage collection off until the tests begin: it would find nothing, and take a second.
+
+    In xdist's main process, which collects no tests, it stays off.
+    """
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
@@ -279,6 +300,7 @@ def pytest_collection_finish() -> None:
     given(strategies.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _skips_that_fail(config: pytest.Config) -> int:

@@ -20,6 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from os import listdir, readlink
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -251,11 +252,12 @@ def _threads() -> Iterator[Resource]:
 
 
 def _descriptors() -> Iterator[Resource]:
+    # listdir and readlink are imported by name: in `os`, the guard of conftest.py replaces them by slower functions.
     if not _DESCRIPTORS.exists():
         return
-    for number in os.listdir(_DESCRIPTORS):
+    for number in listdir(_DESCRIPTORS):
         try:
-            target = os.readlink(f"{_DESCRIPTORS}/{number}")
+            target = readlink(f"{_DESCRIPTORS}/{number}")
         except FileNotFoundError:
             continue  # Closed in the meantime by another thread, or by the listing itself.
         yield Resource("descriptor", (int(number), target))
@@ -283,7 +285,7 @@ def _has_children() -> bool:
 
 
 def _files() -> Iterator[Resource]:
-    for name in os.listdir(tempfile.gettempdir()):
+    for name in listdir(tempfile.gettempdir()):
         yield Resource("temporary file", name)
 
 

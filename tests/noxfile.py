@@ -55,14 +55,14 @@ def pytest(
     """Run the tests that `expression` selects by their markers, in several processes.
 
     Unless the arguments select tests, or `with_all_cases`: of a test with several parameters, only so many cases that
-    each argument occurs; see selection.py.
+    each argument occurs; see selection.py and conftest.py.
     """
     if with_coverage:
         # Coverage starts with the workers, before pytest imports the package as a plugin.
         env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
     options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
-    if not (with_all_cases or session.posargs):
-        options.append("--fewer-cases")
+    if with_all_cases:
+        options += ["--cases", "all"]
     # 5: the arguments select no test of this session.
     success_codes = (0, 5) if session.posargs else (0,)
     python(session, "pytest", *options, *session.posargs, success_codes=success_codes, **env)

@@ -83,9 +83,9 @@ def test_cases_of_one_parameter_are_all_kept() -> None:
     assert selection.covering([{("url", 1)}, {("url", 1)}, {("url", 2)}]) == {0, 1, 2}
 
 
-def collected(path: Path, *options: str) -> set[str]:
+def collected(*arguments: str) -> set[str]:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-n", "0", "-m", "", "-p", "tests.conftest"]
-    done = subprocess.run([*command, *options, str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
 
 
@@ -94,17 +94,19 @@ def test_rows_of_one_list_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "test_rows.py"
     path.write_text(
         "import pytest\n\n"
-        "@pytest.mark.slow\n"
         "@pytest.mark.parametrize('loop', ['uvloop', 'asyncio'])\n"
         "@pytest.mark.parametrize('a, b', [(1, 1), (1, 2), (2, 1), (2, 2)])\n"
-        "def test_slow(a, b, loop): pass\n\n"
-        "@pytest.mark.parametrize('c', [1, 2])\n"
-        "@pytest.mark.parametrize('d', [3, 4])\n"
-        "def test_quick(c, d): pass\n"
+        "def test_rows(a, b, loop): pass\n\n"
+        "def test_without_parameters(): pass\n"
     )
-    kept = collected(path, "--fewer-cases")
-    assert {name for name in kept if "quick" in name} == {f"test_quick[{d}-{c}]" for c in (1, 2) for d in (3, 4)}
-    slow = sorted(name for name in kept if "slow" in name)
-    assert [name[len("test_slow[") :][:3] for name in slow] == ["1-1", "1-2", "2-1", "2-2"]
-    assert {name[len("test_slow[1-1-") : -1] for name in slow} == {"uvloop", "asyncio"}
-    assert kept < collected(path)
+    # As in a run that has no paths and no -k.
+    whole_run = ["-o", f"testpaths={path}"]
+    kept = collected(*whole_run)
+    everything = collected(str(path))
+    assert len(everything) == 9
+    assert kept < everything
+    rows = sorted(kept - {"test_without_parameters"})
+    assert [name[len("test_rows[") :][:3] for name in rows] == ["1-1", "1-2", "2-1", "2-2"]
+    assert {name[len("test_rows[1-1-") : -1] for name in rows} == {"uvloop", "asyncio"}
+    assert collected(*whole_run, "-k", "not without") == everything - {"test_without_parameters"}
+    assert collected(*whole_run, "--cases", "all") == everything

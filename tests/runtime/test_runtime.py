@@ -17,7 +17,7 @@ import pytest
 from blockbuster import BlockingError
 
 from sseqbridge._runtime import loops, sockets, threads
-from tests.conftest import watched_loops
+from tests.conftest import guarded_loops
 from tests.support import in_thread, until
 
 pytestmark = pytest.mark.configurations("default", "plain")
@@ -36,7 +36,7 @@ def test_blocking_a_loop_fails_the_test() -> None:
     async def main() -> None:
         threads.ThreadWaiter().wait(0.01)
 
-    with watched_loops(), pytest.raises(BlockingError):
+    with guarded_loops(), pytest.raises(BlockingError):
         asyncio.run(main())
 
 
