@@ -45,7 +45,7 @@ def is_left_out(path: Path, config: pytest.Config) -> bool:
         return True
     if CONFIGURATION != "default" and always & DEFAULT_ONLY and "configurations(" not in text:
         return True
-    possible = {name for each in (text, *_helpers_of(text, path.parent)) for name in _MARK.findall(each)}
+    possible = {name for each in (text, *_helpers_of(text, path.parent)) for name in _marks_of(each)}
     return not may_select(config.option.markexpr, always, possible)
 
 
@@ -65,9 +65,21 @@ def _helpers_of(text: str, folder: Path) -> list[str]:
     # Fixtures of conftest.py are not imported.
     imported = [text, unread.pop("conftest", "")]
     for each in imported:
-        words = {word for line in _IMPORT.findall(each) for word in re.findall(r"\w+", line)}
-        imported += [unread.pop(name) for name in sorted(words & unread.keys())]
+        imported += [unread.pop(name) for name in sorted(_imported_words_of(each) & unread.keys())]
     return imported[1:]
+
+
+# Both are called for a helper as often as modules import it.
+
+
+@functools.cache
+def _marks_of(text: str) -> frozenset[str]:
+    return frozenset(_MARK.findall(text))
+
+
+@functools.cache
+def _imported_words_of(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", "\n".join(_IMPORT.findall(text))))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import textwrap
@@ -126,10 +127,16 @@ def programs() -> list[Path]:
 @pytest.mark.parametrize("program", programs(), ids=lambda path: path.name)
 def test_program_is_linked_and_has_tests(program: Path) -> None:
     assert any(re.search(rf"\]\({program.name}[/)]", guide.read_text("utf-8")) for guide in GUIDES)
-    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
     name = program.stem
     pattern = rf"examples\.{name}\b|from examples import .*\b{name}\b|examples/{program.name}"
-    assert any(re.search(pattern, text) for text in [*texts, *map(python_of, GUIDES)])
+    assert re.search(pattern, text_of_tests())
+
+
+@functools.cache
+def text_of_tests() -> str:
+    """Return the source of all tests but this module, and the snippets of the guides."""
+    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
+    return "\n".join([*texts, *map(python_of, GUIDES)])
 
 
 def python_of(guide: Path) -> str:

@@ -19,13 +19,8 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from aiohttp import web
-from aiohttp.test_utils import TestClient as AiohttpClient
-from aiohttp.test_utils import TestServer as AiohttpServer
 from django.conf import settings
 from django.test import RequestFactory
-from fastapi import FastAPI, Request
-from fastapi.testclient import TestClient
 from flask import Flask, request
 
 import sseqbridge
@@ -316,6 +311,10 @@ def test_relay(upstream: SSEServer) -> None:
     assert b"".join(django_response.streaming_content).decode().endswith(relayed)
     django_response.close()
 
+    # Only here: each process of a run imports this module.
+    from fastapi import FastAPI, Request
+    from fastapi.testclient import TestClient
+
     api = FastAPI()
     # FastAPI resolves annotations in the module that defines the view.
     Session(upstream.url, app=api, Request=Request, **shared).run(in_starlette)
@@ -352,6 +351,10 @@ def test_saved_answer(upstream: SSEServer) -> None:
 
 @example("examples/relay.md", "Other frameworks")
 def test_relay_in_aiohttp(upstream: SSEServer) -> None:
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient as AiohttpClient
+    from aiohttp.test_utils import TestServer as AiohttpServer
+
     [code] = python("examples/relay.md", "Other frameworks")
     names = {"relay": sseqbridge.relay, "partial": functools.partial, "aclosing": contextlib.aclosing, "web": web}
     chat = Session(upstream.url, **names).run(code)["chat"]
@@ -420,6 +423,7 @@ def use_openai_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # The SDK reads files, and has the loop's executor look at the platform, when it is first used.
+@pytest.mark.slow
 @pytest.mark.blocks_its_loop
 @pytest.mark.leaves("thread")
 @example("examples/async-libraries.md", "A stream: AsyncOpenAI in a script")

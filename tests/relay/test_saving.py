@@ -24,6 +24,9 @@ from tests.relay import serving, views_of_answers
 from tests.servers import Servers, reading
 from tests.support import until
 
+# Slow, as the imports of Django's tests and SQLAlchemy.
+pytestmark = pytest.mark.slow
+
 ANSWER = [send({"text": "Hello, "}), send({"text": "world"}), send("[DONE]")]
 CUT = [send({"text": "Hello, "}), cut()]
 REFUSED = [respond(401), b"no"]
@@ -157,7 +160,6 @@ def answers() -> Iterator[Answers]:
         made.db.engine.dispose()
 
 
-@pytest.mark.slow
 def test_answer_is_saved_by_sqlalchemy(answers: Answers) -> None:
     with serving.under_werkzeug(answers.app) as url:
         for steps, _ in CASES:

@@ -77,6 +77,7 @@ def test_another_implementation_reads_the_same(sent: list[ServerSentEvent]) -> N
     ]
 
 
+@pytest.mark.slow
 @given(texts)
 def test_line_breaks_in_data_come_back_as_line_feeds(data: str) -> None:
     assert EventStreamParser().feed(encode(ServerSentEvent(data=data))) == [ServerSentEvent(data=with_line_feeds(data))]

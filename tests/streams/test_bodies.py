@@ -19,7 +19,8 @@ from starlette.responses import StreamingResponse
 from sseqbridge import arequest_sse, request_sse
 from sseqbridge.testing import SSEServer, send
 
-pytestmark = pytest.mark.configurations("default")
+# Slow, as the import of Litestar.
+pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 
 def litestar_app(handler: Callable[[], Awaitable[Any]]) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from sseqbridge import SSEClient, StatusError, TruncatedStreamError, UpstreamError, request_jsonl
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, hold, respond, silence
@@ -97,6 +96,8 @@ def served(app: Any) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.blocks_its_loop
 def test_endpoint_of_fastapi() -> None:
+    from fastapi import FastAPI
+
     app = FastAPI()
     has_left = threading.Event()
 

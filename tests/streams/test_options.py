@@ -23,11 +23,17 @@ pytestmark = pytest.mark.configurations("default")
 DONE = send("[DONE]")
 
 
-@pytest.fixture
-def server() -> Iterator[SSEServer]:
+@pytest.fixture(scope="module")
+def unused_server() -> Iterator[SSEServer]:
     with SSEServer([DONE]) as server:
         yield server
-        assert (server.requests, server.connections) == ([], 0)
+
+
+@pytest.fixture
+def server(unused_server: SSEServer) -> Iterator[SSEServer]:
+    """A server to which no test connects."""
+    yield unused_server
+    assert (unused_server.requests, unused_server.connections) == ([], 0)
 
 
 def is_refused(ask: Requester, url: Any, match: str, *args: Any, **options: Any) -> None:
