@@ -49,7 +49,8 @@ def script(request: ReceivedRequest) -> list[Step]:
 
 
 def run(program: str, url: str, order: str) -> str:
-    env = measured_environment("tests/runtime/gevent.coveragerc")
+    # Coverage takes more time than the program, and sees the same lines in both orders.
+    env = measured_environment("tests/runtime/gevent.coveragerc") if order == "imported first" else None
     status, out, err = python(PRELUDE + program, url, order, env=env)
     assert (status, err) == (0, "")
     return out
