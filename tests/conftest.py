@@ -227,14 +227,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sseqbridge")
     group.addoption(
         "--cases",
-        choices=["fewer", "all"],
+        choices=["fewer", "fewer-costly", "all"],
         help="of a test with several parameters: so many that each argument occurs (default, unless -k or the command "
-        "line selects tests), or all",
+        "line selects tests), so many if it is slow or needs a program, or all",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    interrupts.step = 3 if config.option.cases == "fewer" else 1
+    interrupts.step = 1 if config.option.cases == "all" else 3
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -246,8 +246,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     selected = [item for item in items if tiers.runs_here(item)]
-    if config.option.cases == "fewer":
-        selected = selection.chosen_cases(selected)
+    if config.option.cases != "all":
+        selected = selection.chosen_cases(selected, keep_quick=config.option.cases == "fewer-costly")
     if others := set(items).difference(selected):
         items[:] = selected
         config.hook.pytest_deselected(items=list(others))

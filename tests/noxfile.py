@@ -63,6 +63,9 @@ def pytest(
     options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
     if with_all_cases:
         options += ["--cases", "all"]
+    elif with_coverage:
+        # Some lines are reached by certain combinations alone.
+        options += ["--cases", "fewer-costly"]
     # 5: the arguments select no test of this session.
     success_codes = (0, 5) if session.posargs else (0,)
     python(session, "pytest", *options, *session.posargs, success_codes=success_codes, **env)

@@ -112,11 +112,15 @@ def _value(node: ast.expr, always: set[str], possible: set[str]) -> bool | None:
 # --- Cases ---
 
 
-def chosen_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests to run: of a test with several parameters, a few cases in which each argument occurs."""
+def chosen_cases(items: Sequence[pytest.Item], *, keep_quick: bool) -> list[pytest.Item]:
+    """Return the tests to run: of a test with several parameters, a few cases in which each argument occurs.
+
+    With `keep_quick`, a test that is neither slow nor needs a program keeps all its cases.
+    """
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if getattr(item, "callspec", None) is not None:
+        is_costly = any(marker.name == "slow" or marker.name in DEFAULT_ONLY for marker in item.iter_markers())
+        if (is_costly or not keep_quick) and getattr(item, "callspec", None) is not None:
             cases[item.nodeid.partition("[")[0]].append(item)
     surplus: set[pytest.Item] = set()
     for of_one_test in cases.values():
