@@ -25,6 +25,15 @@ __all__ = ["Connection"]
 _READ_BYTES = 65_536
 
 
+class _Protocol(asyncio.StreamReaderProtocol):
+    """Keeps the error of a connection only if somebody takes it: asyncio logs one that nobody has taken."""
+
+    is_accepted = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc if self.is_accepted else None)
+
+
 class Connection:
     """Receives the requests of one client, sends it bytes, and detects that it left."""
 
@@ -38,8 +47,9 @@ class Connection:
     async def accept(cls, client: socket.socket, number: int, ssl_context: ssl.SSLContext | None) -> Connection:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
+        protocol = _Protocol(reader)
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, client, ssl=ssl_context)
+        protocol.is_accepted = True
         # drain() must return only when the kernel has all bytes, so that bytes before a reset() are sent. asyncio's TLS
         # transports pause at the limit, not above it, so that they would never resume from a limit of 0.
         transport.set_write_buffer_limits(high=0 if ssl_context is None else 1)
@@ -115,3 +125,8 @@ class Connection:
     def abort(self) -> None:
         """Close the connection at once. Idempotent."""
         self._writer.transport.abort()
+
+    async def wait_aborted(self) -> None:
+        """Wait for the end of a connection that was aborted, and take its error."""
+        with contextlib.suppress(OSError):  # the client may have left first, by an RST
+            await self._writer.wait_closed()

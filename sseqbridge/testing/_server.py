@@ -233,6 +233,7 @@ class SSEServer(NotCopyable):
                 await connection.close()
             finally:
                 connection.abort()
+                await connection.wait_aborted()
 
     async def _exchange(self, connection: Connection) -> bool:
         """Receive one request and answer it. Returns whether the connection accepts another one."""

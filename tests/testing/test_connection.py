@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -24,6 +25,7 @@ from sseqbridge.testing import (
     send,
     silence,
 )
+from sseqbridge.testing._connection import Connection
 
 from .clients import (
     GET,
@@ -210,3 +212,42 @@ def test_client_may_leave_during_a_reset(steps: int) -> None:
         send_rst(client)
         gone.set()
         assert server.requests[0].finished.wait(30)
+
+
+def test_error_of_a_connection_that_is_not_accepted_any_more_is_not_kept(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio logs it when the garbage collection finds it, at any time."""
+    accepting: asyncio.Task[Connection]
+    made: list[tuple[asyncio.StreamReaderProtocol, asyncio.Transport]] = []
+    left = threading.Event()
+    client, server = socket.socketpair()
+    connection_made = asyncio.StreamReaderProtocol.connection_made
+
+    def cancel(protocol: asyncio.StreamReaderProtocol, transport: asyncio.Transport) -> None:
+        connection_made(protocol, transport)
+        made.append((protocol, transport))
+        # The handshake is complete; the client leaves before the server's close_notify.
+        accepting.cancel()
+        left.wait(30)
+
+    def connect_and_leave() -> None:
+        client_context.wrap_socket(client, server_hostname="127.0.0.1").close()
+        left.set()
+
+    async def accept() -> None:
+        nonlocal accepting
+        accepting = asyncio.create_task(Connection.accept(server, 0, server_context))
+        with pytest.raises(asyncio.CancelledError):
+            await accepting
+        protocol, transport = made[0]
+        writer = asyncio.StreamWriter(transport, protocol, None, asyncio.get_running_loop())
+        await writer.wait_closed()
+
+    monkeypatch.setattr(asyncio.StreamReaderProtocol, "connection_made", cancel)
+    server.setblocking(False)
+    leaving = threading.Thread(target=connect_and_leave)
+    leaving.start()
+    asyncio.run(accept())
+    leaving.join()
+    server.close()
