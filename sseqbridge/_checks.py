@@ -33,6 +33,7 @@ __all__ = [
     "check_seconds",
     "is_coroutine_function",
     "is_number",
+    "name_of_type",
 ]
 
 
@@ -163,13 +164,19 @@ def as_timeout(value: object) -> Timeout:
         return _timeout_of(value)
     if isinstance(value, (int, float)):
         return Timeout(connect=value, read=value)
-    kind = type(value)
-    # The name alone of another library's Timeout would be that of this one.
-    got = repr(value) if isinstance(value, (str, tuple, list)) else f"{kind.__module__}.{kind.__qualname__}"
+    got = repr(value) if isinstance(value, (str, tuple, list)) else name_of_type(type(value))
     raise UsageError(
         "`timeout` must be a number of seconds, a mapping or a sseqbridge.Timeout, "
         f"got {got}. Pass Timeout(connect=..., read=...)."
     )
+
+
+def name_of_type(kind: type) -> str:
+    """Return the name of a type in messages: with its module, since packages share names such as Timeout and Redis.
+
+    A built-in type has its name alone.
+    """
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from sseqbridge._checks import name_of_type
 from sseqbridge._exceptions import UsageError
 from sseqbridge._runtime.callbacks import CallersCode
 from sseqbridge._sse.provider_errors import quoted
@@ -38,7 +39,7 @@ def _package(kind: type) -> Any:
         name = base.__module__.partition(".")[0]
         if base.__name__ == "Request" and name in _PACKAGES:
             return sys.modules[name]
-    raise UsageError(f"`request` must be an httpx.Request or httpx2.Request, got {kind.__module__}.{kind.__qualname__}")
+    raise UsageError(f"`request` must be an httpx.Request or httpx2.Request, got {name_of_type(kind)}")
 
 
 @functools.lru_cache(maxsize=32)

@@ -19,6 +19,7 @@ import redis.asyncio
 from redis import exceptions
 from redis.client import NEVER_DECODE
 
+from sseqbridge._checks import name_of_type
 from sseqbridge._exceptions import LogError, SSEError, UsageError
 from sseqbridge._runtime.callbacks import CallersCode, CallersFunction
 
@@ -285,8 +286,7 @@ def _checked(client: Any) -> Any:
             client.close()
         advice = "Return one of redis.asyncio" + (", not of redis." if isinstance(client, SYNCHRONOUS) else ".")
         raise UsageError(
-            f"`client` must return a redis.asyncio.Redis or RedisCluster, got {type(client).__module__}."
-            f"{type(client).__qualname__}. {advice}"
+            f"`client` must return a redis.asyncio.Redis or RedisCluster, got {name_of_type(type(client))}. {advice}"
         )
     if isinstance(client, redis.asyncio.RedisCluster):
         check_max_connections(client.connection_kwargs.get("max_connections"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sseqbridge._checks import name_of_type
 from sseqbridge._exceptions import UsageError
 from sseqbridge._signatures import signature_with
 
@@ -139,8 +140,7 @@ def _may_make_clients(client: object) -> bool:
 
 
 def _name_of(client: object) -> str:
-    kind = client if isinstance(client, type) else type(client)
-    return f"{'the class ' if isinstance(client, type) else ''}{kind.__module__}.{kind.__qualname__}"
+    return f"the class {name_of_type(client)}" if isinstance(client, type) else name_of_type(type(client))
 
 
 def _parsed(url: str) -> Mapping[str, Any]:

@@ -54,8 +54,8 @@ async def coroutine() -> redis.asyncio.Redis:
     ("factory", "message"),
     [
         (lambda: redis.Redis(db=1), r"got redis\.client\.Redis\. Return one of redis\.asyncio, not of redis"),
-        (coroutine, "got builtins.coroutine"),
-        (lambda: None, "got builtins.NoneType"),
+        (coroutine, r"got coroutine\. Return one"),
+        (lambda: None, r"got NoneType\. Return one"),
         (lambda: redis.asyncio.Redis, r"got .*\. Return one of redis\.asyncio\."),
         (redis.asyncio.ConnectionPool, "got redis.asyncio.connection.ConnectionPool"),
     ],
