@@ -90,7 +90,7 @@ def _context_of_environment() -> ssl.SSLContext:
     if directory and not file and not os.path.isdir(directory):
         raise ConnectError(
             "the environment variable `SSL_CERT_DIR` must name a directory of CA certificates, "
-            f"got {directory!r}, which is none. Correct it or unset it."
+            f"got {directory!r}, which is not a directory. Correct it or unset it."
         )
     return context
 

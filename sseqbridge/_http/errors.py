@@ -62,7 +62,7 @@ class ConnectionClosed(httpx.RemoteProtocolError):
 class ReusedConnectionClosed(httpx.RemoteProtocolError):
     """The peer closed a connection that had served an earlier request, and sent no byte of a response.
 
-    The peer may have handled the request all the same: no client can know.
+    The peer may have processed the request nevertheless: no client can know.
     """
 
 
@@ -147,7 +147,7 @@ def _translated_protocol_error(exc: BaseException, request: FailedRequest) -> SS
     if isinstance(exc, ReusedConnectionClosed):
         return ReadError(
             f"{target}: the connection, kept from an earlier request, was closed before a response came; "
-            f"this {request.method} may be at work all the same, and is not sent again"
+            f"the server may have processed this {request.method}, which is not sent again"
         )
     return ReadError(f"{target}: the connection was closed before a response came")
 
@@ -157,7 +157,7 @@ def is_closed_by_peer(exc: BaseException) -> bool:
 
     Otherwise the peer has sent invalid HTTP. httpcore's RemoteProtocolError has a text as its argument if httpcore
     itself finds the end of the connection, an event of h2 for RST_STREAM and GOAWAY, and the error of h11 or h2 if
-    that finds fault with the bytes.
+    that rejects the bytes.
     """
     if isinstance(exc, (ConnectionClosed, ReusedConnectionClosed)):
         return True

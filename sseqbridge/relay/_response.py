@@ -135,16 +135,19 @@ def _merged(own: Mapping[str, str], headers: Mapping[str, str] | None) -> dict[s
     merged = dict(own)
     names = {name.lower(): name for name in merged}
     for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not TOKEN.fullmatch(name):
-            raise UsageError(
-                "`headers` must have valid names (letters, digits and !#$%&'*+-.^_`|~), got another character, "
-                "no character, or a name that is not a str"
-            )
+        if not isinstance(name, str):
+            raise UsageError(f"`headers`: a name must be a str, got {type(name).__name__}")
+        if not TOKEN.fullmatch(name):
+            got = "one with another character" if name else "an empty one"
+            raise UsageError(f"`headers`: a name must be letters, digits and !#$%&'*+-.^_`|~, got {got}")
         if name.lower() in _SERVER_HEADERS:
             raise UsageError(f"`headers` must not contain {name!r}, which the web server sets. Leave it out.")
-        if not isinstance(value, str) or not VALUE.fullmatch(value):
+        if not isinstance(value, str):
+            raise UsageError(f"`headers`: the value of {name!r} must be a str, got {type(value).__name__}")
+        if not VALUE.fullmatch(value):
             raise UsageError(
-                f"`headers`: the value of {name!r} must be one line of latin-1 text without control characters"
+                f"`headers`: the value of {name!r} must be one line of latin-1 text without control characters, "
+                "got other text"
             )
         merged.pop(names.get(name.lower(), ""), None)
         names[name.lower()] = name

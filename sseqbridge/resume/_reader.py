@@ -393,7 +393,7 @@ async def _resume_position(hub: Hub, options: ReaderOptions, claim: Claim) -> Po
     position = parse_position(options.last_event_id)
     if position is None or claim.last is None or position > claim.last:
         raise EventsLostError(
-            "the last event ID is none of this stream, which may have expired. Read the stream from its start."
+            "the last event ID is not one of this stream's, which may have expired. Read the stream from its start."
         )
     kept = await hub.retry_while_unavailable(hub.store.read, options.key, START, 1)
     first = kept[0].position if kept else START

@@ -139,7 +139,7 @@ def test_a_broken_connection_is_a_read_error(error: Exception) -> None:
 def test_own_errors_of_a_closed_connection(kind: type[httpx.RemoteProtocolError], has_head: bool) -> None:
     error = translate(kind("x"), failed(has_head=has_head))
     assert type(error) is (TruncatedStreamError if has_head else ReadError)
-    assert ("POST may be at work" in str(error)) is (kind is ReusedConnectionClosed and not has_head)
+    assert ("may have processed this POST" in str(error)) is (kind is ReusedConnectionClosed and not has_head)
 
 
 def test_own_error_without_a_cause_is_invalid_http() -> None:

@@ -698,7 +698,7 @@ def test_unsafe_request_is_not_retried(ask: Requester, leave: Step, method: str,
         assert ask(server.url).items() == [1]
         with pytest.raises(ReadError, match="kept from an earlier request") as caught:
             ask(server.url, method=method, **options)
-        assert str(caught.value).endswith(f"this {method} may be at work all the same, and is not sent again")
+        assert str(caught.value).endswith(f"the server may have processed this {method}, which is not sent again")
         assert caught.value.__cause__ is not None
         assert "secret" not in str(caught.value)
         assert len(server.requests) == 2
