@@ -20,11 +20,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sseqbridge._exceptions import BridgeClosedError, CallbackError, Cancelled
-from sseqbridge._runtime.clock import clock
 
 from .channel import CLOSED, Channel, End, Outcome, post
 from .loop_state import LoopState, LoopTask
-from .scope import current_scope, is_cancelled
+from .scope import current_scope, watched_flag
 
 if TYPE_CHECKING:
     from sseqbridge._checks import CancelFlag
@@ -172,26 +171,17 @@ class AsyncWork(LoopTask):
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """Abort if the caller's cancel flag is set, or raises."""
-        began = clock.monotonic()
         try:
-            is_set = is_cancelled(self._cancel)
+            is_set = watched_flag(self._cancel, self, watch)
         except CallbackError as error:
             self.abort_on_loop(error)
             return
-        finally:
-            # The loop of a bridge, which runs all of this code, has a watch.
-            assert watch is not None
-            watch.ran(clock.monotonic() - began, self._describe_flag)
         if is_set:
             self._on_cancel()
 
     def _on_cancel(self) -> None:
         """Abort, since the caller's flag is set."""
         raise NotImplementedError
-
-    def _describe_flag(self) -> str:
-        kind = type(self._cancel)
-        return f"is_set() of the cancel flag, a {kind.__module__}.{kind.__qualname__}, of {self.target}"
 
     def release_consumer(self) -> None:
         """End the channel, although the task has not ended."""

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import anyio
 import httpx
 
 from sseqbridge._exceptions import BridgeClosedError, ConnectError, SSEError, UsageError
@@ -26,26 +25,28 @@ from sseqbridge._http import http2
 from sseqbridge._http.bounded_bodies import unbounded_stream
 from sseqbridge._http.connection import BODY_EXTENSION, BodyStream
 from sseqbridge._http.connection_auth import own_connections
-from sseqbridge._http.errors import CLIENT_CODE, ReusedConnectionClosed
+from sseqbridge._http.errors import ReusedConnectionClosed
 from sseqbridge._http.forwarded import ForwardedRequest, error_of, package_of
 from sseqbridge._http.h1_heads import printable_reason
 from sseqbridge._http.transport import SAFE_METHODS
 from sseqbridge._http.urls import describe, origin_key
-from sseqbridge._runtime.callbacks import CallersCode, original
+from sseqbridge._runtime.callbacks import original
 
 from .channel import CLOSED, Channel, End, ThreadChannel, post
 from .client_lease import ClientLease
-from .loop_state import LoopState, LoopTask
 from .memory import DEFAULT_MAX_BUFFERED_BYTES, memory
 from .raw_transfer import RawTransfer
 from .raw_writer import RawWriter
 from .responses import PulledBody, response_headers
+from .transfer_task import TransferTask
 
 if TYPE_CHECKING:
     from sseqbridge._http.client import ClientPool
     from sseqbridge._http.connection import HTTP11Connection
     from sseqbridge._http.direct_request import DirectRequest
     from sseqbridge._http.h1_heads import ResponseHead
+
+    from .loop_state import LoopState
 
 __all__ = ["RawExchange", "RawHead"]
 
@@ -164,7 +165,7 @@ class Upload:
         self._channel.close()
 
 
-class RawExchange(LoopTask):
+class RawExchange(TransferTask):
     """Sends one request on the loop. Made in the caller's thread, started on the loop thread.
 
     `idle` limits the seconds without a byte, or in an event stream without an event, from the head on. Errors in the
@@ -197,8 +198,6 @@ class RawExchange(LoopTask):
         self._body: BodyStream | PulledBody | None = None
         self._is_aborted = False
         self._reason: BaseException | None = None
-        # Cancels _transfer while it runs.
-        self._cancel_transfer: Callable[[], object] | None = None
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait.
 
@@ -298,7 +297,7 @@ class RawExchange(LoopTask):
         try:
             # An abort can be posted before the task has taken its first step.
             if not self._is_aborted:
-                await self._transfer_cancellably()
+                await self._transfer_cancellably(is_direct=self._sender.is_direct)
         except asyncio.CancelledError:
             if not self._is_aborted:
                 raise
@@ -312,25 +311,6 @@ class RawExchange(LoopTask):
         if not self.finished:
             self._finish(error)
         error = None  # Its traceback references this frame.
-
-    async def _transfer_cancellably(self) -> None:
-        if self._sender.is_direct:
-            # Not `self.task`, which an eager task factory has not returned yet.
-            task = asyncio.current_task()
-            assert task is not None
-            self._cancel_transfer = task.cancel
-            await self._transfer()
-            return
-        # Not the task's own cancel(): it passes through the shields under which httpcore closes connections.
-        watch = self.state.loop_watch
-        with anyio.CancelScope() as scope:
-            self._cancel_transfer = scope.cancel
-            # The client may run code of the caller's, which could end or block the loop.
-            with CallersCode(CLIENT_CODE, passes=Exception):
-                await (self._transfer() if watch is None else watch.steps_of(self._transfer(), self._describe_client))
-
-    def _describe_client(self) -> str:
-        return f"what the HTTP client, its transport, hooks or auth did for {self.target}"
 
     async def _transfer(self) -> None:
         if self._body is None:

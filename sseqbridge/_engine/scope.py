@@ -19,9 +19,10 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sseqbridge._checks import CancelFlag
+from sseqbridge._checks import CancelFlag, name_of_type
 from sseqbridge._exceptions import CallbackError, Cancelled, RequestAbortedError, UsageError, is_cancellation
 from sseqbridge._runtime.callbacks import CallersFunction
+from sseqbridge._runtime.clock import clock
 
 from .last_read import note_read
 
@@ -44,6 +45,7 @@ __all__ = [
     "checked_flag",
     "current_scope",
     "is_cancelled",
+    "watched_flag",
 ]
 
 
@@ -280,3 +282,23 @@ def is_cancelled(cancel: CancelFlag | None) -> bool:
         return False
     with CallersFunction("cancel.is_set()", passes=()):
         return bool(cancel.is_set())
+
+
+class Named(Protocol):
+    """A task, as messages name it."""
+
+    @property
+    def target(self) -> str: ...
+
+
+def watched_flag(cancel: CancelFlag | None, task: Named, watch: LoopWatch | None) -> bool:
+    """Whether the flag of a task is set. The loop's watch records how long that took. Raises as is_cancelled does."""
+    began = clock.monotonic()
+    try:
+        return is_cancelled(cancel)
+    finally:
+        if watch is not None:
+            watch.ran(
+                clock.monotonic() - began,
+                lambda: f"is_set() of the cancel flag, a {name_of_type(type(cancel))}, of {task.target}",
+            )

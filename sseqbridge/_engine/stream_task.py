@@ -16,8 +16,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from sseqbridge._exceptions import (
     BridgeClosedError,
     CallbackError,
@@ -32,18 +30,19 @@ from sseqbridge._runtime.clock import clock
 from .batches import Batch
 from .callback_transfer import CallbackTransfer, DirectExchange, begun
 from .channel import CLOSED, Channel, End, post
-from .loop_state import LoopState, LoopTask
 from .memory import memory
 from .reconnection_notice import Reconnecting
 from .responses import Body, Head
-from .scope import current_scope, is_cancelled
+from .scope import current_scope, watched_flag
 from .stats import StreamStats
+from .transfer_task import TransferTask
 
 if TYPE_CHECKING:
     from sseqbridge._http.request import RequestOptions
     from sseqbridge._runtime.loop_watch import LoopWatch
     from sseqbridge._sse.events import ServerSentEvent
 
+    from .loop_state import LoopState
     from .reconnecting import ReconnectingExchange
 
 __all__ = ["Entry", "StreamTask"]
@@ -69,7 +68,7 @@ class _Phase(enum.Enum):
     TRANSFERRED = enum.auto()
 
 
-class StreamFacts(LoopTask):
+class StreamFacts(TransferTask):
     """The parts of a stream on its loop, and its counters. Thread-safe."""
 
     def __init__(self, state: LoopState, options: RequestOptions) -> None:
@@ -199,8 +198,6 @@ class StreamTask(TimedStream):
         self._phase = _Phase.OPENING
         # The error for the consumer of an aborted stream.
         self._reason: BaseException | None = None
-        # Cancels _transfer while it runs.
-        self._cancel_transfer: Callable[[], object] | None = None
 
     # Thread-safe, and safe in finalizers and signal handlers: no lock, no wait. A closed loop has closed
     # its connections, and ignores posted callbacks.
@@ -311,7 +308,7 @@ class StreamTask(TimedStream):
             if not self._is_aborted:
                 # The exchange contains the callers' code that it knows of. This contains the rest.
                 with CallersCode("code of the caller's in the stream's task", passes=Exception):
-                    await self._transfer_cancellably()
+                    await self._transfer_cancellably(is_direct=self.exchange.is_direct)
         except asyncio.CancelledError:
             if not self._is_aborted:
                 raise
@@ -332,25 +329,6 @@ class StreamTask(TimedStream):
         # A forked child that unwinds its parent's tasks must not close the parent's connection.
         if not self.is_inherited:
             await self.exchange.aclose()
-
-    async def _transfer_cancellably(self) -> None:
-        if self.exchange.is_direct:
-            # Not `self.task`, which an eager task factory has not returned yet.
-            task = asyncio.current_task()
-            assert task is not None
-            self._cancel_transfer = task.cancel
-            await self._transfer()
-            return
-        # Not the task's own cancel(): it passes through the shields under which httpcore closes connections,
-        # other streams' among them, and would leave those connections open.
-        watch = self.state.loop_watch
-        with anyio.CancelScope() as scope:
-            self._cancel_transfer = scope.cancel
-            # The client may run code of the caller's, which could block the loop.
-            await (self._transfer() if watch is None else watch.steps_of(self._transfer(), self._describe_client))
-
-    def _describe_client(self) -> str:
-        return f"what the HTTP client, its transport, hooks or auth did for {self.target}"
 
     async def _transfer(self) -> None:
         exchange = self.exchange
@@ -417,23 +395,15 @@ class StreamTask(TimedStream):
 
     def check_cancel(self, watch: LoopWatch | None) -> None:
         """Abort if the caller's cancel flag is set, or raises."""
-        began = clock.monotonic()
         try:
-            is_set = is_cancelled(self._cancel)
+            is_set = watched_flag(self._cancel, self, watch)
         except CallbackError as error:
             self.abort_on_loop(error)
             return
-        finally:
-            if watch is not None:
-                watch.ran(clock.monotonic() - began, self._describe_flag)
         if is_set and self._phase is not _Phase.ENDING:
             if self.opened:
                 self.channel.close()
             self.abort_on_loop(RequestAbortedError("cancel was set before the response's headers were in"))
-
-    def _describe_flag(self) -> str:
-        kind = type(self._cancel)
-        return f"is_set() of the cancel flag, a {kind.__module__}.{kind.__qualname__}, of {self.target}"
 
     def release_consumer(self) -> None:
         """End the channel, although the task has not ended."""
