@@ -1,4 +1,4 @@
-"""Rules about the source text that no linter checks: private attributes, sizes, threads, and imports.
+"""Rules about the source text that no linter checks: private attributes, sizes, names, threads, and imports.
 
 Layers and cycles of imports are checked by import-linter: setup.cfg.
 """
@@ -89,6 +89,7 @@ FOREIGN_TO_TESTS = {
 MOST_LINES_OF_A_CLASS = 300
 MOST_LINES_OF_A_FUNCTION = 50
 MOST_LINES_OF_A_TEST_MODULE = 800
+MOST_WORDS_OF_A_TESTS_NAME = 10
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -336,6 +337,12 @@ def test_no_function_is_long() -> None:
 def test_no_test_module_is_long() -> None:
     lines = {str(path.relative_to(ROOT)): path.read_text("utf-8").count("\n") for path in TEST_MODULES}
     assert {name: count for name, count in lines.items() if count > MOST_LINES_OF_A_TEST_MODULE} == {}
+
+
+def test_names_of_tests_are_short() -> None:
+    names = [name for path in TEST_MODULES for name in re.findall(r"\bdef test_(\w+)", path.read_text("utf-8"))]
+    assert len(names) > 3000
+    assert [name for name in names if len(name.split("_")) > MOST_WORDS_OF_A_TESTS_NAME] == []
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_failed_test_has_one_report(output: str) -> None:
     assert errors_of(name, output) == ""
 
 
-def test_failures_are_collected_for_the_end_of_a_run_of_all_sessions(directory: Path, output: str) -> None:
+def test_failures_are_collected_for_the_end_of_all_sessions(directory: Path, output: str) -> None:
     failures = (directory / "failures").read_text()
     assert re.search(r"test_leaking.py::test_stream_of_a_failed_test \(\w+, --randomly-seed=", failures)
     assert re.search(r"test_leaking.py::test_thread \(.*\n(  .*\n)*  +thread 'left', now at", failures)

@@ -33,7 +33,7 @@ WITHOUT_PROGRAMS = "not (heavy or redis or sdk)"
         ("redis(version=8)", {"redis"}, {"redis"}, True),
     ],
 )
-def test_files_are_left_out_only_if_no_test_can_be_selected(
+def test_only_files_without_selectable_tests_are_left_out(
     expression: str, always: set[str], possible: set[str], may: bool
 ) -> None:
     assert selection.may_select(expression, always, possible) is may

@@ -254,7 +254,7 @@ def test_interrupted_write_leaves_whole_lines(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "file").read_text() == "1\n"
 
 
-def test_disk_that_is_full_at_the_end_keeps_the_old_file(
+def test_full_disk_at_the_end_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     file = tmp_path / "file"

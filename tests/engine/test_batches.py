@@ -233,7 +233,7 @@ def test_the_reconnection_time_is_known_in_bounded_batches() -> None:
     assert [batch.retry for batch in batches] == [1.0, 1.0, 2.0, 3.0]
 
 
-def test_the_reconnection_time_at_the_end_is_that_of_the_last_event() -> None:
+def test_reconnection_time_at_the_end_is_the_last_events() -> None:
     source = reader()
     (batch,) = fed(source, b"retry: 1000\n" + event(1) + b"data: [DONE]\nretry: 2000\n\nretry: 3000\n\n")
     assert batch.retry == 2.0

@@ -291,7 +291,7 @@ def test_interrupted_start_leaves_no_thread(
     until(lambda: threads_of_bridges() == before)
 
 
-def test_start_that_is_interrupted_after_its_loop_was_made_leaves_no_thread(
+def test_start_interrupted_after_its_loop_was_made_leaves_no_thread(
     monkeypatch: pytest.MonkeyPatch, responses: SSEServer
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -306,7 +306,7 @@ def test_start_that_is_interrupted_after_its_loop_was_made_leaves_no_thread(
         assert list(request_sse(responses.url, bridge=bridge).events) == [{"n": 1}]
 
 
-def test_start_that_is_interrupted_at_its_very_end_keeps_its_loop(responses: SSEServer) -> None:
+def test_start_interrupted_at_its_very_end_keeps_its_loop(responses: SSEServer) -> None:
     class Interrupted(Bridge):
         is_armed = True
 
@@ -427,7 +427,7 @@ def test_client_that_cannot_be_closed_delays_nothing(silent: SSEServer) -> None:
     assert thread.has_ended
 
 
-def test_surplus_client_that_cannot_be_closed_ends_its_stream_with_an_error() -> None:
+def test_surplus_client_that_cannot_be_closed_fails_its_stream() -> None:
     class Failing(httpx.AsyncClient):
         async def aclose(self) -> None:
             await super().aclose()
@@ -468,7 +468,7 @@ def stop_loop(bridge: Bridge) -> None:
     state.loop.call_soon_threadsafe(state.loop.stop)
 
 
-def test_exit_in_the_loop_thread_is_an_error_of_its_streams(
+def test_exit_in_the_loop_thread_fails_its_streams(
     silent: SSEServer, responses: SSEServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Bridge() as bridge:

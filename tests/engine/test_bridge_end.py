@@ -365,7 +365,7 @@ def test_clients_of_open_streams_are_closed_with_their_bridge() -> None:
 
 # anyio references a task in a cancel scope until it ends, and the loop of this task is closed.
 @pytest.mark.leaves("task")
-def test_client_of_a_task_that_does_not_end_is_closed_with_its_bridge() -> None:
+def test_client_of_an_endless_task_is_closed_with_its_bridge() -> None:
     class Stubborn(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             while True:

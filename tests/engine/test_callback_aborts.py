@@ -70,7 +70,7 @@ def test_request_that_was_aborted_before_its_start_is_not_sent(is_reused: bool) 
         assert [request.method for request in server.requests] == ["GET"] * (1 + is_reused)
 
 
-def test_batch_keeps_its_reconnection_times_while_the_next_one_is_parsed() -> None:
+def test_batch_keeps_its_reconnection_times_while_the_next_is_parsed() -> None:
     """Its consumer reads them in another thread."""
     options = prepare("http://127.0.0.1:9").options
     reader = BatchReader(options, "", None)

@@ -167,7 +167,7 @@ def test_only_the_first_stream_needs_a_task(ask: Requester, data: Any) -> None:
 
 @pytest.mark.own_transport
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(ask: Requester, method: str) -> None:
+def test_only_safe_requests_are_resent_after_their_connection_was_closed(ask: Requester, method: str) -> None:
     with ByteServer([PLAIN], [None], [PLAIN]) as server:
         assert ask(server.url, method=method).items() == [1, 2]
         if method == "GET":

@@ -405,7 +405,7 @@ def test_blocking_send_sees_room_made_before_its_wait(monkeypatch: pytest.Monkey
     assert not channel.send_blocking(2, 10)
 
 
-def test_entry_taken_before_the_wake_up_is_published_is_no_lost_wakeup() -> None:
+def test_entry_taken_before_publishing_the_wakeup_is_no_lost_wakeup() -> None:
     class Racing(ThreadChannel[str]):
         """The consumer releases the only entry just after the producer has found that no other one fits."""
 

@@ -130,7 +130,7 @@ def test_stream_that_is_dropped_counts_no_longer() -> None:
     assert memory.bytes == MIB
 
 
-def test_stream_that_was_closed_before_it_is_counted_does_not_count() -> None:
+def test_stream_closed_before_it_is_counted_does_not_count() -> None:
     held = Held(closed=True)
     memory.enter(held, LOOP)
     assert open_channels() == {}
@@ -229,7 +229,7 @@ def test_share_that_grows_during_the_check_lets_an_entry_in() -> None:
     assert memory.allows(Racing(100 * KIB), 0)
 
 
-def test_growth_notifies_the_others_of_a_channel_that_is_just_being_dropped() -> None:
+def test_growth_notifies_channels_other_than_a_dropped_one() -> None:
     held = [Held() for _ in range(1000)]
     for one in held:
         memory.enter(one, LOOP)
@@ -307,7 +307,7 @@ def test_producer_in_a_thread_is_notified_when_its_share_grows(small: None) -> N
 
 
 @pytest.mark.heavy
-def test_producer_that_waits_while_the_share_is_lowered_is_notified_when_it_grows(small: None) -> None:
+def test_waiting_producer_is_notified_when_a_lowered_share_grows(small: None) -> None:
     line, is_stopped, has_waited = 0, True, False
     while is_stopped:
         line += 1
@@ -414,7 +414,7 @@ def test_open_streams_have_smaller_and_larger_shares(small: None, flooding: Floo
 
 @pytest.mark.slow
 @own_transport
-def test_streams_that_hold_most_of_the_memory_leave_some_to_others(small: None, flooding: Flooding) -> None:
+def test_streams_with_most_of_the_memory_leave_some_to_others(small: None, flooding: Flooding) -> None:
     early = [flooding.open() for _ in range(4)]
     until_full(*early)
     held = sum(stream.stats.buffered for stream in early)

@@ -171,7 +171,7 @@ def test_place_cannot_lead_back_to_the_credentials(ask: Requester) -> None:
 
 @pytest.mark.parametrize("name", ["Location", "Content-Location"])
 @pytest.mark.parametrize("target", ["{}/rest", "/rest", "//{}/rest"], ids=["absolute", "relative", "no scheme"])
-def test_place_of_the_same_origin_keeps_the_credentials_of_the_url(ask: Requester, name: str, target: str) -> None:
+def test_place_of_the_same_origin_keeps_the_urls_credentials(ask: Requester, name: str, target: str) -> None:
     def script(request: ReceivedRequest) -> Iterable[Step]:
         if request.method == "POST":
             place = target.format(server.url if target.startswith("{") else request.headers["host"])
@@ -185,7 +185,7 @@ def test_place_of_the_same_origin_keeps_the_credentials_of_the_url(ask: Requeste
         assert server.requests[1].headers["authorization"] == server.requests[0].headers["authorization"]
 
 
-def test_function_with_an_absolute_url_keeps_the_credentials_of_the_url(ask: Requester) -> None:
+def test_function_with_an_absolute_url_keeps_the_urls_credentials(ask: Requester) -> None:
     with SSEServer(in_turn([send(1, id="a"), cut()], [send(2), DONE])) as server:
         policy = by(lambda attempt: Resume("GET", server.url + "/rest"))
         assert ask(server.url.replace("://", "://me:sk-secret@"), data=PROMPT, reconnect=policy).items() == [1, 2]
@@ -280,7 +280,7 @@ def test_get_that_is_refused_ends_the_stream(ask: Requester) -> None:
         assert lines(server) == [("POST", "/"), ("GET", "/")]
 
 
-def test_clean_end_of_a_post_is_resumed_only_with_on_eof(ask: Requester) -> None:
+def test_clean_end_of_a_post_resumes_only_with_on_eof(ask: Requester) -> None:
     """Some servers end the answer on purpose, and expect the client back."""
     with SSEServer([send(1, id="a")]) as server:
         assert ask(server.url, data={}, reconnect=GET).items() == [1]
@@ -477,7 +477,7 @@ def test_function_gives_up(ask: Requester) -> None:
         assert len(server.requests) == 1
 
 
-def test_function_that_gives_up_after_a_clean_end_ends_the_stream(ask: Requester) -> None:
+def test_resume_function_may_end_the_stream_after_a_clean_end(ask: Requester) -> None:
     with SSEServer([send(1, id="a")]) as server:
         response = ask(server.url, reconnect=by(lambda attempt: None))
         assert response.items() == [1]

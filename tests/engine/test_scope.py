@@ -140,7 +140,7 @@ def test_a_block_that_ends_by_itself_is_not_cancelled() -> None:
     assert not scope.cancelled
 
 
-def test_a_flag_that_is_cleared_does_not_make_the_stream_look_complete(silent: SSEServer) -> None:
+def test_cleared_flag_does_not_make_the_stream_look_complete(silent: SSEServer) -> None:
     flag = threading.Event()
     events = opened(silent)
     with cancel_on(flag) as scope:
@@ -218,7 +218,7 @@ def test_cancelled_of_nobody_passes() -> None:
         raise Cancelled
 
 
-def test_threads_belong_to_no_scope_unless_they_run_in_its_context(silent: SSEServer) -> None:
+def test_threads_belong_to_a_scope_only_in_its_context(silent: SSEServer) -> None:
     flag = threading.Event()
     flag.set()
     results: list[Any] = []
@@ -248,7 +248,7 @@ def test_no_flag_is_never_set() -> None:
     assert not is_cancelled(None)
 
 
-def test_an_interrupt_at_the_beginning_of_a_block_leaves_no_scope_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_at_a_blocks_beginning_leaves_no_scope_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     current = scopes._current
 
     class Interrupted:

@@ -117,7 +117,7 @@ def page(chrome: webdriver.Chrome, url: str, upstream: ControlledUpstream) -> It
     page.close()
 
 
-def test_answer_goes_on_after_a_reload_and_on_a_second_device(
+def test_answer_continues_after_a_reload_and_on_another_device(
     page: Page, chrome: webdriver.Chrome, upstream: ControlledUpstream
 ) -> None:
     address = page.ask("Count?")

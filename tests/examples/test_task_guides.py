@@ -687,7 +687,7 @@ def test_instead_of_curl(tmp_path: Path) -> None:
         assert server.requests[0].headers["content-type"] == "application/json"
 
 
-def test_program_that_reads_in_other_ways_prints_what_the_guide_shows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_with_other_ways_prints_what_the_guide_shows(capsys: pytest.CaptureFixture[str]) -> None:
     coming_from.main()
     printed = capsys.readouterr().out
     assert "TruncatedStreamError" in printed

@@ -261,7 +261,7 @@ def test_error_of_an_auth_is_no_error_of_the_connection(ask: Requester, kind: st
     assert caught.value.__cause__ is error
 
 
-def test_body_that_breaks_while_an_auth_reads_it_is_an_error_of_the_connection(ask: Requester) -> None:
+def test_broken_body_read_by_an_auth_is_a_connection_error(ask: Requester) -> None:
     with SSEServer([respond(401), raw(b"tok"), cut()]) as server, pytest.raises(TransportError):
         ask(server.url, auth=TokenAuth())
 
@@ -284,7 +284,7 @@ def test_auth_flow_is_closed_if_the_request_fails(ask: Requester) -> None:
     assert closed == [True]
 
 
-def test_body_that_a_hook_and_an_auth_read_is_bounded_once() -> None:
+def test_body_read_by_hook_and_auth_is_bounded_once() -> None:
     async def on_response(response: httpx.Response) -> None:
         if response.status_code == 401:
             seen.append(len(await response.aread()))
@@ -340,7 +340,7 @@ def test_error_of_a_hook_is_no_error_of_the_connection(interface: str, kind: str
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_body_that_breaks_while_a_hook_reads_it_is_an_error_of_the_connection(interface: str) -> None:
+def test_broken_body_read_by_a_hook_is_a_connection_error(interface: str) -> None:
     async def reads(response: httpx.Response) -> None:
         await response.aread()
 

@@ -137,7 +137,7 @@ def test_errors_of_a_transport_become_typed_errors(raised: Exception, kind: type
         assert "secret" not in str(caught.value)
 
 
-def test_switch_of_protocols_is_an_error_unless_the_request_asks_for_it() -> None:
+def test_switch_of_protocols_without_a_request_is_an_error() -> None:
     with mocked(lambda request: httpx.Response(101, headers={"Upgrade": "x"})) as bridge:
         with pytest.raises(ProtocolError, match="the request did not ask for it"):
             request_sse("http://mock.test/", bridge=bridge)
@@ -356,7 +356,7 @@ def test_factory_that_raises_is_a_callback_error() -> None:
             assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_body_of_a_client_that_sends_by_itself_needs_no_aclose() -> None:
+def test_body_of_a_client_with_send_needs_no_aclose() -> None:
     class Chunks:
         """An iterator, and no generator."""
 

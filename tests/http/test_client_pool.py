@@ -149,7 +149,7 @@ def test_client_that_hangs_in_aclose_keeps_no_other_open(made: Made, caplog: pyt
     asyncio.run(main())
 
 
-def test_client_that_is_made_too_late_and_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_late_client_that_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(httpx.AsyncClient):
         async def aclose(self) -> None:
             await super().aclose()

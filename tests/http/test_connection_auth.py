@@ -182,7 +182,7 @@ def test_connection_of_a_handshake_can_end(run: Run, way: str) -> None:
     run(main)
 
 
-def test_connection_of_a_handshake_ends_with_its_response_if_the_client_is_closed(run: Run) -> None:
+def test_handshakes_connection_ends_with_its_response_on_a_closed_client(run: Run) -> None:
     async def main() -> None:
         transport: Any = new_transport(keepalive_expiry=400)
         client = httpx.AsyncClient(transport=transport, timeout=None)

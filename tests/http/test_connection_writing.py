@@ -345,7 +345,7 @@ def test_body_that_fails_after_an_early_success_is_an_error(run: Run) -> None:
     run(main)
 
 
-def test_server_that_stops_reading_after_an_early_success_is_no_error(clock: FakeClock, run: Run) -> None:
+def test_server_may_stop_reading_after_an_early_success(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
         body = Uploaded("bytes")
         async with (

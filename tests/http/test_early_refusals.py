@@ -242,7 +242,7 @@ def test_request_is_sent_on_after_an_early_success(ask_fresh: Requester, server:
 
 
 @pytest.mark.slow
-def test_success_of_a_server_that_stops_reading_is_returned_after_the_write_timeout(
+def test_early_success_is_returned_after_the_write_timeout(
     ask_fresh: Requester, server: Server
 ) -> None:
     def serve() -> None:

@@ -282,14 +282,14 @@ def test_any_chunked_body_is_read_as_h11_reads_it(wire: bytes, cuts: list[int]) 
 
 @pytest.mark.slow
 @given(st.lists(chunks, max_size=8), st.integers(1, 3), ends)
-def test_chunk_in_a_read_of_its_own_is_read_as_in_any_other(parts: list[bytes], repeated: int, end: bytes) -> None:
+def test_chunk_in_a_separate_read_is_read_as_any_other(parts: list[bytes], repeated: int, end: bytes) -> None:
     reads = [*parts * repeated, end]
     assert feed_all(ChunkedBody(), reads) == body_by_h11(b"".join(reads))
 
 
 @pytest.mark.slow
 @given(st.lists(chunks, min_size=1, max_size=4), st.integers(0, 3), st.sampled_from([b"", b"\r", b"x", b"x\r\n"]))
-def test_chunk_in_a_read_of_its_own_with_a_wrong_end_is_refused_alike(parts: list[bytes], at: int, end: bytes) -> None:
+def test_separate_chunk_with_a_wrong_end_is_refused_too(parts: list[bytes], at: int, end: bytes) -> None:
     reads = [*parts, *parts]
     at %= len(reads)
     reads[at] = reads[at][:-2] + end

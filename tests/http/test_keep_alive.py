@@ -46,7 +46,7 @@ def test_connections_of_a_factorys_clients_are_kept_alive() -> None:
         assert_is_kept_alive(socket_of(events))
 
 
-def test_keep_alive_of_a_callers_client_is_left_as_it_is() -> None:
+def test_keep_alive_of_a_callers_client_is_not_changed() -> None:
     async def main() -> None:
         options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)]
         transport = httpx.AsyncHTTPTransport(socket_options=options)

@@ -76,7 +76,7 @@ def test_refusal_that_arrives_in_parts_ends_the_sending(run: Run) -> None:
     run(main)
 
 
-def test_body_that_continues_in_spite_of_its_cancellation_is_not_sent(run: Run) -> None:
+def test_body_that_continues_after_its_cancellation_is_not_sent(run: Run) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"one"
         with contextlib.suppress(asyncio.CancelledError):

@@ -208,7 +208,7 @@ def test_request_without_a_proxy_uses_the_librarys_transport(
         assert subscription_of(response.events).exchange.is_direct
 
 
-def test_redirect_to_a_host_whose_proxy_cannot_be_used_is_a_connect_error(
+def test_redirect_to_an_unusable_proxy_is_a_connect_error(
     ask_fresh: Requester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9/")

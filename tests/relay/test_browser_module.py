@@ -574,7 +574,7 @@ def test_connection_is_used_again_after_an_answer(by_fetch: Reading) -> None:
         assert server.aborted_requests == 0
 
 
-def test_response_that_does_not_end_after_its_last_event_is_aborted(by_fetch: Reading) -> None:
+def test_response_without_an_end_after_its_last_event_is_aborted(by_fetch: Reading) -> None:
     with playing([send(1), DONE, silence()]) as (url, script):
         began = time.monotonic()
         assert by_fetch.read(url) == {"outcome": "done"}

@@ -113,7 +113,7 @@ def test_iterable_over_a_cancelled_log_is_cancelled(relayed: Relay) -> None:
     assert [end.outcome for end in ends] == ["cancelled"]
 
 
-def test_log_of_an_iterable_over_a_stream_that_is_ended_here_is_cancelled(relayed: Relay) -> None:
+def test_log_of_an_iterable_whose_stream_is_ended_is_cancelled(relayed: Relay) -> None:
     flag = threading.Event()
     with SSEServer([send({"n": 1}), silence()]) as server, MemoryLog() as log:
         stream = log.open("a", lambda: looped(request_sse(server.url, cancel=flag).events))
@@ -227,7 +227,7 @@ async def anexts(events: Any) -> AsyncIterator[Any]:
     "shape",
     [alooped, amerged, anexts, lambda events: alooped(alooped(events)), lambda events: (item async for item in events)],
 )
-def test_asynchronous_iterable_over_a_stream_that_is_ended_here_is_cancelled(shape: Any, how: str) -> None:
+def test_asynchronous_iterable_over_a_stream_that_is_ended_is_cancelled(shape: Any, how: str) -> None:
     ends: list[RelayEnd] = []
 
     async def main() -> None:
@@ -244,7 +244,7 @@ def test_asynchronous_iterable_over_a_stream_that_is_ended_here_is_cancelled(sha
     assert ends == [RelayEnd("cancelled", None, "")]
 
 
-def test_stream_of_iterate_over_a_stream_that_is_ended_here_is_cancelled(relayed: Relay) -> None:
+def test_iterate_over_a_stream_that_is_ended_is_cancelled(relayed: Relay) -> None:
     flag = threading.Event()
     ends: list[RelayEnd] = []
 
@@ -262,7 +262,7 @@ def test_stream_of_iterate_over_a_stream_that_is_ended_here_is_cancelled(relayed
         assert stream.outcome == "closed"
 
 
-def test_stream_of_iterate_that_goes_on_with_another_stream_is_complete() -> None:
+def test_iterate_that_goes_on_with_another_stream_is_complete() -> None:
     """Also without a scope around it."""
     flag = threading.Event()
 

@@ -24,7 +24,7 @@ async def close_during(frames: Any, begun: asyncio.Event, *, early: bool = False
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_stream_that_a_function_opens_in_spite_of_its_cancellation_is_aborted(early: bool) -> None:
+def test_stream_opened_by_a_cancelled_function_is_aborted(early: bool) -> None:
     ends: list[RelayEnd] = []
 
     async def main() -> None:
@@ -136,7 +136,7 @@ def test_function_that_closes_its_own_relay_aborts_its_stream() -> None:
             request.wait_aborted(30)
 
 
-def test_function_that_closes_its_own_relay_may_return_a_stream_that_has_ended() -> None:
+def test_function_may_close_its_relay_and_return_an_ended_stream() -> None:
     def opens() -> Any:
         response = request_sse(server.url)
         outcomes.append((response.events.collect(), response.events))
@@ -152,7 +152,7 @@ def test_function_that_closes_its_own_relay_may_return_a_stream_that_has_ended()
         assert (items, events.outcome) == ([1], "done")
 
 
-def test_on_end_that_the_end_of_its_loop_cancels_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_on_end_cancelled_by_its_loops_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         begun = asyncio.Event()
 
@@ -169,7 +169,7 @@ def test_on_end_that_the_end_of_its_loop_cancels_is_logged(caplog: pytest.LogCap
     assert "`on_end` was cancelled, since its event loop was ending" in caplog.text
 
 
-def test_frames_that_a_thread_closes_call_on_end_on_their_loop() -> None:
+def test_frames_closed_by_threads_call_on_end_on_their_loop() -> None:
     """A coroutine function runs on the loop that reads the relay."""
     loops: list[Any] = []
 
@@ -187,7 +187,7 @@ def test_frames_that_a_thread_closes_call_on_end_on_their_loop() -> None:
     asyncio.run(main())
 
 
-def test_frames_that_are_closed_after_their_loop_call_on_end_in_the_thread() -> None:
+def test_frames_closed_after_their_loop_call_on_end_in_threads() -> None:
     ends: list[RelayEnd] = []
 
     async def main() -> Any:

@@ -237,7 +237,7 @@ def test_flag_of_a_closed_socket_is_not_set(pair: Pair) -> None:
     assert not flag.is_set()
 
 
-def test_flags_of_a_request_keep_their_state_once_its_response_is_closed(pair: Pair) -> None:
+def test_flags_keep_their_state_after_the_response_is_closed(pair: Pair) -> None:
     server, connection = pair
     environ = {"gunicorn.socket": server}
     flag, other = (relay.reader_left(environ, probe=1e-9) for _ in range(2))

@@ -41,7 +41,7 @@ def test_client_is_told_that_the_server_shuts_down(
     assert isinstance(end.error, BridgeClosedError)
 
 
-def test_function_error_reports_the_end_of_the_bridge_in_its_own_form(relayed: Relay) -> None:
+def test_function_error_reports_the_bridges_end_in_its_own_form(relayed: Relay) -> None:
     with SSEServer([send(1), silence()]) as server, Bridge() as bridge:
         reading = relayed(request(server.url, bridge), error=lambda error: {"failed": type(error).__name__})
         assert reading.next_event() == b"data: 1\n\n"

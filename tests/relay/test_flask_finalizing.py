@@ -79,7 +79,7 @@ def test_exception_without_a_handler_is_a_server_error() -> None:
         app.fetch()
 
 
-def test_result_that_cannot_be_relayed_is_an_error_of_the_application() -> None:
+def test_result_that_cannot_be_relayed_is_an_application_error() -> None:
     app = Application(lambda: 5)
     app.testing = True
     with pytest.raises(UsageError, match="`stream` must be"):

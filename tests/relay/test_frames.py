@@ -234,7 +234,7 @@ def test_system_exit_in_map_ends_only_the_relay(relayed: Relay, caplog: pytest.L
     assert "enough" in caplog.text
 
 
-def test_interrupt_in_map_is_raised_in_a_thread_without_a_loop() -> None:
+def test_interrupt_in_map_passes_in_a_thread_without_a_loop() -> None:
     def interrupted(item: Any) -> Any:
         raise KeyboardInterrupt
 

@@ -365,7 +365,7 @@ def test_error_of_a_function_reaches_the_handlers_of_starlette(monkeypatch: pyte
     assert (response.status_code, response.text) == (418, "handled")
 
 
-def test_failure_of_the_function_for_refusals_reaches_the_error_handlers_of_flask(served: Served) -> None:
+def test_failing_function_for_refusals_reaches_flasks_error_handlers(served: Served) -> None:
     def refuse(error: StatusError) -> Any:
         raise LookupError
 

@@ -332,7 +332,7 @@ def test_disconnect_during_an_endless_refusal_aborts_the_upstream(
 
 
 @pytest.mark.parametrize("pause", [0.01, None], ids=["drags on", "stalls"])
-def test_endless_refusal_in_a_thread_of_asgi_ends_with_its_time_limit(
+def test_endless_refusal_in_an_asgi_thread_ends_with_its_limit(
     clock: FakeClock, pause: float | None, passes: None
 ) -> None:
     """Django does not tell a synchronous view that the client has left."""

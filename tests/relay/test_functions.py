@@ -257,7 +257,7 @@ def test_iterable_that_a_function_returns_too_late_is_closed(
         until(lambda: "in the end" in caplog.text)
 
 
-def test_heartbeats_are_sent_while_the_body_of_a_refusal_is_awaited() -> None:
+def test_heartbeats_are_sent_while_a_refusals_body_is_awaited() -> None:
     with SSEServer([respond(503), b"x", silence()]) as server:
         frames = relay.frames(Opener(server), early=True, heartbeat=0.01)
         assert next(frames) == HEARTBEAT
@@ -332,7 +332,7 @@ def test_error_of_a_function_is_reported_and_logged(
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_exit_in_a_function_on_a_loop_is_a_callback_error(early: bool) -> None:
+def test_exit_in_a_loops_function_is_a_callback_error(early: bool) -> None:
     async def fails() -> Any:
         raise SystemExit
 

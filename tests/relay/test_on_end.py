@@ -196,7 +196,7 @@ def test_outcome_of_an_open_that_fails_is_error(relayed: Relay) -> None:
 
 
 @pytest.mark.slow
-def test_on_end_is_called_once_for_a_relay_that_is_dropped() -> None:
+def test_on_end_is_called_once_for_a_dropped_relay() -> None:
     ends: Ends = []
     frames = relay.frames(["a"], on_end=ends.append)
     assert next(frames)

@@ -65,7 +65,7 @@ def test_on_end_waits_for_a_call_of_on_item(relayed: Relay) -> None:
     assert log == ["a", "b", "disconnected"]
 
 
-def test_on_end_does_not_wait_for_a_call_of_on_item_that_hangs() -> None:
+def test_on_end_does_not_wait_for_a_hung_on_item() -> None:
     begun, go, ended = threading.Event(), threading.Event(), threading.Event()
 
     def on_item(item: str) -> None:
@@ -123,7 +123,7 @@ def test_close_in_a_coroutine_ends_the_calls_of_on_item() -> None:
 
 
 @pytest.mark.parametrize("where", ["coroutine", "thread"])
-def test_on_end_after_close_waits_for_a_call_of_on_item(where: str) -> None:
+def test_on_end_after_close_waits_for_on_item(where: str) -> None:
     """The relay is not being read."""
     log, begun, go, on_item = held_at_b()
 
@@ -146,7 +146,7 @@ def test_on_end_after_close_waits_for_a_call_of_on_item(where: str) -> None:
     assert log == ["a", "b", "disconnected"]
 
 
-def test_on_end_after_a_send_timeout_waits_for_a_call_of_on_item(clock: FakeClock) -> None:
+def test_on_end_after_a_send_timeout_waits_for_on_item(clock: FakeClock) -> None:
     calls: list[str] = []
     began, go = threading.Event(), threading.Event()
 

@@ -40,7 +40,7 @@ def test_error_in_place_of_events_is_reported_without_its_text(relayed: Relay) -
     assert "sk-123" in str(end.error)
 
 
-def test_error_in_place_of_events_is_passed_on_if_refusals_are() -> None:
+def test_error_in_place_of_events_passes_if_refusals_do() -> None:
     text = answered([respond(200, EVENTS), SECRET], refusal="pass").text
     assert '"message":"the key sk-123 is over its quota"' in text
 

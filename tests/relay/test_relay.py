@@ -51,7 +51,7 @@ except ImportError as error:
 
 
 @pytest.mark.slow
-def test_missing_django_is_named_although_another_package_of_it_is_imported_first() -> None:
+def test_missing_django_is_named_although_asgiref_is_imported_first() -> None:
     assert python(_WITHOUT_DJANGO) == (0, "relay.django needs Django: pip install 'sseqbridge[django]'\n", "")
 
 

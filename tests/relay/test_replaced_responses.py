@@ -325,7 +325,7 @@ class Cycle:
 
 
 @pytest.mark.filterwarnings("ignore:.*was dropped while it was open")
-def test_frames_that_a_collection_finds_call_on_end_in_a_thread_of_their_own() -> None:
+def test_garbage_collected_frames_call_on_end_in_their_own_thread() -> None:
     with SSEServer([send(1), silence()]) as server:
         case.url = server.url
         frames = relay.frames(case.stream(), on_end=case.on_end)
@@ -344,7 +344,7 @@ async def collect_on_the_loop(on_end: Any) -> None:
     gc.collect()
 
 
-def test_asynchronous_frames_that_a_collection_finds_call_on_end_in_a_thread() -> None:
+def test_garbage_collected_async_frames_call_on_end_in_a_thread() -> None:
     async def main() -> None:
         await collect_on_the_loop(case.on_end)
         while not case.ends:
@@ -397,7 +397,7 @@ def test_frames_that_were_never_read_call_no_on_end() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
-def test_dropped_frames_of_a_parent_process_call_no_on_end_in_the_child() -> None:
+def test_dropped_frames_call_no_on_end_in_a_forked_child() -> None:
     frames = relay.frames(["a"], on_end=case.on_end)
     assert next(frames)
     child = os.fork()

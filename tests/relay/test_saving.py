@@ -93,7 +93,7 @@ class SavedAnswers(TestCase):  # type: ignore[misc]
                 newest = await views_of_answers.Answer.objects.order_by("-id").afirst()
                 assert [newest.text, newest.outcome, newest.error] == expected
 
-    async def test_answer_is_saved_when_the_client_of_an_asynchronous_view_leaves(self) -> None:
+    async def test_answer_is_saved_when_an_async_views_client_leaves(self) -> None:
         for view in ("/save", "/asave"):
             with SSEServer([send({"text": "Hello, "}), silence()]) as server:
                 response = await self.async_client.get(view, {"upstream": server.url})

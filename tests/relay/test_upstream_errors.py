@@ -42,7 +42,7 @@ def reads(url: str, how: str, transport: Any = None) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("how", ["raised", "caused", "in a handler"])
-def test_lost_upstream_is_a_warning_and_no_failure_of_the_application(
+def test_lost_upstream_is_a_warning_and_no_application_failure(
     relayed: Relay, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ends: list[RelayEnd] = []
@@ -57,7 +57,7 @@ def test_lost_upstream_is_a_warning_and_no_failure_of_the_application(
     assert isinstance(end.error, httpx.TransportError if how == "raised" else SDKError)
 
 
-def test_limit_of_another_client_is_a_time_limit_for_the_browser(relayed: Relay) -> None:
+def test_another_clients_limit_is_a_time_limit_for_the_browser(relayed: Relay) -> None:
     with SSEServer([send({"n": 1}), silence()]) as server:
         read = relayed(reads(server.url, "caused", BridgeTransport(idle=0.05))).rest()
     assert error_of(read) == {"type": "StreamTimeoutError", "message": "the upstream took too long"}
@@ -81,7 +81,7 @@ def test_mistake_of_the_application_stays_its_own(
     assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, True)
 
 
-def test_client_on_a_bridge_that_closes_is_told_of_the_shutdown(relayed: Relay) -> None:
+def test_client_on_a_closing_bridge_reports_the_shutdown(relayed: Relay) -> None:
     with SSEServer([send({"n": 1}), silence()]) as server, Bridge() as bridge:
         reading = relayed(reads(server.url, "caused", BridgeTransport(bridge=bridge)))
         reading.next_event()

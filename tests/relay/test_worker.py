@@ -12,7 +12,7 @@ from sseqbridge._engine.channel import End
 from sseqbridge._streams.worker import IterableWorker
 
 
-def test_iterable_that_reads_the_relay_that_runs_it_is_a_usage_error() -> None:
+def test_iterable_that_reads_its_own_relay_is_a_usage_error() -> None:
     """It would wait for itself."""
 
     def items() -> Iterator[str]:

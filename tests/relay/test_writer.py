@@ -177,7 +177,7 @@ def test_every_frame_parses_back_to_its_item(items: list[Any]) -> None:
         assert event.id == last_id
 
 
-def test_error_event_of_the_upstream_ends_a_mapped_stream_with_its_message(relayed: Relay) -> None:
+def test_upstreams_error_event_ends_a_mapped_stream_with_its_message(relayed: Relay) -> None:
     with SSEServer([send(1), send({"error": {"message": "out of tokens", "type": "x"}})]) as server:
         error = error_of(relayed(request_sse(server.url), map=str).rest())
     assert error == {"type": "UpstreamError", "message": "out of tokens"}

@@ -143,7 +143,7 @@ def test_cluster_command_without_an_answer_is_an_outage(monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
-def test_scripts_and_waits_of_a_cluster_are_sent_to_its_nodes() -> None:
+def test_scripts_and_waits_are_sent_to_a_clusters_nodes() -> None:
     sent: list[Any] = []
     client = client_of(lambda: redis.asyncio.RedisCluster(host="127.0.0.1", port=1))
 

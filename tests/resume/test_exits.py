@@ -46,7 +46,7 @@ def request(url: str, bridge: Bridge) -> Any:
 
 @pytest.mark.parametrize("exits", [True, False], ids=["exit", "close"])
 @pytest.mark.parametrize("start", [request, handles, reads_with_a_client, wraps_the_error])
-def test_answer_that_the_end_of_the_process_cuts_off_is_released(
+def test_answer_cut_off_by_the_process_end_is_released(
     logs: Logs,
     start: Callable[[str, Bridge], Any],
     exits: bool,

@@ -263,7 +263,7 @@ def test_cancel_ends_an_agent_that_waits(log: Log, caller: LogCaller, asynchrono
         assert caller.cancel(log, "k") is False
 
 
-def test_cancelled_agent_that_never_waits_is_closed_at_its_next_yield(log: Log, caller: LogCaller) -> None:
+def test_cancelled_agent_without_waits_is_closed_at_its_next_yield(log: Log, caller: LogCaller) -> None:
     closed, go = threading.Event(), threading.Event()
 
     def numbers() -> Iterator[str]:
@@ -458,7 +458,7 @@ def test_merged_streams_are_an_iterable(log: Log, caller: LogCaller) -> None:
     assert sorted(map(json.dumps, items)) == ['{"a": "one"}', '{"b": "one"}']
 
 
-def test_a_log_on_a_bridge_of_its_own_that_closes_ends_an_agent() -> None:
+def test_closing_the_bridge_of_a_log_ends_an_agent() -> None:
     with SSEServer([send({"n": 1}), silence()]) as upstream, Bridge() as bridge, MemoryLog(bridge=bridge) as log:
         agent = Agent(upstream.url)
         reading = log.open("k", agent)

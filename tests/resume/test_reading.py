@@ -84,7 +84,7 @@ def test_resuming_after_the_done_event_answers_204(log: Log, caller: LogCaller) 
     assert (again.events.status, again.items(), again.outcome) == (204, [], "done")
 
 
-def test_resuming_after_the_done_event_ends_once_no_process_holds_the_lease(logs: Logs, caller: LogCaller) -> None:
+def test_resuming_after_the_done_event_ends_once_the_lease_ends(logs: Logs, caller: LogCaller) -> None:
     log, store = logs.killable()
     with SSEServer([send(1), DONE]) as upstream:
         first = caller.open(log, "k", caller.start(upstream.url))

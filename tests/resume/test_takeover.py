@@ -83,7 +83,7 @@ def test_readers_notice_a_producer_killed_at_each_step(logs: Logs, step: tuple[s
         assert_lost(LogReading(caller, log.open("k", lambda: request_sse(upstream.url))), 3)
 
 
-def test_stream_that_is_deleted_while_its_producer_is_looked_for_has_ended(clock: FakeClock) -> None:
+def test_stream_deleted_during_the_search_for_its_producer_has_ended(clock: FakeClock) -> None:
     with SSEServer([send(0), silence()]) as upstream, Bridge() as bridge, MemoryLog(lease=30, bridge=bridge) as log:
         store = KillableStore(new_store(log))
         use_store(log, store)

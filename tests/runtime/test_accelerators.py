@@ -223,7 +223,7 @@ def test_json_is_decoded_by_json_without_msgspec(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("text", ["1 2", "[]]", "{} ", "1\x00"])
-def test_document_with_text_behind_it_decodes_as_with_json_without_msgspec(
+def test_document_with_trailing_text_decodes_as_with_json(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     without(monkeypatch, "msgspec")

@@ -50,7 +50,7 @@ def output(program: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_forked_child_has_a_loop_of_its_own_and_leaves_the_parents() -> None:
+def test_forked_child_has_its_own_loop_and_leaves_the_parents() -> None:
     program = """
 stream = iterate(silent())
 assert next(stream) == 1
@@ -110,7 +110,7 @@ print(next(stream), flush=True)
     assert exits(PRELUDE + program, "") == (0, "1closed\n", "")
 
 
-def test_exit_of_the_main_thread_ends_a_call_in_a_daemon_thread() -> None:
+def test_exit_ends_a_call_in_a_daemon_thread() -> None:
     program = """
 started = threading.Event()
 async def forever():

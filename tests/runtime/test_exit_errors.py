@@ -141,7 +141,7 @@ began.wait()
 
 
 @pytest.mark.parametrize("how", ["close", "cancel flag", "break"])
-def test_stream_that_its_reader_ends_right_before_the_exit_ends_quietly(how: str) -> None:
+def test_stream_ended_right_before_the_exit_ends_quietly(how: str) -> None:
     program = f"""
 flag = threading.Event()
 stream = one(cancel=flag)

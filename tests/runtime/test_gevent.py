@@ -330,7 +330,7 @@ except UsageError as error:
 
 
 @both_orders
-def test_greenlets_that_read_at_the_exit_get_an_error_and_print_nothing(order: str) -> None:
+def test_greenlets_reading_at_exit_get_errors_and_print_nothing(order: str) -> None:
     program = """
 import threading
 from sseqbridge import BridgeClosedError

@@ -238,7 +238,7 @@ def test_stream_can_be_collected_on_the_loop_thread(silent: SSEServer) -> None:
     assert [warning.category for warning in caught] == [ResourceWarning]
 
 
-def test_stream_that_a_done_function_ends_can_be_read_on_the_loop_thread(silent: SSEServer) -> None:
+def test_stream_with_done_function_can_be_read_on_the_loop(silent: SSEServer) -> None:
     """Without waiting for the rest of the body, which that thread reads."""
     items: list[Any] = []
     go = threading.Event()

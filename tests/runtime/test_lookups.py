@@ -270,7 +270,7 @@ def test_threads_are_bounded_for_each_name(resolver: Resolver, loop: asyncio.Abs
     loop.run_until_complete(main())
 
 
-def test_names_that_hang_at_the_same_time_leave_threads_to_others(clock: FakeClock, resolver: Resolver) -> None:
+def test_names_that_hang_at_once_leave_threads_to_others(clock: FakeClock, resolver: Resolver) -> None:
     async def main() -> None:
         hung = [start(f"{n}.hang.test") for n in range(300)]
         await begun(resolver, lookups.MAX_AWAITED)
@@ -437,7 +437,7 @@ async def traced(name: str, info: Any) -> None:
 
 
 @own_transport
-def test_request_waits_for_a_thread_no_longer_than_for_its_connection(
+def test_request_waits_for_a_lookup_thread_within_its_connect_limit(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch, ask: Requester, resolver: Resolver
 ) -> None:
     monkeypatch.setattr(lookups, "MAX_THREADS", 0)
@@ -452,7 +452,7 @@ def test_request_waits_for_a_thread_no_longer_than_for_its_connection(
 
 @own_transport
 @pytest.mark.parametrize("kind", LOOPS)
-def test_end_of_the_loop_and_of_the_process_do_not_wait_for_a_hung_lookup(kind: str) -> None:
+def test_loop_and_process_end_without_waiting_for_a_hung_lookup(kind: str) -> None:
     program = """
 import importlib, socket, sys, threading
 begun = threading.Event()

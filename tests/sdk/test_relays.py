@@ -162,7 +162,7 @@ def test_closing_a_relay_aborts_the_stream_and_logs_nothing(sdk: SDK, caplog: py
         assert [record.getMessage() for record in own if record.levelno > logging.DEBUG] == []
 
 
-def test_a_stream_that_the_relay_reads_is_aborted_although_the_view_opened_it() -> None:
+def test_relayed_stream_is_aborted_although_the_view_opened_it() -> None:
     ready = threading.Event()
     with (
         SSEServer([*chat_steps()[:2], hold(ready), *chat_steps()[2:]]) as server,

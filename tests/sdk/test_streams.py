@@ -63,7 +63,7 @@ def test_a_scope_ends_a_silent_stream(sdk: SDK) -> None:
 
 
 @every_sdk
-def test_a_scope_ends_the_wait_for_a_head_and_nothing_is_retried(sdk: SDK) -> None:
+def test_scope_ends_the_wait_for_a_head_without_retries(sdk: SDK) -> None:
     flag = threading.Event()
 
     def ask() -> Any:

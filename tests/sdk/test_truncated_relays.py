@@ -270,7 +270,7 @@ ENDS: dict[str, Callable[[Relays], object]] = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("way", [*WAYS, COHERE_WAY], ids=str)
-def test_answer_that_is_ended_here_is_an_error_but_for_two_sdks(relays: Relays, way: Way, end: str) -> None:
+def test_answer_that_is_ended_here_fails_in_most_sdks(relays: Relays, way: Way, end: str) -> None:
     """Anthropic's and Cohere's SDKs skip events that they do not know, such as `cancelled` and `shutdown`."""
     relays.options = {"on_item": lambda item: ENDS[end](relays) if "Hello" in json.dumps(item) else None}
     relays.upstream.play([*way.cut_steps()[:-1], silence()])

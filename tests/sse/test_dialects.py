@@ -56,7 +56,7 @@ def test_wrong_end_data_is_a_usage_error(value: Any) -> None:
     ],
     ids=repr,
 )
-def test_heartbeat_that_is_an_end_or_error_is_a_usage_error(contradiction: Any) -> None:
+def test_heartbeat_that_is_an_end_or_error_is_refused(contradiction: Any) -> None:
     with pytest.raises(UsageError, match="`heartbeat_events` must not name a type that ends the stream"):
         Dialect(**contradiction)
 
@@ -80,7 +80,7 @@ def test_unknown_dialect_is_a_usage_error(value: Any) -> None:
 
 
 @pytest.mark.parametrize("data", ["[DONE]", "[DONE] ", "\t[DONE]", " [DONE]\r\n"])
-def test_blanks_around_the_end_data_count_outside_of_json_mode_only(data: str) -> None:
+def test_blanks_around_the_end_data_count_outside_json_mode(data: str) -> None:
     event = ServerSentEvent("m", data)
     assert rules().is_end(event)
     assert not is_plain(rules(), event)

@@ -350,7 +350,7 @@ def test_events_before_a_refused_one_are_returned_first(stream: bytes) -> None:
         assert read(chunks, LIMIT) == ([Comment("hi"), ServerSentEvent(data="a", id="1")], True)
 
 
-def test_long_chunk_ends_where_the_rest_of_its_first_block_is_refused() -> None:
+def test_long_chunk_ends_where_its_first_blocks_rest_is_refused() -> None:
     parser = EventStreamParser(max_event_bytes=2000, comments=True)
     assert parser.feed(b"data: 1\n") == []
     chunk = b": comment\ndata: " + b"x" * 2000 + b"\n\ndata: 2\n\n"

@@ -138,7 +138,7 @@ def test_error_object_as_a_body_is_an_upstream_error(body: str, payload: Any) ->
     ],
     ids=lambda body: body[:30],
 )
-def test_other_text_as_a_body_is_a_protocol_error_that_quotes_it(body: str) -> None:
+def test_body_of_other_text_is_quoted_by_a_protocol_error(body: str) -> None:
     error = unframed_body_error(body.encode())
     assert type(error) is ProtocolError
     assert "no event stream" in str(error)

@@ -55,13 +55,13 @@ def test_equal_values_of_another_type_are_checked_again() -> None:
         prepared(max_event_bytes=1.0)
 
 
-def test_limit_of_a_caller_is_not_the_default_of_the_same_value() -> None:
+def test_limit_of_a_caller_differs_from_an_equal_default() -> None:
     assert limit_of(prepared().options.max_buffered_bytes) is memory
     own = prepared(max_buffered_bytes=int(DEFAULT_MAX_BUFFERED_BYTES)).options.max_buffered_bytes
     assert limit_of(own) is not memory
 
 
-def test_done_of_a_caller_is_not_the_default_of_the_same_value() -> None:
+def test_done_of_a_caller_differs_from_an_equal_default() -> None:
     options = {"dialect": "anthropic"}
     assert prepared(**options).options.rules.is_end(ServerSentEvent(event="message_stop"))
     assert not prepared(done="[DONE]", **options).options.rules.is_end(ServerSentEvent(event="message_stop"))

@@ -257,7 +257,7 @@ def test_collect_raises_the_error_of_the_stream(run: Run) -> None:
     run(main)
 
 
-def test_cancelled_collect_ends_the_stream_before_the_items_that_it_took(run: Run) -> None:
+def test_cancelled_collect_ends_the_stream_before_its_items(run: Run) -> None:
     async def main() -> None:
         with SSEServer([send(0, id="a"), send(1, id="b"), send(2, id="c"), silence()]) as server:
             _, _, items = await arequest_sse(server.url)

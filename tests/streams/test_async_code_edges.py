@@ -217,7 +217,7 @@ def test_interrupt_while_the_manager_exits_cancels_the_exit() -> None:
     assert cancelled.is_set()
 
 
-def test_cancelled_block_that_the_manager_does_not_swallow_ends_with_its_loop() -> None:
+def test_cancelled_block_that_is_not_swallowed_ends_with_its_loop() -> None:
     """A manager without a task group gets the cancellation, and lets it pass."""
     passed: list[type[BaseException] | None] = []
 
@@ -266,7 +266,7 @@ def test_failure_of_code_that_was_left_running_is_logged(clock: FakeClock, caplo
     assert "ValueError: late" in caplog.text
 
 
-def test_loop_that_ends_releases_the_consumer_of_code_that_does_not(clock: FakeClock) -> None:
+def test_ending_loop_releases_the_consumer_of_endless_code(clock: FakeClock) -> None:
     stubborn, bridge = Stubborn(), Bridge()
     calling = in_thread(lambda: bridge.run(stubborn.run()))
     until(lambda: bridge.stats().open_streams == 1)
@@ -279,7 +279,7 @@ def test_loop_that_ends_releases_the_consumer_of_code_that_does_not(clock: FakeC
     assert stubborn.ended.wait(30)
 
 
-def test_generator_that_is_being_closed_is_cancelled_at_the_end_of_the_loop() -> None:
+def test_closing_generator_is_cancelled_at_the_end_of_the_loop() -> None:
     """asyncio closes a generator that was dropped in a task of its own, which nobody awaits."""
     closing, errors = threading.Event(), list[type[BaseException]]()
 
@@ -305,7 +305,7 @@ def test_generator_that_is_being_closed_is_cancelled_at_the_end_of_the_loop() ->
     assert errors == [asyncio.CancelledError]
 
 
-def test_error_of_a_generator_that_the_end_of_the_loop_closes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_of_a_generator_closed_by_its_loop_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def failing() -> AsyncIterator[int]:
         try:
             yield 1
@@ -384,7 +384,7 @@ def test_close_that_is_no_coroutine_function_is_called() -> None:
 
 
 @pytest.mark.blocks_its_loop
-def test_item_is_not_repeated_if_its_source_is_cancelled_between_two_items() -> None:
+def test_item_is_not_repeated_after_a_cancellation_between_items() -> None:
     """A generator that seldom waits lets the loop run after an item: there its own cancellation reaches it."""
     caught: list[int] = []
 
@@ -407,7 +407,7 @@ def test_item_is_not_repeated_if_its_source_is_cancelled_between_two_items() -> 
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Task.cancelling() is new in Python 3.11")
-def test_cancellations_that_a_source_swallowed_are_no_matter_of_its_cleanup() -> None:
+def test_cancellations_swallowed_by_a_source_do_not_reach_its_cleanup() -> None:
     left: list[int] = []
 
     class Cancelled:

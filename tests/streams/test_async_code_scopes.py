@@ -137,7 +137,7 @@ def test_scope_ends_asynchronous_code_that_it_surrounds_quietly(caplog: pytest.L
     assert caplog.records == []
 
 
-def test_disconnect_of_a_relays_client_ends_asynchronous_code_in_its_iterable() -> None:
+def test_disconnect_ends_asynchronous_code_in_a_relays_iterable() -> None:
     waiting = Waiting()
 
     def view() -> Iterator[str]:
@@ -152,7 +152,7 @@ def test_disconnect_of_a_relays_client_ends_asynchronous_code_in_its_iterable() 
     assert waiting.cleaned_up.wait(30)
 
 
-def test_code_that_a_flag_with_an_error_has_cancelled_is_an_error() -> None:
+def test_code_cancelled_by_a_failing_flag_is_an_error() -> None:
     """The loop cancels the code of a scope whose flag it cannot check. By then the flag may be usable again."""
     consumer = threading.get_ident()
 

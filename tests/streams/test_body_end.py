@@ -91,7 +91,7 @@ def test_json_rpc_response_counts_if_the_connection_breaks_behind_it(
     "block",
     [b'data: {"jsonrpc": "2.0", "method": "n"}', b'data: {"jsonrpc": "2.0", "id": 1, "result": {}', b"data: []"],
 )
-def test_other_json_rpc_does_not_count_if_the_connection_breaks_behind_it(
+def test_other_json_rpc_does_not_count_before_a_broken_connection(
     ask: Requester, block: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with SSEServer([send({"n": 1}), raw(block), cut()]) as server, ask(server.url, data={}, dialect="mcp") as response:
@@ -280,7 +280,7 @@ def test_last_block_that_the_done_function_refuses_is_dropped(ask: Requester, ca
     assert len(warnings_of(caplog)) == 1
 
 
-def test_done_function_that_raises_for_the_last_block_is_a_callback_error(ask: Requester) -> None:
+def test_done_function_failing_for_the_last_block_is_callback_error(ask: Requester) -> None:
     def is_last(event: ServerSentEvent) -> bool:
         return 1 / int(event.data) > 1
 
@@ -461,7 +461,7 @@ def test_first_line_may_be_long(ask: Requester) -> None:
 
 
 @pytest.mark.parametrize("before", [[], [send(1)]], ids=["alone", "behind an event"])
-def test_lost_connection_is_reported_as_such_with_the_error_before_it(ask: Requester, before: list[Step]) -> None:
+def test_lost_connection_is_reported_with_the_error_before_it(ask: Requester, before: list[Step]) -> None:
     with SSEServer([*before, raw(ERROR), cut()]) as server, ask(server.url) as response:
         items, error = response.fail()
         assert (items, type(error)) == ([1] * len(before), TruncatedStreamError)

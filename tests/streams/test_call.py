@@ -160,7 +160,7 @@ def test_arguments_are_checked_when_the_call_is_made(url: str, options: dict[str
     assert "secret" not in str(caught.value)
 
 
-def test_relative_url_works_if_the_bridges_clients_have_a_base_url(server: SSEServer) -> None:
+def test_relative_url_works_if_a_bridges_clients_have_base_urls(server: SSEServer) -> None:
     with Bridge(client=lambda: httpx.AsyncClient(base_url=server.url)) as bridge:
         assert SSEClient(bridge=bridge).call("/x")().events.collect() == [{"n": 1}]
 
@@ -226,7 +226,7 @@ def test_errors_of_the_network_are_raised_by_the_sending(closed_port: int) -> No
 
 
 @pytest.mark.blocks_its_loop
-def test_call_in_a_coroutine_warns_at_the_line_of_the_caller(run: Run, server: SSEServer) -> None:
+def test_call_in_a_coroutine_warns_at_the_callers_line(run: Run, server: SSEServer) -> None:
     client = SSEClient(server.url)
 
     async def main() -> None:

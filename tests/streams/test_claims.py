@@ -153,7 +153,7 @@ def test_interrupt_of_close_leaves_no_stream_open() -> None:
 
 
 @pytest.mark.parametrize("is_plain", [False, True], ids=["events", "plain items"])
-def test_interrupt_of_a_poll_that_has_read_the_end_shows_that_items_are_lost(is_plain: bool) -> None:
+def test_interrupted_poll_at_the_end_shows_that_items_are_lost(is_plain: bool) -> None:
     class Interrupted(InMemory):
         def check_process(self) -> None:
             if streams and streams[0].outcome == "eof":
@@ -169,7 +169,7 @@ def test_interrupt_of_a_poll_that_has_read_the_end_shows_that_items_are_lost(is_
     assert (stream.outcome, stream.last_event_id, stream.poll()) == ("closed", "", [])
 
 
-def test_interrupt_of_a_poll_that_has_read_an_error_leaves_the_error() -> None:
+def test_interrupted_poll_that_read_an_error_keeps_the_error() -> None:
     stream = InMemory([ALL], End("error", ReadError("reset"))).stream()
     cursor = reader_of(stream).cursor
     position = cursor.position

@@ -109,7 +109,7 @@ def test_end_event_whose_data_is_cut_off_is_no_end(ask: Requester) -> None:
         assert isinstance(error, TruncatedStreamError)
 
 
-def test_event_without_data_is_no_end_if_done_overrides_the_dialect(ask: Requester) -> None:
+def test_event_without_data_is_no_end_if_done_is_given(ask: Requester) -> None:
     steps = [raw(b"event: end\n\n"), send("1")]
     with SSEServer(steps) as server, ask(server.url, dialect=LANGGRAPH, done=None) as response:
         assert (response.items(), response.events.outcome) == ([1], "eof")
@@ -223,7 +223,7 @@ def test_dialect_is_checked(ask: Requester, dialect: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [600, 1_000_000])
-def test_events_before_an_end_event_are_complete_in_a_small_buffer(ask: Requester, size: int) -> None:
+def test_events_before_an_end_event_fit_a_small_buffer(ask: Requester, size: int) -> None:
     body = b"".join(b'event: a\ndata: {"n": %d}\n\nevent: ping\ndata: now\n\n' % n for n in range(300))
     with (
         SSEServer([raw(body + b"event: message_stop\ndata: {}\n\n"), AFTER]) as server,

@@ -148,7 +148,7 @@ def test_error_of_exiting_is_raised() -> None:
 # --- Sessions that end early ---
 
 
-def test_session_that_dies_reports_its_error_at_the_end_of_the_block() -> None:
+def test_dead_session_reports_its_error_at_the_blocks_end() -> None:
     session = Session()
     reached_the_end = False
     with pytest.raises(Exception, match="unhandled errors in a TaskGroup") as caught, enter(session):
@@ -161,7 +161,7 @@ def test_session_that_dies_reports_its_error_at_the_end_of_the_block() -> None:
     assert session.log == ["entered", "CancelledError"]
 
 
-def test_error_of_a_dead_session_comes_before_that_of_the_block() -> None:
+def test_error_of_a_dead_session_precedes_that_of_the_block() -> None:
     session = Session()
     with pytest.raises(Exception, match="unhandled errors in a TaskGroup") as caught, enter(session):
         session.die.set()

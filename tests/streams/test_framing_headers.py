@@ -75,7 +75,7 @@ def one_by_one() -> Iterator[bytes]:
     yield from (b"a", b"", b"b", b"", b"c")
 
 
-def test_body_that_is_too_long_is_never_sent_as_a_complete_one(ask: Requester, server: SSEServer) -> None:
+def test_too_long_body_is_never_sent_as_complete(ask: Requester, server: SSEServer) -> None:
     with pytest.raises(UsageError, match="got 2 for a body of at least 3 bytes"):
         ask(server.url, {"Content-Length": "2"}, content=one_by_one())
     assert server.requests == []
@@ -100,7 +100,7 @@ def test_empty_body_of_unknown_length_is_sent(
 
 
 @pytest.mark.parametrize("end", ["\xa0", "\x85", "x\xa0"])
-def test_only_spaces_and_tabs_are_refused_at_the_ends_of_a_value(ask: Requester, server: SSEServer, end: str) -> None:
+def test_only_blanks_are_refused_at_the_ends_of_values(ask: Requester, server: SSEServer, end: str) -> None:
     values = [f"a{end}", f"{end}a", f"{end}a{end}", f"a{end}".encode("latin-1")]
     for value in values:
         with ask(server.url, [("X-Name", value)]) as response:

@@ -338,7 +338,7 @@ def test_function_that_returns_a_coroutine_is_a_usage_error(send_with: ClientReq
     [(failing(0, KeyError()), CallbackError), (lambda: {"Authorization": None}, UsageError)],
     ids=["raises", "returns-none"],
 )
-def test_failure_in_merged_streams_is_an_error_of_its_own_stream(
+def test_failure_in_merged_streams_belongs_to_its_own_stream(
     run: Run, server: SSEServer, headers: Any, kind: Any
 ) -> None:
     client = SSEClient(server.url)

@@ -307,7 +307,7 @@ def test_interrupt_at_any_bytecode_of_gather_leaves_no_request_running() -> None
 
 
 @pytest.mark.parametrize("way", ["next", "poll", "loop"])
-def test_interrupt_of_one_reader_of_a_tee_leaves_the_other_alone(
+def test_interrupt_of_one_tee_reader_leaves_the_other_alone(
     numbered: tuple[SSEServer, Bridge], way: str
 ) -> None:
     """Also if the reader is the one that the others wait for."""
@@ -382,7 +382,7 @@ def test_interrupt_while_the_body_of_a_refusal_is_awaited() -> None:
 # Requests.
 
 
-def test_interrupt_at_any_bytecode_of_request_sse_leaves_no_request_running(
+def test_interrupt_at_any_bytecode_of_request_sse_leaves_no_request(
     numbered: tuple[SSEServer, Bridge],
 ) -> None:
     call = call_of(numbered)
@@ -405,7 +405,7 @@ def test_interrupt_at_any_bytecode_of_request_sse_leaves_no_request_running(
             until(lambda: not open_requests(numbered[1]))
 
 
-def test_interrupt_of_all_code_that_request_sse_calls_leaves_no_request_running(
+def test_interrupt_within_request_sse_leaves_no_request_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also of the standard library's, with asyncio's own event loop."""
@@ -426,7 +426,7 @@ def test_interrupt_of_all_code_that_request_sse_calls_leaves_no_request_running(
             until(lambda: not open_requests(bridge))
 
 
-def test_interrupt_at_any_bytecode_of_the_first_request_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_at_any_bytecode_of_first_request_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(threading.enumerate())
 
     def started() -> set[threading.Thread]:

@@ -223,7 +223,7 @@ def test_whole_document_before_a_lost_connection_is_an_item(ask: LineRequester, 
 
 
 @pytest.mark.parametrize("last", [b"12", b"true", b"null", b"-1.5", b'{"b":2', b'"tex', b"[1"])
-def test_document_that_may_go_on_is_in_the_error_of_a_lost_connection(ask: LineRequester, last: bytes) -> None:
+def test_lost_connections_error_has_a_document_that_may_be_cut(ask: LineRequester, last: bytes) -> None:
     with SSEServer([LINES, b'{"a":1}\n' + last, cut()]) as server:
         items, error = ask(server.url).fail()
         assert items == [{"a": 1}]

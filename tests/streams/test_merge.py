@@ -614,7 +614,7 @@ async def _read_all(merged: AsyncMergedStreams[Any, Any]) -> list[Any]:
     return [named async for named in merged]
 
 
-def test_request_that_is_not_sent_is_an_error_of_its_own_stream(merging: Merging) -> None:
+def test_unsent_request_is_an_error_of_its_own_stream(merging: Merging) -> None:
     is_set = threading.Event()
     is_set.set()
     with SSEServer([send(1), DONE]) as server:

@@ -198,7 +198,7 @@ def test_functions_of_amerge_may_return_a_stream_or_an_awaitable(run: Run, serve
 
 
 @pytest.mark.parametrize("way", ["merge", "gather"])
-def test_function_runs_in_a_thread_and_the_context_of_the_consumer(server: SSEServer, way: str) -> None:
+def test_function_runs_in_a_thread_in_the_consumers_context(server: SSEServer, way: str) -> None:
     variable = ContextVar("variable", default="unset")
     seen: list[Any] = []
 
@@ -312,7 +312,7 @@ def test_end_cancels_a_function_that_waits_for_a_response(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["close", "add"])
-def test_stream_of_a_function_that_returns_after_the_end_is_aborted(way: str) -> None:
+def test_stream_of_a_function_that_returns_late_is_aborted(way: str) -> None:
     go_on, calling = threading.Event(), threading.Event()
     with SSEServer([send(1), silence()]) as server:
         # Opened here: the function must not wait, which would cancel it.
@@ -438,7 +438,7 @@ def test_scope_cancels_the_wait_for_a_coroutine_function(run: Run) -> None:
     run(main)
 
 
-def test_stream_of_a_function_belongs_to_the_scope_of_its_reader() -> None:
+def test_functions_stream_belongs_to_the_scope_of_its_reader() -> None:
     flag = threading.Event()
     with SSEServer([send(1), silence()]) as server:
         merged = merge([lambda: request_sse(server.url)])

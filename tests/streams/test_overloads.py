@@ -105,7 +105,7 @@ def test_requests_have_the_overloads_of_a_client(name: str) -> None:
     assert rows(name) == rows(CONSTRUCTOR)
 
 
-def test_a_client_with_other_options_has_the_overloads_of_the_constructor() -> None:
+def test_client_with_other_options_has_the_constructors_overloads() -> None:
     (default, *others), expected = rows("SSEClient.with_options"), rows(CONSTRUCTOR)
     assert default == ((), "T")  # without `decode` the items stay as they are; "json" is a str, as in the last overload
     assert others == expected[1:]

@@ -71,7 +71,7 @@ def test_pause_does_not_count_for_total(clock: FakeClock, waits: Waits, kind: st
         assert reading.result(30) == (1, [1])
 
 
-def test_pause_does_not_count_for_the_sixty_seconds_of_a_first_answer(clock: FakeClock, waits: Waits) -> None:
+def test_pause_does_not_count_for_the_first_answers_sixty_seconds(clock: FakeClock, waits: Waits) -> None:
     with SSEServer(in_turn(limited(seconds=100), GOOD)) as server:
         calls = [client_of(server, None).call("/"), client_of(server, None, reconnect=True).call("/")]
         gathering = gather(calls, limit=1, errors="yield")
@@ -96,7 +96,7 @@ def test_total_holds_after_a_pause(clock: FakeClock, waits: Waits, kind: str) ->
         assert (error.which, error.seconds) == ("total", 30)
 
 
-def test_retry_that_waits_for_the_pause_of_another_call_is_sent(clock: FakeClock, waits: Waits) -> None:
+def test_retry_that_waits_for_another_calls_pause_is_sent(clock: FakeClock, waits: Waits) -> None:
     """Although the pause is longer than its `total`."""
     failing = in_turn([hold(waits.began), *limited(503, 0)], GOOD)
     with SSEServer(lambda request: limited() if request.path == "/first" else failing(request)) as server:

@@ -527,7 +527,7 @@ def test_retry_is_up_to_date_with_the_item_in_hand(ask: Requester, steps: int) -
         assert events.retry == 3.0
 
 
-def test_retry_of_a_stream_that_was_left_is_that_of_its_last_item(ask: Requester) -> None:
+def test_retry_of_an_abandoned_stream_is_its_last_items(ask: Requester) -> None:
     with (
         SSEServer([raw(b"retry: 1000\ndata: 1\n\nretry: 2000\ndata: 2\n\n")]) as server,
         ask(server.url, done=lambda event: event.data == "1") as response,

@@ -597,7 +597,7 @@ def test_remaining_readers_get_every_event_while_others_leave() -> None:
             assert [each.result(30) for each in staying] == [list(range(3_000))] * 2
 
 
-def test_retry_of_a_reader_is_up_to_date_with_its_item() -> None:
+def test_readers_retry_is_up_to_date_with_its_item() -> None:
     body = raw(b"data: 1\n\nretry: 1000\ndata: 2\n\nretry: 2000\n\ndata: 3\n\n")
     with SSEServer([body, DONE]) as server, tee(request_sse(server.url)) as readers:
         for reader in readers:

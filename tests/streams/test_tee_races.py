@@ -121,7 +121,7 @@ def race(first_lines: int, other_lines: int, *, close_first: bool) -> tuple[bool
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("close_first", [True, False], ids=["close is stopped first", "add is stopped first"])
-def test_reader_added_while_the_last_one_leaves_works_or_is_an_error(close_first: bool) -> None:
+def test_reader_added_while_the_last_leaves_works_or_raises(close_first: bool) -> None:
     for first_lines in range(1, MOST_LINES):
         other_lines, is_stopped, is_other_stopped = 0, True, True
         while is_other_stopped:

@@ -157,7 +157,7 @@ def test_stall_comes_after_some_tokens_or_calls(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDERS)
-def test_stall_may_come_before_the_end_or_instead_of_an_answer(build: Any) -> None:
+def test_stall_may_come_before_the_end_or_replace_it(build: Any) -> None:
     for count, data in ((1, {"stream": True}), (0, {"stream": False})):
         with SSEServer(build("one", stall_after=count)) as server:
             cancel = threading.Event()

@@ -214,7 +214,7 @@ def test_client_may_leave_during_a_reset(steps: int) -> None:
         assert server.requests[0].finished.wait(30)
 
 
-def test_error_of_a_connection_that_is_not_accepted_any_more_is_not_kept(
+def test_error_of_an_unaccepted_connection_is_not_kept(
     server_context: ssl.SSLContext, client_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncio logs it when the garbage collection finds it, at any time."""

@@ -211,7 +211,7 @@ def test_last_events_of_providers_keep_the_connection(client: Any, last: Any) ->
         assert server.connections == 1
 
 
-def test_an_upstream_that_never_ends_is_cut_after_its_last_event(clock: Any, client: Any) -> None:
+def test_endless_upstream_is_cut_after_its_last_event(clock: Any, client: Any) -> None:
     with SSEServer([send("[DONE]"), silence()]) as server:
         with client.stream("GET", server.url) as response:
             lines = response.iter_lines()
@@ -219,7 +219,7 @@ def test_an_upstream_that_never_ends_is_cut_after_its_last_event(clock: Any, cli
         clock.advance_until(server.requests[0].aborted.is_set)
 
 
-def test_an_upstream_that_sends_on_is_cut_after_its_last_event(client: Any) -> None:
+def test_upstream_that_sends_on_is_cut_after_its_last_event(client: Any) -> None:
     closed = threading.Event()
     with SSEServer([send("[DONE]"), hold(closed), *[raw(b"x" * 10_000)] * 100, silence()]) as server:
         with client.stream("GET", server.url) as response:
@@ -229,7 +229,7 @@ def test_an_upstream_that_sends_on_is_cut_after_its_last_event(client: Any) -> N
         server.requests[0].wait_aborted()
 
 
-def test_an_upstream_is_cut_after_its_last_event_before_its_idle_limit(
+def test_upstream_is_cut_after_its_last_event_before_idle(
     clock: Any, new_client: Callable[..., Any]
 ) -> None:
     client = new_client(idle=10_000)

@@ -56,7 +56,7 @@ def test_handshakes_of_two_threads_have_a_connection_each(package: Any, client: 
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer other"}])
-def test_another_request_of_the_thread_does_not_get_into_a_handshake(
+def test_another_request_does_not_get_into_a_handshake(
     package: Any, client: Any, headers: dict[str, str]
 ) -> None:
     """It could get the identity of the connection."""

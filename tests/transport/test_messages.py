@@ -288,7 +288,7 @@ def test_bytes_before_a_cut_arrive(package: Any, client: Any) -> None:
 
 
 @pytest.mark.own_transport
-def test_a_get_on_a_connection_that_the_server_has_closed_is_repeated(client: Any) -> None:
+def test_get_on_a_connection_closed_by_the_server_is_repeated(client: Any) -> None:
     with SSEServer(in_turn(JSON, [cut()], JSON)) as server:
         for _ in range(2):
             assert client.get(server.url).json() == {"a": [1, 2]}

@@ -54,7 +54,7 @@ def test_closing_a_response_of_a_proxy_frees_its_reader(
         ("SSL_CERT_FILE", "/does/not/exist", "https://127.0.0.1:9"),
     ],
 )
-def test_a_setting_of_the_environment_that_cannot_be_used_is_an_error_of_the_package(
+def test_unusable_environment_setting_raises_the_packages_error(
     package: Any, monkeypatch: pytest.MonkeyPatch, new_client: NewClient, name: str, value: str, url: str
 ) -> None:
     monkeypatch.setattr(http_client, "_tls_context", None)
@@ -115,7 +115,7 @@ def test_a_child_of_a_fork_leaves_a_response_alone() -> None:
     assert out.splitlines() == ["data: 1", "refused", "data: 3", "['data: 2']"]
 
 
-def test_closing_in_a_child_of_a_fork_neither_waits_nor_aborts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_in_a_forked_child_neither_waits_nor_aborts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A different process token stands for the child."""
     with SSEServer([send("1"), silence()]) as server, client.stream("GET", server.url) as response:
         exchange = exchange_of(response)

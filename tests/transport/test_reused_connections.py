@@ -171,7 +171,7 @@ def test_invalid_timeouts_are_an_error_on_a_reused_connection(package: Any, time
 
 @pytest.mark.own_transport
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_only_a_safe_request_is_sent_again_when_its_connection_was_closed(
+def test_only_safe_requests_are_resent_after_their_connection_was_closed(
     package: Any, client: Any, method: str
 ) -> None:
     with ByteServer([SHORT], [None], [SHORT]) as server:
@@ -282,7 +282,7 @@ def test_a_slow_consumer_holds_the_upstream_back(client: Any) -> None:
 
 
 @pytest.mark.own_transport
-def test_end_of_a_body_may_come_while_the_channel_is_full(client: Any) -> None:
+def test_body_may_end_while_the_channel_is_full(client: Any) -> None:
     go = threading.Event()
     # As much as a channel holds.
     size = 1024 * 1024
@@ -324,7 +324,7 @@ def test_rest_after_the_last_event_is_drained_within_bounds(
         assert server.connections == connections
 
 
-def test_bytes_of_a_request_with_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_a_request_with_an_unusable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending it raises the error."""
     monkeypatch.delenv("NO_PROXY", raising=False)
     request = ForwardedRequest(httpx.Request("GET", "http://a.example"), httpx)
