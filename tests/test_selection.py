@@ -1,4 +1,4 @@
-"""What a run leaves out to save time: files without tests of it, and surplus cases."""
+"""The tests that a run leaves out to save time: files without tests of it, and surplus cases."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from sseqbridge import BridgeTransport, TruncatedStreamError
 
 __all__ = ["ERRORS", "PROVIDERS", "Provider", "refusal", "whole"]
 
-# What the SDKs raise before the answer begins; a relay reports later errors itself.
+# Errors that the SDKs raise before the answer begins; a relay reports later errors itself.
 ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
 
 # One connection pool for both SDKs. `idle` ends a stream that says nothing for so long, heartbeats or not.

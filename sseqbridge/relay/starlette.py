@@ -153,7 +153,7 @@ class _RelayResponse(StreamingResponse):
         self._added = added
         # Whether the upstream's headers are waited for.
         self._opens = opens
-        # What runs during the response, and may read the bodies of requests.
+        # The function or iterable that runs during the response, and may read the bodies of requests.
         self.stream: Any = None
         # Of an event stream; the others were set by the view.
         self._own_headers = list(self.raw_headers)

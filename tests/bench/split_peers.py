@@ -252,7 +252,7 @@ class SocketWithHttptools(SplitClient):
 
 
 class _Answer:
-    """What llhttp calls."""
+    """The callbacks of llhttp."""
 
     def __init__(self) -> None:
         self.body: list[bytes] = []

@@ -247,7 +247,7 @@ def test_stop_aborts_the_upstream_after_a_reload(
             page.wait_for_answer("Hm", "streaming")
         page.stop()
         page.wait_for_answer("Hm", "stopped")
-        # Whichever worker has the request aborts it, long before it would be abandoned.
+        # The worker that has the request aborts it, long before it would be abandoned.
         response.request.wait_aborted(60)
     chrome.refresh()
     until(lambda: page.count("open") == 0, 60)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 BROWSER = ROOT / "sseqbridge/relay/browser"
 
-# What users write; each comment names the error that the compiler must report in its line.
+# A program of a user; each comment names the error that the compiler must report in its line.
 PROGRAM = """\
 import { readByEventSource, readByFetch, RelayError, type Outcome, type RelayEvent } from "./relay.js";
 

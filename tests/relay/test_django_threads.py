@@ -22,7 +22,7 @@ from tests.support import until
 
 
 class Seen:
-    """What the functions of the view have seen. Emptied by each test."""
+    """The values that the functions of the view have recorded. Emptied by each test."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

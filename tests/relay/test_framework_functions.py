@@ -38,7 +38,7 @@ def urls() -> Iterator[None]:
 
 
 class Case:
-    """What the views relay, and what they have seen. Set by each test."""
+    """The stream of the views, and the calls of their functions. Set by each test."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.usefixtures("fresh"), pytest.mark.slow]
 
 
 class Case:
-    """What the views relay, what happens to their responses, and what on_end has seen. Set by each test."""
+    """The stream of the views, the fate of their responses, and the calls of on_end. Set by each test."""
 
     def __init__(self) -> None:
         self.url = ""

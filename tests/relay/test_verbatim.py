@@ -47,7 +47,7 @@ HEARTBEATS = b"event: ping\ndata: 1\n\ndata:\n\ndata: : keepalive\n\n"
 
 
 def test_heartbeats_are_no_items(relayed: Relay) -> None:
-    """Those without a name are left out, since a page would take their data for JSON."""
+    """Heartbeats without a name are left out, since a page would take their data for JSON."""
     items: list[Any] = []
     with SSEServer([HEARTBEATS, send({"n": 1}), HEARTBEATS, DONE]) as server:
         ping = b"event: ping\ndata: 1\n\n"

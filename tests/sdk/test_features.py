@@ -1,4 +1,4 @@
-"""What the SDKs of OpenAI and Anthropic offer besides plain streams."""
+"""Features of the SDKs of OpenAI and Anthropic besides plain streams."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from tests.support import until
 pytestmark = pytest.mark.configurations("default", "plain")
 
 DONE = send("[DONE]")
-# What follows an end is not read.
+# Events after an end are not read.
 AFTER = send("after the end")
 
 RESPONSES_API = [
@@ -314,7 +314,7 @@ def test_heartbeats_are_items_of_other_modes(ask: Requester) -> None:
         for decode in ("text", "event"):
             with ask(server.url, decode=decode) as response:
                 assert len(response.items()) == len(HEARTBEATS)
-                # Those without a value are tokens in text mode: "" and " ".
+                # Heartbeats without a value are tokens in text mode: "" and " ".
                 assert response.events.stats.events == 4
 
 
