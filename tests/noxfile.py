@@ -193,7 +193,7 @@ def sdk(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def cluster(session: nox.Session) -> None:
-    """Tests that need a Redis Cluster."""
+    """Tests that need a Redis Cluster with a replica; `tests` has one of a small Cluster."""
     pytest(session, "cluster")
 
 

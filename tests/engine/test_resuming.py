@@ -249,7 +249,7 @@ def test_clients_defaults_do_not_reach_another_origin() -> None:
         assert "secret" not in str(other.requests[0].header_pairs)
 
 
-def test_get_without_id_or_place_gives_up(ask: Requester) -> None:
+def test_get_without_id_or_place_is_abandoned(ask: Requester) -> None:
     """At the same URL a GET would be another stream."""
     with SSEServer([send(1), cut()]) as server:
         # The ID of an earlier stream is none of this one.
@@ -465,7 +465,7 @@ def test_function_at_another_origin(ask: Requester, headers: dict[str, str] | No
         assert {"authorization", "cookie"}.isdisjoint(request.headers)
 
 
-def test_function_gives_up(ask: Requester) -> None:
+def test_function_abandons_the_stream(ask: Requester) -> None:
     notes = Notes()
     with SSEServer([send(1, id="a"), cut()]) as server:
         response = ask(server.url, data={}, reconnect=by(lambda attempt: None), on_reconnect=notes)
@@ -484,7 +484,7 @@ def test_resume_function_may_end_the_stream_after_a_clean_end(ask: Requester) ->
         assert response.events.outcome == "eof"
 
 
-def test_function_that_gives_up_after_reconnect_loses_the_stream(ask: Requester) -> None:
+def test_function_that_abandons_after_reconnect_loses_the_stream(ask: Requester) -> None:
     never = threading.Event()
     with SSEServer([send(1, id="a"), hold(never)]) as server:
         response = ask(server.url, data={}, reconnect=by(lambda attempt: None))

@@ -23,7 +23,7 @@ def iterable(url: str, bridge: Bridge) -> Iterator[Any]:
 
 @pytest.mark.parametrize("exits", [True, False], ids=["exit", "close"])
 @pytest.mark.parametrize("source", [request, iterable])
-def test_client_is_told_that_the_server_shuts_down(
+def test_client_gets_the_error_of_the_shutdown(
     relayed: Relay, source: Callable[[str, Bridge], Any], exits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[RelayEnd] = []

@@ -19,10 +19,18 @@ from tests.support import in_thread, until
 from .failovers import command, replicate, role_of, stages
 from .support import DONE
 
-pytestmark = [needs_redis, pytest.mark.cluster]
+pytestmark = needs_redis
+# A cluster with a replica, and failovers, take too long for the default run.
+needs_failovers = pytest.mark.cluster
 
 # No test here waits for the end of a lease or of `outage`. A failover that is tried again pauses writes for 10 s.
 PATIENT: dict[str, Any] = {"lease": 300.0, "outage": 300.0}
+
+
+@pytest.fixture
+def masters() -> Iterator[list[RedisServer]]:
+    with redis_cluster() as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,10 @@ def keys_on(node: RedisServer, count: int) -> list[str]:
     return found
 
 
-def test_cluster_distributes_streams_over_its_nodes(cluster: list[RedisServer]) -> None:
+@pytest.mark.slow
+def test_cluster_distributes_streams_over_its_nodes(masters: list[RedisServer]) -> None:
     go = threading.Event()
-    url = cluster[0].url
+    url = masters[0].url
     with (
         SSEServer([send(1), hold(go), send(2), DONE]) as upstream,
         RedisLog.from_url(url, cluster=True) as log,
@@ -57,10 +66,9 @@ def test_cluster_distributes_streams_over_its_nodes(cluster: list[RedisServer]) 
         streams += [stack.enter_context(other.open(f"k{n}")) for n in range(12)]
         assert [next(stream) for stream in streams] == [1] * 24
         where = []
-        for node in cluster:
-            if role_of(node) == "master":
-                with node.client() as client:
-                    where.append({str(key) for key in client.scan_iter("sseqbridge:*")})
+        for node in masters:
+            with node.client() as client:
+                where.append({str(key) for key in client.scan_iter("sseqbridge:*")})
         for n in range(12):
             holders = [keys for keys in where if any(f"{{k{n}}}" in key for key in keys)]
             assert len(holders) == 1
@@ -103,6 +111,7 @@ def is_accepted(replica: RedisServer) -> bool:
         return False
 
 
+@needs_failovers
 def test_manual_failover_of_a_node_loses_and_repeats_nothing(cluster: list[RedisServer]) -> None:
     steps, gates = stages(3, 20)
     keys = keys_on(cluster[0], 3)
@@ -129,6 +138,7 @@ def test_manual_failover_of_a_node_loses_and_repeats_nothing(cluster: list[Redis
         assert len(upstream.requests) == 3
 
 
+@needs_failovers
 def test_killed_master_of_a_cluster_is_an_outage() -> None:
     """Until its replica has taken over: readers and producers wait."""
     steps, gates = stages(3, 10)
@@ -150,7 +160,8 @@ def test_killed_master_of_a_cluster_is_an_outage() -> None:
             assert log.open(key).collect() == list(range(30))
 
 
-def test_plain_client_on_a_cluster_is_told_the_way(cluster: list[RedisServer]) -> None:
+@needs_failovers
+def test_error_of_a_plain_client_on_a_cluster_has_advice(cluster: list[RedisServer]) -> None:
     [key] = keys_on(cluster[0], 1)
     with RedisLog.from_url(cluster[2].url) as log:
         for call in (lambda: log.open(key, wait=0), lambda: log.cancel(key)):
@@ -158,6 +169,7 @@ def test_plain_client_on_a_cluster_is_told_the_way(cluster: list[RedisServer]) -
                 call()
 
 
+@needs_failovers
 def test_many_streams_of_one_node_have_a_connection_each(cluster: list[RedisServer]) -> None:
     """redis-py's own limit is 100 connections to a node."""
     go = threading.Event()

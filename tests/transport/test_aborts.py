@@ -257,7 +257,7 @@ def test_a_bridge_that_closes_during_the_call_sends_nothing(
     assert repr(transport) == "<BridgeTransport idle=None requests=0>"
 
 
-def test_packages_are_told_apart_by_the_request() -> None:
+def test_packages_are_distinguished_by_the_request() -> None:
     transport = BridgeTransport()
     with SSEServer([send("1")]) as server:
         for package in (httpx, httpx2):
