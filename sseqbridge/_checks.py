@@ -28,11 +28,17 @@ __all__ = [
     "Timeout",
     "TimeoutLimits",
     "as_timeout",
+    "check_bool",
+    "check_integer",
     "check_limits",
+    "check_method",
     "check_number",
+    "check_plain_function",
     "check_seconds",
+    "check_url",
     "is_coroutine_function",
     "is_number",
+    "is_url",
     "name_of_type",
 ]
 
@@ -184,11 +190,47 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def check_integer(name: str, value: object, minimum: int, advice: str = "") -> int:
+    """Return `value`. Raises UsageError, which ends with `advice`, if it is not an int of at least `minimum`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise UsageError(f"`{name}` must be an integer of at least {minimum}, got {value!r}{advice}")
+    return value
+
+
 def check_limits(name: str, value: object) -> int:
     """Return `value`, a number of bytes or objects. Raises UsageError if it is not an int of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"`{name}` must be an integer of at least 1, got {value!r}")
-    return value
+    return check_integer(name, value, 1)
+
+
+def check_bool(name: str, value: object, advice: str = "") -> None:
+    """Raise UsageError, which ends with `advice`, if `value` is not a bool."""
+    if not isinstance(value, bool):
+        raise UsageError(f"`{name}` must be True or False, got {value!r}{advice}")
+
+
+def check_plain_function(name: str, function: object) -> None:
+    """Raise UsageError for a coroutine function."""
+    if is_coroutine_function(function):
+        raise UsageError(f"`{name}` must be a plain function, got a coroutine function, which is never awaited")
+
+
+def check_method(method: object) -> str:
+    """Return the name of an HTTP method as it was passed. Raises UsageError for another value."""
+    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+        raise UsageError(f"`method` must be the name of an HTTP method, got {method!r}")
+    return method
+
+
+def is_url(value: object) -> bool:
+    """Whether a caller's argument is text or an object of httpx's or httpx2's URL class."""
+    return isinstance(value, str) or (hasattr(value, "scheme") and hasattr(value, "host"))
+
+
+def check_url(name: str, value: object) -> str:
+    """Return a URL as text. Raises UsageError if it is neither text nor an object; its contents are not checked."""
+    if not is_url(value):
+        raise UsageError(f"`{name}` must be a str or an httpx.URL, got {type(value).__name__}")
+    return str(value)
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False, never: bool = False) -> None:

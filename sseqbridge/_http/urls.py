@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from sseqbridge._checks import check_url
 from sseqbridge._exceptions import UsageError
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "describe_text",
     "is_https_upgrade",
     "is_requestable",
-    "is_url",
     "join_base_url",
     "origin_key",
     "parsed_url",
@@ -75,11 +75,6 @@ def is_https_upgrade(url: Any, target: Any) -> bool:
     return begin == f"http://{host}:80" and end == f"https://{host}:443"
 
 
-def is_url(value: object) -> bool:
-    """Whether a caller's argument is text or an object of httpx's or httpx2's URL class."""
-    return isinstance(value, str) or (hasattr(value, "scheme") and hasattr(value, "host"))
-
-
 def is_requestable(url: Any) -> bool:
     """Whether a URL is one of http or https, with a valid host and a port up to 65535."""
     return url.scheme in _DEFAULT_PORTS and _is_valid_name(url) and bool(url.host) and (url.port or 0) <= 65535
@@ -87,9 +82,7 @@ def is_requestable(url: Any) -> bool:
 
 def check_base_url(base_url: object) -> str:
     """Return a base URL, "" for none. Raises UsageError if it is no http or https URL, or has a query or fragment."""
-    if not is_url(base_url):
-        raise UsageError(f"`base_url` must be a str or an httpx.URL, got {type(base_url).__name__}")
-    text = str(base_url)
+    text = check_url("base_url", base_url)
     if not text:
         return ""
     try:

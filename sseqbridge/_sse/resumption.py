@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sseqbridge._exceptions import UsageError
+from sseqbridge._checks import check_method, check_url
 
 if TYPE_CHECKING:
     import httpx
@@ -61,11 +61,8 @@ class Resume:
     headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        method, url = self.method, self.url
-        if not isinstance(method, str) or not method.isascii() or not method.isalpha():
-            raise UsageError(f"`method` must be the name of an HTTP method, got {method!r}")
-        if not isinstance(url, str) and not (hasattr(url, "scheme") and hasattr(url, "host")):
-            raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
+        check_method(self.method)
+        check_url("url", self.url)
 
 
 ResumeRule = Literal["repeat", "get"] | Callable[[Attempt], Resume | None] | None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sseqbridge._checks import check_number, is_coroutine_function
+from sseqbridge._checks import check_bool, check_integer, check_number, check_plain_function
 from sseqbridge._exceptions import ConnectError, SSEError, StatusError, StreamTimeoutError, TransportError, UsageError
 from sseqbridge._signatures import with_hints
 
@@ -164,16 +164,11 @@ class ReconnectionPolicy:
         check_number("reset_after", self.reset_after, 0)
         check_number("factor", self.factor, 1)
         check_number("jitter", self.jitter, 0, 1)
-        if self.attempts is not None and (type(self.attempts) is not int or self.attempts < 1):
-            raise UsageError(
-                f"`attempts` must be an integer of at least 1, got {self.attempts!r}. Pass None for no limit."
-            )
-        if self.on_eof is not None and not isinstance(self.on_eof, bool):
-            raise UsageError(
-                f"`on_eof` must be True or False, got {self.on_eof!r}. Pass None to reconnect GET requests only."
-            )
-        if not isinstance(self.resend, bool):
-            raise UsageError(f"`resend` must be True or False, got {self.resend!r}")
+        if self.attempts is not None:
+            check_integer("attempts", self.attempts, 1, ". Pass None for no limit.")
+        if self.on_eof is not None:
+            check_bool("on_eof", self.on_eof, ". Pass None to reconnect GET requests only.")
+        check_bool("resend", self.resend)
         _check_resume(self.resume)
         if self.resend:
             if self.resume not in (None, "repeat"):
@@ -273,8 +268,7 @@ def _check_resume(resume: object) -> None:
         return
     if not callable(resume):
         raise UsageError(f'`resume` must be "repeat", "get", a function of an Attempt, or None, got {resume!r}')
-    if is_coroutine_function(resume):
-        raise UsageError("`resume` must be a plain function, got a coroutine function, which is never awaited")
+    check_plain_function("resume", resume)
 
 
 def _as_statuses(statuses: object) -> frozenset[int]:

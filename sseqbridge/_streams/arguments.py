@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sseqbridge._checks import Timeout, as_timeout, check_limits, is_coroutine_function
+from sseqbridge._checks import (
+    Timeout,
+    as_timeout,
+    check_integer,
+    check_limits,
+    check_method,
+    check_plain_function,
+    check_url,
+)
 from sseqbridge._engine.memory import DEFAULT_MAX_BUFFERED_BYTES
 from sseqbridge._engine.scope import check_not_cancelled, checked_flag
 from sseqbridge._exceptions import UsageError
@@ -27,7 +35,6 @@ from sseqbridge._http.request import (
     header_list,
     is_replayable,
 )
-from sseqbridge._http.urls import is_url
 from sseqbridge._runtime import loops
 from sseqbridge._runtime.callbacks import CallersFunction, guarded_body, guarded_coroutine_function
 from sseqbridge._signatures import defaults_of
@@ -300,14 +307,11 @@ def _check_on_reconnect(on_reconnect: object, policy: ReconnectionPolicy | None)
     if not callable(on_reconnect):
         kind = type(on_reconnect).__name__
         raise UsageError(f"`on_reconnect` must be a function of (attempt, delay, cause), got {kind}")
-    if is_coroutine_function(on_reconnect):
-        raise UsageError("`on_reconnect` must be a plain function, got a coroutine function, which is never awaited")
+    check_plain_function("on_reconnect", on_reconnect)
 
 
 def _check_retries(options: RequestOptions) -> None:
-    retries: object = options.retries
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-        raise UsageError(f"`retries` must be an integer of at least 0, got {retries!r}")
+    retries = check_integer("retries", options.retries, 0)
     if retries and options.reconnect is not None:
         raise UsageError(
             "`retries` must not come with `reconnect`, which repeats the first request too, got both. "
@@ -343,17 +347,11 @@ def _is_auth(auth: Any) -> bool:
 def _method(method: object, has_body: bool) -> str:
     if method is None:
         return "POST" if has_body else "GET"
-    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
-        raise UsageError(f"`method` must be the name of an HTTP method, got {method!r}")
-    return method.upper()
+    return check_method(method).upper()
 
 
 def _url(url: object) -> str:
-    if type(url) is str:
-        return url
-    if not is_url(url):
-        raise UsageError(f"`url` must be a str or an httpx.URL, got {type(url).__name__}")
-    return str(url)
+    return url if type(url) is str else check_url("url", url)
 
 
 def _copied(value: Any) -> Any:

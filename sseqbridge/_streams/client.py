@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from sseqbridge._checks import Immutable, as_timeout, is_coroutine_function
+from sseqbridge._checks import Immutable, as_timeout, check_plain_function, is_url
 from sseqbridge._exceptions import UsageError
 from sseqbridge._http.request import header_list
-from sseqbridge._http.urls import check_base_url, describe_text, is_url, join_base_url
+from sseqbridge._http.urls import check_base_url, describe_text, join_base_url
 from sseqbridge._signatures import defaults_of, signature_with
 
 from .arguments import check_line_options, prepare
@@ -150,8 +150,7 @@ class SSEClient(Immutable, Generic[T]):
         own: OwnKeywords = {**_OWN, **{name: options.pop(name) for name in _OWN.keys() & options}}  # type: ignore[typeddict-item]
         check_bridge(own["bridge"])
         headers = own["headers"]
-        if is_coroutine_function(headers):
-            raise UsageError("`headers` must be a plain function, got a coroutine function, which is never awaited")
+        check_plain_function("headers", headers)
         if own["format"] not in ("sse", "jsonl"):
             raise UsageError(f'`format` must be "sse" or "jsonl", got {own["format"]!r}')
         # Of objects that their owner may change: a copy.

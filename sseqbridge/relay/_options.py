@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
-from sseqbridge._checks import check_seconds
+from sseqbridge._checks import check_bool, check_plain_function, check_seconds
 from sseqbridge._exceptions import StatusError, UsageError
 from sseqbridge._signatures import check_names, defaults_of, signature_with
 from sseqbridge._sse.encoder import encode
@@ -130,9 +130,8 @@ def _check(options: RelayOptions) -> None:
     _check_function("on_item", options["on_item"], "the item")
     _check_function("error", options["error"], "the error")
     _check_function("on_end", options["on_end"], "the RelayEnd", may_be_coroutine=True)
-    early, done, refusal = options["early"], options["done"], options["refusal"]
-    if not isinstance(early, bool):
-        raise UsageError(f"`early` must be a bool, got {type(early).__name__}")
+    check_bool("early", options["early"])
+    done, refusal = options["done"], options["refusal"]
     if not (done is None or isinstance(done, (bool, str, ServerSentEvent))):
         raise UsageError(
             f"`done` must be a bool, a str, a ServerSentEvent or None, got {type(done).__name__}. "
@@ -149,8 +148,8 @@ def _check(options: RelayOptions) -> None:
 def _check_function(name: str, function: object, argument: str, *, may_be_coroutine: bool = False) -> None:
     if function is not None and not callable(function):
         raise UsageError(f"`{name}` must be a function of {argument}, or None, got {type(function).__name__}")
-    if not may_be_coroutine and inspect.iscoroutinefunction(function):
-        raise UsageError(f"`{name}` must be a plain function, got a coroutine function, which is never awaited")
+    if not may_be_coroutine:
+        check_plain_function(name, function)
 
 
 def check_synchronous(options: RelayOptions) -> None:

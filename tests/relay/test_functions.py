@@ -347,7 +347,7 @@ def test_exit_in_a_loops_function_is_a_callback_error(early: bool) -> None:
 
 def test_early_must_be_a_bool() -> None:
     early: Any = 1
-    with pytest.raises(UsageError, match="`early` must be a bool, got int"):
+    with pytest.raises(UsageError, match="`early` must be True or False, got 1"):
         relay.frames([], early=early)
 
 
