@@ -386,12 +386,19 @@ def test_type_of_a_function_is_checked(name: str) -> None:
         relay.frames([], **options)
 
 
-def test_on_item_must_not_be_a_coroutine_function() -> None:
-    async def on_item(item: Any) -> None:
+async def coroutine_function(item: Any) -> None:
+    raise AssertionError("must not be called")
+
+
+class WithCoroutineFunction:
+    async def __call__(self, item: Any) -> None:
         raise AssertionError("must not be called")
 
-    with pytest.raises(UsageError, match="`on_item` must be a plain function"):
-        relay.aframes([], on_item=on_item)
+
+@pytest.mark.parametrize("function", [coroutine_function, WithCoroutineFunction()], ids=["function", "object"])
+def test_on_item_must_not_be_a_coroutine_function(function: Any) -> None:
+    with pytest.raises(UsageError, match="`on_item` must be a plain function, got a coroutine function"):
+        relay.aframes([], on_item=function)
 
 
 # on_item.
