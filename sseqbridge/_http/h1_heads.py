@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, TOKEN_BYTES
+from .header_syntax import FORBIDDEN_IN_FETCH_VALUE_BYTES, LENGTH_BYTES, TOKEN_BYTES
 
 __all__ = [
     "MAX_HEAD_BYTES",
@@ -53,8 +53,6 @@ _NO_LETTERS = re.compile(rb"[^a-z]+")
 _EMPTY_LINES = re.compile(rb"(?:\r?\n){0,2}")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/([0-9]\.[0-9]) ([0-9]{3})(?: ([^\x00\n\x0b\x0c\r]*))?")
-# More digits overflow a signed 64-bit integer, so that another parser could read a smaller length.
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
 # Lines that most responses of a server have in common, by their bytes, and their fields: none can hold a secret.
@@ -274,7 +272,7 @@ def framing_of(headers: Headers, *, is_received: bool = False) -> Framing:
     if codings and not is_chunked and not (is_received and set(codings) == {b"identity"}):
         raise HeadError("Transfer-Encoding must be chunked")
     count = len(set(lengths) if is_received else lengths)
-    is_one_number = count <= 1 and all(map(_LENGTH.fullmatch, lengths))
+    is_one_number = count <= 1 and all(map(LENGTH_BYTES.fullmatch, lengths))
     if not is_one_number and not (is_received and is_chunked):
         raise HeadError("Content-Length must be one number of at most 18 digits")
     length = int(lengths[0]) if lengths and not is_chunked else None

@@ -13,6 +13,8 @@ __all__ = [
     "FORBIDDEN_IN_FETCH_VALUE_BYTES",
     "FORBIDDEN_IN_VALUE",
     "FORBIDDEN_IN_VALUE_BYTES",
+    "LENGTH",
+    "LENGTH_BYTES",
     "TOKEN",
     "TOKEN_BYTES",
     "VALUE",
@@ -21,6 +23,10 @@ __all__ = [
 # A method or a field name (RFC 9110, section 5.6.2).
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
+
+# A Content-Length. More digits overflow a signed 64-bit integer, so that another parser could read a smaller length.
+LENGTH = re.compile("[0-9]{1,18}")
+LENGTH_BYTES = re.compile(LENGTH.pattern.encode())
 
 # A value in latin-1 without control characters, except tabs.
 VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")

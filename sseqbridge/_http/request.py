@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from .header_syntax import (
     FORBIDDEN_IN_FETCH_VALUE_BYTES,
     FORBIDDEN_IN_VALUE,
     FORBIDDEN_IN_VALUE_BYTES,
+    LENGTH,
     TOKEN,
     TOKEN_BYTES,
 )
@@ -68,7 +68,6 @@ BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"
 # An event ID is sent as it was received, so that its header only has to satisfy the Fetch standard. The parser
 # ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
 _FORBIDDEN_IN_ID = FORBIDDEN_IN_FETCH_VALUE
-_LENGTH = re.compile("[0-9]{1,18}")
 _MUST = "`headers` must be"
 
 _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
@@ -323,7 +322,7 @@ def _checked_content(headers: list[tuple[str, str]], content: Any) -> Any:
     if "content-length" not in names:
         return content
     value = headers[names.index("content-length")][1]
-    if names.count("content-length") > 1 or not _LENGTH.fullmatch(value):
+    if names.count("content-length") > 1 or not LENGTH.fullmatch(value):
         raise UsageError("`headers`: 'Content-Length' must be one number of bytes. Leave it out: it is added.")
     if isinstance(content, str):
         content = content.encode()
