@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import anthropic
@@ -13,7 +12,7 @@ import openai
 
 from sseqbridge import BridgeTransport, TruncatedStreamError
 
-__all__ = ["ERRORS", "PROVIDERS", "Provider", "refusal", "whole"]
+__all__ = ["ERRORS", "PROVIDERS", "Provider", "WholeAnswer", "refusal"]
 
 # Errors that the SDKs raise before the answer begins; a relay reports later errors itself.
 ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
@@ -22,22 +21,30 @@ ERRORS = (openai.OpenAIError, anthropic.AnthropicError)
 _transport = BridgeTransport(idle=60)
 
 
+class WholeAnswer:
+    """The chunks of an SDK's stream. Raises TruncatedStreamError at the end if none was the last of an answer."""
+
+    def __init__(self, stream: Any, is_last: Callable[[Any], object]) -> None:
+        self._stream = stream
+        self._is_last = is_last
+
+    def __iter__(self) -> Iterator[Any]:
+        has_ended = False
+        for chunk in self._stream:
+            has_ended = has_ended or bool(self._is_last(chunk))
+            yield chunk
+        if not has_ended:
+            raise TruncatedStreamError("the answer was cut off")
+
+    def close(self) -> None:  # The relay calls it, also if it has read nothing.
+        self._stream.close()
+
+
 class Provider(NamedTuple):
     """`ask` sends a prompt and returns the SDK's chunks; `text` returns a chunk's text, None if it has none."""
 
-    ask: Callable[[str], Iterator[Any]]
+    ask: Callable[[str], WholeAnswer]
     text: Callable[[Any], str | None]
-
-
-def whole(stream: Any, is_last: Callable[[Any], object]) -> Iterator[Any]:
-    """Yield the chunks of an SDK's stream. Raises TruncatedStreamError if none of them was the last of an answer."""
-    has_ended = False
-    with closing(stream):
-        for chunk in stream:
-            has_ended = has_ended or bool(is_last(chunk))
-            yield chunk
-    if not has_ended:
-        raise TruncatedStreamError("the answer was cut off")
 
 
 def refusal(error: Exception) -> tuple[int, dict[str, str]]:
@@ -60,11 +67,11 @@ def _anthropic() -> anthropic.Anthropic:
     return anthropic.Anthropic(http_client=anthropic.DefaultHttpxClient(transport=_transport))
 
 
-def _ask_openai(prompt: str) -> Iterator[Any]:
+def _ask_openai(prompt: str) -> WholeAnswer:
     model = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")
     messages: Any = [{"role": "user", "content": prompt}]
     stream = _openai().chat.completions.create(model=model, messages=messages, stream=True)
-    return whole(stream, lambda chunk: any(choice.finish_reason for choice in chunk.choices))
+    return WholeAnswer(stream, lambda chunk: any(choice.finish_reason for choice in chunk.choices))
 
 
 def _openai_text(chunk: Any) -> str | None:
@@ -72,11 +79,11 @@ def _openai_text(chunk: Any) -> str | None:
     return text or None
 
 
-def _ask_anthropic(prompt: str) -> Iterator[Any]:
+def _ask_anthropic(prompt: str) -> WholeAnswer:
     model = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-5")
     messages: Any = [{"role": "user", "content": prompt}]
     stream = _anthropic().messages.create(model=model, max_tokens=1024, messages=messages, stream=True)
-    return whole(stream, lambda event: event.type == "message_stop")
+    return WholeAnswer(stream, lambda event: event.type == "message_stop")
 
 
 def _anthropic_text(event: Any) -> str | None:

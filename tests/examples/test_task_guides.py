@@ -177,7 +177,7 @@ def test_commands_of_the_django_project(tmp_path: Path) -> None:
 @example("examples/sdks.md", "LangChain")
 @example("examples/sdks.md", "Stop a stream elsewhere")
 def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from examples.sdk_chat.providers import whole
+    from examples.sdk_chat.providers import WholeAnswer
 
     for name in ("OPENAI", "ANTHROPIC"):
         monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
@@ -188,7 +188,7 @@ def test_sdks(upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [langchain] = python("examples/sdks.md", "LangChain")
     closed, left = python("examples/sdks.md", "Stop a stream elsewhere")
     app = Flask("example")
-    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[], whole=whole)
+    session = Session(upstream.url, app=app, request=request, threading=threading, messages=[], WholeAnswer=WholeAnswer)
     session.run(clients)
 
     chunks = [

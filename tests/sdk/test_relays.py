@@ -5,6 +5,7 @@ The applications are those of examples/sdk_chat.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from examples.sdk_chat.providers import WholeAnswer
 from sseqbridge import BridgeTransport, relay
 from sseqbridge.testing import SSEServer, hold, raw, respond, silence
 from tests.sdk.answers import chat_steps, message_steps
@@ -45,8 +47,12 @@ def servers(upstream: SSEServer) -> Iterator[Servers]:
         yield servers
 
 
+def sdk_of(provider: str) -> SDK:
+    return next(sdk for sdk in SDKS if sdk.name.startswith(provider))
+
+
 def begin(provider: str) -> list[Any]:
-    return next(sdk for sdk in SDKS if sdk.name.startswith(provider)).begin()
+    return sdk_of(provider).begin()
 
 
 def address(servers: Servers, server: str, provider: str) -> str:
@@ -160,6 +166,19 @@ def test_closing_a_relay_aborts_the_stream_and_logs_nothing(sdk: SDK, caplog: py
         until(lambda: not any(thread.name == "sseqbridge-worker" for thread in threading.enumerate()))
         own = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
         assert [record.getMessage() for record in own if record.levelno > logging.DEBUG] == []
+
+
+@every_provider
+def test_closing_an_unread_relay_aborts_the_stream(provider: str) -> None:
+    sdk = sdk_of(provider)
+    with SSEServer([*sdk.begin(), silence()]) as server, sdk.client(server.url) as client:
+        frames = relay.frames(WholeAnswer(sdk.open(client), bool))
+        gc.disable()  # It would end openai's stream, a reference cycle.
+        try:
+            frames.close()
+            server.requests[0].wait_aborted()
+        finally:
+            gc.enable()
 
 
 def test_relayed_stream_is_aborted_although_the_view_opened_it() -> None:
