@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flask
 import httpx
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from examples import saved_answers
 from examples.saved_answers import create_app
 from sseqbridge import SSEClient
 from sseqbridge.testing import SSEServer, chat_completions, cut, respond, send, silence
@@ -57,11 +63,33 @@ def test_unreachable_upstream_is_502(tmp_path: Path, closed_port: int) -> None:
     assert (answer["text"], answer["outcome"]) == ("", "error")
 
 
+def test_program_asks_the_endpoint_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apps: list[flask.Flask] = []
+    monkeypatch.setattr(flask.Flask, "run", lambda app, **_: apps.append(app))
+    monkeypatch.setattr(sys, "argv", ["saved_answers", str(tmp_path / "answers")])
+    with SSEServer(chat_completions("Hello!")) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        saved_answers.main()
+        client = apps[0].test_client()
+        assert client.post("/ask", json={"question": "Hi"}).text.endswith("data: [DONE]\n\n")
+        assert server.requests[0].path == "/chat/completions"
+    assert [row["text"] for row in client.get("/answers").get_json()] == ["Hello!"]
+
+
 TEXTS = 'return [...document.querySelectorAll("#answer, #note, li")].map((element) => element.textContent);'
 
 
 @pytest.mark.browser
-def test_page_shows_an_answer_and_those_that_were_saved(tmp_path: Path) -> None:
+def test_page_shows_an_answer_and_those_that_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_save = threading.Event()
+
+    class SlowConnection(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            if statement.startswith("INSERT"):
+                assert may_save.wait(60)
+            return super().execute(statement, *arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=SlowConnection))
     with SSEServer() as server, served(server, tmp_path) as url, chromium() as chrome:
 
         def shows(answer: str, note: str, saved: list[str]) -> bool:
@@ -75,6 +103,9 @@ def test_page_shows_an_answer_and_those_that_were_saved(tmp_path: Path) -> None:
         until(lambda: shows("", "", []), 60)
         server.play(chat_completions("Hello!"))
         ask("One?")
+        until(lambda: shows("Hello!", "Complete", []), 60)
+        # The last event comes before the view saves the answer.
+        may_save.set()
         rows = ["One? Hello! [done]"]
         until(lambda: shows("Hello!", "Complete", rows), 60)
         server.play([send(chunk("Hel")), cut()])
