@@ -351,7 +351,7 @@ def test_headers_after_a_pause_are_new(clock: FakeClock) -> None:
 def test_calls_of_a_gather_share_the_pause_after_a_429(clock: FakeClock, kind: str) -> None:
     limited = Limited(clock, "60")
     with SSEServer(limited) as server:
-        client = client_of(server, retries=1)
+        client = client_of(server, retries=0)
         call: Any = {
             "call": client.call("/"),
             "function": lambda: client.request("/"),
@@ -359,12 +359,18 @@ def test_calls_of_a_gather_share_the_pause_after_a_429(clock: FakeClock, kind: s
         }[kind]
         results = clock.advance_until_done(lambda: list(gather([call] * 5, limit=1, errors="yield")), step=1)
     assert [name for name, _ in results] == list(range(5))
-    if kind != "partial":
-        assert [items for _, items in results] == [[1]] * 5
-    else:
-        assert isinstance(results[0][1], StatusError)
-        assert [items for _, items in results[1:]] == [[1]] * 4
+    assert isinstance(results[0][1], StatusError)
+    assert [items for _, items in results[1:]] == [[1]] * 4
     assert all(time - limited.times[0] >= 60 for time in limited.times[1:])
+
+
+def test_call_of_a_gather_is_repeated_after_the_pause(clock: FakeClock) -> None:
+    limited = Limited(clock, "60")
+    with SSEServer(limited) as server:
+        call = client_of(server, retries=1).call("/")
+        results = clock.advance_until_done(lambda: list(gather([call] * 2, errors="yield")), step=1)
+    assert results == [(0, [1]), (1, [1])]
+    assert limited.times[-1] - limited.times[0] >= 60
 
 
 @pytest.mark.slow
