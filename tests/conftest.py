@@ -207,7 +207,7 @@ def nothing_leaves_loopback(nothing_is_left: None) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run all tests with fewer cases and in several processes, unless the command line has paths or such options."""
+    """Run all tests with fewer cases and in several processes; a run of some tests has all cases and one process."""
     options = config.option
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if options.cases is None:
@@ -228,8 +228,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cases",
         choices=["fewer", "fewer-costly", "all"],
-        help="of a test with several parameters: so many that each argument occurs (default, unless -k or the command "
-        "line selects tests), so many if it is slow or needs a program, or all",
+        help="of a test with several parameters: a few, so that each argument occurs; the same, but all of a test that "
+        "is quick and needs no program; or all. Default: fewer, but all if -k or a path selects tests",
     )
 
 

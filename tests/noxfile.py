@@ -54,8 +54,8 @@ def pytest(
 ) -> None:
     """Run the tests that `expression` selects by their markers, in several processes.
 
-    Unless the arguments select tests, or `with_all_cases`: of a test with several parameters, only so many cases that
-    each argument occurs; see selection.py and conftest.py.
+    Of a test with several parameters, only so many cases run that each argument occurs (selection.py), unless
+    `with_all_cases`, or the arguments select tests; `with_coverage`, quick tests have all cases.
     """
     if with_coverage:
         # Coverage starts with the workers, before pytest imports the package as a plugin.

@@ -70,7 +70,7 @@ def test_sdist_holds_what_a_build_needs(distributions: Path) -> None:
     with tarfile.open(distributions / f"{NAME}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "setup.cfg", "setup.py", "sseqbridge/py.typed"} <= names
-    assert "sseqbridge/relay/browser/relay.js" in names
+    assert {"sseqbridge/relay/browser/relay.js", "sseqbridge/relay/browser/relay.d.ts"} <= names
 
 
 def test_metadata_names_versions_and_extras(distributions: Path) -> None:

@@ -89,24 +89,45 @@ def collected(*arguments: str) -> set[str]:
     return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
 
 
-def test_rows_of_one_list_are_all_kept(tmp_path: Path) -> None:
-    """As they were written for a reason, although their elements occur in other rows."""
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A module of 8 quick cases, 4 slow ones, and a test without parameters."""
     path = tmp_path / "test_rows.py"
     path.write_text(
         "import pytest\n\n"
         "@pytest.mark.parametrize('loop', ['uvloop', 'asyncio'])\n"
         "@pytest.mark.parametrize('a, b', [(1, 1), (1, 2), (2, 1), (2, 2)])\n"
         "def test_rows(a, b, loop): pass\n\n"
-        "def test_without_parameters(): pass\n"
+        "def test_without_parameters(): pass\n\n"
+        "@pytest.mark.slow\n"
+        "@pytest.mark.parametrize('c', [1, 2])\n"
+        "@pytest.mark.parametrize('d', [3, 4])\n"
+        "def test_slow(c, d): pass\n"
     )
-    # As in a run that has no paths and no -k.
-    whole_run = ["-o", f"testpaths={path}"]
-    kept = collected(*whole_run)
-    everything = collected(str(path))
-    assert len(everything) == 9
-    assert kept < everything
-    rows = sorted(kept - {"test_without_parameters"})
+    return path
+
+
+def collected_by_whole_run(module: Path, *arguments: str) -> set[str]:
+    """Return the cases of a run that has no paths."""
+    return collected("-o", f"testpaths={module}", *arguments)
+
+
+def test_rows_of_one_list_are_all_kept(module: Path) -> None:
+    """As they were written for a reason, although their elements occur in other rows."""
+    rows = sorted(name for name in collected_by_whole_run(module) if name.startswith("test_rows"))
     assert [name[len("test_rows[") :][:3] for name in rows] == ["1-1", "1-2", "2-1", "2-2"]
     assert {name[len("test_rows[1-1-") : -1] for name in rows} == {"uvloop", "asyncio"}
-    assert collected(*whole_run, "-k", "not without") == everything - {"test_without_parameters"}
-    assert collected(*whole_run, "--cases", "all") == everything
+
+
+def test_run_of_some_tests_has_all_cases(module: Path) -> None:
+    everything = collected(str(module))
+    assert len(everything) == 13
+    assert collected_by_whole_run(module, "--cases", "all") == everything
+    assert collected_by_whole_run(module, "-k", "not without") == everything - {"test_without_parameters"}
+
+
+def test_quick_tests_may_keep_all_cases(module: Path) -> None:
+    quick = {name for name in collected(str(module)) if "slow" not in name}
+    kept = collected_by_whole_run(module, "--cases", "fewer-costly")
+    assert kept > quick
+    assert len(kept - quick) == 2

@@ -41,7 +41,6 @@ from tests.support import ROOT, until
 
 from .support import DONE, LEASE, check_often, hub_of, new_store
 
-# Most tests have several processes wait for each other.
 pytestmark = needs_redis
 
 

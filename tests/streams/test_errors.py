@@ -35,8 +35,6 @@ from tests.support import in_thread, until, until_no_stream_is_open
 
 DONE = send("[DONE]")
 
-# On a busy machine a wait for an event takes up to 30 s before it fails.
-
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
