@@ -127,7 +127,7 @@ class Timeout:
     `read`: without a byte from the upstream, or, while the request is sent, without the upstream accepting one.
     `idle`: without an event, from the response's head on. Comments and heartbeats do not count; the time that
     backpressure from the consumer takes is left out.
-    `total`: the whole stream, from the call to the end. The first call of a client's headers function comes before.
+    `total`: the whole stream, from the call to the end. The first call of a client's headers function does not count.
 
     Raises UsageError if a limit is not a number above 0. A limit that elapses raises StreamTimeoutError.
     """

@@ -124,7 +124,8 @@ def retry_after_of(headers: httpx.Headers) -> float | None:
 def status_error(target: str, head: Head, body: Body, lost: SSEError | None = None) -> StatusError:
     """Return the error for a response whose status is not 200. It quotes the provider's message if the body has one.
 
-    Its cause is why the body is incomplete, else why the stream that the request continues was `lost`.
+    Its cause is the error that cut the body off, if there is one, else `lost`: the error of the connection after which
+    the request was sent.
     """
     try:
         phrase = f" {HTTPStatus(head.status).phrase}"

@@ -115,7 +115,8 @@ def gather(
 
     After a 429 with Retry-After (of up to 120 s), no other request of this gather is sent to that server until then,
     however many calls there are; a client with `retries` repeats the refused one. The pause does not count for the
-    `total` of the calls that wait for it. The requests that a function sends in its thread take part.
+    `total` of the calls that wait for it. Requests that a function sends in its thread, by request_sse or a client,
+    share the pause.
 
     Raises UsageError for arguments that cannot work, ImportError if tqdm is not installed.
     """

@@ -129,9 +129,10 @@ class FailedOpening:
 
 
 def opening_of(call: Call[Any], pauses: Pauses | None) -> Opening:
-    """Return a request of a call that was not sent yet. An error, such as that of its headers, is that of the stream.
+    """Return a request of a call that was not sent yet. An error is that of its stream.
 
-    A UsageError too: the arguments of a call are checked already, so that it is about this moment.
+    A UsageError too, such as one about the headers that a function returned: the call's own arguments were checked
+    when it was made.
     """
     try:
         return RequestOpening(pending_call(call, pauses))
@@ -150,7 +151,8 @@ async def aopening_of(call: Call[Any]) -> Opening:
 def opening_of_partial(call: functools.partial[Any], pauses: Pauses | None) -> Opening:
     """Return the request of functools.partial(request_sse, ...), which was not sent yet.
 
-    Raises UsageError and TypeError for wrong arguments; another error, such as a set `cancel`, is that of the stream.
+    Raises UsageError and TypeError for wrong arguments. Another error, such as that of a set `cancel`, is that of its
+    stream.
     """
     try:
         return RequestOpening(pending_of(call, pauses))

@@ -1,6 +1,6 @@
 /** The TypeScript declaration of relay.js. */
 
-/** One event. `event` is "" for an event without a name. `id` is the last event ID: give it back to resume after it. */
+/** One event. `event` is "" for an event without a name. `id` is the last event ID; `lastEventId` resumes after it. */
 export interface RelayEvent {
   readonly event: string;
   readonly data: string;
@@ -57,11 +57,12 @@ export interface ReadOptions {
    * Whether the request may be sent again, with Last-Event-ID, after a lost connection. By default false.
    *
    * A POST that is sent again asks, and pays, again, unless the server keeps the answer under a key that the page has
-   * chosen (sseqbridge.resume: `log.open(key, start, last_event_id=...)`). Pass true only then, and for a GET that reads.
+   * chosen (sseqbridge.resume: `log.open(key, start, last_event_id=...)`). Pass true only then, and for a GET that
+   * reads.
    *
    * If the server answers 410, it has lost the events up to Last-Event-ID, and readByFetch begins again without an ID.
-   * `onEvent` first gets an event "restart", as a log sends it: the events so far are void. After `attempts` such restarts
-   * the next 410 is a refusal.
+   * `onEvent` first gets an event "restart", as a log sends it: the events so far are void. After `attempts` such
+   * restarts the next 410 is a refusal.
    */
   resumes?: boolean;
   /** How many attempts in a row may fail without an event. By default 5. */

@@ -1,5 +1,5 @@
-// Reads a relay of sseqbridge in a browser, by fetch or by EventSource. Copy this file, and relay.d.ts for TypeScript.
-// It depends on nothing else. examples/browser.md describes it.
+// Reads a relay of sseqbridge in a browser, by fetch or by EventSource. Copy or serve this file: it needs no other.
+// The types, options and outcomes are in relay.d.ts.
 
 const MESSAGES = {
   failed: "The answer was broken off.",
