@@ -40,7 +40,7 @@ _NUMBER_LIMIT = 2**53
 def dump_error(error: BaseException) -> dict[str, Any]:
     """Return the JSON form of an error: without its traceback and its cause."""
     fields: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    for name in _arguments_of(type(error)):
+    for name in (*_arguments_of(type(error)), *_KEYWORDS.get(type(error), ())):
         if name == "headers":
             fields[name] = _kept(error.headers)  # type: ignore[attr-defined]
         elif name == "body":
@@ -59,7 +59,8 @@ def load_error(fields: Any) -> SSEError:
     kind = getattr(_exceptions, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SSEError)):
         return SSEError(f"the producer failed with {name}: {message}")
-    error = kind(*(_LOADERS[attribute](fields[attribute]) for attribute in _arguments_of(kind)))
+    keywords = {attribute: _text(fields[attribute]) for attribute in _KEYWORDS.get(kind, ()) if attribute in fields}
+    error = kind(*(_LOADERS[attribute](fields[attribute]) for attribute in _arguments_of(kind)), **keywords)
     if isinstance(error, EventError) and error.event is None and not isinstance(error, UpstreamError):
         raise TypeError("must have an event")
     # Some errors make their text from their attributes: a wrong attribute must fail here.
@@ -191,3 +192,5 @@ _ARGUMENTS: dict[type, tuple[str, ...]] = {
     UpstreamError: ("message", "event", "payload"),
     EventError: ("message", "event"),
 }
+# Further arguments, which are texts. Earlier entries do not have them.
+_KEYWORDS: dict[type, tuple[str, ...]] = {StreamTimeoutError: ("unit",)}

@@ -34,6 +34,7 @@ from sseqbridge.resume._store import LogSettings
 
 ERRORS: list[SSEError] = [
     StreamTimeoutError("idle", 2.5),
+    StreamTimeoutError("idle", 2.5, unit="document"),
     BufferLimitError(7),
     ReconnectionError("it was lost", 3),
     RedirectError("it goes on elsewhere", 302),
