@@ -68,8 +68,6 @@ BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-type"
 # An event ID is sent as it was received, so that its header only has to satisfy the Fetch standard. The parser
 # ignores IDs with NUL, and CR and LF end its lines: no ID that a server sent contains one of the three.
 _FORBIDDEN_IN_ID = FORBIDDEN_IN_FETCH_VALUE
-_MUST = "`headers` must be"
-
 _FORBIDDEN_IN_ID_BYTES = FORBIDDEN_IN_FETCH_VALUE_BYTES
 
 
@@ -163,7 +161,6 @@ class _Builder:
         return httpx.Request(method, url, headers=headers, extensions=extensions, **options)
 
 
-
 def encode_json(data: object) -> bytes:
     """Return `data` as JSON, in UTF-8. Raises UsageError, which never shows a value, if JSON cannot represent it."""
     if isinstance(data, (str, bytes, bytearray, memoryview)):
@@ -208,11 +205,11 @@ def _value_reason(data: object) -> str:
     return "a number that is not finite"
 
 
-def header_list(headers: object, must: str = _MUST) -> list[tuple[str, str]]:
+def header_list(headers: object, must: str | None = None) -> list[tuple[str, str]]:
     """Return `headers`, a mapping or pairs of str or bytes, as a new list of pairs of str.
 
     Raises UsageError, which never shows a value, if they are of another type or cannot be sent. `must` begins its
-    message about the type.
+    message about the type, and is None for the argument of a request.
     """
     if headers is None:
         return []
@@ -226,8 +223,8 @@ def header_list(headers: object, must: str = _MUST) -> list[tuple[str, str]]:
             pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         got = type(headers).__name__
-        if must == _MUST:
-            # Of one request.
+        if must is None:
+            must = "`headers` must be"
             got += "." + _hint_for_headers(headers)
         raise UsageError(f"{must} a mapping or a list of (name, value) pairs, got {got}") from None
     return [_header(name, value) for name, value in pairs]
