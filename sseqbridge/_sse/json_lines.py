@@ -19,12 +19,11 @@ from collections.abc import Iterable
 from sseqbridge._exceptions import BufferLimitError, SSEError, TruncatedStreamError
 
 from .events import Comment, ServerSentEvent
-from .parser import DEFAULT_MAX_EVENT_BYTES
+from .parser import DEFAULT_MAX_EVENT_BYTES, without_bom
 from .provider_errors import escaped
 
 __all__ = ["JSONLinesParser", "is_json", "torn_line_error"]
 
-_BOM = b"\xef\xbb\xbf"
 _RS = b"\x1e"
 # The blanks of JSON.
 _BLANKS = " \t\r\n"
@@ -101,13 +100,11 @@ class JSONLinesParser:
     def _from_start(self, chunk: bytes) -> bytes:
         """Return the chunk, in a sequence without the blanks before it. Everything before it is blank."""
         if self._at_start:
-            chunk = bytes(self._tail) + chunk
-            self._tail.clear()
-            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
-                self._tail += chunk
+            rest = without_bom(self._tail, chunk)
+            if rest is None:
                 return b""
             self._at_start = False
-            chunk = chunk.removeprefix(_BOM)
+            chunk = rest
         begin = chunk.lstrip(_BLANKS.encode())
         if begin:
             self._is_undecided = False

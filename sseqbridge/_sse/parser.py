@@ -22,7 +22,7 @@ from sseqbridge._exceptions import BufferLimitError
 
 from .events import Comment, ServerSentEvent
 
-__all__ = ["DEFAULT_MAX_EVENT_BYTES", "EventStreamParser"]
+__all__ = ["DEFAULT_MAX_EVENT_BYTES", "EventStreamParser", "without_bom"]
 
 # Servers that embed images and audio send events of up to 14 MB.
 DEFAULT_MAX_EVENT_BYTES = 32 * 1024 * 1024
@@ -43,6 +43,19 @@ _NAMES = (b"data", b"event", b"id", b"retry", b"")
 
 # Setting the fields one by one is faster than calling __init__.
 _new_event = ServerSentEvent.__new__
+
+
+def without_bom(tail: bytearray, chunk: bytes) -> bytes | None:
+    """Return the first bytes of a body without a leading byte order mark; None if they may be a part of one.
+
+    `tail` collects a mark that arrives in pieces.
+    """
+    chunk = bytes(tail) + chunk
+    tail.clear()
+    if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+        tail += chunk
+        return None
+    return chunk.removeprefix(_BOM)
 
 
 class EventStreamParser:
@@ -257,14 +270,9 @@ class EventStreamParser:
         return ServerSentEvent(self._event, text, self.last_event_id, self._retry), not is_torn
 
     def _without_bom(self, chunk: bytes) -> bytes:
-        """Return the chunk without a leading byte order mark. `_tail` collects a mark that arrives in pieces."""
-        chunk = bytes(self._tail) + chunk
-        self._tail.clear()
-        if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
-            self._tail += chunk
-            return b""
-        self._at_start = False
-        return chunk[len(_BOM) :] if chunk.startswith(_BOM) else chunk
+        rest = without_bom(self._tail, chunk)
+        self._at_start = rest is None
+        return rest or b""
 
     def _with_tail(self, end: bytes) -> bytes:
         """Return the line that begins in `_tail` and ends with `end`."""
