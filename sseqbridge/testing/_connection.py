@@ -26,7 +26,10 @@ _READ_BYTES = 65_536
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
-    """Keeps the error of a connection only if somebody takes it: asyncio logs one that nobody has taken."""
+    """Drops the error that ends a connection before it is accepted.
+
+    Nobody waits for the end of such a connection, and asyncio would log the error as one that was never retrieved.
+    """
 
     is_accepted = False
 
