@@ -187,13 +187,13 @@ async def check_client(url: str, flag: bool, decode: str) -> None:
     assert_type(client.call("/")(), SSEResponse[str])
     assert_type(await client.call("/").asend(), AsyncSSEResponse[str])
     assert_type(client.with_options(timeout=5), SSEClient[str])
-    assert_type(client.with_options(decode="json", base_url=url), SSEClient[Any])
-    assert_type(client.with_options(decode="text"), SSEClient[str])
-    assert_type(client.with_options(decode="event"), SSEClient[ServerSentEvent])
-    assert_type(client.with_options(decode="event", comments=flag), SSEClient[ServerSentEvent | Comment])
-    assert_type(client.with_options(decode="event", comments=False), SSEClient[ServerSentEvent])
-    assert_type(client.with_options(decode=size), SSEClient[int])
-    assert_type(client.with_options(decode=lambda event: event.retry), SSEClient[float | None])
+    assert_type(client.with_options(base_url=url), SSEClient[str])
+    assert_type(client.with_options(decode="event", comments=flag, base_url=url), SSEClient[Any])
+    assert_type(client.with_options(decode=lambda event: event.retry), SSEClient[Any])
+    sizes: SSEClient[int] = client.with_options(decode=size)
+    assert_type(sizes.request("/"), SSEResponse[int])
+    client.with_options(decode=5)  # type: ignore[call-overload]
+    client.with_options(comments=flag)  # type: ignore[call-overload]
     client.with_options(timeout={"idel": 3})  # type: ignore[call-overload]
     client.request("/", timeout={"idel": 3})  # type: ignore[arg-type]
     client.call("/", decode="text")  # type: ignore[call-arg]

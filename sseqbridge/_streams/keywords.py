@@ -2,12 +2,13 @@
 
 A client has the options of `SharedKeywords`, and so has each of its requests. `_signatures.py` explains the form.
 
-The overloads for `decode` are those of SSEClient's constructor; its requests and calls have none, since the client has
-the type of their items. with_options and the functions without a client repeat them (test_overloads.py keeps them
-equal): no type of Python expresses "these overloads, with other parameters". A ParamSpec carries overloads over to
-another type of result, but not to other keyword arguments: none may stand between `*args: P.args` and
-`**kwargs: P.kwargs`, and `Unpack` takes no type variable. A constructor whose type comes from a decorator or a callback
-protocol has no type of items in pyright. The overload of the default comes first: functools.partial has its type.
+The overloads for `decode` are those of SSEClient's constructor: its requests and calls have none, since the client has
+the type of their items, nor has with_options, whose items are Any after another `decode`. The functions without a
+client repeat them (test_overloads.py keeps them equal): no type of Python expresses "these overloads, with other
+parameters". A ParamSpec carries overloads over to another type of result, but not to other keyword arguments: none may
+stand between `*args: P.args` and `**kwargs: P.kwargs`, and `Unpack` takes no type variable. A constructor whose type
+comes from a decorator or a callback protocol has no type of items in pyright. The overload of the default comes first:
+functools.partial has its type.
 """
 
 # Without annotations of __future__: the types are quoted, and the defaults are evaluated.

@@ -1,4 +1,4 @@
-"""The overloads for `decode`: SSEClient's constructor defines them, and the functions that repeat them agree with it.
+"""The overloads for `decode`: SSEClient's constructor defines them, and functions without a client agree with it.
 
 Python's types cannot express "the same overloads with other parameters": see keywords.py.
 """
@@ -18,7 +18,7 @@ PACKAGE = ROOT / "sseqbridge"
 CONSTRUCTOR = "SSEClient.__init__"
 REQUESTS = ("arequest_sse", "request_sse")
 WITHOUT_COMMENTS = ("Log.aopen", "Log.open", "request_jsonl")
-NAMES = (CONSTRUCTOR, "SSEClient.with_options", *REQUESTS, *WITHOUT_COMMENTS)
+NAMES = (CONSTRUCTOR, *REQUESTS, *WITHOUT_COMMENTS)
 SELECTING = ("decode", "comments")
 
 
@@ -41,7 +41,7 @@ def functions_with_overloads() -> Functions:
         if "@overload" in source and "decode:" in source:
             for name, function in functions_of(ast.parse(source)):
                 found.setdefault(name, []).append(function)
-    return {name: each for name, each in found.items() if len(each) > 1 and any("decode" in names(f) for f in each)}
+    return {name: each for name, each in found.items() if sum("decode" in names(overload) for overload in each) > 1}
 
 
 def functions_of(node: ast.AST, scope: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -103,12 +103,6 @@ def test_no_other_function_has_overloads_for_decode() -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_have_the_overloads_of_a_client(name: str) -> None:
     assert rows(name) == rows(CONSTRUCTOR)
-
-
-def test_client_with_other_options_has_the_constructors_overloads() -> None:
-    (default, *others), expected = rows("SSEClient.with_options"), rows(CONSTRUCTOR)
-    assert default == ((), "T")  # without `decode` the items stay as they are; "json" is a str, as in the last overload
-    assert others == expected[1:]
 
 
 @pytest.mark.parametrize("name", WITHOUT_COMMENTS)
