@@ -234,7 +234,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    interrupts.step = 1 if config.option.cases == "all" else 3
+    interrupts.step = 1 if config.option.cases == "all" else 10
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

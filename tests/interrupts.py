@@ -180,7 +180,7 @@ def interruptions(
 ) -> Iterator[tuple[T, BaseException]]:
     """Interrupt `read` at each bytecode in turn, each time with a new object; yield the object and the exception.
 
-    With fewer cases (the option --cases), at every third one.
+    With fewer cases (the option --cases), at every tenth one, from a random one on.
 
     A complete call before the others finds the frame of each bytecode. `close` closes what a complete call has opened;
     with it, each interrupt is at the very bytecode, even if the thread of a bridge is faster than in the first call.

@@ -17,10 +17,8 @@ import nox
 
 ROOT = Path(__file__).parents[1]
 CORES = os.cpu_count() or 1
-# One more than cores, since tests also wait; but each worker collects all tests, which takes seconds.
-WORKERS = CORES + 1
-# Tests that start programs mostly wait.
-WORKERS_WITH_PROGRAMS = 2 * CORES
+# Tests wait, above all for programs; but each worker collects all tests, which takes seconds.
+WORKERS = 2 * CORES
 
 PROGRAMS = "redis or browser or nginx or server or gevent"
 NOT_IN_DEFAULT_RUN = "sdk or cluster"
@@ -43,29 +41,15 @@ def python(session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0
     run(session, sys.executable, "-m", *args, success_codes=success_codes, **env)
 
 
-def pytest(
-    session: nox.Session,
-    expression: str,
-    *,
-    with_coverage: bool = False,
-    with_all_cases: bool = False,
-    workers: int = WORKERS,
-    **env: str,
-) -> None:
+def pytest(session: nox.Session, expression: str, *, cases: str = "", **env: str) -> None:
     """Run the tests that `expression` selects by their markers, in several processes.
 
-    Of a test with several parameters, only so many cases run that each argument occurs (selection.py), unless
-    `with_all_cases`, or the arguments select tests; `with_coverage`, quick tests have all cases.
+    `cases` is an option of the tests (tests/conftest.py). By default only so many cases of a test run that each
+    argument occurs, but all if the arguments of the session select tests.
     """
-    if with_coverage:
-        # Coverage starts with the workers, before pytest imports the package as a plugin.
-        env["COVERAGE_PROCESS_START"] = str(ROOT / "setup.cfg")
-    options = ["--quiet", "-m", expression, "-n", str(workers), "--dist", "worksteal"]
-    if with_all_cases:
-        options += ["--cases", "all"]
-    elif with_coverage:
-        # Some lines are reached by certain combinations alone.
-        options += ["--cases", "fewer-costly"]
+    options = ["--quiet", "-m", expression, "-n", str(WORKERS), "--dist", "worksteal"]
+    if cases:
+        options += ["--cases", cases]
     # 5: the arguments select no test of this session.
     success_codes = (0, 5) if session.posargs else (0,)
     python(session, "pytest", *options, *session.posargs, success_codes=success_codes, **env)
@@ -76,6 +60,9 @@ def compile_tests() -> None:
 
     pytest reports an import that fails when it runs the tests.
     """
+    if any(ROOT.glob("tests/__pycache__/test_*.pyc")):
+        # In a checkout that was tested before, few modules are new.
+        return
     files = sorted(str(path) for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "sdk")
     command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-n", "0"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -110,21 +97,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests in the default configuration with coverage, then heavy tests without coverage."""
+    """The tests in the default configuration."""
     if not session.posargs:
-        python(session, "coverage", "erase")
         compile_tests()
-    # One session for tests that compute and tests of programs, which mostly wait.
-    expression = f"not (heavy or {NOT_IN_DEFAULT_RUN})"
-    pytest(session, expression, with_coverage=not session.posargs, workers=WORKERS_WITH_PROGRAMS)
-    pytest(session, f"heavy and not ({NOT_IN_DEFAULT_RUN})")
+    pytest(session, f"not ({NOT_IN_DEFAULT_RUN})")
 
 
 @nox.session(default=False)
 def programs(session: nox.Session) -> None:
     """The part of `tests` that needs Redis, a browser, nginx, web servers or gevent."""
     expression = f"({PROGRAMS}) and not (heavy or {NOT_IN_DEFAULT_RUN})"
-    pytest(session, expression, workers=WORKERS_WITH_PROGRAMS)
+    pytest(session, expression)
 
 
 @nox.session
@@ -141,10 +124,25 @@ def httpx_transport(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def all_cases(session: nox.Session) -> None:
-    """The tests of all configurations with all combinations of their arguments."""
+    """The tests of all configurations with all combinations of their arguments, and interrupts at each bytecode."""
     for without in ("", "uvloop,msgspec", "transport"):
-        expression = f"not (heavy or {NOT_IN_DEFAULT_RUN})"
-        pytest(session, expression, with_all_cases=True, workers=WORKERS_WITH_PROGRAMS, SSEQBRIDGE_WITHOUT=without)
+        expression = f"not ({NOT_IN_DEFAULT_RUN})"
+        pytest(session, expression, cases="all", SSEQBRIDGE_WITHOUT=without)
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """The tests cover all lines and branches of the package; missing ones are listed.
+
+    It fails below 99.9 %, and not at one line that only a race reaches. Give such a line a test of its own.
+    """
+    python(session, "coverage", "erase")
+    # Some lines are reached by certain combinations of quick tests alone. Coverage starts with the workers, before
+    # pytest imports the package as a plugin.
+    expression, configuration = f"not (heavy or {NOT_IN_DEFAULT_RUN})", str(ROOT / "setup.cfg")
+    pytest(session, expression, cases="fewer-costly", COVERAGE_PROCESS_START=configuration)
+    python(session, "coverage", "combine", "--quiet")
+    python(session, "coverage", "report", "--precision=2", "--fail-under=99.9")
 
 
 @nox.session
@@ -168,16 +166,6 @@ def bench_quick(session: nox.Session) -> None:
     """Short benchmarks: they run, and every client receives all events."""
     python(session, "tests.bench", "--quick", "--json", str(Path(sys.prefix) / "bench.json"))
     python(session, "tests.bench.resume", "--quick")
-
-
-@nox.session
-def coverage(session: nox.Session) -> None:
-    """`tests`, which must have run before, covers all lines and branches of the package; missing ones are listed.
-
-    It fails below 99.9 %, and not at one line that only a race reaches. Give such a line a test of its own.
-    """
-    python(session, "coverage", "combine", "--quiet")
-    python(session, "coverage", "report", "--precision=2", "--fail-under=99.9")
 
 
 @nox.session(default=False)

@@ -102,5 +102,5 @@ if $is_busy; then
     done
 fi
 sessions=()
-[ "$#" -eq 0 ] || sessions=(--session tests programs plain httpx_transport)
+[ "$#" -eq 0 ] || sessions=(--session tests plain httpx_transport)
 .venv/bin/nox -f tests/noxfile.py ${sessions[@]+"${sessions[@]}"} -- "$@"

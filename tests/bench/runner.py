@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -211,14 +212,18 @@ class Bench:
         """
         available = self.available(configurations)
         rounds = rounds or self.rounds
-        for number in range(rounds):
-            print(f"{workload}, {case}: round {number + 1} of {rounds}", file=sys.stderr)
-            for configuration in rotated(available, number):
-                if configuration.is_peer and number >= PEER_ROUNDS:
-                    continue
-                name = configuration.name
-                merged = {**arguments, **(overrides or {}).get(name, {})}
-                self.record(workload, case, name, number, self._measure(configuration, workload, url, merged))
+
+        def measure(configuration: Configuration) -> dict[str, float] | str:
+            merged = {**arguments, **(overrides or {}).get(configuration.name, {})}
+            return self._measure(configuration, workload, url, merged)
+
+        # The figures of a quick run are ignored, so that its clients may run side by side.
+        with ThreadPoolExecutor(2 * (os.cpu_count() or 1) if self.quick else 1) as pool:
+            for number in range(rounds):
+                print(f"{workload}, {case}: round {number + 1} of {rounds}", file=sys.stderr)
+                clients = [each for each in rotated(available, number) if not each.is_peer or number < PEER_ROUNDS]
+                for configuration, figures in zip(clients, pool.map(measure, clients), strict=True):
+                    self.record(workload, case, configuration.name, number, figures)
 
     def record(self, workload: str, case: str, client: str, number: int, figures: Mapping[str, float] | str) -> None:
         """Add figures, or the reason of a failure."""
