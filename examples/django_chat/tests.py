@@ -36,7 +36,7 @@ class ChatTestCase(SimpleTestCase):  # type: ignore[misc]
         self.addCleanup(stack.close)
         self.upstream = stack.enter_context(SSEServer(chat_completions("Hello, Ada.")))
         stack.enter_context(mock.patch.dict(os.environ, {"OPENAI_BASE_URL": self.upstream.url}))
-        self.user = get_user_model().objects.create_user("ada", password="secret")
+        self.user = get_user_model().objects.create_user("ada")
         self.client.force_login(self.user)
 
     def ask(self, question: object = "Hi", path: str = "/answers", **options: Any) -> Any:

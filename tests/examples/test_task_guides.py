@@ -161,6 +161,7 @@ def test_starlette_application(upstream: SSEServer) -> None:
 def test_commands_of_the_django_project(tmp_path: Path) -> None:
     # As in the shell of a user; the database is a file in the current directory.
     [commands] = shell("examples/django-chat.md", "Chat in Django, saved to the database")
+    commands = f"export PYTHONWARNINGS=error\n{commands}"
     ran = run_in_shell(commands, tmp_path, python=sys.executable)
     assert ran.returncode == 0, ran.stderr
     assert "Superuser created successfully." in ran.stdout
