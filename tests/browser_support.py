@@ -224,25 +224,47 @@ _ON_LOOPBACK = (
     "--disable-default-apps",
     "--disable-domain-reliability",
     "--disable-extensions",
-    "--disable-features=OptimizationHints,MediaRouter,Translate,CertificateTransparencyComponentUpdater,AutofillServerCommunication",
     "--disable-sync",
     "--metrics-recording-only",
     "--no-first-run",
     "--no-pings",
 )
 _IN_A_CONTAINER = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
+# One process for all pages and for drawing them: new ones for each page take a third of the CPU time.
+_CHEAP = ("--renderer-process-limit=1", "--in-process-gpu")
+_WITHOUT_FEATURES = (
+    # Their requests leave loopback.
+    "AutofillServerCommunication",
+    "CertificateTransparencyComponentUpdater",
+    "MediaRouter",
+    "OptimizationHints",
+    "Translate",
+    # They start processes.
+    "PreloadTopChromeWebUI",
+    "SpareRendererForSitePerProcess",
+    "WebUIOmniboxAimPopup",
+    "WebUIOmniboxFullPopup",
+    "WebUIOmniboxPopup",
+)
+_KEEPING_LEFT_PAGES = ("BackForwardCache", "ProactivelySwapBrowsingInstance")
 
 
 @contextmanager
-def chromium() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium from Debian. Skips the test without it."""
+def chromium(*, keeps_left_pages: bool = False) -> Iterator[webdriver.Chrome]:
+    """A headless Chromium from Debian. Skips the test without it.
+
+    With `keeps_left_pages` it starts a process for each page, as it does for users, so that it can go back to a page as
+    the page was.
+    """
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         pytest.skip("chromium and chromium-driver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--window-size=1280,900", "--lang=en", *_ON_LOOPBACK, *_IN_A_CONTAINER):
+    for argument in ("--headless=new", "--window-size=1280,900", "--lang=en", *_ON_LOOPBACK, *_IN_A_CONTAINER, *_CHEAP):
         options.add_argument(argument)
+    without = [*_WITHOUT_FEATURES, *([] if keeps_left_pages else _KEEPING_LEFT_PAGES)]
+    options.add_argument(f"--disable-features={','.join(without)}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # Chromium leaves files behind. Selenium itself would choose a port that another process may get first.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, reserved_port() as port:

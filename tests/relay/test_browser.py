@@ -40,7 +40,7 @@ WAYS = ["fetch", "eventsource"]
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[webdriver.Chrome]:
     """One browser for all tests; each test has a page of its own."""
-    with chromium() as chrome:
+    with chromium(keeps_left_pages=True) as chrome:
         yield chrome
 
 
