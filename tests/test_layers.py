@@ -6,6 +6,7 @@ Layers and cycles of imports are checked by import-linter: setup.cfg.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tests.support import ROOT
 pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
 MODULES = sorted((ROOT / "sseqbridge").rglob("*.py"))
+_MODULES = frozenset(MODULES)
 TEST_MODULES = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # Private attributes of the standard library and of dependencies, for which there is no public access.
@@ -95,7 +97,21 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def parsed(path: Path) -> ast.Module:
+    # The package's modules are read by several tests, those of the tests once.
+    return _parsed_module(path) if path in _MODULES else ast.parse(path.read_text("utf-8"), str(path))
+
+
+@functools.cache
+def _parsed_module(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below a node but expressions and what they contain."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
 
 
 def is_private(name: str) -> bool:
@@ -255,15 +271,22 @@ def place(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
-# A line that may access a private attribute. Most modules have none, which saves the search in their trees.
-_MAY_BE_PRIVATE = re.compile(
-    r"^(?!\s*(?:from|import)\b).*?(?:(?<!\bself)(?<!\bcls)\._|(?<![.\w])(?:get|set|has|del)attr\()", re.MULTILINE
-)
+# Text that may access a private attribute. Most modules have none, which saves the search in their trees.
+_IMPORT = re.compile(r"^\s*(?:from|import)\b.*", re.MULTILINE)
+_PRIVATE_NAME = re.compile(r"(?<!\bself)(?<!\bcls)\._(?!_\w+__\b)")
+_BY_NAME = re.compile(r"(?<![.\w])(?:get|set|has|del)attr\(")
+_PRIVATE_TEXT = re.compile(r"""["']_(?!_\w+__\b)\w""")
+
+
+def may_read_private(source: str) -> bool:
+    if _PRIVATE_NAME.search(_IMPORT.sub("", source)):
+        return True
+    return bool(_BY_NAME.search(source) and _PRIVATE_TEXT.search(source))
 
 
 def private_nodes(path: Path) -> list[ast.AST]:
     """Return the accesses of a module to private attributes of other modules' objects."""
-    return PrivateReads(parsed(path)).found if _MAY_BE_PRIVATE.search(path.read_text("utf-8")) else []
+    return PrivateReads(parsed(path)).found if may_read_private(path.read_text("utf-8")) else []
 
 
 def private_reads(path: Path) -> Iterator[str]:
@@ -281,7 +304,7 @@ def definitions(path: Path) -> Iterator[tuple[str, Definition]]:
                 inner = (*names, child.name)
                 yield f"{path.relative_to(ROOT)} {'.'.join(inner)}", child
                 yield from below(child, inner)
-            else:
+            elif not isinstance(child, ast.expr):
                 yield from below(child, names)
 
     yield from below(parsed(path), ())
@@ -391,8 +414,13 @@ def test_private_reads_are_found(module: Callable[[str], Path]) -> None:
 # Threads.
 
 
+_THREAD_NAME = re.compile(rf"\b(?:{'|'.join(THREAD_NAMES)})\b")
+
+
 def thread_starts(path: Path) -> Iterator[str]:
     """Yield the lines of a module that name a class or function which starts threads."""
+    if not _THREAD_NAME.search(path.read_text("utf-8")):
+        return
     for node in ast.walk(parsed(path)):
         match node:
             case ast.Attribute(attr=name) | ast.Name(id=name) | ast.alias(name=name) if name in THREAD_NAMES:
@@ -425,7 +453,7 @@ def test_thread_starts_are_found(module: Callable[[str], Path]) -> None:
 
 def imports_of_names(path: Path) -> Iterator[str]:
     """Yield the imports of names from modules that gevent patches."""
-    for node in ast.walk(parsed(path)):
+    for node in statements(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in PATCHED_BY_GEVENT:
             yield f"{place(path, node)}: {ast.unparse(node)}"
 
@@ -444,19 +472,21 @@ def test_imports_of_names_are_found(module: Callable[[str], Path]) -> None:
     assert sorted(line.split(":")[1] for line in imports_of_names(path)) == ["2", "4"]
 
 
-def running_code(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes but those under `if TYPE_CHECKING`."""
+def running_statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes that are no expressions, but those under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):
+            continue
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            yield from (each for child in node.orelse for each in (child, *running_code(child)))
+            yield from (each for child in node.orelse for each in (child, *running_statements(child)))
         else:
             yield node
-            yield from running_code(node)
+            yield from running_statements(node)
 
 
 def imports_of_httpx(path: Path) -> Iterator[str]:
     """Yield the imports of httpx that run."""
-    for node in running_code(parsed(path)):
+    for node in running_statements(parsed(path)):
         match node:
             case ast.Import(names=names) if any(each.name.partition(".")[0] == "httpx" for each in names):
                 yield f"{place(path, node)}: {ast.unparse(node)}"
