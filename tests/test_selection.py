@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -83,51 +84,69 @@ def test_cases_of_one_parameter_are_all_kept() -> None:
     assert selection.covering([{("url", 1)}, {("url", 1)}, {("url", 2)}]) == {0, 1, 2}
 
 
-def collected(*arguments: str) -> set[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-n", "0", "-m", "", "-p", "tests.conftest"]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+MODULE = """\
+import pytest
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("a, b", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_rows(a, b, loop): pass
+
+def test_without_parameters(): pass
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [1, 2])
+@pytest.mark.parametrize("d", [3, 4])
+def test_slow(c, d): pass
+"""
+# The arguments of pytest in several runs of MODULE, a module of 8 quick cases, 4 slow ones, and a test without
+# parameters. A run with `testpaths` has no paths, like that of the whole suite.
+RUNS = {
+    "path": ["{module}"],
+    "whole": ["-o", "testpaths={module}"],
+    "whole, all": ["-o", "testpaths={module}", "--cases", "all"],
+    "whole, -k": ["-o", "testpaths={module}", "-k", "not without"],
+    "whole, fewer-costly": ["-o", "testpaths={module}", "--cases", "fewer-costly"],
+}
+# All in one process: importing conftest.py takes most of the time of a run.
+COLLECT = """\
+import json, sys
+import pytest
+
+for arguments in json.loads(sys.argv[1]):
+    print("a run", flush=True)
+    assert pytest.main(["-q", "--collect-only", "-n", "0", "-m", "", "-p", "tests.conftest", *arguments]) == 0
+"""
 
 
-@pytest.fixture
-def module(tmp_path: Path) -> Path:
-    """A module of 8 quick cases, 4 slow ones, and a test without parameters."""
-    path = tmp_path / "test_rows.py"
-    path.write_text(
-        "import pytest\n\n"
-        "@pytest.mark.parametrize('loop', ['uvloop', 'asyncio'])\n"
-        "@pytest.mark.parametrize('a, b', [(1, 1), (1, 2), (2, 1), (2, 2)])\n"
-        "def test_rows(a, b, loop): pass\n\n"
-        "def test_without_parameters(): pass\n\n"
-        "@pytest.mark.slow\n"
-        "@pytest.mark.parametrize('c', [1, 2])\n"
-        "@pytest.mark.parametrize('d', [3, 4])\n"
-        "def test_slow(c, d): pass\n"
-    )
-    return path
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The cases of each of RUNS, by its name."""
+    path = tmp_path_factory.mktemp("rows") / "test_rows.py"
+    path.write_text(MODULE)
+    runs = [[argument.format(module=path) for argument in arguments] for arguments in RUNS.values()]
+    command = [sys.executable, "-c", COLLECT, json.dumps(runs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    outputs = done.stdout.split("a run\n")[1:]
+    cases = [{line.partition("::")[2] for line in output.splitlines() if "::" in line} for output in outputs]
+    return dict(zip(RUNS, cases, strict=True))
 
 
-def collected_by_whole_run(module: Path, *arguments: str) -> set[str]:
-    """Return the cases of a run that has no paths."""
-    return collected("-o", f"testpaths={module}", *arguments)
-
-
-def test_rows_of_one_list_are_all_kept(module: Path) -> None:
+def test_rows_of_one_list_are_all_kept(collected: dict[str, set[str]]) -> None:
     """As they were written for a reason, although their elements occur in other rows."""
-    rows = sorted(name for name in collected_by_whole_run(module) if name.startswith("test_rows"))
+    rows = sorted(name for name in collected["whole"] if name.startswith("test_rows"))
     assert [name[len("test_rows[") :][:3] for name in rows] == ["1-1", "1-2", "2-1", "2-2"]
     assert {name[len("test_rows[1-1-") : -1] for name in rows} == {"uvloop", "asyncio"}
 
 
-def test_run_of_some_tests_has_all_cases(module: Path) -> None:
-    everything = collected(str(module))
+def test_run_of_some_tests_has_all_cases(collected: dict[str, set[str]]) -> None:
+    everything = collected["path"]
     assert len(everything) == 13
-    assert collected_by_whole_run(module, "--cases", "all") == everything
-    assert collected_by_whole_run(module, "-k", "not without") == everything - {"test_without_parameters"}
+    assert collected["whole, all"] == everything
+    assert collected["whole, -k"] == everything - {"test_without_parameters"}
 
 
-def test_quick_tests_may_keep_all_cases(module: Path) -> None:
-    quick = {name for name in collected(str(module)) if "slow" not in name}
-    kept = collected_by_whole_run(module, "--cases", "fewer-costly")
+def test_quick_tests_may_keep_all_cases(collected: dict[str, set[str]]) -> None:
+    quick = {name for name in collected["path"] if "slow" not in name}
+    kept = collected["whole, fewer-costly"]
     assert kept > quick
     assert len(kept - quick) == 2
