@@ -230,6 +230,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         workers = (os.cpu_count() or 1) + 1
         if options.numprocesses is None and options.dist == "no":
             options.numprocesses, options.dist = workers, "worksteal"
+        # Else each worker compiles all modules, and rewrites their assertions, in every run: half of the time until its
+        # first test. So does each program that a test starts.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
