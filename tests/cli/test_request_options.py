@@ -186,6 +186,7 @@ def test_other_bodies_are_shown_whole(body: str) -> None:
     assert shown(body, "text/plain") == body
 
 
+@pytest.mark.slow
 def test_large_html_page_is_read_in_linear_time() -> None:
     for page in ("<" * 1_000_000, "<!" * 500_000, "&" * 1_000_000, "<a " * 300_000):
         assert len(shown(page)) < 400

@@ -445,6 +445,7 @@ def test_close_races_with_send_and_receive(loop: asyncio.AbstractEventLoop) -> N
         producing.result(30)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_switching")
 def test_many_closers_wake_the_consumer(loop: asyncio.AbstractEventLoop) -> None:
     for _ in range(30):
@@ -474,6 +475,7 @@ def watch_buffer(it: EventStream[Any], items: Iterator[Any]) -> tuple[int, list[
     return most, numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 4096, 100_000, 1024 * 1024])
 def test_slow_consumer_loses_nothing_within_its_limit(limit: int) -> None:
     with SSEServer(numbered(2000, 1000)) as server:
@@ -496,6 +498,7 @@ def test_tiny_events_are_charged_for_what_they_cost() -> None:
         assert max(held) <= 50_000
 
 
+@pytest.mark.slow
 def test_decompressed_data_is_bounded() -> None:
     bomb = gzip.compress(b"data: 1\n\n" * 2_000_000)
     with SSEServer([respond(headers={"Content-Encoding": "gzip"}), bomb, silence()]) as server:
@@ -507,6 +510,7 @@ def test_decompressed_data_is_bounded() -> None:
         server.requests[0].wait_aborted()
 
 
+@pytest.mark.slow
 def test_an_event_larger_than_the_buffer_passes() -> None:
     big = "x" * 3_000_000
     with SSEServer([send([0, ""]), send([1, big]), send([2, big]), send([3, ""]), send("[DONE]")]) as server:

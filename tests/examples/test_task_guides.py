@@ -127,6 +127,7 @@ def test_answer_in_a_log_is_saved_once(
     assert rows_of(tmp_path) == [("a", "Hel" if outcome == "done" else "Hello", "done")]
 
 
+@pytest.mark.slow
 def test_refused_answer_in_a_log_is_saved(
     upstream: SSEServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +284,7 @@ def test_answer_of_a_worker_is_saved(upstream: SSEServer) -> None:
 # --- Scripts ---
 
 
+@pytest.mark.slow
 def test_failures_and_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
     failures.main()
     printed = capsys.readouterr().out

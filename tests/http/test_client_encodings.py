@@ -97,6 +97,7 @@ def test_corrupt_body_is_a_protocol_error(kind: str) -> None:
     assert raised.value.__cause__ is not None
 
 
+@pytest.mark.slow
 def test_bomb_is_decompressed_lazily(kind: str) -> None:
     slices = decoder(kind, 65536).slices(compress(kind, bytes(10_000_000)))
     assert all(0 < len(next(slices)) <= 65536 for _ in range(100))

@@ -131,6 +131,7 @@ def test_part_of_a_body_is_sent_before_the_next(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_large_body_is_sent_to_a_slow_server(run: Run, is_whole: bool) -> None:
     async def main() -> None:
@@ -264,6 +265,7 @@ def test_early_refusal_is_returned_at_once_and_ends_the_sending(run: Run, kind: 
     run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BODIES)
 def test_early_success_is_returned_at_once(run: Run, kind: str) -> None:
     """The server may stream its response while it reads the request, or without reading it."""
@@ -290,6 +292,7 @@ def test_early_success_is_returned_at_once(run: Run, kind: str) -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_request_is_sent_on_after_an_early_success(run: Run) -> None:
     async def main() -> None:
         go = asyncio.Event()
@@ -319,6 +322,7 @@ def test_request_is_sent_on_after_an_early_success(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_body_that_fails_after_an_early_success_is_an_error(run: Run) -> None:
     async def main() -> None:
         go = asyncio.Event()
@@ -419,6 +423,7 @@ async def failing() -> AsyncIterator[bytes]:
     raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "headers", "error", "message"),
     [
@@ -452,6 +457,7 @@ def test_request_that_cannot_be_written_closes_its_connection(
     run(main)
 
 
+@pytest.mark.slow
 def test_body_that_the_server_does_not_read_times_out(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
         async with posting(content=bytes(50_000_000), timeout=httpx.Timeout(None, write=60)) as (peer, pending):
@@ -482,6 +488,7 @@ def test_body_that_the_server_reads_slowly_does_not_time_out(clock: FakeClock, r
     run(main)
 
 
+@pytest.mark.slow
 def test_received_bytes_do_not_extend_the_write_timeout(clock: FakeClock, run: Run) -> None:
     async def main() -> None:
         async with posting(content=bytes(50_000_000), timeout=httpx.Timeout(None, write=60)) as (peer, pending):
@@ -554,6 +561,7 @@ def test_response_during_the_body_is_read(run: Run, size: int, leave: str, conte
     run(main)
 
 
+@pytest.mark.slow
 @own_transport
 def test_part_after_the_end_of_the_connection_is_the_last(run: Run) -> None:
     """The iterator of a body is not read on for a server that has left."""
@@ -585,6 +593,7 @@ def test_part_after_the_end_of_the_connection_is_the_last(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_response_can_be_closed_after_its_connection_is_lost(run: Run) -> None:
     async def main() -> None:
         async with posting(content=bytes(10_000_000)) as (peer, pending):
@@ -638,6 +647,7 @@ def test_nothing_is_written_to_a_connection_that_is_being_closed(run: Run) -> No
     run(main)
 
 
+@pytest.mark.slow
 def test_response_during_the_head_is_read(run: Run) -> None:
     async def main() -> None:
         # More than the kernel buffers.
@@ -652,6 +662,7 @@ def test_response_during_the_head_is_read(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_reset_during_the_body_is_a_read_error(run: Run) -> None:
     async def main() -> None:
         async with posting(content=bytes(50_000_000)) as (peer, pending):

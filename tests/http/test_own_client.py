@@ -102,6 +102,7 @@ def test_response_of_another_status_releases_its_connection(ask_fresh: Requester
         assert server.connections == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True])
 def test_stream_under_backpressure_delivers_every_event(
     ask_fresh: Requester,

@@ -349,6 +349,7 @@ def test_faulty_document_fails_as_with_json(text: str, changes: list[tuple[int, 
     assert_decodes_alike(text)
 
 
+@pytest.mark.slow
 @given(st.floats(0, 1e308), st.sampled_from("fe"), st.sampled_from([-1, 0, 1]))
 def test_number_near_a_rounding_boundary_decodes_as_with_json(value: float, form: str, side: int) -> None:
     with decimal.localcontext() as context:

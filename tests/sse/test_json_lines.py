@@ -157,6 +157,7 @@ def test_documents_come_back(documents: list[Any], is_sequence: bool, indent: in
     assert got == [text.encode("utf-8", "replace").decode() for text in dumped]
 
 
+@pytest.mark.slow
 @given(body=st.binary(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=4))
 def test_lines_are_those_of_a_split(body: bytes, cuts: list[int]) -> None:
     """Whatever the bytes, and wherever the chunks end."""

@@ -383,6 +383,7 @@ def test_default_limit_allows_events_of_14_megabytes() -> None:
 # --- cost: each of these takes minutes where a step is quadratic, and the time limit fails it ---
 
 
+@pytest.mark.slow
 def test_event_of_many_lines_takes_linear_time() -> None:
     line = b"x" * 400
     parser = EventStreamParser()
@@ -398,6 +399,7 @@ def test_event_of_many_lines_in_small_chunks_takes_linear_time() -> None:
     assert event == ServerSentEvent(data="\n" * 59_999)
 
 
+@pytest.mark.slow
 def test_line_of_14_megabytes_in_small_chunks_takes_linear_time() -> None:
     value = b"0123456789abcdef" * (14_000_000 // 16)
     stream = b"data: " + value + b"\n\n"
@@ -485,6 +487,7 @@ def test_any_bytes_parse_by_the_standard_in_any_chunks(stream: bytes, sizes: lis
         assert_parses_to(parsed, chunks)
 
 
+@pytest.mark.slow
 @given(block_streams(blocks=4))
 @settings(max_examples=100)
 def test_stream_parses_by_the_standard_wherever_it_is_cut(stream: bytes) -> None:

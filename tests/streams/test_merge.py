@@ -483,6 +483,7 @@ def test_amerge_in_a_forked_child_sends_no_request(monkeypatch: pytest.MonkeyPat
         assert server.connections == 0
 
 
+@pytest.mark.slow
 def test_close_from_many_threads_at_once() -> None:
     with SSEServer([send(1), silence()]) as server:
         merged = merge([call(server) for _ in range(50)])

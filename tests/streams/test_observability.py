@@ -154,6 +154,7 @@ def test_default_bridge_has_stats() -> None:
     assert Bridge.default().stats().events == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http2", [False, True])
 def test_connections_of_a_callers_client(http2: bool) -> None:
     with SSEServer([send(1), silence()]) as server, Bridge(client=lambda: httpx.AsyncClient(http2=http2)) as bridge:

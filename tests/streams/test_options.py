@@ -95,6 +95,7 @@ def nested() -> list[Any]:
     return outermost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

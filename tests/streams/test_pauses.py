@@ -81,6 +81,7 @@ def test_pause_does_not_count_for_the_first_answers_sixty_seconds(clock: FakeClo
         assert reading.result(30) == (1, [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_total_holds_after_a_pause(clock: FakeClock, waits: Waits, kind: str) -> None:
     with SSEServer(in_turn(limited(), [send(1), silence()])) as server:
@@ -96,6 +97,7 @@ def test_total_holds_after_a_pause(clock: FakeClock, waits: Waits, kind: str) ->
         assert (error.which, error.seconds) == ("total", 30)
 
 
+@pytest.mark.slow
 def test_retry_that_waits_for_another_calls_pause_is_sent(clock: FakeClock, waits: Waits) -> None:
     """Although the pause is longer than its `total`."""
     failing = in_turn([hold(waits.began), *limited(503, 0)], GOOD)
@@ -107,6 +109,7 @@ def test_retry_that_waits_for_another_calls_pause_is_sent(clock: FakeClock, wait
         assert reading.result(30)[1] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_function", [False, True])
 def test_request_is_built_once_for_each_attempt(
     clock: FakeClock, waits: Waits, monkeypatch: pytest.MonkeyPatch, has_function: bool

@@ -219,6 +219,7 @@ def test_permanent_redirect_is_followed_at_once_by_the_retry(ask: Asking) -> Non
         assert [request.path for request in server.requests] == ["/", "/new", "/new"]
 
 
+@pytest.mark.slow
 def test_retry_after_a_redirect_uses_the_first_origins_client(ask: Asking) -> None:
     """The clients of a bridge's client function belong to one origin each."""
     with SSEServer(lambda request: refusal(503) if not retried else GOOD) as other:

@@ -223,6 +223,7 @@ def test_reader_goes_on_when_a_slower_one_is_closed() -> None:
         assert len(reading.result(30)) == 1_000
 
 
+@pytest.mark.slow
 def test_slow_end_ends_a_slow_reader_with_events_lost_error() -> None:
     with SSEServer([*(send(BIG) for _ in range(1_000)), DONE]) as server:
         fast, slow, slower = tee(request_sse(server.url, decode="text"), 3, slow="end", max_buffered_bytes=100_000)

@@ -212,6 +212,7 @@ def test_bytes_that_cannot_be_decoded_count() -> None:
     assert detector.feed(b"nor is this")
 
 
+@pytest.mark.slow
 def test_bomb_of_heartbeats_is_not_looked_at() -> None:
     headers = httpx.Headers({"Content-Type": "text/event-stream", "Content-Encoding": "br"})
     detector = event_detector(headers)

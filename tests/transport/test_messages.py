@@ -294,6 +294,7 @@ def test_get_on_a_connection_closed_by_the_server_is_repeated(client: Any) -> No
             assert client.get(server.url).json() == {"a": [1, 2]}
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(client: Any) -> None:
     with SSEServer([send("x" * 10_000)] * 5_000) as server, client.stream("GET", server.url) as response:
         chunks = response.iter_raw()
@@ -307,6 +308,7 @@ def test_memory_is_bounded(client: Any) -> None:
         assert received + sum(map(len, chunks)) > 49_000_000
 
 
+@pytest.mark.slow
 def test_a_hundred_threads_share_a_client(new_client: NewClient) -> None:
     client = new_client()
     go_on = threading.Event()

@@ -266,6 +266,7 @@ def test_closing_a_response_frees_a_blocked_reader(package: Any, client: Any) ->
         server.requests[1].wait_aborted()
 
 
+@pytest.mark.slow
 @pytest.mark.own_transport
 def test_a_slow_consumer_holds_the_upstream_back(client: Any) -> None:
     with SSEServer(lambda request: [respond(framing="length"), *[raw(b"x" * 64_000)] * 375]) as server:
