@@ -1,4 +1,4 @@
-"""Settings of gunicorn for streams: gunicorn -c examples/gunicorn_conf.py APPLICATION.
+"""Settings of gunicorn for streams: `gunicorn -c examples/gunicorn_conf.py APPLICATION`.
 
 For a project of your own copy shutdown.py too, and change its import here.
 """

@@ -1,4 +1,4 @@
-"""Tests of both ways to renew a token, with a server of its own: pytest examples/test_tokens.py."""
+"""Tests of both ways to renew a token, with a server of its own: `pytest examples/test_tokens.py`."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from sseqbridge.testing import ReceivedRequest, SSEServer, Step, cut, respond, send, wait
+from tests.examples.commands import documented
 from tests.support import ROOT, reserved_port, until
 
 __all__ = [
@@ -56,7 +58,7 @@ window.fetch = async (url, options) => {
     return response;
 };
 """
-FLASK_CHAT = [sys.executable, "-m", "examples.flask_chat", "--port"]
+FLASK_CHAT = [*documented("python -m examples.flask_chat").words, "--port"]
 
 
 class Program:
@@ -86,15 +88,19 @@ class Program:
     def wait_until_serving(self, url: str) -> None:
         """Wait until the program answers a request."""
 
-        def is_serving() -> bool:
-            assert self.process.poll() is None, self.output
-            try:
-                httpx.get(url)
-            except httpx.TransportError:
-                return False
-            return True
+        # One client: a new one loads certificates, for as much CPU time as the program needs to start.
+        with httpx.Client() as client:
 
-        until(is_serving, 60)
+            def is_serving() -> bool:
+                assert self.process.poll() is None, self.output
+                try:
+                    client.get(url)
+                except httpx.TransportError:
+                    time.sleep(0.01)
+                    return False
+                return True
+
+            until(is_serving, 60)
 
     def kill(self) -> None:
         """Kill the program and its child processes, like a crash."""

@@ -28,6 +28,7 @@ import trustme
 
 from sseqbridge import Comment, ServerSentEvent
 from sseqbridge._sse.parser import EventStreamParser
+from tests.examples.commands import documented
 from tests.leaks import shared
 from tests.support import ROOT, until
 
@@ -90,8 +91,13 @@ def _uwsgi_server(port: int, *options: str, application: str = "tests.apps.flask
     ]
 
 
-_SDK_FLASK, _SDK_DJANGO = "examples.sdk_chat.flask_app:app", "examples.sdk_chat.django_app"
+_SDK_FLASK = "examples.sdk_chat.flask_app:app"
+_SDK_GTHREAD = documented("gunicorn -k gthread --threads 100 examples.sdk_chat.flask_app:app")
+_SDK_WSGI = documented("gunicorn -k gthread --threads 100 examples.sdk_chat.django_app:wsgi")
+_SDK_ASGI = documented("uvicorn examples.sdk_chat.django_app:asgi")
 _FLASK, _DJANGO, _PRELOADED = "tests.apps.flask_app:app", "tests.apps.django_app", "tests.apps.preloaded:app"
+
+_ENDING = documented("gunicorn -c examples/gunicorn_conf.py APPLICATION")
 
 # The commands of application servers by name. For flask run and gunicorn, ", TLS" can be appended to the name.
 _COMMANDS: dict[str, Callable[[int], list[str]]] = {
@@ -114,12 +120,13 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
         port, "--enable-threads", "--master", "--processes=2", application=_PRELOADED
     ),
     "sdk flask run": lambda port: _python("flask", "--app", _SDK_FLASK, "run", "--port", str(port)),
-    "sdk gunicorn gthread": lambda port: _gunicorn(port, _SDK_FLASK, "gthread", "--threads", "8"),
+    "sdk gunicorn gthread": lambda port: [*_SDK_GTHREAD.words, "--bind", f"127.0.0.1:{port}"],
     "sdk gunicorn gevent": lambda port: _gunicorn(port, _SDK_FLASK, "gevent"),
-    "sdk django gunicorn": lambda port: _gunicorn(port, f"{_SDK_DJANGO}:wsgi", "gthread", "--threads", "8"),
-    "sdk django uvicorn": lambda port: _uvicorn(port, f"{_SDK_DJANGO}:asgi"),
+    "sdk django gunicorn": lambda port: [*_SDK_WSGI.words, "--bind", f"127.0.0.1:{port}"],
+    "sdk django uvicorn": lambda port: [*_SDK_ASGI.words, "--port", str(port), "--log-level", "warning"],
     "gunicorn gthread, ending": lambda port: [
-        *_gunicorn(port, _FLASK, "gthread", "--threads", "8"), "--config", "examples/gunicorn_conf.py",
+        _FLASK if word == "APPLICATION" else word
+        for word in [*_ENDING.words, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"]
     ],
     "uvicorn, ending": lambda port: _uvicorn(port, "tests.apps.ending:app", lifespan="on"),
     "hypercorn, ending": lambda port: _python("tests.apps.ending", str(port)),

@@ -9,7 +9,6 @@ import inspect
 import pydoc
 import re
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, get_origin
 
 import pytest
 
+from tests.examples import commands
 from tests.support import ROOT
 
 pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
@@ -284,7 +284,7 @@ def test_extra_docs_has_all_that_the_pages_import() -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the pages, as `python -m pdoc sseqbridge` shows them."""
     folder = tmp_path_factory.mktemp("pages")
-    command = [sys.executable, "-m", "pdoc", "--output-directory", str(folder), "sseqbridge"]
+    command = [*commands.documented("python -m pdoc sseqbridge").words, "--output-directory", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     # It would warn about an annotation that it cannot resolve.
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

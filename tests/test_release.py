@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import sseqbridge
+from tests.examples.commands import documented
 from tests.support import ROOT
 
 pytestmark = [pytest.mark.configurations("default"), pytest.mark.heavy]
@@ -99,8 +100,10 @@ def test_page_of_an_index_links_to_no_files(distributions: Path) -> None:
 def test_installed_wheel_reads_a_stream(distributions: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    wheel = distributions / f"{NAME}-py3-none-any.whl"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=tmp_path)
+    # As from an index.
+    *pip, action, name = documented("pip install sseqbridge").words
+    options = ["--no-index", "--no-deps", f"--find-links={distributions}"]
+    run(*pip, "--python", str(python), action, *options, name, cwd=tmp_path)
     # httpx comes from the environment of the tests. Its .pth files, such as that of this checkout, are not read.
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))

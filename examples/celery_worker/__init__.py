@@ -1,11 +1,11 @@
 """A Celery worker requests answers, and a Flask application streams them: two programs with Redis between them.
 
     celery -A examples.celery_worker.tasks worker --concurrency 4
-    gunicorn --worker-class gthread --threads 100 'examples.celery_worker.app:create_app()'
+    gunicorn -k gthread --threads 100 'examples.celery_worker.app:create_app()'
 
-    curl -d '{"prompt": "Tell me something long"}' -H 'Content-Type: application/json' http://127.0.0.1:8000/ask
-    curl -N http://127.0.0.1:8000/answers/THE_KEY
-    curl -X DELETE http://127.0.0.1:8000/answers/THE_KEY
+    curl -d '{"prompt": "Hello"}' -H 'Content-Type: application/json' http://127.0.0.1:8000/ask
+    curl -N http://127.0.0.1:8000/answers/KEY
+    curl -X DELETE http://127.0.0.1:8000/answers/KEY
 
 REDIS_URL is the Redis of the broker and of the log (default: redis://127.0.0.1:6379/0). As in examples/flask_chat, the
 worker sends its requests to an upstream of its own, or to the endpoint of OPENAI_API_KEY and OPENAI_BASE_URL.

@@ -6,7 +6,7 @@ The page at / stops its answer when it is left; the one at /reload/ continues it
     python -m examples.django_chat createsuperuser
     python -m examples.django_chat runserver
 
-    gunicorn --worker-class gthread --threads 100 examples.django_chat.wsgi
+    gunicorn -k gthread --threads 100 examples.django_chat.wsgi
     uvicorn examples.django_chat.asgi:application
 
     python -m examples.django_chat test examples.django_chat

@@ -1,4 +1,4 @@
-"""Django's manage.py: python -m examples.django_chat COMMAND."""
+"""Django's manage.py: `python -m examples.django_chat COMMAND`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests, with Django's test clients: python -m examples.django_chat test examples.django_chat."""
+"""The tests, with Django's test clients: `python -m examples.django_chat test examples.django_chat`."""
 
 from __future__ import annotations
 

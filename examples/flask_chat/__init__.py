@@ -2,7 +2,7 @@
 
     python -m examples.flask_chat                         # with an upstream of its own
     OPENAI_API_KEY=... python -m examples.flask_chat      # with OpenAI's
-    gunicorn --worker-class gthread --threads 100 'examples.flask_chat.app:create_app()'
+    gunicorn -k gthread --threads 100 'examples.flask_chat.app:create_app()'
 
 OPENAI_BASE_URL selects another endpoint with the same protocol, OPENAI_MODEL the model.
 

@@ -1,4 +1,4 @@
-"""Serve the page: python -m examples.flask_chat [--host ADDRESS] [--port NUMBER]."""
+"""Serve the page: `python -m examples.flask_chat [--host ADDRESS] [--port NUMBER]`."""
 
 from __future__ import annotations
 

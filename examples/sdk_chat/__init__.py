@@ -2,7 +2,7 @@
 
     pip install '.[flask,django]' openai anthropic
     python -m examples.sdk_chat                                             # asks an upstream of its own
-    gunicorn -k gthread --threads 64 'examples.sdk_chat.flask_app:app'
+    gunicorn -k gthread --threads 100 examples.sdk_chat.flask_app:app
     uvicorn examples.sdk_chat.django_app:asgi
 
     curl -N 'http://127.0.0.1:5000/openai?prompt=Hello'

@@ -1,4 +1,8 @@
-"""The view in Django: `gunicorn examples.sdk_chat.django_app:wsgi` or `uvicorn examples.sdk_chat.django_app:asgi`."""
+"""The view in Django, under WSGI and ASGI.
+
+    gunicorn -k gthread --threads 100 examples.sdk_chat.django_app:wsgi
+    uvicorn examples.sdk_chat.django_app:asgi
+"""
 
 from __future__ import annotations
 

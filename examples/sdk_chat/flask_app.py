@@ -1,4 +1,4 @@
-"""The view in Flask: `gunicorn -k gthread --threads 64 examples.sdk_chat.flask_app:app`."""
+"""The view in Flask: `gunicorn -k gthread --threads 100 examples.sdk_chat.flask_app:app`."""
 
 from __future__ import annotations
 

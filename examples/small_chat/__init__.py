@@ -1,7 +1,7 @@
 """A chat of one page and three views, in Flask and in FastAPI. Answers survive a reload; Stop ends them everywhere.
 
     python -m examples.small_chat                                                       # Flask
-    gunicorn --worker-class gthread --threads 100 examples.small_chat.flask_app:app
+    gunicorn -k gthread --threads 100 examples.small_chat.flask_app:app
     uvicorn examples.small_chat.fastapi_app:app                                         # FastAPI
 
 The endpoint is that of the environment (examples/endpoint.py). With REDIS_URL the answers are kept in Redis, for any

@@ -77,15 +77,16 @@ def soak(
 ) -> list[Sample]:
     """Read `streams` streams at a time for `minutes`, in rounds; return a sample after each.
 
-    A round takes ROUND_SECONDS, or `round_streams` streams. There are two rounds at least.
+    A round takes ROUND_SECONDS or half of the time, or `round_streams` streams. There are two rounds at least.
     """
+    round_seconds = min(ROUND_SECONDS, 60 * minutes / 2)
     samples: list[Sample] = []
     numbers_of_streams, begun = itertools.count(), time.monotonic()
     with proxied(seed) as (url, open_connections), Bridge() as bridge:
         run = Run(url, bridge, seed, LASTS)
         report(HEADING)
         while len(samples) < 2 or time.monotonic() < begun + 60 * minutes:
-            numbers = until_then(numbers_of_streams, time.monotonic() + ROUND_SECONDS)
+            numbers = until_then(numbers_of_streams, time.monotonic() + round_seconds)
             run.read(numbers if round_streams is None else itertools.islice(numbers_of_streams, round_streams), streams)
             idle, left = settled(open_connections), Left.now()
             sample = Sample(

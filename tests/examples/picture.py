@@ -1,7 +1,7 @@
-"""Draws the pictures of the chat page for README.md: python -m tests.examples.picture
+"""Draws the pictures of the chat page for README.md: `python -m tests.examples.picture [DIRECTORY]`.
 
 It serves examples/flask_chat in this process, has a fixed conversation in Chromium, and writes
-examples/images/chat-light.png and chat-dark.png. Fonts are those of the machine.
+chat-light.png and chat-dark.png, to examples/images by default. Fonts are those of the machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def _words(text: str) -> list[str]:
 
 if __name__ == "__main__":
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    _IMAGES.mkdir(exist_ok=True)
-    for file in draw(_IMAGES):
-        print(f"{file.relative_to(ROOT)}: {file.stat().st_size // 1000} KB")
+    images = Path(sys.argv[1]) if len(sys.argv) > 1 else _IMAGES
+    images.mkdir(exist_ok=True)
+    for file in draw(images):
+        print(f"{file.name}: {file.stat().st_size // 1000} KB")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +18,17 @@ import pytest
 
 from sseqbridge import EventStream, ReconnectionPolicy, ServerSentEvent, request_sse
 from tests.browser_support import ControlledUpstream, Program, running
+from tests.examples.commands import COMMANDS, parts_of_block
+from tests.examples.guides import example, shell
 from tests.redis_support import RedisServer, redis_server
-from tests.support import ROOT, reserved_port
+from tests.support import reserved_port
 
 pytestmark = [pytest.mark.redis, pytest.mark.server]
 
 # The commands of the guide: the worker, the web server, and three requests.
-[_BLOCK] = re.findall(r"^```text\n(celery .*?)^```", (ROOT / "examples/celery.md").read_text("utf-8"), re.M | re.S)
-_WORKER, _WEB, *REQUESTS = [line for line in _BLOCK.splitlines() if line]
-WORKER, WEB = (["-m", *shlex.split(command)] for command in (_WORKER, _WEB))
+[_BLOCK] = shell("examples/celery.md", "A Celery worker writes, views read")
+_WORKER, _WEB, *REQUESTS = parts_of_block(_BLOCK)
+WORKER, WEB = (COMMANDS[command].words for command in (_WORKER, _WEB))
 # One task at a time. The workers' gossip takes seconds at the start, and there is only one worker.
 ALONE = ["--loglevel", "INFO", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
 
@@ -53,8 +53,8 @@ def serving(redis_url: str, base_url: str, cwd: Path, pool: str = "prefork") -> 
     variables = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": base_url, "HOME": str(cwd)}
     with (
         reserved_port() as port,
-        running([sys.executable, *WORKER, *ALONE, "--pool", pool], cwd, **variables) as worker,
-        running([sys.executable, *WEB, "--bind", f"127.0.0.1:{port}"], cwd, **variables) as web,
+        running([*WORKER, *ALONE, "--pool", pool], cwd, **variables) as worker,
+        running([*WEB, "--bind", f"127.0.0.1:{port}"], cwd, **variables) as web,
     ):
         web.wait_for_output("Booting worker")
         worker.wait_for_output(r"celery@\S+ ready")
@@ -123,6 +123,7 @@ def test_answer_is_streamed_to_every_reader(site: Site, upstream: ControlledUpst
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+@example("examples/celery.md", "A Celery worker writes, views read")
 def test_requests_of_the_guide(site: Site, upstream: ControlledUpstream) -> None:
     key = ""
 

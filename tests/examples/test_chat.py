@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,18 +27,22 @@ from sseqbridge import (
 )
 from sseqbridge.testing import SSEServer, raw, respond
 from tests.browser_support import FLASK_CHAT, ControlledUpstream, Program, running
+from tests.examples.commands import documented
 from tests.support import ROOT, reserved_port
 
 pytestmark = pytest.mark.server
 
-FLASK_APP = "examples.flask_chat.app:create_app()"
 LISTENS = r"http://127\.0\.0\.1:\d+"
 
-GTHREAD = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "8"]
+GUNICORN = documented("gunicorn -k gthread --threads 100 'examples.flask_chat.app:create_app()'")
+BEHIND_NGINX = documented(
+    "gunicorn --bind 127.0.0.1:8000 -k gthread --threads 100 'examples.flask_chat.app:create_app()'"
+)
 
 SERVERS = {
-    "flask": ["-m", "examples.flask_chat", "--port", "{port}"],
-    "flask gunicorn": [*GTHREAD, "--bind", "127.0.0.1:{port}", FLASK_APP],
+    "flask": [*FLASK_CHAT, "{port}"],
+    "flask gunicorn": [*GUNICORN.words, "--bind", "127.0.0.1:{port}"],
+    "flask behind nginx": [word.replace("8000", "{port}") for word in BEHIND_NGINX.words],
 }
 
 
@@ -78,7 +81,7 @@ class Site:
 
 @contextmanager
 def serving(name: str, port: int, cwd: Path, **variables: str) -> Iterator[tuple[Site, Program]]:
-    command = [sys.executable, *(argument.format(port=port) for argument in SERVERS[name])]
+    command = [argument.format(port=port) for argument in SERVERS[name]]
     url = f"http://127.0.0.1:{port}"
     # gunicorn keeps a control socket there.
     variables["HOME"] = str(cwd)
@@ -97,7 +100,7 @@ def upstream() -> Iterator[ControlledUpstream]:
         yield upstream
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=["flask", "flask gunicorn"])
 def started(
     request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
@@ -231,6 +234,7 @@ def test_unreachable_upstream_is_a_bad_gateway(closed_port: int, tmp_path: Path)
 
 def test_flask_chat_prints_its_url_and_ends_quietly(upstream: ControlledUpstream) -> None:
     upstream.reset()
+    assert documented("OPENAI_API_KEY=... python -m examples.flask_chat").words == FLASK_CHAT[:-1]
     variables = {"OPENAI_API_KEY": "a-key", "OPENAI_BASE_URL": upstream.base_url, "OPENAI_MODEL": "a-model"}
     with running([*FLASK_CHAT, "0"], ROOT, PYTHONWARNINGS="error", **variables) as program:
         url = program.wait_for_output(rf"The page is at ({LISTENS})/\n")[1]
@@ -293,6 +297,9 @@ def test_scripted_upstream_continues_after_any_event(monkeypatch: pytest.MonkeyP
         assert list(scripted(server, prompt, "no id of its")) == whole
 
 
+NGINX_COMMAND = documented("""nginx -p /tmp/nginx -c "$PWD/examples/nginx.conf" -g 'daemon off;'""")
+# The command before makes it.
+PREFIX = "/tmp/nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -308,11 +315,13 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
             configuration = configuration.replace(f"{configured};", f"127.0.0.1:{actual};")
         path = tmp_path / "nginx.conf"
         path.write_text(configuration, "utf-8")
-        command = [NGINX, "-p", str(tmp_path), "-c", str(path)]
+        assert documented("mkdir -p /tmp/nginx").words[-1] == PREFIX
+        made = {PREFIX: str(tmp_path), "$PWD/examples/nginx.conf": str(path)}
+        command = [NGINX, *(made.get(word, word) for word in NGINX_COMMAND.words[1:])]
         check = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
         assert check.returncode == 0, check.stderr
         assert "[warn]" not in check.stderr
-        with running([*command, "-g", "daemon off;"], tmp_path) as program:
+        with running(command, tmp_path) as program:
             url = f"http://127.0.0.1:{port}"
             program.wait_until_serving(url)
             yield url, application
@@ -325,7 +334,7 @@ def test_nginx_streams_and_forwards_the_disconnect(
     upstream.reset()
     url, application = nginx
     with (
-        serving("flask gunicorn", application, tmp_path, OPENAI_BASE_URL=upstream.base_url) as (_, program),
+        serving("flask behind nginx", application, tmp_path, OPENAI_BASE_URL=upstream.base_url) as (_, program),
         httpx.Client() as client,
     ):
         site = Site("nginx", url, client)

@@ -7,7 +7,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,24 +20,28 @@ from selenium.webdriver.common.keys import Keys
 
 from sseqbridge import EventStream, request_sse
 from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, running
+from tests.examples.commands import documented
 from tests.proxy import CuttingProxy
 from tests.redis_support import redis_server
 from tests.support import ROOT, reserved_port, until
 
-PROJECT = [sys.executable, "-W", "error", "-m", "examples.django_chat"]
+PROJECT = documented("python -m examples.django_chat COMMAND").words[:-1]
+GUNICORN = documented("gunicorn -k gthread --threads 100 examples.django_chat.wsgi")
+UVICORN = documented("uvicorn examples.django_chat.asgi:application")
+RUNSERVER = documented("python -m examples.django_chat runserver")
+CREATE_USER = documented("python -m examples.django_chat createsuperuser")
 SERVERS = {
-    "gunicorn": ["gunicorn", "--worker-class", "gthread", "--threads", "8", "--bind", "127.0.0.1:{port}"],
-    "uvicorn": ["uvicorn", "--port", "{port}"],
-    "runserver": ["examples.django_chat", "runserver", "--noreload", "{port}"],
+    "gunicorn": [*GUNICORN.words, "--bind", "127.0.0.1:{port}"],
+    "uvicorn": [*UVICORN.words, "--port", "{port}"],
+    "runserver": [*RUNSERVER.words, "--noreload", "{port}"],
 }
-APPLICATIONS = {"gunicorn": ["examples.django_chat.wsgi"], "uvicorn": ["examples.django_chat.asgi:application"]}
 PASSWORD = "correct horse"
 SETTINGS = {"DJANGO_SETTINGS_MODULE": "tests.apps.django_chat_settings"}
 
 
 def manage(*arguments: str, **variables: str) -> str:
     """Run a command of the project, and return its output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **variables}
     done = subprocess.run(
         [*PROJECT, *arguments], env=environment, capture_output=True, text=True, timeout=250, check=False
     )
@@ -82,7 +85,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = {"DATABASE": str(path), **SETTINGS}
     manage("migrate", **database)
     names = {"DJANGO_SUPERUSER_USERNAME": "ada", "DJANGO_SUPERUSER_EMAIL": "ada@localhost"}
-    manage("createsuperuser", "--noinput", **database, **names, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
+    manage(CREATE_USER.words[-1], "--noinput", **database, **names, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
     return path
 
 
@@ -93,8 +96,7 @@ def prepared(directory: Path, migrated: Path, upstream: ControlledUpstream) -> d
 
 
 def command_of(server: str, port: int) -> list[str]:
-    command = [argument.format(port=port) for argument in SERVERS[server]]
-    return [sys.executable, "-m", *command, *APPLICATIONS.get(server, [])]
+    return [argument.format(port=port) for argument in SERVERS[server]]
 
 
 @pytest.fixture(scope="module", params=SERVERS)

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,12 +20,10 @@ from sseqbridge._engine.channel import Outcome as StreamOutcome
 from sseqbridge.relay import django
 from sseqbridge.relay._ending import Outcome as RelayOutcome
 from sseqbridge.resume import MemoryLog
-from tests.examples.guides import GUIDES
+from tests.examples.commands import COMMANDS, DOCUMENTS, FENCED, KINDS, claimed, notes, parts_of_block
+from tests.examples.guides import BLOCKS
 from tests.support import ROOT, python
 
-DOCUMENTS = sorted({*GUIDES, *ROOT.glob("*.md"), ROOT / "sseqbridge/README.md", ROOT / "tests/README.md"})
-# In their order in a document: fenced blocks, then code in a line.
-_FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 _CODE = re.compile(r"`[^`\n]+`")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -33,7 +31,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path
 
 def prose(document: Path) -> str:
     """Return a document's text without its fenced blocks."""
-    return _FENCED.sub("", document.read_text("utf-8"))
+    return FENCED.sub("", document.read_text("utf-8"))
 
 
 # --- Links ---
@@ -91,24 +89,31 @@ def test_each_breaking_change_has_a_migration() -> None:
 # --- Commands ---
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Yield each module and path that a command of a document runs, and the document."""
+def test_every_command_is_run_by_a_test() -> None:
+    texts, kinds, blocks = claimed(ROOT.glob("tests/**/*.py"))
+    of_blocks = {
+        command
+        for block in blocks
+        for language, code in BLOCKS[block]
+        if language == "sh"
+        for command in parts_of_block(code)
+    }
+    assert texts <= COMMANDS.keys(), "a test names a command that no document has"
+    assert kinds == KINDS.keys()
+    run = {command.text for command in COMMANDS.values() if command.kind in kinds} | texts | of_blocks
+    assert {text: command.places for text, command in COMMANDS.items() if text not in run} == {}
+
+
+def test_no_command_is_overlooked() -> None:
+    assert len(COMMANDS) > 100
+    programs = {command.shell_words[0] for command in COMMANDS.values()}
+    begins = rf"(?:{'|'.join(map(re.escape, sorted(programs)))}) (?:-|examples[./]|tests[./])"
+    texts = [(name, re.sub(r"`[^`]+`|^ {3,}\S.*", "", note, flags=re.M)) for name, note in notes()]
     for document in DOCUMENTS:
-        for code in _CODE.findall(prose(document)) + _FENCED.findall(document.read_text("utf-8")):
-            for module in re.findall(r"python -m ([\w.]+)", code):
-                yield module, document.name
-            for path in re.findall(r"(?:pytest|bash|python|nginx -c) ((?:tests|examples)/[\w./]*)", code):
-                yield path, document.name
-
-
-@pytest.mark.parametrize(("target", "document"), sorted(set(commands())))
-def test_commands_name_modules_and_files_that_exist(target: str, document: str) -> None:
-    if "/" in target:
-        assert (ROOT / target).exists(), document
-    else:
-        assert importlib.util.find_spec(target), document
-        is_package = importlib.util.find_spec(target).submodule_search_locations is not None  # type: ignore[union-attr]
-        assert not is_package or importlib.util.find_spec(f"{target}.__main__"), document
+        blocks = FENCED.findall(document.read_text("utf-8"))
+        texts += [(document.name, code) for language, code in blocks if language == "text"]
+    # Output follows "$ ", and a docstring has its commands as code.
+    assert [name for name, text in texts if re.search(rf"^{begins}|(?<!\$)(?<![\w.]) {begins}", text, re.M)] == []
 
 
 def applications() -> set[str]:
@@ -261,7 +266,8 @@ def tree_of(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("where", ["README.md", "_exceptions.py"])
 def test_tree_of_errors_is_that_of_the_classes(where: str) -> None:
     if where == "README.md":
-        [text] = [block for block in _FENCED.findall((ROOT / where).read_text("utf-8")) if "SSEError  " in block]
+        blocks = FENCED.findall((ROOT / where).read_text("utf-8"))
+        [text] = [code for _, code in blocks if "SSEError  " in code]
     else:
         text = importlib.import_module("sseqbridge._exceptions").__doc__ or ""
     errors = [getattr(sseqbridge, name) for name in sseqbridge.__all__ if name.endswith("Error")]

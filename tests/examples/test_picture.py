@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples import picture
+from tests.examples.commands import documented, run_program
 from tests.support import ROOT
 
 pytestmark = pytest.mark.browser
@@ -19,9 +20,10 @@ def size_of(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-def test_pictures_are_drawn_again_with_the_same_size(tmp_path: Path) -> None:
-    drawn = picture.draw(tmp_path)
-    assert [file.name for file in drawn] == [f"chat-{scheme}.png" for scheme in picture.SCHEMES]
+def test_pictures_are_drawn_again_with_the_same_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_program(documented("python -m tests.examples.picture"), str(tmp_path))
+    drawn = [tmp_path / f"chat-{scheme}.png" for scheme in picture.SCHEMES]
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [file.name for file in drawn]
     light, dark = (file.read_bytes() for file in drawn)
     assert light != dark
     for file in drawn:

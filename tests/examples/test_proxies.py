@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import pytest
 
 from sseqbridge import EventStream, TruncatedStreamError, request_sse
 from tests.browser_support import ControlledUpstream, Program, running
+from tests.examples.commands import documented
 from tests.support import ROOT, reserved_port, until
 
 pytestmark = [pytest.mark.nginx, pytest.mark.server]
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 PROXIES = {
-    "haproxy": ("haproxy.cfg", ["haproxy", "-f", "{file}"]),
-    "caddy": ("Caddyfile", ["caddy", "run", "--config", "{file}", "--adapter", "caddyfile"]),
-    "apache2": ("apache.conf", ["apache2", "-f", "{file}", "-D", "FOREGROUND"]),
+    "haproxy.cfg": documented("haproxy -f examples/haproxy.cfg"),
+    "Caddyfile": documented("caddy run --config examples/Caddyfile"),
+    "apache.conf": documented("""apache2 -f "$PWD/examples/apache.conf" -D FOREGROUND"""),
 }
-APPLICATION = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "8", "--bind", "127.0.0.1:{port}"]
+# The directory of apache.conf.
+MADE = documented("mkdir -p /tmp/apache").words[-1]
+APPLICATION = documented("gunicorn -k gthread --threads 100 'examples.flask_chat.app:create_app()'")
 
 
 class Site(NamedTuple):
@@ -41,36 +42,31 @@ def upstream() -> Iterator[ControlledUpstream]:
 @pytest.fixture(params=PROXIES)
 def site(request: pytest.FixtureRequest, upstream: ControlledUpstream, tmp_path: Path) -> Iterator[Site]:
     """The chat page behind a proxy with its configuration, on free ports."""
-    name, command = PROXIES[request.param]
-    program = shutil.which(command[0], path=_PATH)
+    name, (command, *options) = request.param, PROXIES[request.param].words
+    program = shutil.which(command, path=_PATH)
     if program is None:
-        pytest.skip(f"{command[0]} is not installed")
+        pytest.skip(f"{command} is not installed")
     upstream.reset()
     with reserved_port() as port, reserved_port() as behind:
-        text = (ROOT / "examples" / name).read_text("utf-8").replace("/tmp/apache", str(tmp_path))
+        text = (ROOT / "examples" / name).read_text("utf-8").replace(MADE, str(tmp_path))
         assert "127.0.0.1:8080" in text
         file = tmp_path / name
         for configured, actual in {"127.0.0.1:8080": port, "127.0.0.1:8000": behind}.items():
             text = text.replace(configured, f"127.0.0.1:{actual}")
         file.write_text(text)
         variables = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
-        application = [sys.executable, *(part.format(port=behind) for part in APPLICATION)]
-        application.append("examples.flask_chat.app:create_app()")
-        proxy = [program, *(part.format(file=file) for part in command[1:])]
+        application = [*APPLICATION.words, "--bind", f"127.0.0.1:{behind}"]
+        # The relative path of the Caddyfile, and the absolute ones of the others.
+        proxy = [program, *(option.replace("$PWD/", "").replace(f"examples/{name}", str(file)) for option in options)]
+        assert str(file) in proxy
         with (
             running(application, tmp_path, OPENAI_BASE_URL=upstream.base_url, **variables) as served,
             running(proxy, tmp_path, **variables) as ran,
         ):
             url = f"http://127.0.0.1:{port}"
 
-            def is_serving() -> bool:
-                assert ran.process.poll() is None, ran.output
-                try:
-                    return httpx.get(url).status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            until(is_serving, 60)
+            ran.wait_until_serving(url)
+            served.wait_until_serving(f"http://127.0.0.1:{behind}")
             yield Site(url, served)
 
 

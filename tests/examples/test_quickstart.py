@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
 from sseqbridge.testing import SSEServer, chat_completions
+from tests.examples.commands import documented
 from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def quickstart(**variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", **variables}
     ran = subprocess.run(
-        [sys.executable, "examples/quickstart.py"],
+        documented("python examples/quickstart.py").words,
         cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=30, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (0, "")

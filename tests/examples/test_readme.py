@@ -11,7 +11,6 @@ import shlex
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -38,18 +37,14 @@ from sseqbridge.testing import (
     send,
     silence,
 )
+from tests.examples.commands import documented
 from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.support import in_thread
 
 
 @example("README.md", "sseqbridge")
 def test_first_example(capsys: pytest.CaptureFixture[str]) -> None:
-    # tests/examples/test_quickstart.py runs the script of the first command; the second command runs this test.
-    [commands] = shell("README.md", "sseqbridge")
-    assert [command.split("#")[0].strip() for command in commands.splitlines()] == [
-        "pip install . && python examples/quickstart.py",
-        "bash tests/run.sh",
-    ]
+    # test_commands.py, test_quickstart.py and test_run_script.py run the commands of the other block.
     [code] = python("README.md", "sseqbridge")
     with SSEServer(chat_completions("Hello yourself!")) as server:
         Session(server.url).run(code)
@@ -466,7 +461,7 @@ def test_command_line(tmp_path: Path) -> None:
         recording, serving = keeping.splitlines()
         done = run_in_shell(recording, tmp_path, **{OPENAI: server.url})
         assert (done.returncode, done.stderr) == (0, "sseqbridge: 4 events in answer.jsonl\n")
-    command = [sys.executable, "-m", *shlex.split(serving.replace("8000", "0"))]
+    command = [*documented("python -m sseqbridge").words, *shlex.split(serving.replace("8000", "0"))[1:]]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

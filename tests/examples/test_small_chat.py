@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import shlex
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,22 +15,23 @@ from selenium.webdriver.common.keys import Keys
 from sseqbridge import request_sse
 from sseqbridge.testing import respond
 from tests.browser_support import HELD_QUESTION, ControlledUpstream, chromium, running
+from tests.examples.commands import COMMANDS, documented, parts_of_block
+from tests.examples.guides import example, shell
 from tests.redis_support import redis_server
-from tests.support import ROOT, reserved_port, until
+from tests.support import reserved_port, until
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
-GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "16", "--bind", "127.0.0.1:{port}"]
-UVICORN = ["uvicorn", "--port", "{port}", "examples.small_chat.fastapi_app:app"]
-# The command of the guide for several processes.
-[OF_THE_GUIDE] = re.findall(
-    r"^REDIS_URL=\S+ (gunicorn .*)$", (ROOT / "examples/reload.md").read_text("utf-8"), re.MULTILINE
-)
+GUNICORN = documented("gunicorn -k gthread --threads 100 examples.small_chat.flask_app:app")
+UVICORN = documented("uvicorn examples.small_chat.fastapi_app:app")
+# The guide's commands for several processes. test_commands.py runs the first one, which installs packages.
+[_BLOCK] = shell("examples/reload.md", "Reload-safe answers with Redis, Stop, and a second device")
+_, OF_THE_GUIDE = (COMMANDS[command] for command in parts_of_block(_BLOCK))
 SERVERS = {
-    "flask": [*GUNICORN, "examples.small_chat.flask_app:app"],
-    "flask redis": [*shlex.split(OF_THE_GUIDE), "--bind", "127.0.0.1:{port}"],
-    "fastapi": UVICORN,
-    "fastapi redis": [*UVICORN[:-1], "--workers", "2", UVICORN[-1]],
+    "flask": [*GUNICORN.words, "--bind", "127.0.0.1:{port}"],
+    "flask redis": [*OF_THE_GUIDE.words, "--bind", "127.0.0.1:{port}"],
+    "fastapi": [*UVICORN.words, "--port", "{port}"],
+    "fastapi redis": [*UVICORN.words, "--port", "{port}", "--workers", "2"],
 }
 
 
@@ -99,9 +97,10 @@ def url(
     with contextlib.ExitStack() as stack:
         variables = {"OPENAI_BASE_URL": upstream.base_url, "HOME": str(directory)}
         if "redis" in request.param:
+            assert "REDIS_URL" in OF_THE_GUIDE.variables
             variables["REDIS_URL"] = stack.enter_context(redis_server()).url
         port = stack.enter_context(reserved_port())
-        command = [sys.executable, "-m", *(argument.format(port=port) for argument in SERVERS[request.param])]
+        command = [argument.format(port=port) for argument in SERVERS[request.param]]
         program = stack.enter_context(running(command, directory, **variables))
         address = f"http://127.0.0.1:{port}/"
         program.wait_until_serving(address)
@@ -117,6 +116,7 @@ def page(chrome: webdriver.Chrome, url: str, upstream: ControlledUpstream) -> It
     page.close()
 
 
+@example("examples/reload.md", "Reload-safe answers with Redis, Stop, and a second device")
 def test_answer_continues_after_a_reload_and_on_another_device(
     page: Page, chrome: webdriver.Chrome, upstream: ControlledUpstream
 ) -> None:

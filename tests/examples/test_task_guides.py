@@ -28,7 +28,7 @@ from starlette.testclient import TestClient
 
 import sseqbridge
 import sseqbridge.relay
-from examples import coming_from, endpoint, failures, feed, ollama, prompts, providers
+from examples import endpoint, feed, ollama, prompts, providers
 from examples.small_chat.answers import item_of
 
 # Tests, which pytest runs here.
@@ -67,10 +67,12 @@ from sseqbridge.testing import (
     send,
     silence,
 )
+from tests.browser_support import running
+from tests.examples.commands import documented, run_program
 from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.local_servers import under_werkzeug
 from tests.redis_support import needs_redis, redis_server
-from tests.support import ROOT, in_thread, until
+from tests.support import ROOT, in_thread, reserved_port, until
 
 # The relay notices the client that has left within a second.
 test_client_that_leaves_a_silent_answer = pytest.mark.slow(test_client_that_leaves_a_silent_answer)
@@ -286,7 +288,7 @@ def test_answer_of_a_worker_is_saved(upstream: SSEServer) -> None:
 
 @pytest.mark.slow
 def test_failures_and_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    failures.main()
+    run_program(documented("python -m examples.failures"))
     printed = capsys.readouterr().out
     page = (ROOT / "examples/retries.md").read_text("utf-8")
     assert f"$ python -m examples.failures\n{printed}```" in page
@@ -368,7 +370,7 @@ def test_feed_continues_where_it_was(sse_server: SSEServer, tmp_path: Path, caps
 @pytest.mark.slow
 def test_feed_as_a_program_ends_at_a_signal(sse_server: SSEServer, tmp_path: Path) -> None:
     sse_server.play([price(1), silence()])
-    command = [sys.executable, "-m", "examples.feed", sse_server.url]
+    command = [*documented("python -m examples.feed URL").words[:-1], sse_server.url]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -396,7 +398,7 @@ def test_feed_without_a_url_is_a_local_one(capsys: pytest.CaptureFixture[str], t
     with SSEServer(feed.prices) as server:
         feed.follow(server.url, tmp_path / "position")
     assert capsys.readouterr().out == "".join(f"price: X {number}\n" for number in range(1, 11))
-    command = [sys.executable, "-m", "examples.feed"]
+    command = documented("python -m examples.feed").words
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert (ran.stdout.count("price: "), ran.stderr) == (10, "")
@@ -473,10 +475,13 @@ def test_prompts_after_an_interrupt(tmp_path: Path) -> None:
             yield hold(go_on)
         yield from echo(received)
 
-    command = [sys.executable, "-m", "examples.prompts", str(path)]
+    command = documented("python -m examples.prompts answers.jsonl").words
+    without_a_file = documented("python -m examples.prompts").words
     with SSEServer(script) as upstream:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_BASE_URL": upstream.url}
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
             until(lambda: path.exists() and path.read_bytes().count(b"\n") == 20, 60)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
@@ -484,7 +489,9 @@ def test_prompts_after_an_interrupt(tmp_path: Path) -> None:
         assert len(upstream.requests) <= 28
         sent = len(upstream.requests)
         go_on.set()
-        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+        again = subprocess.run(
+            without_a_file, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=False
+        )
         assert again.stdout.startswith("180 answers saved, 0 failed."), again.stderr
         assert len(upstream.requests) == sent + 180
     assert set(answers_in(path)) == set(prompts.PROMPTS)
@@ -496,14 +503,14 @@ def test_ollama_as_a_program(sse_server: SSEServer) -> None:
     head = respond(content_type="application/x-ndjson")
     body = "".join(json.dumps(line) + "\n" for line in lines).encode()
     sse_server.play([head, body, silence()], [head, body[:40]])
-    command = [sys.executable, "-m", "examples.ollama", "Say", "hello."]
+    command = documented('python -m examples.ollama "Why is the sky blue?"').words
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OLLAMA_HOST": sse_server.url}
     run = functools.partial(
         subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     done = run()
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
-    assert sse_server.requests[0].json()["messages"] == [{"role": "user", "content": "Say hello."}]
+    assert sse_server.requests[0].json()["messages"] == [{"role": "user", "content": "Why is the sky blue?"}]
     assert "TruncatedStreamError" in run().stderr
 
 
@@ -546,7 +553,7 @@ def test_langgraph(sse_server: SSEServer) -> None:
 
 
 def test_what_the_program_of_the_dialects_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    providers.main()
+    run_program(documented("python -m examples.providers"))
     page = (ROOT / "examples/dialects.md").read_text("utf-8")
     assert f"$ python -m examples.providers\n{capsys.readouterr().out}```" in page
 
@@ -582,6 +589,27 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [call.result(60) for call in calls] == [{"result": 3}] * 4
         assert mcp_view.shared_client() is session
     mcp_view.shared_client.cache_clear()
+
+
+@pytest.mark.sdk
+@pytest.mark.server
+def test_commands_of_the_view(tmp_path: Path) -> None:
+    from tests.async_libraries.test_mcp import served
+
+    start = documented("MCP_SERVER=http://localhost:8000/mcp flask --app examples.mcp_view run")
+    # The index names it without the server.
+    assert documented("flask --app examples.mcp_view run").words == start.words
+    curl = documented(
+        """curl -d '{"a": 1, "b": 2}' -H 'Content-Type: application/json' http://127.0.0.1:5000/tools/add"""
+    )
+    with served() as url, reserved_port() as free:
+        assert url.endswith("/mcp")
+        command = [*start.words, "--port", str(free)]
+        with running(command, tmp_path, **dict.fromkeys(start.variables, url)) as program:
+            program.wait_until_serving(f"http://127.0.0.1:{free}")
+            words = [word.replace("5000", str(free)) for word in curl.words]
+            done = subprocess.run([*words, "--silent"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {"result": 3}
 
 
 @pytest.mark.sdk
@@ -691,7 +719,7 @@ def test_instead_of_curl(tmp_path: Path) -> None:
 
 
 def test_program_with_other_ways_prints_what_the_guide_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    coming_from.main()
+    run_program(documented("python -m examples.coming_from"))
     printed = capsys.readouterr().out
     assert "TruncatedStreamError" in printed
     assert f"```text\n{printed}```\n" in (ROOT / "examples/coming-from.md").read_text()

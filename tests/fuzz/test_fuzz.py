@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from sseqbridge._http.h1_heads import HeadReader
 from sseqbridge._sse import parser
 from sseqbridge._sse.json_lines import JSONLinesParser
 from sseqbridge._sse.parser import EventStreamParser
+from tests.examples.commands import documented
 from tests.support import ROOT
 
 from .corpus import kept
@@ -60,7 +60,7 @@ def test_corpus_detects_a_careless_reader(target: str, kind: Any, monkeypatch: p
 def test_short_run_finds_no_difference(target: str, seconds: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris does not support this Python")
-    command = [sys.executable, "-m", "tests.fuzz", "1000000", "--target", target, "--seconds", str(seconds)]
+    command = [*documented("python -m tests.fuzz 10000000").words, "--target", target, "--seconds", str(seconds)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     result = re.fullmatch(rf"{target}: ([\d,]+) inputs, [\d,]+ a second, no difference\n", run.stdout)
