@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,19 +87,15 @@ class Program:
     def wait_until_serving(self, url: str) -> None:
         """Wait until the program answers a request."""
 
-        # One client: a new one loads certificates, for as much CPU time as the program needs to start.
-        with httpx.Client() as client:
+        def is_serving() -> bool:
+            assert self.process.poll() is None, self.output
+            try:
+                httpx.get(url)
+            except httpx.TransportError:
+                return False
+            return True
 
-            def is_serving() -> bool:
-                assert self.process.poll() is None, self.output
-                try:
-                    client.get(url)
-                except httpx.TransportError:
-                    time.sleep(0.01)
-                    return False
-                return True
-
-            until(is_serving, 60)
+        until(is_serving, 60)
 
     def kill(self) -> None:
         """Kill the program and its child processes, like a crash."""

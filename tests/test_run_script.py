@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -61,9 +62,10 @@ def test_script_runs_the_sessions(command: Command, tmp_path: Path) -> None:
     assert any(line.startswith("npm install ") for line in record)
     assert any(line.startswith("apt-get install ") for line in record) is ("--no-apt" not in options)
     for_pytest = [option for option in options if option not in ("--busy", "--no-apt")]
-    some = ["--session", "tests", "programs", "plain", "httpx_transport"] if for_pytest else []
     nox, inherited = record[-2:]
-    assert nox.split() == ["nox", "-f", "tests/noxfile.py", *some, "--", *for_pytest]
+    # Only sessions with tests run if arguments select tests.
+    sessions = r"--session tests [\w ]+" if for_pytest else ""
+    assert re.fullmatch(rf"nox -f tests/noxfile\.py {sessions}--{''.join(f' {each}' for each in for_pytest)}", nox)
     skips, others = ("1" if "CI" in command.variables else ""), (4 if "--busy" in options else 0)
     assert inherited == f"NO_SKIPS={skips} OTHERS={others}"
 

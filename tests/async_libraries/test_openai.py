@@ -79,8 +79,8 @@ def test_program_of_the_guide_that_leaves_the_loop_ends_quietly() -> None:
     shown = '    print(text, end="", flush=True)\n'
     assert code.endswith(shown)
     # The generator stands at its `yield`, and the server sends on.
-    code = code.removesuffix(shown).replace('("Hello!"))', '("Hello!"), max_buffered=1)')
-    code += "    if text:\n        input()\n        break\n"
+    leaving = code.replace('("Hello!"))', '("Hello!"), max_buffered=1)').removesuffix(shown)
+    leaving += "    if text:\n        input()\n        break\n"
     sent = threading.Event()
 
     def script(request: ReceivedRequest) -> Iterator[Step]:
@@ -92,7 +92,7 @@ def test_program_of_the_guide_that_leaves_the_loop_ends_quietly() -> None:
 
     with SSEServer(script) as server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "test", "OPENAI_BASE_URL": server.url}
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-c", leaving]
         with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
             assert sent.wait(60)
             _, errors = process.communicate("\n", timeout=60)

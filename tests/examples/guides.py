@@ -1,9 +1,8 @@
 """The guides: their blocks of code, and the functions that run them.
 
 Invariant: every block of Python or shell in README.md and in examples/*.md either is an excerpt of a program in
-examples/, under a line "From [NAME](NAME):", or is run by a function that is registered with `example` for its section.
-test_guides.py checks both. The blocks of one section run in their order, by the function that is registered for the
-section.
+examples/, under a line "From [NAME](NAME):", or belongs to a section that a test names with `example`. test_guides.py
+checks both, and `example` that the test runs each block of Python: with a Session, or `run_as_printed`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import functools
 import os
 import re
 import shlex
@@ -19,7 +19,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, SupportsIndex
 
 import sseqbridge
 from sseqbridge.testing import send
@@ -28,7 +28,6 @@ from tests.support import ROOT
 __all__ = [
     "BLOCKS",
     "DONE",
-    "EXAMPLES",
     "EXCERPTS",
     "GUIDES",
     "HEADERS",
@@ -43,6 +42,8 @@ __all__ = [
     "run_in_shell",
     "shell",
 ]
+
+P = ParamSpec("P")
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 DONE = send("[DONE]")
@@ -89,18 +90,47 @@ def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], dict[str, lis
 # The (language, code) blocks of each document and section; the JavaScript of each document; and the excerpts.
 BLOCKS, SCRIPTS, EXCERPTS = _read()
 
-# The functions that run the blocks.
-EXAMPLES: dict[tuple[str, str], Callable[..., None]] = {}
+# The blocks of Python that have run since `example` has asked.
+_run: set[str] = set()
 
 
-def example(document: str, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register the function that runs the examples of a section."""
+class Block(str):
+    """A block of code, or what a test has made of it by `replace`."""
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        EXAMPLES[document, section] = function
-        return function
+    __slots__ = ("block",)
 
-    return register
+    block: str
+
+    @classmethod
+    def of(cls, code: str, block: str) -> Block:
+        made = cls(code)
+        made.block = block
+        return made
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> Block:
+        assert old in self, f"the block does not have {old!r}"
+        return Block.of(super().replace(old, new, count), self.block)
+
+
+def _note(code: str) -> None:
+    if isinstance(code, Block):
+        _run.add(code.block)
+
+
+def example(document: str, section: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Declare that a test runs the blocks of a section. The test fails if it leaves a block of Python out."""
+    blocks = {code for language, code in BLOCKS[document, section] if language == "python"}
+
+    def checked(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def run_all(*args: P.args, **options: P.kwargs) -> None:
+            _run.difference_update(blocks)
+            function(*args, **options)
+            assert blocks <= _run, f"the test does not run all blocks of {section} in {document}"
+
+        return run_all
+
+    return checked
 
 
 class Session:
@@ -123,7 +153,8 @@ class Session:
         )
 
     def run(self, code: str) -> dict[str, Any]:
-        code = code.replace(OPENAI, self.url)
+        _note(code)
+        code = str(code).replace(OPENAI, self.url)
         compiled = compile(code, "a guide", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         made = eval(compiled, self.names)
         if asyncio.iscoroutine(made):
@@ -133,6 +164,7 @@ class Session:
 
 def run_as_printed(code: str) -> dict[str, Any]:
     """Run code as a module of its own, without the names that a Session has, and return its names."""
+    _note(code)
     module = types.ModuleType("example")
     exec(compile(code, "a guide", "exec"), module.__dict__)
     return module.__dict__
@@ -170,8 +202,8 @@ def names_of(code: str) -> Names:
     return Names(imported, imported | bound, read)
 
 
-def python(document: str, section: str) -> list[str]:
-    return [code for language, code in BLOCKS[document, section] if language == "python"]
+def python(document: str, section: str) -> list[Block]:
+    return [Block.of(code, code) for language, code in BLOCKS[document, section] if language == "python"]
 
 
 def shell(document: str, section: str) -> list[str]:

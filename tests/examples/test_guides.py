@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 import textwrap
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import sseqbridge
 import sseqbridge.resume
 import sseqbridge.testing
-from tests.examples.guides import BLOCKS, EXAMPLES, EXCERPTS, GUIDES, Excerpt, names_of, python
+from tests.examples.guides import BLOCKS, EXCERPTS, GUIDES, Excerpt, example, names_of, python, run_as_printed
 from tests.support import ROOT
 from tests.support import python as in_new_process
 
@@ -55,10 +54,24 @@ def test_program_needs_only_its_framework(module: str, framework: str) -> None:
 
 
 def test_every_block_is_run() -> None:
-    for module in HERE.glob("test_*.py"):
-        if "import Session" in module.read_text("utf-8") or "@example(" in module.read_text("utf-8"):
-            importlib.import_module(f"tests.examples.{module.stem}")
-    assert set(BLOCKS) == set(EXAMPLES)
+    declared = r'^@example\("([^"]+)", "([^"]+)"\)$'
+    modules = [module.read_text("utf-8") for module in HERE.glob("test_*.py")]
+    assert {section for module in modules for section in re.findall(declared, module, re.M)} == set(BLOCKS)
+
+
+def test_example_that_leaves_a_block_out_fails() -> None:
+    document, section = "examples/testing.md", "Scripts"
+
+    @example(document, section)
+    def runs(*numbers: int) -> None:
+        for number in numbers:
+            run_as_printed(python(document, section)[number].replace("import", "import"))
+
+    runs(0, 1)
+    with pytest.raises(AssertionError, match="does not run all blocks of Scripts"):
+        runs(1)
+    with pytest.raises(AssertionError, match="does not have 'imported'"):
+        python(document, section)[0].replace("imported", "")
 
 
 def test_languages_of_blocks_are_known() -> None:

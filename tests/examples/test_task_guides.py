@@ -74,6 +74,9 @@ from tests.local_servers import under_werkzeug
 from tests.redis_support import needs_redis, redis_server
 from tests.support import ROOT, in_thread, reserved_port, until
 
+# These wait for retries.
+test_token_is_renewed_before_it_expires = pytest.mark.slow(test_token_is_renewed_before_it_expires)
+test_token_that_was_refused_is_renewed = pytest.mark.slow(test_token_that_was_refused_is_renewed)
 # The relay notices the client that has left within a second.
 test_client_that_leaves_a_silent_answer = pytest.mark.slow(test_client_that_leaves_a_silent_answer)
 test_client_that_leaves_before_the_head = pytest.mark.slow(test_client_that_leaves_before_the_head)
@@ -347,6 +350,7 @@ def price(number: int) -> Step:
     return send({"symbol": "X", "value": number}, event="price", id=str(number))
 
 
+@pytest.mark.slow
 def test_feed_continues_where_it_was(sse_server: SSEServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     position = tmp_path / "feed.position"
     go_on = send("hello", id="2", retry=0.1)
@@ -643,18 +647,16 @@ def test_mcp_server_over_stdio(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
 
 @example("examples/testing.md", "Scripts")
-def test_script_of_an_upstream(sse_server: SSEServer) -> None:
-    [steps, _] = python("examples/testing.md", "Scripts")
-    run_as_printed(steps)["test_reader_resumes_after_a_cut"](sse_server)
-
-
-def test_script_that_is_a_function(sse_server: SSEServer) -> None:
-    [_, function] = python("examples/testing.md", "Scripts")
+def test_scripts_of_an_upstream() -> None:
+    [steps, function] = python("examples/testing.md", "Scripts")
+    with SSEServer() as upstream:
+        run_as_printed(steps)["test_reader_resumes_after_a_cut"](upstream)
     names = run_as_printed(function)
-    names["test_api"](sse_server)
-    assert sseqbridge.request_sse(sse_server.url).status == 401
-    response = httpx.get(f"{sse_server.url}/models?limit=1", headers={"Authorization": "Bearer secret"})
-    assert response.json() == {"models": ["small"]}
+    with SSEServer() as upstream:
+        names["test_api"](upstream)
+        assert sseqbridge.request_sse(upstream.url).status == 401
+        response = httpx.get(f"{upstream.url}/models?limit=1", headers={"Authorization": "Bearer secret"})
+        assert response.json() == {"models": ["small"]}
 
 
 RESPONSE = 'flask.Response(events(flask.request.get_json()), mimetype="text/event-stream")'
