@@ -74,7 +74,7 @@ def compile_program(directory: Path, text: str, module: str = "bundler") -> list
     (directory / "page.ts").write_text(text, "utf-8")
     (directory / "package.json").write_text('{"type": "module"}')
     target = "nodenext" if module == "nodenext" else "es2022"
-    options = ["--strict", "--noEmit", "--target", "es2022", "--lib", "dom,es2022", "--module", target]
+    options = ["--strict", "--noEmit", "--skipDefaultLibCheck", "--target", "es2022", "--lib", "dom,es2022", "--module", target]
     command = [str(compiler), *options, "--moduleResolution", module, "--exactOptionalPropertyTypes", "page.ts"]
     ran = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=250, check=False)
     errors = re.findall(r"^page\.ts\((\d+),\d+\): error (TS\d+)", ran.stdout, re.M)
