@@ -6,6 +6,7 @@ import asyncio
 import asyncio.constants
 import contextlib
 import gc
+import linecache
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -55,6 +56,8 @@ def _short_debug_tracebacks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "tracebacklimit", 1, raising=False)
         patch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
+        # It would look, for each of them, whether the source file has changed.
+        patch.setattr(linecache, "checkcache", lambda filename=None: None)
         yield
 
 
