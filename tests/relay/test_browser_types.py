@@ -74,8 +74,10 @@ def compile_program(directory: Path, text: str, module: str = "bundler") -> list
     (directory / "page.ts").write_text(text, "utf-8")
     (directory / "package.json").write_text('{"type": "module"}')
     target = "nodenext" if module == "nodenext" else "es2022"
-    options = ["--strict", "--noEmit", "--skipDefaultLibCheck", "--target", "es2022", "--lib", "dom,es2022", "--module", target]
-    command = [str(compiler), *options, "--moduleResolution", module, "--exactOptionalPropertyTypes", "page.ts"]
+    # TypeScript's own declarations are not checked: two thirds of the time.
+    checks = ["--strict", "--exactOptionalPropertyTypes", "--noEmit", "--skipDefaultLibCheck"]
+    options = ["--target", "es2022", "--lib", "dom,es2022", "--module", target, "--moduleResolution", module]
+    command = [str(compiler), *checks, *options, "page.ts"]
     ran = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=250, check=False)
     errors = re.findall(r"^page\.ts\((\d+),\d+\): error (TS\d+)", ran.stdout, re.M)
     assert ran.returncode == 0 or errors, ran.stdout + ran.stderr
