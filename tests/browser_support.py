@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ class Program:
             try:
                 httpx.get(url)
             except httpx.TransportError:
+                # Leave the core to the program.
+                time.sleep(0.01)
                 return False
             return True
 

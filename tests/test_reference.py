@@ -15,10 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, get_origin
 
+import httpx
 import pytest
 
+from sseqbridge.relay import flask
 from tests.examples import commands
-from tests.support import ROOT
+from tests.support import ROOT, reserved_port
 
 pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
@@ -289,6 +291,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # It would warn about an annotation that it cannot resolve.
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder
+
+
+@pytest.mark.heavy
+def test_pages_are_served(tmp_path: Path) -> None:
+    # Not at the top: it imports Selenium.
+    from tests.browser_support import running
+
+    with reserved_port() as port:
+        options = ["--no-browser", "--port", str(port)]
+        with running([*commands.documented("python -m pdoc sseqbridge").words, *options], tmp_path) as program:
+            program.wait_until_serving(f"http://localhost:{port}")
+            page = httpx.get(f"http://localhost:{port}/sseqbridge/relay/flask.html", timeout=60).text
+    assert set(flask.__all__) <= set(re.findall(r'id="([\w.]+)"', page))
 
 
 @pytest.mark.heavy

@@ -67,7 +67,6 @@ from sseqbridge.testing import (
     send,
     silence,
 )
-from tests.browser_support import running
 from tests.examples.commands import documented, run_program
 from tests.examples.guides import DONE, OPENAI, Session, example, python, run_as_printed, run_in_shell, shell
 from tests.local_servers import under_werkzeug
@@ -599,6 +598,7 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.server
 def test_commands_of_the_view(tmp_path: Path) -> None:
     from tests.async_libraries.test_mcp import served
+    from tests.browser_support import running
 
     start = documented("MCP_SERVER=http://localhost:8000/mcp flask --app examples.mcp_view run")
     # The index names it without the server.
