@@ -258,7 +258,7 @@ def _pending(
     check_options(options, "request_sse")
     module = _clients()
     request: PendingResponse = module.pending_of_client(
-        module.DEFAULT_CLIENT, url, headers, data, options, bridge, _pauses
+        module.default_client(), url, headers, data, options, bridge, _pauses
     )
     return request
 
@@ -269,7 +269,7 @@ async def _apending(
     check_options(options, "arequest_sse")
     module = _clients()
     request: PendingResponse = await module.apending_of_client(
-        module.DEFAULT_CLIENT, url, headers, data, options, client
+        module.default_client(), url, headers, data, options, client
     )
     return request
 

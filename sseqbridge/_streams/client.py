@@ -6,6 +6,7 @@ process, which the first request starts. So a client may be made at import, befo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from .pending import PendingResponse
     from .sync import SSEResponse
 
-__all__ = ["DEFAULT_CLIENT", "LINES_CLIENT", "SSEClient", "apending_of_client", "pending_of_client"]
+__all__ = ["SSEClient", "apending_of_client", "default_client", "lines_client", "pending_of_client"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -277,9 +278,20 @@ SSEClient.__init__.__signature__ = signature_with(  # type: ignore[attr-defined]
     SSEClient.__init__, OwnKeywords, ItemKeywords, SharedKeywords
 )
 
-# The clients of request_sse and arequest_sse, and of request_jsonl.
-DEFAULT_CLIENT: SSEClient[Any] = SSEClient()
-LINES_CLIENT: SSEClient[Any] = SSEClient(format="jsonl")
+# Not made at import: pdoc reloads the modules in an order in which a client's defaults may be of a class that no longer
+# exists.
+
+
+@functools.cache
+def default_client() -> SSEClient[Any]:
+    """Return the client of request_sse and arequest_sse."""
+    return SSEClient()
+
+
+@functools.cache
+def lines_client() -> SSEClient[Any]:
+    """Return the client of request_jsonl."""
+    return SSEClient(format="jsonl")
 
 
 def pending_of_client(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from sseqbridge._signatures import signature_with
 
 from .arguments import NOT_OF_LINES
-from .client import LINES_CLIENT, pending_of_client
+from .client import lines_client, pending_of_client
 from .hints import check_names
 from .keywords import DecodeKeywords, LineKeywords
 from .sync import SSEResponse
@@ -104,7 +104,7 @@ def request_jsonl(url: str | httpx.URL, headers: Headers = None, data: Any = Non
     """
     check_names(options, _KNOWN, "request_jsonl")
     bridge = options.pop("bridge", None)
-    response = pending_of_client(LINES_CLIENT, url, headers, data, options, bridge)
+    response = pending_of_client(lines_client(), url, headers, data, options, bridge)
     return response.open()
 
 
