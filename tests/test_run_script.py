@@ -43,11 +43,13 @@ def record_of(command: Command, directory: Path) -> list[str]:
     for name in _PROGRAMS:
         (programs / name).write_text(_PROGRAM)
         (programs / name).chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTHON")}
+    # What the script itself reads or exports.
+    own = ("CI", "PYTHON", "SSEQBRIDGE_NO_SKIPS")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     environment |= {"PATH": f"{programs}:{environment['PATH']}", "RECORD": str(directory / "record")}
     environment |= {"TMPDIR": str(directory), **command.variables}
     done = subprocess.run(
-        command.words, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command.words, cwd=directory, env=environment, capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stderr
     return (directory / "record").read_text("utf-8").splitlines()

@@ -318,7 +318,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, int]]:
         assert documented("mkdir -p /tmp/nginx").words[-1] == PREFIX
         made = {PREFIX: str(tmp_path), "$PWD/examples/nginx.conf": str(path)}
         command = [NGINX, *(made.get(word, word) for word in NGINX_COMMAND.words[1:])]
-        check = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
+        check = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=250, check=False)
         assert check.returncode == 0, check.stderr
         assert "[warn]" not in check.stderr
         with running(command, tmp_path) as program:

@@ -23,7 +23,7 @@ def quickstart(**variables: str) -> str:
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", **variables}
     ran = subprocess.run(
         documented("python examples/quickstart.py").words,
-        cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=30, check=False,
+        cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=250, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout

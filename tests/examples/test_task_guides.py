@@ -403,7 +403,7 @@ def test_feed_without_a_url_is_a_local_one(capsys: pytest.CaptureFixture[str], t
     assert capsys.readouterr().out == "".join(f"price: X {number}\n" for number in range(1, 11))
     command = documented("python -m examples.feed").words
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=True)
     assert (ran.stdout.count("price: "), ran.stderr) == (10, "")
     assert not (tmp_path / "feed.position").exists()
 
@@ -509,7 +509,7 @@ def test_ollama_as_a_program(sse_server: SSEServer) -> None:
     command = documented('python -m examples.ollama "Why is the sky blue?"').words
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OLLAMA_HOST": sse_server.url}
     run = functools.partial(
-        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=250, check=False
     )
     done = run()
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
@@ -612,7 +612,7 @@ def test_commands_of_the_view(tmp_path: Path) -> None:
         with running(command, tmp_path, **dict.fromkeys(start.variables, url)) as program:
             program.wait_until_serving(f"http://127.0.0.1:{free}")
             words = [word.replace("5000", str(free)) for word in curl.words]
-            done = subprocess.run([*words, "--silent"], capture_output=True, text=True, timeout=60, check=True)
+            done = subprocess.run([*words, "--silent"], capture_output=True, text=True, timeout=250, check=True)
     assert json.loads(done.stdout) == {"result": 3}
 
 

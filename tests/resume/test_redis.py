@@ -538,7 +538,7 @@ def test_redis_log_works_under_gevent(server: RedisServer) -> None:
     """
     with SSEServer([send(1), wait(0.05), send(2), DONE]) as upstream:
         command = [sys.executable, "-c", textwrap.dedent(program), server.url, upstream.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT, check=False)
         assert (done.stdout, done.stderr) == ("True\n", "")
         assert len(upstream.requests) == 5
 

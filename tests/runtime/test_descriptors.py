@@ -152,7 +152,7 @@ def test_process_runs_with_closed_standard_descriptors(
     place = tmp_path / "result"
     with SSEServer([send("1"), silence()]) as server:
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", CLOSED, server.url, str(place)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=250, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert place.read_text() == repr([["1", "1"], True, True] * 2)
 
