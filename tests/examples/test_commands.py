@@ -275,7 +275,9 @@ def test_program_of_the_sdks_answers_curl(tmp_path: Path) -> None:
                 documented("curl -N 'http://127.0.0.1:5000/anthropic?prompt=Hello'"),
             ):
                 words = [word.replace("5000", str(port)) for word in command.words]
-                answer = subprocess.run([*words, "--silent"], stdout=subprocess.PIPE, text=True, timeout=250, check=True)
+                answer = subprocess.run(
+                    [*words, "--silent"], stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=True
+                )
                 assert answer.stdout.endswith("data: Hello\n\ndata: [DONE]\n\n")
 
 

@@ -403,7 +403,9 @@ def test_feed_without_a_url_is_a_local_one(capsys: pytest.CaptureFixture[str], t
     assert capsys.readouterr().out == "".join(f"price: X {number}\n" for number in range(1, 11))
     command = documented("python -m examples.feed").words
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=True)
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=True
+    )
     assert (ran.stdout.count("price: "), ran.stderr) == (10, "")
     assert not (tmp_path / "feed.position").exists()
 
