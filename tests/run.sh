@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 # Programs that tests start.
-DEBIAN_PACKAGES=(apache2-bin caddy chromium chromium-driver haproxy libnginx-mod-nchan nginx-light redis-server
+DEBIAN_PACKAGES=(apache2-bin caddy chromium chromium-driver curl haproxy libnginx-mod-nchan nginx-light redis-server
     uwsgi-core uwsgi-plugin-python3)
 # Debian has it from version 13 on.
 apt-cache show valkey-server >/dev/null 2>&1 && DEBIAN_PACKAGES+=(valkey-server)

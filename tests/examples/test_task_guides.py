@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -598,6 +599,7 @@ def test_mcp_client_in_a_flask_view(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.sdk
 @pytest.mark.server
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_commands_of_the_view(tmp_path: Path) -> None:
     from tests.async_libraries.test_mcp import served
     from tests.browser_support import running
