@@ -44,8 +44,8 @@ def python(session: nox.Session, *args: str, success_codes: tuple[int, ...] = (0
 def pytest(session: nox.Session, expression: str, *, cases: str = "", **env: str) -> None:
     """Run the tests that `expression` selects by their markers, in several processes.
 
-    `cases` is an option of the tests (tests/conftest.py). By default only so many cases of a test run that each
-    argument occurs, but all if the arguments of the session select tests.
+    `cases` is the option --cases of tests/conftest.py. Its default: of a test with several parameters a few cases run,
+    in which each argument occurs, but all if the arguments of the session select tests.
     """
     options = ["--quiet", "-m", expression, "-n", str(WORKERS), "--dist", "worksteal"]
     if cases:
@@ -60,8 +60,8 @@ def compile_tests() -> None:
 
     pytest reports an import that fails when it runs the tests.
     """
-    if any(ROOT.glob("tests/__pycache__/test_*.pyc")):
-        # In a checkout that was tested before, few modules are new.
+    if any(ROOT.glob(f"tests/__pycache__/test_*.{sys.implementation.cache_tag}-*.pyc")):
+        # In a checkout that this Python has tested before, few modules are new.
         return
     files = sorted(str(path) for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "sdk")
     command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-n", "0"]
