@@ -278,8 +278,8 @@ SSEClient.__init__.__signature__ = signature_with(  # type: ignore[attr-defined]
     SSEClient.__init__, OwnKeywords, ItemKeywords, SharedKeywords
 )
 
-# Not made at import: pdoc reloads the modules in an order in which a client's defaults may be of a class that no longer
-# exists.
+# Made on first use, not at import: pdoc reloads the modules one by one, and a client made between two reloads would
+# hold defaults of a replaced class.
 
 
 @functools.cache
