@@ -56,7 +56,7 @@ def _short_debug_tracebacks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "tracebacklimit", 1, raising=False)
         patch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
-        # It would look, for each of them, whether the source file has changed.
+        # For each frame it would check whether the source file has changed.
         patch.setattr(linecache, "checkcache", lambda filename=None: None)
         yield
 

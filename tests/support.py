@@ -79,7 +79,7 @@ def until(condition: Callable[[], object], timeout: float = 100.0) -> None:
         waited = time.monotonic() - started_at
         if waited > timeout:
             raise TimeoutError(f"the condition did not hold within {timeout:g} s")
-        # At most a tenth later than it could: what the condition asks, such as a browser, costs CPU time.
+        # Back off, since a condition that asks a browser costs CPU time. The whole wait gets a tenth longer at most.
         time.sleep(min(max(waited / 10, 0.001), 0.02))
 
 

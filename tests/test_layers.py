@@ -107,7 +107,7 @@ def _parsed_module(path: Path) -> ast.Module:
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes below a node but expressions and what they contain."""
+    """Yield the nodes below a node, without expressions and their parts."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):
             yield child
@@ -473,7 +473,7 @@ def test_imports_of_names_are_found(module: Callable[[str], Path]) -> None:
 
 
 def running_statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes that are no expressions, but those under `if TYPE_CHECKING`."""
+    """Yield the nodes below a node, without expressions and without the code under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.expr):
             continue

@@ -303,7 +303,7 @@ def test_pages_are_served(tmp_path: Path) -> None:
         with running([*commands.documented("python -m pdoc sseqbridge").words, *options], tmp_path) as program:
             program.wait_until_serving(f"http://localhost:{port}")
             page = httpx.get(f"http://localhost:{port}/sseqbridge/relay/flask.html", timeout=60).text
-            # A page of its own reloads all modules, and prints a traceback for one that cannot be imported again.
+            # pdoc reloads all modules for each page, and prints a traceback for one that cannot be imported again.
             httpx.get(f"http://localhost:{port}/sseqbridge.html", timeout=60).raise_for_status()
             assert "Traceback" not in program.output
     assert set(flask.__all__) <= set(re.findall(r'id="([\w.]+)"', page))

@@ -1,4 +1,4 @@
-"""run.sh, as the documents start it, with programs in place of Python, apt, npm and nox that only record their use."""
+"""run.sh, with the commands of the documents. Stubs of Python, apt, npm and nox only record their arguments."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support import ROOT
 
 pytestmark = [pytest.mark.configurations("default"), pytest.mark.slow]
 
-# `id -u` is root's; dpkg-query knows no package; a Python makes an environment. nox also records what it inherits: the
-# other child processes of run.sh are those of --busy.
+# The stub of each program. `id -u` prints root's ID, dpkg-query finds no package, and Python makes an environment of
+# stubs. nox also records a variable, and the number of other child processes of run.sh: those of --busy.
 _PROGRAM = """#!/bin/bash
 name=${0##*/}
 echo "$name $*" >>"$RECORD"
@@ -34,7 +34,7 @@ _PROGRAMS = ("apt-cache", "apt-get", "dpkg-query", "id", "npm", "python3", "pyth
 
 
 def record_of(command: Command, directory: Path) -> list[str]:
-    """Run the command in a copy of what run.sh needs, and return what the programs recorded."""
+    """Run the command in a copy of the files that run.sh reads, and return the records of the stubs."""
     programs = directory / "programs"
     for folder in (programs, directory / "tests", directory / "sseqbridge"):
         folder.mkdir()
@@ -43,7 +43,7 @@ def record_of(command: Command, directory: Path) -> list[str]:
     for name in _PROGRAMS:
         (programs / name).write_text(_PROGRAM)
         (programs / name).chmod(0o755)
-    # What the script itself reads or exports.
+    # The script reads or exports these.
     own = ("CI", "PYTHON", "SSEQBRIDGE_NO_SKIPS")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     environment |= {"PATH": f"{programs}:{environment['PATH']}", "RECORD": str(directory / "record")}

@@ -1,11 +1,11 @@
 """The commands that the documents show, and which test runs each.
 
-A command is a line of a block of shell, a line after "$ " in a block of text, or code in a sentence that has the shape
-of one. The documents are the pages, the docstrings of examples/, and the comments at the top of its configurations.
+A command is a line of a shell block, a line after "$ " in a text block, or inline code that looks like a command. The
+documents are the Markdown files, the docstrings of examples/, and the comments at the top of the configurations there.
 
-Invariant: a test runs each command. It names the command with `documented`, or the block of the command with
-`guides.shell`, or runs all commands of a kind with `of_kind`. test_documents.py finds these calls, and fails for a
-command that is in none of them.
+Invariant: a test runs each command. The test names the command with `documented`, or its block with `guides.shell`, or
+runs all commands of a kind with `of_kind`. test_documents.py finds these calls in the source of the tests, and fails
+for a command that none of them names.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ CONFIGURATIONS = [ROOT / "examples" / name for name in ("Caddyfile", "apache.con
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _INLINE = re.compile(r"`([^`]+)`")
-# Assignments, the program, one blank, and an argument that begins no expression of Python.
+# Assignments, the program, one blank, and an argument that cannot follow a name in Python.
 _SHAPE = re.compile(r"(?P<variables>(?:[A-Z_]+=\S+ )*)(?P<program>[a-z.][\w./-]*) (?![= ])\S")
-# The options of a usage, such as "[--port NUMBER]".
+# An optional part of a usage, such as "[--port NUMBER]".
 _OPTIONAL = re.compile(r" \[[-\w][^]]*\]")
 
-# Scripts of packages, which are started as modules of this interpreter.
+# Scripts of packages. Tests start them as modules, with their own interpreter.
 _SCRIPTS = {"celery", "flask", "gunicorn", "mypy", "nox", "pip", "pytest", "sseqbridge", "uvicorn"}
 _PYTHONS = {"python", ".venv/bin/python"}
 
-# Kinds of commands that are run alike. A command has the first kind that matches it from its beginning.
+# Kinds of commands: one test runs all commands of a kind. A command has the first kind whose pattern matches its start.
 KINDS = {
     "pip": r"pip install (?!sseqbridge$)",
     "pytest": r"(?:\.venv/bin/python -m )?pytest .*(?:tests|examples)/",
@@ -68,7 +68,7 @@ KINDS = {
 
 
 class Command(NamedTuple):
-    """A command, without its comment and the optional parts of its usage, and the documents that have it."""
+    """A command, without its comment and the optional parts of a usage, and the documents that show it."""
 
     text: str
     places: tuple[str, ...] = ()
@@ -112,6 +112,7 @@ def _is_command(text: str) -> bool:
 
 @functools.cache
 def _directives() -> set[str]:
+    """Return the lines of the configurations: a directive that a sentence quotes is no command."""
     return {line.strip() for path in CONFIGURATIONS for line in path.read_text("utf-8").splitlines()}
 
 
@@ -124,7 +125,7 @@ def _parts(line: str) -> Iterator[str]:
 
 
 def parts_of_block(code: str) -> Iterator[str]:
-    """Yield the commands of a block of shell, without its builtins."""
+    """Yield the commands of a shell block, without `export`."""
     for line in re.sub(r" *\\\n *", " ", code).splitlines():
         yield from (part for part in _parts(line) if not part.startswith("export "))
 
@@ -148,7 +149,7 @@ def _of_page(text: str) -> Iterator[str]:
 
 
 def _of_notes(text: str) -> Iterator[str]:
-    """Yield the commands of a docstring, or of a comment: indented lines, and code in a line."""
+    """Yield the commands of a docstring or comment: indented lines, and inline code."""
     for line in text.splitlines():
         if re.match(r" {3,}\S", line) and _is_command(line.strip()):
             yield from _parts(line)
@@ -160,7 +161,7 @@ def notes() -> Iterator[tuple[str, str]]:
     for path in sorted(ROOT.glob("examples/**/*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         name = path.relative_to(ROOT).as_posix()
-        # With its indentation: if all lines but the first had one, it would be removed.
+        # Not cleaned: that would remove the indentation, if all lines but the first have it.
         yield name, ast.get_docstring(tree, clean=False) or ""
         for node in tree.body:
             if isinstance(node, (ast.AsyncFunctionDef, ast.FunctionDef, ast.ClassDef)):
@@ -188,7 +189,7 @@ COMMANDS = _read()
 
 
 def run_program(command: Command, *more: str) -> None:
-    """Run a program of Python, which ends, in this process: its output can be captured. `more` are arguments."""
+    """Run a Python program to its end in this process, so that pytest captures its output. `more` are arguments."""
     _, option, module, *arguments = [*command.words, *more]
     assert option == "-m"
     arguments_before, imported = sys.argv, sys.modules.pop(module, None)
@@ -207,7 +208,7 @@ def documented(text: str) -> Command:
 
 
 def of_kind(name: str) -> list[Command]:
-    """Return the commands of a kind, which a test runs all."""
+    """Return all commands of a kind, for the test that runs them."""
     commands = [command for command in COMMANDS.values() if command.kind == name]
     assert commands, f"no document has a command of the kind {name!r}"
     return commands
@@ -219,7 +220,7 @@ _CALL = re.compile(rf"\b(documented|of_kind|shell)\(\s*({_STRING}(?:, {_STRING})
 
 
 def claimed(paths: Iterable[Path]) -> tuple[set[str], set[str], set[tuple[str, str]]]:
-    """Return the commands, kinds, and blocks of shell that these modules of tests run."""
+    """Return the commands, kinds and shell blocks that calls in these test modules name."""
     texts, kinds, blocks = set[str](), set[str](), set[tuple[str, str]]()
     for path in paths:
         source = path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Runs modules as programs, one after another, each in a child of one interpreter: the imports they share happen once.
+"""Runs modules as programs, one after another, each in a forked child of one interpreter: shared imports happen once.
 
 `python -m tests.examples.forked MODULE...` imports these modules, which must start no thread, and reads the programs
 from its standard input (see `run_all`). It ends at the first program that fails.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 __all__ = ["Program", "run_all"]
 
 
-# Not that of tests/support.py, which imports the package: pytest must import it first.
+# Not imported from tests/support.py, which imports the package: a pytest that runs here must be the first to do so.
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,9 +33,12 @@ class Program(NamedTuple):
 
 
 def run_all(programs: Iterable[Program], cwd: Path, *imported: str, timeout: float) -> str:
-    """Run programs in a directory, and return their output. Raises AssertionError with it if one fails."""
+    """Run programs in a directory, and return their output. Raises AssertionError with the output if one fails.
+
+    `imported` are the modules that they share.
+    """
     jobs = json.dumps([(program.words, dict(program.variables)) for program in programs])
-    # The programs may leave temporary files.
+    # Programs may leave temporary files.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         done = subprocess.run(
             [sys.executable, "-m", "tests.examples.forked", *imported],
@@ -54,7 +57,7 @@ def main() -> None:
         print(f"$ python -m {shlex.join([module, *arguments])}", flush=True)
         child = os.fork()
         if not child:
-            # The child ends as a program does.
+            # The child returns from main(), and so exits as a program does.
             os.environ.update(variables)
             sys.argv = [module, *arguments]
             runpy.run_module(module, run_name="__main__", alter_sys=True)

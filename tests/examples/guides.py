@@ -90,12 +90,12 @@ def _read() -> tuple[dict[tuple[str, str], list[tuple[str, str]]], dict[str, lis
 # The (language, code) blocks of each document and section; the JavaScript of each document; and the excerpts.
 BLOCKS, SCRIPTS, EXCERPTS = _read()
 
-# The blocks of Python that have run since `example` has asked.
+# The blocks of Python that have run. `example` removes those of its section before the test.
 _run: set[str] = set()
 
 
 class Block(str):
-    """A block of code, or what a test has made of it by `replace`."""
+    """A block of code, also after changes by `replace`: `block` is the code as the guide shows it."""
 
     __slots__ = ("block",)
 
@@ -113,6 +113,7 @@ class Block(str):
 
 
 def _note(code: str) -> None:
+    """Note that a block has run."""
     if isinstance(code, Block):
         _run.add(code.block)
 

@@ -1,6 +1,7 @@
-"""Runs the commands of the documents that are run alike: as written, but briefly, on free ports, and without network.
+"""Runs commands of the documents as they are written, but briefly, on free ports, and without network.
 
-The tests of the programs run the others. test_documents.py finds a command that no test runs.
+Here are the kinds of commands, and servers that no other test starts. The tests of the examples run the other commands.
+test_documents.py finds a command that no test runs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tests.support import ROOT, reserved_port
 
 pytestmark = pytest.mark.slow
 
+# Only stops a command that hangs.
 SECONDS = 250.0
 
 
@@ -43,7 +45,7 @@ def programs_of(commands: Iterable[Command]) -> list[Program]:
 
 
 def joined(commands: Iterable[Command], is_operand: Callable[[str], bool]) -> dict[tuple[str, ...], list[str]]:
-    """Return the different operands of all commands that are otherwise the same."""
+    """Group commands that differ in their operands alone: return the operands for each list of other words."""
     operands: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for command in commands:
         others = tuple(word for word in command.words[2:] if not is_operand(word))
@@ -86,7 +88,7 @@ def test_requirements_are_those_of_installed_packages(tmp_path: Path) -> None:
 
 
 def few_of(path: str) -> str:
-    """Return a test of a file or folder of tests/, and all tests of a file of examples/."""
+    """Return the ID of one test of a file or folder in tests/. A file in examples/ is returned as it is."""
     if path.startswith("examples/"):
         return path
     files = [ROOT / path] if path.endswith(".py") else list((ROOT / path).glob("test_*parser*.py"))
@@ -97,12 +99,12 @@ def few_of(path: str) -> str:
 
 @pytest.mark.server
 def test_tests_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As by hand.
+    # The environment of a run by hand.
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "SSEQBRIDGE_NO_SKIPS"):
         monkeypatch.delenv(name, raising=False)
     commands = joined(of_kind("pytest"), lambda word: re.match("(?:tests|examples)/", word) is not None)
     programs = [Program([*others, *map(few_of, paths)]) for others, paths in commands.items()]
-    # Not plugins of pytest, which must import these itself.
+    # Not pytest's plugins: pytest must import those itself.
     imported = ("pytest", "coverage", "flask", "httpx", "pydantic", "trustme")
     output = run_all(programs, ROOT, *imported, timeout=SECONDS)
     assert len(re.findall(r"^=+ \d+ passed", output, re.M)) == len(programs), output
@@ -123,7 +125,7 @@ def test_sessions_run_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = {command.text: command for command in of_kind("session")}
     listing, one = commands.pop("nox -f tests/noxfile.py -l"), commands.pop("nox -f tests/noxfile.py -s tests")
-    # `bash tests/run.sh` runs these.
+    # The sessions of `bash tests/run.sh`.
     default = re.findall(r"^\* (\w+)", output_of(listing), re.M)
     assert "tests" in default
     assert re.findall(r"^\* (\w+)", output_of(one, "-l"), re.M) == ["tests"]
@@ -140,12 +142,11 @@ def test_sessions_run_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert len(commands) > 3
     assert [text for text, command in commands.items() if not is_run(command)] == []
-    # So do the benchmarks of the next test.
+    # The session bench_quick runs the benchmarks, whose names the next test checks.
     assert any(words[1:4] == ["-m", "tests.bench", "--quick"] for words, _ in session.commands)
 
 
-def test_benchmarks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # The session bench_quick runs them all.
+def test_commands_select_benchmarks_that_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
 
@@ -171,7 +172,7 @@ BRIEFLY = {
     "tests.bench.relay": ["--runs", "1", "flask run"],
     "tests.bench.relay_cancel": ["--runs", "1", "flask run"],
 }
-# What the programs of tests/ share.
+# Modules that the programs in tests/ import.
 IMPORTED = ("pytest", "httpx", "trustme", "tests.support")
 
 
@@ -186,7 +187,7 @@ def test_benchmarks_of_servers_run() -> None:
 
 
 def shortened(words: Sequence[str]) -> list[str]:
-    """Return a long run with a small count. The run itself checks what it promises."""
+    """Return a long run with a small count. The program itself fails if its promise does not hold."""
     count = "0.002" if words[0] == "tests.engine.soak" else "2"
     return [words[0], *(re.sub(r"^\d+$", count, re.sub("^(?:SEED|N)$", "1", word)) for word in words[1:])]
 
@@ -225,7 +226,7 @@ def test_options_of_the_interpreter_show_details() -> None:
 
 # --- Servers that no other test starts ---
 
-# The programs have a fixed port.
+# Runs a module whose Flask application has a fixed port, on another port: the arguments are the port and the module.
 ON_PORT = """
 import runpy, sys
 import flask
@@ -255,7 +256,7 @@ def test_program_serves_without_an_account(command: Command, path: str, body: An
     with reserved_port() as port, serving(command, port, tmp_path) as program:
         url = f"http://127.0.0.1:{port}"
         program.wait_until_serving(url)
-        assert "<form" in httpx.get(url).text
+        assert "<form" in httpx.get(url, timeout=60).text
         answer = httpx.post(f"{url}/{path}", json=body, timeout=60).text
     assert "you" in answer
     assert answer.endswith("data: [DONE]\n\n")
@@ -296,7 +297,7 @@ def test_chat_with_kept_answers_serves(tmp_path: Path) -> None:
             assert "Using worker: gthread" in program.output
             body = {"messages": [{"role": "user", "content": "Hello"}]}
             first, again = (httpx.post(f"{url}/chat?key=a-key", json=body, timeout=60).text for _ in range(2))
-    # The first one may begin with a heartbeat.
+    # The first response may begin with a heartbeat.
     assert first.removeprefix(":\n") == again
     assert "Hello!" in again
     assert len(upstream.requests) == 1

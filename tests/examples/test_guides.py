@@ -65,6 +65,7 @@ def test_example_that_leaves_a_block_out_fails() -> None:
     @example(document, section)
     def runs(*numbers: int) -> None:
         for number in numbers:
+            # A block counts as run after a replacement, too.
             run_as_printed(python(document, section)[number].replace("import", "import"))
 
     runs(0, 1)
