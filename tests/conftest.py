@@ -240,7 +240,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cases",
         choices=["fewer", "fewer-costly", "all"],
         help="of a test with several parameters: a few, so that each argument occurs; the same, but all of a test that "
-        "is quick and needs no program; or all. Default: fewer, but all if -k or a path selects tests",
+        "is quick and needs no program; or all, also with more random examples and interrupts. Default: fewer, but all "
+        "if -k or a path selects tests",
     )
 
 

@@ -124,7 +124,7 @@ def httpx_transport(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def all_cases(session: nox.Session) -> None:
-    """The tests of all configurations with all combinations of their arguments, and interrupts at each bytecode."""
+    """The tests of all configurations: all combinations of arguments, more random examples, interrupts everywhere."""
     for without in ("", "uvloop,msgspec", "transport"):
         expression = f"not ({NOT_IN_DEFAULT_RUN})"
         pytest(session, expression, cases="all", SSEQBRIDGE_WITHOUT=without)

@@ -294,7 +294,7 @@ def test_chat_with_kept_answers_serves(tmp_path: Path) -> None:
         with running(words, tmp_path, HOME=str(tmp_path), **variables) as program:
             url = f"http://127.0.0.1:{port}"
             program.wait_until_serving(url)
-            assert "Using worker: gthread" in program.output
+            program.wait_for_output("Using worker: gthread")
             body = {"messages": [{"role": "user", "content": "Hello"}]}
             first, again = (httpx.post(f"{url}/chat?key=a-key", json=body, timeout=60).text for _ in range(2))
     # The first response may begin with a heartbeat.
