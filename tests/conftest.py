@@ -143,7 +143,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start the default bridge, put temporary files into a new directory, and unset the proxies of the environment."""
+    """Start the default bridge, put temporary files into a new directory, and unset proxies and colors for programs."""
     # pytest creates its temporary directory in tempfile's, so first.
     tmp_path_factory.getbasetemp()
     # multiprocessing does the same, and removes its directory when the interpreter exits.
@@ -159,6 +159,9 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
         for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
             patch.delenv(name, raising=False)
             patch.delenv(name.upper(), raising=False)
+        # Tests read the output of programs.
+        for name in ("FORCE_COLOR", "PY_COLORS"):
+            patch.delenv(name, raising=False)
         # A busy machine delays loops: that is no warning, but for tests which set a limit of their own.
         patch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
         leaks.start_shared()
