@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Caller", "OpenStream", "Requester", "Response"]
 
+T = TypeVar("T")
 
 _WIND_UP_SECONDS = 10.0
 
@@ -34,9 +35,10 @@ class Caller:
         """Return a function's result, or that of a coroutine."""
         return result if self._loop is None else self._loop.run_until_complete(result)
 
-    def run_blocking(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function that waits, while the streams run."""
-        self.run(asyncio.to_thread(function, *args) if self.is_async else function(*args))
+    def run_blocking(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function that waits, and return its result. The loop runs on, and drains closed streams."""
+        result: T = self.run(asyncio.to_thread(function, *args) if self.is_async else function(*args))
+        return result
 
     def close(self) -> None:
         if self._loop is not None:

@@ -148,7 +148,7 @@ def test_early_refusal_is_returned_at_once(ask_fresh: Requester, server: Server,
             assert (response.status, response.items()) == (int(status[:3]), ["hello"])
         assert not body.was_read_to_end
         answered.set()
-        assert serving.result(30)
+        assert ask_fresh.run_blocking(serving.result, 30)
 
 
 # Not an iterator that waits: it is read in the caller's thread.
@@ -186,7 +186,7 @@ def test_refusal_of_a_server_that_closes_at_once_is_returned(ask_fresh: Requeste
     for _ in range(10):
         with Body(kind) as body, ask_fresh(server.url, timeout=60, **body.arguments, **server.options) as response:
             assert (response.status, response.items()) == (413, ["hello"])
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 def test_refusal_before_the_first_part_of_a_body_is_returned(ask_fresh: Requester, server: Server) -> None:
@@ -199,7 +199,7 @@ def test_refusal_before_the_first_part_of_a_body_is_returned(ask_fresh: Requeste
     with ask_fresh(server.url, timeout=60, content=parts(), **server.options) as response:
         assert (response.status, response.items()) == (413, ["hello"])
     released.set()
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 @pytest.mark.parametrize("response", [b"", b"nonsense\r\n\r\n"], ids=["none", "invalid"])
@@ -215,7 +215,7 @@ def test_end_of_the_connection_ends_the_sending(ask_fresh: Requester, server: Se
     with Body("blocked iterator") as body, pytest.raises(ProtocolError if response else ReadError):
         ask_fresh(server.url, timeout=60, **body.arguments, **server.options)
     ended.set()
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 def test_request_is_sent_on_after_an_early_success(ask_fresh: Requester, server: Server) -> None:
@@ -238,7 +238,7 @@ def test_request_is_sent_on_after_an_early_success(ask_fresh: Requester, server:
     for _ in range(2):
         with ask_fresh(server.url, timeout=60, done=None, content=parts(), **server.options) as response:
             assert response.items() == [1]
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_early_success_is_returned_after_the_write_timeout(
     with Body("bytes") as body, ask_fresh(server.url, timeout=2, **body.arguments, **server.options) as response:
         assert response.items() == [1]
     ended.set()
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 async def entered(stack: contextlib.AsyncExitStack, scope: Any) -> None:
@@ -285,7 +285,7 @@ def test_body_may_yield_within_a_scope(ask_fresh: Requester, server: Server, sco
     serving = in_thread(serve)
     with ask_fresh(server.url, timeout=60, content=parts(), **server.options) as response:
         assert response.items() == [1]
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 @pytest.mark.parametrize("scope", [anyio.CancelScope, anyio.create_task_group])
@@ -305,7 +305,7 @@ def test_refusal_is_returned_while_a_body_holds_a_scope(ask_fresh: Requester, se
     with ask_fresh(server.url, timeout=60, content=parts(), **server.options) as response:
         assert (response.status, response.items()) == (413, ["hello"])
     answered.set()
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
 
 
 def test_error_of_a_body_is_raised(ask_fresh: Requester, server: Server) -> None:
@@ -317,7 +317,7 @@ def test_error_of_a_body_is_raised(ask_fresh: Requester, server: Server) -> None
     serving = in_thread(lambda: until_left(server.accept()))
     with pytest.raises(CallbackError):
         ask_fresh(server.url, timeout=60, content=parts(), **server.options)
-    assert serving.result(30)
+    assert ask_fresh.run_blocking(serving.result, 30)
 
 
 async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -356,7 +356,7 @@ def test_proxy_is_connected_to_over_tls(
         serving = in_thread(lambda: asyncio.run(serve_tls_proxy(listener, server_tls, port)))
         with ask_fresh(server.url, content=bytes(200_000), timeout=60, decode="text") as response:
             assert response.items() == ["x" * 100_000]
-        serving.result(30)
+        ask_fresh.run_blocking(serving.result, 30)
 
 
 @pytest.mark.parametrize("server", ["tunnel"], indirect=True)
@@ -371,4 +371,4 @@ def test_body_that_is_cut_in_a_tunnel_is_truncated(ask_fresh: Requester, server:
     with ask_fresh(server.url, timeout=60) as response:
         items, error = response.fail()
         assert (items, type(error)) == ([1], TruncatedStreamError)
-    serving.result(30)
+    ask_fresh.run_blocking(serving.result, 30)
