@@ -12,6 +12,15 @@
 first access, and only it imports its framework.
 """
 
+# Modules: `flask.py`, `django.py` and `starlette.py` make responses of these frameworks over `Frames`
+# (`_sync_frames.py`) or `AsyncFrames` (`_async_frames.py`, with `_base_frames.py` in common), which send events and
+# heartbeats, and which `_frames.py` makes for other frameworks. Their source is a stream (`_source.py`), an iterable
+# (`_iterables.py`), or a function that returns one of the two (`_opening.py`); `_upstream.py` decides which.
+# `_options.py` declares the options, `_response.py` makes status and headers, `_writer.py` encodes items,
+# `_refused.py` and `_upstream_errors.py` recognize refusals and errors of an upstream. `_disconnect.py` checks a WSGI
+# server's socket, `_ending.py` calls `on_end`, `_live.py` ends all relays. `browser/` is no Python: relay.js, which
+# reads a relay in a page, and its types.
+
 from __future__ import annotations
 
 from importlib import import_module

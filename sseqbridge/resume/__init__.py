@@ -10,6 +10,16 @@ A stream in a log outlives its readers, its connection and, in Redis, its proces
 Each name is imported on first access, so that MemoryLog works without redis-py.
 """
 
+# Modules: `_log.py` is the public class, whose arguments `_arguments.py` checks and whose work `_operations.py` does
+# on a loop (`_loop_call.py`), over the state in `_log_core.py`. `_store.py` is the protocol of a store, which
+# `_memory.py` and `_redis_store.py` implement. `_start.py` calls `start` in the elected process, `_producer.py`
+# writes what `_upstream.py` reads, under a lease with a fencing token, `_reader.py` reads what `_delivery.py` brings.
+# `_hub.py` shares one blocking read among all readers of a process: a `_topic.py` for each stream, a
+# `_topic_group.py` for the topics of one read, which broadcast `_segments.py`; `_lease_watch.py` notices dead
+# producers. `redis.py` is RedisLog, `_redis_client.py` and `_redis_tail.py` its connections, `_lua.py` its scripts,
+# `_redis_errors.py` the codes of Redis's errors. `_entries.py` is the format of entries, with its version,
+# `_payloads.py` that of errors in them, `_errors.py` the errors that readers get.
+
 from __future__ import annotations
 
 from importlib import import_module

@@ -7,6 +7,9 @@ A script is a list of steps (`send`, `wait`, `cut`, ...), or a function that ret
 `Script` and `Step` are the types, for annotations. This module holds the public names and nothing else.
 """
 
+# Modules: `_server.py` is the server. `_steps.py` has the steps of a script, `_player.py` plays them on a
+# `_connection.py`. `_openai.py` and `_anthropic.py` answer like these APIs (`_answers.py`).
+
 from __future__ import annotations
 
 from ._anthropic import anthropic_messages
