@@ -165,8 +165,7 @@ def nothing_is_left_by_the_session(tmp_path_factory: pytest.TempPathFactory) -> 
         # A busy machine delays loops: that is no warning, but for tests which set a limit of their own.
         patch.setattr(loop_watch, "_BLOCKED_SECONDS", float("inf"))
         leaks.start_shared()
-        # The garbage collections of tests need not examine modules and thousands of collected tests.
-        gc.freeze()
+        _freeze()
         yield
     shutil.rmtree(directory)
 
@@ -283,15 +282,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     with tiers.running(item):
         result = yield
     if item.get_closest_marker("heavy") is not None:
+        # A test of interrupts ends with gc.unfreeze(), which returns all objects to the collections.
         _freeze()
     return result
 
 
 def _freeze() -> None:
-    """Exclude all living objects from garbage collection: tests that collect are ten times as fast.
-
-    After collecting, and again after each heavy test, since tests of interrupts unfreeze what they have frozen.
-    """
+    """Collect garbage, and exclude all other objects from later collections, which are then ten times as fast."""
     gc.collect()
     gc.freeze()
 

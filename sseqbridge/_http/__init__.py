@@ -7,6 +7,6 @@ it without a task. `h1_heads.py`, `h1_bodies.py`, `header_syntax.py` and `tls.py
 builds requests (`direct_request.py` the usual ones, `forwarded.py` those of other clients), `redirects.py` decides
 about redirects, `pauses.py` holds the calls of a gather back, `errors.py` maps the errors of transports.
 `bounded_bodies.py` and `client_encodings.py` bound the bodies that a client of httpx reads itself. `unpacked.py` is for
-type checkers alone. By keyword: NTLM `connection_auth.py`, cookies `cookies.py`, proxies `proxies.py`, decompression
-`content_encoding.py`, media types `media_types.py`, URLs `urls.py`, HTTP/2 `http2.py`.
+type checkers alone. NTLM is in `connection_auth.py`, cookies are in `cookies.py`, proxies in `proxies.py`,
+decompression in `content_encoding.py`, media types in `media_types.py`, URLs in `urls.py`, and HTTP/2 in `http2.py`.
 """

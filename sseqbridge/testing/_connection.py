@@ -28,7 +28,7 @@ _READ_BYTES = 65_536
 class _Protocol(asyncio.StreamReaderProtocol):
     """Drops the error that ends a connection before it is accepted.
 
-    Nobody waits for the end of such a connection, and asyncio would log the error as one that was never retrieved.
+    No code awaits the end of such a connection. asyncio would log its error as "never retrieved".
     """
 
     is_accepted = False
